@@ -1,0 +1,71 @@
+"""The errors that vggfeat raises on purpose, one class per kind of cause.
+
+Every message is one line and says what was expected, what was found, where, and what to do. The command line
+prints the message alone and ends with the exit code of its class; anything else that escapes is a defect.
+"""
+
+
+class VggfeatError(Exception):
+    """Base of all errors that a user can cause and mend.
+
+    Parameters
+    ----------
+    message : str
+        One line: where, what was expected, what was found, what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class ConfigError(VggfeatError):
+    """A setting that is not allowed, or two that do not go together."""
+
+    exit_code = 2
+
+
+class DatasetError(VggfeatError):
+    """A data set that is missing, incomplete or not in its official layout."""
+
+    exit_code = 4
+
+
+class WeightsError(VggfeatError):
+    """A weights file that is missing, damaged or of another network."""
+
+    exit_code = 5
+
+
+class StoreError(VggfeatError):
+    """A feature file, or its parts, that can't be written, read or continued."""
+
+    exit_code = 6
+
+
+class FitError(VggfeatError):
+    """An SVM stage that can't be carried out on these features and labels."""
+
+    exit_code = 7
+
+
+class PictureError(VggfeatError):
+    """A picture that gives no pixels.
+
+    Parameters
+    ----------
+    reason : str
+        One word of `vggfeat.images.REASONS`, for counting.
+    message : str
+        What was found, in one line.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, str(self))

@@ -1,0 +1,208 @@
+"""The networks of the VGG paper: one table, one class, fully convolutional.
+
+N = images, H, W = picture sides in pixels, h, w = sides of a dense map, C = channels.
+Layers 6 to 8 are 7x7, 1x1 and 1x1 convolutions (Sect. 3.2), so one forward pass serves a 224 crop, where every
+map is 1x1, and a whole picture, where it is a map of overlapping windows.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggfeat.errors import ConfigError
+
+Pool = Literal["floor", "ceil"]
+"""Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
+
+STRIDE = 32
+"""Pixels between neighbouring positions of the dense maps: five poolings by two."""
+WINDOW = 7
+"""Side of the fc6 kernel, in positions of pool5."""
+BLOCK_CHANNELS = (64, 128, 256, 512, 512)
+FC_CHANNELS = 4096
+MAPS = ("conv5", "pool5", "fc6", "fc7", "fc8")
+"""Names of the maps that a forward pass can return. conv5, fc6 and fc7 are taken after their ReLU."""
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """One column of Table 1: the kernel sides of the convolutions in each of the five blocks."""
+
+    blocks: tuple[tuple[int, ...], ...]
+    lrn: bool = False
+    """Local response normalisation after the first convolution."""
+
+
+NETS: dict[str, NetConfig] = {
+    "A": NetConfig(((3,), (3,), (3, 3), (3, 3), (3, 3))),
+    "A-LRN": NetConfig(((3,), (3,), (3, 3), (3, 3), (3, 3)), lrn=True),
+    "B": NetConfig(((3, 3), (3, 3), (3, 3), (3, 3), (3, 3))),
+    "C": NetConfig(((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1))),
+    "D": NetConfig(((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))),
+    "E": NetConfig(((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3))),
+}
+"""Table 1 of the VGG paper."""
+
+
+class VGG(nn.Module):
+    """A net of Table 1 of the VGG paper (Sect. 2).
+
+    Parameters
+    ----------
+    config : str
+        A key of `NETS`: A, A-LRN, B, C, D or E.
+    num_classes : int
+        Channels of fc8.
+    width : float
+        Factor on every channel count but the 3 of the input and the `num_classes` of fc8, for small nets.
+    pool : "floor" or "ceil"
+        Rounding of the pooling output. It belongs to the weights: floor for torchvision's, ceil for the authors'.
+    dropout : float
+        Probability of dropping an activation of fc6 and of fc7 in training (Sect. 3.1).
+
+    Raises
+    ------
+    ConfigError
+        If one of these is not allowed.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        num_classes: int = 1000,
+        *,
+        width: float = 1.0,
+        pool: Pool = "floor",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if config not in NETS:
+            raise ConfigError(f"net: expected one of {', '.join(NETS)}, found {config!r}")
+        if pool not in ("floor", "ceil"):
+            raise ConfigError(f"pool: expected floor or ceil, found {pool!r}")
+        if not (math.isfinite(width) and 0 < width <= 4):
+            raise ConfigError(f"width: expected a number above 0 and at most 4, found {width}")
+        if num_classes < 1:
+            raise ConfigError(f"num_classes: expected at least 1, found {num_classes}")
+        self.config, self.num_classes, self.width = config, num_classes, width
+        self.pool: Pool = pool
+        self.dropout = dropout
+        self.layers = nn.ModuleDict(_layers(NETS[config], num_classes, width))
+
+    def forward(self, images: Tensor, maps: Collection[str] = ("fc8",)) -> dict[str, Tensor]:
+        """Run the net up to the deepest map asked for.
+
+        Parameters
+        ----------
+        images : Tensor (N, 3, H, W), floating point
+            RGB, already normalised as the weights ask for. H and W at least `min_side` for fc6 and beyond.
+        maps : names out of `MAPS`
+
+        Returns
+        -------
+        dict of str to Tensor
+            conv5 (N, C, H/16, W/16), pool5 (N, C, H/32, W/32), fc6 and fc7 (N, C, h, w) with
+            h = `positions(H)`, and fc8 (N, num_classes, h, w): class scores before the soft-max.
+        """
+        unknown = set(maps) - set(MAPS)
+        if unknown or not maps:
+            raise ConfigError(f"maps: expected names out of {', '.join(MAPS)}, found {sorted(unknown)}")
+        wanted = {name: None for name in maps}
+        found: dict[str, Tensor] = {}
+        for name, x in self._maps(images):
+            if name in wanted:
+                found[name] = x
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def _maps(self, x: Tensor):  # type: ignore[no-untyped-def]
+        for number, kernels in enumerate(NETS[self.config].blocks, start=1):
+            for index in range(1, len(kernels) + 1):
+                x = F.relu(self.layers[f"conv{number}_{index}"](x), inplace=True)
+                if number == index == 1 and NETS[self.config].lrn:
+                    x = local_response_norm(x)
+            if number == 5:
+                yield "conv5", x
+            x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=self.pool == "ceil")
+        yield "pool5", x
+        for name in ("fc6", "fc7"):
+            x = F.relu(self.layers[name](x))
+            yield name, x
+            x = F.dropout(x, self.dropout, self.training)
+        yield "fc8", self.layers["fc8"](x)
+
+    def channels(self, name: str) -> int:
+        """Channels of the map `name`."""
+        last = f"conv5_{len(NETS[self.config].blocks[4])}"
+        layer = self.layers[last if name in ("conv5", "pool5") else name]
+        return int(layer.weight.shape[0])
+
+    def pool5_side(self, side: int) -> int:
+        """Side of pool5 for a picture side in pixels."""
+        for _ in range(5):
+            side = (side + 1) // 2 if self.pool == "ceil" else side // 2
+        return side
+
+    def positions(self, side: int) -> int:
+        """Positions of the fc6, fc7 and fc8 maps along a picture side in pixels; 0 or less if it is too short."""
+        return self.pool5_side(side) - WINDOW + 1
+
+    @property
+    def min_side(self) -> int:
+        """The shortest picture side, in pixels, that gives one position: 224 with floor, 193 with ceil."""
+        return STRIDE * WINDOW if self.pool == "floor" else STRIDE * (WINDOW - 1) + 1
+
+    @property
+    def reach(self) -> int:
+        """Pixels that a position of pool5 sees beyond its own 32-pixel cell, on either side."""
+        reach, jump = 0, 1
+        for kernels in NETS[self.config].blocks:
+            reach += sum(kernel // 2 for kernel in kernels) * jump
+            jump *= 2
+        return reach
+
+
+def local_response_norm(x: Tensor) -> Tensor:
+    """Local response normalisation across channels, n = 5, k = 2, alpha = 1e-4, beta = 0.75.
+
+    b_i = a_i / (k + alpha * sum of a_j^2 over the n channels around i) ^ beta: the original formula
+    (Krizhevsky et al. 2012, Sect. 3.3). PyTorch divides alpha by n, hence the factor.
+    """
+    return F.local_response_norm(x, size=5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+
+
+def initialise(model: VGG, generator: torch.Generator) -> None:
+    """Draw random weights that keep the scale of activations through any depth; biases are zero.
+
+    Normal with variance 2 / fan-in (He et al. 2015): the choice of `random:` nets. Training recipes bring their
+    own initialisation.
+    """
+    with torch.no_grad():
+        for layer in model.layers.values():
+            fan_in = layer.weight[0].numel()  # type: ignore[union-attr,operator,index]
+            layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)  # type: ignore[union-attr,operator]
+            layer.bias.zero_()  # type: ignore[union-attr,operator]
+
+
+def _layers(config: NetConfig, num_classes: int, width: float) -> dict[str, nn.Conv2d]:
+    layers, inputs = {}, 3
+    for number, (kernels, channels) in enumerate(zip(config.blocks, BLOCK_CHANNELS, strict=True), start=1):
+        outputs = _scaled(channels, width)
+        for index, kernel in enumerate(kernels, start=1):
+            layers[f"conv{number}_{index}"] = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+            inputs = outputs
+    hidden = _scaled(FC_CHANNELS, width)
+    layers["fc6"] = nn.Conv2d(inputs, hidden, WINDOW)
+    layers["fc7"] = nn.Conv2d(hidden, hidden, 1)
+    layers["fc8"] = nn.Conv2d(hidden, num_classes, 1)
+    return layers
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))

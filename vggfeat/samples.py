@@ -1,0 +1,154 @@
+"""What a data set is: ids, paths, labels, boxes and splits, row by row. No files are touched here.
+
+N = samples, K = classes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import DatasetError
+
+
+class Label(IntEnum):
+    """What a data set says of one sample and one class."""
+
+    POSITIVE = 1
+    NEGATIVE = -1
+    IGNORED = 0
+    """Neither: in VOC, every object of the class in the image is marked difficult."""
+    WITHHELD = 2
+    """The sample is listed for the class, but its label is not published (test sets)."""
+    UNLISTED = 3
+    """The sample is not in the list of this class (VOC actions: jumping)."""
+
+
+class Task(StrEnum):
+    """How the labels of a data set are to be read."""
+
+    MULTI_LABEL = "multi-label"
+    SINGLE_LABEL = "single-label"
+    UNLABELLED = "unlabelled"
+
+
+class Box(NamedTuple):
+    """A rectangle in pixel edges: 0-based, `right` and `bottom` exclusive.
+
+    VOC's 1-based inclusive (xmin, ymin, xmax, ymax) is Box(xmin - 1, ymin - 1, xmax, ymax).
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Sample(NamedTuple):
+    """One row of a data set."""
+
+    id: str
+    path: str
+    box: Box | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """A list of samples with their labels and official splits.
+
+    Raises
+    ------
+    DatasetError
+        If columns differ in length, an id is empty or occurs twice, a label is none of `Label`, or a split
+        points outside the list.
+    """
+
+    name: str
+    """Name of the reader, for instance voc2007."""
+    task: Task
+    """How labels are read; it decides metric and protocol."""
+    classes: tuple[str, ...]
+    """K class names, in the order of the label columns."""
+    ids: tuple[str, ...]
+    """N unique names: an image id, image/object for people, a relative path for folders."""
+    paths: tuple[str, ...]
+    """N paths with forward slashes, relative to `root`."""
+    labels: NDArray[np.int8]
+    """(N, K) values of `Label`."""
+    boxes: NDArray[np.float64] | None = None
+    """(N, 4) edges as in `Box`, NaN in rows that have none; None if no row has one."""
+    splits: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Split name -> ascending row numbers. Splits may overlap."""
+    root: str = ""
+    """Folder that `paths` are relative to; it never enters a file."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of this copy of the data, a sentence each."""
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if len(self.paths) != n or self.labels.shape != (n, len(self.classes)):
+            raise DatasetError(
+                f"{self.name}: expected {n} paths and labels of shape ({n}, {len(self.classes)}), "
+                f"found {len(self.paths)} and {self.labels.shape}"
+            )
+        if self.boxes is not None and self.boxes.shape != (n, 4):
+            raise DatasetError(f"{self.name}: expected boxes of shape ({n}, 4), found {self.boxes.shape}")
+        _check_unique(self.name, "id", self.ids)
+        _check_unique(self.name, "class", self.classes)
+        if not np.isin(self.labels, [int(label) for label in Label]).all():
+            raise DatasetError(f"{self.name}: expected labels 1, -1, 0, 2 or 3, found others")
+        for split, rows in self.splits.items():
+            if len(rows) and (rows.min() < 0 or rows.max() >= n or (np.diff(rows) <= 0).any()):
+                raise DatasetError(f"{self.name}: split {split} is not an ascending list of rows below {n}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> Sample:
+        box = None
+        if self.boxes is not None and not np.isnan(self.boxes[row]).any():
+            box = Box(*self.boxes[row].tolist())
+        return Sample(self.ids[row], self.paths[row], box)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[row] for row in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is stored of the data set (not over the pictures), as 64 hex digits."""
+        digest = hashlib.sha256()
+        lists = [self.name, str(self.task), self.classes, self.ids, self.paths, sorted(self.splits)]
+        digest.update(json.dumps(lists).encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype=np.int8).tobytes())
+        if self.boxes is not None:
+            digest.update(np.ascontiguousarray(self.boxes, dtype="<f8").tobytes())
+        for split in sorted(self.splits):
+            digest.update(np.ascontiguousarray(self.splits[split], dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def rank_by_hash(prefix: str, names: tuple[str, ...] | list[str]) -> list[str]:
+    """Order names by the SHA-256 of "prefix/name": a shuffle that every language can repeat.
+
+    Parameters
+    ----------
+    prefix : str
+        For the Caltech splits, "seed/class".
+    names : sequence of str
+        Unique names.
+    """
+    return sorted(names, key=lambda name: hashlib.sha256(f"{prefix}/{name}".encode()).hexdigest())
+
+
+def _check_unique(where: str, what: str, names: tuple[str, ...]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if not name:
+            raise DatasetError(f"{where}: expected a name for every {what}, found an empty one")
+        if name in seen:
+            raise DatasetError(f"{where}: expected unique {what} names, found {name!r} twice")
+        seen.add(name)
