@@ -6,7 +6,7 @@ map is 1x1, and a whole picture, where it is a map of overlapping windows.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,16 +112,15 @@ class VGG(nn.Module):
         unknown = set(maps) - set(MAPS)
         if unknown or not maps:
             raise ConfigError(f"maps: expected names out of {', '.join(MAPS)}, found {sorted(unknown)}")
-        wanted = {name: None for name in maps}
         found: dict[str, Tensor] = {}
         for name, x in self._maps(images):
-            if name in wanted:
+            if name in maps:
                 found[name] = x
-            if len(found) == len(wanted):
+            if len(found) == len(set(maps)):
                 break
         return found
 
-    def _maps(self, x: Tensor):  # type: ignore[no-untyped-def]
+    def _maps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         for number, kernels in enumerate(NETS[self.config].blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = F.relu(self.layers[f"conv{number}_{index}"](x), inplace=True)
@@ -140,8 +139,7 @@ class VGG(nn.Module):
     def channels(self, name: str) -> int:
         """Channels of the map `name`."""
         last = f"conv5_{len(NETS[self.config].blocks[4])}"
-        layer = self.layers[last if name in ("conv5", "pool5") else name]
-        return int(layer.weight.shape[0])
+        return int(self.get_parameter(f"layers.{last if name in ('conv5', 'pool5') else name}.weight").shape[0])
 
     def pool5_side(self, side: int) -> int:
         """Side of pool5 for a picture side in pixels."""
@@ -184,10 +182,11 @@ def initialise(model: VGG, generator: torch.Generator) -> None:
     own initialisation.
     """
     with torch.no_grad():
-        for layer in model.layers.values():
-            fan_in = layer.weight[0].numel()  # type: ignore[union-attr,operator,index]
-            layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)  # type: ignore[union-attr,operator]
-            layer.bias.zero_()  # type: ignore[union-attr,operator]
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, math.sqrt(2.0 / parameter[0].numel()), generator=generator)
 
 
 def _layers(config: NetConfig, num_classes: int, width: float) -> dict[str, nn.Conv2d]:

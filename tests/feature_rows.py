@@ -1,0 +1,79 @@
+"""A small data set with awkward names, and features whose every value follows from its place."""
+
+import numpy as np
+
+from vggfeat.durable import DISK
+from vggfeat.parts import Parts
+from vggfeat.samples import DataSet, Task
+from vggfeat.shards import Block, Shape, Status
+
+SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=5)
+KEY = {
+    "weights_sha256": "ab" * 32,
+    "network": "D",
+    "layer": "fc7",
+    "precision": "fp32",
+    "interpolation": "bicubic",
+    "batch": 8,
+    "mean": [123.68, 116.779, 103.939],
+    "mirror": True,
+    "versions": {"torch": "2.11", "pillow": "13.0", "vggfeat": "0.1.0"},
+}
+PROVENANCE = {"device": "cpu", "note": "épreuve"}
+ROWS = 23
+SHARD_ROWS = 8
+FAILED = {3: "truncated", 17: "not-an-image"}
+ODD_NAMES = ("a\nb.jpg", "c,'d\".jpg", "é𝄞.jpg", "raw-\udcff.jpg", " space .jpg")
+
+
+def make_dataset(rows=ROWS, **changes):
+    names = tuple(ODD_NAMES[row] if row < len(ODD_NAMES) else f"{row:06d}.jpg" for row in range(rows))
+    labels = np.where(np.arange(rows)[:, None] % 3 == np.arange(2), 1, -1).astype(np.int8)
+    boxes = np.full((rows, 4), np.nan)
+    boxes[1:2] = [0, 1, 20.5, 30]
+    half = rows // 2
+    columns = {
+        "name": "voc2007",
+        "task": Task.MULTI_LABEL,
+        "classes": ("cat", "dining table"),
+        "ids": tuple(f"id {name}" for name in names),
+        "paths": names,
+        "labels": labels,
+        "boxes": boxes,
+        "splits": {"train-1": np.arange(half), "test": np.arange(half, rows), "none": np.zeros(0, np.int64)},
+    }
+    return DataSet(**(columns | changes))
+
+
+def feature(row, scale, region, channel):
+    """Exact in float32: sums of small binary fractions."""
+    return row + scale / 4 + region / 8 + channel / 64
+
+
+def make_block(rows, shape=SHAPE, failed=None):
+    failed = FAILED if failed is None else failed
+    places = np.meshgrid(np.array(rows), *(np.arange(size) for size in shape.dims), indexing="ij")
+    status = [Status.FAILED if row in failed else Status.DONE for row in rows]
+    return Block(
+        features=feature(*places).astype(np.float32),
+        status=np.array(status, np.uint8),
+        reasons=tuple(failed.get(row, "") for row in rows),
+        sizes=np.array([(0, 0) if row in failed else (row + 1, 2 * row + 1) for row in rows], np.int32),
+        sha256=np.array([[row % 256] * 32 for row in rows], np.uint8),
+    )
+
+
+def open_parts(out, dataset=None, *, key=KEY, shape=SHAPE, files=DISK, **settings):
+    settings = {"shard_rows": SHARD_ROWS} | settings
+    return Parts.open(out, make_dataset() if dataset is None else dataset, key, shape, files=files, **settings)
+
+
+def finish(out, dataset=None, *, committed=lambda shard: None, **settings):
+    """Begin or go on, to the end; calls `committed` after each shard."""
+    with open_parts(out, dataset, **settings) as parts:
+        if not parts.complete:
+            for shard in parts.pending:
+                parts.commit(shard, make_block(parts.rows(shard), parts.shape))
+                committed(shard)
+            parts.consolidate(PROVENANCE)
+    return out

@@ -1,0 +1,74 @@
+"""Joining and normalising, by hand."""
+
+import numpy as np
+import pytest
+
+from vggfeat.descriptors import fuse, join_features, l2_normalise
+from vggfeat.errors import ConfigError
+
+# One image, two scales, two regions, two channels.
+FEATURES = np.array([[[[3, 0], [0, 8]], [[3, 8], [6, 8]]]], dtype=np.float32)
+
+
+def test_mean_over_scales_then_regions_side_by_side():
+    found = join_features(FEATURES, "mean", "none")
+    assert found.tolist() == [[3, 4, 3, 8]]
+
+
+def test_maximum_over_scales():
+    assert join_features(FEATURES, "max", "none").tolist() == [[3, 8, 6, 8]]
+
+
+def test_stacking_goes_region_by_region_and_in_it_scale_by_scale():
+    assert join_features(FEATURES, "stack", "none").tolist() == [[3, 0, 3, 8, 0, 8, 6, 8]]
+
+
+def test_whole_brings_the_descriptor_to_unit_length():
+    found = join_features(FEATURES, "mean", "whole")
+    np.testing.assert_allclose(found, np.array([[3, 4, 3, 8]]) / np.sqrt(98), rtol=1e-6)
+
+
+def test_blocks_brings_each_region_to_the_same_length_first():
+    found = join_features(FEATURES, "mean", "blocks")
+    expected = np.array([3 / 5, 4 / 5, 3 / np.sqrt(73), 8 / np.sqrt(73)]) / np.sqrt(2)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_with_one_region_blocks_and_whole_are_the_same():
+    one = FEATURES[:, :, :1]
+    np.testing.assert_allclose(join_features(one, "stack", "blocks"), join_features(one, "stack", "whole"), rtol=1e-6)
+
+
+def test_fusing_two_nets_stacks_in_the_order_given_and_normalises():
+    d, e = np.array([[0.6, 0.8]], dtype=np.float32), np.array([[1.0, 0.0, 0.0]], dtype=np.float32)
+    np.testing.assert_allclose(fuse([d, e]), np.array([[0.6, 0.8, 1, 0, 0]]) / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(fuse([e, d], "none"), [[1, 0, 0, 0.6, 0.8]], rtol=1e-6)
+    assert fuse([d]) is d
+
+
+def test_lengths_of_the_paper():
+    """Table 11 and Appendix B: 4096 on VOC, 12,288 on Caltech, 16,384 for two nets with image and box."""
+    voc = np.ones((1, 5, 1, 4096), dtype=np.float32)
+    caltech = np.ones((1, 3, 1, 4096), dtype=np.float32)
+    actions = np.ones((1, 5, 2, 4096), dtype=np.float32)
+    assert join_features(voc, "mean").shape == (1, 4096)
+    assert join_features(caltech, "stack").shape == (1, 12288)
+    assert fuse([join_features(caltech, "stack")] * 2).shape == (1, 24576)
+    assert fuse([join_features(actions, "mean")] * 2).shape == (1, 16384)
+
+
+def test_a_zero_feature_stays_zero_and_nothing_divides_by_it():
+    assert join_features(np.zeros((2, 1, 1, 3), np.float32)).tolist() == [[0, 0, 0]] * 2
+
+
+def test_lengths_are_one_whatever_the_scale_of_the_numbers():
+    vectors = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    for factor in (1e-18, 1.0, 1e18):
+        lengths = np.linalg.norm(l2_normalise(vectors * np.float32(factor)).astype(float), axis=1)
+        np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("join", "normalisation", "named"), [("sum", "blocks", "join"), ("mean", "l1", "normalisation")])
+def test_unknown_ways_are_named(join, normalisation, named):
+    with pytest.raises(ConfigError, match=f"{named}: expected one of"):
+        join_features(FEATURES, join, normalisation)

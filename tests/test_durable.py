@@ -1,0 +1,204 @@
+"""Durable files and locks: whole or not at all, and free as soon as the holder is gone."""
+
+import errno
+import io
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from vggfeat.durable import DISK, Files, LatchedFile, disk_errors, replacing, write_all
+from vggfeat.errors import StoreError
+from vggfeat.locks import Lock, holder
+
+
+class Recording(Files):
+    def __init__(self, fail=None, most=None):
+        self.calls, self.fail, self.most = [], fail, most
+
+    def _note(self, name):
+        self.calls.append(name)
+        if name == self.fail:
+            raise OSError(errno.EIO, "broken")
+
+    def create(self, path):
+        self._note("create")
+        return super().create(path)
+
+    def write(self, fd, data, offset):
+        self._note("write")
+        return super().write(fd, data[: self.most], offset)
+
+    def sync(self, fd):
+        self._note("sync")
+        super().sync(fd)
+
+    def sync_folder(self, folder):
+        self._note("sync_folder")
+        super().sync_folder(folder)
+
+    def rename(self, source, target):
+        self._note("rename")
+        super().rename(source, target)
+
+    def remove(self, path):
+        self._note("remove")
+        super().remove(path)
+
+
+def test_file_gets_its_name_after_its_bytes_are_synced_and_the_folder_last(tmp_path):
+    files = Recording()
+    with replacing(files, tmp_path / "a") as sink:
+        sink.write(b"bytes")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"bytes"
+    assert files.calls == ["create", "write", "sync", "rename", "sync_folder"]
+
+
+@pytest.mark.parametrize("call", ["write", "sync", "rename"])
+def test_failed_call_leaves_the_old_file_and_no_other(tmp_path, call):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OSError, match="broken"), replacing(Recording(fail=call), tmp_path / "a") as sink:
+        sink.write(b"new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_failed_check_keeps_the_file_from_its_name(tmp_path):
+    def check(temp):
+        assert temp.read_bytes() == b"new"
+        raise StoreError("no")
+
+    with pytest.raises(StoreError), replacing(DISK, tmp_path / "a", check=check) as sink:
+        sink.write(b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_temporary_file_never_goes_through_a_link(tmp_path):
+    (tmp_path / "a.tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError), replacing(DISK, tmp_path / "a"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_short_writes_go_on_where_they_stopped(tmp_path, most):
+    files = Recording(most=most)
+    with replacing(files, tmp_path / "a") as sink:
+        sink.write(b"0123456")
+    assert (tmp_path / "a").read_bytes() == b"0123456"
+    assert files.calls.count("write") == -(-7 // most)
+
+
+def test_disk_that_takes_nothing_is_an_error_and_no_endless_loop():
+    class Full(Files):
+        def write(self, fd, data, offset):
+            return 0
+
+    with pytest.raises(OSError, match="took no bytes"):
+        write_all(Full(), -1, memoryview(b"abc"), 0)
+
+
+def test_latched_file_pretends_after_the_first_error_and_tells_it_later(tmp_path):
+    files = Recording(fail="write")
+    fd = files.create(tmp_path / "a")
+    sink = LatchedFile(files, fd)
+    assert sink.write(b"abc") == 3
+    assert sink.write(b"def") == 3
+    assert (sink.tell(), sink.seek(0, io.SEEK_END)) == (6, 6)
+    assert sink.truncate(4) == 4
+    assert files.calls == ["create", "write"]
+    with pytest.raises(OSError, match="broken"):
+        sink.raise_first_error()
+    os.close(fd)
+
+
+def test_latched_file_holds_back_an_interrupt_too(tmp_path):
+    class Interrupted(Files):
+        def write(self, fd, data, offset):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), replacing(Interrupted(), tmp_path / "a") as sink:
+        assert sink.write(b"abc") == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_latched_file_is_a_file_to_hdf5(tmp_path):
+    values = np.arange(1000.0)
+    with replacing(DISK, tmp_path / "a.h5") as sink, h5py.File(sink, "w") as file:
+        file["x"] = values
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert (file["x"][...] == values).all()
+
+
+def test_latched_file_reads_back_what_it_wrote(tmp_path):
+    with replacing(DISK, tmp_path / "a") as sink:
+        sink.write(b"0123456789")
+        sink.seek(3)
+        assert sink.read(4) == b"3456"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EIO, "strange")],
+)
+def test_disk_errors_become_one_line_with_place_cause_and_advice(tmp_path, number, words):
+    with pytest.raises(StoreError) as caught, disk_errors(tmp_path / "x.h5", "writing", "mend it"):
+        raise OSError(number, "strange")
+    message = str(caught.value)
+    assert str(tmp_path / "x.h5") in message
+    assert words in message
+    assert message.endswith("mend it")
+    assert "\n" not in message
+
+
+def test_folder_sync_is_not_asked_of_disks_that_know_none(tmp_path, monkeypatch):
+    def refuse(fd):
+        raise OSError(errno.EINVAL, "unknown")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    DISK.sync_folder(tmp_path)
+
+    def fail(fd):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="broken"):
+        DISK.sync_folder(tmp_path)
+
+
+def test_lock_is_held_by_one_and_names_its_process(tmp_path):
+    lock = Lock(tmp_path / "LOCK")
+    with pytest.raises(BlockingIOError):
+        Lock(tmp_path / "LOCK")
+    assert holder(tmp_path / "LOCK") == f"process {os.getpid()}"
+    lock.release()
+    lock.release()
+    Lock(tmp_path / "LOCK").release()
+
+
+def test_lock_on_a_removed_file_is_no_lock(tmp_path, monkeypatch):
+    """The last holder removes the file between our opening and locking it: we must lock the next one."""
+    import fcntl
+
+    real, removed = fcntl.flock, []
+
+    def flock(fd, operation):
+        if not removed:
+            removed.append(os.unlink(tmp_path / "LOCK"))
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = Lock(tmp_path / "LOCK")
+    assert (tmp_path / "LOCK").exists()
+    with pytest.raises(BlockingIOError):
+        Lock(tmp_path / "LOCK")
+    lock.release()
+
+
+@pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])
+def test_holder_of_an_unreadable_lock_is_another_process(tmp_path, content):
+    (tmp_path / "LOCK").write_bytes(content)
+    assert holder(tmp_path / "LOCK") == "another process"
+    assert holder(tmp_path / "none") == "another process"

@@ -1,0 +1,292 @@
+"""Features against a slow, obvious computation: one picture, one scale, one region at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from vggfeat import extraction as extraction_module
+from vggfeat.errors import ConfigError, PictureError
+from vggfeat.extraction import Extraction, ExtractionSettings, requests, spatial_mean
+from vggfeat.images import Picture
+from vggfeat.models import VGG
+from vggfeat.samples import DataSet, Task
+from vggfeat.transforms import rescale
+from vggfeat.weights import random_backbone
+
+SCALES = (224, 240)
+
+
+def backbone(net="A", width=1 / 16):
+    return random_backbone(f"random:{net}:0:{width}")
+
+
+def picture(height, width, seed=0, regions=1):
+    rng = np.random.default_rng(seed)
+    made = tuple(rng.integers(0, 256, (height + 9 * r, width - 5 * r, 3), dtype=np.uint8) for r in range(regions))
+    return Picture(made, (height, width), bytes([seed]) * 32)
+
+
+def close(found, expected):
+    """Equal to float32 rounding, measured on the scale of the whole vector."""
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+
+
+def reference(net, pixels, side, layer="fc7"):
+    """One picture at one scale, literally as Appendix B says it."""
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    size = (side, int(width * scale + 0.5)) if height <= width else (int(height * scale + 0.5), side)
+    scaled = rescale(torch.from_numpy(pixels).permute(2, 0, 1), size)[None] - torch.tensor(net.mean)[:, None, None]
+    with torch.inference_mode():
+        maps = [net.model(x, (layer,))[layer] for x in (scaled, torch.flip(scaled, [3]))]
+    return ((maps[0].mean((2, 3)) + maps[1].mean((2, 3))) / 2)[0].numpy()
+
+
+@pytest.mark.parametrize("layer", ["pool5", "fc6", "fc7", "fc8"])
+def test_features_are_the_spatial_mean_over_picture_and_mirror(layer):
+    net = backbone()
+    pictures = [picture(100, 140, 1), picture(140, 100, 2), picture(100, 140, 3), picture(90, 90, 4)]
+    rows = Extraction(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(pictures)
+    for made, row in zip(pictures, rows, strict=True):
+        assert row.reason == ""
+        assert row.size == made.size
+        assert row.sha256 == made.sha256
+        assert row.features.shape == (2, 1, net.model.channels(layer))
+        for s, side in enumerate(SCALES):
+            expected = reference(net, made.regions[0], side, layer)
+            close(row.features[s, 0], expected)
+
+
+def test_at_a_224_crop_there_is_one_position():
+    net = backbone()
+    made = picture(224, 224, 5)
+    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([made])[0]
+    close(row.features[0, 0], reference(net, made.regions[0], 224))
+
+
+def test_regions_keep_their_places():
+    net = backbone()
+    made = picture(120, 160, 6, regions=2)
+    row = Extraction(net, ExtractionSettings(scales=SCALES, regions=("image", "box"))).rows([made])[0]
+    for s, side in enumerate(SCALES):
+        for r in range(2):
+            expected = reference(net, made.regions[r], side)
+            close(row.features[s, r], expected)
+
+
+def test_a_mirrored_picture_has_the_same_feature():
+    net = backbone()
+    made = picture(100, 130, 7)
+    flipped = Picture((np.ascontiguousarray(made.regions[0][:, ::-1]),), made.size, made.sha256)
+    settings = ExtractionSettings(scales=(230,))
+    one, other = (Extraction(net, settings).rows([p])[0].features for p in (made, flipped))
+    close(one, other)
+
+
+def test_failures_keep_their_rows():
+    pictures = [picture(100, 100, 1), PictureError("empty", "nothing in it"), picture(100, 100, 2)]
+    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
+    assert [row.features is None for row in rows] == [False, True, False]
+    assert rows[1].reason == "empty: nothing in it"
+    assert rows[1].size == (0, 0)
+    assert not np.array_equal(rows[0].features, rows[2].features)
+
+
+def test_too_elongated_pictures_fail_by_name():
+    thin = Picture((np.zeros((1, 3000, 3), dtype=np.uint8),), (1, 3000), bytes(32))
+    row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
+    assert row.features is None
+    assert row.reason.startswith("elongated: 3000x1 pixels would become 672000x224")
+
+
+def test_one_pixel_wide_pictures_are_enlarged():
+    thin = Picture((np.full((20, 1, 3), 99, dtype=np.uint8),), (20, 1), bytes(32))
+    row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
+    assert np.isfinite(row.features).all()
+
+
+def test_scales_below_one_window_are_raised_to_it():
+    settings = ExtractionSettings(scales=(64, 256))
+    assert settings.sides(VGG("A", width=1 / 64)) == (224, 256)
+    assert settings.sides(VGG("A", width=1 / 64, pool="ceil")) == (193, 256)
+    with pytest.raises(ConfigError, match="at most one scale below 224"):
+        ExtractionSettings(scales=(64, 128)).sides(VGG("A", width=1 / 64))
+
+
+def test_non_finite_features_fail_by_name():
+    net = backbone()
+    net.model.layers["fc7"].bias.data[3] = torch.inf
+    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 100)])[0]
+    assert row.features is None
+    assert row.reason.startswith("non-finite: the fc7 map")
+
+
+@pytest.mark.parametrize("pool", ["floor", "ceil"])
+@pytest.mark.parametrize(("net", "layer"), [("A", "fc7"), ("E", "fc7"), ("D", "pool5")])
+@pytest.mark.parametrize("size", [(230, 1203), (1117, 226)])
+def test_strips_give_the_values_of_the_whole(net, layer, pool, size):
+    model = backbone(net, 1 / 32).model
+    model.pool = pool
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 60
+    passes = []
+    with torch.inference_mode():
+        whole = spatial_mean(model, images, layer, 1 << 30)
+        original = type(model).forward
+        type(model).forward = lambda self, x, maps: passes.append(x.shape) or original(self, x, maps)
+        try:
+            strips = spatial_mean(model, images, layer, 2 * 230 * 700)
+        finally:
+            type(model).forward = original
+    assert len(passes) > 1
+    assert max(shape[2] * shape[3] for shape in passes) < size[0] * size[1]
+    close(strips.numpy(), whole.numpy())
+
+
+def test_long_pictures_are_run_in_strips_by_the_extraction_too():
+    net = backbone()
+    made = picture(224, 1800, 8)
+    whole, strips = (
+        Extraction(net, ExtractionSettings(scales=(224,), batch_pixels=pixels)).rows([made])[0].features
+        for pixels in (1 << 22, 2 * 224 * 900)
+    )
+    close(strips, whole)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
+    net = backbone()
+    pictures = [picture(100, 130, seed) for seed in range(5)]
+    settings = ExtractionSettings(scales=(224,))
+    expected = [row.features for row in Extraction(net, settings).rows(pictures)]
+    sizes = []
+
+    def scarce(model, images, layer, pixels):
+        sizes.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return spatial_mean(model, images, layer, pixels)
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    starved = Extraction(net, settings)
+    found = [row.features for row in starved.rows(pictures)]
+    assert sizes == [10, 4, 6, 2, 4]
+    assert starved.halvings == 2
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+
+
+def test_a_picture_that_does_not_fit_is_cut_into_strips_before_giving_up(monkeypatch):
+    budgets = []
+
+    def scarce(model, images, layer, pixels):
+        budgets.append(pixels)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([picture(100, 100)])
+    assert budgets[0] == 1 << 22
+    assert budgets[1] == 224 * 224
+    assert budgets[-1] <= 2 * 224 * 32
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([picture(100, 100)])
+
+
+def test_windows_bound_what_is_held_and_change_no_value():
+    net = backbone()
+    pictures = [picture(100, 130, seed) for seed in range(6)]
+    small = ExtractionSettings(scales=(224,), window_bytes=2 * 100 * 130 * 3)
+    extraction = Extraction(net, small)
+    held = []
+    original = extraction._features
+    extraction._features = lambda window: held.append(len(window)) or original(window)
+    found = extraction.rows(pictures)
+    assert held == [2, 2, 2, 0]
+    expected = Extraction(net, ExtractionSettings(scales=(224,))).rows(pictures)
+    for one, other in zip(found, expected, strict=True):
+        close(one.features, other.features)
+
+
+def test_the_same_call_gives_the_same_bits():
+    net = backbone()
+    pictures = [picture(100, 130 + seed % 2, seed) for seed in range(5)]
+    first, again = (Extraction(net, ExtractionSettings(scales=SCALES)).rows(pictures) for _ in range(2))
+    assert all(np.array_equal(a.features, b.features) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_the_direction_of_a_feature(precision):
+    pictures = [picture(100, 130, 1), picture(130, 100, 2)]
+    exact = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
+    half = Extraction(backbone(), ExtractionSettings(scales=(224,), precision=precision)).rows(pictures)
+    for a, b in zip(exact, half, strict=True):
+        assert b.features.dtype == np.float32
+        one, other = a.features.ravel().astype(float), b.features.ravel().astype(float)
+        assert not np.array_equal(one, other)
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
+
+
+def test_progress_counts_pictures():
+    seen = []
+    pictures = [picture(100, 130, 1), PictureError("empty", "x"), picture(120, 130, 2)]
+    Extraction(backbone(), ExtractionSettings(scales=SCALES)).rows(pictures, seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(3)
+
+
+def dataset(boxes=None):
+    return DataSet(
+        name="x",
+        task=Task.UNLABELLED,
+        classes=(),
+        ids=("a", "b"),
+        paths=("a.jpg", "b.jpg"),
+        labels=np.zeros((2, 0), dtype=np.int8),
+        boxes=boxes,
+        root="root",
+    )
+
+
+def test_requests_name_the_file_and_the_parts():
+    with_boxes = dataset(np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
+    made = list(requests(with_boxes, [1, 0], ("image", "box")))
+    assert [request.path for request in made] == ["root/b.jpg", "root/a.jpg"]
+    assert [request.boxes for request in made] == [(None, (5, 6, 7, 8)), (None, (1, 2, 3, 4))]
+
+
+def test_a_sample_without_box_is_named():
+    with pytest.raises(ConfigError, match="found none for b"):
+        list(requests(dataset(np.array([[1.0, 2, 3, 4], [np.nan] * 4])), [0, 1], ("box",)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scales": ()},
+        {"scales": (0,)},
+        {"scales": (256, 256)},
+        {"scales": (2.5,)},
+        {"regions": ()},
+        {"regions": ("head",)},
+        {"layer": "fc9"},
+        {"precision": "fp8"},
+        {"interpolation": "nearest"},
+        {"batch_pixels": 0},
+    ],
+)
+def test_settings_that_are_not_allowed_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ExtractionSettings(**settings)
+
+
+def test_devices_that_are_not_there_are_named():
+    with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
+        Extraction(backbone(), ExtractionSettings(), "cuda:99")
+    with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
+        Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")

@@ -1,0 +1,110 @@
+"""How rows are divided: each once, pictures whole, classes even, by a rule that can be repeated by hand."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vggfeat.errors import ConfigError
+from vggfeat.folds import hold_out, k_folds
+
+
+def one_hot(numbers):
+    return np.eye(max(numbers) + 1, dtype=bool)[numbers]
+
+
+def by_hash(prefix, names):
+    return sorted(names, key=lambda name: hashlib.sha256(f"{prefix}/{name}".encode()).hexdigest())
+
+
+NUMBERS = [0] * 12 + [1] * 5 + [2] * 20
+PATHS = [f"{row}.png" for row in range(len(NUMBERS))]
+
+
+def test_every_class_is_spread_evenly_and_so_are_sizes():
+    fold = k_folds(PATHS, one_hot(NUMBERS), 5)
+    counts = np.array([[np.sum((fold == f) & (np.array(NUMBERS) == k)) for k in range(3)] for f in range(5)])
+    assert counts.sum() == len(NUMBERS)
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    assert np.ptp(counts.sum(axis=1)) <= 1
+
+
+def test_folds_are_dealt_by_hash_so_the_order_of_rows_is_of_no_account():
+    positive = one_hot(NUMBERS)
+    fold = dict(zip(PATHS, k_folds(PATHS, positive, 4, seed=3), strict=True))
+    order = np.random.default_rng(0).permutation(len(PATHS))
+    shuffled = [PATHS[row] for row in order]
+    assert dict(zip(shuffled, k_folds(shuffled, positive[order], 4, seed=3), strict=True)) == fold
+    # The class of five is the rarest, so it is dealt first: in the order of its hashes to folds 0 1 2 3 0.
+    rarest = by_hash("3/folds", [path for path, k in zip(PATHS, NUMBERS, strict=True) if k == 1])
+    assert [fold[path] for path in rarest] == [0, 1, 2, 3, 0]
+
+
+def test_the_seed_changes_folds():
+    assert (k_folds(PATHS, one_hot(NUMBERS), 4, seed=0) != k_folds(PATHS, one_hot(NUMBERS), 4, seed=1)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5))
+def test_rows_of_a_picture_stay_together(seed, folds):
+    rng = np.random.default_rng(seed)
+    paths = [f"{number}.jpg" for number in rng.integers(0, 20, 60)]
+    positive = rng.random((60, 4)) < 0.2
+    fold = k_folds(paths, positive, folds)
+    held = hold_out(paths, positive, 0.25)
+    assert set(fold) == set(range(folds))
+    for path in set(paths):
+        rows = [row for row in range(60) if paths[row] == path]
+        assert len(set(fold[rows])) == 1
+        assert len(set(held[rows])) == 1
+
+
+@pytest.mark.parametrize(("folds", "words"), [(1, "2 up to the number of pictures"), (4, r"pictures \(3\), found 4")])
+def test_folds_are_checked(folds, words):
+    with pytest.raises(ConfigError, match=words):
+        k_folds(["a", "b", "c", "c"], np.ones((4, 1), dtype=bool), folds)
+
+
+def test_held_out_is_the_papers_part_of_caltech():
+    # 6 of 30 and 12 of 60; the first by hash.
+    numbers = [0] * 30 + [1] * 60
+    paths = [f"{row}.png" for row in range(90)]
+    held = hold_out(paths, one_hot(numbers), 0.2, seed=7)
+    assert held[:30].sum() == 6
+    assert held[30:].sum() == 12
+    first = by_hash("7/held-out", paths[:30])[:6]
+    assert {path for path, chosen in zip(paths[:30], held[:30], strict=True) if chosen} == set(first)
+
+
+def test_small_classes_give_one_and_keep_one():
+    held = hold_out(["a", "b", "c", "d", "e", "f"], one_hot([0, 1, 1, 2, 2, 2]), 0.2)
+    assert not held[0]
+    assert held[1:3].sum() == 1
+    assert held[3:].sum() == 1
+    assert hold_out(["a", "b"], one_hot([0, 0]), 0.99).sum() == 1
+
+
+def test_pictures_without_a_positive_are_held_out_in_proportion():
+    positive = np.zeros((50, 1), dtype=bool)
+    positive[:10] = True
+    held = hold_out([str(row) for row in range(50)], positive, 0.2)
+    assert held[:10].sum() == 2
+    assert held[10:].sum() == 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000))
+def test_no_class_is_held_out_whole(seed):
+    rng = np.random.default_rng(seed)
+    positive = rng.random((25, 6)) < 0.15
+    held = hold_out([str(row) for row in range(25)], positive, 0.5)
+    occurring = positive.any(axis=0)
+    assert positive[~held].any(axis=0)[occurring].all()
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
+def test_the_fraction_is_checked(fraction):
+    with pytest.raises(ConfigError, match="held_out: expected a fraction"):
+        hold_out(["a", "b"], np.ones((2, 1), dtype=bool), fraction)

@@ -1,0 +1,227 @@
+"""The networks against Table 1 and 2 of the paper, against torchvision's modules, and against slow arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from vggfeat.errors import ConfigError
+from vggfeat.models import MAPS, NETS, VGG, initialise, local_response_norm
+from vggfeat.weights import torchvision_names
+
+PARAMETERS = {
+    "A": 132_863_336,
+    "A-LRN": 132_863_336,
+    "B": 133_047_848,
+    "C": 133_638_952,
+    "D": 138_357_544,
+    "E": 143_667_240,
+}
+MILLIONS_IN_TABLE_2 = {"A": 133, "A-LRN": 133, "B": 133, "C": 134, "D": 138, "E": 144}
+WEIGHT_LAYERS = {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
+TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
+
+
+def small(config: str, seed: int = 0, **options) -> VGG:
+    model = VGG(config, 10, **{"width": 1 / 16, **options})
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+def with_biases(model: VGG, seed: int = 1) -> VGG:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def narrow_torchvision(config: str) -> torch.nn.Module:
+    """Build torchvision's own VGG at 1/16 of the width, by its own layer factory."""
+    from torchvision.models.vgg import VGG as TorchvisionVGG
+    from torchvision.models.vgg import cfgs, make_layers
+
+    letter = {"A": "A", "B": "B", "D": "D", "E": "E"}[config]
+    net = TorchvisionVGG(make_layers([c if c == "M" else c // 16 for c in cfgs[letter]]), init_weights=False)
+    net.classifier[0] = torch.nn.Linear(32 * 49, 256)
+    net.classifier[3] = torch.nn.Linear(256, 256)
+    net.classifier[6] = torch.nn.Linear(256, 10)
+    return net.eval()
+
+
+def share_weights(net: torch.nn.Module, model: VGG) -> None:
+    state = {}
+    for ours, theirs in torchvision_names(model.config).items():
+        for kind in ("weight", "bias"):
+            state[f"{theirs}.{kind}"] = getattr(model.layers[ours], kind)
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    net.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in state.items()}, strict=True)
+
+
+@pytest.mark.parametrize("config", list(NETS))
+def test_parameter_counts_of_table_2(config):
+    with torch.device("meta"):
+        model = VGG(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PARAMETERS[config]
+    assert round(count / 1e6) == MILLIONS_IN_TABLE_2[config]
+    assert len(model.layers) == WEIGHT_LAYERS[config]
+
+
+@pytest.mark.parametrize("config", list(TORCHVISION))
+def test_full_nets_have_as_many_parameters_as_torchvision_publishes(config):
+    weights = torchvision.models.get_model_weights(TORCHVISION[config]).IMAGENET1K_V1
+    assert weights.meta["num_params"] == PARAMETERS[config]
+
+
+@pytest.mark.parametrize("config", list(TORCHVISION))
+def test_equals_torchvision_on_a_224_crop(config):
+    model = with_biases(small(config))
+    net = narrow_torchvision(config)
+    share_weights(net, model)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        found = model(images, MAPS)
+        features = net.features(images)
+        fc6 = net.classifier[:2](features.flatten(1))
+        expected = {
+            "pool5": features,
+            "fc6": fc6[..., None, None],
+            "fc7": net.classifier[:5](features.flatten(1))[..., None, None],
+            "fc8": net(images)[..., None, None],
+        }
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        scale = value.abs().max().item()
+        assert scale > 0
+        assert (found[name] - value).abs().max().item() <= 1e-5 * max(scale, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("config", list(TORCHVISION))
+def test_full_width_equals_torchvision(config):
+    net = torchvision.models.get_model(TORCHVISION[config], weights=None).eval()
+    model = VGG(config).eval()
+    state = net.state_dict()
+    for ours, theirs in torchvision_names(config).items():
+        for kind in ("weight", "bias"):
+            parameter = model.get_parameter(f"layers.{ours}.{kind}")
+            parameter.data = state[f"{theirs}.{kind}"].reshape(parameter.shape)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected, found = net(images), model(images)["fc8"].flatten(1)
+    assert (found - expected).abs().max().item() <= 1e-5 * max(expected.abs().max().item(), 1)
+
+
+@pytest.mark.parametrize("pool", ["floor", "ceil"])
+@pytest.mark.parametrize("config", ["A", "C", "E"])
+def test_dense_maps_equal_a_sliding_window_over_pool5(config, pool):
+    model = with_biases(small(config, pool=pool))
+    images = torch.randn(1, 3, 260, 331, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        maps = model(images, MAPS)
+    pool5 = maps["pool5"][0].numpy().astype(np.float64)
+    weights = {name: layer.weight.detach().numpy().astype(np.float64) for name, layer in model.layers.items()}
+    biases = {name: layer.bias.detach().numpy().astype(np.float64) for name, layer in model.layers.items()}
+    rows, columns = pool5.shape[1] - 6, pool5.shape[2] - 6
+    assert maps["fc7"].shape[2:] == (rows, columns) == (model.positions(260), model.positions(331))
+    for y in range(rows):
+        for x in range(columns):
+            window = pool5[:, y : y + 7, x : x + 7].reshape(-1)
+            fc6 = np.maximum(weights["fc6"].reshape(256, -1) @ window + biases["fc6"], 0)
+            fc7 = np.maximum(weights["fc7"][:, :, 0, 0] @ fc6 + biases["fc7"], 0)
+            fc8 = weights["fc8"][:, :, 0, 0] @ fc7 + biases["fc8"]
+            for name, value in (("fc6", fc6), ("fc7", fc7), ("fc8", fc8)):
+                np.testing.assert_allclose(maps[name][0, :, y, x], value, rtol=1e-4, atol=1e-4)
+
+
+def test_conv5_is_pooled_to_pool5():
+    model = small("D")
+    with torch.inference_mode():
+        maps = model(torch.randn(1, 3, 224, 256), ("conv5", "pool5"))
+    assert maps["conv5"].shape == (1, 32, 14, 16)
+    assert torch.equal(F.max_pool2d(maps["conv5"], 2), maps["pool5"])
+
+
+# Sides of pool5 and positions for Q, and the long side 500 (ceil 16 -> 10, floor 15 -> 9): Sect. 3.2.
+@pytest.mark.parametrize(
+    ("side", "pool", "pool5", "positions"),
+    [(224, "floor", 7, 1), (256, "floor", 8, 2), (288, "floor", 9, 3), (352, "floor", 11, 5), (384, "floor", 12, 6)]
+    + [(416, "floor", 13, 7), (512, "floor", 16, 10), (640, "floor", 20, 14), (768, "floor", 24, 18)]
+    + [(500, "floor", 15, 9), (500, "ceil", 16, 10), (224, "ceil", 7, 1), (193, "ceil", 7, 1), (192, "ceil", 6, 0)]
+    + [(223, "floor", 6, 0)],
+)
+def test_map_sides(side, pool, pool5, positions):
+    model = small("A", pool=pool)
+    assert (model.pool5_side(side), model.positions(side)) == (pool5, positions)
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, side, 224), ("pool5",))["pool5"].shape[2] == pool5
+    assert (side >= model.min_side) == (positions >= 1)
+
+
+def test_local_response_norm_equals_the_original_formula():
+    a = np.random.default_rng(0).normal(0, 50, (1, 9, 2, 3))
+    expected = np.empty_like(a)
+    for i in range(9):
+        total = sum(a[:, j] ** 2 for j in range(max(0, i - 2), min(8, i + 2) + 1))
+        expected[:, i] = a[:, i] / (2 + 1e-4 * total) ** 0.75
+    np.testing.assert_allclose(local_response_norm(torch.from_numpy(a)).numpy(), expected, rtol=1e-12)
+
+
+def test_lrn_stands_once_after_the_first_convolution():
+    plain, normalised = small("A"), small("A-LRN")
+    images = torch.randn(1, 3, 224, 224) * 60
+    with torch.inference_mode():
+        x = local_response_norm(F.relu(plain.layers["conv1_1"](images)))
+        for name in ("conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"):
+            if name.endswith("1"):
+                x = F.max_pool2d(x, 2)
+            x = F.relu(plain.layers[name](x))
+        assert torch.allclose(normalised(images, ("conv5",))["conv5"], x, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "reach"), [("A", 59), ("D", 90), ("E", 118)])
+def test_reach_is_what_a_position_can_see(config, reach):
+    model = small(config)
+    with torch.no_grad():  # all weights positive, so that nothing that is seen cancels out
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0.01 if name.endswith("weight") else 0.0)
+    assert model.reach == reach
+    images = torch.ones(1, 3, 96 * 5, 32, requires_grad=True)
+    model(images, ("conv5",))["conv5"][:, :, 14:16].sum().backward()
+    seen = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    # Max-pooling passes the gradient to one pixel of each cell, so the outermost may be missed by its own width.
+    assert 14 * 16 - reach <= seen.min() <= 14 * 16 - reach + 32
+    assert seen.max() <= 16 * 16 + reach - 1
+
+
+def test_width_scales_every_hidden_layer():
+    model = small("D", width=0.25)
+    assert [model.layers[n].weight.shape[0] for n in ("conv1_1", "conv5_3", "fc6", "fc7", "fc8")] == [
+        16, 128, 1024, 1024, 10,
+    ]  # fmt: skip
+
+
+def test_dropout_only_in_training():
+    model = small("A")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(model(images)["fc8"], model(images)["fc8"])
+        model.train()
+        assert not torch.equal(model(images)["fc8"], model(images)["fc8"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [(("F",), {}), (("A",), {"pool": "round"}), (("A",), {"width": 0}), (("A", 0), {}), (("A",), {"width": float("nan")})],
+)
+def test_settings_that_are_not_allowed_are_named(arguments, options):
+    with pytest.raises(ConfigError, match="expected"):
+        VGG(*arguments, **options)
+
+
+def test_unknown_maps_are_named():
+    with pytest.raises(ConfigError, match="fc9"):
+        small("A")(torch.zeros(1, 3, 224, 224), ("fc9",))

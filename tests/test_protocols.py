@@ -1,0 +1,663 @@
+"""Protocols on small tables: who trains, who chooses, who is tested, and what is reported of it."""
+
+import json
+import statistics
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from vggfeat import protocols, trials
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.fusion import DescriptorTable
+from vggfeat.protocols import C_GRID, ProtocolSettings, run_protocol
+from vggfeat.results import METRICS
+from vggfeat.samples import DataSet, Task
+from vggfeat.svm import LinearModel, SvmSettings, Sweep
+
+ALONE = SvmSettings(jobs=1)
+FAST = ProtocolSettings(svm=ALONE, grid=(0.25, 1.0, 4.0))
+
+
+def data_set(labels, splits=None, *, name="manifest", task=Task.MULTI_LABEL, paths=None, classes=None):
+    labels = np.asarray(labels, dtype=np.int8)
+    ids = tuple(f"s{row:03}" for row in range(len(labels)))
+    return DataSet(
+        name=name,
+        task=task,
+        classes=tuple(classes or (f"class{k}" for k in range(labels.shape[1]))),
+        ids=ids,
+        paths=tuple(paths or (f"{name}.jpg" for name in ids)),
+        labels=labels,
+        splits={key: np.array(sorted(rows), dtype=np.int64) for key, rows in (splits or {}).items()},
+    )
+
+
+def table_of(dataset, descriptors=None, *, failed=(), noise=0.6, seed=0):
+    """Descriptors that tell the classes with some error; the first column holds the row's number."""
+    rng = np.random.default_rng(seed)
+    if descriptors is None:
+        signal = (dataset.labels == 1) @ rng.standard_normal((len(dataset.classes), 8)) + noise * rng.standard_normal(
+            (len(dataset), 8)
+        )
+        descriptors = np.concatenate([np.arange(len(dataset))[:, None] / 1024, signal], axis=1)
+    descriptors = np.array(descriptors, dtype=np.float32)
+    ok = np.ones(len(dataset), dtype=bool)
+    ok[list(failed)] = False
+    descriptors[~ok] = 0
+    return DescriptorTable(dataset=dataset, descriptors=descriptors, ok=ok, settings={"join": "mean"})
+
+
+def multi_label(n=90, num_classes=3, seed=1):
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((n, num_classes)) < 0.35, 1, -1)
+
+
+def one_hot(numbers, num_classes=None):
+    return np.where(np.eye(num_classes or max(numbers) + 1)[np.asarray(numbers)] == 1, 1, -1)
+
+
+def voc_like(name="voc2007", labels=None, test=True, **options):
+    labels = multi_label() if labels is None else labels
+    splits = {"train": range(30), "val": range(30, 60), "test": range(60, 90)}
+    if not test:
+        del splits["test"]
+    return data_set(labels, splits, name=name, **options)
+
+
+def caltech_like(splits=3, per_class=10, num_classes=3, name="caltech101", held=True):
+    rng = np.random.default_rng(5)
+    parts = {}
+    for number in range(1, splits + 1):
+        train, held_out, test = [], [], []
+        for k in range(num_classes):
+            rows = rng.permutation(per_class) + k * per_class
+            train += list(rows[:5])
+            held_out += list(rows[:1])
+            test += list(rows[5:8])
+        parts |= {f"train-{number}": train, f"test-{number}": test}
+        if held:
+            parts[f"held-out-{number}"] = held_out
+    labels = one_hot(np.repeat(np.arange(num_classes), per_class))
+    return data_set(labels, parts, name=name, task=Task.SINGLE_LABEL)
+
+
+class Spy:
+    """Stands before the two doors of the solver and writes down which rows go through."""
+
+    def __init__(self, monkeypatch):
+        self.choices, self.fits, self.labels = [], [], []
+        sweep, fit = trials.scores_over_C, trials.fit_one_vs_rest
+
+        def watched_sweep(train, labels, held_out, grid, settings, **options):
+            self.choices.append((rows_in(train), rows_in(held_out)))
+            return sweep(train, labels, held_out, grid, settings, **options)
+
+        def watched_fit(train, labels, cost, settings, **options):
+            self.fits.append(rows_in(train))
+            self.labels.append(np.asarray(labels))
+            return fit(train, labels, cost, settings, **options)
+
+        monkeypatch.setattr(trials, "scores_over_C", watched_sweep)
+        monkeypatch.setattr(trials, "fit_one_vs_rest", watched_fit)
+
+
+def rows_in(descriptors):
+    return [int(number) for number in np.rint(np.asarray(descriptors)[:, 0] * 1024)]
+
+
+# --- VOC2007
+
+
+def kit_area_or_points(labels, scores, points):
+    """Average precision with loops, without ties, labels 1 and -1."""
+    order = sorted(range(len(labels)), key=lambda row: -scores[row])
+    found, curve = 0, []
+    for rank, row in enumerate(order, start=1):
+        found += labels[row] == 1
+        curve.append((found / sum(label == 1 for label in labels), found / rank))
+    best = lambda recall: max((p for r, p in curve if r >= recall), default=0.0)  # noqa: E731
+    if points:
+        return sum(best(t * 0.1) for t in range(11)) / 11
+    recalls = sorted({r for r, _ in curve} | {0.0})
+    return sum((high - low) * best(high) for low, high in pairwise(recalls))
+
+
+@pytest.mark.parametrize(("name", "points"), [("voc2007", True), ("voc2012-action", False)])
+def test_voc_like_runs_equal_a_plain_loop_over_linear_svc(name, points):
+    table = table_of(voc_like(name), noise=1.5)
+    grid = (0.003, 0.01, 0.03, 0.1)
+    result = run_protocol(table, ProtocolSettings(svm=ALONE, grid=grid, folds=3))
+    x, y = table.descriptors.astype(float), table.dataset.labels
+    train, val, test = (table.dataset.splits[split] for split in ("train", "val", "test"))
+
+    def scores(rows, others, k, cost):
+        return LinearSVC(C=cost, dual=True, random_state=0).fit(x[rows], y[rows, k]).decision_function(x[others])
+
+    expected = []
+    for k in range(3):
+        if points:
+            pairs, fitted, tested = [(train, val)], np.concatenate([train, val]), test
+        else:
+            fold = protocols._fold_of(table.dataset, train, ProtocolSettings(folds=3))
+            pairs, fitted, tested = [(train[fold != f], train[fold == f]) for f in range(3)], train, val
+        curve = [
+            sum(kit_area_or_points(y[b, k], scores(a, b, k, cost), points) for a, b in pairs) / len(pairs)
+            for cost in grid
+        ]
+        np.testing.assert_allclose(result.runs[0].choice.curve[:, k], curve, atol=1e-12)
+        cost = grid[max(range(4), key=lambda g: (round(curve[g], 12), -g))]
+        assert result.runs[0].choice.C[k] == cost
+        final = scores(fitted, tested, k, cost)
+        np.testing.assert_allclose(result.runs[0].scores[:, k], final, atol=1e-9)
+        expected.append(kit_area_or_points(y[tested, k], final, points))
+    assert result.headline == pytest.approx(np.mean(expected), abs=1e-12)
+    assert result.metric == ("ap-11-point" if points else "ap-area")
+
+
+def test_voc2007_chooses_on_val_trains_on_trainval_tests_on_test(monkeypatch):
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(voc_like()), FAST)
+    assert spy.choices == [(list(range(30)), list(range(30, 60)))]
+    assert spy.fits == [list(range(60))]
+    assert result.protocol == "voc"
+    assert result.runs[0].rows.tolist() == list(range(60, 90))
+    assert result.metric_name == "mean average precision, 11-point"
+    assert set(result.secondary) == {"ap-area"}
+    assert result.submission is None
+
+
+def test_labels_of_the_test_dont_reach_the_choice_or_the_fit():
+    labels = multi_label()
+    other = labels.copy()
+    other[60:] = np.random.default_rng(3).permutation(other[60:])
+    descriptors = table_of(voc_like(labels=labels)).descriptors
+    first, second = (run_protocol(table_of(voc_like(labels=y), descriptors), FAST) for y in (labels, other))
+    np.testing.assert_array_equal(first.runs[0].choice.curve, second.runs[0].choice.curve)
+    np.testing.assert_array_equal(first.runs[0].scores, second.runs[0].scores)
+    assert first.headline != second.headline
+
+
+def test_on_separable_classes_every_c_is_best_and_the_smallest_is_taken():
+    labels = one_hot([0, 1] * 45)
+    result = run_protocol(table_of(voc_like(labels=labels), descriptors=labels.astype(float)), FAST)
+    np.testing.assert_array_equal(result.runs[0].choice.curve, np.ones((3, 2)))
+    np.testing.assert_array_equal(result.runs[0].choice.C, [0.25, 0.25])
+    assert result.headline == 1
+    assert not any("wider grid" in note for note in result.notes)
+
+
+def prepared_sweep(best):
+    """A solver whose scores rank the held-out rows of class k perfectly at value best[k], worst elsewhere."""
+
+    def sweep(train, labels, held_out, grid, settings, **options):
+        truth = multi_label()[rows_in(held_out)].T.astype(float)
+        scores = np.stack([[truth[k] * (1 if g == best[k] else -1) for k in range(3)] for g in range(len(grid))])
+        return Sweep(scores, np.ones(scores.shape[:2], dtype=bool))
+
+    return sweep
+
+
+def test_each_class_gets_the_c_that_is_best_for_it(monkeypatch):
+    monkeypatch.setattr(trials, "scores_over_C", prepared_sweep([2, 0, 1]))
+    seen = []
+    fit = trials.fit_one_vs_rest
+    monkeypatch.setattr(trials, "fit_one_vs_rest", lambda *a, **o: seen.append(a[2]) or fit(*a, **o))
+    result = run_protocol(table_of(voc_like()), FAST)
+    np.testing.assert_array_equal(seen, [[4.0, 0.25, 1.0]])
+    np.testing.assert_array_equal(result.runs[0].choice.C, [4.0, 0.25, 1.0])
+    assert any("for 2 of 3 classes: a wider grid" in note for note in result.notes)
+
+
+def test_the_rule_can_be_set_and_both_are_reported():
+    points, area = (
+        run_protocol(table_of(voc_like(), noise=2), ProtocolSettings(svm=ALONE, grid=(1.0,), rule=rule))
+        for rule in ("11-point", "area")
+    )
+    assert points.headline == area.secondary["ap-11-point"]
+    assert area.headline == points.secondary["ap-area"]
+    assert points.headline != area.headline
+
+
+def test_chance_is_the_share_of_positives_among_the_samples_that_count():
+    labels = multi_label()
+    labels[60:, 0] = [1] * 6 + [-1] * 14 + [0] * 10
+    labels[60:, 1] = [1] * 3 + [-1] * 27
+    labels[60:, 2] = [1] * 15 + [-1] * 15
+    result = run_protocol(table_of(voc_like(labels=labels)), FAST)
+    assert result.chance == pytest.approx((6 / 20 + 3 / 30 + 15 / 30) / 3)
+    assert [row.test_positives for row in result.class_rows()] == [(6,), (3,), (15,)]
+    assert [row.test_negatives for row in result.class_rows()] == [(14,), (27,), (15,)]
+
+
+# --- difficult, unlisted, withheld, failed
+
+
+@pytest.mark.parametrize(("meaning", "sign"), [("ignore", 0), ("negative", -1), ("positive", 1)])
+def test_difficult_samples_in_training(monkeypatch, meaning, sign):
+    labels = multi_label()
+    labels[[3, 40], 1] = 0
+    spy = Spy(monkeypatch)
+    chosen = ProtocolSettings(svm=ALONE, grid=(1.0,), difficult_in_training=meaning)
+    result = run_protocol(table_of(voc_like(labels=labels)), chosen)
+    assert spy.labels[0][[3, 40], 1].tolist() == [sign, sign]
+    assert np.delete(spy.labels[0], [3, 40], axis=0).tolist() == np.delete(labels[:60], [3, 40], axis=0).tolist()
+    assert any("trained on as" in note for note in result.notes) == (meaning != "ignore")
+
+
+@pytest.mark.parametrize("meaning", ["ignore", "negative", "positive"])
+def test_difficult_samples_in_scoring(meaning):
+    labels = multi_label()
+    labels[60:70, 0] = 0
+    chosen = ProtocolSettings(svm=ALONE, grid=(1.0,), difficult_in_scoring=meaning)
+    result = run_protocol(table_of(voc_like(labels=labels), noise=2), chosen)
+    as_counted = {"ignore": labels[70:90, 0].tolist(), "negative": [-1] * 10, "positive": [1] * 10}[meaning]
+    truth = as_counted if meaning == "ignore" else as_counted + labels[70:90, 0].tolist()
+    scores = result.runs[0].scores[:, 0]
+    scores = scores[10:] if meaning == "ignore" else scores
+    assert result.runs[0].values["ap-area"][0] == pytest.approx(kit_area_or_points(truth, scores, points=False))
+    assert any("not comparable" in note for note in result.notes) == (meaning != "ignore")
+
+
+def test_samples_that_a_class_doesnt_list_are_out_of_everything_of_that_class(monkeypatch):
+    labels = multi_label()
+    labels[60:] = 2
+    labels[[5, 33, 61, 62], 0] = 3
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(voc_like("voc2012-action", labels)), FAST)
+    assert spy.labels[0][5, 0] == 0
+    assert result.runs[0].truth[3, 0] == 0
+    assert result.runs[0].test_positives[0] + result.runs[0].test_negatives[0] == 29
+    expected = np.ones((30, 3), dtype=bool)
+    expected[[1, 2], 0] = False
+    np.testing.assert_array_equal(result.submission.listed, expected)
+
+
+def test_failed_pictures_are_not_trained_on_and_rank_last(monkeypatch):
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(voc_like(), failed=(4, 35, 70)), FAST)
+    assert spy.choices == [([r for r in range(30) if r != 4], [r for r in range(30, 60) if r != 35])]
+    assert spy.fits == [[r for r in range(60) if r not in (4, 35)]]
+    run = result.runs[0]
+    assert np.isneginf(run.scores[10]).all()
+    assert np.isfinite(np.delete(run.scores, 10, axis=0)).all()
+    assert (run.train_positives + run.train_negatives).tolist() == [58] * 3
+    assert (run.test_positives + run.test_negatives).tolist() == [30] * 3
+    assert any(note.startswith("1 of 30 samples of test have no descriptor") for note in result.notes)
+    assert any(note.startswith("2 of 60 samples of train + val have no descriptor") for note in result.notes)
+
+
+def test_failed_pictures_count_as_wrong():
+    whole = run_protocol(table_of(caltech_like(splits=1), noise=0.01), FAST)
+    assert whole.headline == 1
+    row = whole.runs[0].rows[0]
+    result = run_protocol(table_of(caltech_like(splits=1), noise=0.01, failed=[row]), FAST)
+    # One of three test pictures of one of three classes.
+    assert result.headline == pytest.approx(1 - 1 / 9)
+    assert result.secondary["accuracy"] == pytest.approx(8 / 9)
+    assert result.confusion.sum() == 8
+    assert any("count as wrong" in note for note in result.notes)
+
+
+# --- VOC2012 and actions
+
+
+def test_voc2012_chooses_inside_train_and_reports_val(monkeypatch):
+    spy = Spy(monkeypatch)
+    labels = multi_label()
+    labels[60:] = 2
+    result = run_protocol(table_of(voc_like("voc2012", labels)), FAST)
+    assert result.protocol == "voc-server"
+    assert result.metric_name == "mean average precision, area"
+    assert len(spy.choices) == 5
+    assert sorted(row for _, held in spy.choices for row in held) == list(range(30))
+    for fitted, held in spy.choices:
+        assert sorted(fitted + held) == list(range(30))
+    assert spy.fits == [list(range(30)), list(range(60))]
+    assert result.runs[0].rows.tolist() == list(range(30, 60))
+    submission = result.submission
+    assert submission.rows.tolist() == list(range(60, 90))
+    assert submission.scores.shape == (30, 3)
+    assert submission.listed.all()
+    np.testing.assert_array_equal(submission.C, result.runs[0].choice.C)
+
+
+def test_without_a_test_split_there_is_no_submission():
+    assert run_protocol(table_of(voc_like("voc2012", test=False)), FAST).submission is None
+
+
+def test_labels_of_val_dont_reach_the_choice_of_voc2012():
+    labels = multi_label()
+    other = labels.copy()
+    other[30:60] *= -1
+    descriptors = table_of(voc_like(labels=labels)).descriptors
+    first, second = (
+        run_protocol(table_of(voc_like("voc2012", y, test=False), descriptors), FAST) for y in (labels, other)
+    )
+    np.testing.assert_array_equal(first.runs[0].choice.curve, second.runs[0].choice.curve)
+    np.testing.assert_array_equal(first.runs[0].scores, second.runs[0].scores)
+
+
+def test_failed_pictures_of_the_servers_test_stand_below_all_others():
+    result = run_protocol(table_of(voc_like("voc2012"), failed=[61]), FAST)
+    scores = result.submission.scores
+    np.testing.assert_allclose(scores[1], np.delete(scores, 1, axis=0).min(axis=0) - 1)
+
+
+def test_people_of_one_picture_stay_in_one_fold(monkeypatch):
+    paths = [f"{row // 3}.jpg" for row in range(90)]
+    spy = Spy(monkeypatch)
+    run_protocol(table_of(voc_like("voc2012-action", paths=paths)), FAST)
+    for fitted, held in spy.choices:
+        assert held
+        assert not {paths[row] for row in fitted} & {paths[row] for row in held}
+
+
+# --- Caltech
+
+
+def test_caltech_keeps_held_out_and_test_rows_apart(monkeypatch):
+    dataset = caltech_like()
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(dataset, noise=1), FAST)
+    assert result.protocol == "caltech"
+    for number, (fitted, held) in enumerate(spy.choices, start=1):
+        train = set(dataset.splits[f"train-{number}"].tolist())
+        assert set(held) == set(dataset.splits[f"held-out-{number}"].tolist())
+        assert set(fitted) == train - set(held)
+        assert set(spy.fits[number - 1]) == train
+        assert not train & set(result.runs[number - 1].rows.tolist())
+    assert len(spy.choices) == len(spy.fits) == 3
+    for run in result.runs:
+        assert len(set(run.choice.C)) == 1
+        assert run.choice.curve.shape == (3, 1)
+
+
+def test_caltech_recall_mean_and_deviation_counted_by_hand():
+    result = run_protocol(table_of(caltech_like(), noise=1), FAST)
+    recalls = []
+    for run in result.runs:
+        per_class = []
+        for k in range(3):
+            rows = [i for i, row in enumerate(run.rows) if row // 10 == k]
+            per_class.append(sum(int(np.argmax(run.scores[i])) == k for i in rows) / len(rows))
+        assert run.values["recall"].tolist() == per_class
+        recalls.append(sum(per_class) / 3)
+    assert 1 / 3 < result.headline < 1
+    assert result.headline == pytest.approx(sum(recalls) / 3)
+    assert result.deviation("recall") == pytest.approx(statistics.stdev(recalls))
+    assert result.chance == pytest.approx(1 / 3)
+    assert result.metric_name == "mean class recall"
+    assert result.confusion.sum(axis=1).tolist() == [9, 9, 9]
+    assert np.trace(result.confusion) / 27 == pytest.approx(result.secondary["accuracy"])
+
+
+def test_one_split_has_no_deviation():
+    result = run_protocol(table_of(caltech_like(splits=1)), FAST)
+    assert result.deviation("recall") is None
+    assert result.to_json()["deviation"] is None
+
+
+def test_caltech_without_held_out_splits_holds_a_fifth_of_each_class_out(monkeypatch):
+    spy = Spy(monkeypatch)
+    dataset = caltech_like(splits=1, held=False)
+    run_protocol(table_of(dataset), FAST)
+    ((fitted, held),) = spy.choices
+    assert sorted(row // 10 for row in held) == [0, 1, 2]
+    assert set(fitted) | set(held) == set(dataset.splits["train-1"].tolist())
+
+
+# --- own data
+
+
+def own(splits, *, single=True):
+    labels = one_hot(list(range(3)) * 30) if single else multi_label()
+    return data_set(labels, splits, name="folder", task=Task.SINGLE_LABEL if single else Task.MULTI_LABEL)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_given_splits_with_val(monkeypatch, single):
+    spy = Spy(monkeypatch)
+    dataset = own({"train": range(30), "val": range(30, 45), "test": range(60, 90)}, single=single)
+    result = run_protocol(table_of(dataset), FAST)
+    assert result.protocol == "given-splits"
+    assert result.metric == ("recall" if single else "ap-area")
+    assert spy.choices == [(list(range(30)), list(range(30, 45)))]
+    assert spy.fits == [list(range(45))]
+    assert result.runs[0].rows.tolist() == list(range(60, 90))
+
+
+@pytest.mark.parametrize("tested", ["val", "test"])
+def test_given_splits_without_one_of_val_and_test(monkeypatch, tested):
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(own({"train": range(60), tested: range(60, 90)})), FAST)
+    ((fitted, held),) = spy.choices
+    assert [sum(row % 3 == k for row in held) for k in range(3)] == [4, 4, 4]
+    assert sorted(fitted + held) == list(range(60)) == spy.fits[0]
+    assert result.runs[0].rows.tolist() == list(range(60, 90))
+    assert result.runs[0].name == tested
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_without_splits_every_row_is_tested_once(monkeypatch, single):
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(own({}, single=single)), FAST)
+    assert result.protocol == "k-fold"
+    assert sorted(row for run in result.runs for row in run.rows.tolist()) == list(range(90))
+    for run, fitted, (rest, held) in zip(result.runs, spy.fits, spy.choices, strict=True):
+        tested = set(run.rows.tolist())
+        assert tested.isdisjoint(fitted)
+        assert sorted(rest + held) == fitted
+        if single:
+            assert run.test_positives.tolist() == [6, 6, 6]
+    assert len(result.runs) == 5
+    assert result.deviation(result.metric) > 0
+
+
+def test_samples_without_labels_are_left_out_of_folds():
+    dataset = own({})
+    dataset.labels[[2, 9]] = 2
+    result = run_protocol(table_of(dataset), FAST)
+    tested = sorted(row for run in result.runs for row in run.rows.tolist())
+    assert tested == [row for row in range(90) if row not in (2, 9)]
+    assert "2 samples without labels took no part" in result.description
+
+
+def test_results_repeat_to_the_last_digit():
+    table = table_of(own({}), noise=1)
+    first, second = (run_protocol(table, FAST, clock=lambda: 0.0).to_json() for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_another_seed_makes_other_folds():
+    table = table_of(own({}), noise=1)
+    first, second = (run_protocol(table, ProtocolSettings(svm=ALONE, grid=(1.0,), seed=seed)) for seed in (0, 1))
+    assert first.runs[0].rows.tolist() != second.runs[0].rows.tolist()
+
+
+def test_one_c_is_taken_without_a_choice(monkeypatch):
+    spy = Spy(monkeypatch)
+    result = run_protocol(table_of(voc_like()), ProtocolSettings(svm=ALONE, grid=(3.0,)))
+    assert spy.choices == []
+    assert result.runs[0].choice.C.tolist() == [3.0] * 3
+    assert "C = 3 was given, not chosen." in result.notes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (voc_like("voc2007"), "voc"),
+        (voc_like("voc2012"), "voc-server"),
+        (voc_like("voc2012-action"), "voc-server"),
+        (caltech_like(name="caltech256"), "caltech"),
+        (caltech_like(name="folder"), "caltech"),
+        (own({"train": range(60), "test": range(60, 90)}), "given-splits"),
+        (own({}), "k-fold"),
+    ],
+)
+def test_the_protocol_follows_the_data_set(dataset, expected):
+    result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0,)))
+    assert result.protocol == expected
+    assert result.settings["protocol"]["protocol"] == expected
+
+
+def test_a_chosen_protocol_wins():
+    dataset = voc_like("voc2007")
+    result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0,), protocol="k-fold"))
+    assert result.protocol == "k-fold"
+    assert "The splits train, val, test were not used" in result.description
+
+
+# --- what is said of weak points
+
+
+def test_a_class_without_positives_in_the_test_has_no_value_and_that_is_said():
+    labels = multi_label()
+    labels[60:, 1] = -1
+    result = run_protocol(table_of(voc_like(labels=labels)), FAST)
+    values = result.runs[0].values["ap-11-point"]
+    assert np.isnan(values).tolist() == [False, True, False]
+    assert result.headline == pytest.approx((values[0] + values[2]) / 2)
+    assert any("no positive of class1" in note and "the other 2 classes" in note for note in result.notes)
+    assert result.to_json()["classes"][1]["values"]["ap-11-point"] is None
+
+
+def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(monkeypatch):
+    labels = multi_label()
+    labels[30:60, 1] = -1
+    monkeypatch.setattr(trials, "scores_over_C", prepared_sweep([2, 0, 2]))
+    result = run_protocol(table_of(voc_like(labels=labels)), FAST)
+    assert result.runs[0].choice.C.tolist() == [4.0] * 3
+    assert any("too few positives of class1" in note for note in result.notes)
+
+
+def test_giving_up_is_said_in_notes_and_table():
+    hard = SvmSettings(jobs=1, max_iterations=1, tolerance=1e-12)
+    result = run_protocol(table_of(voc_like(), noise=3), ProtocolSettings(svm=hard, grid=(10.0, 100.0)))
+    assert any("In the choice of C" in note and "gave up" in note and "6 of 6" in note for note in result.notes)
+    assert any("On train + val the solver gave up" in note and "class0" in note for note in result.notes)
+    assert [row.converged for row in result.class_rows()] == [(False,)] * 3
+    assert not any(any(line) for line in result.to_json()["runs"][0]["curve_converged"])
+
+
+def test_json_holds_everything_and_nothing_that_json_lacks():
+    result = run_protocol(table_of(caltech_like(), noise=1), FAST)
+    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert content["headline"] == result.headline
+    assert content["metric"] == {"key": "recall", "name": METRICS["recall"]}
+    assert content["deviation"]["values"]["recall"] == result.deviation("recall")
+    assert "divisor: runs - 1" in content["deviation"]["kind"]
+    assert content["chance"]["formula"].startswith("1 / number of classes")
+    assert content["settings"]["protocol"]["svm"]["tolerance"] == 1e-4
+    assert content["settings"]["protocol"]["grid"] == [0.25, 1, 4]
+    assert content["settings"]["features"] == {"join": "mean"}
+    assert content["dataset"]["fingerprint"] == caltech_like().fingerprint()
+    assert len(content["runs"]) == 3
+    assert content["runs"][0]["plan"]["fitted"] == "train-1"
+    assert np.shape(content["runs"][0]["curve"]) == (3, 1)
+    assert [row["name"] for row in content["classes"]] == ["class0", "class1", "class2"]
+    assert content["classes"][0]["train_positives"] == [5, 5, 5]
+    assert np.sum(content["confusion"]) == 27
+
+
+def test_progress_and_times():
+    seen, ticks = [], iter(range(1000))
+    result = run_protocol(
+        table_of(voc_like()), FAST, progress=lambda *step: seen.append(step), clock=lambda: float(next(ticks))
+    )
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == ["choosing C: trained on train, measured on val", "training on train + val"]
+    assert [step[1:] for step in seen] == [(done, 9) for done in range(1, 10)] + [(done, 3) for done in range(1, 4)]
+    # Each stage reads the clock at its start and its end; so does the whole, around the three of them.
+    assert result.seconds == {"choice": 1, "fit": 1, "test": 1, "total": 7}
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (voc_like(test=False), "voc2007: expected samples in the split test.*VOCtest_06-Nov-2007.tar"),
+        (data_set(multi_label(), {"train": range(50)}, name="voc2007"), "split val.*VOCtrainval_06-Nov-2007.tar"),
+        (data_set(multi_label(), {"train": range(9)}, name="voc2012-action"), "split val.*VOCtrainval_11-May-2012"),
+        (data_set(multi_label(), {"train": range(9)}), "manifest: expected samples in the split test.*k-fold"),
+        (data_set(one_hot([0, 1]), name="caltech101", task=Task.SINGLE_LABEL), "split train-1, found the splits none"),
+        (own({"train": range(60), "test": range(59, 90)}), "both in train and in test, found 1, the first is 's059'"),
+        (own({"train": range(60), "val": range(59, 70), "test": range(70, 90)}), "the part to choose C on .*'s059'"),
+        (
+            data_set(np.zeros((4, 0)), name="folder", task=Task.UNLABELLED),
+            "folder: expected labels .* a folder a class",
+        ),
+        (data_set(np.full((4, 2), 2)), "manifest: expected labels"),
+        (data_set(np.ones((9, 1)), task=Task.SINGLE_LABEL), "at least 2 classes, found class0"),
+        (data_set(np.ones((9, 2)), task=Task.SINGLE_LABEL), r"exactly one class for every sample .*'s\d+'"),
+    ],
+)
+def test_data_that_cant_be_used_is_refused_with_a_remedy(dataset, words):
+    with pytest.raises(FitError, match=words):
+        run_protocol(table_of(dataset, np.ones((len(dataset), 3))), FAST)
+
+
+def test_withheld_labels_are_refused_before_anything_is_fitted(monkeypatch):
+    spy = Spy(monkeypatch)
+    labels = multi_label()
+    labels[60:] = 2
+    with pytest.raises(FitError, match=r"30 of 30 without, the first is 's060'.*voc-server"):
+        run_protocol(table_of(voc_like("voc2007", labels)), FAST)
+    assert spy.choices == []
+
+
+def test_a_class_that_cant_be_trained_is_named_before_anything_is_fitted(monkeypatch):
+    spy = Spy(monkeypatch)
+    labels = multi_label()
+    labels[:60, 2] = -1
+    with pytest.raises(FitError, match=r"class sofa: .* in train \+ val to train on, found 0 positive and 60 negative"):
+        run_protocol(table_of(voc_like(labels=labels, classes=["car", "cat", "sofa"])), FAST)
+    assert spy.choices == []
+
+
+def test_protocols_must_go_with_the_data_set():
+    with pytest.raises(ConfigError, match="caltech measures recall"):
+        run_protocol(table_of(voc_like()), ProtocolSettings(protocol="caltech", svm=ALONE))
+    with pytest.raises(ConfigError, match="measured by mean class recall, found 'area'"):
+        run_protocol(table_of(caltech_like()), ProtocolSettings(rule="area", svm=ALONE))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"protocol": "voc2007"}, "protocol: expected one of auto, voc, .* found 'voc2007'"),
+        ({"rule": "ap"}, "rule: expected one of auto, 11-point, area"),
+        ({"difficult_in_training": "drop"}, "difficult_in_training: expected one of ignore"),
+        ({"difficult_in_scoring": 0}, "difficult_in_scoring: expected one of ignore"),
+        ({"grid": ()}, "C: expected finite numbers above 0"),
+        ({"grid": (1.0, -1.0)}, "C: expected finite numbers above 0"),
+        ({"folds": 1}, "folds: expected at least 2, found 1"),
+        ({"held_out": 1.0}, "held_out: expected a fraction"),
+    ],
+)
+def test_settings_are_checked(setting, words):
+    with pytest.raises(ConfigError, match=words):
+        ProtocolSettings(**setting)
+
+
+def test_the_grid_is_put_in_order():
+    assert ProtocolSettings(grid=(4, 1, 1, 2)).grid == (1.0, 2.0, 4.0)
+    assert C_GRID == (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64)
+
+
+def test_the_solver_gets_the_settings(monkeypatch):
+    seen = []
+    fit = trials.fit_one_vs_rest
+    monkeypatch.setattr(trials, "fit_one_vs_rest", lambda *a, **o: seen.append(a[3]) or fit(*a, **o))
+    own_svm = SvmSettings(jobs=1, class_weight="balanced", seed=3)
+    run_protocol(table_of(voc_like()), ProtocolSettings(svm=own_svm, grid=(1.0,)))
+    assert seen == [own_svm]
+
+
+def test_models_are_what_the_solver_returns():
+    # The protocols score through the model only, so another solver can stand behind the same door.
+    model = LinearModel(coef=np.eye(2), intercept=np.array([0, 1.0]), C=np.ones(2), converged=np.ones(2, dtype=bool))
+    np.testing.assert_array_equal(model.scores(np.array([[2.0, 3.0]])), [[2, 4]])

@@ -1,0 +1,60 @@
+"""Rescaling, normalisation and mirror, against Pillow and hand-computed values."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggfeat.transforms import mirror, normalise, rescale, rescaled_size
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "smallest", "expected"),
+    [
+        (375, 500, 256, (256, 341)),  # 341.33
+        (500, 375, 384, (512, 384)),  # 512.0
+        (333, 500, 256, (256, 384)),  # 384.38
+        (2, 3, 5, (5, 8)),  # 7.5: halves go up
+        (300, 300, 256, (256, 256)),
+        (1, 100, 256, (256, 25600)),
+        (768, 1024, 256, (256, 341)),
+    ],
+)
+def test_the_smallest_side_becomes_q(height, width, smallest, expected):
+    assert rescaled_size(height, width, smallest) == expected
+    assert rescaled_size(width, height, smallest) == expected[::-1]
+
+
+@pytest.mark.parametrize(("mode", "filter_"), [("bilinear", Image.BILINEAR), ("bicubic", Image.BICUBIC)])
+@pytest.mark.parametrize("size", [(20, 31), (90, 130)])
+def test_rescaling_equals_pillow(mode, filter_, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 77, 3), dtype=np.uint8)
+    channels = [
+        np.asarray(Image.fromarray(pixels[..., c].astype(np.float32)).resize(size[::-1], filter_)) for c in range(3)
+    ]
+    found = rescale(torch.from_numpy(pixels).permute(2, 0, 1), size, mode)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), np.stack(channels), atol=2e-3)
+
+
+def test_anti_aliasing_keeps_the_mean_of_a_fine_pattern():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200  # a quarter of the size: without anti-aliasing all 0 or all 200
+    inner = rescale(stripes, (16, 16))[:, 2:-2, 2:-2]
+    assert (inner - 100).abs().max() < 1
+
+
+def test_a_picture_of_the_right_size_keeps_its_values():
+    picture = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(rescale(picture, (5, 7)), picture.float())
+
+
+def test_normalise_subtracts_the_mean_pixel_of_each_channel():
+    images = torch.full((1, 3, 2, 2), 100.0)
+    found = normalise(images, torch.tensor([100.0, 90.0, 130.0]), torch.tensor([1.0, 2.0, 10.0]))
+    assert found[0, :, 0, 0].tolist() == [0.0, 5.0, -3.0]
+
+
+def test_mirror_swaps_left_and_right():
+    images = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert mirror(images)[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]

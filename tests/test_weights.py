@@ -1,0 +1,225 @@
+"""Loading nets: our own files, torchvision's state dicts, random nets, and everything that is to be refused."""
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models.vgg import VGG as TorchvisionVGG
+from torchvision.models.vgg import cfgs, make_layers
+from torchvision.transforms.v2 import functional as tvf
+
+from vggfeat.errors import ConfigError, WeightsError
+from vggfeat.models import VGG, initialise
+from vggfeat.transforms import normalise
+from vggfeat.weights import IMAGENET_MEAN, load_backbone, random_backbone, save_weights
+
+
+def torchvision_net(letter="D", batch_norm=False):
+    torch.manual_seed(0)
+    layers = make_layers([c if c == "M" else c // 16 for c in cfgs[letter]], batch_norm=batch_norm)
+    net = TorchvisionVGG(layers, init_weights=False)
+    net.classifier[0], net.classifier[3] = torch.nn.Linear(32 * 49, 256), torch.nn.Linear(256, 256)
+    net.classifier[6] = torch.nn.Linear(256, 10)
+    return net.eval()
+
+
+@pytest.fixture
+def net_file(tmp_path):
+    model = VGG("C", 7, width=1 / 32, pool="ceil")
+    initialise(model, torch.Generator().manual_seed(3))
+    save_weights(tmp_path / "c.safetensors", model, mean=[1.0, 2.0, 3.0], classes=list("abcdefg"))
+    return tmp_path / "c.safetensors", model
+
+
+def test_our_file_comes_back_whole(net_file):
+    path, model = net_file
+    backbone = load_backbone(path)
+    assert backbone.model.config == "C"
+    assert (backbone.model.pool, backbone.model.width, backbone.model.num_classes) == ("ceil", 1 / 32, 7)
+    assert backbone.mean == (1.0, 2.0, 3.0)
+    assert backbone.std == (1.0, 1.0, 1.0)
+    assert backbone.classes == tuple("abcdefg")
+    assert backbone.source == "c.safetensors"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, backbone.model.state_dict()[name])
+    assert not backbone.model.training
+    assert json.loads(json.dumps(backbone.describe()))["pool_rounding"] == "ceil"
+
+
+def test_fingerprint_is_the_sha256_of_the_file(net_file):
+    import hashlib
+
+    path, _ = net_file
+    assert load_backbone(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("letter", ["A", "B", "D", "E"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torchvision_state_dict_gives_torchvisions_scores(tmp_path, letter, legacy):
+    net = torchvision_net(letter)
+    torch.save(net.state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
+    backbone = load_backbone(tmp_path / "net.pth")
+    assert (backbone.model.config, backbone.model.pool) == (letter, "floor")
+    picture = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    theirs = tvf.normalize(picture / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    ours = normalise(picture[None].float(), torch.tensor(backbone.mean), torch.tensor(backbone.std))
+    with torch.inference_mode():
+        expected, found = net(theirs), backbone.model(ours)["fc8"].flatten(1)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_random_nets_repeat_and_differ_by_seed():
+    first, again, other = (random_backbone(f"random:A:{seed}:0.0625") for seed in (0, 0, 1))
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.source == "random:A:0:0.0625"
+    assert not first.trained
+    assert first.mean == IMAGENET_MEAN
+    deviation = first.model.layers["fc6"].weight.std().item()
+    assert deviation == pytest.approx((2 / (32 * 49)) ** 0.5, rel=0.02)
+
+
+def test_random_defaults_to_seed_0_and_full_width():
+    with torch.device("meta"):
+        assert VGG("A").layers["fc7"].weight.shape[0] == 4096
+    assert random_backbone("random:A:0:0.0625").source != random_backbone("random:A:0:0.125").source
+
+
+@pytest.mark.parametrize("spec", ["random", "random:", "random:Z:0", "random:A:x", "random:A:0:0", "random:A:0:1:2"])
+def test_random_specs_that_are_not_understood(spec):
+    with pytest.raises(ConfigError, match="expected"):
+        load_backbone(spec)
+
+
+def test_by_name_in_the_folder(net_file):
+    path, _ = net_file
+    for spec in ("c", "c.safetensors", None):
+        assert load_backbone(spec, folder=path.parent).source == "c.safetensors"
+
+
+def test_without_weights_the_ways_to_get_some_are_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"found none; ways to get one: --weights FILE .*random:D:0"):
+        load_backbone(None, folder=tmp_path / "weights")
+    with pytest.raises(WeightsError, match="vgg16: found neither as a file nor in"):
+        load_backbone("vgg16", folder=tmp_path)
+
+
+def test_two_nets_in_the_folder_are_not_guessed_between(net_file):
+    path, model = net_file
+    save_weights(path.with_name("d.safetensors"), model)
+    with pytest.raises(WeightsError, match=r"found c\.safetensors, d\.safetensors"):
+        load_backbone(None, folder=path.parent)
+
+
+def test_nothing_half_written_when_the_folder_is_missing(tmp_path, net_file):
+    with pytest.raises(WeightsError, match="can't write"):
+        save_weights(tmp_path / "no" / "c.safetensors", net_file[1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.safetensors"]
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("canary",)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": Evil()}))
+    torch.save({"a": Evil()}, tmp_path / "zip.pth")
+    for name in ("plain.pth", "zip.pth"):
+        with pytest.raises(WeightsError, match=name):
+            load_backbone(tmp_path / name)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save(torchvision_net("A").state_dict(), tmp_path / "net.pth")
+    with zipfile.ZipFile(tmp_path / "net.pth") as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match="found compressed ones"):
+        load_backbone(tmp_path / "bomb.pth")
+
+
+def change(state, name, value):
+    state = dict(state)
+    if value is None:
+        del state[name]
+    else:
+        state[name] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("classifier.0.bias", None, "expected the keys of torchvision"),
+        ("extra", torch.zeros(1), "expected the keys of torchvision"),
+        ("classifier.3.weight", torch.full((256, 256), torch.nan), r"fc7\.weight: expected finite"),
+        ("classifier.3.weight", torch.zeros(256, 256, dtype=torch.int8), r"fc7\.weight: expected floating-point"),
+        ("classifier.3.weight", torch.zeros(256, 256, dtype=torch.complex64), r"fc7\.weight: expected floating-point"),
+        ("classifier.3.weight", torch.zeros(256, 256).to_sparse(), r"fc7\.weight: expected floating-point|found"),
+        ("classifier.3.weight", torch.zeros(256, 255), r"fc7\.weight: expected shape"),
+        ("classifier.0.weight", torch.zeros(1).expand(1 << 20, 1 << 20), r"fc6\.weight: expected shape"),
+        ("features.2.weight", torch.zeros(4, 4, 5, 5), "expected the keys of torchvision"),
+        ("features.0.weight", torch.zeros(3), "expected the keys of torchvision"),
+    ],
+)
+def test_state_dicts_of_another_net_or_damaged(tmp_path, name, value, message):
+    torch.save(change(torchvision_net("D").state_dict(), name, value), tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_backbone(tmp_path / "net.pth")
+
+
+def test_batch_normalisation_and_caffe_conversions_are_named(tmp_path):
+    torch.save(torchvision_net("A", batch_norm=True).state_dict(), tmp_path / "bn.pth")
+    with pytest.raises(WeightsError, match="batch normalisation"):
+        load_backbone(tmp_path / "bn.pth")
+    renamed = {"classifier.0": "classifier.1", "classifier.3": "classifier.4"}
+    state = {}
+    for key, tensor in torchvision_net("D").state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        state[f"{renamed.get(layer, layer)}.{kind}"] = tensor
+    torch.save(state, tmp_path / "caffe.pth")
+    with pytest.raises(WeightsError, match="BGR"):
+        load_backbone(tmp_path / "caffe.pth")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"vggfeat": "no JSON"},
+        {"vggfeat": "[]"},
+        {"vggfeat": json.dumps({"format": 99})},
+        {"vggfeat": json.dumps({"format": 1, "config": "Z", "width": 1, "pool": "floor", "num_classes": 3})},
+        {"vggfeat": json.dumps({"format": 1, "config": "A", "width": 1e9, "pool": "floor", "num_classes": 3})},
+        {"vggfeat": json.dumps({"format": 1, "config": "A", "width": 1, "pool": "floor", "num_classes": 3, "mean": [1]})},
+    ],
+)
+def test_safetensors_without_our_metadata(tmp_path, metadata):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors", metadata=metadata)
+    with pytest.raises(WeightsError, match=r"x\.safetensors"):
+        load_backbone(tmp_path / "x.safetensors")
+
+
+def test_any_flipped_byte_or_cut_of_the_header_is_an_error_of_ours_or_still_loads(net_file):
+    path, _ = net_file
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    refused = 0
+    for position in range(0, header, 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
+        try:
+            load_backbone(path)
+        except WeightsError:
+            refused += 1
+    assert refused > 100
+    for length in (0, 5, 8, 100, header, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError):
+            load_backbone(path)

@@ -1,0 +1,230 @@
+"""The main job: a data set and a net become one feature file, in shards that survive a crash."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vggfeat.decoding import Decoder
+from vggfeat.errors import PictureError
+from vggfeat.extraction import Extraction, ExtractionSettings, Row, requests
+from vggfeat.images import DecodeSettings, Picture
+from vggfeat.parts import Parts
+from vggfeat.samples import DataSet
+from vggfeat.shards import Block, Shape, Status
+from vggfeat.store import FeatureFile
+from vggfeat.weights import Backbone
+
+Progress = Callable[[float, int, int], None]
+"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """How the work is cut up and guarded; nothing here changes a feature by more than rounding."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    workers: int = 2
+    """Processes that decode pictures; 0 decodes in this process, without a time limit."""
+    shard_rows: int | None = None
+    """Pictures between two points from which a killed run goes on: 32 on the CPU, 256 on a GPU by default."""
+    overwrite: bool = False
+    """Replace a finished feature file of other settings, and throw away unfinished parts of it."""
+
+    def rows(self) -> int:
+        """Return `shard_rows` or its default."""
+        return self.shard_rows or (32 if self.device.startswith("cpu") else 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run has left behind."""
+
+    path: Path
+    """The feature file."""
+    total: int
+    """Samples in the data set."""
+    resumed: int
+    """Samples that an earlier run had finished."""
+    failures: tuple[tuple[str, str], ...]
+    """(id, reason) of every sample that failed, in row order, earlier runs included."""
+    seconds: float
+    """Time of this run."""
+    halvings: int
+    """Batches that did not fit into memory and were halved."""
+    enlarged: int
+    """Pictures whose smallest side had to grow more than eightfold to reach the largest scale."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, a sentence each."""
+
+
+def cache_features(
+    dataset: DataSet,
+    backbone: Backbone,
+    out: Path,
+    settings: ExtractionSettings,
+    *,
+    cache: CacheSettings = CacheSettings(),
+    decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
+    progress: Progress | None = None,
+) -> Summary:
+    """Extract the features of a data set into one HDF5 file, or finish the run that was doing so.
+
+    Parameters
+    ----------
+    dataset : DataSet
+    backbone : Backbone
+    out : Path
+        The feature file. Unfinished work stands beside it in `out` + ".parts".
+    settings : ExtractionSettings
+    cache : CacheSettings
+    decode : DecodeSettings
+        Limits for a picture. `largest_side` is set to the largest scale here.
+    progress : callable, optional
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    StoreError
+        If a file or parts of other weights, settings or pictures stand in the way (the difference is named), another
+        process is writing them, or the disk refuses.
+    ConfigError
+        If the settings do not go together, or with this device or data set.
+    """
+    begun = time.monotonic()
+    extraction = Extraction(backbone, settings, cache.device)
+    decode = replace(decode, largest_side=max(extraction.sides))
+    key = describe_run(dataset, backbone, extraction, decode)
+    shape = Shape(scales=settings.scales, regions=settings.regions, channels=extraction.channels)
+    resumed = 0
+    with Parts.open(out, dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
+        resumed = parts.done_rows
+        if not parts.complete:
+            _run_shards(parts, dataset, extraction, decode, cache.workers, progress)
+            parts.consolidate(_provenance(key, extraction))
+    return _summarise(out, extraction, resumed, time.monotonic() - begun)
+
+
+def describe_run(
+    dataset: DataSet, backbone: Backbone, extraction: Extraction, decode: DecodeSettings
+) -> dict[str, Any]:
+    """Return everything that decides the values of the features; a run is continued only if all of it is equal."""
+    limits = {name: value for name, value in asdict(decode).items() if name not in ("timeout", "memory")}
+    packages = ("vggfeat", "torch", "pillow", "numpy")
+    return {
+        **backbone.describe(),
+        **extraction.settings.describe(),
+        "sides": list(extraction.sides),
+        "mirror": "features of the picture and of its mirror are averaged",
+        "decode": limits,
+        "device": extraction.device.type,
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.fingerprint(),
+        "picture_sizes_sha256": _hash_sizes(dataset),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _run_shards(
+    parts: Parts,
+    dataset: DataSet,
+    extraction: Extraction,
+    decode: DecodeSettings,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    shards = list(parts.pending)
+    rows = (row for shard in shards for row in parts.rows(shard))
+    with Decoder(workers, decode) as decoder:
+        pictures = decoder.stream(requests(dataset, rows, extraction.settings.regions))
+        for shard in shards:
+            begun, failed = parts.done_rows, parts.failed_rows
+            if progress is not None:
+                progress(begun, parts.total_rows, failed)
+
+            def show(done: float, begun: int = begun, failed: int = failed) -> None:
+                if progress is not None:
+                    progress(begun + done, parts.total_rows, failed)
+
+            found = extraction.rows(_take(pictures, len(parts.rows(shard))), show)
+            parts.commit(shard, to_block(found, parts.shape, dataset.root))
+    if progress is not None:
+        progress(parts.done_rows, parts.total_rows, parts.failed_rows)
+
+
+def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Picture | PictureError]:
+    for _ in range(count):
+        yield next(pictures)
+
+
+def to_block(rows: Sequence[Row], shape: Shape, root: str) -> Block:
+    """Turn the rows of a shard into what the store keeps; `root` is left out of the reasons, like out of the paths."""
+    features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
+    for index, row in enumerate(rows):
+        if row.features is not None:
+            features[index] = row.features
+    return Block(
+        features=features,
+        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
+        reasons=tuple(row.reason.replace(f"{root}/", "") for row in rows),
+        sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
+        sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
+    )
+
+
+def _provenance(key: dict[str, Any], extraction: Extraction) -> dict[str, Any]:
+    device = extraction.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {**key, "device_name": name}
+
+
+def _summarise(out: Path, extraction: Extraction, resumed: int, seconds: float) -> Summary:
+    with FeatureFile(out) as file:
+        failed = np.flatnonzero(file.status != Status.DONE)
+        failures = tuple((file.dataset.ids[row], file.reasons[row]) for row in failed)
+        smallest = np.asarray(file.sizes).min(axis=1, initial=2**31 - 1)
+        enlarged = int(((smallest * 8 < max(extraction.sides)) & (file.status == Status.DONE)).sum())
+        total = len(file.dataset)
+    return Summary(
+        path=out,
+        total=total,
+        resumed=resumed,
+        failures=failures,
+        seconds=seconds,
+        halvings=extraction.halvings,
+        enlarged=enlarged,
+        notes=tuple(_notes(extraction, enlarged)),
+    )
+
+
+def _notes(extraction: Extraction, enlarged: int) -> Iterator[str]:
+    for scale, side in zip(extraction.settings.scales, extraction.sides, strict=True):
+        if side != scale:
+            yield f"Q = {scale} is too short for one 7x7 window of the net: pictures were enlarged to {side} instead"
+    if enlarged:
+        yield f"{enlarged} pictures were enlarged more than eightfold to reach Q = {max(extraction.sides)}"
+    if extraction.halvings:
+        yield f"{extraction.halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
+
+
+def _hash_sizes(dataset: DataSet) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in dataset.paths:
+        try:
+            size = os.stat(f"{dataset.root}/{path}").st_size
+        except (OSError, ValueError):
+            size = -1
+        digest.update(f"{size}\n".encode())
+    return digest.hexdigest()

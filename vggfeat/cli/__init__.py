@@ -1,0 +1,91 @@
+"""The command line: a skin over the library. Errors become one line and an exit code; nothing is computed here."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from vggfeat.cli.data import data
+from vggfeat.cli.demo import demo
+from vggfeat.cli.extract import extract
+from vggfeat.cli.features import export, inspect
+from vggfeat.cli.svm import svm
+from vggfeat.errors import VggfeatError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a defect of vggfeat: please report it
+  2    a setting that is not allowed
+  3    done, but more pictures failed than --allow-failed
+  4    data set missing or not in its official layout
+  5    weights missing, damaged or of another network
+  6    feature file that can't be written, read or continued
+  7    SVM stage that can't be carried out
+  130  stopped by Ctrl-C       143  stopped by SIGTERM"""
+
+
+class Terminated(BaseException):
+    """SIGTERM, turned into an exception so that locks and files are let go in order."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.version_option(package_name="vggfeat")
+def group() -> None:
+    """Transfer-learning features from VGG nets, and linear SVMs on them.
+
+    \b
+    Example, the two stages of the VGG paper's Appendix B on VOC-2007:
+      vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
+      vggfeat svm --features voc2007.h5
+
+    \b
+    To see it work without data or weights:
+      vggfeat demo
+    """
+
+
+for _command in (extract, svm, inspect, export, data, demo):
+    group.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        result = group.main(args=arguments, prog_name="vggfeat", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except VggfeatError as error:
+        _say(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("stopped by Ctrl-C; what was finished is kept, and the same command goes on from there")
+        return 130
+    except Terminated:
+        _say("stopped by SIGTERM; what was finished is kept, and the same command goes on from there")
+        return 143
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(message: str) -> None:
+    click.echo(f"vggfeat: {message}", err=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated

@@ -1,0 +1,137 @@
+"""`vggfeat data`: what data sets there are, whether a copy is whole, its splits, and rendered imitations."""
+
+import json
+from pathlib import Path
+
+import click
+
+ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
+
+
+@click.group()
+def data() -> None:
+    """List, check, split and imitate data sets."""
+
+
+@data.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_(as_json: bool) -> None:
+    """List the data sets that can be read, with the paper's settings for each.
+
+    \b
+    Example:
+      vggfeat data list
+    """
+    from vggfeat.facts import FACTS
+
+    rows = [
+        {
+            "name": facts.name,
+            "title": facts.title,
+            "scales": list(facts.scales),
+            "regions": list(facts.regions),
+            "join": facts.join,
+            "protocol": facts.protocol,
+        }
+        for facts in FACTS.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        scales, regions = (",".join(map(str, row[key])) for key in ("scales", "regions"))
+        click.echo(f"{row['name']:15} {row['title']:40} Q={scales:24} {regions:10} {row['join']}")
+
+
+@data.command()
+@click.argument("name")
+@ROOT
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def check(name: str, root: Path | None, as_json: bool) -> int:
+    """Compare a copy with the official numbers, and name what is missing and where it is published.
+
+    \b
+    Example:
+      vggfeat data check voc2007 --root VOCdevkit
+
+    Exit code 4 if the copy is not complete.
+    """
+    from vggfeat import datasets
+
+    report = datasets.check(name, root)
+    if as_json:
+        fields = {"name": report.name, "root": report.root, "complete": report.complete, "problem": report.problem}
+        rows = {
+            "counts": [{**count._asdict(), "agrees": count.agrees} for count in report.counts],
+            "missing": [problem._asdict() for problem in report.missing],
+            "notes": list(report.notes),
+            "archives": [archive._asdict() for archive in report.archives],
+        }
+        click.echo(json.dumps(fields | rows, indent=2))
+        return 0 if report.complete else 4
+    for line in _lines(report):
+        click.echo(line)
+    return 0 if report.complete else 4
+
+
+@data.command()
+@click.argument("name")
+@ROOT
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the lists. [NAME-splits]")
+def splits(name: str, root: Path | None, out: Path | None) -> None:
+    """Write the ids of every split to a text file of its own.
+
+    \b
+    Example:
+      vggfeat data splits caltech101 --root caltech-101 --out splits/
+    """
+    from vggfeat import datasets
+
+    written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
+    for path in written:
+        click.echo(str(path))
+    if not written:
+        click.echo(f"{name}: it has no splits")
+
+
+@data.command()
+@click.argument("name")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
+@click.option("--size", type=click.Choice(["tiny", "demo", "large"]), default="demo", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
+def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
+    """Render a small, learnable imitation of a data set in its official layout.
+
+    \b
+    Example:
+      vggfeat data synth voc2007 --root data/voc2007
+    """
+    from vggfeat import synthetic
+    from vggfeat.cli.progress import Progress
+
+    with Progress(f"synth {name}", "pictures") as bar:
+        fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
+    click.echo(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
+
+
+def _lines(report):  # type: ignore[no-untyped-def]
+    yield f"{report.name} at {report.root}"
+    if report.problem:
+        yield f"problem: {report.problem}"
+    for count in report.counts:
+        expected = "no official number" if count.expected is None else f"official {count.expected}"
+        doubt = "" if count.verified else " (not verified)"
+        mark = "ok" if count.agrees else "DIFFERS"
+        found = "-" if count.found is None else count.found
+        yield f"  {count.split:12} {count.what:22} {found!s:>7}  {expected}{doubt}  {mark}"
+    for problem in report.missing[:10]:
+        yield f"missing: {problem.path}: {problem.reason}"
+    if len(report.missing) > 10:
+        yield f"missing: {len(report.missing) - 10} more"
+    for note in report.notes:
+        yield f"note: {note}"
+    if not report.complete:
+        for archive in report.archives:
+            yield f"get: {archive.file} ({archive.algorithm} {archive.checksum}) from {archive.page}"
+    yield "complete" if report.complete else "NOT COMPLETE"

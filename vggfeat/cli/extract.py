@@ -1,0 +1,147 @@
+"""`vggfeat extract`: pictures in, one feature file out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vggfeat.cli.types import Numbers, Words
+
+if TYPE_CHECKING:
+    from vggfeat.caching import Summary
+
+SHOWN_FAILURES = 10
+
+
+@click.command()
+@click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
+@click.option("--weights", metavar="FILE|NAME|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
+@click.option("--out", type=click.Path(path_type=Path), help="The feature file. [NAME.h5]")
+@click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the data set]")
+@click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
+@click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
+    help="How pictures are rescaled.",
+)  # fmt: skip
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
+@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
+@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
+@click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
+@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
+@click.option("--overwrite", is_flag=True, help="Replace a feature file of other settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def extract(
+    name: str,
+    root: Path | None,
+    weights: str | None,
+    out: Path | None,
+    scales: tuple[int, ...] | None,
+    regions: tuple[str, ...] | None,
+    layer: str,
+    precision: str,
+    interpolation: str,
+    device: str | None,
+    workers: int | None,
+    batch_pixels: int | None,
+    shard_rows: int | None,
+    time_limit: float,
+    allow_truncated: bool,
+    allow_failed: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compute dense multi-scale features of a data set and keep them in one HDF5 file.
+
+    Every picture is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
+    layer is averaged over space, then over the two. One vector per picture, scale and region is stored, not
+    normalised. A run that was stopped goes on when the same command is given again.
+
+    \b
+    Examples:
+      vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
+      vggfeat extract --dataset folder --root holiday/ --weights vgg16-397923af.pth --out holiday.h5
+      vggfeat extract --dataset manifest --root list.csv --weights random:A:0:0.25 --scales 256
+
+    \b
+    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    """
+    from vggfeat.caching import CacheSettings, cache_features
+    from vggfeat.cli.progress import Progress
+    from vggfeat.datasets import open_dataset
+    from vggfeat.devices import default_device, default_workers
+    from vggfeat.extraction import ExtractionSettings
+    from vggfeat.facts import FACTS
+    from vggfeat.images import DecodeSettings
+    from vggfeat.weights import load_backbone
+
+    dataset = open_dataset(name, root)
+    for note in dataset.notes:
+        click.echo(f"note: {note}", err=True)
+    facts = FACTS[name]
+    chosen = {"batch_pixels": batch_pixels} if batch_pixels else {}
+    settings = ExtractionSettings(
+        scales=scales or facts.scales,
+        regions=regions or facts.regions,  # type: ignore[arg-type]
+        layer=layer,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        interpolation=interpolation,  # type: ignore[arg-type]
+        **chosen,
+    )
+    backbone = load_backbone(weights)
+    if not backbone.trained:
+        click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
+    cache = CacheSettings(
+        device=device or default_device(),
+        workers=default_workers() if workers is None else workers,
+        shard_rows=shard_rows,
+        overwrite=overwrite,
+    )
+    target = out or Path(f"{_stem(name, root)}.h5")
+    with Progress(f"extract {name}", "pictures", quiet=quiet) as bar:
+        summary = cache_features(
+            dataset,
+            backbone,
+            target,
+            settings,
+            cache=cache,
+            decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated),
+            progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+        )
+    show_summary(summary, as_json)
+    return 3 if len(summary.failures) > allow_failed else 0
+
+
+def show_summary(summary: "Summary", as_json: bool = False) -> None:
+    """Print what a run has left behind."""
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps(dataclasses.asdict(summary) | {"path": str(summary.path)}, indent=2))
+        return
+    from vggfeat.cli.progress import duration
+
+    done = summary.total - len(summary.failures)
+    resumed = f", {summary.resumed} of them by earlier runs" if summary.resumed else ""
+    click.echo(f"{summary.path}: {done} of {summary.total} pictures{resumed}, in {duration(summary.seconds)}")
+    for note in summary.notes:
+        click.echo(f"note: {note}")
+    for name, reason in summary.failures[:SHOWN_FAILURES]:
+        click.echo(f"failed: {name}: {reason}")
+    if len(summary.failures) > SHOWN_FAILURES:
+        more = len(summary.failures) - SHOWN_FAILURES
+        click.echo(f"failed: {more} more; all of them: vggfeat inspect {summary.path} --failed")
+
+
+def _stem(name: str, root: Path | None) -> str:
+    # A user's own pictures are better known by their folder than by the word "folder".
+    if name in ("folder", "manifest") and root is not None:
+        return root.resolve().stem or name
+    return name

@@ -1,0 +1,101 @@
+"""`vggfeat inspect` and `vggfeat export`: look at a feature file, hand its descriptors to other programs."""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--failed", is_flag=True, help="List every picture that failed, with its reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(file: Path, failed: bool, as_json: bool) -> int:
+    """Show what a feature file holds, how it was made, and whether every byte of it is sound.
+
+    \b
+    Example:
+      vggfeat inspect voc2007.h5
+
+    Exit code 6 if a problem is found.
+    """
+    from vggfeat.store import FeatureFile, validate
+
+    report = validate(file)
+    with FeatureFile(file) as features:
+        dataset, provenance = features.dataset, features.provenance
+        failures = [(name, why) for name, why in zip(dataset.ids, features.reasons, strict=True) if why]
+    facts = {
+        "file": str(file),
+        "dataset": report.dataset,
+        "task": str(dataset.task),
+        "rows": report.rows,
+        "done": report.done,
+        "failed": report.failed,
+        "pending": report.pending,
+        "reasons": report.reasons,
+        "scales": list(report.shape.scales),
+        "regions": list(report.shape.regions),
+        "channels": report.shape.channels,
+        "classes": len(dataset.classes),
+        "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+        "provenance": provenance,
+        "problems": list(report.problems),
+    }
+    if as_json:
+        click.echo(json.dumps(facts | {"failures": dict(failures)}, indent=2))
+    else:
+        for name, value in facts.items():
+            if name not in ("provenance", "problems"):
+                click.echo(f"{name:11} {_plain(value)}")
+        for name, value in sorted(provenance.items()):
+            click.echo(f"  {name:22} {_plain(value)}")
+        for name, why in failures if failed else []:
+            click.echo(f"failed: {name}: {why}")
+        for problem in report.problems:
+            click.echo(f"problem: {problem}")
+        click.echo("sound: every checksum fits" if not report.problems else "NOT SOUND: extract it again")
+    return 6 if report.problems else 0
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--to", "kind", type=click.Choice(["npz", "parquet", "csv", "mat"]), required=True)
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write. [first FILE with the new suffix]")
+@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
+@click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True)
+@click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that stands there.")
+def export(
+    files: tuple[Path, ...],
+    kind: str,
+    out: Path | None,
+    join: str | None,
+    normalisation: str,
+    splits: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Write descriptors, labels and ids for other programs, joined as `svm` joins them.
+
+    Several files are fused by stacking. Pictures that failed are left out and counted.
+
+    \b
+    Example:
+      vggfeat export voc2007.h5 --to parquet --split train --split val
+    """
+    from vggfeat.cli.svm import default_join
+    from vggfeat.export import write
+    from vggfeat.fusion import read_descriptors, rows_of, to_table
+
+    chosen = join or default_join(files[0])
+    table = read_descriptors(files, join=chosen, normalisation=normalisation)  # type: ignore[arg-type]
+    rows = rows_of(table.dataset, splits or None)
+    kept = rows[table.ok[rows]]
+    target = out or files[0].with_suffix(f".{kind}")
+    write(target, kind, to_table(table, kept), overwrite=overwrite)
+    left_out = f", {len(rows) - len(kept)} failed pictures left out" if len(kept) < len(rows) else ""
+    click.echo(f"{target}: {len(kept)} descriptors of {table.descriptors.shape[1]} values, join {chosen}{left_out}")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,103 @@
+"""Progress on a terminal as a bar, elsewhere as a line now and then, always on standard error."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import click
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Shows done and total, rate, and the time left. Use as a context manager.
+
+    Parameters
+    ----------
+    title : str
+        What is being done.
+    unit : str
+        What is counted, in the plural.
+    quiet : bool
+        Show nothing.
+    clock : callable
+        Seconds, for the rate.
+    """
+
+    def __init__(
+        self, title: str, unit: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.title, self.unit, self.quiet, self.clock = title, unit, quiet, clock
+        self.started = self.shown = clock()
+        self.first: float | None = None
+        self.said = ""
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> Self:
+        if not self.quiet and sys.stderr.isatty():
+            self.bar = _rich_bar()
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=None, rate="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Show how far it is. The first call sets where counting begins, so that resumed work has an honest rate."""
+        now = self.clock()
+        if self.first is None:
+            self.first, self.started = done, now
+        if self.bar is not None:
+            rate = f"{rate_of(done - self.first, now - self.started)} {self.unit}/s {note}"
+            self.bar.update(self.task, completed=done, total=total, rate=rate)
+        elif not self.quiet and (now - self.shown >= SECONDS_BETWEEN_LINES or (done >= total and done > self.first)):
+            text = line(self.title, self.unit, done, total, self.first, now - self.started, note)
+            if text != self.said:
+                click.echo(text, err=True)
+            self.shown, self.said = now, text
+
+
+def line(title: str, unit: str, done: float, total: float, first: float, seconds: float, note: str) -> str:
+    """Say in one line how far it is, how fast, and how long it will take."""
+    fresh = done - first
+    left = "" if done >= total or fresh <= 0 else f", {duration((total - done) * seconds / fresh)} left"
+    text = f"{title}: {done:.0f} of {total:.0f} {unit}, {rate_of(fresh, seconds)} {unit}/s{left}"
+    return f"{text} {note}".rstrip()
+
+
+def rate_of(count: float, seconds: float) -> str:
+    """Return a rate with as many digits as one can read."""
+    rate = count / seconds if seconds > 0 else 0.0
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 42s, 3m10s or 5h02m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    return RichProgress(*columns, console=Console(stderr=True))

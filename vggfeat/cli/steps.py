@@ -1,0 +1,14 @@
+"""Commands run one after the other in one process, each printed as a user would type it."""
+
+import shlex
+
+import click
+
+
+def run_step(*arguments: object) -> int:
+    """Print a command line, run it, and return its exit code."""
+    from vggfeat.cli import run
+
+    words = [str(argument) for argument in arguments]
+    click.echo(f"$ vggfeat {shlex.join(words)}")
+    return run(words)

@@ -1,0 +1,109 @@
+"""`vggfeat svm`: features in, a table of results out."""
+
+from pathlib import Path
+
+import click
+
+from vggfeat.cli.types import Numbers
+
+DIFFICULT = click.Choice(["ignore", "negative", "positive"])
+
+
+@click.command()
+@click.option(
+    "--features", "files", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+    help="A feature file; given several times, the nets are fused by stacking.",
+)  # fmt: skip
+@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
+@click.option(
+    "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
+    help="L2 of every net and region, then of the whole; of the whole only; or none.",
+)  # fmt: skip
+@click.option(
+    "--protocol", type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
+    default="auto", show_default=True, help="auto: the paper's for the data set in the file.",
+)  # fmt: skip
+@click.option("--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 64]")
+@click.option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
+@click.option("--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto", show_default=True,
+              help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
+@click.option("--difficult-training", type=DIFFICULT, default="ignore", show_default=True,
+              help="What images with difficult objects only are in training.")  # fmt: skip
+@click.option("--difficult-scoring", type=DIFFICULT, default="ignore", show_default=True,
+              help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out pictures.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes. [one a core]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results. [FILE.svm beside the first FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def svm(
+    files: tuple[Path, ...],
+    join: str | None,
+    normalisation: str,
+    protocol: str,
+    grid: tuple[float, ...] | None,
+    folds: int | None,
+    rule: str,
+    difficult_training: str,
+    difficult_scoring: str,
+    seed: int,
+    jobs: int | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Choose C, train linear SVMs and test them, by the protocol of the data set in the feature file.
+
+    VOC-2007: C on train and val, refit on both, test. VOC-2012 and actions: C by cross-validation in train, test on
+    val, and the server's archive for test. Caltech: three splits, 20 % of training held out for C. Your own
+    pictures: their splits if they have some, else a k-fold cross-validation. The folder receives results.json,
+    table.txt, results.png, scores.npz, and the archive.
+
+    \b
+    Examples:
+      vggfeat svm --features voc2007.h5
+      vggfeat svm --features voc2007-D.h5 --features voc2007-E.h5 --out voc2007-DE.svm
+      vggfeat svm --features holiday.h5 --protocol k-fold --folds 10 --json
+    """
+    import json
+
+    from vggfeat.cli.progress import Progress
+    from vggfeat.fusion import read_descriptors
+    from vggfeat.protocols import ProtocolSettings, run_protocol
+    from vggfeat.report import results_json, text_table, write_results
+    from vggfeat.svm import SvmSettings
+
+    given = {"grid": grid, "folds": folds}
+    settings = ProtocolSettings(
+        protocol=protocol,  # type: ignore[arg-type]
+        rule=rule,  # type: ignore[arg-type]
+        difficult_in_training=difficult_training,  # type: ignore[arg-type]
+        difficult_in_scoring=difficult_scoring,  # type: ignore[arg-type]
+        seed=seed,
+        svm=SvmSettings(jobs=jobs or -1, seed=seed),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    table = read_descriptors(
+        files,
+        join=join or default_join(files[0]),  # type: ignore[arg-type]
+        normalisation=normalisation,  # type: ignore[arg-type]
+    )
+    with Progress("svm", "problems", quiet=quiet) as bar:
+        result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
+    folder = out or files[0].with_suffix(".svm")
+    written = write_results(result, table.dataset, folder)
+    if as_json:
+        click.echo(json.dumps(results_json(result), indent=2))
+        return
+    click.echo(text_table(result))
+    click.echo(f"{folder}: {', '.join(path.name for path in written)}")
+
+
+def default_join(file: Path) -> str:
+    """Return the paper's way to join scales for the data set in a feature file."""
+    from vggfeat.facts import FACTS
+    from vggfeat.store import FeatureFile
+
+    with FeatureFile(file) as features:
+        name = features.dataset_name
+    return FACTS[name].join if name in FACTS else "mean"

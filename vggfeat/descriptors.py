@@ -1,0 +1,78 @@
+"""Features become descriptors: joined over scales and regions, L2-normalised. Plain NumPy.
+
+N = images, S = scales, R = regions, C = channels of one feature, D = length of a descriptor.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError
+
+Join = Literal["mean", "max", "stack"]
+"""How the scales of one region become one block; regions are always stacked."""
+Normalisation = Literal["blocks", "whole", "none"]
+"""blocks: L2 for each region of each net, then over the whole descriptor. The paper says that the descriptor is
+L2-normalised, not where (Appendix B); with one region and one net, blocks and whole are the same."""
+
+
+def join_features(
+    features: NDArray[np.float32], join: Join = "mean", normalisation: Normalisation = "blocks"
+) -> NDArray[np.float32]:
+    """Join the features of one net into one descriptor an image (Appendix B).
+
+    Parameters
+    ----------
+    features : (N, S, R, C) float32
+        Spatially averaged, mirror-averaged, not normalised.
+    join : "mean", "max" or "stack"
+        Over scales. The paper takes the mean on VOC and stacks on Caltech.
+    normalisation : "blocks", "whole" or "none"
+
+    Returns
+    -------
+    (N, D) float32
+        D = R * C, or R * S * C when stacked: region by region, in it scale by scale. A zero feature stays zero.
+
+    Raises
+    ------
+    ConfigError
+        If `join` or `normalisation` is not one of the above.
+    """
+    if join not in get_args(Join):
+        raise ConfigError(f"join: expected one of {', '.join(get_args(Join))}, found {join!r}")
+    if normalisation not in get_args(Normalisation):
+        allowed = ", ".join(get_args(Normalisation))
+        raise ConfigError(f"normalisation: expected one of {allowed}, found {normalisation!r}")
+    if join == "stack":
+        blocks = features.transpose(0, 2, 1, 3).reshape(len(features), features.shape[2], -1)
+    else:
+        blocks = features.mean(axis=1) if join == "mean" else features.max(axis=1)
+    if normalisation == "blocks":
+        blocks = l2_normalise(blocks)
+    descriptors = blocks.reshape(len(features), -1)
+    return descriptors if normalisation == "none" else l2_normalise(descriptors)
+
+
+def fuse(descriptors: list[NDArray[np.float32]], normalisation: Normalisation = "blocks") -> NDArray[np.float32]:
+    """Stack the descriptors of several nets (Appendix B: D and E), in the order given.
+
+    Parameters
+    ----------
+    descriptors : list of (N, D_i) float32, rows aligned
+    normalisation : "blocks", "whole" or "none"
+        Anything but "none" brings the stacked descriptor to unit length.
+
+    Returns
+    -------
+    (N, sum of D_i) float32
+    """
+    stacked = np.concatenate(descriptors, axis=1) if len(descriptors) > 1 else descriptors[0]
+    return stacked if normalisation == "none" or len(descriptors) == 1 else l2_normalise(stacked)
+
+
+def l2_normalise(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide by the Euclidean length along the last axis, computed in float64; zero vectors stay zero."""
+    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64))[..., None]
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0, casting="same_kind")

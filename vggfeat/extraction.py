@@ -1,0 +1,311 @@
+"""Pictures become features: one dense pass per scale and region, averaged over space and mirror.
+
+N = pictures of a batch, S = scales, R = regions, C = channels of the layer, H, W = picture sides in pixels.
+Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net densely over the whole picture and
+over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggfeat.errors import ConfigError, PictureError
+from vggfeat.images import Picture, Request
+from vggfeat.models import STRIDE, VGG, WINDOW
+from vggfeat.samples import DataSet
+from vggfeat.transforms import Interpolation, mirror, normalise, rescale, rescaled_size
+from vggfeat.weights import Backbone
+
+Region = Literal["image", "box"]
+Layer = Literal["pool5", "fc6", "fc7", "fc8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_RESCALED_PIXELS = 1 << 25
+"""A picture so elongated that it would be larger than this after rescaling fails by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """Everything that decides the value of a feature, apart from the weights and the pictures."""
+
+    scales: tuple[int, ...] = (256, 384, 512)
+    """Q, the smallest picture side in pixels; {256, 384, 512} on Caltech, and 640 and 768 as well on VOC."""
+    regions: tuple[Region, ...] = ("image",)
+    """image: the whole picture. box: the picture inside the sample's box (VOC actions, Table 12)."""
+    layer: Layer = "fc7"
+    """The penultimate layer, after its ReLU; the paper does not say whether before or after."""
+    precision: Precision = "fp32"
+    """Of the convolutions; averages are always taken in float32."""
+    interpolation: Interpolation = "bilinear"
+    """How pictures are rescaled, always with anti-aliasing."""
+    batch_pixels: int = 1 << 22
+    """Pixels in one pass, mirrors included: bounds the memory. A larger picture is run in exact overlapping strips."""
+    window_bytes: int = 1 << 28
+    """Decoded pictures held at a time, from which batches of equal size are made."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("layer", Layer), ("precision", Precision), ("interpolation", Interpolation)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(
+                    f"{name}: expected one of {', '.join(get_args(allowed))}, found {getattr(self, name)!r}"
+                )
+        if not self.regions or not set(self.regions) <= set(get_args(Region)):
+            raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
+        if not self.scales or not all(isinstance(q, int) and 1 <= q <= 4096 for q in self.scales):
+            raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
+        for name in ("scales", "regions"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ConfigError(f"{name}: expected each once, found {getattr(self, name)}")
+        for name in ("batch_pixels", "window_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+    def sides(self, model: VGG) -> tuple[int, ...]:
+        """Return the smallest sides that are really used: a Q too short for one 7x7 window is raised to it.
+
+        Raises
+        ------
+        ConfigError
+            If two scales become one.
+        """
+        sides = tuple(max(scale, model.min_side) for scale in self.scales)
+        if len(set(sides)) != len(sides):
+            raise ConfigError(
+                f"scales: {self.scales} become {sides}, because a picture below {model.min_side} pixels gives no "
+                f"7x7 window; expected at most one scale below {model.min_side}"
+            )
+        return sides
+
+    def describe(self) -> dict[str, Any]:
+        """Return all settings, ready for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+class Row(NamedTuple):
+    """What became of one sample."""
+
+    features: NDArray[np.float32] | None
+    """(S, R, C), all finite; None if the sample failed."""
+    reason: str
+    """Empty, or "reason: message" of the failure."""
+    size: tuple[int, int]
+    """Height and width of the whole picture in pixels; (0, 0) if it could not be read."""
+    sha256: bytes
+    """32 bytes, of the picture file; zeros if it could not be read."""
+
+
+def requests(dataset: DataSet, rows: Iterable[int], regions: Sequence[Region]) -> Iterator[Request]:
+    """Say for each row which file is to be decoded and which parts of it.
+
+    Raises
+    ------
+    ConfigError
+        If boxes are asked for and a row has none.
+    """
+    for row in rows:
+        sample = dataset[row]
+        if "box" in regions and sample.box is None:
+            raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {sample.id}")
+        boxes = tuple(sample.box if region == "box" else None for region in regions)
+        yield Request(f"{dataset.root}/{sample.path}", boxes)
+
+
+class Extraction:
+    """A net on a device, ready to turn pictures into features.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    settings : ExtractionSettings
+    device : str
+        cpu, cuda, cuda:1, ...
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there or can't compute in that precision.
+    """
+
+    def __init__(self, backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> None:
+        self.settings = settings
+        self.device = _checked_device(device, settings.precision)
+        self.dtype = DTYPES[settings.precision]
+        self.model = backbone.model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean = torch.tensor(backbone.mean, device=self.device)
+        self.std = torch.tensor(backbone.std, device=self.device)
+        self.sides = settings.sides(self.model)
+        self.channels = self.model.channels(settings.layer)
+        self._done = 0.0
+        self._progress: Callable[[float], None] | None = None
+        self.halvings = 0
+        """Batches that did not fit into memory and were halved so far."""
+
+    def rows(
+        self, pictures: Iterable[Picture | PictureError], progress: Callable[[float], None] | None = None
+    ) -> list[Row]:
+        """Compute the features of some pictures.
+
+        The grouping into batches depends on these pictures and the settings alone: the same call gives the same bits
+        on the same device and versions.
+
+        Parameters
+        ----------
+        pictures : iterable of Picture or PictureError
+            In row order; a failure keeps its place.
+        progress : callable, optional
+            Called after every batch with the number of pictures done.
+
+        Returns
+        -------
+        list of Row
+            In the order of the pictures.
+        """
+        self._done, self._progress = 0.0, progress
+        found: list[Row] = []
+        window: list[tuple[int, Picture]] = []
+        held = 0
+        for index, picture in enumerate(pictures):
+            found.append(self._started_row(picture))
+            if found[-1].reason or isinstance(picture, PictureError):
+                self._count(1)
+                continue
+            window.append((index, picture))
+            held += sum(region.nbytes for region in picture.regions)
+            if held >= self.settings.window_bytes:
+                self._finish(window, found)
+                window, held = [], 0
+        self._finish(window, found)
+        return found
+
+    def _started_row(self, picture: Picture | PictureError) -> Row:
+        if isinstance(picture, PictureError):
+            return Row(None, f"{picture.reason}: {picture}", (0, 0), bytes(32))
+        reason = ""
+        for region in picture.regions:
+            height, width = rescaled_size(region.shape[0], region.shape[1], max(self.sides))
+            if height * width > MAX_RESCALED_PIXELS:
+                reason = (
+                    f"elongated: {region.shape[1]}x{region.shape[0]} pixels would become {width}x{height} "
+                    f"at Q = {max(self.sides)}, more than {MAX_RESCALED_PIXELS} pixels"
+                )
+        return Row(None, reason, picture.size, picture.sha256)
+
+    def _finish(self, window: list[tuple[int, Picture]], found: list[Row]) -> None:
+        for (index, _), features in zip(window, self._features([p.regions for _, p in window]), strict=True):
+            finite = bool(np.isfinite(features).all())
+            reason = "" if finite else f"non-finite: the {self.settings.layer} map has NaN or infinity"
+            found[index] = found[index]._replace(features=features if finite else None, reason=reason)
+
+    def _features(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+        """Return the features, (N, S, R, C), of N pictures of R regions each, by batches of equal rescaled size."""
+        shape = (len(pictures), len(self.sides), len(self.settings.regions), self.channels)
+        features = np.empty(shape, dtype=np.float32)
+        uploaded = [[torch.from_numpy(r).to(self.device).permute(2, 0, 1) for r in regions] for regions in pictures]
+        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        for n, regions in enumerate(uploaded):
+            for r, region in enumerate(regions):
+                for s, side in enumerate(self.sides):
+                    groups[rescaled_size(region.shape[1], region.shape[2], side)].append((n, s, r))
+        for size, places in sorted(groups.items()):
+            step = max(1, self.settings.batch_pixels // (2 * size[0] * size[1]))
+            for start in range(0, len(places), step):
+                batch = places[start : start + step]
+                means = self._batch([uploaded[n][r] for n, _, r in batch], size)
+                for place, mean in zip(batch, means.cpu().numpy(), strict=True):
+                    features[place] = mean
+                self._count(len(batch) / (shape[1] * shape[2]))
+        return features
+
+    def _count(self, pictures: float) -> None:
+        self._done += pictures
+        if self._progress is not None:
+            self._progress(self._done)
+
+    def _batch(self, pictures: Sequence[Tensor], size: tuple[int, int], pixels: int = 0) -> Tensor:
+        """Return the features, (N, C), of pictures rescaled to one size; what does not fit into memory is halved."""
+        pixels = pixels or self.settings.batch_pixels
+        try:
+            with torch.inference_mode(), _exact_float32(self.settings.precision):
+                scaled = torch.stack([rescale(p, size, self.settings.interpolation) for p in pictures])
+                images = normalise(scaled, self.mean, self.std).to(self.dtype)
+                both = torch.cat([images, mirror(images)]).contiguous(memory_format=torch.channels_last)
+                means = spatial_mean(self.model, both, self.settings.layer, pixels)
+                return (means[: len(pictures)] + means[len(pictures) :]) / 2
+        except RuntimeError as error:
+            smallest = 2 * min(size) * STRIDE
+            if not _out_of_memory(error) or (len(pictures) == 1 and pixels <= smallest):
+                raise
+        self.halvings += 1
+        if len(pictures) == 1:
+            return self._batch(pictures, size, min(pixels, 2 * size[0] * size[1]) // 2)
+        middle = len(pictures) // 2
+        return torch.cat([self._batch(half, size, pixels) for half in (pictures[:middle], pictures[middle:])])
+
+
+def spatial_mean(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
+    """Average a dense map over space, in strips where the pictures are too large for one pass.
+
+    A strip is cut at multiples of 32 pixels and carries along every pixel that its positions can see, so that it
+    gives the same values as the whole; only the positions that are its own are counted.
+
+    Parameters
+    ----------
+    model : VGG
+    images : Tensor (N, 3, H, W)
+    layer : str
+    pixels : int
+        Pixels in one pass, over all N images.
+
+    Returns
+    -------
+    Tensor (N, C), float32
+    """
+    count, _, height, width = images.shape
+    if count * height * width <= pixels:
+        return model(images, (layer,))[layer].mean((2, 3), dtype=torch.float32)
+    axis = 2 if height >= width else 3
+    window = 1 if layer == "pool5" else WINDOW
+    halo = -(-model.reach // STRIDE)
+    length, positions = images.shape[axis], model.pool5_side(images.shape[axis]) - window + 1
+    cells = pixels // (count * min(height, width) * STRIDE)
+    step = max(1, cells - (window - 1) - 2 * halo)
+    total = torch.zeros((), device=images.device)
+    for start in range(0, positions, step):
+        stop = min(start + step, positions)
+        first = max(0, start - halo)
+        end = min(length, STRIDE * (stop + window - 1 + halo))
+        strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
+        values = model(strip, (layer,))[layer].narrow(axis, start - first, stop - start)
+        total = total + values.sum((2, 3), dtype=torch.float32)
+    across = model.pool5_side(min(height, width)) - window + 1
+    return total / (positions * across)
+
+
+def _checked_device(name: str, precision: Precision) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
+    if precision == "tf32" and device.type == "cpu":
+        raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
+    return device
+
+
+def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
+    # cuDNN takes TF32 for float32 convolutions unless told otherwise, and picks algorithms by timing if it may.
+    if not torch.cuda.is_available():
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

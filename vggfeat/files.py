@@ -1,0 +1,161 @@
+"""What the readers ask of the file system: folders, lists and XML files that anybody may have written."""
+
+import math
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from vggfeat.errors import DatasetError
+from vggfeat.samples import Box
+
+MOST_XML_BYTES = 10**6
+MOST_XML_DEPTH = 16
+
+
+def list_folder(path: Path) -> list[str]:
+    """Names in a folder, sorted by code point, whatever the locale and the file system.
+
+    Raises
+    ------
+    DatasetError
+        If it is no folder, or can't be read.
+    """
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise DatasetError(f"{path}: expected a folder that can be read: {error.strerror}") from error
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8 on disk; no file that we write could hold any other."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join the first five names for a sentence, and count the others; bytes that are not UTF-8 show as hex escapes."""
+    shown = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names[:5]]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(shown) + more
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a small text file in UTF-8, with or without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+        A regular file; a pipe or a device is refused unopened.
+    most : int
+        Bytes that the file may have.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, unreadable, too large or not UTF-8; the message names the file, and the line.
+    """
+    content = _read_bytes(path, most)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path}, line {line}: expected text in UTF-8, found the byte 0x{error.object[error.start]:02x}"
+        ) from error
+
+
+def read_objects(path: Path) -> list[ElementTree.Element]:
+    """Read the objects of an annotation in PASCAL VOC's XML, in file order.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, has more than 1 MB, more than 16 levels or a DOCTYPE (so no entity is ever
+        expanded), or is not well-formed.
+    """
+    parser = ElementTree.XMLParser(target=_PlainTree())
+    try:
+        parser.feed(_read_bytes(path, MOST_XML_BYTES))
+        root: ElementTree.Element = parser.close()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DatasetError(f"{path}: expected an annotation in plain XML: {error}") from error
+    return root.findall("object")
+
+
+def object_name(item: ElementTree.Element) -> str:
+    """Name of an object, for instance person; empty if it has none."""
+    return (item.findtext("name") or "").strip()
+
+
+def object_box(item: ElementTree.Element, where: str) -> Box:
+    """Box of an object as pixel edges, from the 1-based inclusive numbers of the XML, whole or not.
+
+    Parameters
+    ----------
+    item : Element
+        An object; its tags may stand in any order.
+    where : str
+        File and object, for the message.
+
+    Raises
+    ------
+    DatasetError
+        If one of the four numbers is missing or not finite, or xmax < xmin, or ymax < ymin.
+    """
+    xmin, ymin, xmax, ymax = (_coordinate(item, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    if xmax < xmin or ymax < ymin:
+        raise DatasetError(
+            f"{where}: expected xmin <= xmax and ymin <= ymax, "
+            f"found xmin {xmin:g}, xmax {xmax:g}, ymin {ymin:g}, ymax {ymax:g}"
+        )
+    return Box(xmin - 1, ymin - 1, xmax, ymax)
+
+
+def _coordinate(item: ElementTree.Element, tag: str, where: str) -> float:
+    text = (item.findtext(f"bndbox/{tag}") or "").strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DatasetError(f"{where}: expected a number in bndbox/{tag}, found {text[:40]!r}")
+    return value
+
+
+class _PlainTree(ElementTree.TreeBuilder):
+    """A tree without a document type, so without entities of its own, and of bounded depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("expected no DOCTYPE, found one")
+
+    def start(self, tag: Any, attrs: Any) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > MOST_XML_DEPTH:
+            raise ValueError(f"expected at most {MOST_XML_DEPTH} levels of tags, found more")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    try:
+        # Opening a pipe would wait for a writer, so the kind is asked first.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(f"{path}: expected a regular file, found something else")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: expected this file, found none; is the data set unpacked whole?") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: can't be read: {error.strerror}") from error
+    if len(content) > most:
+        raise DatasetError(f"{path}: expected at most {most} bytes, found more")
+    return content

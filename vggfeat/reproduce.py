@@ -1,0 +1,121 @@
+"""Runs the two commands behind a row of the VGG paper's Tables 11 and 12, at full size or as a small twin."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vggfeat.cli.steps import run_step
+from vggfeat.errors import ConfigError
+
+TWIN_WEIGHTS = "random:{net}:{seed}:0.0625"
+TWIN_SCALES = "224,240"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """One number of the paper."""
+
+    table: int
+    """11 or 12."""
+    dataset: str
+    """A name of `vggfeat data list`."""
+    nets: tuple[str, ...]
+    """Nets whose descriptors are stacked, in order."""
+    expected: float
+    """The paper's number, in per cent."""
+    spread: float
+    """How far a faithful run may lie from it, in per cent: the paper's own deviation where it gives one, else our
+    judgement of the choices that it leaves open."""
+    regions: str = "image"
+    """image, or image,box."""
+
+
+def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
+    """Extract with every net, train and test the SVMs, and compare with the paper.
+
+    Parameters
+    ----------
+    row : PaperRow
+    arguments : sequence of str, optional
+        Command line; that of the process by default.
+
+    Returns
+    -------
+    float
+        Our number, in per cent.
+    """
+    try:
+        options = _parse(row, arguments)
+    except (click.ClickException, ConfigError) as error:
+        click.echo(f"vggfeat: {error}", err=True)
+        raise SystemExit(2) from None
+    if options["twin"]:
+        _vggfeat("data", "synth", row.dataset, "--root", options["root"], "--size", "tiny")
+    files = [_extract(row, number, options) for number in range(len(row.nets))]
+    folder = options["out"] / "svm"
+    chosen = [argument for file in files for argument in ("--features", str(file))]
+    _vggfeat("svm", *chosen, "--out", str(folder))
+    ours = 100 * json.loads((folder / "results.json").read_text())["headline"]
+    _compare(row, ours, twin=options["twin"])
+    return ours
+
+
+def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
+    command = click.Command(
+        name=None,
+        help=f"Table {row.table}, {row.dataset}, net {' & '.join(row.nets)}: {row.expected} %.",
+        callback=lambda **options: options,
+        params=[
+            click.Option(["--weights"], multiple=True, help=f"Once for each of {', '.join(row.nets)}, in this order."),
+            click.Option(["--root"], type=click.Path(path_type=Path), help="The data set."),
+            click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for features and results."),
+            click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
+            click.Option(["--precision"], default="fp32", show_default=True),
+            click.Option(["--twin"], is_flag=True, help="Rendered pictures and small random nets: minutes, no data."),
+        ],
+    )
+    options: dict[str, Any] = command.main(args=arguments, standalone_mode=False)
+    if not isinstance(options, dict):  # --help was shown
+        raise SystemExit(0)
+    name = f"{row.dataset}-{''.join(row.nets).lower()}{'-box' if 'box' in row.regions else ''}"
+    options["out"] = options["out"] or Path(f"{name}-twin" if options["twin"] else name)
+    options["out"].mkdir(parents=True, exist_ok=True)
+    if options["twin"]:
+        options["root"] = options["out"] / "data"
+        options["weights"] = tuple(TWIN_WEIGHTS.format(net=net, seed=seed) for seed, net in enumerate(row.nets))
+    elif len(options["weights"]) != len(row.nets):
+        found = len(options["weights"])
+        raise ConfigError(f"--weights: expected one for each of {', '.join(row.nets)}, found {found}; or try --twin")
+    return options
+
+
+def _extract(row: PaperRow, number: int, options: dict[str, Any]) -> Path:
+    file: Path = options["out"] / f"{number + 1}-{row.nets[number]}.h5"
+    chosen = ["--dataset", row.dataset, "--weights", options["weights"][number], "--out", file]
+    for name in ("root", "device", "precision"):
+        if options[name]:
+            chosen += [f"--{name}", options[name]]
+    chosen += ["--regions", row.regions]
+    if options["twin"]:
+        chosen += ["--scales", TWIN_SCALES]
+    _vggfeat("extract", *chosen)
+    return file
+
+
+def _vggfeat(*arguments: object) -> None:
+    code = run_step(*arguments)
+    if code:
+        raise SystemExit(code)
+
+
+def _compare(row: PaperRow, ours: float, *, twin: bool) -> None:
+    paper = f"paper {row.expected} % (Table {row.table}, {row.dataset}, {' & '.join(row.nets)}, {row.regions})"
+    if twin:
+        click.echo(f"ours {ours:.1f} % on rendered pictures with random nets: not to be compared; {paper}")
+        return
+    verdict = "within" if abs(ours - row.expected) <= row.spread else "OUTSIDE"
+    click.echo(f"ours {ours:.1f} %, {paper}: {verdict} {row.spread} points")

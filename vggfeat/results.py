@@ -1,0 +1,267 @@
+"""What a protocol hands back: every number and every choice behind it, ready for JSON.
+
+K = classes, G = values of C, m = rows of a test.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRICS = {
+    "ap-11-point": "mean average precision, 11-point",
+    "ap-area": "mean average precision, area",
+    "recall": "mean class recall",
+    "accuracy": "accuracy over all test samples",
+}
+"""Key -> name in words. 11-point is VOC2007's rule, area that of VOC2010 to VOC2012."""
+
+CHANCE = {
+    "ap": "mean over classes of positives / (positives + negatives) in the test, ignored samples left out: "
+    "the precision to expect of a random order",
+    "recall": "1 / number of classes that occur in the test",
+}
+"""How the chance level is computed, by the first word of the measure's key."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """Values of C and what they were chosen by."""
+
+    C: NDArray[np.float64]
+    """(K,) the smallest of the best values; all equal where one C serves all classes."""
+    grid: NDArray[np.float64]
+    """(G,) ascending."""
+    curve: NDArray[np.float64]
+    """(G, K) average precision of each class on held-out rows, or (G, 1) mean class recall; NaN = no value.
+    The mean over folds where there are several. NaN throughout if C was given."""
+    converged: NDArray[np.bool_]
+    """(G, K) False where the solver gave up in one of the folds."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One choice of C, one fit with it, one test."""
+
+    name: str
+    """val, test, "split 2" or "fold 3"."""
+    plan: Mapping[str, str]
+    """chosen, fitted, tested -> on which rows, in words."""
+    choice: Choice
+    converged: NDArray[np.bool_]
+    """(K,) of the last fit."""
+    train_positives: NDArray[np.int64]
+    """(K,) in the last fit."""
+    train_negatives: NDArray[np.int64]
+    """(K,)"""
+    test_positives: NDArray[np.int64]
+    """(K,)"""
+    test_negatives: NDArray[np.int64]
+    """(K,)"""
+    values: Mapping[str, NDArray[np.float64]]
+    """Key of a measure -> (K,) value of each class, NaN where it has none."""
+    means: Mapping[str, float]
+    """Key of a measure -> one value for the run; for accuracy there is only this."""
+    chance: float
+    """What `means` of the headline's measure would be without any knowledge."""
+    rows: NDArray[np.int64]
+    """(m,) tested rows of the data set, in its order."""
+    scores: NDArray[np.float64]
+    """(m, K); -inf in rows whose picture failed."""
+    truth: NDArray[np.int8]
+    """(m, K) labels 1, -1, 0 as they were scored."""
+    confusion: NDArray[np.int64] | None = None
+    """(K, K) counts, row = true class; None for multi-label sets."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Submission:
+    """Scores of samples whose labels are withheld, for the server's archive."""
+
+    rows: NDArray[np.int64]
+    """(m,) rows of the data set, in its order."""
+    scores: NDArray[np.float64]
+    """(m, K), finite; a picture that failed stands 1 below the lowest score of the class."""
+    listed: NDArray[np.bool_]
+    """(m, K) False where the row is not in the class's list and must not be written (VOC actions: jumping)."""
+    C: NDArray[np.float64]
+    """(K,)"""
+    converged: NDArray[np.bool_]
+    """(K,)"""
+    plan: Mapping[str, str]
+    """chosen, fitted, scored -> on which rows, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One line of the table of classes; tuples have an entry a run."""
+
+    name: str
+    values: Mapping[str, float]
+    """Key of a measure -> mean over the runs in which the class has a value, NaN if there is none."""
+    C: tuple[float, ...]
+    converged: tuple[bool, ...]
+    train_positives: tuple[int, ...]
+    train_negatives: tuple[int, ...]
+    test_positives: tuple[int, ...]
+    test_negatives: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """The outcome of a protocol on a table of descriptors."""
+
+    protocol: str
+    """voc, voc-server, caltech, given-splits or k-fold."""
+    description: str
+    """What was done, in sentences."""
+    metric: str
+    """Key of the headline's measure in `METRICS`."""
+    dataset: Mapping[str, Any]
+    """Name, task, fingerprint, numbers of samples, classes and failed pictures."""
+    classes: tuple[str, ...]
+    """K names."""
+    runs: tuple[Run, ...]
+    """From one (VOC) to the number of splits or folds."""
+    submission: Submission | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers must know, a sentence each."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """protocol: every setting in use; features: how the descriptors were made."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Stage -> time in seconds."""
+
+    @property
+    def metric_name(self) -> str:
+        """The headline's measure in words; never a bare mAP."""
+        return METRICS[self.metric]
+
+    @property
+    def headline(self) -> float:
+        """Mean over runs of the headline's measure, from 0 to 1."""
+        return self.mean(self.metric)
+
+    @property
+    def chance(self) -> float:
+        """Mean over runs of the headline's chance level."""
+        return float(np.mean([run.chance for run in self.runs]))
+
+    def mean(self, metric: str) -> float:
+        """Mean over runs of one of the measures in `Run.means`."""
+        return float(np.mean([run.means[metric] for run in self.runs]))
+
+    def deviation(self, metric: str) -> float | None:
+        """Sample standard deviation over runs (divisor: runs - 1), None for a single run.
+
+        The paper prints a "+-" and doesn't say whether its divisor is the number of runs or one less.
+        """
+        return float(np.std([run.means[metric] for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
+
+    @property
+    def secondary(self) -> dict[str, float]:
+        """The other measures, each with its mean over runs."""
+        return {key: self.mean(key) for key in self.runs[0].means if key != self.metric}
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """(K, K) counts summed over runs, row = true class; None for multi-label sets."""
+        counts = [run.confusion for run in self.runs if run.confusion is not None]
+        return np.sum(counts, axis=0) if counts else None
+
+    def class_rows(self) -> tuple[ClassRow, ...]:
+        """Return the table of classes, in the data set's order."""
+        rows = []
+        for k, name in enumerate(self.classes):
+            per_run = {key: np.array([run.values[key][k] for run in self.runs]) for key in self.runs[0].values}
+            rows.append(
+                ClassRow(
+                    name=name,
+                    values={key: mean_defined(values) for key, values in per_run.items()},
+                    C=tuple(float(run.choice.C[k]) for run in self.runs),
+                    converged=tuple(bool(run.converged[k]) for run in self.runs),
+                    train_positives=tuple(int(run.train_positives[k]) for run in self.runs),
+                    train_negatives=tuple(int(run.train_negatives[k]) for run in self.runs),
+                    test_positives=tuple(int(run.test_positives[k]) for run in self.runs),
+                    test_negatives=tuple(int(run.test_negatives[k]) for run in self.runs),
+                )
+            )
+        return tuple(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the scores as dicts, lists, strings and numbers; NaN becomes None."""
+        confusion = self.confusion
+        content = {
+            "protocol": self.protocol,
+            "description": self.description,
+            "metric": {"key": self.metric, "name": self.metric_name},
+            "headline": self.headline,
+            "deviation": self._deviation_json(),
+            "secondary": {key: {"name": METRICS[key], "value": value} for key, value in self.secondary.items()},
+            "chance": {"value": self.chance, "formula": CHANCE[self.metric.split("-")[0]]},
+            "dataset": self.dataset,
+            "classes": [vars(row) for row in self.class_rows()],
+            "runs": [_run_json(run) for run in self.runs],
+            "confusion": confusion,
+            "submission": None if self.submission is None else _submission_json(self.submission),
+            "notes": self.notes,
+            "settings": self.settings,
+            "seconds": self.seconds,
+        }
+        return {key: _plain(value) for key, value in content.items()}
+
+    def _deviation_json(self) -> dict[str, Any] | None:
+        if len(self.runs) == 1:
+            return None
+        return {
+            "kind": "sample standard deviation over runs (divisor: runs - 1)",
+            "runs": len(self.runs),
+            "values": {key: self.deviation(key) for key in self.runs[0].means},
+        }
+
+
+def mean_defined(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are not NaN; NaN if there is none. Who calls it says which were left out."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "plan": run.plan,
+        "means": run.means,
+        "chance": run.chance,
+        "grid": run.choice.grid,
+        "curve": run.choice.curve,
+        "curve_converged": run.choice.converged,
+        "C": run.choice.C,
+        "converged": run.converged,
+        "values": run.values,
+        "tested": len(run.rows),
+    }
+
+
+def _submission_json(submission: Submission) -> dict[str, Any]:
+    return {
+        "plan": submission.plan,
+        "C": submission.C,
+        "converged": submission.converged,
+        "samples": len(submission.rows),
+        "listed": submission.listed.sum(axis=0),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,140 @@
+"""Small rendered data sets in the official layouts, for a first look and for tests.
+
+The pictures show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
+outline with a pattern (`vggfeat.synthetic.families`), never a colour or a background. No two sets share a class,
+but all are of one kind, so that features learnt on one can serve another.
+
+A picture depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
+Pillow and NumPy give the same bytes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.synthetic.class_trees import write_caltech101, write_caltech256, write_folder
+from vggfeat.synthetic.ilsvrc_tree import write_ilsvrc
+from vggfeat.synthetic.jobs import Progress, Render, render
+from vggfeat.synthetic.settings import NAMES, SIZES, Settings
+from vggfeat.synthetic.voc_trees import write_actions, write_objects
+
+__all__ = ["MARKER", "NAMES", "SIZES", "Settings", "write"]
+
+MARKER = "RENDERED.txt"
+"""File in the root of a rendered set: it says in words and in JSON what the pictures are."""
+
+_WRITERS: dict[str, Callable[[Path, Settings, int, Render], None]] = {
+    "voc2007": partial(write_objects, 2007),
+    "voc2012": partial(write_objects, 2012),
+    "voc2012-action": write_actions,
+    "caltech101": write_caltech101,
+    "caltech256": write_caltech256,
+    "ilsvrc": write_ilsvrc,
+    "folder": write_folder,
+}
+
+
+def write(
+    name: str,
+    root: Path,
+    *,
+    seed: int = 0,
+    size: str | Settings = "demo",
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> bool:
+    """Render a data set.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+    root : Path
+        A folder that is new or empty, or that an earlier call with the same arguments has left.
+    seed : int
+        Another number, other pictures.
+    size : str or Settings
+        A key of `SIZES`, or counts.
+    workers : int
+        Processes, from 1.
+    progress : callable, optional
+        Called with the number of pictures done and of all, after each.
+
+    Returns
+    -------
+    bool
+        False if the same set stood there already, complete, and nothing was done.
+
+    Raises
+    ------
+    ConfigError
+        If name, size, seed or workers is not allowed.
+    DatasetError
+        If the folder holds anything else, or can't be written.
+    """
+    settings = _settings(name, size)
+    if seed < 0 or workers < 1:
+        raise ConfigError(f"expected a seed from 0 and workers from 1, found seed {seed} and workers {workers}")
+    root = Path(root)
+    wanted = {"set": name, "seed": seed, **asdict(settings)}
+    try:
+        if _stands(root, wanted):
+            return False
+        root.mkdir(parents=True, exist_ok=True)
+        _mark(root, wanted, complete=False)
+        _WRITERS[name](root, settings, seed, lambda jobs: render(jobs, workers, progress))
+        _mark(root, wanted, complete=True)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or root}: can't be written: {error.strerror or error}") from error
+    return True
+
+
+def _settings(name: str, size: str | Settings) -> Settings:
+    if name not in NAMES:
+        raise ConfigError(f"data set: expected one of {', '.join(NAMES)}, found {name!r}")
+    if isinstance(size, Settings):
+        return size
+    if size not in SIZES:
+        raise ConfigError(f"size: expected one of {', '.join(SIZES)}, found {size!r}")
+    return SIZES[size][name]
+
+
+def _stands(root: Path, wanted: dict[str, object]) -> bool:
+    """Whether this very set is there, complete; False if there is nothing, or its unfinished beginning."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    found = _read_marker(root)
+    if found is None:
+        raise DatasetError(f"{root}: expected a new or empty folder to render into, found other files; choose another")
+    complete = found.pop("complete", False)
+    if found != wanted:
+        raise DatasetError(
+            f"{root}: expected a new or empty folder, found pictures rendered with other settings ({found}); "
+            "delete the folder or choose another"
+        )
+    return bool(complete)
+
+
+def _read_marker(root: Path) -> dict[str, object] | None:
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _mark(root: Path, wanted: dict[str, object], *, complete: bool) -> None:
+    words = "\n".join(
+        [
+            "The pictures in this folder were rendered by vggfeat; nobody photographed them.",
+            f"They imitate the layout of {wanted['set']}, and none of them comes from it.",
+            "Results on them say nothing about results on the real data set.",
+            "",
+            json.dumps({**wanted, "complete": complete}),
+            "",
+        ]
+    )
+    (root / MARKER).write_text(words, encoding="utf-8")

@@ -1,0 +1,270 @@
+"""Whole pictures: which objects lie where, and what an annotator would write about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+
+from vggfeat.synthetic.drawing import Canvas, add_clutter, add_object
+from vggfeat.synthetic.families import Family
+from vggfeat.synthetic.people import TOGETHER, add_person
+
+Shapes = tuple[tuple[int, int, int], ...]
+"""Width and height of a picture whose longer side is 500, and how often it occurs."""
+
+PHOTO_SHAPES: Shapes = ((500, 375, 12), (375, 500, 4), (500, 333, 2), (333, 500, 1), (500, 400, 1), (442, 500, 1))
+SMALL_SHAPES: Shapes = ((500, 333, 5), (500, 400, 3), (333, 500, 2), (500, 500, 2), (430, 500, 2), (500, 230, 1))
+
+_FEWEST_PIXELS = 9
+_HIDDEN, _TOUCHED = 0.35, 0.9
+"""An object of which less than this share is seen counts as difficult, or as occluded."""
+_IDLE = (("other",), ("walking",), ("running",), ("jumping",))
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What is annotated of one object.
+
+    Parameters
+    ----------
+    name : str
+        Its class.
+    box : (xmin, ymin, xmax, ymax)
+        Pixels of its visible part, 1-based, inclusive.
+    difficult, truncated, occluded : bool
+        Marked as hard to recognise; cut by the edge of the picture; partly behind something.
+    actions : tuple of str
+        What a person does; empty for everything else.
+    point : (x, y)
+        A visible pixel of it, 1-based.
+    """
+
+    name: str
+    box: tuple[int, int, int, int]
+    difficult: bool
+    truncated: bool
+    occluded: bool
+    actions: tuple[str, ...]
+    point: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with its annotation.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        RGB, H x W.
+    things : tuple of Thing
+        Objects from left to right.
+    owner : (H, W) uint8
+        Number of the thing (from 1) that is seen at each pixel; 0 where there is none.
+    """
+
+    image: Image.Image
+    things: tuple[Thing, ...]
+    owner: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What is known of an object before anybody looks."""
+
+    name: str
+    faint: bool = False
+    actions: tuple[str, ...] = ()
+
+
+def blank(rng: Generator, shapes: Shapes, side: int) -> Canvas:
+    """Background with clutter, in one of the shapes; `side` is the length in pixels of a side of 500."""
+    weights = np.array([shape[2] for shape in shapes], dtype=np.float64)
+    width, height, _ = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
+    canvas = Canvas(rng, max(round(width * side / 500), 1), max(round(height * side / 500), 1))
+    add_clutter(canvas, rng, 14)
+    return canvas
+
+
+def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, Family | None]], first: int) -> Scene:
+    """Draw a picture in the manner of VOC: one object that is well seen, and up to four others behind it.
+
+    Parameters
+    ----------
+    rng : Generator
+        Source of everything random.
+    side : int
+        Pixels of a side of 500.
+    classes : sequence of (str, Family or None)
+        Name and look of each class; None is a person.
+    first : int
+        Row in `classes` of the object that is well seen.
+    """
+    canvas = blank(rng, PHOTO_SHAPES, side)
+    notes = []
+    for _ in range(int(rng.choice(5, p=(0.2, 0.3, 0.25, 0.15, 0.1)))):
+        name, family = classes[int(rng.integers(len(classes)))]
+        faint = bool(rng.random() < 0.15)
+        reach = canvas.side * (rng.uniform(0.05, 0.08) if faint else rng.uniform(0.12, 0.24))
+        _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.3), reach, 0.55 if faint else 1.0)
+        notes.append(_Note(name, faint))
+    name, family = classes[first]
+    reach = canvas.side * rng.uniform(0.2, 0.36)
+    _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.85), reach)
+    return _annotated(canvas, rng, [*notes, _Note(name)])
+
+
+def people_at_work(
+    rng: Generator, *, side: int, actions: Sequence[str], first: str, extras: Sequence[tuple[str, Family]]
+) -> Scene:
+    """Draw a picture of one to three people, and sometimes of an object that has nothing to do with them.
+
+    Parameters
+    ----------
+    rng : Generator
+        Source of everything random.
+    side : int
+        Pixels of a side of 500.
+    actions : sequence of str
+        What the others may do; "other" is more frequent.
+    first : str
+        What the person does that is well seen.
+    extras : sequence of (str, Family)
+        Objects that may stand there.
+    """
+    canvas = blank(rng, PHOTO_SHAPES, side)
+    height, width = canvas.owner.shape
+    count = int(rng.choice((1, 2, 3), p=(0.45, 0.35, 0.2)))
+    places = rng.permutation(count)
+    notes = []
+    if rng.random() < 0.25:
+        name, family = extras[int(rng.integers(len(extras)))]
+        reach = canvas.side * rng.uniform(0.1, 0.18)
+        add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=1.0), reach)
+        notes.append(_Note(name))
+    for number, place in enumerate(places):
+        doing = first if number == count - 1 else "other" if rng.random() < 0.3 else str(rng.choice(list(actions)))
+        pairs = [pair for pair in TOGETHER if pair[0] == doing]
+        both = pairs[int(rng.integers(len(pairs)))] if pairs and rng.random() < 0.25 else (doing,)
+        stature = height * rng.uniform(0.5, 0.75) / (1 + 0.25 * (count - 1)) * min(1.0, 1.2 * width / height)
+        x = width * (place + 0.5 + rng.uniform(-0.15, 0.15)) / count
+        y = rng.uniform(0.58 * stature, height - 0.55 * stature)
+        add_person(canvas, rng, both, (x, y), stature)
+        notes.append(_Note("person", actions=both))
+    scene = _annotated(canvas, rng, notes)
+    # People who are hardly seen stay without annotation, as in the real set; none is marked difficult.
+    return _without(scene, [number for number, thing in enumerate(scene.things) if thing.difficult])
+
+
+def one_subject(
+    rng: Generator,
+    *,
+    side: int,
+    name: str,
+    family: Family | None,
+    shapes: Shapes,
+    sizes: tuple[float, float],
+    most: int,
+) -> Scene:
+    """Draw a picture of one class, in the manner of Caltech and ILSVRC; without a family it is clutter alone.
+
+    Parameters
+    ----------
+    rng : Generator
+        Source of everything random.
+    side : int
+        Pixels of a side of 500.
+    name : str
+        The class.
+    family : Family or None
+        Its look.
+    shapes : Shapes
+        Shapes of the picture.
+    sizes : (float, float)
+        Range of an object's reach, as a share of the smaller side.
+    most : int
+        Objects at most; one is the most frequent.
+    """
+    canvas = blank(rng, shapes, side)
+    if family is None:
+        add_clutter(canvas, rng, 30)
+        return _annotated(canvas, rng, [])
+    count = min(int(rng.choice((1, 2, 3), p=(0.75, 0.2, 0.05))), most)
+    for _ in range(count):
+        reach = canvas.side * rng.uniform(*sizes) / (1 + 0.3 * (count - 1))
+        add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=0.95), reach)
+    return _annotated(canvas, rng, [_Note(name)] * count)
+
+
+def cut_out(scene: Scene) -> Image.Image:
+    """Show the things of a scene on a transparent ground, as an RGBA picture."""
+    image = scene.image.convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(scene.owner > 0, 255, 0).astype(np.uint8)))
+    return image
+
+
+def _add(
+    canvas: Canvas,
+    rng: Generator,
+    family: Family | None,
+    centre: tuple[float, float],
+    reach: float,
+    opacity: float = 1.0,
+) -> None:
+    if family is None:
+        add_person(canvas, rng, _IDLE[int(rng.integers(len(_IDLE)))], centre, 2 * reach, opacity)
+    else:
+        add_object(canvas, rng, family, centre, reach, opacity)
+
+
+def _spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[float, float]:
+    """Find the emptiest of eight places, at least `margin` times `reach` inside the picture where that is possible."""
+    height, width = canvas.owner.shape
+    inset = min(margin * reach, 0.49 * canvas.side)
+    best, least = (width / 2, height / 2), 2.0
+    for _ in range(8):
+        x, y = rng.uniform(inset, width - inset), rng.uniform(inset, height - inset)
+        near = canvas.owner[max(int(y - reach), 0) : int(y + reach) + 1, max(int(x - reach), 0) : int(x + reach) + 1]
+        taken = float((near > 0).mean())
+        if taken < least:
+            best, least = (x, y), taken
+    return best
+
+
+def _annotated(canvas: Canvas, rng: Generator, notes: Sequence[_Note]) -> Scene:
+    """Look at what can be seen of each object, from left to right."""
+    seen = []
+    for number, note in enumerate(notes, start=1):
+        rows, columns = np.nonzero(canvas.owner == number)
+        if len(rows) < _FEWEST_PIXELS:
+            continue
+        box = (int(columns.min()) + 1, int(rows.min()) + 1, int(columns.max()) + 1, int(rows.max()) + 1)
+        share = len(rows) / canvas.drawn[number - 1]
+        height, width = canvas.owner.shape
+        cut = box[0] == 1 or box[1] == 1 or box[2] == width or box[3] == height
+        middle = int(rng.integers(len(rows)))
+        thing = Thing(
+            name=note.name,
+            box=box,
+            difficult=note.faint or share < _HIDDEN,
+            truncated=cut,
+            occluded=share < _TOUCHED,
+            actions=note.actions,
+            point=(int(columns[middle]) + 1, int(rows[middle]) + 1),
+        )
+        seen.append((box, number, thing))
+    seen.sort(key=lambda entry: entry[:2])
+    renumber = np.zeros(len(canvas.drawn) + 1, dtype=np.uint8)
+    for new, (_, old, _) in enumerate(seen, start=1):
+        renumber[old] = new
+    return Scene(canvas.photograph(rng), tuple(thing for *_, thing in seen), renumber[canvas.owner])
+
+
+def _without(scene: Scene, dropped: Sequence[int]) -> Scene:
+    kept = [number for number in range(len(scene.things)) if number not in dropped]
+    renumber = np.zeros(len(scene.things) + 1, dtype=np.uint8)
+    for new, old in enumerate(kept, start=1):
+        renumber[old + 1] = new
+    return Scene(scene.image, tuple(scene.things[number] for number in kept), renumber[scene.owner])
