@@ -1,5 +1,13 @@
 """A small data set with awkward names, and features whose every value follows from its place."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 
 from vggfeat.durable import DISK
@@ -77,3 +85,29 @@ def finish(out, dataset=None, *, committed=lambda shard: None, **settings):
                 committed(shard)
             parts.consolidate(PROVENANCE)
     return out
+
+
+@contextmanager
+def memory_folder():
+    """Give a new folder in memory if the system has such a place, where a sync costs nothing."""
+    shared = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+def crash_run(mode, folder, *arguments, seconds=600):
+    """Run a mode of crash_runs.py in a process of its own, which must end in peace, and return what it saw."""
+    tests = Path(__file__).parent
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(tests / "crash_runs.py"), mode, str(folder), *map(str, arguments)],
+        env=os.environ | threads | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+    return json.loads(done.stdout)

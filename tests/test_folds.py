@@ -42,6 +42,15 @@ def test_folds_are_dealt_by_hash_so_the_order_of_rows_is_of_no_account():
     assert [fold[path] for path in rarest] == [0, 1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_goes_where_it_is_rarest_not_where_there_is_room(seed):
+    # Class 0 takes a picture in each fold, two of them of class 1 too: the third of class 1 has one place left.
+    positive = np.array([[1, 1], [1, 1], [1, 0], [0, 1]], dtype=bool)
+    fold = k_folds(["a", "b", "c", "d"], positive, 3, seed)
+    assert sorted(fold[:3]) == [0, 1, 2]
+    assert fold[3] == fold[2]
+
+
 def test_the_seed_changes_folds():
     assert (k_folds(PATHS, one_hot(NUMBERS), 4, seed=0) != k_folds(PATHS, one_hot(NUMBERS), 4, seed=1)).any()
 

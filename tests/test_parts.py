@@ -6,9 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,9 +18,11 @@ from feature_rows import (
     ROWS,
     SHAPE,
     SHARD_ROWS,
+    crash_run,
     finish,
     make_block,
     make_dataset,
+    memory_folder,
     open_parts,
 )
 
@@ -34,24 +33,21 @@ from vggfeat.parts import Parts
 from vggfeat.shards import HEAD, Shape, Status
 from vggfeat.store import FeatureFile, validate
 
-TESTS = Path(__file__).parent
-
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
-def memory_folder():
-    """Where a sync costs nothing, if the system has such a place: hundreds of runs are to be killed there."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
-        yield Path(name)
+def folder():
+    """Where a sync costs nothing: hundreds of runs are to be killed there."""
+    with memory_folder() as path:
+        yield path
 
 
 @pytest.fixture
-def out(memory_folder):
-    return memory_folder / "voc2007.h5"
+def out(folder):
+    return folder / "voc2007.h5"
 
 
 @pytest.fixture(scope="module")
@@ -60,49 +56,32 @@ def unbroken(tmp_path_factory):
     return digest(finish(tmp_path_factory.mktemp("unbroken") / "voc2007.h5"))
 
 
-def crash_run(mode, folder, *arguments, seconds=600):
-    """Run a mode of crash_runs.py in a process of its own, which must end in peace, and return what it saw."""
-    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(TESTS / "crash_runs.py"), mode, str(folder), *map(str, arguments)],
-        env=os.environ | threads | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
 # Kills, faults, races: the whole of each mode stands in crash_runs.py.
 
 
-def test_kill_at_every_call_loses_nothing_and_ends_the_same(memory_folder):
-    seen = crash_run("sweep", memory_folder)
+def test_kill_at_every_call_loses_nothing_and_ends_the_same(folder):
+    seen = crash_run("sweep", folder)
     assert seen["calls"] > 80
     assert seen["points"] == seen["died"] > 1.3 * seen["calls"]
     assert (seen["lost"], seen["different"]) == ([], [])
 
 
 @pytest.mark.parametrize("stride", [29, pytest.param(7, marks=pytest.mark.long)])
-def test_kill_during_recovery_from_a_kill_ends_the_same(memory_folder, stride):
-    seen = crash_run("stacked", memory_folder, stride)
+def test_kill_during_recovery_from_a_kill_ends_the_same(folder, stride):
+    seen = crash_run("stacked", folder, stride)
     assert seen["points"] >= 9
     assert seen["different"] == []
 
 
-def test_real_kills_at_random_moments_lose_nothing(memory_folder):
-    seen = crash_run("random_kills", memory_folder, 20)
+def test_real_kills_at_random_moments_lose_nothing(folder):
+    seen = crash_run("random_kills", folder, 20)
     assert seen["kills"] >= 20
     assert (seen["lost"], seen["different"]) == ([], 0)
 
 
 @pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.long)])
-def test_disk_error_at_every_call_is_told_and_mended_by_running_again(memory_folder, stride):
-    seen = crash_run("faults", memory_folder, stride)
+def test_disk_error_at_every_call_is_told_and_mended_by_running_again(folder, stride):
+    seen = crash_run("faults", folder, stride)
     assert seen["points"] > 120
     assert (seen["silent"], seen["different"]) == ([], [])
     for message in seen["messages"]:
@@ -111,15 +90,15 @@ def test_disk_error_at_every_call_is_told_and_mended_by_running_again(memory_fol
     assert any("the disk is full" in message for message in seen["messages"])
 
 
-def test_of_two_writers_exactly_one_goes_on_and_the_other_names_it(memory_folder):
-    seen = crash_run("races", memory_folder, 20)
+def test_of_two_writers_exactly_one_goes_on_and_the_other_names_it(folder):
+    seen = crash_run("races", folder, 20)
     assert seen["winners"] == [1] * 20
     assert seen["messages"] == [True] * 20
     assert seen["slowest"] < 1
 
 
-def test_lock_is_free_when_its_holder_is_killed_though_a_worker_lives_on(memory_folder):
-    assert crash_run("orphans", memory_folder) == {"refused while held": True, "free at once": True}
+def test_lock_is_free_when_its_holder_is_killed_though_a_worker_lives_on(folder):
+    assert crash_run("orphans", folder) == {"refused while held": True, "free at once": True}
 
 
 def test_real_full_disk_keeps_what_was_committed(tmp_path):
@@ -147,8 +126,8 @@ def test_limit_on_the_size_of_files_is_told_and_mended_by_running_again(tmp_path
     assert seen["second"] == [0, "finished"]
 
 
-def test_memory_does_not_grow_with_the_rows(memory_folder):
-    seen = crash_run("many_rows", memory_folder, 200_000)
+def test_memory_does_not_grow_with_the_rows(folder):
+    seen = crash_run("many_rows", folder, 200_000)
     assert seen["file_mib"] > 60
     assert seen["grown_mib"] < 64
 

@@ -523,10 +523,17 @@ def test_a_class_without_positives_in_the_test_has_no_value_and_that_is_said():
     assert result.to_json()["classes"][1]["values"]["ap-11-point"] is None
 
 
-def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(monkeypatch):
+@pytest.mark.parametrize("without", [slice(0, 30), slice(30, 60)])
+def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(monkeypatch, without):
     labels = multi_label()
-    labels[30:60, 1] = -1
-    monkeypatch.setattr(trials, "scores_over_C", prepared_sweep([2, 0, 2]))
+    labels[without, 1] = -1
+
+    def sweep(train, labels, held_out, grid, settings, **options):
+        whole = prepared_sweep([2, 0, 2])(train, labels, held_out, grid, settings)
+        columns = [0, 1, 2] if labels.shape[1] == 3 else [0, 2]
+        return Sweep(whole.scores[:, columns], whole.converged[:, columns])
+
+    monkeypatch.setattr(trials, "scores_over_C", sweep)
     result = run_protocol(table_of(voc_like(labels=labels)), FAST)
     assert result.runs[0].choice.C.tolist() == [4.0] * 3
     assert any("too few positives of class1" in note for note in result.notes)
@@ -539,6 +546,22 @@ def test_giving_up_is_said_in_notes_and_table():
     assert any("On train + val the solver gave up" in note and "class0" in note for note in result.notes)
     assert [row.converged for row in result.class_rows()] == [(False,)] * 3
     assert not any(any(line) for line in result.to_json()["runs"][0]["curve_converged"])
+
+
+def test_giving_up_in_one_fold_is_said(monkeypatch):
+    calls = []
+    sweep = trials.scores_over_C
+
+    def stalling(*arguments, **options):
+        calls.append(1)
+        found = sweep(*arguments, **options)
+        return found._replace(converged=np.full((3, 3), True if len(calls) != 2 else [[True], [True], [False]]))
+
+    monkeypatch.setattr(trials, "scores_over_C", stalling)
+    result = run_protocol(table_of(voc_like("voc2012", test=False)), FAST)
+    assert len(calls) == 5
+    np.testing.assert_array_equal(result.runs[0].choice.converged, [[True] * 3, [True] * 3, [False] * 3])
+    assert any("gave up before its tolerance for 3 of 9 pairs" in note for note in result.notes)
 
 
 def test_json_holds_everything_and_nothing_that_json_lacks():

@@ -45,13 +45,14 @@ def join_features(
     if normalisation not in get_args(Normalisation):
         allowed = ", ".join(get_args(Normalisation))
         raise ConfigError(f"normalisation: expected one of {allowed}, found {normalisation!r}")
+    count, scales, regions, channels = features.shape
     if join == "stack":
-        blocks = features.transpose(0, 2, 1, 3).reshape(len(features), features.shape[2], -1)
+        blocks = features.transpose(0, 2, 1, 3).reshape(count, regions, scales * channels)
     else:
         blocks = features.mean(axis=1) if join == "mean" else features.max(axis=1)
     if normalisation == "blocks":
         blocks = l2_normalise(blocks)
-    descriptors = blocks.reshape(len(features), -1)
+    descriptors = blocks.reshape(count, regions * blocks.shape[2])
     return descriptors if normalisation == "none" else l2_normalise(descriptors)
 
 

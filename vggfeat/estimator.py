@@ -39,8 +39,7 @@ class Extractor(TransformerMixin, BaseEstimator):
     device : str or None
         A GPU if there is one, by default.
     workers : int
-        Processes that decode picture files. 0 decodes in this process, without a time limit; more need the usual
-        `if __name__ == "__main__":` in a script.
+        Processes that decode picture files; 0 decodes in this process, without limits of time and memory.
     chunk : int
         Pictures decoded and run at a time.
 
@@ -116,7 +115,7 @@ class Extractor(TransformerMixin, BaseEstimator):
                 for index, row in enumerate(rows, start=start):
                     if row.features is None:
                         reason, _, text = row.reason.partition(": ")
-                        raise PictureError(reason, f"picture {index}: {row.reason if not text else text}")
+                        raise PictureError(reason, f"picture {index}: {text}")
                 blocks.append(np.stack([row.features for row in rows if row.features is not None]))
         return join_features(np.concatenate(blocks), self.join, self.normalisation)  # type: ignore[arg-type]
 

@@ -1,0 +1,258 @@
+"""The main job from picture files to a feature file: resumption, refusals, bad pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggfeat import caching
+from vggfeat.caching import CacheSettings, cache_features
+from vggfeat.datasets import open_dataset
+from vggfeat.errors import ConfigError, StoreError
+from vggfeat.extraction import Extraction, ExtractionSettings
+from vggfeat.images import DecodeSettings, Request, decode
+from vggfeat.store import FeatureFile
+from vggfeat.weights import random_backbone
+
+NET = "random:A:0:0.03125"
+SETTINGS = ExtractionSettings(scales=(224,))
+CACHE = CacheSettings(workers=0, shard_rows=4)
+
+
+def draw(path: Path, seed: int, size=(70, 60)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(10):
+        draw(folder / ("cat" if number % 2 else "dog") / f"{number}.png", number, (70 + number % 3, 60))
+    return folder
+
+
+@pytest.fixture
+def backbone():
+    return random_backbone(NET)
+
+
+def test_every_row_is_the_feature_of_its_own_picture(root, tmp_path, backbone):
+    dataset = open_dataset("folder", root)
+    summary = cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    assert (summary.total, summary.resumed, summary.failures) == (10, 0, ())
+    extraction = Extraction(random_backbone(NET), SETTINGS)
+    with h5py.File(tmp_path / "x.h5") as file:  # by a reader that knows nothing of vggfeat
+        for row, name in enumerate(file["ids"][:]):
+            picture = decode(Request(str(root / name.decode()), (None,)), DecodeSettings())
+            expected = extraction.rows([picture])[0].features
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(file["features"][row], expected, rtol=1e-4, atol=1e-5 * scale)
+            assert file["sha256"][row].tobytes() == picture.sha256
+            assert tuple(file["sizes"][row]) == picture.size
+            assert bytes(file["classes"][np.argmax(file["labels"][row])]).decode() == name.decode().split("/")[0]
+    assert not (tmp_path / "x.h5.parts").exists()
+
+
+def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
+    cache_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    with FeatureFile(tmp_path / "x.h5") as file:
+        told = file.provenance
+    assert told["weights"] == NET
+    assert told["weights_sha256"] == backbone.sha256
+    assert (told["net"], told["layer"], told["scales"], told["precision"]) == ("A", "fc7", [224], "fp32")
+    assert (told["interpolation"], told["device"], told["trained"]) == ("bilinear", "cpu", False)
+    assert set(told["versions"]) == {"vggfeat", "torch", "pillow", "numpy"}
+    assert str(root) not in json.dumps(told)
+
+
+def test_a_second_run_finds_everything_done(root, tmp_path, backbone):
+    dataset = open_dataset("folder", root)
+    cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    before = (tmp_path / "x.h5").stat()
+    summary = cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    assert summary.resumed == 10
+    assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(root, tmp_path, backbone):
+    dataset = open_dataset("folder", root)
+    cache_features(dataset, backbone, tmp_path / "whole.h5", SETTINGS, cache=CACHE)
+
+    def stop(done, total, failed):
+        if done >= 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=stop)
+    assert not (tmp_path / "x.h5").exists()
+    seen = []
+    summary = cache_features(
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=lambda *now: seen.append(now)
+    )
+    assert summary.resumed == 4
+    assert seen[0][:2] == (4, 10)
+    assert seen[-1][:2] == (10, 10)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_workers_change_no_byte(root, tmp_path, backbone):
+    dataset = open_dataset("folder", root)
+    for workers in (0, 2):
+        cache = replace(CACHE, workers=workers)
+        cache_features(dataset, random_backbone(NET), tmp_path / f"{workers}.h5", SETTINGS, cache=cache)
+    assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("weights", {"net": "random:A:1:0.03125"}),
+        ("scales", {"settings": replace(SETTINGS, scales=(230,))}),
+        ("layer", {"settings": replace(SETTINGS, layer="fc6")}),
+        ("precision", {"settings": replace(SETTINGS, precision="bf16")}),
+        ("interpolation", {"settings": replace(SETTINGS, interpolation="bicubic")}),
+        ("batch_pixels", {"settings": replace(SETTINGS, batch_pixels=1 << 20)}),
+        ("window_bytes", {"settings": replace(SETTINGS, window_bytes=1 << 20)}),
+        ("allow_truncated", {"decode": DecodeSettings(allow_truncated=True)}),
+        ("max_pixels", {"decode": DecodeSettings(max_pixels=10**7)}),
+        ("torch", {"versions": "9.9"}),
+        ("picture_sizes", {"grow": True}),
+        ("shard_rows", {"cache": replace(CACHE, shard_rows=3)}),
+    ],
+)
+def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkeypatch, what, changed):
+    for number in range(5):
+        draw(tmp_path / "in" / "a" / f"{number}.png", number)
+
+    def stop(done, total, failed):
+        if done >= 4:
+            raise Stop
+
+    dataset = open_dataset("folder", tmp_path / "in")
+    with pytest.raises(Stop):
+        cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=stop)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
+    if changed.get("grow"):
+        draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
+    if "versions" in changed:
+        monkeypatch.setattr(caching, "version", lambda name: changed["versions"])
+    with pytest.raises(StoreError, match=what):
+        cache_features(
+            dataset,
+            random_backbone(changed.get("net", NET)),
+            tmp_path / "x.h5",
+            changed.get("settings", SETTINGS),
+            cache=changed.get("cache", CACHE),
+            decode=changed.get("decode", DecodeSettings()),
+        )
+    after = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
+    assert {k: v for k, v in after.items() if k != "LOCK"} == {k: v for k, v in before.items() if k != "LOCK"}
+
+
+def test_overwrite_replaces_a_file_of_other_settings(root, tmp_path, backbone):
+    dataset = open_dataset("folder", root)
+    cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    other = replace(SETTINGS, layer="fc6")
+    with pytest.raises(StoreError, match="layer"):
+        cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, cache=CACHE)
+    cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, cache=replace(CACHE, overwrite=True))
+    with FeatureFile(tmp_path / "x.h5") as file:
+        assert file.provenance["layer"] == "fc6"
+
+
+@pytest.fixture
+def with_bad_pictures(tmp_path) -> Path:
+    folder = tmp_path / "in" / "a"
+    for number in range(6):
+        draw(folder / f"{number}.png", number)
+    whole = (folder / "0.png").read_bytes()
+    (folder / "b-truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "c-empty.jpg").write_bytes(b"")
+    (folder / "d-text.jpg").write_text("no picture")
+    (folder / "e-wrong-suffix.jpg").write_bytes(whole)
+    os.mkfifo(folder / "f-fifo.png")
+    (folder / "g-loop.png").symlink_to(folder / "g-loop.png")
+    (folder / "h-gone.png").symlink_to(folder / "nowhere.png")
+    Image.new("RGB", (1, 9), "red").save(folder / "i-thin.png")
+    Image.new("1", (1, 65000)).save(folder / "j-thread.png")
+    Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(folder / "k-cmyk.jpg")
+    Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(folder / "l-deep.png")
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(folder / "m-clear.png")
+    (folder / "n-folder.png").mkdir()
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_stop_nothing_shift_nothing_and_are_named(with_bad_pictures, tmp_path, workers):
+    dataset = open_dataset("folder", with_bad_pictures)
+    summary = cache_features(
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=replace(CACHE, workers=workers)
+    )
+    reasons = {name.split("/")[1]: reason.partition(":")[0] for name, reason in summary.failures}
+    assert reasons == {
+        "b-truncated.png": "truncated",
+        "c-empty.jpg": "empty",
+        "d-text.jpg": "unrecognised",
+        "f-fifo.png": "not-a-file",
+        "g-loop.png": "link-loop",
+        "h-gone.png": "missing",
+        "j-thread.png": "elongated",
+        **({"n-folder.png": "not-a-file"} if "a/n-folder.png" in dataset.ids else {}),
+    }
+    assert not any(str(tmp_path) in reason for _, reason in summary.failures)
+    assert any("enlarged more than eightfold" in note for note in summary.notes)
+    extraction = Extraction(random_backbone(NET), SETTINGS)
+    with FeatureFile(tmp_path / "x.h5") as file:
+        for name in ("a/5.png", "a/e-wrong-suffix.jpg", "a/m-clear.png"):
+            row = file.dataset.ids.index(name)
+            picture = decode(Request(str(with_bad_pictures / name), (None,)), DecodeSettings())
+            expected = extraction.rows([picture])[0].features
+            np.testing.assert_allclose(file.read([row])[0], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        same = [file.read([file.dataset.ids.index(name)])[0] for name in ("a/0.png", "a/e-wrong-suffix.jpg")]
+        np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):
+    settings = replace(SETTINGS, regions=("image", "box"))
+    with pytest.raises(ConfigError, match="expected a box"):
+        cache_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", settings, cache=CACHE)
+    assert not (tmp_path / "x.h5").exists()
+
+
+def kill_runs(root: Path, out: Path, kills: int) -> dict:
+    command = [sys.executable, str(Path(__file__).with_name("kill_runs.py")), str(kills), "0", "--", "extract"]
+    command += ["--dataset", "folder", "--root", str(root), "--weights", NET, "--scales", "224"]
+    command += ["--workers", "1", "--shard-rows", "3", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def check_kills(report: dict, kills: int) -> None:
+    assert report["killed"] == kills
+    assert (report["first"], report["last"]) == (0, 0)
+    assert report["lost_shards"] == 0
+    assert report["equal"]
+    assert report["left"] == ["whole.h5", "x.h5"]
+
+
+def test_twenty_kills_at_random_moments_lose_nothing(root, tmp_path):
+    check_kills(kill_runs(root, tmp_path / "x.h5", 20), 20)
+
+
+@pytest.mark.long
+def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
+    check_kills(kill_runs(root, tmp_path / "x.h5", 200), 200)

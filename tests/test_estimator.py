@@ -1,0 +1,94 @@
+"""Descriptors inside scikit-learn programs."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+
+from vggfeat import Extractor
+from vggfeat.errors import ConfigError, PictureError, WeightsError
+from vggfeat.extraction import Extraction, ExtractionSettings
+from vggfeat.images import DecodeSettings, Request, decode
+from vggfeat.weights import random_backbone
+
+NET = "random:A:0:0.03125"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(6):
+        stripes = np.zeros((60, 80 + 5 * number, 3), dtype=np.uint8)
+        if number % 2:
+            stripes[:, ::8] = 255
+        else:
+            stripes[::8] = 255
+        noise = rng.integers(0, 40, stripes.shape, dtype=np.uint8)
+        Image.fromarray(np.maximum(stripes, noise)).save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    return paths
+
+
+def test_descriptors_are_those_of_the_extraction(pictures):
+    found = Extractor(NET, scales=(224, 240), device="cpu").fit_transform(pictures)
+    rows = Extraction(random_backbone(NET), ExtractionSettings(scales=(224, 240))).rows(
+        [decode(Request(path, (None,)), DecodeSettings()) for path in pictures]
+    )
+    expected = np.stack([row.features.mean(axis=(0, 1)) for row in rows])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_paths_pil_images_and_workers_give_the_same(pictures):
+    extractor = Extractor(NET, scales=(224,), device="cpu", chunk=4)
+    from_paths = extractor.transform(pictures)
+    mixed = [Image.open(path) if number % 2 else path for number, path in enumerate(pictures)]
+    np.testing.assert_array_equal(extractor.transform(mixed), from_paths)
+    np.testing.assert_array_equal(clone(extractor).set_params(workers=1).transform(iter(pictures)), from_paths)
+
+
+def test_works_in_a_pipeline_and_clones(pictures):
+    labels = [0, 1, 0, 1, 0, 1]
+    model = make_pipeline(Extractor(NET, scales=(224,), device="cpu"), LinearSVC(C=10.0))
+    assert clone(model).fit(pictures, labels).score(pictures, labels) == 1.0
+    changed = model.set_params(extractor__join="max")
+    assert changed.get_params()["extractor__join"] == "max"
+
+
+def test_a_fitted_pipeline_pickles_without_the_net(pictures):
+    extractor = Extractor(NET, scales=(224,), device="cpu").fit()
+    packed = pickle.dumps(extractor)
+    assert len(packed) < 5000
+    np.testing.assert_array_equal(pickle.loads(packed).transform(pictures[:2]), extractor.transform(pictures[:2]))
+
+
+def test_names_of_the_columns(pictures):
+    for join, factor in (("mean", 1), ("stack", 2)):
+        extractor = Extractor(NET, scales=(224, 230), device="cpu", join=join)
+        names = extractor.get_feature_names_out()
+        assert len(names) == extractor.transform(pictures[:1]).shape[1] == 128 * factor
+
+
+def test_a_bad_picture_is_named_by_number_and_path_and_nothing_is_skipped(pictures, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(PictureError, match=r"picture 2: .*bad\.jpg"):
+        Extractor(NET, scales=(224,), device="cpu", chunk=2).transform([*pictures[:2], tmp_path / "bad.jpg"])
+
+
+def test_no_pictures_give_no_rows():
+    assert Extractor(NET, scales=(224,), device="cpu").transform([]).shape == (0, 128)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ConfigError, match="expected a list"):
+        Extractor(NET, scales=(224,)).transform("a.jpg")
+    with pytest.raises(ConfigError, match="join"):
+        Extractor(NET, scales=(224,), join="sum").fit()
+    with pytest.raises(WeightsError, match="found neither"):
+        Extractor("nowhere.safetensors").fit()
