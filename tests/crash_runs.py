@@ -275,18 +275,22 @@ def orphans(folder, _):
 
     child, pipe = in_child(hold)
     worker = int(pipe.readline())
-    refused = False
-    try:
-        open_parts(out).close()
-    except StoreError:
-        refused = True
+    held = not opens(out)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pipe.close()
-    os.kill(worker, 0)
-    open_parts(out).close()
+    os.kill(worker, 0)  # Fails if it were not alive.
+    free = opens(out)
     os.kill(worker, signal.SIGKILL)
-    return {"refused while held": refused, "free at once": True}
+    return {"refused while held": held, "free at once": free}
+
+
+def opens(out):
+    try:
+        open_parts(out).close()
+    except StoreError:
+        return False
+    return True
 
 
 class Boundless(Files):

@@ -68,7 +68,9 @@ def test_lengths_are_one_whatever_the_scale_of_the_numbers():
         np.testing.assert_allclose(lengths, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("join", "normalisation", "named"), [("sum", "blocks", "join"), ("mean", "l1", "normalisation")])
+@pytest.mark.parametrize(
+    ("join", "normalisation", "named"), [("sum", "blocks", "join"), ("mean", "l1", "normalisation")]
+)
 def test_unknown_ways_are_named(join, normalisation, named):
     with pytest.raises(ConfigError, match=f"{named}: expected one of"):
         join_features(FEATURES, join, normalisation)

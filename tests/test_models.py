@@ -215,7 +215,13 @@ def test_dropout_only_in_training():
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
-    [(("F",), {}), (("A",), {"pool": "round"}), (("A",), {"width": 0}), (("A", 0), {}), (("A",), {"width": float("nan")})],
+    [
+        (("F",), {}),
+        (("A",), {"pool": "round"}),
+        (("A",), {"width": 0}),
+        (("A", 0), {}),
+        (("A",), {"width": float("nan")}),
+    ],
 )
 def test_settings_that_are_not_allowed_are_named(arguments, options):
     with pytest.raises(ConfigError, match="expected"):

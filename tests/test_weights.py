@@ -198,7 +198,11 @@ def test_batch_normalisation_and_caffe_conversions_are_named(tmp_path):
         {"vggfeat": json.dumps({"format": 99})},
         {"vggfeat": json.dumps({"format": 1, "config": "Z", "width": 1, "pool": "floor", "num_classes": 3})},
         {"vggfeat": json.dumps({"format": 1, "config": "A", "width": 1e9, "pool": "floor", "num_classes": 3})},
-        {"vggfeat": json.dumps({"format": 1, "config": "A", "width": 1, "pool": "floor", "num_classes": 3, "mean": [1]})},
+        {
+            "vggfeat": json.dumps(
+                {"format": 1, "config": "A", "width": 1, "pool": "floor", "num_classes": 3, "mean": [1]}
+            )
+        },
     ],
 )
 def test_safetensors_without_our_metadata(tmp_path, metadata):

@@ -106,7 +106,7 @@ def cache_features(
     decode = replace(decode, largest_side=max(extraction.sides))
     key = describe_run(dataset, backbone, extraction, decode)
     shape = Shape(scales=settings.scales, regions=settings.regions, channels=extraction.channels)
-    resumed = 0
+    requests(dataset, (), settings.regions)  # So that a refusal comes before anything is made.
     with Parts.open(out, dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
         resumed = parts.done_rows
         if not parts.complete:

@@ -170,9 +170,7 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
         yield start, chunk
 
 
-def _pictures(
-    chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings
-) -> Iterator[Picture | PictureError]:
+def _pictures(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[Picture | PictureError]:
     files = decoder.stream(Request(os.path.abspath(item), (None,)) for item in chunk if not _is_image(item))
     for item in chunk:
         yield region_of(item, settings) if _is_image(item) else next(files)

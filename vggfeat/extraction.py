@@ -107,14 +107,20 @@ def requests(dataset: DataSet, rows: Iterable[int], regions: Sequence[Region]) -
     Raises
     ------
     ConfigError
-        If boxes are asked for and a row has none.
+        If boxes are asked for and a sample of the data set has none.
     """
-    for row in rows:
-        sample = dataset[row]
-        if "box" in regions and sample.box is None:
-            raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {sample.id}")
-        boxes = tuple(sample.box if region == "box" else None for region in regions)
-        yield Request(f"{dataset.root}/{sample.path}", boxes)
+    if "box" in regions:
+        without = np.isnan(dataset.boxes).any(axis=1) if dataset.boxes is not None else np.ones(len(dataset), bool)
+        if without.any():
+            name = dataset.ids[int(np.argmax(without))]
+            raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {name}")
+    return (_request(dataset, row, regions) for row in rows)
+
+
+def _request(dataset: DataSet, row: int, regions: Sequence[Region]) -> Request:
+    sample = dataset[row]
+    boxes = tuple(sample.box if region == "box" else None for region in regions)
+    return Request(f"{dataset.root}/{sample.path}", boxes)
 
 
 class Extraction:

@@ -61,7 +61,7 @@ class Facts:
     join: str
     """Default way to join scales."""
     protocol: str
-    """Name of the protocol that its figures are made by."""
+    """Name of the protocol that its figures are made by; auto where the copy decides."""
     counts: tuple[Count, ...] = ()
     """Official numbers; `found` is None."""
     archives: tuple[Archive, ...] = ()
@@ -101,7 +101,7 @@ _ALL_FACTS = (
         scales=_VOC_SCALES,
         regions=("image",),
         join="mean",
-        protocol="voc2007",
+        protocol="voc",
         counts=(
             Count("train", "images", None, 2501),
             Count("val", "images", None, 2510),
@@ -131,7 +131,7 @@ _ALL_FACTS = (
         scales=_VOC_SCALES,
         regions=("image",),
         join="mean",
-        protocol="voc2012",
+        protocol="voc-server",
         counts=(
             Count("train", "images", None, 5717),
             Count("val", "images", None, 5823),
@@ -153,7 +153,7 @@ _ALL_FACTS = (
         scales=_VOC_SCALES,
         regions=("image", "box"),
         join="mean",
-        protocol="voc2012-action",
+        protocol="voc-server",
         counts=(
             Count("train", "images", None, 2296),
             Count("train", "people", None, 3134),
@@ -221,7 +221,7 @@ _ALL_FACTS = (
         scales=_SCALES,
         regions=("image",),
         join="mean",
-        protocol="folder",
+        protocol="auto",
     ),
     Facts(
         name="manifest",
@@ -231,7 +231,7 @@ _ALL_FACTS = (
         scales=_SCALES,
         regions=("image",),
         join="mean",
-        protocol="folder",
+        protocol="auto",
     ),
 )
 

@@ -11,7 +11,7 @@ import click
 from vggfeat.cli.steps import run_step
 from vggfeat.errors import ConfigError
 
-TWIN_WEIGHTS = "random:{net}:{seed}:0.0625"
+TWIN_WEIGHTS = "random:{net}:{seed}:0.03125"
 TWIN_SCALES = "224,240"
 
 

@@ -1,9 +1,14 @@
 """`vggfeat data`: what data sets there are, whether a copy is whole, its splits, and rendered imitations."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from vggfeat.datasets import Report
 
 ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
@@ -90,8 +95,6 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
     written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
     for path in written:
         click.echo(str(path))
-    if not written:
-        click.echo(f"{name}: it has no splits")
 
 
 @data.command()
@@ -115,7 +118,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
     click.echo(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
 
 
-def _lines(report):  # type: ignore[no-untyped-def]
+def _lines(report: "Report") -> Iterator[str]:
     yield f"{report.name} at {report.root}"
     if report.problem:
         yield f"problem: {report.problem}"

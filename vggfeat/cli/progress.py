@@ -32,6 +32,7 @@ class Progress:
         self.title, self.unit, self.quiet, self.clock = title, unit, quiet, clock
         self.started = self.shown = clock()
         self.first: float | None = None
+        self.last = 0.0
         self.said = ""
         self.bar: Any = None
         self.task: Any = None
@@ -50,10 +51,15 @@ class Progress:
             self.bar.stop()
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Show how far it is. The first call sets where counting begins, so that resumed work has an honest rate."""
+        """Show how far it is.
+
+        Rates count from the first call, so that resumed work has an honest one; and anew where `done` falls back,
+        because another stage has begun.
+        """
         now = self.clock()
-        if self.first is None:
+        if self.first is None or done < self.last:
             self.first, self.started = done, now
+        self.last = done
         if self.bar is not None:
             rate = f"{rate_of(done - self.first, now - self.started)} {self.unit}/s {note}"
             self.bar.update(self.task, completed=done, total=total, rate=rate)

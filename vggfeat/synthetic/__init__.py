@@ -26,6 +26,8 @@ __all__ = ["MARKER", "NAMES", "SIZES", "Settings", "write"]
 MARKER = "RENDERED.txt"
 """File in the root of a rendered set: it says in words and in JSON what the pictures are."""
 
+_PICTURES = (".jpg", ".jpeg", ".png")
+
 _WRITERS: dict[str, Callable[[Path, Settings, int, Render], None]] = {
     "voc2007": partial(write_objects, 2007),
     "voc2012": partial(write_objects, 2012),
@@ -84,9 +86,9 @@ def write(
         if _stands(root, wanted):
             return False
         root.mkdir(parents=True, exist_ok=True)
-        _mark(root, wanted, complete=False)
+        _mark(root, wanted, pictures=None)
         _WRITERS[name](root, settings, seed, lambda jobs: render(jobs, workers, progress))
-        _mark(root, wanted, complete=True)
+        _mark(root, wanted, pictures=_count(root))
     except OSError as error:
         raise DatasetError(f"{error.filename or root}: can't be written: {error.strerror or error}") from error
     return True
@@ -103,19 +105,19 @@ def _settings(name: str, size: str | Settings) -> Settings:
 
 
 def _stands(root: Path, wanted: dict[str, object]) -> bool:
-    """Whether this very set is there, complete; False if there is nothing, or its unfinished beginning."""
+    """Tell whether this very set is there, whole; False if there is nothing, or only a part of it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     found = _read_marker(root)
     if found is None:
         raise DatasetError(f"{root}: expected a new or empty folder to render into, found other files; choose another")
-    complete = found.pop("complete", False)
+    pictures = found.pop("pictures", None)
     if found != wanted:
         raise DatasetError(
             f"{root}: expected a new or empty folder, found pictures rendered with other settings ({found}); "
             "delete the folder or choose another"
         )
-    return bool(complete)
+    return pictures == _count(root)
 
 
 def _read_marker(root: Path) -> dict[str, object] | None:
@@ -126,14 +128,19 @@ def _read_marker(root: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _mark(root: Path, wanted: dict[str, object], *, complete: bool) -> None:
+def _count(root: Path) -> int:
+    return sum(path.suffix.lower() in _PICTURES for path in root.rglob("*"))
+
+
+def _mark(root: Path, wanted: dict[str, object], *, pictures: int | None) -> None:
+    """Say what the folder holds; the number of pictures comes last, when all are there."""
     words = "\n".join(
         [
             "The pictures in this folder were rendered by vggfeat; nobody photographed them.",
             f"They imitate the layout of {wanted['set']}, and none of them comes from it.",
             "Results on them say nothing about results on the real data set.",
             "",
-            json.dumps({**wanted, "complete": complete}),
+            json.dumps({**wanted, "pictures": pictures}),
             "",
         ]
     )

@@ -97,7 +97,7 @@ def write_folder(root: Path, settings: Settings, seed: int, render: Render) -> N
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, classes (2 to 200) and per_class (4 or more).
+        Reads picture_side, classes (2 to 40) and per_class (4 or more).
     seed : int
         Seed of the set.
     render : callable

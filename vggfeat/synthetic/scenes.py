@@ -71,12 +71,13 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Note:
-    """What is known of an object before anybody looks."""
+class Note:
+    """What is known of an object before anybody looks: its class, how it was drawn, whether it is to be annotated."""
 
     name: str
     faint: bool = False
     actions: tuple[str, ...] = ()
+    listed: bool = True
 
 
 def blank(rng: Generator, shapes: Shapes, side: int) -> Canvas:
@@ -109,17 +110,17 @@ def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, F
         faint = bool(rng.random() < 0.15)
         reach = canvas.side * (rng.uniform(0.05, 0.08) if faint else rng.uniform(0.12, 0.24))
         _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.3), reach, 0.55 if faint else 1.0)
-        notes.append(_Note(name, faint))
+        notes.append(Note(name, faint))
     name, family = classes[first]
     reach = canvas.side * rng.uniform(0.2, 0.36)
     _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.85), reach)
-    return _annotated(canvas, rng, [*notes, _Note(name)])
+    return annotate(canvas, rng, [*notes, Note(name)])
 
 
 def people_at_work(
     rng: Generator, *, side: int, actions: Sequence[str], first: str, extras: Sequence[tuple[str, Family]]
 ) -> Scene:
-    """Draw a picture of one to three people, and sometimes of an object that has nothing to do with them.
+    """Draw a picture of one to three people, sometimes with an object, or a passer-by who is not annotated.
 
     Parameters
     ----------
@@ -139,11 +140,16 @@ def people_at_work(
     count = int(rng.choice((1, 2, 3), p=(0.45, 0.35, 0.2)))
     places = rng.permutation(count)
     notes = []
+    if rng.random() < 0.3:
+        # Not all people of the real set are annotated either.
+        stature = height * rng.uniform(0.25, 0.35)
+        add_person(canvas, rng, ("other",), _spot(canvas, rng, stature / 2, margin=1.0), stature)
+        notes.append(Note("person", listed=False))
     if rng.random() < 0.25:
         name, family = extras[int(rng.integers(len(extras)))]
         reach = canvas.side * rng.uniform(0.1, 0.18)
         add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=1.0), reach)
-        notes.append(_Note(name))
+        notes.append(Note(name))
     for number, place in enumerate(places):
         doing = first if number == count - 1 else "other" if rng.random() < 0.3 else str(rng.choice(list(actions)))
         pairs = [pair for pair in TOGETHER if pair[0] == doing]
@@ -152,10 +158,8 @@ def people_at_work(
         x = width * (place + 0.5 + rng.uniform(-0.15, 0.15)) / count
         y = rng.uniform(0.58 * stature, height - 0.55 * stature)
         add_person(canvas, rng, both, (x, y), stature)
-        notes.append(_Note("person", actions=both))
-    scene = _annotated(canvas, rng, notes)
-    # People who are hardly seen stay without annotation, as in the real set; none is marked difficult.
-    return _without(scene, [number for number, thing in enumerate(scene.things) if thing.difficult])
+        notes.append(Note("person", actions=both))
+    return annotate(canvas, rng, notes)
 
 
 def one_subject(
@@ -190,12 +194,12 @@ def one_subject(
     canvas = blank(rng, shapes, side)
     if family is None:
         add_clutter(canvas, rng, 30)
-        return _annotated(canvas, rng, [])
+        return annotate(canvas, rng, [])
     count = min(int(rng.choice((1, 2, 3), p=(0.75, 0.2, 0.05))), most)
     for _ in range(count):
         reach = canvas.side * rng.uniform(*sizes) / (1 + 0.3 * (count - 1))
         add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=0.95), reach)
-    return _annotated(canvas, rng, [_Note(name)] * count)
+    return annotate(canvas, rng, [Note(name)] * count)
 
 
 def cut_out(scene: Scene) -> Image.Image:
@@ -233,12 +237,28 @@ def _spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[
     return best
 
 
-def _annotated(canvas: Canvas, rng: Generator, notes: Sequence[_Note]) -> Scene:
-    """Look at what can be seen of each object, from left to right."""
+def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note]) -> Scene:
+    """Photograph a canvas and note what can be seen of each object.
+
+    Parameters
+    ----------
+    canvas : Canvas
+        The finished painting.
+    rng : Generator
+        Source of the camera's noise and of the points.
+    notes : sequence of Note
+        What is known of its objects, in the order in which they were drawn.
+
+    Returns
+    -------
+    Scene
+        Objects of fewer than 9 visible pixels, and those not listed, are left out. Difficult are the faint ones and those of which less
+        than 35 % is seen; occluded, or cut off, those of which less than 90 % is seen.
+    """
     seen = []
     for number, note in enumerate(notes, start=1):
         rows, columns = np.nonzero(canvas.owner == number)
-        if len(rows) < _FEWEST_PIXELS:
+        if not note.listed or len(rows) < _FEWEST_PIXELS:
             continue
         box = (int(columns.min()) + 1, int(rows.min()) + 1, int(columns.max()) + 1, int(rows.max()) + 1)
         share = len(rows) / canvas.drawn[number - 1]
@@ -260,11 +280,3 @@ def _annotated(canvas: Canvas, rng: Generator, notes: Sequence[_Note]) -> Scene:
     for new, (_, old, _) in enumerate(seen, start=1):
         renumber[old] = new
     return Scene(canvas.photograph(rng), tuple(thing for *_, thing in seen), renumber[canvas.owner])
-
-
-def _without(scene: Scene, dropped: Sequence[int]) -> Scene:
-    kept = [number for number in range(len(scene.things)) if number not in dropped]
-    renumber = np.zeros(len(scene.things) + 1, dtype=np.uint8)
-    for new, old in enumerate(kept, start=1):
-        renumber[old + 1] = new
-    return Scene(scene.image, tuple(scene.things[number] for number in kept), renumber[scene.owner])

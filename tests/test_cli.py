@@ -1,0 +1,269 @@
+"""The command line as a user meets it: help at once, errors in one line, exit codes, output for people and programs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggfeat.cli import run
+
+NET = "random:A:0:0.03125"
+HEAVY = ("torch", "torchvision", "numpy", "h5py", "sklearn", "scipy", "matplotlib", "PIL", "rich", "pyarrow")
+
+
+def vggfeat(*words, **options):
+    command = [sys.executable, "-m", "vggfeat", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("own pictures")
+    for number in range(30):
+        folder = root / ("across" if number % 2 else "down")
+        folder.mkdir(exist_ok=True)
+        stripes = np.zeros((60, 64, 3), dtype=np.uint8)
+        stripes[(slice(None), slice(None, None, 6)) if number % 2 else slice(None, None, 6)] = 200
+        noise = np.random.default_rng(number).integers(0, 56, stripes.shape, dtype=np.uint8)
+        Image.fromarray(stripes + noise).save(folder / f"{number:02d}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("features") / "own.h5"
+    code = run(extract(pictures, out))
+    assert code == 0
+    return out
+
+
+def extract(root, out, *more):
+    words = ["extract", "--dataset", "folder", "--root", root, "--weights", NET, "--scales", "224,232"]
+    return [str(word) for word in (*words, "--workers", "0", "--device", "cpu", "--out", out, *more)]
+
+
+def commands():
+    from vggfeat.cli import group
+
+    for name, command in group.commands.items():
+        yield name
+        for inner in getattr(command, "commands", {}):
+            yield f"{name} {inner}"
+
+
+def test_help_and_import_load_nothing_heavy():
+    code = f"""
+import sys
+import vggfeat
+from vggfeat.cli import run
+assert run(["--help"]) == 0
+for command in {list(commands())!r}:
+    assert run([*command.split(), "--help"]) == 0
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_every_help_shows_an_example(command, capsys):
+    assert run([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    if command != "data":
+        assert f"vggfeat {command}" in shown.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert "0.1.0" in capsys.readouterr().out
+
+
+def test_the_whole_job_on_own_pictures(features, capsys):
+    out = features.with_suffix(".svm")
+    assert run(["svm", "--features", str(features), "--protocol", "k-fold", "--folds", "3", "--grid", "1,10"]) == 0
+    shown = capsys.readouterr().out
+    assert "own.svm: results.json, table.txt, scores.npz, results.png" in shown
+    results = json.loads((out / "results.json").read_text())
+    assert results["metric"]["name"] == "mean class recall"
+    assert results["headline"] > 0.9
+    assert results["chance"]["value"] == 0.5
+    assert "mean class recall" in shown
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_the_only_thing_on_standard_output(features, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(["svm", "--features", str(features), "--grid", "1", "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results.json").read_text())
+    assert run(["inspect", str(features), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 30
+    assert run(["data", "list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 7
+
+
+def test_a_file_fused_with_itself_changes_nothing_but_the_length(features, tmp_path):
+    for name, times in (("one", 1), ("two", 2)):
+        words = ["--features", str(features)] * times
+        assert run(["svm", *words, "--grid", "1", "--out", str(tmp_path / name), "--quiet"]) == 0
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["settings"]["features"]["length"] == 2 * one["settings"]["features"]["length"]
+    assert two["headline"] == pytest.approx(one["headline"], abs=0.05)
+
+
+def test_inspect_shows_what_is_in_the_file(features, capsys):
+    assert run(["inspect", str(features)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("own.h5", "single-label", "[224, 232]", NET, "sound: every checksum fits"):
+        assert words in shown
+
+
+def test_inspect_finds_a_flipped_byte(features, tmp_path, capsys):
+    raw = bytearray(features.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "rotten.h5").write_bytes(raw)
+    assert run(["inspect", str(tmp_path / "rotten.h5")]) == 6
+    assert "NOT SOUND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "csv", "mat"])
+def test_export(features, tmp_path, kind, capsys):
+    target = tmp_path / f"x.{kind}"
+    assert run(["export", str(features), "--to", kind, "--out", str(target), "--join", "stack"]) == 0
+    assert "30 descriptors of 256 values, join stack" in capsys.readouterr().out
+    assert target.stat().st_size > 30 * 256
+    assert run(["export", str(features), "--to", kind, "--out", str(target)]) == 6
+    assert run(["export", str(features), "--to", kind, "--out", str(target), "--overwrite"]) == 0
+
+
+def test_failed_pictures_make_exit_code_3_unless_allowed(pictures, tmp_path, capsys):
+    root = tmp_path / "in" / "a"
+    root.mkdir(parents=True)
+    (root / "good.jpg").write_bytes(next((pictures / "down").iterdir()).read_bytes())
+    (root / "bad.jpg").write_bytes(b"no picture")
+    out = tmp_path / "x.h5"
+    assert run(extract(root.parent, out)) == 3
+    shown = capsys.readouterr().out
+    assert "1 of 2 pictures" in shown
+    assert "failed: a/bad.jpg: unrecognised: " in shown
+    assert run(extract(root.parent, out)) == 3
+    assert run(extract(root.parent, out, "--allow-failed", 1)) == 0
+    assert run(["inspect", str(out), "--failed"]) == 0
+    assert "failed: a/bad.jpg: unrecognised" in capsys.readouterr().out
+
+
+def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, capsys):
+    assert run(extract(pictures, tmp_path / "x.h5", "--scales", "64")) == 0
+    captured = capsys.readouterr()
+    assert "untrained net" in captured.err
+    assert "Q = 64 is too short for one 7x7 window of the net: pictures were enlarged to 224 instead" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["extract"], 2, "--dataset"),
+        (["extract", "--dataset", "voc2008"], 2, "did you mean voc2007?"),
+        (["extract", "--dataset", "voc2007", "--root", "nowhere"], 4, "found nothing there"),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "none.pth"], 5, "ways to get one"),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "random:Z"], 2, "random:NET"),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--scales", "a"], 2, "numbers"),
+        (
+            ["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--regions", "nose"],
+            2,
+            "regions",
+        ),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--device", "tpu"], 2, "device"),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--regions", "box"], 2, "box"),
+        (["svm", "--features", "nowhere.h5"], 6, "found none"),
+        (["svm", "--features", "{features}", "--grid", "0"], 2, "C"),
+        (["svm", "--features", "{features}", "--protocol", "caltech"], 7, "train"),
+        (["svm", "--features", "{features}", "--protocol", "given-splits"], 7, "train"),
+        (["inspect", "{picture}"], 6, "00.jpg"),
+        (["export", "nowhere.h5", "--to", "csv"], 6, "found none"),
+        (["export", "{features}", "--to", "csv", "--split", "train"], 2, "split"),
+        (["data", "check", "voc2007", "--root", "nowhere"], 4, "NOT COMPLETE"),
+        (["data", "splits", "caltech101", "--root", "nowhere"], 4, "nowhere"),
+        (["data", "synth", "voc2007", "--root", "{pictures}"], 4, "new or empty"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, features, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = {"{pictures}": pictures, "{features}": features, "{picture}": pictures / "down" / "00.jpg"}
+    assert run([str(places.get(word, word)) for word in words]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    ours = [line for line in captured.err.splitlines() if not line.startswith("note:")]
+    assert len(ours) <= (4 if code == 2 and ours[0].startswith("Usage") else 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_check_names_archives_and_checksums(tmp_path, capsys):
+    assert run(["data", "check", "voc2007", "--root", str(tmp_path)]) == 4
+    shown = capsys.readouterr().out
+    assert "VOCtrainval_06-Nov-2007.tar (md5 c52e279531787c972589f7e41ab4ae64)" in shown
+
+
+def test_rendered_sets_can_be_checked_and_split(tmp_path, capsys):
+    root = tmp_path / "c101"
+    assert run(["data", "synth", "caltech101", "--root", str(root), "--size", "tiny"]) == 0
+    assert run(["data", "check", "caltech101", "--root", str(root)]) == 4
+    assert "DIFFERS" in capsys.readouterr().out
+    assert run(["data", "splits", "caltech101", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    assert len((tmp_path / "s" / "train-1.txt").read_text().splitlines()) == 30 * 6
+
+
+def test_the_demo(tmp_path, capsys):
+    words = ["demo", "--out", str(tmp_path / "demo"), "--size", "tiny", "--scales", "224", "--weights", NET]
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    assert "mean average precision, 11-point" in shown
+    assert "chance" in shown
+    assert "The net is not trained" in shown
+    assert f"results {tmp_path / 'demo' / 'voc2007.svm'}" in shown
+    assert run(words) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_in_order_and_the_run_goes_on(pictures, tmp_path, number, code):
+    root = tmp_path / "in"
+    for copy in range(40):
+        (root / f"{copy:02d}").mkdir(parents=True)
+        for picture in (pictures / "down").iterdir():
+            (root / f"{copy:02d}" / picture.name).write_bytes(picture.read_bytes())
+    words = extract(root, tmp_path / "x.h5", "--workers", 2, "--shard-rows", 5)
+    running = subprocess.Popen([sys.executable, "-m", "vggfeat", *words], stderr=subprocess.PIPE, text=True)
+    parts = Path(f"{tmp_path / 'x.h5'}.parts")
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("s*.h5"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    asked = time.monotonic()
+    running.send_signal(number)
+    said = running.communicate(timeout=30)[1]
+    assert running.returncode == code
+    assert time.monotonic() - asked < 10
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    kept = len(list(parts.glob("s*.h5")))
+    assert kept >= 3
+    if number == signal.SIGINT:
+        assert not (tmp_path / "x.h5").exists()
+
+
+def test_a_reader_that_leaves_is_no_error(features):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "vggfeat", "inspect", str(features)], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    assert done.stderr == b""

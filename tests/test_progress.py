@@ -1,0 +1,80 @@
+"""What a person sees of long work, on a terminal and in a log."""
+
+import pytest
+
+from vggfeat.cli import progress
+from vggfeat.cli.progress import Progress, duration, line, rate_of
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_line_gives_rate_and_time_left():
+    assert line("extract", "pictures", 50, 100, 10, 20.0, "1 failed") == (
+        "extract: 50 of 100 pictures, 2.0 pictures/s, 25s left 1 failed"
+    )
+
+
+def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys):
+    clock = Clock()
+    with Progress("extract", "pictures", clock=clock) as bar:
+        for second in range(100):
+            clock.now = second
+            bar.update(second + 1, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert [text.split()[1] for text in lines] == ["31", "61", "91", "100"]
+    assert "9s left" in lines[2]
+
+
+def test_resumed_work_does_not_flatter_the_rate(capsys):
+    clock = Clock()
+    with Progress("extract", "pictures", clock=clock) as bar:
+        bar.update(900, 1000)
+        clock.now = 50.0
+        bar.update(1000, 1000)
+    assert "2.0 pictures/s" in capsys.readouterr().err
+
+
+def test_each_stage_has_a_rate_of_its_own(capsys):
+    clock = Clock()
+    with Progress("svm", "problems", clock=clock) as bar:
+        for done in range(1, 11):
+            clock.now += 1
+            bar.update(done, 10, "choosing")
+        for done in range(1, 6):
+            clock.now += 10
+            bar.update(done, 5, "training")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "svm: 10 of 10 problems, 1.0 problems/s choosing"
+    assert lines[-1] == "svm: 5 of 5 problems, 0.1 problems/s training"
+
+
+def test_quiet_says_nothing(capsys):
+    with Progress("extract", "pictures", quiet=True) as bar:
+        bar.update(1, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("extract", "pictures") as bar:
+        bar.update(0, 4)
+        bar.update(4, 4, "1 failed")
+    shown = capsys.readouterr().err
+    assert "extract" in shown
+    assert "4/4" in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (190, "3m10s"), (18120, "5h02m")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0"), (0.5, "0.05"), (25, "2.5"), (12345, "1234")])
+def test_rates(count, text):
+    assert rate_of(count, 10) == text

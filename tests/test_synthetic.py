@@ -1,0 +1,572 @@
+"""The rendered trees, read with nothing but text, XML and Pillow."""
+
+import csv
+import json
+import re
+from collections import Counter
+from functools import partial
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from vggfeat import synthetic
+from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.synthetic import MARKER, NAMES, SIZES, Settings
+from vggfeat.synthetic.drawing import generator
+from vggfeat.synthetic.scenes import people_at_work, several_objects
+from vggfeat.synthetic.voc_trees import FAMILIES, deal, published
+
+# fmt: off
+CLASSES = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]
+ACTIONS = [
+    "jumping", "other", "phoning", "playinginstrument", "reading", "ridingbike", "ridinghorse", "running",
+    "takingphoto", "usingcomputer", "walking",
+]
+# fmt: on
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """Render a tiny set once, and hand out its root."""
+    roots = {}
+
+    def render(name):
+        if name not in roots:
+            roots[name] = tmp_path_factory.mktemp(name)
+            synthetic.write(name, roots[name], size="tiny")
+        return roots[name]
+
+    return render
+
+
+def lines(path):
+    return path.read_text(encoding="ascii").splitlines()
+
+
+def objects(path):
+    return ElementTree.parse(path).getroot().findall("object")
+
+
+def box(item):
+    return tuple(float(item.findtext(f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+
+
+def mode(path):
+    with Image.open(path) as picture:
+        return picture.mode
+
+
+def contents(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# --- VOC, objects
+
+
+@pytest.mark.parametrize(("name", "year"), [("voc2007", 2007), ("voc2012", 2012)])
+def test_voc_lists_name_pictures_and_never_overlap(tree, name, year):
+    root = tree(name) / "VOCdevkit" / f"VOC{year}"
+    main = root / "ImageSets" / "Main"
+    sets = {part: lines(main / f"{part}.txt") for part in ("train", "val", "trainval", "test")}
+    counts = SIZES["tiny"][name]
+    assert [len(sets[part]) for part in ("train", "val", "test")] == [counts.train, counts.val, counts.test]
+    assert sets["trainval"] == sorted(sets["train"] + sets["val"])
+    everything = sets["trainval"] + sets["test"]
+    assert len(set(everything)) == len(everything)
+    pictures = {path.stem for path in (root / "JPEGImages").iterdir()}
+    assert len(pictures - set(everything)) == counts.unlisted
+    assert set(everything) <= pictures
+    pattern = r"\d{6}" if year == 2007 else r"20(08|09|10|11)_\d{6}"
+    assert all(re.fullmatch(pattern, image) for image in pictures)
+    # no set is a run of neighbours
+    assert min(sets["test"]) < max(sets["train"])
+
+
+def test_voc2012_keeps_its_test_labels_and_annotations_to_itself(tree):
+    root = tree("voc2012") / "VOCdevkit" / "VOC2012"
+    test = lines(root / "ImageSets" / "Main" / "test.txt")
+    assert [path.name for path in (root / "ImageSets" / "Main").glob("*_test.txt")] == []
+    assert not any((root / "Annotations" / f"{image}.xml").exists() for image in test)
+    assert all((root / "JPEGImages" / f"{image}.jpg").exists() for image in test)
+
+
+@pytest.mark.parametrize(
+    ("name", "year", "sets"), [("voc2007", 2007, ("trainval", "test")), ("voc2012", 2012, ("trainval",))]
+)
+def test_voc_labels_follow_from_the_annotations(tree, name, year, sets):
+    root = tree(name) / "VOCdevkit" / f"VOC{year}"
+    seen = Counter()
+    for part in sets:
+        ids = lines(root / "ImageSets" / "Main" / f"{part}.txt")
+        found = {
+            image: [
+                (o.findtext("name"), o.findtext("difficult")) for o in objects(root / "Annotations" / f"{image}.xml")
+            ]
+            for image in ids
+        }
+        for cls in CLASSES:
+            rows = lines(root / "ImageSets" / "Main" / f"{cls}_{part}.txt")
+            assert [row.split()[0] for row in rows] == ids
+            for row in rows:
+                image, label = row.split()
+                # the label is right-aligned in two columns behind one space
+                assert row == image + " " + label.rjust(2)
+                hard = {difficult for cls_found, difficult in found[image] if cls_found == cls}
+                assert label == ("-1" if not hard else "1" if "0" in hard else "0")
+                seen[label] += 1
+    assert seen["0"] >= 10
+    assert set(seen) == {"1", "0", "-1"}
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_every_voc_class_has_positives_in_every_set(tree, part):
+    main = tree("voc2007") / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    assert sorted(path.name for path in main.glob(f"*_{part}.txt")) == [f"{cls}_{part}.txt" for cls in CLASSES]
+    for cls in CLASSES:
+        labels = [row.split()[1] for row in lines(main / f"{cls}_{part}.txt")]
+        assert 2 <= labels.count("1") <= len(labels) / 2
+
+
+def test_voc_annotations_are_of_their_pictures(tree):
+    root = tree("voc2007") / "VOCdevkit" / "VOC2007"
+    shapes = Counter()
+    several = 0
+    for path in (root / "Annotations").iterdir():
+        xml = ElementTree.parse(path).getroot()
+        with Image.open(root / "JPEGImages" / f"{path.stem}.jpg") as picture:
+            assert picture.format == "JPEG"
+            assert picture.mode == "RGB"
+            size = picture.size
+        shapes[size] += 1
+        assert xml.findtext("folder") == "VOC2007"
+        assert xml.findtext("filename") == f"{path.stem}.jpg"
+        assert (int(xml.findtext("size/width")), int(xml.findtext("size/height"))) == size
+        for item in xml.findall("object"):
+            xmin, ymin, xmax, ymax = box(item)
+            assert 1 <= xmin <= xmax <= size[0]
+            assert 1 <= ymin <= ymax <= size[1]
+        several += len(xml.findall("object")) > 1
+    assert shapes.most_common(2)[0][0] == (96, 72)
+    assert (72, 96) in shapes
+    assert len(shapes) >= 4
+    assert several > sum(shapes.values()) / 3
+
+
+def test_voc_boxes_hold_what_is_seen_and_no_more(tree):
+    root = tree("voc2007") / "VOCdevkit" / "VOC2007"
+    draw = partial(several_objects, side=96, classes=FAMILIES)
+    for number in range(1, 121, 6):
+        image = f"{number:06d}"
+        scene = draw(generator(0, "voc2007", image), first=number % 20)
+        items = objects(root / "Annotations" / f"{image}.xml")
+        assert len(items) == len(scene.things) == scene.owner.max()
+        for mark, item in enumerate(items, start=1):
+            rows, columns = np.nonzero(scene.owner == mark)
+            assert box(item) == (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+
+
+# --- VOC, actions
+
+
+@pytest.fixture(scope="session")
+def actions(tree):
+    return tree("voc2012-action") / "VOCdevkit" / "VOC2012"
+
+
+def action_rows(actions, action, part):
+    return [row.split() for row in lines(actions / "ImageSets" / "Action" / f"{action}_{part}.txt")]
+
+
+def test_action_lists_are_complete(actions):
+    folder = actions / "ImageSets" / "Action"
+    sets = ("test", "train", "trainval", "val")
+    wanted = {f"{part}.txt" for part in sets} | {f"{action}_{part}.txt" for action in ACTIONS for part in sets}
+    assert {path.name for path in folder.iterdir()} == wanted
+    assert lines(folder / "trainval.txt") == sorted(lines(folder / "train.txt") + lines(folder / "val.txt"))
+
+
+@pytest.mark.parametrize("part", ["train", "val", "trainval"])
+def test_action_labels_follow_from_the_annotations(actions, part):
+    ids = lines(actions / "ImageSets" / "Action" / f"{part}.txt")
+    found = {image: objects(actions / "Annotations" / f"{image}.xml") for image in ids}
+    everybody = [
+        (image, str(number))
+        for image in ids
+        for number, item in enumerate(found[image], start=1)
+        if item.findtext("name") == "person"
+    ]
+    for action in ACTIONS:
+        rows = action_rows(actions, action, part)
+        if action != "jumping":
+            assert [(image, number) for image, number, _ in rows] == everybody
+        for image, number, label in rows:
+            done = found[image][int(number) - 1].findtext(f"actions/{action}")
+            assert label == {"1": "1", "0": "-1"}[done]
+        assert [label for *_, label in rows].count("1") >= 2
+    assert any(int(number) > 1 for _, number in everybody)
+    # some first object is not a person, so the number is not a count of people
+    assert any(items[0].findtext("name") != "person" for items in found.values())
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_the_jumping_list_starts_later(actions, part):
+    jumping = [tuple(row[:2]) for row in action_rows(actions, "jumping", part)]
+    walking = [tuple(row[:2]) for row in action_rows(actions, "walking", part)]
+    assert 0 < len(jumping) < len(walking)
+    assert jumping == walking[len(walking) - len(jumping) :]
+    missing = {image for image, _ in walking[: len(walking) - len(jumping)]}
+    assert all(image.startswith("2010_") for image in missing)
+    if part != "test":
+        items = [item for image in missing for item in objects(actions / "Annotations" / f"{image}.xml")]
+        assert all(item.find("actions/jumping") is None for item in items)
+
+
+def test_other_excludes_every_action_and_some_people_do_two(actions):
+    done = [
+        [mark.tag for mark in item.find("actions") if mark.text == "1"]
+        for image in lines(actions / "ImageSets" / "Action" / "trainval.txt")
+        for item in objects(actions / "Annotations" / f"{image}.xml")
+        if item.findtext("name") == "person"
+    ]
+    assert all(found == ["other"] for found in done if "other" in found)
+    assert {len(found) for found in done} == {1, 2}
+
+
+def test_test_people_have_boxes_and_no_actions(actions):
+    for image, number in action_rows(actions, "walking", "test"):
+        item = objects(actions / "Annotations" / f"{image}.xml")[int(number) - 1]
+        assert item.find("actions") is None
+        assert len(box(item)) == 4
+
+
+def test_action_boxes_and_points_lie_inside_in_the_official_tag_order(actions):
+    decimal = 0
+    for path in (actions / "Annotations").iterdir():
+        with Image.open(actions / "JPEGImages" / f"{path.stem}.jpg") as picture:
+            width, height = picture.size
+        for item in objects(path):
+            xmin, ymin, xmax, ymax = box(item)
+            assert 1 <= xmin <= xmax <= width
+            assert 1 <= ymin <= ymax <= height
+            if item.findtext("name") == "person":
+                assert [tag.tag for tag in item.find("bndbox")] == ["xmax", "xmin", "ymax", "ymin"]
+                assert xmin <= float(item.findtext("point/x")) <= xmax
+                assert ymin <= float(item.findtext("point/y")) <= ymax
+                assert item.findtext("difficult") == "0"
+                decimal += "." in item.findtext("bndbox/xmax")
+    assert decimal > 0
+
+
+def test_action_boxes_hold_the_person(actions):
+    extras = [(name, look) for name, look in FAMILIES if look is not None]
+    for number in (3, 14, 26):
+        # the official order of the eleven classes decides who is drawn first
+        image, first = f"2011_{number:06d}", ACTIONS[number % 11]
+        draw = partial(people_at_work, side=120, extras=extras, actions=published(image), first=first)
+        scene = draw(generator(0, "voc2012-action", image))
+        items = objects(actions / "Annotations" / f"{image}.xml")
+        assert len(items) == scene.owner.max()
+        for mark, item in enumerate(items, start=1):
+            rows, columns = np.nonzero(scene.owner == mark)
+            assert box(item) == (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+
+
+# --- Caltech and folders
+
+
+def test_caltech101_has_its_odd_classes_and_its_stray_file(tree):
+    root = tree("caltech101") / "101_ObjectCategories"
+    counts = {folder.name: len(list(folder.glob("*.jpg"))) for folder in root.iterdir()}
+    assert len(counts) == 6
+    assert counts["inline_skate"] == 31
+    assert counts["BACKGROUND_Google"] > 31
+    assert all(count >= 31 for count in counts.values())
+    assert len(set(counts.values())) > 1
+    strays = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".jpg"]
+    assert strays == [root / "BACKGROUND_Google" / "tmp"]
+    modes = Counter(mode(path) for path in root.rglob("*.jpg"))
+    assert modes["L"] >= 5
+    assert set(modes) == {"L", "RGB"}
+
+
+def test_caltech256_has_its_stray_file_and_folder(tree):
+    root = tree("caltech256") / "256_ObjectCategories"
+    classes = {folder.name: list(folder.glob("*.jpg")) for folder in root.iterdir()}
+    assert {"056.dog", "198.spider", "257.clutter"} <= set(classes)
+    assert len(classes) == 5
+    for cls, paths in classes.items():
+        assert re.fullmatch(r"\d{3}\..+", cls)
+        assert len(paths) >= 64
+        assert all(re.fullmatch(cls[:3] + r"_\d{4}\.jpg", path.name) for path in paths)
+    strays = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix != ".jpg")
+    assert strays == ["056.dog/greg/vision309", "198.spider/RENAME2"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("caltech101", 102), ("caltech256", 257)])
+def test_caltech_can_have_as_many_classes_as_the_original(name, count):
+    names = {
+        "caltech101": synthetic.class_trees.caltech101_classes,
+        "caltech256": synthetic.class_trees.caltech256_classes,
+    }
+    found = names[name](count)
+    assert len(set(found)) == count
+    if name == "caltech256":
+        assert sorted(int(cls[:3]) for cls in found) == list(range(1, 258))
+
+
+def test_the_folder_mixes_formats_and_transparency(tree):
+    root = tree("folder")
+    classes = [path for path in root.iterdir() if path.is_dir()]
+    assert len(classes) == 4
+    kinds = Counter()
+    for path in root.rglob("*"):
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+            with Image.open(path) as picture:
+                kinds[picture.format, picture.mode] += 1
+                if picture.mode == "RGBA":
+                    assert picture.getchannel("A").getextrema() == (0, 255)
+    assert set(kinds) == {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "RGBA")}
+    assert all(count >= 4 for count in kinds.values())
+    assert len(list(root.glob("*/notes.txt"))) == 1
+
+
+# --- ILSVRC
+
+
+@pytest.fixture(scope="session")
+def ilsvrc(tree):
+    return tree("ilsvrc")
+
+
+def test_ilsvrc_lists_agree_with_the_files(ilsvrc):
+    data, sets = ilsvrc / "ILSVRC/Data/CLS-LOC", ilsvrc / "ILSVRC/ImageSets/CLS-LOC"
+    for name, part in (("train_cls", "train"), ("val", "val"), ("test", "test")):
+        rows = [row.split() for row in lines(sets / f"{name}.txt")]
+        assert [int(number) for _, number in rows] == list(range(1, len(rows) + 1))
+        files = {path.relative_to(data / part).with_suffix("").as_posix() for path in (data / part).rglob("*.JPEG")}
+        assert {path for path, _ in rows} == files
+    wnids = [row.split(" ", 1)[0] for row in lines(ilsvrc / "LOC_synset_mapping.txt")]
+    assert wnids == sorted(wnids)
+    assert sorted(path.name for path in (data / "train").iterdir()) == wnids
+    assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids)
+    numbers = [path.stem.split("_")[1] for path in (data / "train" / wnids[0]).iterdir()]
+    assert len({len(number) for number in numbers}) > 1
+
+
+def test_ilsvrc_numbers_of_the_kit_are_not_the_sorted_order(ilsvrc):
+    kit = ilsvrc / "ILSVRC2012_devkit_t12" / "data"
+    # read as torchvision.datasets.imagenet does
+    rows = scipy.io.loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
+    leaves = [row for row in rows if row["num_children"] == 0]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+    assert sorted(wnid_of) == list(range(1, 7))
+    assert len(rows) == 7
+    in_order = [wnid_of[number] for number in sorted(wnid_of)]
+    assert in_order != sorted(in_order)
+    assert sorted(in_order) == [row.split()[0] for row in lines(ilsvrc / "LOC_synset_mapping.txt")]
+    truth = [wnid_of[int(number)] for number in lines(kit / "ILSVRC2012_validation_ground_truth.txt")]
+    for number, wnid in enumerate(truth, start=1):
+        path = ilsvrc / "ILSVRC/Annotations/CLS-LOC/val" / f"ILSVRC2012_val_{number:08d}.xml"
+        assert {item.findtext("name") for item in objects(path)} == {wnid}
+    assert set(Counter(truth).values()) == {4}
+
+
+def test_ilsvrc_solution_holds_the_boxes_of_the_annotations(ilsvrc):
+    with open(ilsvrc / "LOC_val_solution.csv", newline="", encoding="ascii") as file:
+        header, *rows = list(csv.reader(file))
+    assert header == ["ImageId", "PredictionString"]
+    assert sorted(image for image, _ in rows) != [image for image, _ in rows]
+    for image, text in rows:
+        words = text.split()
+        found = [(words[k], *map(float, words[k + 1 : k + 5])) for k in range(0, len(words), 5)]
+        items = objects(ilsvrc / "ILSVRC/Annotations/CLS-LOC/val" / f"{image}.xml")
+        assert found == [(item.findtext("name"), *box(item)) for item in items]
+    assert len(rows) == 24
+    assert any(len(text.split()) > 5 for _, text in rows)
+
+
+def test_ilsvrc_annotations_name_files_without_endings(ilsvrc):
+    data = ilsvrc / "ILSVRC"
+    train = list((data / "Annotations/CLS-LOC/train").rglob("*.xml"))
+    pictures = list((data / "Data/CLS-LOC/train").rglob("*.JPEG"))
+    assert len(pictures) / 2 < len(train) < len(pictures)  # not every training picture has boxes
+    for path in train:
+        xml = ElementTree.parse(path).getroot()
+        assert (xml.findtext("folder"), xml.findtext("filename")) == (path.parent.name, path.stem)
+        assert {item.findtext("name") for item in xml.findall("object")} == {path.parent.name}
+        picture = data / "Data/CLS-LOC/train" / path.parent.name / f"{path.stem}.JPEG"
+        with Image.open(picture) as image:
+            width, height = image.size
+        assert all(1 <= b[0] <= b[2] <= width and 1 <= b[1] <= b[3] <= height for b in map(box, xml.findall("object")))
+
+
+def test_ilsvrc_has_its_odd_files(ilsvrc):
+    kinds = Counter()
+    for path in (ilsvrc / "ILSVRC/Data").rglob("*.JPEG"):
+        with Image.open(path) as image:
+            image.load()
+            kinds[image.format, image.mode] += 1
+    assert kinds["PNG", "RGB"] == 1
+    assert kinds["JPEG", "CMYK"] == 1
+    assert kinds["JPEG", "L"] >= 6
+    assert len(kinds) == 4
+
+
+def test_more_classes_keep_the_old_names():
+    few, many = synthetic.ilsvrc_tree.synsets(20), synthetic.ilsvrc_tree.synsets(240)
+    assert [(s.wnid, s.look) for s in few] == [(s.wnid, s.look) for s in many[:20]]
+    assert len({s.wnid for s in many}) == 240
+    assert sorted(s.number for s in many) == list(range(1, 241))
+
+
+# --- the same again
+
+
+@pytest.mark.parametrize("name", ["voc2012-action", "ilsvrc", "folder"])
+def test_the_same_seed_gives_the_same_bytes(tree, tmp_path, name):
+    synthetic.write(name, tmp_path, size="tiny")
+    assert contents(tmp_path) == contents(tree(name))
+
+
+def test_another_seed_gives_other_pictures(tmp_path, tree):
+    synthetic.write("folder", tmp_path, size="tiny", seed=1)
+    mine, theirs = contents(tmp_path), contents(tree("folder"))
+    assert set(mine) == set(theirs)
+    assert [name for name in mine if mine[name] == theirs[name]] == ["spoked frame/notes.txt"]
+
+
+def test_several_processes_give_the_same_bytes(tmp_path, tree):
+    synthetic.write("folder", tmp_path, size="tiny", workers=2)
+    assert contents(tmp_path) == contents(tree("folder"))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("voc2007", Settings(picture_side=96, train=45, val=60, test=50)),
+        ("ilsvrc", Settings(picture_side=96, classes=6, train=14, val=30, test=7)),
+        ("folder", Settings(picture_side=96, classes=5, per_class=14)),
+    ],
+)
+def test_more_pictures_change_no_other(tree, tmp_path, name, more):
+    synthetic.write(name, tmp_path, size=more)
+    endings = (".jpg", ".jpeg", ".png")
+    old = {path: data for path, data in contents(tree(name)).items() if path.lower().endswith(endings)}
+    new = {path: data for path, data in contents(tmp_path).items() if path.lower().endswith(endings)}
+    assert len(new) > len(old)
+    assert {path: new[path] for path in old} == old
+
+
+def test_deal_mixes_sets_and_gives_each_its_count():
+    dealt = deal({"train": 40, "val": 25, "test": 60}, 20)
+    assert {name: len(numbers) for name, numbers in dealt.items()} == {"train": 40, "val": 25, "test": 60}
+    assert sorted(number for numbers in dealt.values() for number in numbers) == list(range(1, 126))
+    assert dealt["train"][:20] == list(range(1, 21))
+    assert dealt["train"][20] > min(dealt["val"])
+
+
+# --- refusals and progress
+
+
+def test_progress_counts_every_picture(tmp_path):
+    seen = []
+    size = Settings(picture_side=48, classes=2, per_class=4)
+    synthetic.write("folder", tmp_path, size=size, progress=lambda done, total: seen.append((done, total)))
+    total = len([path for path in tmp_path.rglob("*.*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")])
+    assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_the_marker_says_that_the_pictures_are_rendered(tree):
+    text = (tree("voc2007") / MARKER).read_text(encoding="utf-8")
+    assert "rendered by vggfeat" in text
+    record = json.loads(text.splitlines()[-1])
+    assert (record["set"], record["seed"], record["picture_side"], record["pictures"]) == ("voc2007", 0, 96, 120)
+
+
+def test_a_folder_of_others_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(DatasetError, match="expected a new or empty folder"):
+        synthetic.write("folder", tmp_path, size="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_set_of_other_settings_is_refused(tmp_path):
+    size = Settings(picture_side=48, classes=2, per_class=4)
+    synthetic.write("folder", tmp_path, size=size)
+    before = contents(tmp_path)
+    for name, seed in (("folder", 1), ("voc2007", 0)):
+        with pytest.raises(DatasetError, match="other settings"):
+            synthetic.write(name, tmp_path, seed=seed, size=size)
+    assert contents(tmp_path) == before
+
+
+def test_a_whole_set_stays_and_a_broken_one_is_made_whole(tmp_path):
+    size = Settings(picture_side=48, classes=2, per_class=4)
+    calls = []
+    assert synthetic.write("folder", tmp_path, size=size)
+    before = contents(tmp_path)
+    assert not synthetic.write("folder", tmp_path, size=size, progress=lambda *done: calls.append(done))
+    assert calls == []
+    next(tmp_path.rglob("*.png")).unlink()
+    assert synthetic.write("folder", tmp_path, size=size)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_was_cut_short_is_finished_by_the_next(tmp_path):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    size = Settings(picture_side=48, classes=2, per_class=4)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.write("folder", tmp_path / "a", size=size, progress=stop)
+    assert synthetic.write("folder", tmp_path / "a", size=size)
+    synthetic.write("folder", tmp_path / "b", size=size)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(DatasetError, match="x: expected"):
+        synthetic.write("folder", tmp_path / "x", size="tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("voc2013", {}, "expected one of voc2007"),
+        ("voc2007", {"size": "huge"}, "expected one of tiny, demo"),
+        ("voc2007", {"seed": -1}, "seed from 0"),
+        ("voc2007", {"workers": 0}, "workers from 1"),
+        ("voc2007", {"size": Settings(picture_side=96, train=19, val=20, test=1)}, "train of at least 20, found 19"),
+        ("caltech101", {"size": Settings(picture_side=96, classes=3, per_class=30)}, "per_class of at least 31"),
+        ("caltech256", {"size": Settings(picture_side=96, classes=258, per_class=61)}, "at most 257 classes"),
+        ("ilsvrc", {"size": Settings(picture_side=96, classes=241, train=2, val=1)}, "at most 240 classes"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tmp_path, name, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        synthetic.write(name, tmp_path / "new", **arguments)
+
+
+@pytest.mark.parametrize("field", ["train", "val", "test", "unlisted", "classes", "per_class"])
+def test_counts_are_never_negative(field):
+    with pytest.raises(ConfigError, match=f"{field}: expected 0 or more, found -1"):
+        Settings(picture_side=96, **{field: -1})
+
+
+def test_pictures_have_a_smallest_side():
+    Settings(picture_side=32)
+    with pytest.raises(ConfigError, match="at least 32, found 31"):
+        Settings(picture_side=31)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_covers_every_set(size):
+    assert set(SIZES[size]) == set(NAMES)
