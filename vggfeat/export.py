@@ -108,7 +108,7 @@ def _write_npz(sink: LatchedFile, table: Table) -> None:
         "classes": np.array(table.classes, dtype=np.str_),
     }
     arrays |= {f"split_{name}": np.asarray(rows, "<i8") for name, rows in table.splits.items()}
-    np.savez(sink, allow_pickle=False, **arrays)
+    np.savez(sink, **arrays)  # type: ignore[arg-type]
 
 
 def _write_parquet(sink: LatchedFile, table: Table) -> None:

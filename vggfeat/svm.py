@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import qr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
@@ -152,8 +153,8 @@ def fit_one_vs_rest(
 
     Notes
     -----
-    Needs 8 n D bytes for the rows in float64 and 16 n D for each worker. Where D > n the rows are first turned
-    into n dimensions, which loses nothing: that takes 24 n D bytes once, and 8 n n for each worker.
+    Needs 8 n D bytes for the rows in float64, and 16 n D for each worker. Where D > n the rows are first turned into
+    n dimensions, which loses nothing: then it is 8 n D + 16 n n, and 8 n n for each worker.
     """
     x, signs, _ = _check_training(descriptors, labels, classes)
     costs = np.broadcast_to(check_costs(C), signs.shape[1:])
@@ -240,10 +241,11 @@ class _Space:
 
     @staticmethod
     def of(x: NDArray[np.floating]) -> "_Space":
-        wide = np.ascontiguousarray(x, dtype=np.float64)
-        if wide.shape[1] <= wide.shape[0]:
-            return _Space(rows=wide, basis=None)
-        basis, triangle = np.linalg.qr(wide.T)
+        if x.shape[1] <= x.shape[0]:
+            return _Space(rows=np.ascontiguousarray(x, dtype=np.float64), basis=None)
+        # The transpose of a copy in C order is in LAPACK's order, so the basis takes the place of the copy.
+        own = np.array(x, dtype=np.float64, order="C").T
+        basis, triangle = qr(own, mode="economic", overwrite_a=True, check_finite=False)
         return _Space(rows=np.ascontiguousarray(triangle.T), basis=basis)
 
     def into(self, x: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -77,10 +77,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         _say("stopped by SIGTERM; what was finished is kept, and the same command goes on from there")
         return 143
-    except (BrokenPipeError, SystemExit) as stop:
-        # click turns a closed pipe into SystemExit(1).
-        if not isinstance(stop if isinstance(stop, OSError) else stop.__context__, BrokenPipeError):
-            raise
+    except (BrokenPipeError, SystemExit):
+        # click turns a closed pipe into SystemExit; in this mode it ends the process for no other reason.
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

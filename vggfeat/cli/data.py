@@ -100,8 +100,14 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
 @data.command()
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
-@click.option("--size", type=click.Choice(["tiny", "demo", "large"]), default="demo", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--size",
+    type=click.Choice(["tiny", "demo", "large"]),
+    default="demo",
+    show_default=True,
+    help="Counts and sides of the pictures.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other pictures.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
 def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
     """Render a small, learnable imitation of a data set in its official layout.

@@ -252,8 +252,8 @@ def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note]) -> Scene:
     Returns
     -------
     Scene
-        Objects of fewer than 9 visible pixels, and those not listed, are left out. Difficult are the faint ones and those of which less
-        than 35 % is seen; occluded, or cut off, those of which less than 90 % is seen.
+        Objects of fewer than 9 visible pixels, and those not listed, are left out. Difficult are the faint ones and
+        those of which less than 35 % is seen; occluded, or cut off, those of which less than 90 % is seen.
     """
     seen = []
     for number, note in enumerate(notes, start=1):

@@ -1,0 +1,124 @@
+"""The documents against the product: every command, option named, format field and example is what it says."""
+
+import json
+import re
+from pathlib import Path
+
+import h5py
+import pytest
+
+from vggfeat.cli import EXIT_CODES, group, run
+from vggfeat.facts import FACTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands():
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield name, command
+        else:
+            yield from ((f"{name} {word}", sub) for word, sub in inner.items())
+
+
+def test_every_command_is_in_the_readme_and_no_other():
+    table = set(re.findall(r"^\| `vggfeat ([a-z ]+)` \|", README, re.MULTILINE))
+    assert table == {name for name, _ in commands()}
+
+
+def test_every_option_that_the_readme_names_exists():
+    known = {option for _, command in commands() for param in command.params for option in param.opts}
+    known |= {"--twin", "--help"}
+    assert set(re.findall(r"(--[a-z][a-z-]+)", README)) <= known
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_every_option_has_a_help_text_or_speaks_for_itself(name):
+    command = dict(commands())[name]
+    for param in command.params:
+        if param.param_type_name == "option":
+            plain = param.help or getattr(param.type, "choices", None)
+            assert plain, f"{name} {param.opts}"
+
+
+def test_every_exit_code_is_in_the_readme():
+    codes = re.findall(r"^  (\d+) |\b(143) ", EXIT_CODES, re.MULTILINE)
+    for code in {first or second for first, second in codes}:
+        assert re.search(rf"\b{code} ", README.split("Exit codes:")[1])
+
+
+def test_every_data_set_has_a_page():
+    for name in FACTS:
+        assert (ROOT / "data" / f"{name}.md").is_file()
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "BENCHMARKS.md", *(ROOT / "data").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    words = ["demo", "--out", str(out), "--size", "tiny", "--scales", "224", "--weights", "random:A:0:0.03125"]
+    assert run(words) == 0
+    return out
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_h5py_example_reads_the_file_in_ten_lines(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    code = next(block for block in python_blocks() if "h5py" in block)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    found: dict = {}
+    exec(code, found)
+    assert found["features"].shape == (120, 1, 1, 128)
+    assert len(found["ids"]) == len(found["labels"]) == 120
+    assert found["ids"][0] == "000001" or found["ids"][0].isdigit()
+    assert found["made_by"]["net"] == "A"
+
+
+def test_the_example_for_other_projects_runs(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    code = next(block for block in python_blocks() if "load_features" in block)
+    pictures = sorted((demo / "voc2007").rglob("*.jpg"))[:2]
+    code = code.replace("vgg16-397923af.pth", "random:A:0:0.03125")
+    code = code.replace('["a.jpg", "b.png"]', repr([str(path) for path in pictures]))
+    found: dict = {}
+    exec(code, found)
+    data = found["data"]
+    assert len(data.descriptors) == len(data.labels) == len(data.ids) == 40
+    assert len(data.classes) == 20
+
+
+def test_the_table_of_the_feature_file_is_the_feature_file(demo):
+    section = README.split("**Feature file**")[1].split("Attributes:")[0]
+    told = {
+        name
+        for cell in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
+    with h5py.File(demo / "voc2007.h5") as file:
+        assert told - {"splits/NAME"} == set(file) - {"splits"}
+        attributes = README.split("Attributes:")[1].split("\n\n")[0]
+        assert set(re.findall(r"`(\w+)`", attributes)) == set(file.attrs) | {"sha256"}
+        assert all("sha256" in data.attrs for data in (file["features"], file["ids"], file["labels"]))
+
+
+def test_the_fields_of_the_results_are_those_in_the_readme(demo):
+    section = README.split("**results.json**")[1].split("**scores.npz**")[0]
+    results = json.loads((demo / "voc2007.svm" / "results.json").read_text())
+    assert set(results) <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_versions_agree():
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
