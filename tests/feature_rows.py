@@ -108,6 +108,6 @@ def crash_run(mode, folder, *arguments, seconds=600):
         timeout=seconds,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
     assert done.stderr == ""
     return json.loads(done.stdout)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import random
 import subprocess
+import time
 
 import h5py
 import numpy as np
@@ -150,6 +152,21 @@ def test_run_that_goes_on_asks_only_for_what_is_missing(out, unbroken):
         assert parts.complete
     assert digest(out) == unbroken
     assert os.listdir(out.parent) == [out.name]
+
+
+def test_nothing_in_a_file_tells_when_it_was_made(out, unbroken):
+    begun = int(time.time())
+    while int(time.time()) == begun:  # HDF5 counts in whole seconds.
+        time.sleep(0.05)
+    assert digest(finish(out)) == unbroken
+    with open_parts(out.with_name("second.h5")) as parts:
+        parts.commit(0, make_block(parts.rows(0)))
+        raw = (parts.folder / "s00000.h5").read_bytes()
+    with h5py.File(io.BytesIO(raw)) as file:
+        times = {h5py.h5o.get_info(file[name].id).mtime for name in ["/", *file]}
+    with h5py.File(out) as file:
+        times |= {h5py.h5o.get_info(file[name].id).mtime for name in ["/", *file, "splits/test"]}
+    assert times == {0}
 
 
 def test_complete_file_is_left_alone_and_known(out, unbroken):

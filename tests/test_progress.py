@@ -43,15 +43,16 @@ def test_resumed_work_does_not_flatter_the_rate(capsys):
 def test_each_stage_has_a_rate_of_its_own(capsys):
     clock = Clock()
     with Progress("svm", "problems", clock=clock) as bar:
-        for done in range(1, 11):
+        for done in range(1, 42):
             clock.now += 1
-            bar.update(done, 10, "choosing")
-        for done in range(1, 6):
+            bar.update(done, 41, "choosing")
+        for done in range(1, 5):
             clock.now += 10
-            bar.update(done, 5, "training")
+            bar.update(done, 4, "training")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "svm: 10 of 10 problems, 1.0 problems/s choosing"
-    assert lines[-1] == "svm: 5 of 5 problems, 0.1 problems/s training"
+    assert lines[0] == "svm: 30 of 41 problems, 1.0 problems/s, 11s left choosing"
+    assert lines[-1] == "svm: 4 of 4 problems, 0.1 problems/s training"
+    assert len(lines) == 3
 
 
 def test_quiet_says_nothing(capsys):

@@ -5,29 +5,48 @@ File names that are no UTF-8 keep their bytes (Python's "surrogateescape").
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p
+from h5py import h5d, h5f, h5fd, h5g, h5p
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 
-LIBVER = ("v108", "v108")
-"""The oldest file format whose metadata carries checksums; every HDF5 since 2008 reads it."""
 TEXT_ROWS = 65536
 """Texts that are encoded or decoded at a time."""
 
 
+def new_file(stream: BinaryIO | io.RawIOBase) -> h5py.File:
+    """Make an HDF5 file in an empty stream, in the oldest format whose metadata carries checksums (HDF5 1.8).
+
+    Nothing in it carries a time, or a resumed run would differ from an unbroken one; `h5py.File` has no say in
+    that for the root before its version 3.14.
+    """
+    plan, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
+    plan.set_obj_track_times(False)
+    access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V18)
+    access.set_fileobj_driver(h5fd.fileobj_driver, stream)
+    return h5py.File(h5f.create(b"stream", h5f.ACC_TRUNC, fapl=access, fcpl=plan))
+
+
+def new_group(parent: h5py.Group, name: str) -> h5py.Group:
+    """Make a group without a time."""
+    plan = h5p.create(h5p.GROUP_CREATE)
+    plan.set_obj_track_times(False)
+    return h5py.Group(h5g.create(parent.id, name.encode(), gcpl=plan))
+
+
 def new_data_set(group: h5py.Group, name: str, dims: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    """Make a contiguous data set that has its place in the file at once, and no time stamp."""
+    """Make a contiguous data set that has its place in the file at once, and no time."""
     plan = h5p.create(h5p.DATASET_CREATE)
     plan.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5d.FILL_TIME_NEVER)
-    plan.set_obj_track_times(False)  # A time stamp would tell a resumed run from an unbroken one.
+    plan.set_obj_track_times(False)
     return group.create_dataset(name, dims, np.dtype(dtype), dcpl=plan)
 
 

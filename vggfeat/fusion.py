@@ -1,13 +1,12 @@
 """Feature files become one table of descriptors: joined, normalised, fused over nets, rows matched by id.
 
-N = samples, K = classes, D = length of a descriptor.
+Features are read in slices, and every row goes straight to its place, so that the table is the only large thing in
+memory. N = samples, n = some of them, K = classes, D = length of a descriptor.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,15 @@ from numpy.typing import NDArray
 from vggfeat.descriptors import Join, Normalisation, fuse, join_features
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.export import Table
+from vggfeat.matching import Matched, Paths, open_matched
 from vggfeat.samples import DataSet, Task
+from vggfeat.shards import Status
 from vggfeat.store import FeatureFile
 
-CHUNK_BYTES = 1 << 27
+CHUNK_BYTES = 1 << 26
+"""Features that are in memory at a time, of all files together."""
+
+Failed = Literal["raise", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +32,7 @@ class DescriptorTable:
     dataset: DataSet
     """Ids, labels, classes and splits, as stored in the first file."""
     descriptors: NDArray[np.float32]
-    """(N, D); zeros in rows that failed."""
+    """(N, D); finite, zeros in rows that failed."""
     ok: NDArray[np.bool_]
     """(N,); False where a picture failed in one of the files."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -36,7 +40,7 @@ class DescriptorTable:
 
 
 class LoadedFeatures(NamedTuple):
-    """Aligned arrays for use elsewhere."""
+    """Aligned arrays for use elsewhere: entry i of each is of the same sample."""
 
     descriptors: NDArray[np.float32]
     """(n, D)"""
@@ -49,15 +53,13 @@ class LoadedFeatures(NamedTuple):
     """K names."""
 
 
-def read_descriptors(
-    paths: Sequence[str | os.PathLike[str]], *, join: Join = "mean", normalisation: Normalisation = "blocks"
-) -> DescriptorTable:
-    """Read feature files of the same samples and fuse them by stacking (Appendix B: D and E).
+def read_descriptors(paths: Paths, *, join: Join = "mean", normalisation: Normalisation = "blocks") -> DescriptorTable:
+    """Read feature files of the same samples and fuse them by stacking (VGG paper, Appendix B: D and E).
 
     Parameters
     ----------
-    paths : at least one feature file
-        Rows are matched by id and take the order of the first file.
+    paths : path, or sequence of paths
+        One feature file or several. Rows are matched by id and take the order of the first file.
     join : "mean", "max" or "stack"
         Over the scales of each file.
     normalisation : "blocks", "whole" or "none"
@@ -66,104 +68,83 @@ def read_descriptors(
     Raises
     ------
     StoreError
-        If a file is damaged, or the files hold different samples or labels; the first difference is named.
+        If a file is damaged, or the files differ in samples, classes, labels or the pictures' bytes; the first
+        difference is named.
     ConfigError
         If no file is given or a setting is not allowed.
+
+    Notes
+    -----
+    Needs 4 N D bytes for the table, and some 300 MB beside it.
     """
-    if not paths:
-        raise ConfigError("features: expected at least one feature file, found none")
-    parts, files = [], []
-    dataset, ok = None, np.ones(0, dtype=bool)
-    for path in paths:
-        with FeatureFile(Path(path)) as file:
-            order = None
-            if dataset is None:
-                dataset, ok = file.dataset, np.ones(len(file.dataset), dtype=bool)
-            else:
-                order = match_rows(dataset, file.dataset, f"{path} against {paths[0]}")
-            part, done = _join_file(file, join, normalisation)
-            parts.append(part if order is None else part[order])
-            ok &= done if order is None else done[order]
-            files.append({"file": Path(path).name, **_describe(file)})
-    assert dataset is not None
-    descriptors = fuse(parts, normalisation)
-    descriptors[~ok] = 0
-    settings = {"join": join, "normalisation": normalisation, "length": descriptors.shape[1], "files": files}
-    return DescriptorTable(dataset=dataset, descriptors=descriptors, ok=ok, settings=settings)
-
-
-def match_rows(first: DataSet, other: DataSet, where: str) -> NDArray[np.int64]:
-    """Find the row of `other` for every row of `first`.
-
-    Raises
-    ------
-    StoreError
-        If an id is missing on either side, or classes or labels differ; the first one is named.
-    """
-    position = {name: row for row, name in enumerate(other.ids)}
-    for name in first.ids:
-        if name not in position:
-            raise StoreError(f"{where}: expected the same samples, found none with id {name!r} in the second file")
-    if len(other) != len(first):
-        extra = sorted(position.keys() - set(first.ids))[0]
-        raise StoreError(f"{where}: expected the same samples, found {extra!r} in the second file only")
-    order = np.array([position[name] for name in first.ids], dtype=np.int64)
-    if other.classes != first.classes:
-        raise StoreError(f"{where}: expected the same classes, found {first.classes[:3]}... and {other.classes[:3]}...")
-    differing = np.flatnonzero((other.labels[order] != first.labels).any(axis=1))
-    if len(differing):
-        raise StoreError(f"{where}: expected the same labels, found others for {first.ids[differing[0]]!r}")
-    return order
+    with open_matched(paths) as matched:
+        descriptors = _read(matched, np.arange(len(matched.dataset)), join, normalisation)
+        settings = {
+            "join": join,
+            "normalisation": normalisation,
+            "length": descriptors.shape[1],
+            "files": [_describe(file) for file in matched.files],
+        }
+        return DescriptorTable(dataset=matched.dataset, descriptors=descriptors, ok=matched.ok, settings=settings)
 
 
 def load_features(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: Paths,
     join: Join = "mean",
     split: str | Sequence[str] | None = None,
     *,
     normalisation: Normalisation = "blocks",
-    failed: Literal["raise", "drop"] = "raise",
+    failed: Failed = "raise",
 ) -> LoadedFeatures:
-    """Load descriptors, labels and ids, row by row the same samples. PyTorch is not needed.
+    """Load descriptors, labels and ids, row by row of the same samples. PyTorch is not needed.
 
     Parameters
     ----------
-    path : path, or several
+    path : path, or sequence of paths
         Feature files; several are fused by stacking.
     join : "mean", "max" or "stack"
         Over scales.
     split : str or sequence of str, optional
-        Names of splits stored in the file, for instance "train"; several are united. All rows by default.
+        Names of splits stored in the (first) file, for instance "train"; several are united. Only their rows are
+        read. All rows by default.
     normalisation : "blocks", "whole" or "none"
+        See `vggfeat.descriptors`.
     failed : "raise" or "drop"
-        What to do with pictures that could not be read.
+        What to do where a picture could not be read: raise an error, or leave the row out.
 
     Returns
     -------
     LoadedFeatures
-        descriptors (n, D) float32; labels (n,) int64 or (n, K) int8; ids; classes.
+        descriptors (n, D) float32; labels (n,) int64 or (n, K) int8; ids; classes. Rows keep the order of the
+        (first) file.
 
     Raises
     ------
     ConfigError
-        If a split is not in the file.
+        If a split is not in the file, no file is given or a setting is not allowed.
     StoreError
         If a file is damaged, files do not match, or a picture failed and `failed` is "raise".
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    table = read_descriptors(paths, join=join, normalisation=normalisation)
-    rows = rows_of(table.dataset, split)
-    missing = rows[~table.ok[rows]]
-    if len(missing) and failed == "raise":
-        raise StoreError(
-            f"{paths[0]}: {len(missing)} of {len(rows)} pictures failed at extraction, the first is "
-            f"{table.dataset.ids[missing[0]]!r}; pass failed='drop' to leave them out"
+    if failed not in get_args(Failed):
+        raise ConfigError(f"failed: expected one of {', '.join(get_args(Failed))}, found {failed!r}")
+    with open_matched(path) as matched:
+        data = matched.dataset
+        rows = rows_of(data, split)
+        missing = rows[~matched.ok[rows]]
+        if len(missing) and failed == "raise":
+            raise StoreError(
+                f"{matched.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
+                f"whose picture failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
+                f"leave them out"
+            )
+        rows = rows[matched.ok[rows]]
+        labels = data.labels[rows]
+        return LoadedFeatures(
+            descriptors=_read(matched, rows, join, normalisation),
+            labels=class_numbers(labels) if data.task == Task.SINGLE_LABEL else labels,
+            ids=[data.ids[row] for row in rows],
+            classes=data.classes,
         )
-    rows = rows[table.ok[rows]]
-    labels = table.dataset.labels[rows]
-    targets = class_numbers(labels) if table.dataset.task == Task.SINGLE_LABEL else labels
-    ids = [table.dataset.ids[row] for row in rows]
-    return LoadedFeatures(table.descriptors[rows], targets, ids, table.dataset.classes)
 
 
 def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -173,56 +154,76 @@ def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
 
 
 def rows_of(dataset: DataSet, split: str | Sequence[str] | None) -> NDArray[np.int64]:
-    """Return the ascending rows of a split, of the union of several, or all rows."""
+    """Return the ascending rows of a split, of the union of several, or all rows.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such split, or an empty list is given.
+    """
     if split is None:
         return np.arange(len(dataset), dtype=np.int64)
     names = [split] if isinstance(split, str) else list(split)
-    for name in names:
-        if name not in dataset.splits:
-            raise ConfigError(
-                f"split: expected one of {', '.join(dataset.splits) or 'none: the file has no splits'}, found {name!r}"
-            )
+    unknown = [name for name in names if name not in dataset.splits]
+    if unknown or not names:
+        known = f"one of {', '.join(dataset.splits)}" if dataset.splits else "no name, as the file has no splits"
+        raise ConfigError(f"split: expected {known}, found {repr(unknown[0]) if unknown else 'an empty list'}")
     return np.unique(np.concatenate([dataset.splits[name] for name in names]))
 
 
 def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
-    """Return some rows of a table for `vggfeat.export`, splits renumbered to them."""
+    """Return some rows of a table for `vggfeat.export`, splits renumbered to them.
+
+    Consecutive rows share their memory with `table`; others are copied.
+    """
     data = table.dataset
     place = np.full(len(data), -1, dtype=np.int64)
     place[rows] = np.arange(len(rows))
-    splits = {name: place[members][place[members] >= 0] for name, members in data.splits.items()}
+    consecutive = bool(len(rows)) and bool((np.diff(rows) == 1).all())
     return Table(
         ids=[data.ids[row] for row in rows],
         paths=[data.paths[row] for row in rows],
-        descriptors=table.descriptors[rows],
+        descriptors=table.descriptors[rows[0] : rows[0] + len(rows)] if consecutive else table.descriptors[rows],
         labels=data.labels[rows],
         classes=data.classes,
-        splits=splits,
+        splits={name: np.sort(place[members][place[members] >= 0]) for name, members in data.splits.items()},
     )
 
 
-def _join_file(
-    file: FeatureFile, join: Join, normalisation: Normalisation
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    count, *row = file.features.shape
-    step = max(1, CHUNK_BYTES // (4 * int(np.prod(row))))
-    joined: NDArray[np.float32] | None = None
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        chunk = join_features(file.read(np.arange(start, stop)), join, normalisation)
-        if joined is None:
-            joined = np.empty((count, chunk.shape[1]), dtype=np.float32)
-        joined[start:stop] = chunk
-    if joined is None:
-        raise StoreError(f"{file.path}: expected at least one sample, found none")
-    return joined, file.status == 1
+def _read(matched: Matched, rows: NDArray[np.int64], join: Join, normalisation: Normalisation) -> NDArray[np.float32]:
+    """Descriptors (n, D) of some rows, zeros where a picture failed."""
+    # No rows have a length too, and wrong settings are refused before anything is read.
+    length = _fuse_rows(matched, rows[:0], join, normalisation).shape[1]
+    descriptors = np.empty((len(rows), length), dtype=np.float32)
+    step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in matched.files))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        descriptors[part] = _fuse_rows(matched, rows[part], join, normalisation)
+    return descriptors
+
+
+def _fuse_rows(
+    matched: Matched, rows: NDArray[np.int64], join: Join, normalisation: Normalisation
+) -> NDArray[np.float32]:
+    parts = []
+    for file, order in zip(matched.files, matched.orders, strict=True):
+        features = file.read(order[rows])
+        # Before anything is computed: what a file holds in a row that failed is no number.
+        features[~matched.ok[rows]] = 0
+        finite = np.isfinite(features).all(axis=(1, 2, 3))
+        if not finite.all():
+            name = matched.dataset.ids[rows[finite.argmin()]]
+            raise StoreError(f"{file.path}: expected finite features of {name!r}, found others; extract it again")
+        parts.append(join_features(features, join, normalisation))
+    return fuse(parts, normalisation)
 
 
 def _describe(file: FeatureFile) -> dict[str, Any]:
     return {
+        "file": file.path.name,
         "scales": list(file.scales),
         "regions": list(file.regions),
         "channels": file.channels,
-        "failed": int((file.status != 1).sum()),
+        "failed": int((file.status != Status.DONE).sum()),
         "provenance": file.provenance,
     }

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.columns import LIBVER, encode_texts, new_data_set, text_width, write_text_attribute
+from vggfeat.columns import encode_texts, new_data_set, new_file, text_width, write_text_attribute
 from vggfeat.errors import StoreError
 from vggfeat.source import TEXT, Source, hdf5_errors, read_texts
 
@@ -141,7 +141,7 @@ def encode(block: Block, *, index: int, token: str) -> bytes:
     """
     # Not HDF5's own file in memory: in HDF5 1.14 the image that it gives out has a wrong checksum.
     memory = io.BytesIO()
-    with h5py.File(memory, "w", libver=LIBVER) as file:
+    with new_file(memory) as file:
         write_text_attribute(file, "format", "vggfeat-shard 1")
         write_text_attribute(file, "manifest", token)
         file.attrs["index"] = np.int64(index)

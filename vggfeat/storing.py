@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 
 from vggfeat.columns import (
-    LIBVER,
     Column,
     canonical,
     encode_texts,
+    new_file,
+    new_group,
     text_type,
     text_width,
     write_column,
@@ -70,7 +71,7 @@ def write(
         "key": canonical(key, "key"),
         "provenance": canonical(provenance, "provenance"),
     }
-    with h5py.File(sink, "w", libver=LIBVER) as file:
+    with new_file(sink) as file:
         for name, text in texts.items():
             write_text_attribute(file, name, text)
         file.attrs["version"] = np.int64(VERSION)
@@ -86,7 +87,7 @@ def _write_lists(file: h5py.File, dataset: DataSet, shape: Shape) -> None:
     write_column(file, "labels", dataset.labels.astype("|i1", copy=False))
     boxes = np.full((len(dataset), 4), np.nan) if dataset.boxes is None else dataset.boxes
     write_column(file, "boxes", boxes.astype("<f8", copy=False))
-    splits = file.create_group("splits")
+    splits = new_group(file, "splits")
     for name, rows in sorted(dataset.splits.items()):
         write_column(splits, name, np.asarray(rows, "<i8"))
 

@@ -33,7 +33,7 @@ class Progress:
         self.started = self.shown = clock()
         self.first: float | None = None
         self.last = 0.0
-        self.said = ""
+        self.text = ""
         self.bar: Any = None
         self.task: Any = None
 
@@ -49,6 +49,7 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+        self._say(self.clock())
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show how far it is.
@@ -63,11 +64,15 @@ class Progress:
         if self.bar is not None:
             rate = f"{rate_of(done - self.first, now - self.started)} {self.unit}/s {note}"
             self.bar.update(self.task, completed=done, total=total, rate=rate)
-        elif not self.quiet and (now - self.shown >= SECONDS_BETWEEN_LINES or (done >= total and done > self.first)):
-            text = line(self.title, self.unit, done, total, self.first, now - self.started, note)
-            if text != self.said:
-                click.echo(text, err=True)
-            self.shown, self.said = now, text
+        elif not self.quiet:
+            self.text = line(self.title, self.unit, done, total, self.first, now - self.started, note)
+            if now - self.shown >= SECONDS_BETWEEN_LINES:
+                self._say(now)
+
+    def _say(self, now: float) -> None:
+        if self.text:
+            click.echo(self.text, err=True)
+        self.shown, self.text = now, ""
 
 
 def line(title: str, unit: str, done: float, total: float, first: float, seconds: float, note: str) -> str:
