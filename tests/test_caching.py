@@ -19,7 +19,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images import DecodeSettings, Request, decode
 from vggfeat.store import FeatureFile
-from vggfeat.weights import random_backbone
+from vggfeat.weights import load_backbone, random_backbone, save_weights
 
 NET = "random:A:0:0.03125"
 SETTINGS = ExtractionSettings(scales=(224,))
@@ -69,7 +69,7 @@ def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
     assert told["weights"] == NET
     assert told["weights_sha256"] == backbone.sha256
     assert (told["net"], told["layer"], told["scales"], told["precision"]) == ("A", "fc7", [224], "fp32")
-    assert (told["interpolation"], told["device"], told["trained"]) == ("bilinear", "cpu", False)
+    assert (told["interpolation"], told["machine"]["device"], told["trained"]) == ("bilinear", "cpu", False)
     assert set(told["versions"]) == {"vggfeat", "torch", "pillow", "numpy"}
     assert str(root) not in json.dumps(told)
 
@@ -131,6 +131,7 @@ def test_workers_change_no_byte(root, tmp_path, backbone):
         ("torch", {"versions": "9.9"}),
         ("picture_sizes", {"grow": True}),
         ("shard_rows", {"cache": replace(CACHE, shard_rows=3)}),
+        ("threads", {"threads": 1}),
     ],
 )
 def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkeypatch, what, changed):
@@ -149,6 +150,8 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
         draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
     if "versions" in changed:
         monkeypatch.setattr(caching, "version", lambda name: changed["versions"])
+    if "threads" in changed:
+        monkeypatch.setattr(caching.torch, "get_num_threads", lambda: 99)
     with pytest.raises(StoreError, match=what):
         cache_features(
             dataset,
@@ -160,6 +163,18 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
         )
     after = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
     assert {k: v for k, v in after.items() if k != "LOCK"} == {k: v for k, v in before.items() if k != "LOCK"}
+
+
+def test_what_changes_no_value_is_no_obstacle(root, tmp_path, backbone):
+    model = backbone.model
+    for name in ("one", "other"):
+        save_weights(tmp_path / f"{name}.safetensors", model, mean=backbone.mean)
+    dataset = open_dataset("folder", root)
+    cache_features(dataset, load_backbone(tmp_path / "one.safetensors"), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    renamed = load_backbone(tmp_path / "other.safetensors")
+    patient = DecodeSettings(timeout=99, memory=1 << 40)
+    summary = cache_features(dataset, renamed, tmp_path / "x.h5", SETTINGS, cache=CACHE, decode=patient)
+    assert summary.resumed == 10
 
 
 def test_overwrite_replaces_a_file_of_other_settings(root, tmp_path, backbone):
@@ -223,6 +238,13 @@ def test_bad_pictures_stop_nothing_shift_nothing_and_are_named(with_bad_pictures
             np.testing.assert_allclose(file.read([row])[0], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
         same = [file.read([file.dataset.ids.index(name)])[0] for name in ("a/0.png", "a/e-wrong-suffix.jpg")]
         np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
+
+
+def test_only_enlarging_more_than_eightfold_is_worth_a_note(tmp_path, backbone):
+    draw(tmp_path / "in" / "a" / "0.png", 0, (40, 29))  # 224 / 29 = 7.7
+    draw(tmp_path / "in" / "a" / "1.png", 1, (40, 27))  # 224 / 27 = 8.3
+    dataset = open_dataset("folder", tmp_path / "in")
+    assert cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE).enlarged == 1
 
 
 def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):

@@ -81,6 +81,32 @@ def test_a_bad_picture_is_named_by_number_and_path_and_nothing_is_skipped(pictur
         Extractor(NET, scales=(224,), device="cpu", chunk=2).transform([*pictures[:2], tmp_path / "bad.jpg"])
 
 
+def test_a_bad_picture_in_memory_is_named_too(pictures, tmp_path):
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(PictureError, match="picture 1: "):
+        Extractor(NET, scales=(224,), device="cpu").transform([pictures[0], half])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"layer": "fc6"},
+        {"precision": "bf16"},
+        {"interpolation": "bicubic"},
+        {"scales": (240,)},
+        {"weights": "random:A:1:0.03125"},
+    ],
+)
+def test_a_changed_parameter_takes_effect_after_fitting(pictures, changed):
+    extractor = Extractor(NET, scales=(224,), device="cpu").fit()
+    before = extractor.transform(pictures[:1])
+    after = extractor.set_params(**changed).transform(pictures[:1])
+    assert not np.array_equal(before, after)
+    parameters = {"weights": NET, "scales": (224,), "device": "cpu"} | changed
+    np.testing.assert_array_equal(after, Extractor(**parameters).transform(pictures[:1]))
+
+
 def test_no_pictures_give_no_rows():
     assert Extractor(NET, scales=(224,), device="cpu").transform([]).shape == (0, 128)
 
@@ -90,5 +116,7 @@ def test_mistakes_are_named():
         Extractor(NET, scales=(224,)).transform("a.jpg")
     with pytest.raises(ConfigError, match="join"):
         Extractor(NET, scales=(224,), join="sum").fit()
+    with pytest.raises(ConfigError, match="chunk"):
+        Extractor(NET, chunk=0).fit()
     with pytest.raises(WeightsError, match="found neither"):
         Extractor("nowhere.safetensors").fit()

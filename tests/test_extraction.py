@@ -6,7 +6,7 @@ import torch
 
 from vggfeat import extraction as extraction_module
 from vggfeat.errors import ConfigError, PictureError
-from vggfeat.extraction import Extraction, ExtractionSettings, requests, spatial_mean
+from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
 from vggfeat.images import Picture
 from vggfeat.models import VGG
 from vggfeat.samples import DataSet, Task
@@ -174,19 +174,93 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
         close(one, other)
 
 
-def test_a_picture_that_does_not_fit_is_cut_into_strips_before_giving_up(monkeypatch):
+def test_a_picture_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(monkeypatch):
     budgets = []
 
     def scarce(model, images, layer, pixels):
-        budgets.append(pixels)
+        if images.shape[3] < 1000:
+            return spatial_mean(model, images, layer, pixels)
+        budgets.append((len(images), pixels))
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
-    with pytest.raises(RuntimeError, match="allocate memory"):
-        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([picture(100, 100)])
-    assert budgets[0] == 1 << 22
-    assert budgets[1] == 224 * 224
-    assert budgets[-1] <= 2 * 224 * 32
+    pictures = [picture(224, 224, 1), picture(224, 1800, 2), picture(224, 224, 3)]
+    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
+    assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
+    # Picture and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
+    assert budgets == [(2, 1 << 22), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc"]
+    + ["could not create a memory object", "DefaultCPUAllocator: can't allocate memory"],
+)
+def test_every_way_to_say_out_of_memory_is_understood(text, monkeypatch):
+    calls = []
+
+    def once(model, images, layer, pixels):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise RuntimeError(text)
+        return spatial_mean(model, images, layer, pixels)
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", once)
+    extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
+    assert all(row.features is not None for row in extraction.rows([picture(100, 130, 1), picture(100, 130, 2)]))
+    assert (calls, extraction.halvings) == ([4, 2, 2], 1)
+
+
+def test_no_pass_has_more_pixels_than_allowed(monkeypatch):
+    passes = []
+
+    def watch(model, images, layer, pixels):
+        passes.append(images.shape[0] * images.shape[2] * images.shape[3])
+        return spatial_mean(model, images, layer, pixels)
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", watch)
+    budget = 5 * 2 * 224 * 291
+    Extraction(backbone(), ExtractionSettings(scales=(224,), batch_pixels=budget)).rows(
+        [picture(100, 130, seed) for seed in range(12)]
+    )
+    assert passes == [budget, budget, 2 * 2 * 224 * 291]
+
+
+def test_the_callers_net_keeps_its_precision_mode_and_place():
+    net = backbone()
+    net.model.train()
+    first = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 130)])[0].features
+    Extraction(net, ExtractionSettings(scales=(224,), precision="bf16")).rows([picture(100, 130)])
+    assert net.model.training
+    assert net.model.layers["fc7"].weight.dtype == torch.float32
+    again = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 130)])[0].features
+    assert np.array_equal(first, again)
+
+
+def test_a_callers_autocast_changes_nothing():
+    extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
+    expected = extraction.rows([picture(100, 130)])[0].features
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(extraction.rows([picture(100, 130)])[0].features, expected)
+
+
+def test_interpolation_is_passed_on():
+    made = picture(100, 130)
+    one, other = (
+        Extraction(backbone(), ExtractionSettings(scales=(224,), interpolation=kind)).rows([made])[0].features
+        for kind in ("bilinear", "bicubic")
+    )
+    assert not np.allclose(one, other, rtol=1e-3)
+
+
+def test_the_longest_side_at_the_largest_scale_decides_what_is_too_elongated():
+    thin = Picture((np.zeros((2, 600, 3), dtype=np.uint8),), (2, 600), bytes(32))
+    settings = ExtractionSettings(scales=(224, 500))
+    assert (
+        Extraction(backbone(), settings)
+        .rows([thin])[0]
+        .reason.startswith("elongated: 600x2 pixels would become 150000x500")
+    )
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
@@ -261,8 +335,11 @@ def test_requests_name_the_file_and_the_parts():
 
 
 def test_a_sample_without_box_is_named():
+    check_boxes(dataset(np.array([[1.0, 2, 3, 4], [np.nan] * 4])), ("image",))
     with pytest.raises(ConfigError, match="found none for b"):
-        list(requests(dataset(np.array([[1.0, 2, 3, 4], [np.nan] * 4])), [0, 1], ("box",)))
+        check_boxes(dataset(np.array([[1.0, 2, 3, 4], [np.nan] * 4])), ("box",))
+    with pytest.raises(ConfigError, match="found none for a"):
+        check_boxes(dataset(), ("image", "box"))
 
 
 @pytest.mark.parametrize(
@@ -288,5 +365,7 @@ def test_settings_that_are_not_allowed_are_named(settings):
 def test_devices_that_are_not_there_are_named():
     with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
         Extraction(backbone(), ExtractionSettings(), "cuda:99")
+    with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
+        Extraction(backbone(), ExtractionSettings(), "meta")
     with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
         Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")

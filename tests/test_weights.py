@@ -11,6 +11,7 @@ from torchvision.models.vgg import VGG as TorchvisionVGG
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.v2 import functional as tvf
 
+from vggfeat import weights
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.models import VGG, initialise
 from vggfeat.transforms import normalise
@@ -81,10 +82,45 @@ def test_random_nets_repeat_and_differ_by_seed():
     assert deviation == pytest.approx((2 / (32 * 49)) ** 0.5, rel=0.02)
 
 
-def test_random_defaults_to_seed_0_and_full_width():
-    with torch.device("meta"):
-        assert VGG("A").layers["fc7"].weight.shape[0] == 4096
-    assert random_backbone("random:A:0:0.0625").source != random_backbone("random:A:0:0.125").source
+@pytest.mark.parametrize("spec", ["random:A", "random:A:0", "random:A:0:1"])
+def test_random_defaults_to_seed_0_and_full_width(spec, monkeypatch):
+    monkeypatch.setattr(weights, "initialise", lambda model, generator: None)  # 500 MB of random numbers less
+    backbone = random_backbone(spec)
+    assert backbone.source == "random:A:0:1"
+    assert backbone.model.layers["fc7"].weight.shape[0] == 4096
+
+
+def test_random_nets_leave_the_callers_random_state_alone():
+    before = torch.get_rng_state()
+    random_backbone("random:A:0:0.03125")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_mean_pixel_is_rgb():
+    assert IMAGENET_MEAN == (123.68, 116.779, 103.939)
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"mean": [1, 2]}, "mean"),
+        ({"mean": [1, 2, float("nan")]}, "mean"),
+        ({"mean": [1, 2, 3], "std": [1, 0, 1]}, "std"),
+        ({"mean": [1, 2, 3], "classes": ["a"]}, "classes"),
+    ],
+)
+def test_facts_that_cannot_belong_to_the_net(tmp_path, net_file, facts, named):
+    with pytest.raises(WeightsError, match=f"{named}: expected"):
+        save_weights(tmp_path / "x.safetensors", net_file[1], **facts)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_weights_without_a_mean_are_refused_and_not_guessed_at(tmp_path, net_file):
+    about = {"format": 1, "config": "C", "width": 1 / 32, "num_classes": 7, "pool": "ceil", "std": [1, 1, 1]}
+    tensors = {name: tensor.contiguous() for name, tensor in net_file[1].layers.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"vggfeat": json.dumps(about | {"classes": []})})
+    with pytest.raises(WeightsError, match="mean: expected 3 finite numbers"):
+        load_backbone(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("spec", ["random", "random:", "random:Z:0", "random:A:x", "random:A:0:0", "random:A:0:1:2"])
@@ -108,14 +144,14 @@ def test_without_weights_the_ways_to_get_some_are_named(tmp_path):
 
 def test_two_nets_in_the_folder_are_not_guessed_between(net_file):
     path, model = net_file
-    save_weights(path.with_name("d.safetensors"), model)
+    save_weights(path.with_name("d.safetensors"), model, mean=[1, 2, 3])
     with pytest.raises(WeightsError, match=r"found c\.safetensors, d\.safetensors"):
         load_backbone(None, folder=path.parent)
 
 
 def test_nothing_half_written_when_the_folder_is_missing(tmp_path, net_file):
     with pytest.raises(WeightsError, match="can't write"):
-        save_weights(tmp_path / "no" / "c.safetensors", net_file[1])
+        save_weights(tmp_path / "no" / "c.safetensors", net_file[1], mean=[1, 2, 3])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.safetensors"]
 
 

@@ -1,5 +1,6 @@
 """The main job: a data set and a net become one feature file, in shards that survive a crash."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from vggfeat.decoding import Decoder
-from vggfeat.errors import PictureError
-from vggfeat.extraction import Extraction, ExtractionSettings, Row, requests
+from vggfeat.errors import ConfigError, PictureError
+from vggfeat.extraction import Extraction, ExtractionSettings, Row, check_boxes, requests
 from vggfeat.images import DecodeSettings, Picture
 from vggfeat.parts import Parts
 from vggfeat.samples import DataSet
@@ -37,6 +38,11 @@ class CacheSettings:
     """Pictures between two points from which a killed run goes on: 32 on the CPU, 256 on a GPU by default."""
     overwrite: bool = False
     """Replace a finished feature file of other settings, and throw away unfinished parts of it."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
+            found = f"workers {self.workers}, shard_rows {self.shard_rows}"
+            raise ConfigError(f"cache: expected workers of at least 0 and shard_rows of at least 1, found {found}")
 
     def rows(self) -> int:
         """Return `shard_rows` or its default."""
@@ -106,33 +112,38 @@ def cache_features(
     decode = replace(decode, largest_side=max(extraction.sides))
     key = describe_run(dataset, backbone, extraction, decode)
     shape = Shape(scales=settings.scales, regions=settings.regions, channels=extraction.channels)
-    requests(dataset, (), settings.regions)  # So that a refusal comes before anything is made.
+    check_boxes(dataset, settings.regions)
     with Parts.open(out, dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
         resumed = parts.done_rows
         if not parts.complete:
             _run_shards(parts, dataset, extraction, decode, cache.workers, progress)
-            parts.consolidate(_provenance(key, extraction))
+            parts.consolidate(_provenance(key, backbone, extraction))
     return _summarise(out, extraction, resumed, time.monotonic() - begun)
 
 
 def describe_run(
     dataset: DataSet, backbone: Backbone, extraction: Extraction, decode: DecodeSettings
 ) -> dict[str, Any]:
-    """Return everything that decides the values of the features; a run is continued only if all of it is equal."""
+    """Return everything that decides the values of the features; a run is continued only if all of it is equal.
+
+    The name of the weights is not among it, their SHA-256 is.
+    """
     limits = {name: value for name, value in asdict(decode).items() if name not in ("timeout", "memory")}
-    packages = ("vggfeat", "torch", "pillow", "numpy")
     return {
-        **backbone.describe(),
+        **{name: value for name, value in backbone.describe().items() if name != "weights"},
         **extraction.settings.describe(),
-        "sides": list(extraction.sides),
-        "mirror": "features of the picture and of its mirror are averaged",
         "decode": limits,
-        "device": extraction.device.type,
-        "dataset": dataset.name,
-        "dataset_sha256": dataset.fingerprint(),
+        "machine": _machine(extraction.device),
         "picture_sizes_sha256": _hash_sizes(dataset),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    # Sums are split by threads and instruction sets, so that both change the last bits.
+    if device.type == "cuda":
+        return {"device": "cuda", "name": torch.cuda.get_device_name(device)}
+    return {"device": "cpu", "name": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
 def _run_shards(
@@ -176,16 +187,20 @@ def to_block(rows: Sequence[Row], shape: Shape, root: str) -> Block:
     return Block(
         features=features,
         status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(f"{root}/", "") for row in rows),
+        reasons=tuple(row.reason.replace(os.path.join(root, ""), "") if root else row.reason for row in rows),
         sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
         sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
     )
 
 
-def _provenance(key: dict[str, Any], extraction: Extraction) -> dict[str, Any]:
-    device = extraction.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {**key, "device_name": name}
+def _provenance(key: dict[str, Any], backbone: Backbone, extraction: Extraction) -> dict[str, Any]:
+    return {
+        **key,
+        "weights": backbone.source,
+        "sides": list(extraction.sides),
+        "mirror": "features of the picture and of its mirror are averaged",
+        "halved_batches": extraction.halvings,
+    }
 
 
 def _summarise(out: Path, extraction: Extraction, resumed: int, seconds: float) -> Summary:
@@ -218,12 +233,10 @@ def _notes(extraction: Extraction, enlarged: int) -> Iterator[str]:
 
 
 def _hash_sizes(dataset: DataSet) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for path in dataset.paths:
         try:
-            size = os.stat(f"{dataset.root}/{path}").st_size
+            size = os.stat(os.path.join(dataset.root, path)).st_size
         except (OSError, ValueError):
             size = -1
         digest.update(f"{size}\n".encode())

@@ -12,4 +12,6 @@ def default_device() -> str:
 
 def default_workers() -> int:
     """Return one decoding process a core, at most 16."""
-    return min(16, len(os.sched_getaffinity(0)))
+    # Not every system says which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, cores or 1)

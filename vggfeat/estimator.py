@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.decoding import Decoder
 from vggfeat.descriptors import join_features
+from vggfeat.devices import default_device
 from vggfeat.errors import ConfigError, PictureError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images import DecodeSettings, Picture, Request, region_of
@@ -42,6 +43,8 @@ class Extractor(TransformerMixin, BaseEstimator):
         Processes that decode picture files; 0 decodes in this process, without limits of time and memory.
     chunk : int
         Pictures decoded and run at a time.
+    batch_pixels : int
+        Pixels in one pass of the net, mirrors included: bounds the memory.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         device: str | None = None,
         workers: int = 0,
         chunk: int = 32,
+        batch_pixels: int = 1 << 22,
     ) -> None:
         self.weights = weights
         self.scales = scales
@@ -75,6 +79,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         self.device = device
         self.workers = workers
         self.chunk = chunk
+        self.batch_pixels = batch_pixels
 
     def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: N803
         """Load the net. X and y are not looked at.
@@ -106,7 +111,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         """
         if isinstance(X, (str, os.PathLike, Image.Image)):
             raise ConfigError(f"X: expected a list of paths or PIL images, found a single {type(X).__name__}")
-        extraction, settings = self._load()
+        extraction = self._load()
         decode = DecodeSettings(largest_side=max(extraction.sides))
         blocks = [np.empty((0, *self._feature_shape(extraction)), dtype=np.float32)]
         with Decoder(self.workers, decode) as decoder:
@@ -121,25 +126,25 @@ class Extractor(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Name the D columns: vggfeat0, vggfeat1, ..."""
-        scales, _, channels = self._feature_shape(self._load()[0])
+        scales, _, channels = self._feature_shape(self._load())
         length = channels * (scales if self.join == "stack" else 1)
         return np.array([f"vggfeat{index}" for index in range(length)], dtype=object)
 
-    def _load(self) -> tuple[Extraction, ExtractionSettings]:
-        from vggfeat.devices import default_device
-
+    def _load(self) -> Extraction:
+        if self.chunk < 1:
+            raise ConfigError(f"chunk: expected at least 1, found {self.chunk}")
+        join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
         settings = ExtractionSettings(
             scales=tuple(int(scale) for scale in self.scales),
             layer=self.layer,  # type: ignore[arg-type]
             precision=self.precision,  # type: ignore[arg-type]
             interpolation=self.interpolation,  # type: ignore[arg-type]
+            batch_pixels=self.batch_pixels,
         )
         wanted = (str(self.weights), settings, self.device)
         if getattr(self, "_loaded", (None,))[0] != wanted:
-            join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
-            backbone = load_backbone(self.weights)
-            self._loaded = (wanted, Extraction(backbone, settings, self.device or default_device()))
-        return self._loaded[1], settings
+            self._loaded = (wanted, Extraction(load_backbone(self.weights), settings, self.device or default_device()))
+        return self._loaded[1]
 
     def _feature_shape(self, extraction: Extraction) -> tuple[int, int, int]:
         return len(extraction.sides), 1, extraction.channels
@@ -171,10 +176,13 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _pictures(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[Picture | PictureError]:
-    files = decoder.stream(Request(os.path.abspath(item), (None,)) for item in chunk if not _is_image(item))
+    paths = [os.path.abspath(item) for item in chunk if not isinstance(item, Image.Image)]
+    files = decoder.stream(Request(path, (None,)) for path in paths)
     for item in chunk:
-        yield region_of(item, settings) if _is_image(item) else next(files)
-
-
-def _is_image(item: Any) -> bool:
-    return isinstance(item, Image.Image)
+        if not isinstance(item, Image.Image):
+            yield next(files)
+            continue
+        try:
+            yield region_of(item, settings)
+        except PictureError as error:
+            yield error

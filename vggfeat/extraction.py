@@ -5,6 +5,8 @@ Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net
 over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
 """
 
+import copy
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +28,8 @@ from vggfeat.weights import Backbone
 Region = Literal["image", "box"]
 Layer = Literal["pool5", "fc6", "fc7", "fc8"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_RESCALED_PIXELS = 1 << 25
 """A picture so elongated that it would be larger than this after rescaling fails by name."""
@@ -58,7 +62,7 @@ class ExtractionSettings:
                 )
         if not self.regions or not set(self.regions) <= set(get_args(Region)):
             raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
-        if not self.scales or not all(isinstance(q, int) and 1 <= q <= 4096 for q in self.scales):
+        if not self.scales or not all(type(q) is int and 1 <= q <= 4096 for q in self.scales):
             raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
         for name in ("scales", "regions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
@@ -101,26 +105,28 @@ class Row(NamedTuple):
     """32 bytes, of the picture file; zeros if it could not be read."""
 
 
-def requests(dataset: DataSet, rows: Iterable[int], regions: Sequence[Region]) -> Iterator[Request]:
-    """Say for each row which file is to be decoded and which parts of it.
+def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
+    """Check that every sample has a box if boxes are asked for.
 
     Raises
     ------
     ConfigError
-        If boxes are asked for and a sample of the data set has none.
+        If one has none; the first is named.
     """
-    if "box" in regions:
-        without = np.isnan(dataset.boxes).any(axis=1) if dataset.boxes is not None else np.ones(len(dataset), bool)
-        if without.any():
-            name = dataset.ids[int(np.argmax(without))]
-            raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {name}")
-    return (_request(dataset, row, regions) for row in rows)
+    if "box" not in regions:
+        return
+    without = np.isnan(dataset.boxes).any(axis=1) if dataset.boxes is not None else np.ones(len(dataset), bool)
+    if without.any():
+        name = dataset.ids[int(np.argmax(without))]
+        raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {name}")
 
 
-def _request(dataset: DataSet, row: int, regions: Sequence[Region]) -> Request:
-    sample = dataset[row]
-    boxes = tuple(sample.box if region == "box" else None for region in regions)
-    return Request(f"{dataset.root}/{sample.path}", boxes)
+def requests(dataset: DataSet, rows: Iterable[int], regions: Sequence[Region]) -> Iterator[Request]:
+    """Say for each row which file is to be decoded and which parts of it; `check_boxes` comes first."""
+    for row in rows:
+        sample = dataset[row]
+        boxes = tuple(sample.box if region == "box" else None for region in regions)
+        yield Request(os.path.join(dataset.root, sample.path), boxes)
 
 
 class Extraction:
@@ -143,12 +149,14 @@ class Extraction:
         self.settings = settings
         self.device = _checked_device(device, settings.precision)
         self.dtype = DTYPES[settings.precision]
-        self.model = backbone.model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # A copy, because the caller's net must keep its precision and its mode.
+        model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
+        self.model: VGG = model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean = torch.tensor(backbone.mean, device=self.device)
         self.std = torch.tensor(backbone.std, device=self.device)
         self.sides = settings.sides(self.model)
         self.channels = self.model.channels(settings.layer)
-        self._done = 0.0
+        self._units = 0
         self._progress: Callable[[float], None] | None = None
         self.halvings = 0
         """Batches that did not fit into memory and were halved so far."""
@@ -158,8 +166,8 @@ class Extraction:
     ) -> list[Row]:
         """Compute the features of some pictures.
 
-        The grouping into batches depends on these pictures and the settings alone: the same call gives the same bits
-        on the same device and versions.
+        The grouping into batches depends on these pictures and the settings alone, unless memory runs out: the same
+        call gives the same bits on the same device, versions and number of threads.
 
         Parameters
         ----------
@@ -173,14 +181,14 @@ class Extraction:
         list of Row
             In the order of the pictures.
         """
-        self._done, self._progress = 0.0, progress
+        self._units, self._progress = 0, progress
         found: list[Row] = []
         window: list[tuple[int, Picture]] = []
         held = 0
         for index, picture in enumerate(pictures):
             found.append(self._started_row(picture))
             if found[-1].reason or isinstance(picture, PictureError):
-                self._count(1)
+                self._count(len(self.sides) * len(self.settings.regions))
                 continue
             window.append((index, picture))
             held += sum(region.nbytes for region in picture.regions)
@@ -204,55 +212,94 @@ class Extraction:
         return Row(None, reason, picture.size, picture.sha256)
 
     def _finish(self, window: list[tuple[int, Picture]], found: list[Row]) -> None:
-        for (index, _), features in zip(window, self._features([p.regions for _, p in window]), strict=True):
-            finite = bool(np.isfinite(features).all())
-            reason = "" if finite else f"non-finite: the {self.settings.layer} map has NaN or infinity"
-            found[index] = found[index]._replace(features=features if finite else None, reason=reason)
+        features, unfit = self._features([picture.regions for _, picture in window])
+        for n, (index, _) in enumerate(window):
+            reason = ""
+            if n in unfit:
+                reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
+            elif not np.isfinite(features[n]).all():
+                reason = f"non-finite: the {self.settings.layer} map has NaN or infinity"
+            found[index] = found[index]._replace(features=None if reason else features[n], reason=reason)
 
-    def _features(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
-        """Return the features, (N, S, R, C), of N pictures of R regions each, by batches of equal rescaled size."""
+    def _features(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> tuple[NDArray[np.float32], set[int]]:
+        """Compute N pictures of R regions each, by batches of equal rescaled size.
+
+        Returns
+        -------
+        features : (N, S, R, C)
+        unfit : set of int
+            Numbers of pictures that did not fit into memory.
+        """
         shape = (len(pictures), len(self.sides), len(self.settings.regions), self.channels)
-        features = np.empty(shape, dtype=np.float32)
-        uploaded = [[torch.from_numpy(r).to(self.device).permute(2, 0, 1) for r in regions] for regions in pictures]
-        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
-        for n, regions in enumerate(uploaded):
-            for r, region in enumerate(regions):
-                for s, side in enumerate(self.sides):
-                    groups[rescaled_size(region.shape[1], region.shape[2], side)].append((n, s, r))
-        for size, places in sorted(groups.items()):
+        features = np.full(shape, np.nan, dtype=np.float32)
+        unfit: set[int] = set()
+        for size, places in sorted(self._by_size(pictures).items()):
             step = max(1, self.settings.batch_pixels // (2 * size[0] * size[1]))
             for start in range(0, len(places), step):
                 batch = places[start : start + step]
-                means = self._batch([uploaded[n][r] for n, _, r in batch], size)
-                for place, mean in zip(batch, means.cpu().numpy(), strict=True):
-                    features[place] = mean
-                self._count(len(batch) / (shape[1] * shape[2]))
-        return features
+                means = self._batch([pictures[n][r] for n, _, r in batch], size, self.settings.batch_pixels)
+                for place, mean in zip(batch, means, strict=True):
+                    if mean is None:
+                        unfit.add(place[0])
+                    else:
+                        features[place] = mean
+                self._count(len(batch))
+        return features, unfit
 
-    def _count(self, pictures: float) -> None:
-        self._done += pictures
+    def _by_size(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> dict[Size, list[tuple[int, int, int]]]:
+        """Group (picture, scale, region) by the size after rescaling."""
+        groups: dict[Size, list[tuple[int, int, int]]] = defaultdict(list)
+        for n, regions in enumerate(pictures):
+            for r, region in enumerate(regions):
+                for s, side in enumerate(self.sides):
+                    groups[rescaled_size(region.shape[0], region.shape[1], side)].append((n, s, r))
+        return groups
+
+    def _count(self, units: int) -> None:
+        self._units += units
         if self._progress is not None:
-            self._progress(self._done)
+            self._progress(self._units / (len(self.sides) * len(self.settings.regions)))
 
-    def _batch(self, pictures: Sequence[Tensor], size: tuple[int, int], pixels: int = 0) -> Tensor:
-        """Return the features, (N, C), of pictures rescaled to one size; what does not fit into memory is halved."""
-        pixels = pixels or self.settings.batch_pixels
+    def _batch(
+        self, pictures: Sequence[NDArray[np.uint8]], size: Size, pixels: int
+    ) -> list[NDArray[np.float32] | None]:
+        """Return the features, (C,) each, of pictures rescaled to one size; what does not fit is halved.
+
+        None stands for a picture that does not fit even alone and in the narrowest strips.
+        """
         try:
-            with torch.inference_mode(), _exact_float32(self.settings.precision):
-                scaled = torch.stack([rescale(p, size, self.settings.interpolation) for p in pictures])
-                images = normalise(scaled, self.mean, self.std).to(self.dtype)
-                both = torch.cat([images, mirror(images)]).contiguous(memory_format=torch.channels_last)
-                means = spatial_mean(self.model, both, self.settings.layer, pixels)
-                return (means[: len(pictures)] + means[len(pictures) :]) / 2
-        except RuntimeError as error:
-            smallest = 2 * min(size) * STRIDE
-            if not _out_of_memory(error) or (len(pictures) == 1 and pixels <= smallest):
+            return list(self._pass(pictures, size, pixels))
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
                 raise
+        # Out here the failed pass has let go of its tensors, which the halves need.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         self.halvings += 1
-        if len(pictures) == 1:
-            return self._batch(pictures, size, min(pixels, 2 * size[0] * size[1]) // 2)
-        middle = len(pictures) // 2
-        return torch.cat([self._batch(half, size, pixels) for half in (pictures[:middle], pictures[middle:])])
+        if len(pictures) > 1:
+            middle = len(pictures) // 2
+            return [mean for half in (pictures[:middle], pictures[middle:]) for mean in self._batch(half, size, pixels)]
+        narrowest = min(size) * STRIDE * (WINDOW + 2 * _halo(self.model))
+        pixels = min(pixels, size[0] * size[1])
+        return [None] if pixels <= narrowest else self._batch(pictures, size, pixels // 2)
+
+    def _pass(self, pictures: Sequence[NDArray[np.uint8]], size: Size, pixels: int) -> NDArray[np.float32]:
+        """Return the features, (N, C), of N pictures."""
+        plain = torch.autocast(self.device.type, enabled=False)  # A caller's autocast would change the precision.
+        with torch.inference_mode(), plain, _exact_float32(self.settings.precision):
+            images = normalise(torch.stack([self._rescaled(p, size) for p in pictures]), self.mean, self.std)
+            halves: tuple[Tensor, ...] = (images, mirror(images))
+            if 2 * images[:, 0].numel() <= pixels:
+                halves = (torch.cat(halves),)
+            means = torch.cat([spatial_mean(self.model, self._ready(h), self.settings.layer, pixels) for h in halves])
+            return ((means[: len(pictures)] + means[len(pictures) :]) / 2).cpu().numpy()
+
+    def _rescaled(self, picture: NDArray[np.uint8], size: Size) -> Tensor:
+        uploaded = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)
+        return rescale(uploaded, size, self.settings.interpolation)
+
+    def _ready(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def spatial_mean(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
@@ -267,7 +314,7 @@ def spatial_mean(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tenso
     images : Tensor (N, 3, H, W)
     layer : str
     pixels : int
-        Pixels in one pass, over all N images.
+        Pixels in one pass, over all N images; the narrowest strip, of one position, may have more.
 
     Returns
     -------
@@ -278,7 +325,7 @@ def spatial_mean(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tenso
         return model(images, (layer,))[layer].mean((2, 3), dtype=torch.float32)
     axis = 2 if height >= width else 3
     window = 1 if layer == "pool5" else WINDOW
-    halo = -(-model.reach // STRIDE)
+    halo = _halo(model)
     length, positions = images.shape[axis], model.pool5_side(images.shape[axis]) - window + 1
     cells = pixels // (count * min(height, width) * STRIDE)
     step = max(1, cells - (window - 1) - 2 * halo)
@@ -294,9 +341,16 @@ def spatial_mean(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tenso
     return total / (positions * across)
 
 
+def _halo(model: VGG) -> int:
+    """Return the cells of 32 pixels that a strip carries along on either side."""
+    return -(-model.reach // STRIDE)
+
+
 def _checked_device(name: str, precision: Precision) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -313,5 +367,8 @@ def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text.
+    text = str(error).lower()
+    signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in text for sign in signs)

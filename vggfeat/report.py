@@ -1,21 +1,25 @@
-"""Results as a person reads them, as a program reads them, as a picture, and as the VOC server takes them.
+"""Results as a person reads them and as a program reads them, in files.
 
 K = classes, m = rows of a test.
 """
 
-import gzip
 import io
 import json
-import tarfile
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vggfeat.durable import DISK, replacing
 from vggfeat.errors import FitError
-from vggfeat.results import METRICS, Result, Submission
+from vggfeat.facts import FACTS
+from vggfeat.plots import draw
+from vggfeat.results import METRICS, ClassRow, Result
 from vggfeat.samples import DataSet
+from vggfeat.submission import SERVER_FILES, server_archive
+from vggfeat.text import align, printable
 
 PAPER: Mapping[str, Mapping[tuple[tuple[str, ...], tuple[str, ...]], str]] = {
     "voc2007": {
@@ -45,72 +49,74 @@ PAPER: Mapping[str, Mapping[tuple[tuple[str, ...], tuple[str, ...]], str]] = {
 }
 """Per cent, by data set, then (nets, regions): Tables 11 and 12 of the VGG paper."""
 
-OFFICIAL_SAMPLES = {
-    "voc2007": 9963,
-    "voc2012": 11540,
-    "voc2012-action": 6278,
-    "caltech101": 9144,
-    "caltech256": 30607,
+PAPER_MEASURES = {
+    "voc2007": "Table 11, mean average precision on test, by a rule that it doesn't name",
+    "voc2012": "Table 11, mean average precision on test, by the server",
+    "caltech101": "Table 11, mean class recall over 3 splits of its own",
+    "caltech256": "Table 11, mean class recall over 3 splits of its own",
+    "voc2012-action": "Table 12, mean average precision on test, by the server",
 }
-"""A copy with fewer is not the paper's set, and nothing is compared."""
-
-SERVER_FILES = {
-    "voc2012": "results/VOC2012/Main/comp2_cls_test_{name}.txt",
-    "voc2012-action": "results/VOC2012/Action/comp10_action_test_{name}.txt",
-}
-"""comp2 and comp10: trained on other data as well, as ImageNet weights are (VOC2012 development kit)."""
+"""What those numbers are, by data set."""
 
 
-def paper_rows(result: Result) -> list[tuple[str, str, bool]]:
-    """Return the paper's numbers for the same data set.
+class PaperNumber(NamedTuple):
+    """One number of the VGG paper for the data set of a result."""
 
-    Returns
-    -------
-    list of (what, number in per cent, whether nets and regions are those of `result`)
-        Empty if the data set is not the paper's, or only an imitation of it.
-    """
-    name = str(result.dataset["name"])
-    if int(result.dataset["samples"]) < OFFICIAL_SAMPLES.get(name, 2**31):
+    nets: tuple[str, ...]
+    regions: tuple[str, ...]
+    number: str
+    """Per cent, with its deviation where the paper gives one."""
+    same: bool
+    """Whether the result was made with these nets, trained and of full width, and these regions."""
+
+
+def paper_numbers(result: Result) -> list[PaperNumber]:
+    """Return the paper's numbers for the same data set; none if it is another, or a part or an imitation of it."""
+    if not _is_official(result):
         return []
-    files = result.settings["features"]["files"]
-    nets = tuple(str(file["provenance"].get("net")) for file in files)
-    regions = tuple(files[0]["regions"])
-    rows = PAPER[name].items()
-    return [(f"{' & '.join(n)}, {' and '.join(r)}", number, (n, r) == (nets, regions)) for (n, r), number in rows]
+    files = result.settings.get("features", {}).get("files", [])
+    nets, regions = sorted(_net(file["provenance"]) for file in files), [sorted(file["regions"]) for file in files]
+    return [
+        PaperNumber(
+            nets=theirs,
+            regions=where,
+            number=number,
+            same=nets == sorted(theirs) and all(found == sorted(where) for found in regions),
+        )
+        for (theirs, where), number in PAPER[result.dataset["name"]].items()
+    ]
 
 
 def text_table(result: Result) -> str:
-    """Return the table of classes and the headline as plain text, a line each, never wrapped."""
-    metrics = [key for key in (result.metric, *result.secondary) if key in result.class_rows()[0].values]
-    header = ["class", "train", "test", "C", *metrics]
-    body = [
-        [
-            row.name,
-            str(row.train_positives[0]),
-            str(row.test_positives[0]),
-            "/".join(f"{value:g}" for value in dict.fromkeys(row.C)) + ("" if all(row.converged) else "!"),
-            *(_percent(row.values[key]) for key in metrics),
-        ]
-        for row in result.class_rows()
-    ]
-    lines = align([header, *body], left=1)
-    if any("!" in line[3] for line in body):
+    """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
+
+    A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
+    where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none.
+    """
+    rows = result.class_rows()
+    metrics = [key for key in (result.metric, *result.secondary) if key in rows[0].values]
+    header = ["class", "train pos", "test pos", "C", *(f"{key} %" for key in metrics)]
+    lines = align([header, *(_cells(row, metrics) for row in rows)], left=1)
+    if not all(all(row.converged) for row in rows):
         lines.append("! the solver stopped before it converged")
     lines.append("")
     lines.extend(f"note: {note}" for note in result.notes)
     lines.append(headline(result))
-    lines.extend(f"  {METRICS[key]}: {_percent(value)} %" for key, value in result.secondary.items())
-    for what, number, same in paper_rows(result):
-        lines.append(f"  VGG paper, {what}: {number} %{'  (the same nets and regions)' if same else ''}")
-    return "\n".join(lines)
+    lines.extend(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary)
+    numbers = paper_numbers(result)
+    if numbers:
+        lines.append(f"VGG paper, {PAPER_MEASURES[result.dataset['name']]}:")
+        named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.number} %"] for row in numbers]
+        marks = ["  <- these nets and regions" if row.same else "" for row in numbers]
+        lines.extend(line + mark for line, mark in zip(align(named, left=2), marks, strict=True))
+    return "\n".join(printable(line) for line in lines)
 
 
 def headline(result: Result) -> str:
-    """Return the one line that is quoted: data set, measure by name, value, deviation, chance level."""
-    deviation = result.deviation(result.metric)
-    spread = "" if deviation is None else f" +- {_percent(deviation)} over {len(result.runs)} runs"
+    """Return the line to quote: data set, measure by name, value, deviation, what was tested, chance level."""
+    tested = f"on {result.runs[0].plan['tested']}" if len(result.runs) == 1 else f"over {len(result.runs)} runs"
     return (
-        f"{result.dataset['name']}: {result.metric_name}: {_percent(result.headline)} %{spread} "
+        f"{result.dataset['name']}: {result.metric_name}: {_with_deviation(result, result.metric)} {tested} "
         f"(chance {_percent(result.chance)} %)"
     )
 
@@ -124,131 +130,118 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     dataset : DataSet
         That of the descriptors.
     folder : Path
-        Made if needed; files of the same names are replaced.
+        Made if needed; files of the same names are replaced, each in one step.
     plots : bool
         Whether to draw.
 
     Returns
     -------
     list of Path
-        The files.
+        results.json, table.txt, scores.npz, results.png, results-NAME-test.tar.gz, as far as there is one.
 
     Raises
     ------
     FitError
-        If the folder can't be written.
+        If the folder can't be made or written.
     """
+    contents = {
+        "results.json": json.dumps(results_json(result), indent=2, allow_nan=False).encode() + b"\n",
+        "table.txt": text_table(result).encode() + b"\n",
+        "scores.npz": scores_npz(result, dataset),
+    }
+    if plots:
+        contents["results.png"] = draw(result, headline(result))
+    if result.submission is not None and dataset.name in SERVER_FILES:
+        contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = [_replace(folder / "results.json", json.dumps(results_json(result), indent=2).encode() + b"\n")]
-        written.append(_replace(folder / "table.txt", text_table(result).encode() + b"\n"))
-        written.append(_replace(folder / "scores.npz", _scores(result, dataset)))
-        if plots:
-            written.append(_replace(folder / "results.png", draw(result)))
-        if result.submission is not None and dataset.name in SERVER_FILES:
-            archive = server_archive(dataset, result.submission)
-            written.append(_replace(folder / f"results-{dataset.name}-test.tar.gz", archive))
+        return [_replace(folder / name, content) for name, content in contents.items()]
     except OSError as error:
-        raise FitError(f"{folder}: can't write results: {error.strerror or error}") from error
-    return written
+        cause = error.strerror or error
+        raise FitError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
 
 
 def results_json(result: Result) -> dict[str, Any]:
     """Return everything but the scores, ready for JSON, with the paper's numbers beside ours."""
-    paper = [
-        {"what": what, "percent": number, "same_nets_and_regions": same} for what, number, same in paper_rows(result)
-    ]
+    paper = []
+    for row in paper_numbers(result):
+        percent, _, deviation = row.number.partition(" +- ")
+        paper.append(
+            {
+                "measure": PAPER_MEASURES[result.dataset["name"]],
+                "nets": list(row.nets),
+                "regions": list(row.regions),
+                "percent": float(percent),
+                "deviation": float(deviation) if deviation else None,
+                "same_nets_and_regions": row.same,
+            }
+        )
     return {"format": "vggfeat-results", "version": 1, **result.to_json(), "paper": paper}
 
 
-def server_archive(dataset: DataSet, submission: Submission) -> bytes:
-    """Make the archive that the VOC evaluation server takes: a text file per class under results/, gzipped tar.
+def scores_npz(result: Result, dataset: DataSet) -> bytes:
+    """Return the scores as an npz file without pickle.
 
-    A line is "<image id> <confidence>", for actions "<image id> <object index> <confidence>"; only rows that the
-    class's own list contains are written (VOC2012 development kit). Equal results give equal bytes.
+    It holds classes (K,); for run i, from 1: ids_i (m,), scores_i (m, K), -inf where a picture failed, labels_i
+    (m, K) of 1, -1, 0 as they were scored; and for withheld labels ids_submission, scores_submission and
+    listed_submission, False where a row is not in the list of the class.
     """
-    packed = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
-        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for k, name in enumerate(dataset.classes):
-            lines = (
-                f"{dataset.ids[row].replace('/', ' ')} {score:.12f}\n"
-                for row, score, listed in zip(
-                    submission.rows, submission.scores[:, k], submission.listed[:, k], strict=True
-                )
-                if listed
-            )
-            text = "".join(lines).encode()
-            entry = tarfile.TarInfo(SERVER_FILES[dataset.name].format(name=name))
-            entry.size = len(text)
-            archive.addfile(entry, io.BytesIO(text))
-    return packed.getvalue()
-
-
-def draw(result: Result) -> bytes:
-    """Draw the classes from best to worst, and the curves that C was chosen by. Returns a PNG file."""
-    import matplotlib
-
-    with matplotlib.rc_context({"backend": "Agg", "font.size": 8}):
-        from matplotlib.figure import Figure
-
-        rows = sorted(result.class_rows(), key=lambda row: np.nan_to_num(row.values[result.metric], nan=-1))
-        figure = Figure(figsize=(10, max(3.0, 0.16 * len(rows) + 1)), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        values = [100 * row.values[result.metric] for row in rows]
-        left.barh([_plain_text(row.name) for row in rows], np.nan_to_num(values), color="#4c72b0")
-        left.axvline(100 * result.headline, color="black", linewidth=1, label=f"mean {100 * result.headline:.1f} %")
-        left.axvline(100 * result.chance, color="grey", linestyle=":", label=f"chance {100 * result.chance:.1f} %")
-        left.set(xlim=(0, 100), xlabel=f"{result.metric_name}, %".removeprefix("mean "))
-        left.margins(y=0.01)
-        left.legend(loc="lower right")
-        for run in result.runs:
-            right.semilogx(run.choice.grid, 100 * run.choice.curve, linewidth=0.8, alpha=0.8)
-        right.set(xlabel="C", ylabel="measure on held-out rows, %", title="Choice of C, a line a class or run")
-        figure.suptitle(headline(result))
-        drawn = io.BytesIO()
-        # No version of the drawing library in the file: equal results give equal bytes.
-        figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    return drawn.getvalue()
-
-
-def align(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Pad columns to equal width; the first `left` columns to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            text.ljust(width) if column < left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def _scores(result: Result, dataset: DataSet) -> bytes:
     arrays: dict[str, Any] = {"classes": np.array(result.classes, dtype=np.str_)}
     for number, run in enumerate(result.runs, start=1):
         arrays[f"ids_{number}"] = np.array([dataset.ids[row] for row in run.rows], dtype=np.str_)
         arrays[f"scores_{number}"] = run.scores
         arrays[f"labels_{number}"] = run.truth
+    if result.submission is not None:
+        arrays["ids_submission"] = np.array([dataset.ids[row] for row in result.submission.rows], dtype=np.str_)
+        arrays["scores_submission"] = result.submission.scores
+        arrays["listed_submission"] = result.submission.listed
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     return packed.getvalue()
 
 
-def _replace(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-    return path
+def _is_official(result: Result) -> bool:
+    name, sizes = result.dataset["name"], result.dataset.get("splits", {}) | {"all": result.dataset["samples"]}
+    if name not in PAPER:
+        return False
+    totals = [count for count in FACTS[name].counts if count.what == FACTS[name].unit and count.verified]
+    # The splits of Caltech are anybody's own; those of VOC-2012's test can be missing.
+    official = [count for count in totals if count.split in ("all", "train", "val", "test")]
+    return all(sizes.get(count.split) == count.expected for count in official)
+
+
+def _net(provenance: Mapping[str, Any]) -> str:
+    own = provenance.get("trained", True) and provenance.get("width", 1) == 1
+    return str(provenance.get("net")) if own else "another"
+
+
+def _cells(row: ClassRow, metrics: Sequence[str]) -> list[str]:
+    costs = "/".join(f"{value:g}" for value in dict.fromkeys(row.C))
+    return [
+        row.name,
+        _range(row.train_positives),
+        _range(row.test_positives),
+        costs if all(row.converged) else f"{costs}!",
+        *(_percent(row.values[key]) for key in metrics),
+    ]
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _with_deviation(result: Result, metric: str) -> str:
+    deviation = result.deviation(metric)
+    return f"{_percent(result.mean(metric))} %" + ("" if deviation is None else f" +- {_percent(deviation)}")
 
 
 def _percent(value: float) -> str:
     return "-" if not np.isfinite(value) else f"{100 * value:.1f}"
 
 
-def _plain_text(name: str) -> str:
-    # A dollar sign begins mathematics in matplotlib.
-    return name.replace("$", r"\$")
+def _replace(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(DISK, path, temp=temporary) as file:
+        file.write(content)
+    return path

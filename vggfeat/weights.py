@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     """
     if isinstance(spec, str) and spec.partition(":")[0] == "random":
         return random_backbone(spec)
-    path = _find(spec, folder if folder is not None else weights_folder())
+    path = _find(spec, Path(folder) if folder is not None else weights_folder())
     loader = _load_safetensors if _starts_like_safetensors(path) else _load_state_dict
     return loader(path)
 
@@ -99,31 +100,53 @@ def random_backbone(spec: str) -> Backbone:
     """
     fields = spec.split(":")
     try:
-        net, seed, width = fields[1], int(fields[2]) if len(fields) > 2 else 0, float((*fields, "1")[3])
+        net, seed = fields[1], int(fields[2]) if len(fields) > 2 else 0
+        width = float(fields[3]) if len(fields) > 3 else 1.0
         if len(fields) > 4 or not 0 <= seed < 2**63:
             raise ValueError
-        model = VGG(net, width=width)
+        with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
+            model = VGG(net, width=width)
     except (ValueError, IndexError):
         raise ConfigError(
             f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
         ) from None
-    initialise(model, torch.Generator().manual_seed(seed))
+    initialise(model.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
     canonical = f"random:{net}:{seed}:{width:g}"
     return Backbone(model=model.eval(), source=canonical, sha256=_hash_tensors(model.state_dict()), trained=False)
 
 
-def save_weights(path: Path, model: VGG, **facts: Any) -> None:
+def save_weights(
+    path: str | os.PathLike[str],
+    model: VGG,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    classes: Sequence[str] = (),
+    **facts: Any,
+) -> None:
     """Write a net as safetensors, in the form that `load_backbone` reads.
 
     Parameters
     ----------
-    path : Path
+    path : path
         Written under a temporary name, synced, and renamed.
+    model : VGG
+    mean, std : 3 numbers
+        RGB, 0 to 255: what is subtracted from every pixel, and what it is divided by then.
+    classes : num_classes names, optional
     facts
-        mean and std (RGB, 0 to 255), classes, and anything else that JSON can hold.
+        Anything else that is to be known of the net and that JSON can hold.
+
+    Raises
+    ------
+    WeightsError
+        If mean, std or classes can't belong to the net, or the file can't be written.
     """
+    path = Path(path)
     about = {"format": METADATA_VERSION, "config": model.config, "width": model.width, "pool": model.pool}
-    about |= {"num_classes": model.num_classes, **facts}
+    about |= {"num_classes": model.num_classes, "mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+    about |= {"classes": [str(name) for name in classes], **facts}
+    _check_about(path, about)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.layers.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -176,17 +199,14 @@ def _load_safetensors(path: Path) -> Backbone:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
     _fill(path, model, tensors)
-    known = {name: tuple(about[name]) for name in ("mean", "std", "classes") if about.get(name)}
-    return Backbone(model=model, source=path.name, sha256=_hash_file(path), **known)  # type: ignore[arg-type]
+    mean, std, classes = (tuple(about[name]) for name in ("mean", "std", "classes"))
+    return Backbone(model=model, source=path.name, sha256=_hash_file(path), mean=mean, std=std, classes=classes)
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(metadata["vggfeat"])
         version = about["format"]
-        triples = [about[name] for name in ("mean", "std") if about.get(name)]
-        if not all(len(t) == 3 and all(isinstance(v, (int, float)) for v in t) for t in triples):
-            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise WeightsError(
             f"{path}: expected metadata of a vggfeat net (config, width, pool, mean), found none that can be read; "
@@ -194,7 +214,20 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from None
     if version != METADATA_VERSION:
         raise WeightsError(f"{path}: expected metadata version {METADATA_VERSION}, found {version}")
-    return about
+    _check_about(path, about)
+    return dict(about)
+
+
+def _check_about(path: Path, about: Mapping[str, Any]) -> None:
+    # Nothing here has a default: features with a guessed mean look fine and are wrong.
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = about.get(name)
+        numbers = isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
+        if not numbers or not all(math.isfinite(v) and v > least for v in values):  # type: ignore[union-attr]
+            raise WeightsError(f"{path}: {name}: expected 3 finite numbers (RGB, 0 to 255), found {values}")
+    classes = about.get("classes")
+    if not isinstance(classes, list) or len(classes) not in (0, about.get("num_classes")):
+        raise WeightsError(f"{path}: classes: expected a name for each of the fc8 channels or none, found others")
 
 
 def _empty_model(path: Path, about: Mapping[str, Any]) -> VGG:

@@ -26,7 +26,12 @@ Exit codes:
   5    weights missing, damaged or of another network
   6    feature file that can't be written, read or continued
   7    SVM stage that can't be carried out
-  130  stopped by Ctrl-C       143  stopped by SIGTERM"""
+  130  stopped by Ctrl-C
+  141  stopped because nobody reads the output any more
+  143  stopped by SIGTERM"""
+
+
+KEPT = "features extracted so far are kept, and the same command goes on from there"
 
 
 class Terminated(BaseException):
@@ -72,16 +77,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("stopped by Ctrl-C; what was finished is kept, and the same command goes on from there")
+        _say(f"stopped by Ctrl-C; {KEPT}")
         return 130
     except Terminated:
-        _say("stopped by SIGTERM; what was finished is kept, and the same command goes on from there")
+        _say(f"stopped by SIGTERM; {KEPT}")
         return 143
     except (BrokenPipeError, SystemExit):
         # click turns a closed pipe into SystemExit; in this mode it ends the process for no other reason.
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
 
 
 def _say(message: str) -> None:

@@ -29,7 +29,8 @@ def demo(out: Path, weights: str, scales: str, size: str) -> int:
 
     data, features, results = out / "voc2007", out / "voc2007.h5", out / "voc2007.svm"
     rendered = ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
-    extracted = ["--dataset", "voc2007", "--root", data, "--weights", weights, "--scales", scales, "--out", features]
+    extracted = ["--dataset", "voc2007", "--root", data, "--weights", weights, "--scales", scales]
+    extracted += ["--out", features, "--overwrite"]
     out.mkdir(parents=True, exist_ok=True)
     for step in (rendered, ["extract", *extracted], ["svm", "--features", features, "--out", results]):
         code = run_step(*step)

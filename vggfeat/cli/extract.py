@@ -143,5 +143,6 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
 def _stem(name: str, root: Path | None) -> str:
     # A user's own pictures are better known by their folder than by the word "folder".
     if name in ("folder", "manifest") and root is not None:
-        return root.resolve().stem or name
+        place = root.resolve()
+        return (place.stem if place.is_file() else place.name) or name
     return name
