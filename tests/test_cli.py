@@ -108,9 +108,11 @@ def test_json_is_the_only_thing_on_standard_output(features, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 7
 
 
-def test_a_file_fused_with_itself_changes_nothing_but_the_length(features, tmp_path):
-    for name, times in (("one", 1), ("two", 2)):
-        words = ["--features", str(features)] * times
+def test_a_net_fused_with_itself_changes_nothing_but_the_length(features, tmp_path):
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(features.read_bytes())
+    for name, files in (("one", [features]), ("two", [features, copy])):
+        words = [word for file in files for word in ("--features", str(file))]
         assert run(["svm", *words, "--grid", "1", "--out", str(tmp_path / name), "--quiet"]) == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["settings"]["features"]["length"] == 2 * one["settings"]["features"]["length"]
@@ -130,6 +132,15 @@ def test_inspect_finds_a_flipped_byte(features, tmp_path, capsys):
     (tmp_path / "rotten.h5").write_bytes(raw)
     assert run(["inspect", str(tmp_path / "rotten.h5")]) == 6
     assert "NOT SOUND" in capsys.readouterr().out
+    for words in (["svm", "--features"], ["export", "--to", "csv"]):
+        assert run([*words, str(tmp_path / "rotten.h5")]) == 6
+        assert "expected a sound feature file" in capsys.readouterr().err
+
+
+def test_an_unfinished_file_is_called_so(tmp_path, capsys):
+    (tmp_path / "x.h5.parts").mkdir()
+    assert run(["svm", "--features", str(tmp_path / "x.h5")]) == 6
+    assert "unfinished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet", "csv", "mat"])
@@ -191,6 +202,9 @@ def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, 
         (["data", "check", "voc2007", "--root", "nowhere"], 4, "NOT COMPLETE"),
         (["data", "splits", "caltech101", "--root", "nowhere"], 4, "nowhere"),
         (["data", "synth", "voc2007", "--root", "{pictures}"], 4, "new or empty"),
+        (["svm", "--features", "{features}", "--features", "{features}"], 2, "twice"),
+        (["svm", "--features", "{features}", "--regions", "box"], 2, "regions"),
+        (["svm", "--features", "{features}", "--out", "{picture}"], 2, "expected a folder"),
         (["nonsense"], 2, "nonsense"),
     ],
 )

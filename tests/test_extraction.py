@@ -193,8 +193,14 @@ def test_a_picture_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_las
 
 @pytest.mark.parametrize(
     "text",
-    ["CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc"]
-    + ["could not create a memory object", "DefaultCPUAllocator: can't allocate memory"],
+    [
+        "CUDA out of memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "could not create a memory object",
+        "DefaultCPUAllocator: can't allocate memory",
+    ],
 )
 def test_every_way_to_say_out_of_memory_is_understood(text, monkeypatch):
     calls = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch.nn import functional as F
+from torchvision.models import vgg as torchvision_vgg
 
 from vggfeat.errors import ConfigError
 from vggfeat.models import MAPS, NETS, VGG, initialise, local_response_norm
@@ -40,11 +41,8 @@ def with_biases(model: VGG, seed: int = 1) -> VGG:
 
 def narrow_torchvision(config: str) -> torch.nn.Module:
     """Build torchvision's own VGG at 1/16 of the width, by its own layer factory."""
-    from torchvision.models.vgg import VGG as TorchvisionVGG
-    from torchvision.models.vgg import cfgs, make_layers
-
-    letter = {"A": "A", "B": "B", "D": "D", "E": "E"}[config]
-    net = TorchvisionVGG(make_layers([c if c == "M" else c // 16 for c in cfgs[letter]]), init_weights=False)
+    narrow = [c if c == "M" else c // 16 for c in torchvision_vgg.cfgs[config]]
+    net = torchvision_vgg.VGG(torchvision_vgg.make_layers(narrow), init_weights=False)
     net.classifier[0] = torch.nn.Linear(32 * 49, 256)
     net.classifier[3] = torch.nn.Linear(256, 256)
     net.classifier[6] = torch.nn.Linear(256, 10)
@@ -148,10 +146,12 @@ def test_conv5_is_pooled_to_pool5():
 # Sides of pool5 and positions for Q, and the long side 500 (ceil 16 -> 10, floor 15 -> 9): Sect. 3.2.
 @pytest.mark.parametrize(
     ("side", "pool", "pool5", "positions"),
-    [(224, "floor", 7, 1), (256, "floor", 8, 2), (288, "floor", 9, 3), (352, "floor", 11, 5), (384, "floor", 12, 6)]
-    + [(416, "floor", 13, 7), (512, "floor", 16, 10), (640, "floor", 20, 14), (768, "floor", 24, 18)]
-    + [(500, "floor", 15, 9), (500, "ceil", 16, 10), (224, "ceil", 7, 1), (193, "ceil", 7, 1), (192, "ceil", 6, 0)]
-    + [(223, "floor", 6, 0)],
+    [
+        *((224, "floor", 7, 1), (256, "floor", 8, 2), (288, "floor", 9, 3), (352, "floor", 11, 5)),
+        *((384, "floor", 12, 6), (416, "floor", 13, 7), (512, "floor", 16, 10), (640, "floor", 20, 14)),
+        *((768, "floor", 24, 18), (500, "floor", 15, 9), (500, "ceil", 16, 10), (224, "ceil", 7, 1)),
+        *((193, "ceil", 7, 1), (192, "ceil", 6, 0), (223, "floor", 6, 0)),
+    ],
 )
 def test_map_sides(side, pool, pool5, positions):
     model = small("A", pool=pool)

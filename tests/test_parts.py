@@ -282,18 +282,18 @@ def test_manifest_that_is_damaged_says_what_to_do(out):
 # Other settings.
 
 CHANGED_KEYS = [
-    ({"weights_sha256": "cd" * 32}, r"key\.weights_sha256: found \"abab.*expected \"cdcd"),
-    ({"network": "E"}, r'key\.network: found "D", expected "E"'),
-    ({"layer": "fc6"}, r'key\.layer: found "fc7", expected "fc6"'),
-    ({"precision": "bf16"}, r'key\.precision: found "fp32", expected "bf16"'),
-    ({"interpolation": "bilinear"}, r"key\.interpolation"),
-    ({"batch": 4}, r"key\.batch: found 8, expected 4"),
-    ({"mean": [123.68, 116.779, 103.94]}, r"key\.mean: .*103\.939.*103\.94"),
-    ({"mirror": False}, r"key\.mirror: found true, expected false"),
-    ({"mirror": 1}, r"key\.mirror: found true, expected 1"),
-    ({"versions": KEY["versions"] | {"torch": "2.12"}}, r'key\.versions\.torch: found "2\.11", expected "2\.12"'),
-    ({"new": None}, r"key\.new: found none, expected null"),
-    ({"batch": "x" * 500 + "1"}, r"key\.batch: found 8, expected \"xxx"),
+    ({"weights_sha256": "cd" * 32}, r"weights_sha256: found \"abab.*expected \"cdcd"),
+    ({"network": "E"}, r'network: found "D", expected "E"'),
+    ({"layer": "fc6"}, r'layer: found "fc7", expected "fc6"'),
+    ({"precision": "bf16"}, r'precision: found "fp32", expected "bf16"'),
+    ({"interpolation": "bilinear"}, r"interpolation"),
+    ({"batch": 4}, r"batch: found 8, expected 4"),
+    ({"mean": [123.68, 116.779, 103.94]}, r"mean: .*103\.939.*103\.94"),
+    ({"mirror": False}, r"mirror: found true, expected false"),
+    ({"mirror": 1}, r"mirror: found true, expected 1"),
+    ({"versions": KEY["versions"] | {"torch": "2.12"}}, r'versions\.torch: found "2\.11", expected "2\.12"'),
+    ({"new": None}, r"new: found none, expected null"),
+    ({"batch": "x" * 500 + "1"}, r"batch: found 8, expected \"xxx"),
 ]
 CHANGED_SHAPES = [
     ({"scales": (256, 512)}, r"scales: found \[256, 384\], expected \[256, 512\]"),
@@ -337,7 +337,7 @@ def test_other_key_is_refused_and_named(other, change, words):
 
 
 def test_missing_key_is_refused_and_named(other):
-    refused(other, r'key\.layer: found "fc7", expected none', key={k: v for k, v in KEY.items() if k != "layer"})
+    refused(other, r'layer: found "fc7", expected none', key={k: v for k, v in KEY.items() if k != "layer"})
 
 
 @pytest.mark.parametrize(("change", "words"), CHANGED_SHAPES)
@@ -362,7 +362,7 @@ def test_other_shard_size_is_refused_while_parts_stand(other):
 
 def test_long_values_that_differ_only_at_their_end_differ(out):
     finish(out, key=KEY | {"x": "a" * 200 + "1"})
-    with pytest.raises(StoreError, match=r"key\.x"):
+    with pytest.raises(StoreError, match=r"x"):
         open_parts(out, key=KEY | {"x": "a" * 200 + "2"})
 
 

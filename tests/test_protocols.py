@@ -11,6 +11,7 @@ from sklearn.svm import LinearSVC
 from vggfeat import protocols, trials
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.fusion import DescriptorTable
+from vggfeat.metrics import average_precision
 from vggfeat.protocols import C_GRID, ProtocolSettings, run_protocol
 from vggfeat.results import METRICS
 from vggfeat.samples import DataSet, Task
@@ -220,13 +221,19 @@ def test_the_rule_can_be_set_and_both_are_reported():
     assert points.headline != area.headline
 
 
-def test_chance_is_the_share_of_positives_among_the_samples_that_count():
+def test_chance_is_the_average_precision_of_random_orders_of_the_samples_that_count():
     labels = multi_label()
     labels[60:, 0] = [1] * 6 + [-1] * 14 + [0] * 10
     labels[60:, 1] = [1] * 3 + [-1] * 27
     labels[60:, 2] = [1] * 15 + [-1] * 15
     result = run_protocol(table_of(voc_like(labels=labels)), FAST)
-    assert result.chance == pytest.approx((6 / 20 + 3 / 30 + 15 / 30) / 3)
+    rng = np.random.default_rng(99)
+    by_chance = [
+        np.mean([average_precision(rng.permutation([1] * p + [-1] * n), np.zeros(p + n)) for _ in range(1000)])
+        for p, n in ((6, 14), (3, 27), (15, 15))
+    ]
+    assert result.chance == pytest.approx(np.mean(by_chance), abs=0.02)
+    assert result.chance > (6 / 20 + 3 / 30 + 15 / 30) / 3 + 0.03  # the share of positives is no chance level
     assert [row.test_positives for row in result.class_rows()] == [(6,), (3,), (15,)]
     assert [row.test_negatives for row in result.class_rows()] == [(14,), (27,), (15,)]
 

@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -144,12 +143,10 @@ manifest: mean class recall: 83.3 % +- 7.6 over 3 runs (chance 12.5 %)
     assert text_table(make_result(*runs)) == expected.strip("\n")
 
 
-@pytest.mark.parametrize(("key", "words"), METRICS.items())
-def test_the_headline_names_its_measure_and_never_says_map(key, words):
-    if key == "accuracy":
-        pytest.skip("accuracy is never a headline")
+@pytest.mark.parametrize("key", ["ap-11-point", "ap-area", "recall"])
+def test_the_headline_names_its_measure_and_never_says_map(key):
     result = make_result(make_run({key: [0.5]}))
-    assert headline(result) == f"manifest: {words}: 50.0 % on test (chance 12.5 %)"
+    assert headline(result) == f"manifest: {METRICS[key]}: 50.0 % on test (chance 12.5 %)"
     assert "mAP" not in text_table(result)
 
 
@@ -266,6 +263,7 @@ BOTH = ("image", "box")
         ([feature_file("D")], None),
         ([feature_file("D"), feature_file("D")], None),
         ([feature_file("D"), feature_file("E"), feature_file("A")], None),
+        ([feature_file("D"), feature_file("E"), feature_file("E")], None),
         ([feature_file("D", width=0.25), feature_file("E")], None),
         ([feature_file("D", trained=False), feature_file("E")], None),
         ([{"regions": ["image"], "provenance": {}}] * 2, None),
@@ -360,7 +358,6 @@ def test_all_files_are_written_and_say_the_same(tmp_path, served):
     assert all(path.parent == folder for path in written)
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results_json(result)))
     assert (folder / "table.txt").read_text(encoding="utf-8") == text_table(result) + "\n"
-    assert "2 of 24" not in text_table(result)
     assert (folder / "results.png").read_bytes() == draw(result, headline(result))
     assert (folder / names[-1]).read_bytes() == server_archive(dataset, result.submission)
 
@@ -491,10 +488,11 @@ def test_archive_of_the_classification():
         converged=np.ones(3, dtype=bool),
         plan={},
     )
+    start = "results/VOC2012/Main/comp2_cls_test_"
     assert files_of(server_archive(dataset, submission)) == {
-        "results/VOC2012/Main/comp2_cls_test_jumping.txt": "2010_000024 0.500000000000\n2010_000035 -123.000000000000\n",
-        "results/VOC2012/Main/comp2_cls_test_reading.txt": "2010_000024 -1.250000000000\n2010_000035 0.333333333333\n",
-        "results/VOC2012/Main/comp2_cls_test_running.txt": "2010_000024 0.000000100000\n2010_000035 0.000000000000\n",
+        f"{start}jumping.txt": "2010_000024 0.500000000000\n2010_000035 -123.000000000000\n",
+        f"{start}reading.txt": "2010_000024 -1.250000000000\n2010_000035 0.333333333333\n",
+        f"{start}running.txt": "2010_000024 0.000000100000\n2010_000035 0.000000000000\n",
     }
 
 
@@ -526,7 +524,7 @@ def opened(png):
     return picture
 
 
-ODD = ("$a$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 300, "raw-\udcff", "<b>", "%d")
+ODD = ("$a$", r"$\frac$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 300, "raw-\udcff", "<b>", "%d")
 
 
 @pytest.mark.parametrize(
@@ -559,12 +557,10 @@ def test_a_picture_of_any_result_opens_and_is_no_giant(result):
 
 
 def test_pictures_differ_where_results_do_and_only_there():
-    digests = {
-        hashlib.sha256(draw(some_result(count), "title")).hexdigest()
-        for count in (5, 5, 6, MOST_BARS + 5, MOST_BARS + 5)
-    }
-    assert len(digests) == 3
-    assert draw(some_result(3), "one") != draw(some_result(3), "two")
+    first = draw(some_result(3), "title")
+    assert draw(some_result(3), "title") == first
+    assert draw(some_result(4), "title") != first
+    assert draw(some_result(3), "other") != first
 
 
 def test_a_users_matplotlib_settings_dont_matter_and_are_left_alone():
@@ -619,6 +615,21 @@ def test_of_many_classes_the_best_and_the_worst_are_named(monkeypatch):
     assert names == [f"class {k}" for k in (*range(16), *range(84, 100))]
     assert "... 68 between" in texts
     assert "100 of 100 classes" in texts
+
+
+def test_only_classes_with_a_value_are_among_the_best_and_the_worst(monkeypatch):
+    values = np.full(50, np.nan)
+    values[10:30] = np.linspace(0.2, 0.8, 20)
+    texts = drawn_texts(make_result(make_run({"ap-area": values})), monkeypatch)
+    assert [text for text in texts if text.startswith("class ")] == [f"class {k}" for k in range(29, 9, -1)]
+    assert "20 of 50 classes" in texts
+    assert not [text for text in texts if "between" in text]
+
+
+def test_what_is_no_number_is_not_drawn(monkeypatch):
+    texts = drawn_texts(make_result(make_run({"ap-area": [np.nan]}, chance=float("nan"))), monkeypatch)
+    assert "no value" in texts
+    assert not [text for text in texts if "nan" in text.lower()]
 
 
 def test_a_single_c_is_said_to_be_given(monkeypatch):

@@ -7,8 +7,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models.vgg import VGG as TorchvisionVGG
-from torchvision.models.vgg import cfgs, make_layers
+from torchvision.models import vgg as torchvision_vgg
 from torchvision.transforms.v2 import functional as tvf
 
 from vggfeat import weights
@@ -20,8 +19,10 @@ from vggfeat.weights import IMAGENET_MEAN, load_backbone, random_backbone, save_
 
 def torchvision_net(letter="D", batch_norm=False):
     torch.manual_seed(0)
-    layers = make_layers([c if c == "M" else c // 16 for c in cfgs[letter]], batch_norm=batch_norm)
-    net = TorchvisionVGG(layers, init_weights=False)
+    layers = torchvision_vgg.make_layers(
+        [c if c == "M" else c // 16 for c in torchvision_vgg.cfgs[letter]], batch_norm=batch_norm
+    )
+    net = torchvision_vgg.VGG(layers, init_weights=False)
     net.classifier[0], net.classifier[3] = torch.nn.Linear(32 * 49, 256), torch.nn.Linear(256, 256)
     net.classifier[6] = torch.nn.Linear(256, 10)
     return net.eval()

@@ -115,7 +115,10 @@ def cache_features(
     check_boxes(dataset, settings.regions)
     with Parts.open(out, dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
         resumed = parts.done_rows
-        if not parts.complete:
+        if parts.complete:
+            with FeatureFile(out) as file:
+                file.check()
+        else:
             _run_shards(parts, dataset, extraction, decode, cache.workers, progress)
             parts.consolidate(_provenance(key, backbone, extraction))
     return _summarise(out, extraction, resumed, time.monotonic() - begun)
@@ -126,12 +129,14 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return everything that decides the values of the features; a run is continued only if all of it is equal.
 
-    The name of the weights is not among it, their SHA-256 is.
+    Data set, scales, regions and channels are not here, because the store compares them itself; nor is the name of the
+    weights, whose SHA-256 says more.
     """
-    limits = {name: value for name, value in asdict(decode).items() if name not in ("timeout", "memory")}
+    free = ("timeout", "memory", "largest_side")
+    limits = {name: value for name, value in asdict(decode).items() if name not in free}
     return {
         **{name: value for name, value in backbone.describe().items() if name != "weights"},
-        **extraction.settings.describe(),
+        **{name: value for name, value in extraction.settings.describe().items() if name not in ("scales", "regions")},
         "decode": limits,
         "machine": _machine(extraction.device),
         "picture_sizes_sha256": _hash_sizes(dataset),
@@ -168,7 +173,8 @@ def _run_shards(
                     progress(begun + done, parts.total_rows, failed)
 
             found = extraction.rows(_take(pictures, len(parts.rows(shard))), show)
-            parts.commit(shard, to_block(found, parts.shape, dataset.root))
+            paths = [os.path.join(dataset.root, dataset.paths[row]) for row in parts.rows(shard)]
+            parts.commit(shard, to_block(found, parts.shape, paths))
     if progress is not None:
         progress(parts.done_rows, parts.total_rows, parts.failed_rows)
 
@@ -178,8 +184,11 @@ def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Pi
         yield next(pictures)
 
 
-def to_block(rows: Sequence[Row], shape: Shape, root: str) -> Block:
-    """Turn the rows of a shard into what the store keeps; `root` is left out of the reasons, like out of the paths."""
+def to_block(rows: Sequence[Row], shape: Shape, paths: Sequence[str]) -> Block:
+    """Turn the rows of a shard into what the store keeps.
+
+    The path of the picture is left out of the reason: the row has it, and a place on one machine says nothing later.
+    """
     features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
     for index, row in enumerate(rows):
         if row.features is not None:
@@ -187,7 +196,7 @@ def to_block(rows: Sequence[Row], shape: Shape, root: str) -> Block:
     return Block(
         features=features,
         status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(os.path.join(root, ""), "") if root else row.reason for row in rows),
+        reasons=tuple(row.reason.replace(f"{path}: ", "") for row, path in zip(rows, paths, strict=True)),
         sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
         sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
     )
@@ -196,6 +205,7 @@ def to_block(rows: Sequence[Row], shape: Shape, root: str) -> Block:
 def _provenance(key: dict[str, Any], backbone: Backbone, extraction: Extraction) -> dict[str, Any]:
     return {
         **key,
+        **extraction.settings.describe(),
         "weights": backbone.source,
         "sides": list(extraction.sides),
         "mirror": "features of the picture and of its mirror are averaged",

@@ -53,7 +53,13 @@ class LoadedFeatures(NamedTuple):
     """K names."""
 
 
-def read_descriptors(paths: Paths, *, join: Join = "mean", normalisation: Normalisation = "blocks") -> DescriptorTable:
+def read_descriptors(
+    paths: Paths,
+    *,
+    join: Join = "mean",
+    normalisation: Normalisation = "blocks",
+    regions: Sequence[str] | None = None,
+) -> DescriptorTable:
     """Read feature files of the same samples and fuse them by stacking (VGG paper, Appendix B: D and E).
 
     Parameters
@@ -64,6 +70,8 @@ def read_descriptors(paths: Paths, *, join: Join = "mean", normalisation: Normal
         Over the scales of each file.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
+    regions : sequence of str, optional
+        Which of the stored regions to stack, in this order; all by default.
 
     Raises
     ------
@@ -71,19 +79,19 @@ def read_descriptors(paths: Paths, *, join: Join = "mean", normalisation: Normal
         If a file is damaged, or the files differ in samples, classes, labels or the pictures' bytes; the first
         difference is named.
     ConfigError
-        If no file is given or a setting is not allowed.
+        If no file is given, a region is not in a file, or a setting is not allowed.
 
     Notes
     -----
     Needs 4 N D bytes for the table, and some 300 MB beside it.
     """
     with open_matched(paths) as matched:
-        descriptors = _read(matched, np.arange(len(matched.dataset)), join, normalisation)
+        descriptors = _read(matched, np.arange(len(matched.dataset)), join, normalisation, regions)
         settings = {
             "join": join,
             "normalisation": normalisation,
             "length": descriptors.shape[1],
-            "files": [_describe(file) for file in matched.files],
+            "files": [_describe(file, regions) for file in matched.files],
         }
         return DescriptorTable(dataset=matched.dataset, descriptors=descriptors, ok=matched.ok, settings=settings)
 
@@ -94,6 +102,7 @@ def load_features(
     split: str | Sequence[str] | None = None,
     *,
     normalisation: Normalisation = "blocks",
+    regions: Sequence[str] | None = None,
     failed: Failed = "raise",
 ) -> LoadedFeatures:
     """Load descriptors, labels and ids, row by row of the same samples. PyTorch is not needed.
@@ -109,6 +118,8 @@ def load_features(
         read. All rows by default.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
+    regions : sequence of str, optional
+        Which of the stored regions to stack, in this order; all by default.
     failed : "raise" or "drop"
         What to do where a picture could not be read: raise an error, or leave the row out.
 
@@ -140,7 +151,7 @@ def load_features(
         rows = rows[matched.ok[rows]]
         labels = data.labels[rows]
         return LoadedFeatures(
-            descriptors=_read(matched, rows, join, normalisation),
+            descriptors=_read(matched, rows, join, normalisation, regions),
             labels=class_numbers(labels) if data.task == Task.SINGLE_LABEL else labels,
             ids=[data.ids[row] for row in rows],
             classes=data.classes,
@@ -190,23 +201,42 @@ def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
     )
 
 
-def _read(matched: Matched, rows: NDArray[np.int64], join: Join, normalisation: Normalisation) -> NDArray[np.float32]:
+def _read(
+    matched: Matched,
+    rows: NDArray[np.int64],
+    join: Join,
+    normalisation: Normalisation,
+    regions: Sequence[str] | None,
+) -> NDArray[np.float32]:
     """Descriptors (n, D) of some rows, zeros where a picture failed."""
     # No rows have a length too, and wrong settings are refused before anything is read.
-    length = _fuse_rows(matched, rows[:0], join, normalisation).shape[1]
+    chosen = [_region_numbers(file, regions) for file in matched.files]
+    length = _fuse_rows(matched, rows[:0], join, normalisation, chosen).shape[1]
     descriptors = np.empty((len(rows), length), dtype=np.float32)
     step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in matched.files))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        descriptors[part] = _fuse_rows(matched, rows[part], join, normalisation)
+        descriptors[part] = _fuse_rows(matched, rows[part], join, normalisation, chosen)
     return descriptors
 
 
+def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[int]:
+    wanted = file.regions if regions is None else tuple(regions)
+    unknown = [name for name in wanted if name not in file.regions]
+    if unknown or not wanted or len(set(wanted)) != len(wanted):
+        raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
+    return [file.regions.index(name) for name in wanted]
+
+
 def _fuse_rows(
-    matched: Matched, rows: NDArray[np.int64], join: Join, normalisation: Normalisation
+    matched: Matched,
+    rows: NDArray[np.int64],
+    join: Join,
+    normalisation: Normalisation,
+    chosen: Sequence[Sequence[int]],
 ) -> NDArray[np.float32]:
     parts = []
-    for file, order in zip(matched.files, matched.orders, strict=True):
+    for file, order, numbers in zip(matched.files, matched.orders, chosen, strict=True):
         features = file.read(order[rows])
         # Before anything is computed: what a file holds in a row that failed is no number.
         features[~matched.ok[rows]] = 0
@@ -214,15 +244,15 @@ def _fuse_rows(
         if not finite.all():
             name = matched.dataset.ids[rows[finite.argmin()]]
             raise StoreError(f"{file.path}: expected finite features of {name!r}, found others; extract it again")
-        parts.append(join_features(features, join, normalisation))
+        parts.append(join_features(features[:, :, numbers], join, normalisation))
     return fuse(parts, normalisation)
 
 
-def _describe(file: FeatureFile) -> dict[str, Any]:
+def _describe(file: FeatureFile, regions: Sequence[str] | None) -> dict[str, Any]:
     return {
         "file": file.path.name,
         "scales": list(file.scales),
-        "regions": list(file.regions),
+        "regions": list(file.regions if regions is None else regions),
         "channels": file.channels,
         "failed": int((file.status != Status.DONE).sum()),
         "provenance": file.provenance,

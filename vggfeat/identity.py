@@ -56,7 +56,7 @@ def matching(out: Path, manifest: dict[str, Any]) -> Report | None:
         if different:
             raise OtherRunError(
                 f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
-                "choose another output, or ask to overwrite it"
+                "choose another output, or ask to overwrite it (--overwrite)"
             )
         return file.report()
 
@@ -85,7 +85,7 @@ def differences(found: Any, expected: dict[str, Any]) -> list[str]:
     ours, theirs = dict(_flat(expected)), dict(_flat(found))
     names = sorted(ours.keys() | theirs.keys())
     return [
-        f"{'.'.join(name)}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
+        f"{'.'.join(name).removeprefix('key.')}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
         for name in names
         if ours.get(name) != theirs.get(name)
     ]

@@ -143,6 +143,8 @@ def decode(request: Request, settings: DecodeSettings) -> Picture:
             regions = tuple(_region(whole, box, settings.largest_side) for box in boxes)
     except PictureError as error:
         raise failure(request.path, error.reason, str(error)) from None
+    except Image.DecompressionBombError:
+        raise failure(request.path, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
     except Exception as error:
         # Hostile files make Pillow raise far more than it documents, and none of that may stop a run.
         raise failure(request.path, _reason(error, data), _text(error)) from error
@@ -200,7 +202,10 @@ def _read(path: str, max_bytes: int) -> bytes:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise PictureError(_reason_to_stay_closed(error), f"expected a readable file, found {error}") from None
+        raise PictureError(
+            _reason_to_stay_closed(error),
+            f"expected a readable file, found: {getattr(error, 'strerror', None) or error}",
+        ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -211,7 +216,9 @@ def _read(path: str, max_bytes: int) -> bytes:
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(status.st_size)
     except OSError as error:
-        raise PictureError("unreadable", f"expected a readable file, found {error}") from None
+        raise PictureError(
+            "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"
+        ) from None
     finally:
         os.close(descriptor)
 

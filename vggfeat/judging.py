@@ -4,6 +4,7 @@ m = rows, K = classes.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ Rows = NDArray[np.int64]
 """Ascending rows of the data set."""
 
 _SIGNS = {"ignore": 0, "negative": -1, "positive": 1}
+RANDOM_ORDERS = 100
+"""Orders that the chance level of average precision is the mean of."""
 _RULES: dict[str, Rule] = {"ap-11-point": "11-point", "ap-area": "area"}
 
 
@@ -89,7 +92,8 @@ class Judge:
             return float("nan")
         if self.metric == "recall":
             return float(1 / occurring.sum())
-        return float((positives[occurring] / counted[occurring]).mean())
+        rule, counts = _RULES[self.metric], zip(positives[occurring], counted[occurring], strict=True)
+        return float(np.mean([expected_precision(int(pos), int(all_), rule) for pos, all_ in counts]))
 
     def confusion(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.int64] | None:
         """(K, K) counts, row = true class; None where samples have several classes."""
@@ -114,3 +118,16 @@ class Judge:
             )
         signs = np.where(labels == Label.IGNORED, np.int8(_SIGNS[difficult]), labels)
         return np.where(labels == Label.UNLISTED, np.int8(0), signs)
+
+
+@cache
+def expected_precision(positives: int, counted: int, rule: Rule) -> float:
+    """Return the average precision of a random order, as the mean over `RANDOM_ORDERS` of them.
+
+    Both rules take maxima over the ranking, so it lies above the share of positives, most for rare classes. The orders
+    are drawn from a fixed seed.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(counted) < positives, 1, -1)
+    orders = (rng.permutation(labels) for _ in range(RANDOM_ORDERS))
+    return float(np.mean([average_precision(order, -np.arange(counted), rule) for order in orders]))

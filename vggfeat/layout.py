@@ -39,7 +39,11 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
     try:
         state = os.stat(path)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: expected a feature file, found none ({error})") from None
+        unfinished = path.with_name(f"{path.name}.parts")
+        hint = (
+            f"; {unfinished} is an unfinished one: give the same `extract` command again" if unfinished.is_dir() else ""
+        )
+        raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
     if not stat.S_ISREG(state.st_mode):
         raise StoreError(f"{path}: expected a feature file, found a folder, pipe or device")
     with hdf5_errors(str(path)):

@@ -37,7 +37,7 @@ class Matched:
 
 @contextmanager
 def open_matched(paths: Paths) -> Iterator[Matched]:
-    """Open feature files and match their rows; they are closed when the block ends.
+    """Open feature files, compare them with their checksums, and match their rows; closed when the block ends.
 
     Raises
     ------
@@ -45,13 +45,19 @@ def open_matched(paths: Paths) -> Iterator[Matched]:
         If a file is damaged, or the files differ in samples, classes, labels or the pictures' bytes; the first
         difference is named.
     ConfigError
-        If no file is given.
+        If no file is given, or one twice.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise ConfigError("features: expected at least one feature file, found none")
+    real = [os.path.realpath(path) for path in paths]
+    twice = next((path for path, place in zip(paths, real, strict=True) if real.count(place) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"features: expected files of different nets, found {twice} twice")
     with ExitStack() as stack:
         first, *others = files = [stack.enter_context(FeatureFile(path)) for path in paths]
+        for file in files:
+            file.check()
         dataset = first.dataset
         orders, ok = [np.arange(len(dataset))], first.status == Status.DONE
         for file in others:

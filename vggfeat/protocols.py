@@ -145,7 +145,7 @@ def run_protocol(
         classes=dataset.classes,
         runs=tuple(outcome.runs),
         submission=outcome.submission,
-        notes=(*_reading_notes(settings), *trials.notes),
+        notes=(*_reading_notes(settings), *_condensed(trials.notes)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
         seconds={**trials.seconds, "total": clock() - start},
     )
@@ -330,6 +330,15 @@ def _by(trials: Trials) -> str:
     if trials.judge.metric == "recall":
         return "once for all classes by mean class recall"
     return "for each class by average precision"
+
+
+def _condensed(notes: list[str]) -> list[str]:
+    """Return one note for those that differ in their numbers only, as the folds of a test make them."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(re.sub(r"\d[\d.]*", "#", note), []).append(note)
+    more = " The same holds, with other numbers, {} times more."
+    return [group[0] + (more.format(len(group) - 1) if len(group) > 1 else "") for group in alike.values()]
 
 
 def _reading_notes(settings: ProtocolSettings) -> list[str]:

@@ -155,6 +155,8 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in {path.name for path in folder.glob("results-*-test.tar.gz")} - contents.keys():
+            (folder / stale).unlink()  # Of another data set: beside these results it would be taken for theirs.
         return [_replace(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         cause = error.strerror or error

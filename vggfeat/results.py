@@ -19,8 +19,8 @@ METRICS = {
 """Key -> name in words. 11-point is VOC2007's rule, area that of VOC2010 to VOC2012."""
 
 CHANCE = {
-    "ap": "mean over classes of positives / (positives + negatives) in the test, ignored samples left out: "
-    "the precision to expect of a random order",
+    "ap": "mean over classes of the average precision, by the same rule, of 100 random orders of the test samples "
+    "that count",
     "recall": "1 / number of classes that occur in the test",
 }
 """How the chance level is computed, by the first word of the measure's key."""

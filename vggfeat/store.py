@@ -196,7 +196,7 @@ class FeatureFile:
     def report(self) -> Report:
         """Count rows by status and reason; no features are read."""
         counts = Counter(self.status.tolist())
-        reasons = Counter(reason for reason in self.reasons if reason)
+        reasons = Counter(reason.partition(":")[0] for reason in self.reasons if reason)
         return Report(
             path=self.path,
             dataset=self.dataset_name,
@@ -207,6 +207,17 @@ class FeatureFile:
             pending=counts[Status.PENDING],
             reasons=dict(reasons.most_common()),
         )
+
+    def check(self) -> None:
+        """Read everything and compare it with its checksums, so that no damaged value is ever computed with.
+
+        Raises
+        ------
+        StoreError
+            At the first problem.
+        """
+        for problem in self.problems():
+            raise StoreError(f"{self.path}: expected a sound feature file, found: {problem}; extract it again")
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what the file says of itself."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -243,10 +244,17 @@ def _load_state_dict(path: Path) -> Backbone:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: expected safetensors or a state dict of tensors, found: {reason}") from None
+        other = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
+        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file"
+        raise WeightsError(
+            f"{path}: expected safetensors or a state dict saved by torch.save, found {reason}"
+        ) from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+        entries = f" with {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
+        raise WeightsError(
+            f"{path}: expected a state dict of tensors, found {type(state).__name__}{entries}; "
+            "save the net's state_dict() alone"
+        )
     model, names = _recognise(path, state)
     expected = model.layers.state_dict()
     tensors = {ours: state[theirs] for ours, theirs in names.items()}

@@ -98,7 +98,7 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", metavar="[voc2007|voc2012|voc2012-action|caltech101|caltech256|ilsvrc|folder]")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
 @click.option(
     "--size",
@@ -128,7 +128,7 @@ def _lines(report: "Report") -> Iterator[str]:
     yield f"{report.name} at {report.root}"
     if report.problem:
         yield f"problem: {report.problem}"
-    for count in report.counts:
+    for count in () if report.problem else report.counts:
         expected = "no official number" if count.expected is None else f"official {count.expected}"
         doubt = "" if count.verified else " (not verified)"
         mark = "ok" if count.agrees else "DIFFERS"

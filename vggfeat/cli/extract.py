@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import Numbers, Words
+from vggfeat.cli.types import Numbers, Words, make_folder
 
 if TYPE_CHECKING:
     from vggfeat.caching import Summary
@@ -31,6 +31,7 @@ SHOWN_FAILURES = 10
 @click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
 @click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
 @click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
 @click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
 @click.option("--overwrite", is_flag=True, help="Replace a feature file of other settings.")
@@ -51,6 +52,7 @@ def extract(
     batch_pixels: int | None,
     shard_rows: int | None,
     time_limit: float,
+    max_pixels: int | None,
     allow_truncated: bool,
     allow_failed: int,
     overwrite: bool,
@@ -94,6 +96,7 @@ def extract(
         interpolation=interpolation,  # type: ignore[arg-type]
         **chosen,
     )
+    limits = {"max_pixels": max_pixels} if max_pixels else {}
     backbone = load_backbone(weights)
     if not backbone.trained:
         click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
@@ -104,6 +107,7 @@ def extract(
         overwrite=overwrite,
     )
     target = out or Path(f"{_stem(name, root)}.h5")
+    make_folder(target.parent)
     with Progress(f"extract {name}", "pictures", quiet=quiet) as bar:
         summary = cache_features(
             dataset,
@@ -111,7 +115,7 @@ def extract(
             target,
             settings,
             cache=cache,
-            decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated),
+            decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated, **limits),
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
         )
     show_summary(summary, as_json)

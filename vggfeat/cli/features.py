@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from vggfeat.cli.types import Words, make_folder
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -64,6 +66,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write. [first FILE with the new suffix]")
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
 @click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True)
+@click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands there.")
 def export(
@@ -72,6 +75,7 @@ def export(
     out: Path | None,
     join: str | None,
     normalisation: str,
+    regions: tuple[str, ...] | None,
     splits: tuple[str, ...],
     overwrite: bool,
 ) -> None:
@@ -88,10 +92,11 @@ def export(
     from vggfeat.fusion import read_descriptors, rows_of, to_table
 
     chosen = join or default_join(files[0])
-    table = read_descriptors(files, join=chosen, normalisation=normalisation)  # type: ignore[arg-type]
+    table = read_descriptors(files, join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
     rows = rows_of(table.dataset, splits or None)
     kept = rows[table.ok[rows]]
     target = out or files[0].with_suffix(f".{kind}")
+    make_folder(target.parent)
     write(target, kind, to_table(table, kept), overwrite=overwrite)
     left_out = f", {len(rows) - len(kept)} failed pictures left out" if len(kept) < len(rows) else ""
     click.echo(f"{target}: {len(kept)} descriptors of {table.descriptors.shape[1]} values, join {chosen}{left_out}")

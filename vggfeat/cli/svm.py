@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.types import Numbers
+from vggfeat.cli.types import Numbers, Words, make_folder
 
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
@@ -23,6 +23,7 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
     "--protocol", type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
     default="auto", show_default=True, help="auto: the paper's for the data set in the file.",
 )  # fmt: skip
+@click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
 @click.option("--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 64]")
 @click.option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
 @click.option("--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto", show_default=True,
@@ -41,6 +42,7 @@ def svm(
     join: str | None,
     normalisation: str,
     protocol: str,
+    regions: tuple[str, ...] | None,
     grid: tuple[float, ...] | None,
     folds: int | None,
     rule: str,
@@ -87,10 +89,12 @@ def svm(
         files,
         join=join or default_join(files[0]),  # type: ignore[arg-type]
         normalisation=normalisation,  # type: ignore[arg-type]
+        regions=regions,
     )
+    folder = out or files[0].with_suffix(".svm")
+    make_folder(folder)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
-    folder = out or files[0].with_suffix(".svm")
     written = write_results(result, table.dataset, folder)
     if as_json:
         click.echo(json.dumps(results_json(result), indent=2))

@@ -1,6 +1,10 @@
 """Kinds of option values that click does not know."""
 
+from pathlib import Path
+
 import click
+
+from vggfeat.errors import ConfigError
 
 
 class Numbers(click.ParamType):
@@ -31,3 +35,17 @@ class Words(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Split at commas."""
         return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a result, before the work whose result it is.
+
+    Raises
+    ------
+    ConfigError
+        If that can't be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
