@@ -118,6 +118,25 @@ def test_two_nets_with_two_regions_are_stacked_net_by_net_and_brought_to_unit_le
         np.testing.assert_allclose(found, [expected] * 4, rtol=1e-6, err_msg=normalisation)
 
 
+def test_regions_can_be_chosen(tmp_path):
+    features = np.arange(32, dtype=np.float32).reshape(4, 2, 2, 2) + 1
+    path = write_file(tmp_path / "d.h5", features)
+    by_hand = {
+        ("image",): [[3, 4]],
+        ("box",): [[5, 6]],
+        ("box", "image"): [[5, 6, 3, 4]],
+        None: [[3, 4, 5, 6]],
+    }
+    for regions, expected in by_hand.items():
+        table = read_descriptors(path, normalisation="none", regions=regions)
+        assert table.descriptors[:1].tolist() == expected
+        assert table.settings["files"][0]["regions"] == list(regions or ("image", "box"))
+        assert vggfeat.load_features(path, normalisation="none", regions=regions).descriptors[:1].tolist() == expected
+    for regions in (("image", "head"), (), ("box", "box")):
+        with pytest.raises(ConfigError, match="regions: expected some of image, box"):
+            read_descriptors(path, regions=regions)
+
+
 def test_settings_say_how_and_of_which_files(tmp_path):
     paths = [write_file(tmp_path / "d.h5"), write_file(tmp_path / "e.h5", FEATURES[:, :1], failed={"c"}, net="E")]
     settings = read_descriptors(paths, join="max", normalisation="whole").settings
@@ -249,8 +268,11 @@ def test_a_missing_file_is_named_and_the_others_are_closed(tmp_path, monkeypatch
     with pytest.raises(StoreError, match=r"none\.h5: expected a feature file, found none"):
         read_descriptors([one, tmp_path / "none.h5"])
     assert closed == [one]
-    read_descriptors([one, one])
-    assert closed == [one] * 3
+    other = write_file(tmp_path / "other.h5")
+    read_descriptors([one, other])
+    assert sorted(closed) == [one, one, other]
+    with pytest.raises(ConfigError, match=r"one\.h5 twice"):
+        read_descriptors([one, one])
 
 
 def test_one_path_needs_no_list(tmp_path):
@@ -278,14 +300,14 @@ def test_failed_pictures_are_zero_rows_whichever_file_they_failed_in(tmp_path, j
     assert (np.abs(table.descriptors[[1, 3]]).sum(axis=1) > 0).all()
 
 
-def test_features_that_are_done_but_no_numbers_are_refused(tmp_path):
-    path = write_file(tmp_path / "d.h5")
-    with h5py.File(path, "r+") as file:
-        file["features"][2, 1, 0, 1] = np.nan
-    for load in (read_descriptors, vggfeat.load_features):
-        with pytest.raises(StoreError, match="expected finite features of 'c', found others; extract it again"):
-            load(path)
-    assert vggfeat.load_features(path, split="val").ids == ["b"]
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_a_file_with_a_changed_number_is_refused(tmp_path, value):
+    one, two = write_file(tmp_path / "d.h5"), write_file(tmp_path / "e.h5", net="E")
+    with h5py.File(two, "r+") as file:
+        file["features"][2, 1, 0, 1] = value
+    for load in (read_descriptors, lambda paths: vggfeat.load_features(paths, split="val")):
+        with pytest.raises(StoreError, match=r"e\.h5: expected a sound feature file, found: features"):
+            load([one, two])
 
 
 # --- load_features

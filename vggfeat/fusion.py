@@ -114,8 +114,8 @@ def load_features(
     join : "mean", "max" or "stack"
         Over scales.
     split : str or sequence of str, optional
-        Names of splits stored in the (first) file, for instance "train"; several are united. Only their rows are
-        read. All rows by default.
+        Names of splits stored in the (first) file, for instance "train"; several are united. Only their rows come
+        into memory. All rows by default.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
     regions : sequence of str, optional
@@ -240,10 +240,6 @@ def _fuse_rows(
         features = file.read(order[rows])
         # Before anything is computed: what a file holds in a row that failed is no number.
         features[~matched.ok[rows]] = 0
-        finite = np.isfinite(features).all(axis=(1, 2, 3))
-        if not finite.all():
-            name = matched.dataset.ids[rows[finite.argmin()]]
-            raise StoreError(f"{file.path}: expected finite features of {name!r}, found others; extract it again")
         parts.append(join_features(features[:, :, numbers], join, normalisation))
     return fuse(parts, normalisation)
 
