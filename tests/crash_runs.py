@@ -16,11 +16,11 @@ from pathlib import Path
 
 from feature_rows import KEY, PROVENANCE, finish, make_block, make_dataset, open_parts
 
-from vggfeat import store
-from vggfeat.durable import Files
 from vggfeat.errors import StoreError
-from vggfeat.parts import Parts
-from vggfeat.shards import Shape
+from vggfeat.store import reading as store
+from vggfeat.store.durable import Files
+from vggfeat.store.parts import Parts
+from vggfeat.store.shards import Shape
 
 FILES = ("create", "write", "truncate", "sync", "rename", "remove")
 FOLDERS = ("sync_folder", "make_folder", "remove_folder", "free")

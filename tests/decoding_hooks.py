@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.errors import PictureError
-from vggfeat.images import Picture
-from vggfeat.worker import Line
+from vggfeat.images.decoding import Picture
+from vggfeat.images.worker import Line
 
 
 def obey(request, settings):

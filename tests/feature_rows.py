@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.durable import DISK
-from vggfeat.parts import Parts
 from vggfeat.samples import DataSet, Task
-from vggfeat.shards import Block, Shape, Status
+from vggfeat.store.durable import DISK
+from vggfeat.store.parts import Parts
+from vggfeat.store.shards import Block, Shape, Status
 
 SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=5)
 KEY = {

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import torch
 
-from vggfeat import caching, datasets, export, fusion
+from vggfeat import caching
 from vggfeat.cli import run
+from vggfeat.datasets import front as datasets
+from vggfeat.fusion import table as fusion
+from vggfeat.store import export
 
 LOADED = (torch, caching, datasets, export, fusion)
 

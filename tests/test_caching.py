@@ -14,11 +14,11 @@ from PIL import Image
 
 from vggfeat import caching
 from vggfeat.caching import CacheSettings, cache_features
-from vggfeat.datasets import open_dataset
+from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images import DecodeSettings, Request, decode
-from vggfeat.store import FeatureFile
+from vggfeat.images.decoding import DecodeSettings, Request, decode
+from vggfeat.store.reading import FeatureFile
 from vggfeat.weights import load_backbone, random_backbone, save_weights
 
 NET = "random:A:0:0.03125"

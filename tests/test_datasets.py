@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggfeat import caltech, datasets, folder, voc
-from vggfeat.datasets import FACTS, Count
+from vggfeat.datasets import caltech, folder, voc
+from vggfeat.datasets import front as datasets
+from vggfeat.datasets.front import FACTS, Count
 from vggfeat.errors import ConfigError, DatasetError
 
 PAGES = Path(__file__).parent.parent / "data"
@@ -267,7 +268,7 @@ class TestCheck:
         unverified = tuple(count for count in FACTS["voc2012"].counts if not count.verified)
         assert [count.what for count in unverified] == ["images"]
         monkeypatch.setattr(
-            "vggfeat.datasets.FACTS", {"voc2012": dataclasses.replace(FACTS["voc2012"], counts=unverified)}
+            "vggfeat.datasets.front.FACTS", {"voc2012": dataclasses.replace(FACTS["voc2012"], counts=unverified)}
         )
         report = datasets.check("voc2012", tmp_path)
         count = count_of(report, "test", "images")

@@ -12,11 +12,11 @@ from decoding_hooks import obey
 from odd_pictures import encode, png, scan_bomb, tiff
 from PIL import Image
 
-from vggfeat.decoding import AHEAD, Decoder
 from vggfeat.errors import ConfigError, PictureError, VggfeatError
-from vggfeat.images import REASONS, DecodeSettings, Picture, Request, decode
+from vggfeat.images.decoding import REASONS, DecodeSettings, Picture, Request, decode
+from vggfeat.images.pool import AHEAD, Decoder
+from vggfeat.images.worker import Line
 from vggfeat.samples import Box
-from vggfeat.worker import Line
 
 TESTS = Path(__file__).parent
 
@@ -310,8 +310,8 @@ def test_a_plain_script_needs_no_guard(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     (tmp_path / "run.py").write_text(
         "import sys; sys.path.pop(0)\n"
-        "from vggfeat.decoding import Decoder\n"
-        "from vggfeat.images import DecodeSettings, Request\n"
+        "from vggfeat.images.pool import Decoder\n"
+        "from vggfeat.images.decoding import DecodeSettings, Request\n"
         f"requests = [Request({str(tmp_path / 'a.png')!r}, (None,))] * 3\n"
         "with Decoder(2, DecodeSettings()) as decoder:\n"
         "    for picture in decoder.stream(requests):\n"
@@ -326,7 +326,7 @@ def test_a_plain_script_needs_no_guard(tmp_path):
 def test_workers_load_no_heavy_library():
     with crew() as decoder:
         loaded = set(str(next(decoder.stream(orders("modules/-")))).split())
-    assert {"numpy", "PIL.Image", "vggfeat.images"} <= loaded
+    assert {"numpy", "PIL.Image", "vggfeat.images.decoding"} <= loaded
     assert not loaded & {"torch", "torchvision", "h5py", "sklearn", "scipy", "click", "pytest", "multiprocessing"}
 
 
@@ -345,7 +345,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_bad_picture():
 
 
 def test_a_worker_that_ends_while_starting_is_an_error(monkeypatch):
-    monkeypatch.setattr("vggfeat.worker._BOOT", "import os; os._exit(9)")
+    monkeypatch.setattr("vggfeat.images.worker._BOOT", "import os; os._exit(9)")
     with crew() as decoder, pytest.raises(VggfeatError, match="exit code 9"):
         list(decoder.stream(orders("show/-")))
 

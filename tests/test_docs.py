@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from vggfeat.cli import EXIT_CODES, group, run
-from vggfeat.facts import FACTS
+from vggfeat.datasets.facts import FACTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

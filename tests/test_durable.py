@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from vggfeat.durable import DISK, Files, LatchedFile, disk_errors, replacing, write_all
 from vggfeat.errors import StoreError
-from vggfeat.locks import Lock, holder
+from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, replacing, write_all
+from vggfeat.store.locks import Lock, holder
 
 
 class Recording(Files):

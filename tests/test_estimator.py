@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, PictureError, WeightsError
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images import DecodeSettings, Request, decode
+from vggfeat.images.decoding import DecodeSettings, Request, decode
 from vggfeat.weights import random_backbone
 
 NET = "random:A:0:0.03125"

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import loadmat
 
-from vggfeat.durable import Files
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.export import KINDS, Table, write
+from vggfeat.store.durable import Files
+from vggfeat.store.export import KINDS, Table, write
 
 IDS = ("plain", "a\nb", 'c,"d"\'', "é𝄞", " space ", "=1+1")
 N, D = len(IDS), 7
@@ -116,7 +116,7 @@ def test_name_that_is_no_utf8_is_shown_or_kept(tmp_path, kind):
 
 
 def test_many_rows_are_written_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("vggfeat.export._CHUNK_BYTES", 2 * 4 * D)
+    monkeypatch.setattr("vggfeat.store.export._CHUNK_BYTES", 2 * 4 * D)
     found = pq.read_table(write(tmp_path / "x.parquet", "parquet", make_table()))
     assert same_bits(found["descriptor"].to_pylist())
     with open(write(tmp_path / "x.csv", "csv", make_table()), newline="", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ import torch
 from vggfeat import extraction as extraction_module
 from vggfeat.errors import ConfigError, PictureError
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
-from vggfeat.images import Picture
+from vggfeat.images.decoding import Picture
 from vggfeat.models import VGG
 from vggfeat.samples import DataSet, Task
 from vggfeat.transforms import rescale

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vggfeat import files, folder, manifest
+from vggfeat.datasets import folder, manifest
+from vggfeat.datasets import textfiles as files
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vggfeat.errors import ConfigError
-from vggfeat.folds import hold_out, k_folds
+from vggfeat.protocols.folds import hold_out, k_folds
 
 
 def one_hot(numbers):

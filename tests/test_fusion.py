@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import vggfeat
-from vggfeat import fusion
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.export import Table
-from vggfeat.fusion import DescriptorTable, class_numbers, read_descriptors, rows_of, to_table
-from vggfeat.matching import match_rows
-from vggfeat.parts import Parts
+from vggfeat.fusion import table as fusion
+from vggfeat.fusion.matching import match_rows
+from vggfeat.fusion.table import DescriptorTable, class_numbers, read_descriptors, rows_of, to_table
 from vggfeat.samples import DataSet, Task
-from vggfeat.shards import Block, Shape, Status
-from vggfeat.store import FeatureFile
+from vggfeat.store.export import Table
+from vggfeat.store.parts import Parts
+from vggfeat.store.reading import FeatureFile
+from vggfeat.store.shards import Block, Shape, Status
 
 IDS = ("a", "b", "c", "d")
 CLASSES = ("cat", "dog")
@@ -263,12 +263,12 @@ def test_no_files(tmp_path):
 
 
 def test_a_missing_file_is_named_and_the_others_are_closed(tmp_path, monkeypatch):
-    one, closed, close = write_file(tmp_path / "one.h5"), [], FeatureFile.close
+    one, other = write_file(tmp_path / "one.h5"), write_file(tmp_path / "other.h5")
+    closed, close = [], FeatureFile.close
     monkeypatch.setattr(FeatureFile, "close", lambda file: (closed.append(file.path), close(file)))
     with pytest.raises(StoreError, match=r"none\.h5: expected a feature file, found none"):
         read_descriptors([one, tmp_path / "none.h5"])
     assert closed == [one]
-    other = write_file(tmp_path / "other.h5")
     read_descriptors([one, other])
     assert sorted(closed) == [one, one, other]
     with pytest.raises(ConfigError, match=r"one\.h5 twice"):

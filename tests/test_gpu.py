@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images import Picture
+from vggfeat.images.decoding import Picture
 from vggfeat.weights import random_backbone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")

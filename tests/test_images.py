@@ -12,9 +12,9 @@ import pytest
 from odd_pictures import encode, flat_jpeg, png, scan_bomb, tiff
 from PIL import Image, ImageFile
 
-from vggfeat.colours import to_rgb
 from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
+from vggfeat.images.colours import to_rgb
+from vggfeat.images.decoding import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
 from vggfeat.samples import Box
 
 SETTINGS = DecodeSettings()
@@ -350,8 +350,8 @@ def test_other_formats_are_refused(refused, name, data):
 def test_refusing_loads_no_plugin_of_another_format(tmp_path):
     (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     code = (
-        "import sys, vggfeat.decoding as d\n"
-        "from vggfeat.images import DecodeSettings, Request\n"
+        "import sys, vggfeat.images.pool as d\n"
+        "from vggfeat.images.decoding import DecodeSettings, Request\n"
         f"print(next(d.Decoder(0, DecodeSettings()).stream([Request({str(tmp_path / 'a.eps')!r}, (None,))])).reason)\n"
         "from PIL import Image\n"
         "print(sorted(Image.OPEN))\n"

@@ -28,12 +28,12 @@ from feature_rows import (
     open_parts,
 )
 
-from vggfeat.durable import Files
 from vggfeat.errors import StoreError
-from vggfeat.identity import existing
-from vggfeat.parts import Parts
-from vggfeat.shards import HEAD, Shape, Status
-from vggfeat.store import FeatureFile, validate
+from vggfeat.store.durable import Files
+from vggfeat.store.identity import existing
+from vggfeat.store.parts import Parts
+from vggfeat.store.reading import FeatureFile, validate
+from vggfeat.store.shards import HEAD, Shape, Status
 
 
 def digest(path):

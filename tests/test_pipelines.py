@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vggfeat.report import PAPER
+from vggfeat.report.writing import PAPER
 from vggfeat.reproduce import reproduce
 
 FOLDER = Path(__file__).parents[1] / "pipelines"

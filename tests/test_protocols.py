@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from vggfeat import protocols, trials
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.fusion import DescriptorTable
+from vggfeat.fusion.table import DescriptorTable
 from vggfeat.metrics import average_precision
-from vggfeat.protocols import C_GRID, ProtocolSettings, run_protocol
-from vggfeat.results import METRICS
+from vggfeat.protocols import rules as protocols
+from vggfeat.protocols import trials
+from vggfeat.protocols.results import METRICS
+from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
 from vggfeat.samples import DataSet, Task
 from vggfeat.svm import LinearModel, SvmSettings, Sweep
 

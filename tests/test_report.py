@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat import report
-from vggfeat.durable import Files
+from vggfeat.datasets.facts import FACTS
 from vggfeat.errors import FitError
-from vggfeat.facts import FACTS
-from vggfeat.fusion import DescriptorTable
-from vggfeat.plots import MOST_BARS, draw
-from vggfeat.protocols import ProtocolSettings, run_protocol
-from vggfeat.report import (
+from vggfeat.fusion.table import DescriptorTable
+from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
+from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+from vggfeat.report import writing as report
+from vggfeat.report.plots import MOST_BARS, draw
+from vggfeat.report.writing import (
     PAPER,
     PAPER_MEASURES,
     align,
@@ -34,8 +34,8 @@ from vggfeat.report import (
     text_table,
     write_results,
 )
-from vggfeat.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.samples import DataSet, Task
+from vggfeat.store.durable import Files
 from vggfeat.svm import SvmSettings
 
 GRID = np.array([0.25, 0.5, 1.0, 2.0])

@@ -29,8 +29,8 @@ from feature_rows import (
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet, Task
-from vggfeat.shards import Status
-from vggfeat.store import FeatureFile, validate
+from vggfeat.store.reading import FeatureFile, validate
+from vggfeat.store.shards import Status
 
 EVERY = np.array(
     [

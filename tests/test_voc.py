@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vggfeat import voc
+from vggfeat.datasets import voc
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, Label, Task
 

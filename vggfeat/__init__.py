@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vggfeat.caching import cache_features
-    from vggfeat.datasets import open_dataset
+    from vggfeat.datasets.front import open_dataset
     from vggfeat.descriptors import join_features
     from vggfeat.estimator import Extractor
     from vggfeat.extraction import ExtractionSettings
-    from vggfeat.fusion import load_features, read_descriptors
+    from vggfeat.fusion.table import load_features, read_descriptors
     from vggfeat.metrics import average_precision, confusion, mean_class_recall, top_k_error
     from vggfeat.models import VGG
-    from vggfeat.protocols import run_protocol
-    from vggfeat.store import FeatureFile
+    from vggfeat.protocols.rules import run_protocol
+    from vggfeat.store.reading import FeatureFile
     from vggfeat.weights import load_backbone, save_weights
 
 _HOMES = {

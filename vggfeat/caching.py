@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.decoding import Decoder
 from vggfeat.errors import ConfigError, PictureError
 from vggfeat.extraction import Extraction, ExtractionSettings, Row, check_boxes, requests
-from vggfeat.images import DecodeSettings, Picture
-from vggfeat.parts import Parts
+from vggfeat.images.decoding import DecodeSettings, Picture
+from vggfeat.images.pool import Decoder
 from vggfeat.samples import DataSet
-from vggfeat.shards import Block, Shape, Status
-from vggfeat.store import FeatureFile
+from vggfeat.store.parts import Parts
+from vggfeat.store.reading import FeatureFile
+from vggfeat.store.shards import Block, Shape, Status
 from vggfeat.weights import Backbone
 
 Progress = Callable[[float, int, int], None]

@@ -56,7 +56,7 @@ class PictureError(VggfeatError):
     Parameters
     ----------
     reason : str
-        One word of `vggfeat.images.REASONS`, for counting.
+        One word of `vggfeat.images.decoding.REASONS`, for counting.
     message : str
         What was found, in one line.
     """

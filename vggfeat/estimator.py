@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from vggfeat.decoding import Decoder
 from vggfeat.descriptors import join_features
 from vggfeat.devices import default_device
 from vggfeat.errors import ConfigError, PictureError
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images import DecodeSettings, Picture, Request, region_of
+from vggfeat.images.decoding import DecodeSettings, Picture, Request, region_of
+from vggfeat.images.pool import Decoder
 from vggfeat.weights import load_backbone
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images import Picture, Request
+from vggfeat.images.decoding import Picture, Request
 from vggfeat.models import STRIDE, VGG, WINDOW
 from vggfeat.samples import DataSet
 from vggfeat.transforms import Interpolation, mirror, normalise, rescale, rescaled_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from vggfeat.datasets import Report
+    from vggfeat.datasets.front import Report
 
 ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
@@ -27,7 +27,7 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat data list
     """
-    from vggfeat.facts import FACTS
+    from vggfeat.datasets.facts import FACTS
 
     rows = [
         {
@@ -61,7 +61,7 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 
     Exit code 4 if the copy is not complete.
     """
-    from vggfeat import datasets
+    from vggfeat.datasets import front as datasets
 
     report = datasets.check(name, root)
     if as_json:
@@ -90,7 +90,7 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
     Example:
       vggfeat data splits caltech101 --root caltech-101 --out splits/
     """
-    from vggfeat import datasets
+    from vggfeat.datasets import front as datasets
 
     written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
     for path in written:

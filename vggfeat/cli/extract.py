@@ -76,11 +76,11 @@ def extract(
     """
     from vggfeat.caching import CacheSettings, cache_features
     from vggfeat.cli.progress import Progress
-    from vggfeat.datasets import open_dataset
+    from vggfeat.datasets.facts import FACTS
+    from vggfeat.datasets.front import open_dataset
     from vggfeat.devices import default_device, default_workers
     from vggfeat.extraction import ExtractionSettings
-    from vggfeat.facts import FACTS
-    from vggfeat.images import DecodeSettings
+    from vggfeat.images.decoding import DecodeSettings
     from vggfeat.weights import load_backbone
 
     dataset = open_dataset(name, root)

@@ -21,7 +21,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
     Exit code 6 if a problem is found.
     """
-    from vggfeat.store import FeatureFile, validate
+    from vggfeat.store.reading import FeatureFile, validate
 
     report = validate(file)
     with FeatureFile(file) as features:
@@ -88,8 +88,8 @@ def export(
       vggfeat export voc2007.h5 --to parquet --split train --split val
     """
     from vggfeat.cli.svm import default_join
-    from vggfeat.export import write
-    from vggfeat.fusion import read_descriptors, rows_of, to_table
+    from vggfeat.fusion.table import read_descriptors, rows_of, to_table
+    from vggfeat.store.export import write
 
     chosen = join or default_join(files[0])
     table = read_descriptors(files, join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]

@@ -70,9 +70,9 @@ def svm(
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.fusion import read_descriptors
-    from vggfeat.protocols import ProtocolSettings, run_protocol
-    from vggfeat.report import results_json, text_table, write_results
+    from vggfeat.fusion.table import read_descriptors
+    from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+    from vggfeat.report.writing import results_json, text_table, write_results
     from vggfeat.svm import SvmSettings
 
     given = {"grid": grid, "folds": folds}
@@ -105,8 +105,8 @@ def svm(
 
 def default_join(file: Path) -> str:
     """Return the paper's way to join scales for the data set in a feature file."""
-    from vggfeat.facts import FACTS
-    from vggfeat.store import FeatureFile
+    from vggfeat.datasets.facts import FACTS
+    from vggfeat.store.reading import FeatureFile
 
     with FeatureFile(file) as features:
         name = features.dataset_name

@@ -1,0 +1,15 @@
+"""A picture file becomes RGB pixels, or one named reason why not; side by side in processes that may die."""
+
+from vggfeat.images.decoding import MEANINGS, REASONS, DecodeSettings, Picture, Request, decode, region_of
+from vggfeat.images.pool import Decoder
+
+__all__ = [
+    "MEANINGS",
+    "REASONS",
+    "DecodeSettings",
+    "Decoder",
+    "Picture",
+    "Request",
+    "decode",
+    "region_of",
+]

@@ -1,0 +1,298 @@
+"""A picture file becomes RGB pixels, or one named reason why not.
+
+H, W = sides in pixels. Colours are taken as they are stored: ICC profiles and gamma are ignored, CMYK is turned into
+RGB by (255 - ink) * (255 - black) / 255. CMYK JPEGs are taken as Adobe's, inverted, with or without its marker, as
+browsers do. Whatever is transparent is laid over white. Of animations and of files with several pages, the first.
+"""
+
+import errno
+import hashlib
+import io
+import math
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+# Pillow would otherwise look for these two by importing every plugin it has.
+import PIL.TiffImagePlugin
+import PIL.WebPImagePlugin  # noqa: F401
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vggfeat.errors import ConfigError, PictureError
+from vggfeat.images.colours import upright_rgb
+from vggfeat.samples import Box
+
+MEANINGS = {
+    "missing": "There is no file of this name.",
+    "link-loop": "The path runs through symbolic links that never end.",
+    "not-a-file": "The path is a folder, a FIFO, a socket or a device.",
+    "unreadable": "The system refused to open or to read the file.",
+    "empty": "The file has no bytes.",
+    "too-large": "The file, or the picture in it, is larger than the settings allow.",
+    "unrecognised": "The content is none of the allowed formats, whatever the name says.",
+    "truncated": "The file ends before the picture does.",
+    "damaged": "The file begins like a picture, but its content is broken.",
+    "unsupported": "The file is of an allowed format in a variant that can't be decoded.",
+    "bad-box": "The box has no area inside the picture.",
+    "elongated": "The picture is so long and thin that it would not fit into memory after rescaling.",
+    "out-of-memory": "Decoding needed more memory than a worker may have.",
+    "time-out": "Decoding took longer than the time limit.",
+    "worker-died": "The picture ended the process that decoded it, twice.",
+    "non-finite": "The net gave NaN or infinity for the picture.",
+}
+"""What each reason says, in one sentence."""
+REASONS: tuple[str, ...] = tuple(MEANINGS)
+"""Why a picture has no pixels, or no features; one word each."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+"""The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""
+REDUCING_GAP = 3
+"""Box reduction leaves at least so many pixels for each one that is asked for; the rest is done by anti-aliasing."""
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", b"RIFF", *(b"P%d" % n for n in range(1, 7)))
+# Pillow's limits and Python's warning filters belong to the whole process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """What may be spent on one picture.
+
+    Raises
+    ------
+    ConfigError
+        If a limit is not above zero.
+    """
+
+    max_pixels: int = 89_478_485
+    """Pixels of a whole picture; the default is Pillow's own limit against decompression bombs."""
+    max_bytes: int = 1 << 29
+    """Size of a file."""
+    largest_side: int | None = None
+    """The largest Q that will be asked for. A region whose smaller side is at least twice 3 x Q is averaged over
+    square blocks of whole pixels, and keeps at least 3 x Q; a last partial block is averaged over what it has.
+    None: regions are never reduced."""
+    timeout: float = 30.0
+    """Seconds of wall clock per picture; only where it is decoded in a worker."""
+    allow_truncated: bool = False
+    """Whether a file that ends too early gives a picture that is partly grey or black."""
+    memory: int = 2 << 30
+    """Bytes of address space that a worker may add to what it has at its start (Linux only)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_bytes", "largest_side", "timeout", "memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}: expected a value above 0, found {value}")
+
+
+class Picture(NamedTuple):
+    """The pixels of the asked regions of one picture."""
+
+    regions: tuple[NDArray[np.uint8], ...]
+    """(h, w, 3) RGB, 0 to 255, contiguous and writeable; one per asked region, in its order."""
+    size: tuple[int, int]
+    """Height and width of the whole upright picture, before any reduction."""
+    sha256: bytes
+    """32 bytes, of the file as it is on the disk."""
+
+
+class Request(NamedTuple):
+    """Which parts of which file are wanted."""
+
+    path: str
+    """Absolute."""
+    boxes: tuple[Box | None, ...]
+    """In pixels of the upright picture, that is after the EXIF orientation has been applied. Each is rounded outwards
+    to whole pixels and clipped to the picture; None is the whole of it."""
+
+
+def decode(request: Request, settings: DecodeSettings) -> Picture:
+    """Decode one picture in this process, without limits of time and memory.
+
+    Threads take turns, because the limits that Pillow knows are those of the process. The C libraries below Pillow
+    may write complaints to standard error.
+
+    Parameters
+    ----------
+    request : Request
+    settings : DecodeSettings
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    PictureError
+        For every fault of the file or of a box, with one of `REASONS`.
+    """
+    data = b""
+    boxes = [None if box is None else Box(*box) for box in request.boxes]
+    try:
+        data = _read(request.path, settings.max_bytes)
+        with _pillow(settings):
+            whole = upright_rgb(_opened(data, settings.max_pixels))
+            regions = tuple(_region(whole, box, settings.largest_side) for box in boxes)
+    except PictureError as error:
+        raise failure(request.path, error.reason, str(error)) from None
+    except Image.DecompressionBombError:
+        raise failure(request.path, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
+    except Exception as error:
+        # Hostile files make Pillow raise far more than it documents, and none of that may stop a run.
+        raise failure(request.path, _reason(error, data), _text(error)) from error
+    return Picture(regions, (whole.height, whole.width), hashlib.sha256(data).digest())
+
+
+def region_of(image: Image.Image, settings: DecodeSettings) -> Picture:
+    """Bring an image that is in memory already to what `decode` would have made of its file.
+
+    Parameters
+    ----------
+    image : PIL Image
+        Of any mode, opened by any means; it is loaded, and otherwise left as it is.
+    settings : DecodeSettings
+        Of these, `largest_side` and `allow_truncated` count.
+
+    Returns
+    -------
+    Picture
+        With one region, the whole; `sha256` is 32 zeros, because there is no file.
+
+    Raises
+    ------
+    PictureError
+        If it can't be loaded or turned into RGB.
+    """
+    try:
+        with _pillow(settings):
+            whole = upright_rgb(image)
+            region = _region(whole, None, settings.largest_side)
+    except Exception as error:
+        name = str(getattr(image, "filename", "") or "image in memory")
+        raise failure(name, _reason(error, b""), _text(error)) from error
+    return Picture((region,), (whole.height, whole.width), bytes(32))
+
+
+def failure(path: str, reason: str, text: str) -> PictureError:
+    """Make the error of one picture, in a line that is fit for a terminal and for a table of UTF-8.
+
+    Parameters
+    ----------
+    path : str
+        May hold bytes that are not UTF-8, as Python names such files.
+    reason : str
+        One of `REASONS`.
+    text : str
+        What was expected and found; it may quote the file.
+    """
+    line = f"{path}: {text}".encode("utf-8", "backslashreplace").decode()
+    return PictureError(reason, "".join(char if char.isprintable() else "?" for char in line)[:500])
+
+
+def _read(path: str, max_bytes: int) -> bytes:
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise PictureError(
+            _reason_to_stay_closed(error),
+            f"expected a readable file, found: {getattr(error, 'strerror', None) or error}",
+        ) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
+        if not 0 < status.st_size <= max_bytes:
+            reason = "too-large" if status.st_size else "empty"
+            raise PictureError(reason, f"expected 1 to {max_bytes} bytes, found {status.st_size}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    except OSError as error:
+        raise PictureError(
+            "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _reason_to_stay_closed(error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError) or error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return "missing"
+    return {errno.ELOOP: "link-loop", errno.ENXIO: "not-a-file"}.get(error.errno or 0, "unreadable")
+
+
+@contextmanager
+def _pillow(settings: DecodeSettings) -> Iterator[None]:
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        # Pillow warns of odd metadata, which says nothing of the pixels.
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = settings.max_pixels, settings.allow_truncated
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    if picture.width * picture.height > max_pixels:
+        raise PictureError("too-large", f"expected at most {max_pixels} pixels, found {picture.width}x{picture.height}")
+    return picture
+
+
+def _region(whole: Image.Image, box: Box | None, largest_side: int | None) -> NDArray[np.uint8]:
+    region = whole if box is None else whole.crop(_edges(box, whole.width, whole.height))
+    factor = min(region.size) // (REDUCING_GAP * largest_side) if largest_side else 1
+    if factor > 1:
+        region = region.reduce(factor)
+    return np.array(region)
+
+
+def _edges(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    if all(map(math.isfinite, box)) and box.left < box.right and box.top < box.bottom:
+        left, top = max(0, math.floor(box.left)), max(0, math.floor(box.top))
+        right, bottom = min(width, math.ceil(box.right)), min(height, math.ceil(box.bottom))
+        if left < right and top < bottom:
+            return left, top, right, bottom
+    raise PictureError("bad-box", f"expected a box with an area inside {width}x{height} pixels, found {tuple(box)}")
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        return "out-of-memory"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too-large"
+    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
+        return "unrecognised"
+    if isinstance(error, EOFError) or "truncated" in text or "not enough" in text or _ends_early(data):
+        return "truncated"
+    if isinstance(error, NotImplementedError) or "not supported" in text or "unsupported" in text:
+        return "unsupported"
+    return "damaged"
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        # Pillow's own words hold an address in memory, and equal runs must give equal reasons.
+        return f"expected a picture of the formats {', '.join(FORMATS)}, found none"
+    return f"expected a picture that can be decoded, found {type(error).__name__}: {error}"
+
+
+def _ends_early(data: bytes) -> bool:
+    """Say whether the mark or the length that tells the end of a file is not kept; it only refines a failure."""
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(b"BM"):
+        return len(data) < int.from_bytes(data[2:6], "little")
+    ends = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND", b"GIF8": b";"}
+    return any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())

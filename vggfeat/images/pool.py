@@ -1,0 +1,198 @@
+"""Pictures decoded side by side, in processes that may hang, swell or die without harm to the run.
+
+Each worker has a line of its own and holds one picture at a time: a worker that is stopped or killed, even half-way
+through an answer, is known with its picture and blocks no other. Pools with one pipe for all workers do not give
+that. Workers are started as programs, not by multiprocessing, which would run the user's main script once more.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice
+from queue import SimpleQueue
+from types import TracebackType
+
+from vggfeat.errors import ConfigError, PictureError
+from vggfeat.images import decoding as images
+from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.images.worker import Worker
+
+Answer = Picture | PictureError
+AHEAD = 3
+"""Pictures per worker that are drawn before they are asked for, at most."""
+
+
+class Decoder:
+    """Decodes pictures in worker processes; use it in a `with` statement, which ends them.
+
+    Parameters
+    ----------
+    workers : int
+        Processes; 0 decodes in this one, without limits of time and memory.
+    settings : DecodeSettings
+    decode : callable
+        What a worker does with a request: a function at the top of a module that can be imported.
+    hold : int
+        Bytes of decoded pictures that may wait to be taken before less is drawn ahead.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than 0 workers.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        settings: DecodeSettings,
+        *,
+        decode: Callable[[Request, DecodeSettings], Picture] = images.decode,
+        hold: int = 1 << 28,
+    ) -> None:
+        if workers < 0:
+            raise ConfigError(f"workers: expected 0 or more, found {workers}")
+        self.workers = workers
+        self.settings = settings
+        self._decode = decode
+        self._hold = hold
+        self._threads = ThreadPoolExecutor(max(1, workers), "vggfeat-decoder")
+        self._seats: SimpleQueue[Worker | None] = SimpleQueue()
+        for _ in range(workers):
+            self._seats.put(None)
+        self._lock = threading.Lock()
+        self._living: set[Worker] = set()
+        self._closed = False
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers at once, also those that are at work. May be called twice."""
+        with self._lock:
+            self._closed = True
+            for worker in self._living:
+                worker.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while self._living:
+            self._living.pop().end()
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Decode one request after the other.
+
+        Requests are drawn only as far ahead as keeps the workers busy: at most 3 per worker, and no more than one
+        beyond the number of workers once the pictures that wait outgrow `hold`.
+
+        Parameters
+        ----------
+        requests : iterable of Request
+
+        Returns
+        -------
+        iterator of Picture or PictureError
+            One for each request, in the order of the requests. Reasons of its own: time-out, and worker-died for a
+            picture that ended two workers in turn.
+
+        Raises
+        ------
+        VggfeatError
+            While iterating, if a worker can't be started.
+        RuntimeError
+            If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the picture.
+        """
+        if self._closed:
+            raise RuntimeError("the decoder is closed")
+        return self._ahead(requests) if self.workers else (self._here(request) for request in requests)
+
+    def _here(self, request: Request) -> Answer:
+        try:
+            return self._decode(request, self.settings)
+        except PictureError as error:
+            # A new one: the traceback of the old one would keep the file's bytes alive.
+            return PictureError(error.reason, str(error))
+
+    def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        source = iter(requests)
+        waiting: deque[Future[Answer]] = deque()
+        largest = self._hold
+        try:
+            while True:
+                while self._wants_more(waiting, largest) and (drawn := list(islice(source, 1))):
+                    if self._closed:
+                        raise CancelledError
+                    waiting.append(self._threads.submit(self._in_worker, drawn[0]))
+                if not waiting:
+                    return
+                answer = waiting.popleft().result()
+                # Until the first answer, every picture is taken for a very large one.
+                largest = max(_bytes(answer), 0 if largest == self._hold else largest)
+                yield answer
+                del answer
+        except CancelledError:
+            raise RuntimeError("the decoder was closed before its stream had been read to the end") from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _wants_more(self, waiting: deque[Future[Answer]], largest: int) -> bool:
+        if len(waiting) <= self.workers:
+            return True
+        held = sum(_bytes(future.result()) if _succeeded(future) else largest for future in waiting)
+        return len(waiting) < AHEAD * self.workers and held + largest <= self._hold
+
+    def _in_worker(self, request: Request) -> Answer:
+        endings = []
+        for _ in range(2):
+            worker = self._seats.get()
+            try:
+                worker = worker if worker and worker.alive() else self._replace(worker)
+                return worker.decode(request)
+            except PictureError as error:
+                return PictureError(error.reason, str(error))
+            except TimeoutError:
+                self._end(worker)
+                return images.failure(
+                    request.path, "time-out", f"expected pixels within {self.settings.timeout:g} s, found none"
+                )
+            except (EOFError, OSError):
+                endings.append(self._end(worker))
+            except Exception:
+                # Half an answer may still be in the line.
+                self._end(worker)
+                raise
+            finally:
+                self._seats.put(worker)
+        ended = f"expected pixels, found that decoding ended its process twice, by {' and by '.join(endings)}"
+        return images.failure(request.path, "worker-died", ended)
+
+    def _replace(self, dead: Worker | None) -> Worker:
+        self._end(dead)
+        worker = Worker(self._decode, self.settings)
+        with self._lock:
+            self._living.add(worker)
+            if self._closed:
+                worker.kill()
+        worker.greet()
+        return worker
+
+    def _end(self, worker: Worker | None) -> str:
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            if worker is None:
+                return ""
+            self._living.discard(worker)
+        return worker.end()
+
+
+def _succeeded(future: Future[Answer]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _bytes(answer: Answer) -> int:
+    return 0 if isinstance(answer, PictureError) else sum(region.nbytes for region in answer.regions)

@@ -1,0 +1,262 @@
+"""One process that decodes, and the line to it: both ends.
+
+A message is a length, JSON text of that length, and after an answer the bytes of the regions. Nothing is pickled: a
+picture that takes over its decoder must not reach further than its own process.
+"""
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from vggfeat.errors import PictureError, VggfeatError
+from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.samples import Box
+
+Decode = Callable[[Request, DecodeSettings], Picture]
+_START_LIMIT = 60.0
+_TICK = 0.5
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from vggfeat.images.worker import work; work(int(sys.argv[2]))"
+)
+# The arithmetic libraries would else reserve memory for a thread on each core.
+_ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+# Else the C library gives the pixels' memory back after each picture, and a third of the time goes into page faults.
+_ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+_PR_SET_PDEATHSIG = 1
+
+
+class Line:
+    """Messages over a socket, within a time that is counted down.
+
+    Time counts in ticks during which this process itself was running: a run that was suspended and goes on must not
+    find that all its pictures are late.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self.left = math.inf
+        """Seconds that may still pass in waiting."""
+
+    def send(self, message: dict[str, Any], *blocks: memoryview) -> None:
+        """Write a message and the raw bytes that belong to it."""
+        text = json.dumps(message).encode()
+        self.end.settimeout(None if self.left == math.inf else max(self.left, _TICK))
+        self.end.sendall(struct.pack(">I", len(text)) + text)
+        for block in blocks:
+            self.end.sendall(block)
+
+    def receive(self) -> dict[str, Any]:
+        """Read a message. Raises EOFError if the other end is closed, TimeoutError if the time is over."""
+        head = bytearray(4)
+        self.fill(memoryview(head))
+        text = bytearray(struct.unpack(">I", head)[0])
+        self.fill(memoryview(text))
+        return json.loads(text)
+
+    def fill(self, view: memoryview) -> None:
+        """Read as many bytes as there is room for. Raises as `receive`."""
+        while view:
+            if self.left <= 0:
+                raise TimeoutError
+            view = view[self._some(view) :]
+
+    def _some(self, view: memoryview) -> int:
+        start = time.monotonic()
+        self.end.settimeout(None if self.left == math.inf else min(_TICK, self.left))
+        try:
+            count = self.end.recv_into(view)
+        except TimeoutError:
+            return 0
+        finally:
+            self.left -= min(time.monotonic() - start, 2 * _TICK)
+        if not count:
+            raise EOFError
+        return count
+
+
+class Worker:
+    """The near end: a process that decodes one picture at a time.
+
+    It must be started by a thread that lives as long as the process is needed, because Linux ends it with that thread.
+
+    Parameters
+    ----------
+    decode : callable
+        A function at the top of a module that can be imported.
+    settings : DecodeSettings
+    """
+
+    def __init__(self, decode: Decode, settings: DecodeSettings) -> None:
+        near, far = socket.socketpair()
+        self.timeout = settings.timeout
+        self._line = Line(near)
+        self._setup = {
+            "decode": [decode.__module__, decode.__name__],
+            "settings": asdict(settings),
+            "parent": os.getpid(),
+        }
+        with far:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+
+    def greet(self) -> None:
+        """Wait until the process is ready.
+
+        Raises
+        ------
+        VggfeatError
+            If it ends before, or is not ready within a minute.
+        """
+        self._line.left = _START_LIMIT
+        try:
+            self._line.send(self._setup)
+            found = self._line.receive().get("failed", "")
+        except (EOFError, OSError):
+            found = f"that it ended with {self.end()}"
+        if found:
+            raise VggfeatError(
+                f"decoding process: expected it to start, found {found}; mend that, or decode with 0 workers"
+            )
+
+    def alive(self) -> bool:
+        """Say whether the process has not ended."""
+        return self._process.poll() is None
+
+    def decode(self, request: Request) -> Picture:
+        """Hand a request over and wait for the pixels.
+
+        Raises
+        ------
+        PictureError
+            As the worker's function raised it.
+        TimeoutError
+            If the time of the settings is over.
+        EOFError, OSError
+            If the process ended.
+        RuntimeError
+            If the worker's function failed in a way that is no fault of the picture.
+        """
+        self._line.left = self.timeout
+        boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
+        self._line.send({"path": request.path, "boxes": boxes})
+        answer = self._line.receive()
+        if "reason" in answer:
+            raise PictureError(answer["reason"], answer["message"])
+        if "defect" in answer:
+            raise RuntimeError(f"decoding {request.path}: {answer['defect']}")
+        regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
+        for region in regions:
+            self._line.fill(region.data.cast("B"))
+        height, width = answer["size"]
+        return Picture(regions, (height, width), bytes.fromhex(answer["sha256"]))
+
+    def kill(self) -> None:
+        """End the process without waiting; any thread may call it."""
+        self._process.kill()
+
+    def end(self) -> str:
+        """End the process, wait for that, and say how it ended; for the thread that uses it."""
+        self._process.kill()
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            # Stuck in the kernel, on a dead network drive for instance: nothing more can be done about it.
+            return "no exit code"
+        finally:
+            self._line.end.close()
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def work(descriptor: int) -> None:
+    """Run the far end, the body of a worker process, until the line is closed.
+
+    Parameters
+    ----------
+    descriptor : int
+        Of the socket that is the line.
+    """
+    line = Line(socket.socket(fileno=descriptor))
+    try:
+        setup = line.receive()
+        settings = DecodeSettings(**setup["settings"])
+        _settle(setup["parent"])
+        module, name = setup["decode"]
+        decode: Decode = getattr(importlib.import_module(module), name)
+        _limit(settings.memory)
+        _silence()
+    except Exception as error:
+        line.send({"failed": f"{type(error).__name__}: {error}"})
+        return
+    try:
+        line.send({})
+        while True:
+            _serve(line, decode, settings)
+    except (EOFError, OSError):
+        return
+
+
+def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
+    asked = line.receive()
+    request = Request(asked["path"], tuple(None if box is None else Box(*box) for box in asked["boxes"]))
+    try:
+        picture = decode(request, settings)
+        regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in picture.regions]
+    except PictureError as error:
+        line.send({"reason": error.reason, "message": str(error)})
+    except Exception:
+        line.send({"defect": traceback.format_exc()})
+    else:
+        head = {
+            "shapes": [region.shape for region in regions],
+            "size": picture.size,
+            "sha256": picture.sha256.hex(),
+        }
+        line.send(head, *(region.data.cast("B") for region in regions))
+
+
+def _settle(parent: int) -> None:
+    # Ctrl-C and a shutdown reach the whole group; it is for the parent to finish its work and to end this one.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise ProcessLookupError("the parent process ended")
+
+
+def _silence() -> None:
+    # The C libraries below Pillow write their complaints to standard error.
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+
+
+def _limit(memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = now + memory
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,10 @@
+"""How C is chosen, what is trained on and what is tested on, data set by data set."""
+
+from vggfeat.protocols.results import Result
+from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+
+__all__ = [
+    "ProtocolSettings",
+    "Result",
+    "run_protocol",
+]

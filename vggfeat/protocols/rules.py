@@ -1,0 +1,367 @@
+"""How C is chosen, what is trained on and what is tested on, data set by data set.
+
+The order of events is that of the VGG paper, Appendix B, where it says one, else that of the toolkits of the time:
+choose C on held-out training rows, fit again on all training rows, test once.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.fusion.table import DescriptorTable
+from vggfeat.protocols.folds import hold_out, k_folds
+from vggfeat.protocols.judging import Difficult, Judge, Metric, Rows
+from vggfeat.protocols.results import Result, Run, Submission
+from vggfeat.protocols.trials import Progress, Trials
+from vggfeat.samples import DataSet, Label, Task
+from vggfeat.svm import SvmSettings, check_costs
+
+Protocol = Literal["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]
+RuleChoice = Literal["auto", "11-point", "area"]
+
+C_GRID = tuple(2.0**power for power in range(-5, 7))
+"""1/32 to 64, each twice the one before."""
+
+_OF_DATASET: dict[str, Protocol] = {
+    "voc2007": "voc",
+    "voc2012": "voc-server",
+    "voc2012-action": "voc-server",
+    "caltech101": "caltech",
+    "caltech256": "caltech",
+}
+_ARCHIVES = {
+    ("voc2007", "train"): "VOCtrainval_06-Nov-2007.tar",
+    ("voc2007", "test"): "VOCtest_06-Nov-2007.tar",
+    ("voc2012", "train"): "VOCtrainval_11-May-2012.tar",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSettings:
+    """How C is chosen and what is reported.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed.
+    """
+
+    protocol: Protocol = "auto"
+    """auto: the paper's for its data sets; for others caltech if there is train-1, given-splits if there is train,
+    else k-fold."""
+    grid: tuple[float, ...] = C_GRID
+    """Values of C to choose from; a single one is taken without a choice. The paper says that C was chosen, not
+    from which values."""
+    folds: int = 5
+    """Folds of a cross-validation. The paper doesn't say."""
+    held_out: float = 0.2
+    """Part of the training pictures to choose C on where no split says which: the paper's part on Caltech."""
+    difficult_in_training: Difficult = "ignore"
+    """What label 0 means in training; the example classifier of the VOC kit ignores it."""
+    difficult_in_scoring: Difficult = "ignore"
+    """What label 0 means in average precision; the VOC kit ignores it, so other values make other measures."""
+    rule: RuleChoice = "auto"
+    """Average precision of the headline and of the choice of C; auto: 11-point for voc, else area."""
+    seed: int = 0
+    """Of folds and held-out pictures."""
+    svm: SvmSettings = field(default_factory=SvmSettings)
+    """Of the solver, worker processes included."""
+
+    def __post_init__(self) -> None:
+        kinds = {"protocol": Protocol, "rule": RuleChoice}
+        kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                allowed = ", ".join(get_args(kind))
+                raise ConfigError(f"{name}: expected one of {allowed}, found {getattr(self, name)!r}")
+        object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
+        if self.folds < 2:
+            raise ConfigError(f"folds: expected at least 2, found {self.folds}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
+
+
+def run_protocol(
+    table: DescriptorTable,
+    settings: ProtocolSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
+    """Choose C, fit and test as the data set's protocol says.
+
+    Parameters
+    ----------
+    table : DescriptorTable
+        Descriptors with the labels and splits of their data set.
+    settings : ProtocolSettings, optional
+    progress : callable, optional
+        See `vggfeat.protocols.trials.Progress`.
+    clock : callable, optional
+        Seconds from any start, for the times in the result.
+
+    Returns
+    -------
+    Result
+        Two calls with the same arguments differ in `seconds` only.
+
+    Raises
+    ------
+    FitError
+        If there are no labels, a split is missing, labels of a test are withheld, a sample is trained and tested
+        on, or a class has no positive or no negative to train on.
+    ConfigError
+        If the protocol doesn't go with the data set.
+    """
+    settings = settings or ProtocolSettings()
+    dataset = table.dataset
+    name = _choose_protocol(dataset, settings)
+    metric = _choose_metric(dataset, settings, name)
+    trials = Trials(
+        table=table,
+        judge=Judge(
+            dataset=dataset,
+            metric=metric,
+            difficult_in_training=settings.difficult_in_training,
+            difficult_in_scoring=settings.difficult_in_scoring,
+        ),
+        grid=settings.grid,
+        svm=settings.svm,
+        progress=progress,
+        clock=clock,
+    )
+    start = clock()
+    outcome = _PROTOCOLS[name](trials, settings)
+    return Result(
+        protocol=name,
+        description=outcome.description,
+        metric=metric,
+        dataset=_describe(table),
+        classes=dataset.classes,
+        runs=tuple(outcome.runs),
+        submission=outcome.submission,
+        notes=(*_reading_notes(settings), *_condensed(trials.notes)),
+        settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
+        seconds={**trials.seconds, "total": clock() - start},
+    )
+
+
+class _Outcome(NamedTuple):
+    description: str
+    runs: list[Run]
+    submission: Submission | None = None
+
+
+def _run_voc(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+    """VOC2007: C by val, trained on trainval, tested on test."""
+    train, val, test = (_split(trials.table.dataset, name) for name in ("train", "val", "test"))
+    words = {"chosen": "trained on train, measured on val", "fitted": "train + val", "tested": "test"}
+    run = trials.run("test", [(train, val)], _union(train, val), test, **words)
+    return _Outcome(
+        "C was chosen for each class by average precision on val after training on train; then the SVM was "
+        "trained on train + val and tested on test.",
+        [run],
+    )
+
+
+def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+    """VOC2012: C by cross-validation inside train, tested on val; test is scored for the server."""
+    dataset = trials.table.dataset
+    train, val = _split(dataset, "train"), _split(dataset, "val")
+    fold = _fold_of(dataset, train, settings)
+    chosen = f"{settings.folds}-fold cross-validation in train"
+    parts = [(train[fold != part], train[fold == part]) for part in range(settings.folds)]
+    run = trials.run("val", parts, train, val, chosen=chosen, fitted="train", tested="val")
+    description = (
+        f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
+        "train (rows of one picture stay together); then the SVM was trained on train and tested on val."
+    )
+    if not len(dataset.splits.get("test", ())):
+        return _Outcome(description, [run])
+    submission = trials.submit(
+        run.choice, _union(train, val), dataset.splits["test"], chosen=chosen, fitted="train + val", scored="test"
+    )
+    return _Outcome(f"{description} For the server, test was scored after training on train + val.", [run], submission)
+
+
+def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+    """Caltech: for every split one C by held-out training pictures, trained on all of them, tested on the rest."""
+    dataset = trials.table.dataset
+    runs = []
+    if not _split_numbers(dataset):
+        _split(dataset, "train-1")
+    for number in _split_numbers(dataset):
+        train, test = _split(dataset, f"train-{number}"), _split(dataset, f"test-{number}")
+        held = dataset.splits.get(f"held-out-{number}", np.zeros(0, dtype=np.int64))
+        if not len(held):
+            held = _held_out(dataset, train, settings)
+        chosen = f"trained on train-{number} without its held-out part, measured on that"
+        words = {"chosen": chosen, "fitted": f"train-{number}", "tested": f"test-{number}"}
+        runs.append(trials.run(f"split {number}", [(np.setdiff1d(train, held), held)], train, test, **words))
+    return _Outcome(
+        f"For each of {len(runs)} splits one C for all classes was chosen by mean class recall on held-out training "
+        "pictures; then the SVM was trained on all training pictures and tested on the test pictures.",
+        runs,
+    )
+
+
+def _run_given_splits(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+    """Own splits: tested on test, or on val where there is no test."""
+    dataset = trials.table.dataset
+    train = _split(dataset, "train")
+    has_val, has_test = (len(dataset.splits.get(name, ())) > 0 for name in ("val", "test"))
+    if not has_test and not has_val:
+        _split(dataset, "test")
+    if has_val and has_test:
+        held, fit_rows, fitted = dataset.splits["val"], _union(train, dataset.splits["val"]), "train + val"
+        rest, chosen = train, "trained on train, measured on val"
+    else:
+        held, fit_rows, fitted = _held_out(dataset, train, settings), train, "train"
+        rest, chosen = np.setdiff1d(train, held), f"{settings.held_out:.0%} of train, after training on its rest"
+    tested = "test" if has_test else "val"
+    words = {"chosen": chosen, "fitted": fitted, "tested": tested}
+    run = trials.run(tested, [(rest, held)], fit_rows, dataset.splits[tested], **words)
+    return _Outcome(
+        f"C was chosen {_by(trials)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.", [run]
+    )
+
+
+def _run_k_fold(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+    """Without splits: every fold is tested on once, with a C that is chosen inside the others."""
+    dataset = trials.table.dataset
+    labelled = ~(dataset.labels == Label.WITHHELD).any(axis=1)
+    rows = np.flatnonzero(labelled).astype(np.int64)
+    fold = _fold_of(dataset, rows, settings)
+    runs = []
+    for part in range(settings.folds):
+        fit_rows, test_rows = rows[fold != part], rows[fold == part]
+        held = _held_out(dataset, fit_rows, settings)
+        fitted, tested = f"the folds other than {part + 1}", f"fold {part + 1}"
+        chosen = f"{settings.held_out:.0%} of {fitted}, after training on their rest"
+        words = {"chosen": chosen, "fitted": fitted, "tested": tested}
+        runs.append(trials.run(tested, [(np.setdiff1d(fit_rows, held), held)], fit_rows, test_rows, **words))
+    left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
+    left_out += f" The splits {', '.join(dataset.splits)} were not used." if dataset.splits else ""
+    return _Outcome(
+        f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
+        f"{_by(trials)} on {settings.held_out:.0%} of these.{left_out}",
+        runs,
+    )
+
+
+_PROTOCOLS: dict[str, Callable[[Trials, ProtocolSettings], _Outcome]] = {
+    "voc": _run_voc,
+    "voc-server": _run_voc_server,
+    "caltech": _run_caltech,
+    "given-splits": _run_given_splits,
+    "k-fold": _run_k_fold,
+}
+
+
+def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> Protocol:
+    if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
+        raise FitError(
+            f"{dataset.name}: expected labels to train on, found none; arrange the pictures in a folder a class, or "
+            f"list them with labels in a CSV manifest, and extract again; without labels the features can be "
+            f"exported, or loaded with vggfeat.load_features"
+        )
+    if settings.protocol != "auto":
+        return settings.protocol
+    if dataset.name in _OF_DATASET:
+        return _OF_DATASET[dataset.name]
+    if dataset.task == Task.SINGLE_LABEL and _split_numbers(dataset):
+        return "caltech"
+    return "given-splits" if len(dataset.splits.get("train", ())) else "k-fold"
+
+
+def _choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: Protocol) -> Metric:
+    single = dataset.task == Task.SINGLE_LABEL
+    if protocol == "caltech" and not single:
+        raise ConfigError(
+            f"protocol: caltech measures recall, so it expects one class a sample, found {dataset.task} samples"
+        )
+    if single and protocol not in ("voc", "voc-server"):
+        if settings.rule != "auto":
+            raise ConfigError(f"rule: {dataset.name} is measured by mean class recall, found {settings.rule!r}")
+        if len(dataset.classes) < 2:
+            raise FitError(f"{dataset.name}: expected at least 2 classes, found {', '.join(dataset.classes)}")
+        return "recall"
+    if settings.rule == "auto":
+        return "ap-11-point" if protocol == "voc" else "ap-area"
+    return "ap-11-point" if settings.rule == "11-point" else "ap-area"
+
+
+def _split(dataset: DataSet, name: str) -> Rows:
+    rows = dataset.splits.get(name, np.zeros(0, dtype=np.int64))
+    if len(rows):
+        return rows
+    found = ", ".join(split for split, there in dataset.splits.items() if len(there)) or "none"
+    archive = _ARCHIVES.get((dataset.name, name), _ARCHIVES.get((dataset.name.removesuffix("-action"), "train")))
+    remedy = "choose the protocol k-fold, or name splits in a CSV manifest" if archive is None else f"unpack {archive}"
+    raise FitError(
+        f"{dataset.name}: expected samples in the split {name}, found the splits {found}; {remedy}, and extract again"
+    )
+
+
+def _split_numbers(dataset: DataSet) -> list[int]:
+    matches = [re.fullmatch(r"train-(\d+)", name) for name in dataset.splits]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _union(*parts: Rows) -> Rows:
+    return np.unique(np.concatenate(parts))
+
+
+def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
+    return k_folds([dataset.paths[row] for row in rows], dataset.labels[rows] == 1, settings.folds, settings.seed)
+
+
+def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
+    paths = [dataset.paths[row] for row in rows]
+    return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed)]
+
+
+def _by(trials: Trials) -> str:
+    if trials.judge.metric == "recall":
+        return "once for all classes by mean class recall"
+    return "for each class by average precision"
+
+
+def _condensed(notes: list[str]) -> list[str]:
+    """Return one note for those that differ in their numbers only, as the folds of a test make them."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(re.sub(r"\d[\d.]*", "#", note), []).append(note)
+    more = " The same holds, with other numbers, {} times more."
+    return [group[0] + (more.format(len(group) - 1) if len(group) > 1 else "") for group in alike.values()]
+
+
+def _reading_notes(settings: ProtocolSettings) -> list[str]:
+    notes = []
+    if settings.difficult_in_training != "ignore":
+        notes.append(f"Difficult samples (label 0) were trained on as {settings.difficult_in_training}s.")
+    if settings.difficult_in_scoring != "ignore":
+        notes.append(
+            f"Difficult samples (label 0) were counted as {settings.difficult_in_scoring}s in average precision: the "
+            f"values are not comparable with VOC's, which ignores them."
+        )
+    return notes
+
+
+def _describe(table: DescriptorTable) -> dict[str, Any]:
+    dataset = table.dataset
+    return {
+        "name": dataset.name,
+        "task": str(dataset.task),
+        "fingerprint": dataset.fingerprint(),
+        "samples": len(dataset),
+        "classes": len(dataset.classes),
+        "failed": int((~table.ok).sum()),
+        "length": table.descriptors.shape[1],
+        "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+    }

@@ -1,0 +1,215 @@
+"""Descriptors for other programs: npz, parquet, csv and mat files. N = samples, K = classes, D = descriptor length.
+
+    npz      arrays ids, paths, classes (text), descriptors (N, D) float32, labels (N, K) int8, split_<name> (M,) rows
+             from 0; no pickle
+    parquet  a row per sample: id, path, descriptor (a list of fixed size D, float32), an int8 column label_<class>
+             for every class, a boolean column split_<name> for every split
+    csv      the same columns, but d0 ... d<D-1> for the descriptor, last
+    mat      MATLAB 5: the names of npz; cells of text; splits is a struct of row numbers from 1
+
+Labels: 1 positive, -1 negative, 0 ignored, 2 withheld, 3 not listed. Names of files that are no UTF-8 show their
+odd bytes as \\xff in every kind but npz.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError, StoreError
+from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, replacing
+
+_MAT_BYTES = 1 << 31
+_MAT_NAME = 63
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Descriptors with all that is known of their rows.
+
+    Raises
+    ------
+    StoreError
+        If the columns differ in length.
+    """
+
+    ids: Sequence[str]
+    """N unique names."""
+    paths: Sequence[str]
+    """N paths, relative to the data set's root."""
+    descriptors: NDArray[np.float32]
+    """(N, D)"""
+    labels: NDArray[np.int8]
+    """(N, K) values of `vggfeat.samples.Label`."""
+    classes: Sequence[str]
+    """K names."""
+    splits: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Split name -> row numbers from 0."""
+
+    def __post_init__(self) -> None:
+        n, k = len(self.ids), len(self.classes)
+        found = (len(self.paths), self.descriptors.ndim, len(self.descriptors), self.labels.shape)
+        if found != (n, 2, n, (n, k)):
+            raise StoreError(
+                f"export: expected {n} paths, {n} descriptors and labels of shape {(n, k)}, "
+                f"found {len(self.paths)}, {self.descriptors.shape} and {self.labels.shape}"
+            )
+
+
+def write(
+    path: str | os.PathLike[str], kind: str, table: Table, *, overwrite: bool = False, files: Files = DISK
+) -> Path:
+    """Write a table in the form of another program; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file; its suffix is not looked at.
+    kind : str
+        One of `KINDS`.
+    table : Table
+        What to write.
+    overwrite : bool
+        Replace a file that stands there.
+    files : Files
+        Carries out all that changes the disk.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind.
+    StoreError
+        If the file exists, the table does not fit the format, or the disk fails.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"export: expected one of {', '.join(KINDS)}, found {kind!r}")
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and (target.is_dir() or not overwrite):
+        raise StoreError(f"{target}: expected a new file, found one there; remove it, or choose another name")
+    temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    advice = "nothing was left; mend it and run the same again"
+    with disk_errors(target, "writing the export", advice), replacing(files, target, temp=temp) as sink:
+        _WRITERS[kind](sink, table)
+    return target
+
+
+def _write_npz(sink: LatchedFile, table: Table) -> None:
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.array(table.ids, dtype=np.str_),
+        "paths": np.array(table.paths, dtype=np.str_),
+        "descriptors": table.descriptors.astype("<f4", copy=False),
+        "labels": table.labels.astype(np.int8, copy=False),
+        "classes": np.array(table.classes, dtype=np.str_),
+    }
+    arrays |= {f"split_{name}": np.asarray(rows, "<i8") for name, rows in table.splits.items()}
+    np.savez(sink, **arrays)  # type: ignore[arg-type]
+
+
+def _write_parquet(sink: LatchedFile, table: Table) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    length = table.descriptors.shape[1]
+    kind = pa.list_(pa.float32(), length)
+    names, types = _columns(table)
+    schema = pa.schema([*zip(names, map(pa.type_for_alias, types), strict=True), ("descriptor", kind)])
+    with pq.ParquetWriter(sink, schema) as writer:
+        for columns, rows in _slices(table):
+            flat = pa.array(np.ascontiguousarray(rows, dtype=np.float32).reshape(-1))
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
+            writer.write_table(pa.table(columns, schema=schema))
+            sink.raise_first_error()
+
+
+def _write_csv(sink: LatchedFile, table: Table) -> None:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names, types = _columns(table)
+    values = [(f"d{index}", pa.float32()) for index in range(table.descriptors.shape[1])]
+    schema = pa.schema([*zip(names, map(pa.type_for_alias, types), strict=True), *values])
+    with csv.CSVWriter(sink, schema) as writer:
+        for columns, rows in _slices(table):
+            columns.extend(np.ascontiguousarray(rows.T, dtype=np.float32))
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+            sink.raise_first_error()
+
+
+def _columns(table: Table) -> tuple[list[str], list[str]]:
+    names = ["id", "path", *(f"label_{_shown(name)}" for name in table.classes)]
+    types = ["string", "string", *["int8"] * len(table.classes), *["bool"] * len(table.splits)]
+    return [*names, *(f"split_{_shown(name)}" for name in table.splits)], types
+
+
+def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
+    masks = [np.zeros(len(table.ids), dtype=bool) for _ in table.splits]
+    for mask, rows in zip(masks, table.splits.values(), strict=True):
+        mask[rows] = True
+    step = max(1, _CHUNK_BYTES // max(1, 4 * table.descriptors.shape[1]))
+    for start in range(0, len(table.ids), step):
+        part = slice(start, start + step)
+        columns: list[Any] = [[_shown(name) for name in names[part]] for names in (table.ids, table.paths)]
+        columns.extend(np.ascontiguousarray(table.labels[part].T))
+        yield [*columns, *(mask[part] for mask in masks)], table.descriptors[part]
+
+
+def _write_mat(sink: LatchedFile, table: Table) -> None:
+    from scipy.io import savemat
+
+    if table.descriptors.nbytes >= _MAT_BYTES:
+        size = f"{table.descriptors.nbytes / 2**30:.1f} GiB"
+        raise StoreError(f"mat: expected descriptors below 2 GiB, all that MATLAB 5 files hold, found {size}; use npz")
+    names = _mat_names(list(table.splits))
+    rows = [np.asarray(split, np.float64) + 1 for split in table.splits.values()]
+    savemat(
+        sink,
+        {
+            "ids": _cells(table.ids),
+            "paths": _cells(table.paths),
+            "descriptors": table.descriptors,
+            "labels": table.labels,
+            "classes": _cells(table.classes),
+            "splits": dict(zip(names, rows, strict=True)),
+        },
+        long_field_names=True,
+        oned_as="column",
+    )
+
+
+def _cells(texts: Sequence[str]) -> NDArray[np.object_]:
+    cells = np.empty((len(texts), 1), dtype=object)
+    cells[:, 0] = [_shown(text) for text in texts]
+    return cells
+
+
+def _mat_names(names: Sequence[str]) -> list[str]:
+    legal: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^A-Za-z0-9_]", "_", name)[: _MAT_NAME - 8]
+        stem = stem if re.match("[A-Za-z]", stem) else f"s_{stem}"
+        choice, count = stem, 1
+        while choice in legal:
+            count += 1
+            choice = f"{stem}_{count}"
+        legal.append(choice)
+    return legal
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+_WRITERS: dict[str, Callable[[LatchedFile, Table], None]] = {
+    "npz": _write_npz,
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "mat": _write_mat,
+}
+KINDS = tuple(_WRITERS)
+"""Kinds of files that `write` knows."""

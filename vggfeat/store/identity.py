@@ -1,0 +1,132 @@
+"""What makes two runs the same run, and in words how they differ."""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import StoreError
+from vggfeat.samples import DataSet
+from vggfeat.store import writing as storing
+from vggfeat.store.columns import canonical
+from vggfeat.store.reading import FeatureFile, Report
+from vggfeat.store.shards import Shape
+
+_LONGEST_SHOWN = 100
+
+
+class OtherRunError(StoreError):
+    """A whole feature file, but of another run."""
+
+
+def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any], shape: Shape) -> Report | None:
+    """Say what a feature file holds if it is complete with exactly these arguments; None if there is none.
+
+    Raises
+    ------
+    StoreError
+        If another feature file stands there (every difference is named), or something that is none.
+    """
+    dataset = storing.plain(dataset)
+    return matching(resolved(Path(out)), describe(dataset, key, shape, 0))
+
+
+def matching(out: Path, manifest: dict[str, Any]) -> Report | None:
+    """Say what the feature file of exactly this run holds; None if there is no file.
+
+    Raises
+    ------
+    OtherRunError
+        If it is of another run; every difference is named.
+    StoreError
+        If it is no feature file.
+    """
+    if not os.path.lexists(out):
+        return None
+    try:
+        file = FeatureFile(out)
+    except StoreError as error:
+        raise StoreError(f"{error}; it is left as it is: move it away or choose another output") from None
+    with file:
+        found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
+        different = differences(found, {name: manifest[name] for name in found})
+        if different:
+            raise OtherRunError(
+                f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
+                "choose another output, or ask to overwrite it (--overwrite)"
+            )
+        return file.report()
+
+
+def describe(dataset: DataSet, key: dict[str, Any], shape: Shape, shard_rows: int) -> dict[str, Any]:
+    """Write down all that must be equal for a run to be continued."""
+    plain_key = json.loads(canonical(key, "key"))  # As it will be read again: tuples are lists there.
+    described = _description(dataset.name, dataset.fingerprint(), len(dataset), plain_key, shape)
+    return {"format": "vggfeat-parts", "version": 1, "shard_rows": shard_rows, **described}
+
+
+def _description(name: str, fingerprint: str, rows: int, key: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    return {
+        "dataset": name,
+        "fingerprint": fingerprint,
+        "rows": rows,
+        "key": key,
+        "scales": list(shape.scales),
+        "regions": list(shape.regions),
+        "channels": shape.channels,
+    }
+
+
+def differences(found: Any, expected: dict[str, Any]) -> list[str]:
+    """Name everything in which a description that was read differs from ours, with both values."""
+    ours, theirs = dict(_flat(expected)), dict(_flat(found))
+    names = sorted(ours.keys() | theirs.keys())
+    return [
+        f"{'.'.join(name).removeprefix('key.')}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def first_other_row(inputs: Path, dataset: DataSet) -> str:
+    """Say which row of a data set is the first that differs from a frozen list of ids and paths."""
+    ours = ([name, path] for name, path in zip(dataset.ids, dataset.paths, strict=True))
+    with contextlib.suppress(OSError, ValueError), open(inputs, "rb") as lines:
+        theirs = (json.loads(line) for line in lines)
+        for row, (found, expected) in enumerate(itertools.zip_longest(theirs, ours)):
+            if found != expected:
+                return f"row {row} is the first that differs: found {found!a}, expected {expected!a}"
+    return "ids and paths are the same, so classes, labels, boxes or splits differ"
+
+
+def resolved(out: Path) -> Path:
+    """Follow links to where a file would really be written.
+
+    Raises
+    ------
+    StoreError
+        If that is a folder, or in none.
+    """
+    target = Path(os.path.realpath(out))
+    if not target.parent.is_dir():
+        raise StoreError(f"{out}: expected a folder {target.parent}, found none; make it first")
+    if target.is_dir():
+        raise StoreError(f"{out}: expected the name of a file, found a folder; add a file name")
+    return target
+
+
+def _flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, (*name, key))
+    else:
+        yield name, json.dumps(value, sort_keys=True)
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "none"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

@@ -1,0 +1,300 @@
+"""Unfinished feature files: OUT.parts/ keeps every finished shard, so that a killed run goes on where it was.
+
+A shard counts once it has its name, and OUT takes its name once it was read back; only then the parts go. At every
+point there is a folder to go on with, or a whole OUT whose left-over folder goes the next time.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggfeat.errors import StoreError
+from vggfeat.samples import DataSet
+from vggfeat.store import reading as store
+from vggfeat.store import shards
+from vggfeat.store import writing as storing
+from vggfeat.store.columns import canonical, text_width
+from vggfeat.store.durable import DISK, Files, disk_errors, replacing
+from vggfeat.store.identity import OtherRunError, describe, differences, first_other_row, matching, resolved
+from vggfeat.store.partsfolder import PartsFolder
+from vggfeat.store.reading import FeatureFile, Report
+from vggfeat.store.shards import Block, Shape, Status
+
+
+class Parts:
+    """The shards of one feature file, held by one process; a context manager that `Parts.open` makes."""
+
+    def __init__(
+        self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], overwrite: bool, files: Files
+    ) -> None:
+        self.out = out
+        """The feature file."""
+        self.shape = shape
+        """What one row holds."""
+        self.complete = False
+        """Whether `out` is finished."""
+        self.failures: dict[int, str] = {}
+        """Row -> reason, of the rows that failed so far."""
+        self._dataset, self._manifest, self._overwrite, self._files = dataset, manifest, overwrite, files
+        self._folder = PartsFolder(out, files)
+        self._token = hashlib.sha256(canonical(manifest, "key").encode()).hexdigest()
+        self._step: int = manifest["shard_rows"]
+        self._pending: dict[int, None] = {}
+        self._done = len(dataset)
+
+    @classmethod
+    def open(
+        cls,
+        out: str | os.PathLike[str],
+        dataset: DataSet,
+        key: dict[str, Any],
+        shape: Shape,
+        *,
+        shard_rows: int,
+        overwrite: bool = False,
+        files: Files = DISK,
+    ) -> "Parts":
+        """Begin a feature file, or go on with one that was begun with exactly these arguments.
+
+        If `out` is already complete with them, `complete` is True and nothing is pending.
+
+        Parameters
+        ----------
+        out : path
+            The feature file. Unfinished work stands in a folder of that name and ".parts".
+        dataset : DataSet
+            N samples, frozen from now on.
+        key : dict
+            All that decides the features, as JSON.
+        shape : Shape
+            What one row holds.
+        shard_rows : int
+            Rows that are finished together.
+        overwrite : bool
+            Replace, at the end and in one step, a feature file of another key, and throw away parts of another.
+        files : Files
+            Carries out all that changes the disk.
+
+        Raises
+        ------
+        StoreError
+            If something of another key stands there (every difference is named), or no feature file at all;
+            another process is writing it; the data set has a name that can't be stored; the disk is too small
+            or fails.
+        """
+        target, dataset = resolved(Path(out)), storing.plain(dataset)
+        if shard_rows < 1:
+            raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
+        parts = cls(target, dataset, shape, describe(dataset, key, shape, shard_rows), overwrite, files)
+        parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+        try:
+            with parts._disk("opening"):
+                parts._folder.take()
+                parts._begin()
+        except BaseException:
+            parts.close()
+            raise
+        return parts
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock. What was committed stays."""
+        self._folder.release()
+
+    @property
+    def folder(self) -> Path:
+        """Where unfinished work stands."""
+        return self._folder.path
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards still to be done, ascending."""
+        return list(self._pending)
+
+    @property
+    def total_rows(self) -> int:
+        """N."""
+        return len(self._dataset)
+
+    @property
+    def done_rows(self) -> int:
+        """Rows in finished shards, those that failed included."""
+        return self._done
+
+    @property
+    def failed_rows(self) -> int:
+        """Rows in finished shards that failed."""
+        return len(self.failures)
+
+    def rows(self, shard: int) -> range:
+        """Rows of a shard."""
+        return range(shard * self._step, min((shard + 1) * self._step, self.total_rows))
+
+    def commit(self, shard: int, block: Block) -> None:
+        """Keep the rows of a shard for good; it is on the disk when this returns.
+
+        Raises
+        ------
+        StoreError
+            If the shard is not pending, the block does not fit it or claims as done what is not finite, or the
+            disk fails. Then the shard stays pending.
+        """
+        if shard not in self._pending:
+            raise StoreError(f"{self.folder}: expected one of the pending shards, found {shard}")
+        path = self._path(shard)
+        block = shards.checked(block, len(self.rows(shard)), self.shape, str(path))
+        raw = shards.encode(block, index=shard, token=self._token)
+        with self._disk("writing a shard"), replacing(self._files, path) as sink:
+            sink.write(raw)
+        self._count(shard, block)
+
+    def consolidate(self, provenance: dict[str, Any]) -> Path:
+        """Make the feature file of all shards, read it back, give it its name, and remove the parts.
+
+        Parameters
+        ----------
+        provenance : dict
+            What a reader may want to know beside the key, as JSON; no times.
+
+        Raises
+        ------
+        StoreError
+            If shards are pending or one was damaged since, the disk is too small or fails, or the file read back
+            differs. The shards stay.
+        """
+        if self._pending:
+            raise StoreError(f"{self.folder}: expected all shards done, found {len(self._pending)} pending")
+        width = text_width(self.failures.values(), "reasons")
+        temp = self.folder / "final.tmp"  # In the folder, so that the next run sweeps it.
+        with self._disk("writing the feature file"):
+            self._check_space(storing.size_of(self._dataset, self.shape, width))
+            with replacing(self._files, self.out, temp=temp, check=self._check_before_naming) as sink:
+                storing.write(
+                    sink,
+                    self._dataset,
+                    self.shape,
+                    self._blocks(),
+                    key=self._manifest["key"],
+                    provenance=provenance,
+                    reason_width=width,
+                )
+        self.complete = True
+        with disk_errors(self.out, "removing its parts", f"the file itself is complete; delete {self.folder}"):
+            self._folder.remove()
+        return self.out
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"s{shard:05d}.h5"
+
+    def _disk(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        advice = f"finished shards are kept in {self.folder.name}; mend it and run the same again"
+        return disk_errors(self.out, doing, advice)
+
+    def _finished(self) -> Report | None:
+        try:
+            return matching(self.out, self._manifest)
+        except OtherRunError:
+            if not self._overwrite:
+                raise
+        return None
+
+    def _check_before_naming(self, temp: Path) -> None:
+        problems = store.validate(temp).problems
+        if problems:
+            raise StoreError(f"{temp}: expected to read what was written, found {problems[0]}; look at the disk")
+        self._finished()  # Something may have taken the name during a run of hours.
+
+    def _begin(self) -> None:
+        report, found = self._finished(), self._folder.manifest()
+        different = [] if found is None else differences(found, self._manifest)
+        if report is not None:
+            # Parts of another run are some overwriting run's; those of this one have become the file.
+            if all(line.startswith("shard_rows:") for line in different):
+                self._folder.remove()
+            self._take_over(report)
+            return
+        if different and not self._overwrite:
+            raise self._refusal(different)
+        if different or found is None:
+            self._folder.begin(self._dataset, self._manifest)
+        self._folder.sweep()
+        self._look_at_shards()
+        left = self.total_rows - self._done
+        still = left * self.shape.row_bytes + len(self._pending) * 8192
+        self._check_space(storing.size_of(self._dataset, self.shape) + still)
+
+    def _take_over(self, report: Report) -> None:
+        self.complete = True
+        if report.failed:
+            with FeatureFile(self.out) as file:
+                failed = np.flatnonzero(file.status == Status.FAILED).tolist()
+                self.failures = {row: file.reasons[row] for row in failed}
+        self.close()
+
+    def _refusal(self, different: list[str]) -> StoreError:
+        if any(line.startswith("fingerprint:") for line in different):
+            different = [*different, first_other_row(self._folder.inputs, self._dataset)]
+        return StoreError(
+            f"{self.folder}: expected parts of the same run, found another: {'; '.join(different)}; "
+            "run with the old settings, delete the folder, or choose another output"
+        )
+
+    def _look_at_shards(self) -> None:
+        shard_count = -(-self.total_rows // self._step)
+        self._pending, self._done = dict.fromkeys(range(shard_count)), 0
+        present = set(os.listdir(self.folder))
+        for shard in range(shard_count):
+            path = self._path(shard)
+            if path.name in present:
+                try:
+                    self._count(shard, self._load(shard))
+                except StoreError:
+                    self._files.rename(path, path.with_name(f"{path.name}.bad"))
+
+    def _load(self, shard: int) -> Block:
+        path, rows = self._path(shard), len(self.rows(shard))
+        with open(path, "rb", opener=_no_links) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20):
+                raise StoreError(f"{path}: expected a shard of {rows} rows, found {size} bytes")
+            raw = file.read()
+        return shards.decode(raw, rows=rows, shape=self.shape, index=shard, token=self._token, where=str(path))
+
+    def _blocks(self) -> Iterator[Block]:
+        for shard in range(-(-self.total_rows // self._step)):
+            try:
+                yield self._load(shard)
+            except StoreError as error:
+                raise StoreError(f"{error}; run the same again and it is computed anew") from None
+
+    def _count(self, shard: int, block: Block) -> None:
+        first = self.rows(shard).start
+        self.failures |= {first + row: reason for row, reason in enumerate(block.reasons) if reason}
+        self._done += len(block)
+        del self._pending[shard]
+
+    def _check_space(self, needed: int) -> None:
+        free = self._files.free(self.folder)
+        if free < needed:
+            raise StoreError(
+                f"{self.out}: expected {_size(needed)} free on its disk, found {_size(free)}; make room (finished "
+                "shards are kept) or choose another output"
+            )
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

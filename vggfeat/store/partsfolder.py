@@ -1,0 +1,141 @@
+"""The folder of unfinished work itself: its lock, what it began with, and how it goes.
+
+    LOCK            held while a run is alive
+    inputs.jsonl    id and path of every row, as they were at the beginning
+    manifest.json   key, shape, rows per shard, fingerprint of the data set; there means: begun
+    s00000.h5 ...   finished shards (`vggfeat.store.shards`)
+    *.tmp, *.bad    what a killed run was writing; shards that did not fit their checksum
+
+The manifest comes last and goes first: a folder without one has nothing worth keeping.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import StoreError
+from vggfeat.samples import DataSet
+from vggfeat.store.durable import Files, replacing
+from vggfeat.store.locks import Lock, holder
+
+_OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|[a-z0-9.]+\.tmp")
+_LARGEST_MANIFEST = 1 << 26
+_ROWS_AT_A_TIME = 4096
+
+
+class PartsFolder:
+    """OUT.parts/, which one process at a time may change.
+
+    Parameters
+    ----------
+    out : Path
+        The feature file that it belongs to.
+    files : Files
+        Carries out all that changes the disk.
+    """
+
+    def __init__(self, out: Path, files: Files) -> None:
+        self.out, self.path = out, out.with_name(f"{out.name}.parts")
+        self._files = files
+        self._manifest = self.path / "manifest.json"
+        self._lock: Lock | None = None
+
+    def take(self) -> None:
+        """Make the folder if it is missing, and lock it.
+
+        Raises
+        ------
+        StoreError
+            If another process has it, or its name is taken by something else.
+        """
+        while self._lock is None:
+            with contextlib.suppress(FileExistsError):
+                self._files.make_folder(self.path)
+            # Either may be gone again if another run has just finished; then the folder is made anew.
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+                    raise StoreError(f"{self.path}: expected a folder for parts, found something else; move it away")
+                self._lock = self._locked()
+
+    def _locked(self) -> Lock:
+        path = self.path / "LOCK"
+        try:
+            return Lock(path)
+        except BlockingIOError:
+            who = holder(path)
+            raise StoreError(
+                f"{self.out}: expected to be its only writer, found {who} at it; wait for it, or stop it"
+            ) from None
+
+    def release(self) -> None:
+        """Unlock it, if it is locked."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def manifest(self) -> Any:
+        """Read what the run in this folder began with; None if none began.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged.
+        """
+        try:
+            with open(self._manifest, "rb") as file:
+                return json.loads(file.read(_LARGEST_MANIFEST))
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{self._manifest}: expected the JSON that the run began with, found damage ({error}); "
+                f"delete {self.path}"
+            ) from None
+
+    @property
+    def inputs(self) -> Path:
+        """The frozen list of ids and paths."""
+        return self.path / "inputs.jsonl"
+
+    def begin(self, dataset: DataSet, manifest: dict[str, Any]) -> None:
+        """Throw away what was there, and write down what the run begins with."""
+        self._empty()
+        with replacing(self._files, self.inputs) as sink:
+            for start in range(0, len(dataset), _ROWS_AT_A_TIME):
+                stop = start + _ROWS_AT_A_TIME
+                pairs = zip(dataset.ids[start:stop], dataset.paths[start:stop], strict=True)
+                sink.write("".join(f"{json.dumps(pair)}\n" for pair in pairs).encode())
+                sink.raise_first_error()
+        with replacing(self._files, self._manifest) as sink:
+            sink.write(json.dumps(manifest, indent=1, sort_keys=True).encode())
+        self._files.sync_folder(self.path.parent)
+
+    def sweep(self) -> None:
+        """Remove what a killed run was writing."""
+        for path in sorted(self.path.glob("*.tmp")):
+            self._files.remove(path)
+
+    def remove(self) -> None:
+        """Remove everything of ours and the folder, and unlock it. What others put there stays."""
+        self._empty()
+        self._files.remove(self.path / "LOCK")
+        self.release()
+        try:
+            self._files.remove_folder(self.path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def _empty(self) -> None:
+        names = [name for name in sorted(os.listdir(self.path)) if _OURS.fullmatch(name)]
+        if self._manifest.name in names:
+            names.remove(self._manifest.name)
+            self._files.remove(self._manifest)
+            self._files.sync_folder(self.path)
+        for name in names:
+            self._files.remove(self.path / name)
