@@ -263,16 +263,22 @@ def test_no_files(tmp_path):
 
 
 def test_a_missing_file_is_named_and_the_others_are_closed(tmp_path, monkeypatch):
-    one, other = write_file(tmp_path / "one.h5"), write_file(tmp_path / "other.h5")
+    one, two = write_file(tmp_path / "one.h5"), write_file(tmp_path / "two.h5")
     closed, close = [], FeatureFile.close
     monkeypatch.setattr(FeatureFile, "close", lambda file: (closed.append(file.path), close(file)))
     with pytest.raises(StoreError, match=r"none\.h5: expected a feature file, found none"):
         read_descriptors([one, tmp_path / "none.h5"])
     assert closed == [one]
-    read_descriptors([one, other])
-    assert sorted(closed) == [one, one, other]
-    with pytest.raises(ConfigError, match=r"one\.h5 twice"):
-        read_descriptors([one, one])
+    read_descriptors([one, two])
+    assert sorted(closed) == [one, one, two]
+
+
+def test_the_same_file_twice_is_refused_under_any_name(tmp_path):
+    path = write_file(tmp_path / "d.h5")
+    (tmp_path / "link.h5").symlink_to(path)
+    for other in (path, str(path), tmp_path / "link.h5"):
+        with pytest.raises(ConfigError, match=r"expected files of different nets, found .*\.h5 twice"):
+            read_descriptors([path, other])
 
 
 def test_one_path_needs_no_list(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 
 _held: set[int] = set()
@@ -52,8 +53,10 @@ class Lock:
 
 def holder(path: Path) -> str:
     """Name the process that wrote its number into a lock file: "process 123", or "another process"."""
-    with contextlib.suppress(OSError, ValueError):
-        return f"process {int(path.read_bytes()[:20])}"
+    for _ in range(20):
+        with contextlib.suppress(OSError, ValueError):
+            return f"process {int(path.read_bytes()[:20])}"
+        time.sleep(0.01)  # It has the lock, and writes its number in a moment.
     return "another process"
 
 
