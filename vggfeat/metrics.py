@@ -60,7 +60,7 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike) -> PrecisionRecall:
         raise FitError("average precision: expected scores to rank by (-inf ranks last), found NaN")
     truth = truth[np.argsort(-ranked, kind="stable")]
     hits, alarms = np.cumsum(truth == 1), np.cumsum(truth == -1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         return PrecisionRecall(hits / (truth == 1).sum(), hits / (hits + alarms))
 
 
