@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vggfeat.cli.steps import run_step
+from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError
 
 TWIN_WEIGHTS = "random:{net}:{seed}:0.03125"
@@ -84,7 +85,7 @@ def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
         raise SystemExit(0)
     options["out"] = options["out"] or Path("reproduced-twin" if options["twin"] else "reproduced")
     options["features"] = options["out"] / "features"
-    options["features"].mkdir(parents=True, exist_ok=True)
+    make_folder(options["features"])
     if options["twin"]:
         options["root"] = options["out"] / "data" / row.dataset
         options["weights"] = tuple(TWIN_WEIGHTS.format(net=net, seed=0) for net in row.nets)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vggfeat.cli.types import make_folder
+
 NET = "random:A:0:0.25"
 
 
@@ -31,7 +33,7 @@ def demo(out: Path, weights: str, scales: str, size: str) -> int:
     rendered = ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
     extracted = ["--dataset", "voc2007", "--root", data, "--weights", weights, "--scales", scales]
     extracted += ["--out", features, "--overwrite"]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for step in (rendered, ["extract", *extracted], ["svm", "--features", features, "--out", results]):
         code = run_step(*step)
         if code:
