@@ -164,16 +164,14 @@ def _run_shards(
     with Decoder(workers, decode) as decoder:
         pictures = decoder.stream(requests(dataset, rows, extraction.settings.regions))
         for shard in shards:
-            begun, failed = parts.done_rows, parts.failed_rows
-            if progress is not None:
-                progress(begun, parts.total_rows, failed)
 
-            def show(done: float, begun: int = begun, failed: int = failed) -> None:
+            def show(done: float, begun: int = parts.done_rows) -> None:
                 if progress is not None:
-                    progress(begun + done, parts.total_rows, failed)
+                    progress(begun + done, parts.total_rows, parts.failed_rows)
 
+            show(0)
             found = extraction.rows(_take(pictures, len(parts.rows(shard))), show)
-            paths = [os.path.join(dataset.root, dataset.paths[row]) for row in parts.rows(shard)]
+            paths = [dataset.file_of(row) for row in parts.rows(shard)]
             parts.commit(shard, to_block(found, parts.shape, paths))
     if progress is not None:
         progress(parts.done_rows, parts.total_rows, parts.failed_rows)
@@ -244,9 +242,9 @@ def _notes(extraction: Extraction, enlarged: int) -> Iterator[str]:
 
 def _hash_sizes(dataset: DataSet) -> str:
     digest = hashlib.sha256()
-    for path in dataset.paths:
+    for row in range(len(dataset)):
         try:
-            size = os.stat(os.path.join(dataset.root, path)).st_size
+            size = os.stat(dataset.file_of(row)).st_size
         except (OSError, ValueError):
             size = -1
         digest.update(f"{size}\n".encode())

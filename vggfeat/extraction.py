@@ -6,7 +6,6 @@ over its mirror, average the penultimate layer over space, then over the two. No
 """
 
 import copy
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -124,9 +123,9 @@ def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
 def requests(dataset: DataSet, rows: Iterable[int], regions: Sequence[Region]) -> Iterator[Request]:
     """Say for each row which file is to be decoded and which parts of it; `check_boxes` comes first."""
     for row in rows:
-        sample = dataset[row]
-        boxes = tuple(sample.box if region == "box" else None for region in regions)
-        yield Request(os.path.join(dataset.root, sample.path), boxes)
+        box = dataset[row].box
+        boxes = tuple(box if region == "box" else None for region in regions)
+        yield Request(dataset.file_of(row), boxes)
 
 
 class Extraction:

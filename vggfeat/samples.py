@@ -5,6 +5,7 @@ N = samples, K = classes.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -117,6 +118,10 @@ class DataSet:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
+
+    def file_of(self, row: int) -> str:
+        """Return the path of the picture of a row on this machine."""
+        return os.path.join(self.root, self.paths[row])
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that is stored of the data set (not over the pictures), as 64 hex digits."""
