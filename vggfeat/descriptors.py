@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import check_choice
 
 Join = Literal["mean", "max", "stack"]
 """How the scales of one region become one block; regions are always stacked."""
@@ -40,11 +40,8 @@ def join_features(
     ConfigError
         If `join` or `normalisation` is not one of the above.
     """
-    if join not in get_args(Join):
-        raise ConfigError(f"join: expected one of {', '.join(get_args(Join))}, found {join!r}")
-    if normalisation not in get_args(Normalisation):
-        allowed = ", ".join(get_args(Normalisation))
-        raise ConfigError(f"normalisation: expected one of {allowed}, found {normalisation!r}")
+    check_choice("join", join, get_args(Join))
+    check_choice("normalisation", normalisation, get_args(Normalisation))
     count, scales, regions, channels = features.shape
     if join == "stack":
         blocks = features.transpose(0, 2, 1, 3).reshape(count, regions, scales * channels)

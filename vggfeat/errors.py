@@ -4,6 +4,8 @@ Every message is one line and says what was expected, what was found, where, and
 prints the message alone and ends with the exit code of its class; anything else that escapes is a defect.
 """
 
+from collections.abc import Iterable
+
 
 class VggfeatError(Exception):
     """Base of all errors that a user can cause and mend.
@@ -24,6 +26,19 @@ class ConfigError(VggfeatError):
     """A setting that is not allowed, or two that do not go together."""
 
     exit_code = 2
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check that a setting is one of a few values.
+
+    Raises
+    ------
+    ConfigError
+        If it is another; the message names the setting, what is allowed, and what was found.
+    """
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
 
 
 class DatasetError(VggfeatError):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, PictureError, check_choice
 from vggfeat.images.decoding import Picture, Request
 from vggfeat.models import STRIDE, VGG, WINDOW
 from vggfeat.samples import DataSet
@@ -55,10 +55,7 @@ class ExtractionSettings:
 
     def __post_init__(self) -> None:
         for name, allowed in (("layer", Layer), ("precision", Precision), ("interpolation", Interpolation)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ConfigError(
-                    f"{name}: expected one of {', '.join(get_args(allowed))}, found {getattr(self, name)!r}"
-                )
+            check_choice(name, getattr(self, name), get_args(allowed))
         if not self.regions or not set(self.regions) <= set(get_args(Region)):
             raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
         if not self.scales or not all(type(q) is int and 1 <= q <= 4096 for q in self.scales):

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import ConfigError, FitError
+from vggfeat.errors import ConfigError, FitError, check_choice
 
 Rule = Literal["11-point", "area"]
 """How a precision-recall curve becomes one number: 11-point is VOC2007's, area that of VOC2010 to VOC2012."""
@@ -93,8 +93,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike, rule: Rule = "11-poi
     FitError
         As `precision_recall`.
     """
-    if rule not in get_args(Rule):
-        raise ConfigError(f"rule: expected one of {', '.join(get_args(Rule))}, found {rule!r}")
+    check_choice("rule", rule, get_args(Rule))
     curve = precision_recall(labels, scores)
     if not np.any(np.asarray(labels) == 1):
         return float("nan")

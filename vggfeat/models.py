@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, check_choice
 
 Pool = Literal["floor", "ceil"]
 """Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
@@ -81,8 +81,7 @@ class VGG(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if config not in NETS:
-            raise ConfigError(f"net: expected one of {', '.join(NETS)}, found {config!r}")
+        check_choice("net", config, NETS)
         if pool not in ("floor", "ceil"):
             raise ConfigError(f"pool: expected floor or ceil, found {pool!r}")
         if not (math.isfinite(width) and 0 < width <= 4):

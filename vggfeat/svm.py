@@ -24,7 +24,7 @@ from scipy.linalg import qr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from vggfeat.errors import ConfigError, FitError
+from vggfeat.errors import ConfigError, FitError, check_choice
 
 Loss = Literal["squared_hinge"]
 ClassWeight = Literal["none", "balanced"]
@@ -67,9 +67,7 @@ class SvmSettings:
 
     def __post_init__(self) -> None:
         for name, kind in (("loss", Loss), ("class_weight", ClassWeight), ("solver", Solver)):
-            if getattr(self, name) not in get_args(kind):
-                allowed = ", ".join(get_args(kind))
-                raise ConfigError(f"{name}: expected one of {allowed}, found {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), get_args(kind))
         for name in ("intercept_scaling", "tolerance", "max_iterations"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"{name}: expected a number above 0, found {getattr(self, name)}")

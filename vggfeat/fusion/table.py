@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, fuse, join_features
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.fusion.matching import Matched, Paths, open_matched
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.export import Table
@@ -136,8 +136,7 @@ def load_features(
     StoreError
         If a file is damaged, files do not match, or a picture failed and `failed` is "raise".
     """
-    if failed not in get_args(Failed):
-        raise ConfigError(f"failed: expected one of {', '.join(get_args(Failed))}, found {failed!r}")
+    check_choice("failed", failed, get_args(Failed))
     with open_matched(path) as matched:
         data = matched.dataset
         rows = rows_of(data, split)

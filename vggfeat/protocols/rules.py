@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from vggfeat.errors import ConfigError, FitError
+from vggfeat.errors import ConfigError, FitError, check_choice
 from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.folds import hold_out, k_folds
 from vggfeat.protocols.judging import Difficult, Judge, Metric, Rows
@@ -76,9 +76,7 @@ class ProtocolSettings:
         kinds = {"protocol": Protocol, "rule": RuleChoice}
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                allowed = ", ".join(get_args(kind))
-                raise ConfigError(f"{name}: expected one of {allowed}, found {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), get_args(kind))
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
         if self.folds < 2:
             raise ConfigError(f"folds: expected at least 2, found {self.folds}")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import StoreError, check_choice
 from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, replacing
 
 _MAT_BYTES = 1 << 31
@@ -87,8 +87,7 @@ def write(
     StoreError
         If the file exists, the table does not fit the format, or the disk fails.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"export: expected one of {', '.join(KINDS)}, found {kind!r}")
+    check_choice("export", kind, KINDS)
     target = Path(os.path.realpath(path))
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
         raise StoreError(f"{target}: expected a new file, found one there; remove it, or choose another name")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, check_choice
 from vggfeat.synthetic.class_trees import write_caltech101, write_caltech256, write_folder
 from vggfeat.synthetic.ilsvrc_tree import write_ilsvrc
 from vggfeat.synthetic.jobs import Progress, Render, render
@@ -95,12 +95,10 @@ def write(
 
 
 def _settings(name: str, size: str | Settings) -> Settings:
-    if name not in NAMES:
-        raise ConfigError(f"data set: expected one of {', '.join(NAMES)}, found {name!r}")
+    check_choice("data set", name, NAMES)
     if isinstance(size, Settings):
         return size
-    if size not in SIZES:
-        raise ConfigError(f"size: expected one of {', '.join(SIZES)}, found {size!r}")
+    check_choice("size", size, SIZES)
     return SIZES[size][name]
 
 
