@@ -10,11 +10,18 @@ from safetensors.torch import save_file
 from torchvision.models import vgg as torchvision_vgg
 from torchvision.transforms.v2 import functional as tvf
 
-from vggfeat import weights
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.models import VGG, initialise
 from vggfeat.transforms import normalise
-from vggfeat.weights import IMAGENET_MEAN, load_backbone, random_backbone, save_weights
+from vggfeat.weights import (
+    IMAGENET_MEAN,
+    finding,
+    load_backbone,
+    load_bundled,
+    random_backbone,
+    save_weights,
+    untrained,
+)
 
 
 def torchvision_net(letter="D", batch_norm=False):
@@ -51,6 +58,57 @@ def test_our_file_comes_back_whole(net_file):
     assert json.loads(json.dumps(backbone.describe()))["pool_rounding"] == "ceil"
 
 
+def test_facts_come_back_and_cannot_replace_what_the_net_needs(tmp_path, net_file):
+    recipe = {"net": "C", "steps": 3}
+    save_weights(tmp_path / "x.safetensors", net_file[1], mean=[1, 2, 3], recipe=recipe, top1_error=0.25, config="A")
+    backbone = load_backbone(tmp_path / "x.safetensors")
+    assert backbone.facts == {"recipe": recipe, "top1_error": 0.25}
+    assert backbone.model.config == "C"
+    assert load_backbone(net_file[0]).facts == {}
+
+
+def test_float16_halves_the_file_and_rounds_to_11_bits(tmp_path, net_file):
+    path, model = net_file
+    half = tmp_path / "half.safetensors"
+    save_weights(half, model, mean=[1.0, 2.0, 3.0], classes=list("abcdefg"), dtype="float16")
+    whole, loaded = load_backbone(path), load_backbone(half)
+    assert half.stat().st_size < 0.51 * path.stat().st_size
+    assert loaded.describe() == whole.describe() | {"weights": "half.safetensors", "weights_sha256": loaded.sha256}
+    for name, tensor in model.layers.state_dict().items():
+        found = loaded.model.layers.state_dict()[name]
+        assert found.dtype == torch.float32
+        # 10 stored bits and an implicit one: half a unit in the last place is 2^-11; below 2^-14, half of 2^-24.
+        assert ((found - tensor).abs() <= torch.clamp(tensor.abs() * 2**-11, min=2**-25)).all()
+        assert name.endswith("bias") or not torch.equal(found, tensor)
+        assert tensor.dtype == torch.float32
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path, net_file):
+    with torch.no_grad():
+        net_file[1].layers["fc7"].weight[0, 0] = 65520.0  # rounds to infinity; 65519 would round to 65504
+    with pytest.raises(WeightsError, match=r"fc7\.weight: expected numbers that float16 can hold"):
+        save_weights(tmp_path / "x.safetensors", net_file[1], mean=[1, 2, 3], dtype="float16")
+    assert not (tmp_path / "x.safetensors").exists()
+    with pytest.raises(ConfigError, match="dtype: expected one of float32, float16, found 'int8'"):
+        save_weights(tmp_path / "x.safetensors", net_file[1], mean=[1, 2, 3], dtype="int8")
+
+
+def test_a_net_in_a_package_is_known_by_name(net_file):
+    backbone = load_bundled(net_file[0])
+    assert backbone.source == "small"
+    assert backbone.sha256 == load_backbone(net_file[0]).sha256
+    with pytest.raises(WeightsError, match=r"small: expected the net of the package at .*nothing"):
+        load_bundled(net_file[0].with_name("nothing"))
+
+
+def test_the_name_small_is_the_packages_even_where_a_file_has_it(net_file, monkeypatch):
+    path, model = net_file
+    monkeypatch.setattr(finding, "load_bundled", lambda: "the package's")
+    save_weights(path.with_name("small.safetensors"), model, mean=[1, 2, 3])
+    assert load_backbone("small", folder=path.parent) == "the package's"
+    assert load_backbone(path.with_name("small.safetensors")).source == "small.safetensors"
+
+
 def test_fingerprint_is_the_sha256_of_the_file(net_file):
     import hashlib
 
@@ -85,7 +143,7 @@ def test_random_nets_repeat_and_differ_by_seed():
 
 @pytest.mark.parametrize("spec", ["random:A", "random:A:0", "random:A:0:1"])
 def test_random_defaults_to_seed_0_and_full_width(spec, monkeypatch):
-    monkeypatch.setattr(weights, "initialise", lambda model, generator: None)  # 500 MB of random numbers less
+    monkeypatch.setattr(untrained, "initialise", lambda model, generator: None)  # 500 MB of random numbers less
     backbone = random_backbone(spec)
     assert backbone.source == "random:A:0:1"
     assert backbone.model.layers["fc7"].weight.shape[0] == 4096
