@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -134,6 +135,87 @@ class DataSet:
         for split in sorted(self.splits):
             digest.update(np.ascontiguousarray(self.splits[split], dtype="<i8").tobytes())
         return digest.hexdigest()
+
+
+class Shards(NamedTuple):
+    """Where pictures lie that are stored many to a file."""
+
+    files: tuple[str, ...]
+    """Names of the files, relative to the root of the pictures."""
+    places: NDArray[np.int64]
+    """(N, 3): number of the file, first byte in it, bytes."""
+
+
+class Place(NamedTuple):
+    """Where one picture lies."""
+
+    file: str
+    """Absolute path."""
+    span: tuple[int, int] | None
+    """First byte and number of bytes of the picture in the file; None if it is the whole file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledPictures:
+    """A long list of pictures with one class each, as training reads it. N may be a million and more.
+
+    Raises
+    ------
+    DatasetError
+        If columns differ in length, or a target is no class.
+    """
+
+    root: Path
+    """Folder that `paths`, or the files of `shards`, are relative to."""
+    paths: tuple[str, ...]
+    """N names with forward slashes, relative to `root`; of packed pictures those of the files they were made from."""
+    targets: NDArray[np.int64]
+    """(N,) numbers of classes."""
+    classes: tuple[str, ...]
+    """K class names, in the order of the net's outputs."""
+    shards: Shards | None = None
+    """Where packed pictures lie; None for one file a picture."""
+
+    def __post_init__(self) -> None:
+        n = len(self.paths)
+        if self.targets.shape != (n,) or (self.shards is not None and self.shards.places.shape != (n, 3)):
+            raise DatasetError(f"{self.root}: expected a target and a place for each of {n} pictures, found others")
+        if n and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+            raise DatasetError(f"{self.root}: expected targets from 0 to {len(self.classes) - 1}, found others")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def place(self, row: int) -> Place:
+        """Say where the picture of a row lies."""
+        if self.shards is None:
+            return Place(os.path.join(self.root, self.paths[row]), None)
+        shard, start, length = self.shards.places[row].tolist()
+        return Place(os.path.join(self.root, self.shards.files[shard]), (start, length))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, targets and places (not over the root and the pictures), as 64 hex digits."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.classes, None if self.shards is None else self.shards.files]).encode())
+        digest.update("\0".join(self.paths).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(self.targets, dtype="<i8").tobytes())
+        if self.shards is not None:
+            digest.update(np.ascontiguousarray(self.shards.places, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassificationSet:
+    """What a net is trained on and chosen by."""
+
+    train: LabelledPictures
+    val: LabelledPictures
+    classes: tuple[str, ...]
+    """K sorted names, for ILSVRC the WNIDs; those of both lists."""
+    words: Mapping[str, str]
+    """Class name -> what people call it; empty if the copy does not say."""
+    layout: str
+    """How the copy is laid out, and where the validation pictures come from, in words."""
 
 
 def rank_by_hash(prefix: str, names: tuple[str, ...] | list[str]) -> list[str]:

@@ -34,7 +34,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     """
     loaded = _load(picture)
     # Only now: PNG may hold the EXIF block after the pixels, and TIFF is turned by Pillow while it loads.
-    turn = _TURNS.get(_orientation(loaded))
+    turn = _TURNS.get(orientation(loaded))
     rgb = to_rgb(loaded)
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -122,7 +122,8 @@ def _load(picture: Image.Image) -> Image.Image:
     return copy
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8 in sound files; from 5 on, the sides change places. 1 if there is none."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:

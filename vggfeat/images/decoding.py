@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images.colours import upright_rgb
+from vggfeat.images.colours import orientation, upright_rgb
 from vggfeat.samples import Box
 
 MEANINGS = {
@@ -112,6 +112,17 @@ class Request(NamedTuple):
     boxes: tuple[Box | None, ...]
     """In pixels of the upright picture, that is after the EXIF orientation has been applied. Each is rounded outwards
     to whole pixels and clipped to the picture; None is the whole of it."""
+    span: tuple[int, int] | None = None
+    """First byte and number of bytes of the picture in the file; None if it is the whole file."""
+    side: int | None = None
+    """The smallest side that will be asked for, where a reduced picture will do: it takes the place of
+    `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    as long as no side falls below this."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls the picture."""
+        return self.path if self.span is None else f"{self.path}, bytes {self.span[0]} to {sum(self.span) - 1}"
 
 
 def decode(request: Request, settings: DecodeSettings) -> Picture:
@@ -134,21 +145,61 @@ def decode(request: Request, settings: DecodeSettings) -> Picture:
     PictureError
         For every fault of the file or of a box, with one of `REASONS`.
     """
-    data = b""
     boxes = [None if box is None else Box(*box) for box in request.boxes]
+    with loaded(request, settings) as found:
+        largest = request.side or settings.largest_side
+        regions = tuple(_region(found.upright, box, largest) for box in boxes)
+    return Picture(regions, found.size, hashlib.sha256(found.data).digest())
+
+
+class Loaded(NamedTuple):
+    """A picture file in memory, and what Pillow made of it."""
+
+    data: bytes
+    """As it is on the disk."""
+    upright: Image.Image
+    """Of mode RGB."""
+    size: tuple[int, int]
+    """Height and width before any reduction."""
+    ready: bool
+    """Whether it is a JPEG of RGB or grey that stands upright, so that others will read the same from `data`."""
+
+
+@contextmanager
+def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
+    """Load a picture for a block, as `decode` does; an error of the block too is one of the picture.
+
+    Raises
+    ------
+    PictureError
+        For every fault of the file or of what is done with it, with one of `REASONS`.
+    """
+    data = b""
     try:
-        data = _read(request.path, settings.max_bytes)
+        data = _read(request.path, settings.max_bytes, request.span)
         with _pillow(settings):
-            whole = upright_rgb(_opened(data, settings.max_pixels))
-            regions = tuple(_region(whole, box, settings.largest_side) for box in boxes)
+            yield _loaded(data, request, settings)
     except PictureError as error:
-        raise failure(request.path, error.reason, str(error)) from None
+        raise failure(request.name, error.reason, str(error)) from None
     except Image.DecompressionBombError:
-        raise failure(request.path, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
+        raise failure(request.name, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
     except Exception as error:
         # Hostile files make Pillow raise far more than it documents, and none of that may stop a run.
-        raise failure(request.path, _reason(error, data), _text(error)) from error
-    return Picture(regions, (whole.height, whole.width), hashlib.sha256(data).digest())
+        raise failure(request.name, _reason(error, data), _text(error)) from error
+
+
+def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
+    opened = _opened(data, settings.max_pixels)
+    full, mode = opened.size, opened.mode
+    if request.side and all(box is None for box in request.boxes):
+        opened.draft(None, (request.side, request.side))
+    reduced = opened.size != full
+    upright = upright_rgb(opened)
+    turned = orientation(opened)
+    # Pillow turns a TIFF while it loads, so only of what was reduced, a JPEG, are the full sides turned here.
+    width, height = upright.size if not reduced else full if turned <= 4 else full[::-1]
+    ready = opened.format == "JPEG" and mode in ("RGB", "L") and turned == 1
+    return Loaded(data, upright, (height, width), ready)
 
 
 def region_of(image: Image.Image, settings: DecodeSettings) -> Picture:
@@ -197,7 +248,7 @@ def failure(path: str, reason: str, text: str) -> PictureError:
     return PictureError(reason, "".join(char if char.isprintable() else "?" for char in line)[:500])
 
 
-def _read(path: str, max_bytes: int) -> bytes:
+def _read(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -210,11 +261,15 @@ def _read(path: str, max_bytes: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PictureError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
-        if not 0 < status.st_size <= max_bytes:
-            reason = "too-large" if status.st_size else "empty"
-            raise PictureError(reason, f"expected 1 to {max_bytes} bytes, found {status.st_size}")
+        start, length = span or (0, status.st_size)
+        if not 0 < length <= max_bytes:
+            reason = "too-large" if length > 0 else "empty"
+            raise PictureError(reason, f"expected 1 to {max_bytes} bytes, found {length}")
+        if start + length > status.st_size:
+            raise PictureError("truncated", f"expected at least {start + length} bytes, found {status.st_size}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            file.seek(start)
+            return file.read(length)
     except OSError as error:
         raise PictureError(
             "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"

@@ -32,7 +32,8 @@ class Decoder:
         Processes; 0 decodes in this one, without limits of time and memory.
     settings : DecodeSettings
     decode : callable
-        What a worker does with a request: a function at the top of a module that can be imported.
+        What a worker does with a request: a function at the top of a module that can be imported, or
+        `functools.partial` of one with named arguments that JSON can hold.
     hold : int
         Bytes of decoded pictures that may wait to be taken before less is drawn ahead.
 
@@ -157,7 +158,7 @@ class Decoder:
             except TimeoutError:
                 self._end(worker)
                 return images.failure(
-                    request.path, "time-out", f"expected pixels within {self.settings.timeout:g} s, found none"
+                    request.name, "time-out", f"expected pixels within {self.settings.timeout:g} s, found none"
                 )
             except (EOFError, OSError):
                 endings.append(self._end(worker))
@@ -168,7 +169,7 @@ class Decoder:
             finally:
                 self._seats.put(worker)
         ended = f"expected pixels, found that decoding ended its process twice, by {' and by '.join(endings)}"
-        return images.failure(request.path, "worker-died", ended)
+        return images.failure(request.name, "worker-died", ended)
 
     def _replace(self, dead: Worker | None) -> Worker:
         self._end(dead)

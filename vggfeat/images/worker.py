@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,16 +99,18 @@ class Worker:
     Parameters
     ----------
     decode : callable
-        A function at the top of a module that can be imported.
+        A function at the top of a module that can be imported, or `functools.partial` of one with named arguments
+        that JSON can hold.
     settings : DecodeSettings
     """
 
     def __init__(self, decode: Decode, settings: DecodeSettings) -> None:
+        function, named = (decode.func, decode.keywords) if isinstance(decode, partial) else (decode, {})
         near, far = socket.socketpair()
         self.timeout = settings.timeout
         self._line = Line(near)
         self._setup = {
-            "decode": [decode.__module__, decode.__name__],
+            "decode": [function.__module__, function.__name__, named],
             "settings": asdict(settings),
             "parent": os.getpid(),
         }
@@ -159,12 +162,12 @@ class Worker:
         """
         self._line.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
-        self._line.send({"path": request.path, "boxes": boxes})
+        self._line.send({**request._asdict(), "boxes": boxes})
         answer = self._line.receive()
         if "reason" in answer:
             raise PictureError(answer["reason"], answer["message"])
         if "defect" in answer:
-            raise RuntimeError(f"decoding {request.path}: {answer['defect']}")
+            raise RuntimeError(f"decoding {request.name}: {answer['defect']}")
         regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
         for region in regions:
             self._line.fill(region.data.cast("B"))
@@ -201,8 +204,8 @@ def work(descriptor: int) -> None:
         setup = line.receive()
         settings = DecodeSettings(**setup["settings"])
         _settle(setup["parent"])
-        module, name = setup["decode"]
-        decode: Decode = getattr(importlib.import_module(module), name)
+        module, name, named = setup["decode"]
+        decode: Decode = partial(getattr(importlib.import_module(module), name), **named)
         _limit(settings.memory)
         _silence()
     except Exception as error:
@@ -218,7 +221,8 @@ def work(descriptor: int) -> None:
 
 def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
     asked = line.receive()
-    request = Request(asked["path"], tuple(None if box is None else Box(*box) for box in asked["boxes"]))
+    boxes = tuple(None if box is None else Box(*box) for box in asked.pop("boxes"))
+    request = Request(boxes=boxes, **asked)
     try:
         picture = decode(request, settings)
         regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in picture.regions]

@@ -1,0 +1,86 @@
+"""A packed copy of a training set: shards that any tar program opens, and an index of where each picture begins.
+
+N = pictures of a list. Its folder holds index.json, written last; train.npz and val.npz (names, targets, places); and
+shards/train-00000.tar, ... Reading a picture takes its file and its bytes, and nothing of tar.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import DatasetError
+from vggfeat.samples import ClassificationSet, LabelledPictures, Shards
+
+INDEX = "index.json"
+FORMAT = "vggfeat packed pictures, 1"
+LISTS = ("train", "val")
+_AGAIN = "give the same `data pack` command again"
+
+
+class Columns(NamedTuple):
+    """What the .npz file of a packed list holds: no strings of Python's, which would need a pickle."""
+
+    names: NDArray[np.uint8]
+    """Paths of the files that were packed, in UTF-8 with a zero between two."""
+    targets: NDArray[np.int64]
+    """(N,) numbers of classes."""
+    places: NDArray[np.int64]
+    """(N, 3) as in `Shards`."""
+
+
+def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Columns:
+    """Make what is stored of a list."""
+    names = "\0".join(paths).encode("utf-8", "surrogateescape")
+    return Columns(np.frombuffer(names, np.uint8), targets, places)
+
+
+def is_packed(root: Path) -> bool:
+    """Say whether a folder is a packed copy that is complete."""
+    return (root / INDEX).is_file()
+
+
+def read(root: Path) -> ClassificationSet:
+    """Read the index of a packed copy, and look whether its shards have their sizes.
+
+    Raises
+    ------
+    DatasetError
+        If the index is damaged or of another version, or a shard is missing or has another size.
+    """
+    path = root / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise DatasetError(f"{path}: expected the format {FORMAT!r}, found {index['format']!r}; {_AGAIN}")
+        lists = {name: _pictures(root, name, index) for name in LISTS}
+        layout = (
+            f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
+        )
+        words = {str(name): str(text) for name, text in index["words"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"
+        ) from error
+    return ClassificationSet(**lists, classes=lists["train"].classes, words=words, layout=layout)
+
+
+def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
+    shards = index["shards"][name]
+    for shard in shards:
+        file = root / shard["file"]
+        found = file.stat().st_size if file.is_file() else None
+        if found != shard["bytes"]:
+            raise DatasetError(f"{file}: expected {shard['bytes']} bytes, found {found}; {_AGAIN}")
+    with np.load(root / f"{name}.npz", allow_pickle=False) as arrays:
+        names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
+    paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(targets) else []
+    return LabelledPictures(
+        root=root,
+        paths=tuple(paths),
+        targets=targets.astype(np.int64),
+        classes=tuple(index["classes"]),
+        shards=Shards(tuple(shard["file"] for shard in shards), places.astype(np.int64)),
+    )
