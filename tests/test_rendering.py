@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.synthetic import class_trees, ilsvrc_tree, voc_trees
-from vggfeat.synthetic.drawing import Canvas, add_object, generator
+from vggfeat.synthetic.drawing import Canvas, add_object, background, generator
 from vggfeat.synthetic.families import COUNT, PATTERNS, family
 from vggfeat.synthetic.outlines import OUTLINES
 from vggfeat.synthetic.people import LEGS, POSES, TOGETHER, add_person
@@ -14,7 +14,7 @@ from vggfeat.synthetic.scenes import PHOTO_SHAPES, Note, annotate, cut_out, one_
 
 
 def canvas_of(width, height, picture="blank"):
-    return Canvas(generator(0, "test", picture), width, height)
+    return Canvas(background(generator(0, "test", picture), width, height))
 
 
 def slab(canvas, left, top, width, height, own=None):

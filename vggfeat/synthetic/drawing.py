@@ -6,7 +6,7 @@ H, W = sides of the picture in pixels; h, w = sides of a patch of it. Pixels are
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -39,6 +39,11 @@ def generator(seed: int, name: str, picture: str) -> Generator:
 class Canvas:
     """A picture in the making, and which object is seen at each pixel.
 
+    Parameters
+    ----------
+    pixels : (H, W, 3) float32
+        The ground, RGB, 0 to 255; it is painted over.
+
     Attributes
     ----------
     pixels : (H, W, 3) float32
@@ -49,8 +54,9 @@ class Canvas:
         Pixels that each object had when it was drawn, its part outside the picture included.
     """
 
-    def __init__(self, rng: Generator, width: int, height: int) -> None:
-        self.pixels = _background(rng, width, height)
+    def __init__(self, pixels: Pixels) -> None:
+        height, width = pixels.shape[:2]
+        self.pixels = pixels
         self.owner = np.zeros((height, width), dtype=np.uint8)
         self.drawn: list[float] = []
 
@@ -99,7 +105,7 @@ class Canvas:
     def photograph(self, rng: Generator) -> Image.Image:
         """Light it from one side, blur it a little, add noise; an RGB picture."""
         height, width = self.owner.shape
-        light = _slope(rng, width, height) * np.float32(rng.uniform(0.0, 0.35)) + np.float32(rng.uniform(0.8, 1.1))
+        light = slope(rng, width, height) * np.float32(rng.uniform(0.0, 0.35)) + np.float32(rng.uniform(0.8, 1.1))
         pixels = self.pixels * light[..., None]
         pixels += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 9))
         picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -122,7 +128,7 @@ def _pair(rng: Generator, apart: float) -> tuple[Pixels, Pixels]:
             return first, second
 
 
-def _slope(rng: Generator, width: int, height: int) -> Plane:
+def slope(rng: Generator, width: int, height: int) -> Plane:
     """(H, W) plane that rises from -1 to 1 in a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
     x = np.linspace(-np.cos(angle), np.cos(angle), width, dtype=np.float32)
@@ -131,23 +137,23 @@ def _slope(rng: Generator, width: int, height: int) -> Plane:
     return plane / np.abs(plane).max()
 
 
-def _cloud(rng: Generator, width: int, height: int, cells: int) -> Plane:
+def cloud(rng: Generator, width: int, height: int, cells: int) -> Plane:
     """(H, W) smooth noise between about -1 and 1, `cells` across the picture."""
     grid = rng.uniform(-1, 1, (max(cells * height // width, 2), cells)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _background(rng: Generator, width: int, height: int) -> Pixels:
+def background(rng: Generator, width: int, height: int) -> Pixels:
     """(H, W, 3) ground of two or three colours, mixed by slopes and by noise of several sizes."""
-    mix = _slope(rng, width, height) * np.float32(rng.uniform(0, 1))
+    mix = slope(rng, width, height) * np.float32(rng.uniform(0, 1))
     for cells in (3, 9, 30):
-        mix = mix + _cloud(rng, width, height, cells) * np.float32(rng.uniform(0, 0.7) * rng.integers(0, 2))
+        mix = mix + cloud(rng, width, height, cells) * np.float32(rng.uniform(0, 0.7) * rng.integers(0, 2))
     if rng.random() < 0.3:
         mix = np.round(mix * 2) / 2
     first, second, third = (random_colour(rng) for _ in range(3))
     mix = np.clip(mix, -1, 1)[..., None]
     pixels = second + np.maximum(mix, 0) * (third - second) - np.minimum(mix, 0) * (first - second)
-    grain = _cloud(rng, width, height, width // 3) * np.float32(rng.uniform(0, 25))
+    grain = cloud(rng, width, height, width // 3) * np.float32(rng.uniform(0, 25))
     return pixels + grain[..., None]
 
 
@@ -229,23 +235,46 @@ def _surface(
     reach: float,
 ) -> tuple[int, int, Pixels, Plane]:
     """Colour an outline: left and top of the patch, (h, w, 3) colours, (h, w) opacity."""
+    patch = place(rng, rings, centre, reach, most_border=0.1)
+    first, second = _pair(rng, apart=60)
+    mix = PATTERNS[pattern](patch.x, patch.y, frequency)[..., None]
+    colours = first + mix * (second - first)
+    light = 1 + np.float32(rng.uniform(0, 0.25)) * (patch.x * np.float32(rng.uniform(-1, 1)) - patch.y)
+    colours = colours * light[..., None]
+    colours += (random_colour(rng) * np.float32(0.5) - colours) * patch.edge[..., None]
+    return patch.left, patch.top, colours, patch.cover
+
+
+class Patch(NamedTuple):
+    """Where an outline lies in the picture, and its own coordinates there."""
+
+    left: int
+    """Of the patch in the picture, in pixels."""
+    top: int
+    cover: Plane
+    """(h, w) 1 inside the outline, 0 outside."""
+    edge: Plane
+    """(h, w) 1 on the line along the outline."""
+    x: Plane
+    """(h, w) coordinates of the outline before it was turned and stretched; it reaches to 1."""
+    y: Plane
+
+
+def place(
+    rng: Generator, rings: tuple[Points, ...], centre: tuple[float, float], reach: float, most_border: float
+) -> Patch:
+    """Turn and stretch an outline at random, and lay it around `centre`; the line along it is at most `most_border`."""
     matrix = _placement(rng) * reach
     placed = [ring @ matrix.T + centre for ring in rings]
     left, top = (int(v) for v in np.floor(placed[0].min(axis=0)) - 1)
     right, bottom = (int(v) for v in np.ceil(placed[0].max(axis=0)) + 2)
-    cover, edge = _stencil(placed, left, top, right - left, bottom - top, rng.uniform(0, 0.1) * reach)
+    cover, edge = _stencil(placed, left, top, right - left, bottom - top, rng.uniform(0, most_border) * reach)
     columns = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - centre[0])
     rows = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - centre[1])
     back = np.linalg.inv(matrix).astype(np.float32)
     x = back[0, 0] * columns[None, :] + back[0, 1] * rows[:, None]
     y = back[1, 0] * columns[None, :] + back[1, 1] * rows[:, None]
-    first, second = _pair(rng, apart=60)
-    mix = PATTERNS[pattern](x, y, frequency)[..., None]
-    colours = first + mix * (second - first)
-    light = 1 + np.float32(rng.uniform(0, 0.25)) * (x * np.float32(rng.uniform(-1, 1)) - y)
-    colours = colours * light[..., None]
-    colours += (random_colour(rng) * np.float32(0.5) - colours) * edge[..., None]
-    return left, top, colours, cover
+    return Patch(left, top, cover, edge, x, y)
 
 
 def _stencil(

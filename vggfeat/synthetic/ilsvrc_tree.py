@@ -12,9 +12,10 @@ import numpy as np
 from vggfeat.errors import ConfigError
 from vggfeat.samples import rank_by_hash
 from vggfeat.synthetic.annotations import object_line, write_annotation, write_lines
+from vggfeat.synthetic.everyday import everyday
 from vggfeat.synthetic.families import Family, family
 from vggfeat.synthetic.jobs import Form, Job, Render, Rendered
-from vggfeat.synthetic.scenes import PHOTO_SHAPES, one_subject
+from vggfeat.synthetic.scenes import PHOTO_SHAPES
 from vggfeat.synthetic.settings import Settings
 
 FIRST, MOST = 60, 240
@@ -105,10 +106,7 @@ def _numbered_pictures(part: str, classes: Sequence[Synset], count: int) -> list
 
 
 def _job(data: Path, part: str, picture: _Picture, seed: int, side: int) -> Job:
-    draw = partial(
-        one_subject, side=side, name=picture.synset.wnid, family=picture.synset.look, shapes=PHOTO_SHAPES,
-        sizes=(0.2, 0.45), most=3,
-    )  # fmt: skip
+    draw = partial(everyday, side=side, name=picture.synset.wnid, family=picture.synset.look, shapes=PHOTO_SHAPES)
     return Job(
         path=data / part / f"{picture.path}.JPEG", key=(seed, "ilsvrc", picture.path), draw=draw, form=picture.form
     )

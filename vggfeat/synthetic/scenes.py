@@ -1,6 +1,6 @@
 """Whole pictures: which objects lie where, and what an annotator would write about them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggfeat.synthetic.drawing import Canvas, add_clutter, add_object
+from vggfeat.synthetic.drawing import Canvas, add_clutter, add_object, background
 from vggfeat.synthetic.families import Family
 from vggfeat.synthetic.people import TOGETHER, add_person
 
 Shapes = tuple[tuple[int, int, int], ...]
 """Width and height of a picture whose longer side is 500, and how often it occurs."""
+Camera = Callable[[Canvas, Generator], Image.Image]
 
 PHOTO_SHAPES: Shapes = ((500, 375, 12), (375, 500, 4), (500, 333, 2), (333, 500, 1), (500, 400, 1), (442, 500, 1))
 SMALL_SHAPES: Shapes = ((500, 333, 5), (500, 400, 3), (333, 500, 2), (500, 500, 2), (430, 500, 2), (500, 230, 1))
@@ -82,11 +83,16 @@ class Note:
 
 def blank(rng: Generator, shapes: Shapes, side: int) -> Canvas:
     """Background with clutter, in one of the shapes; `side` is the length in pixels of a side of 500."""
-    weights = np.array([shape[2] for shape in shapes], dtype=np.float64)
-    width, height, _ = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
-    canvas = Canvas(rng, max(round(width * side / 500), 1), max(round(height * side / 500), 1))
+    canvas = Canvas(background(rng, *shape_of(rng, shapes, side)))
     add_clutter(canvas, rng, 14)
     return canvas
+
+
+def shape_of(rng: Generator, shapes: Shapes, side: int) -> tuple[int, int]:
+    """Choose width and height of a picture, in pixels; `side` is the length of a side of 500."""
+    weights = np.array([shape[2] for shape in shapes], dtype=np.float64)
+    width, height, _ = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
+    return max(round(width * side / 500), 1), max(round(height * side / 500), 1)
 
 
 def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, Family | None]], first: int) -> Scene:
@@ -109,11 +115,11 @@ def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, F
         name, family = classes[int(rng.integers(len(classes)))]
         faint = bool(rng.random() < 0.15)
         reach = canvas.side * (rng.uniform(0.05, 0.08) if faint else rng.uniform(0.12, 0.24))
-        _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.3), reach, 0.55 if faint else 1.0)
+        _add(canvas, rng, family, find_spot(canvas, rng, reach, margin=0.3), reach, 0.55 if faint else 1.0)
         notes.append(Note(name, faint))
     name, family = classes[first]
     reach = canvas.side * rng.uniform(0.2, 0.36)
-    _add(canvas, rng, family, _spot(canvas, rng, reach, margin=0.85), reach)
+    _add(canvas, rng, family, find_spot(canvas, rng, reach, margin=0.85), reach)
     return annotate(canvas, rng, [*notes, Note(name)])
 
 
@@ -143,12 +149,12 @@ def people_at_work(
     if rng.random() < 0.3:
         # Not all people of the real set are annotated either.
         stature = height * rng.uniform(0.25, 0.35)
-        add_person(canvas, rng, ("other",), _spot(canvas, rng, stature / 2, margin=1.0), stature)
+        add_person(canvas, rng, ("other",), find_spot(canvas, rng, stature / 2, margin=1.0), stature)
         notes.append(Note("person", listed=False))
     if rng.random() < 0.25:
         name, family = extras[int(rng.integers(len(extras)))]
         reach = canvas.side * rng.uniform(0.1, 0.18)
-        add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=1.0), reach)
+        add_object(canvas, rng, family, find_spot(canvas, rng, reach, margin=1.0), reach)
         notes.append(Note(name))
     for number, place in enumerate(places):
         doing = first if number == count - 1 else "other" if rng.random() < 0.3 else str(rng.choice(list(actions)))
@@ -198,7 +204,7 @@ def one_subject(
     count = min(int(rng.choice((1, 2, 3), p=(0.75, 0.2, 0.05))), most)
     for _ in range(count):
         reach = canvas.side * rng.uniform(*sizes) / (1 + 0.3 * (count - 1))
-        add_object(canvas, rng, family, _spot(canvas, rng, reach, margin=0.95), reach)
+        add_object(canvas, rng, family, find_spot(canvas, rng, reach, margin=0.95), reach)
     return annotate(canvas, rng, [Note(name)] * count)
 
 
@@ -223,7 +229,7 @@ def _add(
         add_object(canvas, rng, family, centre, reach, opacity)
 
 
-def _spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[float, float]:
+def find_spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[float, float]:
     """Find the emptiest of eight places, at least `margin` times `reach` inside the picture where that is possible."""
     height, width = canvas.owner.shape
     inset = min(margin * reach, 0.49 * canvas.side)
@@ -237,7 +243,7 @@ def _spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[
     return best
 
 
-def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note]) -> Scene:
+def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note], photograph: Camera = Canvas.photograph) -> Scene:
     """Photograph a canvas and note what can be seen of each object.
 
     Parameters
@@ -248,6 +254,8 @@ def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note]) -> Scene:
         Source of the camera's noise and of the points.
     notes : sequence of Note
         What is known of its objects, in the order in which they were drawn.
+    photograph : callable
+        Makes a picture of the canvas.
 
     Returns
     -------
@@ -279,4 +287,4 @@ def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note]) -> Scene:
     renumber = np.zeros(len(canvas.drawn) + 1, dtype=np.uint8)
     for new, (_, old, _) in enumerate(seen, start=1):
         renumber[old] = new
-    return Scene(canvas.photograph(rng), tuple(thing for *_, thing in seen), renumber[canvas.owner])
+    return Scene(photograph(canvas, rng), tuple(thing for *_, thing in seen), renumber[canvas.owner])
