@@ -65,6 +65,12 @@ class FitError(VggfeatError):
     exit_code = 7
 
 
+class TrainingError(VggfeatError):
+    """A training run that can't be started, continued, or carried on."""
+
+    exit_code = 8
+
+
 class PictureError(VggfeatError):
     """A picture that gives no pixels.
 
@@ -84,3 +90,11 @@ class PictureError(VggfeatError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error of a library means that memory, of the machine or of a GPU, has run out."""
+    # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text.
+    text = str(error).lower()
+    signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, PictureError, check_choice
+from vggfeat.errors import ConfigError, PictureError, check_choice, out_of_memory
 from vggfeat.images.decoding import Picture, Request
 from vggfeat.models import STRIDE, VGG, WINDOW
 from vggfeat.samples import DataSet
@@ -266,7 +266,7 @@ class Extraction:
         try:
             return list(self._pass(pictures, size, pixels))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         # Out here the failed pass has let go of its tensors, which the halves need.
         if self.device.type == "cuda":
@@ -361,10 +361,3 @@ def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
     if not torch.cuda.is_available():
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text.
-    text = str(error).lower()
-    signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in text for sign in signs)

@@ -6,7 +6,7 @@ map is 1x1, and a whole picture, where it is a map of overlapping windows.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +93,9 @@ class VGG(nn.Module):
         self.dropout = dropout
         self.layers = nn.ModuleDict(_layers(NETS[config], num_classes, width))
 
-    def forward(self, images: Tensor, maps: Collection[str] = ("fc8",)) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, maps: Collection[str] = ("fc8",), masks: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Run the net up to the deepest map asked for.
 
         Parameters
@@ -101,6 +103,9 @@ class VGG(nn.Module):
         images : Tensor (N, 3, H, W), floating point
             RGB, already normalised as the weights ask for. H and W at least `min_side` for fc6 and beyond.
         maps : names out of `MAPS`
+        masks : {"fc6": Tensor (N, C), "fc7": Tensor (N, C)}, optional
+            Factors on fc6 and fc7 for the layer behind them, in the place of dropout drawn in here: 0 where an
+            activation is dropped, 1 / (1 - dropout) elsewhere.
 
         Returns
         -------
@@ -112,14 +117,14 @@ class VGG(nn.Module):
         if unknown or not maps:
             raise ConfigError(f"maps: expected names out of {', '.join(MAPS)}, found {sorted(unknown)}")
         found: dict[str, Tensor] = {}
-        for name, x in self._maps(images):
+        for name, x in self._maps(images, masks):
             if name in maps:
                 found[name] = x
             if len(found) == len(set(maps)):
                 break
         return found
 
-    def _maps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _maps(self, x: Tensor, masks: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
         for number, kernels in enumerate(NETS[self.config].blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = F.relu(self.layers[f"conv{number}_{index}"](x), inplace=True)
@@ -132,7 +137,10 @@ class VGG(nn.Module):
         for name in ("fc6", "fc7"):
             x = F.relu(self.layers[name](x))
             yield name, x
-            x = F.dropout(x, self.dropout, self.training)
+            if masks is None:
+                x = F.dropout(x, self.dropout, self.training)
+            else:
+                x = x * masks[name][:, :, None, None].to(x.dtype)
         yield "fc8", self.layers["fc8"](x)
 
     def channels(self, name: str) -> int:

@@ -1,0 +1,313 @@
+"""The packed copy of a training set: what is in it, and that nothing can leave it half-made."""
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from odd_pictures import encode
+from PIL import Image
+
+from vggfeat.datasets import ilsvrc
+from vggfeat.errors import ConfigError, DatasetError, StoreError, TrainingError
+from vggfeat.images import Decoder, DecodeSettings, Request, decode
+from vggfeat.store import durable
+from vggfeat.store.locks import Lock
+from vggfeat.training.draws import CropSettings
+from vggfeat.training.packing import PackSettings, pack
+from vggfeat.training.pictures import TrainingBatches
+from vggfeat.transforms import rescale
+
+SMALL = PackSettings(side=32, shard_pictures=4)
+
+
+def smooth(height, width, tint=0):
+    down, right = np.mgrid[:height, :width]
+    return Image.fromarray(
+        np.stack([down * 255 // height, right * 255 // width, down * 0 + tint], axis=2).astype(np.uint8)
+    )
+
+
+def put(root, name, data):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(data)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "tree"
+    for part, count in (("train", 5), ("val", 2)):
+        for cls in ("cat", "dog"):
+            for n in range(count):
+                put(root, f"{part}/{cls}/{n}.JPEG", encode(smooth(50 + n, 80, n * 9), "JPEG", quality=95))
+    return root
+
+
+def files(out):
+    names = (path for path in out.rglob("*") if path.is_file())
+    # Archives of NumPy hold the time of day.
+    return {str(path.relative_to(out)): path.read_bytes() for path in names if path.suffix != ".npz"}
+
+
+def pixels(pictures, row):
+    file, span = pictures.place(row)
+    return decode(Request(file, (None,), span), DecodeSettings()).regions[0]
+
+
+def test_a_packed_copy_is_read_as_the_tree_was(tree, tmp_path):
+    data, told = ilsvrc.read(tree), []
+    done = pack(data, tmp_path / "out", SMALL, workers=0, progress=lambda *numbers: told.append(numbers))
+    copy = ilsvrc.read(tmp_path / "out")
+    assert (done.pictures, done.unreadable) == (14, [])
+    assert told == [(n, 14) for n in range(1, 15)]
+    assert copy.layout == "packed, smallest side at most 32, JPEG quality 92, from: train and val in class folders"
+    assert (copy.classes, copy.words) == (data.classes, data.words)
+    for one, other in ((data.train, copy.train), (data.val, copy.val)):
+        assert (one.paths, one.classes) == (other.paths, other.classes)
+        assert one.targets.tolist() == other.targets.tolist()
+        for row in range(len(one)):
+            found = pixels(other, row)
+            assert min(found.shape[:2]) == 32
+            whole = torch.from_numpy(pixels(one, row)).permute(2, 0, 1)
+            small = rescale(whole, found.shape[:2]).permute(1, 2, 0).numpy()
+            # What rounding and the JPEG cost.
+            assert abs(found - small).mean() < 2
+
+
+def test_shards_are_tar_files_of_the_same_bytes(tree, tmp_path):
+    pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+    copy = ilsvrc.read(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out/shards")) == sorted(
+        f"{name}.{end}"
+        for name in ("train-00000", "train-00001", "train-00002", "val-00000")
+        for end in ("tar", "json")
+    )
+    found = {}
+    for number in range(3):
+        with tarfile.open(tmp_path / f"out/shards/train-{number:05d}.tar") as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    assert list(found) == list(copy.train.paths)
+    for row, name in enumerate(copy.train.paths):
+        file, (start, length) = copy.train.place(row)
+        with open(file, "rb") as shard:
+            shard.seek(start)
+            assert shard.read(length) == found[name]
+    command = ["tar", "tf", str(tmp_path / "out/shards/val-00000.tar")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == list(copy.val.paths)
+
+
+def test_small_clean_jpegs_are_kept_byte_for_byte_and_everything_else_becomes_one(tmp_path):
+    root = tmp_path / "tree"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kept = {
+        "train/a/small.jpg": encode(smooth(20, 31), "JPEG", quality=30),
+        "train/a/same.jpg": encode(smooth(32, 90), "JPEG", progressive=True),
+        "train/a/grey.jpg": encode(smooth(30, 30).convert("L"), "JPEG"),
+    }
+    changed = {
+        "train/b/turned.jpg": (encode(smooth(20, 31), "JPEG", exif=exif), (31, 20)),
+        "train/b/cmyk.jpg": (encode(smooth(20, 31).convert("CMYK"), "JPEG"), (20, 31)),
+        "train/b/a.png": (encode(smooth(20, 31), "PNG"), (20, 31)),
+        "train/b/large.webp": (encode(smooth(640, 961), "WEBP"), (32, 48)),
+        "train/b/tall.jpg": (encode(smooth(401, 200), "JPEG"), (64, 32)),
+        "train/b/caf\udce9.jpg": (encode(smooth(33, 40), "JPEG"), (32, 39)),
+    }
+    for name, data in [*kept.items(), *((name, data) for name, (data, _) in changed.items())]:
+        put(root, name, data)
+    for cls in "ab":
+        put(root, f"val/{cls}/1.jpg", kept["train/a/small.jpg"])
+    pack(ilsvrc.read(root), tmp_path / "out", PackSettings(side=32), workers=1)
+    train = ilsvrc.read(tmp_path / "out").train
+    assert set(train.paths) == set(kept) | set(changed)
+    for row, name in enumerate(train.paths):
+        file, (start, length) = train.place(row)
+        with open(file, "rb") as shard:
+            data = shard.read()[start : start + length]
+        if name in kept:
+            assert data == kept[name]
+        else:
+            assert data != changed[name][0]
+            assert Image.open(io.BytesIO(data)).mode == "RGB"
+            assert pixels(train, row).shape[:2] == changed[name][1]
+    # Other programs go by the ending.
+    with tarfile.open(tmp_path / "out/shards/train-00000.tar") as tar:
+        assert "train/b/a.png.jpg" in tar.getnames()
+
+
+def test_a_copy_can_be_trained_on(tree, tmp_path):
+    pack(ilsvrc.read(tree), tmp_path / "out", PackSettings(side=64, shard_pictures=3), workers=0)
+    crops = CropSettings(scale=(40, 48), side=32)
+    found = []
+    for root, workers in ((tree, 0), (tmp_path / "out", 0), (tmp_path / "out", 1)):
+        with (
+            Decoder(workers, DecodeSettings()) as decoder,
+            TrainingBatches(
+                ilsvrc.read(root).train, crops, mean=(1, 2, 3), colours=None, seed=0, batch=20, decoder=decoder
+            ) as stream,
+        ):
+            found.append(next(stream))
+    # All pictures have smaller sides than 64, so they are copied.
+    assert (found[0].images == found[1].images).all()
+    assert (found[1].images == found[2].images).all()
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tree, tmp_path):
+    data = ilsvrc.read(tree)
+    pack(data, tmp_path / "whole", SMALL, workers=0)
+    for last in (2, 6, 11, 14):
+
+        def tell(done, total, last=last):
+            if done == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pack(data, tmp_path / "out", SMALL, workers=0, progress=tell)
+        assert not (tmp_path / "out/index.json").exists()
+        assert not list((tmp_path / "out").rglob("*.tmp"))
+        with pytest.raises(DatasetError):
+            ilsvrc.read(tmp_path / "out")
+    fresh = []
+    pack(data, tmp_path / "out", SMALL, workers=0, progress=lambda done, total: fresh.append(done))
+    assert fresh == [11, 12, 13, 14]
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert ilsvrc.read(tmp_path / "out").train.fingerprint() == ilsvrc.read(tmp_path / "whole").train.fingerprint()
+
+
+@pytest.mark.parametrize("call", ["write", "sync", "rename"])
+def test_a_full_disk_at_any_call_leaves_nothing_half_written(tree, tmp_path, monkeypatch, call):
+    data = ilsvrc.read(tree)
+    pack(data, tmp_path / "whole", SMALL, workers=0)
+    whole, fails = files(tmp_path / "whole"), []
+    original = getattr(durable.Files, call)
+    for allowed in range(0, 400, 7):
+        left = [allowed]
+
+        def failing(self, *arguments, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            return original(self, *arguments)
+
+        monkeypatch.setattr(durable.Files, call, failing)
+        try:
+            pack(data, tmp_path / f"out{allowed}", SMALL, workers=0)
+        except StoreError as error:
+            fails.append(str(error))
+            assert not list((tmp_path / f"out{allowed}").rglob("*.tmp"))
+            assert not (tmp_path / f"out{allowed}/index.json").exists()
+        else:
+            break
+        finally:
+            monkeypatch.undo()
+        pack(data, tmp_path / f"out{allowed}", SMALL, workers=0)
+        assert files(tmp_path / f"out{allowed}") == whole
+    assert len(fails) >= 2
+    assert all("packing failed: the disk is full" in text for text in fails)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "record", "left"])
+def test_the_same_call_mends_what_was_damaged_and_nothing_else(tree, tmp_path, damage):
+    data, out = ilsvrc.read(tree), tmp_path / "out"
+    pack(data, out, SMALL, workers=0)
+    whole = files(out)
+    shard, record = out / "shards/train-00001.tar", out / "shards/train-00001.json"
+    content = bytearray(shard.read_bytes())
+    if damage == "flip":
+        content[700] ^= 1
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-512])
+        with pytest.raises(DatasetError, match=r"train-00001.tar: expected \d+ bytes, found \d+; give the same"):
+            ilsvrc.read(out)
+    elif damage == "gone":
+        shard.unlink()
+        with pytest.raises(DatasetError, match=r"train-00001.tar: expected \d+ bytes, found None"):
+            ilsvrc.read(out)
+    elif damage == "record":
+        record.write_text(record.read_text()[:-5])
+    else:
+        (out / "shards/train-00001.tar.tmp").write_bytes(b"what kill -9 left")
+    fresh = []
+    pack(data, out, SMALL, workers=0, progress=lambda *numbers: fresh.append(numbers))
+    assert fresh == ([] if damage == "left" else [(11, 14), (12, 14), (13, 14), (14, 14)])
+    assert files(out) == whole
+
+
+def test_while_damage_is_mended_nobody_reads_the_copy(tree, tmp_path):
+    data, out = ilsvrc.read(tree), tmp_path / "out"
+    pack(data, out, SMALL, workers=0)
+    (out / "shards/val-00000.tar").unlink()
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(data, out, SMALL, workers=0, progress=stop)
+    assert not (out / "index.json").exists()
+
+
+def test_unreadable_pictures_are_listed_and_left_out(tree, tmp_path):
+    (tree / "train/cat/1.JPEG").write_bytes(b"no picture")
+    (tree / "val/dog/0.JPEG").write_bytes(b"")
+    done = pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+    copy = ilsvrc.read(tmp_path / "out")
+    assert (len(copy.train), len(copy.val), done.pictures) == (9, 3, 12)
+    assert copy.train.targets.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert [(path, reason.split(":")[0]) for path, reason in done.unreadable] == [
+        ("train/cat/1.JPEG", "unrecognised"),
+        ("val/dog/0.JPEG", "empty"),
+    ]
+    lines = (tmp_path / "out/unreadable.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines] == ["train/cat/1.JPEG", "val/dog/0.JPEG"]
+
+
+def test_a_class_of_which_nothing_is_left_is_refused(tree, tmp_path):
+    for n in range(2):
+        (tree / f"val/dog/{n}.JPEG").write_bytes(b"")
+    with pytest.raises(TrainingError, match="pictures of every class in val, found none that can be read of dog"):
+        pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+    with pytest.raises(DatasetError):
+        ilsvrc.read(tmp_path / "out")
+
+
+def test_folders_of_others_are_left_alone(tree, tmp_path):
+    data = ilsvrc.read(tree)
+    with pytest.raises(TrainingError, match="expected a new or empty folder, found train in it"):
+        pack(data, tree, SMALL)
+    assert sorted(os.listdir(tree)) == ["train", "val"]
+    pack(data, tmp_path / "out", SMALL, workers=0)
+    with pytest.raises(TrainingError, match=r"found another \(side differ\)"):
+        pack(data, tmp_path / "out", PackSettings(side=33, shard_pictures=4))
+    (tmp_path / "tree/val/cat/9.JPEG").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"found another \(val differ\)"):
+        pack(ilsvrc.read(tree), tmp_path / "out", SMALL)
+
+
+def test_two_writers_do_not_meet(tree, tmp_path):
+    data, out = ilsvrc.read(tree), tmp_path / "out"
+    pack(data, out, SMALL, workers=0)
+    lock = Lock(out / "LOCK")
+    with pytest.raises(TrainingError, match=f"expected to be its only writer, found process {os.getpid()}"):
+        pack(data, out, SMALL, workers=0)
+    lock.release()
+    pack(data, out, SMALL, workers=0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "of tomorrow"}'])
+def test_a_damaged_index_is_named(tree, tmp_path, text):
+    out = tmp_path / "out"
+    pack(ilsvrc.read(tree), out, SMALL, workers=0)
+    (out / "index.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"index.json: expected the .*; give the same `data pack` command again"):
+        ilsvrc.read(out)
+
+
+@pytest.mark.parametrize("wrong", [{"side": 0}, {"quality": 0}, {"quality": 96}, {"shard_pictures": 0}])
+def test_settings_out_of_their_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match="packing: expected"):
+        PackSettings(**wrong)

@@ -1,0 +1,1 @@
+"""Training on ILSVRC folders by the paper's recipe."""

@@ -1,0 +1,277 @@
+"""Batches for training and validation: drawn, decoded and cut in the background, resampled on the device.
+
+n = pictures of a batch that are this process's share, C = side of the crop.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from itertools import count, islice, tee
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from vggfeat.errors import PictureError, TrainingError
+from vggfeat.images.decoding import Picture, Request
+from vggfeat.images.pool import Decoder
+from vggfeat.samples import LabelledPictures
+from vggfeat.training.ahead import Ahead
+from vggfeat.training.augmentation import GROUP_BYTES, Group, group, place_crops, resample
+from vggfeat.training.draws import CropSettings, Draws, Order, centred, draw, share
+
+UNREADABLE = -100
+"""Target of a picture that can't be read: what `torch.nn.functional.cross_entropy` passes over."""
+MOST_UNREADABLE = 0.01
+"""Share of pictures that may be unreadable before training stops."""
+_FIRST_LOOK = 1000
+
+
+class Unreadable(NamedTuple):
+    """A picture that was passed over."""
+
+    path: str
+    """As in `LabelledPictures.paths`."""
+    reason: str
+    """"reason: message" as the decoder found it."""
+
+
+class Batch(NamedTuple):
+    """One process's share of what one step sees."""
+
+    step: int
+    """Number of the batch, from 0; in training the number of updates before it."""
+    images: Tensor
+    """(n, 3, C, C) float32 on the device, in channels-last order in memory: RGB, 0 to 255, plus the colour shift, minus
+    the mean pixel. All zeros where the target is `UNREADABLE`."""
+    targets: Tensor
+    """(n,) int64 on the device: numbers of classes, or `UNREADABLE`."""
+    waited: float
+    """Seconds that the taker waited for it, because decoding was behind."""
+
+
+class _Work(NamedTuple):
+    step: int
+    rows: NDArray[np.int64]
+    draws: Draws
+
+
+class _Prepared(NamedTuple):
+    step: int
+    targets: Tensor
+    shift: Tensor
+    groups: list[Group]
+    images: Tensor | None
+
+
+class _Batches:
+    """What training and validation share: an iterator of `Batch`, used in a `with` statement or ended by `close`."""
+
+    def __init__(
+        self, pictures: LabelledPictures, plan: Iterator[_Work], *, side: int, reduced: bool, mean: ArrayLike,
+        colours: ArrayLike | None, device: str | torch.device, decoder: Decoder, ahead: int,
+    ) -> None:  # fmt: skip
+        self._pictures, self._side, self._reduced = pictures, side, reduced
+        self._mean = np.asarray(mean, dtype=np.float64)
+        self._colours = np.zeros((3, 3)) if colours is None else np.asarray(colours, dtype=np.float64)
+        self._device, self._decoder = torch.device(device), decoder
+        self._named: dict[int, Unreadable] = {}
+        self.seen = self.passed_over = 0
+        self._ahead = Ahead(self._prepare(plan), ahead)
+
+    @property
+    def unreadable(self) -> list[Unreadable]:
+        """Pictures that could not be read so far, each once, in the order of their rows."""
+        return [found for _, found in sorted(self._named.copy().items())]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the work in the background; the decoder stays open."""
+        self._ahead.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        prepared = next(self._ahead)
+        waited = time.perf_counter() - start
+        images = self._finished(prepared) if prepared.images is None else prepared.images
+        return Batch(prepared.step, images, self._moved(prepared.targets), waited)
+
+    def _prepare(self, plan: Iterator[_Work]) -> Generator[_Prepared, None, None]:
+        drawn, works = tee(plan)
+        # One stream for all batches, so that the decoder does not run dry between two.
+        answers = self._decoder.stream(request for work in drawn for request in self._requests(work))
+        for work in works:
+            yield self._prepared(work, list(islice(answers, len(work.rows))))
+
+    def _requests(self, work: _Work) -> Iterator[Request]:
+        for row, scale in zip(work.rows.tolist(), work.draws.scale.tolist(), strict=True):
+            file, span = self._pictures.place(row)
+            yield Request(file, (None,), span, scale if self._reduced else None)
+
+    def _prepared(self, work: _Work, answers: list[Picture | PictureError]) -> _Prepared:
+        targets = self._pictures.targets[work.rows]
+        for number, answer in enumerate(answers):
+            if isinstance(answer, PictureError):
+                targets[number] = UNREADABLE
+                self._pass_over(int(work.rows[number]), answer)
+        self.seen += len(answers)
+        first = next(iter(self._named.values()), None)
+        check_readable(str(self._pictures.root), self.seen, self.passed_over, first)
+        good = np.flatnonzero(targets != UNREADABLE)
+        pictures = [answer.regions[0] for answer in answers if isinstance(answer, Picture)]
+        shift = work.draws.alphas @ self._colours.T - self._mean
+        prepared = _Prepared(
+            step=work.step,
+            targets=self._pinned(torch.from_numpy(targets)),
+            shift=self._pinned(torch.from_numpy(shift).float()),
+            groups=self._grouped(pictures, good, work.draws.part(good)),
+            images=None,
+        )
+        # On the CPU resampling is done ahead as well; a GPU gets it in the order of its steps.
+        return prepared if self._cuda else prepared._replace(groups=[], images=self._finished(prepared))
+
+    def _grouped(self, pictures: list[NDArray[np.uint8]], numbers: NDArray[np.int64], draws: Draws) -> list[Group]:
+        sizes = np.array([picture.shape[:2] for picture in pictures], dtype=np.int64).reshape(-1, 2)
+        # On a CPU one picture at a time is fastest, because it stays in the cache.
+        groups = group(pictures, place_crops(draws, sizes, self._side), most=GROUP_BYTES if self._cuda else 1)
+        in_batch = torch.from_numpy(numbers)
+        return [one._replace(rows=in_batch[one.rows]).each(self._pinned) for one in groups]
+
+    def _finished(self, prepared: _Prepared) -> Tensor:
+        shape = (len(prepared.targets), 3, self._side, self._side)
+        images = torch.empty(shape, device=self._device, memory_format=torch.channels_last).zero_()
+        shift = self._moved(prepared.shift)
+        for one in prepared.groups:
+            there = one.each(self._moved)
+            images[there.rows] = resample(there) + shift[there.rows][:, :, None, None]
+        return images
+
+    @property
+    def _cuda(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._cuda else tensor
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    def _pass_over(self, row: int, error: PictureError) -> None:
+        self.passed_over += 1
+        self._named.setdefault(row, Unreadable(self._pictures.paths[row], f"{error.reason}: {error}"))
+
+
+def check_readable(where: str, seen: int, passed_over: int, first: Unreadable | None) -> None:
+    """Check that few enough pictures were passed over; the first 1000 are let through.
+
+    Raises
+    ------
+    TrainingError
+        If it is more than 1 % of those seen; the message names the first.
+    """
+    if first is not None and seen >= _FIRST_LOOK and passed_over > MOST_UNREADABLE * seen:
+        raise TrainingError(
+            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the pictures to be unreadable, found {passed_over} of "
+            f"{seen}, the first is {first.path} ({first.reason}); mend or remove them"
+        )
+
+
+class TrainingBatches(_Batches):
+    """Endless batches of random crops, in a new order in every epoch.
+
+    What a batch holds depends on the pictures, the settings, the seed and the step alone, not on the number of
+    processes or workers, nor on where the sequence starts. Use it in a `with` statement; while it lives, decoding goes
+    on in the background.
+
+    Parameters
+    ----------
+    pictures : LabelledPictures
+    crops : CropSettings
+    mean : array-like (3,)
+        Mean RGB pixel, 0 to 255, that is subtracted.
+    colours : array-like (3, 3), optional
+        From `augmentation.colour_axes`; None for no colour shift.
+    seed : int
+        Of the run.
+    batch : int
+        Pictures of a step, those of all processes together (VGG paper, Sect. 3.1: 256).
+    rank, world : int
+        Number of this process, and how many there are: it gets a contiguous part of each batch.
+    first_step : int
+        Steps that were done before.
+    device : str or torch.device
+        Where images are resampled and handed out.
+    decoder : Decoder
+        May serve others at the same time; close it after the batches.
+    ahead : int
+        Batches that may wait.
+
+    Raises
+    ------
+    TrainingError
+        While iterating, if more than 1 % of the pictures seen (from the 1000th on) can't be read.
+    """
+
+    def __init__(
+        self, pictures: LabelledPictures, crops: CropSettings, *, mean: ArrayLike, colours: ArrayLike | None, seed: int,
+        batch: int, rank: int = 0, world: int = 1, first_step: int = 0, device: str | torch.device = "cpu",
+        decoder: Decoder, ahead: int = 2,
+    ) -> None:  # fmt: skip
+        order, part = Order(len(pictures), seed), share(batch, rank, world)
+
+        def plan() -> Iterator[_Work]:
+            for step in count(first_step):
+                epochs, rows = order.take(step * batch + part.start, step * batch + part.stop)
+                yield _Work(step, rows, draw(crops, seed, epochs, rows))
+
+        super().__init__(
+            pictures, plan(), side=crops.side, reduced=crops.reduced, mean=mean, colours=colours, device=device,
+            decoder=decoder, ahead=ahead,
+        )  # fmt: skip
+
+
+class ValidationBatches(_Batches):
+    """One pass over this process's share of a list: centre crops at one scale, in the order of the list.
+
+    Parameters
+    ----------
+    pictures : LabelledPictures
+    scale : int
+        Q, the smallest side in pixels after rescaling.
+    side : int
+        C.
+    batch : int
+        Pictures in a batch of this process; the last may be smaller.
+    reduced : bool
+        As in `CropSettings`.
+    mean, rank, world, device, decoder, ahead
+        As for `TrainingBatches`; the share is a contiguous part of the whole list.
+    """
+
+    def __init__(
+        self, pictures: LabelledPictures, scale: int, *, side: int = 224, mean: ArrayLike, batch: int = 256,
+        rank: int = 0, world: int = 1, reduced: bool = True, device: str | torch.device = "cpu", decoder: Decoder,
+        ahead: int = 2,
+    ) -> None:  # fmt: skip
+        rows = np.arange(len(pictures))[share(len(pictures), rank, world)]
+        parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        self._count = len(parts)
+        super().__init__(
+            pictures, (_Work(step, part, centred(scale, len(part))) for step, part in enumerate(parts)), side=side,
+            reduced=reduced, mean=mean, colours=None, device=device, decoder=decoder, ahead=ahead,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._count

@@ -1,0 +1,288 @@
+"""The loop: steps, validations, drops of the learning rate, checkpoints, and the weights at the end.
+
+Everything random depends on the seed and the number of the step, so that a checkpoint needs no random state: a run
+that goes on from it does what the run before would have done.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggfeat.training.curves import draw_curves
+from vggfeat.training.distributed import World
+from vggfeat.training.feed import Feed
+from vggfeat.training.folder import RunFolder
+from vggfeat.training.learner import NO_TARGET, Learner
+from vggfeat.training.log import Log, read_log
+from vggfeat.training.pictures import Batch
+from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.state import Hooks, Outcome, State, Sums, Validation
+from vggfeat.training.stopping import Stopped
+from vggfeat.weights import save_weights
+
+SECONDS_BETWEEN_CURVES = 60.0
+
+
+class Running:
+    """A run, seen from one of its processes; all of them call the same methods in the same order.
+
+    Parameters
+    ----------
+    recipe, feed, run, hooks, world, clock
+        As for `vggfeat.training.loop.learn`.
+    folder : RunFolder
+        Taken already.
+    state : State
+        Where the run stands; it grows with every step.
+    identity : dict
+        Goes into every checkpoint.
+    """
+
+    learner: Learner
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        feed: Feed,
+        run: RunSettings,
+        hooks: Hooks,
+        world: World,
+        folder: RunFolder,
+        state: State,
+        identity: dict[str, Any],
+        clock: Callable[[], float],
+    ) -> None:
+        self.recipe, self.feed, self.run, self.hooks, self.world = recipe, feed, run, hooks, world
+        self.folder, self.state, self.identity, self.clock = folder, state, identity, clock
+        self.every = recipe.steps_between_validations(feed.pictures)
+        self.resumed, self.saved = state.step, state
+        self.begun = self.drawn = clock()
+        self.notes: list[str] = []
+        self.shown = ""
+        self.log = Log(folder.path, state.step, folder.files) if world.first else None
+        self._time_anew()
+
+    def note(self, sentence: str) -> None:
+        """Tell the user something now, in the log, and at the end."""
+        self.notes.append(sentence)
+        if self.log is not None:
+            self.hooks.say(sentence)
+            self.log.write("note", self.state.step, {"text": sentence})
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.log is not None:
+            self.log.close()
+
+    def measuring(self, done: int, total: int) -> None:
+        """Show how far the mean pixel is.
+
+        Raises
+        ------
+        Stopped
+            If the run is to stop.
+        """
+        self.hooks.progress(self.state.step, self.recipe.max_steps, f"mean pixel: {done} of {total} pictures")
+        if self.hooks.stop():
+            raise Stopped("stopped before the first step")
+
+    def to_the_end(self, learner: Learner, mean: tuple[float, ...]) -> Outcome:
+        """Train until the steps are done, validation has stopped improving for good, or `hooks.stop` says so.
+
+        Parameters
+        ----------
+        learner : Learner
+            As it was after `state.step` steps.
+        mean : 3 numbers
+            Pixel that the feed subtracts; it goes into the weights file.
+
+        Raises
+        ------
+        TrainingError
+            As `train`.
+        """
+        self.learner = learner
+        if not self._steps() or not self._validated_now(last=True):
+            self._save()
+            return self.outcome(None)
+        self._save()
+        if self.state.sums.pictures:
+            self._log_training()
+        weights = self.folder.path / "weights.safetensors"
+        if self.world.first:
+            self._write_weights(weights, mean)
+            self._draw()
+        return self.outcome(weights)
+
+    def _steps(self) -> bool:
+        """Train; False if it was stopped."""
+        with self.feed.training(self.state.step) as batches:
+            self._time_anew()
+            if self.world.first:
+                self.hooks.progress(self.state.step, self.recipe.max_steps, self.shown)
+            while True:
+                if self.state.step % self.every == 0 and not self._validated_now():
+                    return False
+                if self.state.step >= self.recipe.max_steps or self.state.plateau.ended(self.recipe):
+                    return True
+                self._step(batches)
+                if self.world.any(self.hooks.stop()):
+                    return False
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        batch = next(batches)
+        self.waited += batch.waited
+        self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
+        self.state = replace(self.state, step=self.state.step + 1)
+        self.timed += 1
+        if self.state.step % self.run.log_every == 0:
+            self._log_training()
+        if self.state.step % self.run.checkpoint_every == 0:
+            self._save()
+        if self.world.first:
+            self.hooks.progress(self.state.step, self.recipe.max_steps, self.shown)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.state.plateau.learning_rate(self.recipe)
+
+    def _take_sums(self) -> None:
+        self.state = replace(self.state, sums=self.state.sums.plus(self.learner.take_sums(self.learning_rate)))
+
+    def _log_training(self) -> None:
+        self._take_sums()
+        sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
+        self.state = replace(self.state, sums=Sums())
+        pictures = max(sums.pictures, 1)
+        figures = {
+            "epoch": self._epoch,
+            "loss": sums.loss / pictures,
+            "top1_error": 1 - sums.hits / pictures,
+            "lr": self.learning_rate,
+            "images_per_s": self.timed * self.recipe.batch / seconds,
+            "waiting": min(1.0, self.waited / seconds),
+        }
+        self.shown = (
+            f"epoch {figures['epoch']:.1f}, loss {figures['loss']:.3g}, {figures['images_per_s']:.0f} images/s, "
+            f"{figures['waiting']:.0%} waiting for data"
+        )
+        if self.log is not None:
+            self.log.write("train", self.state.step, figures)
+        self._time_anew()
+
+    @property
+    def _epoch(self) -> float:
+        return self.state.step * self.recipe.batch / self.feed.pictures
+
+    def _time_anew(self) -> None:
+        self.since, self.waited, self.timed = self.clock(), 0.0, 0
+
+    def _validated_now(self, *, last: bool = False) -> bool:
+        """Validate, unless that was done at this step; False if it was stopped.
+
+        The last validation, if it is none that is due, does not count for the learning rate: a run that goes on later
+        must do as if it had never ended.
+        """
+        done = self.state.validation is not None and self.state.validation.step == self.state.step
+        if done or self.state.step == 0:
+            return True
+        self._take_sums()  # A net that is no number is not worth validating.
+        found = self._validate()
+        if found is None:
+            return False
+        plateau = self.state.plateau if last else self.state.plateau.after(1 - found.top1_error, self.recipe)
+        self.state = replace(self.state, validation=found, plateau=plateau)
+        if self.log is not None:
+            figures = {"epoch": self._epoch, "top1_error": found.top1_error, "top5_error": found.top5_error}
+            self.log.write("validation", self.state.step, {**figures, "pictures": found.pictures})
+            if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
+                self._draw()
+        self._save()
+        self._time_anew()
+        return True
+
+    def _validate(self) -> Validation | None:
+        """Classify the validation pictures; None if it was stopped."""
+        # Hits, hits among five, pictures, processes that were stopped.
+        sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        shown = 0
+        with self.feed.validation() as batches:
+            for batch in batches:
+                sums[:3] += _hits(self.learner.scores(batch.images), batch.targets)
+                shown += len(batch.targets) * self.world.size
+                if self.world.first:
+                    text = f"validating: {min(shown, self.feed.validation_pictures)} of {self.feed.validation_pictures}"
+                    self.hooks.progress(self.state.step, self.recipe.max_steps, text)
+                if self.hooks.stop():
+                    sums[3] += 1
+                    break
+        hits, among_five, pictures, stopped = self.world.sum(sums).tolist()
+        if stopped:
+            return None
+        return Validation(
+            step=self.state.step,
+            top1_error=1 - hits / max(pictures, 1),
+            top5_error=1 - among_five / max(pictures, 1),
+            pictures=int(pictures),
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless this very state has one."""
+        self._take_sums()
+        if self.state == self.saved:
+            return
+        tensors = self.learner.snapshot(self.state.step, self.learning_rate)
+        unreadable = self._unreadable()
+        if self.world.first:
+            about = {"run": self.identity, "state": asdict(self.state)}
+            self.folder.checkpoints.save(self.state.step, tensors, about)
+            self.folder.add_unreadable(unreadable)
+        self.saved = self.state
+        self._time_anew()
+
+    def _unreadable(self) -> list[tuple[str, str]]:
+        return [pair for found in self.world.gather(self.feed.unreadable()) for pair in found]
+
+    def _write_weights(self, path: Path, mean: tuple[float, ...]) -> None:
+        found = self.state.validation
+        told = {
+            **self.identity,
+            "step": self.state.step,
+            "precision": self.learner.precision,
+            "pictures": self.feed.pictures,
+            "validation": None if found is None else asdict(found),
+            "validation_scale": self.recipe.validation_scale,
+        }
+        save_weights(path, self.learner.model, mean=mean, classes=self.feed.classes, training=told)
+
+    def _draw(self) -> None:
+        self.drawn = self.clock()
+        title = f"net {self.recipe.net}, S = {' to '.join(str(s) for s in sorted(set(self.recipe.scale)))}"
+        self.folder.write("curves.png", draw_curves(list(read_log(self.folder.path / "log.jsonl")), title))
+
+    def outcome(self, weights: Path | None) -> Outcome:
+        """Say what the run leaves behind."""
+        unreadable = self._unreadable()
+        return Outcome(
+            folder=self.folder.path,
+            weights=weights,
+            step=self.state.step,
+            resumed=self.resumed,
+            validation=self.state.validation,
+            learning_rate=self.learning_rate,
+            seconds=self.clock() - self.begun,
+            unreadable=self.folder.add_unreadable(unreadable) if self.world.first else tuple(unreadable),
+            notes=tuple(self.notes),
+        )
+
+
+def _hits(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return hits, hits among the five highest scores, and pictures, (3,) float64."""
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    found = (best == targets[:, None]) & (targets != NO_TARGET)[:, None]
+    counts = torch.stack([found[:, 0].sum(), found.any(1).sum(), (targets != NO_TARGET).sum()])
+    return counts.double()
