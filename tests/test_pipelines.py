@@ -1,4 +1,4 @@
-"""The files in pipelines/: their promises against Tables 11 and 12, and their small twins end to end."""
+"""The files in pipelines/: their promises against the paper's tables, and their small twins end to end."""
 
 import importlib.util
 import json
@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from vggfeat.bundle import make_small_net
 from vggfeat.report.writing import PAPER
 from vggfeat.reproduce import reproduce
+from vggfeat.retrain import retrain, starts_from
+from vggfeat.weights import load_backbone
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
-STEMS = sorted(path.stem for path in FOLDER.glob("*.py"))
+ALL = sorted(path.stem for path in FOLDER.glob("*.py"))
+TRAINED = [stem for stem in ALL if stem.startswith("ilsvrc_")]
+STEMS = [stem for stem in ALL if stem not in TRAINED and stem != "small_backbone"]
 # Together these run every data set, fusion, and both regions.
 SHORT = {"voc2007_de", "voc2012_d", "voc2012_action_image_box", "caltech101_de", "caltech256_d"}
 
@@ -74,3 +79,120 @@ def test_missing_weights_are_asked_for(tmp_path, capsys):
         reproduce(load("voc2007_de").ROW, ["--out", str(tmp_path), "--weights", "one.safetensors"])
     assert ended.value.code == 2
     assert "expected one for each of D, E, found 1" in capsys.readouterr().err
+
+
+# VGG paper: net, S, then Q, top-1 and top-5 error of Table 3, and of Table 4.
+TABLES_3_AND_4 = """
+A      256      256 29.6 10.4
+A-LRN  256      256 29.7 10.5
+B      256      256 28.7 9.9   224,256,288 28.2 9.6
+C      256      256 28.1 9.4   224,256,288 27.7 9.2
+C      384      384 28.1 9.3   352,384,416 27.8 9.2
+C      256:512  384 27.3 8.8   256,384,512 26.3 8.2
+D      256      256 27.0 8.8   224,256,288 26.6 8.6
+D      384      384 26.8 8.7   352,384,416 26.5 8.6
+D      256:512  384 25.6 8.1   256,384,512 24.8 7.5
+E      256      256 27.3 9.0   224,256,288 26.9 8.7
+E      384      384 26.9 8.7   352,384,416 26.7 8.6
+E      256:512  384 25.5 8.0   256,384,512 24.8 7.5
+"""
+LINES = [line.split() for line in TABLES_3_AND_4.strip().splitlines()]
+CHAINS = {"256": ["ilsvrc_a_256"], "384": ["ilsvrc_a_256", "ilsvrc_{}_256"]}
+CHAINS["256:512"] = [*CHAINS["384"], "ilsvrc_{}_384"]
+
+
+def stem_of(net, scale):
+    return f"ilsvrc_{net.lower().replace('-', '_')}_{scale.replace(':', '_')}"
+
+
+def errors(fields):
+    return (tuple(map(int, fields[0].split(","))), float(fields[1]), float(fields[2])) if fields else None
+
+
+def test_there_is_a_file_for_every_trained_row():
+    assert sorted(stem_of(*line[:2]) for line in LINES) == TRAINED
+    assert set(ALL) - set(STEMS) - set(TRAINED) <= {"small_backbone"}
+
+
+@pytest.mark.parametrize("line", LINES, ids=[stem_of(*line[:2]) for line in LINES])
+def test_the_promise_of_a_trained_row_is_the_papers(line):
+    net, scale, stem = *line[:2], stem_of(*line[:2])
+    module = load(stem)
+    row, promise = module.ROW, module.__doc__
+    assert (row.net, row.scale, row.name) == (net, scale, stem)
+    assert (row.single, row.multi) == (errors(line[2:5]), errors(line[5:]))
+    named = "S in [256;512]" if ":" in scale else f"S = {scale}"
+    assert (
+        f"Table 3 of the VGG paper, net {net}, {named}: top-1 error {line[3]} %, top-5 error {line[4]} % at" in promise
+    )
+    assert f"at Q = {line[2]}.\n" in promise
+    if line[5:]:
+        sides = ", ".join(line[5].split(","))
+        assert f"Table 4: top-1 error {line[6]} %, top-5 error {line[7]} % over Q = {sides}.\n" in promise
+    for command in (f"python pipelines/{stem}.py --root ILSVRC", f"python pipelines/{stem}.py --twin"):
+        assert f" {command}\n" in promise
+    if net.startswith("A"):
+        assert "Starts from random weights." in promise
+    else:
+        chain = ", ".join(f"{name.format(net.lower())}.py" for name in CHAINS[scale])
+        assert f"Chain:    {chain}, this one.\n" in promise
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    return tmp_path_factory.mktemp("twins")
+
+
+# Together these go through the whole chain, and have every scale.
+CHAIN = {"ilsvrc_a_lrn_256", "ilsvrc_e_256_512"}
+
+
+@pytest.mark.parametrize("line", [
+    pytest.param(line, id=stem_of(*line[:2]), marks=() if stem_of(*line[:2]) in CHAIN else pytest.mark.long)
+    for line in LINES
+])  # fmt: skip
+def test_the_twin_of_a_trained_row_runs(line, twins, capsys):
+    net, scale = line[:2]
+    told = retrain(load(stem_of(net, scale)).ROW, ["--twin", "--out", str(twins)])
+    out = capsys.readouterr().out
+    assert "not to be compared: rendered pictures" in out
+    assert f"paper {line[3]} %, {line[4]} % (dense at Q = {line[2]}, Table 3)" in out
+    folder, low_high = twins / stem_of(net, scale), [int(side) for side in scale.split(":")]
+    backbone = load_backbone(folder / "weights.safetensors")
+    assert backbone.model.config == net
+    assert told["recipe"]["scale"] == [low_high[0], low_high[-1]]
+    assert told["validation_scale"] == int(line[2])
+    assert f"ours {100 * told['validation']['top1_error']:.1f} %" in out
+    before = starts_from(net, scale)
+    started_from = told["started_from"]
+    if before is None:
+        assert started_from is None
+    else:
+        assert started_from == load_backbone(twins / stem_of(*before) / "weights.safetensors").sha256
+    # Sect. 3.1: 1e-2, and 1e-3 for what starts from the same net.
+    assert told["recipe"]["learning_rate"] == (1e-3 if before and before[0] == net else 1e-2)
+
+
+def test_a_trained_row_asks_for_what_stands_before_it(tmp_path, capsys):
+    for words, said in (
+        (["--out", str(tmp_path)], "--root: expected the place of ILSVRC-2012"),
+        (["--out", str(tmp_path), "--root", "x"], "run pipelines/ilsvrc_d_384.py first, or name the weights with"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            retrain(load("ilsvrc_d_256_512").ROW, words)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_twin_of_the_small_net_runs(tmp_path, capsys):
+    weights = make_small_net(load("small_backbone").NET, ["--twin", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    backbone, trained = load_backbone(weights), load_backbone(tmp_path / "training" / "weights.safetensors")
+    assert backbone.classes == trained.classes
+    assert backbone.mean == trained.mean
+    assert backbone.facts["training"] == trained.facts["training"]
+    assert backbone.facts["rendered"]["pipeline"] == "pipelines/small_backbone.py"
+    assert weights.stat().st_size < 0.6 * (tmp_path / "training" / "weights.safetensors").stat().st_size
+    assert re.search(rf"^{weights}: mean average precision, 11-point [0-9.]+ %$", out, re.MULTILINE)
+    assert re.search(r"^random:A:0:0.03125: mean average precision, 11-point [0-9.]+ %$", out, re.MULTILINE)
+    assert re.search(r"^chance: [0-9.]+ %$", out, re.MULTILINE)

@@ -1,6 +1,10 @@
 """What this machine has: the defaults for device and worker processes."""
 
+import ctypes
 import os
+
+# Options of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
+_KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
 
 
 def default_device() -> str:
@@ -15,3 +19,16 @@ def default_workers() -> int:
     # Not every system says which cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, cores or 1)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, for the next tensors, instead of giving it back to the system.
+
+    Without it, half of the time of training a small net on the CPU goes into page faults. It does so with the GNU C
+    library, and nothing with others.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return
+    for option, value in _KEEPING.items():
+        library.mallopt(option, value)

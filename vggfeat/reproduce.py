@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.steps import run_step
+from vggfeat.cli.steps import must_run
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError
 
@@ -55,11 +55,11 @@ def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
         click.echo(f"vggfeat: {error}", err=True)
         raise SystemExit(2) from None
     if options["twin"]:
-        _vggfeat("data", "synth", row.dataset, "--root", options["root"], "--size", "tiny")
+        must_run("data", "synth", row.dataset, "--root", options["root"], "--size", "tiny")
     files = [_extract(row, number, options) for number in range(len(row.nets))]
     folder = options["out"] / _name(row)
     chosen = [argument for file in files for argument in ("--features", str(file))]
-    _vggfeat("svm", *chosen, "--regions", row.regions, "--out", str(folder))
+    must_run("svm", *chosen, "--regions", row.regions, "--out", str(folder))
     results = json.loads((folder / "results.json").read_text())
     ours = 100 * results["headline"]
     _compare(row, ours, comparable=any(number["same_nets_and_regions"] for number in results["paper"]))
@@ -110,14 +110,8 @@ def _extract(row: PaperRow, number: int, options: dict[str, Any]) -> Path:
     chosen += ["--regions", regions]
     if options["twin"]:
         chosen += ["--scales", TWIN_SCALES]
-    _vggfeat("extract", *chosen)
+    must_run("extract", *chosen)
     return file
-
-
-def _vggfeat(*arguments: object) -> None:
-    code = run_step(*arguments)
-    if code:
-        raise SystemExit(code)
 
 
 def _compare(row: PaperRow, ours: float, *, comparable: bool) -> None:

@@ -27,6 +27,22 @@ class Numbers(click.ParamType):
             self.fail(f"expected numbers separated by commas, found {value!r}", param, ctx)
 
 
+class Scale(click.ParamType):
+    """A side in pixels, or a range of sides."""
+
+    name = "S|LOWEST:HIGHEST"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Give a single side as a range of one."""
+        if isinstance(value, tuple):
+            return value
+        lowest, _, highest = str(value).partition(":")
+        try:
+            return int(lowest), int(highest or lowest)
+        except ValueError:
+            self.fail(f"expected a side in pixels, or lowest:highest, found {value!r}", param, ctx)
+
+
 class Words(click.ParamType):
     """Words separated by commas."""
 

@@ -1,0 +1,257 @@
+"""`vggfeat train`, `data pack` and `bench train` as a user meets them; the training itself is tested elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import get_model_weights
+
+from vggfeat import synthetic
+from vggfeat.benchmarks.training import Speeds, layer_multiply_adds, training_multiply_adds
+from vggfeat.cli import run
+from vggfeat.models import VGG
+from vggfeat.weights import load_backbone, save_weights
+
+SMALL = ["--width", "0.03125", "--batch", "8", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ilsvrc")
+    size = synthetic.Settings(picture_side=64, classes=3, train=8, val=6, test=1)
+    synthetic.write("ilsvrc", root, size=size)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "A"
+    assert run(train(pictures, out, "--steps", 2, "--quiet")) == 0
+    return out
+
+
+def train(root, out, *more, net="A"):
+    return [str(word) for word in ("train", "--data", root, "--net", net, "--out", out, *SMALL, *more)]
+
+
+def lines_of(text):
+    return [line for line in text.splitlines() if not line.startswith(("note:", "train "))]
+
+
+def test_a_run_ends_with_a_summary_that_leads_on(pictures, tmp_path, capsys):
+    out = tmp_path / "with blank"
+    assert run(train(pictures, out, "--steps", 2)) == 0
+    captured = capsys.readouterr()
+    assert "note: 24 pictures to train on, 6 to validate, 3 classes: " in captured.err
+    assert "train A: 2 of 2 steps" in captured.err
+    assert f"{out}: 2 steps, in " in captured.out
+    assert "centre crops of 6 validation pictures, step 2: top-1 error " in captured.out
+    command = captured.out.splitlines()[-1]
+    assert command.startswith("  vggfeat extract ")
+    assert f"--weights '{out / 'weights.safetensors'}'" in command
+    features = ["--dataset", "folder", "--root", pictures / "ILSVRC/Data/CLS-LOC/val", "--scales", 224, "--workers", 0]
+    extract = ["extract", *features, "--weights", out / "weights.safetensors", "--out", tmp_path / "x.h5"]
+    assert run([str(word) for word in extract]) == 0
+    assert "6 of 6 pictures" in capsys.readouterr().out
+
+
+def test_weights_say_where_they_come_from(trained, pictures):
+    backbone = load_backbone(trained / "weights.safetensors")
+    told = backbone.facts["training"]
+    assert backbone.trained
+    assert backbone.classes == tuple(sorted(path.name for path in (pictures / "ILSVRC/Data/CLS-LOC/train").iterdir()))
+    assert told["recipe"]["net"] == "A"
+    assert told["step"] == 2
+    assert told["pictures"] == 24
+    assert told["validation"]["pictures"] == 6
+    assert backbone.mean != (123.68, 116.779, 103.939)
+
+
+def test_the_summary_as_json(pictures, trained, capsys):
+    assert run(train(pictures, trained, "--steps", 2, "--resume", "--json", "--quiet")) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.err == ""
+    assert (told["step"], told["resumed"]) == (2, 2)
+    assert told["weights"] == str(trained / "weights.safetensors")
+    assert 0 <= told["validation"]["top5_error"] <= told["validation"]["top1_error"] <= 1
+
+
+def test_every_option_reaches_the_recipe(pictures, tmp_path):
+    given = {
+        "--batch": 7, "--lr": 0.02, "--initialisation": "normal", "--normal-std": 0.01, "--dropout": 0.25,
+        "--momentum": 0.8, "--weight-decay": 1e-4, "--colour-shift": 0.2, "--drops": 1, "--patience": 2,
+        "--validate-every": 9, "--seed": 5, "--pool": "ceil", "--scale": "230:300",
+    }  # fmt: skip
+    words = [word for pair in given.items() for word in pair]
+    assert run(train(pictures, tmp_path / "x", "--steps", 1, "--full-decode", "--quiet", *words)) == 0
+    recipe = json.loads((tmp_path / "x" / "run.json").read_text())["recipe"]
+    names = {"--lr": "learning_rate"}
+    for option, value in given.items():
+        expected = [230, 300] if option == "--scale" else value
+        assert recipe[names.get(option, option[2:].replace("-", "_"))] == expected, option
+    assert recipe["reduced"] is False
+
+
+def test_deeper_nets_start_from_net_a(pictures, trained, tmp_path):
+    start = trained / "weights.safetensors"
+    assert (
+        run(train(pictures, tmp_path / "B", "--steps", 1, "--lr", 1e-30, "--init-from", start, "--quiet", net="B")) == 0
+    )
+    ours, theirs = load_backbone(tmp_path / "B" / "weights.safetensors"), load_backbone(start)
+    same = {
+        name
+        for name, layer in ours.model.layers.items()
+        if name in theirs.model.layers and torch.equal(layer.weight, theirs.model.layers[name].weight)
+    }
+    # Sect. 3.1, by block: four convolutions and the fully connected layers; at such a learning rate nothing moves.
+    assert same == {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--steps", "1", "--out", "{trained}"], 8, "--resume goes on"),
+        (
+            ["--steps", "9", "--lr", "0.5", "--out", "{trained}", "--resume"],
+            8,
+            "learning_rate: expected 0.5, found 0.01",
+        ),
+        (["--scale", "200"], 2, "scale: expected 224"),
+        (["--scale", "big"], 2, "expected a side in pixels, or lowest:highest, found 'big'"),
+        (["--scale", "512:256"], 2, "scale"),
+        (["--device", "tpu"], 2, "device: expected cpu or a CUDA device"),
+        (["--init-from", "none"], 5, "none: found neither as a file"),
+        (["--init-from", "{narrow}", "--width", "0.0625"], 2, "width: expected 0.0625"),
+        (["--init-from", "{deep}"], 2, "expected weights of net A"),
+        (["--data", "nowhere"], 4, "nowhere: expected a folder"),
+        (["--data", "{empty}"], 4, "found none"),
+        (["--data", "{single}"], 4, "expected at least 2 classes, found only one"),
+        (["--data", "{lopsided}"], 4, "found only in train: b"),
+        (["--out", "{file}/x", "--steps", "1"], 6, "Not a directory"),
+    ],
+)
+def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, trained, tmp_path, monkeypatch, capsys):
+    places = {"{trained}": trained, "{narrow}": trained / "weights.safetensors"}
+    for name in ("empty", "single/one", "lopsided/train/a", "lopsided/train/b", "lopsided/val/a"):
+        (tmp_path / name).mkdir(parents=True)
+        if "/" in name:
+            for number in range(2):
+                (tmp_path / name / f"{number}.jpg").write_bytes(b"never opened")
+    places |= {f"{{{name}}}": tmp_path / name for name in ("empty", "single", "lopsided", "file")}
+    (tmp_path / "file").write_bytes(b"")
+    if "{deep}" in words:
+        places["{deep}"] = tmp_path / "deep.safetensors"
+        save_weights(places["{deep}"], VGG("D", 3, width=1 / 32), mean=(1, 2, 3))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    given = [str(places.get(word, word)).replace("{file}", str(tmp_path / "file")) for word in words]
+    assert run([*train(pictures, tmp_path / "new", "--quiet"), *given]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert len(lines_of(captured.err)) <= (4 if captured.err.startswith("Usage") else 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unreadable_pictures_are_left_out_and_named(pictures, tmp_path, capsys):
+    root = tmp_path / "own"
+    for number, picture in enumerate(sorted(pictures.rglob("train/*/*.JPEG"))):
+        target = root / ("ab"[number % 2]) / picture.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(picture.read_bytes() if number else b"no picture")
+    assert run(train(root, tmp_path / "x", "--steps", 3)) == 0
+    captured = capsys.readouterr()
+    assert "left out: a/" in captured.out
+    assert "unrecognised" in captured.out
+    listed = [json.loads(line) for line in (tmp_path / "x" / "unreadable.jsonl").read_text().splitlines()]
+    assert [line["path"].partition("/")[0] for line in listed] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
+def test_signals_save_first_and_the_run_goes_on(pictures, tmp_path, number, code):
+    words = train(pictures, tmp_path / "x", "--log-every", 1)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "vggfeat", *words, "--steps", "100000"], stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "x" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.read_bytes().count(b'"train"') >= 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(number)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == code
+    assert "the newest checkpoint is kept, and the same command with --resume goes on from there" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "x" / "weights.safetensors").exists()
+    (newest,) = (tmp_path / "x" / "checkpoints").glob("*.safetensors")
+    step = int(newest.stem.partition("-")[2])
+    assert step >= 2
+    assert run([*words, "--steps", str(step + 1), "--resume", "--quiet"]) == 0
+    assert load_backbone(tmp_path / "x" / "weights.safetensors").facts["training"]["step"] == step + 1
+
+
+@pytest.mark.long
+def test_under_torchrun_one_process_speaks(pictures, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = train(pictures, tmp_path / "x", "--steps", 2)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "-m", "vggfeat", *words], capture_output=True, text=True, timeout=120, check=False, env=environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": 2 steps, in ") == 1
+    assert done.stderr.count("pictures to train on") == 1
+    told = load_backbone(tmp_path / "x" / "weights.safetensors").facts["training"]
+    assert told["validation"]["pictures"] == 6
+
+
+def test_a_packed_copy_is_trained_on_like_the_original(pictures, tmp_path, capsys):
+    words = ["data", "pack", "--root", pictures, "--out", tmp_path / "pack", "--side", 48, "--workers", 0, "--quiet"]
+    assert run([str(word) for word in words]) == 0
+    assert f"{tmp_path / 'pack'}: 30 pictures, " in capsys.readouterr().out
+    assert run(train(tmp_path / "pack", tmp_path / "x", "--steps", 1)) == 0
+    assert (
+        "24 pictures to train on, 6 to validate, 3 classes: packed, smallest side at most 48" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("config", "name"), [("A", "vgg11"), ("B", "vgg13"), ("D", "vgg16"), ("E", "vgg19")])
+def test_multiply_adds_are_those_that_torchvision_publishes(config, name):
+    with torch.device("meta"):
+        model = VGG(config)
+    published = get_model_weights(name).IMAGENET1K_V1.meta["_ops"]  # in 10^9, to three digits after the point
+    layers = layer_multiply_adds(model, 224)
+    assert sum(layers.values()) / 1e9 == pytest.approx(published, abs=6e-4)
+    assert layers["conv1_1"] == 224 * 224 * 64 * 27
+    assert training_multiply_adds(model, 224) == 3 * sum(layers.values()) - 224 * 224 * 64 * 27
+
+
+def test_the_share_of_the_matrix_rate_by_hand():
+    speeds = Speeds(
+        device="d", precision="fp32", micro_batch=1, decoding=80.0, loading=50.0, step=20.0, both=19.0, waiting=0.0,
+        picture_multiply_adds=3_000, matrix_multiply_adds=120_000.0,
+    )  # fmt: skip
+    assert speeds.share == pytest.approx(0.5)
+    assert speeds.bottleneck == "step"
+
+
+def test_bench_train_measures_and_names_what_holds_training_up(pictures, capsys):
+    words = ["bench", "train", "--data", pictures, "--net", "A", *SMALL, "--seconds", 0.1]
+    assert run([str(word) for word in [*words, "--json"]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert all(told[name] > 0 for name in ("decoding", "loading", "step", "both", "matrix_multiply_adds"))
+    assert told["bottleneck"] == ("loading" if told["loading"] < told["step"] else "step")
+    assert 0 <= told["waiting"] <= 1
+    assert told["pictures"] == 24
+    assert run([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    for words in ("decoding alone", "loading alone", "step alone", "both", "% of the matrix rate", "held up by: "):
+        assert words in shown

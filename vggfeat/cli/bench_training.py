@@ -1,0 +1,111 @@
+"""`vggfeat bench train`: what holds training up."""
+
+import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vggfeat.cli.types import Scale
+
+if TYPE_CHECKING:
+    from vggfeat.benchmarks.training import Speeds
+    from vggfeat.samples import LabelledPictures
+
+CLASSES = 8
+
+
+@click.command("train")
+@click.option("--data", "root", type=click.Path(path_type=Path), metavar="ROOT",
+              help="Training pictures, as for `vggfeat train`. [rendered ones of 500 pixels]")  # fmt: skip
+@click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
+@click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+              help="Factor on the channels of the net.")  # fmt: skip
+@click.option("--scale", type=Scale(), default="256", show_default=True, help="S, smallest picture side.")
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Pictures in a step.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the net.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Pictures in one pass. [what fits]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--pictures", type=click.IntRange(2 * CLASSES), default=512, show_default=True,
+              help="How many to render.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Of each measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def bench_training(
+    root: Path | None,
+    net: str,
+    width: float,
+    scale: tuple[int, int],
+    batch: int,
+    device: str | None,
+    precision: str | None,
+    compiled: bool,
+    micro_batch: int | None,
+    workers: int | None,
+    pictures: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure pictures per second of decoding, of the step of SGD, and of both together, on one device.
+
+    Whichever of the first two is slower alone is what holds training up. The step is also set against the product of
+    two large matrices, which is what the device can do.
+
+    \b
+    Example:
+      vggfeat bench train --net D --data ILSVRC
+    """
+    from vggfeat.benchmarks.training import measure
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.devices import default_device, default_workers
+    from vggfeat.training.settings import Recipe, RunSettings
+
+    recipe = Recipe(net=net, width=width, scale=scale, batch=batch)
+    run = RunSettings(
+        device=device or default_device(),
+        workers=default_workers() if workers is None else workers,
+        precision=precision,  # type: ignore[arg-type]
+        micro_batch=micro_batch,
+        compile=compiled,
+    )
+    with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as place:
+        data = _rendered(Path(place), pictures) if root is None else ilsvrc.read(root).train
+        speeds = measure(data, recipe, run, seconds=seconds, progress=lambda name: click.echo(f"{name} ...", err=True))
+    if as_json:
+        about = {"recipe": recipe.describe(), "workers": run.workers, "compile": compiled, "pictures": len(data)}
+        click.echo(json.dumps(about | speeds.describe(), indent=2))
+        return
+    click.echo(f"net {net}, width {width:g}, batch {batch}, {run.workers} workers; {speeds.device}, {speeds.precision}")
+    for line in _lines(speeds):
+        click.echo(line)
+
+
+def _rendered(place: Path, pictures: int) -> "LabelledPictures":
+    """Render pictures of the sizes that ILSVRC-2012 has on average."""
+    from vggfeat import synthetic
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.devices import default_workers
+
+    click.echo(f"rendering {pictures} pictures ...", err=True)
+    size = synthetic.Settings(picture_side=500, classes=CLASSES, train=-(-pictures // CLASSES), val=CLASSES)
+    synthetic.write("ilsvrc", place, size=size, workers=default_workers())
+    return ilsvrc.read(place).train
+
+
+def _lines(speeds: "Speeds") -> list[str]:
+    rows = [
+        ("decoding alone", speeds.decoding, "files to pixels"),
+        ("loading alone", speeds.loading, "files to batches on the device"),
+        ("step alone", speeds.step, f"{speeds.micro_batch} at a time, {100 * speeds.share:.0f} % of the matrix rate"),
+        ("both", speeds.both, f"{100 * speeds.waiting:.0f} % of the time spent waiting for pictures"),
+    ]
+    lines = [f"  {name:15} {rate:9.1f} pictures/s  {note}" for name, rate, note in rows]
+    return [
+        *lines,
+        f"  {'matrix product':15} {speeds.matrix_multiply_adds / 1e9:9.1f} G multiply-adds/s; "
+        f"a picture in training takes {speeds.picture_multiply_adds / 1e9:.1f} G",
+        f"held up by: {speeds.bottleneck}",
+    ]

@@ -1,0 +1,156 @@
+"""`vggfeat train`: labelled pictures in, a net out."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.steps import leads
+from vggfeat.cli.types import Scale
+
+if TYPE_CHECKING:
+    from vggfeat.training.state import Outcome
+
+SHOWN_FAILURES = 5
+RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std", "dropout", "momentum",
+          "weight_decay", "colour_shift", "drops", "patience", "validate_every")  # fmt: skip
+RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
+
+
+@click.command()
+@click.option("--data", "root", type=click.Path(path_type=Path), required=True, metavar="ROOT",
+              help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
+@click.option(
+    "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
+)
+@click.option("--scale", type=Scale(), default="256", show_default=True,
+              help="S, smallest picture side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
+@click.option("--init-from", metavar="FILE|NAME", help="Weights to start from: of net A, or of this net. [random]")
+@click.option("--width", type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
+@click.option("--pool", type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
+@click.option("--batch", type=click.IntRange(1), help="Pictures in a step, over all processes. [256]")
+@click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
+@click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0),
+              help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
+@click.option("--initialisation", type=click.Choice(["glorot", "normal", "he"]), help="Of random layers. [glorot]")
+@click.option("--normal-std", type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
+@click.option("--dropout", type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
+@click.option("--momentum", type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
+@click.option("--weight-decay", type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
+@click.option("--colour-shift", type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
+@click.option("--full-decode", is_flag=True, help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
+@click.option("--drops", type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
+@click.option("--patience", type=click.IntRange(1), help="Validations without a gain before that. [5]")
+@click.option("--validate-every", type=click.IntRange(1), metavar="STEPS", help="Steps between validations. [an epoch]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is random.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the net: slow to start, then faster on a GPU.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Pictures in one pass: bounds the memory. [what fits]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]")
+@click.option("--log-every", type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train(
+    root: Path,
+    net: str,
+    scale: tuple[int, int],
+    out: Path,
+    resume: bool,
+    init_from: str | None,
+    full_decode: bool,
+    seed: int,
+    device: str | None,
+    compiled: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Train a net by the recipe of the VGG paper, Sect. 3.1; every default is the paper's, or says why it is not.
+
+    DIR receives the settings, a log, the last two checkpoints, curves, and weights.safetensors, which `extract`
+    takes. A run that was stopped goes on with --resume and ends with the same weights. Several GPUs or machines: give
+    the same command to torchrun; --batch stays the batch of all processes together.
+
+    \b
+    Examples:
+      vggfeat train --data ILSVRC --net A --scale 256 --out nets/A-256
+      vggfeat train --data ILSVRC --net D --scale 256 --init-from nets/A-256/weights.safetensors --out nets/D-256
+      vggfeat train --data holiday/ --net A --width 0.25 --batch 64 --steps 5000 --out nets/holiday
+      torchrun --nproc-per-node 4 -m vggfeat train --data ILSVRC --net A --scale 256 --out nets/A-256
+
+    \b
+    Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.devices import default_device, default_workers, keep_freed_memory
+    from vggfeat.training.loop import train as run_training
+    from vggfeat.training.settings import RunSettings, recipe_for
+    from vggfeat.training.state import Hooks
+    from vggfeat.training.stopping import signals_as_flag
+    from vggfeat.weights import load_backbone
+
+    started_from = load_backbone(init_from) if init_from else None
+    recipe = recipe_for(net, scale, started_from, seed=seed, reduced=not full_decode, **_given(chosen, RECIPE))
+    run = RunSettings(
+        device=device or default_device(),
+        workers=default_workers() if workers is None else workers,
+        compile=compiled,
+        **_given(chosen, RUN),
+    )
+    if run.device == "cpu":
+        keep_freed_memory()
+    data = ilsvrc.read(root)
+    say = _say if leads() and not quiet else _hush
+    counts = f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.classes)} classes"
+    say(f"{counts}: {data.layout}")
+    with Progress(f"train {net}", "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
+        hooks = Hooks(progress=bar.update, say=say, stop=stop)
+        outcome = run_training(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
+    if leads():
+        show_outcome(outcome, as_json)
+
+
+def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
+    """Print what a run has left behind."""
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
+        return
+    from vggfeat.cli.progress import duration
+
+    resumed = f", {outcome.resumed} of them by earlier runs" if outcome.resumed else ""
+    click.echo(f"{outcome.folder}: {outcome.step} steps{resumed}, in {duration(outcome.seconds)}")
+    for note in outcome.notes:
+        click.echo(f"note: {note}")
+    for path, reason in outcome.unreadable[:SHOWN_FAILURES]:
+        click.echo(f"left out: {path}: {reason}")
+    if len(outcome.unreadable) > SHOWN_FAILURES:
+        click.echo(f"left out: {len(outcome.unreadable) - SHOWN_FAILURES} more; all: {outcome.folder}/unreadable.jsonl")
+    found = outcome.validation
+    if found is not None:
+        errors = f"top-1 error {100 * found.top1_error:.1f} %, top-5 error {100 * found.top5_error:.1f} %"
+        click.echo(f"centre crops of {found.pictures} validation pictures, step {found.step}: {errors}")
+    if outcome.weights is not None:
+        click.echo(f"weights: {outcome.weights}; to use them:")
+        click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")
+
+
+def _given(chosen: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: chosen[name] for name in names if chosen[name] is not None}
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"note: {sentence}", err=True)
+
+
+def _hush(sentence: str) -> None:
+    pass
