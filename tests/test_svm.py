@@ -9,11 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from vggfeat import svm
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import LinearModel, SvmSettings, fit_one_vs_rest, fittable_classes, scores_over_C
+from vggfeat.svm import (
+    LinearModel,
+    SvmSettings,
+    certificate,
+    fit_one_vs_rest,
+    fittable_classes,
+    liblinear,
+    scores_over_C,
+)
 
-TIGHT = SvmSettings(tolerance=1e-9, max_iterations=100_000, jobs=1)
+TIGHT = SvmSettings(tolerance=1e-13)
+PEER = SvmSettings(solver="liblinear", liblinear_tolerance=1e-9, max_iterations=100_000, jobs=1)
+both_solvers = pytest.mark.parametrize("exact", [TIGHT, PEER], ids=["newton", "liblinear"])
 
 
 def table(n=40, length=6, num_classes=3, seed=0):
@@ -32,11 +41,12 @@ def table(n=40, length=6, num_classes=3, seed=0):
 
 @pytest.mark.parametrize("cost", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("length", [1, 7])
-def test_two_opposite_points_as_solved_on_paper(cost, length):
+@both_solvers
+def test_two_opposite_points_as_solved_on_paper(cost, length, exact):
     # 0.5 w^2 + 2 C (1 - w)^2 is least at w = 4 C / (1 + 4 C); by symmetry the intercept is 0.
     x = np.zeros((2, length))
     x[:, 0] = 1, -1
-    model = fit_one_vs_rest(x, [[1], [-1]], cost, TIGHT)
+    model = fit_one_vs_rest(x, [[1], [-1]], cost, exact)
     np.testing.assert_allclose(model.coef, [[4 * cost / (1 + 4 * cost)] + [0] * (length - 1)], atol=1e-6)
     np.testing.assert_allclose(model.intercept, [0], atol=1e-6)
     np.testing.assert_allclose(model.scores(x), [[model.coef[0, 0]], [-model.coef[0, 0]]], atol=1e-6)
@@ -59,13 +69,16 @@ def gradient(model, k, x, signs, cost, scaling, weights):
     cost=st.sampled_from([1e-3, 0.1, 1.0, 10.0]),
     scaling=st.sampled_from([0.5, 1.0, 4.0]),
     balanced=st.booleans(),
+    solver=st.sampled_from(["newton", "liblinear"]),
 )
-def test_the_result_is_a_minimum_of_the_stated_objective(seed, n, length, cost, scaling, balanced):
+def test_the_result_is_a_minimum_of_the_stated_objective(seed, n, length, cost, scaling, balanced, solver):
     x, labels = table(n, length, 2, seed)
     labels = np.where(np.random.default_rng(seed).random(labels.shape) < 0.2, 0, labels)
     labels[:2] = [[1, 1], [-1, -1]]
     chosen = SvmSettings(
-        tolerance=1e-8,
+        solver=solver,
+        tolerance=1e-13,
+        liblinear_tolerance=1e-8,
         max_iterations=100_000,
         intercept_scaling=scaling,
         class_weight="balanced" if balanced else "none",
@@ -84,11 +97,12 @@ def test_the_result_is_a_minimum_of_the_stated_objective(seed, n, length, cost, 
 
 
 @pytest.mark.parametrize(("n", "length"), [(60, 8), (30, 200)])
-def test_equals_linear_svc_on_the_rows_that_take_part(n, length):
+@both_solvers
+def test_equals_linear_svc_on_the_rows_that_take_part(n, length, exact):
     x, labels = table(n, length)
     labels[5:15, 0] = 0
     labels[20:25, 2] = 0
-    model = fit_one_vs_rest(x, labels, [0.5, 2.0, 8.0], TIGHT)
+    model = fit_one_vs_rest(x, labels, [0.5, 2.0, 8.0], exact)
     for k, cost in enumerate((0.5, 2.0, 8.0)):
         part = labels[:, k] != 0
         peer = LinearSVC(C=cost, dual=True, tol=1e-9, max_iter=100_000, random_state=0)
@@ -99,66 +113,74 @@ def test_equals_linear_svc_on_the_rows_that_take_part(n, length):
     assert model.converged.all()
 
 
-def test_rows_left_out_of_a_class_dont_touch_it():
+@both_solvers
+def test_rows_left_out_of_a_class_dont_touch_it(exact):
     x, labels = table()
     labels[7, 1] = 0
-    first = fit_one_vs_rest(x, labels, 1.0, TIGHT)
+    first = fit_one_vs_rest(x, labels, 1.0, exact)
     moved = x.copy()
     moved[7] = -10 * labels[7, 0] * first.coef[0]  # far on the wrong side of class 0
-    second = fit_one_vs_rest(moved, labels, 1.0, TIGHT)
-    np.testing.assert_allclose(first.coef[1], second.coef[1], atol=1e-12)
+    second = fit_one_vs_rest(moved, labels, 1.0, exact)
+    np.testing.assert_allclose(first.coef[1], second.coef[1], atol=1e-10)
     assert np.abs(first.coef[0] - second.coef[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equal_and_zero_rows_in_many_dimensions(seed):
+@both_solvers
+def test_equal_and_zero_rows_in_many_dimensions(seed, exact):
     # The rows span fewer dimensions than there are rows.
     x, labels = table(12, 50, seed=seed)
     x = np.concatenate([x, x[:6], np.zeros((3, 50), dtype=np.float32)])
     labels = np.concatenate([labels, labels[:6], labels[:3]])
-    model = fit_one_vs_rest(x, labels, 4.0, TIGHT)
+    model = fit_one_vs_rest(x, labels, 4.0, exact)
     peer = LinearSVC(C=4.0, dual=True, tol=1e-9, max_iter=100_000, random_state=0).fit(x.astype(float), labels[:, 0])
     np.testing.assert_allclose(model.coef[0], peer.coef_[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "length"), [(40, 6), (20, 90)])
-def test_a_sweep_is_a_fit_for_every_value_of_c(n, length):
+@both_solvers
+def test_a_sweep_is_a_fit_for_every_value_of_c(n, length, exact):
     x, labels = table(n, length)
     other, _ = table(15, length, seed=9)
-    sweep = scores_over_C(x, labels, other, [0.1, 1, 10], TIGHT)
+    sweep = scores_over_C(x, labels, other, [0.1, 10, 1], exact)
     assert sweep.scores.shape == (3, 3, 15)
-    assert sweep.converged.shape == (3, 3)
-    for g, cost in enumerate((0.1, 1, 10)):
-        expected = fit_one_vs_rest(x, labels, cost, TIGHT).scores(other)
-        np.testing.assert_allclose(sweep.scores[g].T, expected, atol=1e-9)
+    assert sweep.converged.shape == sweep.gap.shape == (3, 3)
+    for g, cost in enumerate((0.1, 10, 1)):
+        expected = fit_one_vs_rest(x, labels, cost, exact)
+        np.testing.assert_allclose(sweep.scores[g].T, expected.scores(other), atol=1e-5)
+        np.testing.assert_array_equal(sweep.converged[g], expected.converged)
 
 
 def test_large_tables_are_scored_in_pieces(monkeypatch):
     x, labels = table()
     model = fit_one_vs_rest(x, labels, 1.0, TIGHT)
     whole = model.scores(x)
-    monkeypatch.setattr(svm, "_CHUNK_BYTES", 8 * 6 * 7)
+    monkeypatch.setattr(certificate, "_CHUNK_BYTES", 8 * 6 * 7)
     np.testing.assert_allclose(model.scores(x), whole, rtol=1e-12)
 
 
 # --- convergence
 
 
-def test_giving_up_is_recorded_without_a_warning():
+@pytest.mark.parametrize("solver", ["newton", "liblinear"])
+def test_giving_up_is_recorded_without_a_warning(solver):
     x, labels = table(200, 20)
+    hard = SvmSettings(tolerance=1e-300, liblinear_tolerance=1e-12, max_iterations=2, solver=solver, jobs=1)
+    easy = SvmSettings(solver=solver, jobs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sweep = scores_over_C(x, labels, x, [1e-6, 1e3], SvmSettings(tolerance=1e-12, max_iterations=2, jobs=1))
-        model = fit_one_vs_rest(x, labels, 1e3, SvmSettings(tolerance=1e-12, max_iterations=2, jobs=1))
+        sweep = scores_over_C(x, labels, x, [1e-6, 1e3], hard)
+        model = fit_one_vs_rest(x, labels, 1e3, hard)
     assert not sweep.converged[1].any()
     assert not model.converged.any()
-    assert fit_one_vs_rest(x, labels, 1e-6, SvmSettings(jobs=1)).converged.all()
+    assert np.isfinite(sweep.gap).all()
+    assert fit_one_vs_rest(x, labels, 1e-6, easy).converged.all()
 
 
-def test_the_primal_solver_helps_where_the_dual_one_stalls():
+def test_the_primal_solver_of_liblinear_helps_where_its_dual_one_stalls():
     x, labels = table(200, 20)
     labels[::10] *= -1  # not separable
-    chosen = SvmSettings(max_iterations=60, jobs=1)
+    chosen = SvmSettings(solver="liblinear", max_iterations=60, jobs=1)
     with pytest.warns(UserWarning, match="failed to converge"):
         LinearSVC(C=1e5, dual=True, max_iter=60, random_state=0).fit(x.astype(float), labels[:, 0])
     model = fit_one_vs_rest(x, labels, 1e5, chosen)
@@ -167,33 +189,38 @@ def test_the_primal_solver_helps_where_the_dual_one_stalls():
     assert max(np.abs(by_coef).max(), abs(by_intercept)) < 0.02 * pull
 
 
-# --- workers
+# --- workers of LIBLINEAR
 
 
 def test_workers_change_no_digit(monkeypatch):
     x, labels = table(30, 50)
-    alone = scores_over_C(x, labels, x, [0.1, 10], SvmSettings(jobs=1))
-    monkeypatch.setattr(svm, "_PARALLEL_FROM", 0)
+    alone = scores_over_C(x, labels, x, [0.1, 10], SvmSettings(solver="liblinear", jobs=1))
+    monkeypatch.setattr(liblinear, "_PARALLEL_FROM", 0)
     seen = []
-    shared = scores_over_C(x, labels, x, [0.1, 10], SvmSettings(jobs=2), progress=lambda *step: seen.append(step))
+    two = SvmSettings(solver="liblinear", jobs=2)
+    shared = scores_over_C(x, labels, x, [0.1, 10], two, progress=lambda *step: seen.append(step))
     np.testing.assert_array_equal(alone.scores, shared.scores)
+    np.testing.assert_array_equal(alone.gap, shared.gap)
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
 @pytest.mark.filterwarnings("ignore:A worker stopped")
 def test_a_worker_that_dies_is_reported(monkeypatch):
     x, labels = table()
-    monkeypatch.setattr(svm, "_PARALLEL_FROM", 0)
-    monkeypatch.setattr(svm, "_solve", lambda *_: os._exit(9))
+    monkeypatch.setattr(liblinear, "_PARALLEL_FROM", 0)
+    monkeypatch.setattr(liblinear, "_solve", lambda *_: os._exit(9))
     with pytest.raises(FitError, match=r"2 worker processes to stay alive.*fewer jobs"):
-        fit_one_vs_rest(x, labels, 1.0, SvmSettings(jobs=2))
+        fit_one_vs_rest(x, labels, 1.0, SvmSettings(solver="liblinear", jobs=2))
 
 
 def test_progress_counts_problems():
     x, labels = table()
     seen = []
-    fit_one_vs_rest(x, labels, 1.0, TIGHT, progress=lambda *step: seen.append(step))
+    fit_one_vs_rest(x, labels, 1.0, PEER, progress=lambda *step: seen.append(step))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen.clear()
+    scores_over_C(x, labels, x, [1, 2], TIGHT, progress=lambda *step: seen.append(step))
+    assert seen == [(3, 6), (6, 6)]
 
 
 # --- refusals
@@ -229,7 +256,9 @@ def test_lengths_must_match():
     x, labels = table()
     with pytest.raises(FitError, match="held out: expected length 6, found 5"):
         scores_over_C(x, labels, x[:, :5], [1.0])
-    model = LinearModel(coef=np.ones((2, 6)), intercept=np.zeros(2), C=np.ones(2), converged=np.ones(2, dtype=bool))
+    model = LinearModel(
+        coef=np.ones((2, 6)), intercept=np.zeros(2), C=np.ones(2), converged=np.ones(2, dtype=bool), gap=np.zeros(2)
+    )
     with pytest.raises(FitError, match="to score: expected length 6, found 5"):
         model.scores(x[:, :5])
     with pytest.raises(FitError, match="3 class names, found 1"):
@@ -248,7 +277,9 @@ def test_values_of_c_are_checked(cost):
     [
         ({"loss": "hinge"}, "loss: expected one of squared_hinge, found 'hinge'"),
         ({"class_weight": None}, "class_weight: expected one of none, balanced, found None"),
-        ({"solver": "libsvm"}, "solver: expected one of liblinear"),
+        ({"solver": "libsvm"}, "solver: expected one of newton, liblinear"),
+        ({"device": "cpu", "solver": "liblinear"}, "device: expected none"),
+        ({"liblinear_tolerance": 0}, "liblinear_tolerance: expected a number above 0"),
         ({"tolerance": 0}, "tolerance: expected a number above 0"),
         ({"intercept_scaling": -1}, "intercept_scaling"),
         ({"max_iterations": 0}, "max_iterations"),

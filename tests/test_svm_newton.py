@@ -1,0 +1,236 @@
+"""The Newton solver against non-negative least squares, on easy and on ill-natured data; its batches and its memory."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from svm_reference import objective, reference
+
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.svm import Part, SharedRows, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
+
+KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
+EXACT = SvmSettings(tolerance=1e-12)
+on_torch = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
+
+
+def data(kind, n, length, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, length))
+    signs = np.where(rng.random(n) < rng.choice([0.5, 0.1]), 1, -1)
+    if "separable" in kind:
+        signs = np.where(x @ rng.standard_normal(length) > 0, 1, -1)
+    if kind == "nearly separable":
+        x[:, 0] += 1e-3 * signs
+        signs[rng.integers(n)] *= -1
+    if kind == "badly scaled":
+        x *= 10.0 ** rng.uniform(-3, 3, length)
+    if kind == "duplicated":  # with labels that contradict each other
+        x = x[rng.integers(0, max(1, n // 3), n)]
+    if kind == "constant columns":
+        x[:, ::2] = rng.choice([0.0, 1.0, -3.0])
+    if kind == "zero rows":
+        x[rng.random(n) < 0.5] = 0
+    signs[0], signs[1] = 1, -1
+    return x, signs
+
+
+def features(n, length, classes, seed=0):
+    """Make rows like those of a net: not negative, correlated, of length 1; a tenth of each class is positive."""
+    rng = np.random.default_rng(seed)
+    latent = rng.standard_normal((n, 30)) / np.sqrt(1 + np.arange(30))
+    x = np.maximum(latent @ rng.standard_normal((30, length)) + 0.3 * rng.standard_normal((n, length)) - 0.5, 0)
+    towards = latent @ rng.standard_normal((30, classes)) + 0.3 * rng.standard_normal((n, classes))
+    labels = np.where(towards > np.quantile(towards, 0.9, axis=0), 1, -1)
+    return (x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-6)).astype(np.float32), labels
+
+
+# --- the optimum
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(2, 60),
+    length=st.integers(1, 80),
+    power=st.integers(-6, 6),
+    scaling=st.sampled_from([1.0, 0.1, 10.0]),
+    one_positive=st.booleans(),
+    balanced=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_the_objective_is_that_of_the_optimum(kind, n, length, power, scaling, one_positive, balanced, seed):
+    x, signs = data(kind, n, length, seed)
+    if one_positive:
+        signs[1:] = -1
+    ignored = np.random.default_rng(seed).random(n) < 0.1
+    ignored[:2] = False
+    labels = np.where(ignored, 0, signs)
+    bounds = np.where(ignored, 0, 2 * 10.0**power)
+    if balanced:
+        for sign in (1, -1):
+            bounds[labels == sign] *= (~ignored).sum() / 2 / (labels == sign).sum()
+    chosen = SvmSettings(intercept_scaling=scaling, class_weight="balanced" if balanced else "none")
+    model = fit_one_vs_rest(x, labels[:, None], 10.0**power, chosen)
+    coef, intercept, lowest = reference(x, signs, bounds, scaling)
+    mine = objective(x, signs, bounds, model.coef[0], model.intercept[0], scaling)
+    best = objective(x, signs, bounds, coef, intercept, scaling)
+    assert mine <= best * (1 + 1e-4)
+    # The lower bound is rounded, too, where numbers are large.
+    excess = (mine - max(lowest, 0)) / mine
+    assert model.gap[0] >= excess - 1e-9
+    assert model.converged[0] == (model.gap[0] <= 1e-6)
+    if power <= 4 and kind != "badly scaled":
+        assert model.converged[0]
+    if model.converged[0] and best - lowest <= 1e-9 * best:
+        # Strong convexity: the weights differ by less than the root of twice the excess.
+        reach = np.sqrt(2 * 1.1e-6 * mine) * np.sqrt((x**2).sum(axis=1) + scaling**2)
+        assert (np.abs(x @ (model.coef[0] - coef) + model.intercept[0] - intercept) <= reach + 1e-9).all()
+        scores = x @ coef + intercept
+        clear = np.abs(scores) > reach
+        np.testing.assert_array_equal((model.scores(x)[:, 0] > 0)[clear], (scores > 0)[clear])
+
+
+@pytest.mark.parametrize(("n", "length"), [(400, 600), (400, 50), (700, 40)])
+@on_torch
+def test_features_like_those_of_a_net(n, length, device):
+    x, labels = features(n, length, 3)
+    for cost in (1e-6, 0.1, 10.0, 1e3, 1e6):
+        model = fit_one_vs_rest(x, labels, cost, SvmSettings(device=device))
+        assert model.converged.all()
+        for k in range(3):
+            _, _, lowest = reference(x, labels[:, k], np.full(n, 2 * cost))
+            mine = objective(x.astype(float), labels[:, k], 2 * cost, model.coef[k], model.intercept[k])
+            assert mine <= lowest * (1 + 2e-6)
+
+
+@pytest.mark.parametrize("patience", [(1, 2), (30, 300)])
+@pytest.mark.parametrize("length", [40, 900])
+def test_every_way_to_a_direction_ends_at_the_optimum(length, patience, monkeypatch):
+    # Conjugate gradients only, in float32 and then, as Cholesky is too dear, in float64; and both mixed with Cholesky.
+    x, labels = features(300, length, 2)
+    expected = [reference(x, labels[:, k], np.full(300, 200.0))[2] for k in range(2)]
+    monkeypatch.setattr(directions, "_FEW", 0)
+    monkeypatch.setattr(directions, "_CHEAP", 0)
+    monkeypatch.setattr(directions, "_PATIENCE", patience)
+    for dear in (0, 1000):
+        monkeypatch.setattr(directions, "_DEAR", dear)
+        model = fit_one_vs_rest(x, labels, 100.0)
+        assert model.converged.all()
+        for k in range(2):
+            mine = objective(x.astype(float), labels[:, k], 200.0, model.coef[k], model.intercept[k])
+            assert mine == pytest.approx(expected[k], rel=2e-6)
+
+
+def test_a_wrong_solution_has_a_gap():
+    x, labels = features(100, 20, 1)
+    stopped = fit_one_vs_rest(x, labels, 100.0, SvmSettings(max_iterations=1))
+    assert not stopped.converged[0]
+    _, _, lowest = reference(x, labels[:, 0], np.full(100, 200.0))
+    mine = objective(x.astype(float), labels[:, 0], 200.0, stopped.coef[0], stopped.intercept[0])
+    assert stopped.gap[0] >= (mine - lowest) / mine > 1e-5
+
+
+# --- many problems at once
+
+
+@on_torch
+@pytest.mark.parametrize("length", [20, 120])
+def test_company_changes_nothing(length, device, monkeypatch):
+    # Other classes, values of C, folds, and the size of batches.
+    x, labels = features(90, length, 4)
+    exact = SvmSettings(tolerance=1e-12, device=device)
+    grid, fold = (0.01, 1.0, 100.0), np.arange(90) % 3
+    parts = [
+        Part(rows=np.flatnonzero(fold != f), labels=labels[fold != f], held_out=np.flatnonzero(fold == f))
+        for f in range(3)
+    ]
+    together = SharedRows(x, exact).sweep(parts, grid)
+    monkeypatch.setattr(batches, "_BATCH_BYTES", 1)
+    apart = SharedRows(x, exact).sweep(parts, grid)
+    for part, first, second in zip(parts, together, apart, strict=True):
+        np.testing.assert_allclose(first.scores, second.scores, atol=2e-5)
+        for k in range(4):
+            alone = scores_over_C(x[part.rows], part.labels[:, [k]], x[part.held_out], grid[1:2], EXACT)
+            np.testing.assert_allclose(first.scores[1, k], alone.scores[0, 0], atol=2e-5)
+
+
+def test_parts_of_different_rows_and_classes():
+    x, labels = features(120, 200, 3)
+    first = Part(rows=np.arange(40), labels=labels[:40], held_out=np.arange(100, 120))
+    second = Part(rows=np.arange(99, 39, -1), labels=labels[99:39:-1, :2], held_out=np.arange(5))
+    shared = SharedRows(x, EXACT)
+    for part, sweep in zip((first, second), shared.sweep([first, second], [1.0, 10.0]), strict=True):
+        assert sweep.scores.shape == (2, part.labels.shape[1], len(part.held_out))
+        alone = scores_over_C(x[part.rows], part.labels, x[part.held_out], [1.0, 10.0], EXACT)
+        np.testing.assert_allclose(sweep.scores, alone.scores, atol=2e-5)
+    assert shared.sweep([], [1.0]) == []
+
+
+@pytest.mark.parametrize("kept", [1 << 30, 1])
+def test_a_table_remembers_inner_products_and_nothing_else(kept, monkeypatch):
+    monkeypatch.setattr(gram, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(gram, "_CHUNK_BYTES", 8 * 100 * 70)
+    x, labels = features(100, 200, 2)
+    shared = SharedRows(x, EXACT)
+    for rows in (np.arange(60), np.arange(40, 90), np.arange(100)[::-1], np.arange(10, 50)):
+        model = shared.fit(rows, labels[rows], [1.0, 4.0])
+        alone = fit_one_vs_rest(x[rows], labels[rows], [1.0, 4.0], EXACT)
+        np.testing.assert_allclose(model.coef, alone.coef, atol=2e-5)
+        np.testing.assert_allclose(model.intercept, alone.intercept, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [5, 60])
+def test_weights_are_repeated_rows(length):
+    x, labels = features(50, length, 2)
+    times = np.random.default_rng(0).integers(1, 4, 50)
+    weighted = SharedRows(x, EXACT).fit(np.arange(50), labels, 2.0, weights=times)
+    repeated = fit_one_vs_rest(np.repeat(x, times, axis=0), np.repeat(labels, times, axis=0), 2.0, EXACT)
+    np.testing.assert_allclose(weighted.coef, repeated.coef, atol=2e-5)
+
+
+def test_a_class_without_negatives_is_refused_by_name():
+    x, labels = features(30, 5, 2)
+    labels[:20, 1] = 1
+    part = Part(rows=np.arange(20), labels=labels[:20], held_out=np.arange(20, 30))
+    with pytest.raises(FitError, match=r"class cat: .* found 20 positive and 0 negative"):
+        SharedRows(x).sweep([part], [1.0], classes=["car", "cat"])
+
+
+# --- memory and device
+
+
+@pytest.mark.parametrize("length", [1200, 100])
+def test_memory_is_what_the_docstring_says(length, monkeypatch):
+    n, classes = 900, 40
+    monkeypatch.setattr(batches, "_BATCH_BYTES", 1 << 23)
+    monkeypatch.setattr(gram, "_CHUNK_BYTES", 1 << 21)
+    x, labels = features(n, length, classes)
+    folds = [np.arange(n) % 3 != f for f in range(3)]
+    parts = [Part(rows=np.flatnonzero(f), labels=labels[f], held_out=np.flatnonzero(~f)) for f in folds]
+    tracemalloc.start()
+    SharedRows(x).sweep(parts, [0.1, 1.0, 10.0])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    own = 20 * n**2 if length > n else 12 * n * (length + 1) + 8 * n * length
+    problems = 3 * classes * n * (8 + 1)  # weights and labels
+    scores = 3 * classes * 8 * n
+    assert peak < 1.1 * (own + (1 << 23) + (1 << 22) + problems + scores)
+
+
+def test_a_device_that_isnt_there_is_refused():
+    x, labels = features(20, 5, 1)
+    with pytest.raises(ConfigError, match="device: expected one that PyTorch can use, found 'nothing'"):
+        fit_one_vs_rest(x, labels, 1.0, SvmSettings(device="nothing"))
+
+
+def test_torch_is_not_imported_for_numpy():
+    code = (
+        "import sys, numpy as np; from vggfeat.svm import fit_one_vs_rest; "
+        "fit_one_vs_rest(np.eye(3), [[1], [-1], [1]], 1.0); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,111 @@
+"""NumPy or PyTorch: what the solver needs of them beyond the operators and functions that they have in common."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from vggfeat.errors import ConfigError
+
+Array = Any
+"""numpy.ndarray or torch.Tensor, float64 unless said."""
+
+
+class NumpyArrays:
+    """Arrays of NumPy, in the memory of the CPU."""
+
+    xp: Any = np
+
+    def put(self, array: NDArray[Any]) -> Array:
+        """Return numbers as an array of this kind, float64."""
+        return np.asarray(array, dtype=np.float64)
+
+    def index(self, array: NDArray[np.int64]) -> Array:
+        """Return row numbers as an array of this kind."""
+        return array
+
+    def get(self, array: Array) -> NDArray[Any]:
+        """Return a NumPy array."""
+        return array
+
+    def single(self, array: Array) -> Array:
+        """Return float32."""
+        return array.astype(np.float32)
+
+    def double(self, array: Array) -> Array:
+        """Return float64."""
+        return array.astype(np.float64)
+
+    def zeros(self, *shape: int) -> Array:
+        """Return float64 zeros."""
+        return np.zeros(shape)
+
+    def solve_positive(self, matrix: Array, right: Array) -> Array | None:
+        """Solve a positive definite system (k, k) of one right side (k,); None if by its numbers it isn't one.
+
+        The matrix is overwritten.
+        """
+        try:
+            # In LAPACK's order a symmetric matrix is its own transpose, so nothing is copied.
+            factor = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+            return cho_solve(factor, right, check_finite=False)
+        except LinAlgError:
+            return None
+
+
+class TorchArrays:
+    """Arrays of PyTorch, on one of its devices.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.xp: Any = torch
+        try:
+            self._device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device: expected one that PyTorch can use, found {device!r}: {reason}") from error
+
+    def put(self, array: NDArray[Any]) -> Array:
+        """Return numbers as an array of this kind, float64."""
+        return self.xp.tensor(np.ascontiguousarray(array), device=self._device).to(self.xp.float64)
+
+    def index(self, array: NDArray[np.int64]) -> Array:
+        """Return row numbers as an array of this kind."""
+        return self.xp.tensor(array, device=self._device)
+
+    def get(self, array: Array) -> NDArray[Any]:
+        """Return a NumPy array."""
+        return array.cpu().numpy()
+
+    def single(self, array: Array) -> Array:
+        """Return float32."""
+        return array.to(self.xp.float32)
+
+    def double(self, array: Array) -> Array:
+        """Return float64."""
+        return array.to(self.xp.float64)
+
+    def zeros(self, *shape: int) -> Array:
+        """Return float64 zeros."""
+        return self.xp.zeros(shape, dtype=self.xp.float64, device=self._device)
+
+    def solve_positive(self, matrix: Array, right: Array) -> Array | None:
+        """Solve a positive definite system (k, k) of one right side (k,); None if by its numbers it isn't one."""
+        factor, failed = self.xp.linalg.cholesky_ex(matrix)
+        return None if failed.item() else self.xp.cholesky_solve(right[:, None], factor)[:, 0]
+
+
+Arrays = NumpyArrays | TorchArrays
+
+
+def arrays_of(device: str | None) -> Arrays:
+    """Return NumPy's for None, otherwise PyTorch's on that device."""
+    return NumpyArrays() if device is None else TorchArrays(device)
