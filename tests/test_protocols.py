@@ -16,7 +16,7 @@ from vggfeat.protocols import trials
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
 from vggfeat.samples import DataSet, Task
-from vggfeat.svm import LinearModel, SvmSettings, Sweep
+from vggfeat.svm import LinearModel, SharedRows, SvmSettings, Sweep
 
 ALONE = SvmSettings(jobs=1)
 FAST = ProtocolSettings(svm=ALONE, grid=(0.25, 1.0, 4.0))
@@ -86,27 +86,29 @@ def caltech_like(splits=3, per_class=10, num_classes=3, name="caltech101", held=
 
 
 class Spy:
-    """Stands before the two doors of the solver and writes down which rows go through."""
+    """Stands before the solver and writes down which rows go to it, and how often it is asked."""
 
     def __init__(self, monkeypatch):
-        self.choices, self.fits, self.labels = [], [], []
-        sweep, fit = trials.scores_over_C, trials.fit_one_vs_rest
+        self.choices, self.fits, self.labels, self.costs, self.settings, self.solves = [], [], [], [], [], 0
+        spy = self
 
-        def watched_sweep(train, labels, held_out, grid, settings, **options):
-            self.choices.append((rows_in(train), rows_in(held_out)))
-            return sweep(train, labels, held_out, grid, settings, **options)
+        class Watched(SharedRows):
+            def __init__(self, descriptors, settings):
+                spy.settings.append(settings)
+                super().__init__(descriptors, settings)
 
-        def watched_fit(train, labels, cost, settings, **options):
-            self.fits.append(rows_in(train))
-            self.labels.append(np.asarray(labels))
-            return fit(train, labels, cost, settings, **options)
+            def sweep(self, parts, grid, **options):
+                spy.solves += 1
+                spy.choices += [(part.rows.tolist(), part.held_out.tolist()) for part in parts]
+                return super().sweep(parts, grid, **options)
 
-        monkeypatch.setattr(trials, "scores_over_C", watched_sweep)
-        monkeypatch.setattr(trials, "fit_one_vs_rest", watched_fit)
+            def fit(self, rows, labels, costs, **options):
+                spy.fits.append(rows.tolist())
+                spy.labels.append(np.asarray(labels))
+                spy.costs.append(np.asarray(costs).tolist())
+                return super().fit(rows, labels, costs, **options)
 
-
-def rows_in(descriptors):
-    return [int(number) for number in np.rint(np.asarray(descriptors)[:, 0] * 1024)]
+        monkeypatch.setattr(trials, "SharedRows", Watched)
 
 
 # --- VOC2007
@@ -126,16 +128,20 @@ def kit_area_or_points(labels, scores, points):
     return sum((high - low) * best(high) for low, high in pairwise(recalls))
 
 
+@pytest.mark.parametrize("solver", ["newton", "liblinear"])
 @pytest.mark.parametrize(("name", "points"), [("voc2007", True), ("voc2012-action", False)])
-def test_voc_like_runs_equal_a_plain_loop_over_linear_svc(name, points):
+def test_voc_like_runs_equal_a_plain_loop_over_linear_svc(name, points, solver):
     table = table_of(voc_like(name), noise=1.5)
     grid = (0.003, 0.01, 0.03, 0.1)
-    result = run_protocol(table, ProtocolSettings(svm=ALONE, grid=grid, folds=3))
+    exact = {"tolerance": 1e-10, "liblinear_tolerance": 1e-10, "max_iterations": 100_000}
+    svm = SvmSettings(jobs=1, solver=solver, **exact)
+    result = run_protocol(table, ProtocolSettings(svm=svm, grid=grid, folds=3))
     x, y = table.descriptors.astype(float), table.dataset.labels
     train, val, test = (table.dataset.splits[split] for split in ("train", "val", "test"))
 
     def scores(rows, others, k, cost):
-        return LinearSVC(C=cost, dual=True, random_state=0).fit(x[rows], y[rows, k]).decision_function(x[others])
+        reference = LinearSVC(C=cost, dual=True, random_state=0, tol=1e-10, max_iter=100_000)
+        return reference.fit(x[rows], y[rows, k]).decision_function(x[others])
 
     expected = []
     for k in range(3):
@@ -152,7 +158,7 @@ def test_voc_like_runs_equal_a_plain_loop_over_linear_svc(name, points):
         cost = grid[max(range(4), key=lambda g: (round(curve[g], 12), -g))]
         assert result.runs[0].choice.C[k] == cost
         final = scores(fitted, tested, k, cost)
-        np.testing.assert_allclose(result.runs[0].scores[:, k], final, atol=1e-9)
+        np.testing.assert_allclose(result.runs[0].scores[:, k], final, atol=1e-5)
         expected.append(kit_area_or_points(y[tested, k], final, points))
     assert result.headline == pytest.approx(np.mean(expected), abs=1e-12)
     assert result.metric == ("ap-11-point" if points else "ap-area")
@@ -190,25 +196,27 @@ def test_on_separable_classes_every_c_is_best_and_the_smallest_is_taken():
     assert not any("wider grid" in note for note in result.notes)
 
 
-def prepared_sweep(best):
+def prepare_sweep(monkeypatch, best, columns=(0, 1, 2)):
     """A solver whose scores rank the held-out rows of class k perfectly at value best[k], worst elsewhere."""
 
-    def sweep(train, labels, held_out, grid, settings, **options):
-        truth = multi_label()[rows_in(held_out)].T.astype(float)
-        scores = np.stack([[truth[k] * (1 if g == best[k] else -1) for k in range(3)] for g in range(len(grid))])
-        return Sweep(scores, np.ones(scores.shape[:2], dtype=bool))
+    def sweep(shared, parts, grid, **options):
+        found = []
+        for part in parts:
+            truth = multi_label()[part.held_out].T.astype(float)
+            scores = np.stack([[truth[k] * (1 if g == best[k] else -1) for k in columns] for g in range(len(grid))])
+            found.append(Sweep(scores, np.ones(scores.shape[:2], dtype=bool), np.zeros(scores.shape[:2])))
+        return found
 
-    return sweep
+    monkeypatch.setattr(SharedRows, "sweep", sweep)
 
 
 def test_each_class_gets_the_c_that_is_best_for_it(monkeypatch):
-    monkeypatch.setattr(trials, "scores_over_C", prepared_sweep([2, 0, 1]))
-    seen = []
-    fit = trials.fit_one_vs_rest
-    monkeypatch.setattr(trials, "fit_one_vs_rest", lambda *a, **o: seen.append(a[2]) or fit(*a, **o))
+    prepare_sweep(monkeypatch, [2, 0, 1])
+    spy = Spy(monkeypatch)
     result = run_protocol(table_of(voc_like()), FAST)
-    np.testing.assert_array_equal(seen, [[4.0, 0.25, 1.0]])
+    assert spy.costs == [[4.0, 0.25, 1.0]]
     np.testing.assert_array_equal(result.runs[0].choice.C, [4.0, 0.25, 1.0])
+    np.testing.assert_array_equal(result.runs[0].model.C, [4.0, 0.25, 1.0])
     assert any("for 2 of 3 classes: a wider grid" in note for note in result.notes)
 
 
@@ -328,7 +336,7 @@ def test_voc2012_chooses_inside_train_and_reports_val(monkeypatch):
     assert submission.rows.tolist() == list(range(60, 90))
     assert submission.scores.shape == (30, 3)
     assert submission.listed.all()
-    np.testing.assert_array_equal(submission.C, result.runs[0].choice.C)
+    np.testing.assert_array_equal(submission.model.C, result.runs[0].choice.C)
 
 
 def test_without_a_test_split_there_is_no_submission():
@@ -535,41 +543,82 @@ def test_a_class_without_positives_in_the_test_has_no_value_and_that_is_said():
 def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(monkeypatch, without):
     labels = multi_label()
     labels[without, 1] = -1
-
-    def sweep(train, labels, held_out, grid, settings, **options):
-        whole = prepared_sweep([2, 0, 2])(train, labels, held_out, grid, settings)
-        columns = [0, 1, 2] if labels.shape[1] == 3 else [0, 2]
-        return Sweep(whole.scores[:, columns], whole.converged[:, columns])
-
-    monkeypatch.setattr(trials, "scores_over_C", sweep)
+    prepare_sweep(monkeypatch, [2, 0, 2], columns=[0, 2] if without.start == 0 else [0, 1, 2])
     result = run_protocol(table_of(voc_like(labels=labels)), FAST)
     assert result.runs[0].choice.C.tolist() == [4.0] * 3
     assert any("too few positives of class1" in note for note in result.notes)
 
 
-def test_giving_up_is_said_in_notes_and_table():
-    hard = SvmSettings(jobs=1, max_iterations=1, tolerance=1e-12)
+@pytest.mark.parametrize("solver", ["newton", "liblinear"])
+def test_giving_up_is_said_in_notes_and_table(solver):
+    hard = SvmSettings(jobs=1, max_iterations=1, tolerance=1e-30, solver=solver)
     result = run_protocol(table_of(voc_like(), noise=3), ProtocolSettings(svm=hard, grid=(10.0, 100.0)))
     assert any("In the choice of C" in note and "gave up" in note and "6 of 6" in note for note in result.notes)
     assert any("On train + val the solver gave up" in note and "class0" in note for note in result.notes)
     assert [row.converged for row in result.class_rows()] == [(False,)] * 3
-    assert not any(any(line) for line in result.to_json()["runs"][0]["curve_converged"])
+    content = result.to_json()
+    assert not any(any(line) for line in content["runs"][0]["curve_converged"])
+    for stage, count in (("choice", 6), ("fit", 3)):
+        assert content["convergence"][stage]["problems"] == count
+        assert content["convergence"][stage]["converged"] == 0
+        assert content["convergence"][stage]["worst_gap"] > 0
 
 
-def test_giving_up_in_one_fold_is_said(monkeypatch):
-    calls = []
-    sweep = trials.scores_over_C
+def test_every_solution_has_its_gap():
+    settings = ProtocolSettings(svm=ALONE, grid=(0.25, 4.0), folds=2)
+    result = run_protocol(table_of(voc_like("voc2012")), settings)
+    run, content = result.runs[0], result.to_json()
+    assert run.choice.gap.shape == (2, 3)
+    assert run.model.gap.shape == result.submission.model.gap.shape == (3,)
+    gaps = [run.choice.gap, np.concatenate([run.model.gap, result.submission.model.gap])]
+    for (stage, solved), gap in zip(result.convergence().items(), gaps, strict=True):
+        assert (solved.problems, solved.converged, solved.worst_gap) == (6, 6, gap.max())
+        assert 0 <= solved.worst_gap < 1e-2
+        assert content["convergence"][stage] == {"problems": 6, "converged": 6, "worst_gap": gap.max()}
+    assert content["runs"][0]["gap"] == run.model.gap.tolist()
+    assert content["runs"][0]["curve_gap"] == run.choice.gap.tolist()
+    assert content["submission"]["gap"] == result.submission.model.gap.tolist()
+    assert [row["gap"] for row in content["classes"]] == [[gap] for gap in run.model.gap.tolist()]
+
+
+def test_where_nothing_was_solved_there_is_no_gap():
+    given = run_protocol(table_of(voc_like()), ProtocolSettings(svm=ALONE, grid=(1.0,)))
+    assert given.to_json()["convergence"]["choice"] == {"problems": 0, "converged": 0, "worst_gap": None}
+    labels = multi_label()
+    labels[:30, 1] = -1
+    result = run_protocol(table_of(voc_like(labels=labels)), FAST)
+    assert np.isnan(result.runs[0].choice.gap).tolist() == [[False, True, False]] * 3
+    assert result.convergence()["choice"].problems == 6
+
+
+def test_the_worst_of_the_folds_is_said(monkeypatch):
+    sweep = SharedRows.sweep
 
     def stalling(*arguments, **options):
-        calls.append(1)
         found = sweep(*arguments, **options)
-        return found._replace(converged=np.full((3, 3), True if len(calls) != 2 else [[True], [True], [False]]))
+        assert len(found) == 5
+        stalled = np.array([[False], [False], [True]]) & np.ones((3, 3), dtype=bool)
+        found[1] = found[1]._replace(converged=~stalled, gap=np.where(stalled, 0.25, 0.0))
+        return found
 
-    monkeypatch.setattr(trials, "scores_over_C", stalling)
+    monkeypatch.setattr(SharedRows, "sweep", stalling)
     result = run_protocol(table_of(voc_like("voc2012", test=False)), FAST)
-    assert len(calls) == 5
     np.testing.assert_array_equal(result.runs[0].choice.converged, [[True] * 3, [True] * 3, [False] * 3])
-    assert any("gave up before its tolerance for 3 of 9 pairs" in note for note in result.notes)
+    np.testing.assert_array_equal(result.runs[0].choice.gap[2], [0.25] * 3)
+    assert result.runs[0].choice.gap[:2].max() < 0.25
+    assert any(
+        "gave up before its tolerance for 3 of 9 pairs of class and C: the relative duality gap is up to 2e-01" in note
+        for note in result.notes
+    )
+
+
+def test_all_choices_of_a_protocol_are_one_solve(monkeypatch):
+    for dataset, parts in ((voc_like(), 1), (voc_like("voc2012"), 5), (caltech_like(), 3), (own({}), 5)):
+        with monkeypatch.context() as patch:
+            spy = Spy(patch)
+            run_protocol(table_of(dataset), FAST)
+            assert (spy.solves, len(spy.choices)) == (1, parts)
+            assert len(spy.settings) == 1, "the rows are shared by all solves"
 
 
 def test_json_holds_everything_and_nothing_that_json_lacks():
@@ -580,7 +629,7 @@ def test_json_holds_everything_and_nothing_that_json_lacks():
     assert content["deviation"]["values"]["recall"] == result.deviation("recall")
     assert "divisor: runs - 1" in content["deviation"]["kind"]
     assert content["chance"]["formula"].startswith("1 / number of classes")
-    assert content["settings"]["protocol"]["svm"]["tolerance"] == 1e-4
+    assert content["settings"]["protocol"]["svm"]["tolerance"] == FAST.svm.tolerance
     assert content["settings"]["protocol"]["grid"] == [0.25, 1, 4]
     assert content["settings"]["features"] == {"join": "mean"}
     assert content["dataset"]["fingerprint"] == caltech_like().fingerprint()
@@ -599,7 +648,11 @@ def test_progress_and_times():
     )
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
     assert stages == ["choosing C: trained on train, measured on val", "training on train + val"]
-    assert [step[1:] for step in seen] == [(done, 9) for done in range(1, 10)] + [(done, 3) for done in range(1, 4)]
+    for stage, total in zip(stages, (9, 3), strict=True):
+        done = [step[1:] for step in seen if step[0] == stage]
+        assert done == sorted(done)
+        assert done[-1] == (total, total)
+        assert {of for _, of in done} == {total}
     # Each stage reads the clock at its start and its end; so does the whole, around the three of them.
     assert result.seconds == {"choice": 1, "fit": 1, "test": 1, "total": 7}
 
@@ -676,19 +729,20 @@ def test_settings_are_checked(setting, words):
 
 def test_the_grid_is_put_in_order():
     assert ProtocolSettings(grid=(4, 1, 1, 2)).grid == (1.0, 2.0, 4.0)
-    assert C_GRID == (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64)
+    assert C_GRID[:7] == (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)
+    assert C_GRID[-1] == 1024
+    assert len(C_GRID) == 16
 
 
 def test_the_solver_gets_the_settings(monkeypatch):
-    seen = []
-    fit = trials.fit_one_vs_rest
-    monkeypatch.setattr(trials, "fit_one_vs_rest", lambda *a, **o: seen.append(a[3]) or fit(*a, **o))
+    spy = Spy(monkeypatch)
     own_svm = SvmSettings(jobs=1, class_weight="balanced", seed=3)
     run_protocol(table_of(voc_like()), ProtocolSettings(svm=own_svm, grid=(1.0,)))
-    assert seen == [own_svm]
+    assert spy.settings == [own_svm]
 
 
 def test_models_are_what_the_solver_returns():
     # The protocols score through the model only, so another solver can stand behind the same door.
-    model = LinearModel(coef=np.eye(2), intercept=np.array([0, 1.0]), C=np.ones(2), converged=np.ones(2, dtype=bool))
+    ones = np.ones(2)
+    model = LinearModel(coef=np.eye(2), intercept=np.array([0, 1.0]), C=ones, converged=ones == 1, gap=0 * ones)
     np.testing.assert_array_equal(model.scores(np.array([[2.0, 3.0]])), [[2, 4]])

@@ -10,6 +10,7 @@ import tarfile
 import time
 import unicodedata
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vggfeat.errors import FitError
 from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-from vggfeat.report import writing as report
+from vggfeat.report import files
 from vggfeat.report.plots import MOST_BARS, draw
 from vggfeat.report.writing import (
     PAPER,
@@ -36,7 +37,7 @@ from vggfeat.report.writing import (
 )
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.durable import Files
-from vggfeat.svm import SvmSettings
+from vggfeat.svm import LinearModel, SvmSettings, load_model
 
 GRID = np.array([0.25, 0.5, 1.0, 2.0])
 
@@ -58,8 +59,9 @@ def make_run(values, name="test", *, secondary=None, costs=None, converged=True,
             grid=grid,
             curve=curve,
             converged=np.ones((len(grid), count), dtype=bool),
+            gap=np.full((len(grid), count), 2.5e-5),
         ),
-        "converged": np.broadcast_to(converged, count),
+        "model": make_model(count, converged),
         "train_positives": 10 * ones,
         "train_negatives": 20 * ones,
         "test_positives": 5 * ones,
@@ -72,6 +74,13 @@ def make_run(values, name="test", *, secondary=None, costs=None, converged=True,
         "truth": np.ones((2, count), np.int8),
     }
     return Run(**(fields | changes))
+
+
+def make_model(count, converged=True):
+    converged = np.broadcast_to(converged, count)
+    zeros = np.zeros(count)
+    gap = np.where(converged, 1e-6, 0.03)
+    return LinearModel(coef=zeros[:, None], intercept=zeros, C=zeros + 1, converged=converged, gap=gap)
 
 
 def make_result(*runs, classes=None, name="manifest", samples=7, splits=None, files=(), **changes):
@@ -110,8 +119,9 @@ class         train pos  test pos     C  ap-11-point %  ap-area %
 cat                   8         5  0.25           50.0       25.0
 dining table        120         5    1!           98.8      100.0
 x                     3         5   0.5              -          -
-! the solver stopped before it converged
 
+! NOT CONVERGED: 1 of 3 SVMs of the fit; their numbers may not be final
+largest relative duality gap: 2.5e-05 in the choice of C, 3.0e-02 in the fit
 note: Two things.
 note: Three.
 voc2007: mean average precision, 11-point: 74.4 % on test (chance 12.5 %)
@@ -135,8 +145,9 @@ def test_the_table_of_several_runs():
 class    train pos  test pos        C  recall %
 class 0         10       5-9   0.25/1      70.0
 class 1         10       4-5  0.25/1!     100.0
-! the solver stopped before it converged
 
+! NOT CONVERGED: 1 of 6 SVMs of the fit; their numbers may not be final
+largest relative duality gap: 2.5e-05 in the choice of C, 3.0e-02 in the fit
 manifest: mean class recall: 83.3 % +- 7.6 over 3 runs (chance 12.5 %)
   accuracy over all test samples: 80.0 % +- 10.0
 """
@@ -160,9 +171,9 @@ def test_columns_stand_straight_whatever_the_names_and_nothing_wraps():
     note = "word " * 100
     result = make_result(make_run({"recall": np.linspace(0, 1, 7)}), classes=names, notes=(note, "two\nlines"))
     lines = text_table(result).split("\n")
-    assert len(lines) == 1 + 7 + 1 + 2 + 1
-    assert lines[9] == f"note: {note}"
-    assert lines[10] == r"note: two\nlines"
+    assert len(lines) == 1 + 7 + 1 + 1 + 2 + 1
+    assert lines[10] == f"note: {note}"
+    assert lines[11] == r"note: two\nlines"
     assert lines[5].startswith(r"new\nline\x1b[31m ")
     assert lines[7].startswith(r"raw-\udcff ")
     text_table(result).encode()
@@ -293,7 +304,7 @@ def test_json_has_these_keys_and_nothing_that_json_lacks():
     content = json.loads(json.dumps(results_json(result), allow_nan=False))
     assert list(content) == [
         "format", "version", "protocol", "description", "metric", "headline", "deviation", "secondary", "chance",
-        "dataset", "classes", "runs", "confusion", "submission", "notes", "settings", "seconds", "paper",
+        "dataset", "classes", "runs", "convergence", "confusion", "submission", "notes", "settings", "seconds", "paper",
     ]  # fmt: skip
     assert (content["format"], content["version"]) == ("vggfeat-results", 1)
     assert content["headline"] == 0.5
@@ -352,7 +363,8 @@ def test_all_files_are_written_and_say_the_same(tmp_path, served):
     result, dataset = served
     folder = tmp_path / "new" / "folder"
     written = write_results(result, dataset, folder)
-    names = ["results.json", "table.txt", "scores.npz", "results.png", "results-voc2012-action-test.tar.gz"]
+    names = ["results.json", "table.txt", "scores.npz", "results.png", "model.safetensors"]
+    names.append("results-voc2012-action-test.tar.gz")
     assert [path.name for path in written] == names
     assert sorted(os.listdir(folder)) == sorted(names)
     assert all(path.parent == folder for path in written)
@@ -369,7 +381,7 @@ def test_files_are_replaced_and_others_left_alone(tmp_path, served):
     assert "results.png" not in [path.name for path in written]
     assert (tmp_path / "table.txt").read_text() == text_table(served[0]) + "\n"
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert len(os.listdir(tmp_path)) == 5
+    assert len(os.listdir(tmp_path)) == 6
 
 
 def test_no_archive_without_withheld_labels_or_without_a_server(tmp_path):
@@ -377,7 +389,7 @@ def test_no_archive_without_withheld_labels_or_without_a_server(tmp_path):
     table = server_set(name="manifest")
     result = run_protocol(table, settings)
     assert result.submission is not None
-    assert len(write_results(result, table.dataset, tmp_path, plots=False)) == 3
+    assert len(write_results(result, table.dataset, tmp_path, plots=False)) == 4
     with pytest.raises(FitError, match="manifest: expected one of voc2012, voc2012-action"):
         server_archive(table.dataset, result.submission)
 
@@ -395,7 +407,7 @@ def test_a_disk_that_fails_leaves_the_old_files_whole(tmp_path, served, monkeypa
     sizes = [path.stat().st_size for path in write_results(*served, tmp_path, plots=False)]
     old = {name: b"old " + name.encode() for name in os.listdir(tmp_path)}
     disk = Full()
-    monkeypatch.setattr(report, "DISK", disk)
+    monkeypatch.setattr(files, "DISK", disk)
     for room in (0, sizes[0], sum(sizes) - 1):
         for name, content in old.items():
             (tmp_path / name).write_bytes(content)
@@ -404,7 +416,7 @@ def test_a_disk_that_fails_leaves_the_old_files_whole(tmp_path, served, monkeypa
             write_results(*served, tmp_path, plots=False)
         assert sorted(os.listdir(tmp_path)) == sorted(old), "nothing half-written stays"
         whole = [(tmp_path / name).read_bytes() != content for name, content in old.items()]
-        assert sum(whole) == {0: 0, sizes[0]: 1, sum(sizes) - 1: 3}[room]
+        assert sum(whole) == {0: 0, sizes[0]: 1, sum(sizes) - 1: 4}[room]
 
 
 def test_a_folder_that_cant_be_made_or_written_is_an_error_of_one_line(tmp_path, served):
@@ -449,6 +461,57 @@ def test_scores_of_several_runs_are_numbered_from_one():
             assert found[f"scores_{k + 1}"].ravel().tolist() == [k, k]
 
 
+# --- the models
+
+
+def test_the_model_of_one_run_is_its_last_fit(tmp_path):
+    table = server_set()
+    splits = {name: table.dataset.splits[name] for name in ("train", "val")}
+    table = replace(table, dataset=replace(table.dataset, splits=splits), settings={"join": "max"})
+    result = run_protocol(table, ProtocolSettings(svm=SvmSettings(jobs=1), grid=(0.5, 2.0), folds=2))
+    write_results(result, table.dataset, tmp_path, plots=False)
+    model, about = load_model(tmp_path / "model.safetensors")
+    (run,) = result.runs
+    scores = model.scores(table.descriptors[run.rows])
+    there = np.isfinite(run.scores)
+    np.testing.assert_array_equal(scores[there], run.scores[there])
+    assert model.C.tolist() == run.choice.C.tolist()
+    assert model.gap.tolist() == run.model.gap.tolist()
+    assert about["classes"] == ["jumping", "reading", "running"]
+    assert about["plan"] == run.plan
+    assert about["features"] == {"join": "max"}
+    assert about["dataset"] == {"name": "voc2012-action", "fingerprint": table.dataset.fingerprint()}
+    assert (about["task"], about["protocol"], about["metric"]) == ("multi-label", "voc-server", "ap-area")
+
+
+def test_with_a_test_for_the_server_the_model_is_the_one_behind_the_archive(tmp_path, served):
+    result, dataset = served
+    write_results(result, dataset, tmp_path, plots=False)
+    model, about = load_model(tmp_path / "model.safetensors")
+    assert about["plan"]["fitted"] == "train + val"
+    descriptors = server_set().descriptors[result.submission.rows]
+    rows = np.flatnonzero(result.submission.rows != 30)
+    np.testing.assert_array_equal(model.scores(descriptors)[rows], result.submission.scores[rows])
+
+
+def test_several_runs_have_a_model_each_and_none_is_left_of_another_protocol(tmp_path, served):
+    table = server_set(name="manifest")
+    labels = table.dataset.labels[np.arange(36) % 24]
+    table = replace(table, dataset=replace(table.dataset, labels=labels))
+    settings = ProtocolSettings(protocol="k-fold", svm=SvmSettings(jobs=1), grid=(1.0,), folds=3)
+    result = run_protocol(table, settings)
+    (tmp_path / "model-split-9.safetensors").write_text("of an older run")
+    (tmp_path / "my model.safetensors").write_text("mine")
+    write_results(*served, tmp_path, plots=False)
+    write_results(result, table.dataset, tmp_path, plots=False)
+    found = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert found == [*(f"model-fold-{k}.safetensors" for k in (1, 2, 3)), "my model.safetensors"]
+    for number, run in enumerate(result.runs, start=1):
+        model, about = load_model(tmp_path / f"model-fold-{number}.safetensors")
+        assert about["plan"]["fitted"] == f"the folds other than {number}"
+        np.testing.assert_array_equal(model.coef, run.model.coef)
+
+
 # --- the server's archives
 
 
@@ -484,8 +547,7 @@ def test_archive_of_the_classification():
         rows=np.array([24, 35]),
         scores=scores,
         listed=np.ones((2, 3), dtype=bool),
-        C=np.ones(3),
-        converged=np.ones(3, dtype=bool),
+        model=make_model(3),
         plan={},
     )
     start = "results/VOC2012/Main/comp2_cls_test_"

@@ -1,11 +1,15 @@
-"""`vggfeat svm`: features in, a table of results out."""
+"""`vggfeat svm`: features in, a table of results out; or a saved model and new features in, predictions out."""
 
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from vggfeat.cli.types import Numbers, Words, make_folder
+from vggfeat.errors import ConfigError
 
+WITH_APPLY = {"files", "model", "top", "out", "as_json", "quiet"}
+"""What --apply can be given with: all the rest is in the model."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
 
@@ -14,6 +18,10 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
     "--features", "files", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.h5",
     help="A feature file; given several times, the nets are fused by stacking.",
 )  # fmt: skip
+@click.option("--apply", "model", type=click.Path(path_type=Path), metavar="MODEL",
+              help="Train nothing: rank or label the pictures of the feature files with a saved model.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True,
+              help="With --apply: how many pictures of each class are named.")  # fmt: skip
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
 @click.option(
     "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
@@ -24,7 +32,7 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
     default="auto", show_default=True, help="auto: the paper's for the data set in the file.",
 )  # fmt: skip
 @click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
-@click.option("--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 64]")
+@click.option("--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 1024]")
 @click.option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
 @click.option("--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto", show_default=True,
               help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
@@ -33,12 +41,25 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 @click.option("--difficult-scoring", type=DIFFICULT, default="ignore", show_default=True,
               help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out pictures.")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes. [one a core]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results. [FILE.svm beside the first FILE]")
-@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+@click.option(
+    "--solver", type=click.Choice(["newton", "liblinear"]), default="newton", show_default=True,
+    help="newton: all SVMs at once. liblinear: one by one by scikit-learn, for comparison.",
+)  # fmt: skip
+@click.option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@click.pass_context
 def svm(
+    context: click.Context,
     files: tuple[Path, ...],
+    model: Path | None,
+    top: int,
     join: str | None,
     normalisation: str,
     protocol: str,
@@ -49,6 +70,8 @@ def svm(
     difficult_training: str,
     difficult_scoring: str,
     seed: int,
+    solver: str,
+    device: str | None,
     jobs: int | None,
     out: Path | None,
     as_json: bool,
@@ -59,14 +82,23 @@ def svm(
     VOC-2007: C on train and val, refit on both, test. VOC-2012 and actions: C by cross-validation in train, test on
     val, and the server's archive for test. Caltech: three splits, 20 % of training held out for C. Your own
     pictures: their splits if they have some, else a k-fold cross-validation. The folder receives results.json,
-    table.txt, results.png, scores.npz, and the archive.
+    table.txt, results.png, scores.npz, the trained SVMs, and the archive.
+
+    With --apply, the SVMs of an earlier run rank new pictures (several classes a picture) or label them (one class).
+    The new features must have been extracted as those that the model was trained on. The folder receives
+    predictions.csv, predictions.json and scores.npz.
 
     \b
     Examples:
       vggfeat svm --features voc2007.h5
       vggfeat svm --features voc2007-D.h5 --features voc2007-E.h5 --out voc2007-DE.svm
       vggfeat svm --features holiday.h5 --protocol k-fold --folds 10 --json
+      vggfeat svm --apply voc2007.svm/model.safetensors --features holiday.h5
     """
+    if model is not None:
+        _refuse_others(context)
+        _apply(model, files, top, out or files[0].with_suffix(".applied"), as_json)
+        return
     import json
 
     from vggfeat.cli.progress import Progress
@@ -82,7 +114,7 @@ def svm(
         difficult_in_training=difficult_training,  # type: ignore[arg-type]
         difficult_in_scoring=difficult_scoring,  # type: ignore[arg-type]
         seed=seed,
-        svm=SvmSettings(jobs=jobs or -1, seed=seed),
+        svm=SvmSettings(solver=solver, device=device, jobs=jobs or -1, seed=seed),  # type: ignore[arg-type]
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     table = read_descriptors(
@@ -100,6 +132,30 @@ def svm(
         click.echo(json.dumps(results_json(result), indent=2))
         return
     click.echo(text_table(result))
+    click.echo(f"{folder}: {', '.join(path.name for path in written)}")
+
+
+def _refuse_others(context: click.Context) -> None:
+    """Refuse settings that the model decides: to ignore them would be to say yes and do something else."""
+    for param in context.command.params:
+        given = param.name and context.get_parameter_source(param.name) != ParameterSource.DEFAULT
+        if given and param.name not in WITH_APPLY:
+            raise ConfigError(f"{param.opts[0]}: not together with --apply, where the model decides; leave it out")
+
+
+def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json: bool) -> None:
+    import json
+
+    from vggfeat.protocols.applying import apply_model
+    from vggfeat.report.predictions import predictions_json, predictions_table, write_predictions
+
+    make_folder(folder)
+    predictions = apply_model(model, files)
+    written = write_predictions(predictions, folder, model=model, top=top)
+    if as_json:
+        click.echo(json.dumps(predictions_json(predictions, model=model, top=top), indent=2))
+        return
+    click.echo(predictions_table(predictions, top=top))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
 
 

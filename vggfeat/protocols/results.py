@@ -3,12 +3,14 @@
 K = classes, G = values of C, m = rows of a test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vggfeat.svm import LinearModel
 
 METRICS = {
     "ap-11-point": "mean average precision, 11-point",
@@ -39,6 +41,8 @@ class Choice:
     The mean over folds where there are several. NaN throughout if C was given."""
     converged: NDArray[np.bool_]
     """(G, K) False where the solver gave up in one of the folds."""
+    gap: NDArray[np.float64]
+    """(G, K) relative duality gap, the largest of the folds; NaN where nothing was solved."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,8 +54,8 @@ class Run:
     plan: Mapping[str, str]
     """chosen, fitted, tested -> on which rows, in words."""
     choice: Choice
-    converged: NDArray[np.bool_]
-    """(K,) of the last fit."""
+    model: LinearModel
+    """Of the last fit."""
     train_positives: NDArray[np.int64]
     """(K,) in the last fit."""
     train_negatives: NDArray[np.int64]
@@ -86,12 +90,20 @@ class Submission:
     """(m, K), finite; a picture that failed stands 1 below the lowest score of the class."""
     listed: NDArray[np.bool_]
     """(m, K) False where the row is not in the class's list and must not be written (VOC actions: jumping)."""
-    C: NDArray[np.float64]
-    """(K,)"""
-    converged: NDArray[np.bool_]
-    """(K,)"""
+    model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, scored -> on which rows, in words."""
+
+
+class Solved(NamedTuple):
+    """How well a number of SVM problems were solved."""
+
+    problems: int
+    """Pairs of class and C."""
+    converged: int
+    """How many of them reached the tolerance."""
+    worst_gap: float
+    """The largest relative duality gap, which bounds how far an objective is above its minimum; NaN without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +115,8 @@ class ClassRow:
     """Key of a measure -> mean over the runs in which the class has a value, NaN if there is none."""
     C: tuple[float, ...]
     converged: tuple[bool, ...]
+    gap: tuple[float, ...]
+    """Relative duality gap of the last fit."""
     train_positives: tuple[int, ...]
     train_negatives: tuple[int, ...]
     test_positives: tuple[int, ...]
@@ -170,6 +184,12 @@ class Result:
         counts = [run.confusion for run in self.runs if run.confusion is not None]
         return np.sum(counts, axis=0) if counts else None
 
+    def convergence(self) -> dict[str, Solved]:
+        """Say how well the SVMs were solved: choice -> all that C was chosen by, fit -> the last fits."""
+        choices = [run.choice for run in self.runs]
+        models = [run.model for run in self.runs] + ([self.submission.model] if self.submission else [])
+        return {"choice": _solved(choices), "fit": _solved(models)}
+
     def class_rows(self) -> tuple[ClassRow, ...]:
         """Return the table of classes, in the data set's order."""
         rows = []
@@ -180,7 +200,8 @@ class Result:
                     name=name,
                     values={key: mean_defined(values) for key, values in per_run.items()},
                     C=tuple(float(run.choice.C[k]) for run in self.runs),
-                    converged=tuple(bool(run.converged[k]) for run in self.runs),
+                    converged=tuple(bool(run.model.converged[k]) for run in self.runs),
+                    gap=tuple(float(run.model.gap[k]) for run in self.runs),
                     train_positives=tuple(int(run.train_positives[k]) for run in self.runs),
                     train_negatives=tuple(int(run.train_negatives[k]) for run in self.runs),
                     test_positives=tuple(int(run.test_positives[k]) for run in self.runs),
@@ -203,6 +224,7 @@ class Result:
             "dataset": self.dataset,
             "classes": [vars(row) for row in self.class_rows()],
             "runs": [_run_json(run) for run in self.runs],
+            "convergence": {stage: solved._asdict() for stage, solved in self.convergence().items()},
             "confusion": confusion,
             "submission": None if self.submission is None else _submission_json(self.submission),
             "notes": self.notes,
@@ -227,6 +249,14 @@ def mean_defined(values: NDArray[np.float64]) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
+def _solved(found: Sequence[Choice] | Sequence[LinearModel]) -> Solved:
+    converged = np.concatenate([one.converged.ravel() for one in found])
+    gap = np.concatenate([one.gap.ravel() for one in found])
+    there = ~np.isnan(gap)
+    worst = float(gap[there].max()) if there.any() else float("nan")
+    return Solved(int(there.sum()), int(converged[there].sum()), worst)
+
+
 def _run_json(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
@@ -236,8 +266,10 @@ def _run_json(run: Run) -> dict[str, Any]:
         "grid": run.choice.grid,
         "curve": run.choice.curve,
         "curve_converged": run.choice.converged,
+        "curve_gap": run.choice.gap,
         "C": run.choice.C,
-        "converged": run.converged,
+        "converged": run.model.converged,
+        "gap": run.model.gap,
         "values": run.values,
         "tested": len(run.rows),
     }
@@ -246,8 +278,9 @@ def _run_json(run: Run) -> dict[str, Any]:
 def _submission_json(submission: Submission) -> dict[str, Any]:
     return {
         "plan": submission.plan,
-        "C": submission.C,
-        "converged": submission.converged,
+        "C": submission.model.C,
+        "converged": submission.model.converged,
+        "gap": submission.model.gap,
         "samples": len(submission.rows),
         "listed": submission.listed.sum(axis=0),
     }

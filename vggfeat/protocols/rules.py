@@ -17,15 +17,17 @@ from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.folds import hold_out, k_folds
 from vggfeat.protocols.judging import Difficult, Judge, Metric, Rows
 from vggfeat.protocols.results import Result, Run, Submission
-from vggfeat.protocols.trials import Progress, Trials
+from vggfeat.protocols.trials import Plan, Progress, Trials
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import SvmSettings, check_costs
 
 Protocol = Literal["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]
 RuleChoice = Literal["auto", "11-point", "area"]
 
-C_GRID = tuple(2.0**power for power in range(-5, 7))
-"""1/32 to 64, each twice the one before."""
+C_GRID = tuple(2.0**power for power in range(-5, 11))
+"""1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
+(an untrained net, small pictures) it often lay at 64, where the grid used to end, and the four larger values add a
+quarter to the time of the solver that takes all of them together."""
 
 _OF_DATASET: dict[str, Protocol] = {
     "voc2007": "voc",
@@ -159,11 +161,11 @@ def _run_voc(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     """VOC2007: C by val, trained on trainval, tested on test."""
     train, val, test = (_split(trials.table.dataset, name) for name in ("train", "val", "test"))
     words = {"chosen": "trained on train, measured on val", "fitted": "train + val", "tested": "test"}
-    run = trials.run("test", [(train, val)], _union(train, val), test, **words)
+    plan = Plan(name="test", parts=[(train, val)], fit_rows=_union(train, val), test_rows=test, **words)
     return _Outcome(
         "C was chosen for each class by average precision on val after training on train; then the SVM was "
         "trained on train + val and tested on test.",
-        [run],
+        trials.runs([plan]),
     )
 
 
@@ -174,7 +176,8 @@ def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     fold = _fold_of(dataset, train, settings)
     chosen = f"{settings.folds}-fold cross-validation in train"
     parts = [(train[fold != part], train[fold == part]) for part in range(settings.folds)]
-    run = trials.run("val", parts, train, val, chosen=chosen, fitted="train", tested="val")
+    words = {"chosen": chosen, "fitted": "train", "tested": "val"}
+    (run,) = trials.runs([Plan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)])
     description = (
         f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
         "train (rows of one picture stay together); then the SVM was trained on train and tested on val."
@@ -190,7 +193,7 @@ def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
 def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     """Caltech: for every split one C by held-out training pictures, trained on all of them, tested on the rest."""
     dataset = trials.table.dataset
-    runs = []
+    plans = []
     if not _split_numbers(dataset):
         _split(dataset, "train-1")
     for number in _split_numbers(dataset):
@@ -200,11 +203,12 @@ def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
             held = _held_out(dataset, train, settings)
         chosen = f"trained on train-{number} without its held-out part, measured on that"
         words = {"chosen": chosen, "fitted": f"train-{number}", "tested": f"test-{number}"}
-        runs.append(trials.run(f"split {number}", [(np.setdiff1d(train, held), held)], train, test, **words))
+        parts = [(np.setdiff1d(train, held), held)]
+        plans.append(Plan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
     return _Outcome(
-        f"For each of {len(runs)} splits one C for all classes was chosen by mean class recall on held-out training "
+        f"For each of {len(plans)} splits one C for all classes was chosen by mean class recall on held-out training "
         "pictures; then the SVM was trained on all training pictures and tested on the test pictures.",
-        runs,
+        trials.runs(plans),
     )
 
 
@@ -223,9 +227,11 @@ def _run_given_splits(trials: Trials, settings: ProtocolSettings) -> _Outcome:
         rest, chosen = np.setdiff1d(train, held), f"{settings.held_out:.0%} of train, after training on its rest"
     tested = "test" if has_test else "val"
     words = {"chosen": chosen, "fitted": fitted, "tested": tested}
-    run = trials.run(tested, [(rest, held)], fit_rows, dataset.splits[tested], **words)
+    test = dataset.splits[tested]
+    plan = Plan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
     return _Outcome(
-        f"C was chosen {_by(trials)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.", [run]
+        f"C was chosen {_by(trials)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
+        trials.runs([plan]),
     )
 
 
@@ -235,20 +241,21 @@ def _run_k_fold(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     labelled = ~(dataset.labels == Label.WITHHELD).any(axis=1)
     rows = np.flatnonzero(labelled).astype(np.int64)
     fold = _fold_of(dataset, rows, settings)
-    runs = []
+    plans = []
     for part in range(settings.folds):
         fit_rows, test_rows = rows[fold != part], rows[fold == part]
         held = _held_out(dataset, fit_rows, settings)
         fitted, tested = f"the folds other than {part + 1}", f"fold {part + 1}"
         chosen = f"{settings.held_out:.0%} of {fitted}, after training on their rest"
         words = {"chosen": chosen, "fitted": fitted, "tested": tested}
-        runs.append(trials.run(tested, [(np.setdiff1d(fit_rows, held), held)], fit_rows, test_rows, **words))
+        parts = [(np.setdiff1d(fit_rows, held), held)]
+        plans.append(Plan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
     left_out += f" The splits {', '.join(dataset.splits)} were not used." if dataset.splits else ""
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
         f"{_by(trials)} on {settings.held_out:.0%} of these.{left_out}",
-        runs,
+        trials.runs(plans),
     )
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,39 @@ from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.judging import Judge, Rows
 from vggfeat.protocols.results import Choice, Run, Submission, mean_defined
 from vggfeat.samples import Label
-from vggfeat.svm import LinearModel, SvmSettings, fit_one_vs_rest, fittable_classes, scores_over_C
+from vggfeat.svm import LinearModel, Part, SharedRows, SvmSettings, Sweep, fittable_classes
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage in words, the number of solved SVMs and the number of all in this stage."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which rows a run chooses C on, fits on, and is tested on."""
+
+    name: str
+    """Of the run."""
+    parts: Sequence[tuple[Rows, Rows]]
+    """To choose C: at least one pair of rows to fit and rows to measure on, without a row in common."""
+    fit_rows: Rows
+    test_rows: Rows
+    chosen: str
+    """In words, which rows C is chosen by."""
+    fitted: str
+    """In words, which rows are fitted."""
+    tested: str
+    """In words, which rows are tested."""
+
+
+class _Measured(NamedTuple):
+    """What one pair of rows says of the values of C."""
+
+    curve: NDArray[np.float64]
+    """(G, K) or (G, 1), NaN for classes that can't be trained."""
+    converged: NDArray[np.bool_]
+    """(G, K)"""
+    gap: NDArray[np.float64]
+    """(G, K), NaN where nothing was solved."""
 
 
 @dataclass(kw_only=True)
@@ -44,17 +75,16 @@ class Trials:
         """K names."""
         return self.table.dataset.classes
 
-    def choose(self, parts: Sequence[tuple[Rows, Rows]], what: str) -> Choice:
-        """Choose C by training on the first rows of each pair and measuring on the second.
+    @cached_property
+    def shared(self) -> SharedRows:
+        """The descriptors, with what all fits on rows of them have in common."""
+        return SharedRows(self.table.descriptors, self.svm)
+
+    def choose(self, plans: Sequence[Plan]) -> list[Choice]:
+        """Choose C by training on the first rows of each pair and measuring on the second, all plans in one solve.
 
         Average precision chooses one C for each class, recall one for all. Of equally good values it is the
         smallest; over several pairs the mean counts.
-
-        Parameters
-        ----------
-        parts : at least one pair of rows, without a row in common
-        what : str
-            The rows in words.
 
         Raises
         ------
@@ -63,22 +93,14 @@ class Trials:
         """
         grid = np.array(self.grid)
         if len(grid) == 1:
-            return self._given(grid)
-        sweeps = []
-        for number, (fit_rows, held_rows) in enumerate(parts, start=1):
-            self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({what})")
-            of_all = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
-            with self._timed("choice"):
-                sweeps.append(self._sweep(fit_rows, held_rows, what, f"choosing C: {what}{of_all}"))
-        curve = np.apply_along_axis(mean_defined, 0, np.stack([curve for curve, _ in sweeps]))
-        converged = np.logical_and.reduce([converged for _, converged in sweeps])
-        if not converged.all():
-            self._note(
-                f"In the choice of C ({what}) the solver gave up before its tolerance for {(~converged).sum()} of "
-                f"{converged.size} pairs of class and C."
-            )
-        self._note_failed(np.unique(np.concatenate([np.concatenate(pair) for pair in parts])), f"the choice ({what})")
-        return Choice(C=self._best(curve, grid, what), grid=grid, curve=curve, converged=converged)
+            return [self._given(grid) for _ in plans]
+        for plan in plans:
+            for fit_rows, held_rows in plan.parts:
+                self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
+        what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
+        with self._timed("choice"):
+            measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
+            return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
 
     def fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
         """Fit all classes on rows, each with its C; `what` names the rows.
@@ -90,67 +112,55 @@ class Trials:
         """
         labels = self._fittable_labels(rows, what)
         with self._timed("fit"):
-            model = fit_one_vs_rest(
-                self.table.descriptors[rows[self.table.ok[rows]]],
+            model = self.shared.fit(
+                rows[self.table.ok[rows]],
                 labels,
                 choice.C,
-                self.svm,
                 classes=self.classes,
                 progress=self._stage(f"training on {what}"),
             )
         if not model.converged.all():
-            self._note(f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}.")
+            self._note(
+                f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}: the relative "
+                f"duality gap is up to {model.gap[~model.converged].max():.0e}."
+            )
         self._note_failed(rows, what)
         return model
 
-    def run(
-        self,
-        name: str,
-        parts: Sequence[tuple[Rows, Rows]],
-        fit_rows: Rows,
-        test_rows: Rows,
-        *,
-        chosen: str,
-        fitted: str,
-        tested: str,
-    ) -> Run:
+    def runs(self, plans: Sequence[Plan]) -> list[Run]:
         """Choose C on parts of the training rows, fit on all of them, test on others.
 
         What can be refused is refused before the first fit.
-
-        Parameters
-        ----------
-        name : str
-            Of the run.
-        parts
-            As for `choose`.
-        fit_rows, test_rows : (n,), (m,) int64
-        chosen, fitted, tested : str
-            In words, which rows these are.
 
         Raises
         ------
         FitError
             If a row is both trained and tested on, labels of the test are withheld, or a class can't be fitted.
         """
-        self._check_apart(fit_rows, test_rows, fitted, tested)
-        truth = self.judge.truth(test_rows, tested)
-        signs = self._fittable_labels(fit_rows, fitted)
-        choice = self.choose(parts, chosen)
-        model = self.fit(fit_rows, choice, fitted)
-        scores = self._score(model, test_rows, tested)
+        for plan in plans:
+            self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
+            self.judge.truth(plan.test_rows, plan.tested)
+            self._fittable_labels(plan.fit_rows, plan.fitted)
+        choices = self.choose(plans)
+        return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
+
+    def _run(self, plan: Plan, choice: Choice) -> Run:
+        truth = self.judge.truth(plan.test_rows, plan.tested)
+        signs = self._fittable_labels(plan.fit_rows, plan.fitted)
+        model = self.fit(plan.fit_rows, choice, plan.fitted)
+        scores = self._score(model, plan.test_rows, plan.tested)
         values = self.judge.values(truth, scores)
         without = (truth != 1).all(axis=0)
         if without.any():
             self._note(
-                f"In {tested} there is no positive of {self._names(without)}: no value for that, and the mean is "
+                f"In {plan.tested} there is no positive of {self._names(without)}: no value for that, and the mean is "
                 f"over the other {(~without).sum()} classes."
             )
         return Run(
-            name=name,
-            plan={"chosen": chosen, "fitted": fitted, "tested": tested},
+            name=plan.name,
+            plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
             choice=choice,
-            converged=model.converged,
+            model=model,
             train_positives=(signs == 1).sum(axis=0),
             train_negatives=(signs == -1).sum(axis=0),
             test_positives=(truth == 1).sum(axis=0),
@@ -158,7 +168,7 @@ class Trials:
             values=values,
             means=self.judge.means(values, truth, scores),
             chance=self.judge.chance(truth),
-            rows=test_rows,
+            rows=plan.test_rows,
             scores=scores,
             truth=truth,
             confusion=self.judge.confusion(truth, scores),
@@ -183,43 +193,65 @@ class Trials:
             rows=test_rows,
             scores=np.where(known, scores, np.where(np.isfinite(lowest), lowest, 0) - 1),
             listed=self.table.dataset.labels[test_rows] != Label.UNLISTED,
-            C=choice.C,
-            converged=model.converged,
+            model=model,
             plan={"chosen": chosen, "fitted": fitted, "scored": scored},
         )
 
     def _given(self, grid: NDArray[np.float64]) -> Choice:
         self._note(f"C = {grid[0]:g} was given, not chosen.")
         count = len(self.classes)
-        curve = np.full((1, 1 if self.judge.metric == "recall" else count), np.nan)
-        return Choice(C=np.full(count, grid[0]), grid=grid, curve=curve, converged=np.ones((1, count), dtype=bool))
+        nothing = np.full((1, count), np.nan)
+        return Choice(
+            C=np.full(count, grid[0]),
+            grid=grid,
+            curve=nothing[:, :1] if self.judge.metric == "recall" else nothing,
+            converged=np.ones((1, count), dtype=bool),
+            gap=nothing,
+        )
 
-    def _sweep(
-        self, fit_rows: Rows, held_rows: Rows, what: str, stage: str
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Curve (G, K) or (G, 1) on the held-out rows, NaN for classes that can't be trained, and converged (G, K)."""
-        truth = self.judge.truth(held_rows, what)
-        labels = self.judge.training_labels(fit_rows, what)[self.table.ok[fit_rows]]
-        able, ok = fittable_classes(labels), self.table.ok[held_rows]
+    def _choice(self, plan: Plan, grid: NDArray[np.float64], measured: Sequence[_Measured]) -> Choice:
+        curve = np.apply_along_axis(mean_defined, 0, np.stack([part.curve for part in measured]))
+        converged = np.logical_and.reduce([part.converged for part in measured])
+        gap = np.fmax.reduce([part.gap for part in measured])
+        if not converged.all():
+            self._note(
+                f"In the choice of C ({plan.chosen}) the solver gave up before its tolerance for "
+                f"{(~converged).sum()} of {converged.size} pairs of class and C: the relative duality gap is up to "
+                f"{gap[~converged].max():.0e}."
+            )
+        used = np.unique(np.concatenate([np.concatenate(pair) for pair in plan.parts]))
+        self._note_failed(used, f"the choice ({plan.chosen})")
+        best = self._best(curve, grid, plan.chosen)
+        return Choice(C=best, grid=grid, curve=curve, converged=converged, gap=gap)
+
+    def _sweep(self, pairs: Sequence[tuple[Rows, Rows, str]], stage: str) -> Iterator[_Measured]:
+        """Solve all pairs (rows to fit, rows held out, in words) at once, and measure one after the other."""
+        ok, parts, able = self.table.ok, [], []
+        for fit_rows, held_rows, what in pairs:
+            labels = self.judge.training_labels(fit_rows, what)[ok[fit_rows]]
+            able.append(fittable_classes(labels) & ok[held_rows].any())
+            if able[-1].any():
+                held_out = held_rows[ok[held_rows]]
+                parts.append(Part(rows=fit_rows[ok[fit_rows]], labels=labels[:, able[-1]], held_out=held_out))
+        progress = self._stage(f"choosing C: {stage}")
+        sweeps = iter(self.shared.sweep(parts, self.grid, progress=progress) if parts else ())
+        for (_, held_rows, what), columns in zip(pairs, able, strict=True):
+            yield self._measure(held_rows, what, columns, next(sweeps) if columns.any() else None)
+
+    def _measure(self, held_rows: Rows, what: str, able: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
+        truth, ok = self.judge.truth(held_rows, what), self.table.ok[held_rows]
         scores = np.full((len(self.grid), len(held_rows), len(self.classes)), -np.inf)
         converged = np.ones((len(self.grid), len(self.classes)), dtype=bool)
-        if able.any() and ok.any():
-            sweep = scores_over_C(
-                self.table.descriptors[fit_rows[self.table.ok[fit_rows]]],
-                labels[:, able],
-                self.table.descriptors[held_rows[ok]],
-                self.grid,
-                self.svm,
-                progress=self._stage(stage),
-            )
+        gap = np.full(converged.shape, np.nan)
+        if sweep is not None:
             scores[np.ix_(np.arange(len(self.grid)), ok, able)] = sweep.scores.swapaxes(1, 2)
-            converged[:, able] = sweep.converged
+            converged[:, able], gap[:, able] = sweep.converged, sweep.gap
         curve = np.array([self.judge.curve_values(truth, part) for part in scores])
         if self.judge.metric != "recall":
             curve[:, ~able] = np.nan
         elif not able.any():
             curve[:] = np.nan
-        return curve, converged
+        return _Measured(curve, converged, gap)
 
     def _best(self, curve: NDArray[np.float64], grid: NDArray[np.float64], what: str) -> NDArray[np.float64]:
         # Rounded, so that values which differ by the order of a summation only count as equal.

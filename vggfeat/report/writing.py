@@ -5,7 +5,6 @@ K = classes, m = rows of a test.
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.datasets.facts import FACTS
-from vggfeat.errors import FitError
 from vggfeat.protocols.results import METRICS, ClassRow, Result
+from vggfeat.report.files import write_files
+from vggfeat.report.models import model_files
 from vggfeat.report.plots import draw
 from vggfeat.report.submission import SERVER_FILES, server_archive
 from vggfeat.report.text import align, printable
 from vggfeat.samples import DataSet
-from vggfeat.store.durable import DISK, replacing
 
 PAPER: Mapping[str, Mapping[tuple[tuple[str, ...], tuple[str, ...]], str]] = {
     "voc2007": {
@@ -91,15 +90,14 @@ def text_table(result: Result) -> str:
     """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
 
     A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
-    where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none.
+    where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none. A "!" marks
+    a C whose SVM did not converge.
     """
     rows = result.class_rows()
     metrics = [key for key in (result.metric, *result.secondary) if key in rows[0].values]
     header = ["class", "train pos", "test pos", "C", *(f"{key} %" for key in metrics)]
     lines = align([header, *(_cells(row, metrics) for row in rows)], left=1)
-    if not all(all(row.converged) for row in rows):
-        lines.append("! the solver stopped before it converged")
-    lines.append("")
+    lines.extend(["", *_convergence(result)])
     lines.extend(f"note: {note}" for note in result.notes)
     lines.append(headline(result))
     lines.extend(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary)
@@ -122,7 +120,7 @@ def headline(result: Result) -> str:
 
 
 def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool = True) -> list[Path]:
-    """Write the results: JSON, table, scores, a picture, and the server's archive where test labels are withheld.
+    """Write the results: JSON, table, scores, models, a picture, and the server's archive for withheld labels.
 
     Parameters
     ----------
@@ -137,7 +135,8 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     Returns
     -------
     list of Path
-        results.json, table.txt, scores.npz, results.png, results-NAME-test.tar.gz, as far as there is one.
+        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.report.models`), and
+        results-NAME-test.tar.gz, as far as there is one.
 
     Raises
     ------
@@ -151,16 +150,10 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     }
     if plots:
         contents["results.png"] = draw(result, headline(result))
+    contents |= model_files(result)
     if result.submission is not None and dataset.name in SERVER_FILES:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in {path.name for path in folder.glob("results-*-test.tar.gz")} - contents.keys():
-            (folder / stale).unlink()  # Of another data set: beside these results it would be taken for theirs.
-        return [_replace(folder / name, content) for name, content in contents.items()]
-    except OSError as error:
-        cause = error.strerror or error
-        raise FitError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
+    return write_files(folder, contents, own=("results-*-test.tar.gz", "model.safetensors", "model-*.safetensors"))
 
 
 def results_json(result: Result) -> dict[str, Any]:
@@ -228,6 +221,19 @@ def _cells(row: ClassRow, metrics: Sequence[str]) -> list[str]:
     ]
 
 
+def _convergence(result: Result) -> list[str]:
+    """Say how well the SVMs were solved, and aloud if some were not."""
+    stages = {"the choice of C": result.convergence()["choice"], "the fit": result.convergence()["fit"]}
+    solved = {stage: found for stage, found in stages.items() if found.problems}
+    gaps = ", ".join(f"{found.worst_gap:.1e} in {stage}" for stage, found in solved.items())
+    failed = {stage: found for stage, found in solved.items() if found.converged < found.problems}
+    counts = (
+        f"{found.problems - found.converged} of {found.problems} SVMs of {stage}" for stage, found in failed.items()
+    )
+    warning = [f"! NOT CONVERGED: {' and '.join(counts)}; their numbers may not be final"] if failed else []
+    return [*warning, f"largest relative duality gap: {gaps}"]
+
+
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low}-{high}"
@@ -240,10 +246,3 @@ def _with_deviation(result: Result, metric: str) -> str:
 
 def _percent(value: float) -> str:
     return "-" if not np.isfinite(value) else f"{100 * value:.1f}"
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with replacing(DISK, path, temp=temporary) as file:
-        file.write(content)
-    return path

@@ -1,0 +1,274 @@
+"""A saved model on new pictures: the scores of the run that made it, or a refusal that names the difference."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from vggfeat.cli import run
+from vggfeat.errors import FitError, StoreError
+from vggfeat.protocols.applying import MADE_WITH, apply_model
+from vggfeat.report.predictions import predictions_csv, predictions_json, predictions_table
+from vggfeat.samples import DataSet, Task
+from vggfeat.store.parts import Parts
+from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.svm import load_model, save_model
+
+NET = {
+    "net": "D", "width": 1.0, "weights_sha256": "ab" * 32, "pool_rounding": "floor", "channel_order": "RGB",
+    "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0], "layer": "fc7", "interpolation": "bilinear", "sides": [256, 384],
+    "precision": "fp32",
+}  # fmt: skip
+CLASSES = ("cat", "dog, small", "id")
+
+
+def data_set(count=60, *, single=True, splits=True):
+    rng = np.random.default_rng(1)
+    numbers = np.arange(count) % 3
+    one_hot = np.where(np.eye(3)[numbers] == 1, 1, -1)
+    several = np.where(rng.random((count, 3)) < 0.4, 1, -1)
+    ids = tuple(f"pictures/{row:02d}.jpg" for row in range(count))
+    halves = {"train": np.arange(count // 2), "test": np.arange(count // 2, count)}
+    return DataSet(
+        name="folder",
+        task=Task.SINGLE_LABEL if single else Task.MULTI_LABEL,
+        classes=CLASSES,
+        ids=ids,
+        paths=ids,
+        labels=(one_hot if single else several).astype(np.int8),
+        splits=halves if splits else {},
+    )
+
+
+def new_pictures(count=4):
+    ids = ("new, 1.jpg", "é\udcff.jpg", "c.jpg", "d.jpg")[:count]
+    return DataSet(
+        name="folder", task=Task.UNLABELLED, classes=(), ids=ids, paths=ids, labels=np.zeros((count, 0), np.int8)
+    )
+
+
+def write_file(path, dataset, *, failed=(), seed=0, scales=(256, 384), regions=("image", "box"), **changes):
+    """A feature file of pictures whose classes can be seen, with some error."""
+    made_by = NET | changes
+    rng = np.random.default_rng(seed)
+    shape = Shape(scales=scales, regions=regions, channels=6)
+    signal = np.zeros((len(dataset), 6))
+    if dataset.classes:
+        signal[:, :3] = dataset.labels == 1
+    features = np.abs(signal[:, None, None] + 0.4 * rng.standard_normal((len(dataset), *shape.dims)))
+    gone = np.isin(np.arange(len(dataset)), failed)
+    features[gone] = np.nan
+    block = Block(
+        features=features.astype(np.float32),
+        status=np.where(gone, Status.FAILED, Status.DONE).astype(np.uint8),
+        reasons=tuple("truncated: it ends early" if row else "" for row in gone),
+        sizes=np.ones((len(dataset), 2), np.int32),
+        sha256=np.arange(len(dataset), dtype=np.uint8)[:, None] * np.ones(32, np.uint8),
+    )
+    with Parts.open(path, dataset, made_by, shape, shard_rows=len(dataset)) as parts:
+        parts.commit(0, block)
+        parts.consolidate(made_by)
+    return path
+
+
+def svm(*words):
+    return run(["svm", *(str(word) for word in words), "--quiet"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models, of one class a picture and of several, with the feature files behind them."""
+    folder = tmp_path_factory.mktemp("apply")
+    for name, single in (("single", True), ("multi", False)):
+        file = write_file(folder / f"{name}.h5", data_set(single=single), failed=[40])
+        assert svm("--features", file, "--grid", "1,4", "--join", "max", "--out", folder / name) == 0
+    return folder
+
+
+@pytest.fixture
+def new(tmp_path):
+    return write_file(tmp_path / "new.h5", new_pictures(), failed=[2], seed=5)
+
+
+def cells_of(path):
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+@pytest.mark.parametrize("name", ["single", "multi"])
+def test_on_its_own_features_a_model_gives_the_scores_of_its_run(folder, tmp_path, name):
+    model = folder / name / "model.safetensors"
+    assert svm("--apply", model, "--features", folder / f"{name}.h5", "--out", tmp_path) == 0
+    with np.load(tmp_path / "scores.npz") as found, np.load(folder / name / "scores.npz") as trained:
+        place = {name: row for row, name in enumerate(found["ids"].tolist())}
+        rows = [place[name] for name in trained["ids_1"].tolist()]
+        assert len(rows) == 30
+        np.testing.assert_allclose(found["scores"][rows], trained["scores_1"], rtol=1e-12)
+        assert np.isneginf(found["scores"]).all(axis=1).nonzero()[0].tolist() == [40]
+        assert found["classes"].tolist() == list(CLASSES)
+
+
+def test_labels_of_new_pictures(folder, new, tmp_path, capsys):
+    assert svm("--apply", folder / "single" / "model.safetensors", "--features", new, "--out", tmp_path / "out") == 0
+    lines = cells_of(tmp_path / "out" / "predictions.csv")
+    assert lines[0] == ["id", "predicted", "score", "failed"]
+    assert [line[0] for line in lines[1:]] == list(new_pictures().ids)
+    assert lines[3] == ["c.jpg", "", "", "truncated: it ends early"]
+    with np.load(tmp_path / "out" / "scores.npz") as found:
+        for row in (0, 1, 3):
+            best = int(np.argmax(found["scores"][row]))
+            assert lines[1 + row][1] == CLASSES[best]
+            assert float(lines[1 + row][2]) == pytest.approx(found["scores"][row, best], rel=1e-8)
+            assert lines[1 + row][3] == ""
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert content["failed"] == [{"id": "c.jpg", "reason": "truncated: it ends early"}]
+    assert [row["id"] for row in content["predictions"]] == [new_pictures().ids[row] for row in (0, 1, 3)]
+    assert content["samples"] == 4
+    shown = capsys.readouterr().out
+    assert "3 pictures scored, 1 failed" in shown
+    assert "failed: c.jpg: truncated: it ends early" in shown
+    counts = [
+        int(line.removeprefix(name).split()[0]) for line, name in zip(shown.splitlines()[1:4], CLASSES, strict=True)
+    ]
+    assert sum(counts) == 3
+
+
+def test_rankings_of_new_pictures(folder, new, tmp_path, capsys):
+    words = ["--apply", folder / "multi" / "model.safetensors", "--features", new, "--out", tmp_path / "out"]
+    assert svm(*words, "--top", 2) == 0
+    lines = cells_of(tmp_path / "out" / "predictions.csv")
+    assert lines[0] == ["id", *CLASSES, "failed"]
+    assert lines[3] == ["c.jpg", "", "", "", "truncated: it ends early"]
+    scores = np.array([line[1:4] for line in lines[1:] if not line[4]], dtype=float)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert "predictions" not in content
+    names = [line[0] for line in lines[1:] if not line[4]]
+    shown = capsys.readouterr().out.splitlines()
+    for k, name in enumerate(CLASSES):
+        order = np.argsort(-scores[:, k])[:2]
+        assert [one["id"] for one in content["ranking"][name]] == [names[row] for row in order]
+        line = next(line for line in shown if line.startswith(name + " "))
+        assert int(line.removeprefix(name).split()[0]) == (scores[:, k] > 0).sum()
+    assert shown[0].split() == ["class", "above", "0", "best", "2"]
+    capsys.readouterr()
+    assert svm(*words, "--top", 2, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == content
+
+
+def test_what_is_said_of_the_model_goes_with_the_predictions(folder, new):
+    model = folder / "single" / "model.safetensors"
+    found = predictions_json(apply_model(model, [new]), model=model, top=1)["model"]
+    assert found["file"] == "model.safetensors"
+    assert found["classes"] == list(CLASSES)
+    assert found["plan"]["fitted"] == "train"
+    assert found["features"]["join"] == "max"
+    assert found["features"]["files"][0]["provenance"]["weights_sha256"] == "ab" * 32
+    assert {"svm", "protocol", "vggfeat", "dataset"} <= set(found)
+
+
+# --- refusals
+
+OTHER = {
+    "net": "E", "width": 0.5, "weights_sha256": "cd" * 32, "pool_rounding": "ceil", "channel_order": "BGR",
+    "mean": [0.0, 2.0, 3.0], "std": [2.0, 1.0, 1.0], "layer": "fc6", "interpolation": "bicubic", "sides": [256, 400],
+    "scales": (256, 512), "regions": ("image",),
+}  # fmt: skip
+
+
+def test_every_field_is_tried():
+    assert set(MADE_WITH) | {"scales", "regions"} == set(OTHER)
+    assert set(MADE_WITH) | {"precision"} == set(NET)
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsys):
+    file = write_file(tmp_path / "other.h5", new_pictures(), **{field: OTHER[field]})
+    model = folder / "single" / "model.safetensors"
+    expected = {"scales": [256, 384], "regions": "image, box"} | NET
+    found = ", ".join(OTHER[field]) if field == "regions" else OTHER[field]
+    found = list(found) if isinstance(found, tuple) else found
+    assert svm("--apply", model, "--features", file, "--out", tmp_path / "out") == 7
+    message = capsys.readouterr().err
+    assert message.startswith(f"vggfeat: {file}: {field}: expected {expected[field]}, ")
+    assert f"found {found}; extract it " in message
+    assert message.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_another_precision_is_said_and_taken(folder, tmp_path):
+    file = write_file(tmp_path / "new.h5", new_pictures(), precision="bf16")
+    found = apply_model(folder / "single" / "model.safetensors", [file])
+    assert found.notes == ("new.h5 was extracted in bf16, the model's features in fp32.",)
+    assert "note: new.h5 was extracted in bf16" in predictions_table(found, top=1)
+
+
+def test_regions_that_the_model_did_not_use_do_no_harm(folder, tmp_path):
+    out = tmp_path / "image"
+    assert svm("--features", folder / "single.h5", "--regions", "image", "--grid", "1", "--out", out) == 0
+    both = write_file(tmp_path / "both.h5", new_pictures())
+    found = apply_model(out / "model.safetensors", [both])
+    assert np.isfinite(found.scores).all()
+    assert load_model(out / "model.safetensors")[0].coef.shape == (3, 6)
+
+
+def test_two_nets_are_taken_in_the_order_of_the_training(folder, tmp_path):
+    dataset = data_set()
+    first = write_file(tmp_path / "first.h5", dataset)
+    second = write_file(tmp_path / "second.h5", dataset, seed=1, net="E", weights_sha256="cd" * 32)
+    assert svm("--features", first, "--features", second, "--grid", "1", "--out", tmp_path / "two") == 0
+    model = tmp_path / "two" / "model.safetensors"
+    assert np.isfinite(apply_model(model, [first, second]).scores).all()
+    with pytest.raises(FitError, match=r"second\.h5: net: expected D, as in first\.h5 .* found E"):
+        apply_model(model, [second, first])
+    with pytest.raises(FitError, match="expected 2 feature files, of the nets D, E, found 1"):
+        apply_model(model, [first])
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"features": {"join": "mean"}},
+        {"features": {"join": "mean", "normalisation": "none", "files": []}},
+        {"features": {"join": "mean", "normalisation": "none", "files": [{"provenance": {}}]}},
+        {"features": [], "task": "single-label"},
+        {"features": {"join": "mean", "normalisation": "none", "files": 3}, "task": "single-label"},
+    ],
+)
+def test_a_model_of_unknown_features_is_refused(folder, new, tmp_path, about):
+    model, told = load_model(folder / "single" / "model.safetensors")
+    save_model(tmp_path / "model", model, {"classes": told["classes"], "task": "single-label", **about})
+    with pytest.raises(FitError, match="expected a model that says how its features were made"):
+        apply_model(tmp_path / "model", [new])
+
+
+def test_damaged_files_are_refused(folder, new, tmp_path):
+    model = (folder / "single" / "model.safetensors").read_bytes()
+    (tmp_path / "model").write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
+    with pytest.raises(FitError, match="expected the bytes that its SHA-256 tells, found others"):
+        apply_model(tmp_path / "model", [new])
+    content = bytearray(new.read_bytes())
+    place = content.find(np.float32(np.nan).tobytes())
+    content[place + 40] ^= 1
+    new.write_bytes(content)
+    with pytest.raises(StoreError, match=r"new\.h5"):
+        apply_model(folder / "single" / "model.safetensors", [new])
+
+
+@pytest.mark.parametrize("words", [["--join", "mean"], ["--grid", "1"], ["--solver", "newton"], ["--seed", "0"]])
+def test_settings_that_the_model_decides_are_refused(folder, new, tmp_path, words, capsys):
+    assert svm("--apply", folder / "single" / "model.safetensors", "--features", new, *words) == 2
+    assert capsys.readouterr().err == (
+        f"vggfeat: {words[0]}: not together with --apply, where the model decides; leave it out\n"
+    )
+
+
+def test_many_failures_are_counted_and_all_of_them_in_the_file(folder, tmp_path):
+    file = write_file(tmp_path / "bad.h5", data_set(splits=False), failed=range(45))
+    found = apply_model(folder / "single" / "model.safetensors", [file])
+    table = predictions_table(found, top=3)
+    assert table.count("\nfailed: ") == 11
+    assert "failed: 35 more; all of them are in predictions.csv" in table
+    assert predictions_csv(found).count(b"truncated: it ends early\n") == 45
