@@ -1,0 +1,248 @@
+"""The benchmark of the SVM stage: its data, its peer, and that both solvers solve the same problems."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from vggfeat.benchmarks import svm as bench
+from vggfeat.benchmarks.features import HIDDEN, SIZES, Size, make_descriptors, make_problem
+from vggfeat.benchmarks.peer import FORMS, Form, Tried, fastest, objectives, peak_memory, solve, try_forms
+from vggfeat.cli import run
+from vggfeat.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return make_problem("tiny")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny):
+    return bench.compare(tiny, threads=1)
+
+
+# --- the data
+
+
+def test_descriptors_resemble_real_ones(tiny):
+    x = tiny.descriptors
+    assert x.dtype == np.float32
+    assert x.min() == 0
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+
+
+def test_descriptors_are_correlated():
+    size = Size(
+        classes=1, pictures=900, blocks=1, averaged=1, channels=300, splits=1, training=0, single=False, strength=0.5,
+        note="",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = make_descriptors(np.where(rng.random((900, 1)) < 0.5, 1, -1), size, rng)
+
+    def share_of_ten(table):
+        values = np.linalg.svd(table - table.mean(axis=0), compute_uv=False) ** 2
+        return values[:10].sum() / values.sum()
+
+    shuffled = np.stack([rng.permutation(column) for column in x.T], axis=1)
+    assert share_of_ten(x) > 1.5 * share_of_ten(shuffled)
+
+
+def test_equal_seeds_give_equal_problems():
+    first, same, other = make_problem("tiny", 3), make_problem("tiny", 3), make_problem("tiny", 4)
+    np.testing.assert_array_equal(first.descriptors, same.descriptors)
+    np.testing.assert_array_equal(first.labels, same.labels)
+    assert (first.descriptors != other.descriptors).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "length", "classes", "fit", "held_out", "refit"),
+    [
+        ("voc", 5011, 4096, 20, 2505, 2506, 5011),
+        ("caltech101", 6120, 12288, 102, 2448, 612, 3060),
+        ("caltech256", 16448, 24576, 257, 12336, 3084, 15420),
+        ("caltech256-part", 4096, 24576, 64, 3072, 768, 3840),
+    ],
+)
+def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, fit, held_out, refit):
+    monkeypatch.setattr("vggfeat.benchmarks.features.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    problem, size = make_problem(name), SIZES[name]
+    assert problem.labels.shape == (rows, classes)
+    assert size.blocks * size.channels == length
+    for split in problem.splits:
+        assert (len(split.fit), len(split.held_out), len(split.refit)) == (fit, held_out, refit)
+        assert not set(split.fit) & set(split.held_out)
+        assert set(split.fit) | set(split.held_out) == set(split.refit)
+        assert max(split.refit) < rows
+        if problem.single:
+            held = (problem.labels[split.held_out] == 1).sum(axis=0)
+            assert set(held.tolist()) == {held_out // classes}
+
+
+def test_classes_of_voc_are_as_uneven_as_the_real_ones(monkeypatch):
+    monkeypatch.setattr("vggfeat.benchmarks.features.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    shares = (make_problem("voc").labels == 1).mean(axis=0)
+    assert shares[0] == pytest.approx(0.4, abs=0.03)
+    assert np.median(shares) < 0.1
+    assert shares.min() > 0.02
+
+
+def test_an_unknown_size_is_refused():
+    with pytest.raises(ConfigError, match=r"size: expected one of tiny, voc, .*, found 'huge'"):
+        make_problem("huge")
+
+
+# --- the peer
+
+
+def some_problems(n=60, length=8, problems=5):
+    rng = np.random.default_rng(0)
+    x = rng.random((n, length), dtype=np.float32)
+    values = x @ rng.standard_normal((length, problems)) + rng.standard_normal((n, problems))
+    signs = np.where(values > np.median(values, axis=0), 1, -1)
+    return x, signs.astype(np.int8), np.geomspace(0.05, 2, problems)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [8, 90])
+def test_every_form_solves_the_problem_of_linear_svc(form, length):
+    x, signs, costs = some_problems(length=length)
+    found = solve(x, signs, costs, form, threads=1)
+    for p, cost in enumerate(costs):
+        svm = LinearSVC(C=cost, tol=1e-10, max_iter=1_000_000).fit(x.astype(float), signs[:, p])
+        np.testing.assert_allclose(found.coef[p], svm.coef_[0], atol=0.02)
+        np.testing.assert_allclose(found.intercept[p], svm.intercept_[0], atol=0.02)
+    assert found.converged.all()
+    assert found.solving > 0
+
+
+def test_workers_give_the_same_and_say_what_they_needed():
+    x, signs, costs = some_problems()
+    form = Form("float64", True, False)
+    one, two = (solve(x, signs, costs, form, threads) for threads in (1, 2))
+    np.testing.assert_allclose(one.coef, two.coef, atol=1e-2)
+    assert one.memory == 0
+    assert two.memory > 1e7
+
+
+def test_objective_and_gap_as_counted_by_hand():
+    # One dimension, points 1 and -1, C = 1: 0.5 w^2 + 2 (1 - w)^2 is least at w = 4/5, where it is 0.4.
+    x, signs = np.array([[1.0], [-1.0]], np.float32), np.array([[1], [-1]])
+    values, gap = objectives(x, signs, np.ones(1), np.array([[0.8]]), np.zeros(1))
+    np.testing.assert_allclose(values, [0.4])
+    np.testing.assert_allclose(gap, [0], atol=1e-15)
+    # At w = 0 the slacks are 1, so v' = (4, 0), and the gap half of 16 over the objective of 2.
+    values, gap = objectives(x, signs, np.ones(1), np.zeros((1, 1)), np.zeros(1))
+    np.testing.assert_allclose((values[0], gap[0]), (2, 4))
+
+
+def test_the_gap_bounds_what_is_above_the_minimum():
+    x, signs, costs = some_problems()
+    best = solve(x, signs, costs, Form("float64", True, False), threads=1)
+    lowest, _ = objectives(x, signs, costs, best.coef, best.intercept)
+    for scale in (0.9, 0.99, 1.01):
+        values, gap = objectives(x, signs, costs, scale * best.coef, best.intercept)
+        assert ((values - lowest) / values <= gap).all()
+
+
+def test_the_fastest_form_must_find_the_minimum():
+    def tried(seconds, objective, reduced=False):
+        return Tried(Form("float64", seconds > 1, reduced), seconds, objective)
+
+    gave_up, slow, good = tried(0.1, 10.2), tried(3, 10), tried(2, 10.05)
+    assert fastest([gave_up, slow, good], reduced=False) == good.form
+    assert fastest([gave_up, slow, good], reduced=True) is None
+    assert fastest([gave_up, slow, tried(5, 10, True)], reduced=True) == Form("float64", True, True)
+
+
+def test_reducing_is_tried_where_it_can_help():
+    x, signs, _ = some_problems(n=30, length=50)
+    assert {one.form for one in try_forms(x, signs[:, 0])} == set(FORMS)
+    x, signs, _ = some_problems(n=60, length=8)
+    assert {one.form for one in try_forms(x, signs[:, 0])} == {form for form in FORMS if not form.reduced}
+
+
+def test_peak_memory_counts_what_was_held():
+    before = peak_memory()
+    block = np.ones(50_000_000)
+    assert peak_memory() >= before
+    assert peak_memory() > block.nbytes
+
+
+# --- both
+
+
+def test_both_solve_all_problems_to_the_same_objectives(measured):
+    assert measured.own.problems == measured.own.solved == 12 * 5 + 5
+    assert measured.own.converged == 65
+    (peer,) = measured.peers
+    assert (peer.problems, peer.solved) == (65, 65)
+    assert peer.same_choices == peer.choices == 5
+    assert abs(peer.lead) < 1e-3
+    assert peer.excess < 1e-2
+    assert 0 <= measured.own.worst_gap < 1e-3
+    assert measured.ratios == (peer.total_seconds / measured.own.total_seconds,)
+
+
+def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
+    solved = []
+
+    def watched(x, signs, costs, form, threads):
+        found = solve(x, signs, costs, form, threads)
+        solved.append(costs.tolist())
+        return found._replace(preparing=100.0, solving=10.0 * len(costs))
+
+    monkeypatch.setattr(bench, "solve", watched)
+    (peer,) = bench.compare(tiny, threads=1, sample=4).peers
+    assert [len(costs) for costs in solved] == [4, 4]
+    assert solved[0][0] == bench.GRID[0]
+    assert solved[0][-1] == bench.GRID[-1]
+    assert (peer.choice_seconds, peer.fit_seconds) == (100 + 10 * 60, 100 + 10 * 5)
+    assert (peer.solved, peer.problems, peer.same_choices) == (8, 65, None)
+
+
+def test_one_class_a_picture_means_one_c_a_split(monkeypatch):
+    small = Size(
+        classes=4, pictures=15, blocks=2, averaged=1, channels=40, splits=2, training=10, single=True, strength=1.0,
+        note="small",
+    )  # fmt: skip
+    monkeypatch.setitem(SIZES, "tiny", small)
+    found = bench.compare(make_problem("tiny"), threads=1)
+    assert found.own.problems == 2 * (12 * 4 + 4)
+    assert [str(peer.solver).endswith("reduced by QR") for peer in found.peers] == [False, True]
+    assert all((peer.same_choices, peer.choices) == (2, 2) for peer in found.peers)
+
+
+def test_a_stronger_signal_is_easier_to_see():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((400, 1)) < 0.5, 1, -1)
+    apart = []
+    for strength in (0.0, 2.0):
+        size = Size(
+            classes=1, pictures=400, blocks=1, averaged=1, channels=64, splits=1, training=0, single=False,
+            strength=strength, note="",
+        )  # fmt: skip
+        x = make_descriptors(labels, size, np.random.default_rng(1))
+        apart.append(np.linalg.norm(x[labels[:, 0] == 1].mean(axis=0) - x[labels[:, 0] == -1].mean(axis=0)))
+    assert apart[1] > 3 * apart[0]
+    assert HIDDEN > 64
+
+
+def test_the_command_prints_a_table_or_json(capsys):
+    assert run(["bench", "svm", "--size", "tiny", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "200 x 64 float32, 5 classes, 12 values of C" in shown
+    assert "LinearSVC" in shown
+    assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--sample", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "vggfeat-bench-svm"
+    assert found["shape"] == [200, 64]
+    assert found["peers"][0]["solved"] == 6
+    assert len(found["ratios"]) == len(found["peers"])
+    assert {"form", "seconds", "objective"} == set(found["tried"][0])
+
+
+def test_the_command_says_what_was_extrapolated(capsys):
+    assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--sample", "3"]) == 0
+    assert "6 of 65 problems solved, seconds extrapolated" in capsys.readouterr().out

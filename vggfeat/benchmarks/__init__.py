@@ -1,0 +1,1 @@
+"""Measurements of speed, with what they have to be compared with measured in the same run."""
