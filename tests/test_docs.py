@@ -6,9 +6,12 @@ from pathlib import Path
 
 import h5py
 import pytest
+from safetensors import safe_open
 
 from vggfeat.cli import EXIT_CODES, group, run
 from vggfeat.datasets.facts import FACTS
+from vggfeat.models import VGG
+from vggfeat.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +34,7 @@ def test_every_command_is_in_the_readme_and_no_other():
 def test_every_option_that_the_readme_names_exists():
     known = {option for _, command in commands() for param in command.params for option in param.opts}
     known |= {"--twin", "--help"}
+    known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's own
     assert set(re.findall(r"(--[a-z][a-z-]+)", README)) <= known
 
 
@@ -114,6 +118,30 @@ def test_the_fields_of_the_results_are_those_in_the_readme(demo):
     section = README.split("**results.json**")[1].split("**scores.npz**")[0]
     results = json.loads((demo / "voc2007.svm" / "results.json").read_text())
     assert set(results) <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_the_table_of_a_training_folder_is_the_folder(tmp_path):
+    root = tmp_path / "rendered"
+    assert run(["data", "synth", "folder", "--root", str(root), "--size", "tiny"]) == 0
+    next(root.rglob("*.jpg")).write_bytes(b"no picture")
+    words = ["--net", "A", "--width", "0.03125", "--batch", "48", "--steps", "1", "--workers", "0", "--device", "cpu"]
+    assert run(["train", "--data", str(root), "--out", str(tmp_path / "x"), *words]) == 0
+    section = README.split("**Folder of a training run.**")[1].split("\n\n**")[0]
+    told = set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
+    names = [path.name + "/" * path.is_dir() for path in (tmp_path / "x").iterdir()]
+    found = {re.sub(r"-[0-9a-f]{16}\.", "-KEY.", name) for name in names}
+    assert found - {"tensorboard/"} == told
+    log = [json.loads(line) for line in (tmp_path / "x" / "log.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in log} <= set(re.search(r"`kind` \(([^)]+)\)", section)[1].split(", "))
+
+
+def test_the_weights_file_holds_what_the_readme_says(tmp_path):
+    model = VGG("A", 2, width=1 / 64)
+    save_weights(tmp_path / "x.safetensors", model, mean=(1, 2, 3), training={})
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["vggfeat"])
+    section = README.split("**Weights** (safetensors)")[1].split("\n\n")[0]
+    assert set(about) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_versions_agree():

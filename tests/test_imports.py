@@ -18,26 +18,45 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "transforms": (set(), {"torch"}),
     "models": (set(), {"torch"}),
     "devices": (set(), {"torch"}),
-    "datasets": ({"samples"}, {"numpy"}),
+    "packed": ({"samples"}, {"numpy"}),
+    "datasets": ({"samples", "packed"}, {"numpy", "scipy"}),
     "synthetic": ({"samples"}, {"numpy", "PIL", "scipy"}),
     "images": ({"samples"}, {"numpy", "PIL"}),
     "store": ({"samples"}, {"numpy", "h5py", "pyarrow", "scipy"}),
-    "weights": ({"models"}, {"torch", "safetensors"}),
+    "weights": ({"models", "store"}, {"torch", "safetensors"}),
     "extraction": ({"models", "images", "transforms", "samples", "weights"}, {"torch", "numpy"}),
     "caching": ({"extraction", "images", "samples", "store", "weights"}, {"torch", "numpy"}),
+    "training": (
+        {"models", "images", "transforms", "samples", "packed", "weights", "metrics", "store"},
+        {"torch", "numpy", "matplotlib", "tensorboard", "safetensors"},
+    ),
     "fusion": ({"store", "descriptors", "samples"}, {"numpy"}),
-    "svm": (set(), {"numpy", "sklearn", "joblib", "scipy"}),
-    "protocols": ({"svm", "metrics", "samples", "fusion"}, {"numpy"}),
-    "report": ({"protocols", "samples", "datasets", "store"}, {"numpy", "matplotlib"}),
+    "svm": (set(), {"numpy", "sklearn", "joblib", "scipy", "torch", "safetensors"}),
+    "protocols": ({"svm", "metrics", "samples", "fusion", "store"}, {"numpy"}),
+    "report": ({"protocols", "svm", "metrics", "samples", "datasets", "store"}, {"numpy", "matplotlib"}),
+    "benchmarks": (
+        {"svm", "metrics", "descriptors", "images", "models", "samples", "training"},
+        {"numpy", "scipy", "sklearn", "joblib", "threadpoolctl", "torch"},
+    ),
     "estimator": ({"extraction", "weights", "images", "descriptors", "devices"}, {"numpy", "PIL", "sklearn"}),
     "reproduce": ({"cli"}, {"click"}),
+    "retrain": ({"cli", "weights"}, {"click"}),
+    "bundle": ({"cli", "devices", "synthetic", "weights"}, {"click"}),
 }
-LAW["cli"] = (set(LAW) - {"reproduce"}, {"click", "rich"})
-LAW["__init__"] = (set(LAW) - {"cli", "reproduce"}, set())
+LAW["cli"] = (set(LAW) - {"reproduce", "retrain", "bundle"}, {"click", "rich"})
+LAW["__init__"] = (set(LAW) - {"cli", "reproduce", "retrain", "bundle"}, set())
 LAW["__main__"] = ({"cli"}, set())
 
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"report": {"matplotlib"}, "store": {"pyarrow", "scipy"}, "synthetic": {"scipy"}, "cli": {"rich"}}
+LATE = {
+    "report": {"matplotlib"},
+    "store": {"pyarrow", "scipy"},
+    "synthetic": {"scipy"},
+    "datasets": {"scipy"},
+    "training": {"matplotlib", "tensorboard"},
+    "svm": {"torch"},
+    "cli": {"rich"},
+}
 
 
 def part_of(path: Path) -> str:

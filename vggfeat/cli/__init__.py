@@ -9,11 +9,15 @@ from typing import NoReturn
 
 import click
 
+from vggfeat.cli.bench import bench
+from vggfeat.cli.bench_training import bench_training
 from vggfeat.cli.data import data
 from vggfeat.cli.demo import demo
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
+from vggfeat.cli.steps import leads
 from vggfeat.cli.svm import svm
+from vggfeat.cli.train import train
 from vggfeat.errors import VggfeatError
 
 EXIT_CODES = """\b
@@ -24,14 +28,16 @@ Exit codes:
   3    done, but more pictures failed than --allow-failed
   4    data set missing or not in its official layout
   5    weights missing, damaged or of another network
-  6    feature file that can't be written, read or continued
+  6    file that can't be written, read or continued
   7    SVM stage that can't be carried out
+  8    training that can't be carried out
   130  stopped by Ctrl-C
   141  stopped because nobody reads the output any more
   143  stopped by SIGTERM"""
 
 
-KEPT = "features extracted so far are kept, and the same command goes on from there"
+KEPT = "what was finished is kept, and the same command goes on from there"
+KEPT_BY_TRAINING = "the newest checkpoint is kept, and the same command with --resume goes on from there"
 
 
 class Terminated(BaseException):
@@ -41,7 +47,7 @@ class Terminated(BaseException):
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
 @click.version_option(package_name="vggfeat")
 def group() -> None:
-    """Transfer-learning features from VGG nets, and linear SVMs on them.
+    """Transfer-learning features from VGG nets, linear SVMs on them, and the training of such nets.
 
     \b
     Example, the two stages of the VGG paper's Appendix B on VOC-2007:
@@ -54,7 +60,8 @@ def group() -> None:
     """
 
 
-for _command in (extract, svm, inspect, export, data, demo):
+bench.add_command(bench_training)
+for _command in (extract, svm, inspect, export, train, data, bench, demo):
     group.add_command(_command)
 
 
@@ -77,10 +84,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say(f"stopped by Ctrl-C; {KEPT}")
+        _say(f"stopped by Ctrl-C; {_kept(arguments)}")
         return 130
     except Terminated:
-        _say(f"stopped by SIGTERM; {KEPT}")
+        _say(f"stopped by SIGTERM; {_kept(arguments)}")
         return 143
     except (BrokenPipeError, SystemExit):
         # click turns a closed pipe into SystemExit; in this mode it ends the process for no other reason.
@@ -90,8 +97,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _kept(arguments: Sequence[str] | None) -> str:
+    words = sys.argv[1:] if arguments is None else arguments
+    return KEPT_BY_TRAINING if "train" in words[:1] else KEPT
+
+
 def _say(message: str) -> None:
-    click.echo(f"vggfeat: {message}", err=True)
+    name = "vggfeat" if leads() else f"vggfeat, process {os.environ['RANK']}"
+    click.echo(f"{name}: {message}", err=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

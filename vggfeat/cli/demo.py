@@ -1,12 +1,13 @@
 """`vggfeat demo`: the whole main job on rendered pictures."""
 
+import json
 from pathlib import Path
 
 import click
 
 from vggfeat.cli.types import make_folder
 
-NET = "random:A:0:0.25"
+NET = "small"
 
 
 @click.command()
@@ -14,13 +15,14 @@ NET = "random:A:0:0.25"
     "--out", type=click.Path(path_type=Path), default=Path("vggfeat-demo"), show_default=True,
     help="Folder for pictures, features and results.",
 )  # fmt: skip
-@click.option("--weights", default=NET, show_default=True, help="The net; the default one is not trained.")
+@click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")
 @click.option("--scales", default="224,256", show_default=True, help="Q, smallest picture sides in pixels.")
 @click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
 def demo(out: Path, weights: str, scales: str, size: str) -> int:
-    """Render a small imitation of VOC-2007, extract features, train and test the SVMs: minutes, no downloads.
+    """Render a small imitation of VOC-2007, extract features, train and test the SVMs: a minute, no downloads.
 
-    The commands are printed as they run, and each can be given by hand.
+    Then the same with the same net untrained, to show what the training of the net was good for. The commands are
+    printed as they run, and each can be given by hand.
 
     \b
     Example:
@@ -29,18 +31,40 @@ def demo(out: Path, weights: str, scales: str, size: str) -> int:
     from vggfeat.cli.steps import run_step
     from vggfeat.devices import default_workers
 
-    data, features, results = out / "voc2007", out / "voc2007.h5", out / "voc2007.svm"
-    rendered = ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
-    extracted = ["--dataset", "voc2007", "--root", data, "--weights", weights, "--scales", scales]
-    extracted += ["--out", features, "--overwrite"]
+    nets = _nets(weights)
+    data = out / "voc2007"
     make_folder(out)
-    for step in (rendered, ["extract", *extracted], ["svm", "--features", features, "--out", results]):
+    steps = [["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]]
+    for name, net in nets.items():
+        features = out / f"{name}.h5"
+        extracted = ["--dataset", "voc2007", "--root", data, "--weights", net, "--scales", scales]
+        steps.append(["extract", *extracted, "--out", features, "--overwrite"])
+        steps.append(["svm", "--features", features])
+    for step in steps:
         code = run_step(*step)
         if code:
             return code
-    click.echo("")
-    click.echo("The pictures are rendered, not photographs: the number shows that all parts work, nothing more.")
-    if weights.startswith("random:"):
-        click.echo("The net is not trained. With trained weights: vggfeat demo --weights FILE")
-    click.echo(f"pictures {data}, features {features}, results {results}")
+    _compare(out, nets)
+    click.echo(f"pictures {data}, features and results {', '.join(str(out / f'{name}.svm') for name in nets)}")
     return 0
+
+
+def _nets(weights: str) -> dict[str, str]:
+    """Name the runs, and their weights: the net asked for, and the same net untrained unless it is that already."""
+    from vggfeat.weights import load_backbone
+
+    backbone = load_backbone(weights)
+    if not backbone.trained:
+        return {"voc2007": weights}
+    return {"voc2007": weights, "voc2007-untrained": f"random:{backbone.model.config}:0:{backbone.model.width!r}"}
+
+
+def _compare(out: Path, nets: dict[str, str]) -> None:
+    click.echo("")
+    for name, net in nets.items():
+        results = json.loads((out / f"{name}.svm" / "results.json").read_text(encoding="utf-8"))
+        click.echo(f"{net}: {results['metric']['name']} {100 * results['headline']:.1f} %")
+    click.echo(f"chance: {100 * results['chance']['value']:.1f} %")
+    click.echo("The pictures are rendered, not photographs: the numbers say nothing about VOC-2007.")
+    if len(nets) == 1:
+        click.echo("The net is not trained. With the net that comes with vggfeat: vggfeat demo")

@@ -16,7 +16,7 @@ SHOWN_FAILURES = 10
 @click.command()
 @click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
 @click.option("--root", type=click.Path(path_type=Path), help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
-@click.option("--weights", metavar="FILE|NAME|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
+@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
 @click.option("--out", type=click.Path(path_type=Path), help="The feature file. [NAME.h5]")
 @click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
