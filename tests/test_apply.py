@@ -194,7 +194,7 @@ def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsy
     assert message.startswith(f"vggfeat: {file}: {field}: expected {expected[field]}, ")
     assert f"found {found}; extract it " in message
     assert message.count("\n") == 1
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_precision_is_said_and_taken(folder, tmp_path):
@@ -222,7 +222,7 @@ def test_two_nets_are_taken_in_the_order_of_the_training(folder, tmp_path):
     assert np.isfinite(apply_model(model, [first, second]).scores).all()
     with pytest.raises(FitError, match=r"second\.h5: net: expected D, as in first\.h5 .* found E"):
         apply_model(model, [second, first])
-    with pytest.raises(FitError, match="expected 2 feature files, of the nets D, E, found 1"):
+    with pytest.raises(FitError, match="a feature file of each of the nets D, E, in this order, found 1"):
         apply_model(model, [first])
 
 
@@ -263,6 +263,12 @@ def test_settings_that_the_model_decides_are_refused(folder, new, tmp_path, word
     assert capsys.readouterr().err == (
         f"vggfeat: {words[0]}: not together with --apply, where the model decides; leave it out\n"
     )
+
+
+def test_a_setting_of_predictions_alone_is_refused(folder, tmp_path, capsys):
+    assert svm("--features", folder / "single.h5", "--top", 3, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == "vggfeat: --top: expected together with --apply, found alone; leave it out\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_failures_are_counted_and_all_of_them_in_the_file(folder, tmp_path):

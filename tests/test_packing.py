@@ -266,6 +266,51 @@ def test_unreadable_pictures_are_listed_and_left_out(tree, tmp_path):
     assert [json.loads(line)["path"] for line in lines] == ["train/cat/1.JPEG", "val/dog/0.JPEG"]
 
 
+def test_pictures_that_were_mended_are_taken_in(tree, tmp_path):
+    out, file = tmp_path / "out", tree / "train/cat/1.JPEG"
+    whole = file.read_bytes()
+    file.write_bytes(b"no picture")
+    (pair,) = pack(ilsvrc.read(tree), out, SMALL, workers=0).unreadable
+    assert pair[1].startswith("unrecognised: expected a picture")
+    assert str(tmp_path) not in (out / "unreadable.jsonl").read_text()
+    file.write_bytes(whole)
+    done = pack(ilsvrc.read(tree), out, SMALL, workers=0)
+    assert (done.pictures, done.unreadable) == (14, [])
+    pack(ilsvrc.read(tree), tmp_path / "fresh", SMALL, workers=0)
+    assert files(out) == files(tmp_path / "fresh")
+    assert not (out / "LOCK").exists()
+
+
+def test_many_unreadable_pictures_are_too_many_in_a_small_set_as_well(tree, tmp_path):
+    for n in range(6):
+        for cls in ("cat", "dog"):
+            put(tree, f"train/{cls}/bad{n}.JPEG", b"")
+    with pytest.raises(TrainingError, match="at most 1% of the pictures to be unreadable, found 12 of 26, the first"):
+        pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_an_interrupted_copy_is_not_taken_for_class_folders(tree, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0, progress=stop)
+    with pytest.raises(DatasetError, match=r"expected a packed copy that is complete, .*the same `data pack` command"):
+        ilsvrc.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "flipped"])
+def test_damaged_lists_are_named(tree, tmp_path, damage):
+    out = tmp_path / "out"
+    pack(ilsvrc.read(tree), out, SMALL, workers=0)
+    data = bytearray((out / "train.npz").read_bytes())
+    data[200] ^= 1
+    (out / "train.npz").write_bytes({"empty": b"", "short": data[:300], "flipped": data}[damage])
+    with pytest.raises(DatasetError, match=r"out.*give the same `data pack` command again"):
+        ilsvrc.read(out)
+
+
 def test_a_class_of_which_nothing_is_left_is_refused(tree, tmp_path):
     for n in range(2):
         (tree / f"val/dog/{n}.JPEG").write_bytes(b"")

@@ -185,14 +185,19 @@ def test_a_trained_row_asks_for_what_stands_before_it(tmp_path, capsys):
 
 
 def test_the_twin_of_the_small_net_runs(tmp_path, capsys):
-    weights = make_small_net(load("small_backbone").NET, ["--twin", "--out", str(tmp_path)])
+    net = load("small_backbone").NET
+    weights = make_small_net(net, ["--twin", "--out", str(tmp_path)])
     out = capsys.readouterr().out
-    backbone, trained = load_backbone(weights), load_backbone(tmp_path / "training" / "weights.safetensors")
+    last = tmp_path / net.stages[-1].name / "weights.safetensors"
+    backbone, trained = load_backbone(weights), load_backbone(last)
+    before = load_backbone(tmp_path / net.stages[-2].name / "weights.safetensors")
+    assert trained.facts["training"]["started_from"] == before.sha256
     assert backbone.classes == trained.classes
     assert backbone.mean == trained.mean
     assert backbone.facts["training"] == trained.facts["training"]
-    assert backbone.facts["rendered"]["pipeline"] == "pipelines/small_backbone.py"
-    assert weights.stat().st_size < 0.6 * (tmp_path / "training" / "weights.safetensors").stat().st_size
+    assert backbone.facts["made_by"]["pipeline"] == "pipelines/small_backbone.py"
+    assert [stage["name"] for stage in backbone.facts["made_by"]["stages"]] == [stage.name for stage in net.stages]
+    assert weights.stat().st_size < 0.6 * last.stat().st_size
     assert re.search(rf"^{weights}: mean average precision, 11-point [0-9.]+ %$", out, re.MULTILINE)
     assert re.search(r"^random:A:0:0.03125: mean average precision, 11-point [0-9.]+ %$", out, re.MULTILINE)
     assert re.search(r"^chance: [0-9.]+ %$", out, re.MULTILINE)

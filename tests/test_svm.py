@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from sklearn.svm import LinearSVC
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm import (
     LinearModel,
+    Part,
+    SharedRows,
     SvmSettings,
     certificate,
     fit_one_vs_rest,
@@ -265,11 +268,65 @@ def test_lengths_must_match():
         fit_one_vs_rest(x, labels, 1.0, classes=["car"])
 
 
-@pytest.mark.parametrize("cost", [0, -1.0, np.nan, np.inf, []])
+@pytest.mark.parametrize("cost", [0, -1.0, np.nan, np.inf, 1e101, []])
 def test_values_of_c_are_checked(cost):
     x, labels = table()
-    with pytest.raises(ConfigError, match="C: expected finite numbers above 0"):
+    with pytest.raises(ConfigError, match=r"C: expected finite numbers above 0, at most 1e\+100, found"):
         scores_over_C(x, labels, x, cost)
+
+
+ALL = np.arange(40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (ALL > 5, r"rows to train on: expected a list of row numbers, found bool"),
+        (ALL[:, None], "found int64"),
+        (ALL + 1, "expected numbers from 0 to 39, found 40"),
+        (ALL - 1, "found -1"),
+        (ALL // 2, "expected each once, found one twice"),
+    ],
+)
+def test_row_numbers_are_checked(rows, words):
+    # A mask or a number below 0 would choose other rows, in silence.
+    x, labels = table()
+    shared = SharedRows(x)
+    with pytest.raises(FitError, match=words):
+        shared.fit(rows, labels, 1.0)
+    with pytest.raises(FitError, match=words):
+        shared.sweep([Part(rows=rows, labels=labels, held_out=ALL)], [1.0])
+    if "once" not in words:
+        with pytest.raises(FitError, match=words.replace("to train on", "to score")):
+            shared.sweep([Part(rows=ALL, labels=labels, held_out=rows)], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (-np.ones(40), "weights: expected finite numbers that are not negative"),
+        (np.full(40, np.nan), "weights: expected finite"),
+        (np.ones(39), r"weights: expected the shape \(40,\) or \(40, 3\), found \(39,\)"),
+        (np.zeros(40), "class 0: .* found 0 positive and 0 negative"),
+    ],
+)
+@both_solvers
+def test_weights_are_checked(weights, words, exact):
+    x, labels = table()
+    with pytest.raises(FitError, match=words):
+        SharedRows(x, exact).fit(ALL, labels, 1.0, weights=weights)
+
+
+@both_solvers
+def test_rows_of_weight_0_are_left_out_before_classes_are_balanced(exact):
+    x, labels = table()
+    balanced = replace(exact, class_weight="balanced")
+    weights = (ALL % 4 > 0).astype(float)
+    weights[:2] = 1
+    rows = np.flatnonzero(weights)
+    model = SharedRows(x, balanced).fit(ALL, labels, 1.0, weights=weights)
+    expected = SharedRows(x, balanced).fit(rows, labels[rows], 1.0)
+    np.testing.assert_allclose(model.coef, expected.coef, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,24 @@ def test_a_wrong_solution_has_a_gap():
     assert stopped.gap[0] >= (mine - lowest) / mine > 1e-5
 
 
+@on_torch
+@pytest.mark.parametrize("size", [1.0, 1e160])
+def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
+    # At such lengths the inner products are infinite, at such a C the objective is known without a digit.
+    x, labels = features(60, 90, 2)
+    shared = SharedRows(size * x.astype(float), SvmSettings(device=device, max_iterations=20))
+    with np.errstate(over="ignore", invalid="ignore"):
+        (sweep,) = shared.sweep([Part(rows=np.arange(60), labels=labels, held_out=np.arange(60))], [1.0, 1e100])
+        model = shared.fit(np.arange(60), labels, 1e100)
+    for gap, converged in ((sweep.gap, sweep.converged), (model.gap, model.converged)):
+        assert (gap <= 1).all()
+        np.testing.assert_array_equal(converged, gap <= 1e-6)
+    assert np.isfinite(sweep.scores).all()
+    assert np.isfinite(model.coef).all()
+    if size > 1:
+        assert not model.converged.any()
+
+
 # --- many problems at once
 
 
@@ -222,10 +240,11 @@ def test_memory_is_what_the_docstring_says(length, monkeypatch):
     assert peak < 1.1 * (own + (1 << 23) + (1 << 22) + problems + scores)
 
 
-def test_a_device_that_isnt_there_is_refused():
+@pytest.mark.parametrize("device", ["nothing", "meta", "cuda:99"])
+def test_a_device_that_isnt_there_or_cant_compute_is_refused(device):
     x, labels = features(20, 5, 1)
-    with pytest.raises(ConfigError, match="device: expected one that PyTorch can use, found 'nothing'"):
-        fit_one_vs_rest(x, labels, 1.0, SvmSettings(device="nothing"))
+    with pytest.raises(ConfigError, match=f"device: expected one that PyTorch can use in float64, found '{device}'"):
+        fit_one_vs_rest(x, labels, 1.0, SvmSettings(device=device))
 
 
 def test_torch_is_not_imported_for_numpy():

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from vggfeat.training.checkpoints import read_checkpoint
 from vggfeat.training.distributed import World
 from vggfeat.training.initialisation import draw_weights, first_weights
 from vggfeat.training.learner import Learner, dropout_masks
+from vggfeat.training.log import read_log
 from vggfeat.training.loop import train
 from vggfeat.training.settings import Recipe, RunSettings, recipe_for
 from vggfeat.training.state import Hooks
@@ -154,13 +157,15 @@ def test_from_the_same_net_come_all_layers():
 
 
 @pytest.mark.parametrize(("count", "names"), [(7, ()), (4, ("ant", "bee", "cat", "elk"))])
-def test_other_classes_get_a_fresh_last_layer(count, names):
+def test_other_classes_get_a_last_layer_of_zeros(count, names):
     old = replace(starting_weights("A", count), classes=names)
     model, notes = first_weights(recipe_for("A", (256, 256), old), CLASSES, old)
     assert model.num_classes == 4
-    assert (model.get_parameter("layers.fc8.bias") == 0).all()
+    for kind in ("weight", "bias"):
+        assert (model.get_parameter(f"layers.fc8.{kind}") == 0).all()
+    assert torch.equal(model.get_parameter("layers.fc7.weight"), old.model.get_parameter("layers.fc7.weight"))
     assert (model.get_parameter("layers.fc7.bias") == 0.5).all()
-    assert notes == ["fc8 starts at random, because old was trained for other classes"]
+    assert notes == ["fc8 starts at zero, because old was trained for other classes"]
 
 
 def test_weights_for_divided_pixels_are_adapted():
@@ -566,6 +571,55 @@ def test_stop_before_the_first_step_leaves_a_run_to_begin(tmp_path):
     assert run_small(tmp_path / "run", small_recipe(max_steps=1), resume=True).step == 1
 
 
+def test_validation_pictures_of_which_none_can_be_read_stop_the_run(tmp_path):
+    class Broken(StripeFeed):
+        @contextmanager
+        def validation(self):
+            with super().validation() as batches:
+                yield (batch._replace(targets=torch.full_like(batch.targets, -100)) for batch in batches)
+
+    recipe = small_recipe()
+    with pytest.raises(TrainingError, match="step 4: expected validation pictures, found none that can be read"):
+        run_small(tmp_path / "run", recipe, feed=Broken(recipe))
+
+
+def test_the_rest_of_a_run_is_logged_once_and_with_its_rate(tmp_path):
+    out, recipe, ticks = tmp_path / "run", small_recipe(max_steps=3, validate_every=2), count()
+    run, clock = RunSettings(log_every=50, checkpoint_every=1), ticks.__next__
+    for resume in (False, True, True):
+        run_small(out, recipe, run, resume=resume, clock=clock)
+    (line,) = (line for line in read_log(out / "log.jsonl") if line["kind"] == "train")
+    assert (line["step"], line["images_per_s"] > 0) == (3, True)
+
+
+def test_validations_and_checkpoints_do_not_slow_the_rate_down(tmp_path):
+    # Time passes in validations, in checkpoints and, a second each, in steps.
+    now = [0.0]
+
+    class Slow(StripeFeed):
+        def _training(self, step):
+            for batch in super()._training(step):
+                now[0] += 1
+                yield batch
+
+        @contextmanager
+        def validation(self):
+            now[0] += 1000
+            with super().validation() as batches:
+                yield batches
+
+    class SlowFiles(Files):
+        def create(self, path):
+            now[0] += 100
+            return super().create(path)
+
+    recipe = small_recipe(max_steps=6, validate_every=2)
+    run = RunSettings(log_every=5, checkpoint_every=1)
+    run_small(tmp_path / "run", recipe, run, feed=Slow(recipe), files=SlowFiles(), clock=lambda: now[0])
+    rates = [line["images_per_s"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
+    assert rates == [recipe.batch, recipe.batch]
+
+
 def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     scalars: list = []
 
@@ -614,6 +668,17 @@ def test_a_signal_becomes_a_flag_and_is_raised_again_at_the_end(number, raised):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_as_flag() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     script = Path(__file__).with_name("train_runs.py")
     command = [sys.executable, "-W", "error", str(script), "world", str(tmp_path), "2"]
@@ -658,7 +723,9 @@ def test_pictures_become_a_net_and_resumption_changes_no_bit(pictures, tmp_path)
     recipe = small_recipe(max_steps=4, validate_every=3, scale=(256, 288))
     run = RunSettings(workers=0, checkpoint_every=1, log_every=1)
     whole = train(recipe, pictures, tmp_path / "whole", run=run)
-    assert whole.unreadable[0][0] == "3.jpg"
+    ((path, reason),) = whole.unreadable
+    assert (path, str(pictures.train.root) in reason) == ("3.jpg", False)
+    assert reason.startswith("unrecognised: expected a picture of the formats")
     assert whole.validation.pictures == 5
     asked: list = []
     hooks = Hooks(stop=lambda: asked.append(1) or len(asked) > 10)  # 9 while the mean pixel is measured

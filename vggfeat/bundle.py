@@ -13,7 +13,7 @@ from vggfeat.cli.progress import Progress
 from vggfeat.cli.steps import must_run
 from vggfeat.cli.types import make_folder
 from vggfeat.devices import default_workers
-from vggfeat.errors import ConfigError, DatasetError, WeightsError
+from vggfeat.errors import VggfeatError, WeightsError
 from vggfeat.synthetic import SIZES, Settings, write
 from vggfeat.weights import load_backbone, save_weights
 
@@ -61,9 +61,9 @@ def make_small_net(net: SmallNet, arguments: Sequence[str] | None = None) -> Pat
     try:
         options = _parse(arguments)
         weights = _made(net, options)
-    except (click.ClickException, ConfigError, DatasetError, WeightsError) as error:
+    except (click.ClickException, VggfeatError) as error:
         click.echo(f"vggfeat: {error}", err=True)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     out = options["out"]
     small = ("--size", "tiny", "--scales", "224") if options["twin"] else ()
     must_run("demo", "--weights", weights, "--out", out / "demo", *small)
@@ -110,16 +110,16 @@ def _made(net: SmallNet, options: dict[str, Any]) -> Path:
 
 
 def _trained(stage: Stage, seed: int, before: Path | None, options: dict[str, Any]) -> Path:
-    folder = options["out"] / stage.name
     pictures = SIZES["tiny"]["ilsvrc"] if options["twin"] else stage.pictures
     workers = 1 if options["twin"] else default_workers()
-    make_folder(folder)
+    # Stages with the same pictures share them.
+    data, out = options["out"] / f"pictures-{pictures.classes}", options["out"] / stage.name
     with Progress("rendering", "pictures") as bar:
-        write("ilsvrc", folder / "data", seed=seed, size=pictures, workers=workers, progress=bar.update)
+        write("ilsvrc", data, seed=seed, size=pictures, workers=workers, progress=bar.update)
     chosen = [*shlex.split(stage.training), *(TWIN if options["twin"] else ()), *options["more"]]
     start = () if before is None else ("--init-from", before)
-    must_run("train", "--data", folder / "data", "--out", folder / "training", "--resume", *start, *chosen)
-    return folder / "training" / "weights.safetensors"
+    must_run("train", "--data", data, "--out", out, "--resume", *start, *chosen)
+    return out / "weights.safetensors"
 
 
 def _measure(weights: Path, folder: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ shards/train-00000.tar, ... Reading a picture takes its file and its bytes, and 
 """
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, LabelledPictures, Shards
 
 INDEX = "index.json"
+BEGUN = "packing.json"
+"""Written first: what is being packed, and how."""
 FORMAT = "vggfeat packed pictures, 1"
 LISTS = ("train", "val")
 _AGAIN = "give the same `data pack` command again"
@@ -38,8 +41,8 @@ def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[
 
 
 def is_packed(root: Path) -> bool:
-    """Say whether a folder is a packed copy that is complete."""
-    return (root / INDEX).is_file()
+    """Say whether a folder is a packed copy, complete or not."""
+    return (root / INDEX).is_file() or (root / BEGUN).is_file()
 
 
 def read(root: Path) -> ClassificationSet:
@@ -48,9 +51,12 @@ def read(root: Path) -> ClassificationSet:
     Raises
     ------
     DatasetError
-        If the index is damaged or of another version, or a shard is missing or has another size.
+        If the copy is not complete, its index is damaged or of another version, or a shard is missing or has another
+        size.
     """
     path = root / INDEX
+    if not path.is_file():
+        raise DatasetError(f"{root}: expected a packed copy that is complete, found one that was interrupted; {_AGAIN}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
@@ -60,7 +66,7 @@ def read(root: Path) -> ClassificationSet:
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
         words = {str(name): str(text) for name, text in index["words"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"
         ) from error
@@ -70,11 +76,12 @@ def read(root: Path) -> ClassificationSet:
 def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
     shards = index["shards"][name]
     for shard in shards:
-        file = root / shard["file"]
-        found = file.stat().st_size if file.is_file() else None
+        path = root / shard["file"]
+        found = path.stat().st_size if path.is_file() else None
         if found != shard["bytes"]:
-            raise DatasetError(f"{file}: expected {shard['bytes']} bytes, found {found}; {_AGAIN}")
-    with np.load(root / f"{name}.npz", allow_pickle=False) as arrays:
+            raise DatasetError(f"{path}: expected {shard['bytes']} bytes, found {found}; {_AGAIN}")
+    # Opened here, because NumPy leaves a file open that it finds damaged.
+    with open(root / f"{name}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
         names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
     paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(targets) else []
     return LabelledPictures(

@@ -69,7 +69,7 @@ def _lines(found: "Comparison") -> list[str]:
     lines = [
         f"{found.note}",
         f"{rows} x {length} float32, {found.classes} classes, {len(found.grid)} values of C{splits}; "
-        f"{found.threads} cores; made-up descriptors",
+        f"{found.threads} {'core' if found.threads == 1 else 'cores'}; made-up descriptors",
         "",
         *align([header, *cells], left=1),
         "",

@@ -106,6 +106,6 @@ def _lines(speeds: "Speeds") -> list[str]:
     return [
         *lines,
         f"  {'matrix product':15} {speeds.matrix_multiply_adds / 1e9:9.1f} G multiply-adds/s; "
-        f"a picture in training takes {speeds.picture_multiply_adds / 1e9:.1f} G",
+        f"a picture in training takes {speeds.picture_multiply_adds / 1e9:.3g} G",
         f"held up by: {speeds.bottleneck}",
     ]

@@ -99,6 +99,8 @@ def svm(
         _refuse_others(context)
         _apply(model, files, top, out or files[0].with_suffix(".applied"), as_json)
         return
+    if context.get_parameter_source("top") != ParameterSource.DEFAULT:
+        raise ConfigError("--top: expected together with --apply, found alone; leave it out")
     import json
 
     from vggfeat.cli.progress import Progress
@@ -149,8 +151,8 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
     from vggfeat.protocols.applying import apply_model
     from vggfeat.report.predictions import predictions_json, predictions_table, write_predictions
 
-    make_folder(folder)
     predictions = apply_model(model, files)
+    make_folder(folder)
     written = write_predictions(predictions, folder, model=model, top=top)
     if as_json:
         click.echo(json.dumps(predictions_json(predictions, model=model, top=top), indent=2))

@@ -71,7 +71,7 @@ def train(
     quiet: bool,
     **chosen: Any,
 ) -> None:
-    """Train a net by the recipe of the VGG paper, Sect. 3.1; every default is the paper's, or says why it is not.
+    """Train a net by the recipe of the VGG paper; every default is that of its Sect. 3.1, or says why it is not.
 
     DIR receives the settings, a log, the last two checkpoints, curves, and weights.safetensors, which `extract`
     takes. A run that was stopped goes on with --resume and ends with the same weights. Several GPUs or machines: give

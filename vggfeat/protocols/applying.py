@@ -68,7 +68,7 @@ def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[
     made = recipe["files"]
     if len(made) != len(files):
         nets = ", ".join(str(one["provenance"].get("net")) for one in made)
-        raise FitError(f"{path}: expected {len(made)} feature files, of the nets {nets}, found {len(files)}")
+        raise FitError(f"{path}: expected a feature file of each of the nets {nets}, in this order, found {len(files)}")
     notes: list[str] = []
     reasons: dict[str, str] = {}
     for expected, file in zip(made, files, strict=True):

@@ -182,7 +182,7 @@ class Trials:
         Raises
         ------
         FitError
-            As `run`, labels of the test apart.
+            As `runs`, labels of the test apart.
         """
         self._check_apart(fit_rows, test_rows, fitted, scored)
         model = self.fit(fit_rows, choice, fitted)

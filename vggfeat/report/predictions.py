@@ -125,11 +125,6 @@ def _scores_npz(predictions: Predictions) -> bytes:
     return packed.getvalue()
 
 
-def _best(predictions: Predictions, k: int, top: int) -> list[dict[str, Any]]:
-    rows = _ranked(predictions, k)[:top].tolist()
-    return [{"id": predictions.dataset.ids[row], "score": float(predictions.scores[row, k])} for row in rows]
-
-
 def _ranked(predictions: Predictions, k: int) -> NDArray[np.int64]:
     """Rows that have a score, best first; of equal scores the earlier row."""
     order = np.argsort(-predictions.scores[:, k], kind="stable")

@@ -60,7 +60,7 @@ class TorchArrays:
     Raises
     ------
     ConfigError
-        If there is no such device.
+        If there is no such device, or it doesn't compute in float64.
     """
 
     def __init__(self, device: str) -> None:
@@ -68,10 +68,15 @@ class TorchArrays:
 
         self.xp: Any = torch
         try:
-            self._device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
+            # Some devices have no float64, and one has no numbers at all.
+            probe = torch.zeros(1, dtype=torch.float64, device=device)
+            probe.item()
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device: expected one that PyTorch can use, found {device!r}: {reason}") from error
+            raise ConfigError(
+                f"device: expected one that PyTorch can use in float64, found {device!r}: {reason}"
+            ) from error
+        self._device = probe.device
 
     def put(self, array: NDArray[Any]) -> Array:
         """Return numbers as an array of this kind, float64."""

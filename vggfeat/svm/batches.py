@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.svm.arrays import Arrays
+from vggfeat.svm.certificate import bounded
 from vggfeat.svm.checks import row_weights
 from vggfeat.svm.path import solve_path
 from vggfeat.svm.products import Products
@@ -120,6 +121,6 @@ def solve_batches(
         gap = np.empty(kept.shape[:2])
         for g, state in enumerate(path):
             kept[g] = arrays.get(state.beta) if places is None else arrays.get(state.scores)[:, places]
-            gap[g] = arrays.get(state.gap)
+            gap[g] = bounded(arrays.get(state.gap))
             report(len(gap[g]))
         yield Batch(start, kept, gap)

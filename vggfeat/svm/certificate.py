@@ -36,6 +36,7 @@ def combine(
     return arrays.get(product)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def relative_gaps(
     x: NDArray[np.floating],
     rows: Rows,
@@ -85,7 +86,12 @@ def relative_gaps(
         # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
         other_gap = np.abs(primal[unsure] - alpha.sum(axis=1) + 0.5 * square)
         gap[unsure] = np.minimum(gap[unsure], np.maximum(other_gap, np.finfo(float).eps * primal[unsure]))
-    return gap / primal
+    return bounded(gap / primal)
+
+
+def bounded(gap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return relative gaps, at most 1: 0 is a dual objective too. Also where overflows leave no number."""
+    return np.fmin(gap, 1.0)
 
 
 def _parts(x: NDArray[np.floating], rows: Rows) -> Iterator[slice]:

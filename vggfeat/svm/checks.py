@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm.settings import ClassWeight
 
+LARGEST_C = 1e100
+"""So that squares of what is proportional to C are numbers."""
+
 
 def fittable_classes(labels: ArrayLike) -> NDArray[np.bool_]:
     """Say for labels (n, K) of 1, -1, 0 which of the K classes have both a positive and a negative row."""
@@ -19,10 +22,10 @@ def fittable_classes(labels: ArrayLike) -> NDArray[np.bool_]:
 
 
 def check_costs(C: float | ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-    """Return values of C as float64; ConfigError if there is none, or one is not a finite number above 0."""
+    """Return values of C as float64; ConfigError if there is none, or one is not above 0 and at most `LARGEST_C`."""
     costs = np.asarray(C, dtype=np.float64)
-    if not costs.size or not (np.isfinite(costs) & (costs > 0)).all():
-        raise ConfigError(f"C: expected finite numbers above 0, found {costs.tolist()}")
+    if not costs.size or not ((costs > 0) & (costs <= LARGEST_C)).all():
+        raise ConfigError(f"C: expected finite numbers above 0, at most {LARGEST_C:g}, found {costs.tolist()}")
     return costs
 
 
@@ -59,6 +62,28 @@ def check_descriptors(descriptors: NDArray[np.floating], what: str) -> NDArray[n
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
         raise FitError(f"descriptors {what}: expected finite numbers, found others in row {row}")
     return x
+
+
+def check_rows(rows: ArrayLike, count: int, what: str, *, once: bool = False) -> NDArray[np.int64]:
+    """Return numbers of rows of a table of `count`; FitError if they are of another kind, or one comes twice."""
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+        raise FitError(f"rows {what}: expected a list of row numbers, found {numbers.dtype} {numbers.shape}")
+    for number in numbers[(numbers < 0) | (numbers >= count)][:1]:
+        raise FitError(f"rows {what}: expected numbers from 0 to {count - 1}, found {number}")
+    if once and len(np.unique(numbers)) < len(numbers):
+        raise FitError(f"rows {what}: expected each once, found one twice; give it a weight instead")
+    return numbers.astype(np.int64)
+
+
+def check_weights(weights: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return weights (n,) or (n, K) of rows as (n, 1) or (n, K); FitError if one is negative or not finite."""
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape not in (shape, shape[:1]):
+        raise FitError(f"weights: expected the shape {shape[:1]} or {shape}, found {given.shape}")
+    if not (np.isfinite(given) & (given >= 0)).all():
+        raise FitError("weights: expected finite numbers that are not negative, found others")
+    return given[:, None] if given.ndim == 1 else given
 
 
 def row_weights(signs: NDArray[np.int8], class_weight: ClassWeight) -> NDArray[np.float64]:

@@ -106,7 +106,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         if len(np.unique(numbers[weights > 0])) < 2:
             raise ValueError("y: expected at least 2 classes with rows of weight above 0, found fewer (1 class)")
         named = np.arange(1, 2) if len(self.classes_) == 2 else np.arange(len(self.classes_))
-        signs = np.where(numbers[:, None] == named, 1, -1) * (weights > 0)[:, None]
+        signs = np.where(numbers[:, None] == named, 1, -1)
         factors = self._class_factors(numbers, weights)[numbers][:, None]
         # As in LIBLINEAR: where there are more than two classes, the rest of them has the factor 1.
         factors = np.where((signs == 1) | (len(self.classes_) == 2), factors, 1.0)
@@ -184,7 +184,7 @@ def search_C(  # noqa: N802
         Values of C, above 0.
     settings : SvmSettings, optional
     parts : pairs of row numbers to train on and to measure on, or number of folds
-        Folds are made without chance and keep the frequency of the combinations of labels as far as they can.
+        Folds are made without chance; rows are dealt evenly by the rarest class that they are positive for.
     measure : callable
         See `Measure`; scikit-learn's average precision by default, which is the area under the curve.
     classes, progress

@@ -27,7 +27,8 @@ class LinearModel:
     converged: NDArray[np.bool_]
     """(K,) False where the solver gave up before its tolerance."""
     gap: NDArray[np.float64]
-    """(K,) relative duality gap: at most this part of the objective is above the optimum. 0 = exact."""
+    """(K,) relative duality gap: at most this part of the objective is above the optimum. 0 = exact,
+    1 = nothing is known."""
 
     def scores(self, descriptors: NDArray[np.floating]) -> NDArray[np.float64]:
         """Score descriptors (m, D): signed, above 0 where the class is more likely than not; (m, K) float64.

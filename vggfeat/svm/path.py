@@ -47,7 +47,9 @@ def solve_path(
     weigh = arrays.put(weights)
     state = State.at_zero(arrays.put(signs), weigh, arrays)
     mean = weights.sum(axis=1) / (weights > 0).sum(axis=1)
-    here = np.minimum(costs[0], _EASY / (mean * products.mean_square))
+    easy = _EASY / (mean * products.mean_square)
+    # Rows so long that the square overflows have no easy C.
+    here = np.where(easy > 0, np.minimum(costs[0], easy), costs[0])
     for target in costs:
         while (here < target).any():
             _solve_at(products, state, weigh, here, max(tolerance, _ON_THE_WAY), max_steps, arrays)

@@ -13,7 +13,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.svm.arrays import arrays_of
 from vggfeat.svm.batches import Batch, Part, Problems, group, merge, solve_batches
 from vggfeat.svm.certificate import combine, relative_gaps, times
-from vggfeat.svm.checks import check_costs, check_descriptors, check_labels, row_weights
+from vggfeat.svm.checks import check_costs, check_descriptors, check_labels, check_rows, check_weights, row_weights
 from vggfeat.svm.gram import Gram
 from vggfeat.svm.liblinear import solve_each
 from vggfeat.svm.model import LinearModel, Sweep
@@ -81,7 +81,10 @@ class SharedRows:
         FitError, ConfigError
             As `fit_one_vs_rest`.
         """
-        costs = check_costs(grid).ravel()
+        costs, count = check_costs(grid).ravel(), len(self._x)
+        for part in parts:
+            check_rows(part.rows, count, "to train on", once=True)
+            check_rows(part.held_out, count, "to score")
         signs = [check_labels(part.labels, len(part.rows), classes) for part in parts]
         report = _Count(len(costs) * sum(labels.shape[1] for labels in signs), progress)
         if self._settings.solver == "liblinear":
@@ -110,7 +113,8 @@ class SharedRows:
         labels, C, classes, progress
             As for `fit_one_vs_rest`.
         weights : (n,) or (n, K) array of float, optional
-            What each row counts; `SvmSettings.class_weight` comes on top.
+            What each row counts, not negative; one of weight 0 takes no part. `SvmSettings.class_weight` comes on
+            top.
 
         Returns
         -------
@@ -121,16 +125,15 @@ class SharedRows:
         FitError, ConfigError
             As `fit_one_vs_rest`.
         """
-        settings, chosen = self._settings, np.asarray(rows, dtype=np.int64)
+        settings, chosen = self._settings, check_rows(rows, len(self._x), "to train on", once=True)
         signs = check_labels(labels, len(chosen), classes)
         costs = check_costs(C)
         if costs.shape not in ((), (1,), signs.shape[1:]):
             raise ConfigError(f"C: expected one value or {signs.shape[1]}, found an array of shape {costs.shape}")
         costs = np.broadcast_to(costs, signs.shape[1:]).copy()
-        scale = row_weights(signs, settings.class_weight)
-        if weights is not None:
-            given = np.asarray(weights, dtype=np.float64)
-            scale *= given[:, None] if given.ndim == 1 else given
+        scale = np.ones((1, 1)) if weights is None else check_weights(weights, signs.shape)
+        signs = check_labels(signs * (scale > 0), len(chosen), classes)
+        scale = scale * row_weights(signs, settings.class_weight)
         report = _Count(len(costs), progress)
         if settings.solver == "liblinear":
             each = solve_each(self._x[chosen], signs, scale, list(enumerate(costs.tolist())), settings, report.add)

@@ -120,7 +120,7 @@ class RunFolder:
             if told.get(name) != wanted.get(name):
                 raise TrainingError(
                     f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {told.get(name, 'nothing')}; "
-                    "give the settings of that run, or another folder"
+                    "give the settings and the pictures of that run, or another folder"
                 )
 
 

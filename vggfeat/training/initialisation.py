@@ -90,7 +90,9 @@ def _copy(model: VGG, recipe: Recipe, classes: Sequence[str], started_from: Back
     names = list(COPIED_FROM_A if recipe.start == "A" else model.layers)
     if len(classes) != started_from.model.num_classes or started_from.classes not in ((), tuple(classes)):
         names.remove("fc8")
-        notes.append(f"fc8 starts at random, because {started_from.source} was trained for other classes")
+        notes.append(f"fc8 starts at zero, because {started_from.source} was trained for other classes")
+        # Random scores would send large gradients through layers that have learnt something, and undo it.
+        model.get_parameter("layers.fc8.weight").data.zero_()
     with torch.no_grad():
         for name in names:
             for kind in ("weight", "bias"):

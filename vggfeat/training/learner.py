@@ -300,5 +300,5 @@ def _copied(tensor: Tensor) -> Tensor:
 def _not_finite(what: str, step: int, learning_rate: float) -> TrainingError:
     return TrainingError(
         f"step {step}: {what} is NaN or infinite at a learning rate of {learning_rate:g}; nothing of it was saved; "
-        "begin again with a lower --learning-rate or another initialisation"
+        "begin again in another folder, with a lower --learning-rate or another initialisation"
     )

@@ -33,6 +33,11 @@ class Log:
                 file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
             self._file = self.path.open("a", encoding="utf-8")
         self._board = _open_board(folder / "tensorboard", step)
+        self._last = {line["kind"]: line["step"] for line in kept}
+
+    def has(self, kind: str, step: int) -> bool:
+        """Say whether the last line of a kind is that of a step."""
+        return self._last.get(kind) == step
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Add a line. Numbers go to TensorBoard as well."""
@@ -40,6 +45,7 @@ class Log:
         with disk_errors(self.path, "writing the log", ADVICE):
             self._file.write(f"{json.dumps(line)}\n")
             self._file.flush()
+        self._last[kind] = step
         if self._board is not None:
             for key, value in values.items():
                 if isinstance(value, (int, float)):

@@ -2,9 +2,10 @@
 
 A million small files cost more time to open than to read, and pictures larger than S cost time to decode. Each shard is
 written to a temporary name, synced and renamed; beside it lies a record of what it holds, with its SHA-256. The same
-call again goes on behind an interruption, and mends what was damaged.
+call again goes on behind an interruption, mends what was damaged, and takes in what could not be read before.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,13 @@ from vggfeat.errors import ConfigError, TrainingError
 from vggfeat.images.decoding import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
-from vggfeat.packed import FORMAT, INDEX, Columns, columns
+from vggfeat.packed import BEGUN, FORMAT, INDEX, Columns, columns
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.durable import disk_errors
 from vggfeat.store.locks import Lock, holder
 from vggfeat.training.pictures import Unreadable, check_readable
 from vggfeat.training.shards import Record, Shard, cut, load, save, stored, write_shard
 
-_WHAT = "packing.json"
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 
 
@@ -135,6 +135,8 @@ class _Packer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError):
+            (self.out / "LOCK").unlink()
         self.lock.release()
 
     def claim(self) -> None:
@@ -142,12 +144,13 @@ class _Packer:
         (self.out / "shards").mkdir(exist_ok=True)
         for left in (*self.out.glob("*.tmp"), *self.out.glob("shards/*.tmp")):
             left.unlink()
-        save(self.out / _WHAT, json.dumps(self.what, indent=1).encode())
+        save(self.out / BEGUN, json.dumps(self.what, indent=1).encode())
 
     def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None] | None) -> None:
-        """Write the shards that are not there, or not as their records say."""
+        """Write the shards that are not there, not as their records say, or not with all of their pictures."""
         found = {shard: stored(self.out, shard) for shard in self.shards}
-        self.records = {shard: record for shard, record in found.items() if record is not None}
+        # What could not be read may have been mended.
+        self.records = {shard: record for shard, record in found.items() if record and not record.unreadable}
         todo = [shard for shard in self.shards if shard not in self.records]
         total = sum(len(shard.rows) for shard in self.shards)
         done = total - sum(len(shard.rows) for shard in todo)
@@ -212,15 +215,15 @@ class _Packer:
             if not left.all():
                 raise TrainingError(
                     f"{self.out}: expected pictures of every class in {name}, found none that can be read of "
-                    f"{self.data.classes[int(left.argmin())]}; mend them or remove the class, and pack elsewhere"
+                    f"{self.data.classes[int(left.argmin())]}; mend them, or remove the class and pack elsewhere"
                 )
         seen = sum(map(len, self.lists.values()))
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))
 
     def _check_owned(self) -> None:
-        names = {path.name for path in self.out.iterdir()} - {"LOCK", "shards", _WHAT, f"{_WHAT}.tmp"}
-        if (self.out / _WHAT).is_file():
-            found = load(self.out / _WHAT)
+        names = {path.name for path in self.out.iterdir()} - {"LOCK", "shards", BEGUN, f"{BEGUN}.tmp"}
+        if (self.out / BEGUN).is_file():
+            found = load(self.out / BEGUN)
             if found != self.what:
                 differs = ", ".join(key for key, value in self.what.items() if found.get(key) != value)
                 raise TrainingError(

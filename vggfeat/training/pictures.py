@@ -26,7 +26,8 @@ UNREADABLE = -100
 """Target of a picture that can't be read: what `torch.nn.functional.cross_entropy` passes over."""
 MOST_UNREADABLE = 0.01
 """Share of pictures that may be unreadable before training stops."""
-_FIRST_LOOK = 1000
+LEAST_SEEN = 1000
+"""The share is taken of so many where fewer have been seen: ten pictures may always be unreadable."""
 
 
 class Unreadable(NamedTuple):
@@ -35,7 +36,7 @@ class Unreadable(NamedTuple):
     path: str
     """As in `LabelledPictures.paths`."""
     reason: str
-    """"reason: message" as the decoder found it."""
+    """"reason: message" as the decoder found it, without the path."""
 
 
 class Batch(NamedTuple):
@@ -170,18 +171,25 @@ class _Batches:
 
     def _pass_over(self, row: int, error: PictureError) -> None:
         self.passed_over += 1
-        self._named.setdefault(row, Unreadable(self._pictures.paths[row], f"{error.reason}: {error}"))
+        self._named.setdefault(row, named(self._pictures.paths[row], error))
+
+
+def named(path: str, error: PictureError) -> Unreadable:
+    """Return what is told of a picture that was passed over; `path` as in `LabelledPictures.paths`."""
+    message = str(error)
+    # The message begins with the whole path, which is said already, and which is another on every machine.
+    return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
 
 
 def check_readable(where: str, seen: int, passed_over: int, first: Unreadable | None) -> None:
-    """Check that few enough pictures were passed over; the first 1000 are let through.
+    """Check that few enough pictures were passed over.
 
     Raises
     ------
     TrainingError
-        If it is more than 1 % of those seen; the message names the first.
+        If it is more than 1 % of those seen, and more than ten; the message names the first.
     """
-    if first is not None and seen >= _FIRST_LOOK and passed_over > MOST_UNREADABLE * seen:
+    if first is not None and passed_over > MOST_UNREADABLE * max(seen, LEAST_SEEN):
         raise TrainingError(
             f"{where}: expected at most {MOST_UNREADABLE:.0%} of the pictures to be unreadable, found {passed_over} of "
             f"{seen}, the first is {first.path} ({first.reason}); mend or remove them"
@@ -221,7 +229,7 @@ class TrainingBatches(_Batches):
     Raises
     ------
     TrainingError
-        While iterating, if more than 1 % of the pictures seen (from the 1000th on) can't be read.
+        While iterating, if more than 1 % of the pictures seen, and more than ten, can't be read.
     """
 
     def __init__(

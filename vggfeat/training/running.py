@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vggfeat.errors import TrainingError
 from vggfeat.training.curves import draw_curves
 from vggfeat.training.distributed import World
 from vggfeat.training.feed import Feed
@@ -109,8 +110,8 @@ class Running:
             self._save()
             return self.outcome(None)
         self._save()
-        if self.state.sums.pictures:
-            self._log_training()
+        if self.state.sums.pictures and self.log is not None and not self.log.has("train", self.state.step):
+            self._write_training(self.log)
         weights = self.folder.path / "weights.safetensors"
         if self.world.first:
             self._write_weights(weights, mean)
@@ -155,8 +156,13 @@ class Running:
 
     def _log_training(self) -> None:
         self._take_sums()
-        sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
+        if self.log is not None:
+            self._write_training(self.log)
         self.state = replace(self.state, sums=Sums())
+        self._time_anew()
+
+    def _write_training(self, log: Log) -> None:
+        sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
         pictures = max(sums.pictures, 1)
         figures = {
             "epoch": self._epoch,
@@ -170,15 +176,14 @@ class Running:
             f"epoch {figures['epoch']:.1f}, loss {figures['loss']:.3g}, {figures['images_per_s']:.0f} images/s, "
             f"{figures['waiting']:.0%} waiting for data"
         )
-        if self.log is not None:
-            self.log.write("train", self.state.step, figures)
-        self._time_anew()
+        log.write("train", self.state.step, figures)
 
     @property
     def _epoch(self) -> float:
         return self.state.step * self.recipe.batch / self.feed.pictures
 
     def _time_anew(self) -> None:
+        # Validations and checkpoints push `since` on: rates are those of training alone.
         self.since, self.waited, self.timed = self.clock(), 0.0, 0
 
     def _validated_now(self, *, last: bool = False) -> bool:
@@ -191,6 +196,7 @@ class Running:
         if done or self.state.step == 0:
             return True
         self._take_sums()  # A net that is no number is not worth validating.
+        start = self.clock()
         found = self._validate()
         if found is None:
             return False
@@ -201,8 +207,8 @@ class Running:
             self.log.write("validation", self.state.step, {**figures, "pictures": found.pictures})
             if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
                 self._draw()
+        self.since += self.clock() - start
         self._save()
-        self._time_anew()
         return True
 
     def _validate(self) -> Validation | None:
@@ -223,10 +229,15 @@ class Running:
         hits, among_five, pictures, stopped = self.world.sum(sums).tolist()
         if stopped:
             return None
+        if not pictures:
+            raise TrainingError(
+                f"step {self.state.step}: expected validation pictures, found none that can be read; mend them, then "
+                "go on with --resume"
+            )
         return Validation(
             step=self.state.step,
-            top1_error=1 - hits / max(pictures, 1),
-            top5_error=1 - among_five / max(pictures, 1),
+            top1_error=1 - hits / pictures,
+            top5_error=1 - among_five / pictures,
             pictures=int(pictures),
         )
 
@@ -235,6 +246,7 @@ class Running:
         self._take_sums()
         if self.state == self.saved:
             return
+        start = self.clock()
         tensors = self.learner.snapshot(self.state.step, self.learning_rate)
         unreadable = self._unreadable()
         if self.world.first:
@@ -242,7 +254,7 @@ class Running:
             self.folder.checkpoints.save(self.state.step, tensors, about)
             self.folder.add_unreadable(unreadable)
         self.saved = self.state
-        self._time_anew()
+        self.since += self.clock() - start
 
     def _unreadable(self) -> list[tuple[str, str]]:
         return [pair for found in self.world.gather(self.feed.unreadable()) for pair in found]

@@ -50,7 +50,7 @@ class Recipe:
     start: Start = "random"
     """random; A: the first four convolutions and the fully connected layers come from net A (Sect. 3.1), matched by
     block (conv1_1, conv2_1, conv3_1, conv3_2), because by order their shapes differ; same net: all layers come from
-    weights of this net, as S = 384 starts from S = 256."""
+    weights of this net, as S = 384 starts from S = 256. In both, fc8 starts at 0 where the classes are others."""
     initialisation: Initialisation = "glorot"
     """Of layers that start at random; biases are 0. glorot: uniform with variance 2 / (fan-in + fan-out), which the
     authors found to work for all nets without starting from A (Sect. 3.1, added after their submission). normal: as

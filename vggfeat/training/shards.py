@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from vggfeat.errors import PictureError
 from vggfeat.images.decoding import Picture
 from vggfeat.store.durable import DISK, replacing
+from vggfeat.training.pictures import named
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
@@ -78,7 +79,8 @@ def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator
     ):
         for row, answer in zip(shard.rows, answers, strict=True):
             if isinstance(answer, PictureError):
-                unreadable.append((names[row], f"{answer.reason}: {answer}"))
+                one = named(names[row], answer)
+                unreadable.append((one.path, one.reason))
                 continue
             data = answer.regions[0].tobytes()
             places.append((row, _add(tar, names[row], data), len(data)))

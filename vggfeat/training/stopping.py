@@ -16,7 +16,8 @@ class Stopped(TrainingError):  # noqa: N818  it is none
 def signals_as_flag() -> Iterator[Callable[[], bool]]:
     """Hand out a function that says whether SIGINT or SIGTERM has arrived; raise that signal again at the end.
 
-    The same signal a second time takes effect at once. Use it in the main thread only: no other can set handlers.
+    The same signal a second time takes effect at once. A signal that the process ignores, as a shell's background jobs
+    do with SIGINT, stays ignored. Use it in the main thread only: no other can set handlers.
 
     Yields
     ------
@@ -25,6 +26,7 @@ def signals_as_flag() -> Iterator[Callable[[], bool]]:
     """
     arrived: list[int] = []
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         # Under torchrun a Ctrl-C brings SIGTERM as well, so another signal is no second request.
