@@ -1,8 +1,9 @@
 """Small rendered data sets in the official layouts, for a first look and for tests.
 
 The pictures show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
-outline with a pattern (`vggfeat.synthetic.families`), never a colour or a background. No two sets share a class,
-but all are of one kind, so that features learnt on one can serve another.
+outline with a pattern (`vggfeat.synthetic.families`), never a background; only the later classes of ILSVRC have a
+usual colour and finish as well (`vggfeat.synthetic.materials`). No two sets share a class, but all are of one kind,
+so that features learnt on one can serve another.
 
 A picture depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
 Pillow and NumPy give the same bytes.

@@ -9,7 +9,7 @@ H, W = sides of the picture in pixels; h, w = sides of a patch of it.
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from vggfeat.synthetic.drawing import (
     Canvas,
@@ -17,21 +17,21 @@ from vggfeat.synthetic.drawing import (
     Pixels,
     add_clutter,
     background,
-    cloud,
     place,
-    random_colour,
     slope,
 )
-from vggfeat.synthetic.families import PATTERNS, Family, Plane
+from vggfeat.synthetic.families import PATTERNS, Family
+from vggfeat.synthetic.materials import Material, blurred, colour, draw_material, noise, paint, paint_material, soft
 from vggfeat.synthetic.outlines import OUTLINES
 from vggfeat.synthetic.scenes import Note, Scene, Shapes, annotate, find_spot, shape_of
 
 _SIZES = 0.26, 0.5
 """Reach of an object, as a share of the smaller side of the picture."""
-_LEAST_CONTRAST = 25
 
 
-def everyday(rng: Generator, *, side: int, name: str, family: Family, shapes: Shapes) -> Scene:
+def everyday(
+    rng: Generator, *, side: int, name: str, family: Family, material: Material | None, shapes: Shapes
+) -> Scene:
     """Show one, two or three objects of a family on a ground of any kind.
 
     Parameters
@@ -44,6 +44,8 @@ def everyday(rng: Generator, *, side: int, name: str, family: Family, shapes: Sh
         Class that the annotation gives.
     family : Family
         Outline and pattern.
+    material : Material or None
+        Usual colour and finish of the class; None for every kind.
     shapes : Shapes
         Of the picture.
     """
@@ -54,7 +56,7 @@ def everyday(rng: Generator, *, side: int, name: str, family: Family, shapes: Sh
         reach = canvas.side * rng.uniform(*_SIZES) / (1 + 0.3 * (count - 1))
         alone = count == 1 and rng.random() < 0.7
         centre = _near_middle(rng, canvas) if alone else find_spot(canvas, rng, reach, margin=0.85)
-        _add_object(canvas, rng, family, centre, reach)
+        _add_object(canvas, rng, family, material, centre, reach)
     return annotate(canvas, rng, [Note(name)] * count, _photograph)
 
 
@@ -76,17 +78,17 @@ def _plain(rng: Generator, width: int, height: int) -> Pixels:
         white = np.float32(255 - rng.uniform(0, 12))
         return np.full((height, width, 3), white, dtype=np.float32)
     light = 1 + slope(rng, width, height) * np.float32(rng.uniform(0, 0.35) * rng.integers(0, 2))
-    return _colour(rng) * light[..., None]
+    return colour(rng) * light[..., None]
 
 
 def _rough(rng: Generator, width: int, height: int) -> Pixels:
     """Paint (H, W, 3) as clouds, walls and meadows are: much at large scale, less at small, more bright than hue."""
     fall = rng.uniform(0.2, 1.3)
-    pixels = _colour(rng) + (_noise(rng, width, height, fall) * np.float32(rng.uniform(8, 55)))[..., None]
+    pixels = colour(rng) + (noise(rng, width, height, fall) * np.float32(rng.uniform(8, 55)))[..., None]
     for _ in range(2):
         axis = rng.uniform(-1, 1, 3)
         hue = (axis - axis.mean()).astype(np.float32)
-        pixels = pixels + (_noise(rng, width, height, fall + 0.4) * np.float32(rng.uniform(0, 35)))[..., None] * hue
+        pixels = pixels + (noise(rng, width, height, fall + 0.4) * np.float32(rng.uniform(0, 35)))[..., None] * hue
     return pixels
 
 
@@ -98,83 +100,32 @@ def _patterned(rng: Generator, width: int, height: int) -> Pixels:
     y = np.arange(height, dtype=np.float32)[:, None] * np.float32(scale)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     mix = pattern(cos * x - sin * y, sin * x + cos * y, float(rng.uniform(1, 4)))
-    first, second = _colour(rng), _colour(rng)
+    first, second = colour(rng), colour(rng)
     pixels = first + mix[..., None] * (second - first) * np.float32(rng.uniform(0.15, 0.8))
-    return pixels + (_noise(rng, width, height, 0.7) * np.float32(rng.uniform(0, 20)))[..., None]
+    return pixels + (noise(rng, width, height, 0.7) * np.float32(rng.uniform(0, 20)))[..., None]
 
 
-def _noise(rng: Generator, width: int, height: int, fall: float) -> Plane:
-    """(H, W) noise of deviation about 1, whose amplitude falls with the number of cells to the power of `fall`."""
-    total, power, cells = np.zeros((height, width), dtype=np.float32), 0.0, 2
-    while cells == 2 or cells < width // 2:
-        amplitude = cells**-fall
-        total += cloud(rng, width, height, cells) * np.float32(amplitude)
-        power += amplitude**2
-        cells *= 2
-    return total * np.float32(1.7 / np.sqrt(power))
-
-
-def _colour(rng: Generator) -> Pixels:
-    """Choose RGB between 0 and 255, (3,) float32: dull, nearly black or white, or of any hue and vividness."""
-    kind = rng.random()
-    if kind < 0.4:
-        return random_colour(rng)
-    if kind < 0.52:
-        grey = rng.uniform(0, 60) if rng.random() < 0.5 else rng.uniform(195, 255)
-        return np.clip(grey + rng.uniform(-8, 8, 3), 0, 255).astype(np.float32)
-    hue = np.clip(np.abs((rng.uniform(0, 6) + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    return (rng.uniform(60, 255) * (1 - rng.beta(2, 1.2) * (1 - hue))).astype(np.float32)
-
-
-def _add_object(canvas: Canvas, rng: Generator, family: Family, centre: tuple[float, float], reach: float) -> None:
-    most_border = 0.0 if rng.random() < 0.35 else 0.1
+def _add_object(
+    canvas: Canvas, rng: Generator, family: Family, usual: Material | None, centre: tuple[float, float], reach: float
+) -> None:
+    chosen = None if usual is None else draw_material(rng, usual)
+    drawn = chosen is not None and chosen.finish == "drawn"
+    most_border = 0.14 if drawn else 0.0 if rng.random() < 0.35 else 0.1
     patch = place(rng, OUTLINES[family.outline], centre, reach, most_border)
-    colours = _painted(rng, family, patch) * _light(rng, patch, reach)[..., None]
-    ink = _colour(rng) * np.float32(0.4)
+    colours = paint(rng, family, patch, reach) if chosen is None else paint_material(rng, family, patch, reach, chosen)
+    ink = colour(rng) * np.float32(0.25 if drawn else 0.4)
     colours += (ink - colours) * patch.edge[..., None]
     if rng.random() < 0.3:
         _cast_shadow(canvas, rng, patch, reach)
     canvas.add(patch.left, patch.top, colours, patch.cover, patch.cover >= 0.5)
 
 
-def _painted(rng: Generator, family: Family, patch: Patch) -> Pixels:
-    """Paint (h, w, 3) with the family's pattern in two colours, strong or faint."""
-    first, second = _colour(rng), _colour(rng)
-    while abs(float(first.mean() - second.mean())) < _LEAST_CONTRAST:
-        second = _colour(rng)
-    mix = PATTERNS[family.pattern](patch.x, patch.y, family.frequency * rng.uniform(0.85, 1.2))
-    return first + mix[..., None] * (second - first) * np.float32(rng.uniform(0.35, 1))
-
-
-def _light(rng: Generator, patch: Patch, reach: float) -> Plane:
-    """(h, w) factor: a slope, and by chance grain and the shading of a rounded body."""
-    light = 1 + np.float32(rng.uniform(0, 0.25)) * (patch.x * np.float32(rng.uniform(-1, 1)) - patch.y)
-    height, width = light.shape
-    if rng.random() < 0.5:
-        light = light + _noise(rng, width, height, rng.uniform(0.2, 1)) * np.float32(rng.uniform(0, 0.2))
-    if rng.random() < 0.5 and min(light.shape) > 1:
-        down, right = np.gradient(_blurred(patch.cover, 0.22 * reach))
-        angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.48) * reach
-        light = light + (right * np.cos(angle) + down * np.sin(angle)).astype(np.float32) * np.float32(strength)
-    return light
-
-
 def _cast_shadow(canvas: Canvas, rng: Generator, patch: Patch, reach: float) -> None:
     around = max(int(0.25 * reach), 2)
-    soft = _blurred(np.pad(patch.cover, around), rng.uniform(0.02, 0.12) * reach) * np.float32(rng.uniform(0.2, 0.6))
+    dark = blurred(np.pad(patch.cover, around), rng.uniform(0.02, 0.12) * reach) * np.float32(rng.uniform(0.2, 0.6))
     x, y = (int(v) for v in rng.uniform(-0.2, 0.2, 2) * reach)
-    black = np.zeros((*soft.shape, 3), dtype=np.float32)
-    canvas.litter(patch.left - around + x, patch.top - around + y, black, soft)
-
-
-def _blurred(plane: Plane, radius: float) -> Plane:
-    image = Image.fromarray((plane * 255).astype(np.uint8))
-    return np.asarray(_soft(image, radius), dtype=np.float32) / 255
-
-
-def _soft(image: Image.Image, radius: float) -> Image.Image:
-    # Two boxes come close to a Gaussian at a fraction of its time.
-    return image.filter(ImageFilter.BoxBlur(radius)).filter(ImageFilter.BoxBlur(radius))
+    black = np.zeros((*dark.shape, 3), dtype=np.float32)
+    canvas.litter(patch.left - around + x, patch.top - around + y, black, dark)
 
 
 def _photograph(canvas: Canvas, rng: Generator) -> Image.Image:
@@ -188,4 +139,4 @@ def _photograph(canvas: Canvas, rng: Generator) -> Image.Image:
         pixels = pixels + rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 9))
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     blur = rng.uniform(0, 0.0025 if rng.random() < 0.6 else 0.009) * canvas.side
-    return _soft(picture, blur) if blur > 0.3 else picture
+    return soft(picture, blur) if blur > 0.3 else picture

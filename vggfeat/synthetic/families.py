@@ -1,4 +1,4 @@
-"""What a rendered object is: an outline and a surface pattern. Colour is never part of it.
+"""What a rendered object is: an outline and a surface pattern. Colour is no part of it; see `materials` for that.
 
 A class is one `Family`, that is one outline with one pattern; every object of the class is then turned, scaled,
 stretched and coloured at random. h, w = sides of a patch in pixels; x, y = the object's own frame, [-1, 1].

@@ -15,11 +15,14 @@ from vggfeat.synthetic.annotations import object_line, write_annotation, write_l
 from vggfeat.synthetic.everyday import everyday
 from vggfeat.synthetic.families import Family, family
 from vggfeat.synthetic.jobs import Form, Job, Render, Rendered
+from vggfeat.synthetic.materials import Material, material
 from vggfeat.synthetic.scenes import PHOTO_SHAPES
 from vggfeat.synthetic.settings import Settings
 
 FIRST, MOST = 60, 240
 """Number of the first family, and how many classes there can be; no other set has these families."""
+FIRST_MATERIAL = 120
+"""Number of the first class that has a usual colour and finish; those before it come in every kind."""
 
 _TASK = "CLS-LOC"
 _MAT_TITLE = b"MATLAB 5.0 MAT-file, rendered by vggfeat"
@@ -31,7 +34,14 @@ class Synset(NamedTuple):
 
     wnid: str
     look: Family
+    material: Material | None
+    """Its usual colour and finish, if it has them."""
     number: int
+
+    @property
+    def title(self) -> str:
+        """Words for lists of classes, for instance "brown furry brick heart"."""
+        return " ".join([*(word for word in self.material or () if word), self.look.title])
 
 
 class _Picture(NamedTuple):
@@ -44,7 +54,10 @@ def synsets(count: int) -> list[Synset]:
     """Classes in the order of their families; the kit's numbers follow neither these nor the sorted names."""
     wnids = [f"n9{int(hashlib.sha256(f'class {k}'.encode()).hexdigest(), 16) % 10**7:07d}" for k in range(count)]
     numbers = {wnid: number for number, wnid in enumerate(rank_by_hash("development kit", wnids), start=1)}
-    return [Synset(wnid, family(FIRST + k), numbers[wnid]) for k, wnid in enumerate(wnids)]
+    return [
+        Synset(wnid, family(FIRST + k), material(wnid) if k >= FIRST_MATERIAL else None, numbers[wnid])
+        for k, wnid in enumerate(wnids)
+    ]
 
 
 def write_ilsvrc(root: Path, settings: Settings, seed: int, render: Render) -> None:
@@ -106,7 +119,10 @@ def _numbered_pictures(part: str, classes: Sequence[Synset], count: int) -> list
 
 
 def _job(data: Path, part: str, picture: _Picture, seed: int, side: int) -> Job:
-    draw = partial(everyday, side=side, name=picture.synset.wnid, family=picture.synset.look, shapes=PHOTO_SHAPES)
+    synset = picture.synset
+    draw = partial(
+        everyday, side=side, name=synset.wnid, family=synset.look, material=synset.material, shapes=PHOTO_SHAPES
+    )
     return Job(
         path=data / part / f"{picture.path}.JPEG", key=(seed, "ilsvrc", picture.path), draw=draw, form=picture.form
     )
@@ -127,7 +143,7 @@ def _write_lists(root: Path, classes: Sequence[Synset], found: Mapping[str, Mapp
     for name, part in lists.items():
         lines = (f"{picture.path} {number}" for number, picture in enumerate(found[part], start=1))
         write_lines(root / "ILSVRC" / "ImageSets" / _TASK / f"{name}.txt", lines)
-    rows = [f"{synset.wnid} {synset.look.title}, {synset.look.outline}" for synset in sorted(classes)]
+    rows = [f"{synset.wnid} {synset.title}, {synset.look.outline}" for synset in sorted(classes)]
     write_lines(root / "LOC_synset_mapping.txt", rows)
     solution = {picture.path: _solution(rendered) for picture, rendered in found["val"].items()}
     # The rows of the real file are in no order.
@@ -149,7 +165,7 @@ def _meta(classes: Sequence[Synset], train: int) -> bytes:
     from scipy.io import savemat
 
     empty = np.zeros(0)
-    rows = [(k.number, k.wnid, k.look.title, f"a {k.look.title}", 0, empty, 0, train) for k in classes]
+    rows = [(k.number, k.wnid, k.title, f"a {k.title}", 0, empty, 0, train) for k in classes]
     everything = len(rows) + 1
     children = np.arange(1.0, everything)
     rows.append((everything, "n00001740", "entity", "all that there is", len(classes), children, 1, 0))
