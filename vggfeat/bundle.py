@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vggfeat.cli.progress import Progress
-from vggfeat.cli.steps import must_run
+from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.devices import default_workers
 from vggfeat.errors import VggfeatError, WeightsError
@@ -74,21 +74,16 @@ def make_small_net(net: SmallNet, arguments: Sequence[str] | None = None) -> Pat
 
 
 def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
-    command = click.Command(
-        name=None,
+    options = parse_options(
+        arguments,
         help="Make the small net of the package. Further options are those of `vggfeat train`.",
-        callback=lambda **options: options,
-        context_settings={"ignore_unknown_options": True},
         params=[
             click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for all of it. [small-net]"),
             click.Option(["--folder"], type=click.Path(path_type=Path), help="Pictures of your own to test it on."),
             click.Option(["--twin"], is_flag=True, help="A small set, a narrow net, two steps."),
-            click.Argument(["more"], nargs=-1, type=click.UNPROCESSED),
         ],
+        more=True,
     )
-    options: dict[str, Any] = command.main(args=arguments, standalone_mode=False)
-    if not isinstance(options, dict):  # --help was shown
-        raise SystemExit(0)
     options["out"] = options["out"] or Path("small-net-twin" if options["twin"] else "small-net")
     make_folder(options["out"])
     return options

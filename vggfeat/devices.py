@@ -2,6 +2,12 @@
 
 import ctypes
 import os
+from typing import TYPE_CHECKING
+
+from vggfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 # Options of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
@@ -12,6 +18,21 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_device(name: str) -> "torch.device":
+    """Return the device of that name; ConfigError unless it is the CPU or a CUDA device that answers."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
+    return device
 
 
 def default_workers() -> int:

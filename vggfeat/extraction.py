@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggfeat.devices import checked_device
 from vggfeat.errors import ConfigError, PictureError, check_choice, out_of_memory
 from vggfeat.images.decoding import Picture, Request
 from vggfeat.models import STRIDE, VGG, WINDOW
@@ -343,14 +344,7 @@ def _halo(model: VGG) -> int:
 
 
 def _checked_device(name: str, precision: Precision) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"{device.type} is not supported")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
+    device = checked_device(name)
     if precision == "tf32" and device.type == "cpu":
         raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
     return device

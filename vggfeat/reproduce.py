@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.steps import must_run
+from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError
 
@@ -67,10 +67,9 @@ def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
 
 
 def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
-    command = click.Command(
-        name=None,
+    options = parse_options(
+        arguments,
         help=f"Table {row.table}, {row.dataset}, net {' & '.join(row.nets)}: {row.expected} %.",
-        callback=lambda **options: options,
         params=[
             click.Option(["--weights"], multiple=True, help=f"Once for each of {', '.join(row.nets)}, in this order."),
             click.Option(["--root"], type=click.Path(path_type=Path), help="The data set."),
@@ -80,9 +79,6 @@ def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
             click.Option(["--twin"], is_flag=True, help="Rendered pictures and small random nets: minutes, no data."),
         ],
     )
-    options: dict[str, Any] = command.main(args=arguments, standalone_mode=False)
-    if not isinstance(options, dict):  # --help was shown
-        raise SystemExit(0)
     options["out"] = options["out"] or Path("reproduced-twin" if options["twin"] else "reproduced")
     options["features"] = options["out"] / "features"
     make_folder(options["features"])

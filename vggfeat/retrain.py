@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from vggfeat.cli.steps import leads, must_run
+from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError
 from vggfeat.weights import load_backbone
@@ -86,22 +86,17 @@ def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[str
 
 
 def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
-    command = click.Command(
-        name=None,
+    options = parse_options(
+        arguments,
         help=f"Table 3, net {row.net}, S = {row.scale}. Further options are those of `vggfeat train`.",
-        callback=lambda **options: options,
-        context_settings={"ignore_unknown_options": True},
         params=[
             click.Option(["--root"], type=click.Path(path_type=Path), help="ILSVRC-2012, in any of its layouts."),
             click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for the nets. [retrained]"),
             click.Option(["--init-from"], type=click.Path(path_type=Path), help="Weights to start from. [in --out]"),
             click.Option(["--twin"], is_flag=True, help="Rendered pictures, narrow nets, two steps: no data."),
-            click.Argument(["more"], nargs=-1, type=click.UNPROCESSED),
         ],
+        more=True,
     )
-    options: dict[str, Any] = command.main(args=arguments, standalone_mode=False)
-    if not isinstance(options, dict):  # --help was shown
-        raise SystemExit(0)
     options["out"] = options["out"] or Path("retrained-twin" if options["twin"] else "retrained")
     if options["twin"]:
         options["root"] = options["out"] / "data"

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, TrainingError, VggfeatError
+from vggfeat.devices import checked_device
+from vggfeat.errors import TrainingError, VggfeatError
 from vggfeat.training.draws import share
 
 T = TypeVar("T")
@@ -115,9 +116,9 @@ def open_world(device: str, environ: Mapping[str, str]) -> Iterator[World]:
     """
     size, local = int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
     if size == 1:
-        yield World(device=_checked(device))
+        yield World(device=checked_device(device))
         return
-    place = _checked(f"cuda:{local}" if device == "cuda" else device)
+    place = checked_device(f"cuda:{local}" if device == "cuda" else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     ended = False
@@ -142,15 +143,3 @@ def open_world(device: str, environ: Mapping[str, str]) -> Iterator[World]:
 def _lost(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(sign in text for sign in ("gloo", "nccl", "connection"))
-
-
-def _checked(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"{device.type} is not supported")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
-    return device
