@@ -243,6 +243,14 @@ def test_the_command_prints_a_table_or_json(capsys):
     assert {"form", "seconds", "objective"} == set(found["tried"][0])
 
 
+def test_the_command_can_leave_the_peer_out(capsys):
+    assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--no-peer"]) == 0
+    shown = capsys.readouterr().out
+    assert "vggfeat, newton, CPU" in shown
+    assert "LinearSVC" not in shown
+    assert run(["bench", "svm", "--size", "tiny", "--no-peer", "--sample", "3"]) == 2
+
+
 def test_the_command_says_what_was_extrapolated(capsys):
     assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--sample", "3"]) == 0
     assert "6 of 65 problems solved, seconds extrapolated" in capsys.readouterr().out

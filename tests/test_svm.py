@@ -192,6 +192,14 @@ def test_the_primal_solver_of_liblinear_helps_where_its_dual_one_stalls():
     assert max(np.abs(by_coef).max(), abs(by_intercept)) < 0.02 * pull
 
 
+def test_liblinear_has_not_converged_where_nothing_is_known_of_the_solution():
+    # At such a C its own rule is met at once, but the slacks have no digit that is right.
+    x, labels = table(200, 20)
+    model = fit_one_vs_rest(x, labels, 1e9, SvmSettings(solver="liblinear", liblinear_tolerance=0.5, jobs=1))
+    assert (model.gap > 0.9).any()
+    assert not model.converged[model.gap > 0.9].any()
+
+
 # --- workers of LIBLINEAR
 
 

@@ -94,6 +94,8 @@ def test_folds_and_measures():
     labels = np.where(y[:, None] == np.arange(3), 1, -1)
     found = search_C(x, labels, [1.0, 2.0], parts=4, measure=lambda truth, scores: 0.5)
     np.testing.assert_array_equal(found.C, [1, 1, 1])  # of equally good values the smallest
+    again = search_C(x, labels, [1.0, 2.0], parts=np.int64(4), measure=lambda truth, scores: 0.5)
+    np.testing.assert_array_equal(again.gap, found.gap)
     with pytest.raises(ConfigError, match="at least 2 folds, found 1"):
         search_C(x, labels, [1.0], parts=1)
     with pytest.raises(ConfigError, match="at least one pair"):

@@ -240,6 +240,20 @@ def test_memory_is_what_the_docstring_says(length, monkeypatch):
     assert peak < 1.1 * (own + (1 << 23) + (1 << 22) + problems + scores)
 
 
+def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(monkeypatch):
+    x, labels = features(20, 5, 1)
+    part = Part(rows=np.arange(20), labels=labels, held_out=np.arange(20))
+    for error, expected in ((RuntimeError("CUDA out of memory. Tried"), FitError), (RuntimeError("no"), RuntimeError)):
+
+        def fail(*arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(gram.Gram, "products", fail)
+        for call in (lambda s: s.fit(np.arange(20), labels, 1.0), lambda s: s.sweep([part], [1.0])):
+            with pytest.raises(expected, match=r"on cpu for fits on 20 rows of length 5|^no$"):
+                call(SharedRows(x, SvmSettings(device="cpu")))
+
+
 @pytest.mark.parametrize("device", ["nothing", "meta", "cuda:99"])
 def test_a_device_that_isnt_there_or_cant_compute_is_refused(device):
     x, labels = features(20, 5, 1)

@@ -87,7 +87,7 @@ def try_forms(x: NDArray[np.float32], signs: NDArray[np.int8]) -> list[Tried]:
 
 def fastest(tried: list[Tried], *, reduced: bool) -> Form | None:
     """Return the fastest form that finds the minimum, within 1 %."""
-    best = min(one.objective for one in tried)
+    best = min((one.objective for one in tried), default=0.0)
     good = [one for one in tried if one.form.reduced == reduced and one.objective <= 1.01 * best]
     return min(good, key=lambda one: one.seconds).form if good else None
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat.errors import ConfigError
+
 if TYPE_CHECKING:
     from vggfeat.benchmarks.svm import Comparison, Timing
 
@@ -28,9 +30,12 @@ def bench() -> None:
     "--sample", type=click.IntRange(1),
     help="SVMs a stage that LinearSVC solves; all times follow from theirs. [tiny, voc: all; else 24]",
 )  # fmt: skip
+@click.option("--no-peer", "alone", is_flag=True, help="Time vggfeat's solver only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the descriptors.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def bench_svm(size: str, threads: int | None, device: str | None, sample: int | None, seed: int, as_json: bool) -> None:
+def bench_svm(
+    size: str, threads: int | None, device: str | None, sample: int | None, alone: bool, seed: int, as_json: bool
+) -> None:
     """Time the SVM stage of a protocol by vggfeat's solver and by scikit-learn's LinearSVC, on the same arrays.
 
     C is chosen among 12 values on held-out rows, then all classes are fitted again. LinearSVC is taken in its fastest
@@ -44,13 +49,15 @@ def bench_svm(size: str, threads: int | None, device: str | None, sample: int | 
     """
     import json
 
+    if alone and sample:
+        raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.benchmarks.features import make_problem
     from vggfeat.benchmarks.svm import compare
     from vggfeat.devices import default_workers
 
     problem = make_problem(size, seed)
     solved = sample or PEER_SAMPLE.get(size, OTHER_SAMPLE)
-    found = compare(problem, threads=threads or default_workers(), device=device, sample=solved)
+    found = compare(problem, threads=threads or default_workers(), device=device, sample=solved, alone=alone)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
@@ -79,6 +86,8 @@ def _lines(found: "Comparison") -> list[str]:
         if peer.solved < peer.problems:
             lines.append(f"{peer.solver}: {peer.solved} of {peer.problems} problems solved, seconds extrapolated")
         lines.append(f"{peer.solver}: vggfeat's objective exceeds its by {peer.lead:.1e} at most, relative")
+    if not found.tried:
+        return lines
     tried = ", ".join(f"{one.form} {one.seconds:.2f} s" for one in found.tried)
     lines.append(f"LinearSVC on one class, three values of C: {tried}")
     return lines

@@ -1,5 +1,6 @@
 """`vggfeat svm`: features in, a table of results out; or a saved model and new features in, predictions out."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -101,13 +102,15 @@ def svm(
         return
     if context.get_parameter_source("top") != ParameterSource.DEFAULT:
         raise ConfigError("--top: expected together with --apply, found alone; leave it out")
+    if jobs is not None and solver != "liblinear":
+        raise ConfigError(f"--jobs: expected together with --solver liblinear, found {solver}; leave it out")
     import json
 
     from vggfeat.cli.progress import Progress
     from vggfeat.fusion.table import read_descriptors
     from vggfeat.protocols.rules import ProtocolSettings, run_protocol
     from vggfeat.report.writing import results_json, text_table, write_results
-    from vggfeat.svm import SvmSettings
+    from vggfeat.svm import SvmSettings, check_device
 
     given = {"grid": grid, "folds": folds}
     settings = ProtocolSettings(
@@ -125,6 +128,7 @@ def svm(
         normalisation=normalisation,  # type: ignore[arg-type]
         regions=regions,
     )
+    check_device(settings.svm.device)
     folder = out or files[0].with_suffix(".svm")
     make_folder(folder)
     with Progress("svm", "problems", quiet=quiet) as bar:
@@ -135,6 +139,7 @@ def svm(
         return
     click.echo(text_table(result))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
+    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --pictures ROOT")
 
 
 def _refuse_others(context: click.Context) -> None:

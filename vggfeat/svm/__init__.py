@@ -9,6 +9,7 @@ with s = `SvmSettings.intercept_scaling`. The VGG paper says "linear SVM" (Appen
 intercept and weights are those that LIBLINEAR and scikit-learn's `LinearSVC` take by default.
 """
 
+from vggfeat.svm.arrays import check_device
 from vggfeat.svm.batches import Part
 from vggfeat.svm.checks import check_costs, fittable_classes
 from vggfeat.svm.estimator import LinearOneVsRest, Search, search_C
@@ -27,6 +28,7 @@ __all__ = [
     "SvmSettings",
     "Sweep",
     "check_costs",
+    "check_device",
     "fit_one_vs_rest",
     "fittable_classes",
     "load_model",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vggfeat.svm.arrays import Arrays, NumpyArrays
 
-_CHUNK_BYTES = 1 << 27
+_CHUNK_BYTES = 1 << 24
 _NUMPY = NumpyArrays()
 
 Rows = NDArray[np.int64]

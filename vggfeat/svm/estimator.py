@@ -201,7 +201,7 @@ def search_C(  # noqa: N802
     """
     signs = check_labels(labels, len(np.asarray(descriptors)), classes)
     costs = np.unique(check_costs(grid))
-    pairs = _folds(signs, parts) if isinstance(parts, int) else list(parts)
+    pairs = _folds(signs, int(parts)) if isinstance(parts, int | np.integer) else list(parts)
     if not pairs:
         raise ConfigError("parts: expected at least one pair of rows, found none")
     shared = SharedRows(descriptors, settings)

@@ -22,6 +22,8 @@ from vggfeat.svm.settings import SvmSettings
 
 # Below this many numbers to read (rows * length * problems) worker processes take longer to start than to help.
 _PARALLEL_FROM = 1 << 27
+# A relative duality gap at which nothing is solved, whatever LIBLINEAR's own rule says.
+LOST = 0.5
 
 
 class Fitted(NamedTuple):
@@ -32,7 +34,7 @@ class Fitted(NamedTuple):
     intercept: NDArray[np.float64]
     """(P,)"""
     converged: NDArray[np.bool_]
-    """(P,)"""
+    """(P,) by LIBLINEAR's own rule, and with a gap below `LOST`."""
     gap: NDArray[np.float64]
     """(P,) relative duality gap."""
 
@@ -146,4 +148,4 @@ def _solve(
     coef, intercept = svm.coef_, svm.intercept_
     bounds, rows = 2 * cost * weights[None], np.arange(len(x))
     gap = relative_gaps(x, rows, signs[None], bounds, coef, intercept, settings.intercept_scaling)
-    return coef[0], float(intercept[0]), converged, float(gap[0])
+    return coef[0], float(intercept[0]), converged and bool(gap[0] < LOST), float(gap[0])

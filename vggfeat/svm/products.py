@@ -126,13 +126,12 @@ def _dual_step(block: Array, active: Array, bounds: Array, step: Array, right: A
 
 
 def _solve_shifted(matrix: Array, diagonal: Array | float, right: Array, arrays: Arrays) -> Array | None:
-    """Solve with numbers added to the diagonal; with a little more where rounding errors leave no solution."""
+    """Solve with numbers added to the diagonal, in place; and a little more where rounding errors leave no solution."""
     mean = float(arrays.xp.einsum("nn->", matrix)) / max(1, len(matrix))
     places = arrays.index(np.arange(len(matrix)))
-    for shift in (0.0, _SHIFT * mean):
-        shifted = matrix * 1.0
-        shifted[places, places] += diagonal + shift
-        solution = arrays.solve_positive(shifted, right)
+    for more in (diagonal, _SHIFT * mean):
+        matrix[places, places] += more
+        solution = arrays.solve_positive(matrix, right)
         if solution is not None:
             return solution
     return None

@@ -5,11 +5,12 @@ P = problems.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, FitError, out_of_memory
 from vggfeat.svm.arrays import arrays_of
 from vggfeat.svm.batches import Batch, Part, Problems, group, merge, solve_batches
 from vggfeat.svm.certificate import combine, relative_gaps, times
@@ -91,7 +92,8 @@ class SharedRows:
             return [self._sweep_each(part, y, costs, report) for part, y in zip(parts, signs, strict=True)]
         sweeps = []
         for numbers in group(parts):
-            sweeps += self._sweep_together([parts[i] for i in numbers], [signs[i] for i in numbers], costs, report)
+            with self._memory(max(len(parts[i].rows) for i in numbers)):
+                sweeps += self._sweep_together([parts[i] for i in numbers], [signs[i] for i in numbers], costs, report)
         return sweeps
 
     def fit(
@@ -138,7 +140,19 @@ class SharedRows:
         if settings.solver == "liblinear":
             each = solve_each(self._x[chosen], signs, scale, list(enumerate(costs.tolist())), settings, report.add)
             return LinearModel(C=costs, **each._asdict())
-        owner = np.zeros(len(costs), dtype=np.int64)
+        with self._memory(len(chosen)):
+            return self._fit_together(chosen, signs, scale, costs, report)
+
+    def _fit_together(
+        self,
+        chosen: NDArray[np.int64],
+        signs: NDArray[np.int8],
+        scale: NDArray[np.float64],
+        costs: NDArray[np.float64],
+        report: "_Count",
+    ) -> LinearModel:
+        """Solve the problems of one fit at once, with signs and weights (n, K)."""
+        settings, owner = self._settings, np.zeros(len(costs), dtype=np.int64)
         problems = Problems(rows=chosen, signs=signs.T, weights=scale.T, costs=costs[None], owner=owner)
         coef, intercept = np.empty((len(costs), self._x.shape[1])), np.empty(len(costs))
         beta = np.empty(signs.T.shape)
@@ -159,6 +173,20 @@ class SharedRows:
             enough=settings.tolerance,
         )
         return LinearModel(coef=coef, intercept=intercept, C=costs, converged=gap <= settings.tolerance, gap=gap)
+
+    @contextmanager
+    def _memory(self, rows: int) -> Iterator[None]:
+        """Say in one line that there was too little memory."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            where = self._settings.device or "the CPU"
+            raise FitError(
+                f"SVM: expected memory on {where} for fits on {rows} rows of length {self._x.shape[1]}, found too "
+                f"little; use another device, or fewer rows"
+            ) from error
 
     def _sweep_together(
         self, parts: list[Part], signs: list[NDArray[np.int8]], costs: NDArray[np.float64], report: "_Count"
