@@ -3,6 +3,8 @@
 import json
 import pickle
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from vggfeat.weights import (
     save_weights,
     untrained,
 )
+from vggfeat.weights.importing import Imported, finish, layers_in_order
 
 
 def torchvision_net(letter="D", batch_norm=False):
@@ -260,8 +263,8 @@ def change(state, name, value):
         ("classifier.3.weight", torch.zeros(256, 256).to_sparse(), r"fc7\.weight: expected floating-point|found"),
         ("classifier.3.weight", torch.zeros(256, 255), r"fc7\.weight: expected shape"),
         ("classifier.0.weight", torch.zeros(1).expand(1 << 20, 1 << 20), r"fc6\.weight: expected shape"),
-        ("features.2.weight", torch.zeros(4, 4, 5, 5), "expected the keys of torchvision"),
-        ("features.0.weight", torch.zeros(3), "expected the keys of torchvision"),
+        ("features.2.weight", torch.zeros(4, 4, 5, 5), r"expected the layers of .* kernel sides \(\(3, 5\), \(3, 3\)"),
+        ("features.0.weight", torch.zeros(3), r"expected the layers of .* kernel sides \(\(0, 3\), \(3, 3\)"),
     ],
 )
 def test_state_dicts_of_another_net_or_damaged(tmp_path, name, value, message):
@@ -270,18 +273,70 @@ def test_state_dicts_of_another_net_or_damaged(tmp_path, name, value, message):
         load_backbone(tmp_path / "net.pth")
 
 
-def test_batch_normalisation_and_caffe_conversions_are_named(tmp_path):
+def imported(**changes):
+    model = VGG("A", 2, width=1 / 32)
+    initialise(model, torch.Generator().manual_seed(0))
+    state = model.layers.state_dict()
+    told = {"format": "x", "channel_order": "BGR", "mean_from": "y", "pool": "ceil", "fc6_order": "z"} | changes
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return state, Imported(shapes=shapes, read=state.__getitem__, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), **told)
+
+
+def test_what_takes_bgr_is_turned_to_rgb_with_its_mean_and_deviation(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(1 << 20))
+    state, found = imported(told={"more": [1]})
+    backbone = finish(tmp_path / "x", found)
+    assert (backbone.mean, backbone.std) == ((3.0, 2.0, 1.0), (6.0, 5.0, 4.0))
+    first, second = (backbone.model.layers[name].weight for name in ("conv1_1", "conv2_1"))
+    assert torch.equal(first, state["conv1_1.weight"][:, [2, 1, 0]])
+    assert torch.equal(second, state["conv2_1.weight"])
+    assert backbone.imported == {
+        "format": "x",
+        "file": "x",
+        "file_sha256": backbone.sha256,
+        "channel_order": "BGR, turned to RGB in conv1_1",
+        "mean_from": "y",
+        "fc6_order": "z",
+        "pool_rounding": "ceil",
+        "more": [1],
+    }
+    _, found = imported(channel_order="RGB")
+    backbone = finish(tmp_path / "x", found)
+    assert (backbone.mean, backbone.std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+
+
+def test_numbers_are_read_only_after_all_shapes_were_found_right(tmp_path):
+    def read(name):
+        raise AssertionError(name)
+
+    (tmp_path / "x").write_bytes(bytes(1 << 20))
+    shapes = imported()[1].shapes
+    for changes, message in (
+        ({"shapes": shapes | {"fc7.bias": (3,)}}, r"fc7\.bias: expected shape \(128,\), found \(3,\)"),
+        ({"shapes": shapes | {"fc9.bias": (3,)}}, r"has an unexpected tensor fc9\.bias"),
+        ({"shapes": {}}, "expected the layers of a net of the VGG paper .* found none"),
+        ({"lrn": True, "shapes": shapes | {"conv1_2.weight": (2, 2, 3, 3)}}, "expected the layers of a net"),
+        ({"classes": ("a", "b", "c")}, "a class name for each of the 2 channels of fc8, found 3"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            finish(tmp_path / "x", replace(imported()[1], read=read, **changes))
+    (tmp_path / "x").write_bytes(bytes(1000))
+    with pytest.raises(WeightsError, match=r"at most a number per byte, found \d+ numbers in 1000 bytes"):
+        finish(tmp_path / "x", replace(imported()[1], read=read))
+
+
+def test_layers_without_names_are_known_by_their_kernels():
+    names = layers_in_order(Path("x"), [3, 3, 3, 3, 3, 3, 1, 3, 3, 1, 3, 3, 1])
+    assert names[4:8] == ("conv3_1", "conv3_2", "conv3_3", "conv4_1")
+    assert len(layers_in_order(Path("x"), [3] * 8)) == 8
+    with pytest.raises(WeightsError, match=r"8, 10, 13 or 16 convolutions .* found 2 with kernel sides 11, 5"):
+        layers_in_order(Path("x"), [11, 5])
+
+
+def test_batch_normalisation_is_named(tmp_path):
     torch.save(torchvision_net("A", batch_norm=True).state_dict(), tmp_path / "bn.pth")
     with pytest.raises(WeightsError, match="batch normalisation"):
         load_backbone(tmp_path / "bn.pth")
-    renamed = {"classifier.0": "classifier.1", "classifier.3": "classifier.4"}
-    state = {}
-    for key, tensor in torchvision_net("D").state_dict().items():
-        layer, _, kind = key.rpartition(".")
-        state[f"{renamed.get(layer, layer)}.{kind}"] = tensor
-    torch.save(state, tmp_path / "caffe.pth")
-    with pytest.raises(WeightsError, match="BGR"):
-        load_backbone(tmp_path / "caffe.pth")
 
 
 @pytest.mark.parametrize(

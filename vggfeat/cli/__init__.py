@@ -11,13 +11,18 @@ import click
 
 from vggfeat.cli.bench import bench
 from vggfeat.cli.bench_training import bench_training
+from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
 from vggfeat.cli.demo import demo
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
+from vggfeat.cli.localise import localise
+from vggfeat.cli.report import report
+from vggfeat.cli.similar import similar
 from vggfeat.cli.steps import leads
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
+from vggfeat.cli.weights import weights
 from vggfeat.errors import VggfeatError
 
 EXIT_CODES = """\b
@@ -61,7 +66,7 @@ def group() -> None:
 
 
 bench.add_command(bench_training)
-for _command in (extract, svm, inspect, export, train, data, bench, demo):
+for _command in (extract, svm, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo):
     group.add_command(_command)
 
 
@@ -99,7 +104,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _kept(arguments: Sequence[str] | None) -> str:
     words = sys.argv[1:] if arguments is None else arguments
-    return KEPT_BY_TRAINING if "train" in words[:1] else KEPT
+    return KEPT_BY_TRAINING if "train" in words[:2] else KEPT
 
 
 def _say(message: str) -> None:

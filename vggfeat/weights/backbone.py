@@ -36,6 +36,8 @@ class Backbone:
     """False for random weights."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else a file of ours says of its net, for instance the recipe and the accuracy; nothing depends on it."""
+    imported: Mapping[str, Any] = field(default_factory=dict)
+    """For a net of another library: its format, its file, and how each question of preprocessing was settled."""
 
     def describe(self) -> dict[str, Any]:
         """Return what belongs into the provenance of anything computed with the net, ready for JSON."""
@@ -50,6 +52,7 @@ class Backbone:
             "mean": list(self.mean),
             "std": list(self.std),
             "trained": self.trained,
+            **({"imported": dict(self.imported)} if self.imported else {}),
         }
 
 
@@ -95,9 +98,10 @@ def fill(path: Path, model: VGG, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point or tensor.layout is not torch.strided:
             raise WeightsError(f"{path}: {name}: expected floating-point numbers, found {tensor.dtype}")
+    ready = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in ready.items():  # after the conversion: float64 holds numbers that float32 does not
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {name}: expected finite numbers, found NaN or infinity; take other weights")
-    ready = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
     model.layers.load_state_dict(ready, strict=True, assign=True)
     model.eval().requires_grad_(False)
 

@@ -1,25 +1,31 @@
-"""Which net is meant: a file, a name, the small net of the package, or a seed."""
+"""Which net is meant: a file in any format, a name, the small net of the package, or a seed."""
 
 import os
 from dataclasses import replace
-from importlib import resources
+from importlib import import_module, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from vggfeat.errors import WeightsError
 from vggfeat.weights.backbone import Backbone
-from vggfeat.weights.own import load_own, starts_like_safetensors
-from vggfeat.weights.torchvision import load_torchvision
+from vggfeat.weights.classes import imagenet_wnids
+from vggfeat.weights.own import load_own
+from vggfeat.weights.places import SUFFIXES, nets_in, weights_folder
+from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.recognising import recognise
 from vggfeat.weights.untrained import random_backbone
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
 BUNDLED = "small"
 """The name of the net that comes with the package."""
 
-
-def weights_folder() -> Path:
-    """Return the folder of nets known by name: $VGGFEAT_WEIGHTS, else `weights` in the current folder."""
-    return Path(os.environ.get("VGGFEAT_WEIGHTS") or "weights")
+# Loaded when they are needed: each brings a library of its own.
+_READERS = {
+    "timm": ("vggfeat.weights.timm", "load_timm"),
+    "pytorch": ("vggfeat.weights.torchvision", "load_torchvision"),
+    "keras": ("vggfeat.weights.keras", "load_keras"),
+    "matconvnet": ("vggfeat.weights.matconvnet", "load_matconvnet"),
+    "caffe": ("vggfeat.weights.caffe", "load_caffe"),
+}
 
 
 def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> Backbone:
@@ -28,8 +34,9 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     Parameters
     ----------
     spec : str, path or None
-        A file; the name of a file in `folder`, with or without suffix; small, the net that comes with vggfeat;
-        random:NET[:SEED[:WIDTH]]; or None for the only file in `folder`.
+        A file in any format of `vggfeat.weights.recognising.FORMATS`; the name of a file in `folder`, with or without
+        suffix; the name of a published net that was fetched into `folder`, for instance vgg16-caffe; small, the net
+        that comes with vggfeat; random:NET[:SEED[:WIDTH]]; or None for the only file in `folder`.
     folder : Path, optional
         `weights_folder()` by default.
 
@@ -44,8 +51,26 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
         return load_bundled()
     if isinstance(spec, str) and spec.partition(":")[0] == "random":
         return random_backbone(spec)
-    path = _find(spec, Path(folder) if folder is not None else weights_folder())
-    return load_own(path) if starts_like_safetensors(path) else load_torchvision(path)
+    return load_file(find_file(spec, folder))
+
+
+def load_file(path: Path) -> Backbone:
+    """Load a file in any format; its content says which.
+
+    Raises
+    ------
+    WeightsError
+        If it is damaged, of an unknown format, or of another network.
+    """
+    kind = recognise(path)
+    if kind == "vggfeat":
+        return load_own(path)
+    module, function = _READERS[kind]
+    backbone: Backbone = getattr(import_module(module), function)(path)
+    if backbone.classes or backbone.model.num_classes != len(imagenet_wnids()):
+        return backbone
+    told = {**backbone.imported, "classes_from": "ILSVRC-2012 sorted by WNID, because there are 1000 without names"}
+    return replace(backbone, classes=imagenet_wnids(), imported=told)
 
 
 def load_bundled(file: Traversable | None = None) -> Backbone:
@@ -68,20 +93,35 @@ def load_bundled(file: Traversable | None = None) -> Backbone:
         return replace(load_own(path), source=BUNDLED)
 
 
-def _find(spec: str | os.PathLike[str] | None, folder: Path) -> Path:
+def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> Path:
+    """Find the file that `load_backbone` would load, if it would load one.
+
+    Raises
+    ------
+    WeightsError
+        If there is none, or more than one without a name.
+    """
+    folder = Path(folder) if folder is not None else weights_folder()
     remedy = (
-        "ways to get one: --weights FILE (a safetensors file, or a torchvision VGG state dict such as "
-        f"vgg16-397923af.pth), a file put into {folder}/, --weights small for the small net that comes with vggfeat, "
-        "or --weights random:D:0 for a trial without training"
+        "ways to get one: --weights FILE (Caffe, MatConvNet, Keras, PyTorch or safetensors, for instance "
+        f"vgg16-397923af.pth), a file put into {folder}/, a published net by name (vggfeat weights list), --weights "
+        "small for the small net that comes with vggfeat, or --weights random:D:0 for a trial without training"
     )
     if spec is None:
-        files = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES and p.is_file())
+        files = nets_in(folder)
         if len(files) == 1:
             return files[0]
-        found = ", ".join(p.name for p in files) if files else "none"
+        found = ", ".join(path.name for path in files) if files else "none"
         raise WeightsError(f"{folder}/: expected one net to use by default, found {found}; {remedy}")
-    candidates = [Path(spec)] + [folder / f"{spec}{suffix}" for suffix in ("", *SUFFIXES)]
-    for path in candidates:
+    if spec == BUNDLED:
+        return Path(str(resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")))
+    published = PUBLISHED.get(str(spec))
+    names = [f"{spec}{suffix}" for suffix in ("", *SUFFIXES)] + ([published.file] if published else [])
+    for path in (Path(spec), *(folder / name for name in names)):
         if path.is_file():
             return path
+    if published:
+        raise WeightsError(f"{spec}: found no {published.file} in {folder}/; get it with vggfeat weights fetch {spec}")
+    if Path(spec).exists():
+        return Path(spec)  # a folder or a device: the reader says so
     raise WeightsError(f"{spec}: found neither as a file nor in {folder}/; {remedy}")

@@ -94,25 +94,37 @@ def load_own(path: Path) -> Backbone:
         raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
     fill(path, model, tensors)
     mean, std, classes = (tuple(about[name]) for name in ("mean", "std", "classes"))
-    facts = {name: value for name, value in about.items() if name not in _NEEDED}
-    sha256 = hash_file(path)
-    return Backbone(model=model, source=path.name, sha256=sha256, mean=mean, std=std, classes=classes, facts=facts)
+    facts = {name: value for name, value in about.items() if name not in (*_NEEDED, "imported")}
+    return Backbone(
+        model=model, source=path.name, sha256=hash_file(path), mean=mean, std=std, classes=classes, facts=facts,
+        imported=about.get("imported", {}),
+    )  # fmt: skip
 
 
-def starts_like_safetensors(path: Path) -> bool:
-    """Tell from its first bytes whether a file is meant to be safetensors.
+def rewrite(backbone: Backbone, path: str | os.PathLike[str], *, dtype: str = "float32", **more: Any) -> None:
+    """Write a net that was loaded, from whatever file, with all that is known of it, as a file of ours.
+
+    What is known of where it came from stays as it is, so that writing a second time changes nothing.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    path : path
+    dtype : "float32" or "float16"
+        As in `save_weights`.
+    more
+        Further facts.
 
     Raises
     ------
-    WeightsError
-        If it can't be read.
+    WeightsError, ConfigError
+        As in `save_weights`.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
-    return len(start) == 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100 << 20
+    told = {"imported": dict(backbone.imported)} if backbone.imported else {}
+    facts = {**backbone.facts, **told, **more}
+    save_weights(
+        path, backbone.model, mean=backbone.mean, std=backbone.std, classes=backbone.classes, dtype=dtype, **facts
+    )
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -137,6 +149,8 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
         numbers = isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
         if not numbers or not all(math.isfinite(v) and v > least for v in values):  # type: ignore[union-attr]
             raise WeightsError(f"{path}: {name}: expected 3 finite numbers (RGB, 0 to 255), found {values}")
+    if not isinstance(about.get("imported", {}), dict):
+        raise WeightsError(f"{path}: imported: expected what is known of the source, found {about['imported']!r}")
     classes = about.get("classes")
     if not isinstance(classes, list) or len(classes) not in (0, about.get("num_classes")):
         raise WeightsError(f"{path}: classes: expected a name for each of the fc8 channels or none, found others")

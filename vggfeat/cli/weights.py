@@ -1,0 +1,285 @@
+"""`vggfeat weights`: which nets there are, what a file holds, and from one format into another."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vggfeat.weights.checking import Sheet, Verdict
+    from vggfeat.weights.published import Published
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+SHOWN_CLASSES = 5
+
+
+@click.group()
+def weights() -> None:
+    """List, fetch, show, verify and convert nets: Caffe, MatConvNet, Keras, PyTorch, timm, and vggfeat's own.
+
+    Every format also goes into `extract` as it is.
+
+    \b
+    Example, the authors' net D from its published address to features:
+      vggfeat weights fetch vgg16-caffe
+      vggfeat extract --dataset voc2007 --root VOCdevkit --weights vgg16-caffe
+    """
+
+
+@weights.command("list")
+@JSON
+def list_(as_json: bool) -> None:
+    """List the published nets, and the files in the folder of nets (weights/, or $VGGFEAT_WEIGHTS).
+
+    \b
+    Example:
+      vggfeat weights list
+    """
+    from vggfeat.weights.places import nets_in, weights_folder
+    from vggfeat.weights.published import PUBLISHED
+
+    folder = weights_folder()
+    there = {path.name: path for path in nets_in(folder)}
+    if as_json:
+        rows = [_row(published) | {"path": _text(there.get(published.file))} for published in PUBLISHED.values()]
+        files = [{"path": str(path), "bytes": path.stat().st_size} for path in there.values()]
+        click.echo(json.dumps({"published": rows, "folder": str(folder), "files": files}, indent=2))
+        return
+    for line in _listed(list(PUBLISHED.values()), there):
+        click.echo(line)
+    click.echo(f"\nin {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small")
+
+
+@weights.command()
+@click.argument("path", metavar="FILE|NAME")
+@JSON
+def show(path: str, as_json: bool) -> None:
+    """Show what a file holds: its net, what pictures it takes and who says so, and every tensor.
+
+    \b
+    Example:
+      vggfeat weights show VGG_ILSVRC_16_layers.caffemodel
+    """
+    from vggfeat.weights.checking import examine
+    from vggfeat.weights.finding import find_file
+
+    sheet = examine(find_file(path))
+    if as_json:
+        click.echo(json.dumps(sheet.describe(), indent=2))
+        return
+    for line in _shown(sheet):
+        click.echo(line)
+
+
+@weights.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST.safetensors", type=click.Path(path_type=Path))
+@click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
+@JSON
+def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
+    """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
+
+    How each of them was settled, and the source's SHA-256, is kept in the file; `show` prints it.
+
+    \b
+    Example:
+      vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
+    """
+    from vggfeat.cli.types import make_folder
+    from vggfeat.errors import ConfigError
+    from vggfeat.weights import checking
+    from vggfeat.weights.finding import find_file
+
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
+    make_folder(target.parent)
+    sheet = checking.convert(find_file(source), target, dtype="float16" if float16 else "float32")
+    if as_json:
+        told = sheet.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
+        click.echo(json.dumps(told, indent=2))
+        return
+    model = sheet.backbone.model
+    click.echo(f"{target}: net {model.config}, {target.stat().st_size / 1e6:.1f} MB, from {_kind(sheet)}")
+    for name, value in sheet.backbone.imported.items():
+        click.echo(f"  {name}: {_words(value)}")
+
+
+@weights.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]")
+@JSON
+@click.option("--quiet", is_flag=True, help="No progress.")
+def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Download a published net from the address where it was published, and check its checksum.
+
+    A download that was stopped goes on when the same command is given again. In weights/ the net is known by its
+    name.
+
+    \b
+    Example:
+      vggfeat weights fetch vgg16-caffe
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.cli.types import make_folder
+    from vggfeat.errors import check_choice
+    from vggfeat.weights.fetching import fetch as download
+    from vggfeat.weights.places import weights_folder
+    from vggfeat.weights.published import PUBLISHED
+
+    check_choice("name", name, PUBLISHED)
+    published, folder = PUBLISHED[name], out or weights_folder()
+    make_folder(folder)
+    click.echo(f"note: {published.file}: licence: {published.licence}", err=True)
+    with Progress(f"fetch {name}", "MB", quiet=quiet) as bar:
+        fetched = download(
+            published, folder, progress=lambda done, total: bar.update(done / 1e6, max(done, total) / 1e6)
+        )
+    if as_json:
+        told = {"name": name, "path": str(fetched.path), "bytes": fetched.bytes, "sha256": fetched.sha256}
+        told |= {"address": fetched.address, "resumed_at": fetched.resumed_at}
+        click.echo(json.dumps(told, indent=2))
+        return
+    how = f"from {fetched.address}" if fetched.address else "was there"
+    click.echo(f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:")
+    known = name if folder == weights_folder() else fetched.path
+    click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {known}")
+
+
+@weights.command()
+@click.argument("path", metavar="FILE|NAME")
+@JSON
+def verify(path: str, as_json: bool) -> int:
+    """Check a file: structure, finite numbers, no blank layer, known checksum; and say what errors to expect of it.
+
+    \b
+    Example:
+      vggfeat weights verify vgg16-397923af.pth
+
+    Exit code 5 if it is not sound.
+    """
+    from vggfeat.weights import checking
+    from vggfeat.weights.finding import find_file
+
+    verdict = checking.verify(find_file(path))
+    if as_json:
+        click.echo(json.dumps(verdict.describe(), indent=2))
+    else:
+        for line in _judged(verdict):
+            click.echo(line)
+    return 5 if verdict.problems else 0
+
+
+@weights.command()
+@click.argument("path", metavar="FILE|NAME")
+@click.option("--to", "target", type=click.Choice(["torchvision", "onnx"]), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--layer", help="ONNX: the map to give out: conv5, pool5, fc6, fc7 or fc8. [fc8]")
+@click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
+@JSON
+def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as_json: bool) -> None:
+    """Write a net for torchvision's classes, or as ONNX.
+
+    ONNX takes RGB from 0 to 255, N, H and W free, with the normalisation inside. For torchvision the normalisation
+    goes into conv1_1, so that its usual one is right.
+
+    \b
+    Examples:
+      vggfeat weights export vgg16-caffe --to torchvision --out vgg16.pth
+      vggfeat weights export D.safetensors --to onnx --layer fc7 --out vgg16-fc7.onnx
+    """
+    from vggfeat.cli.types import make_folder
+    from vggfeat.errors import ConfigError
+    from vggfeat.weights import load_backbone
+    from vggfeat.weights.exporting import export_onnx, export_torchvision
+
+    if (layer and target != "onnx") or (as_is and target != "torchvision"):
+        raise ConfigError(f"export to {target}: expected no {'--layer' if layer else '--as-is'}, found one")
+    make_folder(out.parent)
+    told: dict[str, Any]
+    if target == "onnx":
+        layer = layer or "fc8"
+        export_onnx(load_backbone(path), out, layer=layer)
+        told = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
+    else:
+        told = export_torchvision(load_backbone(path), out, fold=not as_is)
+    if as_json:
+        click.echo(json.dumps({"path": str(out)} | told, indent=2))
+        return
+    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in told.items())}")
+
+
+def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
+    for authors, title in ((True, "the authors' nets, in every format"), (False, "trained by others")):
+        own = [row for row in rows if row.authors is authors]
+        yield ("\n" if not authors else "") + f"{title}: {', '.join(dict.fromkeys(row.licence for row in own))}"
+        yield f"  {'name':25}{'net':5}{'top-1':>6}{'top-5':>6}  {'file':48} here"
+        for row in own:
+            here = "yes" if row.file in there else "-"
+            errors = f"{row.top1_error:6.1f}{row.top5_error:6.1f}"
+            yield f"  {row.name:25}{row.net:5}{errors}  {row.file:48} {here}"
+    yield "\nErrors: percent of ILSVRC-2012 validation, single centre crop. Get one: vggfeat weights fetch NAME"
+
+
+def _shown(sheet: "Sheet") -> Iterator[str]:
+    about = sheet.describe()
+    yield f"{sheet.path}: {_kind(sheet)}, {sheet.bytes} bytes"
+    yield f"  net: {about['net']}, width {about['width']:g}, {about['num_classes']} classes, {about['numbers']} numbers"
+    yield f"  takes: RGB, 0 to 255, less {_words(about['mean'])}, over {_words(about['std'])}"
+    yield f"  poolings: {'round up' if about['pool_rounding'] == 'ceil' else 'round down'}"
+    more = "" if len(about["classes"]) <= SHOWN_CLASSES else ", ..."
+    yield f"  classes: {', '.join(about['classes'][:SHOWN_CLASSES]) or 'without names'}{more}"
+    for part in ("imported", "facts"):
+        for name, value in about[part].items():
+            yield f"  {part}: {name}: {_words(value)}"
+    yield f"  sha256: {about['sha256']}"
+    yield f"  checksum: {_known(sheet)}"
+    for tensor in about["tensors"]:
+        yield f"  {tensor['name']:16} {'x'.join(map(str, tensor['shape'])):>16} {tensor['numbers']:>11}"
+
+
+def _judged(verdict: "Verdict") -> Iterator[str]:
+    sheet = verdict.sheet
+    yield f"{verdict.path}: {'NOT SOUND' if verdict.problems else 'sound'}"
+    for problem in verdict.problems:
+        yield f"  problem: {problem}"
+    if sheet is None:
+        return
+    numbers = sum(tensor.numel() for tensor in sheet.backbone.model.parameters())
+    yield f"  structure: net {sheet.backbone.model.config}, {numbers} numbers, all finite"
+    yield f"  checksum: {_known(sheet)}"
+    known = sheet.published
+    if known:
+        errors = f"top-1 error {known.top1_error:.1f} %, top-5 error {known.top5_error:.1f} %"
+        yield f"  to expect: {errors} on ILSVRC-2012 validation, single centre crop ({known.errors_from})"
+
+
+def _known(sheet: "Sheet") -> str:
+    if sheet.published is None:
+        return "not known: no published file has it"
+    if sheet.converted:
+        return f"its own; it says that it was converted from {sheet.published.name}"
+    return f"known: {sheet.published.name}, published at {sheet.published.addresses[0]}"
+
+
+def _kind(sheet: "Sheet") -> str:
+    from vggfeat.weights.recognising import FORMATS
+
+    return FORMATS[sheet.format]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) + ")"
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+
+
+def _row(published: "Published") -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(published)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

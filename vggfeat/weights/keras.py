@@ -1,0 +1,205 @@
+"""Keras's VGG nets in HDF5, of any age: the published weights, whole models, and .weights.h5 files.
+
+Keras stores kernels as (height, width, in, out) and flattens pool5 as H, W, C. Where a file puts a layer depends on
+the version that wrote it; in all of them the two variables of a layer lie in one group, named after the layer.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+from torch import Tensor
+
+from vggfeat.errors import StoreError, WeightsError
+from vggfeat.models import WINDOW
+from vggfeat.store.source import Source
+from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
+from vggfeat.weights.importing import Imported, finish, layers_in_order, to_tensor
+
+_ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
+"""Where the layers are: in a whole model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""
+_DEPTH = 6
+_FC = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
+_MODELS = ("Model", "Functional", "Sequential")
+_KINDS = ("InputLayer", "Conv2D", "Convolution2D", "ZeroPadding2D", "MaxPooling2D", "Flatten", "Dense", "Dropout")
+_HARMLESS = frozenset((*_MODELS, *_KINDS, "Activation", "ReLU", "Softmax"))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    kernel: h5py.Dataset
+    bias: h5py.Dataset
+
+
+def load_keras(path: Path) -> Backbone:
+    """Load a VGG net that Keras saved as HDF5.
+
+    The files hold the authors' nets, so they take BGR, 0 to 255, less the mean pixel (Keras's preprocess_input of
+    mode 'caffe'). Poolings round down in Keras, unlike in Caffe. fc6 has its inputs in the order H, W, C, which is
+    undone here.
+
+    Raises
+    ------
+    WeightsError
+        If it is damaged, leads to other files, is of another network, or has no fully connected layers ('notop').
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            _check_config(path, file)
+            return _import(path, list(_layers(path, Source(file, str(path), path.stat().st_size))))
+    except WeightsError:
+        raise
+    except StoreError as error:
+        raise WeightsError(f"{error}; it is damaged, or not a file of Keras") from None
+    except Exception as error:  # h5py lets OSError, RuntimeError, KeyError, ValueError and others out
+        raise WeightsError(f"{path}: expected an HDF5 file of Keras, found one that can't be read ({error})") from error
+
+
+def _import(path: Path, layers: list[_Layer]) -> Backbone:
+    ours = _names(path, layers)
+    shapes, stored = {}, {}
+    for name, layer in ours.items():
+        shapes[f"{name}.weight"] = _our_shape(name, layer.kernel.shape)
+        shapes[f"{name}.bias"] = layer.bias.shape
+        stored[f"{name}.weight"], stored[f"{name}.bias"] = layer.kernel, layer.bias
+
+    def read(name: str) -> Tensor:
+        tensor = to_tensor(path, name, stored[name][()])
+        if name.startswith("fc6.w"):  # (H*W*C, out)
+            tensor = tensor.reshape(WINDOW, WINDOW, -1, tensor.shape[1])
+        elif name.startswith("fc") and tensor.ndim == 2:
+            tensor = tensor[None, None]
+        return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
+
+    blue, green, red = IMAGENET_MEAN[::-1]
+    return finish(
+        path,
+        Imported(
+            format="Keras",
+            shapes=shapes,
+            read=read,
+            channel_order="BGR",
+            mean=(blue, green, red),
+            mean_from="published with the authors' nets",
+            pool="floor",
+            fc6_order="H,W,C",
+            told={"first_kernel": str(layers[0].kernel.name)},
+        ),
+    )
+
+
+def _our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    side = WINDOW if name == "fc6" else 1
+    if len(shape) == 2 and shape[0] % side**2 == 0:
+        return (shape[1], shape[0] // side**2, side, side)
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+
+
+def _names(path: Path, layers: list[_Layer]) -> dict[str, _Layer]:
+    """Find out which layer of ours each one is: by its name, or else by its number."""
+    if not layers or len({layer.name for layer in layers}) != len(layers):
+        names = ", ".join(sorted(layer.name for layer in layers)) or "none"
+        raise WeightsError(f"{path}: expected the layers of one VGG net of Keras, found {names}")
+    convolutions = [layer for layer in layers if len(layer.kernel.shape) == 4]
+    dense = [layer for layer in layers if len(layer.kernel.shape) != 4]
+    for layer in convolutions:
+        if layer.kernel.shape[0] != layer.kernel.shape[1]:
+            raise WeightsError(
+                f"{path}: {layer.name}: expected a kernel (height, width, in, out), found shape {layer.kernel.shape}, "
+                "Theano's order; take the file for TensorFlow ('tf_dim_ordering_tf_kernels')"
+            )
+    named = [(re.fullmatch(r"block(\d)_conv(\d)", layer.name), layer) for layer in convolutions]
+    if all(match for match, _ in named):
+        ours = {f"conv{match[1]}_{match[2]}": layer for match, layer in named if match}
+    else:
+        convolutions = _by_number(path, convolutions, "conv2d")
+        order = layers_in_order(path, [layer.kernel.shape[0] for layer in convolutions])
+        ours = dict(zip(order, convolutions, strict=True))
+    if {layer.name for layer in dense} <= set(_FC):
+        return ours | {_FC[layer.name]: layer for layer in dense}
+    return ours | dict(zip(_FC.values(), _by_number(path, dense, "dense"), strict=False))
+
+
+def _by_number(path: Path, layers: list[_Layer], kind: str) -> list[_Layer]:
+    matches = [re.fullmatch(rf"{kind}(?:_(\d{{1,6}}))?", layer.name) for layer in layers]
+    if not all(matches) or (kind == "dense" and len(layers) != len(_FC)):
+        raise WeightsError(
+            f"{path}: expected layers named block1_conv1 ... fc1, fc2, predictions, or 8 to 16 numbered {kind}, "
+            f"found {', '.join(layer.name for layer in layers)}"
+        )
+    numbers = [int(match[1] or 0) for match in matches if match]
+    return [layer for _, layer in sorted(zip(numbers, layers, strict=True), key=lambda pair: pair[0])]
+
+
+def _layers(path: Path, source: Source) -> Iterator[_Layer]:
+    root = next((name for name in _ROOTS if name in source.members(source.file)), None)
+    start = source.file if root is None else source.file[root]
+    for group, found in _groups(source, start):
+        kernels = [data for data in found if len(data.shape) > 1]
+        biases = [data for data in found if len(data.shape) == 1]
+        name = _layer_name(group)
+        if len(kernels) != 1 or len(biases) != 1:
+            raise WeightsError(
+                f"{path}: {name}: expected a kernel and a bias, found {len(found)} variables; batch normalisation and "
+                "other layers with weights are not of the VGG paper"
+            )
+        yield _Layer(name, kernels[0], biases[0])
+
+
+def _groups(source: Source, start: h5py.Group) -> Iterator[tuple[h5py.Group, list[h5py.Dataset]]]:
+    """Walk over the groups that hold variables. Hard links may form a circle: none is entered twice."""
+    waiting, seen = [(start, 0)], set()
+    while waiting:
+        group, depth = waiting.pop(0)
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen or depth > _DEPTH or not isinstance(group, h5py.Group):
+            raise source.refuse(str(group.name), "groups within groups, a few deep", "a circle, or many")
+        seen.add(address)
+        found = []
+        for name in source.members(group):
+            if group.get(name, getclass=True) is h5py.Group:
+                waiting.append((group[name], depth + 1))
+            else:
+                found.append(source.column(group, name, (None,) * len(group[name].shape or ()), "<f4"))
+        if found:
+            yield group, found
+
+
+def _layer_name(group: h5py.Group) -> str:
+    *_, parent, last = ("", *str(group.name).split("/"))
+    if last != "vars":
+        return last
+    name = group.attrs.get("name")  # Keras 3 names the group after the kind of layer
+    return name if isinstance(name, str) and name else parent
+
+
+def _check_config(path: Path, file: h5py.File) -> None:
+    """Look for what the weights of a whole model don't show: other layers, and another order of the axes."""
+    text = file.attrs.get("model_config")
+    if text is None:
+        return
+    for layer in _described(json.loads(text)):
+        config = layer.get("config")
+        order = config.get("data_format", config.get("dim_ordering")) if isinstance(config, dict) else None
+        if layer.get("class_name") not in _HARMLESS:
+            raise WeightsError(
+                f"{path}: expected the layers of a VGG net, found one of kind {layer.get('class_name')}, whose effect "
+                "would be lost"
+            )
+        if order in ("channels_first", "th"):
+            raise WeightsError(
+                f"{path}: expected channels_last, found {order}, which orders the inputs of fc6 otherwise"
+            )
+
+
+def _described(model: Any) -> Iterator[dict[str, Any]]:
+    layers = model["config"] if isinstance(model["config"], list) else model["config"].get("layers", [])
+    for layer in layers:
+        yield layer
+        if layer.get("class_name") in _MODELS:
+            yield from _described(layer)

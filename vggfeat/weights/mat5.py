@@ -1,0 +1,265 @@
+"""MATLAB's files of level 5 (`save -v6` and `save -v7`), read without trusting any size that they declare.
+
+A file is a row of elements, each a type, a number of bytes, and these; an array is an element of elements, and may
+be compressed. Source: "MAT-File Format", The MathWorks.
+"""
+
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import WeightsError
+
+MOST_ARRAYS = 100_000
+"""In one file; a MatConvNet net has some thousands. It bounds the time and the memory that a file can take."""
+MOST_DEPTH = 16
+"""Of arrays in arrays; 6 in a net."""
+MOST_INFLATED = 4
+"""Times its compressed size: the weights of a trained net hardly shrink at all."""
+_ALLOWANCE = 16 << 20
+"""Bytes that may come out of any file, for class names and a mean picture, which do shrink."""
+_CHUNK = 1 << 20
+_HEADER = 128
+_MATRIX, _COMPRESSED = 14, 15
+_DTYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
+_TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
+_CELL, _STRUCT, _CHAR, _OPAQUE = 1, 2, 4, 17
+_NUMBERS = {
+    6: "double", 7: "single", 8: "int8", 9: "uint8", 10: "int16", 11: "uint16", 12: "int32", 13: "uint32",
+    14: "int64", 15: "uint64",
+}  # fmt: skip
+_OTHERS = {3: "object", 5: "sparse", 16: "function handle", 17: "object"}
+_MOST_AXES = 32
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An array of real numbers, as its bytes in the file."""
+
+    kind: str
+    """MATLAB's class: double, single, int8, ..."""
+    shape: tuple[int, ...]
+    """As in MATLAB: at least two axes, and none of length 1 behind them."""
+    dtype: str
+    """Of the bytes. MATLAB stores whole numbers in as few bytes as they need."""
+    content: bytearray
+
+    def array(self) -> NDArray[Any]:
+        """Return the numbers with the axes in the reverse order: MATLAB's first axis is the fastest."""
+        return np.frombuffer(self.content, self.dtype).reshape(self.shape[::-1])
+
+
+@dataclass(frozen=True)
+class Other:
+    """An array that is neither read nor needed."""
+
+    kind: str
+
+
+def read_mat(path: Path, wanted: Collection[str]) -> dict[str, Any]:
+    """Read some variables of a file.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : names
+        Of variables; all others are passed over.
+
+    Returns
+    -------
+    dict
+        Cells become lists, structs dictionaries, arrays of structs lists of them, texts str, numbers `Numbers`, and
+        all else `Other`.
+
+    Raises
+    ------
+    WeightsError
+        If it is damaged, of another version, inflates to far more than its size, or can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_header(path, file.read(_HEADER))
+            return _variables(path, file, path.stat().st_size, wanted)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
+
+
+def _check_header(path: Path, header: bytes) -> None:
+    if header.startswith(b"MATLAB 7.3"):
+        raise WeightsError(
+            f"{path}: expected a MATLAB file of version 5 to 7, found version 7.3 (HDF5); "
+            "load it in MATLAB and save it with save('-v7', ...)"
+        )
+    if len(header) < _HEADER or header[124:128] != b"\x00\x01IM":
+        raise WeightsError(f"{path}: expected a MATLAB file of version 5 to 7, found another or a damaged one")
+
+
+def _variables(path: Path, file: BinaryIO, size: int, wanted: Collection[str]) -> dict[str, Any]:
+    found, count = {}, itertools.count()
+    while file.tell() < size:
+        stream, inflated = _Stream(path, file.read, size - file.tell()), None
+        _count(stream, count)
+        kind, length, _ = stream.tag()
+        end = file.tell() + length
+        if end > size:
+            raise stream.damaged(f"an array of {length} bytes, where {stream.left} are left")
+        if kind == _COMPRESSED:
+            inflated = _Inflated(path, file, length)
+            stream = _Stream(path, inflated.read, MOST_INFLATED * length + _ALLOWANCE)
+            kind, length, _ = stream.tag()
+        if kind == _MATRIX and length:
+            head = _Head(stream, count)
+            if head.name in wanted:
+                found[head.name] = _value(stream, head, count, 1)
+                if inflated and not inflated.ends():
+                    raise stream.damaged(f"more than the {length} bytes of {head.name}, or no checksum")
+        file.seek(end)
+    return found
+
+
+def _count(stream: "_Stream", count: Iterator[int]) -> None:
+    if next(count) >= MOST_ARRAYS:
+        raise stream.damaged(f"more than {MOST_ARRAYS} arrays")
+
+
+class _Inflated:
+    """The bytes behind compressed ones of a file."""
+
+    def __init__(self, path: Path, file: BinaryIO, length: int) -> None:
+        self._path, self._file, self._left = path, file, length
+        self._zlib = zlib.decompressobj()
+
+    def read(self, length: int) -> bytes:
+        """Return at most `length` bytes, and none only at the end."""
+        found, waiting = b"", self._zlib.unconsumed_tail
+        while not found and not self._zlib.eof:
+            if not waiting:
+                waiting = self._file.read(min(_CHUNK, self._left))
+                self._left -= len(waiting)
+                if not waiting:
+                    break
+            try:
+                found = self._zlib.decompress(waiting, length)
+            except zlib.error as error:
+                raise WeightsError(f"{self._path}: expected compressed arrays, found damaged ones: {error}") from None
+            waiting = self._zlib.unconsumed_tail
+        return found
+
+    def ends(self) -> bool:
+        """Tell whether all was read; the checksum is behind the last byte, and looked at here."""
+        return not self.read(1) and self._zlib.eof
+
+
+class _Stream:
+    """Bytes one after the other, and how many there can be at most."""
+
+    def __init__(self, path: Path, read: Callable[[int], bytes], left: int) -> None:
+        self._path, self._read, self.left = path, read, left
+
+    def take(self, length: int) -> bytearray:
+        """Read that many bytes; memory is only taken as they come."""
+        if length > self.left:
+            raise self.damaged(f"{length} bytes, where at most {self.left} can be left")
+        found = bytearray()
+        while len(found) < length:
+            chunk = self._read(min(_CHUNK, length - len(found)))
+            if not chunk:
+                raise self.damaged("the end of the data")
+            found += chunk
+        self.left -= length
+        return found
+
+    def tag(self) -> tuple[int, int, bytearray | None]:
+        """Read the type and the length of an element, with the bytes themselves where they are up to 4."""
+        first, second = struct.unpack("<II", start := self.take(8))
+        if first >> 16:
+            return first & 0xFFFF, min(first >> 16, 4), start[4 : 4 + (first >> 16)]
+        return first, second, None
+
+    def element(self) -> tuple[int, bytearray]:
+        """Read an element that is no array: its type and its bytes."""
+        kind, length, content = self.tag()
+        if content is None:
+            content = self.take(length)
+            self.skip(-length % 8)
+        return kind, content
+
+    def skip(self, length: int) -> None:
+        """Pass over some bytes."""
+        while length > 0:
+            length -= len(self.take(min(length, _CHUNK)))
+
+    def damaged(self, found: str) -> WeightsError:
+        """Return the error that says what was found."""
+        return WeightsError(f"{self._path}: expected a MATLAB file, found {found}; it is damaged or no net")
+
+
+class _Head:
+    """What stands before the content of an array: its class, shape and name."""
+
+    def __init__(self, stream: _Stream, count: Iterator[int]) -> None:
+        _count(stream, count)
+        flags = stream.element()[1]
+        if len(flags) != 8:
+            raise stream.damaged(f"{len(flags)} bytes of flags")
+        self.kind, self.complex = flags[0], bool(flags[1] & 0x08)
+        # An object of a class defined in MATLAB has a name here, and no shape.
+        sides = stream.element()[1] if self.kind != _OPAQUE else bytearray(8)
+        if len(sides) % 4 or not 2 <= len(sides) // 4 <= _MOST_AXES:
+            raise stream.damaged(f"an array with {len(sides) / 4:g} axes")
+        self.shape = struct.unpack(f"<{len(sides) // 4}I", sides)
+        self.name = stream.element()[1].decode("latin-1")
+
+
+def _array(stream: _Stream, count: Iterator[int], depth: int) -> Any:
+    kind, length, _ = stream.tag()
+    if kind != _MATRIX or length > stream.left:
+        raise stream.damaged(f"an element of type {kind} with {length} bytes in the place of an array")
+    end = stream.left - length
+    value = (
+        _value(stream, _Head(stream, count), count, depth) if length else Numbers("double", (0, 0), "u1", bytearray())
+    )
+    if stream.left < end:
+        raise stream.damaged(f"an array longer than its {length} bytes")
+    stream.skip(stream.left - end)
+    return value
+
+
+def _value(stream: _Stream, head: _Head, count: Iterator[int], depth: int) -> Any:
+    if depth > MOST_DEPTH:
+        raise stream.damaged(f"arrays in arrays, more than {MOST_DEPTH} deep")
+    total = math.prod(head.shape)
+    if head.kind == _CELL:
+        return [_array(stream, count, depth + 1) for _ in range(total)]
+    if head.kind == _STRUCT:
+        return _struct(stream, total, count, depth)
+    if head.kind == _CHAR:
+        kind, content = stream.element()
+        return content.decode(_TEXTS.get(kind, "latin-1"), "replace")
+    if head.complex or head.kind not in _NUMBERS:
+        return Other("complex numbers" if head.complex else _OTHERS.get(head.kind, f"class {head.kind}"))
+    kind, content = stream.element()
+    if kind not in _DTYPES or len(content) != total * np.dtype(_DTYPES[kind]).itemsize:
+        raise stream.damaged(f"{len(content)} bytes of type {kind} for an array of shape {head.shape}")
+    return Numbers(_NUMBERS[head.kind], head.shape, _DTYPES[kind], content)
+
+
+def _struct(stream: _Stream, total: int, count: Iterator[int], depth: int) -> Any:
+    longest = int.from_bytes(stream.element()[1], "little")
+    names = stream.element()[1]
+    if not 0 < longest <= _LONGEST_NAME or len(names) % longest:
+        raise stream.damaged(f"names of fields of {longest} bytes")
+    fields = [names[at : at + longest].split(b"\0")[0].decode("latin-1") for at in range(0, len(names), longest)]
+    if not fields:
+        return []
+    structs = [{field: _array(stream, count, depth + 1) for field in fields} for _ in range(total)]
+    return structs[0] if total == 1 else structs

@@ -1,0 +1,180 @@
+"""What kind of file it is, by its content and never by its name; and plain words for what people take for weights.
+
+Only the first bytes, the last eight, and the directory of a zip archive are read.
+"""
+
+import os
+import re
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+from vggfeat.errors import WeightsError
+
+FORMATS = {
+    "vggfeat": "safetensors of vggfeat",
+    "timm": "safetensors of another library",
+    "pytorch": "PyTorch state dict",
+    "keras": "Keras HDF5",
+    "matconvnet": "MatConvNet .mat",
+    "caffe": "Caffe .caffemodel",
+}
+"""What can be read: key, and the words for it."""
+
+_START = 4096
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MOST_HEADER = 100 << 20
+_TABLE = struct.pack("<Q", 0xDB4775248B80FB57)
+"""The last bytes of the index of a TensorFlow checkpoint."""
+_MOST_MEMBERS = 100_000
+_NET = "save the net alone, for instance as PyTorch state dict or Keras HDF5"
+_UNPACK = "unpack it and name the file in it"
+_AGAIN = "the download failed: take the file anew, for instance with vggfeat weights fetch"
+
+_CONFUSED = (
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS to the file, not the file", "git lfs pull"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    (b"\x93NUMPY", "a NumPy array", "take the net in one of the formats that can be read"),
+    (b"\x12\x01\x00\x00\x00\x00\x00\x00", "parameters of MXNet", "take the Caffe file that they were made from"),
+    (b"\x04\x00\x00\x00\x01\x00\x00\x00", "a file of Torch7 (.t7)", "take the Caffe file that it was made from"),
+    (b"GGUF", "a GGUF file", "take the net in one of the formats that can be read"),
+    (b"\xff\xd8\xff", "a JPEG picture", "name a file of weights"),
+    (b"\x89PNG", "a PNG picture", "name a file of weights"),
+    (b"%PDF", "a PDF document", "name a file of weights"),
+)
+"""First bytes, what it is, what to do."""
+
+
+def recognise(path: Path) -> str:
+    """Say which format a file is in.
+
+    Returns
+    -------
+    str
+        A key of `FORMATS`. That the file can be loaded is not said yet.
+
+    Raises
+    ------
+    WeightsError
+        If it is none of them; the message says what it is, if that can be seen, and what to do.
+    """
+    start, end, size = _read_ends(path)
+    if not size:
+        raise _other(path, "an empty file", _AGAIN)
+    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < _MOST_HEADER:
+        return "vggfeat" if _has_our_metadata(path, start) else "timm"
+    if start.startswith(b"PK\x03\x04"):
+        return _recognise_zip(path)
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return "pytorch"
+    if start.startswith(b"MATLAB "):
+        return "matconvnet"
+    if any(start[at : at + 8] == _HDF5 for at in (0, 512, 1024, 2048)):
+        return "keras"
+    _refuse_confused(path, start, end)
+    _refuse_text(path, start)
+    _refuse_graphs(path, start)
+    if _starts_like_caffe(start):
+        return "caffe"
+    if re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
+        raise _other(path, "the data of a TensorFlow checkpoint", _NET)
+    raise _other(path, f"none of these: it begins with {start[:8].hex(' ')}", "name a file of weights")
+
+
+def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
+    try:
+        # Never wait for a writer of a named pipe.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            state = os.fstat(fd)
+            if not stat.S_ISREG(state.st_mode):
+                raise _other(path, "something that is no file", "name a file of weights")
+            start = file.read(_START)
+            file.seek(max(0, state.st_size - 8))
+            return start, file.read(8), state.st_size
+    except IsADirectoryError:
+        raise _other(path, _folder(path), "name the file of weights") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
+
+
+def _other(path: Path, found: str, remedy: str) -> WeightsError:
+    return WeightsError(f"{path}: expected weights ({', '.join(FORMATS.values())}), found {found}; {remedy}")
+
+
+def _folder(path: Path) -> str:
+    return "a SavedModel of TensorFlow" if (path / "saved_model.pb").exists() else "a folder"
+
+
+def _has_our_metadata(path: Path, start: bytes) -> bool:
+    # The header may be long; safetensors puts the metadata first, and so do all who follow it.
+    if b'"__metadata__"' in start:
+        return b'"vggfeat"' in start
+    with path.open("rb") as file:
+        header = file.read(8 + int.from_bytes(start[:8], "little"))
+    return b'"__metadata__"' in header and b'"vggfeat"' in header
+
+
+def _recognise_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()[:_MOST_MEMBERS]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "pytorch"  # its reader says what is wrong
+    if any(re.search(r"(^|/)code/|(^|/)constants\.pkl$", name) for name in names):
+        raise _other(path, "a TorchScript archive", "save the net's state_dict() with torch.save")
+    if any(re.search(r"(^|/)data\.pkl$", name) for name in names):
+        return "pytorch"
+    if "model.weights.h5" in names:
+        raise _other(path, "a .keras archive", "unzip it and name the model.weights.h5 in it")
+    if names and all(name.endswith(".npy") for name in names):
+        raise _other(path, "NumPy arrays (.npz)", "take the file that they were made from")
+    raise _other(path, f"a zip archive of {', '.join(names[:3]) or 'nothing'}", _UNPACK)
+
+
+def _refuse_confused(path: Path, start: bytes, end: bytes) -> None:
+    for first, found, remedy in _CONFUSED:
+        if start.startswith(first):
+            raise _other(path, found, remedy)
+    if start[257:262] == b"ustar":
+        raise _other(path, "a tar archive", _UNPACK)
+    if start[4:8] == b"TFL3":
+        raise _other(path, "a model of TensorFlow Lite", _NET)
+    if end == _TABLE:
+        raise _other(path, "a TensorFlow checkpoint", _NET)
+
+
+def _refuse_text(path: Path, start: bytes) -> None:
+    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if re.match(rb"<(!doctype html|html|head|body|\?xml|!--)", head, re.IGNORECASE):
+        raise _other(path, "a web page", _AGAIN)
+    if not re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]*", start):
+        return
+    if re.search(rb"(^|\n)\s*(name|input|layers?)\s*[:{]", start):
+        raise _other(path, "a prototxt, the drawing of a net without its weights", "name the .caffemodel")
+    words = start[:40].decode("utf-8", "replace").split("\n")[0]
+    raise _other(path, f"a text file that begins with {words!r}", "name a file of weights")
+
+
+def _refuse_graphs(path: Path, start: bytes) -> None:
+    # Protobuf has no magic. ONNX begins with its version (field 1, a number from 2 up), then names its maker;
+    # TensorFlow's graphs with a node, whose first field is its name; its SavedModel with version 1.
+    if start[:2] == b"\x08\x01":
+        raise _other(path, "a SavedModel of TensorFlow or a Core ML model", _NET)
+    if re.match(rb"\x08[\x02-\x40][\x12\x1a\x22\x28\x32\x3a\x42]", start):
+        raise _other(path, "an ONNX model", "take the file that it was exported from")
+    if re.match(rb"\n[\x01-\x7f]\n|\n[\x80-\xff]{1,4}[\x00-\x7f]\n", start):
+        raise _other(path, "a graph of TensorFlow", _NET)
+
+
+def _starts_like_caffe(start: bytes) -> bool:
+    """Tell whether it may be Caffe's NetParameter: maybe a name, then the tag of inputs, sides or layers."""
+    if start[:1] == b"\n" and len(start) > 2 and start[1] < 0x80:
+        start = start[2 + start[1] :]
+    return start.startswith((b"\x12", b"\x1a", b"\x20", b"\x22", b"\x28", b"\x42", b"\xa2\x06"))
