@@ -94,7 +94,8 @@ SETTINGS = {
     "ReLU": ("relu_param", 30, 123, {"negative_slope": 1}),
     "Data": ("transform_param", 36, 100, {"scale": 1, "mean_file": 4, "mean_value": 5}),
 }
-SETTINGS["Convolution"][3].update({"dilation": 18})
+SETTINGS["Convolution"][3].update({"dilation": 18, "pad_h": 9, "pad_w": 10, "kernel_h": 11, "kernel_w": 12})
+SETTINGS["Pooling"][3].update({"kernel_h": 5, "kernel_w": 6, "stride_h": 7, "stride_w": 8})
 
 
 def caffemodel(layers, *, form="V2", double=False, packed=True, name="VGG"):

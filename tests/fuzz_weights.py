@@ -25,15 +25,15 @@ import torch
 from fuzz_files import SAMPLES, Corpus
 
 from vggfeat.errors import WeightsError
-from vggfeat.weights import timm, torchvision
 from vggfeat.weights.caffe import load_caffe
 from vggfeat.weights.keras import load_keras
 from vggfeat.weights.matconvnet import load_matconvnet
 from vggfeat.weights.own import load_own
 from vggfeat.weights.recognising import recognise
+from vggfeat.weights.torchvision import load_timm, load_torchvision
 
 LOAD = {"caffe": load_caffe, "matconvnet": load_matconvnet, "keras": load_keras, "safetensors": load_own}
-LOAD |= {"torchvision": torchvision.load_torchvision, "timm": timm.load_timm}
+LOAD |= {"torchvision": load_torchvision, "timm": load_timm}
 MOST_SECONDS = 10
 MOST_MEMORY = 64 << 20
 """Bytes that loading may take beyond 8 times the file: what libraries need once lies within."""

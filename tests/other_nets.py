@@ -21,7 +21,8 @@ def draw(net, seed=0):
 
 def torchvision_net(letter="D", *, dropout_first=False, ceil=False):
     layers = vgg.make_layers([c if c == "M" else c // NARROW for c in vgg.cfgs[letter]])
-    net = vgg.VGG(layers, init_weights=False)
+    with torch.device("meta"):  # its own classifier is wide
+        net = vgg.VGG(layers, init_weights=False)
     fc = [nn.Linear(512 // NARROW * 49, 4096 // NARROW), nn.Linear(4096 // NARROW, 4096 // NARROW)]
     steps = [fc[0], nn.ReLU(), nn.Dropout(), fc[1], nn.ReLU(), nn.Dropout(), nn.Linear(4096 // NARROW, 10)]
     if dropout_first:

@@ -98,6 +98,14 @@ def test_the_whole_job_on_own_pictures(features, capsys):
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_the_svm_refuses_leaves_no_folder(features, tmp_path, capsys):
+    out = tmp_path / "refused"
+    for words, message in ((["--device", "nothing"], "device: expected"), (["--jobs", "2"], "--jobs: expected")):
+        assert run(["svm", "--features", str(features), "--grid", "1", "--out", str(out), *words]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_json_is_the_only_thing_on_standard_output(features, tmp_path, capsys):
     capsys.readouterr()
     assert run(["svm", "--features", str(features), "--grid", "1", "--out", str(tmp_path), "--json"]) == 0

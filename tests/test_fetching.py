@@ -344,6 +344,23 @@ def test_the_next_address_is_tried(server, tmp_path):
         fetch(dataclasses.replace(published(server, "gone", "file"), file="other.bin"), tmp_path, settings=QUICK)
 
 
+def test_an_address_that_gives_nothing_leaves_what_another_gave(server, tmp_path):
+    server.behaviour.cuts, server.behaviour.codes = [50_000], [0, 503, 503, 503, 503, 404]
+    one = published(server, "file", "gone")
+    with pytest.raises(WeightsError, match=r"/gone: the answer 404 .*; 50000 bytes are kept"):
+        fetch(one, tmp_path, settings=QUICK, sleep=lambda seconds: None)
+    assert fetch(one, tmp_path, settings=QUICK).resumed_at == 50_000
+    assert ranges(server)[-2:] == [None, "bytes=50000-"]
+
+
+def test_another_address_that_answers_begins_anew(server, tmp_path):
+    server.behaviour.cuts, server.behaviour.codes = [50_000, *[1000] * 6], [0, 503, 503, 503, 503]
+    fetched = fetch(published(server, "file", "other"), tmp_path, settings=QUICK, sleep=lambda seconds: None)
+    assert fetched.address.endswith("/other")
+    assert (tmp_path / "net.bin").read_bytes() == BODY
+    assert ranges(server)[-2:] == ["bytes=5000-", "bytes=6000-"]
+
+
 def test_nobody_listening_is_said_in_words(tmp_path, server):
     one = published(server)
     one = dataclasses.replace(one, addresses=("http://127.0.0.1:9/net.bin",))

@@ -23,32 +23,62 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "synthetic": ({"samples"}, {"numpy", "PIL", "scipy"}),
     "images": ({"samples"}, {"numpy", "PIL"}),
     "store": ({"samples"}, {"numpy", "h5py", "pyarrow", "scipy"}),
-    "weights": ({"models", "store"}, {"torch", "safetensors"}),
-    "extraction": ({"devices", "models", "images", "transforms", "samples", "weights"}, {"torch", "numpy"}),
-    "caching": ({"extraction", "images", "samples", "store", "weights"}, {"torch", "numpy"}),
+    "weights": ({"models", "store"}, {"torch", "safetensors", "h5py", "numpy", "onnx"}),
+    "passes": ({"devices", "models", "images", "transforms", "weights"}, {"torch", "numpy"}),
+    "extraction": ({"models", "images", "passes", "samples", "weights"}, {"torch", "numpy"}),
+    "caching": ({"extraction", "images", "passes", "samples", "store", "weights"}, {"torch", "numpy"}),
+    "classification": (
+        {"caching", "extraction", "fusion", "images", "metrics", "models", "passes", "samples", "store", "weights"},
+        {"torch", "numpy"},
+    ),
     "training": (
         {"devices", "models", "images", "transforms", "samples", "packed", "weights", "store"},
         {"torch", "numpy", "matplotlib", "safetensors"},
     ),
+    "localisation": (
+        {
+            "datasets",
+            "extraction",
+            "images",
+            "metrics",
+            "models",
+            "passes",
+            "report",
+            "samples",
+            "store",
+            "training",
+            "transforms",
+            "weights",
+        },
+        {"torch", "numpy", "PIL"},
+    ),
     "fusion": ({"store", "descriptors", "samples"}, {"numpy"}),
     "svm": (set(), {"numpy", "sklearn", "joblib", "scipy", "torch", "safetensors"}),
     "protocols": ({"svm", "metrics", "samples", "fusion", "store"}, {"numpy"}),
-    "report": ({"protocols", "svm", "metrics", "samples", "datasets", "store"}, {"numpy", "matplotlib"}),
+    "report": (
+        {"classification", "protocols", "svm", "metrics", "samples", "datasets", "store"},
+        {"numpy", "matplotlib"},
+    ),
+    "bootstrap": ({"metrics"}, {"numpy"}),
+    "page": ({"bootstrap", "datasets", "images", "metrics", "report", "store"}, {"numpy", "PIL", "jinja2", "markupsafe"}),
+    "similar": ({"descriptors", "extraction", "images", "samples", "store", "weights"}, {"numpy"}),
     "benchmarks": (
         {"svm", "metrics", "descriptors", "images", "models", "samples", "training"},
         {"numpy", "scipy", "sklearn", "joblib", "threadpoolctl", "torch"},
     ),
     "estimator": ({"extraction", "weights", "images", "descriptors", "devices"}, {"numpy", "PIL", "sklearn"}),
     "reproduce": ({"cli"}, {"click"}),
-    "retrain": ({"cli", "weights"}, {"click"}),
+    "reclassify": ({"cli", "models", "synthetic", "weights"}, {"click", "torch"}),
+    "retrain": ({"cli", "reclassify"}, {"click"}),
     "bundle": ({"cli", "devices", "synthetic", "weights"}, {"click"}),
 }
-LAW["cli"] = (set(LAW) - {"reproduce", "retrain", "bundle"}, {"click", "rich"})
-LAW["__init__"] = (set(LAW) - {"cli", "reproduce", "retrain", "bundle"}, set())
+LAW["cli"] = (set(LAW) - {"reproduce", "reclassify", "retrain", "bundle"}, {"click", "rich"})
+LAW["__init__"] = (set(LAW) - {"cli", "reproduce", "reclassify", "retrain", "bundle"}, set())
 LAW["__main__"] = ({"cli"}, set())
 
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {
+    "weights": {"onnx"},
     "report": {"matplotlib"},
     "store": {"pyarrow", "scipy"},
     "synthetic": {"scipy"},
@@ -56,6 +86,7 @@ LATE = {
     "training": {"matplotlib", "tensorboard"},
     "svm": {"torch"},
     "cli": {"rich"},
+    "page": {"jinja2", "markupsafe"},
 }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from vggfeat.bundle import make_small_net
+from vggfeat.reclassify import compare, reclassify
+from vggfeat.report import paper_errors
 from vggfeat.report.writing import PAPER
 from vggfeat.reproduce import reproduce
 from vggfeat.retrain import retrain, starts_from
@@ -15,8 +17,9 @@ from vggfeat.weights import load_backbone
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
 ALL = sorted(path.stem for path in FOLDER.glob("*.py"))
-TRAINED = [stem for stem in ALL if stem.startswith("ilsvrc_")]
-STEMS = [stem for stem in ALL if stem not in TRAINED and stem != "small_backbone"]
+CLASSIFIED = [stem for stem in ALL if stem.startswith("ilsvrc_table")]
+TRAINED = [stem for stem in ALL if stem.startswith("ilsvrc_") and stem not in CLASSIFIED]
+STEMS = [stem for stem in ALL if stem not in (*TRAINED, *CLASSIFIED, "small_backbone")]
 # Together these run every data set, fusion, and both regions.
 SHORT = {"voc2007_de", "voc2012_d", "voc2012_action_image_box", "caltech101_de", "caltech256_d"}
 
@@ -111,7 +114,7 @@ def errors(fields):
 
 def test_there_is_a_file_for_every_trained_row():
     assert sorted(stem_of(*line[:2]) for line in LINES) == TRAINED
-    assert set(ALL) - set(STEMS) - set(TRAINED) <= {"small_backbone"}
+    assert set(ALL) - set(STEMS) - set(TRAINED) - set(CLASSIFIED) == {"small_backbone"}
 
 
 @pytest.mark.parametrize("line", LINES, ids=[stem_of(*line[:2]) for line in LINES])
@@ -129,8 +132,8 @@ def test_the_promise_of_a_trained_row_is_the_papers(line):
     if line[5:]:
         sides = ", ".join(line[5].split(","))
         assert f"Table 4: top-1 error {line[6]} %, top-5 error {line[7]} % over Q = {sides}.\n" in promise
-    for command in (f"python pipelines/{stem}.py --root ILSVRC", f"python pipelines/{stem}.py --twin"):
-        assert f" {command}\n" in promise
+    for words in ("--root ILSVRC", "--root ILSVRC --weights FILE (trains nothing)", "--twin"):
+        assert f" python pipelines/{stem}.py {words}\n" in promise
     if net.startswith("A"):
         assert "Starts from random weights." in promise
     else:
@@ -153,16 +156,23 @@ CHAIN = {"ilsvrc_a_lrn_256", "ilsvrc_e_256_512"}
 ])  # fmt: skip
 def test_the_twin_of_a_trained_row_runs(line, twins, capsys):
     net, scale = line[:2]
-    told = retrain(load(stem_of(net, scale)).ROW, ["--twin", "--out", str(twins)])
+    found = retrain(load(stem_of(net, scale)).ROW, ["--twin", "--out", str(twins)])
     out = capsys.readouterr().out
-    assert "not to be compared: rendered pictures" in out
-    assert f"paper {line[3]} %, {line[4]} % (dense at Q = {line[2]}, Table 3)" in out
+    assert list(found) == ([3, 4] if line[5:] else [3])
+    for (table, results), numbers, sides in zip(
+        found.items(), (line[3:5], line[6:]), ([224], [224, 240]), strict=False
+    ):
+        assert f"paper {numbers[0]} %, {numbers[1]} % (Table {table})" in out
+        assert f"ours {100 * results['top1_error']:.1f} %" in out
+        assert results["posteriors"][0]["scales"] == sides
+        assert results["posteriors"][0]["mode"] == "dense"
+    assert out.count("not to be compared: these are not the paper's pictures") == len(found)
     folder, low_high = twins / stem_of(net, scale), [int(side) for side in scale.split(":")]
     backbone = load_backbone(folder / "weights.safetensors")
+    told = backbone.facts["training"]
     assert backbone.model.config == net
     assert told["recipe"]["scale"] == [low_high[0], low_high[-1]]
     assert told["validation_scale"] == int(line[2])
-    assert f"ours {100 * told['validation']['top1_error']:.1f} %" in out
     before = starts_from(net, scale)
     started_from = told["started_from"]
     if before is None:
@@ -180,6 +190,128 @@ def test_a_trained_row_asks_for_what_stands_before_it(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as ended:
             retrain(load("ilsvrc_d_256_512").ROW, words)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_trained_net_is_measured_without_training(twins, tmp_path, capsys):
+    weights = twins / "ilsvrc_a_256" / "weights.safetensors"
+    if not weights.is_file():
+        retrain(load("ilsvrc_a_256").ROW, ["--twin", "--out", str(twins)])
+    row = load("ilsvrc_a_256").ROW
+    found = retrain(row, ["--twin", "--out", str(tmp_path), "--weights", str(weights)])
+    out = capsys.readouterr().out
+    assert "$ vggfeat train" not in out.split(f"{tmp_path}/data")[-1]
+    assert found[3]["posteriors"][0]["weights_sha256"] == load_backbone(weights).sha256
+    with pytest.raises(SystemExit) as ended:
+        retrain(load("ilsvrc_d_256").ROW, ["--twin", "--out", str(tmp_path), "--weights", str(weights)])
+    assert ended.value.code == 2
+    assert "expected weights of net D, found net A" in capsys.readouterr().err
+
+
+# VGG paper, Tables 5 and 6: nets as net/S/Q, mode, top-1 and top-5 error.
+TABLES_5_AND_6 = """
+table5_d_dense        5  D/256:512/256,384,512                        dense       24.8 7.5
+table5_d_multi_crop   5  D/256:512/256,384,512                        multi-crop  24.6 7.5
+table5_d_both         5  D/256:512/256,384,512                        both        24.4 7.2
+table5_e_dense        5  E/256:512/256,384,512                        dense       24.8 7.5
+table5_e_multi_crop   5  E/256:512/256,384,512                        multi-crop  24.6 7.4
+table5_e_both         5  E/256:512/256,384,512                        both        24.4 7.1
+table6_submission     6  D/256/224,256,288+D/384/352,384,416+D/256:512/256,384,512+C/256/224,256,288+C/384/352,384,416+E/256/224,256,288+E/384/352,384,416  dense  24.7 7.5
+table6_de_dense       6  D/256:512/256,384,512+E/256:512/256,384,512  dense       24.0 7.1
+table6_de_multi_crop  6  D/256:512/256,384,512+E/256:512/256,384,512  multi-crop  23.9 7.2
+table6_de_both        6  D/256:512/256,384,512+E/256:512/256,384,512  both        23.7 6.8
+"""  # noqa: E501
+FUSED = [line.split() for line in TABLES_5_AND_6.strip().splitlines()]
+# Together these have dense and multi-crop evaluation, both of them, and many nets.
+SHORT_FUSED = {"table5_d_both", "table6_submission"}
+
+
+def nets_of(text):
+    fields = [net.split("/") for net in text.split("+")]
+    return [(net, scale, tuple(map(int, sides.split(",")))) for net, scale, sides in fields]
+
+
+def test_there_is_a_file_for_every_fused_row():
+    assert sorted(f"ilsvrc_{line[0]}" for line in FUSED) == CLASSIFIED
+
+
+def jittered(scale):
+    return "[256;512]" if ":" in scale else scale
+
+
+def test_the_rows_that_results_are_compared_with_are_those_of_the_pipelines():
+    expected = []
+    for line in LINES:
+        for table, (sides, top1, top5) in {3: line[2:5], **({4: line[5:]} if line[5:] else {})}.items():
+            nets = ((line[0], jittered(line[1]), tuple(map(int, sides.split(",")))),)
+            expected.append((table, nets, "dense", float(top1), float(top5)))
+    for _, table, nets, mode, top1, top5 in FUSED:
+        nets = tuple((net, jittered(scale), sides) for net, scale, sides in nets_of(nets))
+        expected.append((int(table), nets, mode, float(top1), float(top5)))
+    assert sorted(expected) == sorted(paper_errors.PAPER)
+
+
+@pytest.mark.parametrize("line", FUSED, ids=[line[0] for line in FUSED])
+def test_the_promise_of_a_fused_row_is_the_papers(line):
+    stem = f"ilsvrc_{line[0]}"
+    module = load(stem)
+    row, promise = module.ROW, module.__doc__
+    assert (row.name, row.table, row.mode) == (stem, int(line[1]), line[3])
+    assert [(net.net, net.scale, net.sides) for net in row.nets] == nets_of(line[2])
+    assert (row.top1, row.top5) == (float(line[4]), float(line[5]))
+    assert promise.startswith(f"Table {line[1]} of the VGG paper, ")
+    assert f": top-1 error {line[4]} %, top-5 error {line[5]} %.\n" in promise
+    for net in row.nets:
+        assert net.name in TRAINED
+        assert f"{net.name}.py" in promise
+    for words in ("--root ILSVRC", "--twin"):
+        assert f" python pipelines/{stem}.py {words}\n" in promise
+
+
+@pytest.fixture(scope="module")
+def fused_twins(tmp_path_factory):
+    return tmp_path_factory.mktemp("fused")
+
+
+@pytest.mark.parametrize("line", [
+    pytest.param(line, id=line[0], marks=() if line[0] in SHORT_FUSED else pytest.mark.long) for line in FUSED
+])  # fmt: skip
+def test_the_twin_of_a_fused_row_runs(line, fused_twins, capsys):
+    results = reclassify(load(f"ilsvrc_{line[0]}").ROW, ["--twin", "--out", str(fused_twins)])
+    out = capsys.readouterr().out
+    modes = ["dense", "multi-crop"] if line[3] == "both" else [line[3]]
+    nets = nets_of(line[2])
+    found = [(part["net"], part["trained_scale"], part["mode"]) for part in results["posteriors"]]
+    wanted = [(net, [int(scale.split(":")[0]), int(scale.split(":")[-1])]) for net, scale, _ in nets]
+    assert found == [(*net, mode) for net in wanted for mode in modes]
+    assert sum(part["share"] * len(part["scales"]) for part in results["posteriors"]) == pytest.approx(1)
+    assert not results["dataset"]["official"]
+    assert f"not to be compared: these are not the paper's pictures, nets and scales; paper {line[4]} %" in out
+
+
+def test_a_number_that_is_far_from_the_papers_is_said_aloud(capsys):
+    official = {"paper": [{"table": 5}], "top1_error": 0.2529, "top5_error": 0.0752}
+    assert compare(official, 5, 24.8, 7.5)
+    assert "ours 25.3 %, 7.5 %, paper 24.8 %, 7.5 % (Table 5): within 0.5 points" in capsys.readouterr().out
+    assert not compare(official | {"top5_error": 0.081}, 5, 24.8, 7.5)
+    assert "OUTSIDE 0.5 points" in capsys.readouterr().out
+    assert compare(official | {"paper": []}, 5, 24.8, 7.5)
+    assert "not to be compared" in capsys.readouterr().out
+
+
+def test_a_fused_row_asks_for_what_stands_before_it(tmp_path, capsys):
+    row = load("ilsvrc_table6_de_both").ROW
+    for words, said in (
+        ([], "--root: expected the place of ILSVRC-2012"),
+        (["--root", "x"], "run pipelines/ilsvrc_d_256_512.py first"),
+        (
+            ["--root", "x", "--weights", "D"],
+            "--weights: expected one for each of D (256:512), E (256:512), or none, found 1",
+        ),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            reclassify(row, ["--out", str(tmp_path), *words])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
 

@@ -435,10 +435,12 @@ def test_scores_can_be_read_without_pickle_and_are_aligned(served):
     result, dataset = served
     with np.load(io.BytesIO(scores_npz(result, dataset)), allow_pickle=False) as found:
         assert set(found) == {
-            "classes", "ids_1", "scores_1", "labels_1", "ids_submission", "scores_submission", "listed_submission",
+            "classes", "ids_1", "paths_1", "scores_1", "labels_1",
+            "ids_submission", "scores_submission", "listed_submission",
         }  # fmt: skip
         assert found["classes"].tolist() == ["jumping", "reading", "running"]
         assert found["ids_1"].tolist() == [dataset.ids[row] for row in range(12, 24)]
+        assert found["paths_1"].tolist() == [dataset.paths[row] for row in range(12, 24)]
         assert found["labels_1"].tolist() == dataset.labels[12:24].tolist()
         assert found["scores_1"].tolist() == result.runs[0].scores.tolist()
         assert np.isneginf(found["scores_1"]).all(axis=1).tolist() == [row == 15 for row in range(12, 24)]
@@ -455,7 +457,8 @@ def test_scores_of_several_runs_are_numbered_from_one():
         for k in (0, 1)
     ]
     with np.load(io.BytesIO(scores_npz(make_result(*runs), dataset)), allow_pickle=False) as found:
-        assert set(found) == {"classes", *(f"{what}_{k}" for what in ("ids", "scores", "labels") for k in (1, 2))}
+        kinds = ("ids", "paths", "scores", "labels")
+        assert set(found) == {"classes", *(f"{what}_{k}" for what in kinds for k in (1, 2))}
         for k in (0, 1):
             assert found[f"ids_{k + 1}"].tolist() == [dataset.ids[row] for row in rows[k]]
             assert found[f"scores_{k + 1}"].ravel().tolist() == [k, k]

@@ -33,13 +33,15 @@ from vggfeat.training.loop import train
 from vggfeat.training.settings import Recipe, RunSettings, recipe_for
 from vggfeat.training.state import Hooks
 from vggfeat.training.stopping import signals_as_flag
+from vggfeat.training.task import Classification
 from vggfeat.weights import Backbone, load_backbone, random_backbone
 
 ALONE = World()
 
 
 def learner_of(recipe: Recipe, **run) -> Learner:
-    return Learner(first_weights(recipe, CLASSES, None)[0], recipe, RunSettings(**run), ALONE, None, print)
+    task = Classification(recipe, CLASSES)
+    return Learner(task.first_weights()[0], task, RunSettings(**run), ALONE, None, print)
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:

@@ -22,7 +22,8 @@ from vggfeat.training import statistics
 from vggfeat.training.ahead import Ahead
 from vggfeat.training.augmentation import Crops, colour_axes, group, place_crops, resample
 from vggfeat.training.draws import CropSettings, Order, centred, draw, share
-from vggfeat.training.pictures import UNREADABLE, TrainingBatches, ValidationBatches
+from vggfeat.training.labels import NO_TARGET
+from vggfeat.training.pictures import TrainingBatches, ValidationBatches
 from vggfeat.training.statistics import StatisticsSettings, pixel_statistics
 from vggfeat.transforms import rescaled_size
 
@@ -364,7 +365,7 @@ def test_unreadable_pictures_drop_out_and_are_named_once(tmp_path):
             batch = next(stream)
             rows = Order(40, 4).take(batch.step * 12, batch.step * 12 + 12)[1]
             lost = np.isin(rows, (3, 30))
-            assert (batch.targets == UNREADABLE).tolist() == lost.tolist()
+            assert (batch.targets == NO_TARGET).tolist() == lost.tolist()
             assert (batch.images.abs().amax((1, 2, 3)) == 0).tolist() == lost.tolist()
         assert [path for path, _ in stream.unreadable] == ["3.png", "30.png"]
         assert all(reason.startswith("unrecognised: ") for _, reason in stream.unreadable)

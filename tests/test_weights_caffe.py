@@ -112,6 +112,19 @@ def test_one_net_written_in_many_ways(tmp_path, form, dense, way):
         assert torch.equal(tensor, expected[name])
 
 
+@pytest.mark.parametrize("form", ["V1", "V2"])
+def test_height_and_width_may_be_said_apart(tmp_path, form):
+    layers = narrow("B", width=1, fc=64)
+    expected = load_layers(tmp_path, layers).model.state_dict()
+    for _, kind, settings, _ in layers:
+        for name in {"Convolution": ("pad", "kernel_size"), "Pooling": ("stride", "kernel_size")}.get(kind, ()):
+            side = settings.pop(name)
+            settings |= {f"{name.removesuffix('_size')}_{axis}": side for axis in "hw"}
+    backbone = load_layers(tmp_path, layers, form=form)
+    assert backbone.model.config == "B"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.model.state_dict().items())
+
+
 def test_layers_go_by_their_order_and_names_are_kept(tmp_path):
     layers = [(f"{name}x", *rest) for name, *rest in narrow("C")]
     backbone = load_layers(tmp_path, layers, name="my net")

@@ -552,6 +552,9 @@ def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path,
     words = ["weights", "export", str(own), "--to"]
     assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth")]) == 0
     assert set(torch.load(tmp_path / "t.pth", weights_only=True)) == set(torchvision_state(net()))
+    assert "its mean is not torchvision's" in capsys.readouterr().out
+    assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth"), "--as-is"]) == 0
+    assert "not torchvision's" not in capsys.readouterr().out
     assert run([*words, "onnx", "--layer", "fc7", "--out", str(tmp_path / "o.onnx"), "--json"]) == 0
     capsys.readouterr()
     session = onnxruntime.InferenceSession(str(tmp_path / "o.onnx"), providers=["CPUExecutionProvider"])

@@ -164,11 +164,21 @@ def test_layers_that_weights_do_not_show_are_refused(keras, saved, tmp_path):
     keras.Model(start, saved.model(layers.Rescaling(1 / 255)(start))).save(tmp_path / "x.h5")
     with pytest.raises(WeightsError, match=r"x\.h5: .*found one of kind Rescaling"):
         load_backbone(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("channels_last", "channels_first", "expected channels_last, found channels_first"),
+        ('"activation": "relu"', '"activation": "elu"', "with ReLU .* found a Conv2D with activation elu"),
+        ('"padding": "valid"', '"padding": "same"', "found a MaxPooling2D with .* padding same"),
+    ],
+)
+def test_layers_that_are_set_otherwise_are_refused(saved, tmp_path, old, new, message):
     with h5py.File(saved.folder / "whole.h5") as source, h5py.File(tmp_path / "y.h5", "w") as target:
         source.copy("model_weights", target)
-        config = source.attrs["model_config"].replace("channels_last", "channels_first")
-        target.attrs["model_config"] = config
-    with pytest.raises(WeightsError, match=r"y\.h5: expected channels_last"):
+        target.attrs["model_config"] = source.attrs["model_config"].replace(old, new)
+    with pytest.raises(WeightsError, match=rf"y\.h5: .*{message}"):
         load_backbone(tmp_path / "y.h5")
 
 

@@ -272,6 +272,11 @@ BOMB = zlib.compress(BOMB + bytes(64 << 20))
         ([element(14, head(3, (1, 1), b"net"))], "net: expected a SimpleNN struct, found object"),
         ([layers_variable(element(14, head(1, (0, 0))) * 500, (1, 500))], "more than 500 arrays"),
         ([element(14, b"")] * 501, "more than 500 arrays"),
+        ([layers_variable(element(14, b"") * 501, (1, 501))], "more than 500 arrays"),
+        ([layers_variable(element(5, b"\xff" * 5000), (1, 1), 2)], "8 bytes, where at most 0 can be left"),
+        ([layers_variable(element(5, b"\xff" * 5000) + element(1, b""), (1, 1), 2)], f"of fields of {2**64 - 1} bytes"),
+        ([layers_variable(fields(1, b"a" * 1001), (0, 0), 2)], "1001 bytes of names of fields of 1 bytes each"),
+        ([layers_variable(b"", (0, 0))] * 2, "two variables layers"),
     ],
 )
 def test_damaged_and_hostile_files(tmp_path, monkeypatch, elements, message):

@@ -27,11 +27,11 @@ from vggfeat.training import loop
 from vggfeat.training.curves import draw_curves
 from vggfeat.training.distributed import World, open_world
 from vggfeat.training.draws import share
-from vggfeat.training.initialisation import first_weights
 from vggfeat.training.learner import Learner
 from vggfeat.training.pictures import Batch
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Hooks
+from vggfeat.training.task import Classification
 
 SIDE = 224
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -91,14 +91,15 @@ def small_recipe(**other) -> Recipe:
 def run_small(out: Path, recipe: Recipe, run: RunSettings | None = None, *, feed=None, world=None, **other):
     world = world or World()
     run = run or RunSettings(checkpoint_every=3, log_every=2)
-    return loop.learn(recipe, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
+    task = Classification(recipe, CLASSES)
+    return loop.learn(task, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
 
 
 def load_all() -> None:
     """Import what torch and matplotlib import late: seconds that a fork need not spend again."""
-    recipe = small_recipe()
-    Learner(first_weights(recipe, CLASSES, None)[0], recipe, RunSettings(), World(), None, [].append)
-    draw_curves([], "")
+    task = Classification(small_recipe(), CLASSES)
+    Learner(task.first_weights()[0], task, RunSettings(), World(), None, [].append)
+    draw_curves([], "", task.errors)
 
 
 def start(action) -> int:
@@ -198,7 +199,8 @@ def narrow(recipe: Recipe, found: World) -> None:
         return part(self, images, targets, masks)
 
     Learner._part = full
-    learner = Learner(first_weights(recipe, CLASSES, None)[0], recipe, RunSettings(), found, None, [].append)
+    task = Classification(recipe, CLASSES)
+    learner = Learner(task.first_weights()[0], task, RunSettings(), found, None, [].append)
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     os._exit(learner.micro_batch)
 

@@ -1,10 +1,13 @@
-"""The main job: a data set and a net become one feature file, in shards that survive a crash."""
+"""The main job: a data set and a net become one feature file, in shards that survive a crash.
+
+Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes whatever a net makes of pictures.
+"""
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import numpy as np
 import torch
 
 from vggfeat.errors import ConfigError, PictureError
-from vggfeat.extraction import Extraction, ExtractionSettings, Row, check_boxes, requests
-from vggfeat.images.decoding import DecodeSettings, Picture
+from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
+from vggfeat.images.decoding import DecodeSettings, Picture, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.samples import DataSet
+from vggfeat.passes import Passes, Row
+from vggfeat.samples import DataSet, Place
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Block, Shape, Status
@@ -107,27 +111,61 @@ def cache_features(
     ConfigError
         If the settings do not go together, or with this device or data set.
     """
-    begun = time.monotonic()
     extraction = Extraction(backbone, settings, cache.device)
-    decode = replace(decode, largest_side=max(extraction.sides))
-    key = describe_run(dataset, backbone, extraction, decode)
-    shape = Shape(scales=settings.scales, regions=settings.regions, channels=extraction.channels)
     check_boxes(dataset, settings.regions)
-    with Parts.open(out, dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
+    work = Work(
+        dataset=dataset,
+        backbone=backbone,
+        passes=extraction,
+        place=lambda row: Place(dataset.file_of(row), None),
+        told={"mirror": "features of the picture and of its mirror are averaged"},
+    )
+    return cache_rows(work, out, cache=cache, decode=decode, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """A list of pictures, and the net that makes rows of them."""
+
+    dataset: DataSet
+    backbone: Backbone
+    passes: Passes
+    """The net on its device, with its settings."""
+    place: Callable[[int], Place]
+    """Where the picture of a row lies."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What else the provenance says; no value depends on it."""
+
+
+def cache_rows(
+    work: Work,
+    out: Path,
+    *,
+    cache: CacheSettings,
+    decode: DecodeSettings,
+    progress: Progress | None = None,
+) -> Summary:
+    """Write what a net makes of pictures into one HDF5 file, or finish the run that was doing so.
+
+    Parameters, returned value and errors are those of `cache_features`.
+    """
+    begun = time.monotonic()
+    decode = replace(decode, largest_side=max(work.passes.sides))
+    key = describe_run(work, decode)
+    shape = Shape(scales=work.passes.settings.scales, regions=work.passes.regions, channels=work.passes.channels)
+    with Parts.open(out, work.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
         resumed = parts.done_rows
         if parts.complete:
             with FeatureFile(out) as file:
                 file.check()
         else:
-            _run_shards(parts, dataset, extraction, decode, cache.workers, progress)
-            parts.consolidate(_provenance(key, backbone, extraction))
-    return _summarise(out, extraction, resumed, time.monotonic() - begun)
+            _run_shards(parts, work, decode, cache.workers, progress)
+            parts.consolidate(_provenance(key, work))
+    return _summarise(out, work, resumed, time.monotonic() - begun)
 
 
-def describe_run(
-    dataset: DataSet, backbone: Backbone, extraction: Extraction, decode: DecodeSettings
-) -> dict[str, Any]:
-    """Return everything that decides the values of the features; a run is continued only if all of it is equal.
+def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
+    """Return everything that decides the values of the rows; a run is continued only if all of it is equal.
 
     Data set, scales, regions and channels are not here, because the store compares them itself; nor is the name of the
     weights, whose SHA-256 says more.
@@ -135,11 +173,11 @@ def describe_run(
     free = ("timeout", "memory", "largest_side")
     limits = {name: value for name, value in asdict(decode).items() if name not in free}
     return {
-        **{name: value for name, value in backbone.describe().items() if name != "weights"},
-        **{name: value for name, value in extraction.settings.describe().items() if name not in ("scales", "regions")},
+        **{name: value for name, value in work.backbone.describe().items() if name != "weights"},
+        **{name: value for name, value in work.passes.settings.describe().items() if name not in ("scales", "regions")},
         "decode": limits,
-        "machine": _machine(extraction.device),
-        "picture_sizes_sha256": _hash_sizes(dataset),
+        "machine": _machine(work.passes.device),
+        "picture_sizes_sha256": _hash_sizes(work),
         "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
@@ -151,18 +189,11 @@ def _machine(device: torch.device) -> dict[str, Any]:
     return {"device": "cpu", "name": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
-def _run_shards(
-    parts: Parts,
-    dataset: DataSet,
-    extraction: Extraction,
-    decode: DecodeSettings,
-    workers: int,
-    progress: Progress | None,
-) -> None:
+def _run_shards(parts: Parts, work: Work, decode: DecodeSettings, workers: int, progress: Progress | None) -> None:
     shards = list(parts.pending)
     rows = (row for shard in shards for row in parts.rows(shard))
     with Decoder(workers, decode) as decoder:
-        pictures = decoder.stream(requests(dataset, rows, extraction.settings.regions))
+        pictures = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
         for shard in shards:
 
             def show(done: float, begun: int = parts.done_rows) -> None:
@@ -170,11 +201,15 @@ def _run_shards(
                     progress(begun + done, parts.total_rows, parts.failed_rows)
 
             show(0)
-            found = extraction.rows(_take(pictures, len(parts.rows(shard))), show)
-            paths = [dataset.file_of(row) for row in parts.rows(shard)]
-            parts.commit(shard, to_block(found, parts.shape, paths))
+            found = work.passes.rows(_take(pictures, len(parts.rows(shard))), show)
+            names = [_name(work.place(row)) for row in parts.rows(shard)]
+            parts.commit(shard, to_block(found, parts.shape, names))
     if progress is not None:
         progress(parts.done_rows, parts.total_rows, parts.failed_rows)
+
+
+def _name(place: Place) -> str:
+    return Request(place.file, (), place.span).name
 
 
 def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Picture | PictureError]:
@@ -182,10 +217,10 @@ def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Pi
         yield next(pictures)
 
 
-def to_block(rows: Sequence[Row], shape: Shape, paths: Sequence[str]) -> Block:
+def to_block(rows: Sequence[Row], shape: Shape, names: Sequence[str]) -> Block:
     """Turn the rows of a shard into what the store keeps.
 
-    The path of the picture is left out of the reason: the row has it, and a place on one machine says nothing later.
+    The name of the file is left out of the reason: the row has it, and a place on one machine says nothing later.
     """
     features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
     for index, row in enumerate(rows):
@@ -194,29 +229,29 @@ def to_block(rows: Sequence[Row], shape: Shape, paths: Sequence[str]) -> Block:
     return Block(
         features=features,
         status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(f"{path}: ", "") for row, path in zip(rows, paths, strict=True)),
+        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
         sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
         sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
     )
 
 
-def _provenance(key: dict[str, Any], backbone: Backbone, extraction: Extraction) -> dict[str, Any]:
+def _provenance(key: dict[str, Any], work: Work) -> dict[str, Any]:
     return {
         **key,
-        **extraction.settings.describe(),
-        "weights": backbone.source,
-        "sides": list(extraction.sides),
-        "mirror": "features of the picture and of its mirror are averaged",
-        "halved_batches": extraction.halvings,
+        **work.passes.settings.describe(),
+        "weights": work.backbone.source,
+        "sides": list(work.passes.sides),
+        **work.told,
+        "halved_batches": work.passes.halvings,
     }
 
 
-def _summarise(out: Path, extraction: Extraction, resumed: int, seconds: float) -> Summary:
+def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
     with FeatureFile(out) as file:
         failed = np.flatnonzero(file.status != Status.DONE)
         failures = tuple((file.dataset.ids[row], file.reasons[row]) for row in failed)
         smallest = np.asarray(file.sizes).min(axis=1, initial=2**31 - 1)
-        enlarged = int(((smallest * 8 < max(extraction.sides)) & (file.status == Status.DONE)).sum())
+        enlarged = int(((smallest * 8 < max(work.passes.sides)) & (file.status == Status.DONE)).sum())
         total = len(file.dataset)
     return Summary(
         path=out,
@@ -224,27 +259,28 @@ def _summarise(out: Path, extraction: Extraction, resumed: int, seconds: float) 
         resumed=resumed,
         failures=failures,
         seconds=seconds,
-        halvings=extraction.halvings,
+        halvings=work.passes.halvings,
         enlarged=enlarged,
-        notes=tuple(_notes(extraction, enlarged)),
+        notes=tuple(_notes(work, enlarged)),
     )
 
 
-def _notes(extraction: Extraction, enlarged: int) -> Iterator[str]:
-    for scale, side in zip(extraction.settings.scales, extraction.sides, strict=True):
+def _notes(work: Work, enlarged: int) -> Iterator[str]:
+    for scale, side in zip(work.passes.settings.scales, work.passes.sides, strict=True):
         if side != scale:
             yield f"Q = {scale} is too short for one 7x7 window of the net: pictures were enlarged to {side} instead"
     if enlarged:
-        yield f"{enlarged} pictures were enlarged more than eightfold to reach Q = {max(extraction.sides)}"
-    if extraction.halvings:
-        yield f"{extraction.halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
+        yield f"{enlarged} pictures were enlarged more than eightfold to reach Q = {max(work.passes.sides)}"
+    if work.passes.halvings:
+        yield f"{work.passes.halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
 
 
-def _hash_sizes(dataset: DataSet) -> str:
+def _hash_sizes(work: Work) -> str:
     digest = hashlib.sha256()
-    for row in range(len(dataset)):
+    for row in range(len(work.dataset)):
+        file, span = work.place(row)
         try:
-            size = os.stat(dataset.file_of(row)).st_size
+            size = span[1] if span else os.stat(file).st_size
         except (OSError, ValueError):
             size = -1
         digest.update(f"{size}\n".encode())

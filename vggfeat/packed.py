@@ -5,9 +5,10 @@ shards/train-00000.tar, ... Reading a picture takes its file and its bytes, and 
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ BEGUN = "packing.json"
 """Written first: what is being packed, and how."""
 FORMAT = "vggfeat packed pictures, 1"
 LISTS = ("train", "val")
+_SHARD = re.compile(r"shards/[a-z]+-\d{5,}\.tar")
 _AGAIN = "give the same `data pack` command again"
 
 
@@ -66,7 +68,7 @@ def read(root: Path) -> ClassificationSet:
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
         words = {str(name): str(text) for name, text in index["words"].items()}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"
         ) from error
@@ -76,13 +78,17 @@ def read(root: Path) -> ClassificationSet:
 def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
     shards = index["shards"][name]
     for shard in shards:
+        if not _SHARD.fullmatch(shard["file"]):
+            raise ValueError(f"{shard['file'][:80]!r} in the place of the name of a shard")
         path = root / shard["file"]
         found = path.stat().st_size if path.is_file() else None
         if found != shard["bytes"]:
             raise DatasetError(f"{path}: expected {shard['bytes']} bytes, found {found}; {_AGAIN}")
     # Opened here, because NumPy leaves a file open that it finds damaged.
-    with open(root / f"{name}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
+    with open(root / f"{name}.npz", "rb") as file:
+        _check_uncompressed(file)
+        with np.load(file, allow_pickle=False) as arrays:
+            names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
     paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(targets) else []
     return LabelledPictures(
         root=root,
@@ -91,3 +97,10 @@ def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
         classes=tuple(index["classes"]),
         shards=Shards(tuple(shard["file"] for shard in shards), places.astype(np.int64)),
     )
+
+
+def _check_uncompressed(file: BinaryIO) -> None:
+    # Compressed, a small file may become gigabytes.
+    if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(file).infolist()):
+        raise ValueError("compressed arrays, which vggfeat does not write")
+    file.seek(0)

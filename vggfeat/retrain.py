@@ -1,4 +1,4 @@
-"""Trains a net of the VGG paper's Tables 3 and 4, at full size or as a small twin.
+"""Trains a net of the VGG paper's Tables 3 and 4 and measures it as they do, at full size or as a small twin.
 
 The nets form a chain (Sect. 3.1): A and A-LRN start from random weights, B to E at S = 256 from A, S = 384 from
 S = 256 of the same net, and S in [256;512] from S = 384.
@@ -13,13 +13,12 @@ import click
 
 from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import make_folder
-from vggfeat.errors import ConfigError
-from vggfeat.weights import load_backbone
+from vggfeat.errors import ConfigError, VggfeatError
+from vggfeat.reclassify import TWIN_SIDES, WEIGHTS, Net, check_net, compare, fuse_posteriors, net_name, save_posteriors
 
 TWIN_DATA = "tiny"
 TWIN = ("--width", "0.03125", "--batch", "12", "--steps", "2", "--workers", "0", "--device", "cpu")
 """A net of a thirty-second of the width, two steps: it shows that the commands run, and learns nothing."""
-WEIGHTS = "weights.safetensors"
 
 
 class Errors(NamedTuple):
@@ -49,7 +48,7 @@ class TrainedRow:
     @property
     def name(self) -> str:
         """What its pipeline and its folder are called."""
-        return _name(self.net, self.scale)
+        return net_name(self.net, self.scale)
 
 
 def starts_from(net: str, scale: str) -> tuple[str, str] | None:
@@ -59,8 +58,8 @@ def starts_from(net: str, scale: str) -> tuple[str, str] | None:
     return net, {"384": "256", "256:512": "384"}[scale]
 
 
-def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train one net of the chain and show its centre-crop errors beside the paper's.
+def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
+    """Train one net of the chain, and show its errors by dense evaluation beside the paper's.
 
     Parameters
     ----------
@@ -71,18 +70,20 @@ def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[str
     Returns
     -------
     dict
-        What the weights file says of the training; nothing in a process of torchrun that is not its first.
+        Number of a table -> results.json of its row; nothing in a process of torchrun that is not its first.
     """
     try:
         options = _parse(row, arguments)
+        if options["weights"]:
+            check_net(options["weights"], row.net)
         if options["twin"]:
             must_run("data", "synth", "ilsvrc", "--root", options["root"], "--size", TWIN_DATA)
-        weights = _train(row.net, row.scale, options)
-    except (click.ClickException, ConfigError) as error:
+        weights = options["weights"] or _train(row.net, row.scale, options)
+    except (click.ClickException, VggfeatError) as error:
         click.echo(f"vggfeat: {error}", err=True)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     # The other processes of torchrun may be here before the first has written the file.
-    return _compare(row, weights, twin=options["twin"]) if leads() else {}
+    return _classify(row, weights, options) if leads() else {}
 
 
 def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -92,7 +93,9 @@ def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
         params=[
             click.Option(["--root"], type=click.Path(path_type=Path), help="ILSVRC-2012, in any of its layouts."),
             click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for the nets. [retrained]"),
+            click.Option(["--weights"], type=click.Path(path_type=Path), help="Train nothing: measure this net."),
             click.Option(["--init-from"], type=click.Path(path_type=Path), help="Weights to start from. [in --out]"),
+            click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--twin"], is_flag=True, help="Rendered pictures, narrow nets, two steps: no data."),
         ],
         more=True,
@@ -108,9 +111,11 @@ def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
 
 def _train(net: str, scale: str, options: dict[str, Any]) -> Path:
     """Train one net and return its weights; a twin trains what stands before it in the chain as well."""
-    folder: Path = options["out"] / _name(net, scale)
+    folder: Path = options["out"] / net_name(net, scale)
     chosen = ["--data", options["root"], "--net", net, "--scale", scale, "--out", folder, "--resume", *options["more"]]
     before = starts_from(net, scale)
+    if options["device"]:
+        chosen += ["--device", options["device"]]
     if options["twin"]:
         chosen += TWIN
     if before is not None:
@@ -120,32 +125,29 @@ def _train(net: str, scale: str, options: dict[str, Any]) -> Path:
 
 
 def _weights_before(before: tuple[str, str], options: dict[str, Any]) -> Path:
-    weights: Path = options["out"] / _name(*before) / WEIGHTS
+    weights: Path = options["out"] / net_name(*before) / WEIGHTS
     if options["twin"] and not weights.is_file():
         return _train(*before, options)
     if not weights.is_file():
         raise ConfigError(
-            f"{weights}: expected the net to start from, found none; run pipelines/{_name(*before)}.py first, or "
+            f"{weights}: expected the net to start from, found none; run pipelines/{net_name(*before)}.py first, or "
             "name the weights with --init-from"
         )
     return weights
 
 
-def _name(net: str, scale: str) -> str:
-    return f"ilsvrc_{net}_{scale}".lower().replace("-", "_").replace(":", "_")
-
-
-def _compare(row: TrainedRow, weights: Path, *, twin: bool) -> dict[str, Any]:
-    training: dict[str, Any] = load_backbone(weights).facts["training"]
-    found = training["validation"]
-    ours = ", ".join(f"{100 * found[name]:.1f} %" for name in ("top1_error", "top5_error"))
-    click.echo(f"top-1 error, top-5 error: ours {ours} (centre crop at Q = {training['validation_scale']})")
-    for table, errors in ((3, row.single), (4, row.multi)):
-        if errors is not None:
-            sides = ", ".join(map(str, errors.sides))
-            click.echo(f"paper {errors.top1} %, {errors.top5} % (dense at Q = {sides}, Table {table})")
-    if twin:
-        click.echo("not to be compared: rendered pictures, a narrow net, two steps")
-    else:
-        click.echo("a centre crop is expected to lie above dense evaluation, which this run doesn't make")
-    return training
+def _classify(row: TrainedRow, weights: Path, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Run the net once over the scales of both tables, and read each off the saved posteriors."""
+    tables = {3: row.single} | ({} if row.multi is None else {4: row.multi})
+    sides = {
+        table: TWIN_SIDES[: len(errors.sides)] if options["twin"] else errors.sides for table, errors in tables.items()
+    }
+    net = Net(net=row.net, scale=row.scale, sides=max(sides.values(), key=len))
+    files = save_posteriors(net, weights, "dense", net.sides, options)
+    results, near = {}, True
+    for table, errors in tables.items():
+        results[table] = fuse_posteriors(files, sides[table], files[0].parent / f"table-{table}")
+        near &= compare(results[table], table, errors.top1, errors.top5)
+    if not near:
+        raise SystemExit(1)
+    return results

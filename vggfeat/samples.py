@@ -102,7 +102,8 @@ class DataSet:
             raise DatasetError(f"{self.name}: expected boxes of shape ({n}, 4), found {self.boxes.shape}")
         _check_unique(self.name, "id", self.ids)
         _check_unique(self.name, "class", self.classes)
-        if not np.isin(self.labels, [int(label) for label in Label]).all():
+        # Those of `Label` leave no gap; np.isin would take eight times the memory of the labels.
+        if self.labels.size and not min(Label) <= self.labels.min() <= self.labels.max() <= max(Label):
             raise DatasetError(f"{self.name}: expected labels 1, -1, 0, 2 or 3, found others")
         for split, rows in self.splits.items():
             if len(rows) and (rows.min() < 0 or rows.max() >= n or (np.diff(rows) <= 0).any()):
@@ -228,7 +229,9 @@ def rank_by_hash(prefix: str, names: tuple[str, ...] | list[str]) -> list[str]:
     names : sequence of str
         Unique names.
     """
-    return sorted(names, key=lambda name: hashlib.sha256(f"{prefix}/{name}".encode()).hexdigest())
+    return sorted(
+        names, key=lambda name: hashlib.sha256(f"{prefix}/{name}".encode("utf-8", "surrogateescape")).hexdigest()
+    )
 
 
 def _check_unique(where: str, what: str, names: tuple[str, ...]) -> None:

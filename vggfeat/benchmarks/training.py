@@ -17,10 +17,10 @@ from vggfeat.models import NETS, VGG
 from vggfeat.samples import LabelledPictures
 from vggfeat.training.distributed import World, open_world
 from vggfeat.training.draws import CropSettings, Order, draw
-from vggfeat.training.initialisation import first_weights
 from vggfeat.training.learner import Learner
 from vggfeat.training.pictures import TrainingBatches
 from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.task import Classification
 
 MEAN = (120.0, 115.0, 105.0)
 """Subtracted from every pixel; its value has no influence on speed."""
@@ -109,8 +109,9 @@ def _measure(
     crops = CropSettings(
         scale=recipe.scale, side=recipe.crop, mirror=recipe.mirror, colour=recipe.colour_shift, reduced=recipe.reduced
     )
-    model, _ = first_weights(recipe, pictures.classes, None)
-    learner = Learner(model, recipe, run, world, None, lambda sentence: None)
+    task = Classification(recipe, pictures.classes)
+    model, _ = task.first_weights()
+    learner = Learner(model, task, run, world, None, lambda sentence: None)
     with Decoder(run.workers, DecodeSettings()) as decoder:
         tell("decoding")
         decoding = _rate(_decoded(pictures, crops, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))

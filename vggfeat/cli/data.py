@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat.cli.types import terminal_width
+
 if TYPE_CHECKING:
     from vggfeat.datasets.front import Report
 
@@ -29,23 +31,21 @@ def list_(as_json: bool) -> None:
     """
     from vggfeat.datasets.facts import FACTS
 
-    rows = [
-        {
-            "name": facts.name,
-            "title": facts.title,
-            "scales": list(facts.scales),
-            "regions": list(facts.regions),
-            "join": facts.join,
-            "protocol": facts.protocol,
-        }
+    if as_json:
+        fields = ("name", "title", "scales", "regions", "join", "protocol")
+        click.echo(
+            json.dumps([{field: getattr(facts, field) for field in fields} for facts in FACTS.values()], indent=2)
+        )
+        return
+    from vggfeat.report.text import align
+
+    rows = [["name", "join", "regions", "Q", "title"]]
+    rows += [
+        [facts.name, facts.join, ",".join(facts.regions), ",".join(map(str, facts.scales)), facts.title]
         for facts in FACTS.values()
     ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        scales, regions = (",".join(map(str, row[key])) for key in ("scales", "regions"))
-        click.echo(f"{row['name']:15} {row['title']:40} Q={scales:24} {regions:10} {row['join']}")
+    for line in align(rows, left=len(rows[0]), width=terminal_width()):
+        click.echo(line)
 
 
 @data.command()
@@ -83,7 +83,8 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 @click.argument("name")
 @ROOT
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the lists. [NAME-splits]")
-def splits(name: str, root: Path | None, out: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> None:
     """Write the ids of every split to a text file of its own.
 
     \b
@@ -93,6 +94,9 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
     from vggfeat.datasets import front as datasets
 
     written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
+    if as_json:
+        click.echo(json.dumps({"files": [str(path) for path in written]}, indent=2))
+        return
     for path in written:
         click.echo(str(path))
 
@@ -109,7 +113,8 @@ def splits(name: str, root: Path | None, out: Path | None) -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other pictures.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
-def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool) -> None:
     """Render a small, learnable imitation of a data set in its official layout.
 
     \b
@@ -121,6 +126,10 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
 
     with Progress(f"synth {name}", "pictures") as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
+    if as_json:
+        facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
+        click.echo(json.dumps(facts, indent=2))
+        return
     click.echo(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
 
 
@@ -132,8 +141,18 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int) -> None:
 @click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True, help="Of the JPEGs written.")
 @click.option("--shard-pictures", type=click.IntRange(1), default=2048, show_default=True, help="Pictures in a file.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def pack(root: Path, out: Path, side: int, quality: int, shard_pictures: int, workers: int | None, quiet: bool) -> None:
+def pack(
+    root: Path,
+    out: Path,
+    side: int,
+    quality: int,
+    shard_pictures: int,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Copy a training set into few large files, with pictures shrunk to what training needs.
 
     `train` reads the copy like the original, with fewer and cheaper reads. A run that was stopped goes on when the
@@ -153,6 +172,11 @@ def pack(root: Path, out: Path, side: int, quality: int, shard_pictures: int, wo
     count = default_workers() if workers is None else workers
     with Progress("pack", "pictures", quiet=quiet) as bar:
         packed = write(ilsvrc.read(root), out, settings, workers=count, progress=bar.update)
+    if as_json:
+        left_out = [{"path": path, "reason": reason} for path, reason in packed.unreadable]
+        facts = {"folder": str(out), "pictures": packed.pictures, "bytes": packed.bytes, "left_out": left_out}
+        click.echo(json.dumps(facts, indent=2))
+        return
     click.echo(f"{out}: {packed.pictures} pictures, {packed.bytes / 1e6:.0f} MB")
     for path, reason in packed.unreadable:
         click.echo(f"left out: {path}: {reason}")

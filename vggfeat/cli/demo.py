@@ -1,7 +1,11 @@
 """`vggfeat demo`: the whole main job on rendered pictures."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,8 +22,9 @@ NET = "small"
 @click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")
 @click.option("--scales", default="224,256", show_default=True, help="Q, smallest picture sides in pixels.")
 @click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
-def demo(out: Path, weights: str, scales: str, size: str) -> int:
-    """Render a small imitation of VOC-2007, extract features, train and test the SVMs: a minute, no downloads.
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and the rest to standard error.")
+def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
+    """Render a small imitation of VOC-2007, extract features, train and test the SVMs, make a page: no downloads.
 
     Then the same with the same net untrained, to show what the training of the net was good for. The commands are
     printed as they run, and each can be given by hand.
@@ -29,24 +34,34 @@ def demo(out: Path, weights: str, scales: str, size: str) -> int:
       vggfeat demo --out /tmp/vggfeat-demo
     """
     from vggfeat.cli.steps import run_step
-    from vggfeat.devices import default_workers
 
     nets = _nets(weights)
-    data = out / "voc2007"
     make_folder(out)
-    steps = [["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]]
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        for step in _steps(out, nets, scales, size):
+            code = run_step(*step)
+            if code:
+                return code
+    found = _found(out, nets)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    _show(found)
+    return 0
+
+
+def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[list[object]]:
+    from vggfeat.devices import default_workers
+
+    data = out / "voc2007"
+    yield ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
     for name, net in nets.items():
         features = out / f"{name}.h5"
         extracted = ["--dataset", "voc2007", "--root", data, "--weights", net, "--scales", scales]
-        steps.append(["extract", *extracted, "--out", features, "--overwrite"])
-        steps.append(["svm", "--features", features])
-    for step in steps:
-        code = run_step(*step)
-        if code:
-            return code
-    _compare(out, nets)
-    click.echo(f"pictures {data}, features and results {', '.join(str(out / f'{name}.svm') for name in nets)}")
-    return 0
+        yield ["extract", *extracted, "--out", features, "--overwrite"]
+        yield ["svm", "--features", features]
+    folders = [out / f"{name}.svm" for name in reversed(nets)]
+    yield ["report", *folders, "--pictures", data, "--out", out / "report.html", "--quiet"]
 
 
 def _nets(weights: str) -> dict[str, str]:
@@ -59,12 +74,23 @@ def _nets(weights: str) -> dict[str, str]:
     return {"voc2007": weights, "voc2007-untrained": f"random:{backbone.model.config}:0:{backbone.model.width!r}"}
 
 
-def _compare(out: Path, nets: dict[str, str]) -> None:
-    click.echo("")
+def _found(out: Path, nets: dict[str, str]) -> dict[str, Any]:
+    runs = []
     for name, net in nets.items():
-        results = json.loads((out / f"{name}.svm" / "results.json").read_text(encoding="utf-8"))
-        click.echo(f"{net}: {results['metric']['name']} {100 * results['headline']:.1f} %")
-    click.echo(f"chance: {100 * results['chance']['value']:.1f} %")
+        folder = out / f"{name}.svm"
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        runs.append({"weights": net, "folder": str(folder), **{key: results[key] for key in ("metric", "headline")}})
+    chance = results["chance"]["value"]
+    return {"pictures": str(out / "voc2007"), "runs": runs, "chance": chance, "page": str(out / "report.html")}
+
+
+def _show(found: dict[str, Any]) -> None:
+    click.echo("")
+    for run in found["runs"]:
+        click.echo(f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %")
+    click.echo(f"chance: {100 * found['chance']:.1f} %")
     click.echo("The pictures are rendered, not photographs: the numbers say nothing about VOC-2007.")
-    if len(nets) == 1:
+    if len(found["runs"]) == 1:
         click.echo("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
+    folders = ", ".join(run["folder"] for run in found["runs"])
+    click.echo(f"pictures {found['pictures']}, features and results {folders}, to look at {found['page']}")

@@ -7,6 +7,9 @@ import click
 
 from vggfeat.cli.types import Words, make_folder
 
+LONGEST = 300
+"""Characters of a value that `inspect` prints."""
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -51,7 +54,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
             if name not in ("provenance", "problems"):
                 click.echo(f"{name:11} {_plain(value)}")
         for name, value in sorted(provenance.items()):
-            click.echo(f"  {name:22} {_plain(value)}")
+            click.echo(f"  {name:22} {_short(_plain(value))}")
         for name, why in failures if failed else []:
             click.echo(f"failed: {name}: {why}")
         for problem in report.problems:
@@ -69,6 +72,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands there.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
     files: tuple[Path, ...],
     kind: str,
@@ -78,6 +82,7 @@ def export(
     regions: tuple[str, ...] | None,
     splits: tuple[str, ...],
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write descriptors, labels and ids for other programs, joined as `svm` joins them.
 
@@ -98,9 +103,19 @@ def export(
     target = out or files[0].with_suffix(f".{kind}")
     make_folder(target.parent)
     write(target, kind, to_table(table, kept), overwrite=overwrite)
-    left_out = f", {len(rows) - len(kept)} failed pictures left out" if len(kept) < len(rows) else ""
-    click.echo(f"{target}: {len(kept)} descriptors of {table.descriptors.shape[1]} values, join {chosen}{left_out}")
+    count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
+    if as_json:
+        facts = {"file": str(target), "descriptors": count, "length": length, "join": chosen, "left_out": missing}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    left_out = f", {missing} failed pictures left out" if missing else ""
+    click.echo(f"{target}: {count} descriptors of {length} values, join {chosen}{left_out}")
 
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(text: str) -> str:
+    # A file of posteriors has the words of a thousand classes.
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.types import Numbers, Words, make_folder
+from vggfeat.cli.types import Numbers, Words, make_folder, terminal_width
 from vggfeat.errors import ConfigError
 
 WITH_APPLY = {"files", "model", "top", "out", "as_json", "quiet"}
@@ -137,7 +137,7 @@ def svm(
     if as_json:
         click.echo(json.dumps(results_json(result), indent=2))
         return
-    click.echo(text_table(result))
+    click.echo(text_table(result, terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
     click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --pictures ROOT")
 
@@ -162,7 +162,7 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
     if as_json:
         click.echo(json.dumps(predictions_json(predictions, model=model, top=top), indent=2))
         return
-    click.echo(predictions_table(predictions, top=top))
+    click.echo(predictions_table(predictions, top=top, width=terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
 
 

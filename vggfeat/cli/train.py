@@ -10,6 +10,8 @@ from vggfeat.cli.steps import leads
 from vggfeat.cli.types import Scale
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vggfeat.training.state import Outcome
 
 SHOWN_FAILURES = 5
@@ -97,17 +99,17 @@ def train(
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(init_from) if init_from else None
-    recipe = recipe_for(net, scale, started_from, seed=seed, reduced=not full_decode, **_given(chosen, RECIPE))
+    recipe = recipe_for(net, scale, started_from, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
     run = RunSettings(
         device=device or default_device(),
         workers=default_workers() if workers is None else workers,
         compile=compiled,
-        **_given(chosen, RUN),
+        **given(chosen, RUN),
     )
     if run.device == "cpu":
         keep_freed_memory()
     data = ilsvrc.read(root)
-    say = _say if leads() and not quiet else _hush
+    say = say_unless(quiet)
     counts = f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     say(f"{counts}: {data.layout}")
     with Progress(f"train {net}", "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
@@ -120,11 +122,21 @@ def train(
 def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
     """Print what a run has left behind."""
     if as_json:
-        import dataclasses
-        import json
-
-        click.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
+        show_json(outcome)
         return
+    show_run(outcome)
+    found = outcome.validation
+    if found is not None:
+        top1, top5 = (100 * found.figures[name] for name in ("top1_error", "top5_error"))
+        errors = f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %"
+        click.echo(f"centre crops of {found.pictures} validation pictures, step {found.step}: {errors}")
+    if outcome.weights is not None:
+        click.echo(f"weights: {outcome.weights}; to use them:")
+        click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")
+
+
+def show_run(outcome: "Outcome") -> None:
+    """Print what is said of a run of any kind."""
     from vggfeat.cli.progress import duration
 
     resumed = f", {outcome.resumed} of them by earlier runs" if outcome.resumed else ""
@@ -135,22 +147,27 @@ def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
         click.echo(f"left out: {path}: {reason}")
     if len(outcome.unreadable) > SHOWN_FAILURES:
         click.echo(f"left out: {len(outcome.unreadable) - SHOWN_FAILURES} more; all: {outcome.folder}/unreadable.jsonl")
-    found = outcome.validation
-    if found is not None:
-        errors = f"top-1 error {100 * found.top1_error:.1f} %, top-5 error {100 * found.top5_error:.1f} %"
-        click.echo(f"centre crops of {found.pictures} validation pictures, step {found.step}: {errors}")
-    if outcome.weights is not None:
-        click.echo(f"weights: {outcome.weights}; to use them:")
-        click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")
+    click.echo(f"as a page: vggfeat report {shlex.quote(str(outcome.folder))}")
 
 
-def _given(chosen: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def given(chosen: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options that were given."""
     return {name: chosen[name] for name in names if chosen[name] is not None}
 
 
-def _say(sentence: str) -> None:
-    click.echo(f"note: {sentence}", err=True)
+def show_json(outcome: "Outcome") -> None:
+    """Print all that is known of a run."""
+    import dataclasses
+    import json
+
+    click.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
 
 
-def _hush(sentence: str) -> None:
-    pass
+def say_unless(quiet: bool) -> "Callable[[str], None]":
+    """Return what prints a sentence at once; of several processes only the first does."""
+
+    def say(sentence: str) -> None:
+        if leads() and not quiet:
+            click.echo(f"note: {sentence}", err=True)
+
+    return say

@@ -1,5 +1,7 @@
 """Kinds of option values that click does not know."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -51,6 +53,11 @@ class Words(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Split at commas."""
         return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that is written to; None where the output goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def make_folder(folder: Path) -> None:

@@ -207,7 +207,11 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
     if as_json:
         click.echo(json.dumps({"path": str(out)} | told, indent=2))
         return
-    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in told.items())}")
+    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in told.items() if name != 'exact')}")
+    if not told.get("exact", True):
+        click.echo(
+            "  its mean is not torchvision's, so maps differ slightly at the border of a picture; exact with --as-is"
+        )
 
 
 def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:

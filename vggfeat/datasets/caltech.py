@@ -127,7 +127,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
         ids=ids,
         paths=ids,
         labels=_one_hot(files),
-        splits=_draw_splits(files, ids, range(seed, seed + splits), rule or OFFICIAL[variety]),
+        splits=_draw_splits(tree, files, ids, range(seed, seed + splits), rule or OFFICIAL[variety]),
         root=str(tree),
         notes=_note(strays),
     )
@@ -175,14 +175,18 @@ def _one_hot(files: dict[str, list[str]]) -> np.ndarray:
 
 
 def _draw_splits(
-    files: dict[str, list[str]], ids: tuple[str, ...], seeds: range, rule: SplitRule
+    tree: Path, files: dict[str, list[str]], ids: tuple[str, ...], seeds: range, rule: SplitRule
 ) -> dict[str, np.ndarray]:
     row_of = {name: row for row, name in enumerate(ids)}
     splits: dict[str, np.ndarray] = {}
     for number, seed in enumerate(seeds, start=1):
         rows: dict[str, list[int]] = {"train": [], "held-out": [], "test": []}
         for cls, names in files.items():
-            for part, drawn in zip(rows, rule.draw(seed, cls, names), strict=True):
+            try:
+                draw = rule.draw(seed, cls, names)
+            except DatasetError as error:
+                raise DatasetError(f"{tree}: {error}; is the data set unpacked whole?") from None
+            for part, drawn in zip(rows, draw, strict=True):
                 rows[part] += [row_of[f"{cls}/{name}"] for name in drawn]
         splits |= {f"{part}-{number}": np.array(sorted(found), dtype=np.int64) for part, found in rows.items()}
     return splits

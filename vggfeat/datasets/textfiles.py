@@ -67,7 +67,12 @@ def read_text(path: Path, most: int) -> str:
 
 
 def read_objects(path: Path) -> list[ElementTree.Element]:
-    """Read the objects of an annotation in PASCAL VOC's XML, in file order.
+    """Read the objects of an annotation in PASCAL VOC's XML, in file order. Raises as `read_annotation`."""
+    return read_annotation(path).findall("object")
+
+
+def read_annotation(path: Path) -> ElementTree.Element:
+    """Read an annotation in PASCAL VOC's XML, which ILSVRC uses too.
 
     Raises
     ------
@@ -78,10 +83,9 @@ def read_objects(path: Path) -> list[ElementTree.Element]:
     parser = ElementTree.XMLParser(target=_PlainTree())
     try:
         parser.feed(_read_bytes(path, MOST_XML_BYTES))
-        root: ElementTree.Element = parser.close()
+        return parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"{path}: expected an annotation in plain XML: {error}") from error
-    return root.findall("object")
 
 
 def object_name(item: ElementTree.Element) -> str:
@@ -148,10 +152,12 @@ class _PlainTree(ElementTree.TreeBuilder):
 def _read_bytes(path: Path, most: int) -> bytes:
     try:
         # Opening a pipe would wait for a writer, so the kind is asked first.
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise DatasetError(f"{path}: expected a regular file, found something else")
         with open(path, "rb") as file:
-            content = file.read(most + 1)
+            # Python takes memory for as much as is asked for, however little there is.
+            content = file.read(min(most, status.st_size) + 1)
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: expected this file, found none; is the data set unpacked whole?") from error
     except OSError as error:

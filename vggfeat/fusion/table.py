@@ -37,6 +37,8 @@ class DescriptorTable:
     """(N,); False where a picture failed in one of the files."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Join, normalisation, and the provenance of every file; ready for JSON."""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """Row that failed -> why, by the first file that says it."""
 
 
 class LoadedFeatures(NamedTuple):
@@ -93,7 +95,13 @@ def read_descriptors(
             "length": descriptors.shape[1],
             "files": [_describe(file, regions) for file in matched.files],
         }
-        return DescriptorTable(dataset=matched.dataset, descriptors=descriptors, ok=matched.ok, settings=settings)
+        return DescriptorTable(
+            dataset=matched.dataset,
+            descriptors=descriptors,
+            ok=matched.ok,
+            settings=settings,
+            reasons=_reasons(matched),
+        )
 
 
 def load_features(
@@ -241,6 +249,14 @@ def _fuse_rows(
         features[~matched.ok[rows]] = 0
         parts.append(join_features(features[:, :, numbers], join, normalisation))
     return fuse(parts, normalisation)
+
+
+def _reasons(matched: Matched) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for row in np.flatnonzero(~matched.ok).tolist():
+        told = [file.reasons[order[row]] for file, order in zip(matched.files, matched.orders, strict=True)]
+        found[row] = next(filter(None, told), "")
+    return found
 
 
 def _describe(file: FeatureFile, regions: Sequence[str] | None) -> dict[str, Any]:

@@ -367,6 +367,9 @@ def _describe(table: DescriptorTable) -> dict[str, Any]:
         "samples": len(dataset),
         "classes": len(dataset.classes),
         "failed": int((~table.ok).sum()),
+        "failures": [
+            {"id": dataset.ids[row], "reason": table.reasons.get(row, "")} for row in np.flatnonzero(~table.ok).tolist()
+        ],
         "length": table.descriptors.shape[1],
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggfeat.metrics import predict_classes
 from vggfeat.protocols.applying import Predictions
 from vggfeat.report.files import write_files
-from vggfeat.report.text import align, printable
+from vggfeat.report.text import align, printable, shortened
 from vggfeat.samples import Task
 
 SHOWN_FAILURES = 10
@@ -90,10 +90,11 @@ def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict
     return content
 
 
-def predictions_table(predictions: Predictions, *, top: int) -> str:
+def predictions_table(predictions: Predictions, *, top: int, width: int | None = None) -> str:
     """Return a line a class, with its number of pictures and its `top` best; then failures and notes.
 
-    A single-label model gives a picture to one class; a multi-label one to every class whose score is above 0.
+    A single-label model gives a picture to one class; a multi-label one to every class whose score is above 0. Lines
+    of classes are cut at `width`.
     """
     single = predictions.task == Task.SINGLE_LABEL
     rows = [["class", "pictures" if single else "above 0", f"best {top}" if top > 1 else "best"]]
@@ -103,8 +104,9 @@ def predictions_table(predictions: Predictions, *, top: int) -> str:
         cells = [f"{predictions.dataset.ids[row]} ({predictions.scores[row, k]:.2f})" for row in shown[:top]]
         rows.append([name, str(taken.sum()), ", ".join(cells)])
     # The last column is ragged, so it needs no width of its own.
-    aligned = align([row[:2] for row in rows], left=1)
-    lines = [f"{line}  {printable(row[2])}".rstrip() for line, row in zip(aligned, rows, strict=True)]
+    aligned = align([row[:2] for row in rows], left=1, width=None if width is None else width // 2)
+    ragged = (f"{line}  {printable(row[2])}".rstrip() for line, row in zip(aligned, rows, strict=True))
+    lines = [shortened(line, width) for line in ragged]
     failed = np.flatnonzero(np.isneginf(predictions.scores).all(axis=1)).tolist()
     lines += ["", f"{len(predictions.dataset) - len(failed)} pictures scored, {len(failed)} failed"]
     lines += [f"failed: {predictions.dataset.ids[row]}: {_reason(predictions, row)}" for row in failed[:SHOWN_FAILURES]]

@@ -1,19 +1,44 @@
 """Plain text for terminals: names from anywhere in columns that stand straight."""
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 
+SHORTEST = 8
+"""Columns of a terminal that a name keeps, however narrow the terminal is."""
 
-def align(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Pad columns to equal width on a terminal; the first `left` columns to the left, the others to the right."""
+
+def align(rows: Sequence[Sequence[str]], left: int, width: int | None = None) -> list[str]:
+    """Pad columns to equal width on a terminal; the first `left` columns to the left, the others to the right.
+
+    Where the lines would be longer than `width`, the longest of the `left` columns gives way, down to a few letters.
+    """
     table = [[printable(text) for text in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - (width or sys.maxsize)
+    if over > 0 and left:
+        longest = max(range(left), key=lambda k: widths[k])
+        widths[longest] = max(min(widths[longest], SHORTEST), widths[longest] - over)
+        for row in table:
+            row[longest] = shortened(row[longest], widths[longest])
     lines = []
     for row in table:
-        gaps = [" " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
+        gaps = [" " * (room - _width(text)) for text, room in zip(row, widths, strict=True)]
         cells = [text + gap if k < left else gap + text for k, (text, gap) in enumerate(zip(row, gaps, strict=True))]
-        lines.append("  ".join(cells).rstrip())
+        lines.append(shortened("  ".join(cells).rstrip(), width))
     return lines
+
+
+def shortened(text: str, width: int | None) -> str:
+    """Cut a text to so many columns of a terminal, with a mark where something is missing; None for no limit."""
+    if width is None or _width(text) <= width:
+        return text
+    kept = ""
+    for char in text:
+        if _width(kept + char) > width - 1:
+            break
+        kept += char
+    return f"{kept}\N{HORIZONTAL ELLIPSIS}"
 
 
 def printable(text: str) -> str:

@@ -86,17 +86,17 @@ def paper_numbers(result: Result) -> list[PaperNumber]:
     ]
 
 
-def text_table(result: Result) -> str:
+def text_table(result: Result, width: int | None = None) -> str:
     """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
 
     A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
     where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none. A "!" marks
-    a C whose SVM did not converge.
+    a C whose SVM did not converge. Long names give way where the table would be wider than `width`.
     """
     rows = result.class_rows()
     metrics = [key for key in (result.metric, *result.secondary) if key in rows[0].values]
     header = ["class", "train pos", "test pos", "C", *(f"{key} %" for key in metrics)]
-    lines = align([header, *(_cells(row, metrics) for row in rows)], left=1)
+    lines = align([header, *(_cells(row, metrics) for row in rows)], left=1, width=width)
     lines.extend(["", *_convergence(result)])
     lines.extend(f"note: {note}" for note in result.notes)
     lines.append(headline(result))
@@ -177,13 +177,16 @@ def results_json(result: Result) -> dict[str, Any]:
 def scores_npz(result: Result, dataset: DataSet) -> bytes:
     """Return the scores as an npz file without pickle.
 
-    It holds classes (K,); for run i, from 1: ids_i (m,), scores_i (m, K), -inf where a picture failed, labels_i
-    (m, K) of 1, -1, 0 as they were scored; and for withheld labels ids_submission, scores_submission and
-    listed_submission, False where a row is not in the list of the class.
+    It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where a picture failed,
+    labels_i (m, K) of 1, -1, 0 as they were scored, and boxes_i (m, 4) where the samples have boxes; and for withheld
+    labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of the class.
     """
     arrays: dict[str, Any] = {"classes": np.array(result.classes, dtype=np.str_)}
     for number, run in enumerate(result.runs, start=1):
         arrays[f"ids_{number}"] = np.array([dataset.ids[row] for row in run.rows], dtype=np.str_)
+        arrays[f"paths_{number}"] = np.array([dataset.paths[row] for row in run.rows], dtype=np.str_)
+        if dataset.boxes is not None:
+            arrays[f"boxes_{number}"] = dataset.boxes[run.rows]
         arrays[f"scores_{number}"] = run.scores
         arrays[f"labels_{number}"] = run.truth
     if result.submission is not None:

@@ -1,13 +1,13 @@
 """The curves of a run as a picture: loss, errors, learning rate."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], title: str) -> bytes:
+def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
     """Draw a log; equal logs give equal bytes.
 
     Parameters
@@ -16,6 +16,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str) -> bytes:
         Of `vggfeat.training.log.read_log`.
     title : str
         One line above all.
+    errors : mapping of str to str
+        Names of up to two errors in the log, and what they are called; the first is in training lines as well.
 
     Returns
     -------
@@ -37,9 +39,10 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str) -> bytes:
         rates = left.twinx()
         _curve(rates, train, "lr", "learning rate", _GREY, drawstyle="steps-pre")
         rates.set(yscale="log", ylabel="learning rate")
-        _curve(right, train, "top1_error", "top-1, training batches", _GREY)
-        _curve(right, validation, "top1_error", "top-1, validation", _BLUE, marker=".")
-        _curve(right, validation, "top5_error", "top-5, validation", _ORANGE, marker=".")
+        first = next(iter(errors))
+        _curve(right, train, first, f"{errors[first]}, training batches", _GREY)
+        for key, color in zip(errors, (_BLUE, _ORANGE), strict=False):
+            _curve(right, validation, key, f"{errors[key]}, validation", color, marker=".")
         right.set(ylim=(0, 100), ylabel="error, %")
         for axes in (left, right):
             axes.set(xlabel="step", xlim=(0, None))

@@ -13,6 +13,7 @@ from vggfeat.samples import ClassificationSet
 from vggfeat.training.augmentation import colour_axes
 from vggfeat.training.distributed import World
 from vggfeat.training.draws import CropSettings
+from vggfeat.training.labels import Labels
 from vggfeat.training.pictures import Batch, TrainingBatches, ValidationBatches
 from vggfeat.training.settings import Recipe
 from vggfeat.training.statistics import pixel_statistics
@@ -51,14 +52,24 @@ class PictureFeed:
     recipe : Recipe
     world : World
     decoder : Decoder
+    labels : (Labels, Labels), optional
+        Of training and of validation pictures; None for their classes.
     """
 
-    def __init__(self, data: ClassificationSet, recipe: Recipe, world: World, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        data: ClassificationSet,
+        recipe: Recipe,
+        world: World,
+        decoder: Decoder,
+        labels: tuple[Labels, Labels] | None = None,
+    ) -> None:
         if recipe.batch < world.size:
             raise ConfigError(f"batch: expected a picture for each of {world.size} processes, found {recipe.batch}")
         self.classes, self.pictures, self.validation_pictures = data.classes, len(data.train), len(data.val)
         self.fingerprint = {"train": data.train.fingerprint(), "validation": data.val.fingerprint()}
         self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
+        self._labels = labels or (None, None)
         self._mean = self._colours = np.zeros(0)
         self._live: dict[str, TrainingBatches | ValidationBatches] = {}
         self._unreadable: dict[str, str] = {}
@@ -96,6 +107,7 @@ class PictureFeed:
             first_step=first_step,
             device=world.device,
             decoder=self._decoder,
+            labels=self._labels[0],
         )
         self._watch("training", batches)
         return batches
@@ -114,6 +126,7 @@ class PictureFeed:
             reduced=recipe.reduced,
             device=world.device,
             decoder=self._decoder,
+            labels=self._labels[1],
         )
         self._watch("validation", batches)
         return batches

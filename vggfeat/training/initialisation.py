@@ -93,6 +93,12 @@ def _copy(model: VGG, recipe: Recipe, classes: Sequence[str], started_from: Back
         notes.append(f"fc8 starts at zero, because {started_from.source} was trained for other classes")
         # Random scores would send large gradients through layers that have learnt something, and undo it.
         model.get_parameter("layers.fc8.weight").data.zero_()
+    copy_layers(model, started_from, names)
+    return notes
+
+
+def copy_layers(model: VGG, started_from: Backbone, names: Sequence[str]) -> None:
+    """Copy layers, conv1_1 among them, from a net into another, which takes pixels that are not divided."""
     with torch.no_grad():
         for name in names:
             for kind in ("weight", "bias"):
@@ -101,4 +107,3 @@ def _copy(model: VGG, recipe: Recipe, classes: Sequence[str], started_from: Back
         # Those weights took pixels divided by std; here, as in the paper, pixels are not divided.
         std = torch.tensor(started_from.std)[None, :, None, None]
         model.get_parameter("layers.conv1_1.weight").div_(std)
-    return notes

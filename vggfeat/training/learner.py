@@ -1,6 +1,6 @@
 """The net as it learns: one step of SGD by a batch, in parts that fit into memory, in one process or several.
 
-N = pictures of this process's share of a batch, C = channels of fc6 and fc7, K = classes.
+N = pictures of this process's share of a batch, C = channels of fc8.
 """
 
 import hashlib
@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vggfeat.errors import TrainingError, out_of_memory
 from vggfeat.models import VGG
 from vggfeat.training.distributed import World
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Sums
+from vggfeat.training.task import Task
 
-NO_TARGET = -100
-"""Target of a picture that could not be read: it counts nowhere."""
 NEVER = 2**62
 
 
@@ -29,8 +27,8 @@ class Learner:
     Parameters
     ----------
     model : VGG
-        On the CPU, with the weights to begin with; it is moved to the device.
-    recipe : Recipe
+        On the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not learn.
+    task : Task
     run : RunSettings
     world : World
     tensors : mapping of str to Tensor, optional
@@ -47,21 +45,21 @@ class Learner:
     def __init__(
         self,
         model: VGG,
-        recipe: Recipe,
+        task: Task,
         run: RunSettings,
         world: World,
         tensors: Mapping[str, Tensor] | None,
         say: Callable[[str], None],
     ) -> None:
-        self.recipe, self.world, self.say = recipe, world, say
+        self.task, self.recipe, self.world, self.say = task, task.recipe, world, say
         self.model: VGG = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = _optimiser(self.model, recipe)
+        self.optimiser = _optimiser(self.model, self.recipe)
         self._restore(tensors)
         if run.compile:
             self.model.compile()
         self.net: nn.Module = _parallel(self.model, world)
         self.precision = run.precision or ("bf16" if world.device.type == "cuda" else "fp32")
-        share = len(range(recipe.batch)[world.rows(recipe.batch)])
+        share = len(range(self.recipe.batch)[world.rows(self.recipe.batch)])
         self.micro_batch = min(share, run.micro_batch or share)
         self._sums = torch.zeros(3, dtype=torch.float64, device=world.device)
         self._first_bad = torch.full((), NEVER, dtype=torch.int64, device=world.device)
@@ -77,8 +75,8 @@ class Learner:
             Of the step, from 0.
         images : Tensor (N, 3, H, W), float32
             This process's share of the batch, on the device.
-        targets : Tensor (N,), int64
-            `NO_TARGET` where there is no picture.
+        targets : Tensor (N, ...)
+            Of the task.
         learning_rate : float
 
         Raises
@@ -136,15 +134,16 @@ class Learner:
         found = {}
         for name, parameter in self.model.named_parameters():
             found[f"model.{name}"] = parameter.detach()
-            found[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
+            if parameter.requires_grad:
+                found[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in found.values()])
         if not finite.all():
             raise _not_finite("a weight", step, learning_rate)
         return {name: _copied(tensor) for name, tensor in found.items()}
 
     @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """Return class scores without dropout, (N, K) float32, of images as in `step`."""
+    def outputs(self, images: Tensor) -> Tensor:
+        """Return fc8 without dropout, (N, C) float32, of images as in `step`."""
         self.model.eval()
         try:
             with self._autocast(), self._fast_convolutions():
@@ -167,14 +166,11 @@ class Learner:
 
     def _part(self, images: Tensor, targets: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         with self._autocast():
-            scores = _flat(self.net(_channels_last(images), masks=masks)["fc8"])
-        loss = F.cross_entropy(scores, targets, ignore_index=NO_TARGET, reduction="sum")
+            outputs = _flat(self.net(_channels_last(images), masks=masks)["fc8"])
+        loss, hits, pictures = self.task.loss(outputs, targets)
         # The exchange averages over processes; divided by the whole batch, the sum over them is what is wanted.
         (loss * (self.world.size / self.recipe.batch)).backward()
-        with torch.no_grad():
-            counted = targets != NO_TARGET
-            hits = (scores.argmax(1) == targets) & counted
-            return torch.stack([loss.detach().double(), hits.sum().double(), counted.sum().double()])
+        return torch.stack([loss.detach().double(), hits.double(), pictures.double()])
 
     def _try_memory(self) -> None:
         # One pass without an exchange, after which all processes agree on the smallest part.
@@ -182,7 +178,7 @@ class Learner:
         side = self.recipe.crop
         while True:
             images = torch.zeros((self.micro_batch, 3, side, side), device=self.world.device)
-            targets = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.world.device)
+            targets = self.task.no_targets(self.micro_batch).to(self.world.device)
             masks = dropout_masks(self.model.channels("fc6"), self.recipe, 0, self.world.device)
             try:
                 with self._without_exchange(), self._fast_convolutions():
@@ -233,13 +229,16 @@ class Learner:
     def _restore(self, tensors: Mapping[str, Tensor] | None) -> None:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
+                if tensors is not None:
+                    parameter.copy_(tensors[f"model.{name}"])
+                self.world.copy_from_first(parameter)
+                if not parameter.requires_grad:
+                    continue
                 # Zeros do what no momentum does, and memory for them can't run out in the middle of an update.
                 momentum = torch.zeros_like(parameter)
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum
                 if tensors is not None:
-                    parameter.copy_(tensors[f"model.{name}"])
                     momentum.copy_(tensors[f"momentum.{name}"])
-                self.world.copy_from_first(parameter)
                 self.world.copy_from_first(momentum)
 
 
@@ -264,7 +263,7 @@ def dropout_masks(channels: int, recipe: Recipe, number: int, device: torch.devi
 
 
 def _optimiser(model: VGG, recipe: Recipe) -> torch.optim.SGD:
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": recipe.weight_decay},
         {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
@@ -283,9 +282,9 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-def _flat(scores: Tensor) -> Tensor:
-    # (N, K, 1, 1): a crop gives one position.
-    return scores.flatten(1).float()
+def _flat(outputs: Tensor) -> Tensor:
+    # (N, C, 1, 1): a crop gives one position.
+    return outputs.flatten(1).float()
 
 
 def _channels_last(images: Tensor) -> Tensor:

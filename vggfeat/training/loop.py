@@ -15,12 +15,12 @@ from vggfeat.training.checkpoints import Checkpoint
 from vggfeat.training.distributed import World, open_world
 from vggfeat.training.feed import Feed, PictureFeed
 from vggfeat.training.folder import RunFolder
-from vggfeat.training.initialisation import first_weights
 from vggfeat.training.learner import Learner
 from vggfeat.training.running import Running
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Hooks, Outcome, State
 from vggfeat.training.stopping import Stopped
+from vggfeat.training.task import Classification, Task
 from vggfeat.weights import Backbone
 
 
@@ -70,26 +70,29 @@ def train(
     """
     with open_world(run.device, os.environ) as world, Decoder(run.workers, decode) as decoder:
         feed = PictureFeed(data, recipe, world, decoder)
-        return learn(recipe, feed, out, world=world, started_from=started_from, resume=resume, run=run, hooks=hooks)
+        task = Classification(recipe, feed.classes, started_from)
+        return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
 
 
 def learn(
-    recipe: Recipe,
+    task: Task,
     feed: Feed,
     out: Path,
     *,
     world: World,
-    started_from: Backbone | None = None,
     resume: bool = False,
     run: RunSettings = RunSettings(),  # noqa: B008  frozen
     hooks: Hooks = Hooks(),  # noqa: B008  frozen
     files: Files = DISK,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train on what any `Feed` hands out; otherwise as `train`.
+    """Train for any `Task` on what any `Feed` hands out; otherwise as `train`.
 
     Parameters
     ----------
+    task : Task
+    feed : Feed
+        Its targets are of the task.
     world : World
         The processes of the run.
     files : Files
@@ -97,8 +100,8 @@ def learn(
     clock : callable
         Seconds, for rates.
     """
-    model, notes = first_weights(recipe, feed.classes, started_from)
-    identity = _identity(recipe, feed, started_from)
+    model, notes = task.first_weights()
+    identity = _identity(task, feed)
     folder = RunFolder(out, files)
     with ExitStack() as stack:
         stack.callback(folder.close)
@@ -111,8 +114,8 @@ def learn(
             return found.about["state"] if found else None, damaged
 
         told, damaged = world.once(begin)
-        state = State.read(told) if told else State()
-        running = Running(recipe, feed, run, hooks, world, folder, state, identity, clock)
+        state = State.read(told, task.read_validation) if told else State()
+        running = Running(task, feed, run, hooks, world, folder, state, identity, clock)
         stack.callback(running.close)
         for note in damaged if told else notes:
             running.note(note)
@@ -120,17 +123,18 @@ def learn(
             mean = feed.prepare(out, running.measuring)
         except Stopped:
             return running.outcome(None)
-        learner = Learner(model, recipe, run, world, held[0].tensors if held else None, running.note)
+        learner = Learner(model, task, run, world, held[0].tensors if held else None, running.note)
         held.clear()
         return running.to_the_end(learner, mean)
 
 
-def _identity(recipe: Recipe, feed: Feed, started_from: Backbone | None) -> dict[str, Any]:
+def _identity(task: Task, feed: Feed) -> dict[str, Any]:
     # A longer run begins as a shorter one does, so the number of steps may be another when it is gone on with.
-    told = {name: value for name, value in recipe.describe().items() if name != "max_steps"}
+    told = {name: value for name, value in task.recipe.describe().items() if name != "max_steps"}
     return {
         "format": 1,
         "recipe": told,
         "data": {**feed.fingerprint, "classes": len(feed.classes)},
-        "started_from": started_from.sha256 if started_from else None,
+        "started_from": task.started_from.sha256 if task.started_from else None,
+        **task.facts,
     }

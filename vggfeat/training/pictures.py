@@ -4,7 +4,7 @@ n = pictures of a batch that are this process's share, C = side of the crop.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import count, islice, tee
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -19,11 +19,10 @@ from vggfeat.images.decoding import Picture, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import LabelledPictures
 from vggfeat.training.ahead import Ahead
-from vggfeat.training.augmentation import GROUP_BYTES, Group, group, place_crops, resample
+from vggfeat.training.augmentation import GROUP_BYTES, Crops, Group, group, place_crops, resample
 from vggfeat.training.draws import CropSettings, Draws, Order, centred, draw, share
+from vggfeat.training.labels import ClassLabels, Labels
 
-UNREADABLE = -100
-"""Target of a picture that can't be read: what `torch.nn.functional.cross_entropy` passes over."""
 MOST_UNREADABLE = 0.01
 """Share of pictures that may be unreadable before training stops."""
 LEAST_SEEN = 1000
@@ -46,9 +45,9 @@ class Batch(NamedTuple):
     """Number of the batch, from 0; in training the number of updates before it."""
     images: Tensor
     """(n, 3, C, C) float32 on the device, in channels-last order in memory: RGB, 0 to 255, plus the colour shift, minus
-    the mean pixel. All zeros where the target is `UNREADABLE`."""
+    the mean pixel. All zeros where the target is `NO_TARGET`."""
     targets: Tensor
-    """(n,) int64 on the device: numbers of classes, or `UNREADABLE`."""
+    """On the device: (n,) int64 numbers of classes, or `NO_TARGET`, unless other `Labels` were given."""
     waited: float
     """Seconds that the taker waited for it, because decoding was behind."""
 
@@ -72,8 +71,9 @@ class _Batches:
 
     def __init__(
         self, pictures: LabelledPictures, plan: Iterator[_Work], *, side: int, reduced: bool, mean: ArrayLike,
-        colours: ArrayLike | None, device: str | torch.device, decoder: Decoder, ahead: int,
+        colours: ArrayLike | None, device: str | torch.device, decoder: Decoder, ahead: int, labels: Labels | None,
     ) -> None:  # fmt: skip
+        self._labels = labels or ClassLabels(pictures.targets)
         self._pictures, self._side, self._reduced = pictures, side, reduced
         self._mean = np.asarray(mean, dtype=np.float64)
         self._colours = np.zeros((3, 3)) if colours is None else np.asarray(colours, dtype=np.float64)
@@ -122,31 +122,31 @@ class _Batches:
             yield Request(file, (None,), span, scale if self._reduced else None)
 
     def _prepared(self, work: _Work, answers: list[Picture | PictureError]) -> _Prepared:
-        targets = self._pictures.targets[work.rows]
-        for number, answer in enumerate(answers):
+        for row, answer in zip(work.rows.tolist(), answers, strict=True):
             if isinstance(answer, PictureError):
-                targets[number] = UNREADABLE
-                self._pass_over(int(work.rows[number]), answer)
+                self._pass_over(row, answer)
         self.seen += len(answers)
         first = next(iter(self._named.values()), None)
         check_readable(str(self._pictures.root), self.seen, self.passed_over, first)
-        good = np.flatnonzero(targets != UNREADABLE)
-        pictures = [answer.regions[0] for answer in answers if isinstance(answer, Picture)]
+        good = np.flatnonzero([isinstance(answer, Picture) for answer in answers])
+        pictures = [answer for answer in answers if isinstance(answer, Picture)]
+        crops = place_crops(work.draws.part(good), _sizes(one.regions[0].shape for one in pictures), self._side)
+        targets = self._labels.unreadable(len(answers))
+        targets[good] = self._labels.of(work.rows[good], _sizes(one.size for one in pictures), crops)
         shift = work.draws.alphas @ self._colours.T - self._mean
         prepared = _Prepared(
             step=work.step,
             targets=self._pinned(torch.from_numpy(targets)),
             shift=self._pinned(torch.from_numpy(shift).float()),
-            groups=self._grouped(pictures, good, work.draws.part(good)),
+            groups=self._grouped([one.regions[0] for one in pictures], good, crops),
             images=None,
         )
         # On the CPU resampling is done ahead as well; a GPU gets it in the order of its steps.
         return prepared if self._cuda else prepared._replace(groups=[], images=self._finished(prepared))
 
-    def _grouped(self, pictures: list[NDArray[np.uint8]], numbers: NDArray[np.int64], draws: Draws) -> list[Group]:
-        sizes = np.array([picture.shape[:2] for picture in pictures], dtype=np.int64).reshape(-1, 2)
+    def _grouped(self, pictures: list[NDArray[np.uint8]], numbers: NDArray[np.int64], crops: Crops) -> list[Group]:
         # On a CPU one picture at a time is fastest, because it stays in the cache.
-        groups = group(pictures, place_crops(draws, sizes, self._side), most=GROUP_BYTES if self._cuda else 1)
+        groups = group(pictures, crops, most=GROUP_BYTES if self._cuda else 1)
         in_batch = torch.from_numpy(numbers)
         return [one._replace(rows=in_batch[one.rows]).each(self._pinned) for one in groups]
 
@@ -172,6 +172,10 @@ class _Batches:
     def _pass_over(self, row: int, error: PictureError) -> None:
         self.passed_over += 1
         self._named.setdefault(row, named(self._pictures.paths[row], error))
+
+
+def _sizes(shapes: Iterable[tuple[int, ...]]) -> NDArray[np.int64]:
+    return np.array([shape[:2] for shape in shapes], dtype=np.int64).reshape(-1, 2)
 
 
 def named(path: str, error: PictureError) -> Unreadable:
@@ -225,6 +229,8 @@ class TrainingBatches(_Batches):
         May serve others at the same time; close it after the batches.
     ahead : int
         Batches that may wait.
+    labels : Labels, optional
+        None for the classes of the list.
 
     Raises
     ------
@@ -235,7 +241,7 @@ class TrainingBatches(_Batches):
     def __init__(
         self, pictures: LabelledPictures, crops: CropSettings, *, mean: ArrayLike, colours: ArrayLike | None, seed: int,
         batch: int, rank: int = 0, world: int = 1, first_step: int = 0, device: str | torch.device = "cpu",
-        decoder: Decoder, ahead: int = 2,
+        decoder: Decoder, ahead: int = 2, labels: Labels | None = None,
     ) -> None:  # fmt: skip
         order, part = Order(len(pictures), seed), share(batch, rank, world)
 
@@ -246,7 +252,7 @@ class TrainingBatches(_Batches):
 
         super().__init__(
             pictures, plan(), side=crops.side, reduced=crops.reduced, mean=mean, colours=colours, device=device,
-            decoder=decoder, ahead=ahead,
+            decoder=decoder, ahead=ahead, labels=labels,
         )  # fmt: skip
 
 
@@ -264,21 +270,21 @@ class ValidationBatches(_Batches):
         Pictures in a batch of this process; the last may be smaller.
     reduced : bool
         As in `CropSettings`.
-    mean, rank, world, device, decoder, ahead
+    mean, rank, world, device, decoder, ahead, labels
         As for `TrainingBatches`; the share is a contiguous part of the whole list.
     """
 
     def __init__(
         self, pictures: LabelledPictures, scale: int, *, side: int = 224, mean: ArrayLike, batch: int = 256,
         rank: int = 0, world: int = 1, reduced: bool = True, device: str | torch.device = "cpu", decoder: Decoder,
-        ahead: int = 2,
+        ahead: int = 2, labels: Labels | None = None,
     ) -> None:  # fmt: skip
         rows = np.arange(len(pictures))[share(len(pictures), rank, world)]
         parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         self._count = len(parts)
         super().__init__(
             pictures, (_Work(step, part, centred(scale, len(part))) for step, part in enumerate(parts)), side=side,
-            reduced=reduced, mean=mean, colours=None, device=device, decoder=decoder, ahead=ahead,
+            reduced=reduced, mean=mean, colours=None, device=device, decoder=decoder, ahead=ahead, labels=labels,
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -16,12 +16,13 @@ from vggfeat.training.curves import draw_curves
 from vggfeat.training.distributed import World
 from vggfeat.training.feed import Feed
 from vggfeat.training.folder import RunFolder
-from vggfeat.training.learner import NO_TARGET, Learner
+from vggfeat.training.learner import Learner
 from vggfeat.training.log import Log, read_log
 from vggfeat.training.pictures import Batch
-from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.settings import RunSettings
 from vggfeat.training.state import Hooks, Outcome, State, Sums, Validation
 from vggfeat.training.stopping import Stopped
+from vggfeat.training.task import Task
 from vggfeat.weights import save_weights
 
 SECONDS_BETWEEN_CURVES = 60.0
@@ -32,7 +33,7 @@ class Running:
 
     Parameters
     ----------
-    recipe, feed, run, hooks, world, clock
+    task, feed, run, hooks, world, clock
         As for `vggfeat.training.loop.learn`.
     folder : RunFolder
         Taken already.
@@ -46,7 +47,7 @@ class Running:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         feed: Feed,
         run: RunSettings,
         hooks: Hooks,
@@ -56,9 +57,10 @@ class Running:
         identity: dict[str, Any],
         clock: Callable[[], float],
     ) -> None:
-        self.recipe, self.feed, self.run, self.hooks, self.world = recipe, feed, run, hooks, world
+        self.task, self.feed, self.run, self.hooks, self.world = task, feed, run, hooks, world
         self.folder, self.state, self.identity, self.clock = folder, state, identity, clock
-        self.every = recipe.steps_between_validations(feed.pictures)
+        self.recipe = task.recipe
+        self.every = self.recipe.steps_between_validations(feed.pictures)
         self.resumed, self.saved = state.step, state
         self.begun = self.drawn = clock()
         self.notes: list[str] = []
@@ -167,7 +169,7 @@ class Running:
         figures = {
             "epoch": self._epoch,
             "loss": sums.loss / pictures,
-            "top1_error": 1 - sums.hits / pictures,
+            next(iter(self.task.errors)): 1 - sums.hits / pictures,
             "lr": self.learning_rate,
             "images_per_s": self.timed * self.recipe.batch / seconds,
             "waiting": min(1.0, self.waited / seconds),
@@ -200,11 +202,11 @@ class Running:
         found = self._validate()
         if found is None:
             return False
-        plateau = self.state.plateau if last else self.state.plateau.after(1 - found.top1_error, self.recipe)
+        plateau = self.state.plateau if last else self.state.plateau.after(1 - found.error, self.recipe)
         self.state = replace(self.state, validation=found, plateau=plateau)
         if self.log is not None:
-            figures = {"epoch": self._epoch, "top1_error": found.top1_error, "top5_error": found.top5_error}
-            self.log.write("validation", self.state.step, {**figures, "pictures": found.pictures})
+            figures = {"epoch": self._epoch, **found.figures, "pictures": found.pictures}
+            self.log.write("validation", self.state.step, figures)
             if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
                 self._draw()
         self.since += self.clock() - start
@@ -212,34 +214,29 @@ class Running:
         return True
 
     def _validate(self) -> Validation | None:
-        """Classify the validation pictures; None if it was stopped."""
-        # Hits, hits among five, pictures, processes that were stopped.
-        sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        """Rate what the net says of the validation pictures; None if it was stopped."""
+        # The last is the number of processes that were stopped.
+        sums = torch.zeros(len(self.task.rated) + 1, dtype=torch.float64, device=self.world.device)
         shown = 0
         with self.feed.validation() as batches:
             for batch in batches:
-                sums[:3] += _hits(self.learner.scores(batch.images), batch.targets)
+                sums[:-1] += self.task.rate(self.learner.outputs(batch.images), batch.targets)
                 shown += len(batch.targets) * self.world.size
                 if self.world.first:
                     text = f"validating: {min(shown, self.feed.validation_pictures)} of {self.feed.validation_pictures}"
                     self.hooks.progress(self.state.step, self.recipe.max_steps, text)
                 if self.hooks.stop():
-                    sums[3] += 1
+                    sums[-1] += 1
                     break
-        hits, among_five, pictures, stopped = self.world.sum(sums).tolist()
+        *rated, stopped = self.world.sum(sums).tolist()
         if stopped:
             return None
-        if not pictures:
+        if not rated[-1]:
             raise TrainingError(
                 f"step {self.state.step}: expected validation pictures, found none that can be read; mend them, then "
                 "go on with --resume"
             )
-        return Validation(
-            step=self.state.step,
-            top1_error=1 - hits / pictures,
-            top5_error=1 - among_five / pictures,
-            pictures=int(pictures),
-        )
+        return self.task.validation(self.state.step, rated)
 
     def _save(self) -> None:
         """Write a checkpoint, unless this very state has one."""
@@ -262,19 +259,21 @@ class Running:
     def _write_weights(self, path: Path, mean: tuple[float, ...]) -> None:
         found = self.state.validation
         told = {
-            **self.identity,
+            **{name: value for name, value in self.identity.items() if name not in self.task.facts},
             "step": self.state.step,
             "precision": self.learner.precision,
             "pictures": self.feed.pictures,
             "validation": None if found is None else asdict(found),
             "validation_scale": self.recipe.validation_scale,
         }
-        save_weights(path, self.learner.model, mean=mean, classes=self.feed.classes, training=told)
+        facts = {**self.task.facts, "training": told}
+        save_weights(path, self.learner.model, mean=mean, classes=self.task.channels, **facts)
 
     def _draw(self) -> None:
         self.drawn = self.clock()
         title = f"net {self.recipe.net}, S = {' to '.join(str(s) for s in sorted(set(self.recipe.scale)))}"
-        self.folder.write("curves.png", draw_curves(list(read_log(self.folder.path / "log.jsonl")), title))
+        lines = list(read_log(self.folder.path / "log.jsonl"))
+        self.folder.write("curves.png", draw_curves(lines, title, self.task.errors))
 
     def outcome(self, weights: Path | None) -> Outcome:
         """Say what the run leaves behind."""
@@ -290,11 +289,3 @@ class Running:
             unreadable=self.folder.add_unreadable(unreadable) if self.world.first else tuple(unreadable),
             notes=tuple(self.notes),
         )
-
-
-def _hits(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return hits, hits among the five highest scores, and pictures, (3,) float64."""
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    found = (best == targets[:, None]) & (targets != NO_TARGET)[:, None]
-    counts = torch.stack([found[:, 0].sum(), found.any(1).sum(), (targets != NO_TARGET).sum()])
-    return counts.double()

@@ -1,7 +1,7 @@
 """Where a run stands, what it tells while it works, and what it leaves behind."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,9 @@ class Sums(NamedTuple):
 
     loss: float = 0.0
     hits: float = 0.0
-    """Pictures whose class had the highest score, dropout included."""
+    """Pictures that the net was right about, dropout included."""
     pictures: float = 0.0
-    """That could be read."""
+    """That count."""
 
     def plus(self, other: "Sums") -> "Sums":
         """Return both together."""
@@ -24,15 +24,21 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What a validation has shown."""
+    """What a validation has shown; each task adds its figures, the first being the error that decides."""
 
     step: int
-    top1_error: float
-    """Share of the pictures whose class does not have the highest score."""
-    top5_error: float
-    """Share of the pictures whose class is not among the five highest scores."""
     pictures: int
     """That could be read."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the task has added."""
+        return {name: value for name, value in asdict(self).items() if name not in ("step", "pictures")}
+
+    @property
+    def error(self) -> float:
+        """From 0 to 1: what must improve, or else the learning rate drops."""
+        return next(iter(self.figures.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +54,14 @@ class State:
     """The last one."""
 
     @classmethod
-    def read(cls, told: dict[str, Any]) -> "State":
-        """Return the state that `asdict` has made ready for JSON."""
+    def read(cls, told: dict[str, Any], validation: Callable[[dict[str, Any]], Validation]) -> "State":
+        """Return the state that `asdict` has made ready for JSON; `validation` does so for its part."""
         last = told["validation"]
         return cls(
             step=told["step"],
             plateau=Plateau(**told["plateau"]),
             sums=Sums(*told["sums"]),
-            validation=None if last is None else Validation(**last),
+            validation=None if last is None else validation(last),
         )
 
 

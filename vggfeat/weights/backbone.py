@@ -84,7 +84,10 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str,
             verb = "misses" if name not in found else "has an unexpected"
             raise WeightsError(f"{path}: {verb} tensor {name}; it is of another network or damaged")
         if tuple(expected[name].shape) != found[name]:
-            raise WeightsError(f"{path}: {name}: expected shape {tuple(expected[name].shape)}, found {found[name]}")
+            raise WeightsError(
+                f"{path}: {name}: expected shape {tuple(expected[name].shape)}, found {found[name]}; "
+                "it is of another network or damaged"
+            )
 
 
 def fill(path: Path, model: VGG, tensors: Mapping[str, Tensor]) -> None:

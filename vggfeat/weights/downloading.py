@@ -92,7 +92,8 @@ class Download:
             If the disk fails.
         """
         opener = _opener()
-        best, failures = self.have, 0
+        # What came from elsewhere is only given up for an answer from here.
+        best, failures = self.have if self._noted(address) is not None else 0, 0
         while True:
             try:
                 return self._attempt(opener, address)
@@ -105,10 +106,8 @@ class Download:
 
     def _attempt(self, opener: urllib.request.OpenerDirector, address: str) -> None:
         version = self._noted(address)
-        if self.have and version is None:
-            self.restart()
         request = urllib.request.Request(address, headers={"User-Agent": "vggfeat", "Accept-Encoding": "identity"})
-        if self.have:
+        if self.have and version is not None:
             request.add_header("Range", f"bytes={self.have}-")
             if version:
                 request.add_header("If-Range", version)

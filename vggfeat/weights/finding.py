@@ -20,7 +20,7 @@ BUNDLED = "small"
 
 # Loaded when they are needed: each brings a library of its own.
 _READERS = {
-    "timm": ("vggfeat.weights.timm", "load_timm"),
+    "timm": ("vggfeat.weights.torchvision", "load_timm"),
     "pytorch": ("vggfeat.weights.torchvision", "load_torchvision"),
     "keras": ("vggfeat.weights.keras", "load_keras"),
     "matconvnet": ("vggfeat.weights.matconvnet", "load_matconvnet"),

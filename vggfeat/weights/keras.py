@@ -26,6 +26,7 @@ _DEPTH = 6
 _FC = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 _MODELS = ("Model", "Functional", "Sequential")
 _KINDS = ("InputLayer", "Conv2D", "Convolution2D", "ZeroPadding2D", "MaxPooling2D", "Flatten", "Dense", "Dropout")
+_ACTIVATIONS = (None, "linear", "relu", "softmax")
 _HARMLESS = frozenset((*_MODELS, *_KINDS, "Activation", "ReLU", "Softmax"))
 
 
@@ -57,7 +58,10 @@ def load_keras(path: Path) -> Backbone:
     except StoreError as error:
         raise WeightsError(f"{error}; it is damaged, or not a file of Keras") from None
     except Exception as error:  # h5py lets OSError, RuntimeError, KeyError, ValueError and others out
-        raise WeightsError(f"{path}: expected an HDF5 file of Keras, found one that can't be read ({error})") from error
+        raise WeightsError(
+            f"{path}: expected an HDF5 file of Keras, found one that can't be read ({error}); "
+            "it is damaged or cut off: take it anew"
+        ) from error
 
 
 def _import(path: Path, layers: list[_Layer]) -> Backbone:
@@ -179,18 +183,24 @@ def _layer_name(group: h5py.Group) -> str:
 
 
 def _check_config(path: Path, file: h5py.File) -> None:
-    """Look for what the weights of a whole model don't show: other layers, and another order of the axes."""
+    """Look for what the weights of a whole model don't show: other layers, or the same ones set otherwise."""
     text = file.attrs.get("model_config")
     if text is None:
         return
     for layer in _described(json.loads(text)):
-        config = layer.get("config")
-        order = config.get("data_format", config.get("dim_ordering")) if isinstance(config, dict) else None
-        if layer.get("class_name") not in _HARMLESS:
+        kind, config = layer.get("class_name"), layer.get("config")
+        if kind not in _HARMLESS:
             raise WeightsError(
-                f"{path}: expected the layers of a VGG net, found one of kind {layer.get('class_name')}, whose effect "
-                "would be lost"
+                f"{path}: expected the layers of a VGG net, found one of kind {kind}, whose effect would be lost"
             )
+        config = config if isinstance(config, dict) else {}
+        activation, padding = config.get("activation"), config.get("padding", config.get("border_mode"))
+        if activation not in _ACTIVATIONS or (kind == "MaxPooling2D" and padding not in (None, "valid")):
+            raise WeightsError(
+                f"{path}: expected the layers of a VGG net, with ReLU and poolings without padding, found a {kind} "
+                f"with activation {activation} and padding {padding}"
+            )
+        order = config.get("data_format", config.get("dim_ordering"))
         if order in ("channels_first", "th"):
             raise WeightsError(
                 f"{path}: expected channels_last, found {order}, which orders the inputs of fc6 otherwise"

@@ -38,7 +38,8 @@ _NUMBERS = {
 }  # fmt: skip
 _OTHERS = {3: "object", 5: "sparse", 16: "function handle", 17: "object"}
 _MOST_AXES = 32
-_LONGEST_NAME = 64
+_LONGEST_NAME, _MOST_NAMES = 64, 1000
+"""Of the fields of a struct; a layer has some ten."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def _variables(path: Path, file: BinaryIO, size: int, wanted: Collection[str]) -
             stream = _Stream(path, inflated.read, MOST_INFLATED * length + _ALLOWANCE)
             kind, length, _ = stream.tag()
         if kind == _MATRIX and length:
-            head = _Head(stream, count)
+            head = _Head(stream)
+            if head.name in found:  # each may inflate to far more than it takes in the file
+                raise stream.damaged(f"two variables {head.name}")
             if head.name in wanted:
                 found[head.name] = _value(stream, head, count, 1)
                 if inflated and not inflated.ends():
@@ -206,8 +209,7 @@ class _Stream:
 class _Head:
     """What stands before the content of an array: its class, shape and name."""
 
-    def __init__(self, stream: _Stream, count: Iterator[int]) -> None:
-        _count(stream, count)
+    def __init__(self, stream: _Stream) -> None:
         flags = stream.element()[1]
         if len(flags) != 8:
             raise stream.damaged(f"{len(flags)} bytes of flags")
@@ -221,13 +223,12 @@ class _Head:
 
 
 def _array(stream: _Stream, count: Iterator[int], depth: int) -> Any:
+    _count(stream, count)
     kind, length, _ = stream.tag()
     if kind != _MATRIX or length > stream.left:
         raise stream.damaged(f"an element of type {kind} with {length} bytes in the place of an array")
     end = stream.left - length
-    value = (
-        _value(stream, _Head(stream, count), count, depth) if length else Numbers("double", (0, 0), "u1", bytearray())
-    )
+    value = _value(stream, _Head(stream), count, depth) if length else Numbers("double", (0, 0), "u1", bytearray())
     if stream.left < end:
         raise stream.damaged(f"an array longer than its {length} bytes")
     stream.skip(stream.left - end)
@@ -254,10 +255,10 @@ def _value(stream: _Stream, head: _Head, count: Iterator[int], depth: int) -> An
 
 
 def _struct(stream: _Stream, total: int, count: Iterator[int], depth: int) -> Any:
-    longest = int.from_bytes(stream.element()[1], "little")
+    longest = int.from_bytes(stream.element()[1][:8], "little")
     names = stream.element()[1]
-    if not 0 < longest <= _LONGEST_NAME or len(names) % longest:
-        raise stream.damaged(f"names of fields of {longest} bytes")
+    if not 0 < longest <= _LONGEST_NAME or len(names) % longest or len(names) > longest * _MOST_NAMES:
+        raise stream.damaged(f"{len(names)} bytes of names of fields of {longest} bytes each")
     fields = [names[at : at + longest].split(b"\0")[0].decode("latin-1") for at in range(0, len(names), longest)]
     if not fields:
         return []

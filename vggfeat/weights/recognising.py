@@ -33,7 +33,7 @@ _UNPACK = "unpack it and name the file in it"
 _AGAIN = "the download failed: take the file anew, for instance with vggfeat weights fetch"
 
 _CONFUSED = (
-    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS to the file, not the file", "git lfs pull"),
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS to the file, not the file", "run git lfs pull"),
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),

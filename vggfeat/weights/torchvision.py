@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vggfeat.errors import WeightsError
@@ -83,23 +84,28 @@ def load_torchvision(path: Path) -> Backbone:
         fc8.
     """
     state = _read_state(path)
-    return from_state(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__)
+    return _from_state(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__)
 
 
-def from_state(path: Path, shapes: Shapes, read: Read) -> Backbone:
-    """Make a net of the names, shapes and tensors of a state dict.
+def load_timm(path: Path) -> Backbone:
+    """Load a state dict in safetensors: timm's, or one with torchvision's names.
 
-    Parameters
-    ----------
-    path : Path
-    shapes : {name: shape}
-    read : from a name to the tensor
+    The names settle the preprocessing, as in `load_torchvision`; in timm's, fc6 is a convolution already.
 
     Raises
     ------
     WeightsError
-        If the names are of no VGG net, or a tensor is not what it should be.
+        If it is damaged or of another network.
     """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return _from_state(path, shapes, file.get_tensor)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
+
+
+def _from_state(path: Path, shapes: Shapes, read: Read) -> Backbone:
     naming, layers = _recognise(path, set(shapes))
     names = _keys(layers)
     ours = {name: _as_kernel(name, shapes[theirs]) for name, theirs in names.items()}
@@ -175,7 +181,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
         other = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
-        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file"
+        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file; take it anew"
         raise WeightsError(
             f"{path}: expected safetensors or a state dict saved by torch.save, found {reason}"
         ) from None

@@ -1,0 +1,255 @@
+"""The nearest pictures: exact whatever the settings, from any query, and refused where a cosine would mean nothing."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggfeat.cli import run
+from vggfeat.errors import ConfigError, StoreError, WeightsError
+from vggfeat.fusion.table import load_features
+from vggfeat.samples import DataSet, Task
+from vggfeat.similar import nearest, query_of_row, search
+from vggfeat.similar.querying import extract_query, net_of, row_of_picture
+from vggfeat.similar.search import DescriptorSettings
+from vggfeat.store.parts import Parts
+from vggfeat.store.reading import FeatureFile
+from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.weights import load_backbone, save_weights
+
+ROWS, FAILED = 57, (5, 30)
+SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=7)
+
+
+def write_file(path, features, failed=FAILED):
+    rows = len(features)
+    dataset = DataSet(
+        name="manifest",
+        task=Task.MULTI_LABEL,
+        classes=("cat", "dog"),
+        ids=tuple(f"id {row}" for row in range(rows)),
+        paths=tuple(f"{row}.jpg" for row in range(rows)),
+        labels=np.where(np.arange(rows)[:, None] % 3 == np.arange(2), 1, -1).astype(np.int8),
+        boxes=np.tile([1.0, 2, 3, 4], (rows, 1)),
+    )
+    status = np.array([Status.FAILED if row in failed else Status.DONE for row in range(rows)], np.uint8)
+    block = Block(
+        features=np.where(np.isin(np.arange(rows), failed)[:, None, None, None], np.nan, features).astype(np.float32),
+        status=status,
+        reasons=tuple("truncated" if row in failed else "" for row in range(rows)),
+        sizes=np.ones((rows, 2), np.int32),
+        sha256=np.stack([np.frombuffer(hashlib.sha256(f"{row}".encode()).digest(), np.uint8) for row in range(rows)]),
+    )
+    shape = Shape(scales=SHAPE.scales, regions=SHAPE.regions, channels=features.shape[3])
+    with Parts.open(path, dataset, {"net": "D"}, shape, shard_rows=rows) as parts:
+        parts.commit(0, block)
+        parts.consolidate({"net": "D", "weights": "D.safetensors", "weights_sha256": "ab" * 32})
+    return path
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    features = np.maximum(0, rng.standard_normal((ROWS, *SHAPE.dims)))
+    features[40] = features[41] = features[12]  # Three pictures alike.
+    features[8] = 0
+    features[9] = features[3]  # But for one region, of which there is nothing.
+    features[9, :, 1] = 0
+    return write_file(tmp_path_factory.mktemp("similar") / "x.h5", features)
+
+
+SETTINGS = [
+    DescriptorSettings(join=join, normalisation=normalisation, regions=regions)
+    for join in ("mean", "max", "stack")
+    for normalisation in ("blocks", "whole", "none")
+    for regions in (None, ("box",), ("box", "image"))
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: f"{one.join}-{one.normalisation}-{one.regions}")
+def test_the_ranking_is_that_of_all_descriptors(stored, settings, monkeypatch):
+    loaded = load_features(
+        stored, settings.join, normalisation=settings.normalisation, regions=settings.regions, failed="drop"
+    )
+    descriptors, rows = loaded.descriptors.astype(np.float64), [row for row in range(ROWS) if row not in FAILED]
+    lengths = np.linalg.norm(descriptors, axis=1)
+    own = rows.index(3)
+    cosines = descriptors @ descriptors[own] / np.maximum(lengths, 1e-30) / lengths[own]
+    order = [place for place in np.argsort(-cosines, kind="stable") if place != own]
+    monkeypatch.setattr(search, "SPARE", 3)
+    for block in (1, 1000, search.BLOCK_BYTES):
+        monkeypatch.setattr(search, "BLOCK_BYTES", block)
+        with FeatureFile(stored) as file:
+            row, query = query_of_row(file, "id 3", settings)
+            found = nearest(file, query, settings, top=9, without=(row,))
+        assert [one.row for one in found.nearest] == [rows[place] for place in order[:9]]
+        np.testing.assert_allclose([one.cosine for one in found.nearest], cosines[order[:9]], atol=1e-6)
+        assert (found.rows, found.failed) == (ROWS - len(FAILED) - 1, len(FAILED))
+
+
+def test_equal_pictures_come_in_the_order_of_their_rows(stored):
+    with FeatureFile(stored) as file:
+        _, query = query_of_row(file, "id 12", DescriptorSettings())
+        found = nearest(file, query, top=3)
+    assert [one.row for one in found.nearest] == [12, 40, 41]
+    assert all(one.cosine == pytest.approx(1, abs=1e-6) and one.cosine <= 1 for one in found.nearest)
+    assert [one.id for one in found.nearest] == ["id 12", "id 40", "id 41"]
+    assert found.nearest[0].path == "12.jpg"
+    assert found.nearest[0].box == (1, 2, 3, 4)
+
+
+def test_more_than_there_are_gives_all_and_no_failed_one(stored):
+    with FeatureFile(stored) as file:
+        row, query = query_of_row(file, "id 3", DescriptorSettings())
+        found = nearest(file, query, top=1000, without=(row,))
+    assert sorted(one.row for one in found.nearest) == sorted(set(range(ROWS)) - {*FAILED, 3})
+    assert next(one for one in found.nearest if one.row == 8).cosine == 0, "a picture without any feature is like none"
+
+
+def test_only_a_block_of_rows_is_in_memory_at_a_time(stored, monkeypatch):
+    taken, read = [], FeatureFile.read
+
+    def spy(file, rows=None):
+        taken.append(len(rows))
+        return read(file, rows)
+
+    monkeypatch.setattr(FeatureFile, "read", spy)
+    monkeypatch.setattr(search, "BLOCK_BYTES", 10 * SHAPE.row_bytes)
+    monkeypatch.setattr(search, "SPARE", 2)
+    with FeatureFile(stored) as file:
+        _, query = query_of_row(file, "id 3", DescriptorSettings())
+        nearest(file, query, top=4)
+    assert max(taken) == 10
+    assert taken[-1] == 6, "those kept for the exact ranking"
+
+
+def test_what_is_refused(stored, tmp_path):
+    with FeatureFile(stored) as file:
+        with pytest.raises(StoreError, match="expected a sample 'id 99', found none of this name, nor a picture file"):
+            query_of_row(file, "id 99", DescriptorSettings())
+        with pytest.raises(StoreError, match="expected features of 'id 5', found none, because: truncated"):
+            query_of_row(file, "id 5", DescriptorSettings())
+        with pytest.raises(ConfigError, match="regions: expected some of image, box"):
+            query_of_row(file, "id 3", DescriptorSettings(regions=("face",)))
+        for query in (np.zeros(14, np.float32), np.full(14, np.nan, np.float32)):
+            with pytest.raises(ConfigError, match="it has no direction"):
+                nearest(file, query)
+        with pytest.raises(ConfigError, match="expected a descriptor of 14 values"):
+            nearest(file, np.ones(15, np.float32))
+        with pytest.raises(ConfigError, match="top: expected at least 1, found 0"):
+            nearest(file, np.ones(14, np.float32), top=0)
+
+
+def test_a_damaged_file_gives_no_answer(stored, tmp_path):
+    data = bytearray(stored.read_bytes())
+    with FeatureFile(stored) as file:
+        place = file.features.id.get_offset() + 4 * 10
+    data[place] ^= 1
+    (tmp_path / "x.h5").write_bytes(data)
+    with FeatureFile(tmp_path / "x.h5") as file, pytest.raises(StoreError, match="expected a sound feature file"):
+        nearest(file, np.ones(14, np.float32))
+
+
+# --- from pictures to pages, with a net
+
+
+NET = "random:A:0:0.03125"
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """Eight pictures in two folders, their features, and one of them once more as a PNG."""
+    root = tmp_path_factory.mktemp("extracted")
+    rng = np.random.default_rng(2)
+    for row in range(8):
+        target = root / "p" / ("<b>cat" if row % 2 else "dog") / f"{row}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((240, 230), Image.Resampling.NEAREST).save(target)
+    words = ["extract", "--dataset", "folder", "--root", str(root / "p"), "--weights", NET, "--scales", "224"]
+    assert run([*words, "--out", str(root / "x.h5"), "--device", "cpu", "--workers", "0", "--quiet"]) == 0
+    Image.open(root / "p" / "dog" / "2.png").save(root / "again.bmp")
+    return root
+
+
+def told(capsys, words):
+    assert run(words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_picture_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, capsys):
+    file, again = str(extracted / "x.h5"), extracted / "again.bmp"
+    by_id = told(capsys, ["similar", file, "--query", "dog/2.png", "--json"])
+    by_bytes = told(capsys, ["similar", file, "--query", str(extracted / "p" / "dog" / "2.png"), "--json"])
+    assert by_bytes["query_id"] == by_id["query_id"] == "dog/2.png"
+    assert by_bytes["nearest"] == by_id["nearest"]
+    assert "dog/2.png" not in [one["id"] for one in by_id["nearest"]]
+    assert (by_id["rows"], len(by_id["nearest"])) == (7, 7)
+    by_pixels = told(capsys, ["similar", file, "--query", str(again), "--top", "3", "--json", "--device", "cpu"])
+    assert by_pixels["query_id"] is None
+    assert by_pixels["nearest"][0]["id"] == "dog/2.png"
+    assert by_pixels["nearest"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert [one["id"] for one in by_pixels["nearest"][1:]] == [one["id"] for one in by_id["nearest"][:2]]
+    assert list(by_id) == [
+        "file", "query", "query_id", "measure", "join", "normalisation", "regions", "rows", "failed", "nearest",
+    ]  # fmt: skip
+    assert list(by_id["nearest"][0]) == ["rank", "id", "path", "cosine", "classes", "box"]
+
+
+def test_the_list_is_plain(extracted, capsys):
+    assert run(["similar", str(extracted / "x.h5"), "--query", "dog/2.png", "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "cosine", "id", "classes"]
+    assert len(lines) == 1 + 2 + 1
+    assert lines[3] == "7 pictures compared"
+
+
+def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys):
+    from page_runs import Parsed
+
+    page = tmp_path / "new" / "like.html"
+    words = ["similar", str(extracted / "x.h5"), "--query", str(extracted / "again.bmp"), "--out", str(page)]
+    assert run([*words, "--pictures", str(extracted / "p"), "--device", "cpu"]) == 0
+    parsed = Parsed(page.read_bytes())
+    assert len(parsed.attributes("img", "src")) == 1 + 8
+    assert "b" not in parsed.tags()
+    assert [text for text in parsed.texts("span") if "<b>cat/" in text]
+    assert capsys.readouterr().out.endswith(f"{page}\n")
+    assert run([*words[:4], "--pictures", str(extracted / "p")]) == 2
+
+
+def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGFEAT_WEIGHTS", str(tmp_path))
+    with FeatureFile(extracted / "x.h5") as file:
+        assert net_of(file).sha256 == file.provenance["weights_sha256"]
+        assert net_of(file, NET).sha256 == file.provenance["weights_sha256"]
+        with pytest.raises(WeightsError, match=r"random:A:1:0.03125: expected the weights that .*x\.h5 was made with"):
+            net_of(file, "random:A:1:0.03125")
+    model = load_backbone(NET).model
+    save_weights(tmp_path / "other-name.safetensors", model, mean=(1, 2, 3))
+    save_weights(tmp_path / "another.safetensors", model, mean=(1, 2, 4))
+    sha = hashlib.sha256((tmp_path / "other-name.safetensors").read_bytes()).hexdigest()
+    with FeatureFile(extracted / "x.h5") as file:
+        file.provenance = file.provenance | {"weights": "gone.safetensors", "weights_sha256": sha}
+        assert net_of(file).mean == (1, 2, 3)
+        file.provenance = file.provenance | {"weights_sha256": "00" * 32}
+        with pytest.raises(WeightsError, match="found none of this SHA-256; give them with --weights"):
+            net_of(file)
+
+
+def test_a_picture_alone_has_no_box(stored, extracted):
+    with FeatureFile(stored) as file, pytest.raises(ConfigError, match="a picture alone has no box"):
+        extract_query(file, extracted / "again.bmp", load_backbone(NET))
+
+
+def test_what_is_no_picture_or_not_to_be_read_is_refused(stored, extracted, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    with FeatureFile(extracted / "x.h5") as file:
+        with pytest.raises(StoreError, match=r"x\.jpg: expected a picture to look for, found: unrecognised"):
+            extract_query(file, tmp_path / "x.jpg", load_backbone(NET))
+        with pytest.raises(StoreError, match="expected a picture, found: Is a directory"):
+            row_of_picture(file, tmp_path)
+    with FeatureFile(stored) as file, pytest.raises(StoreError, match="one that doesn't \\('layer'\\)"):
+        extract_query(file, extracted / "again.bmp", load_backbone(NET), regions=("image",))

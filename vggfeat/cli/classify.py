@@ -1,0 +1,171 @@
+"""`vggfeat classify`: validation pictures and nets in, top-1 and top-5 errors out; or saved posteriors in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.types import Numbers, make_folder
+from vggfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vggfeat.report.classification import Pace
+    from vggfeat.samples import ClassificationSet
+
+MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
+LONGEST_TABLE = 40
+"""Classes that are printed."""
+
+
+@click.command()
+@click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
+@click.option("--data", "root", type=click.Path(path_type=Path), metavar="ROOT",
+              help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
+@click.option("--posteriors", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+              help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
+@click.option("--mode", type=click.Choice(list(MODES)), default="dense", show_default=True,
+              help="Centre crop; whole pictures; 5x5 crops; or the last two averaged.")  # fmt: skip
+@click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the net's S]")
+@click.option("--softmax", type=click.Choice(["after", "before"]), default="after", show_default=True,
+              help="After the spatial average of dense class scores, or before it.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("classified"), show_default=True, metavar="DIR",
+              help="Folder for posteriors and results.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
+              help="How pictures are rescaled.")  # fmt: skip
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
+@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
+@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
+@click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
+@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
+@click.option("--overwrite", is_flag=True, help="Replace posteriors of other settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def classify(
+    weights: tuple[str, ...],
+    root: Path | None,
+    files: tuple[Path, ...],
+    mode: str,
+    scales: tuple[int, ...] | None,
+    out: Path,
+    allow_failed: int,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> int:
+    """Measure top-1 and top-5 errors on the validation pictures, as in Sections 3.2 and 4 of the VGG paper.
+
+    Posteriors are averaged over mirrors or crops, then over scales, then over modes, then over nets. Those of every
+    net and mode are kept in DIR, an HDF5 file each, in which every scale has its own; a run that was stopped goes on
+    when the same command is given again. With --posteriors, saved ones are fused without running a net, and --scales
+    picks some of theirs. DIR also receives results.json, table.txt, classes.csv and confusions.csv.
+
+    \b
+    Examples:
+      vggfeat classify --weights D.safetensors --data ILSVRC --mode both --scales 256,384,512 --out D
+      vggfeat classify --posteriors D/D-0a1b2c3d-dense.h5 --posteriors E/E-4e5f6a7b-dense.h5 --out DE
+      vggfeat classify --posteriors D/D-0a1b2c3d-dense.h5 --scales 384 --out D-384
+
+    \b
+    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    """
+    if not weights and not files:
+        raise ConfigError("--weights: expected a net with --data, or --posteriors, found neither; give one of them")
+    if (root is None) != (not weights):
+        raise ConfigError("--data: expected together with --weights, found one without the other; give both or none")
+    import json
+
+    from vggfeat.classification import evaluate, fuse
+    from vggfeat.report.classification import results_json, text_table, write_classification
+
+    make_folder(out)
+    new, paces, notes = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else ([], [], [])
+    fused = fuse([*files, *new], scales=scales)
+    found = evaluate(fused)
+    written = write_classification(fused, found, out, paces=paces, notes=notes)
+    if as_json:
+        click.echo(json.dumps(results_json(fused, found, paces=paces, notes=notes), indent=2))
+    else:
+        click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE))
+        for pace in paces:
+            click.echo(_pace_line(pace))
+        click.echo(f"{out}: {', '.join(path.name for path in [*new, *written])}")
+    return 3 if len(fused.failed) > allow_failed else 0
+
+
+def _run_nets(
+    weights: tuple[str, ...], root: Path, out: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
+    chosen: dict[str, Any],
+) -> tuple[list[Path], list["Pace"], list[str]]:  # fmt: skip
+    """Write the posteriors of every net and mode; return their files, how fast it went, and what is to be said."""
+    from vggfeat.classification.caching import match_classes
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.report.classification import Pace
+    from vggfeat.weights import load_backbone
+
+    data = ilsvrc.read(root)
+    nets = {}
+    # All nets are looked at before the first is run, which may take hours.
+    for spec in weights:
+        backbone = load_backbone(spec)
+        match_classes(backbone, data.classes)
+        if backbone.sha256 in nets:
+            raise ConfigError(f"--weights: expected each net once, found that of {spec} twice; leave one out")
+        nets[backbone.sha256] = backbone
+    files, paces, notes = [], [], []
+    for sha256, backbone in nets.items():
+        for one in MODES[mode]:
+            file = out / f"{backbone.model.config}-{sha256[:8]}-{one}.h5"
+            summary = _run_net(data, backbone, file, one, scales, quiet, chosen)
+            files.append(file)
+            paces.append(Pace(file.name, summary.total - summary.resumed, summary.seconds))
+            notes += [f"{file.name}: {note}" for note in summary.notes]
+    return files, paces, notes
+
+
+def _run_net(
+    data: "ClassificationSet", backbone: Any, file: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
+    chosen: dict[str, Any],
+) -> Any:  # fmt: skip
+    from vggfeat.caching import CacheSettings
+    from vggfeat.classification.caching import cache_posteriors, default_scales
+    from vggfeat.classification.posteriors import PosteriorSettings
+    from vggfeat.cli.progress import Progress
+    from vggfeat.devices import default_device, default_workers
+    from vggfeat.images.decoding import DecodeSettings
+
+    bound, limits = ({name: chosen[name]} if chosen[name] else {} for name in ("batch_pixels", "max_pixels"))
+    settings = PosteriorSettings(
+        mode=mode,  # type: ignore[arg-type]
+        scales=scales or default_scales(backbone, mode),  # type: ignore[arg-type]
+        **{name: chosen[name] for name in ("softmax", "precision", "interpolation")},
+        **bound,
+    )
+    cache = CacheSettings(
+        device=chosen["device"] or default_device(),
+        workers=default_workers() if chosen["workers"] is None else chosen["workers"],
+        shard_rows=chosen["shard_rows"],
+        overwrite=chosen["overwrite"],
+    )
+    with Progress(f"classify {file.stem}", "pictures", quiet=quiet) as bar:
+        return cache_posteriors(
+            data,
+            backbone,
+            file,
+            settings,
+            cache=cache,
+            decode=DecodeSettings(timeout=chosen["time_limit"], allow_truncated=chosen["allow_truncated"], **limits),
+            progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+        )
+
+
+def _pace_line(pace: "Pace") -> str:
+    from vggfeat.cli.progress import duration, rate_of
+
+    if not pace.pictures:
+        return f"{pace.file}: saved by an earlier run"
+    rate = rate_of(pace.pictures, pace.seconds)
+    return f"{pace.file}: {pace.pictures} pictures in {duration(pace.seconds)}, {rate} pictures/s"

@@ -1,0 +1,307 @@
+"""`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.localise_train import localise_train
+from vggfeat.cli.types import Numbers, make_folder
+from vggfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vggfeat.localisation.guesses import LocaliseSettings
+    from vggfeat.localisation.head import BoxNet
+    from vggfeat.samples import ClassificationSet
+    from vggfeat.weights import Backbone
+
+_BOXES = click.option(
+    "--boxes", "nets", multiple=True, required=True, metavar="FILE",
+    help="A box net of `vggfeat localise train`; given several times, the boxes of all are put together.",
+)  # fmt: skip
+_SCALES = click.option(
+    "--scales", multiple=True, type=Numbers(int),
+    help="Q, smallest picture sides in pixels: once for all box nets, or once for each, in their order. [their S]",
+)  # fmt: skip
+_SHARED = (
+    _BOXES,
+    _SCALES,
+    click.option("--threshold", type=click.FloatRange(0, 3, max_open=True),
+                 help="Greatest match score of boxes that are merged. [0.25]"),
+    click.option("--merge", "average", type=click.Choice(["score", "count"]), default="score", show_default=True,
+                 help="What boxes weigh in a merged one: their class posteriors, or one each."),
+    click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True),
+    click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]"),
+    click.option("--workers", type=click.IntRange(0, 256),
+                 help="Processes that decode pictures. [one a core, at most 16]"),
+    click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory."),
+    click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True,
+                 help="Seconds a picture."),
+    click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]"),
+    click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
+                 help="Failures for exit code 0."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)  # fmt: skip
+
+
+def _shared(command: Any) -> Any:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+@click.group()
+def localise() -> None:
+    """Train nets that answer with boxes, evaluate them by ILSVRC's localisation rules, and draw what they find.
+
+    After Appendix A of the VGG paper.
+    """
+
+
+localise.add_command(localise_train)
+
+
+@localise.command()
+@click.option("--data", "root", required=True, type=click.Path(path_type=Path), metavar="ROOT",
+              help="ILSVRC, or class folders with annotations.")  # fmt: skip
+@click.option("--annotations", type=click.Path(path_type=Path), help="Folder of the boxes, if not in the data's tree.")
+@click.option("--classifier", metavar="FILE", help="Rates the boxes; and guesses the classes, without --posteriors.")
+@click.option("--posteriors", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+              help="Class posteriors of `vggfeat classify`, averaged: they guess the classes.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(["dense", "gt"]), default="dense", show_default=True,
+              help="dense: five guesses a picture. gt: the true class is given, centre crop.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--group", type=click.IntRange(1, 65536), help="Pictures between two restart points. [32, on a GPU 128]")
+@click.option("--overwrite", is_flag=True, help="Replace results of other settings.")
+@_shared
+def evaluate(
+    root: Path,
+    annotations: Path | None,
+    classifier: str | None,
+    files: tuple[Path, ...],
+    protocol: str,
+    out: Path,
+    group: int | None,
+    overwrite: bool,
+    nets: tuple[str, ...],
+    scales: tuple[tuple[int, ...], ...],
+    as_json: bool,
+    quiet: bool,
+    allow_failed: int,
+    **common: Any,
+) -> int:
+    """Compute the localisation error on validation pictures, by the official rules.
+
+    dense: box nets and the classification net see the whole picture at every Q; the boxes of the five best classes
+    are merged, and rated by the classification net. A picture is right if one of its guesses has the true class and
+    overlaps an object of it by half. gt: the box of the true class, from the centre crop alone.
+
+    The folder receives results.json, table.txt, classes.csv, submission.txt in the official format (dense), and
+    pictures.jsonl, a line a picture, from which a run that was stopped goes on when the same command is given again.
+
+    \b
+    Examples:
+      vggfeat localise evaluate --data ILSVRC --boxes B384.safetensors --protocol gt --out B384.gt
+      vggfeat localise evaluate --data ILSVRC --boxes B384.safetensors --scales 352,384 \\
+          --classifier D384.safetensors --posteriors D.h5 --posteriors E.h5 --out B384.dense
+      vggfeat localise evaluate --data ILSVRC --boxes B256.safetensors --scales 256 \\
+          --boxes B384.safetensors --scales 352,384 --classifier D384.safetensors --out both.dense
+
+    \b
+    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    """
+    import json
+
+    from vggfeat.classification.caching import match_classes
+    from vggfeat.cli.progress import Progress
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.datasets.boxes import read_boxes
+    from vggfeat.devices import default_device, default_workers
+    from vggfeat.localisation.evaluating import RunSettings, System, describe_run, judge, locate_list
+    from vggfeat.localisation.paper import is_official, paper_rows
+    from vggfeat.localisation.reporting import Report, results_json, text_table, write_report
+    from vggfeat.localisation.submission import class_numbers
+
+    data = ilsvrc.read(root)
+    with Progress("boxes", "files", quiet=quiet) as bar:
+        boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
+    loaded = _box_nets(nets)
+    rating = _classifier(classifier) if classifier else None
+    channels = None if rating is None else match_classes(rating, data.classes)
+    labels, labels_from = _labels(files, data, protocol, rating)
+    settings = _settings(loaded, scales, common)
+    system = System(protocol, loaded, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
+    workers = default_workers() if common["workers"] is None else common["workers"]
+    run = RunSettings(device=common["device"] or default_device(), workers=workers, group=group, overwrite=overwrite)
+    decode = _decode(common)
+    make_folder(out)
+    with Progress("localise", "pictures", quiet=quiet) as bar:
+        records = locate_list(data.val, system, out / "pictures.jsonl", run, decode, bar.update)
+    judged = judge(records, data.val, boxes, settings.top)
+    report = Report(
+        data=data,
+        judged=judged,
+        protocol=protocol,
+        settings=describe_run(data.val, system, run, decode),
+        numbering=class_numbers(data.classes, root),
+        paper=paper_rows(protocol, loaded, settings.scales) if is_official(data) else (),
+    )
+    written = write_report(report, out)
+    if as_json:
+        click.echo(json.dumps(results_json(report), indent=2))
+    else:
+        click.echo(text_table(report))
+        click.echo(f"{out}: pictures.jsonl, {', '.join(path.name for path in written)}")
+    return 3 if len(judged.failed) > allow_failed else 0
+
+
+@localise.command()
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--classifier", required=True, metavar="FILE", help="Guesses the classes, and rates the boxes.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for drawings and predictions.")
+@click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for a picture.")
+@_shared
+def predict(
+    pictures: tuple[Path, ...],
+    classifier: str,
+    out: Path,
+    top: int,
+    nets: tuple[str, ...],
+    scales: tuple[tuple[int, ...], ...],
+    as_json: bool,
+    quiet: bool,
+    allow_failed: int,
+    **common: Any,
+) -> int:
+    """Locate what is on pictures, and draw the boxes.
+
+    PICTURES are files, or folders of files. The folder receives a PNG with boxes and labels for every picture,
+    predictions.json and predictions.csv. A picture that can't be read is named, and the others go on.
+
+    \b
+    Example:
+      vggfeat localise predict --boxes B384.safetensors --classifier D384.safetensors holiday/ --out holiday.boxes
+    """
+    import json
+
+    from vggfeat.cli.progress import Progress
+    from vggfeat.devices import default_device
+    from vggfeat.localisation.pictures import picture_files, predict_files, predictions_json, summary_lines
+    from vggfeat.localisation.predicting import Localiser
+
+    files, loaded = picture_files(pictures), _box_nets(nets)
+    rating = _classifier(classifier)
+    classes, words = _names(rating, loaded)
+    settings = _settings(loaded, scales, common, top=top)
+    localiser = Localiser(loaded, rating, classes, settings, device=common["device"] or default_device())
+    make_folder(out)
+    with Progress("localise", "pictures", quiet=quiet) as bar:
+        found = predict_files(
+            files, localiser, out, classes, words,
+            workers=common["workers"] or 0, decode=_decode(common), progress=bar.update,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(predictions_json(found, classes, words), indent=2))
+    else:
+        for line in summary_lines(found, classes, words):
+            click.echo(line)
+        drawn = sum(bool(one.drawn) for one in found)
+        click.echo(f"{out}: {drawn} of {len(found)} pictures, predictions.json, predictions.csv")
+    return 3 if sum(not one.drawn for one in found) > allow_failed else 0
+
+
+@localise.command()
+@click.argument("submission", type=click.Path(path_type=Path))
+@click.option("--pictures", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
+@click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Labels are from 1 to this.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def check(submission: Path, pictures: int, classes: int, as_json: bool) -> None:
+    """Check a submission file against the official format.
+
+    A line a picture, in the order of file names: label xmin ymin xmax ymax, one to five times. The first line that is
+    not so is named.
+    """
+    import json
+
+    from vggfeat.localisation.submission import read_submission
+
+    guesses = sum(len(line) for line in read_submission(submission, pictures=pictures, classes=classes))
+    if as_json:
+        click.echo(json.dumps({"file": str(submission), "pictures": pictures, "guesses": guesses}, indent=2))
+        return
+    click.echo(f"{submission}: {pictures} lines, {guesses} guesses")
+
+
+def _box_nets(specs: tuple[str, ...]) -> "tuple[BoxNet, ...]":
+    from vggfeat.localisation.head import load_box_net
+
+    return tuple(load_box_net(spec) for spec in specs)
+
+
+def _classifier(spec: str) -> "Backbone":
+    from vggfeat.localisation.head import is_box_net
+    from vggfeat.weights import load_backbone
+
+    backbone = load_backbone(spec)
+    if is_box_net(backbone):
+        raise ConfigError(f"--classifier: expected a classification net, found {spec}, which answers with boxes")
+    return backbone
+
+
+def _names(backbone: "Backbone", nets: "tuple[BoxNet, ...]") -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the classes of a net, and what people call them where they are ImageNet's."""
+    from vggfeat.weights.classes import imagenet_classes
+
+    outputs = backbone.model.num_classes
+    other = next((net.classes for net in nets if len(net.classes) == outputs), tuple(map(str, range(outputs))))
+    names = backbone.classes or other
+    words = dict(imagenet_classes())
+    return names, {name: words[name] for name in names if name in words}
+
+
+def _labels(
+    files: tuple[Path, ...], data: "ClassificationSet", protocol: str, rating: "Backbone | None"
+) -> tuple[Any, str]:
+    """Return the five best classes of every picture by files of posteriors, and where they come from."""
+    from vggfeat.classification import fuse
+    from vggfeat.classification.caching import as_dataset
+
+    if protocol == "gt":
+        if files or rating is not None:
+            raise ConfigError("--protocol gt: the class is given, so leave out --classifier and --posteriors")
+        return None, "given"
+    if not files:
+        if rating is None:
+            raise ConfigError("--classifier: expected a classification net, or --posteriors, found neither")
+        return None, "the classifier"
+    fused, ids = fuse(list(files)), as_dataset(data).ids
+    place = {name: row for row, name in enumerate(fused.ids)}
+    if fused.classes != data.classes or place.keys() != set(ids):
+        raise ConfigError(f"--posteriors: expected those of the pictures and classes of {data.val.root}, found others")
+    parts = (f"{part.net} {part.mode} at {list(part.scales)} ({part.sha256})" for part in fused.parts)
+    return fused.top(5)[[place[name] for name in ids]], f"posteriors of {'; '.join(parts)}"
+
+
+def _settings(
+    nets: "tuple[BoxNet, ...]", scales: tuple[tuple[int, ...], ...], common: dict[str, Any], **more: Any
+) -> "LocaliseSettings":
+    from vggfeat.localisation.guesses import LocaliseSettings
+    from vggfeat.localisation.merging import MergeSettings
+
+    if len(scales) not in (0, 1, len(nets)):
+        raise ConfigError(f"--scales: expected it once, or once for each of {len(nets)} box nets, found {len(scales)}")
+    each = scales * len(nets) if len(scales) == 1 else scales or tuple((net.scale,) for net in nets)
+    merging = {} if common["threshold"] is None else {"threshold": common["threshold"]}
+    if common["batch_pixels"]:
+        more["batch_pixels"] = common["batch_pixels"]
+    return LocaliseSettings(
+        scales=each, merging=MergeSettings(average=common["average"], **merging), precision=common["precision"], **more
+    )
+
+
+def _decode(common: dict[str, Any]) -> Any:
+    from vggfeat.images.decoding import DecodeSettings
+
+    limits = {"max_pixels": common["max_pixels"]} if common["max_pixels"] else {}
+    return DecodeSettings(timeout=common["time_limit"], **limits)

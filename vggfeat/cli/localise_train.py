@@ -1,0 +1,160 @@
+"""`vggfeat localise train`: a classification net and pictures with boxes in, a box net out."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.steps import leads
+from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vggfeat.localisation.training import BoxData
+    from vggfeat.training.state import Outcome
+
+RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "head_std", "batch", "max_steps",
+          "learning_rate", "dropout", "momentum", "weight_decay", "colour_shift", "drops", "patience",
+          "validate_every")  # fmt: skip
+
+
+@click.command("train")
+@click.option("--data", "root", type=click.Path(path_type=Path), required=True, metavar="ROOT",
+              help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
+@click.option("--annotations", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder with train and val of the boxes' XML files. [looked for in ROOT and beside it]")  # fmt: skip
+@click.option("--weights", required=True, metavar="FILE|NAME",
+              help="Classification net to start from, trained at the same S.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
+@click.option("--kind", type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
+@click.option("--layers", type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
+@click.option("--scale", type=click.IntRange(1), default=256, show_default=True,
+              help="S, smallest picture side in training: 256 or 384 in the paper.")  # fmt: skip
+@click.option("--frame", type=click.Choice(["window", "picture"]),
+              help="What boxes are relative to: what the net sees, or the whole picture. [window]")  # fmt: skip
+@click.option("--cut", type=click.Choice(["whole", "clipped"]), help="Of a box that the crop cuts: [whole]")
+@click.option("--least-inside", type=click.FloatRange(0, 1, min_open=True),
+              help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
+@click.option("--several", type=click.Choice(["largest", "closest"]),
+              help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
+@click.option("--unit", type=click.FloatRange(0, min_open=True),
+              help="What an output of 1 stands for, in sides of the frame. [0.2]")  # fmt: skip
+@click.option("--head-std", type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
+@click.option("--batch", type=click.IntRange(1), help="Pictures in a step, over all processes. [256]")
+@click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
+@click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0), help="At first. [0.001]")
+@click.option("--dropout", type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
+@click.option("--momentum", type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
+@click.option("--weight-decay", type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
+@click.option("--colour-shift", type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
+@click.option("--full-decode", is_flag=True, help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
+@click.option("--drops", type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
+@click.option("--patience", type=click.IntRange(1), help="Validations without a gain before that. [5]")
+@click.option("--validate-every", type=click.IntRange(1), metavar="STEPS", help="Steps between validations. [an epoch]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is random.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the net: slow to start, then faster on a GPU.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Pictures in one pass: bounds the memory. [what fits]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]")
+@click.option("--log-every", type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def localise_train(
+    root: Path,
+    annotations: Path | None,
+    weights: str,
+    out: Path,
+    resume: bool,
+    scale: int,
+    full_decode: bool,
+    seed: int,
+    device: str | None,
+    compiled: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Train box regression from a classification net, after Appendix A of the VGG paper.
+
+    The last layer is replaced by one that answers with boxes and starts at random; the rest of the recipe is that of
+    `vggfeat train`, with a learning rate of 0.001. Only pictures that have boxes are learnt from. DIR receives what it
+    receives there; weights.safetensors is for `localise evaluate` and `localise predict`.
+
+    \b
+    Examples:
+      vggfeat localise train --data ILSVRC --weights nets/D-256/weights.safetensors --scale 256 --out nets/D-256-pcr
+      vggfeat localise train --data ILSVRC --weights D.safetensors --kind scr --layers fc --scale 384 --out nets/scr
+      torchrun --nproc-per-node 4 -m vggfeat localise train --data ILSVRC --weights D.safetensors --out nets/D-pcr
+
+    \b
+    Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.devices import default_device, default_workers, keep_freed_memory
+    from vggfeat.localisation.settings import box_recipe_for
+    from vggfeat.localisation.training import train_boxes
+    from vggfeat.training.settings import RunSettings
+    from vggfeat.training.state import Hooks
+    from vggfeat.training.stopping import signals_as_flag
+    from vggfeat.weights import load_backbone
+
+    started_from = load_backbone(weights)
+    recipe = box_recipe_for(started_from, scale, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
+    run = RunSettings(
+        device=device or default_device(),
+        workers=default_workers() if workers is None else workers,
+        compile=compiled,
+        **given(chosen, RUN),
+    )
+    if run.device == "cpu":
+        keep_freed_memory()
+    say = say_unless(quiet)
+    data = _read(root, annotations, quiet or not leads())
+    for note in (data.pictures.layout, *data.train.notes, *data.val.notes):
+        say(note)
+    title = f"localise train {recipe.kind}"
+    with Progress(title, "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
+        hooks = Hooks(progress=bar.update, say=say, stop=stop)
+        outcome = train_boxes(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
+    if leads():
+        _show(outcome, as_json)
+
+
+def _read(root: Path, annotations: Path | None, quiet: bool) -> "BoxData":
+    from vggfeat.cli.progress import Progress
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.datasets.boxes import read_boxes
+    from vggfeat.localisation.training import BoxData
+
+    pictures = ilsvrc.read(root)
+    with Progress("boxes", "files", quiet=quiet) as bar:
+        progress: Callable[[int, int], None] = bar.update
+        train = read_boxes(root, pictures.train, "train", annotations=annotations, progress=progress)
+        val = read_boxes(root, pictures.val, "val", annotations=annotations, progress=progress)
+    return BoxData(pictures, train, val)
+
+
+def _show(outcome: "Outcome", as_json: bool) -> None:
+    if as_json:
+        show_json(outcome)
+        return
+    show_run(outcome)
+    found = outcome.validation
+    if found is not None:
+        error, overlap = (found.figures[name] for name in ("localisation_error", "mean_overlap"))
+        click.echo(
+            f"centre crops of {found.pictures} validation pictures, their class given, step {found.step}: "
+            f"localisation error {100 * error:.1f} %, mean overlap {overlap:.3f}"
+        )
+    if outcome.weights is not None:
+        click.echo(f"weights: {outcome.weights}; to use them:")
+        click.echo(
+            f"  vggfeat localise evaluate --data ROOT --boxes {shlex.quote(str(outcome.weights))} "
+            "--classifier FILE --protocol dense --out DIR"
+        )

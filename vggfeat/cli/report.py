@@ -1,0 +1,90 @@
+"""`vggfeat report`: folders of results in, one page out."""
+
+from pathlib import Path
+
+import click
+
+from vggfeat.cli.types import make_folder
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
+              help="The page.")  # fmt: skip
+@click.option("--pictures", type=click.Path(path_type=Path), metavar="ROOT",
+              help="Where the pictures are: what `extract --root` was given. [a page without pictures]")  # fmt: skip
+@click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
+              help="Of the paired bootstrap between runs.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--json", "as_json", is_flag=True, help="Print headlines and differences as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def report(
+    runs: tuple[Path, ...],
+    out: Path,
+    pictures: Path | None,
+    resamples: int,
+    seed: int,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show the results in folders of `svm`, `train` and others as one page, a file that can be opened and mailed.
+
+    It holds the headline by its rule beside the paper's number, a table of classes that sorts, curves, confusions,
+    the pictures that explain each class, failures, settings and times; nothing is loaded from elsewhere. Runs of the
+    same classes stand side by side, with their differences and what other test pictures could change (a paired
+    bootstrap).
+
+    \b
+    Examples:
+      vggfeat report voc2007.svm --pictures VOCdevkit
+      vggfeat report D.svm E.svm DE.svm --pictures VOCdevkit --out voc2007.html
+      vggfeat report nets/A-256 nets/A-384
+    """
+    import json
+
+    from vggfeat.bootstrap import BootstrapSettings
+    from vggfeat.cli.progress import Progress
+    from vggfeat.devices import default_workers
+    from vggfeat.page.building import PageSettings, make_page, page_json
+    from vggfeat.page.files import write_page
+
+    settings = PageSettings(
+        pictures=pictures,
+        bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
+        workers=default_workers() if workers is None else workers,
+    )
+    make_folder(out.parent)
+    with Progress("report", "parts", quiet=quiet) as bar:
+        page = make_page(runs, settings, progress=lambda doing, done, total: bar.update(done, total, doing))
+    write_page(out, page.content)
+    found = page_json(page)
+    if as_json:
+        click.echo(json.dumps({"page": str(out), **found}, indent=2))
+        return
+    for group in found["groups"]:
+        for run in group["runs"]:
+            click.echo(f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}")
+        for one in group["differences"]:
+            click.echo(f"{one['second']} - {one['first']}: {_difference(one)}")
+    if page.missing:
+        click.echo(f"note: {page.missing} pictures are missing or damaged; the page says which")
+    click.echo(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.pictures} pictures")
+
+
+def _value(run: dict) -> str:
+    if run["headline"] is None:
+        return "- %"
+    deviation = "" if run["deviation"] is None else f" +- {100 * run['deviation']:.1f}"
+    return f"{100 * run['headline']:.1f} %{deviation}"
+
+
+def _difference(one: dict) -> str:
+    if "reason" in one:
+        return f"not compared: {one['reason']}"
+    low, high = (100 * end for end in one["interval"])
+    return (
+        f"{100 * one['mean']:+.1f} points, {100 * one['level']:g} % interval {low:+.1f} to {high:+.1f} "
+        f"({one['resamples']} resamples of {one['pictures']} test pictures)"
+    )

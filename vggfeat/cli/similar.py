@@ -1,0 +1,140 @@
+"""`vggfeat similar`: a picture in, the pictures most like it out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.types import Words, make_folder, terminal_width
+
+if TYPE_CHECKING:
+    from vggfeat.similar.search import Neighbours
+    from vggfeat.store.reading import FeatureFile
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FEATURES.h5")
+@click.option("--query", required=True, metavar="PICTURE|ID", help="A picture file, or the id of one in the file.")
+@click.option("--top", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many to name.")
+@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
+@click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
+              help="As for `svm`.")  # fmt: skip
+@click.option("--regions", type=Words(), help="Which of the stored regions to compare: image, box. [all]")
+@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+              help="Of a picture that is not in the file: the net that made it. [found by SHA-256]")  # fmt: skip
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Write a page as well.")
+@click.option("--pictures", type=click.Path(path_type=Path), metavar="ROOT",
+              help="Where the pictures are, for the page: what `extract --root` was given.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def similar(
+    file: Path,
+    query: str,
+    top: int,
+    join: str | None,
+    normalisation: str,
+    regions: tuple[str, ...] | None,
+    weights: str | None,
+    device: str | None,
+    out: Path | None,
+    pictures: Path | None,
+    as_json: bool,
+) -> None:
+    """Name the pictures of a feature file that are most like one, by the cosine of their descriptors.
+
+    Every row is compared. A picture that is in the file (an id, or a file of the same bytes) needs no net; another
+    one is run through the net that made the file, with the same settings.
+
+    \b
+    Examples:
+      vggfeat similar voc2007.h5 --query 000012
+      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --pictures VOCdevkit
+    """
+    import json
+
+    from vggfeat.cli.svm import default_join
+    from vggfeat.errors import ConfigError
+    from vggfeat.similar.search import DescriptorSettings, nearest
+    from vggfeat.store.reading import FeatureFile
+
+    if pictures is not None and out is None:
+        raise ConfigError("--pictures: expected together with --out, found alone; leave it out, or give --out")
+    chosen = join or default_join(file)
+    settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
+    with FeatureFile(file) as features:
+        row, descriptor = _descriptor(features, query, settings, weights, device)
+        found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
+        content = _content(features, query, row, found, settings)
+        if out is not None:
+            _write_page(features, out, pictures, content, row, query)
+    click.echo(json.dumps(content, indent=2) if as_json else _table(content))
+    if out is not None and not as_json:
+        click.echo(str(out))
+
+
+def _descriptor(
+    features: "FeatureFile", query: str, settings: Any, weights: str | None, device: str | None
+) -> tuple[int | None, Any]:
+    from vggfeat.similar.search import query_of_row
+
+    if query in features.dataset.ids or not Path(query).is_file():
+        return query_of_row(features, query, settings)
+    from vggfeat.devices import default_device
+    from vggfeat.similar.querying import extract_query, net_of, row_of_picture
+
+    row = row_of_picture(features, Path(query))
+    if row is not None:
+        return query_of_row(features, features.dataset.ids[row], settings)
+    net = net_of(features, weights)
+    made = extract_query(features, Path(query), net, device or default_device(), regions=settings.regions)
+    return None, settings.describe(features, made)[0]
+
+
+def _content(
+    features: "FeatureFile", query: str, row: int | None, found: "Neighbours", settings: Any
+) -> dict[str, Any]:
+    classes, labels = features.dataset.classes, features.dataset.labels
+    return {
+        "file": str(features.path),
+        "query": query,
+        "query_id": None if row is None else features.dataset.ids[row],
+        "measure": "cosine",
+        "join": settings.join,
+        "normalisation": settings.normalisation,
+        "regions": list(settings.regions or features.regions),
+        "rows": found.rows,
+        "failed": found.failed,
+        "nearest": [
+            {
+                "rank": rank,
+                "id": one.id,
+                "path": one.path,
+                "cosine": one.cosine,
+                "classes": [name for name, label in zip(classes, labels[one.row], strict=True) if label == 1],
+                "box": one.box,
+            }
+            for rank, one in enumerate(found.nearest, start=1)
+        ],
+    }
+
+
+def _table(content: dict[str, Any]) -> str:
+    from vggfeat.report.text import align
+
+    rows = [["rank", "cosine", "id", "classes"]]
+    rows += [
+        [str(one["rank"]), f"{one['cosine']:.4f}", one["id"], ", ".join(one["classes"])] for one in content["nearest"]
+    ]
+    failed = f", {content['failed']} failed ones left out" if content["failed"] else ""
+    return "\n".join([*align(rows, left=4, width=terminal_width()), f"{content['rows']} pictures compared{failed}"])
+
+
+def _write_page(
+    features: "FeatureFile", out: Path, pictures: Path | None, content: dict[str, Any], row: int | None, query: str
+) -> None:
+    from vggfeat.page.files import write_page
+    from vggfeat.page.neighbours import neighbours_page
+
+    make_folder(out.parent)
+    own = (features.dataset[row].path, features.dataset[row].box) if row is not None else None
+    write_page(out, neighbours_page(content, features.dataset_name, own, Path(query), pictures))

@@ -1,0 +1,148 @@
+"""Dense maps of fc8 over whole pictures, kept as maps: what windows predict, and how sure of a class they are.
+
+N = pictures of a batch, C = channels, h, w = positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggfeat.extraction import narrowest_strip
+from vggfeat.models import STRIDE, VGG, WINDOW
+from vggfeat.passes import Passes, PassSettings, Size
+from vggfeat.transforms import rescaled_size
+from vggfeat.weights import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSettings(PassSettings):
+    """How pictures come to a net whose maps are to be laid over those of others."""
+
+    least: int = 1
+    """No smallest side is below this, in pixels: that of the most demanding of the nets."""
+
+    def least_side(self, model: VGG) -> int:
+        """Return the shortest picture side for all nets."""
+        return max(self.least, model.min_side)
+
+
+class Found(NamedTuple):
+    """The map of one picture at one scale."""
+
+    picture: int
+    """Its number among those that were given."""
+    scale: int
+    """Number of the scale."""
+    rescaled: Size
+    """Sides at this scale, in pixels."""
+    map: Tensor | None
+    """(C, h, w) float32 on the CPU; None if it did not fit into memory."""
+
+
+class DenseMaps(Passes):
+    """A net that gives its dense fc8 map at every scale.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    settings : MapSettings
+    device : str
+    posteriors : bool
+        Whether the channels are classes, whose scores become log posteriors at every position.
+    """
+
+    what = "fc8 map"
+
+    def __init__(self, backbone: Backbone, settings: MapSettings, device: str, *, posteriors: bool = False) -> None:
+        super().__init__(backbone, settings, device)
+        self._posteriors = posteriors
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.model.num_classes
+
+    def least_pixels(self, size: Size) -> int:
+        """Return the pixels of the narrowest strip of a picture."""
+        return narrowest_strip(self.model, size)
+
+    def read(self, images: Tensor, pixels: int) -> Tensor:
+        """Return the maps (N, C, h, w), float32, of pictures of one size."""
+        maps = dense_map(self.model, self.ready(images), pixels).float()
+        return torch.log_softmax(maps, dim=1) if self._posteriors else maps
+
+    def maps(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
+        """Yield the maps of some pictures, (H, W, 3) each, at every scale, by batches of equal size."""
+        for size, places in sorted(self._by_size([(picture,) for picture in pictures]).items()):
+            step = max(1, self.settings.batch_pixels // (size[0] * size[1]))
+            for start in range(0, len(places), step):
+                batch = places[start : start + step]
+                found = self._batch([pictures[n] for n, _, _ in batch], size, self.settings.batch_pixels)
+                for (n, s, _), values in zip(batch, found, strict=True):
+                    yield Found(n, s, size, None if values is None else torch.from_numpy(values))
+
+
+class CentreCrop(Passes):
+    """A net that gives fc8 of the centre crop alone: one row of C values a picture.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    settings : MapSettings
+        Of one scale.
+    device : str
+    side : int
+        Of the crop, in pixels.
+    """
+
+    what = "fc8"
+
+    def __init__(self, backbone: Backbone, settings: MapSettings, device: str, side: int) -> None:
+        super().__init__(backbone, settings, device)
+        self.side = side
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.model.num_classes
+
+    def least_pixels(self, size: Size) -> int:
+        """Return the pixels of a crop, which can't be cut."""
+        return self.side**2
+
+    def place(self, size: Size) -> tuple[tuple[int, int], Size]:
+        """Return the crop's first row and column, and the sides of the rescaled picture, for a decoded picture."""
+        rescaled = rescaled_size(*size, self.sides[0])
+        return ((rescaled[0] - self.side) // 2, (rescaled[1] - self.side) // 2), rescaled
+
+    def read(self, images: Tensor, pixels: int) -> Tensor:
+        """Return fc8 (N, C) of the centre crops."""
+        top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
+        crops = images[:, :, top : top + self.side, left : left + self.side]
+        return self.model(self.ready(crops), ("fc8",))["fc8"][:, :, 0, 0].float()
+
+
+def dense_map(model: VGG, images: Tensor, pixels: int) -> Tensor:
+    """Return the fc8 map, (N, C, h, w), in exact overlapping strips where the pictures are too large for one pass.
+
+    The strips are those of `vggfeat.extraction.spatial_mean`.
+    """
+    count, _, height, width = images.shape
+    if count * height * width <= pixels:
+        return model(images, ("fc8",))["fc8"]
+    axis = 2 if height >= width else 3
+    halo = -(-model.reach // STRIDE)
+    length, positions = images.shape[axis], model.positions(images.shape[axis])
+    step = max(1, pixels // (count * min(height, width) * STRIDE) - (WINDOW - 1) - 2 * halo)
+    parts = []
+    for start in range(0, positions, step):
+        stop, first = min(start + step, positions), max(0, start - halo)
+        end = min(length, STRIDE * (stop + WINDOW - 1 + halo))
+        strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
+        parts.append(model(strip, ("fc8",))["fc8"].narrow(axis, start - first, stop - start))
+    return torch.cat(parts, dim=axis)

@@ -1,0 +1,31 @@
+"""The measures of the paper's tasks: average precision, class recall, confusion, top-k error, localisation error.
+
+Every measure is a proportion from 0 to 1; none is a percentage.
+"""
+
+from vggfeat.metrics.boxes import (
+    GUESSES,
+    Localised,
+    box_overlap,
+    inclusive_pixels,
+    localisation_error,
+)
+from vggfeat.metrics.classes import class_recall, confusion, mean_class_recall, predict_classes, top_k_error
+from vggfeat.metrics.ranking import PrecisionRecall, Rule, average_precision, precision_recall
+
+__all__ = [
+    "GUESSES",
+    "Localised",
+    "PrecisionRecall",
+    "Rule",
+    "average_precision",
+    "box_overlap",
+    "class_recall",
+    "confusion",
+    "inclusive_pixels",
+    "localisation_error",
+    "mean_class_recall",
+    "precision_recall",
+    "predict_classes",
+    "top_k_error",
+]

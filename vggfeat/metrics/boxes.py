@@ -1,0 +1,174 @@
+"""How well boxes fit, by the rules of ILSVRC's official script.
+
+N = pictures, G = guesses of a picture, M, T = boxes. Boxes here are (xmin, ymin, xmax, ymax) in whole pixels, both
+ends inclusive, so that a box of one pixel has xmax = xmin and the area 1.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vggfeat.errors import FitError
+
+GUESSES = 5
+"""Guesses that a picture may have, each a label and a box."""
+LEAST_OVERLAP = 0.5
+"""Overlap from which on a box counts as right: the script takes 0.5 itself, though the paper says "above"."""
+
+
+class Localised(NamedTuple):
+    """What became of the guesses of N pictures."""
+
+    error: float
+    """Share of counted pictures without a right guess; NaN if no picture counts."""
+    wrong: NDArray[np.bool_]
+    """(N, G) whether the label of a guess is wrong, or its box fits no object of the class, or it is no guess."""
+    overlaps: NDArray[np.float64]
+    """(N, G) best overlap of the box of a guess with an object of the true class, whatever the label; 0 for none."""
+    counted: NDArray[np.bool_]
+    """(N,) whether a picture counts."""
+
+    def error_at(self, guesses: int) -> float:
+        """Return the error if only the first so many guesses of a picture are looked at."""
+        wrong = self.wrong[self.counted, :guesses]
+        return float(wrong.all(axis=1).mean()) if len(wrong) else float("nan")
+
+
+def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
+    """Turn boxes of pixel edges into the whole pixels of the official files, 1-based and inclusive.
+
+    Parameters
+    ----------
+    boxes : (..., 4) array of float
+        left, top, right, bottom, as in `vggfeat.samples.Box`; all finite.
+
+    Returns
+    -------
+    (..., 4) int64
+        xmin, ymin, xmax, ymax. Every edge goes to the nearest pixel boundary, halves up, so that
+        Box(xmin - 1, ymin - 1, xmax, ymax) comes back as it was; a box thinner than a pixel gets one.
+
+    Raises
+    ------
+    FitError
+        If an edge is NaN or infinite.
+    """
+    edges = np.asarray(boxes, dtype=np.float64)
+    if edges.shape[-1:] != (4,) or not np.isfinite(edges).all():
+        raise FitError(f"boxes: expected finite edges of shape (..., 4), found shape {edges.shape} or others")
+    whole = np.floor(edges + 0.5).astype(np.int64)
+    first = whole[..., :2] + 1
+    return np.concatenate([first, np.maximum(whole[..., 2:], first)], axis=-1)
+
+
+def box_overlap(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of boxes, with inclusive pixels: a side is xmax - xmin + 1.
+
+    Parameters
+    ----------
+    boxes : (M, 4) array
+    others : (T, 4) array
+        xmin, ymin, xmax, ymax each; xmax >= xmin and ymax >= ymin.
+
+    Returns
+    -------
+    (M, T) float64
+        From 0 to 1.
+
+    Raises
+    ------
+    FitError
+        If a shape is another, or a box has no pixel.
+
+    Notes
+    -----
+    Source: `eval_clsloc.m` of ILSVRC's development kits.
+    """
+    one, other = (_checked(table) for table in (boxes, others))
+    first = np.maximum(one[:, None, :2], other[None, :, :2])
+    last = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    common = np.clip(last - first + 1, 0, None).prod(axis=2)
+    areas = [(table[:, 2:] - table[:, :2] + 1).prod(axis=1) for table in (one, other)]
+    return common / (areas[0][:, None] + areas[1][None, :] - common)
+
+
+def localisation_error(
+    targets: ArrayLike,
+    objects: Sequence[ArrayLike],
+    labels: ArrayLike,
+    boxes: ArrayLike,
+    *,
+    counted: ArrayLike | None = None,
+) -> Localised:
+    """Share of pictures where no guess has both the right label and a box that fits an object of that class.
+
+    The error of a picture is the minimum over its guesses of max(label is wrong, overlap < 0.5), where the overlap is
+    the best with any object of the true class; it is 1 where there is no guess.
+
+    Parameters
+    ----------
+    targets : (N,) array of int
+        The true class, from 0.
+    objects : N arrays (T, 4)
+        Boxes of the objects of the true class: inclusive pixels, T at least 1 where the picture counts.
+    labels : (N, G) array of int
+        Classes that are guessed, best first; -1 = no guess. G is at most 5.
+    boxes : (N, G, 4) array
+        Their boxes in inclusive pixels; of no meaning where there is no guess.
+    counted : (N,) array of bool, optional
+        False for pictures on the blacklist, which are left out; by default all count.
+
+    Returns
+    -------
+    Localised
+
+    Raises
+    ------
+    FitError
+        If shapes do not fit, there are more than five guesses, or a picture that counts has no object.
+
+    Notes
+    -----
+    Source: `eval_clsloc.m` of ILSVRC's development kits; VGG paper, Appendix A.
+    """
+    true, guessed, placed = np.asarray(targets), np.asarray(labels), np.asarray(boxes, dtype=np.float64)
+    counts = np.ones(len(true), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
+    _check_guesses(true, objects, guessed, placed, counts)
+    overlaps = np.zeros(guessed.shape)
+    for row, found in enumerate(objects):
+        given = np.flatnonzero(guessed[row] >= 0)
+        if len(given) and len(np.asarray(found)):
+            overlaps[row, given] = box_overlap(placed[row, given], found).max(axis=1)
+    wrong = (guessed != true[:, None]) | (overlaps < LEAST_OVERLAP)
+    result = Localised(float("nan"), wrong, overlaps, counts)
+    return result._replace(error=result.error_at(GUESSES))
+
+
+def _checked(boxes: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(boxes, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != 4:
+        raise FitError(f"boxes: expected an array (boxes, 4), found shape {table.shape}")
+    if not (table[:, 2:] >= table[:, :2]).all():
+        raise FitError("boxes: expected xmin <= xmax and ymin <= ymax, found a box without a pixel")
+    return table
+
+
+def _check_guesses(
+    targets: NDArray[np.int64],
+    objects: Sequence[ArrayLike],
+    labels: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    counted: NDArray[np.bool_],
+) -> None:
+    pictures = len(objects)
+    shapes = targets.shape == counted.shape == (pictures,) == labels.shape[:1] and boxes.shape == (*labels.shape, 4)
+    if not shapes or labels.ndim != 2 or labels.shape[1] > GUESSES:
+        raise FitError(
+            f"localisation: expected at most {GUESSES} labels and boxes for each of {pictures} pictures, found labels "
+            f"of shape {labels.shape}, boxes {boxes.shape}, targets {targets.shape}"
+        )
+    for row in np.flatnonzero(counted).tolist():
+        if not len(np.asarray(objects[row])):
+            raise FitError(f"localisation: expected a box of the true class in every picture, found none in row {row}")

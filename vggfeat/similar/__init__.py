@@ -1,0 +1,5 @@
+"""The nearest pictures of a feature file to one of its own, or to another picture."""
+
+from vggfeat.similar.search import Neighbour, Neighbours, nearest, query_of_row
+
+__all__ = ["Neighbour", "Neighbours", "nearest", "query_of_row"]
