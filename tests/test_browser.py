@@ -122,12 +122,23 @@ def test_a_click_on_a_heading_sorts_and_another_turns_round(pages, tab, width):
     assert [float(text) for text in column(tab, 2)] == descending[::-1]
     tab.click("table.sortable th:nth-child(1) button")
     assert (aria(tab, 0), aria(tab, 2)) == ("ascending", None)
+    assert column(tab, 0) == tab.ask(f"{json.dumps([*map(printable, HOSTILE)])}.sort((a, b) => a.localeCompare(b))")
     assert sorted(column(tab, 0)) == sorted(printable(name) for name in HOSTILE), "no row is lost"
     # What belongs together stays together.
     tab.open(pages / "runs.html", width=width)
     rows = set(zip(column(tab, 0), column(tab, 2), column(tab, 4), strict=True))
     tab.click("table.sortable th:nth-child(5) button")
     assert set(zip(column(tab, 0), column(tab, 2), column(tab, 4), strict=True)) == rows
+
+
+def test_cells_without_a_value_stay_last_whichever_way_round(tab, tmp_path):
+    rows = [{"name": name, "top1_error": error} for name, error in (("a", None), ("b", 0.5), ("c", 0.25))]
+    (tmp_path / "results.json").write_text(json.dumps({"classes": rows}))
+    (tmp_path / "x.html").write_bytes(make_page([tmp_path]).content)
+    tab.open(tmp_path / "x.html", width=DESK)
+    for order in (["b", "c", "a"], ["c", "b", "a"]):
+        tab.click("table.sortable th:nth-child(2) button")
+        assert column(tab, 0) == order
 
 
 def test_light_and_dark_have_grounds_and_texts_that_differ(pages, tab):

@@ -21,6 +21,7 @@ from vggfeat.classification.posteriors import Posteriors, PosteriorSettings, cut
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.images.decoding import DecodeSettings, Picture, Request, decode
+from vggfeat.localisation.head import FACTS
 from vggfeat.models import VGG, initialise
 from vggfeat.report.classification import result_notes, results_json, text_table
 from vggfeat.report.paper_errors import PAPER, is_official, paper_errors
@@ -281,6 +282,7 @@ def test_classes_are_matched_by_name():
         ({"classes": ("a", "b", "c", "x", "y", "z", "w"), "count": 7}, "found 7: w, x, y and 1 more only in the net"),
         ({"count": 4}, "expected 3 classes, as the data have, found 4 without names"),
         ({"classes": ("a", "b"), "count": 2}, "found 2: c only in the data; take"),
+        ({"facts": {FACTS: {"kind": "scr"}}}, "expected a net that answers with class scores, found a box net"),
     ],
 )
 def test_other_classes_are_refused_in_one_line(net, said):
@@ -296,6 +298,8 @@ def test_other_classes_are_refused_in_one_line(net, said):
         ({"training": {"recipe": {"scale": [256, 256]}}}, (224, 256, 288), (256,)),
         ({"training": {"recipe": {"scale": [384, 384]}}}, (352, 384, 416), (384,)),
         ({"training": {"recipe": {"scale": [256, 512]}}}, (256, 384, 512), (384,)),
+        # No crop of 224 fits below 224.
+        ({"training": {"recipe": {"scale": [224, 224]}}}, (224, 256), (224,)),
         ({}, (256, 384, 512), (256,)),
         ({"training": {"recipe": {"scale": "256"}}}, (256, 384, 512), (256,)),
         ({"training": [1]}, (256, 384, 512), (256,)),

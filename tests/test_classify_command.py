@@ -54,7 +54,7 @@ def posteriors_in(folder):
     return sorted(folder.glob("*.h5"))
 
 
-def test_a_run_leaves_posteriors_and_results(made, capsys):
+def test_a_run_leaves_posteriors_and_results(made):
     folder = made / "one"
     (file,) = posteriors_in(folder)
     results = results_of(folder)
@@ -115,7 +115,8 @@ def test_saved_posteriors_are_fused_without_a_net(made, tmp_path, capsys, monkey
     monkeypatch.setattr(Posteriors, "__init__", None)
     files = [*posteriors_in(made / "one"), *posteriors_in(tmp_path / "two")]
     words = [word for file in files for word in ("--posteriors", str(file))]
-    capsys.readouterr()
+    assert run(["classify", *words, "--out", str(tmp_path / "fused")]) == 0
+    assert capsys.readouterr().out.endswith(f"as a page: vggfeat report {tmp_path / 'fused'}\n")
     assert run(["classify", *words, "--out", str(tmp_path / "fused"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == results_of(tmp_path / "fused")
@@ -172,8 +173,9 @@ def test_other_classes_end_the_run_before_it_begins(made, tmp_path, capsys):
     ("words", "said"),
     [
         ([], "--weights: expected a net with --data, or --posteriors, found neither"),
-        (["--weights", "small"], "--data: expected together with --weights"),
-        (["--data", "x", "--posteriors", "y.h5"], "--data: expected together with --weights"),
+        (["--weights", "small"], "--weights: expected --weights and --data together"),
+        (["--data", "x", "--posteriors", "y.h5"], "--data: expected --weights and --data together"),
+        (["--posteriors", "y.h5", "--mode", "crop"], "--mode: expected where a net is run, found --posteriors alone"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, said, capsys):

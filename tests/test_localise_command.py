@@ -1,6 +1,7 @@
 """`vggfeat localise evaluate`, `predict` and `check` as a user meets them, on pictures whose errors one can count."""
 
 import csv
+import importlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vggfeat.models import VGG, initialise
 from vggfeat.weights import save_weights
 
 CLASSES = tuple("abcdefg")
+COMMAND = importlib.import_module("vggfeat.cli.localise")
 MIDDLE = (57, 57, 168, 168)
 """What a window of 224 says whose numbers are 0, 0, 0.5, 0.5, in inclusive pixels."""
 CORNER = (1, 1, 112, 112)
@@ -114,6 +116,7 @@ def test_the_true_class_from_the_centre_crop(files, tmp_path, capsys, kind):
     out = capsys.readouterr().out
     assert "localisation error of the true class, from the centre crop: 42.9 % on 14 of 14 pictures" in out
     assert "VGG paper" not in out
+    assert out.endswith(f"as a page: vggfeat report {tmp_path}\n")
 
 
 def test_five_guesses_from_the_whole_picture(files, tmp_path, capsys):
@@ -129,6 +132,18 @@ def test_five_guesses_from_the_whole_picture(files, tmp_path, capsys):
     assert "note: labels of submission.txt are places in the sorted list of classes" in out
     assert "top-5 localisation error: 64.3 % on 14 of 14 pictures" in out
     assert "classification error of the guesses, top-1 and top-5: 85.7 % and 28.6 % on all pictures" in out
+
+
+def test_a_terminal_gets_the_worst_classes_and_the_file_all(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(COMMAND, "LONGEST_TABLE", 2)
+    monkeypatch.setattr(COMMAND, "terminal_width", lambda: 60)
+    assert dense(files, tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # a and b are never guessed.
+    assert [line.split()[0] for line in lines[:4]] == ["class", "a", "b", "the"]
+    assert lines[3] == "the 2 classes of the highest error; table.txt has all 7"
+    assert max(map(len, lines[:3])) <= 60
+    assert [line[0] for line in (tmp_path / "table.txt").read_text().splitlines()[1:8]] == list(CLASSES)
 
 
 def test_class_by_class(files, tmp_path):
@@ -316,6 +331,8 @@ def test_labels_of_another_system(files, tmp_path):
         (["--classifier", "cls", "--boxes", "cls"], 5, "answers with boxes"),
         (["--classifier", "cls", "--scales", "224", "--scales", "256"], 2, "--scales: expected it once"),
         (["--protocol", "gt", "--classifier", "cls"], 2, "leave out --classifier"),
+        (["--protocol", "gt", "--threshold", "0.1"], 2, "leave out --threshold and --merge"),
+        (["--protocol", "gt", "--merge", "score"], 2, "leave out --threshold and --merge"),
         (["--protocol", "gt", "--boxes", "scr"], 2, "one box net for the centre crop, found 2"),
         (["--protocol", "gt", "--scales", "224,256"], 2, "expected one, for the centre crop"),
         (["--classifier", "cls", "--annotations", "nowhere"], 4, "nowhere"),

@@ -17,7 +17,7 @@ from vggfeat.bootstrap import BootstrapSettings
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
-from vggfeat.page import pictures
+from vggfeat.page import building, curves, pictures
 from vggfeat.page.building import PageSettings, make_page
 from vggfeat.page.charts import Axis, Line, chart, linear_axis, log_axis, thinned
 from vggfeat.page.confusing import confusion_of
@@ -147,6 +147,7 @@ def test_headline_and_classes_are_those_of_the_scores(made):
     text = Parsed(pages["bare"].content).whole_text()
     assert f"{np.mean(own[0]):.1f} %" in text
     assert "mean average precision, area" in text
+    assert f"chance: {100 * made[1]['good'][0].chance:.1f} %" in text
     assert "mAP" not in text
 
 
@@ -210,6 +211,16 @@ def test_runs_of_other_classes_stand_apart(made):
     assert [len(group.cards) for group in page.groups] == [1, 1]
 
 
+def test_a_class_without_a_value_comes_last(made, tmp_path):
+    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    file = tmp_path / "x.svm" / "results.json"
+    results = json.loads(file.read_text())
+    results["classes"][0]["values"] = dict.fromkeys(results["classes"][0]["values"])
+    file.write_text(json.dumps(results))
+    (group,) = make_page([tmp_path / "x.svm"]).groups
+    assert (group.classes[-1].name, group.classes[-1].values) == (HOSTILE[0], ("\N{EN DASH}",))
+
+
 def test_failed_pictures_are_named_with_their_reasons(made):
     page = Parsed(made[2]["bare"].content)
     assert "Failed pictures: 1" in page.texts("summary")
@@ -233,6 +244,9 @@ def test_confusion_counts_are_shares_of_the_true_class(made):
     (card,) = pages["single"].groups[0].cards
     np.testing.assert_allclose(card.confusion.rows, counts / counts.sum(axis=1, keepdims=True))
     assert card.confusion.mistakes == counts.sum() - np.trace(counts) > 0
+    assert card.confusion.tested == counts.sum()
+    text = Parsed(pages["single"].content).whole_text()
+    assert f"{card.confusion.mistakes} of {counts.sum()} pictures were given to another class" in text
     best = max((counts[i, j], -i, -j) for i in range(3) for j in range(3) if i != j)
     pair = card.confusion.pairs[0]
     assert (pair.count, pair.true, pair.predicted) == (best[0], HOSTILE[-best[1]], HOSTILE[-best[2]])
@@ -287,9 +301,18 @@ def test_each_list_holds_what_its_name_says():
     labels = [1, -1, 0, 1, -1, 1, 1]
     test = scored(np.array(scores)[:, None], np.array(labels)[:, None])
     found = examples_of(test, 0, ["a"], single=False, most=2)
-    assert [(one.id, one.rank) for one in found.highest] == [("0", 1), ("1", 2)]
+    assert [(one.id, one.rank, one.verdict) for one in found.highest] == [("0", 1, "right"), ("1", 2, "wrong")]
+    assert {one.verdict for one in found.alarms} == {"wrong"}
+    assert {one.verdict for one in found.missed} == {"missed"}
     assert [(one.id, one.rank) for one in found.alarms] == [("1", 2), ("4", 5)]
     assert [(one.id, one.rank) for one in found.missed] == [("5", 6), ("3", 4)], "the failed one is no miss"
+
+
+def test_where_every_positive_ranks_first_nothing_is_wrong_or_missed():
+    scores, labels = np.array([4.0, 3, 2, 1, -np.inf]), np.array([1, 1, 0, -1, 1])
+    found = examples_of(scored(scores[:, None], labels[:, None]), 0, ["a"], single=False, most=9)
+    assert [one.verdict for one in found.highest] == ["right", "right", "ignored", "other"]
+    assert (found.alarms, found.missed) == ((), ())
 
 
 def test_with_one_class_a_picture_mistakes_are_those_of_the_prediction():
@@ -298,6 +321,7 @@ def test_with_one_class_a_picture_mistakes_are_those_of_the_prediction():
     labels = np.where(np.arange(3) == np.array(targets)[:, None], 1, -1)
     found = examples_of(scored(scores, labels), 0, ["a", "b", "c"], single=True, most=5)
     assert [(one.id, one.said) for one in found.highest] == [("3", "b"), ("0", ""), ("1", "b"), ("2", "c")]
+    assert [one.verdict for one in found.highest] == ["wrong", "right", "missed", "other"]
     assert [(one.id, one.said) for one in found.alarms] == [("3", "b")], "taken for a, is b"
     assert [(one.id, one.said) for one in found.missed] == [("1", "b")], "is a, taken for b"
 
@@ -380,6 +404,19 @@ def test_the_root_may_be_the_one_that_extract_was_given(tmp_path):
         assert (root / "p" / "a.png").is_file()
 
 
+def test_no_page_has_more_pictures_than_its_budget_and_the_worst_classes_come_first(made, monkeypatch):
+    root, _, _ = made
+    monkeypatch.setattr(building, "BUDGET", 5)
+    page = make_page([root / "good.svm"], PageSettings(pictures=root / "pictures", workers=0))
+    assert 1 <= page.pictures <= 5
+    (group,) = page.groups
+    values = [float(part.values[0]) for part in group.classes]
+    assert values == sorted(values)
+    shown = Parsed(page.content)
+    worst = [one.id for kind in ("highest", "alarms", "missed") for one in getattr(group.classes[0].examples[0], kind)]
+    assert shown.attributes("img", "alt")[:5] == worst[:5]
+
+
 # --- training
 
 
@@ -400,7 +437,12 @@ def test_a_training_folder_gives_curves_and_figures(tmp_path):
     for figure in ("25.0 %", "12.5 %", "150 steps."):
         assert figure in text
     assert {"256", "A"} <= set(page.texts("dd"))
+    assert "lowest" not in text, "of one validation"
+    with (folders[0] / "log.jsonl").open("a") as log:
+        log.write(f"\n{json.dumps({'kind': 'validation', 'step': 150, 'top1_error': 0.375, 'top5_error': 0.125})}")
     one = Parsed(make_page(folders[:1]).content)
+    assert "lowest: 25.0 % at step 100" in one.texts("p")
+    assert one.texts("title") == ["Training: a", *one.texts("title")[1:]]
     titles = ["loss over steps", "error over steps", "learning rate over steps", "images per second over steps"]
     assert one.texts("figcaption") == titles
     together = ["loss over steps", "top-1 error over steps", "top-5 error over steps"]
@@ -430,21 +472,71 @@ def test_results_of_other_commands_give_figures_tables_and_the_rest(tmp_path):
     assert values == [value for value, _ in figures]
     assert [name for _, name in figures] == [text for text in page.texts("p") if text in dict(map(reversed, figures))]
     assert page.texts("th") == ["name", "top-1 error %", "pictures", "class", "taken for", "pictures"]
-    assert page.texts("td") == ["a", "50.0", "4", "b", "\N{EN DASH}", "0", "a", '["b"]', "2"]
+    assert page.texts("td") == ["a", "50.0", "4", "b", "\N{EN DASH}", "0", "a", "b", "2"]
     assert page.attributes("td", "data-value")[:6] == [None, "0.5", "4.0", None, "", "0.0"]
+    assert page.texts("title")[0] == "ilsvrc: top-1 error 25.0 %"
     assert "Mind this." in page.texts("p")
     assert "256, 384" in page.texts("dd")
     assert not page.texts("pre")
 
 
+def test_several_results_of_other_commands_stand_side_by_side_and_classes_have_their_words(tmp_path):
+    for name, error in (("x", 0.5), ("y", None)):
+        (tmp_path / name).mkdir()
+        results = {
+            "top1_error": error,
+            "top5_error": 0.25,
+            "classes": [{"name": "n01", "words": "cat & dog"}],
+            "confusions": [{"class": "n01", "taken_for": "n02"}],
+        }
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    header, rows = rows_of(make_page([tmp_path / "x", tmp_path / "y"]).content)
+    assert header == ["run", "top-1 error", "top-5 error"]
+    assert rows == [["x", "50.0 %", "25.0 %"], ["y", "\N{EN DASH}", "25.0 %"]]
+    page = Parsed(make_page([tmp_path / "x"]).content)
+    assert page.texts("td") == ["n01", "cat & dog", "n01 (cat & dog)", "n02"]
+    assert "Side by side" not in page.whole_text()
+
+
 # --- charts
+
+
+def drawn_points(drawn, line):
+    """The points of a path as shares of the width and height between the axes."""
+    found = np.array(re.findall(r"[ML]([\d.]+) ([\d.]+)", line.path), float).reshape(-1, 2)
+    found = np.array(line.points, float) if line.points else found
+    across = (found[:, 0] - drawn.left) / (drawn.right - drawn.left)
+    return np.stack([across, (drawn.bottom - found[:, 1]) / (drawn.bottom - drawn.top)], axis=1)
+
+
+def test_curves_worked_out_by_hand():
+    # A negative, then both positives: precision 1/2 at recall 1/2, and 2/3 at recall 1, the best of both recalls.
+    scores, labels = np.array([[3.0], [2], [1]]), np.array([[-1], [1], [1]])
+    told = {"name": "test", "grid": [1, 10, 100], "curve": [[0.2, 0.1], [0.6, 0.2], [0.4, 0.3]], "C": [10, 100]}
+    results = {"classes": [{"name": "a"}], "metric": {"name": "mean average precision, area"}, "runs": [told]}
+    own = SvmRun(name="x", results=results, tests=(scored(scores, labels),))
+    drawn = curves.ranking([own], 0)
+    np.testing.assert_allclose(drawn_points(drawn, drawn.lines[0]), [[0.5, 0.5], [1, 2 / 3]], atol=1e-3)
+    drawn = curves.overview([own])
+    (mean,) = (drawn_points(drawn, line) for line in drawn.lines if line.name == "mean")
+    np.testing.assert_allclose(mean, np.stack([np.linspace(0, 1, 101), np.full(101, 2 / 3)], axis=1), atol=1e-3)
+    drawn = curves.choice([own], 0)
+    curve, mark = (drawn_points(drawn, line) for line in drawn.lines)
+    assert [tick.label for tick in drawn.y_ticks] == ["20", "30", "40", "50", "60"]
+    np.testing.assert_allclose(curve, [[0, 0], [0.5, 1], [1, 0.5]], atol=1e-3)
+    np.testing.assert_allclose(mark, [[0.5, 1]], atol=1e-3)
 
 
 def test_points_lie_where_the_axes_say():
     axis = Axis(label="", low=0, high=10, ticks=(0, 5, 10))
-    drawn = chart("", axis, axis, [Line(name="", x=[0, 5, 10], y=[0, np.nan, 10], style="c0")])
-    assert drawn.lines[0].path == f"M{drawn.left:g} {drawn.bottom:g}M{drawn.right:g} {drawn.top:g}", "a gap at NaN"
+    drawn = chart("", axis, axis, [Line(name="", x=[0, 0, 5, 10, 0], y=[0, 10, np.nan, 10, 0], style="c0")])
+    ends = {"l": drawn.left, "r": drawn.right, "b": drawn.bottom, "t": drawn.top}
+    assert drawn.lines[0].path == "M{l:g} {b:g}L{l:g} {t:g}M{r:g} {t:g}L{l:g} {b:g}".format(**ends), "a gap at NaN"
     assert float(drawn.x_ticks[1].at) == (drawn.left + drawn.right) / 2
+    alone = chart("", axis, axis, [Line(name="", x=[0, 5, 10], y=[0, np.nan, 10], style="c0")]).lines[0]
+    assert (alone.path, len(alone.points)) == ("", 2), (
+        "a value without a neighbour is a point, for a path shows nothing"
+    )
     log = Axis(label="", low=0.1, high=1000, ticks=(1,), logarithmic=True)
     np.testing.assert_allclose(log.share([0.1, 10, 1000]), [0, 0.5, 1])
 
@@ -478,6 +570,7 @@ def spoil(folder, name, content):
         ("results.json", b'{"format": "vggfeat-results", "version": 2}'),
         ("results.json", b'{"format": "vggfeat-results", "version": 1, "runs": []}'),
         ("results.json", b"\xff"),
+        *((name, None) for name in ("headline", "metric", "dataset", "chance", "notes", "seconds")),
         ("scores.npz", b"no zip"),
         ("scores.npz", b""),
         ("scores.npz", b"PK\x03\x04"),
@@ -486,6 +579,9 @@ def spoil(folder, name, content):
 )
 def test_damaged_results_are_an_error_of_one_line(made, tmp_path, name, content):
     shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    if content is None:
+        told = json.loads((tmp_path / "x.svm" / "results.json").read_text())
+        name, content = "results.json", json.dumps(told | {name: "another"}).encode()
     spoil(tmp_path / "x.svm", name, content)
     with pytest.raises(StoreError, match=r"x\.svm: expected results as vggfeat writes them, found some that can't"):
         read_runs([tmp_path / "x.svm"])
@@ -506,6 +602,11 @@ def test_scores_that_dont_fit_are_refused(made, tmp_path):
         np.savez(tmp_path / "x.svm" / "scores.npz", **(arrays | change))
         with pytest.raises(StoreError):
             read_runs([tmp_path / "x.svm"])
+
+
+def test_pictures_of_folders_that_name_none_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--pictures: expected a folder of `vggfeat svm` .*, found none"):
+        make_page([training_folder(tmp_path / "a", [1])], PageSettings(pictures=tmp_path))
 
 
 def test_folders_without_results_or_given_twice_are_refused(made, tmp_path, capsys):

@@ -25,10 +25,10 @@ def test_it_is_small_enough_for_the_package():
 
 
 def test_it_is_net_a_at_an_eighth_of_the_width(small):
-    assert (small.model.config, small.model.width, small.model.num_classes) == ("A", 0.125, 120)
+    assert (small.model.config, small.model.width, small.model.num_classes) == ("A", 0.125, 240)
     assert small.trained
     assert small.std == (1.0, 1.0, 1.0)
-    assert len(set(small.classes)) == 120
+    assert len(set(small.classes)) == 240
 
 
 def test_its_metadata_hold_the_recipe_that_stands_in_the_pipeline(small):
@@ -43,4 +43,4 @@ def test_the_readme_gives_the_errors_that_its_trainer_measured(small):
     found = small.facts["training"]["validation"]
     top1, top5 = (100 * found[f"{name}_error"] for name in ("top1", "top5"))
     assert f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %" in told
-    assert f"{found['pictures']:,} rendered validation pictures of 120 classes" in told
+    assert f"{found['pictures']:,} rendered validation pictures of 240 classes" in told

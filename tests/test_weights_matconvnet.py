@@ -13,9 +13,10 @@ from mat_files import MEAN, cell, forward, save, simplenn
 from other_nets import difference, our_maps, picture
 from scipy.io import savemat
 
+from vggfeat import mat5
 from vggfeat.errors import WeightsError
-from vggfeat.weights import IMAGENET_MEAN, mat5
-from vggfeat.weights.mat5 import MOST_DEPTH, MOST_INFLATED
+from vggfeat.mat5 import MOST_DEPTH, MOST_INFLATED
+from vggfeat.weights import IMAGENET_MEAN
 from vggfeat.weights.matconvnet import load_matconvnet
 
 

@@ -119,12 +119,38 @@ class Extraction(Passes):
 
 
 def spatial_mean(
-    model: VGG, images: Tensor, layer: Layer, pixels: int, each: Callable[[Tensor], Tensor] | None = None
+    model: VGG, images: Tensor, layer: Layer, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
 ) -> Tensor:
     """Average a dense map over space, in strips where the pictures are too large for one pass.
 
+    Parameters
+    ----------
+    model, images, layer, pixels
+        As for `strips`.
+    each : callable, optional
+        What is done to the map (N, C, h, w), position by position, before it is averaged.
+
+    Returns
+    -------
+    Tensor (N, C), float32
+    """
+    sums, positions = [], 0
+    for part in strips(model, images, layer, pixels):
+        sums.append(each(part).sum((2, 3), dtype=torch.float32))
+        positions += part[0, 0].numel()
+    return sum(sums[1:], sums[0]) / positions
+
+
+def dense_map(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
+    """Return a dense map, (N, C, h, w), made in strips where the pictures are too large for one pass; see `strips`."""
+    return torch.cat([*strips(model, images, layer, pixels)], dim=_long_axis(images))
+
+
+def strips(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Iterator[Tensor]:
+    """Yield a dense map whole, or in strips along the longer side where the pictures are too large for one pass.
+
     A strip is cut at multiples of 32 pixels and carries along every pixel that its positions can see, so that it
-    gives the same values as the whole; only the positions that are its own are counted.
+    gives the same values as the whole; only the positions that are its own are handed out.
 
     Parameters
     ----------
@@ -133,33 +159,32 @@ def spatial_mean(
     layer : str
     pixels : int
         Pixels in one pass, over all N images; the narrowest strip, of one position, may have more.
-    each : callable, optional
-        What is done to the map (N, C, h, w), position by position, before it is averaged.
 
-    Returns
-    -------
-    Tensor (N, C), float32
+    Yields
+    ------
+    Tensor (N, C, h, w)
+        Part of the map; one after the other, they are all of it.
     """
     count, _, height, width = images.shape
-    each = each or (lambda maps: maps)
     if count * height * width <= pixels:
-        return each(model(images, (layer,))[layer]).mean((2, 3), dtype=torch.float32)
-    axis = 2 if height >= width else 3
+        yield model(images, (layer,))[layer]
+        return
+    axis = _long_axis(images)
     window = 1 if layer == "pool5" else WINDOW
     halo = _halo(model)
     length, positions = images.shape[axis], model.pool5_side(images.shape[axis]) - window + 1
     cells = pixels // (count * min(height, width) * STRIDE)
     step = max(1, cells - (window - 1) - 2 * halo)
-    total = torch.zeros((), device=images.device)
     for start in range(0, positions, step):
         stop = min(start + step, positions)
         first = max(0, start - halo)
         end = min(length, STRIDE * (stop + window - 1 + halo))
         strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
-        values = each(model(strip, (layer,))[layer]).narrow(axis, start - first, stop - start)
-        total = total + values.sum((2, 3), dtype=torch.float32)
-    across = model.pool5_side(min(height, width)) - window + 1
-    return total / (positions * across)
+        yield model(strip, (layer,))[layer].narrow(axis, start - first, stop - start)
+
+
+def _long_axis(images: Tensor) -> int:
+    return 2 if images.shape[2] >= images.shape[3] else 3
 
 
 def narrowest_strip(model: VGG, size: Size) -> int:

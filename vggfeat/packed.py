@@ -84,8 +84,11 @@ def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
         found = path.stat().st_size if path.is_file() else None
         if found != shard["bytes"]:
             raise DatasetError(f"{path}: expected {shard['bytes']} bytes, found {found}; {_AGAIN}")
+    path = root / f"{name}.npz"
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise ValueError(f"something that is no file in the place of {path.name}")
     # Opened here, because NumPy leaves a file open that it finds damaged.
-    with open(root / f"{name}.npz", "rb") as file:
+    with open(path, "rb") as file:
         _check_uncompressed(file)
         with np.load(file, allow_pickle=False) as arrays:
             names, targets, places = (arrays[key] for key in ("names", "targets", "places"))

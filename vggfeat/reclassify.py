@@ -100,6 +100,11 @@ def reclassify(row: ClassifiedRow, arguments: Sequence[str] | None = None) -> di
     return results
 
 
+def render_twin(root: Path) -> None:
+    """Render the few pictures that twins train and are tested on."""
+    write("ilsvrc", root, seed=0, size=TWIN_PICTURES, workers=1)
+
+
 def save_posteriors(net: Net, weights: Path, mode: str, sides: Sequence[int], options: dict[str, Any]) -> list[Path]:
     """Run a net over the validation pictures, unless that was done, and return the files of its posteriors."""
     folder: Path = options["out"] / f"{net.name}-classified"
@@ -173,7 +178,7 @@ def _parse(row: ClassifiedRow, arguments: Sequence[str] | None) -> dict[str, Any
         raise ConfigError(f"--weights: expected one for each of {nets}, or none, found {len(options['weights'])}")
     make_folder(options["out"])
     if options["twin"]:
-        write("ilsvrc", options["root"], seed=0, size=TWIN_PICTURES, workers=1)
+        render_twin(options["root"])
     return options
 
 

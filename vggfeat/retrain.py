@@ -14,9 +14,18 @@ import click
 from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError, VggfeatError
-from vggfeat.reclassify import TWIN_SIDES, WEIGHTS, Net, check_net, compare, fuse_posteriors, net_name, save_posteriors
+from vggfeat.reclassify import (
+    TWIN_SIDES,
+    WEIGHTS,
+    Net,
+    check_net,
+    compare,
+    fuse_posteriors,
+    net_name,
+    render_twin,
+    save_posteriors,
+)
 
-TWIN_DATA = "tiny"
 TWIN = ("--width", "0.03125", "--batch", "12", "--steps", "2", "--workers", "0", "--device", "cpu")
 """A net of a thirty-second of the width, two steps: it shows that the commands run, and learns nothing."""
 
@@ -77,7 +86,7 @@ def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[int
         if options["weights"]:
             check_net(options["weights"], row.net)
         if options["twin"]:
-            must_run("data", "synth", "ilsvrc", "--root", options["root"], "--size", TWIN_DATA)
+            render_twin(options["root"])
         weights = options["weights"] or _train(row.net, row.scale, options)
     except (click.ClickException, VggfeatError) as error:
         click.echo(f"vggfeat: {error}", err=True)

@@ -28,7 +28,7 @@ def run(options: Options) -> Report:
 def meet(job: Job, where: str, report: Report) -> None:
     report.count("races")
     runs = [job.start() for _ in range(2)]
-    while not all([run.ended() for run in runs]):  # each is asked each time
+    while sum(not run.ended() for run in runs):  # each is asked each time
         look(job, where, report)
         time.sleep(0.002)
     ended = sorted((run.wait() for run in runs), key=lambda found: found.code)

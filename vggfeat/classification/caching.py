@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.caching import CacheSettings, Progress, Summary, Work, cache_rows
+from vggfeat.classification.crops import CROP
 from vggfeat.classification.posteriors import Mode, Posteriors, PosteriorSettings
 from vggfeat.errors import ConfigError
 from vggfeat.images.decoding import DecodeSettings
@@ -25,6 +26,8 @@ CROP_SCALES = (256,)
 """The same for the centre crop."""
 STEP = 32
 """Pixels between the test scales of a net trained at one S (Sect. 4.2)."""
+BOXES = "localisation"
+"""What a weights file has among its facts if its last layer answers with boxes; see `vggfeat.localisation.head`."""
 SHOWN = 3
 """Classes that a message names."""
 
@@ -42,7 +45,7 @@ def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
     Returns
     -------
     tuple of int
-        Q, smallest picture sides in pixels; 256, 384, 512, or 256 for crop, where the file doesn't say.
+        Q, smallest picture sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file doesn't say.
     """
     trained = _trained_scale(backbone)
     if trained is None:
@@ -51,7 +54,8 @@ def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
     middle = round((low + high) / 2)
     if mode == "crop":
         return (middle,)
-    return (low - STEP, low, low + STEP) if low == high else (low, middle, high)
+    sides = (low - STEP, low, low + STEP) if low == high else (low, middle, high)
+    return tuple(sorted({max(side, CROP) for side in sides}))
 
 
 def _trained_scale(backbone: Backbone) -> tuple[int, int] | None:
@@ -79,8 +83,13 @@ def match_classes(backbone: Backbone, classes: Sequence[str]) -> NDArray[np.int6
     Raises
     ------
     ConfigError
-        If net and data have other classes, or another number of them.
+        If net and data have other classes, or another number of them, or the net answers with boxes.
     """
+    if BOXES in backbone.facts:
+        raise ConfigError(
+            f"{backbone.source}: expected a net that answers with class scores, found a box net of `vggfeat localise "
+            "train`; take a classification net"
+        )
     outputs = backbone.model.num_classes
     if not backbone.classes:
         if outputs != len(classes):

@@ -21,6 +21,8 @@ from vggfeat.samples import DataSet
 from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Status
 
+LAYER = "posteriors"
+"""What stands in the place of a layer in a file of posteriors."""
 BLOCK_BYTES = 1 << 25
 """Posteriors of a file that are in memory at a time."""
 
@@ -147,7 +149,7 @@ class _Head:
 
 def _head(path: Path, scales: Sequence[int] | None) -> _Head:
     with FeatureFile(path) as file:
-        if file.key.get("layer") != "posteriors":
+        if file.key.get("layer") != LAYER:
             found = f"features of {file.key.get('layer')}"
             raise StoreError(f"{path}: expected class posteriors, found {found}; make them with `vggfeat classify`")
         wanted = file.scales if scales is None else tuple(scales)

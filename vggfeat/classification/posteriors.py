@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.classification.crops import CROP, centre, grid
+from vggfeat.classification.fusing import LAYER
 from vggfeat.errors import check_choice
 from vggfeat.extraction import narrowest_strip, spatial_mean
 from vggfeat.models import VGG
@@ -22,8 +23,6 @@ from vggfeat.weights import Backbone
 
 Mode = Literal["crop", "dense", "multi-crop"]
 Softmax = Literal["after", "before"]
-LAYER = "posteriors"
-"""What stands in the place of a layer in a file of posteriors."""
 
 
 @dataclass(frozen=True, kw_only=True)

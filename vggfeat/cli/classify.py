@@ -1,20 +1,22 @@
 """`vggfeat classify`: validation pictures and nets in, top-1 and top-5 errors out; or saved posteriors in."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from vggfeat.cli.types import Numbers, make_folder
+from vggfeat.cli.types import LONGEST_TABLE, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.report.classification import Pace
     from vggfeat.samples import ClassificationSet
 
+SETTLED = ("mode", "softmax", "precision", "interpolation", "max_pixels", "allow_truncated")
+"""What saved posteriors were made with."""
 MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
-LONGEST_TABLE = 40
-"""Classes that are printed."""
 
 
 @click.command()
@@ -44,7 +46,9 @@ LONGEST_TABLE = 40
 @click.option("--overwrite", is_flag=True, help="Replace posteriors of other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@click.pass_context
 def classify(
+    context: click.Context,
     weights: tuple[str, ...],
     root: Path | None,
     files: tuple[Path, ...],
@@ -72,10 +76,13 @@ def classify(
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
     """
+    if (root is None) != (not weights):
+        alone = "--data" if root is not None else "--weights"
+        raise ConfigError(f"{alone}: expected --weights and --data together, found it alone; give both, or neither")
     if not weights and not files:
         raise ConfigError("--weights: expected a net with --data, or --posteriors, found neither; give one of them")
-    if (root is None) != (not weights):
-        raise ConfigError("--data: expected together with --weights, found one without the other; give both or none")
+    if not weights:
+        _refuse_settled(context)
     import json
 
     from vggfeat.classification import evaluate, fuse
@@ -89,11 +96,19 @@ def classify(
     if as_json:
         click.echo(json.dumps(results_json(fused, found, paces=paces, notes=notes), indent=2))
     else:
-        click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE))
+        click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE, width=terminal_width()))
         for pace in paces:
             click.echo(_pace_line(pace))
         click.echo(f"{out}: {', '.join(path.name for path in [*new, *written])}")
+        click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(fused.failed) > allow_failed else 0
+
+
+def _refuse_settled(context: click.Context) -> None:
+    """Refuse other settings for saved posteriors: to ignore them would be to say yes and do something else."""
+    for param in context.command.params:
+        if param.name in SETTLED and context.get_parameter_source(param.name) != ParameterSource.DEFAULT:
+            raise ConfigError(f"{param.opts[0]}: expected where a net is run, found --posteriors alone; leave it out")
 
 
 def _run_nets(

@@ -59,7 +59,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
             click.echo(f"failed: {name}: {why}")
         for problem in report.problems:
             click.echo(f"problem: {problem}")
-        click.echo("sound: every checksum fits" if not report.problems else "NOT SOUND: extract it again")
+        click.echo("sound: every checksum fits" if not report.problems else "NOT SOUND: make it again")
     return 6 if report.problems else 0
 
 

@@ -1,12 +1,13 @@
 """`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on pictures."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vggfeat.cli.localise_train import localise_train
-from vggfeat.cli.types import Numbers, make_folder
+from vggfeat.cli.types import LONGEST_TABLE, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ _SHARED = (
     _SCALES,
     click.option("--threshold", type=click.FloatRange(0, 3, max_open=True),
                  help="Greatest match score of boxes that are merged. [0.25]"),
-    click.option("--merge", "average", type=click.Choice(["score", "count"]), default="score", show_default=True,
-                 help="What boxes weigh in a merged one: their class posteriors, or one each."),
+    click.option("--merge", "average", type=click.Choice(["score", "count"]),
+                 help="What boxes weigh in a merged one: their class posteriors, or one each. [score]"),
     click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True),
     click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]"),
     click.option("--workers", type=click.IntRange(0, 256),
@@ -56,6 +57,12 @@ def localise() -> None:
     """Train nets that answer with boxes, evaluate them by ILSVRC's localisation rules, and draw what they find.
 
     After Appendix A of the VGG paper.
+
+    \b
+    Examples:
+      vggfeat localise train --data ILSVRC --weights D256.safetensors --scale 256 --out B256
+      vggfeat localise evaluate --data ILSVRC --boxes B256/weights.safetensors --protocol gt --out B256.gt
+      vggfeat localise predict --boxes B256/weights.safetensors --classifier D256.safetensors holiday/ --out drawn
     """
 
 
@@ -119,18 +126,21 @@ def evaluate(
     from vggfeat.datasets.boxes import read_boxes
     from vggfeat.devices import default_device, default_workers
     from vggfeat.localisation.evaluating import RunSettings, System, describe_run, judge, locate_list
-    from vggfeat.localisation.paper import is_official, paper_rows
-    from vggfeat.localisation.reporting import Report, results_json, text_table, write_report
     from vggfeat.localisation.submission import class_numbers
+    from vggfeat.report.localisation import Report, results_json, text_table, write_report
+    from vggfeat.report.paper_boxes import is_official, paper_rows
 
-    data = ilsvrc.read(root)
-    with Progress("boxes", "files", quiet=quiet) as bar:
-        boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
+    # All nets are looked at before the annotations, which may take minutes.
     loaded = _box_nets(nets)
     rating = _classifier(classifier) if classifier else None
+    if protocol == "gt" and (common["threshold"], common["average"]) != (None, None):
+        raise ConfigError("--protocol gt: a centre crop gives one box, so leave out --threshold and --merge")
+    settings = _settings(loaded, scales, common)
+    data = ilsvrc.read(root)
     channels = None if rating is None else match_classes(rating, data.classes)
     labels, labels_from = _labels(files, data, protocol, rating)
-    settings = _settings(loaded, scales, common)
+    with Progress("boxes", "files", quiet=quiet) as bar:
+        boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
     system = System(protocol, loaded, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
     workers = default_workers() if common["workers"] is None else common["workers"]
     run = RunSettings(device=common["device"] or default_device(), workers=workers, group=group, overwrite=overwrite)
@@ -151,8 +161,9 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(results_json(report), indent=2))
     else:
-        click.echo(text_table(report))
+        click.echo(text_table(report, most=LONGEST_TABLE, width=terminal_width()))
         click.echo(f"{out}: pictures.jsonl, {', '.join(path.name for path in written)}")
+        click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(judged.failed) > allow_failed else 0
 
 
@@ -187,8 +198,10 @@ def predict(
 
     from vggfeat.cli.progress import Progress
     from vggfeat.devices import default_device
-    from vggfeat.localisation.pictures import picture_files, predict_files, predictions_json, summary_lines
+    from vggfeat.localisation.pictures import picture_files, predict_files
     from vggfeat.localisation.predicting import Localiser
+    from vggfeat.report.boxes import predictions_json, summary_lines, write_predictions
+    from vggfeat.report.files import write_files
 
     files, loaded = picture_files(pictures), _box_nets(nets)
     rating = _classifier(classifier)
@@ -198,9 +211,10 @@ def predict(
     make_folder(out)
     with Progress("localise", "pictures", quiet=quiet) as bar:
         found = predict_files(
-            files, localiser, out, classes, words,
+            files, localiser, classes, words, lambda name, drawn: write_files(out, {name: drawn}),
             workers=common["workers"] or 0, decode=_decode(common), progress=bar.update,
         )  # fmt: skip
+    write_predictions(found, classes, words, out)
     if as_json:
         click.echo(json.dumps(predictions_json(found, classes, words), indent=2))
     else:
@@ -221,6 +235,10 @@ def check(submission: Path, pictures: int, classes: int, as_json: bool) -> None:
 
     A line a picture, in the order of file names: label xmin ymin xmax ymax, one to five times. The first line that is
     not so is named.
+
+    \b
+    Example:
+      vggfeat localise check B384.dense/submission.txt
     """
     import json
 
@@ -292,12 +310,10 @@ def _settings(
     if len(scales) not in (0, 1, len(nets)):
         raise ConfigError(f"--scales: expected it once, or once for each of {len(nets)} box nets, found {len(scales)}")
     each = scales * len(nets) if len(scales) == 1 else scales or tuple((net.scale,) for net in nets)
-    merging = {} if common["threshold"] is None else {"threshold": common["threshold"]}
+    merging = {name: common[name] for name in ("threshold", "average") if common[name] is not None}
     if common["batch_pixels"]:
         more["batch_pixels"] = common["batch_pixels"]
-    return LocaliseSettings(
-        scales=each, merging=MergeSettings(average=common["average"], **merging), precision=common["precision"], **more
-    )
+    return LocaliseSettings(scales=each, merging=MergeSettings(**merging), precision=common["precision"], **more)
 
 
 def _decode(common: dict[str, Any]) -> Any:

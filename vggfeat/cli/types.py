@@ -8,6 +8,9 @@ import click
 
 from vggfeat.errors import ConfigError
 
+LONGEST_TABLE = 40
+"""Classes of ILSVRC that are printed."""
+
 
 class Numbers(click.ParamType):
     """Numbers separated by commas."""

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from vggfeat.datasets.textfiles import read_text
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, VggfeatError
+from vggfeat.mat5 import read_mat
 
 KIT = "ILSVRC2012_devkit_t12"
 MAPPING = "LOC_synset_mapping.txt"
@@ -50,13 +49,12 @@ def read_classes(kit: Kit) -> tuple[dict[int, str], dict[str, str]]:
     DatasetError
         If the file is no MATLAB file with `synsets`.
     """
-    from scipy.io import loadmat
-
     try:
-        table = np.atleast_1d(loadmat(kit.meta, squeeze_me=True)["synsets"])
-        number = next(name for name in table.dtype.names or () if name.startswith("ILSVRC") and name.endswith("_ID"))
-        rows = [(int(row[number]), str(row["WNID"]), str(row["words"])) for row in table]
-    except Exception as error:  # Of damaged files, the reader raises what its parts happen to raise.
+        table = read_mat(kit.meta, ["synsets"])["synsets"]
+        table = table if isinstance(table, list) else [table]
+        number = next(name for name in table[0] if name.startswith("ILSVRC") and name.endswith("_ID"))
+        rows = [(int(row[number].array().item()), str(row["WNID"]), str(row["words"])) for row in table]
+    except (VggfeatError, LookupError, AttributeError, TypeError, ValueError, OverflowError, StopIteration) as error:
         raise DatasetError(
             f"{kit.meta}: expected the classes of the development kit, found {type(error).__name__}: {error}; "
             "unpack the kit again"

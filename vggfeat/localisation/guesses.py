@@ -16,8 +16,9 @@ from vggfeat.errors import ConfigError
 from vggfeat.localisation.head import BoxNet
 from vggfeat.localisation.maps import MapSettings
 from vggfeat.localisation.merging import MergeSettings
-from vggfeat.localisation.windows import Size, window_frames
-from vggfeat.passes import Precision
+from vggfeat.localisation.windows import window_frames
+from vggfeat.passes import Precision, Size
+from vggfeat.samples import Box
 from vggfeat.transforms import Interpolation
 
 
@@ -68,6 +69,19 @@ class Ask(NamedTuple):
     """The true class, which is located as well, whether it is guessed or not."""
 
 
+class Guess(NamedTuple):
+    """A class, and where it is on a picture."""
+
+    label: int
+    """Number of the class."""
+    posterior: float
+    """Of the whole picture, from 0 to 1; NaN without a classification net."""
+    box: Box
+    """In pixels of the file."""
+    windows: int
+    """How many windows fed the box."""
+
+
 class Located(NamedTuple):
     """What became of one picture; T classes, of which the first G are its guesses."""
 
@@ -87,6 +101,12 @@ class Located(NamedTuple):
     """Empty, or "reason: message" of the failure; then T is 0."""
     size: Size
     """Height and width of the picture; (0, 0) if it could not be read."""
+
+    def ranked(self) -> list[Guess]:
+        """Return the guesses, best first."""
+        columns = (self.classes, self.posteriors, self.boxes, self.windows)
+        rows = zip(*(column[: self.guesses].tolist() for column in columns), strict=True)
+        return [Guess(label, posterior, Box(*box), windows) for label, posterior, box, windows in rows]
 
 
 def class_places(net: BoxNet, classes: Sequence[str]) -> NDArray[np.int64]:

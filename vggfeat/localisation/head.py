@@ -62,11 +62,11 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
     WeightsError
         If it can't be loaded, is of another kind, or says of itself what does not fit its channels.
     """
-    backbone = load_backbone(os.fspath(spec))
+    place = os.fspath(spec)
+    backbone = load_backbone(place)
     if not is_box_net(backbone):
         raise WeightsError(
-            f"{backbone.source}: expected a net that answers with boxes, found none; "
-            "give the weights of `vggfeat localise train`"
+            f"{place}: expected a net that answers with boxes, found none; give the weights of `vggfeat localise train`"
         )
     told = backbone.facts[FACTS]
     try:
@@ -80,13 +80,13 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
         )
         unit = float(told.get("unit", 1))
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{backbone.source}: expected metadata of a box net, found damaged ones: {error}") from None
+        raise WeightsError(f"{place}: expected metadata of a box net, found damaged ones: {error}") from None
     channels = 4 if net.kind == "scr" else 4 * len(net.classes)
     if not 0 < unit < math.inf:
-        raise WeightsError(f"{backbone.source}: expected a unit of its boxes above 0, found {unit}")
+        raise WeightsError(f"{place}: expected a unit of its boxes above 0, found {unit}")
     if net.kind not in get_args(Kind) or net.frame not in get_args(Frame) or channels != backbone.model.num_classes:
         raise WeightsError(
-            f"{backbone.source}: expected {channels} channels of fc8 for {net.kind} and {len(net.classes)} classes, "
+            f"{place}: expected {channels} channels of fc8 for {net.kind} and {len(net.classes)} classes, "
             f"found {backbone.model.num_classes}, with boxes relative to {net.frame}"
         )
     for parameter in backbone.model.layers["fc8"].parameters():

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.extraction import narrowest_strip
-from vggfeat.models import STRIDE, VGG, WINDOW
+from vggfeat.extraction import dense_map, narrowest_strip
+from vggfeat.models import VGG
 from vggfeat.passes import Passes, PassSettings, Size
 from vggfeat.transforms import rescaled_size
 from vggfeat.weights import Backbone
@@ -73,7 +73,7 @@ class DenseMaps(Passes):
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
         """Return the maps (N, C, h, w), float32, of pictures of one size."""
-        maps = dense_map(self.model, self.ready(images), pixels).float()
+        maps = dense_map(self.model, self.ready(images), "fc8", pixels).float()
         return torch.log_softmax(maps, dim=1) if self._posteriors else maps
 
     def maps(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
@@ -125,24 +125,3 @@ class CentreCrop(Passes):
         top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
         crops = images[:, :, top : top + self.side, left : left + self.side]
         return self.model(self.ready(crops), ("fc8",))["fc8"][:, :, 0, 0].float()
-
-
-def dense_map(model: VGG, images: Tensor, pixels: int) -> Tensor:
-    """Return the fc8 map, (N, C, h, w), in exact overlapping strips where the pictures are too large for one pass.
-
-    The strips are those of `vggfeat.extraction.spatial_mean`.
-    """
-    count, _, height, width = images.shape
-    if count * height * width <= pixels:
-        return model(images, ("fc8",))["fc8"]
-    axis = 2 if height >= width else 3
-    halo = -(-model.reach // STRIDE)
-    length, positions = images.shape[axis], model.positions(images.shape[axis])
-    step = max(1, pixels // (count * min(height, width) * STRIDE) - (WINDOW - 1) - 2 * halo)
-    parts = []
-    for start in range(0, positions, step):
-        stop, first = min(start + step, positions), max(0, start - halo)
-        end = min(length, STRIDE * (stop + WINDOW - 1 + halo))
-        strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
-        parts.append(model(strip, ("fc8",))["fc8"].narrow(axis, start - first, stop - start))
-    return torch.cat(parts, dim=axis)

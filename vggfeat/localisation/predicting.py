@@ -29,8 +29,8 @@ from vggfeat.localisation.guesses import (
 from vggfeat.localisation.head import BoxNet
 from vggfeat.localisation.maps import CentreCrop, DenseMaps
 from vggfeat.localisation.merging import merge
-from vggfeat.localisation.windows import Size, boxes_of
-from vggfeat.passes import MAX_RESCALED_PIXELS
+from vggfeat.localisation.windows import boxes_of
+from vggfeat.passes import MAX_RESCALED_PIXELS, Size
 from vggfeat.transforms import rescaled_size
 from vggfeat.weights import Backbone
 

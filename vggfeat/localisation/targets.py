@@ -10,8 +10,6 @@ from torch import Tensor
 
 NO_TARGET = -100.0
 """In the place of the class: the picture counts nowhere."""
-GOOD_OVERLAP = 0.5
-"""Intersection over union from which on a box counts as found, in ILSVRC."""
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:

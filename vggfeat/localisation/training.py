@@ -20,7 +20,8 @@ from vggfeat.images.pool import Decoder
 from vggfeat.localisation.head import facts_of, first_box_weights
 from vggfeat.localisation.labels import BoxLabels
 from vggfeat.localisation.settings import BoxRecipe
-from vggfeat.localisation.targets import GOOD_OVERLAP, NO_TARGET, decode, overlaps, own_numbers
+from vggfeat.localisation.targets import NO_TARGET, decode, overlaps, own_numbers
+from vggfeat.metrics import LEAST_OVERLAP
 from vggfeat.models import VGG
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.distributed import World, open_world
@@ -107,14 +108,14 @@ class BoxRegression:
         gaps = ((own[:, None] - numbers.nan_to_num()) / self.box.unit).square().sum(-1) / 2
         nearest = gaps.where(~numbers[..., 0].isnan(), torch.inf).min(1).values
         loss = nearest.where(counted, 0.0).sum()
-        hits = (_best_overlaps(own.detach(), numbers) >= GOOD_OVERLAP) & counted
+        hits = (_best_overlaps(own.detach(), numbers) >= LEAST_OVERLAP) & counted
         return loss, hits.sum(), counted.sum()
 
     def rate(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return sums in (3,) float64."""
         own, numbers, counted = self._read(outputs, targets)
         found = _best_overlaps(own.double(), numbers.double()).where(counted, 0.0)
-        return torch.stack([(found >= GOOD_OVERLAP).sum().double(), found.sum(), counted.sum().double()])
+        return torch.stack([(found >= LEAST_OVERLAP).sum().double(), found.sum(), counted.sum().double()])
 
     def validation(self, step: int, sums: list[float]) -> BoxErrors:
         """Return error and mean overlap."""

@@ -3,8 +3,6 @@
 K = classes, h, w = positions of a dense map, T = classes that are asked for.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +10,7 @@ from torch import Tensor
 
 from vggfeat.localisation.targets import decode
 from vggfeat.models import STRIDE
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
-Frame = Literal["window", "picture"]
+from vggfeat.passes import Size
 
 
 def window_frames(positions: tuple[int, int], offset: tuple[int, int] = (0, 0), side: int = 224) -> Tensor:

@@ -5,6 +5,7 @@ Every measure is a proportion from 0 to 1; none is a percentage.
 
 from vggfeat.metrics.boxes import (
     GUESSES,
+    LEAST_OVERLAP,
     Localised,
     box_overlap,
     inclusive_pixels,
@@ -15,6 +16,7 @@ from vggfeat.metrics.ranking import PrecisionRecall, Rule, average_precision, pr
 
 __all__ = [
     "GUESSES",
+    "LEAST_OVERLAP",
     "Localised",
     "PrecisionRecall",
     "Rule",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from vggfeat.errors import ConfigError
 from vggfeat.page.classes import Card, Group, group_runs, make_group
 from vggfeat.page.comparing import compare_runs
 from vggfeat.page.folders import OtherRun, SvmRun, TrainingRun, read_runs
-from vggfeat.page.other import other_part
-from vggfeat.page.pictures import Example, Key, find_root, reach, small_copies
+from vggfeat.page.other import other_part, summary
+from vggfeat.page.pictures import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.page.rendering import render
 from vggfeat.page.training import side_by_side, training_part
 
@@ -74,12 +75,14 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
         found = compare_runs(members, settings.bootstrap, lambda done, total: report("comparing", done, total))
         groups.append(make_group(members, found, lists))
     copies = _copies(tested, groups, settings, lambda done, total: report("pictures", done, total))
+    others = [other_part(run) for run in runs if isinstance(run, OtherRun)]
     content = render(
         "page.html",
         groups=groups,
         trainings=[training_part(run) for run in trained],
         together=side_by_side(trained),
-        others=[other_part(run) for run in runs if isinstance(run, OtherRun)],
+        others=others,
+        summary=summary(others),
         copies=copies,
         pictures=settings.pictures is not None,
         bootstrap=settings.bootstrap,
@@ -91,8 +94,12 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
 def _copies(
     runs: Sequence[SvmRun], groups: Sequence[Group], settings: PageSettings, progress: Callable[[int, int], None]
 ) -> dict[Key, str]:
-    if settings.pictures is None or not runs:
+    if settings.pictures is None:
         return {}
+    if not runs:
+        raise ConfigError(
+            "--pictures: expected a folder of `vggfeat svm` to show pictures of, found none; leave it out"
+        )
     names = list(dict.fromkeys(str(run.results["dataset"]["name"]) for run in runs))
     if len(names) > 1:
         raise ConfigError(f"--pictures: expected runs of one data set, found {', '.join(names)}; make a page for each")
@@ -103,10 +110,12 @@ def _copies(
             "`vggfeat svm` command again, or leave --pictures out"
         )
     root = find_root(settings.pictures, names[0], test.paths)
-    return small_copies(root, (one.key for one in _examples(groups)), workers=settings.workers, progress=progress)
+    keys = islice((one.key for one in _examples(groups)), BUDGET)
+    return small_copies(root, keys, workers=settings.workers, progress=progress)
 
 
 def _examples(groups: Sequence[Group]) -> Iterable[Example]:
+    """Yield the rows that are shown, those of the worst classes first."""
     for group in groups:
         for part in group.classes:
             for found in part.examples:

@@ -59,9 +59,9 @@ class Drawn:
     name: str
     style: str
     path: str
-    """Of SVG; empty for points."""
+    """Of SVG; empty where there are points alone."""
     points: tuple[tuple[str, str], ...]
-    """x, y of each."""
+    """x, y of each mark, and of each value without a neighbour, of which a path would show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def log_axis(label: str, values: ArrayLike) -> Axis:
 
 def number(value: float) -> str:
     """Write a number with as many digits as a mark of an axis needs."""
-    return f"{value:.4g}"
+    return f"{value:.6g}"
 
 
 def thinned(count: int, most: int = 200) -> NDArray[np.int64]:
@@ -160,12 +160,16 @@ def _drawn(line: Line, x: Axis, y: Axis) -> Drawn:
     across, down = _across(x, line.x), _down(y, line.y)
     there = np.isfinite(across) & np.isfinite(down)
     places = [(_short(a), _short(b)) for a, b in zip(across[there], down[there], strict=True)]
-    begins = there & ~np.concatenate([[False], there[:-1]])
-    starts = begins[there].tolist()
-    path = (
-        "" if line.marks else "".join(f"{'M' if s else 'L'}{a} {b}" for s, (a, b) in zip(starts, places, strict=True))
+    begins = (there & ~np.concatenate([[False], there[:-1]]))[there]
+    ends = (there & ~np.concatenate([there[1:], [False]]))[there]
+    alone = begins & ends | line.marks
+    path = "".join(
+        f"{'M' if begin else 'L'}{a} {b}"
+        for begin, one, (a, b) in zip(begins.tolist(), alone.tolist(), places, strict=True)
+        if not one
     )
-    return Drawn(name=line.name, style=line.style, path=path, points=tuple(places) if line.marks else ())
+    points = tuple(place for one, place in zip(alone.tolist(), places, strict=True) if one)
+    return Drawn(name=line.name, style=line.style, path=path, points=points)
 
 
 def _short(value: float) -> str:

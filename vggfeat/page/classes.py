@@ -149,7 +149,7 @@ def _card(run: SvmRun, style: str) -> Card:
     results, key = run.results, run.metric
     tests = results["runs"]
     tested = f"on {tests[0]['plan']['tested']}" if len(tests) == 1 else f"mean of {len(tests)} tests"
-    paper = tuple(results.get("paper", ()))
+    paper = tuple(results["paper"])
     failures = tuple((str(row["id"]), str(row["reason"])) for row in results["dataset"].get("failures", ()))
     return Card(
         name=run.name,
@@ -173,9 +173,7 @@ def _card(run: SvmRun, style: str) -> Card:
         failures=failures,
         failed=int(results["dataset"]["failed"]),
         times=tuple((str(stage), float(seconds)) for stage, seconds in results["seconds"].items()),
-        settings={
-            name: results[name] for name in ("protocol", "dataset", "settings", "convergence") if name in results
-        },
+        settings={name: results[name] for name in ("protocol", "dataset", "settings", "convergence")},
     )
 
 
@@ -191,7 +189,7 @@ def _deviation(results: Mapping[str, Any], key: str) -> float | None:
 
 def _warnings(results: Mapping[str, Any]) -> list[str]:
     stages = {"choice": "the choice of C", "fit": "the fit"}
-    solved = results.get("convergence", {})
+    solved = results["convergence"]
     return [
         f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {stages.get(stage, stage)} did not "
         "converge; their numbers may not be final."

@@ -37,6 +37,8 @@ class Confusion:
     """The most frequent mistakes, the commonest first."""
     mistakes: int
     """All of them."""
+    tested: int
+    """All predictions, right or wrong; with several tests, those of all of them."""
 
 
 def confusion_of(run: SvmRun) -> Confusion | None:
@@ -58,4 +60,5 @@ def confusion_of(run: SvmRun) -> Confusion | None:
         rows=tuple(map(tuple, shares.tolist())) if small else (),
         pairs=tuple(pairs),
         mistakes=int(wrong.sum()),
+        tested=int(counts.sum()),
     )

@@ -33,7 +33,8 @@ def overview(runs: Sequence[SvmRun]) -> Chart | None:
             if there:
                 name = run.name if len(runs) > 1 else "mean"
                 lines.append(Line(name=name, x=_LEVELS, y=np.mean(there, axis=0), style=f"c{place % COLOURS}"))
-    title = "best precision at each recall or beyond, mean over classes"
+    several = f", {runs[0].results['runs'][0]['name']}" if len(runs[0].results["runs"]) > 1 else ""
+    title = f"best precision at each recall or beyond, mean over classes{several}"
     return chart(title, _RECALL, _PRECISION, lines) if lines else None
 
 

@@ -86,6 +86,16 @@ class OtherRun:
     """table.txt; empty if there is none."""
 
 
+_KINDS = {
+    **dict.fromkeys(("dataset", "metric", "secondary", "chance", "convergence", "settings", "seconds"), dict),
+    **dict.fromkeys(("notes", "classes", "runs", "paper"), list),
+    **dict.fromkeys(("protocol", "description"), str),
+    "headline": int | float | None,
+    "deviation": dict | None,
+    "confusion": list | None,
+}
+"""What results.json of `vggfeat svm` holds."""
+
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 AnyRun = SvmRun | TrainingRun | OtherRun
@@ -169,14 +179,16 @@ def _text(path: Path) -> str:
 def _svm_run(folder: Path, name: str, results: dict[str, Any]) -> SvmRun:
     if results["version"] != SVM_VERSION:
         raise ValueError(f"results.json: expected version {SVM_VERSION}, found {results['version']!r}")
+    wrong = next((name for name, kind in _KINDS.items() if not isinstance(results[name], kind)), None)
+    if wrong is not None:
+        raise ValueError(f"results.json: expected an entry {wrong!r}, found another or none")
     tests: tuple[Scores, ...] = ()
     if (folder / "scores.npz").is_file():
         # Opened here, because NumPy leaves a file open that it can't read.
         with (folder / "scores.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             tests = tuple(_scores(found, number) for number in range(1, len(results["runs"]) + 1))
     run = SvmRun(name=name, results=results, tests=tests)
-    wrong = next((one for one in tests if one.scores.shape[1] != len(run.classes)), None)
-    if wrong is not None or not run.classes or not results["runs"]:
+    if any(one.scores.shape[1] != len(run.classes) for one in tests) or not run.classes or not results["runs"]:
         raise ValueError("results.json and scores.npz: expected the same classes in both, and at least one")
     return run
 

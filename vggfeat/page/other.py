@@ -10,6 +10,10 @@ from vggfeat.page.folders import OtherRun
 
 MOST_ROWS = 2000
 """Of one table."""
+MOST_OPEN = 60
+"""Rows of a table that is seen without a click."""
+FIRST = ("classes", "confusions", "failed")
+"""Tables that come before others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +26,8 @@ class OtherPart:
     figures: tuple[tuple[str, str], ...]
     """Name, value."""
     notes: tuple[str, ...]
-    tables: tuple[tuple[str, int, Table], ...]
-    """Name, number of all rows, and the first of them; the classes come first."""
+    tables: tuple[tuple[str, int, Table, bool], ...]
+    """Name, number of all rows, the first of them, and whether they are seen without a click; see `FIRST`."""
     text: str
     """table.txt, where results.json has no table."""
     rest: Mapping[str, Any]
@@ -35,16 +39,31 @@ def other_part(run: OtherRun) -> OtherPart:
     headline, notes = results.pop("headline", ""), results.pop("notes", ())
     figures = _figures(results)
     tables = {name: value for name, value in results.items() if _is_table(value)}
-    names = sorted(tables, key=lambda name: name != "classes")
+    names = sorted(tables, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    words = _words(tables.get("classes", ()))
     return OtherPart(
         name=run.name,
         headline=str(headline),
         figures=tuple((_title(name), _shown(name, value)) for name, value in figures.items()),
         notes=tuple(map(str, notes)) if isinstance(notes, list | tuple) else (str(notes),),
-        tables=tuple((_title(name), len(tables[name]), _table(tables[name][:MOST_ROWS])) for name in names),
+        tables=tuple(_shown_table(name, tables[name], words) for name in names),
         text="" if tables else run.table,
         rest={name: value for name, value in results.items() if name not in tables and name not in figures},
     )
+
+
+def summary(parts: Sequence[OtherPart]) -> Table | None:
+    """Put the figures of several folders into one table."""
+    names = list(dict.fromkeys(name for part in parts for name, _ in part.figures))
+    if len(parts) < 2 or not names:
+        return None
+    rows = [(Cell(part.name), *(_figure(dict(part.figures).get(name)) for name in names)) for part in parts]
+    return Table(header=("run", *names), rows=tuple(rows))
+
+
+def _figure(shown: str | None) -> Cell:
+    digits = (shown or DASH).removesuffix(" %")
+    return Cell(shown or DASH, float("nan") if digits == DASH else float(digits))
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, float]:
@@ -60,24 +79,37 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(row, Mapping) for row in value)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _words(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Read what the classes are called in words, where their names are mere numbers, as those of ILSVRC are."""
+    pairs = [(row.get("name"), row.get("words")) for row in classes]
+    return {name: words for name, words in pairs if isinstance(name, str) and isinstance(words, str) and words}
+
+
+def _shown_table(
+    name: str, rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]
+) -> tuple[str, int, Table, bool]:
+    table = _table(rows[:MOST_ROWS], {} if name == "classes" else words)
+    return _title(name), len(rows), table, name in FIRST and len(rows) <= MOST_OPEN
+
+
+def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    kinds = [(name, any(_is_number(row.get(name)) for row in rows)) for name in names]  # Whether it holds numbers.
     return Table(
         header=tuple(f"{_title(name)}{' %' if name.endswith('error') else ''}" for name in names),
-        rows=tuple(tuple(_cell(name, row.get(name), numbers) for name, numbers in _kinds(names, rows)) for row in rows),
+        rows=tuple(tuple(_cell(name, row.get(name), numbers, words) for name, numbers in kinds) for row in rows),
     )
 
 
-def _kinds(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-    """Say of each column whether it holds numbers."""
-    return [(name, any(_is_number(row.get(name)) for row in rows)) for name in names]
-
-
-def _cell(name: str, value: Any, numbers: bool) -> Cell:
+def _cell(name: str, value: Any, numbers: bool, words: Mapping[str, str]) -> Cell:
     if numbers:
         known = _is_number(value)
         return Cell(_shown(name, value).removesuffix(" %") if known else DASH, float(value) if known else float("nan"))
-    return Cell(value if isinstance(value, str) else DASH if value is None else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):
+        return Cell(f"{value} ({words[value]})" if value in words else value)
+    if isinstance(value, list) and all(isinstance(one, str | int) for one in value):
+        return Cell(", ".join(map(str, value)))
+    return Cell(DASH if value is None else json.dumps(value, ensure_ascii=False))
 
 
 def _shown(name: str, value: float) -> str:

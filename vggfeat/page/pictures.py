@@ -50,8 +50,8 @@ class Example:
     rank: int
     """Of its score for the class, from 1."""
     score: float
-    label: int
-    """1, -1 or 0 for the class."""
+    verdict: str
+    """right, wrong, missed, ignored (it does not count), or other: a negative that costs nothing."""
     said: str
     """Single-label sets: the true class, or the predicted one, whichever is another; else empty."""
 
@@ -63,9 +63,9 @@ class Examples:
     highest: tuple[Example, ...]
     """Best scores, right or wrong."""
     alarms: tuple[Example, ...]
-    """Wrong ones with the best scores."""
+    """Negatives that rank before a positive, the best scores first; of single-label sets those given to the class."""
     missed: tuple[Example, ...]
-    """Positives with the worst scores; of single-label sets those that were given to another class."""
+    """Positives that rank behind a negative, the worst scores first; of single-label sets those given to another."""
 
 
 def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, most: int) -> Examples:
@@ -76,11 +76,12 @@ def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, m
     order = order[np.isfinite(test.scores[order, k])]
     signs = test.labels[order, k]
     predicted = predict_classes(test.scores) if single and len(order) else np.zeros(len(ranks), dtype=np.int64)
-    given = predicted[order] == k
-    alarms = order[(signs == -1) & given] if single else order[signs == -1]
-    missed = order[(signs == 1) & ~given] if single else order[signs == 1]
+    wrong, missed = _mistakes(signs, predicted[order] == k if single else None)
+    # A positive among the highest is right, wherever the negatives are, unless its picture went to another class.
+    kinds = [signs == 0, wrong, missed & single, signs == 1]
+    verdicts = np.select(kinds, ["ignored", "wrong", "missed", "right"], "other")
 
-    def example(row: int) -> Example:
+    def example(row: int, verdict: str) -> Example:
         true = int(test.labels[row].argmax()) if single else k
         other = true if true != k else int(predicted[row])
         return Example(
@@ -88,13 +89,15 @@ def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, m
             id=test.ids[row],
             rank=int(ranks[row]),
             score=float(test.scores[row, k]),
-            label=int(test.labels[row, k]),
+            verdict=verdict,
             said=classes[other] if single and other != k else "",
         )
 
-    chosen = (order[:most], alarms[:most], missed[::-1][:most])
-    highest, false, lost = (tuple(example(row) for row in rows.tolist()) for rows in chosen)
-    return Examples(highest=highest, alarms=false, missed=lost)
+    return Examples(
+        highest=tuple(map(example, order[:most].tolist(), verdicts.tolist())),
+        alarms=tuple(example(row, "wrong") for row in order[wrong][:most].tolist()),
+        missed=tuple(example(row, "missed") for row in order[missed][::-1][:most].tolist()),
+    )
 
 
 def per_list(lists: int) -> int:
@@ -164,6 +167,15 @@ def reach(found: Mapping[Key, str]) -> tuple[int, int]:
     """Count small copies, and pictures without one."""
     there = sum(map(is_picture, found.values()))
     return there, len(found) - there
+
+
+def _mistakes(signs: NDArray[np.int8], given: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say of each row of a ranking whether it is wrong, and whether missed; `given` to the class, if one takes all."""
+    if given is not None:
+        return (signs == -1) & given, (signs == 1) & ~given
+    before_a_positive = np.cumsum(signs[::-1] == 1)[::-1] > 0
+    behind_a_negative = np.cumsum(signs == -1) > 0
+    return (signs == -1) & before_a_positive, (signs == 1) & behind_a_negative
 
 
 def _key(test: Scores, row: int) -> Key:

@@ -18,8 +18,8 @@ class TrainingPart:
     """What the page says of one training run."""
 
     name: str
-    headline: tuple[tuple[str, str], ...]
-    """What the last validation found: name, value."""
+    headline: tuple[tuple[str, str, str], ...]
+    """What the last validation found: name, value, and the lowest of all validations for errors."""
     step: int
     """The last that the log knows."""
     charts: tuple[Chart, ...]
@@ -34,7 +34,7 @@ def training_part(run: TrainingRun) -> TrainingPart:
     last = validation[-1] if validation else {}
     return TrainingPart(
         name=run.name,
-        headline=tuple((_name(key), _value(key, last[key])) for key in _keys(validation)),
+        headline=tuple((_name(key), _value(key, last[key]), _lowest(key, validation)) for key in _keys(validation)),
         step=max((line["step"] for line in run.log), default=0),
         charts=tuple(_charts(train, validation)),
         notes=tuple(str(line.get("text")) for line in run.log if line.get("kind") == "note"),
@@ -96,6 +96,14 @@ def _keys(validation: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _name(key: str) -> str:
     return _TITLES.get(key, key.replace("top1", "top-1").replace("top5", "top-5").replace("_", " "))
+
+
+def _lowest(key: str, validation: Sequence[Mapping[str, Any]]) -> str:
+    found = [line for line in validation if isinstance(line.get(key), int | float)]
+    if not key.endswith("error") or len(found) < 2:
+        return ""
+    best = min(found, key=lambda line: line[key])
+    return f"lowest: {_value(key, best[key])} at step {best['step']}"
 
 
 def _value(key: str, value: float) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 from vggfeat.classification import Evaluation, Fused, Part
 from vggfeat.report.files import write_files
 from vggfeat.report.paper_errors import PaperErrors, is_official, paper_errors, tested_nets
-from vggfeat.report.text import align, printable
+from vggfeat.report.text import align, printable, shortened
 
 MOST_PAIRS = 100
 """Confusions that results.json has; confusions.csv has all."""
-SHOWN_PAIRS, SHOWN_FAILURES, SHOWN_CLASSES = 10, 10, 40
+SHOWN_PAIRS, SHOWN_FAILURES = 10, 10
 """What the printed table has."""
 LONGEST_WORDS = 40
 
@@ -69,7 +69,9 @@ def result_notes(fused: Fused) -> list[str]:
     return notes
 
 
-def text_table(fused: Fused, found: Evaluation, *, notes: Sequence[str] = (), most: int | None = None) -> str:
+def text_table(
+    fused: Fused, found: Evaluation, *, notes: Sequence[str] = (), most: int | None = None, width: int | None = None
+) -> str:
     """Return classes, commonest confusions, failures, notes, headline and the paper's rows as plain text.
 
     Parameters
@@ -80,8 +82,10 @@ def text_table(fused: Fused, found: Evaluation, *, notes: Sequence[str] = (), mo
         In addition to `result_notes`.
     most : int, optional
         With more classes than so many, only those of the highest top-1 error are listed.
+    width : int, optional
+        Columns of the terminal that the tables are cut to.
     """
-    lines = [*_class_lines(fused, found, most), "", *_pair_lines(fused, found)]
+    lines = [*_class_lines(fused, found, most, width), "", *_pair_lines(fused, found, width)]
     failed = list(fused.failed.items())
     lines += [f"failed: {name}: {reason}" for name, reason in failed[:SHOWN_FAILURES]]
     if len(failed) > SHOWN_FAILURES:
@@ -92,27 +96,29 @@ def text_table(fused: Fused, found: Evaluation, *, notes: Sequence[str] = (), mo
     return "\n".join(printable(line) for line in lines)
 
 
-def _class_lines(fused: Fused, found: Evaluation, most: int | None) -> list[str]:
+def _class_lines(fused: Fused, found: Evaluation, most: int | None, width: int | None) -> list[str]:
     rows = list(found.classes)
     cut = most is not None and len(rows) > most
     if cut:
         rows = sorted(rows, key=lambda row: -np.nan_to_num(row.top1_error, nan=-1.0))[:most]
     header = ["class", "words", "pictures", "failed", "top-1 error %", "top-5 error %"]
     cells = [
-        [row.name, _short(fused.words.get(row.name, "")), str(row.pictures), str(row.failed),
-         _percent(row.top1_error), _percent(row.top5_error)]
+        [row.name, shortened(fused.words.get(row.name, ""), LONGEST_WORDS), str(row.pictures), str(row.failed),
+         percent(row.top1_error), percent(row.top5_error)]
         for row in rows
     ]  # fmt: skip
     more = [f"the {most} classes of the highest top-1 error; table.txt has all {len(found.classes)}"] if cut else []
-    return [*align([header, *cells], left=2), *more]
+    return [*align([header, *cells], left=2, width=width), *more]
 
 
-def _pair_lines(fused: Fused, found: Evaluation) -> list[str]:
+def _pair_lines(fused: Fused, found: Evaluation, width: int | None) -> list[str]:
     pairs = found.pairs()
     if not pairs:
         return []
-    cells = [[_called(fused, true), f"-> {_called(fused, guess)}", str(count)] for true, guess, count in pairs]
-    return ["most often taken for another:", *(f"  {line}" for line in align(cells[:SHOWN_PAIRS], left=2)), ""]
+    shown = pairs[:SHOWN_PAIRS]
+    cells = [[_called(fused, true), f"-> {_called(fused, guess)}", str(count)] for true, guess, count in shown]
+    indented = None if width is None else width - 2
+    return ["most often taken for another:", *(f"  {line}" for line in align(cells, left=2, width=indented)), ""]
 
 
 def _paper_line(row: PaperErrors) -> str:
@@ -192,7 +198,7 @@ def classes_csv(fused: Fused, found: Evaluation) -> bytes:
     for true, guess, count in found.pairs():
         commonest.setdefault(true, (fused.classes[guess], count))
     header = ["class", "words", "pictures", "failed", "top1_error", "top5_error", "most_taken_for", "pictures_taken"]
-    return _csv(
+    return csv_bytes(
         header,
         (
             [row.name, fused.words.get(row.name, ""), row.pictures, row.failed, _number(row.top1_error),
@@ -205,7 +211,7 @@ def classes_csv(fused: Fused, found: Evaluation) -> bytes:
 def confusions_csv(fused: Fused, found: Evaluation) -> bytes:
     """Return a line a confusion that occurs: class, taken_for, pictures; the commonest first."""
     names = fused.classes
-    return _csv(
+    return csv_bytes(
         ["class", "taken_for", "pictures"],
         ([names[true], names[guess], count] for true, guess, count in found.pairs()),
     )
@@ -231,7 +237,8 @@ def write_classification(
     return write_files(folder, contents)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return a header and lines as CSV."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(header)
@@ -241,16 +248,13 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 def _called(fused: Fused, k: int) -> str:
     name = fused.classes[k]
-    return f"{name} {_short(fused.words[name])}" if name in fused.words else name
-
-
-def _short(words: str) -> str:
-    return words if len(words) <= LONGEST_WORDS else f"{words[: LONGEST_WORDS - 3]}..."
+    return f"{name} {shortened(fused.words[name], LONGEST_WORDS)}" if name in fused.words else name
 
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a proportion in per cent, "-" where there is none."""
     return f"{100 * value:.1f}" if np.isfinite(value) else "-"

@@ -41,7 +41,7 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
     except (OSError, ValueError) as error:
         unfinished = path.with_name(f"{path.name}.parts")
         hint = (
-            f"; {unfinished} is an unfinished one: give the same `extract` command again" if unfinished.is_dir() else ""
+            f"; {unfinished} is an unfinished one: give the command that began it again" if unfinished.is_dir() else ""
         )
         raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
     if not stat.S_ISREG(state.st_mode):

@@ -137,7 +137,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     text = metadata.get("about", "")
     if _digest(text, tensors) != metadata.get("sha256"):
         raise TrainingError(f"{path}: expected the SHA-256 that it was written with, found a damaged file")
-    return Checkpoint(path, json.loads(text), tensors)
+    return Checkpoint(path, _parsed(path, text), tensors)
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrainingError(f"{path}: expected a checkpoint that says of what run it is, found {error}") from None
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -79,7 +79,7 @@ class RunFolder:
     def add_unreadable(self, found: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
         """Add (path, reason) of pictures to those that unreadable.jsonl has, and return all."""
         path = self.path / "unreadable.jsonl"
-        known = {line["path"]: line["reason"] for line in _read_lines(path)}
+        known = dict(_read_pairs(path))
         both = {**known, **dict(found)}
         if both != known:
             lines = [json.dumps({"path": name, "reason": reason}) for name, reason in sorted(both.items())]
@@ -136,11 +136,19 @@ def _read_json(path: Path) -> Any:
     # A damaged run.json is no harm: every checkpoint holds the same.
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def _read_lines(path: Path) -> list[dict[str, str]]:
+def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            found = json.loads(line)
+            yield str(found["path"]), str(found["reason"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrainingError(
+            f"{path}: expected a path and a reason in each line, found {type(error).__name__}: {error}; remove the "
+            "file, what can't be read is found again"
+        ) from None

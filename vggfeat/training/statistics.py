@@ -119,7 +119,7 @@ def _load(path: Path) -> PixelStatistics | None:
         if mean.shape != (3,) or covariance.shape != (3, 3) or not np.isfinite(covariance).all():
             return None
         return PixelStatistics(mean, covariance, int(kept["pictures"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # Missing or damaged: it is measured again.
         return None
 

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from vggfeat.errors import WeightsError
+from vggfeat.mat5 import Numbers, Other, read_mat
 from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.weights.chain import Step, place
 from vggfeat.weights.importing import Imported, finish, to_tensor
-from vggfeat.weights.mat5 import Numbers, Other, read_mat
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""

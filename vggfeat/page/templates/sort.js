@@ -8,12 +8,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") === "descending" || (column === 0 && !head.hasAttribute("aria-sort"));
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const body = table.tBodies[0];
       const keyed = [...body.rows].map((row) => [row.cells[column], row]);
       const numeric = keyed.some(([cell]) => "value" in cell.dataset);
+      const up = head.getAttribute("aria-sort") === "descending" || (!numeric && !head.hasAttribute("aria-sort"));
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const value = (cell) => (cell.dataset.value === "" ? NaN : Number(cell.dataset.value));
       keyed.sort(([a], [b]) => {
         if (!numeric) return (up ? 1 : -1) * a.textContent.localeCompare(b.textContent);

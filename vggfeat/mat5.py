@@ -203,7 +203,7 @@ class _Stream:
 
     def damaged(self, found: str) -> WeightsError:
         """Return the error that says what was found."""
-        return WeightsError(f"{self._path}: expected a MATLAB file, found {found}; it is damaged or no net")
+        return WeightsError(f"{self._path}: expected a MATLAB file, found {found}; it is damaged")
 
 
 class _Head:

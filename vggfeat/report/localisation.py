@@ -3,8 +3,6 @@
 K = classes, G = guesses of a picture.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.localisation.evaluating import Judged
-from vggfeat.localisation.paper import PaperRow
 from vggfeat.localisation.submission import Numbering, submission_text
+from vggfeat.report.classification import LONGEST_WORDS, csv_bytes, percent
 from vggfeat.report.files import write_files
-from vggfeat.report.text import align, printable
+from vggfeat.report.paper_boxes import PaperRow
+from vggfeat.report.text import align, printable, shortened
 from vggfeat.samples import ClassificationSet
 
 SHOWN_FAILURES = 10
@@ -106,26 +105,47 @@ def results_json(report: Report) -> dict[str, Any]:
     }
 
 
-def text_table(report: Report) -> str:
-    """Return classes, notes, failures, headline and the paper's numbers as plain text, a line each."""
+def text_table(report: Report, *, most: int | None = None, width: int | None = None) -> str:
+    """Return classes, notes, failures, headline and the paper's numbers as plain text, a line each.
+
+    Parameters
+    ----------
+    report : Report
+    most : int, optional
+        With more classes than so many, only those of the highest error are listed.
+    width : int, optional
+        Columns of the terminal that the table is cut to.
+    """
     dense = report.protocol == "dense"
-    header = ["class", "pictures", "counted", *(["error %"] if dense else []), "true class %"]
+    notes = [*report.judged.notes, *([f"labels of submission.txt are {report.numbering.source}"] if dense else [])]
+    lines = [*_class_lines(report, most, width), "", *(f"note: {note}" for note in notes)]
+    lines += [*_failures(report), *headline(report), *map(_paper_line, report.paper)]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _class_lines(report: Report, most: int | None, width: int | None) -> list[str]:
+    dense, rows = report.protocol == "dense", class_rows(report)
+    cut = most is not None and len(rows) > most
+    if cut:
+        error = "localisation" if dense else "true_class"
+        rows = sorted(rows, key=lambda row: -np.nan_to_num(getattr(row, error), nan=-1.0))[:most]
+    header = ["class", "words", "pictures", "counted", *(["error %"] if dense else []), "true class %"]
     header += [f"top-{report.judged.labels.shape[1]} class %"] if dense else []
     table = [header]
-    for row in class_rows(report):
-        cells = [row.name, str(row.pictures), str(row.counted)]
+    for row in rows:
+        cells = [row.name, shortened(row.words, LONGEST_WORDS), str(row.pictures), str(row.counted)]
         cells += [percent(row.localisation)] if dense else []
         cells += [percent(row.true_class)]
         table.append(cells + ([percent(row.classification)] if dense else []))
-    words = ["", *(row.words for row in class_rows(report))]
-    lines = [f"{line}  {text}".rstrip() for line, text in zip(align(table, left=1), words, strict=True)]
-    notes = [*report.judged.notes, *([f"labels of submission.txt are {report.numbering.source}"] if dense else [])]
-    lines += ["", *(f"note: {note}" for note in notes), *_failures(report), *headline(report)]
-    for number in report.paper:
-        numbers = [f"{value} % on {part}" for part, value in (("val", number.val), ("test", number.test)) if value]
-        mark = "  <- in the same way" if number.same else ""
-        lines.append(f"VGG paper, Table {number.table}: {number.what}: {', '.join(numbers)}{mark}")
-    return "\n".join(printable(line) for line in lines)
+    total = len(report.data.classes)
+    more = [f"the {most} classes of the highest error; table.txt has all {total}"] if cut else []
+    return [*align(table, left=2, width=width), *more]
+
+
+def _paper_line(row: PaperRow) -> str:
+    numbers = [f"{value} % on {part}" for part, value in (("val", row.val), ("test", row.test)) if value]
+    mark = "  <- in the same way" if row.same else ""
+    return f"VGG paper, Table {row.table}: {row.what}: {', '.join(numbers)}{mark}"
 
 
 def headline(report: Report) -> list[str]:
@@ -172,11 +192,6 @@ def file_order(paths: Sequence[str]) -> list[int]:
     return sorted(range(len(paths)), key=lambda row: (paths[row].rpartition("/")[2], paths[row]))
 
 
-def percent(value: float) -> str:
-    """Return a proportion in per cent, "-" where there is none."""
-    return "-" if not np.isfinite(value) else f"{100 * value:.1f}"
-
-
 def _failures(report: Report) -> list[str]:
     failed = list(report.judged.failed.items())
     lines = [f"failed, counted as wrong: {path}: {reason}" for path, reason in failed[:SHOWN_FAILURES]]
@@ -185,12 +200,8 @@ def _failures(report: Report) -> list[str]:
 
 
 def _classes_csv(report: Report) -> bytes:
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(ClassRow._fields)
-    for row in class_rows(report):
-        lines.writerow(["" if value is None else value for value in map(_jsonable, row)])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    rows = class_rows(report)
+    return csv_bytes(ClassRow._fields, ([_jsonable(value) for value in row] for row in rows))
 
 
 def _jsonable(value: Any) -> Any:
