@@ -8,6 +8,7 @@ import click
 
 from vggfeat.cli.steps import leads
 from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
+from vggfeat.cli.training_options import training_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,24 +47,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--batch", type=click.IntRange(1), help="Pictures in a step, over all processes. [256]")
 @click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
 @click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0), help="At first. [0.001]")
-@click.option("--dropout", type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
-@click.option("--momentum", type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
-@click.option("--weight-decay", type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
-@click.option("--colour-shift", type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
-@click.option("--full-decode", is_flag=True, help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
-@click.option("--drops", type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
-@click.option("--patience", type=click.IntRange(1), help="Validations without a gain before that. [5]")
-@click.option("--validate-every", type=click.IntRange(1), metavar="STEPS", help="Steps between validations. [an epoch]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is random.")
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the net: slow to start, then faster on a GPU.")
-@click.option("--micro-batch", type=click.IntRange(1), help="Pictures in one pass: bounds the memory. [what fits]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
-@click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]")
-@click.option("--log-every", type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@training_options
 def localise_train(
     root: Path,
     annotations: Path | None,
