@@ -188,7 +188,7 @@ def test_a_picture_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_las
     rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
     # Picture and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
-    assert budgets == [(2, 1 << 22), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
+    assert budgets == [(2, 1 << 20), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_windows_bound_what_is_held_and_change_no_value():
     small = ExtractionSettings(scales=(224,), window_bytes=2 * 100 * 130 * 3)
     extraction = Extraction(net, small)
     held = []
-    original = extraction._features
-    extraction._features = lambda window: held.append(len(window)) or original(window)
+    original = extraction._values
+    extraction._values = lambda window: held.append(len(window)) or original(window)
     found = extraction.rows(pictures)
     assert held == [2, 2, 2, 0]
     expected = Extraction(net, ExtractionSettings(scales=(224,))).rows(pictures)
@@ -310,6 +310,77 @@ def test_half_precision_keeps_the_direction_of_a_feature(precision):
         one, other = a.features.ravel().astype(float), b.features.ravel().astype(float)
         assert not np.array_equal(one, other)
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
+
+
+MIXED = [(100, 130), (130, 100), (100, 133), (100, 131), (98, 140), (100, 130), (90, 90), (64, 200)]
+
+
+@pytest.mark.parametrize("pool", ["floor", "ceil"])
+@pytest.mark.parametrize(("net", "layer"), [("A", "fc7"), ("A-LRN", "fc8"), ("D", "pool5")])
+def test_padding_between_pictures_changes_no_feature(net, layer, pool):
+    weights = backbone(net, 1 / 32)
+    weights.model.pool = pool
+    pictures = [picture(*size, seed) for seed, size in enumerate(MIXED)]
+    kinds = [ExtractionSettings(scales=(225, 250), layer=layer, batching=kind) for kind in ("size", "padded")]
+    own, padded = (Extraction(weights, settings).rows(pictures) for settings in kinds)
+    for one, other in zip(own, padded, strict=True):
+        close(other.features, one.features)
+
+
+def test_padded_batches_are_fewer(monkeypatch):
+    passes = []
+    original = VGG.forward
+
+    def watch(self, images, *rest, **named):
+        passes.append(tuple(images.shape))
+        return original(self, images, *rest, **named)
+
+    monkeypatch.setattr(VGG, "forward", watch)
+    pictures = [picture(*size, seed) for seed, size in enumerate(MIXED)]
+    for kind, expected in (("size", 7), ("padded", 3)):
+        passes.clear()
+        Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(pictures)
+        assert len(passes) == expected
+        assert sum(shape[0] for shape in passes) == 2 * len(MIXED)
+
+
+def test_a_picture_does_not_feel_its_neighbour_in_a_padded_batch():
+    net = backbone(width=1 / 32)
+    settings = ExtractionSettings(scales=(224,), batching="padded")
+    one, calm, loud = picture(100, 130, 1), picture(100, 133, 2), picture(100, 133, 3)
+    first, other = (Extraction(net, settings).rows([one, neighbour])[0].features for neighbour in (calm, loud))
+    assert np.array_equal(first, other)
+
+
+def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):
+    pictures = [picture(100, 130 + seed, seed) for seed in range(4)]
+    net = backbone(width=1 / 32)
+    settings = ExtractionSettings(scales=(224,), batching="padded")
+    expected = Extraction(net, settings).rows(pictures)
+    original = Extraction.read_padded
+
+    def scarce(self, images, sides):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, images, sides)
+
+    monkeypatch.setattr(Extraction, "read_padded", scarce)
+    starved = Extraction(net, settings)
+    for one, other in zip(starved.rows(pictures), expected, strict=True):
+        close(one.features, other.features)
+    assert starved.halvings == 1
+
+
+def test_pictures_can_be_launched_before_others_are_finished():
+    net = backbone(width=1 / 32)
+    pictures = [picture(100, 130, 1), PictureError("empty", "x"), picture(130, 100, 2)]
+    extraction = Extraction(net, ExtractionSettings(scales=(224,)))
+    expected = [extraction.rows([one])[0] for one in pictures]
+    finish = [extraction.launch([one]) for one in pictures]
+    for function, row in zip(reversed(finish), reversed(expected), strict=True):
+        (found,) = function()
+        assert found.reason == row.reason
+        assert row.features is None or np.array_equal(found.features, row.features)
 
 
 def test_progress_counts_pictures():

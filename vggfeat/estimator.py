@@ -67,7 +67,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         device: str | None = None,
         workers: int = 0,
         chunk: int = 32,
-        batch_pixels: int = 1 << 22,
+        batch_pixels: int = 1 << 20,
     ) -> None:
         self.weights = weights
         self.scales = scales

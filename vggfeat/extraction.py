@@ -15,9 +15,10 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.images.decoding import Request
-from vggfeat.models import STRIDE, VGG, WINDOW
-from vggfeat.passes import Passes, PassSettings, Size
+from vggfeat.models import STRIDE, VGG, WINDOW, inside
+from vggfeat.passes import Batching, Passes, PassSettings, Size, padded
 from vggfeat.samples import DataSet, Place
+from vggfeat.transforms import mirror_padded
 from vggfeat.weights import Backbone
 
 Region = Literal["image", "box"]
@@ -35,10 +36,14 @@ class ExtractionSettings(PassSettings):
     """image: the whole picture. box: the picture inside the sample's box (VOC actions, Table 12)."""
     layer: Layer = "fc7"
     """The penultimate layer, after its ReLU; the paper does not say whether before or after."""
+    batching: Batching = "size"
+    """size: pictures of equal size run together. padded: those of similar size too, with zeros beside the smaller ones
+    that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("layer", self.layer, get_args(Layer))
+        check_choice("batching", self.batching, get_args(Batching))
         if not self.regions or not set(self.regions) <= set(get_args(Region)):
             raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
         if len(set(self.regions)) != len(self.regions):
@@ -116,6 +121,24 @@ class Extraction(Passes):
     def least_pixels(self, size: Size) -> int:
         """Return the pixels of the narrowest strip of a picture."""
         return narrowest_strip(self.model, size)
+
+    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
+        """Say which of the rescaled pictures go through the net together."""
+        return (
+            padded(sizes, self.settings.batch_pixels // 2)
+            if self.settings.batching == "padded"
+            else super().batches(sizes)
+        )
+
+    def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
+        """Return the features, (N, C), of N pictures of several sizes."""
+        layer = self.settings.layer
+        both = self.ready(torch.cat([images, mirror_padded(images, sides[:, 1])]))
+        sides = torch.cat([sides, sides])
+        maps = self.model(both, (layer,), sides=sides)[layer]
+        within = inside(maps, self.model.pool5_side(sides) if layer == "pool5" else self.model.positions(sides))
+        means = (maps * within).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
+        return (means[: len(images)] + means[len(images) :]) / 2
 
 
 def spatial_mean(

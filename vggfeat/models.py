@@ -8,7 +8,7 @@ map is 1x1, and a whole picture, where it is a map of overlapping windows.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from vggfeat.errors import ConfigError, check_choice
 
 Pool = Literal["floor", "ceil"]
 """Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
+
+Sides = TypeVar("Sides", int, Tensor)
 
 STRIDE = 32
 """Pixels between neighbouring positions of the dense maps: five poolings by two."""
@@ -94,7 +96,11 @@ class VGG(nn.Module):
         self.layers = nn.ModuleDict(_layers(NETS[config], num_classes, width))
 
     def forward(
-        self, images: Tensor, maps: Collection[str] = ("fc8",), masks: Mapping[str, Tensor] | None = None
+        self,
+        images: Tensor,
+        maps: Collection[str] = ("fc8",),
+        masks: Mapping[str, Tensor] | None = None,
+        sides: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run the net up to the deepest map asked for.
 
@@ -106,6 +112,9 @@ class VGG(nn.Module):
         masks : {"fc6": Tensor (N, C), "fc7": Tensor (N, C)}, optional
             Factors on fc6 and fc7 for the layer behind them, in the place of dropout drawn in here: 0 where an
             activation is dropped, 1 / (1 - dropout) elsewhere.
+        sides : Tensor (N, 2), int, optional
+            Height and width of each picture, where it is smaller than the tensor that it lies in: at its top left,
+            with zeros to the right and below. Within its own `positions`, its maps are what they are without them.
 
         Returns
         -------
@@ -117,22 +126,27 @@ class VGG(nn.Module):
         if unknown or not maps:
             raise ConfigError(f"maps: expected names out of {', '.join(MAPS)}, found {sorted(unknown)}")
         found: dict[str, Tensor] = {}
-        for name, x in self._maps(images, masks):
+        for name, x in self._maps(images, masks, sides):
             if name in maps:
                 found[name] = x
             if len(found) == len(set(maps)):
                 break
         return found
 
-    def _maps(self, x: Tensor, masks: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    def _maps(
+        self, x: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None
+    ) -> Iterator[tuple[str, Tensor]]:
         for number, kernels in enumerate(NETS[self.config].blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = F.relu(self.layers[f"conv{number}_{index}"](x), inplace=True)
                 if number == index == 1 and NETS[self.config].lrn:
                     x = local_response_norm(x)
+                x = clear_outside(x, sides)
             if number == 5:
                 yield "conv5", x
             x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=self.pool == "ceil")
+            sides = None if sides is None else self._pooled(sides)
+            x = clear_outside(x, sides)
         yield "pool5", x
         for name in ("fc6", "fc7"):
             x = F.relu(self.layers[name](x))
@@ -148,13 +162,16 @@ class VGG(nn.Module):
         last = f"conv5_{len(NETS[self.config].blocks[4])}"
         return int(self.get_parameter(f"layers.{last if name in ('conv5', 'pool5') else name}.weight").shape[0])
 
-    def pool5_side(self, side: int) -> int:
-        """Side of pool5 for a picture side in pixels."""
+    def pool5_side(self, side: Sides) -> Sides:
+        """Side of pool5 for a picture side in pixels, or for many in a tensor of whole numbers."""
         for _ in range(5):
-            side = (side + 1) // 2 if self.pool == "ceil" else side // 2
+            side = self._pooled(side)
         return side
 
-    def positions(self, side: int) -> int:
+    def _pooled(self, side: Sides) -> Sides:
+        return (side + 1) // 2 if self.pool == "ceil" else side // 2
+
+    def positions(self, side: Sides) -> Sides:
         """Positions of the fc6, fc7 and fc8 maps along a picture side in pixels; 0 or less if it is too short."""
         return self.pool5_side(side) - WINDOW + 1
 
@@ -171,6 +188,17 @@ class VGG(nn.Module):
             reach += sum(kernel // 2 for kernel in kernels) * jump
             jump *= 2
         return reach
+
+
+def inside(maps: Tensor, sides: Tensor) -> Tensor:
+    """Say which positions of maps (N, C, h, w) lie within (N, 2) sides from the top left: (N, 1, h, w), bool."""
+    rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
+    return ((rows < sides[:, :1])[:, :, None] & (columns < sides[:, 1:])[:, None])[:, None]
+
+
+def clear_outside(maps: Tensor, sides: Tensor | None) -> Tensor:
+    """Set maps (N, C, h, w) to zero, in place, outside of (N, 2) sides from the top left."""
+    return maps if sides is None else maps.masked_fill_(~inside(maps, sides), 0)
 
 
 def local_response_norm(x: Tensor) -> Tensor:

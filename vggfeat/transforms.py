@@ -3,6 +3,7 @@
 N = images, H, W = picture sides in pixels. Pictures are RGB, channels first.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -52,6 +53,21 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         In the same units. The paper only subtracts the mean (Sect. 2.1): its deviation is 1.
     """
     return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def pad(pictures: Sequence[Tensor]) -> Tensor:
+    """Lay N pictures (3, H_n, W_n) into one tensor (N, 3, H, W), top left, with zeros to the right and below."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    images = pictures[0].new_zeros(len(pictures), 3, height, width)
+    for image, picture in zip(images, pictures, strict=True):
+        image[:, : picture.shape[1], : picture.shape[2]] = picture
+    return images
+
+
+def mirror_padded(images: Tensor, widths: Tensor) -> Tensor:
+    """Flip each of N pictures (N, 3, H, W) within its own width (N,); the zeros stay to the right."""
+    columns = (widths[:, None] - 1 - torch.arange(images.shape[3], device=images.device)) % images.shape[3]
+    return images.gather(3, columns[:, None, None].expand_as(images))
 
 
 def mirror(images: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ OTHER = {
     "precision": ("--precision", "bf16"),
     "interpolation": ("--interpolation", "bicubic"),
     "batch_pixels": ("--batch-pixels", "100000"),
+    "batching": ("--batching", "padded"),
+    "compiled": ("--compile",),
     "max_pixels": ("--max-pixels", "1000000"),
     "allow_truncated": ("--allow-truncated",),
     "shard_rows": ("--shard-rows", "2"),

@@ -20,7 +20,7 @@ from vggfeat.images.worker import Worker
 
 Answer = Picture | PictureError
 AHEAD = 3
-"""Pictures per worker that are drawn before they are asked for, at most."""
+"""Pictures per worker that are drawn before they are asked for."""
 
 
 class Decoder:
@@ -34,6 +34,8 @@ class Decoder:
     decode : callable
         What a worker does with a request: a function at the top of a module that can be imported, or
         `functools.partial` of one with named arguments that JSON can hold.
+    ahead : int
+        Pictures that may be drawn before they are asked for; at least 3 per worker are.
     hold : int
         Bytes of decoded pictures that may wait to be taken before less is drawn ahead.
 
@@ -49,6 +51,7 @@ class Decoder:
         settings: DecodeSettings,
         *,
         decode: Callable[[Request, DecodeSettings], Picture] = images.decode,
+        ahead: int = 0,
         hold: int = 1 << 28,
     ) -> None:
         if workers < 0:
@@ -56,6 +59,7 @@ class Decoder:
         self.workers = workers
         self.settings = settings
         self._decode = decode
+        self._most_ahead = max(ahead, AHEAD * workers)
         self._hold = hold
         self._threads = ThreadPoolExecutor(max(1, workers), "vggfeat-decoder")
         self._seats: SimpleQueue[Worker | None] = SimpleQueue()
@@ -86,7 +90,7 @@ class Decoder:
     def stream(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Decode one request after the other.
 
-        Requests are drawn only as far ahead as keeps the workers busy: at most 3 per worker, and no more than one
+        Requests are drawn only so far ahead: at most 3 per worker or `ahead`, and no more than one
         beyond the number of workers once the pictures that wait outgrow `hold`.
 
         Parameters
@@ -144,7 +148,7 @@ class Decoder:
         if len(waiting) <= self.workers:
             return True
         held = sum(_bytes(future.result()) if _succeeded(future) else largest for future in waiting)
-        return len(waiting) < AHEAD * self.workers and held + largest <= self._hold
+        return len(waiting) < self._most_ahead and held + largest <= self._hold
 
     def _in_worker(self, request: Request) -> Answer:
         endings = []

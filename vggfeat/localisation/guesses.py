@@ -36,7 +36,7 @@ class LocaliseSettings:
     """Of the convolutions; all that follows is done in float32 or more."""
     interpolation: Interpolation = "bilinear"
     """How pictures are rescaled, always with anti-aliasing."""
-    batch_pixels: int = 1 << 22
+    batch_pixels: int = 1 << 20
     """Pixels in one pass: bounds the memory. A larger picture is run in exact overlapping strips."""
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from vggfeat.localisation.settings import BoxRecipe, Frame, Kind
 from vggfeat.models import VGG
 from vggfeat.training.initialisation import copy_layers
 from vggfeat.weights import Backbone, load_backbone
+from vggfeat.weights.backbone import allocated
 
 FACTS = "localisation"
 """Name of what a weights file says of its box head."""
@@ -133,7 +134,7 @@ def first_box_weights(recipe: BoxRecipe, num_classes: int, started_from: Backbon
     _check(recipe, started_from)
     with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
         model = recipe.training.build(recipe.outputs(num_classes))
-    model.to_empty(device="cpu")
+    allocated(model)
     copy_layers(model, started_from, [name for name in model.layers if name != "fc8"])
     with torch.no_grad():
         generator = torch.Generator().manual_seed(recipe.training.seed)

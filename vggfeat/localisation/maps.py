@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vggfeat.extraction import dense_map, narrowest_strip
 from vggfeat.models import VGG
-from vggfeat.passes import Passes, PassSettings, Size
+from vggfeat.passes import Passes, PassSettings, Size, by_size
 from vggfeat.transforms import rescaled_size
 from vggfeat.weights import Backbone
 
@@ -78,13 +78,12 @@ class DenseMaps(Passes):
 
     def maps(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
         """Yield the maps of some pictures, (H, W, 3) each, at every scale, by batches of equal size."""
-        for size, places in sorted(self._by_size([(picture,) for picture in pictures]).items()):
-            step = max(1, self.settings.batch_pixels // (size[0] * size[1]))
-            for start in range(0, len(places), step):
-                batch = places[start : start + step]
-                found = self._batch([pictures[n] for n, _, _ in batch], size, self.settings.batch_pixels)
-                for (n, s, _), values in zip(batch, found, strict=True):
-                    yield Found(n, s, size, None if values is None else torch.from_numpy(values))
+        places, sizes = self.places([(picture.shape[:2],) for picture in pictures])
+        for batch in by_size(sizes, self.settings.batch_pixels):
+            chosen = [(self.uploaded(pictures[places[i][0]]), sizes[i]) for i in batch]
+            for i, values in zip(batch, self._batch(chosen, self.settings.batch_pixels), strict=True):
+                n, s, _ = places[i]
+                yield Found(n, s, sizes[i], None if values is None else values.cpu())
 
 
 class CentreCrop(Passes):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vggfeat.datasets.boxes import Boxes, select_pictures
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.head import facts_of, first_box_weights
@@ -23,8 +23,8 @@ from vggfeat.localisation.settings import BoxRecipe
 from vggfeat.localisation.targets import NO_TARGET, decode, overlaps, own_numbers
 from vggfeat.metrics import LEAST_OVERLAP
 from vggfeat.models import VGG
+from vggfeat.processes import World, open_world
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.distributed import World, open_world
 from vggfeat.training.feed import PictureFeed
 from vggfeat.training.loop import learn
 from vggfeat.training.settings import Recipe, RunSettings
@@ -212,7 +212,10 @@ def train_boxes(
     """
     data = data.usable()
     task = BoxRegression(recipe, data.pictures.classes, started_from)
-    with open_world(run.device, os.environ) as world, Decoder(run.workers, decode) as decoder:
+    with (
+        open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
+        Decoder(run.workers, decode) as decoder,
+    ):
         feed = BoxFeed(data, recipe, started_from.mean, world, decoder)
         return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
 

@@ -5,11 +5,9 @@ N = pictures of a batch, S = scales, R = regions, C = values per scale and regio
 
 import copy
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,70 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.devices import checked_device
-from vggfeat.errors import ConfigError, PictureError, check_choice, out_of_memory
+from vggfeat.errors import ConfigError, PictureError, out_of_memory
 from vggfeat.images.decoding import Picture
 from vggfeat.models import VGG
-from vggfeat.transforms import Interpolation, mirror, normalise, rescale, rescaled_size
+from vggfeat.passes.batching import Size, by_size
+from vggfeat.passes.settings import PassSettings, Precision
+from vggfeat.transforms import mirror, normalise, pad, rescale, rescaled_size
 from vggfeat.weights import Backbone
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Size = tuple[int, int]
-"""Height and width in pixels."""
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_RESCALED_PIXELS = 1 << 25
 """A picture so elongated that it would be larger than this after rescaling fails by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassSettings:
-    """What decides how pictures come to the net, apart from the weights."""
-
-    scales: tuple[int, ...] = (256, 384, 512)
-    """Q, the smallest picture side in pixels."""
-    precision: Precision = "fp32"
-    """Of the convolutions; averages are always taken in float32."""
-    interpolation: Interpolation = "bilinear"
-    """How pictures are rescaled, always with anti-aliasing."""
-    batch_pixels: int = 1 << 22
-    """Pixels in one pass, mirrors included: bounds the memory. A larger picture is run in exact overlapping strips."""
-    window_bytes: int = 1 << 28
-    """Decoded pictures held at a time, from which batches of equal size are made."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
-            check_choice(name, getattr(self, name), get_args(allowed))
-        if not self.scales or not all(type(q) is int and 1 <= q <= 4096 for q in self.scales):
-            raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
-        if len(set(self.scales)) != len(self.scales):
-            raise ConfigError(f"scales: expected each once, found {self.scales}")
-        for name in ("batch_pixels", "window_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
-
-    def least_side(self, model: VGG) -> int:
-        """Return the shortest picture side that gives a value."""
-        return model.min_side
-
-    def sides(self, model: VGG) -> tuple[int, ...]:
-        """Return the smallest sides that are really used: a Q too short for one 7x7 window is raised to it.
-
-        Raises
-        ------
-        ConfigError
-            If two scales become one.
-        """
-        least = self.least_side(model)
-        sides = tuple(max(scale, least) for scale in self.scales)
-        if len(set(sides)) != len(sides):
-            raise ConfigError(
-                f"scales: {self.scales} become {sides}, because a picture below {least} pixels gives no "
-                f"7x7 window; expected at most one scale below {least}"
-            )
-        return sides
-
-    def describe(self) -> dict[str, Any]:
-        """Return all settings, ready for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+_Place = tuple[int, int, int]
+"""Number of a picture, of a scale and of a region."""
+_Values = list[tuple[_Place, Tensor | None]]
+"""(C,) each, on the device; None where the picture did not fit into memory."""
 
 
 class Row(NamedTuple):
@@ -127,6 +78,8 @@ class Passes(ABC):
         # A copy, because the caller's net must keep its precision and its mode.
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
         self.model: VGG = model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compiled:
+            self.model.compile(dynamic=True)
         self.mean = torch.tensor(backbone.mean, device=self.device)
         self.std = torch.tensor(backbone.std, device=self.device)
         self.sides = settings.sides(self.model)
@@ -181,22 +134,32 @@ class Passes(ABC):
         list of Row
             In the order of the pictures.
         """
+        return self.launch(pictures, progress)()
+
+    def launch(
+        self, pictures: Iterable[Picture | PictureError], progress: Callable[[float], None] | None = None
+    ) -> Callable[[], list[Row]]:
+        """Queue what `rows` does, and return the function that waits for the rows.
+
+        On a GPU more pictures can be launched before, so that it has work while rows are fetched and written.
+        """
         self._units, self._progress = 0, progress
         found: list[Row] = []
-        window: list[tuple[int, Picture]] = []
+        launched: list[tuple[list[int], _Values]] = []
+        window: dict[int, Picture] = {}
         held = 0
         for index, picture in enumerate(pictures):
             found.append(self._started_row(picture))
             if found[-1].reason or isinstance(picture, PictureError):
                 self._count(len(self.sides) * len(self.regions))
                 continue
-            window.append((index, picture))
+            window[index] = picture
             held += sum(region.nbytes for region in picture.regions)
             if held >= self.settings.window_bytes:
-                self._finish(window, found)
-                window, held = [], 0
-        self._finish(window, found)
-        return found
+                launched.append(([*window], self._values([one.regions for one in window.values()])))
+                window, held = {}, 0
+        launched.append(([*window], self._values([one.regions for one in window.values()])))
+        return lambda: self._finished(found, launched)
 
     def _started_row(self, picture: Picture | PictureError) -> Row:
         if isinstance(picture, PictureError):
@@ -211,18 +174,20 @@ class Passes(ABC):
                 )
         return Row(None, reason, picture.size, picture.sha256)
 
-    def _finish(self, window: list[tuple[int, Picture]], found: list[Row]) -> None:
-        features, unfit = self._features([picture.regions for _, picture in window])
-        for n, (index, _) in enumerate(window):
-            reason = ""
-            if n in unfit:
-                reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
-            elif not np.isfinite(features[n]).all():
-                reason = f"non-finite: the {self.what} has NaN or infinity"
-            found[index] = found[index]._replace(features=None if reason else features[n], reason=reason)
+    def _finished(self, found: list[Row], launched: list[tuple[list[int], _Values]]) -> list[Row]:
+        for indices, values in launched:
+            features, unfit = self._fetched(len(indices), values)
+            for n, index in enumerate(indices):
+                reason = ""
+                if n in unfit:
+                    reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
+                elif not np.isfinite(features[n]).all():
+                    reason = f"non-finite: the {self.what} has NaN or infinity"
+                found[index] = found[index]._replace(features=None if reason else features[n], reason=reason)
+        return found
 
-    def _features(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> tuple[NDArray[np.float32], set[int]]:
-        """Compute N pictures of R regions each, by batches of equal rescaled size.
+    def _fetched(self, count: int, values: _Values) -> tuple[NDArray[np.float32], set[int]]:
+        """Bring the values of N pictures from the device.
 
         Returns
         -------
@@ -230,45 +195,61 @@ class Passes(ABC):
         unfit : set of int
             Numbers of pictures that did not fit into memory.
         """
-        shape = (len(pictures), len(self.sides), len(self.regions), self.channels)
-        features = np.full(shape, np.nan, dtype=np.float32)
-        unfit: set[int] = set()
-        for size, places in sorted(self._by_size(pictures).items()):
-            step = max(1, self.settings.batch_pixels // (2 * size[0] * size[1]))
-            for start in range(0, len(places), step):
-                batch = places[start : start + step]
-                means = self._batch([pictures[n][r] for n, _, r in batch], size, self.settings.batch_pixels)
-                for place, mean in zip(batch, means, strict=True):
-                    if mean is None:
-                        unfit.add(place[0])
-                    else:
-                        features[place] = mean
-                self._count(len(batch))
-        return features, unfit
+        features = np.full((count, len(self.sides), len(self.regions), self.channels), np.nan, dtype=np.float32)
+        fitting = [(place, value) for place, value in values if value is not None]
+        if fitting:
+            places, rows = zip(*fitting, strict=True)
+            features[tuple(np.array(places).T)] = torch.stack(rows).cpu().numpy()
+        return features, {place[0] for place, value in values if value is None}
 
-    def _by_size(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> dict[Size, list[tuple[int, int, int]]]:
-        """Group (picture, scale, region) by the size after rescaling."""
-        groups: dict[Size, list[tuple[int, int, int]]] = defaultdict(list)
-        for n, regions in enumerate(pictures):
-            for r, region in enumerate(regions):
+    def _values(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> _Values:
+        """Queue N pictures of R regions each, batch by batch."""
+        uploaded = [[self.uploaded(region) for region in regions] for regions in pictures]
+        places, sizes = self.places([[region.shape[:2] for region in regions] for regions in pictures])
+        values: _Values = []
+        for batch in self.batches(sizes):
+            chosen = [(uploaded[n][r], sizes[i]) for i in batch for n, _, r in places[i : i + 1]]
+            rows = self._batch(chosen, self.settings.batch_pixels)
+            values += zip([places[i] for i in batch], rows, strict=True)
+            self._count(len(batch))
+        return values
+
+    def places(self, regions: Sequence[Sequence[tuple[int, ...]]]) -> tuple[list[_Place], list[Size]]:
+        """Return (picture, scale, region) and the size after rescaling, of everything that goes through the net."""
+        places, sizes = [], []
+        for n, found in enumerate(regions):
+            for r, (height, width) in enumerate(found):
                 for s, side in enumerate(self.sides):
-                    groups[rescaled_size(region.shape[0], region.shape[1], side)].append((n, s, r))
-        return groups
+                    places.append((n, s, r))
+                    sizes.append(rescaled_size(height, width, side))
+        return places, sizes
+
+    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
+        """Say which of the rescaled pictures go through the net together, each with its mirror."""
+        return by_size(sizes, self.settings.batch_pixels // 2)
+
+    def uploaded(self, picture: NDArray[np.uint8]) -> Tensor:
+        """Return a picture (H, W, 3) on the device, channels first."""
+        return self.on_device(torch.from_numpy(picture)).permute(2, 0, 1)
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor to the device; of a GPU nothing waits for the copy."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
 
     def _count(self, units: int) -> None:
         self._units += units
         if self._progress is not None:
             self._progress(self._units / (len(self.sides) * len(self.regions)))
 
-    def _batch(
-        self, pictures: Sequence[NDArray[np.uint8]], size: Size, pixels: int
-    ) -> list[NDArray[np.float32] | None]:
-        """Return the features, (C,) each, of pictures rescaled to one size; what does not fit is halved.
+    def _batch(self, pictures: Sequence[tuple[Tensor, Size]], pixels: int) -> list[Tensor | None]:
+        """Return the values, (C,) each, of pictures and the sizes that they get; what does not fit is halved.
 
         None stands for a picture that does not fit even alone and in the narrowest strips.
         """
         try:
-            return list(self._pass(pictures, size, pixels))
+            return list(self._pass(pictures, pixels))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -278,16 +259,36 @@ class Passes(ABC):
         self.halvings += 1
         if len(pictures) > 1:
             middle = len(pictures) // 2
-            return [mean for half in (pictures[:middle], pictures[middle:]) for mean in self._batch(half, size, pixels)]
+            return [mean for half in (pictures[:middle], pictures[middle:]) for mean in self._batch(half, pixels)]
+        size = pictures[0][1]
         pixels = min(pixels, size[0] * size[1])
-        return [None] if pixels <= self.least_pixels(size) else self._batch(pictures, size, pixels // 2)
+        return [None] if pixels <= self.least_pixels(size) else self._batch(pictures, pixels // 2)
 
-    def _pass(self, pictures: Sequence[NDArray[np.uint8]], size: Size, pixels: int) -> NDArray[np.float32]:
-        """Return the features, (N, C), of N pictures."""
+    def _pass(self, pictures: Sequence[tuple[Tensor, Size]], pixels: int) -> Tensor:
+        """Return the values, (N, C), of N pictures."""
         plain = torch.autocast(self.device.type, enabled=False)  # A caller's autocast would change the precision.
-        with torch.inference_mode(), plain, _exact_float32(self.settings.precision):
-            images = normalise(torch.stack([self._rescaled(p, size) for p in pictures]), self.mean, self.std)
-            return self.read(images, pixels).cpu().numpy()
+        with torch.inference_mode(), plain, exact_float32(self.settings.precision):
+            rescaled = [rescale(one, size, self.settings.interpolation) for one, size in pictures]
+            if len({size for _, size in pictures}) == 1:
+                return self.read(normalise(torch.stack(rescaled), self.mean, self.std), pixels)
+            sides = self.on_device(torch.tensor([size for _, size in pictures]))
+            return self.read_padded(pad([normalise(one, self.mean, self.std) for one in rescaled]), sides)
+
+    def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
+        """Run the net over pictures of several sizes; only for those whose `batches` make such batches.
+
+        Parameters
+        ----------
+        images : Tensor (N, 3, H, W), float32, on the device
+            Rescaled, normalised, and padded with zeros to the right and below.
+        sides : Tensor (N, 2), int
+            Height and width of each.
+
+        Returns
+        -------
+        Tensor (N, C), float32
+        """
+        raise NotImplementedError
 
     def over_mirror(self, images: Tensor, pixels: int, read: Callable[[Tensor], Tensor]) -> Tensor:
         """Average what `read` makes of pictures, (N, C), and of their mirrors; all in one pass where they fit."""
@@ -301,10 +302,6 @@ class Passes(ABC):
         """Bring images into the precision and the order in memory that the net runs best with."""
         return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
-    def _rescaled(self, picture: NDArray[np.uint8], size: Size) -> Tensor:
-        uploaded = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)
-        return rescale(uploaded, size, self.settings.interpolation)
-
 
 def _checked_device(name: str, precision: Precision) -> torch.device:
     device = checked_device(name)
@@ -313,7 +310,8 @@ def _checked_device(name: str, precision: Precision) -> torch.device:
     return device
 
 
-def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
+def exact_float32(precision: Precision) -> AbstractContextManager[None]:
+    """Return what float32 is exact within, unless TF32 is asked for; it matters on a GPU only."""
     # cuDNN takes TF32 for float32 convolutions unless told otherwise, and picks algorithms by timing if it may.
     if not torch.cuda.is_available():
         return nullcontext()

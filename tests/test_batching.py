@@ -1,0 +1,41 @@
+"""Batches of pictures: each picture once, none too large, none too empty."""
+
+import numpy as np
+import pytest
+
+from vggfeat.passes import by_size, padded
+
+
+def sizes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        (256, int(side)) if tall else (int(side), 256)
+        for side, tall in zip(rng.integers(256, 500, count), rng.random(count) < 0.7, strict=True)
+    ]
+
+
+def area(batch, sizes):
+    return len(batch) * max(sizes[n][0] for n in batch) * max(sizes[n][1] for n in batch)
+
+
+def test_equal_sizes_share_a_batch_in_their_order():
+    assert by_size([(2, 3), (1, 9), (2, 3), (2, 3)], pixels=12) == [[1], [0, 2], [3]]
+    assert by_size([(2, 3)], pixels=1) == [[0]]
+    assert by_size([], pixels=1) == []
+
+
+def test_similar_sizes_share_a_padded_batch():
+    assert padded([(10, 20), (20, 10), (10, 22), (10, 40)], pixels=1000) == [[0, 2], [3], [1]]
+    assert padded([], pixels=1) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_padded_batches_hold_every_picture_once_and_little_padding(seed):
+    found = sizes(200, seed)
+    pixels = 8 * 256 * 300
+    batches = padded(found, pixels, waste=0.1)
+    assert sorted(n for batch in batches for n in batch) == list(range(200))
+    assert len(batches) < len(by_size(found, pixels))
+    for batch in batches:
+        assert len(batch) == 1 or area(batch, found) <= pixels
+        assert sum(found[n][0] * found[n][1] for n in batch) >= 0.9 * area(batch, found)

@@ -1,0 +1,48 @@
+"""The precision contract: what is measured, and that half precision keeps it."""
+
+import numpy as np
+import pytest
+
+from vggfeat.contract import LEAST_COSINE, cosines, least_cosine
+from vggfeat.errors import PictureError
+from vggfeat.extraction import Extraction, ExtractionSettings
+from vggfeat.images.decoding import Picture
+from vggfeat.weights import load_backbone
+
+
+def picture(seed):
+    smooth = np.add.outer(np.arange(90) * (1 + seed), np.arange(120) * 2) % 256
+    rng = np.random.default_rng(seed)
+    noisy = smooth[..., None] * [1.0, 0.7, 0.4] + rng.integers(0, 60, (90, 120, 3))
+    return Picture((np.clip(noisy, 0, 255).astype(np.uint8),), (90, 120), bytes(32))
+
+
+def features(passes, pictures):
+    return [row.features for row in passes.rows(pictures)]
+
+
+def test_cosines_by_hand():
+    one = np.array([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]], dtype=np.float32)
+    other = np.array([[[4.0, 3.0], [-2.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]], dtype=np.float32)
+    np.testing.assert_allclose(cosines(one, other), [[0.96, -1.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_bundled_net_keeps_the_contract(precision):
+    pictures = [picture(1), PictureError("empty", "x"), picture(2)]
+    net = load_backbone("small")
+    exact, half = (Extraction(net, ExtractionSettings(scales=(224,), precision=p)) for p in ("fp32", precision))
+    found = least_cosine(exact, pictures, features(half, pictures))
+    assert LEAST_COSINE <= found < 1
+
+
+def test_nothing_is_claimed_where_nothing_was_compared():
+    exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
+    failed = [PictureError("empty", "x")]
+    assert least_cosine(exact, failed, [None]) is None
+
+
+def test_a_wrong_row_is_seen():
+    exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
+    found = features(exact, [picture(1), picture(2)])
+    assert least_cosine(exact, [picture(1), picture(2)], [found[0], found[0]]) < 0.999

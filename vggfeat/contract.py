@@ -1,0 +1,49 @@
+"""What a faster precision costs: the cosine between the rows of a run and float32 ones, on the run's own pictures.
+
+S = scales, R = regions, C = values per scale and region.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import PictureError
+from vggfeat.images.decoding import Picture
+from vggfeat.passes import Passes
+
+PICTURES = 4
+"""How many pictures are computed again in float32."""
+LEAST_COSINE = 0.9999
+"""What every vector is expected to reach."""
+
+
+def least_cosine(
+    exact: Passes, pictures: Iterable[Picture | PictureError], features: Sequence[NDArray[np.float32] | None]
+) -> float | None:
+    """Compute pictures again in float32 and compare.
+
+    Parameters
+    ----------
+    exact : Passes
+        The same net and settings in float32.
+    pictures : iterable of Picture or PictureError
+    features : sequence of (S, R, C) or None
+        What the run made of them.
+
+    Returns
+    -------
+    float or None
+        The least cosine of all vectors (C,), -1 to 1; None if none can be compared.
+    """
+    pairs = zip(exact.rows(pictures), features, strict=True)
+    found = [cosines(row.features, other) for row, other in pairs if row.features is not None and other is not None]
+    return float(min(values.min() for values in found)) if found else None
+
+
+def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of each pair of vectors, (S, R, C) to (S, R); 1 for two vectors of zeros."""
+    left, right = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    lengths = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
+    equal = (left == right).all(axis=-1)
+    return np.where(equal, 1.0, (left * right).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0))

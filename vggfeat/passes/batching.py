@@ -1,0 +1,74 @@
+"""Which pictures run through the net together: lists of sizes become batches.
+
+A batch is a tensor of one height and one width. Pictures of other sizes either wait for their own batch, or are laid
+into one tensor with zeros around them (`padded`).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Batching = Literal["size", "padded"]
+WASTE = 0.125
+"""Share of a padded batch that may be padding."""
+
+
+def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
+    """Put pictures of equal size together.
+
+    Parameters
+    ----------
+    sizes : sequence of Size
+    pixels : int
+        In a batch, at most; a larger picture is alone.
+
+    Returns
+    -------
+    list of list of int
+        Numbers of pictures, each once; sizes ascending.
+    """
+    groups: dict[Size, list[int]] = defaultdict(list)
+    for number, size in enumerate(sizes):
+        groups[size].append(number)
+    batches = []
+    for (height, width), numbers in sorted(groups.items()):
+        step = max(1, pixels // (height * width))
+        batches += [numbers[start : start + step] for start in range(0, len(numbers), step)]
+    return batches
+
+
+def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[list[int]]:
+    """Put pictures of similar size together, to be laid into tensors that hold the largest of them.
+
+    Neighbours in the order of their sizes share a batch as long as it stays small and full enough: few batches, not
+    the fewest.
+
+    Parameters
+    ----------
+    sizes, pixels
+        As for `by_size`; the padding counts.
+    waste : float, 0 to 1
+        Share of a batch that may be padding.
+
+    Returns
+    -------
+    list of list of int
+        Numbers of pictures, each once.
+    """
+    batches: list[list[int]] = []
+    height = width = used = 0
+    # By the smaller side first: all pictures of one scale share it.
+    for number in sorted(range(len(sizes)), key=lambda n: (min(sizes[n]), sizes[n])):
+        tall, wide = sizes[number]
+        most = (max(height, tall), max(width, wide))
+        count = len(batches[-1]) + 1 if batches else 1
+        area = count * most[0] * most[1]
+        if count > 1 and area <= pixels and used + tall * wide >= (1 - waste) * area:
+            batches[-1].append(number)
+            (height, width), used = most, used + tall * wide
+        else:
+            batches.append([number])
+            height, width, used = tall, wide, tall * wide
+    return batches
