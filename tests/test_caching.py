@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat import caching
+from vggfeat import caching, computing
 from vggfeat.caching import CacheSettings, cache_features
+from vggfeat.contract import PICTURES, cosines
 from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images.decoding import DecodeSettings, Request, decode
+from vggfeat.passes import Passes
+from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
 from vggfeat.weights import load_backbone, random_backbone, save_weights
 
@@ -124,7 +127,7 @@ def test_workers_change_no_byte(root, tmp_path, backbone):
         ("layer", {"settings": replace(SETTINGS, layer="fc6")}),
         ("precision", {"settings": replace(SETTINGS, precision="bf16")}),
         ("interpolation", {"settings": replace(SETTINGS, interpolation="bicubic")}),
-        ("batch_pixels", {"settings": replace(SETTINGS, batch_pixels=1 << 20)}),
+        ("batch_pixels", {"settings": replace(SETTINGS, batch_pixels=1 << 19)}),
         ("window_bytes", {"settings": replace(SETTINGS, window_bytes=1 << 20)}),
         ("allow_truncated", {"decode": DecodeSettings(allow_truncated=True)}),
         ("max_pixels", {"decode": DecodeSettings(max_pixels=10**7)}),
@@ -278,3 +281,91 @@ def test_twenty_kills_at_random_moments_lose_nothing(root, tmp_path):
 @pytest.mark.long
 def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
     check_kills(kill_runs(root, tmp_path / "x.h5", 200), 200)
+
+
+# Shards launched before the rows of the one before are fetched, as on a GPU.
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    compute = computing.compute
+    monkeypatch.setattr(caching, "compute", lambda *given: compute(*given[:-1], 1))
+
+
+def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):
+    dataset = open_dataset("folder", root)
+    events, seen = [], []
+    launch, commit = Passes.launch, Parts.commit
+    monkeypatch.setattr(Passes, "launch", lambda *given: events.append("launch") or launch(*given))
+    monkeypatch.setattr(Parts, "commit", lambda *given: events.append("commit") or commit(*given))
+    cache_features(
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=lambda *now: seen.append(now)
+    )
+    assert events == ["launch", *["launch", "commit"] * 2, "commit"]
+    monkeypatch.undo()
+    cache_features(dataset, random_backbone(NET), tmp_path / "whole.h5", SETTINGS, cache=CACHE)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    done = [now[0] for now in seen]
+    assert done == sorted(done)
+    assert done[-1] == 10
+
+
+def test_a_disk_that_fails_when_more_is_launched_ends_the_run_and_keeps_what_was_written(
+    root, tmp_path, ahead, monkeypatch
+):
+    dataset = open_dataset("folder", root)
+    commit = Parts.commit
+
+    def fail(parts, shard, block):
+        if shard == 1:
+            raise StoreError("the disk is full")
+        commit(parts, shard, block)
+
+    monkeypatch.setattr(Parts, "commit", fail)
+    with pytest.raises(StoreError, match="the disk is full"):
+        cache_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    assert [path.name for path in (tmp_path / "x.h5.parts").glob("s*.h5")] == ["s00000.h5"]
+    assert not (tmp_path / "x.h5").exists()
+
+
+# The precision contract
+
+
+def compared(out):
+    with FeatureFile(out) as file:
+        return file.provenance.get("float32_cosine")
+
+
+def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, tmp_path):
+    dataset, out = open_dataset("folder", root), tmp_path / "x.h5"
+    settings = replace(SETTINGS, precision="bf16")
+    done = cache_features(dataset, random_backbone(NET), out, settings, cache=CACHE)
+    found = compared(out)
+    assert found["pictures"] == PICTURES
+    rows = [0, 3, 6, 9]
+    cache_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, cache=CACHE)
+    with FeatureFile(out) as half, FeatureFile(tmp_path / "exact.h5") as exact:
+        # Alone in a batch, a picture gets other last bits.
+        assert found["least"] == pytest.approx(cosines(half.features[rows], exact.features[rows]).min(), abs=1e-6)
+    assert 0.999 < found["least"] < 1
+    assert f"the least cosine of a vector is {found['least']:.6f}" in done.notes[-1]
+    assert cache_features(dataset, random_backbone(NET), out, settings, cache=CACHE).notes == done.notes
+    assert compared(tmp_path / "exact.h5") is None
+
+
+def test_a_net_that_does_not_stand_half_precision_is_named(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "LEAST_COSINE", 1.1)
+    settings = replace(SETTINGS, precision="bf16")
+    done = cache_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE)
+    assert done.notes[-1].endswith("below 1.1: with this net take --precision fp32")
+
+
+def test_where_every_picture_fails_nothing_is_compared(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    settings = replace(SETTINGS, precision="bf16")
+    done = cache_features(
+        open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
+    )
+    assert compared(tmp_path / "x.h5") == {"least": None, "pictures": 0}
+    assert done.notes == ()

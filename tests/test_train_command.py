@@ -13,7 +13,8 @@ import torch
 from torchvision.models import get_model_weights
 
 from vggfeat import synthetic
-from vggfeat.benchmarks.training import Speeds, layer_multiply_adds, training_multiply_adds
+from vggfeat.benchmarks.operations import layer_multiply_adds
+from vggfeat.benchmarks.training import Speeds, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.models import VGG
 from vggfeat.weights import load_backbone, save_weights
@@ -228,7 +229,7 @@ def test_multiply_adds_are_those_that_torchvision_publishes(config, name):
     with torch.device("meta"):
         model = VGG(config)
     published = get_model_weights(name).IMAGENET1K_V1.meta["_ops"]  # in 10^9, to three digits after the point
-    layers = layer_multiply_adds(model, 224)
+    layers = layer_multiply_adds(model, 224, 224)
     assert sum(layers.values()) / 1e9 == pytest.approx(published, abs=6e-4)
     assert layers["conv1_1"] == 224 * 224 * 64 * 27
     assert training_multiply_adds(model, 224) == 3 * sum(layers.values()) - 224 * 224 * 64 * 27

@@ -22,10 +22,10 @@ from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, st
 
 from vggfeat.errors import ConfigError, StoreError, TrainingError, out_of_memory
 from vggfeat.models import VGG
+from vggfeat.processes import World
 from vggfeat.samples import ClassificationSet, LabelledPictures
 from vggfeat.store.durable import Files
-from vggfeat.training.checkpoints import read_checkpoint
-from vggfeat.training.distributed import World
+from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 from vggfeat.training.initialisation import draw_weights, first_weights
 from vggfeat.training.learner import Learner, dropout_masks
 from vggfeat.training.log import read_log
@@ -392,6 +392,23 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, stopped_after):
     assert (second.resumed, second.step) == (first.step, 10)
     assert feed.asked == list(range(first.step, 10))
     assert (out / "weights.safetensors").read_bytes() == (whole[0] / "weights.safetensors").read_bytes()
+    assert figures(out) == figures(whole[0])
+
+
+def test_a_run_killed_between_a_validation_and_its_checkpoint_tells_of_it_once(whole, tmp_path, monkeypatch):
+    out, run, save = tmp_path / "run", RunSettings(checkpoint_every=1, log_every=2), Checkpoints.save
+
+    def die(self, step, tensors, about):
+        if about["state"]["validation"] is not None:
+            raise InterruptedError("killed")
+        return save(self, step, tensors, about)
+
+    monkeypatch.setattr(Checkpoints, "save", die)
+    with pytest.raises(InterruptedError):
+        run_small(out, small_recipe(), run)
+    monkeypatch.undo()
+    assert [line["kind"] for line in figures(out)] == ["train", "train", "validation"]
+    run_small(out, small_recipe(), run, resume=True)
     assert figures(out) == figures(whole[0])
 
 

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, TrainingError
 from vggfeat.images import Decoder, DecodeSettings, Request, decode
+from vggfeat.processes import share
 from vggfeat.samples import Box, LabelledPictures
 from vggfeat.store.durable import Files
 from vggfeat.training import statistics
 from vggfeat.training.ahead import Ahead
 from vggfeat.training.augmentation import Crops, colour_axes, group, place_crops, resample
-from vggfeat.training.draws import CropSettings, Order, centred, draw, share
+from vggfeat.training.draws import CropSettings, Order, centred, draw
 from vggfeat.training.labels import NO_TARGET
 from vggfeat.training.pictures import TrainingBatches, ValidationBatches
 from vggfeat.training.statistics import StatisticsSettings, pixel_statistics

@@ -22,11 +22,10 @@ from pathlib import Path
 
 import torch
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import TrainingError, VggfeatError
+from vggfeat.processes import World, open_world, share
 from vggfeat.training import loop
 from vggfeat.training.curves import draw_curves
-from vggfeat.training.distributed import World, open_world
-from vggfeat.training.draws import share
 from vggfeat.training.learner import Learner
 from vggfeat.training.pictures import Batch
 from vggfeat.training.settings import Recipe, RunSettings
@@ -233,7 +232,7 @@ def start_world(out: Path, processes: int, recipe: Recipe, stop=None, action=Non
 
     def one(rank: int) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(processes))
-        with open_world("cpu", os.environ) as found:
+        with open_world("cpu", os.environ, lost=TrainingError, sums=True) as found:
             if action is not None:
                 action(recipe, found)
             feed = StripeFeed(recipe, found)

@@ -6,8 +6,10 @@ Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.computing import Progress, Work, compute
+from vggfeat.contract import LEAST_COSINE, PICTURES, least_cosine
+from vggfeat.errors import ConfigError
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
-from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.passes import Passes, Row
+from vggfeat.processes import World
 from vggfeat.samples import DataSet, Place
-from vggfeat.store.parts import Parts
+from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
+from vggfeat.store.identity import resolved
+from vggfeat.store.parts import Begun, Parts
 from vggfeat.store.reading import FeatureFile
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.shards import Shape, Status
 from vggfeat.weights import Backbone
-
-Progress = Callable[[float, int, int], None]
-"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,20 @@ class Summary:
     """Batches that did not fit into memory and were halved."""
     enlarged: int
     """Pictures whose smallest side had to grow more than eightfold to reach the largest scale."""
+    failures_file: Path | None = None
+    """Where they are listed, a JSON object a line; None if none failed."""
     notes: tuple[str, ...] = ()
     """What a user should know, a sentence each."""
+
+    @property
+    def failed_by_reason(self) -> dict[str, int]:
+        """Return how many failed for each reason, the most frequent first."""
+        return count_reasons(reason for _, reason in self.failures)
+
+    def tally(self) -> str:
+        """Say in a line what became of the samples."""
+        reasons = (reason for _, reason in self.failures)
+        return tally(total=self.total, done=self.total, resumed=self.resumed, reasons=reasons)
 
 
 def cache_features(
@@ -84,6 +99,7 @@ def cache_features(
     cache: CacheSettings = CacheSettings(),
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
+    world: World = World(),  # noqa: B008  frozen
 ) -> Summary:
     """Extract the features of a data set into one HDF5 file, or finish the run that was doing so.
 
@@ -98,16 +114,21 @@ def cache_features(
     decode : DecodeSettings
         Limits for a picture. `largest_side` is set to the largest scale here.
     progress : callable, optional
+        Of several processes only the first calls it; it knows of the failures of the others when they have finished.
+    world : World
+        The processes that do it together (`vggfeat.processes.open_world`); all give the same arguments, but for the
+        device's number. The file has the same bytes whatever their number, and a run may go on with another number.
 
     Returns
     -------
     Summary
+        The same in all processes.
 
     Raises
     ------
     StoreError
         If a file or parts of other weights, settings or pictures stand in the way (the difference is named), another
-        process is writing them, or the disk refuses.
+        run is writing them, the processes are not of one kind, or the disk refuses.
     ConfigError
         If the settings do not go together, or with this device or data set.
     """
@@ -117,24 +138,11 @@ def cache_features(
         dataset=dataset,
         backbone=backbone,
         passes=extraction,
+        exact=lambda: Extraction(backbone, replace(settings, precision="fp32", compiled=False), cache.device),
         place=lambda row: Place(dataset.file_of(row), None),
         told={"mirror": "features of the picture and of its mirror are averaged"},
     )
-    return cache_rows(work, out, cache=cache, decode=decode, progress=progress)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Work:
-    """A list of pictures, and the net that makes rows of them."""
-
-    dataset: DataSet
-    backbone: Backbone
-    passes: Passes
-    """The net on its device, with its settings."""
-    place: Callable[[int], Place]
-    """Where the picture of a row lies."""
-    told: Mapping[str, Any] = field(default_factory=dict)
-    """What else the provenance says; no value depends on it."""
+    return cache_rows(work, out, cache=cache, decode=decode, progress=progress, world=world)
 
 
 def cache_rows(
@@ -144,6 +152,7 @@ def cache_rows(
     cache: CacheSettings,
     decode: DecodeSettings,
     progress: Progress | None = None,
+    world: World = World(),  # noqa: B008  frozen
 ) -> Summary:
     """Write what a net makes of pictures into one HDF5 file, or finish the run that was doing so.
 
@@ -152,16 +161,63 @@ def cache_rows(
     begun = time.monotonic()
     decode = replace(decode, largest_side=max(work.passes.sides))
     key = describe_run(work, decode)
-    shape = Shape(scales=work.passes.settings.scales, regions=work.passes.regions, channels=work.passes.channels)
-    with Parts.open(out, work.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite) as parts:
+    with _opened(work, out, key, cache, world) as parts:
         resumed = parts.done_rows
-        if parts.complete:
-            with FeatureFile(out) as file:
-                file.check()
-        else:
-            _run_shards(parts, work, decode, cache.workers, progress)
-            parts.consolidate(_provenance(key, work))
-    return _summarise(out, work, resumed, time.monotonic() - begun)
+        with _counted(out, parts, resumed):
+            if not parts.complete:
+                ahead = int(work.passes.device.type != "cpu")
+                compute(parts, work, decode, cache.workers, progress, world, ahead)
+
+            def finish() -> Summary:
+                _finish(parts, out, key, work, decode, cache.workers)
+                return _summarise(out, work, resumed, time.monotonic() - begun)
+
+            return world.once(finish)
+
+
+@contextmanager
+def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, world: World) -> Iterator[Parts]:
+    """Open the parts in the first process, then in the others; none goes on before all have them."""
+    shape = Shape(scales=work.passes.settings.scales, regions=work.passes.regions, channels=work.passes.channels)
+    opened = partial(Parts.open, out, work.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite)
+    with ExitStack() as stack:
+        held: list[Parts] = []
+
+        def begin() -> Begun | None:
+            held.append(stack.enter_context(opened()))
+            return held[0].share() if world.size > 1 else None
+
+        begun = world.once(begin)
+        if not held:
+            held.append(stack.enter_context(opened(begun=begun)))
+        world.meet()
+        yield held[0]
+
+
+def _finish(parts: Parts, out: Path, key: dict[str, Any], work: Work, decode: DecodeSettings, workers: int) -> None:
+    if parts.complete:
+        with FeatureFile(out) as file:
+            file.check()
+        write_failures(parts.out, work.dataset, parts.failures)
+    else:
+        # Before the file has its name: a run that is killed in between is given again.
+        write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
+        parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers))
+
+
+def _compared(parts: Parts, work: Work, decode: DecodeSettings, workers: int) -> dict[str, Any]:
+    """Compute some rows again in float32, if the run was faster than that, and return what the provenance says of it.
+
+    A run that is killed and goes on finds the same, because the rows are taken evenly from all that are done.
+    """
+    if work.exact is None or work.passes.settings.precision == "fp32":
+        return {}
+    done = np.setdiff1d(np.arange(parts.total_rows), list(parts.failures))
+    rows = np.unique(done[np.linspace(0, len(done) - 1, PICTURES).astype(int)]) if len(done) else done
+    with Decoder(min(workers, 1), decode) as decoder:
+        pictures = decoder.stream(requests(work.dataset, rows.tolist(), work.passes.regions, work.place))
+        least = least_cosine(work.exact(), pictures, [parts.features(row) for row in rows])
+    return {"float32_cosine": {"least": least, "pictures": len(rows)}}
 
 
 def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
@@ -189,52 +245,6 @@ def _machine(device: torch.device) -> dict[str, Any]:
     return {"device": "cpu", "name": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
-def _run_shards(parts: Parts, work: Work, decode: DecodeSettings, workers: int, progress: Progress | None) -> None:
-    shards = list(parts.pending)
-    rows = (row for shard in shards for row in parts.rows(shard))
-    with Decoder(workers, decode) as decoder:
-        pictures = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
-        for shard in shards:
-
-            def show(done: float, begun: int = parts.done_rows) -> None:
-                if progress is not None:
-                    progress(begun + done, parts.total_rows, parts.failed_rows)
-
-            show(0)
-            found = work.passes.rows(_take(pictures, len(parts.rows(shard))), show)
-            names = [_name(work.place(row)) for row in parts.rows(shard)]
-            parts.commit(shard, to_block(found, parts.shape, names))
-    if progress is not None:
-        progress(parts.done_rows, parts.total_rows, parts.failed_rows)
-
-
-def _name(place: Place) -> str:
-    return Request(place.file, (), place.span).name
-
-
-def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Picture | PictureError]:
-    for _ in range(count):
-        yield next(pictures)
-
-
-def to_block(rows: Sequence[Row], shape: Shape, names: Sequence[str]) -> Block:
-    """Turn the rows of a shard into what the store keeps.
-
-    The name of the file is left out of the reason: the row has it, and a place on one machine says nothing later.
-    """
-    features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
-    for index, row in enumerate(rows):
-        if row.features is not None:
-            features[index] = row.features
-    return Block(
-        features=features,
-        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
-        sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
-        sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
-    )
-
-
 def _provenance(key: dict[str, Any], work: Work) -> dict[str, Any]:
     return {
         **key,
@@ -246,6 +256,18 @@ def _provenance(key: dict[str, Any], work: Work) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _counted(out: Path, parts: Parts, resumed: int) -> Iterator[None]:
+    """Tell whatever ends a run before its time how far it has come."""
+    try:
+        yield
+    except BaseException as error:
+        reasons = parts.failures.values()
+        told = tally(total=parts.total_rows, done=parts.done_rows, resumed=resumed, reasons=reasons)
+        error.add_note(f"{out}: {told}")
+        raise
+
+
 def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
     with FeatureFile(out) as file:
         failed = np.flatnonzero(file.status != Status.DONE)
@@ -253,6 +275,7 @@ def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
         smallest = np.asarray(file.sizes).min(axis=1, initial=2**31 - 1)
         enlarged = int(((smallest * 8 < max(work.passes.sides)) & (file.status == Status.DONE)).sum())
         total = len(file.dataset)
+        compared = file.provenance.get("float32_cosine")
     return Summary(
         path=out,
         total=total,
@@ -261,7 +284,8 @@ def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
         seconds=seconds,
         halvings=work.passes.halvings,
         enlarged=enlarged,
-        notes=tuple(_notes(work, enlarged)),
+        failures_file=failures_path(resolved(out)) if failures else None,
+        notes=(*_notes(work, enlarged), *_told_of_precision(work.passes.settings.precision, compared)),
     )
 
 
@@ -273,6 +297,16 @@ def _notes(work: Work, enlarged: int) -> Iterator[str]:
         yield f"{enlarged} pictures were enlarged more than eightfold to reach Q = {max(work.passes.sides)}"
     if work.passes.halvings:
         yield f"{work.passes.halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
+
+
+def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Iterator[str]:
+    if compared is None or compared["least"] is None:
+        return
+    found = f"{precision}: {compared['pictures']} pictures were computed again in float32; the least cosine of a vector"
+    if compared["least"] >= LEAST_COSINE:
+        yield f"{found} is {compared['least']:.6f}"
+    else:
+        yield f"{found} is {compared['least']:.6f}, below {LEAST_COSINE}: with this net take --precision fp32"
 
 
 def _hash_sizes(work: Work) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import torch
 
-from vggfeat.cli.steps import must_run, parse_options
+from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.models import VGG, initialise
@@ -81,7 +81,7 @@ def reclassify(row: ClassifiedRow, arguments: Sequence[str] | None = None) -> di
     Returns
     -------
     dict
-        results.json of the row.
+        results.json of the row; nothing in a process of torchrun that is not its first.
     """
     try:
         options = _parse(row, arguments)
@@ -94,6 +94,8 @@ def reclassify(row: ClassifiedRow, arguments: Sequence[str] | None = None) -> di
         for net, path in zip(row.nets, weights, strict=True)
         for file in save_posteriors(net, path, row.mode, TWIN_SIDES if options["twin"] else net.sides, options)
     ]
+    if not leads():
+        return {}
     results = fuse_posteriors(files, None, options["out"] / row.name)
     if not compare(results, row.table, row.top1, row.top5):
         raise SystemExit(1)
@@ -106,13 +108,21 @@ def render_twin(root: Path) -> None:
 
 
 def save_posteriors(net: Net, weights: Path, mode: str, sides: Sequence[int], options: dict[str, Any]) -> list[Path]:
-    """Run a net over the validation pictures, unless that was done, and return the files of its posteriors."""
+    """Run a net over the validation pictures, unless that was done.
+
+    Returns
+    -------
+    list of Path
+        The files of its posteriors; nothing in a process of torchrun that is not its first.
+    """
     folder: Path = options["out"] / f"{net.name}-classified"
     chosen = ["--weights", weights, "--data", options["root"], "--mode", mode, "--scales", _joined(sides)]
     for name in ("device", "precision"):
         if options.get(name):
             chosen += [f"--{name}", options[name]]
     must_run("classify", *chosen, "--out", folder, *(TWIN if options["twin"] else ()))
+    if not leads():
+        return []
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return [folder / part["file"] for part in results["posteriors"]]
 

@@ -1,6 +1,7 @@
 """Runs the two commands behind a row of the VGG paper's Tables 11 and 12, at full size or as a small twin."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.steps import must_run, parse_options
+from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import make_folder
 from vggfeat.errors import ConfigError
 
@@ -47,7 +48,7 @@ def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
     Returns
     -------
     float
-        Our number, in per cent.
+        Our number, in per cent; not a number in a process of torchrun that is not its first.
     """
     try:
         options = _parse(row, arguments)
@@ -57,6 +58,8 @@ def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
     if options["twin"]:
         must_run("data", "synth", row.dataset, "--root", options["root"], "--size", "tiny")
     files = [_extract(row, number, options) for number in range(len(row.nets))]
+    if not leads():
+        return math.nan
     folder = options["out"] / _name(row)
     chosen = [argument for file in files for argument in ("--features", str(file))]
     must_run("svm", *chosen, "--regions", row.regions, "--out", str(folder))

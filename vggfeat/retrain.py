@@ -91,8 +91,7 @@ def retrain(row: TrainedRow, arguments: Sequence[str] | None = None) -> dict[int
     except (click.ClickException, VggfeatError) as error:
         click.echo(f"vggfeat: {error}", err=True)
         raise SystemExit(error.exit_code) from None
-    # The other processes of torchrun may be here before the first has written the file.
-    return _classify(row, weights, options) if leads() else {}
+    return _classify(row, weights, options)
 
 
 def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -146,13 +145,15 @@ def _weights_before(before: tuple[str, str], options: dict[str, Any]) -> Path:
 
 
 def _classify(row: TrainedRow, weights: Path, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Run the net once over the scales of both tables, and read each off the saved posteriors."""
+    """Run the net once over the scales of both tables; the first process reads each off the saved posteriors."""
     tables = {3: row.single} | ({} if row.multi is None else {4: row.multi})
     sides = {
         table: TWIN_SIDES[: len(errors.sides)] if options["twin"] else errors.sides for table, errors in tables.items()
     }
     net = Net(net=row.net, scale=row.scale, sides=max(sides.values(), key=len))
     files = save_posteriors(net, weights, "dense", net.sides, options)
+    if not leads():
+        return {}
     results, near = {}, True
     for table, errors in tables.items():
         results[table] = fuse_posteriors(files, sides[table], files[0].parent / f"table-{table}")

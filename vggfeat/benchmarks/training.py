@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from vggfeat.benchmarks.ceilings import device_name, matrix_rate, wait_for
+from vggfeat.benchmarks.operations import layer_multiply_adds
+from vggfeat.devices import checked_device
 from vggfeat.images.decoding import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.models import NETS, VGG
+from vggfeat.models import VGG
+from vggfeat.processes import World
 from vggfeat.samples import LabelledPictures
-from vggfeat.training.distributed import World, open_world
 from vggfeat.training.draws import CropSettings, Order, draw
 from vggfeat.training.learner import Learner
 from vggfeat.training.pictures import TrainingBatches
@@ -28,7 +31,6 @@ RATE = 0.0
 """The learning rate: with it the weights stay finite, whatever was drawn."""
 WARM_UP = 3
 """Batches that are not counted: buffers fill, kernels are chosen and compiled."""
-MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,8 @@ def measure(
     TrainingError
         If memory is too small, or too many pictures can't be read.
     """
-    with open_world(run.device, {}) as world:
-        return _measure(pictures, recipe, run, world, seconds, progress or (lambda name: None))
+    world = World(device=checked_device(run.device))
+    return _measure(pictures, recipe, run, world, seconds, progress or (lambda name: None))
 
 
 def _measure(
@@ -125,9 +127,8 @@ def _measure(
     tell("step")
     step = _rate(_in_memory(learner, recipe, device), seconds, device)
     tell("matrix product")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return Speeds(
-        device=name,
+        device=device_name(device),
         precision=learner.precision,
         micro_batch=learner.micro_batch,
         decoding=decoding,
@@ -136,22 +137,8 @@ def _measure(
         both=both,
         waiting=taken.waiting(both),
         picture_multiply_adds=training_multiply_adds(model, recipe.crop),
-        matrix_multiply_adds=matrix_rate(device, learner.precision, seconds),
+        matrix_multiply_adds=matrix_rate(device, learner.precision, seconds / 4),
     )
-
-
-def layer_multiply_adds(model: VGG, side: int) -> dict[str, int]:
-    """Return the multiply-adds of every layer for one picture of side x side pixels, forward."""
-    found = {}
-    for number, kernels in enumerate(NETS[model.config].blocks, start=1):
-        for index in range(1, len(kernels) + 1):
-            name = f"conv{number}_{index}"
-            found[name] = model.get_parameter(f"layers.{name}.weight").numel() * side**2
-        side = -(-side // 2) if model.pool == "ceil" else side // 2
-    places = (side - 6) ** 2
-    return found | {
-        name: model.get_parameter(f"layers.{name}.weight").numel() * places for name in ("fc6", "fc7", "fc8")
-    }
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:
@@ -159,27 +146,8 @@ def training_multiply_adds(model: VGG, side: int) -> int:
 
     Forward once, backward once for the weights and once for the inputs, which the first layer does not need.
     """
-    layers = layer_multiply_adds(model, side)
+    layers = layer_multiply_adds(model, side, side)
     return 3 * sum(layers.values()) - layers["conv1_1"]
-
-
-def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
-    """Return the multiply-adds per second of the product of two large square matrices: the best of several."""
-    side = MATRIX_SIDE[device.type]
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-    best, end = 0.0, None
-    while end is None or time.perf_counter() < end:
-        _wait_for(device)
-        start = time.perf_counter()
-        torch.mm(left, right)
-        _wait_for(device)
-        took = time.perf_counter() - start
-        if end is None:  # The first one sets up the library.
-            end = time.perf_counter() + seconds / 4 + took
-        else:
-            best = max(best, side**3 / took)
-    return best
 
 
 class _Taken:
@@ -238,17 +206,12 @@ def _rate(counts: Any, seconds: float, device: torch.device, warm_up: int = WARM
     numbers = iter(counts)
     for _ in range(warm_up):
         next(numbers)
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     total = 0
     for number in numbers:
         total += number
         if time.perf_counter() - start >= seconds:
             break
-    _wait_for(device)
+    wait_for(device)
     return total / (time.perf_counter() - start)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

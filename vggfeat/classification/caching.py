@@ -4,17 +4,20 @@ K = classes of the data.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.caching import CacheSettings, Progress, Summary, Work, cache_rows
+from vggfeat.caching import CacheSettings, Summary, cache_rows
 from vggfeat.classification.crops import CROP
 from vggfeat.classification.posteriors import Mode, Posteriors, PosteriorSettings
+from vggfeat.computing import Progress, Work
 from vggfeat.errors import ConfigError
 from vggfeat.images.decoding import DecodeSettings
+from vggfeat.processes import World
 from vggfeat.samples import ClassificationSet, DataSet, Label, Task
 from vggfeat.weights import Backbone
 
@@ -147,6 +150,7 @@ def cache_posteriors(
     cache: CacheSettings = CacheSettings(),  # noqa: B008  frozen
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
+    world: World = World(),  # noqa: B008  frozen
 ) -> Summary:
     """Compute the class posteriors of the validation pictures into one HDF5 file, or finish the run that did so.
 
@@ -163,6 +167,8 @@ def cache_posteriors(
     decode : DecodeSettings
         Limits for a picture. `largest_side` is set to the largest scale here.
     progress : callable, optional
+    world : World
+        The processes that do it together, as `vggfeat.caching.cache_features`.
 
     Returns
     -------
@@ -180,10 +186,11 @@ def cache_posteriors(
         dataset=as_dataset(data),
         backbone=backbone,
         passes=Posteriors(backbone, settings, cache.device, order),
+        exact=lambda: Posteriors(backbone, replace(settings, precision="fp32", compiled=False), cache.device, order),
         place=data.val.place,
         told=_told(data, backbone, settings),
     )
-    return cache_rows(work, out, cache=cache, decode=decode, progress=progress)
+    return cache_rows(work, out, cache=cache, decode=decode, progress=progress, world=world)
 
 
 def _told(data: ClassificationSet, backbone: Backbone, settings: PosteriorSettings) -> dict[str, Any]:

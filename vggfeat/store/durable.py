@@ -7,14 +7,16 @@ import contextlib
 import errno
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vggfeat.errors import StoreError
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
@@ -206,6 +208,21 @@ def replacing(
     finally:
         os.close(fd)
     files.sync_folder(path.parent)
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open for reading a file that we wrote: no link is followed, and no pipe or device is waited for.
+
+    Raises
+    ------
+    OSError
+        As the system says, for instance FileNotFoundError.
+    StoreError
+        If it is no regular file.
+    """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise StoreError(f"{path}: expected a regular file, found a link, folder, pipe or device; move it away")
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _READ))
 
 
 @contextmanager

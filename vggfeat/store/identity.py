@@ -12,10 +12,12 @@ from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
 from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical
+from vggfeat.store.durable import open_own
 from vggfeat.store.reading import FeatureFile, Report
 from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
+_LONGEST_ROW = 1000
 
 
 class OtherRunError(StoreError):
@@ -94,11 +96,12 @@ def differences(found: Any, expected: dict[str, Any]) -> list[str]:
 def first_other_row(inputs: Path, dataset: DataSet) -> str:
     """Say which row of a data set is the first that differs from a frozen list of ids and paths."""
     ours = ([name, path] for name, path in zip(dataset.ids, dataset.paths, strict=True))
-    with contextlib.suppress(OSError, ValueError), open(inputs, "rb") as lines:
+    with contextlib.suppress(OSError, ValueError, RecursionError, StoreError), open_own(inputs) as lines:
         theirs = (json.loads(line) for line in lines)
         for row, (found, expected) in enumerate(itertools.zip_longest(theirs, ours)):
             if found != expected:
-                return f"row {row} is the first that differs: found {found!a}, expected {expected!a}"
+                found, expected = (_short(ascii(pair), _LONGEST_ROW) for pair in (found, expected))
+                return f"row {row} is the first that differs: found {found}, expected {expected}"
     return "ids and paths are the same, so classes, labels, boxes or splits differ"
 
 
@@ -126,7 +129,7 @@ def _flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield name, json.dumps(value, sort_keys=True)
 
 
-def _short(text: str | None) -> str:
+def _short(text: str | None, longest: int = _LONGEST_SHOWN) -> str:
     if text is None:
         return "none"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -7,11 +7,12 @@ point there is a folder to go on with, or a whole OUT whose left-over folder goe
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
@@ -19,15 +20,32 @@ from vggfeat.store import reading as store
 from vggfeat.store import shards
 from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical, text_width
-from vggfeat.store.durable import DISK, Files, disk_errors, replacing
+from vggfeat.store.durable import DISK, Files, disk_errors, open_own, replacing
 from vggfeat.store.identity import OtherRunError, describe, differences, first_other_row, matching, resolved
 from vggfeat.store.partsfolder import PartsFolder
 from vggfeat.store.reading import FeatureFile, Report
 from vggfeat.store.shards import Block, Shape, Status
 
 
+class Begun(NamedTuple):
+    """What the processes of a run tell each other when the first has opened its parts; plain data."""
+
+    manifest: dict[str, Any]
+    """All that must be equal in the others."""
+    pending: list[int]
+    """Shards still to be done, ascending."""
+    done: int
+    """Rows in finished shards."""
+    complete: bool
+    """Whether the feature file is finished."""
+
+
 class Parts:
-    """The shards of one feature file, held by one process; a context manager that `Parts.open` makes."""
+    """The shards of one feature file, held by one run; a context manager that `Parts.open` makes.
+
+    Of several processes the first opens them and consolidates, and all commit. The bytes of a shard don't depend on who
+    made it, so that the file is the same whatever their number.
+    """
 
     def __init__(
         self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], overwrite: bool, files: Files
@@ -40,6 +58,10 @@ class Parts:
         """Whether `out` is finished."""
         self.failures: dict[int, str] = {}
         """Row -> reason, of the rows that failed so far."""
+        self.made: dict[int, tuple[str, ...]] = {}
+        """Shard -> reasons of its rows, of those committed here; for `adopt` in another process."""
+        self.elsewhere = 0
+        """Rows of shards that `look` has found and `adopt` has not been told of."""
         self._dataset, self._manifest, self._overwrite, self._files = dataset, manifest, overwrite, files
         self._folder = PartsFolder(out, files)
         self._token = hashlib.sha256(canonical(manifest, "key").encode()).hexdigest()
@@ -57,6 +79,7 @@ class Parts:
         *,
         shard_rows: int,
         overwrite: bool = False,
+        begun: Begun | None = None,
         files: Files = DISK,
     ) -> "Parts":
         """Begin a feature file, or go on with one that was begun with exactly these arguments.
@@ -77,6 +100,8 @@ class Parts:
             Rows that are finished together.
         overwrite : bool
             Replace, at the end and in one step, a feature file of another key, and throw away parts of another.
+        begun : Begun, optional
+            What `share` returned in another process of this run, which holds the parts open: take part in its work.
         files : Files
             Carries out all that changes the disk.
 
@@ -84,22 +109,51 @@ class Parts:
         ------
         StoreError
             If something of another key stands there (every difference is named), or no feature file at all;
-            another process is writing it; the data set has a name that can't be stored; the disk is too small
-            or fails.
+            another run is writing it; the data set has a name that can't be stored; the disk is too small or
+            fails; or, with `begun`, the arguments are not those of that process.
         """
         target, dataset = resolved(Path(out)), storing.plain(dataset)
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
         parts = cls(target, dataset, shape, describe(dataset, key, shape, shard_rows), overwrite, files)
-        parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+        if begun is None:
+            parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
         try:
             with parts._disk("opening"):
-                parts._folder.take()
-                parts._begin()
+                if begun is not None:
+                    parts._join(begun)
+                else:
+                    parts._folder.take()
+                    parts._begin()
         except BaseException:
             parts.close()
             raise
         return parts
+
+    def share(self) -> Begun:
+        """Let other processes take part, and return what they must be told.
+
+        Raises
+        ------
+        StoreError
+            If another run came first, in the moment in which the lock changes.
+        """
+        with self._disk("opening"):
+            self._folder.share()
+        return Begun(self._manifest, self.pending, self._done, self.complete)
+
+    def adopt(self, made: Mapping[int, Sequence[str]]) -> None:
+        """Count shards that another process of this run has committed, by what `made` says there.
+
+        Raises
+        ------
+        StoreError
+            If one is not pending.
+        """
+        for shard, reasons in made.items():
+            self._check_pending(shard)
+            self._count(shard, reasons)
+        self.elsewhere = 0
 
     def __enter__(self) -> "Parts":
         return self
@@ -129,7 +183,7 @@ class Parts:
     @property
     def done_rows(self) -> int:
         """Rows in finished shards, those that failed included."""
-        return self._done
+        return self._done + self.elsewhere
 
     @property
     def failed_rows(self) -> int:
@@ -140,6 +194,13 @@ class Parts:
         """Rows of a shard."""
         return range(shard * self._step, min((shard + 1) * self._step, self.total_rows))
 
+    def look(self, shards: Sequence[int]) -> None:
+        """Count which of these shards, which other processes make, are on the disk by now, as `elsewhere`."""
+        if shards:
+            with self._disk("looking for shards"):
+                present = set(os.listdir(self.folder))
+            self.elsewhere = sum(len(self.rows(shard)) for shard in shards if self._path(shard).name in present)
+
     def commit(self, shard: int, block: Block) -> None:
         """Keep the rows of a shard for good; it is on the disk when this returns.
 
@@ -149,14 +210,25 @@ class Parts:
             If the shard is not pending, the block does not fit it or claims as done what is not finite, or the
             disk fails. Then the shard stays pending.
         """
-        if shard not in self._pending:
-            raise StoreError(f"{self.folder}: expected one of the pending shards, found {shard}")
+        self._check_pending(shard)
         path = self._path(shard)
         block = shards.checked(block, len(self.rows(shard)), self.shape, str(path))
         raw = shards.encode(block, index=shard, token=self._token)
         with self._disk("writing a shard"), replacing(self._files, path) as sink:
             sink.write(raw)
-        self._count(shard, block)
+        self._count(shard, block.reasons)
+        self.made[shard] = block.reasons
+
+    def features(self, row: int) -> NDArray[np.float32]:
+        """Read a row of a finished shard, (S, R, C); NaN if it failed.
+
+        Raises
+        ------
+        StoreError
+            If the shard was damaged since.
+        """
+        shard = row // self._step
+        return self._finished_block(shard).features[row - self.rows(shard).start]
 
     def consolidate(self, provenance: dict[str, Any]) -> Path:
         """Make the feature file of all shards, read it back, give it its name, and remove the parts.
@@ -177,7 +249,7 @@ class Parts:
         width = text_width(self.failures.values(), "reasons")
         temp = self.folder / "final.tmp"  # In the folder, so that the next run sweeps it.
         with self._disk("writing the feature file"):
-            self._check_space(storing.size_of(self._dataset, self.shape, width))
+            self._folder.check_space(storing.size_of(self._dataset, self.shape, width))
             with replacing(self._files, self.out, temp=temp, check=self._check_before_naming) as sink:
                 storing.write(
                     sink,
@@ -231,7 +303,18 @@ class Parts:
         self._look_at_shards()
         left = self.total_rows - self._done
         still = left * self.shape.row_bytes + len(self._pending) * 8192
-        self._check_space(storing.size_of(self._dataset, self.shape) + still)
+        self._folder.check_space(storing.size_of(self._dataset, self.shape) + still)
+
+    def _join(self, begun: Begun) -> None:
+        different = differences(self._manifest, begun.manifest)
+        if different:
+            raise StoreError(
+                f"{self.out}: expected the same run in all its processes, found another in this one: "
+                f"{'; '.join(different)}; start all with the same command on machines of one kind"
+            )
+        self._pending, self._done, self.complete = dict.fromkeys(begun.pending), begun.done, begun.complete
+        if not self.complete:
+            self._folder.join()
 
     def _take_over(self, report: Report) -> None:
         self.complete = True
@@ -257,13 +340,13 @@ class Parts:
             path = self._path(shard)
             if path.name in present:
                 try:
-                    self._count(shard, self._load(shard))
+                    self._count(shard, self._load(shard).reasons)
                 except StoreError:
                     self._files.rename(path, path.with_name(f"{path.name}.bad"))
 
     def _load(self, shard: int) -> Block:
         path, rows = self._path(shard), len(self.rows(shard))
-        with open(path, "rb", opener=_no_links) as file:
+        with open_own(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20):
                 raise StoreError(f"{path}: expected a shard of {rows} rows, found {size} bytes")
@@ -272,29 +355,20 @@ class Parts:
 
     def _blocks(self) -> Iterator[Block]:
         for shard in range(-(-self.total_rows // self._step)):
-            try:
-                yield self._load(shard)
-            except StoreError as error:
-                raise StoreError(f"{error}; run the same again and it is computed anew") from None
+            yield self._finished_block(shard)
 
-    def _count(self, shard: int, block: Block) -> None:
+    def _finished_block(self, shard: int) -> Block:
+        try:
+            return self._load(shard)
+        except StoreError as error:
+            raise StoreError(f"{error}; run the same again and it is computed anew") from None
+
+    def _check_pending(self, shard: int) -> None:
+        if shard not in self._pending:
+            raise StoreError(f"{self.folder}: expected one of the pending shards, found {shard}")
+
+    def _count(self, shard: int, reasons: Sequence[str]) -> None:
         first = self.rows(shard).start
-        self.failures |= {first + row: reason for row, reason in enumerate(block.reasons) if reason}
-        self._done += len(block)
+        self.failures |= {first + row: reason for row, reason in enumerate(reasons) if reason}
+        self._done += len(reasons)
         del self._pending[shard]
-
-    def _check_space(self, needed: int) -> None:
-        free = self._files.free(self.folder)
-        if free < needed:
-            raise StoreError(
-                f"{self.out}: expected {_size(needed)} free on its disk, found {_size(free)}; make room (finished "
-                "shards are kept) or choose another output"
-            )
-
-
-def _no_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

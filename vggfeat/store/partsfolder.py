@@ -1,6 +1,6 @@
 """The folder of unfinished work itself: its lock, what it began with, and how it goes.
 
-    LOCK            held while a run is alive
+    LOCK            held while a run is alive, by all its processes
     inputs.jsonl    id and path of every row, as they were at the beginning
     manifest.json   key, shape, rows per shard, fingerprint of the data set; there means: begun
     s00000.h5 ...   finished shards (`vggfeat.store.shards`)
@@ -15,12 +15,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
-from vggfeat.store.durable import Files, replacing
+from vggfeat.store.durable import Files, open_own, replacing
 from vggfeat.store.locks import Lock, holder
 
 _OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|[a-z0-9.]+\.tmp")
@@ -29,7 +30,7 @@ _ROWS_AT_A_TIME = 4096
 
 
 class PartsFolder:
-    """OUT.parts/, which one process at a time may change.
+    """OUT.parts/, which one run at a time may change.
 
     Parameters
     ----------
@@ -63,11 +64,38 @@ class PartsFolder:
                 self._lock = self._locked()
 
     def _locked(self) -> Lock:
-        path = self.path / "LOCK"
+        with self._alone():
+            return Lock(self.path / "LOCK")
+
+    def share(self) -> None:
+        """Let other processes of this run join.
+
+        Raises
+        ------
+        StoreError
+            If another run has come first.
+        """
+        if self._lock is not None:
+            with self._alone():
+                self._lock.share()
+
+    def join(self) -> None:
+        """Lock the folder beside the process of this run that shares it.
+
+        Raises
+        ------
+        StoreError
+            If that process has gone, and another run has come.
+        """
+        with self._alone():
+            self._lock = Lock(self.path / "LOCK", joining=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         try:
-            return Lock(path)
+            yield
         except BlockingIOError:
-            who = holder(path)
+            who = holder(self.path / "LOCK")
             raise StoreError(
                 f"{self.out}: expected to be its only writer, found {who} at it; wait for it, or stop it"
             ) from None
@@ -84,10 +112,10 @@ class PartsFolder:
         Raises
         ------
         StoreError
-            If it is damaged.
+            If it is damaged, or no regular file.
         """
         try:
-            with open(self._manifest, "rb") as file:
+            with open_own(self._manifest) as file:
                 return json.loads(file.read(_LARGEST_MANIFEST))
         except FileNotFoundError:
             return None
@@ -96,6 +124,21 @@ class PartsFolder:
                 f"{self._manifest}: expected the JSON that the run began with, found damage ({error}); "
                 f"delete {self.path}"
             ) from None
+
+    def check_space(self, needed: int) -> None:
+        """Check before a long work that its disk has room for so many bytes.
+
+        Raises
+        ------
+        StoreError
+            If it has not.
+        """
+        free = self._files.free(self.path)
+        if free < needed:
+            raise StoreError(
+                f"{self.out}: expected {_size(needed)} free on its disk, found {_size(free)}; make room (finished "
+                "shards are kept) or choose another output"
+            )
 
     @property
     def inputs(self) -> Path:
@@ -132,10 +175,16 @@ class PartsFolder:
                 raise
 
     def _empty(self) -> None:
-        names = [name for name in sorted(os.listdir(self.path)) if _OURS.fullmatch(name)]
+        with os.scandir(self.path) as entries:
+            files = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        names = [name for name in sorted(files) if _OURS.fullmatch(name)]
         if self._manifest.name in names:
             names.remove(self._manifest.name)
             self._files.remove(self._manifest)
             self._files.sync_folder(self.path)
         for name in names:
             self._files.remove(self.path / name)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

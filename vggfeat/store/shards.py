@@ -93,8 +93,8 @@ def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
     Raises
     ------
     StoreError
-        If shapes or types differ, a row is neither done nor failed, a reason is missing or out of place, or a
-        row that is done has a value that is not finite.
+        If shapes or types differ, a row is neither done nor failed, a reason is missing, out of place or can't be
+        stored, or a row that is done has a value that is not finite.
     """
     wanted = {
         "features": ((rows, *shape.dims), np.float32),
@@ -112,6 +112,7 @@ def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
         raise StoreError(f"{where}: expected every row done or failed, found others")
     if len(block.reasons) != rows or [not reason for reason in block.reasons] != done.tolist():
         raise StoreError(f"{where}: expected a reason for every failed row and for no other")
+    text_width(block.reasons, f"{where}: reasons")
     return _finite(block, done, where)
 
 
@@ -159,7 +160,7 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
     Raises
     ------
     StoreError
-        If a byte is damaged, or it is the shard of other rows or of another manifest.
+        If a byte is damaged, it is the shard of other rows or of another manifest, or `checked` refuses it.
     """
     image = memoryview(raw)[HEAD:]
     if raw[:HEAD] != _head(image):
@@ -172,7 +173,7 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
                 raise source.refuse(name, expected, source.text(name))
         if source.number("index") != index:
             raise source.refuse("index", str(index), source.number("index"))
-        return _block(source, rows, shape)
+        return checked(_block(source, rows, shape), rows, shape, where)
 
 
 def _block(source: Source, rows: int, shape: Shape) -> Block:

@@ -132,11 +132,6 @@ class Order:
         return self._rows
 
 
-def share(count: int, rank: int, world: int) -> slice:
-    """Return the part of `count` things that is one process's; those of all, in the order of ranks, are the whole."""
-    return slice(count * rank // world, count * (rank + 1) // world)
-
-
 def _words(seed: int, purpose: int, epochs: NDArray[np.int64], rows: NDArray[np.int64], k: int) -> NDArray[np.uint64]:
     mixed = np.zeros(1, np.uint64)
     for part in (seed, purpose, epochs, rows, k):

@@ -9,9 +9,9 @@ import numpy as np
 
 from vggfeat.errors import ConfigError
 from vggfeat.images.pool import Decoder
+from vggfeat.processes import World
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.augmentation import colour_axes
-from vggfeat.training.distributed import World
 from vggfeat.training.draws import CropSettings
 from vggfeat.training.labels import Labels
 from vggfeat.training.pictures import Batch, TrainingBatches, ValidationBatches

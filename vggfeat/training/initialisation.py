@@ -10,6 +10,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.models import VGG
 from vggfeat.training.settings import Recipe
 from vggfeat.weights import Backbone
+from vggfeat.weights.backbone import allocated
 
 COPIED_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 """Layers that B to E take from net A (VGG paper, Sect. 3.1)."""
@@ -40,7 +41,7 @@ def first_weights(recipe: Recipe, classes: Sequence[str], started_from: Backbone
     """
     with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
         model = recipe.build(len(classes))
-    model.to_empty(device="cpu")
+    allocated(model)
     draw_weights(model, recipe, torch.Generator().manual_seed(recipe.seed))
     notes = []
     if started_from is not None or recipe.start != "random":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vggfeat.errors import TrainingError, out_of_memory
 from vggfeat.models import VGG
-from vggfeat.training.distributed import World
+from vggfeat.processes import World
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Sums
 from vggfeat.training.task import Task

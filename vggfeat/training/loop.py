@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vggfeat.errors import TrainingError
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
+from vggfeat.processes import World, open_world
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.durable import DISK, Files
 from vggfeat.training.checkpoints import Checkpoint
-from vggfeat.training.distributed import World, open_world
 from vggfeat.training.feed import Feed, PictureFeed
 from vggfeat.training.folder import RunFolder
 from vggfeat.training.learner import Learner
@@ -68,7 +69,10 @@ def train(
     StoreError
         If the disk refuses.
     """
-    with open_world(run.device, os.environ) as world, Decoder(run.workers, decode) as decoder:
+    with (
+        open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
+        Decoder(run.workers, decode) as decoder,
+    ):
         feed = PictureFeed(data, recipe, world, decoder)
         task = Classification(recipe, feed.classes, started_from)
         return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)

@@ -17,10 +17,11 @@ from torch import Tensor
 from vggfeat.errors import PictureError, TrainingError
 from vggfeat.images.decoding import Picture, Request
 from vggfeat.images.pool import Decoder
+from vggfeat.processes import share
 from vggfeat.samples import LabelledPictures
 from vggfeat.training.ahead import Ahead
 from vggfeat.training.augmentation import GROUP_BYTES, Crops, Group, group, place_crops, resample
-from vggfeat.training.draws import CropSettings, Draws, Order, centred, draw, share
+from vggfeat.training.draws import CropSettings, Draws, Order, centred, draw
 from vggfeat.training.labels import ClassLabels, Labels
 
 MOST_UNREADABLE = 0.01

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vggfeat.errors import TrainingError
+from vggfeat.processes import World
 from vggfeat.training.curves import draw_curves
-from vggfeat.training.distributed import World
 from vggfeat.training.feed import Feed
 from vggfeat.training.folder import RunFolder
 from vggfeat.training.learner import Learner
@@ -206,7 +206,8 @@ class Running:
         self.state = replace(self.state, validation=found, plateau=plateau)
         if self.log is not None:
             figures = {"epoch": self._epoch, **found.figures, "pictures": found.pictures}
-            self.log.write("validation", self.state.step, figures)
+            if not self.log.has("validation", self.state.step):  # by a run that was killed before its checkpoint
+                self.log.write("validation", self.state.step, figures)
             if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
                 self._draw()
         self.since += self.clock() - start

@@ -103,7 +103,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a JSON object; one that is damaged counts as empty. Raises OSError."""
     try:
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
 
 

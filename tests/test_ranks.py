@@ -1,0 +1,139 @@
+"""Extraction by several processes: the same bytes whatever their number, through deaths, refusals and signals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from feature_rows import memory_folder
+from reliability.common import draw
+
+TESTS = Path(__file__).parent
+ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What `rank_runs.py` saw; the parent of its processes has loaded everything, so that each is a fork away."""
+    with memory_folder() as folder:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(TESTS / "rank_runs.py"), str(folder)],
+            capture_output=True, text=True, timeout=300, check=False, env=os.environ | ALONE,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def ended_well(run, count):
+    assert run["codes"] == [0] * count, run["err"]
+    assert run["equal"]
+    assert run["left"] == ["x.h5"]
+    assert not [line for said in run["err"] for line in said.splitlines() if "is an untrained net" not in line]
+    assert not any(run["err"][1:])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_make_the_file_of_one_to_the_byte_and_the_first_speaks(seen, count):
+    run = seen[f"together {count}"]
+    ended_well(run, count)
+    assert run["out"][1:] == [""] * (count - 1)
+    told = json.loads(run["out"][0])
+    assert (told["total"], told["resumed"], told["failures"]) == (7, 0, [])
+
+
+def test_a_killed_process_loses_its_shard_alone_and_another_number_goes_on(seen):
+    first = seen["killed"]["first"]
+    assert first["codes"] == [6, -signal.SIGKILL, 6]
+    # 0, 3, 6 are the first's, 1, 4 the killed one's, 2, 5 the third's.
+    assert first["shards"] == [f"s{shard:05d}.h5" for shard in (0, 1, 2, 3, 5, 6)]
+    for rank, name in ((0, "vggfeat"), (2, "vggfeat, process 2")):
+        assert re.search(
+            rf"^{name}: process {rank} of 3: .* lost touch with one; .*$", first["err"][rank], re.MULTILINE
+        )
+        assert "Traceback" not in first["err"][rank]
+    assert "6 of 7 pictures done, 1 left" in first["err"][0]
+    ended_well(seen["killed"]["again"], 2)
+    assert json.loads(seen["killed"]["again"]["out"][0])["resumed"] == 6
+
+
+def test_another_run_is_refused_while_one_of_the_processes_lives(seen):
+    found = seen["refused"]
+    numbers = ", ".join(map(str, found["pids"]))
+    for name, count in (("alone", 1), ("two", 2), ("orphan", 1)):
+        assert found[name]["codes"] == [6] * count
+        assert all(f"expected to be its only writer, found process {numbers}" in said for said in found[name]["err"])
+    assert found["ended"]["codes"] == [-signal.SIGKILL, 6]
+    ended_well(found["again"], 3)
+
+
+def test_a_signal_ends_the_wait_for_the_others(seen):
+    found = seen["stopped"]
+    assert found["codes"] == [143, 6]
+    assert found["seconds"] < 5
+    assert "stopped by SIGTERM" in found["err"][0]
+    ended_well(found["again"], 2)
+    assert json.loads(found["again"]["out"][0])["resumed"] == 7
+
+
+def test_processes_of_different_settings_are_refused_before_anything_is_computed(seen):
+    found = seen["others"]["other"]
+    assert found["codes"] == [6, 6]
+    assert "vggfeat, process 1: " in found["err"][1]
+    assert 'layer: found "fc6", expected "fc7"' in found["err"][1]
+    assert "lost touch with one" in found["err"][0]
+    assert found["shards"] == []
+
+
+def test_a_full_disk_of_one_is_told_by_that_one(seen):
+    found = seen["others"]["full"]
+    assert found["codes"] == [6, 6]
+    assert re.search(r"^vggfeat, process 1: .* the disk is full", found["err"][1], re.MULTILINE)
+    assert found["shards"] == [f"s{shard:05d}.h5" for shard in (0, 2, 4, 6)]
+
+
+def test_posteriors_of_two_processes_are_those_of_one(seen):
+    found = seen["classify"]
+    assert found["codes"] == [0, 0, 0], found["err"]
+    one, two = found["digests"]
+    assert one == two
+    assert len(one) == 2
+    assert found["out"][1] == ""
+    assert "top-1" in found["out"][0]
+
+
+def test_a_process_may_belong_to_one_world_after_another(seen):
+    assert seen["worlds"] == [0, 0]
+
+
+@pytest.mark.long
+def test_torchrun_starts_all_again_when_one_is_killed(tmp_path):
+    for number in range(40):
+        draw(tmp_path / "in" / "ab"[number % 2] / f"{number}.png", number)
+    words = ["extract", "--dataset", "folder", "--root", tmp_path / "in", "--weights", "random:A:0:0.125"]
+    words += ["--scales", "256", "--device", "cpu", "--workers", "1", "--shard-rows", "2", "--quiet", "--out"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "--max-restarts", "1"]
+    out = tmp_path / "x.h5"
+
+    def start(*command):
+        return subprocess.Popen([sys.executable, *map(str, command)], env=os.environ | ALONE)
+
+    assert start("-m", "vggfeat", *words, tmp_path / "whole.h5").wait(120) == 0
+    running = start(*launch, "-m", "vggfeat", *words, out)
+    parts, deadline = tmp_path / "x.h5.parts", time.monotonic() + 120
+    while len(list(parts.glob("s*.h5"))) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(int((parts / "LOCK").read_text().split()[-1]), signal.SIGKILL)
+    assert not out.exists()
+    try:
+        assert running.wait(120) == 0
+    finally:
+        running.kill()
+        running.wait()
+    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not parts.exists()

@@ -1,0 +1,136 @@
+"""The shards of a run, computed and committed by one process or by several that share them.
+
+A process makes every so-many-th pending shard. A shard depends on its own rows alone, so that it has the same bytes
+whoever makes it, and nothing must be agreed upon in between.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vggfeat.errors import PictureError
+from vggfeat.extraction import requests
+from vggfeat.images.decoding import DecodeSettings, Picture, Request, shown
+from vggfeat.images.pool import Decoder
+from vggfeat.passes import Passes, Row
+from vggfeat.processes import World
+from vggfeat.samples import DataSet, Place
+from vggfeat.store.parts import Parts
+from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.weights import Backbone
+
+Progress = Callable[[float, int, int], None]
+"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """A list of pictures, and the net that makes rows of them."""
+
+    dataset: DataSet
+    backbone: Backbone
+    passes: Passes
+    """The net on its device, with its settings."""
+    place: Callable[[int], Place]
+    """Where the picture of a row lies."""
+    exact: Callable[[], Passes] | None = None
+    """Makes the same in float32, which the rows are compared with in the end; None if they need not be."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What else the provenance says; no value depends on it."""
+
+
+def compute(
+    parts: Parts, work: Work, decode: DecodeSettings, workers: int, progress: Progress | None, world: World, ahead: int
+) -> None:
+    """Compute and commit the pending shards, and wait until the other processes have done theirs.
+
+    Parameters
+    ----------
+    parts : Parts
+        Open in all processes; afterwards only the first still holds it, and knows what all have made.
+    work : Work
+    decode : DecodeSettings
+    workers : int
+        Processes that decode pictures.
+    progress : callable, optional
+    world : World
+        The processes that share the shards.
+    ahead : int
+        Shards that a GPU is given before the rows of one are fetched and written, so that it never waits for that.
+
+    Raises
+    ------
+    StoreError
+        If the disk refuses.
+    """
+    pending, begun = parts.pending, parts.done_rows
+    shards = pending[world.rank :: world.size]
+    theirs = sorted(set(pending) - set(shards)) if world.first else []
+    rows = [row for shard in shards for row in parts.rows(shard)]
+    launched: deque[tuple[int, Callable[[], list[Row]]]] = deque()
+
+    def show(done: float = 0) -> None:
+        if progress is not None and world.first:
+            progress(begun + parts.elsewhere + done, parts.total_rows, parts.failed_rows)
+
+    def look() -> None:
+        parts.look(theirs)
+        show()
+
+    def commit() -> None:
+        shard, finish = launched.popleft()
+        names = [_name(work.place(row)) for row in parts.rows(shard)]
+        parts.commit(shard, to_block(finish(), parts.shape, names))
+
+    drawn = (1 + ahead) * len(parts.rows(0)) if ahead else 0
+    with Decoder(workers, decode, ahead=drawn) as decoder:
+        pictures = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
+        for shard in shards:
+            look()
+            taken = _take(pictures, len(parts.rows(shard)))
+            launched.append((shard, work.passes.launch(taken, show)))
+            begun += len(parts.rows(shard))
+            if len(launched) > ahead:
+                commit()
+        while launched:
+            commit()
+    if not world.first:
+        parts.close()  # The first takes the folder away, which a network disk refuses while a file in it is open.
+    world.meet(look)
+    for made, halvings in world.gather((parts.made, work.passes.halvings))[1:]:
+        if world.first:
+            parts.adopt(made)
+            work.passes.halvings += halvings
+    begun = parts.done_rows
+    show()
+
+
+def _name(place: Place) -> str:
+    """Return what a message calls a picture."""
+    return " ".join(shown(Request(place.file, (), place.span).name).split())
+
+
+def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Picture | PictureError]:
+    for _ in range(count):
+        yield next(pictures)
+
+
+def to_block(rows: Sequence[Row], shape: Shape, names: Sequence[str]) -> Block:
+    """Turn the rows of a shard into what the store keeps.
+
+    The name of the file is left out of the reason: the row has it, and a place on one machine says nothing later.
+    """
+    features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
+    for index, row in enumerate(rows):
+        if row.features is not None:
+            features[index] = row.features
+    return Block(
+        features=features,
+        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
+        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
+        sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
+        sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
+    )

@@ -1,0 +1,255 @@
+"""Several processes that do one job: who takes what, and how they agree.
+
+torchrun starts the processes, on one machine or several, and tells each its place by RANK, LOCAL_RANK and WORLD_SIZE.
+"""
+
+import functools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vggfeat.devices import checked_device
+from vggfeat.errors import VggfeatError
+
+T = TypeVar("T")
+LONGEST_START = timedelta(minutes=30)
+"""Between the first process that is there and the last."""
+LONGEST_WAIT = timedelta(days=100)
+"""For the slowest process. One that has gone is noticed at once, so that this is no more than "for ever"."""
+LONGEST_TALK = timedelta(minutes=2)
+"""For an exchange when all are there; one that dies in its first moments may be missed for so long."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
+"""Seconds between two looks whether all are there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them. With a single process every method is trivial."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Any = None
+    """Group of the same processes for what is on the CPU, so that agreeing never waits for a GPU."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes what there is one of."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> slice:
+        """Return which rows of a batch are this process's."""
+        return share(batch, self.rank, self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Say whether the flag is set in one of the processes; the answer is the same in all."""
+        if self.size == 1:
+            return flag
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
+        return bool(found.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def least(self, value: int) -> int:
+        """Return the smallest of the processes' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor([value])
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self.control)
+        return int(found.item())
+
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Set a tensor to what it is in the first process."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+
+    def once(self, action: Callable[[], T]) -> T:
+        """Do something in the first process only; all return its result, or raise its error.
+
+        The result goes through pickle between our own processes, so it must be plain data.
+        """
+        if self.size == 1:
+            return action()
+        told: list[Any] = [None, None]
+        if self.first:
+            try:
+                told[0] = action()
+            except VggfeatError as error:
+                told[1] = error
+        self.meet()
+        dist.broadcast_object_list(told, src=0, group=self.control)
+        if told[1] is not None:
+            raise told[1]
+        return told[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank; they too must be plain data."""
+        if self.size == 1:
+            return [value]
+        self.meet()
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def meet(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until all processes are here, however long that takes; `meanwhile` is called again and again.
+
+        A signal ends the wait, as it would end any other work.
+        """
+        if self.size == 1:
+            return
+        settings = dist.AllreduceOptions()
+        settings.timeout, settings.asyncOp = LONGEST_WAIT, True
+        work = self.control.allreduce([torch.zeros(1)], settings)
+        _wait_for(work.is_completed, LONGEST_WAIT, meanwhile)
+        work.wait()
+
+
+def _wait_for(come: Callable[[], bool], longest: timedelta, meanwhile: Callable[[], None] = lambda: None) -> None:
+    # Python heeds signals between its own steps only, and a blocking wait of PyTorch is a single one.
+    pause, end = FIRST_PAUSE, time.monotonic() + longest.total_seconds()
+    while not come():
+        if time.monotonic() > end:
+            raise RuntimeError("connection timed out")
+        meanwhile()
+        time.sleep(pause)
+        pause = min(1.2 * pause, LONGEST_PAUSE)
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """Return the part of `count` things that is one process's; those of all, in the order of ranks, are the whole."""
+    return slice(count * rank // world, count * (rank + 1) // world)
+
+
+@contextmanager
+def open_world(
+    device: str, environ: Mapping[str, str], *, lost: type[VggfeatError], sums: bool = False
+) -> Iterator[World]:
+    """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
+
+    Parameters
+    ----------
+    device : str
+        cpu, cuda, cuda:1, ...; cuda becomes the GPU of LOCAL_RANK.
+    environ : mapping
+        `os.environ`.
+    lost : class of error
+        What is raised if another process has gone.
+    sums : bool
+        Whether `sum` and `copy_from_first` will be asked for, which on GPUs takes NCCL.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there.
+    VggfeatError
+        Of class `lost`, if another process has gone.
+    """
+    size, local = int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
+    if size == 1:
+        yield World(device=checked_device(device))
+        return
+    place = checked_device(f"cuda:{local}" if device == "cuda" else device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    nccl = sums and place.type == "cuda"
+    try:
+        control = _join("nccl" if nccl else "gloo", LONGEST_START if sums else LONGEST_TALK)
+        yield World(rank=dist.get_rank(), size=size, device=place, control=control)
+    # After an interrupt, groups stay as they are: to end one waits for all that was asked of it.
+    except Exception as error:
+        if dist.is_initialized() and not nccl:  # NCCL would wait for what the lost process can't do any more.
+            dist.destroy_process_group()
+        if not (isinstance(error, RuntimeError) and _lost(error)):
+            raise
+        told = lost(
+            f"process {environ.get('RANK')} of {size}: expected all processes of the run, lost touch with one; its own "
+            "message says why; what is finished is kept: start all again (training: with --resume)"
+        )
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told from error
+    else:
+        dist.destroy_process_group()
+
+
+def _join(backend: str, longest: timedelta) -> Any:
+    """Begin a process group, and return another one of the same processes for what is on the CPU."""
+    point, rank, size = _meeting_point()
+    store = dist.PrefixStore(_agree(point, rank, size), point)
+
+    def begin() -> Any:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+        return dist.new_group(backend="gloo", timeout=longest)
+
+    # A thread has no GPU of its own choice, which NCCL asks for.
+    return begin() if backend == "nccl" else _heeding_signals(begin)
+
+
+def _heeding_signals(action: Callable[[], T]) -> T:
+    """Do in another thread what blocks until all have come, one of which may die meanwhile."""
+    ended: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(action())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="vggfeat-joining", daemon=True).start()
+    _wait_for(ended.done, LONGEST_START)
+    return ended.result()
+
+
+def _agree(point: "dist.Store", rank: int, size: int) -> str:
+    """Meet the other processes, and return a name that no group before has had.
+
+    torchrun's meeting point outlives the processes, and so still knows where those were that have died. Each process
+    comes with a word of its own, and the first welcomes it with that word and its own.
+    """
+    word, others = uuid.uuid4().hex, range(1, size)
+
+    def all_here() -> bool:
+        for other in others:
+            if point.check([f"here {other}"]):
+                point.set(f"welcome {other}", f"{point.get(f'here {other}').decode()} {word}")
+        return point.check([f"{word} {other}" for other in others])
+
+    def welcome() -> bool:
+        return point.check([f"welcome {rank}"]) and point.get(f"welcome {rank}").decode().startswith(word)
+
+    if rank == 0:
+        _wait_for(all_here, LONGEST_START)
+        return word
+    point.set(f"here {rank}", word)
+    _wait_for(welcome, LONGEST_START)
+    name = point.get(f"welcome {rank}").decode().split()[1]
+    point.set(f"{name} {rank}", "")
+    return name
+
+
+@functools.cache
+def _meeting_point() -> "tuple[dist.Store, int, int]":
+    # Once a process: a second one of the first process would be mistaken for the one that it is closing.
+    point, rank, size = next(iter(dist.rendezvous("env://", timeout=LONGEST_START)))
+    return point, rank, size
+
+
+def _lost(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(sign in text for sign in ("gloo", "nccl", "connection"))

@@ -1,0 +1,97 @@
+"""The pictures of a run that failed: counted by reason, and as a list beside the feature file.
+
+A reason in the store reads "reason: message"; its first word is for counting.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from vggfeat.samples import DataSet
+from vggfeat.store.durable import DISK, Files, disk_errors, replacing
+
+
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
+    """Count failures by the first word of their reasons, the most frequent first, equals by name."""
+    counts = Counter(reason.partition(": ")[0] for reason in reasons)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str:
+    """Say in a line how far a run has come.
+
+    Parameters
+    ----------
+    total : int
+        Pictures in all.
+    done : int
+        Of these, how many are finished, whether they failed or not.
+    resumed : int
+        Of these, how many earlier runs had finished.
+    reasons : iterable of str
+        One for each that failed.
+    """
+    counts = count_reasons(reasons)
+    failed = sum(counts.values())
+    told = [f"{done - failed} of {total} pictures done"]
+    if failed:
+        told.append(f"{failed} failed ({', '.join(f'{count} {reason}' for reason, count in counts.items())})")
+    if done < total:
+        told.append(f"{total - done} left")
+    if resumed:
+        told.append(f"{resumed} by earlier runs")
+    return ", ".join(told)
+
+
+def failures_path(out: Path) -> Path:
+    """Name the list of failures of a feature file.
+
+    It has the whole name of the file in its own, as the folder of its parts has: several files may stand in one folder.
+    """
+    return out.with_name(f"{out.name}.failures.jsonl")
+
+
+def write_failures(
+    out: Path, dataset: DataSet, failures: Mapping[int, str], *, temp: Path | None = None, files: Files = DISK
+) -> None:
+    """Make the list of failures of a feature file what it should be; without failures there is none.
+
+    Parameters
+    ----------
+    out : Path
+        The feature file.
+    dataset : DataSet
+    failures : mapping of int to str
+        Row -> "reason: message".
+    temp : Path, optional
+        Name until the list is whole; by default a hidden one beside it.
+    files : Files
+        Carries out what changes the disk.
+
+    Raises
+    ------
+    StoreError
+        If the disk refuses.
+    """
+    path = failures_path(out)
+    content = "".join(_line(dataset, row, failures[row]) for row in sorted(failures)).encode()
+    with disk_errors(path, "writing the list of failures", "mend it and run the same again"):
+        if not content:
+            if os.path.lexists(path):
+                files.remove(path)
+        elif not _holds(path, content):
+            temp = temp or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with replacing(files, path, temp=temp) as sink:
+                sink.write(content)
+
+
+def _line(dataset: DataSet, row: int, text: str) -> str:
+    reason, _, message = text.partition(": ")
+    told = {"id": dataset.ids[row], "path": dataset.paths[row], "reason": reason, "message": message}
+    return f"{json.dumps(told)}\n"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
