@@ -1,0 +1,113 @@
+"""What a device can do at most: multiply-adds of large matrices, and bytes copied."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vggfeat.errors import ConfigError
+
+MATRIX_SIDE = {"cpu": 1920, "cuda": 8192}
+"""On the CPU no power of two: the rows of such a matrix share few places in the caches."""
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Of one array: many times what the caches hold."""
+KINDS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
+    """Return the multiply-adds per second of the product of two large square matrices: the best of several.
+
+    On the CPU by the faster of PyTorch's two libraries for products.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CPU or a CUDA device.
+    precision : fp32, tf32, bf16 or fp16
+    seconds : float
+        Time for it, apart from the first products, which set up the libraries.
+
+    Raises
+    ------
+    ConfigError
+        For tf32 on the CPU.
+    """
+    if precision == "tf32" and device.type == "cpu":
+        raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(KINDS[precision]) for _ in range(2))
+    products = _products(left, right)
+    with torch.inference_mode(), _tf32(precision == "tf32"):
+        return side**3 / min(_shortest(product, device, seconds / len(products)) for product in products)
+
+
+def copy_rate(device: torch.device, seconds: float) -> float:
+    """Return the bytes per second, read and written ones together, of copying a large array: the best of several."""
+    size = COPY_BYTES[device.type]
+    source, target = (torch.zeros(size // 4, device=device) for _ in range(2))
+    return 2 * size / _shortest(lambda: target.copy_(source), device, seconds)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a reader of figures has to know of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def with_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use so many cores for a while; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shortest(act: Callable[[], object], device: torch.device, seconds: float) -> float:
+    act()
+    wait_for(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        start = time.perf_counter()
+        act()
+        wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _products(left: Tensor, right: Tensor) -> list[Callable[[], Tensor]]:
+    """Return the product of two (n, n) matrices by each library that PyTorch has for it; n divisible by 32."""
+    product = torch.empty_like(left)
+    found: list[Callable[[], Tensor]] = [lambda: torch.mm(left, right, out=product)]
+    if left.device.type == "cpu":
+        # MKL, behind mm, has half of the rate of oneDNN on some processors. Convolutions lead to the latter: one of 1x2
+        # that goes by twos is the product of the very same numbers, a row of `left` being n / 2 channels of two pixels.
+        side = len(left)
+        maps = left.view(1, side // 32, 64, side // 2).permute(0, 3, 1, 2)
+        kernel = right.T.reshape(side, 1, 2, side // 2).permute(0, 3, 1, 2)
+        found.append(lambda: F.conv2d(maps, kernel, stride=(1, 2)).permute(0, 2, 3, 1).reshape(side, side))
+    return found
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before

@@ -1,0 +1,115 @@
+"""What a user would write for the same features: torchvision's net and resampling, one picture and scale at a time.
+
+PyTorch's defaults everywhere: float32 (of which cuDNN makes TF32 in convolutions), maps channels first, no batches, the
+mirror as a second pass, every row appended to an HDF5 file. S = scales, C = channels.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms import functional as TF
+
+from vggfeat.models import NETS, VGG
+from vggfeat.transforms import rescaled_size
+from vggfeat.weights import Backbone
+
+TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
+"""Its names of the nets that it has, at full width."""
+DENSE = ("fc6", "fc7", "fc8")
+
+
+class PlainExtractor:
+    """Computes the features of one file after the other.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its weights are copied.
+    sides : sequence of int
+        Q, smallest picture sides in pixels.
+    layer : str
+        pool5, fc6, fc7 or fc8.
+    device : torch.device
+    """
+
+    def __init__(self, backbone: Backbone, sides: Sequence[int], layer: str, device: torch.device) -> None:
+        self.net = plain_net(backbone.model, layer).to(device)
+        self.channels = backbone.model.channels(layer)
+        self.sides = tuple(sides)
+        self._mean, self._std, self._device = list(backbone.mean), list(backbone.std), device
+
+    @torch.inference_mode()
+    def features(self, path: str | Path) -> NDArray[np.float32]:
+        """Return (S, C)."""
+        with Image.open(path) as image:
+            pixels = TF.pil_to_tensor(image.convert("RGB")).to(self._device).float()
+        rows = []
+        for side in self.sides:
+            size = list(rescaled_size(pixels.shape[1], pixels.shape[2], side))
+            x = TF.normalize(TF.resize(pixels, size, antialias=True), self._mean, self._std)[None]
+            rows.append((self._mean_of(x) + self._mean_of(TF.hflip(x))) / 2)
+        return torch.cat(rows).cpu().numpy()
+
+    def write(self, paths: Iterable[str | Path], out: Path) -> None:
+        """Append the features of all files to a new HDF5 file."""
+        shape = (len(self.sides), self.channels)
+        with h5py.File(out, "w") as file:
+            table = file.create_dataset("features", (0, *shape), maxshape=(None, *shape), dtype="float32")
+            for path in paths:
+                table.resize(len(table) + 1, axis=0)
+                table[-1] = self.features(path)
+
+    def _mean_of(self, x: Tensor) -> Tensor:
+        return self.net(x).mean((2, 3))
+
+
+def plain_net(model: VGG, layer: str) -> nn.Sequential:
+    """Build the net up to a layer: from torchvision's module where it has it, by hand in the same way elsewhere."""
+    convolutions = list(_torchvision(model) if in_torchvision(model) else _by_hand(model))
+    weights = dict(model.named_parameters())
+    names = [name for name in model.layers if name not in DENSE]
+    net = nn.Sequential(*convolutions)
+    with torch.device("meta"):
+        for name in DENSE[: 1 + DENSE.index(layer)] if layer in DENSE else ():
+            outputs, inputs, side, _ = weights[f"layers.{name}.weight"].shape
+            net.append(nn.Conv2d(inputs, outputs, side))
+            names.append(name)
+            if name != "fc8":
+                net.append(nn.ReLU(inplace=True))
+    layers = [module for module in net if isinstance(module, nn.Conv2d)]
+    for module, name in zip(layers, names, strict=True):
+        for kind in ("weight", "bias"):
+            value = weights[f"layers.{name}.{kind}"].detach().clone()
+            setattr(module, kind, nn.Parameter(value, requires_grad=False))
+    return net.eval()
+
+
+def in_torchvision(model: VGG) -> bool:
+    """Tell whether torchvision has this net."""
+    return model.config in TORCHVISION and model.width == 1 and model.pool == "floor"
+
+
+def _torchvision(model: VGG) -> nn.Sequential:
+    with torch.device("meta"):
+        features: nn.Sequential = models.get_model(TORCHVISION[model.config], weights=None).features
+    return features
+
+
+def _by_hand(model: VGG) -> Iterable[nn.Module]:
+    config = NETS[model.config]
+    for number, kernels in enumerate(config.blocks, start=1):
+        for index, kernel in enumerate(kernels, start=1):
+            outputs, inputs = model.get_parameter(f"layers.conv{number}_{index}.weight").shape[:2]
+            with torch.device("meta"):
+                yield nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+            yield nn.ReLU(inplace=True)
+            if config.lrn and number == index == 1:
+                yield nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+        yield nn.MaxPool2d(2, 2, ceil_mode=model.pool == "ceil")

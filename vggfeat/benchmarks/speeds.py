@@ -1,0 +1,128 @@
+"""What `vggfeat bench extract` has measured, and what follows from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+DECODING, RESIZING, NETWORK, WRITING = "decoding", "resizing", "network", "writing"
+
+
+class Form(NamedTuple):
+    """One way to run the net, by settings of extraction; all give the same features, up to rounding."""
+
+    precision: str
+    batching: str
+
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
+class Rates(NamedTuple):
+    """Pictures per second of one thing."""
+
+    rounds: tuple[float, ...]
+    """In the order in which they were measured."""
+
+    @property
+    def median(self) -> float:
+        """Return what is reported."""
+        return median(self.rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormSpeeds:
+    """Of one form."""
+
+    form: Form
+    network: Rates
+    """The net alone, on rescaled pictures in the device's memory."""
+    together: Rates
+    """From JPEG files to the feature file."""
+    least_cosine: float
+    """Between its features and those of fp32, size: the least over pictures and scales."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainSpeeds:
+    """Of what a user would write with torchvision."""
+
+    module: str
+    """Where its net comes from."""
+    together: Rates
+    """From JPEG files to an HDF5 file."""
+    least_cosine: float
+    """As of a form."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        return {"module": self.module, "together": _described(self.together), "least_cosine": self.least_cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """All figures of one run; rates in pictures per second."""
+
+    device: str
+    decoding: Rates
+    """JPEG files to pixels by the workers, nothing else running."""
+    resizing: Rates
+    """Pixels to rescaled and normalised pictures of all scales, uploading included."""
+    writing: Rates
+    """Features in memory to shards, and these to the feature file, read back."""
+    forms: tuple[FormSpeeds, ...]
+    plain: PlainSpeeds | None
+    matrix_multiply_adds: Mapping[str, float]
+    """Per second, of large matrices in each precision."""
+    picture_multiply_adds: float
+    """Of a picture and its mirror at all scales; the mean over the pictures."""
+
+    def share(self, precision: str, rate: float) -> float:
+        """Return which share of the matrix rate so many pictures a second are."""
+        return rate * self.picture_multiply_adds / self.matrix_multiply_adds[precision]
+
+    def stages(self, one: FormSpeeds) -> dict[str, float]:
+        """Return the rate of every stage alone."""
+        return {
+            DECODING: self.decoding.median,
+            RESIZING: self.resizing.median,
+            NETWORK: one.network.median,
+            WRITING: self.writing.median,
+        }
+
+    def limit(self, one: FormSpeeds) -> str:
+        """Return the stage that is the slowest alone."""
+        stages = self.stages(one)
+        return min(stages, key=stages.__getitem__)
+
+    def ratio(self, one: FormSpeeds) -> float | None:
+        """Return how many times the plain baseline's rate a form reaches, from files to file; None without one."""
+        return one.together.median / self.plain.together.median if self.plain else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return all figures, ready for JSON."""
+        alone = {DECODING: self.decoding, RESIZING: self.resizing, WRITING: self.writing}
+        return {
+            "device": self.device,
+            "picture_multiply_adds": self.picture_multiply_adds,
+            "matrix_multiply_adds": dict(self.matrix_multiply_adds),
+            **{name: _described(rates) for name, rates in alone.items()},
+            "forms": [self._form(one) for one in self.forms],
+            "plain": None if self.plain is None else self.plain.describe(),
+        }
+
+    def _form(self, one: FormSpeeds) -> dict[str, Any]:
+        return {
+            **one.form._asdict(),
+            "network": _described(one.network),
+            "network_share": self.share(one.form.precision, one.network.median),
+            "together": _described(one.together),
+            "together_share": self.share(one.form.precision, one.together.median),
+            "ratio": self.ratio(one),
+            "least_cosine": one.least_cosine,
+            "limit": self.limit(one),
+        }
+
+
+def _described(rates: Rates) -> dict[str, Any]:
+    return {"median": rates.median, "rounds": list(rates.rounds)}

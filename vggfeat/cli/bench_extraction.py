@@ -1,0 +1,152 @@
+"""`vggfeat bench extract`: how fast extraction is, and what holds it up."""
+
+import json
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vggfeat.cli.types import Numbers, Words
+
+if TYPE_CHECKING:
+    from vggfeat.benchmarks.speeds import FormSpeeds, Speeds
+
+
+@click.command("extract")
+@click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
+@click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+              help="Factor on the channels of the net.")  # fmt: skip
+@click.option("--scales", type=Numbers(int), default="256,384,512,640,768", show_default=True,
+              help="Q, smallest picture sides in pixels.")  # fmt: skip
+@click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
+@click.option(
+    "--precision", type=Words(), default="fp32,bf16", show_default=True, help="Any of fp32, tf32, bf16, fp16."
+)
+@click.option("--batching", type=Words(), default="size", show_default=True, help="size, padded, or both.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the nets, which takes minutes at first.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Cores of the CPU for the net. [all]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
+@click.option("--pictures", type=click.IntRange(1), default=24, show_default=True, help="JPEG files to make.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True,
+              help="How often a run from files to file goes through them; for a GPU, 100 and more.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of pictures and weights.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Times that all is measured.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True,
+              help="Least time of each measurement.")  # fmt: skip
+@click.option("--no-peer", "alone", is_flag=True, help="Without the plain baseline.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON, every round included.")
+def bench_extraction(
+    net: str,
+    width: float,
+    scales: tuple[int, ...],
+    layer: str,
+    precision: tuple[str, ...],
+    batching: tuple[str, ...],
+    compiled: bool,
+    device: str | None,
+    threads: int | None,
+    workers: int | None,
+    batch_pixels: int | None,
+    pictures: int,
+    repeat: int,
+    seed: int,
+    rounds: int,
+    seconds: float,
+    alone: bool,
+    as_json: bool,
+) -> None:
+    """Measure pictures per second of every stage of extraction alone, and from JPEG files to the feature file.
+
+    The pictures are made on the fly, with the sides of VOC-2007's; the weights are random. All combinations of
+    --precision and --batching are measured, and beside them a plain loop as one would write it with
+    torchvision: float32, one picture and scale at a time, the mirror as a second pass. The stage that is the slowest
+    alone is what holds a form up. Figures are medians of the rounds.
+
+    \b
+    Examples:
+      vggfeat bench extract --net D --pictures 6
+      vggfeat bench extract --device cuda --precision bf16 --batching size,padded --pictures 256 --repeat 20
+    """
+    from vggfeat.benchmarks.ceilings import with_threads
+    from vggfeat.benchmarks.extraction import BenchSettings, measure
+    from vggfeat.benchmarks.speeds import Form
+    from vggfeat.devices import default_device, default_workers
+    from vggfeat.weights import random_backbone
+
+    settings = BenchSettings(
+        scales=scales,
+        forms=tuple(dict.fromkeys(Form(*words) for words in product(precision, batching))),
+        layer=layer,  # type: ignore[arg-type]
+        pictures=pictures,
+        repeat=repeat,
+        seed=seed,
+        device=device or default_device(),
+        workers=default_workers() if workers is None else workers,
+        batch_pixels=batch_pixels,
+        compiled=compiled,
+        rounds=rounds,
+        seconds=seconds,
+        plain=not alone,
+    )
+    with tempfile.TemporaryDirectory() as place, with_threads(threads):
+        backbone = random_backbone(f"random:{net}:{seed}:{width:g}")
+        found = measure(backbone, settings, Path(place), lambda name: click.echo(f"{name} ...", err=True))
+    about = {"net": net, "width": width, "scales": scales, "layer": layer, "pictures": pictures, "repeat": repeat}
+    told = {"format": "vggfeat-bench-extract", **about, "workers": settings.workers, "compiled": compiled, "seed": seed}
+    if as_json:
+        click.echo(json.dumps(told | found.describe(), indent=2))
+        return
+    click.echo(f"net {net}, width {width:g}, Q = {', '.join(map(str, scales))}, {layer}; files: {pictures}", nl=False)
+    click.echo(f"; {found.device}; processes that decode: {settings.workers}")
+    for line in _lines(found):
+        click.echo(line)
+
+
+def _lines(found: "Speeds") -> list[str]:
+    from vggfeat.report.text import align
+
+    alone = [
+        ("decoding alone", found.decoding, "files to pixels"),
+        ("resizing alone", found.resizing, "pixels to pictures of all scales on the device"),
+        ("writing alone", found.writing, "features to the file, read back"),
+    ]
+    stages = [f"  {name:14} {rates.median:9.4g} pictures/s  {note}" for name, rates, note in alone]
+    header = ["", "network", "share", "files to file", "share", "ratio", "least cosine", "held up by"]
+    rows = [_cells(found, one) for one in found.forms]
+    if found.plain:
+        rate, cosine = found.plain.together.median, found.plain.least_cosine
+        share = _percent(found.share("fp32", rate)) if "fp32" in found.matrix_multiply_adds else "-"
+        rows.append(["plain baseline", "-", "-", f"{rate:.4g}", share, "1.00", f"{cosine:.8f}", "-"])
+    rates = ", ".join(f"{name} {rate / 1e9:.4g} G" for name, rate in found.matrix_multiply_adds.items())
+    lines = [
+        *stages,
+        "",
+        *align([header, *rows], left=1),
+        "",
+        f"pictures/s; share: of the matrix rate, {rates} multiply-adds/s; "
+        f"a picture takes {found.picture_multiply_adds / 1e9:.4g} G",
+        "least cosine: to the features of fp32, size",
+    ]
+    return [*lines, f"plain baseline: {found.plain.module}, PyTorch's defaults"] if found.plain else lines
+
+
+def _cells(found: "Speeds", one: "FormSpeeds") -> list[str]:
+    network, together, ratio = one.network.median, one.together.median, found.ratio(one)
+    return [
+        str(one.form),
+        f"{network:.4g}",
+        _percent(found.share(one.form.precision, network)),
+        f"{together:.4g}",
+        _percent(found.share(one.form.precision, together)),
+        "-" if ratio is None else f"{ratio:.2f}",
+        f"{one.least_cosine:.8f}",
+        found.limit(one),
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
