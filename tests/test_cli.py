@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,9 @@ def test_signals_end_in_order_and_the_run_goes_on(pictures, tmp_path, number, co
     assert "Traceback" not in said
     kept = len(list(parts.glob("s*.h5")))
     assert kept >= 3
+    told = re.search(r"^note: .*/x\.h5: (\d+) of 150 pictures done, (\d+) left$", said, re.MULTILINE)
+    assert int(told[1]) + int(told[2]) == 150
+    assert int(told[1]) in (5 * kept, 5 * kept - 5), "the last one may have its name and not be counted yet"
     assert not (tmp_path / "x.h5").exists()
     again = vggfeat(*words, "--json")
     assert again.returncode == 0

@@ -68,7 +68,7 @@ def read(root: Path) -> ClassificationSet:
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
         words = {str(name): str(text) for name, text in index["words"].items()}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"
         ) from error

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from vggfeat.cli.bench import bench
+from vggfeat.cli.bench_extraction import bench_extraction
+from vggfeat.cli.bench_roofline import bench_roofline
 from vggfeat.cli.bench_training import bench_training
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
@@ -18,6 +19,7 @@ from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.report import report
+from vggfeat.cli.signals import NAMES, Terminated, listen, stop_listening
 from vggfeat.cli.similar import similar
 from vggfeat.cli.steps import leads
 from vggfeat.cli.svm import svm
@@ -36,6 +38,7 @@ Exit codes:
   6    file that can't be written, read or continued
   7    SVM stage that can't be carried out
   8    training that can't be carried out
+  129  stopped by SIGHUP: its terminal was closed
   130  stopped by Ctrl-C
   141  stopped because nobody reads the output any more
   143  stopped by SIGTERM"""
@@ -43,10 +46,6 @@ Exit codes:
 
 KEPT = "what was finished is kept, and the same command goes on from there"
 KEPT_BY_TRAINING = "the newest checkpoint is kept, and the same command with --resume goes on from there"
-
-
-class Terminated(BaseException):
-    """SIGTERM, turned into an exception so that locks and files are let go in order."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
@@ -65,15 +64,18 @@ def group() -> None:
     """
 
 
-bench.add_command(bench_training)
+for _command in (bench_extraction, bench_roofline, bench_training):
+    bench.add_command(_command)
 for _command in (extract, svm, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo):
     group.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(arguments))
+    listen(lambda number: f"{_line(_stopped(number, arguments))}\n")
+    code = run(arguments)
+    stop_listening()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -86,14 +88,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except VggfeatError as error:
-        _say(str(error))
+        _say(str(error), error)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _say(f"stopped by Ctrl-C; {_kept(arguments)}")
-        return 130
-    except Terminated:
-        _say(f"stopped by SIGTERM; {_kept(arguments)}")
-        return 143
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _stop(signal.SIGINT, error.__cause__ or error, arguments)
+    except Terminated as error:
+        return _stop(error.number, error, arguments)
     except (BrokenPipeError, SystemExit):
         # click turns a closed pipe into SystemExit; in this mode it ends the process for no other reason.
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
@@ -102,15 +102,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _kept(arguments: Sequence[str] | None) -> str:
+def _stop(number: int, error: BaseException, arguments: Sequence[str] | None) -> int:
+    stop_listening()
+    _say(_stopped(number, arguments), error)
+    return 128 + number
+
+
+def _stopped(number: int, arguments: Sequence[str] | None) -> str:
     words = sys.argv[1:] if arguments is None else arguments
-    return KEPT_BY_TRAINING if "train" in words[:2] else KEPT
+    return f"stopped by {NAMES[number]}; {KEPT_BY_TRAINING if 'train' in words[:2] else KEPT}"
 
 
-def _say(message: str) -> None:
+def _say(message: str, error: BaseException) -> None:
+    """Say why the command ends, after what the error has been told on its way: how far the work has come."""
+    for note in getattr(error, "__notes__", ()) if leads() else ():
+        click.echo(f"note: {note}", err=True)
+    click.echo(_line(message), err=True)
+
+
+def _line(message: str) -> str:
     name = "vggfeat" if leads() else f"vggfeat, process {os.environ['RANK']}"
-    click.echo(f"{name}: {message}", err=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    return f"{name}: {message}"

@@ -1,5 +1,6 @@
 """`vggfeat classify`: validation pictures and nets in, top-1 and top-5 errors out; or saved posteriors in."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from vggfeat.cli.steps import leads
 from vggfeat.cli.types import LONGEST_TABLE, Numbers, make_folder, terminal_width
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from vggfeat.report.classification import Pace
+    from vggfeat.caching import Summary
+    from vggfeat.processes import World
     from vggfeat.samples import ClassificationSet
 
 SETTLED = ("mode", "softmax", "precision", "interpolation", "max_pixels", "allow_truncated")
@@ -37,7 +40,7 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
               help="How pictures are rescaled.")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
-@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
 @click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
 @click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
@@ -86,10 +89,15 @@ def classify(
     import json
 
     from vggfeat.classification import evaluate, fuse
-    from vggfeat.report.classification import results_json, text_table, write_classification
+    from vggfeat.report.classification import Pace, results_json, text_table, write_classification
 
     make_folder(out)
-    new, paces, notes = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else ([], [], [])
+    runs = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else []
+    if not leads():
+        return 0
+    new = [one.path for one in runs]
+    paces = [Pace(one.path.name, one.total - one.resumed, one.seconds, one.resumed) for one in runs]
+    notes = [f"{one.path.name}: {note}" for one in runs for note in one.notes]
     fused = fuse([*files, *new], scales=scales)
     found = evaluate(fused)
     written = write_classification(fused, found, out, paces=paces, notes=notes)
@@ -97,9 +105,10 @@ def classify(
         click.echo(json.dumps(results_json(fused, found, paces=paces, notes=notes), indent=2))
     else:
         click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE, width=terminal_width()))
-        for pace in paces:
-            click.echo(_pace_line(pace))
-        click.echo(f"{out}: {', '.join(path.name for path in [*new, *written])}")
+        for one in runs:
+            click.echo(_run_line(one))
+        lists = [one.failures_file for one in runs if one.failures_file is not None]
+        click.echo(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(fused.failed) > allow_failed else 0
 
@@ -114,58 +123,57 @@ def _refuse_settled(context: click.Context) -> None:
 def _run_nets(
     weights: tuple[str, ...], root: Path, out: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
     chosen: dict[str, Any],
-) -> tuple[list[Path], list["Pace"], list[str]]:  # fmt: skip
-    """Write the posteriors of every net and mode; return their files, how fast it went, and what is to be said."""
+) -> list["Summary"]:  # fmt: skip
+    """Write the posteriors of every net and mode."""
     from vggfeat.classification.caching import match_classes
     from vggfeat.datasets import ilsvrc
-    from vggfeat.report.classification import Pace
+    from vggfeat.devices import ready_device
+    from vggfeat.processes import open_world
     from vggfeat.weights import load_backbone
 
-    data = ilsvrc.read(root)
-    nets = {}
-    # All nets are looked at before the first is run, which may take hours.
-    for spec in weights:
-        backbone = load_backbone(spec)
-        match_classes(backbone, data.classes)
-        if backbone.sha256 in nets:
-            raise ConfigError(f"--weights: expected each net once, found that of {spec} twice; leave one out")
-        nets[backbone.sha256] = backbone
-    files, paces, notes = [], [], []
-    for sha256, backbone in nets.items():
-        for one in MODES[mode]:
-            file = out / f"{backbone.model.config}-{sha256[:8]}-{one}.h5"
-            summary = _run_net(data, backbone, file, one, scales, quiet, chosen)
-            files.append(file)
-            paces.append(Pace(file.name, summary.total - summary.resumed, summary.seconds))
-            notes += [f"{file.name}: {note}" for note in summary.notes]
-    return files, paces, notes
+    # The other processes of torchrun may be here before the first has written the weights that it has just trained.
+    with open_world(ready_device(chosen["device"]), os.environ, lost=StoreError) as world:
+        data = ilsvrc.read(root)
+        nets = {}
+        # All nets are looked at before the first is run, which may take hours.
+        for spec in weights:
+            backbone = load_backbone(spec)
+            match_classes(backbone, data.classes)
+            if backbone.sha256 in nets:
+                raise ConfigError(f"--weights: expected each net once, found that of {spec} twice; leave one out")
+            nets[backbone.sha256] = backbone
+        return [
+            _run_net(data, net, out / f"{net.model.config}-{sha256[:8]}-{one}.h5", one, scales, quiet, chosen, world)
+            for sha256, net in nets.items()
+            for one in MODES[mode]
+        ]
 
 
 def _run_net(
     data: "ClassificationSet", backbone: Any, file: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
-    chosen: dict[str, Any],
-) -> Any:  # fmt: skip
+    chosen: dict[str, Any], world: "World",
+) -> "Summary":  # fmt: skip
     from vggfeat.caching import CacheSettings
     from vggfeat.classification.caching import cache_posteriors, default_scales
     from vggfeat.classification.posteriors import PosteriorSettings
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_device, default_workers
+    from vggfeat.devices import default_batch_pixels, default_workers
     from vggfeat.images.decoding import DecodeSettings
 
-    bound, limits = ({name: chosen[name]} if chosen[name] else {} for name in ("batch_pixels", "max_pixels"))
+    limits = {"max_pixels": chosen["max_pixels"]} if chosen["max_pixels"] else {}
     settings = PosteriorSettings(
         mode=mode,  # type: ignore[arg-type]
         scales=scales or default_scales(backbone, mode),  # type: ignore[arg-type]
         **{name: chosen[name] for name in ("softmax", "precision", "interpolation")},
-        **bound,
+        batch_pixels=chosen["batch_pixels"] or default_batch_pixels(str(world.device)),
     )
     cache = CacheSettings(
-        device=chosen["device"] or default_device(),
+        device=str(world.device),
         workers=default_workers() if chosen["workers"] is None else chosen["workers"],
         shard_rows=chosen["shard_rows"],
         overwrite=chosen["overwrite"],
     )
-    with Progress(f"classify {file.stem}", "pictures", quiet=quiet) as bar:
+    with Progress(f"classify {file.stem}", "pictures", quiet=quiet or not leads()) as bar:
         return cache_posteriors(
             data,
             backbone,
@@ -174,13 +182,15 @@ def _run_net(
             cache=cache,
             decode=DecodeSettings(timeout=chosen["time_limit"], allow_truncated=chosen["allow_truncated"], **limits),
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+            world=world,
         )
 
 
-def _pace_line(pace: "Pace") -> str:
+def _run_line(summary: "Summary") -> str:
     from vggfeat.cli.progress import duration, rate_of
 
-    if not pace.pictures:
-        return f"{pace.file}: saved by an earlier run"
-    rate = rate_of(pace.pictures, pace.seconds)
-    return f"{pace.file}: {pace.pictures} pictures in {duration(pace.seconds)}, {rate} pictures/s"
+    fresh = summary.total - summary.resumed
+    if not fresh:
+        return f"{summary.path.name}: saved by an earlier run: {summary.tally()}"
+    rate = rate_of(fresh, summary.seconds)
+    return f"{summary.path.name}: {summary.tally()}, in {duration(summary.seconds)}, {rate} pictures/s"

@@ -12,6 +12,7 @@ from vggfeat.cli.types import terminal_width
 if TYPE_CHECKING:
     from vggfeat.datasets.front import Report
 
+SHOWN_FAILURES = 10
 ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
 
@@ -178,8 +179,11 @@ def pack(
         click.echo(json.dumps(facts, indent=2))
         return
     click.echo(f"{out}: {packed.pictures} pictures, {packed.bytes / 1e6:.0f} MB")
-    for path, reason in packed.unreadable:
+    for path, reason in packed.unreadable[:SHOWN_FAILURES]:
         click.echo(f"left out: {path}: {reason}")
+    if len(packed.unreadable) > SHOWN_FAILURES:
+        more = len(packed.unreadable) - SHOWN_FAILURES
+        click.echo(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
 
 
 def _lines(report: "Report") -> Iterator[str]:
@@ -192,10 +196,10 @@ def _lines(report: "Report") -> Iterator[str]:
         mark = "ok" if count.agrees else "DIFFERS"
         found = "-" if count.found is None else count.found
         yield f"  {count.split:12} {count.what:22} {found!s:>7}  {expected}{doubt}  {mark}"
-    for problem in report.missing[:10]:
+    for problem in report.missing[:SHOWN_FAILURES]:
         yield f"missing: {problem.path}: {problem.reason}"
-    if len(report.missing) > 10:
-        yield f"missing: {len(report.missing) - 10} more"
+    if len(report.missing) > SHOWN_FAILURES:
+        yield f"missing: {len(report.missing) - SHOWN_FAILURES} more"
     for note in report.notes:
         yield f"note: {note}"
     if not report.complete:

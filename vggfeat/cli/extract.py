@@ -1,11 +1,16 @@
 """`vggfeat extract`: pictures in, one feature file out."""
 
+import dataclasses
+import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.steps import leads
 from vggfeat.cli.types import Numbers, Words, make_folder
+from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
     from vggfeat.caching import Summary
@@ -28,7 +33,14 @@ SHOWN_FAILURES = 10
 )  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
-@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
+@click.option(
+    "--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
+    help="Which pictures run together: of equal size, or of similar size with zeros beside the smaller ones.",
+)  # fmt: skip
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the net: a minute or two first, then faster on a GPU."
+)
 @click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
 @click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
@@ -50,6 +62,8 @@ def extract(
     device: str | None,
     workers: int | None,
     batch_pixels: int | None,
+    batching: str,
+    compiled: bool,
     shard_rows: int | None,
     time_limit: float,
     max_pixels: int | None,
@@ -63,13 +77,16 @@ def extract(
 
     Every picture is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
     layer is averaged over space, then over the two. One vector per picture, scale and region is stored, not
-    normalised. A run that was stopped goes on when the same command is given again.
+    normalised. Pictures that can't be read are counted by reason and listed in OUT.failures.jsonl. A run that was
+    stopped goes on when the same command is given again. Several GPUs or machines with a common disk: give the same
+    command to torchrun; the file is the same, byte by byte.
 
     \b
     Examples:
       vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
       vggfeat extract --dataset folder --root holiday/ --weights vgg16-397923af.pth --out holiday.h5
       vggfeat extract --dataset manifest --root list.csv --weights random:A:0:0.25 --scales 256
+      torchrun --nproc-per-node 4 -m vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
 
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
@@ -78,70 +95,82 @@ def extract(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets.facts import FACTS
     from vggfeat.datasets.front import open_dataset
-    from vggfeat.devices import default_device, default_workers
+    from vggfeat.devices import default_batch_pixels, default_workers, ready_device
     from vggfeat.extraction import ExtractionSettings
     from vggfeat.images.decoding import DecodeSettings
+    from vggfeat.processes import open_world
     from vggfeat.weights import load_backbone
 
     dataset = open_dataset(name, root)
-    for note in dataset.notes:
+    for note in dataset.notes if leads() else ():
         click.echo(f"note: {note}", err=True)
     facts = FACTS[name]
-    chosen = {"batch_pixels": batch_pixels} if batch_pixels else {}
+    device = ready_device(device)
     settings = ExtractionSettings(
         scales=scales or facts.scales,
         regions=regions or facts.regions,  # type: ignore[arg-type]
         layer=layer,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         interpolation=interpolation,  # type: ignore[arg-type]
-        **chosen,
+        batch_pixels=batch_pixels or default_batch_pixels(device),
+        batching=batching,  # type: ignore[arg-type]
+        compiled=compiled,
     )
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     backbone = load_backbone(weights)
-    if not backbone.trained:
+    if not backbone.trained and leads():
         click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
-    cache = CacheSettings(
-        device=device or default_device(),
-        workers=default_workers() if workers is None else workers,
-        shard_rows=shard_rows,
-        overwrite=overwrite,
-    )
     target = out or Path(f"{_stem(name, root)}.h5")
     make_folder(target.parent)
-    with Progress(f"extract {name}", "pictures", quiet=quiet) as bar:
+    with (
+        open_world(device, os.environ, lost=StoreError) as world,
+        Progress(f"extract {name}", "pictures", quiet=quiet or not leads()) as bar,
+    ):
         summary = cache_features(
             dataset,
             backbone,
             target,
             settings,
-            cache=cache,
+            cache=CacheSettings(
+                device=str(world.device),
+                workers=default_workers() if workers is None else workers,
+                shard_rows=shard_rows,
+                overwrite=overwrite,
+            ),
             decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated, **limits),
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+            world=world,
         )
-    show_summary(summary, as_json)
+    if leads():
+        show_summary(summary, as_json)
     return 3 if len(summary.failures) > allow_failed else 0
 
 
 def show_summary(summary: "Summary", as_json: bool = False) -> None:
     """Print what a run has left behind."""
     if as_json:
-        import dataclasses
-        import json
-
-        click.echo(json.dumps(dataclasses.asdict(summary) | {"path": str(summary.path)}, indent=2))
+        click.echo(json.dumps(_summary_json(summary), indent=2))
         return
     from vggfeat.cli.progress import duration
 
-    done = summary.total - len(summary.failures)
-    resumed = f", {summary.resumed} of them by earlier runs" if summary.resumed else ""
-    click.echo(f"{summary.path}: {done} of {summary.total} pictures{resumed}, in {duration(summary.seconds)}")
+    click.echo(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
     for note in summary.notes:
         click.echo(f"note: {note}")
     for name, reason in summary.failures[:SHOWN_FAILURES]:
         click.echo(f"failed: {name}: {reason}")
-    if len(summary.failures) > SHOWN_FAILURES:
+    if summary.failures:
         more = len(summary.failures) - SHOWN_FAILURES
-        click.echo(f"failed: {more} more; all of them: vggfeat inspect {summary.path} --failed")
+        click.echo(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
+
+
+def _summary_json(summary: "Summary") -> dict[str, Any]:
+    counts = {"done": summary.total - len(summary.failures), "failed": len(summary.failures)}
+    return dataclasses.asdict(summary) | {
+        "path": str(summary.path),
+        **counts,
+        "failed_by_reason": summary.failed_by_reason,
+        "failures_file": None if summary.failures_file is None else str(summary.failures_file),
+    }
 
 
 def _stem(name: str, root: Path | None) -> str:

@@ -124,7 +124,7 @@ def evaluate(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.boxes import read_boxes
-    from vggfeat.devices import default_device, default_workers
+    from vggfeat.devices import default_workers, ready_device
     from vggfeat.localisation.evaluating import RunSettings, System, describe_run, judge, locate_list
     from vggfeat.localisation.submission import class_numbers
     from vggfeat.report.localisation import Report, results_json, text_table, write_report
@@ -143,7 +143,7 @@ def evaluate(
         boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
     system = System(protocol, loaded, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
     workers = default_workers() if common["workers"] is None else common["workers"]
-    run = RunSettings(device=common["device"] or default_device(), workers=workers, group=group, overwrite=overwrite)
+    run = RunSettings(device=ready_device(common["device"]), workers=workers, group=group, overwrite=overwrite)
     decode = _decode(common)
     make_folder(out)
     with Progress("localise", "pictures", quiet=quiet) as bar:
@@ -197,7 +197,7 @@ def predict(
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_device
+    from vggfeat.devices import ready_device
     from vggfeat.localisation.pictures import picture_files, predict_files
     from vggfeat.localisation.predicting import Localiser
     from vggfeat.report.boxes import predictions_json, summary_lines, write_predictions
@@ -207,7 +207,7 @@ def predict(
     rating = _classifier(classifier)
     classes, words = _names(rating, loaded)
     settings = _settings(loaded, scales, common, top=top)
-    localiser = Localiser(loaded, rating, classes, settings, device=common["device"] or default_device())
+    localiser = Localiser(loaded, rating, classes, settings, device=ready_device(common["device"]))
     make_folder(out)
     with Progress("localise", "pictures", quiet=quiet) as bar:
         found = predict_files(

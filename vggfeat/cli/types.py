@@ -48,6 +48,22 @@ class Scale(click.ParamType):
             self.fail(f"expected a side in pixels, or lowest:highest, found {value!r}", param, ctx)
 
 
+class Sides(click.ParamType):
+    """Height and width of a picture."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Split at the x."""
+        if isinstance(value, tuple):
+            return value
+        height, _, width = str(value).partition("x")
+        try:
+            return int(height), int(width)
+        except ValueError:
+            self.fail(f"expected HEIGHTxWIDTH in pixels, found {value!r}", param, ctx)
+
+
 class Words(click.ParamType):
     """Words separated by commas."""
 

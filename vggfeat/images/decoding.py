@@ -244,8 +244,12 @@ def failure(path: str, reason: str, text: str) -> PictureError:
     text : str
         What was expected and found; it may quote the file.
     """
-    line = f"{path}: {text}".encode("utf-8", "backslashreplace").decode()
-    return PictureError(reason, "".join(char if char.isprintable() else "?" for char in line)[:500])
+    return PictureError(reason, shown(f"{path}: {text}")[:500])
+
+
+def shown(text: str) -> str:
+    """Make a text of a file's name or content fit for a message."""
+    return "".join(char if char.isprintable() else "?" for char in text.encode("utf-8", "backslashreplace").decode())
 
 
 def _read(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:

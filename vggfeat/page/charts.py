@@ -14,6 +14,8 @@ COLOURS = 6
 """Styles of lines, c0 to c5 of the style sheet; more lines begin again."""
 WIDTH, HEIGHT = 360.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 18.0, 10.0, 36.0
+_LEAST, _MOST_POWER = 1e-300, 308
+"""Differences below the one, and powers of ten beyond the other, are more than a float can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def linear_axis(label: str, values: ArrayLike, *, low: float | None = None, high
     there = there[np.isfinite(there)]
     first = low if low is not None else float(there.min(initial=math.inf))
     last = high if high is not None else float(there.max(initial=-math.inf))
-    if not first < last:
+    if not last - first > _LEAST:
         first = 0.0 if not math.isfinite(first) else first
         last = first + 1.0
     step = _round_step((last - first) / 4)
@@ -125,8 +127,8 @@ def log_axis(label: str, values: ArrayLike) -> Axis:
     first, last = (float(there.min()), float(there.max())) if len(there) else (0.1, 1.0)
     powers = range(math.ceil(math.log10(first) - 1e-9), math.floor(math.log10(last) + 1e-9) + 1)
     if len(powers) < 2:
-        lowest = math.floor(math.log10(first) + 1e-9)
-        powers = range(lowest, max(lowest + 1, math.ceil(math.log10(last) - 1e-9)) + 1)
+        lowest = min(math.floor(math.log10(first) + 1e-9), _MOST_POWER - 1)
+        powers = range(lowest, min(max(lowest + 1, math.ceil(math.log10(last) - 1e-9)), _MOST_POWER) + 1)
         first, last = 10.0 ** powers[0], 10.0 ** powers[-1]
     step = max(1, -(-len(powers) // 6))
     ticks = tuple(10.0**power for power in powers[::step])

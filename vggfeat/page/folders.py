@@ -3,7 +3,6 @@
 m = rows of a test, K = classes.
 """
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
-
-SVM_FORMAT, SVM_VERSION = "vggfeat-results", 1
+from vggfeat.page.checking import SVM_FORMAT, check_svm, parse, read_json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,17 +84,10 @@ class OtherRun:
     """table.txt; empty if there is none."""
 
 
-_KINDS = {
-    **dict.fromkeys(("dataset", "metric", "secondary", "chance", "convergence", "settings", "seconds"), dict),
-    **dict.fromkeys(("notes", "classes", "runs", "paper"), list),
-    **dict.fromkeys(("protocol", "description"), str),
-    "headline": int | float | None,
-    "deviation": dict | None,
-    "confusion": list | None,
-}
-"""What results.json of `vggfeat svm` holds."""
-
-_UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 AnyRun = SvmRun | TrainingRun | OtherRun
 
@@ -142,7 +133,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> AnyRun:
     with _reading(folder):
         if (folder / "results.json").is_file():
-            results = _json(folder / "results.json")
+            results = read_json(folder / "results.json")
             if results.get("format") == SVM_FORMAT:
                 return _svm_run(folder, name, results)
             return OtherRun(name=name, results=results, table=_text(folder / "table.txt"))
@@ -165,31 +156,20 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected a JSON object")
-    return content
-
-
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _svm_run(folder: Path, name: str, results: dict[str, Any]) -> SvmRun:
-    if results["version"] != SVM_VERSION:
-        raise ValueError(f"results.json: expected version {SVM_VERSION}, found {results['version']!r}")
-    wrong = next((name for name, kind in _KINDS.items() if not isinstance(results[name], kind)), None)
-    if wrong is not None:
-        raise ValueError(f"results.json: expected an entry {wrong!r}, found another or none")
+    check_svm(folder / "results.json", results)
     tests: tuple[Scores, ...] = ()
     if (folder / "scores.npz").is_file():
         # Opened here, because NumPy leaves a file open that it can't read.
         with (folder / "scores.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             tests = tuple(_scores(found, number) for number in range(1, len(results["runs"]) + 1))
     run = SvmRun(name=name, results=results, tests=tests)
-    if any(one.scores.shape[1] != len(run.classes) for one in tests) or not run.classes or not results["runs"]:
-        raise ValueError("results.json and scores.npz: expected the same classes in both, and at least one")
+    if any(one.scores.shape[1] != len(run.classes) for one in tests):
+        raise ValueError("results.json and scores.npz: expected the same classes in both")
     return run
 
 
@@ -216,8 +196,8 @@ def _scores(found: Any, number: int) -> Scores:
 
 
 def _training_run(folder: Path, name: str) -> TrainingRun:
-    settings = _json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    lines = tuple(line for line in _lines(folder / "log.jsonl") if isinstance(line.get("step"), int))
+    settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    lines = tuple(line for line in _lines(folder / "log.jsonl") if type(line.get("step")) is int)
     left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(folder / "unreadable.jsonl")]
     return TrainingRun(name=name, settings=settings, log=lines, unreadable=tuple(left_out))
 
@@ -226,7 +206,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file; a line that a killed process has not finished is left out."""
     for text in _text(path).splitlines():
         try:
-            line = json.loads(text)
+            line = parse(text)
         except ValueError:
             continue
         if isinstance(line, dict):

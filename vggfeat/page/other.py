@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from vggfeat.page.classes import DASH, Cell, Table, percent
@@ -10,6 +11,8 @@ from vggfeat.page.folders import OtherRun
 
 MOST_ROWS = 2000
 """Of one table."""
+MOST_COLUMNS = 50
+"""Of one table: rows of results have the same few names."""
 MOST_OPEN = 60
 """Rows of a table that is seen without a click."""
 FIRST = ("classes", "confusions", "failed")
@@ -93,7 +96,7 @@ def _shown_table(
 
 
 def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    names = list(islice(dict.fromkeys(str(name) for row in rows for name in row), MOST_COLUMNS))
     kinds = [(name, any(_is_number(row.get(name)) for row in rows)) for name in names]  # Whether it holds numbers.
     return Table(
         header=tuple(f"{_title(name)}{' %' if name.endswith('error') else ''}" for name in names),

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -29,6 +30,17 @@ def render(template: str, **content: Any) -> bytes:
     bytes
         UTF-8. The page's own policy lets no other script run than the one that sorts tables, and loads nothing.
     """
+    from markupsafe import Markup
+
+    script = _read(_SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shared = {"style": Markup(_read(_STYLE)), "script": Markup(script), "script_sha256": digest}
+    return _environment().get_template(template).render(**content, **shared).encode() + b"\n"
+
+
+@cache
+def _environment() -> Any:
+    """Keep the templates compiled, which takes longer than to fill them in."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -45,10 +57,7 @@ def render(template: str, **content: Any) -> bytes:
     )
     environment.filters |= {"percent": percent, "points": points}
     environment.tests |= {"listing": lambda value: isinstance(value, list | tuple), "facts": _is_mapping}
-    script = _read(_SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shared = {"style": Markup(_read(_STYLE)), "script": Markup(script), "script_sha256": digest}
-    return environment.get_template(template).render(**content, **shared).encode() + b"\n"
+    return environment
 
 
 def _read(name: str) -> str:

@@ -16,6 +16,7 @@ from vggfeat.classification import Evaluation, Fused, Part
 from vggfeat.report.files import write_files
 from vggfeat.report.paper_errors import PaperErrors, is_official, paper_errors, tested_nets
 from vggfeat.report.text import align, printable, shortened
+from vggfeat.store.failures import count_reasons
 
 MOST_PAIRS = 100
 """Confusions that results.json has; confusions.csv has all."""
@@ -31,6 +32,8 @@ class Pace(NamedTuple):
     pictures: int
     """Of this run; those of earlier runs don't count."""
     seconds: float
+    resumed: int = 0
+    """Pictures that earlier runs had finished."""
 
 
 def headline(fused: Fused, found: Evaluation) -> str:
@@ -65,7 +68,9 @@ def result_notes(fused: Fused) -> list[str]:
         if len(values) > 1:
             notes.append(f"files of different {name} were averaged: {', '.join(sorted(values))}")
     if fused.failed:
-        notes.append(f"{len(fused.failed)} pictures could not be read or evaluated; they count as wrong")
+        counts = count_reasons(fused.failed.values())
+        told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        notes.append(f"{len(fused.failed)} pictures could not be read or evaluated ({told}); they count as wrong")
     return notes
 
 
@@ -151,6 +156,7 @@ def results_json(
                 "pictures": pace.pictures,
                 "seconds": pace.seconds,
                 "pictures_per_second": pace.pictures / pace.seconds if pace.pictures else None,
+                "resumed": pace.resumed,
             }
             for pace in paces
         ],
@@ -170,6 +176,7 @@ def results_json(
             for true, guess, count in found.pairs()[:MOST_PAIRS]
         ],
         "failed": [{"id": name, "reason": reason} for name, reason in fused.failed.items()],
+        "failed_by_reason": count_reasons(fused.failed.values()),
         "notes": [*result_notes(fused), *notes],
         "paper": [
             {

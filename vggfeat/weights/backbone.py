@@ -4,13 +4,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.models import VGG
+
+Net = TypeVar("Net", bound=nn.Module)
 
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 """Mean RGB pixel of the ILSVRC training set, 0 to 255, as published with the authors' nets."""
@@ -69,6 +71,16 @@ def empty_model(path: Path, about: Mapping[str, Any]) -> VGG:
             return VGG(about["config"], int(about["num_classes"]), width=float(about["width"]), pool=about["pool"])
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise WeightsError(f"{path}: its metadata describe no net of the VGG paper: {error}") from None
+
+
+def allocated(model: Net) -> Net:
+    """Give a net without memory its tensors on the CPU, in float32, with any values.
+
+    `to_empty` of PyTorch does the same, but imports a library for symbols first, which takes seconds.
+    """
+    blank = {name: torch.empty(tensor.shape, dtype=torch.float32) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(blank, assign=True)
+    return model
 
 
 def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:

@@ -28,6 +28,8 @@ _MOST_HEADER = 100 << 20
 _TABLE = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last bytes of the index of a TensorFlow checkpoint."""
 _MOST_MEMBERS = 100_000
+_CHECKPOINT = b'{"__metadata__": {"about": "{\\"run\\"'
+"""How the header of what `vggfeat.training.checkpoints` writes begins."""
 _NET = "save the net alone, for instance as PyTorch state dict or Keras HDF5"
 _UNPACK = "unpack it and name the file in it"
 _AGAIN = "the download failed: take the file anew, for instance with vggfeat weights fetch"
@@ -68,6 +70,7 @@ def recognise(path: Path) -> str:
     if not size:
         raise _other(path, "an empty file", _AGAIN)
     if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < _MOST_HEADER:
+        _refuse_checkpoint(path, start)
         return "vggfeat" if _has_our_metadata(path, start) else "timm"
     if start.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
@@ -119,6 +122,13 @@ def _has_our_metadata(path: Path, start: bytes) -> bool:
     with path.open("rb") as file:
         header = file.read(8 + int.from_bytes(start[:8], "little"))
     return b'"__metadata__"' in header and b'"vggfeat"' in header
+
+
+def _refuse_checkpoint(path: Path, start: bytes) -> None:
+    if start[8:].startswith(_CHECKPOINT):
+        run = path.parent.parent if path.parent.name == "checkpoints" else Path("RUN")
+        net = f"name {run / 'weights.safetensors'}, which is there when all steps are done (--resume goes on with them)"
+        raise _other(path, "a checkpoint of a training run, which only that run can use", net)
 
 
 def _recognise_zip(path: Path) -> str:

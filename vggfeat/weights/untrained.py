@@ -4,7 +4,7 @@ import torch
 
 from vggfeat.errors import ConfigError
 from vggfeat.models import VGG, initialise
-from vggfeat.weights.backbone import Backbone, hash_tensors
+from vggfeat.weights.backbone import Backbone, allocated, hash_tensors
 
 
 def random_backbone(spec: str) -> Backbone:
@@ -29,6 +29,6 @@ def random_backbone(spec: str) -> Backbone:
         raise ConfigError(
             f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
         ) from None
-    initialise(model.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
+    initialise(allocated(model), torch.Generator().manual_seed(seed))
     canonical = f"random:{net}:{seed}:{width:g}"
     return Backbone(model=model.eval(), source=canonical, sha256=hash_tensors(model.state_dict()), trained=False)

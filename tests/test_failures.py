@@ -1,0 +1,244 @@
+"""Failure is visible: what failed and why, how far a run has come, and how it ends when it is told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggfeat.caching import CacheSettings, cache_features
+from vggfeat.cli import run
+from vggfeat.datasets.front import open_dataset
+from vggfeat.errors import StoreError, WeightsError
+from vggfeat.extraction import ExtractionSettings
+from vggfeat.store.durable import DISK
+from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
+from vggfeat.training.checkpoints import Checkpoints
+from vggfeat.weights import load_backbone
+
+NET = "random:A:0:0.03125"
+FAILED = {"a/b.jpg": "empty", "a/c\n.png": "unrecognised", "a/d.jpg": "empty"}
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    for number in range(5):
+        draw(tmp_path / "in" / "a" / f"{number}.png", number)
+    for name, reason in FAILED.items():
+        (tmp_path / "in" / name).write_bytes(b"no picture" if reason == "unrecognised" else b"")
+    return tmp_path / "in"
+
+
+def words(root, out, *more):
+    given = ["extract", "--dataset", "folder", "--root", root, "--weights", NET, "--scales", "224", "--out", out]
+    return [str(word) for word in (*given, "--workers", "0", "--device", "cpu", "--shard-rows", "2", *more)]
+
+
+# --- counts, and the list of failures
+
+
+def test_the_most_frequent_reason_comes_first_and_equals_by_name():
+    counts = count_reasons(["empty: a: b", "truncated: x", "missing: y", "truncated: z", "odd"])
+    assert list(counts.items()) == [("truncated", 2), ("empty", 1), ("missing", 1), ("odd", 1)]
+    told = tally(total=9, done=6, resumed=2, reasons=["empty: ", "missing: ", "missing: "])
+    assert told == "3 of 9 pictures done, 3 failed (2 missing, 1 empty), 3 left, 2 by earlier runs"
+    assert tally(total=2, done=2, resumed=0, reasons=[]) == "2 of 2 pictures done"
+
+
+def test_failures_are_counted_listed_and_forgotten_when_they_are_mended(root, tmp_path, capsys):
+    out = tmp_path / "x.h5"
+    assert run(words(root, out)) == 3
+    shown = capsys.readouterr().out
+    assert f"{out}: 5 of 8 pictures done, 3 failed (2 empty, 1 unrecognised), in " in shown
+    assert f"failed: all of them: {out}.failures.jsonl" in shown
+    lines = [json.loads(line) for line in failures_path(out).read_text().splitlines()]
+    assert {line["id"]: line["reason"] for line in lines} == FAILED
+    assert [line["id"] for line in lines] == sorted(FAILED)
+    assert all(line["path"] == line["id"] and line["message"] and str(root) not in line["message"] for line in lines)
+
+    failures_path(out).unlink()
+    assert run(words(root, out, "--json")) == 3, "a run that finds all done makes it again"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["total"], told["done"], told["failed"], told["resumed"]) == (8, 5, 3, 8)
+    assert told["failed_by_reason"] == {"empty": 2, "unrecognised": 1}
+    assert told["failures_file"] == str(failures_path(out))
+    assert [json.loads(line) for line in failures_path(out).read_text().splitlines()] == lines
+
+    for name in FAILED:
+        draw(root / f"{name}.png", 9)
+        (root / name).unlink()
+    assert run(words(root, out, "--overwrite", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["failures_file"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.h5"]
+
+
+def test_a_list_of_failures_that_cannot_be_written_leaves_the_old_one_and_no_other(root, tmp_path, monkeypatch):
+    dataset = open_dataset("folder", root)
+    failures_path(tmp_path / "x.h5").write_text("old")
+
+    def full(fd, data, offset):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DISK, "write", full)
+    with pytest.raises(StoreError, match=r"x\.h5\.failures\.jsonl: writing the list of failures failed: the disk is"):
+        write_failures(tmp_path / "x.h5", dataset, {0: "empty: it has no bytes"})
+    assert failures_path(tmp_path / "x.h5").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.h5.failures.jsonl"]
+
+
+def test_whatever_ends_a_run_is_told_how_far_it_has_come(root, tmp_path):
+    dataset = open_dataset("folder", root)  # in the order of names: 5 good ones, 3 bad ones
+    cache = CacheSettings(workers=0, shard_rows=1)
+    settings = ExtractionSettings(scales=(224,))
+    later = "5 of 8 pictures done, 1 failed (1 empty), 2 left, 1 by earlier runs"
+    for last, told in ((2, "1 of 8 pictures done, 7 left"), (7, later)):
+
+        def stop(done, total, failed, last=last):
+            if done >= last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            cache_features(dataset, load_backbone(NET), tmp_path / "x.h5", settings, cache=cache, progress=stop)
+        (note,) = stopped.value.__notes__
+        assert note == f"{tmp_path / 'x.h5'}: {told}"
+
+
+def test_packing_names_ten_of_what_it_leaves_out(tmp_path, capsys):
+    for number in range(2000):  # so that 12 are below the 1 % that stop it
+        path = tmp_path / "in" / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number:
+            os.link(tmp_path / "in" / "train" / "a" / "0.jpg", path)
+        else:
+            Image.new("RGB", (8, 8)).save(path)
+    for name in ("a", "b"):
+        draw(tmp_path / "in" / "val" / name / "0.jpg", 0)
+    for number in range(2, 14):
+        path = tmp_path / "in" / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.unlink()
+        path.write_bytes(b"")
+    assert run(["data", "pack", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "x"), "--workers", "0"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 11
+    assert lines[-1] == f"left out: 2 more; all of them: {tmp_path / 'x' / 'unreadable.jsonl'}"
+
+
+def test_a_checkpoint_given_as_weights_is_called_one(tmp_path):
+    about = {"state": {"step": 7}, "run": {"net": "A"}}
+    (tmp_path / "nets").mkdir()
+    path = Checkpoints(tmp_path / "nets" / "checkpoints", DISK).save(7, {"x": torch.zeros(1)}, about)
+    with pytest.raises(WeightsError, match=r"a checkpoint of a training run.*name .*/nets/weights\.safetensors, which"):
+        load_backbone(path)
+    moved = path.rename(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"name RUN/weights\.safetensors"):
+        load_backbone(moved)
+
+
+# --- signals
+
+SCRIPT = """
+import atexit, sys, time
+import vggfeat.cli as cli
+
+def work(**_):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning", flush=True)
+        time.sleep({cleaning})
+
+def leave():
+    print("leaving", flush=True)
+    time.sleep({leaving})
+
+atexit.register(leave)
+cli.group.main = work
+cli.main(["extract"])
+"""
+
+
+def start(*before, cleaning=0.0, leaving=0.0):
+    command = [*before, sys.executable, "-c", SCRIPT.format(cleaning=cleaning, leaving=leaving)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def send_at(running, *moments):
+    """Send a signal after each word that the process says, and return what it said besides and how it ended."""
+    for word, number in moments:
+        assert not word or running.stdout.readline().strip() == word
+        running.send_signal(number)
+    said = running.communicate(timeout=20)[1]
+    return running.returncode, said
+
+
+LINE = "vggfeat: stopped by {}; what was finished is kept, and the same command goes on from there\n"
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (1, "SIGHUP")])
+def test_a_signal_ends_with_one_line_and_its_own_code(number, name):
+    assert send_at(start(), ("working", number)) == (128 + number, LINE.format(name))
+
+
+@pytest.mark.parametrize(
+    ("moments", "options"),
+    [
+        ([("working", signal.SIGINT), ("cleaning", signal.SIGINT)], {"cleaning": 60}),
+        ([("working", signal.SIGINT), ("cleaning", signal.SIGTERM)], {"cleaning": 0.2}),
+        ([("working", signal.SIGINT), ("cleaning", 0), ("leaving", signal.SIGINT)], {"leaving": 0.2}),
+    ],
+)
+def test_a_second_signal_is_no_noise_whenever_it_comes(moments, options):
+    begun = time.monotonic()
+    assert send_at(start(**options), *moments) == (130, LINE.format("Ctrl-C"))
+    assert time.monotonic() - begun < 20
+
+
+def test_a_signal_that_a_destructor_swallows_comes_again():
+    script = """
+import time
+import vggfeat.cli as cli
+
+class Slow:
+    def __del__(self):
+        print("working", flush=True)
+        time.sleep(60)
+
+def work(**_):
+    slow = Slow()
+    del slow
+    print("swallowed", flush=True)
+    time.sleep(60)
+
+cli.group.main = work
+cli.main(["extract"])
+"""
+    running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
+    assert send_at(running, ("working", signal.SIGTERM)) == (143, LINE.format("SIGTERM"))
+
+
+def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
+    assert send_at(start("nohup"), ("working", signal.SIGHUP), ("", signal.SIGTERM))[0] == 143
+
+
+def test_the_end_of_the_terminal_ends_a_run_in_order():
+    near, far = os.openpty()
+    own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    command = [sys.executable, "-c", own + SCRIPT.format(cleaning=0.1, leaving=0)]
+    running = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, start_new_session=True)
+    os.close(far)
+    assert b"working" in os.read(near, 100)
+    os.close(near)
+    assert running.wait(20) == 129
