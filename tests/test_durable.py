@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, replacing, write_all
+from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, open_own, replacing, write_all
 from vggfeat.store.locks import Lock, holder
 
 
@@ -63,6 +63,28 @@ def test_failed_call_leaves_the_old_file_and_no_other(tmp_path, call):
         sink.write(b"new")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "loop", "pipe", "folder"])
+def test_what_is_no_file_of_ours_is_refused_by_name_and_not_waited_for(tmp_path, kind):
+    path, other = tmp_path / "a", tmp_path / "b"
+    other.write_bytes(b"another's")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"link": other, "broken link": "none", "loop": path}[kind])
+    with pytest.raises(StoreError, match=rf"{path}: expected a regular file, found a link, folder, pipe or device"):
+        open_own(path)
+
+
+def test_own_file_is_read_and_a_missing_one_is_missing(tmp_path):
+    (tmp_path / "a").write_bytes(b"bytes")
+    with open_own(tmp_path / "a") as file:
+        assert file.read() == b"bytes"
+    with pytest.raises(FileNotFoundError):
+        open_own(tmp_path / "b")
 
 
 def test_failed_check_keeps_the_file_from_its_name(tmp_path):

@@ -300,13 +300,16 @@ def test_an_interrupted_copy_is_not_taken_for_class_folders(tree, tmp_path):
         ilsvrc.read(tmp_path / "out")
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "flipped"])
+@pytest.mark.parametrize("damage", ["empty", "short", "flipped", "version"])
 def test_damaged_lists_are_named(tree, tmp_path, damage):
     out = tmp_path / "out"
     pack(ilsvrc.read(tree), out, SMALL, workers=0)
     data = bytearray((out / "train.npz").read_bytes())
+    later = bytearray(data)
+    later[data.rindex(b"PK\1\2") + 6] = 200  # the version of zip that it needs
     data[200] ^= 1
-    (out / "train.npz").write_bytes({"empty": b"", "short": data[:300], "flipped": data}[damage])
+    contents = {"empty": b"", "short": data[:300], "flipped": data, "version": later}
+    (out / "train.npz").write_bytes(contents[damage])
     with pytest.raises(DatasetError, match=r"out.*give the same `data pack` command again"):
         ilsvrc.read(out)
 
@@ -343,7 +346,7 @@ def test_two_writers_do_not_meet(tree, tmp_path):
     pack(data, out, SMALL, workers=0)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "of tomorrow"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "of tomorrow"}', "[" * 5000])
 def test_a_damaged_index_is_named(tree, tmp_path, text):
     out = tmp_path / "out"
     pack(ilsvrc.read(tree), out, SMALL, workers=0)

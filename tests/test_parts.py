@@ -245,6 +245,31 @@ def test_shard_that_is_no_shard_is_computed_anew(out, unbroken, damage):
     assert digest(out) == unbroken
 
 
+@pytest.mark.parametrize("change", ["nothing", "reason", "status", "value"])
+def test_shard_with_impossible_rows_behind_a_fitting_checksum_is_computed_anew(out, unbroken, change):
+    with open_parts(out) as parts:
+        parts.commit(0, make_block(parts.rows(0)))
+        path = parts.folder / "s00000.h5"
+    image = bytearray(path.read_bytes()[HEAD:])
+    with h5py.File(io.BytesIO(image)) as file:
+        place = {name: file[name].id.get_offset() for name in ("features", "status", "reasons")}
+        width = file["reasons"].dtype.itemsize
+    if change == "reason":
+        at = place["reasons"] + 3 * width
+        image[at : at + width] = b"trunc\0ted"
+    elif change == "status":
+        image[place["status"]] = Status.PENDING
+    elif change == "value":
+        image[place["features"] : place["features"] + 4] = np.float32(np.inf).tobytes()
+    head = path.read_bytes()[:HEAD]
+    digests = [hashlib.sha256(content).hexdigest().encode() for content in (path.read_bytes()[HEAD:], image)]
+    path.write_bytes(head.replace(*digests) + image)
+    with open_parts(out) as parts:
+        assert parts.pending == ([1, 2] if change == "nothing" else [0, 1, 2])
+    finish(out)
+    assert digest(out) == unbroken
+
+
 def test_shard_damaged_while_the_run_goes_on_never_reaches_the_file(out, unbroken):
     with open_parts(out) as parts:
         for shard in parts.pending:
@@ -599,3 +624,60 @@ def test_parts_close_more_than_once(out):
     parts.close()
     parts.close()
     assert isinstance(parts, Parts)
+
+
+# Several processes.
+
+
+def test_two_take_part_and_the_first_makes_the_file_of_one(out, unbroken):
+    with open_parts(out) as first:
+        begun = first.share()
+        assert (begun.pending, begun.done, begun.complete) == ([0, 1, 2], 0, False)
+        with open_parts(out, begun=begun) as second:
+            assert second.pending == [0, 1, 2]
+            second.commit(2, make_block(second.rows(2)))
+            assert first.done_rows == 0
+            first.look([2])
+            assert (first.done_rows, first.failed_rows) == (7, 0)
+            for shard in (0, 1):
+                first.commit(shard, make_block(first.rows(shard)))
+            with pytest.raises(StoreError, match="1 pending"):
+                first.consolidate(PROVENANCE)
+        first.adopt(second.made)
+        assert (first.done_rows, first.failures) == (ROWS, FAILED)
+        with pytest.raises(StoreError, match="one of the pending shards"):
+            first.adopt(second.made)
+        first.consolidate(PROVENANCE)
+    assert digest(out) == unbroken
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_another_run_is_refused_while_any_process_takes_part(out):
+    with open_parts(out) as first, open_parts(out, begun=first.share()):
+        first.close()
+        with pytest.raises(StoreError, match="only writer"):
+            open_parts(out)
+    open_parts(out).close()
+
+
+def test_none_takes_part_in_a_run_of_other_settings(out):
+    with open_parts(out) as first:
+        begun = first.share()
+        with pytest.raises(StoreError, match=r'all its processes, .* layer: found "fc6", expected "fc7"'):
+            open_parts(out, key=KEY | {"layer": "fc6"}, begun=begun)
+        first.commit(0, make_block(first.rows(0)))
+
+
+def test_none_takes_part_in_what_another_run_has_taken(out):
+    with open_parts(out) as first:
+        begun = first.share()
+    with open_parts(out), pytest.raises(StoreError, match="only writer"):
+        open_parts(out, begun=begun)
+
+
+def test_who_takes_part_in_a_finished_run_has_nothing_to_do(out):
+    finish(out)
+    with open_parts(out) as first, open_parts(out, begun=first.share()) as second:
+        assert second.complete
+        assert second.pending == []
+    assert os.listdir(out.parent) == [out.name]

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("kills", "random_kills", "disk", "power", "signals", "races", "keys", "rot", "training", "soak", "pictures",
-         "hostile", "fuzz")  # fmt: skip
+NAMES = ("kills", "random_kills", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training", "soak",
+         "flat", "pictures", "hostile", "fuzz")  # fmt: skip
 QUICK = ("kills", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
 """Those that `quick` stands for; of the others, the tests hold short forms of their own."""
 

@@ -4,12 +4,14 @@ Weights in their published formats have a harness of their own, tests/fuzz_weigh
 """
 
 import hashlib
+import io
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from crash_runs import contents
@@ -20,6 +22,7 @@ from vggfeat.datasets import boxes, caltech, folder, ilsvrc, voc
 from vggfeat.errors import DatasetError, FitError, PictureError, StoreError, TrainingError, VggfeatError
 from vggfeat.images.decoding import DecodeSettings, Request, decode
 from vggfeat.samples import LabelledPictures
+from vggfeat.store.columns import write_text_attribute
 from vggfeat.store.durable import DISK
 from vggfeat.store.shards import HEAD
 from vggfeat.svm.model import LinearModel
@@ -168,6 +171,28 @@ def read_features(place: Path) -> str | None:
     return None if problems else told(found)
 
 
+def reseal_features(rng: random.Random, name: str, content: bytes) -> bytes:
+    """Other numbers, texts or attributes, in HDF5 that is in order."""
+    memory = io.BytesIO(content)
+    with h5py.File(memory, "r+") as file:
+        columns = [*(item for item in file.values() if isinstance(item, h5py.Dataset)), *file["splits"].values()]
+        column, attribute = rng.choice(columns), rng.choice(list(file.attrs))
+        if rng.random() < 0.5 and column.nbytes:
+            old = column[...]
+            new = damage(rng, old.tobytes(), content)[: old.nbytes].ljust(old.nbytes, b"\0")
+            column[...] = np.frombuffer(new, old.dtype).reshape(old.shape)
+            digest = hashlib.sha256(new).hexdigest()
+            write_text_attribute(column, "sha256", digest)
+            if column.name == "/features":
+                write_text_attribute(file, "features_sha256", digest)
+        elif isinstance(file.attrs[attribute], np.int64):
+            file.attrs[attribute] = np.int64(rng.choice((-1, 0, 1, 2, 2**62)))
+        else:
+            text = damage(rng, bytes(file.attrs[attribute]), content).decode("utf-8", "surrogateescape")
+            write_text_attribute(file, attribute, text.replace("\0", ""))
+    return memory.getvalue()
+
+
 def unfinished(place: Path) -> None:
     with open_parts(place / "x.h5") as parts:
         for shard in parts.pending[:2]:
@@ -299,7 +324,7 @@ READERS = {
                            error=DatasetError, texts=(".csv", ".txt"), damaged=(".csv", ".txt")),
     "boxes": Reader(make=box_tree, read=read_box_tree, error=DatasetError, texts=(".xml",)),
     "features": Reader(make=lambda place: finish(place / "x.h5") and None, read=read_features, error=StoreError,
-                       exact=True),
+                       exact=True, reseal=reseal_features),
     "parts": Reader(make=unfinished, read=read_parts, error=StoreError, texts=(".json", ".jsonl"), exact=True,
                     reseal=reseal_shard),
     "model": Reader(make=model, read=read_model, error=FitError, exact=True, reseal=reseal_model),

@@ -50,7 +50,7 @@ def run(options: Options) -> Report:
 def render(place: Path, rng: random.Random) -> None:
     for number in range(FILES):
         path = place / f"{number:03d}.png"
-        draw(path, number)
+        draw(path, number, (48, 48))
         if number < HOSTILE:
             path.write_bytes(mutate(rng, path.read_bytes()[: 300 * number], b"x", text=False))
 
@@ -61,18 +61,8 @@ def write_list(path: Path, rounds: int) -> None:
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
-    words = [
-        "extract",
-        "--dataset",
-        "manifest",
-        "--root",
-        folder / "in" / f"{name}.csv",
-        "--weights",
-        NET,
-        "--scales",
-        224,
-    ]
-    words += ["--device", "cpu", "--workers", 1, "--shard-rows", FILES, "--quiet", "--out", folder / f"{name}.h5"]
+    words = f"extract --dataset manifest --weights {NET} --scales 224 --device cpu --workers 1 --quiet".split()
+    words += ["--shard-rows", FILES, "--root", folder / "in" / f"{name}.csv", "--out", folder / f"{name}.h5"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen([sys.executable, "-m", "vggfeat", *map(str, words)], **quiet)
 
