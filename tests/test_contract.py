@@ -1,5 +1,9 @@
 """The precision contract: what is measured, and that half precision keeps it."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -46,3 +50,37 @@ def test_a_wrong_row_is_seen():
     exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
     found = features(exact, [picture(1), picture(2)])
     assert least_cosine(exact, [picture(1), picture(2)], [found[0], found[0]]) < 0.999
+
+
+def percent(folder, *options):
+    out = folder / f"{'-'.join(options)}.h5"
+    commands = [
+        [
+            "extract",
+            "--dataset",
+            "voc2007",
+            "--root",
+            folder,
+            "--weights",
+            "small",
+            "--scales",
+            "224,256",
+            "--out",
+            out,
+        ],
+        ["svm", "--features", out, "--json"],
+    ]
+    commands[0] += ["--quiet", *options]
+    for words in commands:
+        done = subprocess.run([sys.executable, "-m", "vggfeat", *map(str, words)], stdout=subprocess.PIPE, check=True)
+    return 100 * json.loads(done.stdout)["headline"]
+
+
+@pytest.mark.long
+def test_half_precision_and_padding_change_the_demo_by_no_more_than_a_tenth_of_a_point(tmp_path):
+    words = ["data", "synth", "voc2007", "--root", tmp_path, "--size", "demo"]
+    subprocess.run([sys.executable, "-m", "vggfeat", *map(str, words)], check=True)
+    exact = percent(tmp_path, "--precision", "fp32")
+    assert percent(tmp_path, "--precision", "bf16") == pytest.approx(exact, abs=0.1)
+    assert percent(tmp_path, "--precision", "fp16") == pytest.approx(exact, abs=0.1)
+    assert percent(tmp_path, "--batching", "padded") == pytest.approx(exact, abs=0.01)

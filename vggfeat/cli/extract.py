@@ -26,7 +26,10 @@ SHOWN_FAILURES = 10
 @click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
 @click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True,
+    help="Of the convolutions. For a faster one, some pictures are computed again in fp32, and the difference is told.",
+)  # fmt: skip
 @click.option(
     "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
     help="How pictures are rescaled.",
@@ -39,7 +42,10 @@ SHOWN_FAILURES = 10
     help="Which pictures run together: of equal size, or of similar size with zeros beside the smaller ones.",
 )  # fmt: skip
 @click.option(
-    "--compile", "compiled", is_flag=True, help="Compile the net: a minute or two first, then faster on a GPU."
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the net first, for a minute or two. [vggfeat bench extract tells whether that pays]",
 )
 @click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
 @click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
