@@ -20,6 +20,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images.decoding import DecodeSettings, Request, decode
 from vggfeat.passes import Passes
+from vggfeat.store.failures import failures_path
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
 from vggfeat.weights import load_backbone, random_backbone, save_weights
@@ -348,7 +349,7 @@ def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, 
         # Alone in a batch, a picture gets other last bits.
         assert found["least"] == pytest.approx(cosines(half.features[rows], exact.features[rows]).min(), abs=1e-6)
     assert 0.999 < found["least"] < 1
-    assert f"the least cosine of a vector is {found['least']:.6f}" in done.notes[-1]
+    assert done.notes[-1].endswith(f"the least cosine of a vector of 4 pictures is {found['least']:.6f}")
     assert cache_features(dataset, random_backbone(NET), out, settings, cache=CACHE).notes == done.notes
     assert compared(tmp_path / "exact.h5") is None
 
@@ -368,4 +369,33 @@ def test_where_every_picture_fails_nothing_is_compared(tmp_path):
         open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
     )
     assert compared(tmp_path / "x.h5") == {"least": None, "pictures": 0}
-    assert done.notes == ()
+    assert done.notes[-1].endswith("so nothing is known of the difference")
+
+
+def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(caching, "compare", refuse)
+    settings = replace(SETTINGS, precision="bf16")
+    done = cache_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE)
+    assert done.failures == ()
+    assert compared(tmp_path / "x.h5") == {"least": None, "pictures": 0}
+
+
+def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, monkeypatch):
+    draw(tmp_path / "in" / "a.png", 1)
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    out, net = tmp_path / "x.h5", random_backbone(NET)
+    cache_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, cache=CACHE)
+    told = failures_path(out).read_text()
+    assert '"reason": "unrecognised"' in told
+    draw(tmp_path / "in" / "b.png", 2)
+    monkeypatch.setattr(Parts, "consolidate", lambda *_: (_ for _ in ()).throw(StoreError("the disk is full")))
+    other, cache = replace(SETTINGS, scales=(240,)), replace(CACHE, overwrite=True)
+    with pytest.raises(StoreError, match="full"):
+        cache_features(open_dataset("folder", tmp_path / "in"), net, out, other, cache=cache)
+    assert failures_path(out).read_text() == told
+    monkeypatch.undo()
+    cache_features(open_dataset("folder", tmp_path / "in"), net, out, other, cache=cache)
+    assert not failures_path(out).exists()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vggfeat.contract import LEAST_COSINE, cosines, least_cosine
+from vggfeat.contract import LEAST_COSINE, compare, cosines
 from vggfeat.errors import PictureError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images.decoding import Picture
@@ -36,20 +36,21 @@ def test_the_bundled_net_keeps_the_contract(precision):
     pictures = [picture(1), PictureError("empty", "x"), picture(2)]
     net = load_backbone("small")
     exact, half = (Extraction(net, ExtractionSettings(scales=(224,), precision=p)) for p in ("fp32", precision))
-    found = least_cosine(exact, pictures, features(half, pictures))
-    assert LEAST_COSINE <= found < 1
+    found = compare(exact, pictures, features(half, pictures))
+    assert LEAST_COSINE <= found.least < 1
+    assert found.pictures == 2
 
 
 def test_nothing_is_claimed_where_nothing_was_compared():
     exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
     failed = [PictureError("empty", "x")]
-    assert least_cosine(exact, failed, [None]) is None
+    assert compare(exact, failed, [None]) == (None, 0)
 
 
 def test_a_wrong_row_is_seen():
     exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
     found = features(exact, [picture(1), picture(2)])
-    assert least_cosine(exact, [picture(1), picture(2)], [found[0], found[0]]) < 0.999
+    assert compare(exact, [picture(1), picture(2)], [found[0], found[0]]).least < 0.999
 
 
 def percent(folder, *options):

@@ -1,5 +1,7 @@
 """Features against a slow, obvious computation: one picture, one scale, one region at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -344,14 +346,6 @@ def test_padded_batches_are_fewer(monkeypatch):
         assert sum(shape[0] for shape in passes) == 2 * len(MIXED)
 
 
-def test_a_picture_does_not_feel_its_neighbour_in_a_padded_batch():
-    net = backbone(width=1 / 32)
-    settings = ExtractionSettings(scales=(224,), batching="padded")
-    one, calm, loud = picture(100, 130, 1), picture(100, 133, 2), picture(100, 133, 3)
-    first, other = (Extraction(net, settings).rows([one, neighbour])[0].features for neighbour in (calm, loud))
-    assert np.array_equal(first, other)
-
-
 def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):
     pictures = [picture(100, 130 + seed, seed) for seed in range(4)]
     net = backbone(width=1 / 32)
@@ -446,3 +440,42 @@ def test_devices_that_are_not_there_are_named():
         Extraction(backbone(), ExtractionSettings(), "meta")
     with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
         Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")
+
+
+def test_a_picture_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
+    upload = Extraction.on_device
+
+    def scarce(self, tensor):
+        if tensor.shape[0] == 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return upload(self, tensor)
+
+    monkeypatch.setattr(Extraction, "on_device", scarce)
+    pictures = [picture(224, 224, 1), picture(300, 300, 2), picture(230, 240, 3)]
+    rows = Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(pictures)
+    assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
+
+
+@pytest.mark.parametrize("batching", ["size", "padded"])
+def test_every_pass_of_a_compiled_net_is_compiled_whatever_its_shape(batching, monkeypatch):
+    made, ran, passes = [], [], []
+
+    def backend(graph, _):
+        made.append(graph)
+        return lambda *given: ran.append(graph) or graph.forward(*given)
+
+    compiled, one_pass = VGG.compile, Extraction._pass
+    monkeypatch.setattr(VGG, "compile", lambda net, **options: compiled(net, backend=backend, **options))
+    monkeypatch.setattr(Extraction, "_pass", lambda *given: passes.append(1) or one_pass(*given))
+    net = backbone(width=1 / 32)
+    settings = ExtractionSettings(scales=(224, 256), batching=batching, batch_pixels=1 << 18)
+    # Squares, pictures alone in a batch, maps of one position: each a form of its own to a compiler.
+    sizes = [(224, 224), (224, 225), (300, 300), (500, 375), (375, 500), (375, 500), (240, 700), (230, 260), (449, 233)]
+    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    plain = Extraction(net, settings).rows(pictures)
+    assert not made
+    passes.clear()
+    rows = Extraction(net, replace(settings, compiled=True)).rows(pictures)
+    assert len(ran) >= len(passes) > len(made) > 0
+    for row, other in zip(rows, plain, strict=True):
+        np.testing.assert_allclose(row.features, other.features, rtol=1e-4, atol=1e-6)

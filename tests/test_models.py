@@ -231,3 +231,11 @@ def test_settings_that_are_not_allowed_are_named(arguments, options):
 def test_unknown_maps_are_named():
     with pytest.raises(ConfigError, match="fc9"):
         small("A")(torch.zeros(1, 3, 224, 224), ("fc9",))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_local_response_normalisation_in_half_precision_is_rounded_and_no_more(dtype):
+    maps = torch.rand(2, 16, 3, 4, generator=torch.Generator().manual_seed(0)) * 50
+    half = local_response_norm(maps.to(dtype))
+    assert half.dtype == dtype
+    torch.testing.assert_close(half, local_response_norm(maps.to(dtype).float()).to(dtype), rtol=0, atol=0)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from vggfeat.computing import Progress, Work, compute
-from vggfeat.contract import LEAST_COSINE, PICTURES, least_cosine
-from vggfeat.errors import ConfigError
+from vggfeat.contract import LEAST_COSINE, PICTURES, Agreement, compare
+from vggfeat.errors import ConfigError, out_of_memory
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
@@ -198,11 +198,13 @@ def _finish(parts: Parts, out: Path, key: dict[str, Any], work: Work, decode: De
     if parts.complete:
         with FeatureFile(out) as file:
             file.check()
-        write_failures(parts.out, work.dataset, parts.failures)
     else:
-        # Before the file has its name: a run that is killed in between is given again.
-        write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
+        if not parts.out.exists():
+            # Before the file has its name: a run that is killed in between is given again.
+            write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
         parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers))
+    # A file that was replaced had a list of its own until now.
+    write_failures(parts.out, work.dataset, parts.failures)
 
 
 def _compared(parts: Parts, work: Work, decode: DecodeSettings, workers: int) -> dict[str, Any]:
@@ -214,10 +216,16 @@ def _compared(parts: Parts, work: Work, decode: DecodeSettings, workers: int) ->
         return {}
     done = np.setdiff1d(np.arange(parts.total_rows), list(parts.failures))
     rows = np.unique(done[np.linspace(0, len(done) - 1, PICTURES).astype(int)]) if len(done) else done
-    with Decoder(min(workers, 1), decode) as decoder:
-        pictures = decoder.stream(requests(work.dataset, rows.tolist(), work.passes.regions, work.place))
-        least = least_cosine(work.exact(), pictures, [parts.features(row) for row in rows])
-    return {"float32_cosine": {"least": least, "pictures": len(rows)}}
+    features = [parts.features(row) for row in rows]
+    try:
+        with Decoder(min(workers, 1), decode) as decoder:
+            pictures = decoder.stream(requests(work.dataset, rows.tolist(), work.passes.regions, work.place))
+            found = compare(work.exact(), pictures, features)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        found = Agreement(None, 0)  # Two nets are more than one.
+    return {"float32_cosine": found._asdict()}
 
 
 def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
@@ -300,13 +308,16 @@ def _notes(work: Work, enlarged: int) -> Iterator[str]:
 
 
 def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Iterator[str]:
-    if compared is None or compared["least"] is None:
+    if compared is None:
         return
-    found = f"{precision}: {compared['pictures']} pictures were computed again in float32; the least cosine of a vector"
-    if compared["least"] >= LEAST_COSINE:
-        yield f"{found} is {compared['least']:.6f}"
-    else:
-        yield f"{found} is {compared['least']:.6f}, below {LEAST_COSINE}: with this net take --precision fp32"
+    if compared["least"] is None:
+        yield f"{precision}: no picture could be computed again in float32, so nothing is known of the difference"
+        return
+    again = (
+        f"{precision}: computed again in float32, the least cosine of a vector of {compared['pictures']} pictures is"
+    )
+    advice = "" if compared["least"] >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
+    yield f"{again} {compared['least']:.6f}{advice}"
 
 
 def _hash_sizes(work: Work) -> str:

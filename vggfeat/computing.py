@@ -23,7 +23,10 @@ from vggfeat.store.shards import Block, Shape, Status
 from vggfeat.weights import Backbone
 
 Progress = Callable[[float, int, int], None]
-"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far."""
+"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far.
+
+On a CPU, done are also pictures whose shard is still being computed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,14 +62,14 @@ def compute(
     world : World
         The processes that share the shards.
     ahead : int
-        Shards that a GPU is given before the rows of one are fetched and written, so that it never waits for that.
+        Shards that a GPU is given before the rows of one are waited for and written, so that it has work meanwhile.
 
     Raises
     ------
     StoreError
         If the disk refuses.
     """
-    pending, begun = parts.pending, parts.done_rows
+    pending = parts.pending
     shards = pending[world.rank :: world.size]
     theirs = sorted(set(pending) - set(shards)) if world.first else []
     rows = [row for shard in shards for row in parts.rows(shard)]
@@ -74,7 +77,7 @@ def compute(
 
     def show(done: float = 0) -> None:
         if progress is not None and world.first:
-            progress(begun + parts.elsewhere + done, parts.total_rows, parts.failed_rows)
+            progress(parts.done_rows + done, parts.total_rows, parts.failed_rows)
 
     def look() -> None:
         parts.look(theirs)
@@ -85,14 +88,12 @@ def compute(
         names = [_name(work.place(row)) for row in parts.rows(shard)]
         parts.commit(shard, to_block(finish(), parts.shape, names))
 
-    drawn = (1 + ahead) * len(parts.rows(0)) if ahead else 0
-    with Decoder(workers, decode, ahead=drawn) as decoder:
+    with Decoder(workers, decode, ahead=pictures_ahead(ahead, len(parts.rows(0)))) as decoder:
         pictures = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
         for shard in shards:
             look()
             taken = _take(pictures, len(parts.rows(shard)))
-            launched.append((shard, work.passes.launch(taken, show)))
-            begun += len(parts.rows(shard))
+            launched.append((shard, work.passes.launch(taken, None if ahead else show)))
             if len(launched) > ahead:
                 commit()
         while launched:
@@ -104,8 +105,12 @@ def compute(
         if world.first:
             parts.adopt(made)
             work.passes.halvings += halvings
-    begun = parts.done_rows
     show()
+
+
+def pictures_ahead(shards: int, rows: int) -> int:
+    """Return how many pictures are decoded before they are asked for, so that a launch finds those of its shard."""
+    return (1 + shards) * rows if shards else 0
 
 
 def _name(place: Place) -> str:

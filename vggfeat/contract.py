@@ -4,6 +4,7 @@ S = scales, R = regions, C = values per scale and region.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,19 @@ LEAST_COSINE = 0.9999
 """What every vector is expected to reach."""
 
 
-def least_cosine(
+class Agreement(NamedTuple):
+    """How near the rows of a run are to those of float32."""
+
+    least: float | None
+    """The least cosine of all vectors (C,), -1 to 1; None if none could be compared."""
+    pictures: int
+    """How many were compared."""
+
+
+def compare(
     exact: Passes, pictures: Iterable[Picture | PictureError], features: Sequence[NDArray[np.float32] | None]
-) -> float | None:
-    """Compute pictures again in float32 and compare.
+) -> Agreement:
+    """Compute pictures again in float32, and compare.
 
     Parameters
     ----------
@@ -33,12 +43,11 @@ def least_cosine(
 
     Returns
     -------
-    float or None
-        The least cosine of all vectors (C,), -1 to 1; None if none can be compared.
+    Agreement
     """
     pairs = zip(exact.rows(pictures), features, strict=True)
     found = [cosines(row.features, other) for row, other in pairs if row.features is not None and other is not None]
-    return float(min(values.min() for values in found)) if found else None
+    return Agreement(float(min(values.min() for values in found)) if found else None, len(found))
 
 
 def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -137,7 +137,7 @@ class Extraction(Passes):
         sides = torch.cat([sides, sides])
         maps = self.model(both, (layer,), sides=sides)[layer]
         within = inside(maps, self.model.pool5_side(sides) if layer == "pool5" else self.model.positions(sides))
-        means = (maps * within).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
+        means = maps.masked_fill(~within, 0).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
         return (means[: len(images)] + means[len(images) :]) / 2
 
 

@@ -207,7 +207,9 @@ def local_response_norm(x: Tensor) -> Tensor:
     b_i = a_i / (k + alpha * sum of a_j^2 over the n channels around i) ^ beta: the original formula
     (Krizhevsky et al. 2012, Sect. 3.3). PyTorch divides alpha by n, hence the factor.
     """
-    return F.local_response_norm(x, size=5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+    # PyTorch has none in half precision on a CPU.
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return F.local_response_norm(wide, size=5, alpha=5 * 1e-4, beta=0.75, k=2.0).to(x.dtype)
 
 
 def initialise(model: VGG, generator: torch.Generator) -> None:

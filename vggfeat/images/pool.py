@@ -123,17 +123,16 @@ class Decoder:
 
     def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
         source = iter(requests)
-        waiting: deque[Future[Answer]] = deque()
-        largest = self._hold
+        waiting, largest = _Line(), self._hold
         try:
             while True:
                 while self._wants_more(waiting, largest) and (drawn := list(islice(source, 1))):
                     if self._closed:
                         raise CancelledError
-                    waiting.append(self._threads.submit(self._in_worker, drawn[0]))
-                if not waiting:
+                    waiting.join(self._threads.submit(self._in_worker, drawn[0]))
+                if not len(waiting):
                     return
-                answer = waiting.popleft().result()
+                answer = waiting.take()
                 # Until the first answer, every picture is taken for a very large one.
                 largest = max(_bytes(answer), 0 if largest == self._hold else largest)
                 yield answer
@@ -141,13 +140,12 @@ class Decoder:
         except CancelledError:
             raise RuntimeError("the decoder was closed before its stream had been read to the end") from None
         finally:
-            for future in waiting:
-                future.cancel()
+            waiting.cancel()
 
-    def _wants_more(self, waiting: deque[Future[Answer]], largest: int) -> bool:
+    def _wants_more(self, waiting: "_Line", largest: int) -> bool:
         if len(waiting) <= self.workers:
             return True
-        held = sum(_bytes(future.result()) if _succeeded(future) else largest for future in waiting)
+        held = waiting.held + waiting.unfinished * largest
         return len(waiting) < self._most_ahead and held + largest <= self._hold
 
     def _in_worker(self, request: Request) -> Answer:
@@ -195,8 +193,46 @@ class Decoder:
         return worker.end()
 
 
-def _succeeded(future: Future[Answer]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+class _Line:
+    """Pictures that are being decoded or wait to be taken, in order, and what they hold.
+
+    A picture that is finished is counted as such a moment later; until then it is taken for a large one.
+    """
+
+    def __init__(self) -> None:
+        self._futures: deque[Future[Answer]] = deque()
+        self._lock = threading.Lock()
+        self.held = 0
+        """Bytes of finished ones."""
+        self.unfinished = 0
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def join(self, future: Future[Answer]) -> None:
+        """Add a picture at the end."""
+        self._futures.append(future)
+        with self._lock:
+            self.unfinished += 1
+        future.add_done_callback(self._finished)
+
+    def take(self) -> Answer:
+        """Wait for the first picture, and return it."""
+        answer = self._futures.popleft().result()
+        with self._lock:
+            self.held -= _bytes(answer)
+        return answer
+
+    def cancel(self) -> None:
+        """Give up all."""
+        for future in self._futures:
+            future.cancel()
+
+    def _finished(self, future: Future[Answer]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        with self._lock:
+            self.unfinished -= 1
+            self.held += 0 if failed else _bytes(future.result())
 
 
 def _bytes(answer: Answer) -> int:

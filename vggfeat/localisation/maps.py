@@ -15,6 +15,7 @@ from torch import Tensor
 from vggfeat.extraction import dense_map, narrowest_strip
 from vggfeat.models import VGG
 from vggfeat.passes import Passes, PassSettings, Size, by_size
+from vggfeat.passes.uploads import Uploads
 from vggfeat.transforms import rescaled_size
 from vggfeat.weights import Backbone
 
@@ -79,11 +80,14 @@ class DenseMaps(Passes):
     def maps(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
         """Yield the maps of some pictures, (H, W, 3) each, at every scale, by batches of equal size."""
         places, sizes = self.places([(picture.shape[:2],) for picture in pictures])
+        uploads = Uploads(self.uploaded, pictures)
         for batch in by_size(sizes, self.settings.batch_pixels):
-            chosen = [(self.uploaded(pictures[places[i][0]]), sizes[i]) for i in batch]
-            for i, values in zip(batch, self._batch(chosen, self.settings.batch_pixels), strict=True):
+            chosen = [(places[i][0], sizes[i]) for i in batch]
+            maps = self._batch(chosen, uploads, self.settings.batch_pixels)
+            self.mark()()
+            for i, values in zip(batch, maps, strict=True):
                 n, s, _ = places[i]
-                yield Found(n, s, sizes[i], None if values is None else values.cpu())
+                yield Found(n, s, sizes[i], values)
 
 
 class CentreCrop(Passes):

@@ -1,4 +1,4 @@
-"""A net on a device, and pictures brought to it in batches of equal size: what features and class posteriors share.
+"""A net on a device, and pictures brought to it in batches: what features and class posteriors share.
 
 N = pictures of a batch, S = scales, R = regions, C = values per scale and region, H, W = picture sides in pixels.
 """
@@ -20,6 +20,7 @@ from vggfeat.images.decoding import Picture
 from vggfeat.models import VGG
 from vggfeat.passes.batching import Size, by_size
 from vggfeat.passes.settings import PassSettings, Precision
+from vggfeat.passes.uploads import Uploads
 from vggfeat.transforms import mirror, normalise, pad, rescale, rescaled_size
 from vggfeat.weights import Backbone
 
@@ -31,7 +32,7 @@ MAX_RESCALED_PIXELS = 1 << 25
 _Place = tuple[int, int, int]
 """Number of a picture, of a scale and of a region."""
 _Values = list[tuple[_Place, Tensor | None]]
-"""(C,) each, on the device; None where the picture did not fit into memory."""
+"""(C,) each, on their way to the CPU; None where the picture did not fit into memory."""
 
 
 class Row(NamedTuple):
@@ -127,7 +128,7 @@ class Passes(ABC):
         pictures : iterable of Picture or PictureError
             In row order; a failure keeps its place.
         progress : callable, optional
-            Called after every batch with the number of pictures done.
+            Called after every batch with the number of pictures that have been through it, on a GPU: are queued for it.
 
         Returns
         -------
@@ -159,7 +160,16 @@ class Passes(ABC):
                 launched.append(([*window], self._values([one.regions for one in window.values()])))
                 window, held = {}, 0
         launched.append(([*window], self._values([one.regions for one in window.values()])))
-        return lambda: self._finished(found, launched)
+        wait = self.mark()
+        return lambda: self._finished(found, launched, wait)
+
+    def mark(self) -> Callable[[], None]:
+        """Return what waits until all that is queued by now has come to pass; later work is not waited for."""
+        if self.device.type != "cuda":
+            return lambda: None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event.synchronize
 
     def _started_row(self, picture: Picture | PictureError) -> Row:
         if isinstance(picture, PictureError):
@@ -174,7 +184,10 @@ class Passes(ABC):
                 )
         return Row(None, reason, picture.size, picture.sha256)
 
-    def _finished(self, found: list[Row], launched: list[tuple[list[int], _Values]]) -> list[Row]:
+    def _finished(
+        self, found: list[Row], launched: list[tuple[list[int], _Values]], wait: Callable[[], None]
+    ) -> list[Row]:
+        wait()
         for indices, values in launched:
             features, unfit = self._fetched(len(indices), values)
             for n, index in enumerate(indices):
@@ -187,7 +200,7 @@ class Passes(ABC):
         return found
 
     def _fetched(self, count: int, values: _Values) -> tuple[NDArray[np.float32], set[int]]:
-        """Bring the values of N pictures from the device.
+        """Put the values of N pictures together.
 
         Returns
         -------
@@ -199,17 +212,17 @@ class Passes(ABC):
         fitting = [(place, value) for place, value in values if value is not None]
         if fitting:
             places, rows = zip(*fitting, strict=True)
-            features[tuple(np.array(places).T)] = torch.stack(rows).cpu().numpy()
+            features[tuple(np.array(places).T)] = torch.stack(rows).numpy()
         return features, {place[0] for place, value in values if value is None}
 
     def _values(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> _Values:
         """Queue N pictures of R regions each, batch by batch."""
-        uploaded = [[self.uploaded(region) for region in regions] for regions in pictures]
+        uploads = Uploads(self.uploaded, [region for regions in pictures for region in regions])
         places, sizes = self.places([[region.shape[:2] for region in regions] for regions in pictures])
         values: _Values = []
         for batch in self.batches(sizes):
-            chosen = [(uploaded[n][r], sizes[i]) for i in batch for n, _, r in places[i : i + 1]]
-            rows = self._batch(chosen, self.settings.batch_pixels)
+            chosen = [(n * len(self.regions) + r, sizes[i]) for i in batch for n, _, r in places[i : i + 1]]
+            rows = self._batch(chosen, uploads, self.settings.batch_pixels)
             values += zip([places[i] for i in batch], rows, strict=True)
             self._count(len(batch))
         return values
@@ -243,36 +256,63 @@ class Passes(ABC):
         if self._progress is not None:
             self._progress(self._units / (len(self.sides) * len(self.regions)))
 
-    def _batch(self, pictures: Sequence[tuple[Tensor, Size]], pixels: int) -> list[Tensor | None]:
+    def _batch(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> list[Tensor | None]:
         """Return the values, (C,) each, of pictures and the sizes that they get; what does not fit is halved.
 
         None stands for a picture that does not fit even alone and in the narrowest strips.
         """
         try:
-            return list(self._pass(pictures, pixels))
+            return list(self._pass(pictures, uploads, pixels))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         # Out here the failed pass has let go of its tensors, which the halves need.
+        uploads.drop()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.halvings += 1
         if len(pictures) > 1:
             middle = len(pictures) // 2
-            return [mean for half in (pictures[:middle], pictures[middle:]) for mean in self._batch(half, pixels)]
+            halves = (pictures[:middle], pictures[middle:])
+            return [values for half in halves for values in self._batch(half, uploads, pixels)]
         size = pictures[0][1]
         pixels = min(pixels, size[0] * size[1])
-        return [None] if pixels <= self.least_pixels(size) else self._batch(pictures, pixels // 2)
+        return [None] if pixels <= self.least_pixels(size) else self._batch(pictures, uploads, pixels // 2)
 
-    def _pass(self, pictures: Sequence[tuple[Tensor, Size]], pixels: int) -> Tensor:
-        """Return the values, (N, C), of N pictures."""
+    def _pass(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> Tensor:
+        """Return the values, (N, C), of N pictures, on their way to the CPU."""
         plain = torch.autocast(self.device.type, enabled=False)  # A caller's autocast would change the precision.
-        with torch.inference_mode(), plain, exact_float32(self.settings.precision):
-            rescaled = [rescale(one, size, self.settings.interpolation) for one, size in pictures]
-            if len({size for _, size in pictures}) == 1:
-                return self.read(normalise(torch.stack(rescaled), self.mean, self.std), pixels)
-            sides = self.on_device(torch.tensor([size for _, size in pictures]))
-            return self.read_padded(pad([normalise(one, self.mean, self.std) for one in rescaled]), sides)
+        with torch.inference_mode(), plain, exact_float32(self.settings.precision), self._compiling():
+            images, sides = self.prepared([(uploads[number], size) for number, size in pictures])
+            rows = self.read(images, pixels) if sides is None else self.read_padded(images, sides)
+            return rows.to("cpu", non_blocking=True)
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        # Past the usual limit, of 8 forms of a function, others would run as they are without a word.
+        if not self.settings.compiled:
+            return nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024)
+
+    def prepared(self, pictures: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
+        """Make a batch of pictures on the device and the sizes that they get.
+
+        Parameters
+        ----------
+        pictures : sequence of (Tensor (3, H, W), Size)
+            As `uploaded` returns them.
+
+        Returns
+        -------
+        images : Tensor (N, 3, H, W), float32
+            Rescaled and normalised; those of other sizes than the largest are padded to the right and below.
+        sides : Tensor (N, 2) or None
+            Height and width of each, or None if they are all the same.
+        """
+        rescaled = [rescale(one, size, self.settings.interpolation) for one, size in pictures]
+        if len({size for _, size in pictures}) == 1:
+            return normalise(torch.stack(rescaled), self.mean, self.std), None
+        sides = self.on_device(torch.tensor([size for _, size in pictures]))
+        return pad([normalise(one, self.mean, self.std) for one in rescaled]), sides
 
     def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
         """Run the net over pictures of several sizes; only for those whose `batches` make such batches.

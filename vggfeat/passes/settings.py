@@ -25,7 +25,7 @@ class PassSettings:
     compiled: bool = False
     """Compile the net with torch.compile, for long runs: a minute or two first, then fewer passes over memory."""
     window_bytes: int = 1 << 28
-    """Decoded pictures held at a time, from which batches of equal size are made."""
+    """Decoded pictures held at a time, from which batches are made."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
