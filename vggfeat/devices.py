@@ -43,7 +43,7 @@ def default_workers() -> int:
 
 
 def default_batch_pixels(device: str) -> int:
-    """Return the pixels of one pass through a net: few on the CPU, where more are no faster, many on a GPU."""
+    """Return the pixels of one pass through a net: few on the CPU, where more are no faster; more on a GPU."""
     return 1 << 20 if device.startswith("cpu") else 1 << 22
 
 

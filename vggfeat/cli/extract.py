@@ -147,8 +147,9 @@ def extract(
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
             world=world,
         )
-    if leads():
-        show_summary(summary, as_json)
+    if not leads():
+        return 0
+    show_summary(summary, as_json)
     return 3 if len(summary.failures) > allow_failed else 0
 
 
