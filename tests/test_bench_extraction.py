@@ -1,6 +1,9 @@
 """The benchmarks of extraction: what is counted, by hand and by PyTorch; what is measured, for consistency."""
 
 import json
+from collections import Counter
+from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -11,14 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from vggfeat.benchmarks import ceilings
+from vggfeat.benchmarks import extraction as bench
 from vggfeat.benchmarks.ceilings import copy_rate, matrix_rate, with_threads
-from vggfeat.benchmarks.extraction import BenchSettings, measure
+from vggfeat.benchmarks.extraction import BenchSettings, default_pictures, measure
 from vggfeat.benchmarks.jpegs import SHAPES, listed, make_jpegs, photograph, shapes
 from vggfeat.benchmarks.operations import layer_costs
-from vggfeat.benchmarks.plain import PlainExtractor, plain_net
+from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision, read_features
 from vggfeat.benchmarks.roofline import Ceilings, roofline
 from vggfeat.benchmarks.speeds import Form, FormSpeeds, PlainSpeeds, Rates, Speeds
+from vggfeat.benchmarks.stages import Stages, run_network
+from vggfeat.caching import CacheSettings
 from vggfeat.cli import run
+from vggfeat.contract import cosines
 from vggfeat.errors import ConfigError
 from vggfeat.extraction import Extraction, ExtractionSettings, requests
 from vggfeat.images.decoding import DecodeSettings
@@ -142,6 +149,18 @@ def test_ceilings_are_of_this_machine(monkeypatch):
         matrix_rate(CPU, "tf32", 0.01)
 
 
+def test_a_matrix_product_leaves_no_trace_for_which_nets_are_compiled_again(monkeypatch):
+    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "none"
+    try:
+        matrix_rate(CPU, "fp32", 0)
+        assert matmul.fp32_precision == "none"
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_both_libraries_multiply_the_same_matrices():
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
@@ -152,8 +171,8 @@ def test_both_libraries_multiply_the_same_matrices():
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with with_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
+    with with_threads(before + 1) as used:
+        assert torch.get_num_threads() == used == before + 1
     assert torch.get_num_threads() == before
 
 
@@ -212,6 +231,37 @@ def test_the_baseline_has_our_features(tmp_path, config, layer):
         np.testing.assert_allclose(row.features[:, 0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("way", ["autocast", "bfloat16"])
+@pytest.mark.parametrize("config", ["A", "A-LRN"])
+def test_the_baseline_in_bf16_has_them_up_to_rounding(tmp_path, config, way):
+    backbone = random_backbone(f"random:{config}:1:0.0625")
+    (name,) = make_jpegs(tmp_path, 1, 5)
+    exact, rounded = (PlainExtractor(backbone, (224, 256), "fc7", CPU, form) for form in ("float32", way))
+    rounded.write([tmp_path / name], tmp_path / "out.h5")
+    (found,), expected = read_features(tmp_path / "out.h5"), exact.features(tmp_path / name)
+    assert found.dtype == expected.dtype == np.float32
+    assert 0.999 < cosines(found, expected).min() < 1 - 1e-9
+    kept = next(rounded.net.parameters()).dtype
+    assert kept == (torch.float32 if way == "autocast" else torch.bfloat16)
+
+
+def test_the_faster_way_to_bf16_is_the_baseline(stages, monkeypatch):
+    def seconds(act, *_):
+        way = act.func.__self__.way
+        return {"autocast": 2.0, "bfloat16": 1.0}[way]
+
+    monkeypatch.setattr(bench, "_seconds", seconds)
+    settings = BenchSettings(scales=(224,), forms=(Form("bf16", "size"), Form("fp16", "size")))
+    found = bench._baselines(stages, settings, lambda name: None)
+    assert [(one.precision, one._extractor.way) for one in found] == [("fp32", "float32"), ("bf16", "bfloat16")]
+    (alone,) = bench._baselines(stages, replace(settings, forms=(Form("fp16", "size"),)), lambda name: None)
+    assert alone.precision == "fp32"
+
+
+def test_float32_of_a_plain_user_is_tf32_on_a_gpu():
+    assert [plain_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "tf32"]
+
+
 @pytest.mark.parametrize(("config", "name"), [("A", "vgg11"), ("D", "vgg16")])
 def test_the_baseline_is_torchvisions_module_where_there_is_one(config, name, monkeypatch):
     with torch.device("meta"):
@@ -227,6 +277,79 @@ def test_the_baseline_is_torchvisions_module_where_there_is_one(config, name, mo
     assert [repr(layer) for layer in found] == [repr(layer) for layer in by_hand]
 
 
+# --- stages
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    backbone = random_backbone("random:A:0:0.0625")
+    folder = tmp_path_factory.mktemp("stages")
+    files = listed(folder, make_jpegs(folder, 3, 2))
+    extraction = Extraction(backbone, ExtractionSettings(scales=(224,)), "cpu")
+    with Decoder(0, DecodeSettings()) as decoder:
+        yield Stages(backbone, extraction, files, decoder, CacheSettings(workers=0, shard_rows=3), 2)
+
+
+@pytest.mark.parametrize("batching", ["size", "padded"])
+def test_the_net_alone_gets_the_batches_of_a_run(stages, batching, monkeypatch):
+    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), batching=batching), "cpu")
+    seen = []
+    for name in ("read", "read_padded"):
+        read = getattr(one, name)
+        monkeypatch.setattr(one, name, lambda images, *rest, read=read: seen.append(images) or read(images, *rest))
+    batches = stages.batches(one)
+    run_network(one, batches)
+    alone = [seen.pop(0) for _ in batches]
+    assert sum(len(images) for images in alone) == 3
+    stages.run(one, stages.often)
+    for images, other in zip(seen, alone * 2, strict=True):
+        torch.testing.assert_close(images, other, rtol=0, atol=0)
+
+
+def test_a_batch_that_must_be_halved_ends_the_measurement(stages, monkeypatch):
+    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), batching="padded"), "cpu")
+    read = Extraction.read
+
+    def small(images, *rest):
+        if len(images) > 1:
+            raise RuntimeError("CUDA out of memory. Tried much")
+        return read(one, images, *rest)
+
+    monkeypatch.setattr(one, "read", small)
+    monkeypatch.setattr(one, "read_padded", small)
+    with pytest.raises(ConfigError, match=r"found 1 that had to be halved; give a --batch-pixels below 1048576"):
+        stages.features(one)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried much"), MemoryError()])
+def test_memory_that_runs_out_is_told_in_a_line(stages, monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), precision="bf16"), "cpu")
+    batches = stages.batches(one)
+    monkeypatch.setattr(one, "read", refuse)
+    with pytest.raises(
+        ConfigError, match=r"^bf16, size: expected batches that fit into the memory of cpu, .* --batch-pixels"
+    ):
+        run_network(one, batches)
+    stages._batches.clear()
+    monkeypatch.setattr(one, "prepared", refuse)
+    with pytest.raises(ConfigError, match="or fewer --pictures"):
+        stages.batches(one)
+    stages._batches.clear()
+
+
+def test_other_errors_of_the_net_are_defects(stages, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("shape")
+
+    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,)), "cpu")
+    monkeypatch.setattr(one, "read", refuse)
+    with pytest.raises(RuntimeError, match="shape"):
+        run_network(one, stages.batches(one))
+
+
 # --- figures
 
 
@@ -237,10 +360,11 @@ def some_speeds(**changes):
         together=Rates((2.0, 2.0)),
         least_cosine=1.0,
     )
-    plain = PlainSpeeds(module="m", together=Rates((0.5,)), least_cosine=1.0)
+    plain = PlainSpeeds(precision="bf16", way="autocast", module="m", together=Rates((0.5,)), least_cosine=1.0)
     values = {
         "device": "d", "decoding": Rates((50.0,)), "resizing": Rates((20.0,)), "writing": Rates((90.0,)),
-        "forms": (form,), "plain": plain, "matrix_multiply_adds": {"bf16": 16_000.0}, "picture_multiply_adds": 1_000.0,
+        "forms": (form,), "plain": (plain,),
+        "matrix_multiply_adds": {"bf16": 16_000.0}, "picture_multiply_adds": 1_000.0,
     }  # fmt: skip
     return Speeds(**{**values, **changes})
 
@@ -253,7 +377,19 @@ def test_shares_and_ratios_by_hand():
     assert told["together_share"] == 2 * 1000 / 16_000
     assert told["ratio"] == 4
     assert told["limit"] == "network"
-    assert some_speeds(plain=None).describe()["forms"][0]["ratio"] is None
+    (plain,) = speeds.describe()["plain"]
+    assert plain["together_share"] == 0.5 * 1000 / 16_000
+
+
+def test_the_ratio_is_to_the_baseline_of_the_same_precision():
+    def plain(precision, rate):
+        return PlainSpeeds(precision=precision, way="w", module="m", together=Rates((rate,)), least_cosine=1.0)
+
+    both = some_speeds(plain=(plain("fp32", 0.1), plain("bf16", 0.5)))
+    assert both.ratio(both.forms[0]) == 4
+    for others in ((), (plain("fp32", 0.1),), (plain("tf32", 0.1),)):
+        speeds = some_speeds(plain=others)
+        assert speeds.ratio(speeds.forms[0]) is None
 
 
 @pytest.mark.parametrize("slowest", ["decoding", "resizing", "writing"])
@@ -277,26 +413,31 @@ def measured(tmp_path_factory):
     return speeds, said
 
 
-def test_forms_and_baseline_take_turns(measured):
+def test_forms_and_baselines_take_turns(measured):
     _, said = measured
-    turns = [name.split(": ", 1)[1] for name in said[1:]]
+    turns = [name.split(": ", 1)[1] for name in said if name.startswith("round")]
     assert turns[: len(turns) // 2] == turns[len(turns) // 2 :]
-    assert turns[-1] == "plain baseline"
-    assert len(set(turns)) == 3 + 2 * 3 + 1
+    assert turns[-2:] == ["plain baseline, fp32: files to file", "plain baseline, bf16: files to file"]
+    assert len(set(turns)) == 3 + 2 * 3 + 2
 
 
 def test_measured_figures_are_consistent(measured):
     speeds, _ = measured
     assert [one.form.precision for one in speeds.forms] == ["fp32", "bf16"]
-    for one, told in zip(speeds.forms, speeds.describe()["forms"], strict=True):
+    assert [one.precision for one in speeds.plain] == ["fp32", "bf16"]
+    assert speeds.plain[0].way == "float32"
+    assert speeds.plain[1].way in ("autocast", "bfloat16")
+    told = speeds.describe()
+    for one, form, plain in zip(speeds.forms, told["forms"], speeds.plain, strict=True):
         assert len(one.network.rounds) == len(one.together.rounds) == 2
         ceiling = speeds.matrix_multiply_adds[one.form.precision]
-        assert told["network_share"] == pytest.approx(one.network.median * speeds.picture_multiply_adds / ceiling)
-        assert told["ratio"] == pytest.approx(one.together.median / speeds.plain.together.median)
-        assert told["limit"] == min(speeds.stages(one), key=speeds.stages(one).get)
+        assert form["network_share"] == pytest.approx(one.network.median * speeds.picture_multiply_adds / ceiling)
+        assert form["ratio"] == pytest.approx(one.together.median / plain.together.median)
+        assert form["limit"] == min(speeds.stages(one), key=speeds.stages(one).get)
         # The whole holds its parts: with no workers, nothing runs beside the net.
         assert one.together.median < 1.5 * min(speeds.stages(one).values())
-    assert speeds.plain.least_cosine > 1 - 1e-6
+    assert speeds.plain[0].least_cosine > 1 - 1e-6
+    assert 0.999 <= speeds.plain[1].least_cosine < 1 - 1e-9
     assert speeds.forms[0].least_cosine > 1 - 1e-6
     assert 0.9999 <= speeds.forms[1].least_cosine < 1 - 1e-9
 
@@ -310,6 +451,66 @@ def test_multiply_adds_are_the_mean_over_the_pictures(measured, tmp_path):
             shape = image.height, image.width
         counted.append(roofline(net("A", 1 / 16), settings, shape).total.multiply_adds)
     assert speeds.picture_multiply_adds == pytest.approx(np.mean(counted))
+
+
+def test_everything_runs_once_before_it_counts(tmp_path, monkeypatch):
+    done = []
+
+    def note(owner, name, files=lambda *args: None):
+        act = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: done.append((name, files(*args))) or act(*args))
+
+    note(Stages, "decode")
+    note(Stages, "resize")
+    note(Stages, "write", lambda self, files: len(files))
+    note(Stages, "_cache", lambda self, extraction, files, out: len(files))
+    note(PlainExtractor, "write", lambda self, paths, out: "plain")
+    note(bench, "run_network", lambda extraction, batches: extraction.settings.batching)
+    settings = BenchSettings(
+        scales=(224,),
+        forms=(Form("fp32", "size"), Form("fp32", "padded")),
+        pictures=2,
+        repeat=3,
+        workers=0,
+        rounds=1,
+        seconds=1e-9,
+    )
+    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
+    note(bench, "matrix_rate", lambda device, precision, seconds: precision)
+    measure(random_backbone("random:A:0:0.0625"), settings, tmp_path, lambda name: done.append((name, None)))
+    start = done.index(("round 1 of 1: decoding", None))
+    before, counted = (Counter(one for one in part if one[0].isidentifier()) for part in (done[:start], done[start:]))
+    nets = {("run_network", "size"): 1, ("run_network", "padded"): 1, ("resize", None): 1, ("write", "plain"): 1,
+            ("matrix_rate", "fp32"): 1}  # fmt: skip
+    # Every picture is decoded when the stages are made.
+    assert before == nets | {("write", 2): 1, ("_cache", 2): 2}
+    assert counted == nets | {("decode", None): 1, ("write", 6): 1, ("_cache", 6): 2}
+
+
+def test_what_all_are_compared_with_is_not_compiled():
+    backbone = random_backbone("random:A:0:0.0625")
+    forms = (Form("fp32", "size"), Form("bf16", "size"))
+    settings = BenchSettings(scales=(224,), forms=forms)
+    reference, found = bench._extractions(backbone, settings)
+    assert found[forms[0]] is reference
+    reference, found = bench._extractions(backbone, replace(settings, compiled=True))
+    assert not reference.settings.compiled
+    assert (reference.settings.precision, reference.settings.batching) == ("fp32", "size")
+    assert all(one.settings.compiled for one in found.values())
+
+
+def test_repeated_pictures_fill_whole_shards():
+    forms = (Form("fp32", "size"),)
+
+    def rows(device, pictures, repeat):
+        return BenchSettings(scales=(224,), forms=forms, device=device, pictures=pictures, repeat=repeat).cache.rows()
+
+    assert rows("cuda", 24, 20) == 24
+    assert rows("cuda", default_pictures("cuda"), 20) == rows("cuda", 512, 20) == 256
+    assert rows("cpu", default_pictures("cpu"), 2) == 24
+    assert rows("cpu", 40, 1) == 32
+    with pytest.raises(ConfigError, match=r"pictures: expected at most 32, or a multiple of it, .* found 40"):
+        rows("cpu", 40, 2)
 
 
 # --- the commands
@@ -349,6 +550,17 @@ def test_counting_measures_nothing(monkeypatch, capsys):
     assert "ceilings" not in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("command", ["roofline", "extract"])
+def test_the_device_is_made_ready_as_for_extraction(command, quick, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("vggfeat.devices.ready_device", lambda name: asked.append(name) or "cpu")
+    monkeypatch.setattr("vggfeat.devices.default_batch_pixels", lambda device: 12345678)
+    short = ["--pictures", "1", "--rounds", "1", "--no-plain", "--workers", "0"] if command == "extract" else []
+    assert run(["bench", command, *SMALL[:-1], "nothing", "--seconds", "0.01", *short, "--json"]) == 0
+    assert asked == ["nothing"]
+    assert json.loads(capsys.readouterr().out)["batch_pixels"] == 12345678
+
+
 @pytest.mark.parametrize("shape", ["375", "ax4", "0x5"])
 def test_a_shape_that_is_none_is_refused(shape, capsys):
     assert run(["bench", "roofline", *SMALL, "--no-measure", "--shape", shape]) == 2
@@ -363,8 +575,13 @@ def test_the_measurement_as_text_and_as_json(quick, capsys):
     assert told["format"] == "vggfeat-bench-extract"
     assert told["device"] == "cpu, 1 thread"
     assert [form["precision"] for form in told["forms"]] == ["fp32"]
-    assert told["plain"]["least_cosine"] > 1 - 1e-6
-    assert run([*words, "--no-peer"]) == 0
+    (plain,) = told["plain"]
+    assert plain["least_cosine"] > 1 - 1e-6
+    expected = {"pictures": 2, "repeat": 1, "workers": 0, "threads": 1, "rounds": 1, "seconds": 0.01,
+                "batch_pixels": 1 << 20, "shard_rows": 2, "compiled": False, "seed": 0}  # fmt: skip
+    assert {name: told[name] for name in expected} == expected
+    assert told["versions"]["torch"] == version("torch")
+    assert run([*words, "--no-plain"]) == 0
     shown = capsys.readouterr().out
     assert "plain baseline" not in shown
     assert "fp32, size" in shown
@@ -377,6 +594,11 @@ def test_the_text_shows_the_figures_of_the_json():
     speeds = some_speeds()
     row = next(line for line in _lines(speeds) if line.startswith("bf16, size"))
     assert row.split()[2:] == ["4", "25", "%", "2", "12", "%", "4.00", "1.00000000", "network"]
+    row = next(line for line in _lines(speeds) if line.startswith("plain baseline, bf16"))
+    assert row.split()[3:] == ["-", "-", "0.5", "3", "%", "1.00", "1.00000000", "-"]
+    assert "plain baseline: m; bf16 by torch.autocast" in _lines(speeds)
+    alone = _lines(some_speeds(plain=()))
+    assert next(line for line in alone if line.startswith("bf16, size")).split()[8:] == ["-", "1.00000000", "network"]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +611,7 @@ def test_the_text_shows_the_figures_of_the_json():
     ],
 )
 def test_forms_that_are_not_possible_are_refused_in_a_line(words, message, capsys):
-    quick = ["--pictures", "1", "--rounds", "1", "--seconds", "0.01", "--no-peer", "--workers", "0"]
+    quick = ["--pictures", "1", "--rounds", "1", "--seconds", "0.01", "--no-plain", "--workers", "0"]
     assert run(["bench", "extract", *SMALL, *quick, *words]) == 2
     error = capsys.readouterr().err
     assert message in error

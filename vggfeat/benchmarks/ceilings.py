@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError
+from vggfeat.passes.running import DTYPES
 
 MATRIX_SIDE = {"cpu": 1920, "cuda": 8192}
 """On the CPU no power of two: the rows of such a matrix share few places in the caches."""
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 """Of one array: many times what the caches hold."""
-KINDS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
@@ -38,7 +38,7 @@ def matrix_rate(device: torch.device, precision: str, seconds: float) -> float:
     if precision == "tf32" and device.type == "cpu":
         raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
     side = MATRIX_SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device).to(KINDS[precision]) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
     products = _products(left, right)
     with torch.inference_mode(), _tf32(precision == "tf32"):
         return side**3 / min(_shortest(product, device, seconds / len(products)) for product in products)
@@ -66,12 +66,12 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def with_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many cores for a while; None leaves it as it is."""
+def with_threads(count: int | None) -> Iterator[int]:
+    """Let PyTorch use so many cores for a while, and hand out their number; None leaves it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 
@@ -106,6 +106,10 @@ def _products(left: Tensor, right: Tensor) -> list[Callable[[], Tensor]]:
 def _tf32(allowed: bool) -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
+    if before == allowed:
+        # Even setting it to what it is changes what PyTorch knows of it, and compiled nets are compiled again.
+        yield
+        return
     matmul.allow_tf32 = allowed
     try:
         yield

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,38 @@ from numpy.typing import NDArray
 
 from vggfeat.benchmarks.ceilings import device_name, matrix_rate, wait_for
 from vggfeat.benchmarks.jpegs import listed, make_jpegs
-from vggfeat.benchmarks.plain import PlainExtractor, in_torchvision
-from vggfeat.benchmarks.speeds import DECODING, RESIZING, WRITING, Form, FormSpeeds, PlainSpeeds, Rates, Speeds
-from vggfeat.benchmarks.stages import Batch, Stages, run_network
+from vggfeat.benchmarks.plain import (
+    BF16_WAYS,
+    PlainExtractor,
+    Way,
+    in_torchvision,
+    plain_precision,
+    read_features,
+)
+from vggfeat.benchmarks.speeds import (
+    DECODING,
+    RESIZING,
+    WRITING,
+    Form,
+    FormSpeeds,
+    PlainSpeeds,
+    Rates,
+    Speeds,
+    plain_name,
+)
+from vggfeat.benchmarks.stages import Stages, run_network
 from vggfeat.caching import CacheSettings
+from vggfeat.computing import pictures_ahead
 from vggfeat.contract import cosines
+from vggfeat.errors import ConfigError
 from vggfeat.extraction import Extraction, ExtractionSettings, Layer
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.passes import Row
 from vggfeat.weights import Backbone
 
 REFERENCE = Form("fp32", "size")
 """What the features of all forms are compared with."""
-PLAIN = "plain baseline"
+CPU_PICTURES = 24
 Tell = Callable[[str], None]
 Act = Callable[[], float]
 """Measures one thing once, and returns its rate."""
@@ -40,8 +59,8 @@ class BenchSettings:
     """Q, smallest picture sides in pixels."""
     forms: tuple[Form, ...]
     layer: Layer = "fc7"
-    pictures: int = 24
-    """JPEG files."""
+    pictures: int = CPU_PICTURES
+    """JPEG files. The runs from files to file go through them shard by shard, a shard being no larger than this."""
     repeat: int = 1
     """How many times writing, and the run from files to file, go through them."""
     seed: int = 0
@@ -49,23 +68,44 @@ class BenchSettings:
     device: str = "cpu"
     workers: int = 2
     """Processes that decode."""
-    batch_pixels: int | None = None
-    """Pixels in one pass; None: the default of extraction."""
+    batch_pixels: int = 1 << 20
+    """Pixels in one pass."""
     compiled: bool = False
-    """Compile the net of every form."""
+    """Compile the net of every form; that which all are compared with is not."""
     rounds: int = 3
     """Times that everything is measured, in turn."""
     seconds: float = 2.0
     """Least time of each measurement: it goes through the pictures as often as that takes."""
     plain: bool = True
-    """Measure the plain baseline as well."""
+    """Measure the plain baseline as well: in PyTorch's defaults and, if a form is in bf16, in that."""
+
+    @property
+    def cache(self) -> CacheSettings:
+        """How the runs from files to file are cut up: every shard has the same pictures, in the same batches."""
+        rows = CacheSettings(device=self.device).rows()
+        return CacheSettings(device=self.device, workers=self.workers, shard_rows=min(rows, self.pictures))
+
+    def describe(self) -> dict[str, Any]:
+        """Return all of it that the figures do not tell, and the versions that matter, ready for JSON."""
+        kept = {name: value for name, value in asdict(self).items() if name not in ("forms", "device", "plain")}
+        names = ("vggfeat", "torch", "torchvision", "pillow", "numpy", "h5py")
+        return kept | {"shard_rows": self.cache.rows(), "versions": {name: version(name) for name in names}}
+
+    def __post_init__(self) -> None:
+        rows = self.cache.rows()
+        if self.repeat > 1 and self.pictures % rows:
+            raise ConfigError(
+                f"pictures: expected at most {rows}, or a multiple of it, because they are repeated in shards of "
+                f"{rows}; found {self.pictures}"
+            )
 
 
 def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress: Tell | None = None) -> Speeds:
     """Measure extraction on one device.
 
-    Everything runs once before it counts, and the features of that are compared. Then every round measures all stages,
-    forms and the baseline one after the other, so that whatever else the machine does hurts all of them alike.
+    Everything runs once before it counts, through the pictures once, and the features of that are compared. Then every
+    round measures all stages, forms and baselines one after the other, so that whatever else the machine does hurts all
+    of them alike.
 
     Parameters
     ----------
@@ -79,85 +119,137 @@ def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress:
     Raises
     ------
     ConfigError
-        If a form can't be run on the device, or a picture does not fit into its memory.
+        If a form can't be run on the device, or a batch does not fit into its memory.
     """
     tell = progress or (lambda name: None)
-    extractions = _extractions(backbone, settings)
-    reference = extractions[REFERENCE]
+    reference, extractions = _extractions(backbone, settings)
+    device = reference.device
     tell(f"{settings.pictures} pictures, and features to compare")
     files = listed(folder, make_jpegs(folder, settings.pictures, settings.seed))
-    cache = CacheSettings(device=settings.device, workers=settings.workers)
-    decode = DecodeSettings(largest_side=max(reference.sides))
-    with Decoder(settings.workers, decode) as decoder:
-        stages = Stages(backbone, reference, files, decoder, cache, settings.repeat)
-        expected = _stacked(stages.rows)
-        least = {
-            form: float(cosines(_stacked(stages.compute(extractions[form])), expected).min()) for form in settings.forms
-        }
-        plain = _Plain(stages) if settings.plain else None
-        acts = _acts(stages, settings, extractions, plain)
+    ahead = pictures_ahead(int(device.type != "cpu"), settings.cache.rows())
+    with Decoder(settings.workers, DecodeSettings(largest_side=max(reference.sides)), ahead=ahead) as decoder:
+        stages = Stages(backbone, reference, files, decoder, settings.cache, settings.repeat)
+        stages.resize()
+        stages.write(files)
+        # Before the forms, because what these products set in PyTorch would have compiled nets compiled again.
+        for precision in _precisions(settings, device):
+            matrix_rate(device, precision, 0)
+        forms = [_Measured(stages, form, extractions[form], tell) for form in settings.forms]
+        plain = _baselines(stages, settings, tell)
+        acts = _acts(stages, settings, forms, plain)
         rates = _rounds(acts, settings.rounds, tell)
     return Speeds(
-        device=device_name(reference.device),
+        device=device_name(device),
         decoding=rates[DECODING],
         resizing=rates[RESIZING],
         writing=rates[WRITING],
-        forms=tuple(
-            FormSpeeds(
-                form=form,
-                network=rates[_network(form)],
-                together=rates[_together(form)],
-                least_cosine=least[form],
-            )
-            for form in settings.forms
-        ),
-        plain=plain.speeds(rates[PLAIN], expected) if plain else None,
-        matrix_multiply_adds={form.precision: max(rates[_matrix(form.precision)].rounds) for form in settings.forms},
+        forms=tuple(one.speeds(rates) for one in forms),
+        plain=tuple(one.speeds(rates) for one in plain),
+        matrix_multiply_adds={name: max(rates[_matrix(name)].rounds) for name in _precisions(settings, device)},
         picture_multiply_adds=stages.multiply_adds(),
     )
 
 
-class _Plain:
-    """The baseline, and the features that it had when it warmed up."""
+def default_pictures(device: str) -> int:
+    """Return how many pictures are enough: a shard on a GPU, whose batches are large; few on the CPU."""
+    return CPU_PICTURES if device.startswith("cpu") else CacheSettings(device=device).rows()
 
-    def __init__(self, stages: Stages) -> None:
-        one = stages.extraction
-        self._stages = stages
-        self._extractor = PlainExtractor(stages.backbone, one.sides, one.settings.layer, one.device)
+
+class _Measured:
+    """A form that has run once."""
+
+    def __init__(self, stages: Stages, form: Form, extraction: Extraction, tell: Tell) -> None:
+        tell(f"once before it counts: {form}")
+        self.form, self.extraction = form, extraction
+        # The reference ran when the stages were made.
+        features = stages.expected if extraction is stages.extraction else stages.features(extraction)
+        self._least = _least_cosine(features, stages.expected)
+        self.batches = stages.batches(extraction)
+        self.network()
+
+    def network(self) -> None:
+        run_network(self.extraction, self.batches)
+
+    def speeds(self, rates: dict[str, Rates]) -> FormSpeeds:
+        return FormSpeeds(
+            form=self.form,
+            network=rates[_network(self.form)],
+            together=rates[_together(str(self.form))],
+            least_cosine=self._least,
+        )
+
+
+class _Plain:
+    """A baseline that has run once."""
+
+    def __init__(self, stages: Stages, extractor: PlainExtractor, precision: str, tell: Tell) -> None:
+        tell(f"once before it counts: {plain_name(precision)}")
+        self.precision = precision
+        self._stages, self._extractor = stages, extractor
         self._paths = [stages.files.file_of(row) for row in range(len(stages.files))]
-        self._features = np.stack([self._extractor.features(path) for path in self._paths])
+        with stages.out() as out:
+            extractor.write(self._paths, out)
+            self._least = _least_cosine(read_features(out), stages.expected)
 
     def run(self) -> None:
         with self._stages.out() as out:
             self._extractor.write(self._paths, out)
 
-    def speeds(self, together: Rates, expected: NDArray[np.float32]) -> PlainSpeeds:
+    def speeds(self, rates: dict[str, Rates]) -> PlainSpeeds:
         theirs = in_torchvision(self._stages.backbone.model)
         return PlainSpeeds(
+            precision=self.precision,
+            way=self._extractor.way,
             module="torchvision's net" if theirs else "torch.nn, as torchvision has no such net",
-            together=together,
-            least_cosine=float(cosines(self._features, expected).min()),
+            together=rates[_together(plain_name(self.precision))],
+            least_cosine=self._least,
         )
 
 
-def _extractions(backbone: Backbone, settings: BenchSettings) -> dict[Form, Extraction]:
-    chosen: dict[str, Any] = {"batch_pixels": settings.batch_pixels} if settings.batch_pixels else {}
-    found = {}
-    for form in dict.fromkeys((REFERENCE, *settings.forms)):
-        options: dict[str, Any] = chosen | form._asdict()
-        kept = ExtractionSettings(scales=settings.scales, layer=settings.layer, compiled=settings.compiled, **options)
-        found[form] = Extraction(backbone, kept, settings.device)
-    return found
+def _baselines(stages: Stages, settings: BenchSettings, tell: Tell) -> list[_Plain]:
+    one = stages.extraction
+
+    def made(way: Way) -> PlainExtractor:
+        return PlainExtractor(stages.backbone, one.sides, one.settings.layer, one.device, way)
+
+    def seconds(extractor: PlainExtractor) -> float:
+        first = partial(extractor.features, stages.files.file_of(0))
+        first()
+        return _seconds(first, settings.seconds, one.device)
+
+    found = {plain_precision(one.device): made("float32")} if settings.plain else {}
+    if settings.plain and any(form.precision == "bf16" for form in settings.forms):
+        tell(f"{plain_name('bf16')}: {' or '.join(BF16_WAYS)}")
+        found["bf16"] = min(map(made, BF16_WAYS), key=seconds)
+    return [_Plain(stages, extractor, precision, tell) for precision, extractor in found.items()]
 
 
-def _stacked(rows: list[Row]) -> NDArray[np.float32]:
-    """(N, S, C)."""
-    return np.stack([row.features[:, 0] for row in rows if row.features is not None])
+def _extractions(backbone: Backbone, settings: BenchSettings) -> tuple[Extraction, dict[Form, Extraction]]:
+    """Return what all are compared with, and every form; the first may be among the others."""
+
+    def made(form: Form, compiled: bool) -> Extraction:
+        options: dict[str, Any] = form._asdict()
+        kept = ExtractionSettings(
+            scales=settings.scales,
+            layer=settings.layer,
+            batch_pixels=settings.batch_pixels,
+            compiled=compiled,
+            **options,
+        )
+        return Extraction(backbone, kept, settings.device)
+
+    reference = made(REFERENCE, False)
+    return reference, {
+        form: reference if form == REFERENCE and not settings.compiled else made(form, settings.compiled)
+        for form in settings.forms
+    }
 
 
-def _acts(
-    stages: Stages, settings: BenchSettings, extractions: dict[Form, Extraction], plain: _Plain | None
-) -> dict[str, Act]:
+def _least_cosine(features: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(cosines(features, expected).min())
+
+
+def _acts(stages: Stages, settings: BenchSettings, forms: list[_Measured], plain: list[_Plain]) -> dict[str, Act]:
     """Return what is measured in every round, by its name."""
     device = stages.extraction.device
 
@@ -168,17 +260,20 @@ def _acts(
     found = {
         DECODING: rate(once, stages.decode),
         RESIZING: rate(once, stages.resize),
-        WRITING: rate(often, stages.write),
+        WRITING: rate(often, partial(stages.write, stages.often)),
     }
-    batches: dict[str, list[Batch]] = {}
-    for form in settings.forms:
-        extraction = extractions[form]
-        if form.batching not in batches:
-            batches[form.batching] = stages.batches(extraction)
-        found[_matrix(form.precision)] = partial(matrix_rate, device, form.precision, settings.seconds)
-        found[_network(form)] = rate(once, partial(run_network, extraction, batches[form.batching]))
-        found[_together(form)] = rate(often, partial(stages.run, extraction))
-    return found | ({PLAIN: rate(once, plain.run)} if plain else {})
+    for precision in _precisions(settings, device):
+        found[_matrix(precision)] = partial(matrix_rate, device, precision, settings.seconds)
+    for form in forms:
+        found[_network(form.form)] = rate(once, form.network)
+        found[_together(str(form.form))] = rate(often, partial(stages.run, form.extraction, stages.often))
+    return found | {_together(plain_name(one.precision)): rate(once, one.run) for one in plain}
+
+
+def _precisions(settings: BenchSettings, device: torch.device) -> list[str]:
+    """Return those of the forms and of the baselines, each once."""
+    forms = [form.precision for form in settings.forms]
+    return list(dict.fromkeys([*forms, plain_precision(device)] if settings.plain else forms))
 
 
 def _rounds(acts: dict[str, Act], rounds: int, tell: Tell) -> dict[str, Rates]:
@@ -190,7 +285,7 @@ def _rounds(acts: dict[str, Act], rounds: int, tell: Tell) -> dict[str, Rates]:
     return {name: Rates(tuple(values)) for name, values in found.items()}
 
 
-def _seconds(act: Callable[[], None], least: float, device: torch.device) -> float:
+def _seconds(act: Callable[[], object], least: float, device: torch.device) -> float:
     """Return the mean time of doing something as often as fills the least time."""
     times = 0
     wait_for(device)
@@ -210,5 +305,5 @@ def _network(form: Form) -> str:
     return f"{form}: network"
 
 
-def _together(form: Form) -> str:
-    return f"{form}: files to file"
+def _together(name: str) -> str:
+    return f"{name}: files to file"

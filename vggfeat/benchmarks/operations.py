@@ -8,9 +8,6 @@ from itertools import takewhile
 
 from vggfeat.models import NETS, VGG, WINDOW
 
-NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
-"""Of one activation or weight, by the precision of the net."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:

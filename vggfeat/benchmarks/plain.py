@@ -1,11 +1,13 @@
 """What a user would write for the same features: torchvision's net and resampling, one picture and scale at a time.
 
 PyTorch's defaults everywhere: float32 (of which cuDNN makes TF32 in convolutions), maps channels first, no batches, the
-mirror as a second pass, every row appended to an HDF5 file. S = scales, C = channels.
+mirror as a second pass, pictures decoded by the same process, every row appended to an HDF5 file. In bfloat16 either by
+autocast or with the whole net in it. N = pictures, S = scales, C = channels.
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -23,6 +25,9 @@ from vggfeat.weights import Backbone
 TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 """Its names of the nets that it has, at full width."""
 DENSE = ("fc6", "fc7", "fc8")
+Way = Literal["float32", "autocast", "bfloat16"]
+BF16_WAYS: tuple[Way, ...] = ("autocast", "bfloat16")
+"""torch.autocast around a net in float32, or the net and the pictures in bfloat16."""
 
 
 class PlainExtractor:
@@ -37,10 +42,15 @@ class PlainExtractor:
     layer : str
         pool5, fc6, fc7 or fc8.
     device : torch.device
+    way : float32, autocast or bfloat16
     """
 
-    def __init__(self, backbone: Backbone, sides: Sequence[int], layer: str, device: torch.device) -> None:
-        self.net = plain_net(backbone.model, layer).to(device)
+    def __init__(
+        self, backbone: Backbone, sides: Sequence[int], layer: str, device: torch.device, way: Way = "float32"
+    ) -> None:
+        self.way = way
+        self._dtype = torch.bfloat16 if way == "bfloat16" else torch.float32
+        self.net = plain_net(backbone.model, layer).to(device, self._dtype)
         self.channels = backbone.model.channels(layer)
         self.sides = tuple(sides)
         self._mean, self._std, self._device = list(backbone.mean), list(backbone.std), device
@@ -67,7 +77,21 @@ class PlainExtractor:
                 table[-1] = self.features(path)
 
     def _mean_of(self, x: Tensor) -> Tensor:
-        return self.net(x).mean((2, 3))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.way == "autocast"):
+            maps: Tensor = self.net(x.to(self._dtype))
+        return maps.mean((2, 3)).float()
+
+
+def read_features(out: Path) -> NDArray[np.float32]:
+    """Return what `PlainExtractor.write` has written, (N, S, C)."""
+    with h5py.File(out) as file:
+        features: NDArray[np.float32] = file["features"][...]
+    return features
+
+
+def plain_precision(device: torch.device) -> str:
+    """Return what PyTorch's defaults make of convolutions in float32."""
+    return "tf32" if device.type == "cuda" else "fp32"
 
 
 def plain_net(model: VGG, layer: str) -> nn.Sequential:
@@ -96,6 +120,13 @@ def in_torchvision(model: VGG) -> bool:
     return model.config in TORCHVISION and model.width == 1 and model.pool == "floor"
 
 
+class _Norm(nn.LocalResponseNorm):
+    """In float32, because PyTorch has none in half precision on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 def _torchvision(model: VGG) -> nn.Sequential:
     with torch.device("meta"):
         features: nn.Sequential = models.get_model(TORCHVISION[model.config], weights=None).features
@@ -111,5 +142,5 @@ def _by_hand(model: VGG) -> Iterable[nn.Module]:
                 yield nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
             yield nn.ReLU(inplace=True)
             if config.lrn and number == index == 1:
-                yield nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+                yield _Norm(5, alpha=5e-4, beta=0.75, k=2.0)
         yield nn.MaxPool2d(2, 2, ceil_mode=model.pool == "ceil")

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from vggfeat.benchmarks.ceilings import copy_rate, device_name, matrix_rate
-from vggfeat.benchmarks.operations import NUMBER_BYTES, layer_costs
+from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.devices import checked_device
 from vggfeat.errors import ConfigError
 from vggfeat.extraction import ExtractionSettings
 from vggfeat.models import VGG, Pool
+from vggfeat.passes.running import DTYPES
 from vggfeat.transforms import rescaled_size
 
 
@@ -179,7 +180,7 @@ def measure_ceilings(device: str, precision: str, seconds: float) -> Ceilings:
 def _costs(
     model: VGG, settings: ExtractionSettings, size: tuple[int, int], ceilings: Ceilings | None
 ) -> tuple[Cost, ...]:
-    number = NUMBER_BYTES[settings.precision]
+    number = DTYPES[settings.precision].itemsize
     together = max(1, settings.batch_pixels // (2 * size[0] * size[1]))
     found = []
     for layer in layer_costs(model, *size, settings.layer):

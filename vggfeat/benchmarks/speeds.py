@@ -18,6 +18,11 @@ class Form(NamedTuple):
         return ", ".join(self)
 
 
+def plain_name(precision: str) -> str:
+    """Return what tables and progress call a baseline."""
+    return f"plain baseline, {precision}"
+
+
 class Rates(NamedTuple):
     """Pictures per second of one thing."""
 
@@ -45,18 +50,18 @@ class FormSpeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class PlainSpeeds:
-    """Of what a user would write with torchvision."""
+    """Of what a user would write with torchvision, in one precision."""
 
+    precision: str
+    """tf32 where float32 convolutions are that by default."""
+    way: str
+    """float32, autocast or bfloat16: of `vggfeat.benchmarks.plain`."""
     module: str
     """Where its net comes from."""
     together: Rates
     """From JPEG files to an HDF5 file."""
     least_cosine: float
     """As of a form."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
-        return {"module": self.module, "together": _described(self.together), "least_cosine": self.least_cosine}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,8 @@ class Speeds:
     writing: Rates
     """Features in memory to shards, and these to the feature file, read back."""
     forms: tuple[FormSpeeds, ...]
-    plain: PlainSpeeds | None
+    plain: tuple[PlainSpeeds, ...]
+    """Each of another precision."""
     matrix_multiply_adds: Mapping[str, float]
     """Per second, of large matrices in each precision."""
     picture_multiply_adds: float
@@ -96,8 +102,10 @@ class Speeds:
         return min(stages, key=stages.__getitem__)
 
     def ratio(self, one: FormSpeeds) -> float | None:
-        """Return how many times the plain baseline's rate a form reaches, from files to file; None without one."""
-        return one.together.median / self.plain.together.median if self.plain else None
+        """Return how many times the rate of the plain baseline of its precision a form reaches; None without one."""
+        rates = {plain.precision: plain.together.median for plain in self.plain}
+        precision = one.form.precision
+        return one.together.median / rates[precision] if precision in rates else None
 
     def describe(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
@@ -108,7 +116,17 @@ class Speeds:
             "matrix_multiply_adds": dict(self.matrix_multiply_adds),
             **{name: _described(rates) for name, rates in alone.items()},
             "forms": [self._form(one) for one in self.forms],
-            "plain": None if self.plain is None else self.plain.describe(),
+            "plain": [self._plain(one) for one in self.plain],
+        }
+
+    def _plain(self, one: PlainSpeeds) -> dict[str, Any]:
+        return {
+            "precision": one.precision,
+            "way": one.way,
+            "module": one.module,
+            "together": _described(one.together),
+            "together_share": self.share(one.precision, one.together.median),
+            "least_cosine": one.least_cosine,
         }
 
     def _form(self, one: FormSpeeds) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.benchmarks.jpegs import listed
 from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.caching import CacheSettings, cache_rows
 from vggfeat.computing import Work, to_block
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, PictureError, out_of_memory
 from vggfeat.extraction import Extraction, requests
 from vggfeat.images.decoding import DecodeSettings, Picture
 from vggfeat.images.pool import Decoder
@@ -25,8 +27,9 @@ from vggfeat.passes import Row
 from vggfeat.passes.running import exact_float32
 from vggfeat.samples import DataSet, Place
 from vggfeat.store.parts import Parts
+from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Shape
-from vggfeat.transforms import normalise, pad, rescale, rescaled_size
+from vggfeat.transforms import normalise, rescale, rescaled_size
 from vggfeat.weights import Backbone
 
 
@@ -46,13 +49,18 @@ class Stages:
     ----------
     backbone : Backbone
     extraction : Extraction
-        In float32; decides scales, layer and device.
+        In float32, not compiled; decides scales, layer and device.
     files : DataSet
     decoder : Decoder
     cache : CacheSettings
         Of the runs from files to file.
     repeat : int
-        How many times writing, and these runs, go through the files.
+        How many times `often` goes through the files.
+
+    Raises
+    ------
+    ConfigError
+        If a batch of the extraction does not fit into memory.
     """
 
     def __init__(
@@ -68,8 +76,13 @@ class Stages:
         self.cache = cache
         self.often = listed(Path(files.root), files.paths, repeat)
         self.pictures = list(self._decoded())
-        self.rows = self.compute(extraction)
-        """Of the pictures, by this extraction."""
+        self._batches: dict[str, list[Batch]] = {}
+        self.expected = self.features(extraction)
+        """(N, S, C), by this extraction."""
+        self.rows = [
+            Row(found[:, None], "", picture.size, picture.sha256)
+            for found, picture in zip(self.expected, self.pictures, strict=True)
+        ]
 
     def decode(self) -> None:
         """Turn the files into pixels."""
@@ -88,55 +101,73 @@ class Stages:
                     normalise(rescale(uploaded, size, one.settings.interpolation), one.mean, one.std)
 
     def batches(self, extraction: Extraction) -> list[Batch]:
-        """Return the batches that an extraction makes of the pictures, shard by shard."""
-        found, step = [], self.cache.rows()
-        with torch.inference_mode():
+        """Return the batches that an extraction makes of the pictures, shard by shard.
+
+        Those of equal batching are the same tensors.
+
+        Raises
+        ------
+        ConfigError
+            If they do not fit into memory together.
+        """
+        found, step = self._batches.setdefault(extraction.settings.batching, []), self.cache.rows()
+        if found:
+            return found
+        with fitting(extraction), torch.inference_mode():
             for start in range(0, len(self.pictures), step):
                 pixels = [one.regions[0] for one in self.pictures[start : start + step]]
                 places, sizes = extraction.places([[one.shape[:2]] for one in pixels])
                 for batch in extraction.batches(sizes):
                     chosen = [(extraction.uploaded(pixels[places[i][0]]), sizes[i]) for i in batch]
-                    found.append(_batch(extraction, chosen))
+                    found.append(Batch(*extraction.prepared(chosen)))
         return found
 
-    def write(self) -> None:
-        """Commit the features in shards, and join these to a file that is read back."""
+    def write(self, files: DataSet) -> None:
+        """Commit the features of files in shards, and join these to a file that is read back."""
         one = self.extraction
         shape = Shape(scales=one.settings.scales, regions=one.regions, channels=one.channels)
         with self.out() as out, Parts.open(
-            out, self.often, {"benchmark": "writing"}, shape, shard_rows=self.cache.rows()
+            out, files, {"benchmark": "writing"}, shape, shard_rows=self.cache.rows()
         ) as parts:  # fmt: skip
             for shard in parts.pending:
                 rows = [self.rows[row % len(self.rows)] for row in parts.rows(shard)]
                 parts.commit(shard, to_block(rows, shape, [""] * len(rows)))
             parts.consolidate({})
 
-    def run(self, extraction: Extraction) -> None:
-        """Go from files to a feature file, as `vggfeat extract` does once the net is there."""
-        work = Work(
-            dataset=self.often,
-            backbone=self.backbone,
-            passes=extraction,
-            place=lambda row: Place(self.often.file_of(row), None),
-        )
-        with self.out() as out:
-            cache_rows(work, out, cache=self.cache, decode=DecodeSettings())
+    def run(self, extraction: Extraction, files: DataSet) -> None:
+        """Go from files to a feature file, as `vggfeat extract` does once the net is there.
 
-    def compute(self, extraction: Extraction) -> list[Row]:
-        """Return the rows of the pictures, computed shard by shard.
+        What that does after the last picture of a run in bf16, fp16 or tf32 is left out: it computes four pictures
+        again in float32, which is nothing beside a real data set and much beside a few files.
 
         Raises
         ------
         ConfigError
-            If one fails.
+            If a picture fails, or a batch does not fit into memory.
         """
-        step = self.cache.rows()
-        starts = range(0, len(self.pictures), step)
-        rows = [row for start in starts for row in extraction.rows(self.pictures[start : start + step])]
-        for row in rows:
-            if row.reason:
-                raise ConfigError(f"{extraction.settings.precision}: expected features of every picture: {row.reason}")
-        return rows
+        with self.out() as out:
+            self._cache(extraction, files, out)
+
+    def features(self, extraction: Extraction) -> NDArray[np.float32]:
+        """Do what `run` does, once with every file, and return the features, (N, S, C)."""
+        with self.out() as out:
+            self._cache(extraction, self.files, out)
+            with FeatureFile(out) as file:
+                return file.read()[:, :, 0]
+
+    def _cache(self, extraction: Extraction, files: DataSet, out: Path) -> None:
+        work = Work(
+            dataset=files,
+            backbone=self.backbone,
+            passes=extraction,
+            place=lambda row: Place(files.file_of(row), None),
+        )
+        summary = cache_rows(work, out, cache=self.cache, decode=DecodeSettings())
+        # Halves are other batches than those of the net alone.
+        if extraction.halvings:
+            raise ConfigError(_unfit(extraction, f"{extraction.halvings} that had to be halved"))
+        for _, reason in summary.failures[:1]:
+            raise ConfigError(f"{extraction.settings.precision}: expected features of every picture: {reason}")
 
     def multiply_adds(self) -> float:
         """Return those of a picture and its mirror at all scales, the mean over the pictures."""
@@ -165,10 +196,27 @@ class Stages:
             yield picture
 
 
+@contextmanager
+def fitting(extraction: Extraction) -> Iterator[None]:
+    """Turn what a library says when memory runs out into a ConfigError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(_unfit(extraction, str(error).partition(". ")[0] or "no memory left")) from None
+
+
 def run_network(extraction: Extraction, batches: Sequence[Batch]) -> None:
-    """Run the net alone: mirrors, precision, the layers, the means over space and mirror."""
+    """Run the net alone: mirrors, precision, the layers, the means over space and mirror.
+
+    Raises
+    ------
+    ConfigError
+        If a batch does not fit into memory.
+    """
     settings = extraction.settings
-    with torch.inference_mode(), exact_float32(settings.precision):
+    with fitting(extraction), torch.inference_mode(), exact_float32(settings.precision):
         for images, sides in batches:
             if sides is None:
                 extraction.read(images, settings.batch_pixels)
@@ -176,10 +224,9 @@ def run_network(extraction: Extraction, batches: Sequence[Batch]) -> None:
                 extraction.read_padded(images, sides)
 
 
-def _batch(extraction: Extraction, pictures: Sequence[tuple[Tensor, tuple[int, int]]]) -> Batch:
-    mean, std = extraction.mean, extraction.std
-    rescaled = [rescale(picture, size, extraction.settings.interpolation) for picture, size in pictures]
-    if len({size for _, size in pictures}) == 1:
-        return Batch(normalise(torch.stack(rescaled), mean, std), None)
-    sides = extraction.on_device(torch.tensor([size for _, size in pictures]))
-    return Batch(pad([normalise(one, mean, std) for one in rescaled]), sides)
+def _unfit(extraction: Extraction, found: str) -> str:
+    kept = extraction.settings
+    return (
+        f"{kept.precision}, {kept.batching}: expected batches that fit into the memory of {extraction.device}, found "
+        f"{found}; give a --batch-pixels below {kept.batch_pixels}, or fewer --pictures"
+    )

@@ -13,6 +13,9 @@ from vggfeat.cli.types import Numbers, Words
 if TYPE_CHECKING:
     from vggfeat.benchmarks.speeds import FormSpeeds, Speeds
 
+WAYS = {"float32": "PyTorch's defaults", "autocast": "torch.autocast", "bfloat16": "the net in bfloat16"}
+"""What the table says of each way to run the plain baseline."""
+
 
 @click.command("extract")
 @click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
@@ -29,15 +32,15 @@ if TYPE_CHECKING:
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Cores of the CPU for the net. [all]")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
-@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory.")
-@click.option("--pictures", type=click.IntRange(1), default=24, show_default=True, help="JPEG files to make.")
+@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
+@click.option("--pictures", type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True,
-              help="How often a run from files to file goes through them; for a GPU, 100 and more.")  # fmt: skip
+              help="How often a run from files to file goes through them; for a GPU, 10 and more.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of pictures and weights.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Times that all is measured.")
 @click.option("--seconds", type=click.FloatRange(0.01), default=2.0, show_default=True,
               help="Least time of each measurement.")  # fmt: skip
-@click.option("--no-peer", "alone", is_flag=True, help="Without the plain baseline.")
+@click.option("--no-plain", "alone", is_flag=True, help="Without the plain baseline.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, every round included.")
 def bench_extraction(
     net: str,
@@ -51,7 +54,7 @@ def bench_extraction(
     threads: int | None,
     workers: int | None,
     batch_pixels: int | None,
-    pictures: int,
+    pictures: int | None,
     repeat: int,
     seed: int,
     rounds: int,
@@ -62,51 +65,60 @@ def bench_extraction(
     """Measure pictures per second of every stage of extraction alone, and from JPEG files to the feature file.
 
     The pictures are made on the fly, with the sides of VOC-2007's; the weights are random. All combinations of
-    --precision and --batching are measured, and beside them a plain loop as one would write it with
-    torchvision: float32, one picture and scale at a time, the mirror as a second pass. The stage that is the slowest
-    alone is what holds a form up. Figures are medians of the rounds.
+    --precision and --batching are measured, each as `vggfeat extract` runs it, but for the four pictures that this
+    computes again in float32 after a run in another precision. The stage that is the slowest alone is what holds a form
+    up. Figures are medians of the rounds, after a run that does not count.
+
+    Beside them stands a plain loop as one would write it with torchvision, the baseline: one picture and scale at a
+    time, decoded by the same process, the mirror as a second pass. It is in PyTorch's float32, whose convolutions are
+    TF32 on a GPU, and in bf16 if that is among the precisions, by torch.autocast or with the net in bfloat16,
+    whichever is faster. The ratio of a form is to the baseline of its own precision.
 
     \b
     Examples:
       vggfeat bench extract --net D --pictures 6
-      vggfeat bench extract --device cuda --precision bf16 --batching size,padded --pictures 256 --repeat 20
+      vggfeat bench extract --device cuda --precision bf16 --batching size,padded --repeat 20
     """
     from vggfeat.benchmarks.ceilings import with_threads
-    from vggfeat.benchmarks.extraction import BenchSettings, measure
+    from vggfeat.benchmarks.extraction import BenchSettings, default_pictures, measure
     from vggfeat.benchmarks.speeds import Form
-    from vggfeat.devices import default_device, default_workers
+    from vggfeat.devices import default_batch_pixels, default_workers, ready_device
     from vggfeat.weights import random_backbone
 
+    device = ready_device(device)
     settings = BenchSettings(
         scales=scales,
         forms=tuple(dict.fromkeys(Form(*words) for words in product(precision, batching))),
         layer=layer,  # type: ignore[arg-type]
-        pictures=pictures,
+        pictures=pictures or default_pictures(device),
         repeat=repeat,
         seed=seed,
-        device=device or default_device(),
+        device=device,
         workers=default_workers() if workers is None else workers,
-        batch_pixels=batch_pixels,
+        batch_pixels=batch_pixels or default_batch_pixels(device),
         compiled=compiled,
         rounds=rounds,
         seconds=seconds,
         plain=not alone,
     )
-    with tempfile.TemporaryDirectory() as place, with_threads(threads):
+    with tempfile.TemporaryDirectory() as place, with_threads(threads) as used:
         backbone = random_backbone(f"random:{net}:{seed}:{width:g}")
         found = measure(backbone, settings, Path(place), lambda name: click.echo(f"{name} ...", err=True))
-    about = {"net": net, "width": width, "scales": scales, "layer": layer, "pictures": pictures, "repeat": repeat}
-    told = {"format": "vggfeat-bench-extract", **about, "workers": settings.workers, "compiled": compiled, "seed": seed}
     if as_json:
-        click.echo(json.dumps(told | found.describe(), indent=2))
+        about = {"format": "vggfeat-bench-extract", "net": net, "width": width, "threads": used}
+        click.echo(json.dumps(about | settings.describe() | found.describe(), indent=2))
         return
-    click.echo(f"net {net}, width {width:g}, Q = {', '.join(map(str, scales))}, {layer}; files: {pictures}", nl=False)
-    click.echo(f"; {found.device}; processes that decode: {settings.workers}")
+    click.echo(f"net {net}, width {width:g}, Q = {', '.join(map(str, scales))}, {layer}; {found.device}")
+    click.echo(
+        f"files: {settings.pictures}, {repeat} times; processes that decode: {settings.workers}; "
+        f"pixels in a pass: {settings.batch_pixels}"
+    )
     for line in _lines(found):
         click.echo(line)
 
 
 def _lines(found: "Speeds") -> list[str]:
+    from vggfeat.benchmarks.speeds import plain_name
     from vggfeat.report.text import align
 
     alone = [
@@ -117,12 +129,12 @@ def _lines(found: "Speeds") -> list[str]:
     stages = [f"  {name:14} {rates.median:9.4g} pictures/s  {note}" for name, rates, note in alone]
     header = ["", "network", "share", "files to file", "share", "ratio", "least cosine", "held up by"]
     rows = [_cells(found, one) for one in found.forms]
-    if found.plain:
-        rate, cosine = found.plain.together.median, found.plain.least_cosine
-        share = _percent(found.share("fp32", rate)) if "fp32" in found.matrix_multiply_adds else "-"
-        rows.append(["plain baseline", "-", "-", f"{rate:.4g}", share, "1.00", f"{cosine:.8f}", "-"])
+    for plain in found.plain:
+        rate, cosine = plain.together.median, f"{plain.least_cosine:.8f}"
+        share = _percent(found.share(plain.precision, rate))
+        rows.append([plain_name(plain.precision), "-", "-", f"{rate:.4g}", share, "1.00", cosine, "-"])
     rates = ", ".join(f"{name} {rate / 1e9:.4g} G" for name, rate in found.matrix_multiply_adds.items())
-    lines = [
+    return [
         *stages,
         "",
         *align([header, *rows], left=1),
@@ -130,8 +142,20 @@ def _lines(found: "Speeds") -> list[str]:
         f"pictures/s; share: of the matrix rate, {rates} multiply-adds/s; "
         f"a picture takes {found.picture_multiply_adds / 1e9:.4g} G",
         "least cosine: to the features of fp32, size",
+        *_told_of_plain(found),
     ]
-    return [*lines, f"plain baseline: {found.plain.module}, PyTorch's defaults"] if found.plain else lines
+
+
+def _told_of_plain(found: "Speeds") -> list[str]:
+    if not found.plain:
+        return []
+    ways = ", ".join(f"{one.precision} by {WAYS[one.way]}" for one in found.plain)
+    loop = "one picture and scale at a time, decoded by the same process"
+    return [
+        "ratio: of files to file, to the plain baseline of the same precision",
+        f"plain baseline: {found.plain[0].module}; {ways}",
+        f"  {loop}",
+    ]
 
 
 def _cells(found: "Speeds", one: "FormSpeeds") -> list[str]:
