@@ -63,6 +63,8 @@ def test_help_and_import_load_nothing_heavy():
     code = f"""
 import sys
 import vggfeat
+import vggfeat.cli
+assert "click" not in sys.modules, "signals are to be listened to first"
 from vggfeat.cli import run
 assert run(["--help"]) == 0
 for command in {list(commands())!r}:
@@ -295,3 +297,36 @@ def test_a_reader_that_leaves_ends_the_command_without_a_traceback(features):
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+FULL = (
+    "vggfeat: standard output: expected to print to it, found: No space left on device; "
+    "what was finished is kept: make room, and give the same command again\n"
+)
+
+
+@pytest.mark.parametrize("words", [["data", "list"], ["--help"], ["inspect", "{features}", "--json"]])
+def test_an_output_that_is_full_ends_the_command_with_one_line(words, features):
+    words = [str(features) if word == "{features}" else word for word in words]
+    command = [sys.executable, "-m", "vggfeat", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (6, FULL)
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 6
+
+
+def test_a_summary_that_cannot_be_printed_loses_no_work(pictures, tmp_path):
+    words = extract(pictures, tmp_path / "x.h5", "--quiet", "--json")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vggfeat", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("note: ")] == [FULL]
+    again = vggfeat(*words)
+    assert (again.returncode, json.loads(again.stdout)["resumed"]) == (0, 30)
+
+
+def test_without_a_standard_output_nothing_is_printed():
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vggfeat", "--help"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from vggfeat.caching import CacheSettings, cache_features
-from vggfeat.cli import run
+from vggfeat.cli import group, run
 from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extraction import ExtractionSettings
@@ -206,10 +207,12 @@ def test_a_second_signal_is_no_noise_whenever_it_comes(moments, options):
     assert time.monotonic() - begun < 20
 
 
-def test_a_signal_that_a_destructor_swallows_comes_again():
-    script = """
+@pytest.mark.parametrize("second", [False, True])
+def test_a_signal_that_a_destructor_swallows_comes_again(second):
+    script = f"""
 import time
 import vggfeat.cli as cli
+from vggfeat.cli import signals
 
 class Slow:
     def __del__(self):
@@ -217,6 +220,7 @@ class Slow:
         time.sleep(60)
 
 def work(**_):
+    signals._LATER = {60 if second else 0.01}
     slow = Slow()
     del slow
     print("swallowed", flush=True)
@@ -226,7 +230,76 @@ cli.group.main = work
 cli.main(["extract"])
 """
     running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
-    assert send_at(running, ("working", signal.SIGTERM)) == (143, LINE.format("SIGTERM"))
+    moments = [("working", signal.SIGTERM), ("swallowed", signal.SIGTERM)][: 1 + second]
+    assert send_at(running, *moments) == (143, LINE.format("SIGTERM"))
+
+
+LOADING = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{slow}":
+            print("loading", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+import vggfeat.cli as cli
+
+def work(**_):
+    try:
+        import a_library_that_is_large
+    finally:
+        print("cleaning", flush=True)
+
+if "{slow}" != "click":
+    cli.group.main = work
+cli.main(["extract"])
+"""
+
+
+@pytest.mark.parametrize("slow", ["click", "a_library_that_is_large"])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (1, "SIGHUP")])
+def test_while_libraries_are_loaded_a_signal_ends_at_once(slow, number, name):
+    script = LOADING.format(slow=slow)
+    running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
+    assert running.stdout.readline() == "loading\n"
+    running.send_signal(number)
+    assert running.communicate(timeout=20) == ("", LINE.format(name))
+    assert running.returncode == 128 + number
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (1, "SIGHUP")])
+def test_a_signal_that_click_sees_first_keeps_its_code_and_its_line(number, name):
+    script = """
+import time
+import click
+import vggfeat.cli as cli
+
+def work():
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        error.add_note("1 of 2 done")
+        raise
+
+cli.group.add_command(click.Command("work", callback=work))
+cli.main(["work"])
+"""
+    running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
+    echoed = "\n" * (number == signal.SIGINT)  # click's, after the ^C of a terminal
+    said = f"{echoed}note: 1 of 2 done\n{LINE.format(name)}"
+    assert send_at(running, ("working", number)) == (128 + number, said)
+
+
+def test_an_end_of_file_that_nobody_expected_is_no_ctrl_c(monkeypatch):
+    def work():
+        raise EOFError
+
+    monkeypatch.setitem(group.commands, "work", click.Command("work", callback=work))
+    with pytest.raises(click.Abort):
+        run(["work"])
 
 
 def test_nohup_keeps_a_run_from_the_end_of_its_terminal():

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 import shutil
 import time
 
@@ -110,7 +111,10 @@ def damage_and_show(folders, tmp_path, cases):
         except Exception as error:
             raise AssertionError(f"case {case}, {kind}/{name}: {type(error).__name__}: {error}") from error
         counts["refused" if said else "page"] += 1
-        assert str(folder) in said or not said, (case, said)
+        if said:
+            assert str(folder / name) in said, (case, said)
+            assert re.search("expected .*found ", said), (case, said)
+            assert "\n" not in said, (case, said)
         assert len(said) < 1000, (case, said)
         assert time.monotonic() - begun < 10, case
         (folder / name).write_bytes((folders / kind / name).read_bytes())

@@ -11,7 +11,7 @@ from pathlib import Path
 NAMES = ("kills", "random_kills", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training", "soak",
          "flat", "pictures", "hostile", "fuzz")  # fmt: skip
 QUICK = ("kills", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
-"""Those that `quick` stands for; of the others, the tests hold short forms of their own."""
+"""Those that `quick` stands for, a part of the test suite; `pytest -m long` has the short forms of the others."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

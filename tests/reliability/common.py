@@ -23,7 +23,7 @@ from feature_rows import memory_folder
 from PIL import Image
 
 from vggfeat import caching
-from vggfeat.cli import main, progress
+from vggfeat.cli import commands, main, progress
 from vggfeat.datasets import front
 from vggfeat.store.durable import DISK
 from vggfeat.weights import load_backbone
@@ -36,7 +36,7 @@ def load_all() -> None:
     torch.set_num_threads(1)
     load_backbone(NET)
     Image.preinit()
-    assert all((caching, front, progress))
+    assert all((caching, commands, front, progress))
 
 
 @dataclass(frozen=True, kw_only=True)

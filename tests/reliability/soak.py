@@ -1,9 +1,10 @@
 """A long extraction of pictures of which 3 % are hostile, killed now and then: flat memory, flat count of open files.
 
 The list names the same 200 files again and again, one shard for each time, so that every shard must be that of a run
-over the 200 alone. Memory and open files of the run and of its workers are looked at four times a second; they may grow
-by 50 MB and by none from the first shard of the last run to its end. Full: 50,000 pictures (or --cases), killed after
-60 seconds, 120, 180, ... Short: 2,000.
+over the 200 alone. Memory and open files of the run and of its workers are looked at four times a second. In the last
+run, from the second quarter of its looks after its first shard to the last quarter, the median of the memory may grow
+by less than 50 MiB, and that of the open files by none. Full: 50,000 pictures (or --cases), killed after 60 seconds,
+120, 180, ... Short: 2,000.
 """
 
 import os
@@ -105,13 +106,16 @@ def open_files(pid: int) -> int:
 
 
 def grow(seen: list[tuple[float, float, int]], report: Report) -> None:
-    """Compare the last tenth of what was seen with the first; medians, because single looks meet peaks."""
+    """Compare the last quarter of what was seen with the second: in the first one, the libraries take what they need.
+
+    Medians, because a shard is open while it is written.
+    """
     report.figures["looks"] = len(seen)
     if len(seen) < 20:
         report.failures.append("the last run was too short to say whether it grew; give more --cases")
         return
-    tenth = len(seen) // 10
-    first, last = (np.median(part, axis=0) for part in (seen[: tenth + 1], seen[-2 * tenth : -tenth]))
+    quarter = len(seen) // 4
+    first, last = (np.median(part, axis=0) for part in (seen[quarter : 2 * quarter], seen[-quarter:]))
     for index, name in enumerate(("run", "worker")):
         growth = round(last[index] - first[index], 1)
         report.figures[f"{name} grew by, MiB"] = growth
@@ -121,7 +125,7 @@ def grow(seen: list[tuple[float, float, int]], report: Report) -> None:
         "worker, MiB": round(last[1]),
         "open files": [int(first[2]), int(last[2])],
     }
-    report.check(last[2] <= first[2] + 2, f"open files grew from {first[2]} to {last[2]}")
+    report.check(last[2] <= first[2], f"open files grew from {first[2]} to {last[2]}")
 
 
 def compare(folder: Path, rounds: int, report: Report) -> None:

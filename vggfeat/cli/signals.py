@@ -1,26 +1,35 @@
 """Ctrl-C, SIGTERM and SIGHUP as exceptions, so that locks and files are let go in order; asked twice, the end at once.
 
 The end at once is safe, because all that is kept is safe from a kill. To raise a second exception is not: in the midst
-of cleaning up it would leave threads behind that the interpreter waits for, or be printed and lost.
+of cleaning up it would leave threads behind that the interpreter waits for, or be printed and lost. Nor is it while a
+module is loaded: libraries in C turn the exception into another one, or abort. So before the command, and while one is
+loaded, the first signal ends at once as well.
+
+This module is loaded before anything is listened to, so it imports only what the interpreter has loaded by then.
 """
 
+import _thread
 import contextlib
 import os
 import signal
 import stat
 import sys
-import threading
-from collections.abc import Callable
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+_KEPT = "what was finished is kept, and the same command goes on from there"
+_KEPT_BY_TRAINING = "the newest checkpoint is kept, and the same command with --resume goes on from there"
 _LATER = 0.01
 """Seconds."""
 
 
-class Terminated(BaseException):
+class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP.
+
+    It is a KeyboardInterrupt because that is what code looks for that must not swallow a signal: Python's own compiler
+    drops every other exception that comes while it works.
 
     Parameters
     ----------
@@ -33,15 +42,27 @@ class Terminated(BaseException):
         self.number = number
 
 
+def stopped(number: int, arguments: Sequence[str] | None) -> str:
+    """Say what ended the command with these words, and how to go on."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return f"stopped by {NAMES[number]}; {_KEPT_BY_TRAINING if 'train' in words[:2] else _KEPT}"
+
+
+def line(message: str) -> str:
+    """Put the name of the program before a message, and which process it is where torchrun has started several."""
+    rank = os.environ.get("RANK", "0")
+    return f"vggfeat: {message}" if rank == "0" else f"vggfeat, process {rank}: {message}"
+
+
 def listen(last_line: Callable[[int], str]) -> None:
-    """From now on raise KeyboardInterrupt or Terminated for a signal, and end the process if it comes again.
+    """From now on end the process for a signal, and within `breaking_off` raise KeyboardInterrupt or Terminated first.
 
     A signal that is ignored stays so: nohup and the background jobs of a shell rely on it.
 
     Parameters
     ----------
     last_line : callable
-        Given the number of the first signal, returns what is printed when it comes again.
+        Given the number of the first signal, returns what is printed when the process ends at once.
     """
     ear = _Ear(last_line)
     sys.unraisablehook = ear.again
@@ -57,40 +78,72 @@ def stop_listening() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def breaking_off() -> Iterator[None]:
+    """Within this, if signals are listened to, the first one raises: there is something to let go in order."""
+    ears = [ear for ear in map(signal.getsignal, NAMES) if isinstance(ear, _Ear)]
+    if not ears:
+        yield
+        return
+    before, ears[0].raises = ears[0].raises, True
+    try:
+        yield
+    finally:
+        ears[0].raises = before
+
+
 class _Ear:
     def __init__(self, last_line: Callable[[int], str]) -> None:
         self.last_line = last_line
         self.heard: list[int] = []
+        self.raises = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if number in self.heard:
-            _end(self.heard[0], self.last_line(self.heard[0]))
+            self.end()
         self.heard.append(number)
         _leave_terminal()
         # Under torchrun a Ctrl-C brings SIGTERM as well: another signal is no second request.
-        if len(self.heard) == 1:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        if len(self.heard) > 1:
+            return
+        if not self.raises or _loading(frame):
+            self.end()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    def end(self) -> None:
+        stop_listening()  # else the next signal would say the line once more
+        _end(self.heard[0], f"{self.last_line(self.heard[0])}\n")
 
     def again(self, lost: "sys.UnraisableHookArgs") -> None:
         """Send a signal again whose exception was raised in a callback of the garbage collector, which swallows it."""
-        if not self.heard or not issubclass(lost.exc_type, KeyboardInterrupt | Terminated):
+        if not self.heard or not issubclass(lost.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(lost)
             return
-        # Not at once: the exception would be raised in here, and swallowed as well.
-        later = threading.Timer(_LATER, os.kill, (os.getpid(), self.heard[0]))
-        later.daemon = True
+        # The classes of threading wait until it runs: too long a time in here.
+        _thread.start_new_thread(self.repeat, (self.heard[0],))
+
+    def repeat(self, number: int) -> None:
+        time.sleep(_LATER)  # not at once: the exception would be raised in the hook, and swallowed as well
         self.heard.clear()
-        later.start()
+        os.kill(os.getpid(), number)
 
 
-def _end(number: int, line: str) -> None:
+def _loading(frame: FrameType | None) -> bool:
+    """Say whether a module is being loaded, by this frame or by one that called it."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _end(number: int, said: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, line.encode(errors="backslashreplace"))
+        os.write(2, said.encode(errors="backslashreplace"))
     # They would end by themselves, but one that is just starting takes its time. Linux lists them by thread.
-    for children in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as children:
+                for child in children.read().split():
+                    os.kill(int(child), signal.SIGTERM)
     os._exit(128 + number)
 
 

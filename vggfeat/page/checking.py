@@ -1,7 +1,4 @@
-"""results.json as a page needs it: read without surprises, and every entry that is shown is what it should be.
-
-K = classes, G = values of C.
-"""
+"""results.json as a page needs it: read without surprises, and every entry that is shown is what it should be."""
 
 import json
 import math
@@ -33,10 +30,13 @@ def parse(text: str) -> Any:
 
     Raises
     ------
-    ValueError, RecursionError
+    ValueError
         If it is none, or nested too deeply to be read.
     """
-    return json.loads(text, parse_int=lambda digits: (int if len(digits) <= _LONGEST_WHOLE else float)(digits))
+    try:
+        return json.loads(text, parse_int=lambda digits: (int if len(digits) <= _LONGEST_WHOLE else float)(digits))
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = parse(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StoreError(f"{path}: expected a JSON object, found damage ({error}); make it again") from None
     if not isinstance(content, dict):
         raise StoreError(f"{path}: expected a JSON object, found {_shown(content)}; make it again")
