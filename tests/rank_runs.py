@@ -6,10 +6,12 @@ Prints one JSON object of what was seen.
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from crash_runs import Hooked
 from reliability.common import Ended, Job, Run, digest
 
+from vggfeat import processes
 from vggfeat.errors import StoreError
 from vggfeat.processes import open_world
 from vggfeat.weights import random_backbone, save_weights
@@ -233,10 +236,41 @@ def worlds() -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def by_hand(job: Job) -> dict:
+    """Started without torchrun: all come; the first, or another, waits for those that don't, until a signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def begin(rank: int, size: int) -> Run:
+        os.environ.update(address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)})
+        return job.start()
+
+    try:
+        found = {"together": seen(job, wait([begin(rank, 2) for rank in (1, 0)]))}
+        job.clear()
+        processes.LONGEST_SILENCE = timedelta(seconds=0.5)
+        for name, ranks_there in (("first", (0, 2)), ("other", (1,))):
+            runs = [begin(rank, 4) for rank in ranks_there]
+            found[name] = []
+            time.sleep(2)
+            for run, number in zip(runs, (signal.SIGINT, signal.SIGTERM), strict=False):
+                begun = time.monotonic()
+                os.kill(run.pid, number)
+                ended = run.wait()
+                found[name].append([ended.code, ended.err, time.monotonic() - begun])
+        return found
+    finally:
+        processes.LONGEST_SILENCE = timedelta(seconds=30)
+        for name in (*address, "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+
+
 def main(folder: Path) -> dict:
     job = Job(folder, SEVEN)
     found = {f"together {count}": together(job, count) for count in (2, 3)}
-    for scenario in (killed, refused, stopped, others, classify):
+    for scenario in (killed, refused, stopped, others, by_hand, classify):
         found[scenario.__name__] = scenario(job)
     return found | {"worlds": worlds()}
 

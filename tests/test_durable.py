@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -195,6 +197,7 @@ def test_lock_is_held_by_one_and_names_its_process(tmp_path):
     with pytest.raises(BlockingIOError):
         Lock(tmp_path / "LOCK")
     assert holder(tmp_path / "LOCK") == f"process {os.getpid()}"
+    assert (tmp_path / "LOCK").read_text().split()[0] == str(os.getpid())
     lock.release()
     lock.release()
     Lock(tmp_path / "LOCK").release()
@@ -219,7 +222,76 @@ def test_lock_on_a_removed_file_is_no_lock(tmp_path, monkeypatch):
     lock.release()
 
 
-@pytest.mark.parametrize("content", [b"", b"no number", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"12\n13\n", "process 12, 13"),  # as they were written before they named the machine
+        (b"12 node3\n", "process 12 on node3"),
+        (b"12 {here}\n4711 node3\n13 {here}\n4712 node3\n", "process 12, 13 and process 4711, 4712 on node3"),
+        (b"12 {here}\n4711 no", "process 12"),
+    ],
+)
+def test_processes_of_another_machine_are_named_with_it(tmp_path, content, named):
+    (tmp_path / "LOCK").write_bytes(content.replace(b"{here}", os.uname().nodename.encode()))
+    assert holder(tmp_path / "LOCK") == named
+
+
+def test_machine_of_an_odd_name_is_written_so_that_it_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node\n3 \x1b é" + "x" * 100))
+    lock = Lock(tmp_path / "LOCK")
+    assert holder(tmp_path / "LOCK") == f"process {os.getpid()}"
+    monkeypatch.undo()
+    assert holder(tmp_path / "LOCK").startswith(f"process {os.getpid()} on node-3----x")
+    lock.release()
+
+
+def test_of_a_lock_file_as_large_as_a_disk_only_the_beginning_is_read(tmp_path):
+    with open(tmp_path / "LOCK", "wb") as file:
+        file.write(b"12\n")
+        file.truncate(1 << 36)
+    begun = time.monotonic()
+    assert holder(tmp_path / "LOCK") == "process 12"
+    assert time.monotonic() - begun < 5
+    lock = Lock(tmp_path / "LOCK")
+    assert (tmp_path / "LOCK").stat().st_size < 100
+    lock.release()
+
+
+@pytest.mark.parametrize("joining", [False, True])
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe", "folder"])
+def test_lock_that_is_no_file_is_refused_by_name_and_not_waited_for(tmp_path, kind, joining):
+    path, other = tmp_path / "LOCK", tmp_path / "b"
+    other.write_bytes(b"another's")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"link": other, "broken link": tmp_path / "none"}[kind])
+    for ask in (holder, lambda where: Lock(where, joining=joining)):
+        with pytest.raises(StoreError, match=rf"{path}: expected a regular file, found a link, .*; move it away"):
+            ask(path)
+    assert other.read_bytes() == b"another's"
+    assert not (tmp_path / "none").exists()
+
+
+def test_own_file_that_becomes_a_pipe_as_it_is_opened_is_refused(tmp_path, monkeypatch):
+    real = os.open
+    (tmp_path / "a").write_bytes(b"bytes")
+
+    def swapped(path, *arguments):
+        os.unlink(path)
+        os.mkfifo(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(StoreError, match="expected a regular file"):
+        open_own(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no number", b"\xff\xfe", b"12", b"12\nno number\n", b"12 \x1b[2J\n", b"9" * 30 + b"\n"]
+)
 def test_holder_of_an_unreadable_lock_is_another_process(tmp_path, content):
     (tmp_path / "LOCK").write_bytes(content)
     assert holder(tmp_path / "LOCK") == "another process"

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import time
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -30,7 +31,7 @@ from feature_rows import (
 
 from vggfeat.errors import StoreError
 from vggfeat.store.durable import Files
-from vggfeat.store.identity import existing
+from vggfeat.store.identity import differences, existing, first_other_row
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile, validate
 from vggfeat.store.shards import HEAD, Shape, Status
@@ -302,6 +303,104 @@ def test_manifest_that_is_damaged_says_what_to_do(out):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StoreError, match=r"manifest\.json.*damage.*delete"):
         open_parts(out)
+
+
+@pytest.mark.parametrize("content", [b"[" + b"[]," * (25 << 20), b"{" * (1 << 20) + b"}", b"\0" * (1 << 21)])
+def test_manifest_of_more_than_a_run_writes_is_not_read(out, content):
+    with open_parts(out) as parts:
+        path = parts.folder / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"manifest\.json: expected at most 1 MiB, found more; delete .*\.h5\.parts"):
+        open_parts(out)
+
+
+def test_manifest_as_large_as_a_disk_is_not_read(out):
+    with open_parts(out) as parts:
+        path = parts.folder / "manifest.json"
+    os.truncate(path, 1 << 36)
+    with pytest.raises(StoreError, match=r"manifest\.json: expected at most 1 MiB"):
+        open_parts(out)
+
+
+def nested(depth, inner):
+    return '{"a":' * depth + inner + "}" * depth
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "[]",
+        nested(900, ",".join([f'"b{number}":1' for number in range(90_000)]).join(("{", "}"))),
+        json.dumps({"k" * 500_000: {f"b{number}": 1 for number in range(40_000)}}),
+        json.dumps({"\x1b[2J\n": 1}),
+        nested(900, "1"),
+    ],
+)
+def test_manifest_of_another_kind_is_refused_in_a_short_line_and_little_memory(out, found):
+    with open_parts(out) as parts:
+        path = parts.folder / "manifest.json"
+    path.write_text(found)
+    tracemalloc.start()
+    with pytest.raises(StoreError, match="expected parts of the same run, found another: ") as caught:
+        open_parts(out)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 20_000
+    assert str(caught.value).isprintable()
+
+
+def test_key_too_large_to_be_read_again_is_refused_and_what_stood_there_stays(out):
+    with open_parts(out) as parts:
+        parts.commit(0, make_block(parts.rows(0)))
+    with pytest.raises(StoreError, match="expected a key of less than 1 MiB"):
+        open_parts(out, key=KEY | {"long": "x" * (1 << 20)}, overwrite=True)
+    with open_parts(out) as parts:
+        assert parts.pending == [1, 2]
+
+
+def test_differences_beyond_fifty_are_counted():
+    told = differences({f"k{number:03d}": 1 for number in range(99)}, {"z": 2})
+    assert told[0] == "k000: found 1, expected none"
+    assert (len(told), told[-1]) == (51, "and 50 more")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\0", "inputs.jsonl can't be read, so that"),
+        (None, "inputs.jsonl can't be read, so that"),
+        (b'["000000"', "inputs.jsonl can't be read, so that"),
+        (b"null\n", "row 0 is the first that differs: found None, expected"),
+    ],
+)
+def test_frozen_list_as_large_as_a_disk_is_read_by_short_lines(tmp_path, content, words):
+    path = tmp_path / "inputs.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+        os.truncate(path, 1 << 36)
+    tracemalloc.start()
+    assert words in first_other_row(path, make_dataset())
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_frozen_list_that_goes_on_with_nothing_ends(tmp_path):
+    dataset, path = make_dataset(), tmp_path / "inputs.jsonl"
+    pairs = zip(dataset.ids, dataset.paths, strict=True)
+    path.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs) + "null\n")
+    assert "row 23 is the first that differs: found None, expected None" in first_other_row(path, dataset)
+    path.write_text("".join(f"{json.dumps(pair)}\n" for pair in zip(dataset.ids, dataset.paths, strict=True)))
+    assert "ids and paths are the same" in first_other_row(path, dataset)
+
+
+@pytest.mark.parametrize("name", ["LOCK", "inputs.jsonl", "manifest.json"])
+def test_pipe_in_the_folder_of_parts_is_not_waited_for(out, name):
+    with open_parts(out) as parts:
+        path = parts.folder / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match=r"found another: |expected a regular file, found a link, folder, pipe"):
+        open_parts(out, make_dataset(name="voc2012"))
 
 
 # Other settings.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 from feature_rows import memory_folder
 from reliability.common import draw
+
+from vggfeat.errors import ConfigError, StoreError
+from vggfeat.processes import open_world
 
 TESTS = Path(__file__).parent
 ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -110,6 +114,60 @@ def test_a_process_may_belong_to_one_world_after_another(seen):
     assert seen["worlds"] == [0, 0]
 
 
+def test_processes_started_by_hand_make_the_same_file(seen):
+    run = seen["by_hand"]["together"]
+    ended_well(run | {"err": run["err"][::-1]}, 2)
+
+
+def test_who_waits_for_others_names_them_once_and_heeds_signals(seen):
+    (code, said, seconds), second = seen["by_hand"]["first"]
+    assert code == 130
+    assert seconds < 5
+    assert re.findall("^note: waiting .*", said, re.MULTILINE) == ["note: waiting for processes 1, 3 of 4"]
+    assert second[0] in (143, 6)
+    [(code, said, seconds)] = seen["by_hand"]["other"]
+    assert code == 130
+    assert seconds < 5
+    told = re.findall("^note: .*", said, re.MULTILINE)
+    assert len(told) == 1
+    assert re.fullmatch(r"note: process 1: waiting for process 0 of 4 at 127\.0\.0\.1, port [0-9]+", told[0])
+
+
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected 1 to 65536, found 'two'; let torchrun start the command"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected 1 to 65536, found '0'"),
+        ({"WORLD_SIZE": "9" * 9}, "WORLD_SIZE: expected 1 to 65536, found '999999999'"),
+        ({"RANK": None}, "RANK: expected 0 to 1, found none"),
+        ({"RANK": "2"}, "RANK: expected 0 to 1, found '2'"),
+        ({"RANK": "-1"}, "RANK: expected 0 to 1, found '-1'"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK: expected 0 to 1, found '2'"),
+        ({"MASTER_PORT": None}, "MASTER_PORT: expected 1 to 65535, found none"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT: expected 1 to 65535, found '0'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR: expected the machine of process 0, found none"),
+    ],
+)
+def test_a_place_among_the_processes_that_is_none_is_refused_in_one_line(change, words):
+    environ = {name: text for name, text in (TWO | change).items() if text is not None}
+    with pytest.raises(ConfigError) as caught, open_world("cpu", environ, lost=StoreError):
+        pass
+    assert words in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_told_by_the_first():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}
+        with pytest.raises(ConfigError) as caught, open_world("cpu", TWO | place, lost=StoreError):
+            pass
+    assert f"free port of it, found localhost, {place['MASTER_PORT']}: " in str(caught.value)
+
+
 @pytest.mark.long
 def test_torchrun_starts_all_again_when_one_is_killed(tmp_path):
     for number in range(40):
@@ -128,7 +186,7 @@ def test_torchrun_starts_all_again_when_one_is_killed(tmp_path):
     while len(list(parts.glob("s*.h5"))) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(int((parts / "LOCK").read_text().split()[-1]), signal.SIGKILL)
+    os.kill(int((parts / "LOCK").read_text().splitlines()[-1].split()[0]), signal.SIGKILL)
     assert not out.exists()
     try:
         assert running.wait(120) == 0

@@ -4,22 +4,24 @@ torchrun starts the processes, on one machine or several, and tells each its pla
 """
 
 import functools
+import re
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vggfeat.devices import checked_device
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import ConfigError, VggfeatError
 
 T = TypeVar("T")
 LONGEST_START = timedelta(minutes=30)
@@ -28,6 +30,10 @@ LONGEST_WAIT = timedelta(days=100)
 """For the slowest process. One that has gone is noticed at once, so that this is no more than "for ever"."""
 LONGEST_TALK = timedelta(minutes=2)
 """For an exchange when all are there; one that dies in its first moments may be missed for so long."""
+LONGEST_SILENCE = timedelta(seconds=30)
+"""Of a process that waits for others to start, before it says for which."""
+MOST_PROCESSES, MOST_NAMED = 65536, 10
+"""Of a run, and of those that a note names."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 """Seconds between two looks whether all are there."""
 
@@ -147,7 +153,7 @@ def open_world(
     device : str
         cpu, cuda, cuda:1, ...; cuda becomes the GPU of LOCAL_RANK.
     environ : mapping
-        `os.environ`.
+        `os.environ`: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them.
     lost : class of error
         What is raised if another process has gone.
     sums : bool
@@ -156,21 +162,23 @@ def open_world(
     Raises
     ------
     ConfigError
-        If the device is not there.
+        If the device is not there, or a variable of `environ` is missing or wrong.
     VggfeatError
         Of class `lost`, if another process has gone.
     """
-    size, local = int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
+    size = _number(environ, "WORLD_SIZE", 1, MOST_PROCESSES, "1")
     if size == 1:
         yield World(device=checked_device(device))
         return
+    point = _point(environ, size)
+    local = _number(environ, "LOCAL_RANK", 0, size - 1, "0")
     place = checked_device(f"cuda:{local}" if device == "cuda" else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     nccl = sums and place.type == "cuda"
     try:
-        control = _join("nccl" if nccl else "gloo", LONGEST_START if sums else LONGEST_TALK)
-        yield World(rank=dist.get_rank(), size=size, device=place, control=control)
+        control = _join(point, "nccl" if nccl else "gloo", LONGEST_START if sums else LONGEST_TALK)
+        yield World(rank=point.rank, size=size, device=place, control=control)
     # After an interrupt, groups stay as they are: to end one waits for all that was asked of it.
     except Exception as error:
         if dist.is_initialized() and not nccl:  # NCCL would wait for what the lost process can't do any more.
@@ -178,7 +186,7 @@ def open_world(
         if not (isinstance(error, RuntimeError) and _lost(error)):
             raise
         told = lost(
-            f"process {environ.get('RANK')} of {size}: expected all processes of the run, lost touch with one; its own "
+            f"process {point.rank} of {size}: expected all processes of the run, lost touch with one; its own "
             "message says why; what is finished is kept: start all again (training: with --resume)"
         )
         for note in getattr(error, "__notes__", ()):
@@ -188,20 +196,59 @@ def open_world(
         dist.destroy_process_group()
 
 
-def _join(backend: str, longest: timedelta) -> Any:
+class _Point(NamedTuple):
+    """Where the processes meet, and which of them this is."""
+
+    address: str
+    port: int
+    rank: int
+    size: int
+    hosts: bool
+    """Whether this process keeps what they tell each other; under torchrun, that does."""
+
+
+def _point(environ: Mapping[str, str], size: int) -> _Point:
+    rank, port = _number(environ, "RANK", 0, size - 1), _number(environ, "MASTER_PORT", 1, 65535)
+    if not environ.get("MASTER_ADDR"):
+        raise ConfigError("MASTER_ADDR: expected the machine of process 0, found none; let torchrun start the command")
+    hosts = rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return _Point(environ["MASTER_ADDR"], port, rank, size, hosts)
+
+
+def _number(environ: Mapping[str, str], name: str, least: int, most: int, default: str = "") -> int:
+    text = environ.get(name, default)
+    if re.fullmatch("[0-9]{1,5}", text) and least <= int(text) <= most:
+        return int(text)
+    found = repr(text) if text else "none"
+    raise ConfigError(f"{name}: expected {least} to {most}, found {found}; let torchrun start the command")
+
+
+def _join(point: _Point, backend: str, longest: timedelta) -> Any:
     """Begin a process group, and return another one of the same processes for what is on the CPU."""
-    point, rank, size = _meeting_point()
-    store = dist.PrefixStore(_agree(point, rank, size), point)
+    where = "" if point.rank == 0 else f" at {point.address}, port {point.port}"
+    # It blocks until process 0 is there.
+    note = _note_of(point, lambda: [0] * (point.rank > 0), where)
+    try:
+        common = _heeding_signals(lambda: _meeting_point(point), note)
+    except dist.DistError as error:
+        if not point.hosts:
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"MASTER_ADDR, MASTER_PORT: expected this machine and a free port of it, found {point.address}, "
+            f"{point.port}: {reason}; choose others, or let torchrun start the command"
+        ) from None
+    store = dist.PrefixStore(_agree(common, point), common)
 
     def begin() -> Any:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+        dist.init_process_group(backend, store=store, rank=point.rank, world_size=point.size, timeout=longest)
         return dist.new_group(backend="gloo", timeout=longest)
 
     # A thread has no GPU of its own choice, which NCCL asks for.
     return begin() if backend == "nccl" else _heeding_signals(begin)
 
 
-def _heeding_signals(action: Callable[[], T]) -> T:
+def _heeding_signals(action: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
     """Do in another thread what blocks until all have come, one of which may die meanwhile."""
     ended: Future[T] = Future()
 
@@ -212,42 +259,66 @@ def _heeding_signals(action: Callable[[], T]) -> T:
             ended.set_exception(error)
 
     threading.Thread(target=run, name="vggfeat-joining", daemon=True).start()
-    _wait_for(ended.done, LONGEST_START)
+    _wait_for(ended.done, LONGEST_START, meanwhile)
     return ended.result()
 
 
-def _agree(point: "dist.Store", rank: int, size: int) -> str:
+def _agree(common: "dist.Store", point: _Point) -> str:
     """Meet the other processes, and return a name that no group before has had.
 
     torchrun's meeting point outlives the processes, and so still knows where those were that have died. Each process
     comes with a word of its own, and the first welcomes it with that word and its own.
     """
-    word, others = uuid.uuid4().hex, range(1, size)
+    word, rank = uuid.uuid4().hex, point.rank
+
+    def missing() -> list[int]:
+        return [other for other in range(1, point.size) if not common.check([f"{word} {other}"])]
 
     def all_here() -> bool:
-        for other in others:
-            if point.check([f"here {other}"]):
-                point.set(f"welcome {other}", f"{point.get(f'here {other}').decode()} {word}")
-        return point.check([f"{word} {other}" for other in others])
+        for other in range(1, point.size):
+            if common.check([f"here {other}"]):
+                common.set(f"welcome {other}", f"{common.get(f'here {other}').decode()} {word}")
+        return common.check([f"{word} {other}" for other in range(1, point.size)])
 
     def welcome() -> bool:
-        return point.check([f"welcome {rank}"]) and point.get(f"welcome {rank}").decode().startswith(word)
+        return common.check([f"welcome {rank}"]) and common.get(f"welcome {rank}").decode().startswith(word)
 
     if rank == 0:
-        _wait_for(all_here, LONGEST_START)
+        _wait_for(all_here, LONGEST_START, _note_of(point, missing))
         return word
-    point.set(f"here {rank}", word)
-    _wait_for(welcome, LONGEST_START)
-    name = point.get(f"welcome {rank}").decode().split()[1]
-    point.set(f"{name} {rank}", "")
+    common.set(f"here {rank}", word)
+    _wait_for(welcome, LONGEST_START, _note_of(point, lambda: [0]))
+    name = common.get(f"welcome {rank}").decode().split()[1]
+    common.set(f"{name} {rank}", "")
     return name
 
 
+def _note_of(point: _Point, missing: Callable[[], Sequence[int]], where: str = "") -> Callable[[], None]:
+    """Return what says, once and not before a while has passed, for which processes this one waits."""
+    due, said = time.monotonic() + LONGEST_SILENCE.total_seconds(), threading.Event()
+
+    def note() -> None:
+        if not said.is_set() and time.monotonic() >= due:
+            said.set()
+            if not (names := [str(rank) for rank in missing()]):
+                return
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            who = f"process{'es' * (len(names) > 1)} {', '.join(names[:MOST_NAMED])}{more} of {point.size}{where}"
+            speaker = "" if point.rank == 0 else f"process {point.rank}: "
+            sys.stderr.write(f"note: {speaker}waiting for {who}\n")
+            sys.stderr.flush()
+
+    return note
+
+
 @functools.cache
-def _meeting_point() -> "tuple[dist.Store, int, int]":
-    # Once a process: a second one of the first process would be mistaken for the one that it is closing.
-    point, rank, size = next(iter(dist.rendezvous("env://", timeout=LONGEST_START)))
-    return point, rank, size
+def _meeting_point(point: _Point) -> "dist.Store":
+    # Once a process: a second one of the first process would be mistaken for the one that it is closing. Who is missing
+    # is seen, and told, in `_agree`.
+    return dist.TCPStore(
+        point.address, point.port, is_master=point.hosts, timeout=LONGEST_START, wait_for_workers=False,
+        multi_tenant=point.hosts,
+    )  # fmt: skip
 
 
 def _lost(error: RuntimeError) -> bool:

@@ -220,9 +220,20 @@ def open_own(path: Path) -> BinaryIO:
     StoreError
         If it is no regular file.
     """
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+    check_regular(path, os.lstat(path))
+    fd = os.open(path, os.O_RDONLY | _READ)
+    try:
+        check_regular(path, os.fstat(fd))  # Another may have come in between.
+    except BaseException:
+        os.close(fd)
+        raise
+    return os.fdopen(fd, "rb")
+
+
+def check_regular(path: Path, state: os.stat_result) -> None:
+    """Check that what stands at `path` is a regular file, by what the system says of it; StoreError if it is none."""
+    if not stat.S_ISREG(state.st_mode):
         raise StoreError(f"{path}: expected a regular file, found a link, folder, pipe or device; move it away")
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _READ))
 
 
 @contextmanager

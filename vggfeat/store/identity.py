@@ -1,6 +1,5 @@
 """What makes two runs the same run, and in words how they differ."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -18,6 +17,9 @@ from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
 _LONGEST_ROW = 1000
+_LONGEST_LINE = 1 << 16
+_MOST_SHOWN = 50
+_DEEPEST = 8
 
 
 class OtherRunError(StoreError):
@@ -83,25 +85,31 @@ def _description(name: str, fingerprint: str, rows: int, key: dict[str, Any], sh
 
 
 def differences(found: Any, expected: dict[str, Any]) -> list[str]:
-    """Name everything in which a description that was read differs from ours, with both values."""
+    """Name everything in which a description that was read differs from ours, with both values; 50 and how many more.
+
+    What stands deeper than 8 levels is one value, so that no description takes more than its own size.
+    """
     ours, theirs = dict(_flat(expected)), dict(_flat(found))
-    names = sorted(ours.keys() | theirs.keys())
-    return [
-        f"{'.'.join(name).removeprefix('key.')}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
-        for name in names
-        if ours.get(name) != theirs.get(name)
+    names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    told = [
+        f"{_name(name)}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
+        for name in names[:_MOST_SHOWN]
     ]
+    return told if len(names) <= _MOST_SHOWN else [*told, f"and {len(names) - _MOST_SHOWN} more"]
 
 
 def first_other_row(inputs: Path, dataset: DataSet) -> str:
     """Say which row of a data set is the first that differs from a frozen list of ids and paths."""
     ours = ([name, path] for name, path in zip(dataset.ids, dataset.paths, strict=True))
-    with contextlib.suppress(OSError, ValueError, RecursionError, StoreError), open_own(inputs) as lines:
-        theirs = (json.loads(line) for line in lines)
-        for row, (found, expected) in enumerate(itertools.zip_longest(theirs, ours)):
-            if found != expected:
-                found, expected = (_short(ascii(pair), _LONGEST_ROW) for pair in (found, expected))
-                return f"row {row} is the first that differs: found {found}, expected {expected}"
+    try:
+        with open_own(inputs) as lines:
+            theirs = (json.loads(line) for line in iter(lambda: lines.readline(_LONGEST_LINE), b""))
+            for row, (found, expected) in enumerate(itertools.zip_longest(theirs, ours)):
+                if expected is None or found != expected:
+                    found, expected = (_short(ascii(pair), _LONGEST_ROW) for pair in (found, expected))
+                    return f"row {row} is the first that differs: found {found}, expected {expected}"
+    except (OSError, ValueError, RecursionError, StoreError):
+        return f"{inputs.name} can't be read, so that the first row that differs is not known"
     return "ids and paths are the same, so classes, labels, boxes or splits differ"
 
 
@@ -122,11 +130,15 @@ def resolved(out: Path) -> Path:
 
 
 def _flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and len(name) < _DEEPEST:
         for key, inner in value.items():
             yield from _flat(inner, (*name, key))
     else:
         yield name, json.dumps(value, sort_keys=True)
+
+
+def _name(name: tuple[str, ...]) -> str:
+    return _short(json.dumps(".".join(name).removeprefix("key."))[1:-1])
 
 
 def _short(text: str | None, longest: int = _LONGEST_SHOWN) -> str:

@@ -7,10 +7,15 @@ in. As long as one of them lives, no other run can take it.
 import contextlib
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 
+from vggfeat.store.durable import check_regular, open_own
+
 _LONGEST = 1 << 12
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_LINE = re.compile(r"([0-9]{1,20})(?: ([A-Za-z0-9._-]{1,64}))?")
 
 _held: set[int] = set()
 
@@ -32,16 +37,18 @@ class Lock:
     Parameters
     ----------
     path : Path
-        Lock file; made if missing. It holds the numbers of the processes, for messages only.
+        Lock file; made if missing. It holds number and machine of each process, for messages only.
     joining : bool
         Hold it beside processes that share it, instead of alone.
 
     Raises
     ------
     BlockingIOError
-        If another process holds it; `holder` reads that process's number.
+        If another process holds it; `holder` reads which.
     OSError
         If the file can't be opened.
+    StoreError
+        If it is no regular file.
     """
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:
@@ -50,7 +57,7 @@ class Lock:
         with contextlib.suppress(OSError):
             if not joining:
                 os.ftruncate(self._fd, 0)
-            os.write(self._fd, f"{os.getpid()}\n".encode())
+            os.write(self._fd, f"{os.getpid()} {_machine()}\n".encode())
 
     def share(self) -> None:
         """Let processes join it that ask for that.
@@ -72,20 +79,46 @@ class Lock:
 
 
 def holder(path: Path) -> str:
-    """Name the processes that wrote their numbers into a lock file: "process 123", or "another process"."""
+    """Name the processes that wrote themselves into a lock file: "process 12, 13", or "another process".
+
+    Those of another machine are named with it: "process 12 on node3".
+
+    Raises
+    ------
+    StoreError
+        If it is no regular file.
+    """
     for _ in range(20):
-        with contextlib.suppress(OSError, ValueError):
-            numbers = [str(int(line)) for line in path.read_bytes()[:_LONGEST].splitlines()]
-            if numbers:
-                return f"process {', '.join(numbers)}"
-        time.sleep(0.01)  # It has the lock, and writes its number in a moment.
+        with contextlib.suppress(OSError, ValueError), open_own(path) as file:
+            # A line that is cut would name another process.
+            lines = [_LINE.fullmatch(line) for line in file.read(_LONGEST).decode("ascii").split("\n")[:-1]]
+            if lines and all(lines):
+                return _named([(line[1], line[2]) for line in lines if line])
+        time.sleep(0.01)  # It has the lock, and writes itself down in a moment.
     return "another process"
+
+
+def _named(processes: list[tuple[str, str | None]]) -> str:
+    machines: dict[str, list[str]] = {}
+    for number, machine in processes:
+        machines.setdefault("" if machine in (None, _machine()) else f" on {machine}", []).append(number)
+    return " and ".join(f"process {', '.join(numbers)}{where}" for where, numbers in machines.items())
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:64] or "unknown"
 
 
 def _locked(path: Path, how: int) -> int:
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
+            fd = os.open(path, _FLAGS, 0o666)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                check_regular(path, os.lstat(path))  # A link or a folder is told as such.
+            raise
+        try:
+            check_regular(path, os.fstat(fd))
             fcntl.flock(fd, how | fcntl.LOCK_NB)
             if _same(fd, path):
                 return fd

@@ -25,7 +25,7 @@ from vggfeat.store.durable import Files, open_own, replacing
 from vggfeat.store.locks import Lock, holder
 
 _OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|[a-z0-9.]+\.tmp")
-_LARGEST_MANIFEST = 1 << 26
+_LARGEST_MANIFEST = 1 << 20
 _ROWS_AT_A_TIME = 4096
 
 
@@ -116,7 +116,10 @@ class PartsFolder:
         """
         try:
             with open_own(self._manifest) as file:
-                return json.loads(file.read(_LARGEST_MANIFEST))
+                raw = file.read(_LARGEST_MANIFEST + 1)
+            if len(raw) > _LARGEST_MANIFEST:
+                raise StoreError(f"{self._manifest}: expected at most 1 MiB, found more; delete {self.path}")
+            return json.loads(raw)
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError) as error:
@@ -146,7 +149,16 @@ class PartsFolder:
         return self.path / "inputs.jsonl"
 
     def begin(self, dataset: DataSet, manifest: dict[str, Any]) -> None:
-        """Throw away what was there, and write down what the run begins with."""
+        """Throw away what was there, and write down what the run begins with.
+
+        Raises
+        ------
+        StoreError
+            If that would be too large to be read again.
+        """
+        raw = json.dumps(manifest, indent=1, sort_keys=True).encode()
+        if len(raw) > _LARGEST_MANIFEST:
+            raise StoreError(f"{self.out}: expected a key of less than 1 MiB as JSON, found more; shorten it")
         self._empty()
         with replacing(self._files, self.inputs) as sink:
             for start in range(0, len(dataset), _ROWS_AT_A_TIME):
@@ -155,7 +167,7 @@ class PartsFolder:
                 sink.write("".join(f"{json.dumps(pair)}\n" for pair in pairs).encode())
                 sink.raise_first_error()
         with replacing(self._files, self._manifest) as sink:
-            sink.write(json.dumps(manifest, indent=1, sort_keys=True).encode())
+            sink.write(raw)
         self._files.sync_folder(self.path.parent)
 
     def sweep(self) -> None:
