@@ -14,6 +14,7 @@ import pytest
 from feature_rows import memory_folder
 from reliability.common import draw
 
+from vggfeat.devices import default_workers
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.processes import open_world
 
@@ -156,6 +157,19 @@ def test_a_place_among_the_processes_that_is_none_is_refused_in_one_line(change,
     with pytest.raises(ConfigError) as caught, open_world("cpu", environ, lost=StoreError):
         pass
     assert words in str(caught.value)
+
+
+def test_processes_share_the_cores_of_a_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    for beside, workers in ((None, 12), ("1", 12), ("4", 3), ("100", 1)):
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if beside:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+        assert default_workers() == workers
+    for beside in ("two", "0", ""):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+        with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE: expected how many .*, found '{beside}'"):
+            default_workers()
 
 
 def test_a_port_that_is_taken_is_told_by_the_first():

@@ -39,7 +39,10 @@ def default_workers() -> int:
     """Return one decoding process a core, at most 16; processes that torchrun started share the cores of a machine."""
     # Not every system says which cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(16, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not beside.isdecimal() or int(beside) < 1:
+        raise ConfigError(f"LOCAL_WORLD_SIZE: expected how many processes share this machine, found {beside!r}")
+    return max(1, min(16, (cores or 1) // int(beside)))
 
 
 def default_batch_pixels(device: str) -> int:

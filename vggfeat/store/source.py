@@ -18,7 +18,7 @@ from vggfeat.errors import StoreError
 from vggfeat.store.columns import TEXT_ROWS
 
 TEXT = "UTF-8 text of fixed width"
-_LARGEST_ATTRIBUTE = 1 << 26
+_LARGEST_ATTRIBUTE = 1 << 22
 _CHUNK_BYTES = 1 << 24
 
 
