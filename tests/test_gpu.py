@@ -64,3 +64,18 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same():
     for row, wanted in zip(rows, expected, strict=True):
         scale = np.abs(wanted.features).max()
         np.testing.assert_allclose(row.features, wanted.features, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_padded_batches_equal_those_of_equal_size(precision):
+    one, other = features("cuda", precision), features("cuda", precision, batching="padded")
+    assert cosines(one, other).min() > 0.9999
+
+
+def test_launches_that_follow_each_other_keep_their_rows():
+    extraction = Extraction(random_backbone(NET), ExtractionSettings(scales=(256, 384)), "cuda")
+    expected = [row.features for row in extraction.rows(pictures())]
+    launched = [extraction.launch(pictures()[::order]) for order in (1, -1)]
+    for order, finish in zip((1, -1), launched, strict=True):
+        for row, wanted in zip(finish(), expected[::order], strict=True):
+            np.testing.assert_allclose(row.features, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
