@@ -326,7 +326,8 @@ def test_a_summary_that_cannot_be_printed_loses_no_work(pictures, tmp_path):
     assert (again.returncode, json.loads(again.stdout)["resumed"]) == (0, 30)
 
 
-def test_without_a_standard_output_nothing_is_printed():
-    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vggfeat", "--help"]
+@pytest.mark.parametrize("words", [["--help"], ["data", "list"]])
+def test_without_a_standard_output_nothing_is_printed(words):
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "vggfeat", *words]
     done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

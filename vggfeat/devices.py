@@ -20,8 +20,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def checked_device(name: str) -> "torch.device":
-    """Return the device of that name; ConfigError unless it is the CPU or a CUDA device that answers."""
+def checked_device(name: str, precision: str = "fp32") -> "torch.device":
+    """Return the device of that name.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither the CPU nor a CUDA device that answers, or lacks that precision: "tf32" exists on CUDA only.
+    """
     import torch
 
     try:
@@ -32,6 +38,8 @@ def checked_device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
+    if precision == "tf32" and device.type == "cpu":
+        raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
     return device
 
 

@@ -169,7 +169,7 @@ def measure_ceilings(device: str, precision: str, seconds: float) -> Ceilings:
     ConfigError
         If the device is not there or can't compute in that precision.
     """
-    place = checked_device(device)
+    place = checked_device(device, precision)
     return Ceilings(
         device=device_name(place),
         multiply_adds=matrix_rate(place, precision, seconds),

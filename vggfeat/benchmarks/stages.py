@@ -24,7 +24,6 @@ from vggfeat.extraction import Extraction, requests
 from vggfeat.images.decoding import DecodeSettings, Picture
 from vggfeat.images.pool import Decoder
 from vggfeat.passes import Row
-from vggfeat.passes.running import exact_float32
 from vggfeat.samples import DataSet, Place
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
@@ -215,11 +214,11 @@ def run_network(extraction: Extraction, batches: Sequence[Batch]) -> None:
     ConfigError
         If a batch does not fit into memory.
     """
-    settings = extraction.settings
-    with fitting(extraction), torch.inference_mode(), exact_float32(settings.precision):
+    pixels = extraction.settings.batch_pixels
+    with fitting(extraction), extraction.computing():
         for images, sides in batches:
             if sides is None:
-                extraction.read(images, settings.batch_pixels)
+                extraction.read(images, pixels)
             else:
                 extraction.read_padded(images, sides)
 

@@ -76,7 +76,7 @@ class Words(click.ParamType):
 
 def terminal_width() -> int | None:
     """Return the columns of the terminal that is written to; None where the output goes to a file or a program."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
 
 
 def make_folder(folder: Path) -> None:

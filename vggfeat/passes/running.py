@@ -5,8 +5,8 @@ N = pictures of a batch, S = scales, R = regions, C = values per scale and regio
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.devices import checked_device
-from vggfeat.errors import ConfigError, PictureError, out_of_memory
+from vggfeat.errors import PictureError, out_of_memory
 from vggfeat.images.decoding import Picture
 from vggfeat.models import VGG
 from vggfeat.passes.batching import Size, by_size
@@ -74,7 +74,7 @@ class Passes(ABC):
         self, backbone: Backbone, settings: PassSettings, device: str, regions: Sequence[str] = ("image",)
     ) -> None:
         self.settings = settings
-        self.device = _checked_device(device, settings.precision)
+        self.device = checked_device(device, settings.precision)
         self.dtype = DTYPES[settings.precision]
         # A copy, because the caller's net must keep its precision and its mode.
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
@@ -281,13 +281,19 @@ class Passes(ABC):
 
     def _pass(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> Tensor:
         """Return the values, (N, C), of N pictures, on their way to the CPU."""
-        plain = torch.autocast(self.device.type, enabled=False)  # A caller's autocast would change the precision.
-        with torch.inference_mode(), plain, exact_float32(self.settings.precision), self._compiling():
+        with self.computing():
             images, sides = self.prepared([(uploads[number], size) for number, size in pictures])
             rows = self.read(images, pixels) if sides is None else self.read_padded(images, sides)
             return rows.to("cpu", non_blocking=True)
 
-    def _compiling(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Set PyTorch to what every pass runs within: no gradients, this precision whatever the caller's, all forms."""
+        plain = torch.autocast(self.device.type, enabled=False)
+        with torch.inference_mode(), plain, _exact_float32(self.settings.precision), self._all_forms():
+            yield
+
+    def _all_forms(self) -> AbstractContextManager[None]:
         # Past the usual limit, of 8 forms of a function, others would run as they are without a word.
         if not self.settings.compiled:
             return nullcontext()
@@ -343,14 +349,7 @@ class Passes(ABC):
         return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _checked_device(name: str, precision: Precision) -> torch.device:
-    device = checked_device(name)
-    if precision == "tf32" and device.type == "cpu":
-        raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
-    return device
-
-
-def exact_float32(precision: Precision) -> AbstractContextManager[None]:
+def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
     """Return what float32 is exact within, unless TF32 is asked for; it matters on a GPU only."""
     # cuDNN takes TF32 for float32 convolutions unless told otherwise, and picks algorithms by timing if it may.
     if not torch.cuda.is_available():
