@@ -251,6 +251,21 @@ def test_only_enlarging_more_than_eightfold_is_worth_a_note(tmp_path, backbone):
     assert cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE).enlarged == 1
 
 
+@pytest.mark.parametrize(
+    ("regions", "expected"), [(("image",), 1), (("box",), 2), (("image", "box"), 2)], ids=["image", "box", "both"]
+)
+def test_a_box_is_enlarged_as_much_as_it_is_small(regions, expected, tmp_path, backbone):
+    for name, size in (("0", (40, 27)), ("1", (70, 60)), ("2", (70, 60)), ("3", (70, 60)), ("4", (70, 60))):
+        draw(tmp_path / "in" / "a" / f"{name}.png", int(name), size)
+    dataset = open_dataset("folder", tmp_path / "in")
+    # Clipped to 40 x 27, exactly wide enough, clipped to 30 x 28, clipped to 10 x 10, without an area.
+    boxes = [[-9, 0, 41, 28], [0, 0, 28, 60], [40, 3, 900, 30.5], [60, 50, 90, 90], [8, 8, 8, 9]]
+    with_boxes = replace(dataset, boxes=np.array(boxes, dtype=float))
+    settings = replace(SETTINGS, regions=regions)
+    summary = cache_features(with_boxes, backbone, tmp_path / "x.h5", settings, cache=CACHE)
+    assert (summary.enlarged, len(summary.failures)) == (expected, int("box" in regions))
+
+
 def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):
     settings = replace(SETTINGS, regions=("image", "box"))
     with pytest.raises(ConfigError, match="expected a box"):

@@ -21,7 +21,7 @@ from vggfeat.classification.posteriors import Posteriors, PosteriorSettings, cut
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.images.decoding import DecodeSettings, Picture, Request, decode
-from vggfeat.localisation.head import FACTS
+from vggfeat.localisation.head import BOX_FACTS
 from vggfeat.models import VGG, initialise
 from vggfeat.report.classification import result_notes, results_json, text_table
 from vggfeat.report.paper_errors import PAPER, is_official, paper_errors
@@ -202,7 +202,8 @@ def test_no_pass_of_crops_has_more_pixels_than_allowed(monkeypatch):
     assert seen == [22, 22, 6]
 
 
-def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_last(monkeypatch):
+@pytest.mark.parametrize("side", [224, 230])
+def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_last(side, monkeypatch):
     original, seen = VGG.forward, []
 
     def scarce(self, x, *more):
@@ -211,12 +212,13 @@ def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, x, *more)
 
-    expected = posteriors(backbone(), picture(230, 230), mode="multi-crop", scales=(230,))
+    made, settings = picture(side, side), PosteriorSettings(mode="multi-crop", scales=(side,))
+    expected = posteriors(backbone(), made, mode="multi-crop", scales=(side,))
     monkeypatch.setattr(VGG, "forward", scarce)
     most = 1
-    close(posteriors(backbone(), picture(230, 230), mode="multi-crop", scales=(230,)), expected)
+    close(posteriors(backbone(), made, mode="multi-crop", scales=(side,)), expected)
     most = 0
-    row = Posteriors(backbone(), PosteriorSettings(mode="multi-crop", scales=(230,))).rows([picture(230, 230)])[0]
+    row = Posteriors(backbone(), settings).rows([made])[0]
     assert row.reason.startswith("out-of-memory")
     assert seen[-1] == 1
 
@@ -282,7 +284,7 @@ def test_classes_are_matched_by_name():
         ({"classes": ("a", "b", "c", "x", "y", "z", "w"), "count": 7}, "found 7: w, x, y and 1 more only in the net"),
         ({"count": 4}, "expected 3 classes, as the data have, found 4 without names"),
         ({"classes": ("a", "b"), "count": 2}, "found 2: c only in the data; take"),
-        ({"facts": {FACTS: {"kind": "scr"}}}, "expected a net that answers with class scores, found a box net"),
+        ({"facts": {BOX_FACTS: {"kind": "scr"}}}, "expected a net that answers with class scores, found a box net"),
     ],
 )
 def test_other_classes_are_refused_in_one_line(net, said):
@@ -682,7 +684,7 @@ def official():
 def part(net="D", scale=(256, 512), mode="dense", scales=(256, 384, 512), sha="a", **told):
     about = {"net": net, "trained_scale": scale and list(scale), "mode": mode, "weights_sha256": sha}
     provenance = {"width": 1.0, "trained": True} | about | told
-    return fusing.Part(file=f"{net}.h5", scales=scales, share=1.0, failed=0, provenance=provenance)
+    return fusing.FusedPart(file=f"{net}.h5", scales=scales, share=1.0, failed=0, provenance=provenance)
 
 
 @pytest.mark.parametrize(

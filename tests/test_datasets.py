@@ -60,7 +60,7 @@ def make_caltech(tree: Path, sizes: dict[str, int]) -> Path:
     return tree
 
 
-def count_of(report: datasets.Report, split: str, what: str) -> Count:
+def count_of(report: datasets.DatasetReport, split: str, what: str) -> Count:
     (count,) = [count for count in report.counts if (count.split, count.what) == (split, what)]
     return count
 

@@ -190,7 +190,26 @@ def test_a_picture_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_las
     rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
     # Picture and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
-    assert budgets == [(2, 1 << 20), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
+    assert budgets == [(2, 1 << 20), (1, 224 * 1800), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
+
+
+@pytest.mark.parametrize("net", ["A", "E"])
+@pytest.mark.parametrize("sides", [(224, 224), (224, 400), (400, 230)])
+def test_a_picture_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
+    # None of them is longer than the narrowest strip of these nets.
+    made, settings = picture(*sides), ExtractionSettings(scales=(min(sides),))
+    expected = Extraction(backbone(net), settings).rows([made])[0].features
+    counts = []
+
+    def scarce(model, images, layer, pixels):
+        counts.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return spatial_mean(model, images, layer, pixels)
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    close(Extraction(backbone(net), settings).rows([made])[0].features, expected)
+    assert counts == [2, 1, 1]
 
 
 @pytest.mark.parametrize(

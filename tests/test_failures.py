@@ -16,6 +16,8 @@ from PIL import Image
 
 from vggfeat.caching import CacheSettings, cache_features
 from vggfeat.cli import group, run
+from vggfeat.cli.signals import line, stopped
+from vggfeat.cli.steps import leads
 from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extraction import ExtractionSettings
@@ -194,6 +196,41 @@ def test_a_signal_ends_with_one_line_and_its_own_code(number, name):
 
 
 @pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("extract --dataset folder", "; what was finished is kept, and the same command goes on from there"),
+        ("data pack --root x", "; what was finished is kept, and the same command goes on from there"),
+        ("train --net A", "; the newest checkpoint is kept, and the same command with --resume goes on from there"),
+        ("localise train", "; the newest checkpoint is kept, and the same command with --resume goes on from there"),
+        ("bench train", ""),
+        ("svm --features extract", ""),
+        ("", ""),
+    ],
+)
+def test_only_what_can_be_gone_on_with_is_said_to_be(words, advice):
+    assert stopped(signal.SIGINT, words.split()) == f"stopped by Ctrl-C{advice}"
+
+
+@pytest.mark.parametrize(
+    ("environ", "leading"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_a_process_alone_speaks_for_itself_whatever_number_a_scheduler_gave_it(environ, leading, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    assert leads() == leading
+    assert line("x") == ("vggfeat: x" if leading else "vggfeat, process 1: x")
+
+
+@pytest.mark.parametrize(
     ("moments", "options"),
     [
         ([("working", signal.SIGINT), ("cleaning", signal.SIGINT)], {"cleaning": 60}),
@@ -289,7 +326,7 @@ cli.main(["work"])
 """
     running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
     echoed = "\n" * (number == signal.SIGINT)  # click's, after the ^C of a terminal
-    said = f"{echoed}note: 1 of 2 done\n{LINE.format(name)}"
+    said = f"{echoed}note: 1 of 2 done\nvggfeat: stopped by {name}\n"
     assert send_at(running, ("working", number)) == (128 + number, said)
 
 

@@ -21,7 +21,7 @@ from vggfeat.datasets.boxes import Boxes
 from vggfeat.errors import ConfigError, DatasetError, TrainingError, WeightsError
 from vggfeat.images import Decoder, DecodeSettings
 from vggfeat.localisation import settings as box_settings
-from vggfeat.localisation.head import FACTS, facts_of, first_box_weights, is_box_net, load_box_net
+from vggfeat.localisation.head import BOX_FACTS, facts_of, first_box_weights, is_box_net, load_box_net
 from vggfeat.localisation.labels import BoxLabels
 from vggfeat.localisation.settings import BoxRecipe, box_recipe_for
 from vggfeat.localisation.targets import NO_TARGET, decode, encode, overlaps, own_numbers
@@ -396,7 +396,7 @@ def test_another_s_than_the_classifiers_is_said():
 def test_nets_that_can_not_be_started_from_are_refused():
     old = classifier()
     with pytest.raises(ConfigError, match=r"expected a classification net to start from.*found a box net"):
-        first_box_weights(box_recipe_for(old), 3, replace(old, facts={FACTS: {}}))
+        first_box_weights(box_recipe_for(old), 3, replace(old, facts={BOX_FACTS: {}}))
     with pytest.raises(ConfigError, match=r"classes: width: expected 0\.015625, as in the recipe, found 0\.03125"):
         first_box_weights(box_recipe_for(old), 3, classifier(width=1 / 32))
 
@@ -412,7 +412,7 @@ def test_a_box_net_says_what_it_is_and_others_are_refused(tmp_path):
     assert net.describe()["num_classes"] == 4
     torch.testing.assert_close(net.backbone.model.layers["fc8"].weight, 0.2 * model.layers["fc8"].weight)
     json.dumps(net.describe())
-    told = about[FACTS]
+    told = about[BOX_FACTS]
     for wrong, said in (
         ({**told, "kind": "pcr"}, "expected 8 channels of fc8 for pcr and 2 classes, found 4"),
         ({**told, "frame": "pixels"}, "relative to pixels"),
@@ -423,7 +423,7 @@ def test_a_box_net_says_what_it_is_and_others_are_refused(tmp_path):
         ({**told, "classes": 3}, "expected metadata of a box net"),
         (7, "expected metadata of a box net"),
     ):
-        save_weights(path, model, **{**about, FACTS: wrong})
+        save_weights(path, model, **{**about, BOX_FACTS: wrong})
         with pytest.raises(WeightsError, match=rf"^{path}: .*{said}"):
             load_box_net(path)
     with pytest.raises(WeightsError, match="expected a net that answers with boxes, found none"):
@@ -484,7 +484,7 @@ def test_a_run_leaves_what_it_says(whole):
     assert told["validation"]["localisation_error"] == outcome.validation.localisation_error
     assert told["recipe"]["learning_rate"] == 1e-3
     assert told["started_from"] == "0" * 64
-    assert FACTS not in told
+    assert BOX_FACTS not in told
 
 
 def test_the_last_validation_is_right(squares, whole):
@@ -598,7 +598,7 @@ def test_the_command_trains_on_what_has_boxes(rendered, tmp_path, capsys):
     assert "centre crops of 24 validation pictures, their class given, step 2: localisation error " in captured.out
     assert "vggfeat localise evaluate --data ROOT --boxes " in captured.out
     net = load_box_net(tmp_path / "x" / "weights.safetensors")
-    assert (net.kind, net.backbone.facts[FACTS]["layers"], len(net.classes)) == ("scr", "fc", 6)
+    assert (net.kind, net.backbone.facts[BOX_FACTS]["layers"], len(net.classes)) == ("scr", "fc", 6)
 
 
 def test_its_summary_as_json(rendered, tmp_path, capsys):

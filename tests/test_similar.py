@@ -239,6 +239,14 @@ def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypa
             net_of(file)
 
 
+def test_a_file_in_tf32_is_asked_in_float32_where_there_is_no_gpu(extracted):
+    picture, backbone = extracted / "again.bmp", load_backbone(NET)
+    with FeatureFile(extracted / "x.h5") as file:
+        expected = extract_query(file, picture, backbone, device="cpu")
+        file.provenance = file.provenance | {"precision": "tf32"}
+        np.testing.assert_array_equal(extract_query(file, picture, backbone, device="cpu"), expected)
+
+
 def test_a_picture_alone_has_no_box(stored, extracted):
     with FeatureFile(stored) as file, pytest.raises(ConfigError, match="a picture alone has no box"):
         extract_query(file, extracted / "again.bmp", load_backbone(NET))

@@ -96,8 +96,9 @@ def test_folds_and_measures():
     np.testing.assert_array_equal(found.C, [1, 1, 1])  # of equally good values the smallest
     again = search_C(x, labels, [1.0, 2.0], parts=np.int64(4), measure=lambda truth, scores: 0.5)
     np.testing.assert_array_equal(again.gap, found.gap)
-    with pytest.raises(ConfigError, match="at least 2 folds, found 1"):
-        search_C(x, labels, [1.0], parts=1)
+    for parts in (1, 151):
+        with pytest.raises(ConfigError, match=f"expected 2 to 150 folds of as many rows, found {parts}"):
+            search_C(x, labels, [1.0], parts=parts)
     with pytest.raises(ConfigError, match="at least one pair"):
         search_C(x, labels, [1.0], parts=[])
     held = np.flatnonzero(y != 1)[:20]

@@ -153,6 +153,20 @@ def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
         assert not model.converged.any()
 
 
+@on_torch
+@pytest.mark.parametrize("cost", [1e22, 1e26, 1e30, 1e40, 1e100])
+def test_beyond_float64_the_objective_does_not_rise(cost, device):
+    # More rows than numbers: no solution is without slack, and of beta no digit is right.
+    x, labels = features(60, 20, 2)
+    labels = np.where(np.random.default_rng(0).random(labels.shape) < 0.3, 1, -1).astype(np.int8)
+    beyond, within = (fit_one_vs_rest(x, labels, each, SvmSettings(device=device)) for each in (cost, 1e6))
+    slacks = [np.maximum(0, 1 - labels * (x @ model.coef.T + model.intercept)) for model in (beyond, within)]
+    lost, least = ((slack**2).sum(axis=0) for slack in slacks)
+    assert not beyond.converged.any()
+    assert within.converged.all()
+    assert (lost <= 1.001 * least).all()
+
+
 # --- many problems at once
 
 

@@ -14,7 +14,7 @@ from torchvision.models import get_model_weights
 
 from vggfeat import synthetic
 from vggfeat.benchmarks.operations import layer_multiply_adds
-from vggfeat.benchmarks.training import Speeds, training_multiply_adds
+from vggfeat.benchmarks.training import TrainingSpeeds, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.models import VGG
 from vggfeat.weights import load_backbone, save_weights
@@ -236,7 +236,7 @@ def test_multiply_adds_are_those_that_torchvision_publishes(config, name):
 
 
 def test_the_share_of_the_matrix_rate_by_hand():
-    speeds = Speeds(
+    speeds = TrainingSpeeds(
         device="d", precision="fp32", micro_batch=1, decoding=80.0, loading=50.0, step=20.0, both=19.0, waiting=0.0,
         picture_multiply_adds=3_000, matrix_multiply_adds=120_000.0,
     )  # fmt: skip

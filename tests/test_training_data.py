@@ -302,7 +302,6 @@ def test_a_batch_is_what_the_recipe_says(pictures, device):
         assert (batch.step, batch.targets.tolist()) == (step, (rows % 5).tolist())
         assert batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert batch.waited >= 0
         for n, row in enumerate(rows):
             request = Request(str(pictures.root / pictures.paths[row]), (None,), None, int(draws.scale[n]))
             pixels = decode(request, DecodeSettings()).regions[0]

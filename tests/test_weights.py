@@ -154,6 +154,13 @@ def test_random_defaults_to_seed_0_and_full_width(spec, monkeypatch):
     assert backbone.model.layers["fc7"].weight.shape[0] == 4096
 
 
+def test_the_name_of_a_random_net_makes_the_same_net_again():
+    backbone = random_backbone("random:A:0:0.0333333333")
+    again = random_backbone(backbone.source)
+    assert backbone.source == "random:A:0:0.0333333333"
+    assert again.describe() == backbone.describe()
+
+
 def test_random_nets_leave_the_callers_random_state_alone():
     before = torch.get_rng_state()
     random_backbone("random:A:0:0.03125")

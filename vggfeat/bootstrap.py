@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import FitError, check_choice
 from vggfeat.metrics import predict_classes
+from vggfeat.metrics.ranking import THRESHOLDS
 
 Measure = Literal["ap-11-point", "ap-area", "recall", "accuracy"]
 Values = Callable[[NDArray[np.float32]], NDArray[np.float64]]
@@ -21,8 +22,6 @@ Values = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 BLOCK = 1 << 20
 """Rows, drawn or not, that are counted at a time."""
-# As in `vggfeat.metrics.ranking`, rounding included.
-_THRESHOLDS = np.arange(0, 1.1, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +183,8 @@ class _Ranked:
     def _eleven_points(self, hits: Any, best: Any, total: Any) -> NDArray[np.float64]:
         recall = hits.astype(np.float64) / total[:, None]
         best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
-        reached = [best[np.arange(len(best)), (recall < threshold).sum(axis=1)] for threshold in _THRESHOLDS]
-        return np.sum(reached, axis=0) / len(_THRESHOLDS)
+        reached = [best[np.arange(len(best)), (recall < threshold).sum(axis=1)] for threshold in THRESHOLDS]
+        return np.sum(reached, axis=0) / len(THRESHOLDS)
 
 
 def _nanmean(values: NDArray[np.float64], axis: int = 1) -> NDArray[np.float64]:

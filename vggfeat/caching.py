@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vggfeat.computing import Progress, Work, compute
 from vggfeat.contract import LEAST_COSINE, PICTURES, Agreement, compare
@@ -24,7 +25,7 @@ from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requ
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.processes import World
-from vggfeat.samples import DataSet, Place
+from vggfeat.samples import Box, DataSet, Place
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
 from vggfeat.store.identity import resolved
 from vggfeat.store.parts import Begun, Parts
@@ -73,7 +74,7 @@ class Summary:
     halvings: int
     """Batches that did not fit into memory and were halved."""
     enlarged: int
-    """Pictures whose smallest side had to grow more than eightfold to reach the largest scale."""
+    """Pictures that themselves, or whose boxes, had to grow more than eightfold to reach the largest scale."""
     failures_file: Path | None = None
     """Where they are listed, a JSON object a line; None if none failed."""
     notes: tuple[str, ...] = ()
@@ -260,7 +261,6 @@ def _provenance(key: dict[str, Any], work: Work) -> dict[str, Any]:
         "weights": work.backbone.source,
         "sides": list(work.passes.sides),
         **work.told,
-        "halved_batches": work.passes.halvings,
     }
 
 
@@ -280,8 +280,7 @@ def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
     with FeatureFile(out) as file:
         failed = np.flatnonzero(file.status != Status.DONE)
         failures = tuple((file.dataset.ids[row], file.reasons[row]) for row in failed)
-        smallest = np.asarray(file.sizes).min(axis=1, initial=2**31 - 1)
-        enlarged = int(((smallest * 8 < max(work.passes.sides)) & (file.status == Status.DONE)).sum())
+        enlarged = int((8 * _smallest_sides(file) < max(work.passes.sides)).sum())
         total = len(file.dataset)
         compared = file.provenance.get("float32_cosine")
     return Summary(
@@ -295,6 +294,18 @@ def _summarise(out: Path, work: Work, resumed: int, seconds: float) -> Summary:
         failures_file=failures_path(resolved(out)) if failures else None,
         notes=(*_notes(work, enlarged), *_told_of_precision(work.passes.settings.precision, compared)),
     )
+
+
+def _smallest_sides(file: FeatureFile) -> NDArray[np.int64]:
+    """Return the smallest side of all regions, for every row that is done."""
+    done = np.flatnonzero(file.status == Status.DONE)
+    sizes = np.asarray(file.sizes, dtype=np.int64)[done]
+    smallest = [sizes.min(axis=1)] if "image" in file.regions else []
+    if "box" in file.regions and file.dataset.boxes is not None:
+        boxes = [Box(*box).within(*size) for box, size in zip(file.dataset.boxes[done], sizes[:, ::-1], strict=True)]
+        edges = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        smallest.append((edges[:, 2:] - edges[:, :2]).min(axis=1))
+    return np.min(smallest, axis=0)
 
 
 def _notes(work: Work, enlarged: int) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 import ctypes
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
 
@@ -43,14 +45,45 @@ def checked_device(name: str, precision: str = "fp32") -> "torch.device":
     return device
 
 
+@contextmanager
+def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
+    """Set, within, how a GPU convolves, whatever the caller's program has set.
+
+    Parameters
+    ----------
+    tf32 : bool
+        Whether products of float32 may be rounded to TF32; if not, they are float32.
+    fastest : bool
+        Whether cuDNN tries out which algorithm is fastest for every new size; if not, equal sizes get equal bits.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
+    # The older switch, cudnn.allow_tf32, leaves the choice to the program where it says no.
+    cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    cudnn.benchmark, cudnn.deterministic = fastest, not fastest
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    # Not every system says which.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Return one decoding process a core, at most 16; processes that torchrun started share the cores of a machine."""
-    # Not every system says which cores this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not beside.isdecimal() or int(beside) < 1:
         raise ConfigError(f"LOCAL_WORLD_SIZE: expected how many processes share this machine, found {beside!r}")
-    return max(1, min(16, (cores or 1) // int(beside)))
+    return max(1, min(16, cores() // int(beside)))
 
 
 def default_batch_pixels(device: str) -> int:

@@ -118,9 +118,9 @@ class Extraction(Passes):
         layer = self.settings.layer
         return self.over_mirror(images, pixels, lambda half: spatial_mean(self.model, half, layer, pixels))
 
-    def least_pixels(self, size: Size) -> int:
-        """Return the pixels of the narrowest strip of a picture."""
-        return narrowest_strip(self.model, size)
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of a picture, and those of the picture with its mirror."""
+        return narrowest_strip(self.model, size), 2 * size[0] * size[1]
 
     def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
         """Say which of the rescaled pictures go through the net together."""
@@ -211,8 +211,8 @@ def _long_axis(images: Tensor) -> int:
 
 
 def narrowest_strip(model: VGG, size: Size) -> int:
-    """Return the pixels of the narrowest strip, of one position, that a picture can be cut into."""
-    return min(size) * STRIDE * (WINDOW + 2 * _halo(model))
+    """Return the pixels of the narrowest strip, of one position, that a picture can be cut into, if it can be."""
+    return min(size) * min(max(size), STRIDE * (WINDOW + 2 * _halo(model)))
 
 
 def _halo(model: VGG) -> int:

@@ -5,6 +5,7 @@ N = samples, K = classes.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,14 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
+
+    def within(self, width: int, height: int) -> tuple[int, int, int, int] | None:
+        """Return the whole pixels of a picture that the box touches, as edges; None if there are none."""
+        if not (all(map(math.isfinite, self)) and self.left < self.right and self.top < self.bottom):
+            return None
+        left, top = max(0, math.floor(self.left)), max(0, math.floor(self.top))
+        right, bottom = min(width, math.ceil(self.right)), min(height, math.ceil(self.bottom))
+        return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 class Sample(NamedTuple):

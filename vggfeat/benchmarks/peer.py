@@ -21,7 +21,7 @@ TRIED_ROWS = 3000
 TRIED_COSTS = (2.0**-5, 1.0, 2.0**6)
 
 
-class Form(NamedTuple):
+class PeerForm(NamedTuple):
     """How `LinearSVC` can be called for the same result."""
 
     dtype: str
@@ -35,7 +35,7 @@ class Form(NamedTuple):
 
 
 FORMS = tuple(
-    Form(dtype, dual, reduced)
+    PeerForm(dtype, dual, reduced)
     for reduced in (False, True)
     for dual in (True, False)
     for dtype in ("float64", "float32")
@@ -62,7 +62,7 @@ class Solutions(NamedTuple):
 class Tried(NamedTuple):
     """One form on a few problems, one after the other."""
 
-    form: Form
+    form: PeerForm
     seconds: float
     """Without the preparation, which serves all problems on the same rows."""
     objective: float
@@ -85,7 +85,7 @@ def try_forms(x: NDArray[np.float32], signs: NDArray[np.int8]) -> list[Tried]:
     return tried
 
 
-def fastest(tried: list[Tried], *, reduced: bool) -> Form | None:
+def fastest(tried: list[Tried], *, reduced: bool) -> PeerForm | None:
     """Return the fastest form that finds the minimum, within 1 %."""
     best = min((one.objective for one in tried), default=0.0)
     good = [one for one in tried if one.form.reduced == reduced and one.objective <= 1.01 * best]
@@ -93,7 +93,7 @@ def fastest(tried: list[Tried], *, reduced: bool) -> Form | None:
 
 
 def solve(
-    x: NDArray[np.float32], signs: NDArray[np.int8], costs: NDArray[np.float64], form: Form, threads: int
+    x: NDArray[np.float32], signs: NDArray[np.int8], costs: NDArray[np.float64], form: PeerForm, threads: int
 ) -> Solutions:
     """Solve P problems on rows x (n, D), with signs (n, P) of 1 and -1 and costs (P,)."""
     with joblib.Parallel(n_jobs=threads) as pool:
@@ -149,7 +149,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _prepare(x: NDArray[np.float32], form: Form) -> tuple[NDArray[np.float64] | None, NDArray[np.floating]]:
+def _prepare(x: NDArray[np.float32], form: PeerForm) -> tuple[NDArray[np.float64] | None, NDArray[np.floating]]:
     basis, rows = None, x
     if form.reduced and x.shape[0] < x.shape[1]:
         basis, triangle = qr(x.astype(np.float64).T, mode="economic", overwrite_a=True, check_finite=False)

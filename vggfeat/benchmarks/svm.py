@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.benchmarks.features import Problem, Split
-from vggfeat.benchmarks.peer import Form, Solutions, Tried, fastest, objectives, peak_memory, solve, try_forms
+from vggfeat.benchmarks.peer import PeerForm, Solutions, Tried, fastest, objectives, peak_memory, solve, try_forms
 from vggfeat.metrics import average_precision, class_recall
 from vggfeat.svm import Part, SharedRows, SvmSettings
+from vggfeat.svm.liblinear import LOST
 
 GRID = tuple(2.0**power for power in range(-5, 7))
 """12 values of C, 1/32 to 64."""
-LOST = 0.5
-"""A relative duality gap at which nothing is solved, whatever the solver says."""
 
 
 class Stage(NamedTuple):
@@ -217,7 +216,7 @@ def _run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]
     return _Own(shared, costs, timing)
 
 
-def _run_peer(problem: Problem, own: _Own, form: Form, threads: int, sample: int | None) -> Timing:
+def _run_peer(problem: Problem, own: _Own, form: PeerForm, threads: int, sample: int | None) -> Timing:
     measured: list[_Measured] = []
     same: list[int | None] = []
     for split, chosen in zip(problem.splits, own.costs, strict=True):
@@ -241,7 +240,7 @@ def _run_peer(problem: Problem, own: _Own, form: Form, threads: int, sample: int
     )
 
 
-def _measure(problem: Problem, own: _Own, stage: Stage, form: Form, threads: int, sample: int | None) -> _Measured:
+def _measure(problem: Problem, own: _Own, stage: Stage, form: PeerForm, threads: int, sample: int | None) -> _Measured:
     part = _spread(stage, sample)
     x, signs = problem.descriptors[stage.rows], problem.labels[stage.rows][:, part.classes]
     found = solve(x, signs, part.costs, form, threads)

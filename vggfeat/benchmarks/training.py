@@ -34,7 +34,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speeds:
+class TrainingSpeeds:
     """What was measured, in pictures per second unless a field says otherwise."""
 
     device: str
@@ -78,7 +78,7 @@ def measure(
     *,
     seconds: float = 10.0,
     progress: Callable[[str], None] | None = None,
-) -> Speeds:
+) -> TrainingSpeeds:
     """Measure training on one device.
 
     Parameters
@@ -106,7 +106,7 @@ def measure(
 def _measure(
     pictures: LabelledPictures, recipe: Recipe, run: RunSettings, world: World, seconds: float,
     tell: Callable[[str], None],
-) -> Speeds:  # fmt: skip
+) -> TrainingSpeeds:  # fmt: skip
     device = world.device
     crops = CropSettings(
         scale=recipe.scale, side=recipe.crop, mirror=recipe.mirror, colour=recipe.colour_shift, reduced=recipe.reduced
@@ -127,7 +127,7 @@ def _measure(
     tell("step")
     step = _rate(_in_memory(learner, recipe, device), seconds, device)
     tell("matrix product")
-    return Speeds(
+    return TrainingSpeeds(
         device=device_name(device),
         precision=learner.precision,
         micro_batch=learner.micro_batch,

@@ -4,6 +4,6 @@ What is named here needs no PyTorch; `posteriors` and `caching` run nets and do.
 """
 
 from vggfeat.classification.evaluating import ClassErrors, Evaluation, evaluate
-from vggfeat.classification.fusing import Fused, Part, fuse
+from vggfeat.classification.fusing import Fused, FusedPart, fuse
 
-__all__ = ["ClassErrors", "Evaluation", "Fused", "Part", "evaluate", "fuse"]
+__all__ = ["ClassErrors", "Evaluation", "Fused", "FusedPart", "evaluate", "fuse"]

@@ -20,6 +20,7 @@ from vggfeat.images.decoding import DecodeSettings
 from vggfeat.processes import World
 from vggfeat.samples import ClassificationSet, DataSet, Label, Task
 from vggfeat.weights import Backbone
+from vggfeat.weights.backbone import BOX_FACTS
 
 NAME = "ilsvrc"
 """What a file of posteriors calls its data set."""
@@ -29,8 +30,6 @@ CROP_SCALES = (256,)
 """The same for the centre crop."""
 STEP = 32
 """Pixels between the test scales of a net trained at one S (Sect. 4.2)."""
-BOXES = "localisation"
-"""What a weights file has among its facts if its last layer answers with boxes; see `vggfeat.localisation.head`."""
 SHOWN = 3
 """Classes that a message names."""
 
@@ -88,7 +87,7 @@ def match_classes(backbone: Backbone, classes: Sequence[str]) -> NDArray[np.int6
     ConfigError
         If net and data have other classes, or another number of them, or the net answers with boxes.
     """
-    if BOXES in backbone.facts:
+    if BOX_FACTS in backbone.facts:
         raise ConfigError(
             f"{backbone.source}: expected a net that answers with class scores, found a box net of `vggfeat localise "
             "train`; take a classification net"

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from vggfeat.classification.fusing import Fused
 from vggfeat.errors import FitError
-from vggfeat.metrics import confusion, top_k_error
-
-GUESSES = 5
-"""Of the second error (Sect. 4: "the main evaluation criterion used in ILSVRC")."""
+from vggfeat.metrics import GUESSES, confusion, top_k_error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ BLOCK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FusedPart:
     """What one file gave."""
 
     file: str
@@ -76,7 +76,7 @@ class Fused:
     """Class name -> what people call it; empty if the files don't say."""
     failed: Mapping[str, str]
     """Id -> reason, of every picture that failed, in row order."""
-    parts: tuple[Part, ...]
+    parts: tuple[FusedPart, ...]
     """What was averaged, file by file."""
     dataset: Mapping[str, Any]
     """Name and fingerprint of the data set, and how its copy is laid out."""
@@ -184,7 +184,7 @@ class _Sum:
         self._first: DataSet | None = None
         self._name = ""
         self._reasons: dict[int, str] = {}
-        self._parts: list[Part] = []
+        self._parts: list[FusedPart] = []
         self._words: dict[str, str] = {}
 
     def add(self, file: FeatureFile, scales: Sequence[int], share: float) -> None:
@@ -203,7 +203,7 @@ class _Sum:
             self._reasons.setdefault(row, file.reasons[order[row]])
         self._words = self._words or _texts(file.provenance.get("words"))
         self._parts.append(
-            Part(
+            FusedPart(
                 file=file.path.name,
                 scales=tuple(scales),
                 share=share,

@@ -102,9 +102,11 @@ class Posteriors(Passes):
             found = self._over_crops([*cut(images, places), *cut_mirrored(images, places)], pixels).mean(1)
         return found[:, self._order]
 
-    def least_pixels(self, size: Size) -> int:
-        """Return the pixels of the narrowest strip of a picture, or of one crop."""
-        return narrowest_strip(self.model, size) if self.settings.mode == "dense" else CROP**2
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of a picture and of two pictures, or of one crop and of all."""
+        if self.settings.mode == "dense":
+            return narrowest_strip(self.model, size), 2 * size[0] * size[1]
+        return CROP**2, CROP**2 * (1 if self.settings.mode == "crop" else 2 * len(grid(*size)))
 
     def _dense(self, images: Tensor, pixels: int) -> Tensor:
         if self.settings.softmax == "before":

@@ -53,11 +53,11 @@ def bench_svm(
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.benchmarks.features import make_problem
     from vggfeat.benchmarks.svm import compare
-    from vggfeat.devices import default_workers
+    from vggfeat.devices import cores
 
     problem = make_problem(size, seed)
     solved = sample or PEER_SAMPLE.get(size, OTHER_SAMPLE)
-    found = compare(problem, threads=threads or default_workers(), device=device, sample=solved, alone=alone)
+    found = compare(problem, threads=threads or cores(), device=device, sample=solved, alone=alone)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return

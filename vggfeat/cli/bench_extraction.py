@@ -102,7 +102,7 @@ def bench_extraction(
         plain=not alone,
     )
     with tempfile.TemporaryDirectory() as place, with_threads(threads) as used:
-        backbone = random_backbone(f"random:{net}:{seed}:{width:g}")
+        backbone = random_backbone(f"random:{net}:{seed}:{width!r}")
         found = measure(backbone, settings, Path(place), lambda name: click.echo(f"{name} ...", err=True))
     if as_json:
         about = {"format": "vggfeat-bench-extract", "net": net, "width": width, "threads": used}

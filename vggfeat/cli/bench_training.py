@@ -11,7 +11,7 @@ import click
 from vggfeat.cli.types import Scale
 
 if TYPE_CHECKING:
-    from vggfeat.benchmarks.training import Speeds
+    from vggfeat.benchmarks.training import TrainingSpeeds
     from vggfeat.samples import LabelledPictures
 
 CLASSES = 8
@@ -95,7 +95,7 @@ def _rendered(place: Path, pictures: int) -> "LabelledPictures":
     return ilsvrc.read(place).train
 
 
-def _lines(speeds: "Speeds") -> list[str]:
+def _lines(speeds: "TrainingSpeeds") -> list[str]:
     rows = [
         ("decoding alone", speeds.decoding, "files to pixels"),
         ("loading alone", speeds.loading, "files to batches on the device"),

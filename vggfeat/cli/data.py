@@ -10,7 +10,7 @@ import click
 from vggfeat.cli.types import terminal_width
 
 if TYPE_CHECKING:
-    from vggfeat.datasets.front import Report
+    from vggfeat.datasets.front import DatasetReport
 
 SHOWN_FAILURES = 10
 ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
@@ -186,7 +186,7 @@ def pack(
         click.echo(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
 
 
-def _lines(report: "Report") -> Iterator[str]:
+def _lines(report: "DatasetReport") -> Iterator[str]:
     yield f"{report.name} at {report.root}"
     if report.problem:
         yield f"problem: {report.problem}"

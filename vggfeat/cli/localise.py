@@ -125,9 +125,9 @@ def evaluate(
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.boxes import read_boxes
     from vggfeat.devices import default_workers, ready_device
-    from vggfeat.localisation.evaluating import RunSettings, System, describe_run, judge, locate_list
+    from vggfeat.localisation.evaluating import EvaluationSettings, System, describe_run, judge, locate_list
     from vggfeat.localisation.submission import class_numbers
-    from vggfeat.report.localisation import Report, results_json, text_table, write_report
+    from vggfeat.report.localisation import LocalisationReport, results_json, text_table, write_report
     from vggfeat.report.paper_boxes import is_official, paper_rows
 
     # All nets are looked at before the annotations, which may take minutes.
@@ -143,13 +143,13 @@ def evaluate(
         boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
     system = System(protocol, loaded, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
     workers = default_workers() if common["workers"] is None else common["workers"]
-    run = RunSettings(device=ready_device(common["device"]), workers=workers, group=group, overwrite=overwrite)
+    run = EvaluationSettings(device=ready_device(common["device"]), workers=workers, group=group, overwrite=overwrite)
     decode = _decode(common)
     make_folder(out)
     with Progress("localise", "pictures", quiet=quiet) as bar:
         records = locate_list(data.val, system, out / "pictures.jsonl", run, decode, bar.update)
     judged = judge(records, data.val, boxes, settings.top)
-    report = Report(
+    report = LocalisationReport(
         data=data,
         judged=judged,
         protocol=protocol,
@@ -197,13 +197,14 @@ def predict(
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import ready_device
+    from vggfeat.devices import default_workers, ready_device
     from vggfeat.localisation.pictures import picture_files, predict_files
     from vggfeat.localisation.predicting import Localiser
     from vggfeat.report.boxes import predictions_json, summary_lines, write_predictions
     from vggfeat.report.files import write_files
 
     files, loaded = picture_files(pictures), _box_nets(nets)
+    workers = default_workers() if common["workers"] is None else common["workers"]
     rating = _classifier(classifier)
     classes, words = _names(rating, loaded)
     settings = _settings(loaded, scales, common, top=top)
@@ -212,7 +213,7 @@ def predict(
     with Progress("localise", "pictures", quiet=quiet) as bar:
         found = predict_files(
             files, localiser, classes, words, lambda name, drawn: write_files(out, {name: drawn}),
-            workers=common["workers"] or 0, decode=_decode(common), progress=bar.update,
+            workers=workers, decode=_decode(common), progress=bar.update,
         )  # fmt: skip
     write_predictions(found, classes, words, out)
     if as_json:

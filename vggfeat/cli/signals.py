@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
-_KEPT = "what was finished is kept, and the same command goes on from there"
-_KEPT_BY_TRAINING = "the newest checkpoint is kept, and the same command with --resume goes on from there"
+_KEPT = "; what was finished is kept, and the same command goes on from there"
+_KEPT_BY_TRAINING = "; the newest checkpoint is kept, and the same command with --resume goes on from there"
+_RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate")
+_KEPT_BY = dict.fromkeys(_RESUMED, _KEPT) | dict.fromkeys(("train", "localise train"), _KEPT_BY_TRAINING)
+"""By command; all others begin anew, or say it themselves."""
 _LATER = 0.01
 """Seconds."""
 
@@ -45,13 +48,18 @@ class Terminated(KeyboardInterrupt):
 def stopped(number: int, arguments: Sequence[str] | None) -> str:
     """Say what ended the command with these words, and how to go on."""
     words = sys.argv[1:] if arguments is None else arguments
-    return f"stopped by {NAMES[number]}; {_KEPT_BY_TRAINING if 'train' in words[:2] else _KEPT}"
+    kept = next((_KEPT_BY[name] for name in (words[0], " ".join(words[:2])) if name in _KEPT_BY), "") if words else ""
+    return f"stopped by {NAMES[number]}{kept}"
+
+
+def rank() -> str:
+    """Return the number of this process among those that torchrun has started; "0" if it is alone."""
+    return os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
 
 
 def line(message: str) -> str:
     """Put the name of the program before a message, and which process it is where torchrun has started several."""
-    rank = os.environ.get("RANK", "0")
-    return f"vggfeat: {message}" if rank == "0" else f"vggfeat, process {rank}: {message}"
+    return f"vggfeat: {message}" if rank() == "0" else f"vggfeat, process {rank()}: {message}"
 
 
 def listen(last_line: Callable[[int], str]) -> None:

@@ -1,16 +1,17 @@
 """Commands run one after the other in one process, each printed as a user would type it."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from vggfeat.cli.signals import rank
+
 
 def leads() -> bool:
     """Whether this process prints: of those that torchrun started, only the first does."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == "0"
 
 
 def run_step(*arguments: object) -> int:

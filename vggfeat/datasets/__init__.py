@@ -1,12 +1,12 @@
 """Data sets: official trees and your own pictures become lists of samples."""
 
 from vggfeat.datasets.facts import FACTS, Facts
-from vggfeat.datasets.front import Report, check, open_dataset, resolve_root, write_splits
+from vggfeat.datasets.front import DatasetReport, check, open_dataset, resolve_root, write_splits
 
 __all__ = [
     "FACTS",
+    "DatasetReport",
     "Facts",
-    "Report",
     "check",
     "open_dataset",
     "resolve_root",

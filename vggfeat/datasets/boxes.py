@@ -20,7 +20,7 @@ from vggfeat.datasets.textfiles import list_folder, listed, object_box, object_n
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, LabelledPictures
 
-Part = Literal["train", "val"]
+Subset = Literal["train", "val"]
 
 _BASES = ("ILSVRC/Annotations/CLS-LOC", "Annotations/CLS-LOC", "Annotations", "Annotation", "bbox",
           "ILSVRC2012_bbox_{part}_v2", "ILSVRC2012_bbox_{part}_v3")  # fmt: skip
@@ -95,7 +95,7 @@ def select_pictures(pictures: LabelledPictures, rows: NDArray[np.int64]) -> Labe
 def read_boxes(
     root: Path | str,
     pictures: LabelledPictures,
-    part: Part,
+    part: Subset,
     *,
     annotations: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -194,7 +194,9 @@ class _Found:
         )
 
 
-def _find_files(root: Path, pictures: LabelledPictures, part: Part, annotations: Path | None) -> tuple[Path, list[str]]:
+def _find_files(
+    root: Path, pictures: LabelledPictures, part: Subset, annotations: Path | None
+) -> tuple[Path, list[str]]:
     """Return a folder, and for each row the name of its file in it, empty if there is none."""
     for place in _places(root, part, annotations):
         names, flat = _names(place, pictures)
@@ -214,7 +216,7 @@ def _find_files(root: Path, pictures: LabelledPictures, part: Part, annotations:
     )
 
 
-def _places(root: Path, part: Part, annotations: Path | None) -> Iterator[Path]:
+def _places(root: Path, part: Subset, annotations: Path | None) -> Iterator[Path]:
     around = [place / base.format(part=part) for place in (root, *root.absolute().parents[:2]) for base in _BASES]
     # Pictures that are held out of the training set have their annotations among those of it.
     inner = dict.fromkeys([part, "train", ""])
@@ -268,7 +270,7 @@ def _read_blacklist(
     return excluded, path.name
 
 
-def _said(boxes: Boxes, found: _Found, part: Part) -> Iterator[str]:
+def _said(boxes: Boxes, found: _Found, part: Subset) -> Iterator[str]:
     yield f"{boxes.has.sum()} of {len(boxes)} {part} pictures have boxes of their class, {len(boxes.edges)} in all"
     if found.strange:
         first = found.strange[0]

@@ -17,8 +17,17 @@ from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import DataSet, Label
 
 __all__ = [
-    "FACTS", "Archive", "Count", "Facts", "Problem", "Report",
-    "check", "lookup", "open_dataset", "resolve_root", "write_splits",
+    "FACTS",
+    "Archive",
+    "Count",
+    "DatasetReport",
+    "Facts",
+    "Problem",
+    "check",
+    "lookup",
+    "open_dataset",
+    "resolve_root",
+    "write_splits",
 ]  # fmt: skip
 
 
@@ -30,7 +39,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Report:
+class DatasetReport:
     """A copy of a data set beside its official numbers."""
 
     name: str
@@ -122,7 +131,7 @@ def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
     return folder.read_manifest(where / "manifest.csv" if where.is_dir() else where)
 
 
-def check(name: str, root: Path | str | None = None) -> Report:
+def check(name: str, root: Path | str | None = None) -> DatasetReport:
     """Compare a copy of a data set with the official numbers, and look for its picture files.
 
     No picture is decoded, and nothing is downloaded.
@@ -147,7 +156,7 @@ def check(name: str, root: Path | str | None = None) -> Report:
         data = open_dataset(name, root)
     except DatasetError as error:
         problem = str(error)
-    return Report(
+    return DatasetReport(
         name=name,
         root=str(where),
         problem=problem,

@@ -8,7 +8,6 @@ browsers do. Whatever is transparent is laid over white. Of animations and of fi
 import errno
 import hashlib
 import io
-import math
 import os
 import stat
 import threading
@@ -309,20 +308,17 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _region(whole: Image.Image, box: Box | None, largest_side: int | None) -> NDArray[np.uint8]:
-    region = whole if box is None else whole.crop(_edges(box, whole.width, whole.height))
+    region = whole
+    if box is not None:
+        edges = box.within(whole.width, whole.height)
+        if edges is None:
+            found = f"expected a box with an area inside {whole.width}x{whole.height} pixels, found {tuple(box)}"
+            raise PictureError("bad-box", found)
+        region = whole.crop(edges)
     factor = min(region.size) // (REDUCING_GAP * largest_side) if largest_side else 1
     if factor > 1:
         region = region.reduce(factor)
     return np.array(region)
-
-
-def _edges(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    if all(map(math.isfinite, box)) and box.left < box.right and box.top < box.bottom:
-        left, top = max(0, math.floor(box.left)), max(0, math.floor(box.top))
-        right, bottom = min(width, math.ceil(box.right)), min(height, math.ceil(box.bottom))
-        if left < right and top < bottom:
-            return left, top, right, bottom
-    raise PictureError("bad-box", f"expected a box with an area inside {width}x{height} pixels, found {tuple(box)}")
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -32,7 +32,7 @@ Progress = Callable[[float, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class EvaluationSettings:
     """How the work is cut up and guarded; nothing here changes a box by more than rounding."""
 
     device: str = "cpu"
@@ -76,7 +76,7 @@ def locate_list(
     pictures: LabelledPictures,
     system: System,
     out: Path,
-    run: RunSettings,
+    run: EvaluationSettings,
     decode: DecodeSettings,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def locate_list(
     system : System
     out : Path
         The file of a line a picture; see `vggfeat.localisation.journal`.
-    run : RunSettings
+    run : EvaluationSettings
     decode : DecodeSettings
         `largest_side` is set to the largest Q here.
     progress : callable, optional
@@ -120,7 +120,7 @@ def locate_list(
 
 
 def describe_run(
-    pictures: LabelledPictures, system: System, run: RunSettings, decode: DecodeSettings
+    pictures: LabelledPictures, system: System, run: EvaluationSettings, decode: DecodeSettings
 ) -> dict[str, Any]:
     """Return everything that decides the results, ready for JSON; a run is continued only if all of it is equal.
 

@@ -5,7 +5,7 @@ K = classes. fc8 has 4 channels (SCR) or 4 K (PCR): those of class c are 4 c to 
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,10 +16,7 @@ from vggfeat.localisation.settings import BoxRecipe, Frame, Kind
 from vggfeat.models import VGG
 from vggfeat.training.initialisation import copy_layers
 from vggfeat.weights import Backbone, load_backbone
-from vggfeat.weights.backbone import allocated
-
-FACTS = "localisation"
-"""Name of what a weights file says of its box head."""
+from vggfeat.weights.backbone import BOX_FACTS, allocated
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,15 +36,21 @@ class BoxNet:
     scale: int
     """S of training, in pixels."""
 
+    @property
+    def layers(self) -> str | None:
+        """Which layers were learnt, as `localisation.settings.BoxRecipe` calls them; None if its file doesn't say."""
+        told: Mapping[str, Any] = self.backbone.facts.get(BOX_FACTS, {})
+        return told.get("layers")
+
     def describe(self) -> dict[str, Any]:
         """Return what belongs into the provenance of anything computed with the net, ready for JSON."""
         own = {"kind": self.kind, "frame": self.frame, "window": self.window, "scale": self.scale}
-        return {**self.backbone.describe(), FACTS: {**own, "classes": len(self.classes)}}
+        return {**self.backbone.describe(), BOX_FACTS: {**own, "classes": len(self.classes)}}
 
 
 def is_box_net(backbone: Backbone) -> bool:
     """Say whether fc8 answers with boxes instead of class scores."""
-    return FACTS in backbone.facts
+    return BOX_FACTS in backbone.facts
 
 
 def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
@@ -69,7 +72,7 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
         raise WeightsError(
             f"{place}: expected a net that answers with boxes, found none; give the weights of `vggfeat localise train`"
         )
-    told = backbone.facts[FACTS]
+    told = backbone.facts[BOX_FACTS]
     try:
         net = BoxNet(
             backbone=backbone,
@@ -99,7 +102,7 @@ def facts_of(recipe: BoxRecipe, classes: Sequence[str]) -> dict[str, Any]:
     """Return what a weights file says of its box head; `load_box_net` reads it."""
     training = recipe.training
     return {
-        FACTS: {
+        BOX_FACTS: {
             **recipe.describe(),
             "window": training.crop,
             "scale": recipe.scale,

@@ -68,9 +68,9 @@ class DenseMaps(Passes):
         """C."""
         return self.model.num_classes
 
-    def least_pixels(self, size: Size) -> int:
-        """Return the pixels of the narrowest strip of a picture."""
-        return narrowest_strip(self.model, size)
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of a picture, and those of the picture."""
+        return narrowest_strip(self.model, size), size[0] * size[1]
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
         """Return the maps (N, C, h, w), float32, of pictures of one size."""
@@ -114,9 +114,9 @@ class CentreCrop(Passes):
         """C."""
         return self.model.num_classes
 
-    def least_pixels(self, size: Size) -> int:
-        """Return the pixels of a crop, which can't be cut."""
-        return self.side**2
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of a crop, which can't be cut, twice."""
+        return self.side**2, self.side**2
 
     def place(self, size: Size) -> tuple[tuple[int, int], Size]:
         """Return the crop's first row and column, and the sides of the rescaled picture, for a decoded picture."""

@@ -8,7 +8,9 @@ sides are 1.
 import torch
 from torch import Tensor
 
-NO_TARGET = -100.0
+from vggfeat.training import labels
+
+NO_TARGET = float(labels.NO_TARGET)
 """In the place of the class: the picture counts nowhere."""
 
 

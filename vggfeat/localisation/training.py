@@ -62,7 +62,7 @@ class BoxData(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxErrors(Validation):
+class BoxValidation(Validation):
     """What a validation of a box net has shown: protocol 1 of Appendix A, the class given, from the centre crop."""
 
     localisation_error: float
@@ -117,19 +117,19 @@ class BoxRegression:
         found = _best_overlaps(own.double(), numbers.double()).where(counted, 0.0)
         return torch.stack([(found >= LEAST_OVERLAP).sum().double(), found.sum(), counted.sum().double()])
 
-    def validation(self, step: int, sums: list[float]) -> BoxErrors:
+    def validation(self, step: int, sums: list[float]) -> BoxValidation:
         """Return error and mean overlap."""
         hits, overlap, pictures = sums
-        return BoxErrors(
+        return BoxValidation(
             step=step,
             localisation_error=1 - hits / pictures,
             mean_overlap=overlap / pictures,
             pictures=int(pictures),
         )
 
-    def read_validation(self, told: dict[str, Any]) -> BoxErrors:
+    def read_validation(self, told: dict[str, Any]) -> BoxValidation:
         """Return what was told."""
-        return BoxErrors(**told)
+        return BoxValidation(**told)
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the numbers of each picture's class, (n, 4), those of its boxes, (n, k, 4), and whether it counts."""
@@ -201,7 +201,7 @@ def train_boxes(
     Returns
     -------
     Outcome
-        Its validation is a `BoxErrors`.
+        Its validation is a `BoxValidation`.
 
     Raises
     ------

@@ -15,7 +15,7 @@ Rule = Literal["11-point", "area"]
 
 # The sums of np.arange carry rounding (0.30000000000000004), and so do those of the kit's 0:0.1:1: a recall of
 # exactly 3/10 misses the fourth threshold there too. Round numbers would give other values than the kit's.
-_THRESHOLDS = np.arange(0, 1.1, 0.1)
+THRESHOLDS = np.arange(0, 1.1, 0.1)
 
 
 class PrecisionRecall(NamedTuple):
@@ -102,7 +102,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike, rule: Rule = "11-poi
 
 def _eleven_points(curve: PrecisionRecall) -> float:
     # np.fmax skips NaN, as MATLAB's max does: precision is 0/0 as long as every sample so far is ignored.
-    best = [np.fmax.reduce(curve.precision[curve.recall >= threshold], initial=0.0) for threshold in _THRESHOLDS]
+    best = [np.fmax.reduce(curve.precision[curve.recall >= threshold], initial=0.0) for threshold in THRESHOLDS]
     return float(np.sum(best) / len(best))
 
 

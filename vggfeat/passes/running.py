@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.devices import checked_device
+from vggfeat.devices import checked_device, convolutions
 from vggfeat.errors import PictureError, out_of_memory
 from vggfeat.images.decoding import Picture
 from vggfeat.models import VGG
 from vggfeat.passes.batching import Size, by_size
-from vggfeat.passes.settings import PassSettings, Precision
+from vggfeat.passes.settings import PassSettings
 from vggfeat.passes.uploads import Uploads
 from vggfeat.transforms import mirror, normalise, pad, rescale, rescaled_size
 from vggfeat.weights import Backbone
@@ -112,8 +112,8 @@ class Passes(ABC):
         """
 
     @abstractmethod
-    def least_pixels(self, size: Size) -> int:
-        """Return the pixels of the smallest pass that `read` can make do with for one picture."""
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of the smallest and of the largest pass that `read` makes for one picture of that size."""
 
     def rows(
         self, pictures: Iterable[Picture | PictureError], progress: Callable[[float], None] | None = None
@@ -275,9 +275,9 @@ class Passes(ABC):
             middle = len(pictures) // 2
             halves = (pictures[:middle], pictures[middle:])
             return [values for half in halves for values in self._batch(half, uploads, pixels)]
-        size = pictures[0][1]
-        pixels = min(pixels, size[0] * size[1])
-        return [None] if pixels <= self.least_pixels(size) else self._batch(pictures, uploads, pixels // 2)
+        least, most = self.pass_range(pictures[0][1])
+        failed = min(pixels, most)
+        return [None] if failed <= least else self._batch(pictures, uploads, failed // 2)
 
     def _pass(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> Tensor:
         """Return the values, (N, C), of N pictures, on their way to the CPU."""
@@ -290,7 +290,8 @@ class Passes(ABC):
     def computing(self) -> Iterator[None]:
         """Set PyTorch to what every pass runs within: no gradients, this precision whatever the caller's, all forms."""
         plain = torch.autocast(self.device.type, enabled=False)
-        with torch.inference_mode(), plain, _exact_float32(self.settings.precision), self._all_forms():
+        exact = convolutions(tf32=self.settings.precision == "tf32", fastest=False)
+        with torch.inference_mode(), plain, exact, self._all_forms():
             yield
 
     def _all_forms(self) -> AbstractContextManager[None]:
@@ -347,11 +348,3 @@ class Passes(ABC):
     def ready(self, images: Tensor) -> Tensor:
         """Bring images into the precision and the order in memory that the net runs best with."""
         return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _exact_float32(precision: Precision) -> AbstractContextManager[None]:
-    """Return what float32 is exact within, unless TF32 is asked for; it matters on a GPU only."""
-    # cuDNN takes TF32 for float32 convolutions unless told otherwise, and picks algorithms by timing if it may.
-    if not torch.cuda.is_available():
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")

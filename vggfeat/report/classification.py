@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.classification import Evaluation, Fused, Part
+from vggfeat.classification import Evaluation, Fused, FusedPart
 from vggfeat.report.files import write_files
 from vggfeat.report.paper_errors import PaperErrors, is_official, paper_errors, tested_nets
 from vggfeat.report.text import align, printable, shortened
@@ -191,7 +191,7 @@ def results_json(
     }
 
 
-def _part_json(part: Part) -> dict[str, Any]:
+def _part_json(part: FusedPart) -> dict[str, Any]:
     names = ("net", "width", "weights", "weights_sha256", "trained", "trained_scale", "mode", "softmax", "averaged",
              "class_order", "precision", "interpolation")  # fmt: skip
     told: Mapping[str, Any] = part.provenance

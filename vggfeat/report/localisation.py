@@ -21,7 +21,7 @@ from vggfeat.samples import ClassificationSet
 SHOWN_FAILURES = 10
 
 
-class Report(NamedTuple):
+class LocalisationReport(NamedTuple):
     """All that is written of one evaluation."""
 
     data: ClassificationSet
@@ -46,7 +46,7 @@ class ClassRow(NamedTuple):
     classification: float
 
 
-def class_rows(report: Report) -> list[ClassRow]:
+def class_rows(report: LocalisationReport) -> list[ClassRow]:
     """Return the errors class by class, in the order of the classes."""
     judged, rows = report.judged, []
     missed = (judged.labels != judged.targets[:, None]).all(axis=1)
@@ -67,7 +67,7 @@ def class_rows(report: Report) -> list[ClassRow]:
     return rows
 
 
-def errors(report: Report) -> dict[str, Any]:
+def errors(report: LocalisationReport) -> dict[str, Any]:
     """Return the errors over all pictures, from 0 to 1, those of guesses for protocol dense alone."""
     judged = report.judged
     overlaps = judged.true_class.overlaps[judged.true_class.counted, 0]
@@ -85,7 +85,7 @@ def errors(report: Report) -> dict[str, Any]:
     return found
 
 
-def results_json(report: Report) -> dict[str, Any]:
+def results_json(report: LocalisationReport) -> dict[str, Any]:
     """Return everything but the guesses, ready for JSON, with the paper's numbers beside ours."""
     judged = report.judged
     return {
@@ -105,12 +105,12 @@ def results_json(report: Report) -> dict[str, Any]:
     }
 
 
-def text_table(report: Report, *, most: int | None = None, width: int | None = None) -> str:
+def text_table(report: LocalisationReport, *, most: int | None = None, width: int | None = None) -> str:
     """Return classes, notes, failures, headline and the paper's numbers as plain text, a line each.
 
     Parameters
     ----------
-    report : Report
+    report : LocalisationReport
     most : int, optional
         With more classes than so many, only those of the highest error are listed.
     width : int, optional
@@ -123,7 +123,7 @@ def text_table(report: Report, *, most: int | None = None, width: int | None = N
     return "\n".join(printable(line) for line in lines)
 
 
-def _class_lines(report: Report, most: int | None, width: int | None) -> list[str]:
+def _class_lines(report: LocalisationReport, most: int | None, width: int | None) -> list[str]:
     dense, rows = report.protocol == "dense", class_rows(report)
     cut = most is not None and len(rows) > most
     if cut:
@@ -148,7 +148,7 @@ def _paper_line(row: PaperRow) -> str:
     return f"VGG paper, Table {row.table}: {row.what}: {', '.join(numbers)}{mark}"
 
 
-def headline(report: Report) -> list[str]:
+def headline(report: LocalisationReport) -> list[str]:
     """Return the lines to quote."""
     judged, found = report.judged, errors(report)
     counted = f"on {judged.guessed.counted.sum()} of {len(judged.targets)} pictures"
@@ -166,7 +166,7 @@ def headline(report: Report) -> list[str]:
     ]
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_report(report: LocalisationReport, folder: Path) -> list[Path]:
     """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; each in one step.
 
     Raises
@@ -192,14 +192,14 @@ def file_order(paths: Sequence[str]) -> list[int]:
     return sorted(range(len(paths)), key=lambda row: (paths[row].rpartition("/")[2], paths[row]))
 
 
-def _failures(report: Report) -> list[str]:
+def _failures(report: LocalisationReport) -> list[str]:
     failed = list(report.judged.failed.items())
     lines = [f"failed, counted as wrong: {path}: {reason}" for path, reason in failed[:SHOWN_FAILURES]]
     more = len(failed) - SHOWN_FAILURES
     return lines + ([f"failed: {more} more; all of them stand in results.json"] if more > 0 else [])
 
 
-def _classes_csv(report: Report) -> bytes:
+def _classes_csv(report: LocalisationReport) -> bytes:
     rows = class_rows(report)
     return csv_bytes(ClassRow._fields, ([_jsonable(value) for value in row] for row in rows))
 

@@ -1,9 +1,9 @@
 """Tables 8 to 10 of the VGG paper: localisation errors on ILSVRC-2012, in per cent."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vggfeat.localisation.head import FACTS, BoxNet
+from vggfeat.localisation.head import BoxNet
 from vggfeat.samples import ClassificationSet
 
 VAL = 50_000
@@ -57,8 +57,7 @@ def paper_rows(protocol: str, nets: Sequence[BoxNet], scales: Sequence[Sequence[
 
 
 def _row_8(nets: Sequence[BoxNet], scales: Sequence[Sequence[int]], kind: str, layers: str, error: float) -> PaperRow:
-    facts: Any = nets[0].backbone.facts.get(FACTS, {})
-    found = (nets[0].kind, facts.get("layers"), nets[0].scale, [list(q) for q in scales])
+    found = (nets[0].kind, nets[0].layers, nets[0].scale, [list(q) for q in scales])
     same = _is_theirs(nets[0]) and found == (kind, layers, 384, [[384]])
     return PaperRow(8, f"{kind.upper()}, {_LAYERS[layers]} learnt", error, None, same)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.classification import Fused, Part
+from vggfeat.classification import Fused, FusedPart
 
 JITTERED = "[256;512]"
 _PICTURES, _CLASSES, _OF_EACH = 50_000, 1000, 50
@@ -119,13 +119,13 @@ class TestedNet(NamedTuple):
 
 def tested_nets(fused: Fused) -> list[TestedNet]:
     """Return the nets behind fused posteriors, in the order of their first files."""
-    groups: dict[str, list[Part]] = {}
+    groups: dict[str, list[FusedPart]] = {}
     for part in fused.parts:
         groups.setdefault(part.sha256, []).append(part)
     return [_tested_net(parts) for parts in groups.values()]
 
 
-def _tested_net(parts: Sequence[Part]) -> TestedNet:
+def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
     told = parts[0].provenance
     sides: dict[str, set[int]] = {}
     for part in parts:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def extract_query(
             "picture alone has no box, found a picture; give --regions image, or an id"
         )
     settings = extraction_settings(file)
+    if settings.precision == "tf32" and device.startswith("cpu"):
+        settings = replace(settings, precision="fp32")  # What TF32 stands for, and all that a CPU has.
     extraction = Extraction(backbone, settings, device)
     decode = DecodeSettings(largest_side=max(extraction.sides), **_limits(file.provenance))
     with Decoder(1, decode) as decoder:

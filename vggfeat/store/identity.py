@@ -12,7 +12,7 @@ from vggfeat.samples import DataSet
 from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical
 from vggfeat.store.durable import open_own
-from vggfeat.store.reading import FeatureFile, Report
+from vggfeat.store.reading import FeatureFile, FileReport
 from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
@@ -26,7 +26,7 @@ class OtherRunError(StoreError):
     """A whole feature file, but of another run."""
 
 
-def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any], shape: Shape) -> Report | None:
+def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any], shape: Shape) -> FileReport | None:
     """Say what a feature file holds if it is complete with exactly these arguments; None if there is none.
 
     Raises
@@ -38,7 +38,7 @@ def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any],
     return matching(resolved(Path(out)), describe(dataset, key, shape, 0))
 
 
-def matching(out: Path, manifest: dict[str, Any]) -> Report | None:
+def matching(out: Path, manifest: dict[str, Any]) -> FileReport | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
     Raises

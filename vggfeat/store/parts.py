@@ -23,7 +23,7 @@ from vggfeat.store.columns import canonical, text_width
 from vggfeat.store.durable import DISK, Files, disk_errors, open_own, replacing
 from vggfeat.store.identity import OtherRunError, describe, differences, first_other_row, matching, resolved
 from vggfeat.store.partsfolder import PartsFolder
-from vggfeat.store.reading import FeatureFile, Report
+from vggfeat.store.reading import FeatureFile, FileReport
 from vggfeat.store.shards import Block, Shape, Status
 
 
@@ -272,7 +272,7 @@ class Parts:
         advice = f"finished shards are kept in {self.folder.name}; mend it and run the same again"
         return disk_errors(self.out, doing, advice)
 
-    def _finished(self) -> Report | None:
+    def _finished(self) -> FileReport | None:
         try:
             return matching(self.out, self._manifest)
         except OtherRunError:
@@ -316,7 +316,7 @@ class Parts:
         if not self.complete:
             self._folder.join()
 
-    def _take_over(self, report: Report) -> None:
+    def _take_over(self, report: FileReport) -> None:
         self.complete = True
         if report.failed:
             with FeatureFile(self.out) as file:

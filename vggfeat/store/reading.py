@@ -24,7 +24,7 @@ from vggfeat.store.source import Source, chunks, hdf5_errors, read_texts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class FileReport:
     """What a feature file holds, and what is wrong with it."""
 
     path: Path
@@ -193,11 +193,11 @@ class FeatureFile:
                 self.features.read_direct(out, np.s_[first : first + stop - start], np.s_[start:stop])
         return out
 
-    def report(self) -> Report:
+    def report(self) -> FileReport:
         """Count rows by status and reason; no features are read."""
         counts = Counter(self.status.tolist())
         reasons = Counter(reason.partition(":")[0] for reason in self.reasons if reason)
-        return Report(
+        return FileReport(
             path=self.path,
             dataset=self.dataset_name,
             shape=self.shape,
@@ -247,7 +247,7 @@ class FeatureFile:
             yield f"{name}: row {bad} is done and has values that are not finite"
 
 
-def validate(path: str | os.PathLike[str]) -> Report:
+def validate(path: str | os.PathLike[str]) -> FileReport:
     """Read a whole feature file and report what it holds and every problem found.
 
     Raises

@@ -186,7 +186,7 @@ def search_C(  # noqa: N802
     parts : pairs of row numbers to train on and to measure on, or number of folds
         Folds are made without chance; rows are dealt evenly by the rarest class that they are positive for.
     measure : callable
-        See `Measure`; scikit-learn's average precision by default, which is the area under the curve.
+        See `Measure`; scikit-learn's average precision by default, which is neither of VOC's in `metrics`.
     classes, progress
         As for `fit_one_vs_rest`.
 
@@ -228,8 +228,8 @@ def search_C(  # noqa: N802
 
 def _folds(signs: NDArray[np.int8], count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Split rows by their rarest positive class."""
-    if count < 2:
-        raise ConfigError(f"parts: expected at least 2 folds, found {count}")
+    if not 2 <= count <= len(signs):
+        raise ConfigError(f"parts: expected 2 to {len(signs)} folds of as many rows, found {count}")
     frequency = np.where(signs == 1, (signs == 1).sum(axis=0), len(signs) + 1)
     kind = np.where((signs == 1).any(axis=1), frequency.argmin(axis=1), -1)
     with warnings.catch_warnings():

@@ -191,7 +191,7 @@ def _line_search(state: State, direction: Array, scores: Array, arrays: Arrays) 
         slack = margins - length[:, None] * moves
         pull = state.bounds * (slack > 0) * moves
         derivative = slope + length * bend - _dots(xp, pull, slack)
-        found = abs(derivative) <= _FLAT * steep
+        found = (abs(derivative) <= _FLAT * steep) & xp.isfinite(derivative)
         if found.all():
             break
         low, high = xp.where(derivative < 0, length, low), xp.where(derivative > 0, length, high)
@@ -200,7 +200,7 @@ def _line_search(state: State, direction: Array, scores: Array, arrays: Arrays) 
         better = length - derivative / xp.where(curvature > 0, curvature, 1.0)
         better = xp.where((better > low) & (better < high), better, 0.5 * (low + high))
         length = xp.where(found, length, better)
-    return xp.where(xp.isfinite(length), length, 0.0)
+    return xp.where(found, length, low)
 
 
 def _dots(xp: Any, first: Array, second: Array) -> Array:

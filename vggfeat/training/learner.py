@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggfeat.devices import convolutions
 from vggfeat.errors import TrainingError, out_of_memory
 from vggfeat.models import VGG
 from vggfeat.processes import World
@@ -222,9 +223,7 @@ class Learner:
 
     def _fast_convolutions(self) -> AbstractContextManager[Any]:
         # Sizes hardly ever change, so it pays to try out which algorithm is fastest.
-        if self.world.device.type != "cuda":
-            return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
+        return convolutions(tf32=False, fastest=True) if self.world.device.type == "cuda" else nullcontext()
 
     def _restore(self, tensors: Mapping[str, Tensor] | None) -> None:
         with torch.no_grad():

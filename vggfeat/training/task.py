@@ -76,7 +76,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassErrors(Validation):
+class ClassValidation(Validation):
     """What a validation of a classifying net has shown."""
 
     top1_error: float
@@ -119,13 +119,13 @@ class Classification:
         counts = torch.stack([found[:, 0].sum(), found.any(1).sum(), (targets != NO_TARGET).sum()])
         return counts.double()
 
-    def validation(self, step: int, sums: list[float]) -> ClassErrors:
+    def validation(self, step: int, sums: list[float]) -> ClassValidation:
         """Return top-1 and top-5 error."""
         hits, among_five, pictures = sums
-        return ClassErrors(
+        return ClassValidation(
             step=step, top1_error=1 - hits / pictures, top5_error=1 - among_five / pictures, pictures=int(pictures)
         )
 
-    def read_validation(self, told: dict[str, Any]) -> ClassErrors:
+    def read_validation(self, told: dict[str, Any]) -> ClassValidation:
         """Return what was told."""
-        return ClassErrors(**told)
+        return ClassValidation(**told)

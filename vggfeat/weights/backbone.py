@@ -16,6 +16,8 @@ Net = TypeVar("Net", bound=nn.Module)
 
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 """Mean RGB pixel of the ILSVRC training set, 0 to 255, as published with the authors' nets."""
+BOX_FACTS = "localisation"
+"""What a file of ours has among its facts if its last layer answers with boxes; see `vggfeat.localisation.head`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -114,7 +114,7 @@ class _Graph:
         try:
             import onnx
         except ImportError:
-            raise ConfigError("export to ONNX: the package onnx is missing; pip install 'vggfeat[onnx]'") from None
+            raise ConfigError("export to ONNX: the package onnx is missing; pip install onnx") from None
         self.onnx, self.backbone = onnx, backbone
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []

@@ -30,5 +30,5 @@ def random_backbone(spec: str) -> Backbone:
             f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
         ) from None
     initialise(allocated(model), torch.Generator().manual_seed(seed))
-    canonical = f"random:{net}:{seed}:{width:g}"
+    canonical = f"random:{net}:{seed}:{repr(width).removesuffix('.0')}"
     return Backbone(model=model.eval(), source=canonical, sha256=hash_tensors(model.state_dict()), trained=False)
