@@ -265,6 +265,39 @@ def test_settings_that_the_model_decides_are_refused(folder, new, tmp_path, word
     )
 
 
+def test_results_and_predictions_do_not_share_a_folder(folder, new, tmp_path, capsys):
+    kept = (folder / "single" / "scores.npz").read_bytes()
+    model = folder / "single" / "model.safetensors"
+    assert svm("--apply", model, "--features", new, "--out", folder / "single") == 6
+    assert "expected a folder for predictions, found results.json in it" in capsys.readouterr().err
+    assert (folder / "single" / "scores.npz").read_bytes() == kept
+    assert svm("--apply", model, "--features", new, "--out", tmp_path / "out") == 0
+    assert svm("--features", folder / "single.h5", "--grid", "1,4", "--out", tmp_path / "out") == 6
+    assert "expected a folder for results, found predictions.json in it" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_not_replaced_without_a_word(folder, tmp_path, capsys):
+    words = ["--features", folder / "single.h5", "--join", "max", "--out", tmp_path / "out", "--grid"]
+    assert svm(*words, "1,4") == svm(*words, "1,4") == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert svm(*words, "1,2", "--seed", 3) == 0
+    told = (
+        "results of other settings stood there and are replaced; other: protocol.grid, protocol.seed, protocol.svm.seed"
+    )
+    assert f"note: {tmp_path / 'out'}: {told}\n" in capsys.readouterr().err
+    (tmp_path / "out" / "results.json").write_text("[")
+    assert svm(*words, "1,4") == 0
+
+
+def test_a_folder_into_which_nothing_came_goes_again(folder, tmp_path):
+    words = ["--features", folder / "single.h5", "--protocol", "voc-server", "--out"]
+    assert svm(*words, tmp_path / "new") == 7
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    assert svm(*words, tmp_path / "old") == 7
+    assert (tmp_path / "old").exists(), "it was there before"
+
+
 def test_a_setting_of_predictions_alone_is_refused(folder, tmp_path, capsys):
     assert svm("--features", folder / "single.h5", "--top", 3, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err == "vggfeat: --top: expected together with --apply, found alone; leave it out\n"

@@ -215,12 +215,21 @@ def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, 
         (["data", "synth", "voc2007", "--root", "{pictures}"], 4, "new or empty"),
         (["svm", "--features", "{features}", "--features", "{features}"], 2, "twice"),
         (["svm", "--features", "{features}", "--regions", "box"], 2, "regions"),
-        (["svm", "--features", "{features}", "--out", "{picture}"], 2, "expected a folder"),
+        (["svm", "--features", "{features}", "--out", "{picture}"], 6, "expected a folder"),
+        (
+            ["export", "{features}", "--to", "npz", "--out", "{features}", "--overwrite"],
+            2,
+            "another file than the feat",
+        ),
+        (["similar", "{features}", "--query", "down/00.jpg", "--out", "{features}"], 6, "page of vggfeat or no file"),
+        (["report", "nowhere.svm", "--out", "{features}"], 6, "page of vggfeat or no file"),
+        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "{features}"], 5, "a feature file"),
         (["nonsense"], 2, "nonsense"),
     ],
 )
 def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, features, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    kept = features.read_bytes()
     places = {"{pictures}": pictures, "{features}": features, "{picture}": pictures / "down" / "00.jpg"}
     assert run([str(places.get(word, word)) for word in words]) == code
     captured = capsys.readouterr()
@@ -229,6 +238,7 @@ def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, features
     ours = [line for line in captured.err.splitlines() if not line.startswith("note:")]
     assert len(ours) <= (4 if code == 2 and ours[0].startswith("Usage") else 1)
     assert list(tmp_path.iterdir()) == []
+    assert features.read_bytes() == kept
 
 
 def test_data_check_names_archives_and_checksums(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 from vggfeat.datasets import caltech, folder, voc
 from vggfeat.datasets import front as datasets
 from vggfeat.datasets.front import FACTS, Count
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, StoreError
 
 PAGES = Path(__file__).parent.parent / "data"
 
@@ -321,5 +321,5 @@ class TestWriteSplits:
     def test_a_file_in_the_way_is_named(self, tmp_path):
         data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
         put(tmp_path / "out")
-        with pytest.raises(DatasetError, match=r"out/train\.txt: can't be written"):
+        with pytest.raises(StoreError, match=r"out/train\.txt: can't be written"):
             datasets.write_splits(data, tmp_path / "out")

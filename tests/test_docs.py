@@ -33,7 +33,7 @@ def test_every_command_is_in_the_readme_and_no_other():
 
 def test_every_option_that_the_readme_names_exists():
     known = {option for _, command in commands() for param in command.params for option in param.opts}
-    known |= {"--twin", "--help"}
+    known |= {"--twin", "--help", "--no-dev"}  # of pipelines, of everything, of uv
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     assert set(re.findall(r"(--[a-z][a-z0-9-]+)", README)) <= known
 

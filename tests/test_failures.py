@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import click
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,10 @@ from vggfeat.cli.signals import line, stopped
 from vggfeat.cli.steps import leads
 from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import StoreError, WeightsError
-from vggfeat.extraction import ExtractionSettings
+from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.store.durable import DISK
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
+from vggfeat.store.parts import Parts
 from vggfeat.training.checkpoints import Checkpoints
 from vggfeat.weights import load_backbone
 
@@ -85,6 +87,97 @@ def test_failures_are_counted_listed_and_forgotten_when_they_are_mended(root, tm
     assert run(words(root, out, "--overwrite", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["failures_file"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.h5"]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """12 pictures of which two are no pictures for now, in the first and the third of four shards; and their bytes."""
+    for number in range(12):
+        draw(tmp_path / "in" / "a" / f"{number:02d}.png", number)
+    kept = {tmp_path / "in" / "a" / name: (tmp_path / "in" / "a" / name).read_bytes() for name in ("01.png", "08.png")}
+    for path, content in kept.items():
+        path.write_bytes(b"x" * len(content))
+    return kept
+
+
+def extracted(tmp_path, name, *more):
+    """Give the command, and return its code, and the pictures that went through the net."""
+    seen, original = [], Extraction.launch
+
+    def launch(self, pictures, *rest):
+        taken = list(pictures)
+        seen.extend(taken)
+        return original(self, taken, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Extraction, "launch", launch)
+        given = ["--shard-rows", "3", "--json", *more]
+        code = run([str(word) for word in (*words(tmp_path / "in", tmp_path / name)[:-2], *given)])
+    return code, len(seen)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_pictures_that_failed_are_tried_again_with_their_shards_alone(finished, broken, tmp_path, capsys):
+    if finished:
+        assert extracted(tmp_path, "x.h5") == (3, 12)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Parts, "consolidate", lambda *rest: (_ for _ in ()).throw(StoreError("broken off")))
+            assert extracted(tmp_path, "x.h5") == (6, 12)
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (3, 6), "they fail again"
+    for path, content in broken.items():
+        path.write_bytes(content)
+    assert extracted(tmp_path, "x.h5") == (3, 0)
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 6)
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 0)
+    assert extracted(tmp_path, "whole.h5") == (0, 12)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "whole.h5", "x.h5"]
+    capsys.readouterr()
+
+
+def test_a_retry_that_is_broken_off_leaves_the_file_and_goes_on(broken, tmp_path, capsys):
+    assert extracted(tmp_path, "x.h5") == (3, 12)
+    before = (tmp_path / "x.h5").read_bytes()
+    for path, content in broken.items():
+        path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "consolidate", lambda *rest: (_ for _ in ()).throw(StoreError("broken off")))
+        assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 6)
+    assert (tmp_path / "x.h5").read_bytes() == before
+    assert failures_path(tmp_path / "x.h5").exists()
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 0)
+    assert not failures_path(tmp_path / "x.h5").exists()
+    capsys.readouterr()
+
+
+def test_a_damaged_file_is_made_again_when_that_is_asked_for(broken, tmp_path, capsys):
+    assert extracted(tmp_path, "x.h5") == (3, 12)
+    good = (tmp_path / "x.h5").read_bytes()
+    with h5py.File(tmp_path / "x.h5") as file:
+        place = file["features"].id.get_offset() + 5
+    (tmp_path / "x.h5").write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    for more in ((), ("--retry-failed",)):
+        capsys.readouterr()
+        assert extracted(tmp_path, "x.h5", *more) == (6, 0)
+        assert "make it again with --overwrite" in capsys.readouterr().err
+    assert extracted(tmp_path, "x.h5", "--overwrite") == (3, 12)
+    assert (tmp_path / "x.h5").read_bytes() == good
+
+
+def test_a_finished_file_needs_no_disk_that_can_be_written(broken, tmp_path, monkeypatch, capsys):
+    for path, content in broken.items():
+        path.write_bytes(content)
+    assert extracted(tmp_path, "x.h5") == (0, 12)
+
+    def refuse(path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(DISK, "make_folder", refuse)
+    assert extracted(tmp_path, "x.h5") == (0, 0)
+    capsys.readouterr()
+    assert extracted(tmp_path, "y.h5") == (6, 0)
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_a_list_of_failures_that_cannot_be_written_leaves_the_old_one_and_no_other(root, tmp_path, monkeypatch):

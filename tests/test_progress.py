@@ -16,7 +16,7 @@ class Clock:
 
 def test_a_line_gives_rate_and_time_left():
     assert line("extract", "pictures", 50, 100, 10, 20.0, "1 failed") == (
-        "extract: 50 of 100 pictures, 2.0 pictures/s, 25s left 1 failed"
+        "extract: 50 of 100 pictures, 1 failed, 2.0 pictures/s, 25s left"
     )
 
 
@@ -50,9 +50,14 @@ def test_each_stage_has_a_rate_of_its_own(capsys):
             clock.now += 10
             bar.update(done, 4, "training")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "svm: 30 of 41 problems, 1.0 problems/s, 11s left choosing"
-    assert lines[-1] == "svm: 4 of 4 problems, 0.1 problems/s training"
+    assert lines[0] == "svm: 30 of 41 problems, choosing, 1.0 problems/s, 11s left"
+    assert lines[-1] == "svm: 4 of 4 problems, training, 0.1 problems/s"
     assert len(lines) == 3
+
+
+def test_what_is_done_at_once_has_no_rate():
+    assert line("svm", "problems", 20, 20, 20, 0.0, "training") == "svm: 20 of 20 problems, training"
+    assert line("svm", "problems", 20, 20, 20, 0.0, "") == "svm: 20 of 20 problems"
 
 
 def test_quiet_says_nothing(capsys):

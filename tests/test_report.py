@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.datasets.facts import FACTS
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, StoreError
 from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
@@ -412,7 +412,7 @@ def test_a_disk_that_fails_leaves_the_old_files_whole(tmp_path, served, monkeypa
         for name, content in old.items():
             (tmp_path / name).write_bytes(content)
         disk.left = room
-        with pytest.raises(FitError, match=r"writing the results failed: No space left on device; mend it"):
+        with pytest.raises(StoreError, match=r"writing the results failed: No space left on device; mend it"):
             write_results(*served, tmp_path, plots=False)
         assert sorted(os.listdir(tmp_path)) == sorted(old), "nothing half-written stays"
         whole = [(tmp_path / name).read_bytes() != content for name, content in old.items()]
@@ -423,7 +423,7 @@ def test_a_folder_that_cant_be_made_or_written_is_an_error_of_one_line(tmp_path,
     (tmp_path / "file").write_text("mine")
     (tmp_path / "busy" / "table.txt").mkdir(parents=True)
     for folder, cause in (("file", "File exists"), ("file/below", "Not a directory"), ("busy", "Is a directory")):
-        with pytest.raises(FitError) as raised:
+        with pytest.raises(StoreError) as raised:
             write_results(*served, tmp_path / folder, plots=False)
         expected = f"{tmp_path / folder}: writing the results failed: {cause}; mend it, or choose another folder"
         assert str(raised.value) == expected

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, StoreError
 from vggfeat.svm import LinearModel, load_model, save_model
 from vggfeat.svm.saving import model_bytes
 
@@ -204,7 +204,7 @@ def test_what_cant_be_written_is_refused_and_leaves_nothing(tmp_path, about, wor
 def test_a_place_that_cant_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     for place in ("missing/model", "folder"):
-        with pytest.raises(FitError, match=f"{place}: writing the model failed: .*; choose another place"):
+        with pytest.raises(StoreError, match=f"{place}: writing the model failed: .*; choose another place"):
             save_model(tmp_path / place, some_model(), ABOUT)
     assert os.listdir(tmp_path) == ["folder"]
 

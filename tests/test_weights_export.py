@@ -12,7 +12,7 @@ from other_nets import NARROW, difference, our_maps, picture, torchvision_maps, 
 from torchvision import models
 from torchvision.transforms.v2 import functional as tvf
 
-from vggfeat.errors import ConfigError, WeightsError
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.models import VGG, initialise
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
 from vggfeat.weights.exporting import export_onnx, export_torchvision
@@ -77,7 +77,7 @@ def test_onnx_without_the_package_and_with_an_unknown_layer(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="layer: expected one of conv5"):
         export_onnx(backbone_of("A"), tmp_path / "x.onnx", layer="fc9")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"pip install 'vggfeat\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"pip install onnx$"):
         export_onnx(backbone_of("A"), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -143,7 +143,7 @@ def test_nets_that_torchvision_has_not_and_folders_that_do_not_exist(tmp_path):
     with pytest.raises(ConfigError, match="torchvision: net: expected one of A, B, D, E, found 'C'"):
         export_torchvision(backbone_of("C"), tmp_path / "x.pth")
     for export in (export_torchvision, export_onnx):
-        with pytest.raises(WeightsError, match="can't write"):
+        with pytest.raises(StoreError, match="writing the weights failed: No such file or directory"):
             export(backbone_of("A"), tmp_path / "no" / "x")
     assert not list(tmp_path.iterdir())
 

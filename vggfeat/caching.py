@@ -27,9 +27,10 @@ from vggfeat.images.pool import Decoder
 from vggfeat.processes import World
 from vggfeat.samples import Box, DataSet, Place
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
-from vggfeat.store.identity import resolved
-from vggfeat.store.parts import Begun, Parts
+from vggfeat.store.identity import Begun, resolved
+from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
+from vggfeat.store.retrying import take_finished
 from vggfeat.store.shards import Shape, Status
 from vggfeat.weights import Backbone
 
@@ -45,7 +46,9 @@ class CacheSettings:
     shard_rows: int | None = None
     """Pictures between two points from which a killed run goes on: 32 on the CPU, 256 on a GPU by default."""
     overwrite: bool = False
-    """Replace a finished feature file of other settings, and throw away unfinished parts of it."""
+    """Replace a finished feature file that is damaged or of other settings, and throw away unfinished parts of it."""
+    retry_failed: bool = False
+    """Compute shards anew in which a picture failed; of a finished file too, which is replaced in the end."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
@@ -180,12 +183,16 @@ def cache_rows(
 def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, world: World) -> Iterator[Parts]:
     """Open the parts in the first process, then in the others; none goes on before all have them."""
     shape = Shape(scales=work.passes.settings.scales, regions=work.passes.regions, channels=work.passes.channels)
-    opened = partial(Parts.open, out, work.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite)
+    opened = partial(
+        Parts.open, out, work.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite,
+        retry=cache.retry_failed,
+    )  # fmt: skip
     with ExitStack() as stack:
         held: list[Parts] = []
 
         def begin() -> Begun | None:
             held.append(stack.enter_context(opened()))
+            take_finished(held[0])
             return held[0].share() if world.size > 1 else None
 
         begun = world.once(begin)

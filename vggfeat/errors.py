@@ -54,7 +54,7 @@ class WeightsError(VggfeatError):
 
 
 class StoreError(VggfeatError):
-    """A feature file, or its parts, that can't be written, read or continued."""
+    """A file or folder that can't be written; a feature file, or its parts, that can't be read or continued."""
 
     exit_code = 6
 

@@ -108,6 +108,8 @@ class Extractor(TransformerMixin, BaseEstimator):
         ------
         PictureError
             For the first picture that gives no pixels, by its number and name. Nothing is skipped or replaced.
+        ConfigError
+            If an item is neither a path nor a PIL image.
         """
         if isinstance(X, (str, os.PathLike, Image.Image)):
             raise ConfigError(f"X: expected a list of paths or PIL images, found a single {type(X).__name__}")
@@ -176,6 +178,10 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _pictures(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[Picture | PictureError]:
+    for item in chunk:
+        if not isinstance(item, str | os.PathLike | Image.Image):
+            advice = "; give PIL.Image.fromarray of it" if hasattr(item, "__array__") else ""
+            raise ConfigError(f"X: expected paths or PIL images, found {type(item).__name__}{advice}")
     paths = [os.path.abspath(item) for item in chunk if not isinstance(item, Image.Image)]
     files = decoder.stream(Request(path, (None,)) for path in paths)
     for item in chunk:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import Scale
+from vggfeat.cli.types import PATH, Scale
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.training import TrainingSpeeds
@@ -18,7 +18,7 @@ CLASSES = 8
 
 
 @click.command("train")
-@click.option("--data", "root", type=click.Path(path_type=Path), metavar="ROOT",
+@click.option("--data", "root", type=PATH, metavar="ROOT",
               help="Training pictures, as for `vggfeat train`. [rendered ones of 500 pixels]")  # fmt: skip
 @click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
 @click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from vggfeat.cli.steps import leads
-from vggfeat.cli.types import LONGEST_TABLE, Numbers, make_folder, terminal_width
+from vggfeat.cli.types import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 
 @click.command()
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
-@click.option("--data", "root", type=click.Path(path_type=Path), metavar="ROOT",
+@click.option("--data", "root", type=PATH, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
-@click.option("--posteriors", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+@click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
 @click.option("--mode", type=click.Choice(list(MODES)), default="dense", show_default=True,
               help="Centre crop; whole pictures; 5x5 crops; or the last two averaged.")  # fmt: skip
 @click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the net's S]")
 @click.option("--softmax", type=click.Choice(["after", "before"]), default="after", show_default=True,
               help="After the spatial average of dense class scores, or before it.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("classified"), show_default=True, metavar="DIR",
+@click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
               help="Folder for posteriors and results.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
@@ -46,7 +46,8 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
 @click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--overwrite", is_flag=True, help="Replace posteriors of other settings.")
+@click.option("--retry-failed", is_flag=True, help="Try pictures again that failed in an earlier run.")
+@click.option("--overwrite", is_flag=True, help="Replace posteriors that are damaged or of other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -172,6 +173,7 @@ def _run_net(
         workers=default_workers() if chosen["workers"] is None else chosen["workers"],
         shard_rows=chosen["shard_rows"],
         overwrite=chosen["overwrite"],
+        retry_failed=chosen["retry_failed"],
     )
     with Progress(f"classify {file.stem}", "pictures", quiet=quiet or not leads()) as bar:
         return cache_posteriors(

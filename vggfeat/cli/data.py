@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import terminal_width
+from vggfeat.cli.types import PATH, terminal_width
 
 if TYPE_CHECKING:
     from vggfeat.datasets.front import DatasetReport
 
 SHOWN_FAILURES = 10
-ROOT = click.option("--root", type=click.Path(path_type=Path), help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
+ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
 
 @click.group()
@@ -83,7 +83,7 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 @data.command()
 @click.argument("name")
 @ROOT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the lists. [NAME-splits]")
+@click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> None:
     """Write the ids of every split to a text file of its own.
@@ -104,7 +104,7 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
 
 @data.command()
 @click.argument("name", metavar="[voc2007|voc2012|voc2012-action|caltech101|caltech256|ilsvrc|folder]")
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
+@click.option("--root", type=PATH, required=True, help="A folder that is new or empty.")
 @click.option(
     "--size",
     type=click.Choice(["tiny", "demo", "large"]),
@@ -135,8 +135,8 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
 
 
 @data.command()
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="Training pictures, as for `train`.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is new or empty.")
+@click.option("--root", type=PATH, required=True, help="Training pictures, as for `train`.")
+@click.option("--out", type=PATH, required=True, help="A folder that is new or empty.")
 @click.option("--side", type=click.IntRange(1), default=512, show_default=True,
               help="Smallest side that pictures are shrunk to: the largest S to train at.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True, help="Of the JPEGs written.")

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 
 NET = "small"
 
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("vggfeat-demo"), show_default=True,
+    "--out", type=PATH, default=Path("vggfeat-demo"), show_default=True,
     help="Folder for pictures, features and results.",
 )  # fmt: skip
 @click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")

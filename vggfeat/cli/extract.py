@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.steps import leads
-from vggfeat.cli.types import Numbers, Words, make_folder
+from vggfeat.cli.types import PATH, Numbers, Words, make_folder
 from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ SHOWN_FAILURES = 10
 
 @click.command()
 @click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
+@click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
-@click.option("--out", type=click.Path(path_type=Path), help="The feature file. [NAME.h5]")
+@click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
 @click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
 @click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
@@ -52,7 +52,8 @@ SHOWN_FAILURES = 10
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
 @click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--overwrite", is_flag=True, help="Replace a feature file of other settings.")
+@click.option("--retry-failed", is_flag=True, help="Try pictures again that failed in an earlier run.")
+@click.option("--overwrite", is_flag=True, help="Replace a feature file that is damaged or of other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def extract(
@@ -75,6 +76,7 @@ def extract(
     max_pixels: int | None,
     allow_truncated: bool,
     allow_failed: int,
+    retry_failed: bool,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -142,6 +144,7 @@ def extract(
                 workers=default_workers() if workers is None else workers,
                 shard_rows=shard_rows,
                 overwrite=overwrite,
+                retry_failed=retry_failed,
             ),
             decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated, **limits),
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
@@ -168,6 +171,7 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
     if summary.failures:
         more = len(summary.failures) - SHOWN_FAILURES
         click.echo(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
+        click.echo("failed: to try them again, give the same command with --retry-failed")
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:

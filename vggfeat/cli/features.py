@@ -1,18 +1,20 @@
 """`vggfeat inspect` and `vggfeat export`: look at a feature file, hand its descriptors to other programs."""
 
 import json
+import os
 from pathlib import Path
 
 import click
 
-from vggfeat.cli.types import Words, make_folder
+from vggfeat.cli.types import PATH, Words, make_folder
+from vggfeat.errors import ConfigError
 
 LONGEST = 300
 """Characters of a value that `inspect` prints."""
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--failed", is_flag=True, help="List every picture that failed, with its reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(file: Path, failed: bool, as_json: bool) -> int:
@@ -64,9 +66,9 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("files", type=PATH, nargs=-1, required=True)
 @click.option("--to", "kind", type=click.Choice(["npz", "parquet", "csv", "mat"]), required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write. [first FILE with the new suffix]")
+@click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
 @click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True)
 @click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
@@ -101,6 +103,8 @@ def export(
     rows = rows_of(table.dataset, splits or None)
     kept = rows[table.ok[rows]]
     target = out or files[0].with_suffix(f".{kind}")
+    if any(os.path.realpath(target) == os.path.realpath(file) for file in files):
+        raise ConfigError(f"--out: expected another file than the features, found {target}; choose another name")
     make_folder(target.parent)
     write(target, kind, to_table(table, kept), overwrite=overwrite)
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)

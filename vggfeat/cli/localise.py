@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.localise_train import localise_train
-from vggfeat.cli.types import LONGEST_TABLE, Numbers, make_folder, terminal_width
+from vggfeat.cli.types import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,15 +70,15 @@ localise.add_command(localise_train)
 
 
 @localise.command()
-@click.option("--data", "root", required=True, type=click.Path(path_type=Path), metavar="ROOT",
+@click.option("--data", "root", required=True, type=PATH, metavar="ROOT",
               help="ILSVRC, or class folders with annotations.")  # fmt: skip
-@click.option("--annotations", type=click.Path(path_type=Path), help="Folder of the boxes, if not in the data's tree.")
+@click.option("--annotations", type=PATH, help="Folder of the boxes, if not in the data's tree.")
 @click.option("--classifier", metavar="FILE", help="Rates the boxes; and guesses the classes, without --posteriors.")
-@click.option("--posteriors", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+@click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Class posteriors of `vggfeat classify`, averaged: they guess the classes.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(["dense", "gt"]), default="dense", show_default=True,
               help="dense: five guesses a picture. gt: the true class is given, centre crop.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--out", required=True, type=PATH, help="Folder for the results.")
 @click.option("--group", type=click.IntRange(1, 65536), help="Pictures between two restart points. [32, on a GPU 128]")
 @click.option("--overwrite", is_flag=True, help="Replace results of other settings.")
 @_shared
@@ -168,9 +168,9 @@ def evaluate(
 
 
 @localise.command()
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True, type=PATH)
 @click.option("--classifier", required=True, metavar="FILE", help="Guesses the classes, and rates the boxes.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for drawings and predictions.")
+@click.option("--out", required=True, type=PATH, help="Folder for drawings and predictions.")
 @click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for a picture.")
 @_shared
 def predict(
@@ -227,7 +227,7 @@ def predict(
 
 
 @localise.command()
-@click.argument("submission", type=click.Path(path_type=Path))
+@click.argument("submission", type=PATH)
 @click.option("--pictures", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
 @click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Labels are from 1 to this.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

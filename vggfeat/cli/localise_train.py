@@ -9,6 +9,7 @@ import click
 from vggfeat.cli.steps import leads
 from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
 from vggfeat.cli.training_options import training_options
+from vggfeat.cli.types import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +23,13 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 
 
 @click.command("train")
-@click.option("--data", "root", type=click.Path(path_type=Path), required=True, metavar="ROOT",
+@click.option("--data", "root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
-@click.option("--annotations", type=click.Path(path_type=Path), metavar="DIR",
+@click.option("--annotations", type=PATH, metavar="DIR",
               help="Folder with train and val of the boxes' XML files. [looked for in ROOT and beside it]")  # fmt: skip
 @click.option("--weights", required=True, metavar="FILE|NAME",
               help="Classification net to start from, trained at the same S.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
 @click.option("--kind", type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
 @click.option("--layers", type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")

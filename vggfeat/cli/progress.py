@@ -62,7 +62,7 @@ class Progress:
             self.first, self.started = done, now
         self.last = done
         if self.bar is not None:
-            rate = f"{rate_of(done - self.first, now - self.started)} {self.unit}/s {note}"
+            rate = _pace(done - self.first, self.unit, now - self.started, note)
             self.bar.update(self.task, completed=done, total=total, rate=rate)
         elif not self.quiet:
             self.text = line(self.title, self.unit, done, total, self.first, now - self.started, note)
@@ -79,8 +79,14 @@ def line(title: str, unit: str, done: float, total: float, first: float, seconds
     """Say in one line how far it is, how fast, and how long it will take."""
     fresh = done - first
     left = "" if done >= total or fresh <= 0 else f", {duration((total - done) * seconds / fresh)} left"
-    text = f"{title}: {done:.0f} of {total:.0f} {unit}, {rate_of(fresh, seconds)} {unit}/s{left}"
-    return f"{text} {note}".rstrip()
+    pace = _pace(fresh, unit, seconds, note)
+    return f"{title}: {done:.0f} of {total:.0f} {unit}{', ' if pace else ''}{pace}{left}"
+
+
+def _pace(fresh: float, unit: str, seconds: float, note: str) -> str:
+    # A stage that is told of when it is over, all at once, has no rate.
+    rate = f"{rate_of(fresh, seconds)} {unit}/s" if fresh > 0 else ""
+    return ", ".join(part for part in (note, rate) if part)
 
 
 def rate_of(count: float, seconds: float) -> str:

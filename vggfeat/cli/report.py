@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=PATH, default=Path("report.html"), show_default=True,
               help="The page.")  # fmt: skip
-@click.option("--pictures", type=click.Path(path_type=Path), metavar="ROOT",
+@click.option("--pictures", type=PATH, metavar="ROOT",
               help="Where the pictures are: what `extract --root` was given. [a page without pictures]")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
@@ -48,13 +48,14 @@ def report(
     from vggfeat.cli.progress import Progress
     from vggfeat.devices import default_workers
     from vggfeat.page.building import PageSettings, make_page, page_json
-    from vggfeat.page.files import write_page
+    from vggfeat.page.files import check_page_place, write_page
 
     settings = PageSettings(
         pictures=pictures,
         bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
         workers=default_workers() if workers is None else workers,
     )
+    check_page_place(out)
     make_folder(out.parent)
     with Progress("report", "parts", quiet=quiet) as bar:
         page = make_page(runs, settings, progress=lambda doing, done, total: bar.update(done, total, doing))

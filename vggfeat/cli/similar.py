@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.types import Words, make_folder, terminal_width
+from vggfeat.cli.types import PATH, Words, make_folder, terminal_width
 
 if TYPE_CHECKING:
     from vggfeat.similar.search import Neighbours
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), metavar="FEATURES.h5")
+@click.argument("file", type=PATH, metavar="FEATURES.h5")
 @click.option("--query", required=True, metavar="PICTURE|ID", help="A picture file, or the id of one in the file.")
 @click.option("--top", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many to name.")
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
               help="Of a picture that is not in the file: the net that made it. [found by SHA-256]")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Write a page as well.")
-@click.option("--pictures", type=click.Path(path_type=Path), metavar="ROOT",
+@click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
+@click.option("--pictures", type=PATH, metavar="ROOT",
               help="Where the pictures are, for the page: what `extract --root` was given.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def similar(
@@ -54,11 +54,14 @@ def similar(
 
     from vggfeat.cli.svm import default_join
     from vggfeat.errors import ConfigError
+    from vggfeat.page.files import check_page_place
     from vggfeat.similar.search import DescriptorSettings, nearest
     from vggfeat.store.reading import FeatureFile
 
     if pictures is not None and out is None:
         raise ConfigError("--pictures: expected together with --out, found alone; leave it out, or give --out")
+    if out is not None:
+        check_page_place(out)
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
     with FeatureFile(file) as features:

@@ -2,24 +2,27 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.types import Numbers, Words, make_folder, terminal_width
-from vggfeat.errors import ConfigError
+from vggfeat.cli.types import PATH, Numbers, Words, make_folder, terminal_width
+from vggfeat.errors import ConfigError, StoreError
 
 WITH_APPLY = {"files", "model", "top", "out", "as_json", "quiet"}
 """What --apply can be given with: all the rest is in the model."""
+MOST_NAMED = 8
+"""Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
 
 @click.command()
 @click.option(
-    "--features", "files", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.h5",
+    "--features", "files", multiple=True, required=True, type=PATH, metavar="FILE.h5",
     help="A feature file; given several times, the nets are fused by stacking.",
 )  # fmt: skip
-@click.option("--apply", "model", type=click.Path(path_type=Path), metavar="MODEL",
+@click.option("--apply", "model", type=PATH, metavar="MODEL",
               help="Train nothing: rank or label the pictures of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="With --apply: how many pictures of each class are named.")  # fmt: skip
@@ -50,7 +53,7 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
@@ -130,12 +133,15 @@ def svm(
     )
     check_device(settings.svm.device)
     folder = out or files[0].with_suffix(".svm")
+    _refuse_folder_with(folder, "predictions.json", "results")
     make_folder(folder)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
+    content = results_json(result)
+    _tell_of_replaced(folder, content["settings"])
     written = write_results(result, table.dataset, folder)
     if as_json:
-        click.echo(json.dumps(results_json(result), indent=2))
+        click.echo(json.dumps(content, indent=2))
         return
     click.echo(text_table(result, terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
@@ -150,12 +156,36 @@ def _refuse_others(context: click.Context) -> None:
             raise ConfigError(f"{param.opts[0]}: not together with --apply, where the model decides; leave it out")
 
 
+def _tell_of_replaced(folder: Path, settings: Any) -> None:
+    """Say in which settings results differ that stand there, before others replace them."""
+    import json
+
+    from vggfeat.store.identity import differences
+
+    try:
+        before = json.loads((folder / "results.json").read_bytes())["settings"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # there are none, or none that can be read
+    names = [line.partition(":")[0] for line in differences(before, settings)]
+    if names:
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        told = f"{', '.join(names[:MOST_NAMED])}{more}"
+        click.echo(f"note: {folder}: results of other settings stood there and are replaced; other: {told}", err=True)
+
+
+def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
+    """Refuse a folder in which half of what stands there would be replaced, and the rest taken for ours."""
+    if (folder / file).exists():
+        raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
+
+
 def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json: bool) -> None:
     import json
 
     from vggfeat.protocols.applying import apply_model
     from vggfeat.report.predictions import predictions_json, predictions_table, write_predictions
 
+    _refuse_folder_with(folder, "results.json", "predictions")
     predictions = apply_model(model, files)
     make_folder(folder)
     written = write_predictions(predictions, folder, model=model, top=top)

@@ -8,7 +8,7 @@ import click
 
 from vggfeat.cli.steps import leads
 from vggfeat.cli.training_options import training_options
-from vggfeat.cli.types import Scale
+from vggfeat.cli.types import PATH, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +22,14 @@ RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
 
 
 @click.command()
-@click.option("--data", "root", type=click.Path(path_type=Path), required=True, metavar="ROOT",
+@click.option("--data", "root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
 @click.option(
     "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
 )
 @click.option("--scale", type=Scale(), default="256", show_default=True,
               help="S, smallest picture side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
 @click.option("--init-from", metavar="FILE|NAME", help="Weights to start from: of net A, or of this net. [random]")
 @click.option("--width", type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")

@@ -1,12 +1,14 @@
 """Kinds of option values that click does not know."""
 
+import contextlib
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import StoreError
 
 LONGEST_TABLE = 40
 """Classes of ILSVRC that are printed."""
@@ -64,6 +66,10 @@ class Sides(click.ParamType):
             self.fail(f"expected HEIGHTxWIDTH in pixels, found {value!r}", param, ctx)
 
 
+PATH = click.Path(path_type=Path, readable=False)
+"""Whether a file is there and can be read is said by what reads it."""
+
+
 class Words(click.ParamType):
     """Words separated by commas."""
 
@@ -80,14 +86,22 @@ def terminal_width() -> int | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a result, before the work whose result it is.
+    """Make the folder of a result, before the work whose result it is; if nothing comes into it, it goes at the end.
 
     Raises
     ------
-    ConfigError
+    StoreError
         If that can't be.
     """
+    context = click.get_current_context(silent=True)
+    if context is not None and not folder.exists():
+        context.call_on_close(partial(_remove_if_empty, folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
+        raise StoreError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.types import PATH
+
 if TYPE_CHECKING:
     from vggfeat.weights.checking import Sheet, Verdict
     from vggfeat.weights.published import Published
@@ -75,7 +77,7 @@ def show(path: str, as_json: bool) -> None:
 
 @weights.command()
 @click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST.safetensors", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST.safetensors", type=PATH)
 @click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
 @JSON
 def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
@@ -108,7 +110,7 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
 
 @weights.command()
 @click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]")
+@click.option("--out", type=PATH, help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]")
 @JSON
 @click.option("--quiet", is_flag=True, help="No progress.")
 def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
@@ -174,7 +176,7 @@ def verify(path: str, as_json: bool) -> int:
 @weights.command()
 @click.argument("path", metavar="FILE|NAME")
 @click.option("--to", "target", type=click.Choice(["torchvision", "onnx"]), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--out", type=PATH, required=True, help="The file to write.")
 @click.option("--layer", help="ONNX: the map to give out: conv5, pool5, fc6, fc7 or fc8. [fc8]")
 @click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
 @JSON

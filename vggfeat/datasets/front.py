@@ -13,7 +13,7 @@ import numpy as np
 
 from vggfeat.datasets import caltech, folder, voc
 from vggfeat.datasets.facts import FACTS, Archive, Count, Facts
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.samples import DataSet, Label
 
 __all__ = [
@@ -185,8 +185,10 @@ def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
     Raises
     ------
     DatasetError
-        If there are no splits, an id holds a line break, a split's name can't name a file, or the folder can't
-        be written. Ids and names are looked at before anything is written.
+        If there are no splits, an id holds a line break, or a split's name can't name a file. Ids and names are looked
+        at before anything is written.
+    StoreError
+        If the folder can't be written.
     """
     if not dataset.splits:
         raise DatasetError(f"{dataset.name}: expected splits to write, found none")
@@ -207,7 +209,7 @@ def _write(directory: Path, name: str, text: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise DatasetError(f"{directory / name}: can't be written: {error.strerror}") from error
+        raise StoreError(f"{directory / name}: can't be written: {error.strerror or error}; mend it") from error
     return directory / name
 
 

@@ -3,11 +3,34 @@
 import os
 from pathlib import Path
 
-from vggfeat.store.durable import DISK, disk_errors, replacing
+from vggfeat.errors import StoreError
+from vggfeat.store.durable import DISK, disk_errors, open_own, replacing
+
+MARK = b'<meta name="generator" content="vggfeat">'
+"""In the first bytes of every page of ours."""
+
+
+def check_page_place(path: Path) -> None:
+    """Check, before the work for a page, that nothing but another page would be replaced by it.
+
+    Raises
+    ------
+    StoreError
+        If something else stands there.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_own(path) as file:
+            ours = MARK in file.read(1024)
+    except OSError as error:
+        raise StoreError(f"{path}: expected a page of vggfeat or no file, found: {error.strerror or error}") from None
+    if not ours:
+        raise StoreError(f"{path}: expected a page of vggfeat or no file, found another file; choose another --out")
 
 
 def write_page(path: Path, content: bytes) -> None:
-    """Write a page; a file of its name is replaced.
+    """Write a page; a file of its name is replaced, see `check_page_place`.
 
     Raises
     ------

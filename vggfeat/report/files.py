@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vggfeat.errors import FitError
+from vggfeat.errors import StoreError
 from vggfeat.store.durable import DISK, replacing
 
 
@@ -22,7 +22,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[st
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     try:
@@ -32,7 +32,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[st
         return [_replace(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         cause = error.strerror or error
-        raise FitError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
+        raise StoreError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
 
 
 def _replace(path: Path, content: bytes) -> Path:

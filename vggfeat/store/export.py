@@ -90,7 +90,8 @@ def write(
     check_choice("export", kind, KINDS)
     target = Path(os.path.realpath(path))
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
-        raise StoreError(f"{target}: expected a new file, found one there; remove it, or choose another name")
+        advice = "" if target.is_dir() else "give --overwrite, or "
+        raise StoreError(f"{target}: expected a new file, found one there; {advice}choose another name")
     temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     advice = "nothing was left; mend it and run the same again"
     with disk_errors(target, "writing the export", advice), replacing(files, target, temp=temp) as sink:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
@@ -20,10 +20,27 @@ _LONGEST_ROW = 1000
 _LONGEST_LINE = 1 << 16
 _MOST_SHOWN = 50
 _DEEPEST = 8
+_MEANING: dict[tuple[str, ...], str] = {
+    ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
+    ("picture_sizes_sha256",): " (picture files were added, taken away or changed)",
+}
 
 
-class OtherRunError(StoreError):
-    """A whole feature file, but of another run."""
+class Begun(NamedTuple):
+    """What the processes of a run tell each other when the first has opened its parts; plain data."""
+
+    manifest: dict[str, Any]
+    """All that must be equal in the others."""
+    pending: list[int]
+    """Shards still to be done, ascending."""
+    done: int
+    """Rows in finished shards."""
+    complete: bool
+    """Whether the feature file is finished."""
+
+
+class ReplaceableError(StoreError):
+    """A feature file, but damaged or of another run."""
 
 
 def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any], shape: Shape) -> FileReport | None:
@@ -38,13 +55,13 @@ def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any],
     return matching(resolved(Path(out)), describe(dataset, key, shape, 0))
 
 
-def matching(out: Path, manifest: dict[str, Any]) -> FileReport | None:
+def matching(out: Path, manifest: dict[str, Any], *, sound: bool = False) -> FileReport | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
     Raises
     ------
-    OtherRunError
-        If it is of another run; every difference is named.
+    ReplaceableError
+        If it is of another run (every difference is named), or `sound` is asked for and a byte is damaged.
     StoreError
         If it is no feature file.
     """
@@ -58,10 +75,15 @@ def matching(out: Path, manifest: dict[str, Any]) -> FileReport | None:
         found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
         different = differences(found, {name: manifest[name] for name in found})
         if different:
-            raise OtherRunError(
+            raise ReplaceableError(
                 f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
                 "choose another output, or ask to overwrite it (--overwrite)"
             )
+        if sound:
+            try:
+                file.check()
+            except StoreError as error:
+                raise ReplaceableError(str(error)) from None
         return file.report()
 
 
@@ -91,10 +113,7 @@ def differences(found: Any, expected: dict[str, Any]) -> list[str]:
     """
     ours, theirs = dict(_flat(expected)), dict(_flat(found))
     names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    told = [
-        f"{_name(name)}: found {_short(theirs.get(name))}, expected {_short(ours.get(name))}"
-        for name in names[:_MOST_SHOWN]
-    ]
+    told = [_told(name, theirs.get(name), ours.get(name)) for name in names[:_MOST_SHOWN]]
     return told if len(names) <= _MOST_SHOWN else [*told, f"and {len(names) - _MOST_SHOWN} more"]
 
 
@@ -135,6 +154,10 @@ def _flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
             yield from _flat(inner, (*name, key))
     else:
         yield name, json.dumps(value, sort_keys=True)
+
+
+def _told(name: tuple[str, ...], found: str | None, expected: str | None) -> str:
+    return f"{_name(name)}: found {_short(found)}, expected {_short(expected)}{_MEANING.get(name[-1:], '')}"
 
 
 def _name(name: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +21,10 @@ from vggfeat.store import shards
 from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical, text_width
 from vggfeat.store.durable import DISK, Files, disk_errors, open_own, replacing
-from vggfeat.store.identity import OtherRunError, describe, differences, first_other_row, matching, resolved
+from vggfeat.store.identity import Begun, ReplaceableError, describe, differences, first_other_row, matching, resolved
 from vggfeat.store.partsfolder import PartsFolder
 from vggfeat.store.reading import FeatureFile, FileReport
 from vggfeat.store.shards import Block, Shape, Status
-
-
-class Begun(NamedTuple):
-    """What the processes of a run tell each other when the first has opened its parts; plain data."""
-
-    manifest: dict[str, Any]
-    """All that must be equal in the others."""
-    pending: list[int]
-    """Shards still to be done, ascending."""
-    done: int
-    """Rows in finished shards."""
-    complete: bool
-    """Whether the feature file is finished."""
 
 
 class Parts:
@@ -48,21 +35,25 @@ class Parts:
     """
 
     def __init__(
-        self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], overwrite: bool, files: Files
-    ) -> None:
+        self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], files: Files, *,
+        overwrite: bool, retry: bool,
+    ) -> None:  # fmt: skip
         self.out = out
         """The feature file."""
         self.shape = shape
         """What one row holds."""
         self.complete = False
         """Whether `out` is finished."""
+        self.retries_file = False
+        """Whether `out` was finished, but for rows that failed and are tried again."""
         self.failures: dict[int, str] = {}
         """Row -> reason, of the rows that failed so far."""
         self.made: dict[int, tuple[str, ...]] = {}
         """Shard -> reasons of its rows, of those committed here; for `adopt` in another process."""
         self.elsewhere = 0
         """Rows of shards that `look` has found and `adopt` has not been told of."""
-        self._dataset, self._manifest, self._overwrite, self._files = dataset, manifest, overwrite, files
+        self._dataset, self._manifest, self._files = dataset, manifest, files
+        self._overwrite, self._retry = overwrite, retry
         self._folder = PartsFolder(out, files)
         self._token = hashlib.sha256(canonical(manifest, "key").encode()).hexdigest()
         self._step: int = manifest["shard_rows"]
@@ -79,6 +70,7 @@ class Parts:
         *,
         shard_rows: int,
         overwrite: bool = False,
+        retry: bool = False,
         begun: Begun | None = None,
         files: Files = DISK,
     ) -> "Parts":
@@ -99,7 +91,11 @@ class Parts:
         shard_rows : int
             Rows that are finished together.
         overwrite : bool
-            Replace, at the end and in one step, a feature file of another key, and throw away parts of another.
+            Replace, at the end and in one step, a feature file that is damaged or of another key, and throw away parts
+            of another.
+        retry : bool
+            Take shards in which a row has failed as pending, also those of a finished file: then that is replaced in
+            the end, and `vggfeat.store.retrying` takes from it what did not fail.
         begun : Begun, optional
             What `share` returned in another process of this run, which holds the parts open: take part in its work.
         files : Files
@@ -115,9 +111,13 @@ class Parts:
         target, dataset = resolved(Path(out)), storing.plain(dataset)
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
-        parts = cls(target, dataset, shape, describe(dataset, key, shape, shard_rows), overwrite, files)
+        manifest = describe(dataset, key, shape, shard_rows)
+        parts = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry)
         if begun is None:
-            parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+            report = parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+            if report is not None and not (overwrite or parts._again(report) or os.path.lexists(parts.folder)):
+                parts._take_over(report)  # Nothing is written, so that the disk may refuse.
+                return parts
         try:
             with parts._disk("opening"):
                 if begun is not None:
@@ -269,16 +269,19 @@ class Parts:
         return self.folder / f"s{shard:05d}.h5"
 
     def _disk(self, doing: str) -> contextlib.AbstractContextManager[None]:
-        advice = f"finished shards are kept in {self.folder.name}; mend it and run the same again"
-        return disk_errors(self.out, doing, advice)
+        kept = f"finished shards are kept in {self.folder.name}; " if self._folder.begun else ""
+        return disk_errors(self.out, doing, f"{kept}mend it and run the same again")
 
-    def _finished(self) -> FileReport | None:
+    def _finished(self, *, sound: bool = False) -> FileReport | None:
         try:
-            return matching(self.out, self._manifest)
-        except OtherRunError:
+            return matching(self.out, self._manifest, sound=sound)
+        except ReplaceableError:
             if not self._overwrite:
                 raise
         return None
+
+    def _again(self, report: FileReport) -> bool:
+        return self._retry and report.failed > 0
 
     def _check_before_naming(self, temp: Path) -> None:
         problems = store.validate(temp).problems
@@ -287,9 +290,9 @@ class Parts:
         self._finished()  # Something may have taken the name during a run of hours.
 
     def _begin(self) -> None:
-        report, found = self._finished(), self._folder.manifest()
+        report, found = self._finished(sound=self._overwrite), self._folder.manifest()
         different = [] if found is None else differences(found, self._manifest)
-        if report is not None:
+        if report is not None and not self._again(report):
             # Parts of another run are some overwriting run's; those of this one have become the file.
             if all(line.startswith("shard_rows:") for line in different):
                 self._folder.remove()
@@ -301,6 +304,7 @@ class Parts:
             self._folder.begin(self._dataset, self._manifest)
         self._folder.sweep()
         self._look_at_shards()
+        self.retries_file = report is not None
         left = self.total_rows - self._done
         still = left * self.shape.row_bytes + len(self._pending) * 8192
         self._folder.check_space(storing.size_of(self._dataset, self.shape) + still)
@@ -339,10 +343,12 @@ class Parts:
         for shard in range(shard_count):
             path = self._path(shard)
             if path.name in present:
-                try:
-                    self._count(shard, self._load(shard).reasons)
-                except StoreError:
-                    self._files.rename(path, path.with_name(f"{path.name}.bad"))
+                with contextlib.suppress(StoreError):
+                    reasons = self._load(shard).reasons
+                    if not (self._retry and any(reasons)):
+                        self._count(shard, reasons)
+                        continue
+                self._files.rename(path, path.with_name(f"{path.name}.bad"))
 
     def _load(self, shard: int) -> Block:
         path, rows = self._path(shard), len(self.rows(shard))

@@ -144,6 +144,11 @@ class PartsFolder:
             )
 
     @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return self._manifest.exists()
+
+    @property
     def inputs(self) -> Path:
         """The frozen list of ids and paths."""
         return self.path / "inputs.jsonl"

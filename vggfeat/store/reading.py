@@ -217,7 +217,8 @@ class FeatureFile:
             At the first problem.
         """
         for problem in self.problems():
-            raise StoreError(f"{self.path}: expected a sound feature file, found: {problem}; make it again")
+            found = f"expected a sound feature file, found: {problem}; make it again with --overwrite"
+            raise StoreError(f"{self.path}: {found}")
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what the file says of itself."""

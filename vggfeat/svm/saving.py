@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, StoreError
 from vggfeat.svm.model import LinearModel
 
 VERSION = 1
@@ -43,7 +43,9 @@ def save_model(path: str | os.PathLike[str], model: LinearModel, about: Mapping[
     Raises
     ------
     FitError
-        If `about` has not K classes, is no JSON, or the file can't be written.
+        If `about` has not K classes, or is no JSON.
+    StoreError
+        If the file can't be written.
     """
     path = Path(path)
     content = model_bytes(model, about)
@@ -56,7 +58,8 @@ def save_model(path: str | os.PathLike[str], model: LinearModel, about: Mapping[
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise FitError(f"{path}: writing the model failed: {error.strerror or error}; choose another place") from error
+        cause = error.strerror or error
+        raise StoreError(f"{path}: writing the model failed: {cause}; choose another place") from error
 
 
 def model_bytes(model: LinearModel, about: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
 from vggfeat.synthetic.class_trees import write_caltech101, write_caltech256, write_folder
 from vggfeat.synthetic.ilsvrc_tree import write_ilsvrc
 from vggfeat.synthetic.jobs import Progress, Render, render
@@ -76,7 +76,9 @@ def write(
     ConfigError
         If name, size, seed or workers is not allowed.
     DatasetError
-        If the folder holds anything else, or can't be written.
+        If the folder holds anything else.
+    StoreError
+        If it can't be written.
     """
     settings = _settings(name, size)
     if seed < 0 or workers < 1:
@@ -91,7 +93,8 @@ def write(
         _WRITERS[name](root, settings, seed, lambda jobs: render(jobs, workers, progress))
         _mark(root, wanted, pictures=_count(root))
     except OSError as error:
-        raise DatasetError(f"{error.filename or root}: can't be written: {error.strerror or error}") from error
+        cause = error.strerror or error
+        raise StoreError(f"{error.filename or root}: can't be written: {cause}; mend it, or choose another") from error
     return True
 
 

@@ -1,7 +1,6 @@
 """Fetch a published file: only when asked, from the address where it was published, and only if it is the right one."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggfeat.errors import WeightsError
-from vggfeat.store.durable import DISK, Files
+from vggfeat.store.durable import DISK, Files, disk_errors
 from vggfeat.weights.downloading import Download, FetchSettings, Progress, UselessError
 from vggfeat.weights.published import Published
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +56,17 @@ def fetch(
     Raises
     ------
     WeightsError
-        If no address gives the file, its checksum is another, or it can't be written. What has come stays, to go on
-        from, except where the checksum is wrong: then nothing stays.
+        If no address gives the file, or its checksum is another. What has come stays, to go on from, except where the
+        checksum is wrong: then nothing stays.
+    StoreError
+        If it can't be written.
     """
     target = folder / published.file
     if os.path.lexists(target):
         sha256 = _check_present(published, target)
         return Fetched(path=target, bytes=target.stat().st_size, address="", resumed_at=0, sha256=sha256)
     part = target.with_name(f"{target.name}.part")
-    with _disk_errors(part), _locked(part) as fd:
+    with disk_errors(part, "writing what comes", "the same command goes on from what has come"), _locked(part) as fd:
         job = Download(
             part=part, fd=fd, expected=published.bytes, settings=settings or FetchSettings(), files=files,
             progress=progress or (lambda done, total: None), sleep=sleep,
@@ -151,16 +150,6 @@ def _locked(part: Path) -> Iterator[int]:
         raise WeightsError(f"{part}: another process is fetching it; wait for it to end") from None
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _disk_errors(part: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cause = error.strerror or str(error)
-        cause = f"the disk is full ({cause})" if error.errno in _FULL else cause
-        raise WeightsError(f"{part}: can't write: {cause}; the same command goes on from what has come") from error
 
 
 def _remove(files: Files, path: Path) -> None:

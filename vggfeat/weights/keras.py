@@ -51,6 +51,8 @@ def load_keras(path: Path) -> Backbone:
     """
     try:
         with h5py.File(path, "r") as file:
+            if "features" in file and "features_sha256" in file.attrs:
+                raise WeightsError(f"{path}: expected a net, found a feature file; give it to `vggfeat svm --features`")
             _check_config(path, file)
             return _import(path, list(_layers(path, Source(file, str(path), path.stat().st_size))))
     except WeightsError:

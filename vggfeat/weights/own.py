@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from vggfeat.errors import WeightsError, check_choice
 from vggfeat.models import VGG
-from vggfeat.store.durable import DISK, replacing
+from vggfeat.store.durable import DISK, disk_errors, replacing
 from vggfeat.weights.backbone import Backbone, check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
@@ -51,8 +51,9 @@ def save_weights(
     ConfigError
         If dtype is another.
     WeightsError
-        If mean, std or classes can't belong to the net, a weight is not finite in `dtype`, or the file can't be
-        written.
+        If mean, std or classes can't belong to the net, or a weight is not finite in `dtype`.
+    StoreError
+        If the file can't be written.
     """
     path = Path(path)
     check_choice("dtype", dtype, _DTYPES)
@@ -67,11 +68,9 @@ def save_weights(
             raise WeightsError(f"{path}: {name}: expected numbers that {dtype} can hold, found NaN or infinity")
     content = save(tensors, metadata={"vggfeat": json.dumps(about, sort_keys=True)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with replacing(DISK, path, temp=temporary) as file:
-            file.write(content)
-    except OSError as error:
-        raise WeightsError(f"{path}: can't write weights: {error.strerror or error}") from error
+    advice = "mend it, or choose another place"
+    with disk_errors(path, "writing the weights", advice), replacing(DISK, path, temp=temporary) as file:
+        file.write(content)
 
 
 def load_own(path: Path) -> Backbone:

@@ -28,6 +28,7 @@ _MOST_HEADER = 100 << 20
 _TABLE = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last bytes of the index of a TensorFlow checkpoint."""
 _MOST_MEMBERS = 100_000
+_SVM = b'{"__metadata__":{"vggfeat-svm":'
 _CHECKPOINT = b'{"__metadata__": {"about": "{\\"run\\"'
 """How the header of what `vggfeat.training.checkpoints` writes begins."""
 _NET = "save the net alone, for instance as PyTorch state dict or Keras HDF5"
@@ -70,7 +71,7 @@ def recognise(path: Path) -> str:
     if not size:
         raise _other(path, "an empty file", _AGAIN)
     if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < _MOST_HEADER:
-        _refuse_checkpoint(path, start)
+        _refuse_ours(path, start)
         return "vggfeat" if _has_our_metadata(path, start) else "timm"
     if start.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
@@ -124,11 +125,13 @@ def _has_our_metadata(path: Path, start: bytes) -> bool:
     return b'"__metadata__"' in header and b'"vggfeat"' in header
 
 
-def _refuse_checkpoint(path: Path, start: bytes) -> None:
+def _refuse_ours(path: Path, start: bytes) -> None:
     if start[8:].startswith(_CHECKPOINT):
         run = path.parent.parent if path.parent.name == "checkpoints" else Path("RUN")
         net = f"name {run / 'weights.safetensors'}, which is there when all steps are done (--resume goes on with them)"
         raise _other(path, "a checkpoint of a training run, which only that run can use", net)
+    if start[8:].replace(b" ", b"").startswith(_SVM):
+        raise _other(path, "trained SVMs", "give them to `vggfeat svm --apply`")
 
 
 def _recognise_zip(path: Path) -> str:
