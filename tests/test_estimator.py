@@ -116,7 +116,7 @@ def test_mistakes_are_named():
         Extractor(NET, scales=(224,)).transform("a.jpg")
     with pytest.raises(ConfigError, match=r"paths or PIL images, found ndarray; give PIL\.Image\.fromarray of it"):
         Extractor(NET, scales=(224,), device="cpu").transform([np.zeros((8, 8, 3), np.uint8)])
-    with pytest.raises(ConfigError, match="paths or PIL images, found int$"):
+    with pytest.raises(ConfigError, match=r"paths or PIL images, found int$"):
         Extractor(NET, scales=(224,), device="cpu").transform([1])
     with pytest.raises(ConfigError, match="join"):
         Extractor(NET, scales=(224,), join="sum").fit()
