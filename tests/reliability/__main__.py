@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("kills", "random_kills", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training", "soak",
-         "flat", "pictures", "hostile", "fuzz")  # fmt: skip
-QUICK = ("kills", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
+NAMES = ("kills", "random_kills", "retries", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training",
+         "soak", "flat", "pictures", "hostile", "fuzz")  # fmt: skip
+QUICK = ("kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
 """Those that `quick` stands for, a part of the test suite; `pytest -m long` has the short forms of the others."""
 
 
