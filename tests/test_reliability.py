@@ -29,8 +29,9 @@ def prove(*words):
 
 def test_no_promise_is_broken():
     found = {told["family"]: told for told in prove("quick")}
-    assert found.keys() == {"kills", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz"}
+    assert found.keys() == {"kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz"}
     assert found["kills"]["points"] >= 4
+    assert found["retries"]["points"] >= 4
     assert found["disk"]["faults"] >= 8
     assert found["fuzz"].keys() >= READERS.keys()
 
