@@ -1,8 +1,17 @@
 """What holds for all tests."""
 
+import os
 import signal
+import tempfile
+
+import pytest
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with Ctrl-C ignored, which the programs under test would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Else every process that a test starts would compile all libraries anew.
+        compiled = tempfile.TemporaryDirectory()
+        os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
+        config.add_cleanup(compiled.cleanup)

@@ -1,57 +1,63 @@
 """How a GPU convolves is ours while we compute, whatever the program around us has set, and its own again after."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
 
-# A process of its own: what is set in one for good would be seen by other tests.
+from vggfeat.devices import convolutions
+
+# In forks of a process of its own: what a program has set can't all be set back.
 SCRIPT = """
+import json, os, sys
 import torch
 from vggfeat.devices import convolutions
 
 torch.cuda.is_available = lambda: True
 cudnn = torch.backends.cudnn
-{before}
 
 def seen():
     return cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
 
-was = seen()
-for tf32, fastest in ((False, False), (True, False), (False, True)):
-    with convolutions(tf32=tf32, fastest=fastest):
-        assert seen() == ("tf32" if tf32 else "ieee", fastest, not fastest), seen()
-    assert seen() == was, seen()
-try:
-    with convolutions(tf32=False, fastest=True):
-        raise KeyError
-except KeyError:
-    assert seen() == was
-{after}
+def check(before, after):
+    exec(before)
+    was = seen()
+    for tf32, fastest in ((False, False), (True, False), (False, True)):
+        with convolutions(tf32=tf32, fastest=fastest):
+            assert seen() == ("tf32" if tf32 else "ieee", fastest, not fastest), seen()
+        assert seen() == was, seen()
+    try:
+        with convolutions(tf32=False, fastest=True):
+            raise KeyError
+    except KeyError:
+        assert seen() == was, seen()
+    exec(after)
+
+for before, after in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        check(before, after)
+        os._exit(0)
+    assert os.wait()[1] == 0, before
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
+def test_convolutions_are_as_asked_for_whatever_the_program_has_set():
+    programs = [
         ("", "assert cudnn.allow_tf32"),
         ("torch.backends.fp32_precision = 'tf32'", "assert torch.backends.fp32_precision == 'tf32'"),
         ("cudnn.conv.fp32_precision = 'ieee'", ""),
         ("cudnn.allow_tf32 = False", "assert not cudnn.allow_tf32"),
         ("cudnn.benchmark = True", ""),
-    ],
-)
-def test_convolutions_are_as_asked_for_whatever_the_program_has_set(before, after):
-    script = SCRIPT.format(before=before, after=after)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    ]
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(programs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_without_a_gpu_nothing_is_touched(monkeypatch):
-    from vggfeat.devices import convolutions
-
+def test_without_a_gpu_nothing_is_touched():
     before = torch.backends.cudnn.conv.fp32_precision
     with convolutions(tf32=False, fastest=True):
         assert torch.backends.cudnn.conv.fp32_precision == before
