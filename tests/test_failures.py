@@ -1,5 +1,6 @@
 """Failure is visible: what failed and why, how far a run has come, and how it ends when it is told to."""
 
+import contextlib
 import json
 import os
 import signal
@@ -89,14 +90,14 @@ def test_failures_are_counted_listed_and_forgotten_when_they_are_mended(root, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.h5"]
 
 
-@pytest.fixture
-def broken(tmp_path):
+@pytest.fixture(params=["equal size", "other size"])
+def broken(request, tmp_path):
     """12 pictures of which two are no pictures for now, in the first and the third of four shards; and their bytes."""
     for number in range(12):
         draw(tmp_path / "in" / "a" / f"{number:02d}.png", number)
     kept = {tmp_path / "in" / "a" / name: (tmp_path / "in" / "a" / name).read_bytes() for name in ("01.png", "08.png")}
     for path, content in kept.items():
-        path.write_bytes(b"x" * len(content))
+        path.write_bytes(b"x" * len(content) if request.param == "equal size" else content[:-40])
     return kept
 
 
@@ -116,18 +117,27 @@ def extracted(tmp_path, name, *more):
     return code, len(seen)
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_pictures_that_failed_are_tried_again_with_their_shards_alone(finished, broken, tmp_path, capsys):
-    if finished:
-        assert extracted(tmp_path, "x.h5") == (3, 12)
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Parts, "consolidate", lambda *rest: (_ for _ in ()).throw(StoreError("broken off")))
-            assert extracted(tmp_path, "x.h5") == (6, 12)
+@contextlib.contextmanager
+def breaking_off(after):
+    """Let a run break off after so many commits."""
+    commit, left = Parts.commit, [after]
+
+    def committing(self, *given):
+        commit(self, *given)
+        left[0] -= 1
+        if not left[0]:
+            raise StoreError("broken off")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "commit", committing)
+        yield
+
+
+def test_pictures_that_failed_are_tried_again_with_their_shards_alone(broken, tmp_path, capsys):
+    assert extracted(tmp_path, "x.h5") == (3, 12)
     assert extracted(tmp_path, "x.h5", "--retry-failed") == (3, 6), "they fail again"
     for path, content in broken.items():
         path.write_bytes(content)
-    assert extracted(tmp_path, "x.h5") == (3, 0)
     assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 6)
     assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 0)
     assert extracted(tmp_path, "whole.h5") == (0, 12)
@@ -136,18 +146,64 @@ def test_pictures_that_failed_are_tried_again_with_their_shards_alone(finished, 
     capsys.readouterr()
 
 
-def test_a_retry_that_is_broken_off_leaves_the_file_and_goes_on(broken, tmp_path, capsys):
-    assert extracted(tmp_path, "x.h5") == (3, 12)
-    before = (tmp_path / "x.h5").read_bytes()
+def test_pictures_that_have_changed_are_computed_anew_with_their_shards_alone(broken, tmp_path, capsys):
     for path, content in broken.items():
         path.write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parts, "consolidate", lambda *rest: (_ for _ in ()).throw(StoreError("broken off")))
-        assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 6)
+    assert extracted(tmp_path, "x.h5") == (0, 12)
+    Image.new("RGB", (70, 60), (9, 8, 7)).save(tmp_path / "in" / "a" / "04.png")
+    assert extracted(tmp_path, "x.h5") == (6, 0)
+    assert "have come, gone or changed: --retry-failed makes" in capsys.readouterr().err
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 3)
+    assert extracted(tmp_path, "whole.h5") == (0, 12)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_of_an_unfinished_run_too(broken, tmp_path, capsys):
+    with breaking_off(after=4):
+        assert extracted(tmp_path, "x.h5") == (6, 12)
+    equal = all(path.stat().st_size == len(content) for path, content in broken.items())
+    for path, content in broken.items():
+        path.write_bytes(content)
+    # Its shards say nothing of the pictures that they were computed from, so that their sizes must be equal.
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == ((0, 6) if equal else (6, 0))
+    assert equal or "delete the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--retry-failed"], []], ids=["flag", "plain"])
+def test_a_retry_that_is_broken_off_leaves_the_file_and_goes_on(flags, broken, tmp_path, capsys):
+    assert extracted(tmp_path, "x.h5") == (3, 12)
+    before = (tmp_path / "x.h5").read_bytes()
+    equal = all(path.stat().st_size == len(content) for path, content in broken.items())
+    for path, content in broken.items():
+        path.write_bytes(content)
+    with breaking_off(after=3):  # two shards that are taken, one that is computed
+        assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 3)
     assert (tmp_path / "x.h5").read_bytes() == before
     assert failures_path(tmp_path / "x.h5").exists()
-    assert extracted(tmp_path, "x.h5", "--retry-failed") == (0, 0)
-    assert not failures_path(tmp_path / "x.h5").exists()
+    if not equal and not flags:  # Then what stands there is a file of other pictures.
+        assert extracted(tmp_path, "x.h5") == (6, 0)
+        flags = ["--retry-failed"]
+    assert extracted(tmp_path, "x.h5", *flags) == (0, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.h5"]
+    assert extracted(tmp_path, "whole.h5") == (0, 12)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_fails_again_is_tried_once_however_often_a_retry_is_broken_off(finished, broken, tmp_path, capsys):
+    if finished:
+        assert extracted(tmp_path, "x.h5") == (3, 12)
+    else:
+        with breaking_off(after=4):
+            assert extracted(tmp_path, "x.h5") == (6, 12)
+    with breaking_off(after=3 if finished else 1):
+        assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 3)
+    with breaking_off(after=1):
+        assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 3)
+    assert extracted(tmp_path, "x.h5", "--retry-failed") == (3, 0)
+    assert extracted(tmp_path, "whole.h5") == (3, 12)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     capsys.readouterr()
 
 

@@ -31,7 +31,7 @@ from feature_rows import (
 
 from vggfeat.errors import StoreError
 from vggfeat.store.durable import Files
-from vggfeat.store.identity import differences, existing, first_other_row
+from vggfeat.store.identity import describe, differences, first_other_row, matching
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile, validate
 from vggfeat.store.shards import HEAD, Shape, Status
@@ -179,17 +179,17 @@ def test_complete_file_is_left_alone_and_known(out, unbroken):
     with open_parts(out) as parts:
         assert (parts.complete, parts.pending, parts.done_rows) == (True, [], ROWS)
         assert parts.failures == FAILED
-    report = existing(out, make_dataset(), KEY, SHAPE)
+    report = matching(out, describe(make_dataset(), KEY, SHAPE, 0)).report
     assert (report.rows, report.done, report.failed) == (ROWS, ROWS - 2, 2)
     assert digest(out) == unbroken
     assert os.listdir(out.parent) == [out.name]
 
 
 def test_nothing_exists_before_the_end(out):
-    assert existing(out, make_dataset(), KEY, SHAPE) is None
+    assert matching(out, describe(make_dataset(), KEY, SHAPE, 0)) is None
     with open_parts(out) as parts:
         parts.commit(0, make_block(parts.rows(0)))
-    assert existing(out, make_dataset(), KEY, SHAPE) is None
+    assert matching(out, describe(make_dataset(), KEY, SHAPE, 0)) is None
     assert not out.exists()
 
 
@@ -527,12 +527,63 @@ def test_finished_run_leaves_the_parts_of_an_overwriting_one(out):
 # What stands in the way.
 
 
-@pytest.mark.parametrize("content", [b"", b"a picture", b"\x89HDF\r\n\x1a\n" + bytes(100)])
+def of_another_program():
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file["mine"] = [1, 2, 3]
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"a picture", of_another_program()], ids=["picture", "HDF5"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_file_that_is_not_ours_is_never_overwritten(out, content, overwrite):
     out.write_bytes(content)
     with pytest.raises(StoreError, match="left as it is"):
         open_parts(out, overwrite=overwrite)
+    assert out.read_bytes() == content
+    assert os.listdir(out.parent) == [out.name]
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def status_7(content):
+    memory = io.BytesIO(content)
+    with h5py.File(memory, "r+") as file:
+        file["status"][3] = 7
+    return memory.getvalue()
+
+
+def one_bit(content):
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, status_7, one_bit, lambda content: b""], ids=["cut", "status", "bit", "empty"])
+def test_a_damaged_file_is_replaced_if_that_is_asked_for(out, unbroken, damage):
+    finish(out)
+    content = damage(out.read_bytes())
+    out.write_bytes(content)
+    if damage is not one_bit:  # Which only the checksums tell, when the file is used.
+        with pytest.raises(StoreError, match="make it again with --overwrite"):
+            open_parts(out)
+    assert out.read_bytes() == content
+    assert os.listdir(out.parent) == [out.name]
+    with open_parts(out, overwrite=True) as parts:
+        assert not parts.complete
+        for shard in parts.pending:
+            parts.commit(shard, make_block(parts.rows(shard)))
+        parts.consolidate(PROVENANCE)
+    assert digest(out) == unbroken
+
+
+def test_a_refused_retry_leaves_nothing_behind(out):
+    finish(out)
+    content = one_bit(out.read_bytes())
+    out.write_bytes(content)
+    with pytest.raises(StoreError, match="expected a sound feature file"):
+        open_parts(out, retry=True)
     assert out.read_bytes() == content
     assert os.listdir(out.parent) == [out.name]
 

@@ -12,7 +12,7 @@ import click
 
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.steps import must_run, parse_options
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 from vggfeat.devices import default_workers
 from vggfeat.errors import VggfeatError, WeightsError
 from vggfeat.synthetic import SIZES, Settings, write
@@ -81,8 +81,8 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
         arguments,
         help="Make the small net of the package. Further options are those of `vggfeat train`.",
         params=[
-            click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for all of it. [small-net]"),
-            click.Option(["--folder"], type=click.Path(path_type=Path), help="Pictures of your own to test it on."),
+            click.Option(["--out"], type=PATH, help="Folder for all of it. [small-net]"),
+            click.Option(["--folder"], type=PATH, help="Pictures of your own to test it on."),
             click.Option(["--twin"], is_flag=True, help="A small set, a narrow net, two steps."),
         ],
         more=True,

@@ -5,6 +5,7 @@ Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,17 +21,17 @@ from numpy.typing import NDArray
 
 from vggfeat.computing import Progress, Work, compute
 from vggfeat.contract import LEAST_COSINE, PICTURES, Agreement, compare
-from vggfeat.errors import ConfigError, out_of_memory
+from vggfeat.errors import ConfigError, StoreError, out_of_memory
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.processes import World
 from vggfeat.samples import Box, DataSet, Place
-from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
-from vggfeat.store.identity import Begun, resolved
+from vggfeat.store.failures import count_reasons, failures_of, failures_path, tally, write_failures
+from vggfeat.store.identity import PICTURE_SIZES, Begun, resolved
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
-from vggfeat.store.retrying import take_finished
+from vggfeat.store.retrying import begin_retry
 from vggfeat.store.shards import Shape, Status
 from vggfeat.weights import Backbone
 
@@ -48,7 +49,8 @@ class CacheSettings:
     overwrite: bool = False
     """Replace a finished feature file that is damaged or of other settings, and throw away unfinished parts of it."""
     retry_failed: bool = False
-    """Compute shards anew in which a picture failed; of a finished file too, which is replaced in the end."""
+    """Compute shards anew in which a picture failed, of a finished file too, which is replaced in the end; and of that
+    those whose picture files have changed, where sizes tell that some have."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
@@ -192,7 +194,8 @@ def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, wo
 
         def begin() -> Begun | None:
             held.append(stack.enter_context(opened()))
-            take_finished(held[0])
+            if cache.retry_failed:
+                begin_retry(held[0], lambda row, sha256: _sha256(work.place(row)) == sha256)
             return held[0].share() if world.size > 1 else None
 
         begun = world.once(begin)
@@ -204,13 +207,20 @@ def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, wo
 
 def _finish(parts: Parts, out: Path, key: dict[str, Any], work: Work, decode: DecodeSettings, workers: int) -> None:
     if parts.complete:
-        with FeatureFile(out) as file:
-            file.check()
-    else:
-        if not parts.out.exists():
-            # Before the file has its name: a run that is killed in between is given again.
-            write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
-        parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers))
+        try:
+            with FeatureFile(out) as file:
+                file.check()
+        except StoreError as error:
+            raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
+        # Read once more, because another run may have replaced the file meanwhile, and its list.
+        failures = failures_of(parts.out)
+        if bool(failures) != os.path.lexists(failures_path(parts.out)):
+            write_failures(parts.out, work.dataset, failures)
+        return
+    if not parts.out.exists():
+        # Before the file has its name: a run that is killed in between is given again.
+        write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
+    parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers))
     # A file that was replaced had a list of its own until now.
     write_failures(parts.out, work.dataset, parts.failures)
 
@@ -249,7 +259,7 @@ def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
         **{name: value for name, value in work.passes.settings.describe().items() if name not in ("scales", "regions")},
         "decode": limits,
         "machine": _machine(work.passes.device),
-        "picture_sizes_sha256": _hash_sizes(work),
+        PICTURE_SIZES: _hash_sizes(work),
         "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
@@ -336,6 +346,21 @@ def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Itera
     )
     advice = "" if compared["least"] >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
     yield f"{again} {compared['least']:.6f}{advice}"
+
+
+def _sha256(place: Place) -> bytes:
+    """Return the SHA-256 of a picture's bytes; none if they can't be read."""
+    try:
+        fd = os.open(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # never waits for the writer of a pipe
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return b""
+            if place.span is None:
+                return hashlib.file_digest(file, "sha256").digest()
+            file.seek(place.span[0])
+            return hashlib.sha256(file.read(place.span[1])).digest()
+    except (OSError, ValueError):
+        return b""
 
 
 def _hash_sizes(work: Work) -> str:

@@ -14,7 +14,7 @@ import click
 import torch
 
 from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.models import VGG, initialise
 from vggfeat.synthetic import Settings, write
@@ -172,8 +172,8 @@ def _parse(row: ClassifiedRow, arguments: Sequence[str] | None) -> dict[str, Any
             click.Option(
                 ["--weights"], multiple=True, help=f"Once for each of {nets}, in this order. [those in --out]"
             ),
-            click.Option(["--root"], type=click.Path(path_type=Path), help="ILSVRC-2012, in any of its layouts."),
-            click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for nets and results. [retrained]"),
+            click.Option(["--root"], type=PATH, help="ILSVRC-2012, in any of its layouts."),
+            click.Option(["--out"], type=PATH, help="Folder for nets and results. [retrained]"),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--precision"], default="fp32", show_default=True),
             click.Option(["--twin"], is_flag=True, help="Few rendered pictures and narrow random nets: no data."),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 from vggfeat.errors import ConfigError
 
 TWIN_WEIGHTS = "random:{net}:{seed}:0.03125"
@@ -75,8 +75,8 @@ def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
         help=f"Table {row.table}, {row.dataset}, net {' & '.join(row.nets)}: {row.expected} %.",
         params=[
             click.Option(["--weights"], multiple=True, help=f"Once for each of {', '.join(row.nets)}, in this order."),
-            click.Option(["--root"], type=click.Path(path_type=Path), help="The data set."),
-            click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for features and results."),
+            click.Option(["--root"], type=PATH, help="The data set."),
+            click.Option(["--out"], type=PATH, help="Folder for features and results."),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--precision"], default="fp32", show_default=True),
             click.Option(["--twin"], is_flag=True, help="Rendered pictures and small random nets: minutes, no data."),

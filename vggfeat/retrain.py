@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import make_folder
+from vggfeat.cli.types import PATH, make_folder
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.reclassify import (
     TWIN_SIDES,
@@ -99,10 +99,10 @@ def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
         arguments,
         help=f"Table 3, net {row.net}, S = {row.scale}. Further options are those of `vggfeat train`.",
         params=[
-            click.Option(["--root"], type=click.Path(path_type=Path), help="ILSVRC-2012, in any of its layouts."),
-            click.Option(["--out"], type=click.Path(path_type=Path), help="Folder for the nets. [retrained]"),
-            click.Option(["--weights"], type=click.Path(path_type=Path), help="Train nothing: measure this net."),
-            click.Option(["--init-from"], type=click.Path(path_type=Path), help="Weights to start from. [in --out]"),
+            click.Option(["--root"], type=PATH, help="ILSVRC-2012, in any of its layouts."),
+            click.Option(["--out"], type=PATH, help="Folder for the nets. [retrained]"),
+            click.Option(["--weights"], type=PATH, help="Train nothing: measure this net."),
+            click.Option(["--init-from"], type=PATH, help="Weights to start from. [in --out]"),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--twin"], is_flag=True, help="Rendered pictures, narrow nets, two steps: no data."),
         ],

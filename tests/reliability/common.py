@@ -147,7 +147,7 @@ class Run:
 
     def outlived(self) -> bool:
         """Say whether a process of its group is alive; after `wait`."""
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             try:
                 os.killpg(self.pid, 0)

@@ -83,7 +83,7 @@ def stop(
     ended = running.wait()
     seconds = time.monotonic() - asked
     where = f"{kind}{name} after {moment:.3f} s"
-    if state == "over":
+    if state == "over" or (ended.code == 0 and job.out.exists()):  # In its last moment Python hears nothing any more.
         if not kind:
             job.seconds = ended.seconds  # as long as a run takes now
         report.count(f"{kind}after the end")

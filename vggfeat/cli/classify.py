@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from vggfeat.processes import World
     from vggfeat.samples import ClassificationSet
 
-SETTLED = ("mode", "softmax", "precision", "interpolation", "max_pixels", "allow_truncated")
-"""What saved posteriors were made with."""
+SETTLED = (
+    "mode",
+    "softmax",
+    "precision",
+    "interpolation",
+    "max_pixels",
+    "allow_truncated",
+    "retry_failed",
+    "overwrite",
+)
+"""How posteriors are made, which for saved ones is settled."""
 MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
 
 
@@ -46,7 +55,7 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
 @click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--retry-failed", is_flag=True, help="Try pictures again that failed in an earlier run.")
+@click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
 @click.option("--overwrite", is_flag=True, help="Replace posteriors that are damaged or of other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -108,6 +117,8 @@ def classify(
         click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE, width=terminal_width()))
         for one in runs:
             click.echo(_run_line(one))
+        if any(one.failures for one in runs):
+            click.echo("failed: to try them again, give the same command with --retry-failed")
         lists = [one.failures_file for one in runs if one.failures_file is not None]
         click.echo(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")

@@ -52,7 +52,7 @@ SHOWN_FAILURES = 10
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
 @click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--retry-failed", is_flag=True, help="Try pictures again that failed in an earlier run.")
+@click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
 @click.option("--overwrite", is_flag=True, help="Replace a feature file that is damaged or of other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -1,5 +1,6 @@
 """`vggfeat svm`: features in, a table of results out; or a saved model and new features in, predictions out."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def _tell_of_replaced(folder: Path, settings: Any) -> None:
 
 def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
     """Refuse a folder in which half of what stands there would be replaced, and the rest taken for ours."""
-    if (folder / file).exists():
+    if os.path.lexists(folder / file):
         raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
 
 

@@ -1,6 +1,7 @@
 """Kinds of option values that click does not know."""
 
 import contextlib
+import os
 import shutil
 import sys
 from functools import partial
@@ -94,14 +95,16 @@ def make_folder(folder: Path) -> None:
         If that can't be.
     """
     context = click.get_current_context(silent=True)
-    if context is not None and not folder.exists():
-        context.call_on_close(partial(_remove_if_empty, folder))
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    if context is not None and missing:
+        context.call_on_close(partial(_remove_empty, missing))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        for folder in folders:
+            folder.rmdir()

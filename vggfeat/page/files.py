@@ -18,10 +18,10 @@ def check_page_place(path: Path) -> None:
     StoreError
         If something else stands there.
     """
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         return
     try:
-        with open_own(path) as file:
+        with open_own(Path(os.path.realpath(path))) as file:
             ours = MARK in file.read(1024)
     except OSError as error:
         raise StoreError(f"{path}: expected a page of vggfeat or no file, found: {error.strerror or error}") from None
@@ -37,6 +37,7 @@ def write_page(path: Path, content: bytes) -> None:
     StoreError
         If it can't be written.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with (
         disk_errors(path, "writing the page", "mend it, or choose another --out"),

@@ -17,7 +17,7 @@ def write_predictions(
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     header = ["path", "class", "words", "posterior", "left", "top", "right", "bottom", "failed"]

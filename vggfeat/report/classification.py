@@ -231,7 +231,7 @@ def write_classification(
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     told = results_json(fused, found, paces=paces, notes=notes)

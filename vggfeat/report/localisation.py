@@ -171,7 +171,7 @@ def write_report(report: LocalisationReport, folder: Path) -> list[Path]:
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     contents = {

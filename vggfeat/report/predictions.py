@@ -26,7 +26,7 @@ def write_predictions(predictions: Predictions, folder: Path, *, model: Path, to
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     content = json.dumps(predictions_json(predictions, model=model, top=top), indent=2, allow_nan=False)

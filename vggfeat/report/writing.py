@@ -140,7 +140,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
 
     Raises
     ------
-    FitError
+    StoreError
         If the folder can't be made or written.
     """
     contents = {

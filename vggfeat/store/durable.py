@@ -230,6 +230,15 @@ def open_own(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
+def read_own(path: Path, most: int) -> bytes:
+    """Read a whole file that we wrote; StoreError if it has more than `most` bytes, which ours never has."""
+    with open_own(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise StoreError(f"{path}: expected at most {most} bytes, found {size}")
+        return file.read()
+
+
 def check_regular(path: Path, state: os.stat_result) -> None:
     """Check that what stands at `path` is a regular file, by what the system says of it; StoreError if it is none."""
     if not stat.S_ISREG(state.st_mode):

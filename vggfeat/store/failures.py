@@ -9,8 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from vggfeat.samples import DataSet
 from vggfeat.store.durable import DISK, Files, disk_errors, replacing
+from vggfeat.store.reading import FeatureFile
+from vggfeat.store.shards import Status
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
@@ -51,6 +55,12 @@ def failures_path(out: Path) -> Path:
     It has the whole name of the file in its own, as the folder of its parts has: several files may stand in one folder.
     """
     return out.with_name(f"{out.name}.failures.jsonl")
+
+
+def failures_of(out: Path) -> dict[int, str]:
+    """Read from a feature file which rows failed, and why."""
+    with FeatureFile(out) as file:
+        return {row: file.reasons[row] for row in np.flatnonzero(file.status == Status.FAILED).tolist()}
 
 
 def write_failures(

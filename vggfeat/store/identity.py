@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
-from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical
 from vggfeat.store.durable import open_own
-from vggfeat.store.reading import FeatureFile, FileReport
+from vggfeat.store.reading import FeatureFile, FileReport, is_damaged
 from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
@@ -20,9 +19,11 @@ _LONGEST_ROW = 1000
 _LONGEST_LINE = 1 << 16
 _MOST_SHOWN = 50
 _DEEPEST = 8
+PICTURE_SIZES = "picture_sizes_sha256"
+"""Of a key: the sizes in bytes of all picture files."""
 _MEANING: dict[tuple[str, ...], str] = {
     ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
-    ("picture_sizes_sha256",): " (picture files were added, taken away or changed)",
+    (PICTURE_SIZES,): " (picture files have come, gone or changed: --retry-failed makes those of a finished file anew)",
 }
 
 
@@ -43,25 +44,34 @@ class ReplaceableError(StoreError):
     """A feature file, but damaged or of another run."""
 
 
-def existing(out: str | os.PathLike[str], dataset: DataSet, key: dict[str, Any], shape: Shape) -> FileReport | None:
-    """Say what a feature file holds if it is complete with exactly these arguments; None if there is none.
+class Finished(NamedTuple):
+    """A feature file of the run that is asked for."""
 
-    Raises
-    ------
-    StoreError
-        If another feature file stands there (every difference is named), or something that is none.
-    """
-    dataset = storing.plain(dataset)
-    return matching(resolved(Path(out)), describe(dataset, key, shape, 0))
+    report: FileReport
+    other_pictures: bool
+    """Whether picture files have other sizes by now, which is of the same run only for those who allow it."""
 
 
-def matching(out: Path, manifest: dict[str, Any], *, sound: bool = False) -> FileReport | None:
+def matching(
+    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_pictures: bool = False
+) -> Finished | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
+
+    Parameters
+    ----------
+    out : Path
+    manifest : dict
+        As `describe` makes it.
+    sound : bool
+        Read every byte.
+    other_pictures : bool
+        Take it for the same run if picture files have other sizes by now.
 
     Raises
     ------
     ReplaceableError
-        If it is of another run (every difference is named), or `sound` is asked for and a byte is damaged.
+        If it is of another run (every difference is named) or damaged; of damage that only the checksums tell, with
+        `sound` alone.
     StoreError
         If it is no feature file.
     """
@@ -70,21 +80,28 @@ def matching(out: Path, manifest: dict[str, Any], *, sound: bool = False) -> Fil
     try:
         file = FeatureFile(out)
     except StoreError as error:
+        if is_damaged(out):
+            raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
         raise StoreError(f"{error}; it is left as it is: move it away or choose another output") from None
     with file:
         found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
-        different = differences(found, {name: manifest[name] for name in found})
+        expected = {name: manifest[name] for name in found}
+        sizes = file.key.get(PICTURE_SIZES)
+        moved = other_pictures and sizes != expected["key"].get(PICTURE_SIZES)
+        if moved:
+            expected["key"] = expected["key"] | {PICTURE_SIZES: sizes}
+        different = differences(found, expected)
         if different:
             raise ReplaceableError(
                 f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
                 "choose another output, or ask to overwrite it (--overwrite)"
             )
-        if sound:
-            try:
+        try:
+            if sound:
                 file.check()
-            except StoreError as error:
-                raise ReplaceableError(str(error)) from None
-        return file.report()
+            return Finished(file.report(), moved)
+        except StoreError as error:
+            raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
 
 
 def describe(dataset: DataSet, key: dict[str, Any], shape: Shape, shard_rows: int) -> dict[str, Any]:
@@ -115,6 +132,24 @@ def differences(found: Any, expected: dict[str, Any]) -> list[str]:
     names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     told = [_told(name, theirs.get(name), ours.get(name)) for name in names[:_MOST_SHOWN]]
     return told if len(names) <= _MOST_SHOWN else [*told, f"and {len(names) - _MOST_SHOWN} more"]
+
+
+def other_run(folder: Path, inputs: Path, different: list[str], dataset: DataSet) -> StoreError:
+    """Return the refusal of unfinished parts of another run."""
+    if any(line.startswith("fingerprint:") for line in different):
+        different = [*different, first_other_row(inputs, dataset)]
+    return StoreError(
+        f"{folder}: expected parts of the same run, found another: {'; '.join(different)}; "
+        "run with the old settings, delete the folder, or choose another output"
+    )
+
+
+def other_process(out: Path, different: list[str]) -> StoreError:
+    """Return the refusal of a process that is not of the run that it joins."""
+    return StoreError(
+        f"{out}: expected the same run in all its processes, found another in this one: {'; '.join(different)}; "
+        "start all with the same command on machines of one kind"
+    )
 
 
 def first_other_row(inputs: Path, dataset: DataSet) -> str:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
+from vggfeat.store import identity, shards
 from vggfeat.store import reading as store
-from vggfeat.store import shards
 from vggfeat.store import writing as storing
 from vggfeat.store.columns import canonical, text_width
-from vggfeat.store.durable import DISK, Files, disk_errors, open_own, replacing
-from vggfeat.store.identity import Begun, ReplaceableError, describe, differences, first_other_row, matching, resolved
+from vggfeat.store.durable import DISK, Files, disk_errors, read_own, replacing
+from vggfeat.store.failures import failures_of
+from vggfeat.store.identity import Begun, Finished, ReplaceableError, resolved
 from vggfeat.store.partsfolder import PartsFolder
-from vggfeat.store.reading import FeatureFile, FileReport
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.shards import Block, Shape
 
 
 class Parts:
@@ -44,8 +44,8 @@ class Parts:
         """What one row holds."""
         self.complete = False
         """Whether `out` is finished."""
-        self.retries_file = False
-        """Whether `out` was finished, but for rows that failed and are tried again."""
+        self.earlier: Finished | None = None
+        """What `out` holds, if a retry has begun that can take rows from it."""
         self.failures: dict[int, str] = {}
         """Row -> reason, of the rows that failed so far."""
         self.made: dict[int, tuple[str, ...]] = {}
@@ -94,8 +94,8 @@ class Parts:
             Replace, at the end and in one step, a feature file that is damaged or of another key, and throw away parts
             of another.
         retry : bool
-            Take shards in which a row has failed as pending, also those of a finished file: then that is replaced in
-            the end, and `vggfeat.store.retrying` takes from it what did not fail.
+            Take shards as pending in which a row has failed, of a finished file too, which is replaced in the end; see
+            `vggfeat.store.retrying`. That they are tried again is noted in the folder, so that it happens once.
         begun : Begun, optional
             What `share` returned in another process of this run, which holds the parts open: take part in its work.
         files : Files
@@ -111,12 +111,12 @@ class Parts:
         target, dataset = resolved(Path(out)), storing.plain(dataset)
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
-        manifest = describe(dataset, key, shape, shard_rows)
+        manifest = identity.describe(dataset, key, shape, shard_rows)
         parts = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry)
         if begun is None:
-            report = parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
-            if report is not None and not (overwrite or parts._again(report) or os.path.lexists(parts.folder)):
-                parts._take_over(report)  # Nothing is written, so that the disk may refuse.
+            finished = parts._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+            if finished and not (overwrite or parts._again(finished) or os.path.lexists(parts.folder)):
+                parts._take_over(finished)  # Nothing is written, so that the disk may refuse.
                 return parts
         try:
             with parts._disk("opening"):
@@ -219,6 +219,11 @@ class Parts:
         self._count(shard, block.reasons)
         self.made[shard] = block.reasons
 
+    def note_retry(self) -> None:
+        """Note that all that failed before is pending, so that what fails from now on is not tried once more."""
+        with self._disk("noting the retry"):
+            self._folder.note_retry()
+
     def features(self, row: int) -> NDArray[np.float32]:
         """Read a row of a finished shard, (S, R, C); NaN if it failed.
 
@@ -272,16 +277,16 @@ class Parts:
         kept = f"finished shards are kept in {self.folder.name}; " if self._folder.begun else ""
         return disk_errors(self.out, doing, f"{kept}mend it and run the same again")
 
-    def _finished(self, *, sound: bool = False) -> FileReport | None:
+    def _finished(self, *, sound: bool = False) -> Finished | None:
         try:
-            return matching(self.out, self._manifest, sound=sound)
+            return identity.matching(self.out, self._manifest, sound=sound, other_pictures=self._retry)
         except ReplaceableError:
             if not self._overwrite:
                 raise
         return None
 
-    def _again(self, report: FileReport) -> bool:
-        return self._retry and report.failed > 0
+    def _again(self, finished: Finished) -> bool:
+        return self._retry and (finished.other_pictures or finished.report.failed > 0)
 
     def _check_before_naming(self, temp: Path) -> None:
         problems = store.validate(temp).problems
@@ -290,53 +295,47 @@ class Parts:
         self._finished()  # Something may have taken the name during a run of hours.
 
     def _begin(self) -> None:
-        report, found = self._finished(sound=self._overwrite), self._folder.manifest()
-        different = [] if found is None else differences(found, self._manifest)
-        if report is not None and not self._again(report):
+        found = self._folder.manifest()
+        try:
+            finished = self._finished(sound=self._overwrite or self._retry)
+        except StoreError:
+            if found is None:
+                self._folder.remove()
+            raise
+        different = [] if found is None else identity.differences(found, self._manifest)
+        trying = found is not None and not different and self._folder.retrying
+        if finished and not (trying or self._again(finished)):
             # Parts of another run are some overwriting run's; those of this one have become the file.
             if all(line.startswith("shard_rows:") for line in different):
                 self._folder.remove()
-            self._take_over(report)
+            self._take_over(finished)
             return
         if different and not self._overwrite:
-            raise self._refusal(different)
+            raise identity.other_run(self.folder, self._folder.inputs, different, self._dataset)
         if different or found is None:
             self._folder.begin(self._dataset, self._manifest)
         self._folder.sweep()
-        self._look_at_shards()
-        self.retries_file = report is not None
+        self._look_at_shards(again=self._retry and not trying)
+        self.earlier = None if trying else finished
         left = self.total_rows - self._done
         still = left * self.shape.row_bytes + len(self._pending) * 8192
         self._folder.check_space(storing.size_of(self._dataset, self.shape) + still)
 
     def _join(self, begun: Begun) -> None:
-        different = differences(self._manifest, begun.manifest)
+        different = identity.differences(self._manifest, begun.manifest)
         if different:
-            raise StoreError(
-                f"{self.out}: expected the same run in all its processes, found another in this one: "
-                f"{'; '.join(different)}; start all with the same command on machines of one kind"
-            )
+            raise identity.other_process(self.out, different)
         self._pending, self._done, self.complete = dict.fromkeys(begun.pending), begun.done, begun.complete
         if not self.complete:
             self._folder.join()
 
-    def _take_over(self, report: FileReport) -> None:
+    def _take_over(self, finished: Finished) -> None:
         self.complete = True
-        if report.failed:
-            with FeatureFile(self.out) as file:
-                failed = np.flatnonzero(file.status == Status.FAILED).tolist()
-                self.failures = {row: file.reasons[row] for row in failed}
+        if finished.report.failed:
+            self.failures = failures_of(self.out)
         self.close()
 
-    def _refusal(self, different: list[str]) -> StoreError:
-        if any(line.startswith("fingerprint:") for line in different):
-            different = [*different, first_other_row(self._folder.inputs, self._dataset)]
-        return StoreError(
-            f"{self.folder}: expected parts of the same run, found another: {'; '.join(different)}; "
-            "run with the old settings, delete the folder, or choose another output"
-        )
-
-    def _look_at_shards(self) -> None:
+    def _look_at_shards(self, *, again: bool) -> None:
         shard_count = -(-self.total_rows // self._step)
         self._pending, self._done = dict.fromkeys(range(shard_count)), 0
         present = set(os.listdir(self.folder))
@@ -345,18 +344,14 @@ class Parts:
             if path.name in present:
                 with contextlib.suppress(StoreError):
                     reasons = self._load(shard).reasons
-                    if not (self._retry and any(reasons)):
+                    if not (again and any(reasons)):
                         self._count(shard, reasons)
                         continue
                 self._files.rename(path, path.with_name(f"{path.name}.bad"))
 
     def _load(self, shard: int) -> Block:
         path, rows = self._path(shard), len(self.rows(shard))
-        with open_own(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20):
-                raise StoreError(f"{path}: expected a shard of {rows} rows, found {size} bytes")
-            raw = file.read()
+        raw = read_own(path, 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20))
         return shards.decode(raw, rows=rows, shape=self.shape, index=shard, token=self._token, where=str(path))
 
     def _blocks(self) -> Iterator[Block]:

@@ -4,7 +4,8 @@
     inputs.jsonl    id and path of every row, as they were at the beginning
     manifest.json   key, shape, rows per shard, fingerprint of the data set; there means: begun
     s00000.h5 ...   finished shards (`vggfeat.store.shards`)
-    *.tmp, *.bad    what a killed run was writing; shards that did not fit their checksum
+    retrying        there if what had failed is tried again, once it is known which shards that are
+    *.tmp, *.bad    what a killed run was writing; shards that did not fit their checksum, or are made again
 
 The manifest comes last and goes first: a folder without one has nothing worth keeping.
 """
@@ -24,7 +25,7 @@ from vggfeat.samples import DataSet
 from vggfeat.store.durable import Files, open_own, replacing
 from vggfeat.store.locks import Lock, holder
 
-_OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|[a-z0-9.]+\.tmp")
+_OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|retrying|[a-z0-9.]+\.tmp")
 _LARGEST_MANIFEST = 1 << 20
 _ROWS_AT_A_TIME = 4096
 
@@ -146,7 +147,17 @@ class PartsFolder:
     @property
     def begun(self) -> bool:
         """Whether there is something to go on with."""
-        return self._manifest.exists()
+        return os.path.exists(self._manifest)
+
+    @property
+    def retrying(self) -> bool:
+        """Whether `note_retry` was called."""
+        return os.path.lexists(self.path / "retrying")
+
+    def note_retry(self) -> None:
+        """Note that all that failed before is pending now."""
+        with replacing(self._files, self.path / "retrying") as sink:
+            sink.write(b"\n")
 
     @property
     def inputs(self) -> Path:

@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.layout import look, open_file
+from vggfeat.store.durable import open_own
+from vggfeat.store.layout import FORMAT, look, open_file
 from vggfeat.store.shards import Shape, Status
 from vggfeat.store.source import Source, chunks, hdf5_errors, read_texts
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+"""What a file of HDF5 begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +221,7 @@ class FeatureFile:
             At the first problem.
         """
         for problem in self.problems():
-            found = f"expected a sound feature file, found: {problem}; make it again with --overwrite"
-            raise StoreError(f"{self.path}: {found}")
+            raise StoreError(f"{self.path}: expected a sound feature file, found: {problem}")
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what the file says of itself."""
@@ -246,6 +249,22 @@ class FeatureFile:
             yield f"{name}: the bytes don't fit their SHA-256"
         if bad is not None:
             yield f"{name}: row {bad} is done and has values that are not finite"
+
+
+def is_damaged(path: Path) -> bool:
+    """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read."""
+    try:
+        with open_own(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(len(_HDF5))
+        if start != _HDF5:
+            return not size
+        with h5py.File(path, "r") as opened:
+            return Source(opened, str(path), size).text("format") == FORMAT
+    except StoreError:
+        return False
+    except Exception:  # h5py lets out whatever a damaged file makes of its insides
+        return True
 
 
 def validate(path: str | os.PathLike[str]) -> FileReport:

@@ -1,8 +1,10 @@
-"""Only what failed is tried again: the rest of a finished feature file becomes shards of the run that replaces it.
+"""Only what failed, or has changed, is computed anew; the rest of a finished file becomes shards of the new run.
 
-A shard with a failed row is computed anew as a whole, because what stands beside a picture in a batch changes its last
-bits: so the new file is that of a run in which nothing failed.
+A shard is computed anew as a whole, because what stands beside a picture in a batch changes its last bits: so the new
+file is that of a run in which nothing failed, if its shards have the size that they had.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,27 +13,40 @@ from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Block, Status
 
 
-def take_finished(parts: Parts) -> None:
-    """Commit the pending shards of which a finished file has all rows, if one is to be gone on with.
+def begin_retry(parts: Parts, unchanged: Callable[[int, bytes], bool]) -> None:
+    """Commit the pending shards of which the finished file has all rows, and note that the others are tried again.
+
+    Parameters
+    ----------
+    parts : Parts
+        Opened to `retry`.
+    unchanged : callable
+        Given a row and the SHA-256 of the bytes that it was computed from, says whether the picture still has these.
+        Asked only if picture files have other sizes by now.
 
     Raises
     ------
     StoreError
-        If the file is damaged, or the disk fails.
+        If the disk fails.
     """
-    if not parts.retries_file:
+    if parts.complete:
         return
-    with FeatureFile(parts.out) as file:
-        file.check()
-        for shard in parts.pending:
-            rows = parts.rows(shard)
-            taken = slice(rows.start, rows.stop)
-            if (file.status[taken] == Status.DONE).all():
+    if parts.earlier is not None:
+        with FeatureFile(parts.out) as file:
+            for shard in parts.pending:
+                rows = parts.rows(shard)
+                taken = slice(rows.start, rows.stop)
+                if (file.status[taken] != Status.DONE).any():
+                    continue
+                sums = np.asarray(file.sha256[taken])
+                if parts.earlier.other_pictures and not all(map(unchanged, rows, map(bytes, sums))):
+                    continue
                 block = Block(
                     features=file.read(list(rows)),
                     status=file.status[taken],
                     reasons=("",) * len(rows),
                     sizes=np.asarray(file.sizes[taken]),
-                    sha256=np.asarray(file.sha256[taken]),
+                    sha256=sums,
                 )
                 parts.commit(shard, block)
+    parts.note_retry()

@@ -120,7 +120,9 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
     Raises
     ------
     WeightsError
-        If the source can't be loaded, or the target can't be written.
+        If the source can't be loaded.
+    StoreError
+        If the target can't be written.
     """
     sheet = examine(source)
     backbone = sheet.backbone

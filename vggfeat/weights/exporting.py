@@ -53,7 +53,7 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     ------
     ConfigError
         If torchvision has no such net.
-    WeightsError
+    StoreError
         If the file can't be written.
     """
     model = backbone.model
@@ -95,7 +95,9 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     ConfigError
         If there is no such layer, or the package onnx is not installed.
     WeightsError
-        If the file can't be written, or would be larger than ONNX allows (2 GiB).
+        If it would be larger than ONNX allows (2 GiB).
+    StoreError
+        If the file can't be written.
     """
     check_choice("layer", layer, MAPS)
     path = Path(path)
