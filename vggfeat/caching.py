@@ -213,16 +213,16 @@ def _finish(parts: Parts, out: Path, key: dict[str, Any], work: Work, decode: De
         except StoreError as error:
             raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
         # Read once more, because another run may have replaced the file meanwhile, and its list.
-        failures = failures_of(parts.out)
-        if bool(failures) != os.path.lexists(failures_path(parts.out)):
-            write_failures(parts.out, work.dataset, failures)
+        write_failures(parts.out, work.dataset, failures_of(parts.out))
         return
-    if not parts.out.exists():
-        # Before the file has its name: a run that is killed in between is given again.
+
+    def write_list() -> None:
         write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
-    parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers))
-    # A file that was replaced had a list of its own until now.
-    write_failures(parts.out, work.dataset, parts.failures)
+
+    if not parts.out.exists():
+        write_list()  # Before the file has its name: a run that is killed in between is given again.
+    # A file that is replaced has a list of its own until then.
+    parts.consolidate(_provenance(key, work) | _compared(parts, work, decode, workers), named=write_list)
 
 
 def _compared(parts: Parts, work: Work, decode: DecodeSettings, workers: int) -> dict[str, Any]:

@@ -61,9 +61,9 @@ def kill(job: Job, number: int, torn: bool, old: str, where: str, report: Report
     report.check(found in (old, job.wanted), f"{where}: neither the old file nor the new one")
     report.check(failures_path(job.out).exists(), f"{where}: the list of what failed has gone")
     report.count("new file already", found == job.wanted)
-    noted, kept = (job.parts / "retrying").exists(), 2 * len(job.named())
-    flagged = job.options
-    if noted and (job.parts / "manifest.json").exists() and number % 2:
+    noted = all((job.parts / name).exists() for name in ("manifest.json", "retrying"))
+    kept, flagged = 2 * len(job.named()), job.options
+    if noted and number % 2:
         report.count("went on without the flag")
         job.options = flagged[:-1]
     again = job.start().wait()

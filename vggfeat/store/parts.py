@@ -7,7 +7,7 @@ point there is a folder to go on with, or a whole OUT whose left-over folder goe
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +235,15 @@ class Parts:
         shard = row // self._step
         return self._finished_block(shard).features[row - self.rows(shard).start]
 
-    def consolidate(self, provenance: dict[str, Any]) -> Path:
+    def consolidate(self, provenance: dict[str, Any], named: Callable[[], None] = lambda: None) -> Path:
         """Make the feature file of all shards, read it back, give it its name, and remove the parts.
 
         Parameters
         ----------
         provenance : dict
             What a reader may want to know beside the key, as JSON; no times.
+        named : callable
+            Called when the file has its name and the parts are still there.
 
         Raises
         ------
@@ -265,6 +267,7 @@ class Parts:
                     provenance=provenance,
                     reason_width=width,
                 )
+        named()
         self.complete = True
         with disk_errors(self.out, "removing its parts", f"the file itself is complete; delete {self.folder}"):
             self._folder.remove()
