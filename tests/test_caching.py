@@ -406,7 +406,7 @@ def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, mo
     told = failures_path(out).read_text()
     assert '"reason": "unrecognised"' in told
     draw(tmp_path / "in" / "b.png", 2)
-    monkeypatch.setattr(Parts, "consolidate", lambda *_: (_ for _ in ()).throw(StoreError("the disk is full")))
+    monkeypatch.setattr(Parts, "consolidate", lambda *_, **__: (_ for _ in ()).throw(StoreError("the disk is full")))
     other, cache = replace(SETTINGS, scales=(240,)), replace(CACHE, overwrite=True)
     with pytest.raises(StoreError, match="full"):
         cache_features(open_dataset("folder", tmp_path / "in"), net, out, other, cache=cache)
