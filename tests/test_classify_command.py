@@ -175,6 +175,7 @@ def test_other_classes_end_the_run_before_it_begins(made, tmp_path, capsys):
         ([], "--weights: expected a net with --data, or --posteriors, found neither"),
         (["--weights", "small"], "--weights: expected --weights and --data together"),
         (["--data", "x", "--posteriors", "y.h5"], "--data: expected --weights and --data together"),
+        (["--posteriors", "y.h5", "--retry-failed"], "--retry-failed: expected where a net is run, found --posteriors"),
         (["--posteriors", "y.h5", "--mode", "crop"], "--mode: expected where a net is run, found --posteriors alone"),
     ],
 )
@@ -192,16 +193,24 @@ def test_the_same_net_twice_is_refused(made, tmp_path, capsys):
 def test_failed_pictures_are_named_counted_and_decide_the_exit_code(made, tmp_path, capsys):
     write("ilsvrc", tmp_path / "data", seed=0, size=PICTURES)
     (bad,) = (tmp_path / "data").rglob("ILSVRC2012_val_00000003.JPEG")
+    good = bad.read_bytes()
     bad.write_bytes(b"not a picture")
     words = ["--weights", str(made / "one.safetensors"), "--data", str(tmp_path / "data"), "--scales", "224,240"]
     assert run(["classify", *words, "--out", str(tmp_path / "x"), *FEW]) == 3
-    assert "failed: ILSVRC2012_val_00000003: unrecognised" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "failed: ILSVRC2012_val_00000003: unrecognised" in told
+    assert "failed: to try them again, give the same command with --retry-failed\n" in told
     results = results_of(tmp_path / "x")
     assert [row["id"] for row in results["failed"]] == ["ILSVRC2012_val_00000003"]
     assert results["dataset"]["pictures"] == 7
     assert sum(row["failed"] for row in results["classes"]) == 1
     assert results["top5_error"] >= 1 / 7
     assert run(["classify", *words, "--out", str(tmp_path / "x"), "--allow-failed", "1", *FEW]) == 0
+    bad.write_bytes(good)
+    assert run(["classify", *words, "--out", str(tmp_path / "x"), "--retry-failed", *FEW]) == 0
+    (found,), (expected,) = posteriors_in(tmp_path / "x"), posteriors_in(made / "one")
+    assert found.read_bytes() == expected.read_bytes()
+    assert not list((tmp_path / "x").glob("*.failures.jsonl"))
 
 
 def test_inspect_cuts_long_values_short_and_says_so(made, capsys, monkeypatch):
