@@ -67,16 +67,21 @@ def test_failed_call_leaves_the_old_file_and_no_other(tmp_path, call):
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("kind", ["link", "broken link", "loop", "pipe", "folder"])
-def test_what_is_no_file_of_ours_is_refused_by_name_and_not_waited_for(tmp_path, kind):
-    path, other = tmp_path / "a", tmp_path / "b"
-    other.write_bytes(b"another's")
+def put_in_the_way(path, kind, other):
+    """Put something at `path` that is no file; a link leads to another's, to nothing beside it, or to itself."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to({"link": other, "broken link": "none", "loop": path}[kind])
+        path.symlink_to({"link": other, "broken link": path.with_name("none"), "loop": path}[kind])
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "loop", "pipe", "folder"])
+def test_what_is_no_file_of_ours_is_refused_by_name_and_not_waited_for(tmp_path, kind):
+    path, other = tmp_path / "a", tmp_path / "b"
+    other.write_bytes(b"another's")
+    put_in_the_way(path, kind, other)
     with pytest.raises(StoreError, match=rf"{path}: expected a regular file, found a link, folder, pipe or device"):
         open_own(path)
 
@@ -262,12 +267,7 @@ def test_of_a_lock_file_as_large_as_a_disk_only_the_beginning_is_read(tmp_path):
 def test_lock_that_is_no_file_is_refused_by_name_and_not_waited_for(tmp_path, kind, joining):
     path, other = tmp_path / "LOCK", tmp_path / "b"
     other.write_bytes(b"another's")
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to({"link": other, "broken link": tmp_path / "none"}[kind])
+    put_in_the_way(path, kind, other)
     for ask in (holder, lambda where: Lock(where, joining=joining)):
         with pytest.raises(StoreError, match=rf"{path}: expected a regular file, found a link, .*; move it away"):
             ask(path)

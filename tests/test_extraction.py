@@ -154,20 +154,26 @@ def test_long_pictures_are_run_in_strips_by_the_extraction_too():
     close(strips, whole)
 
 
+def starve(monkeypatch, most):
+    """Let a pass of more images run out of memory; return what each pass has, as it comes."""
+    counts = []
+
+    def scarce(model, images, layer, pixels):
+        counts.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return spatial_mean(model, images, layer, pixels)
+
+    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    return counts
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
     net = backbone()
     pictures = [picture(100, 130, seed) for seed in range(5)]
     settings = ExtractionSettings(scales=(224,))
     expected = [row.features for row in Extraction(net, settings).rows(pictures)]
-    sizes = []
-
-    def scarce(model, images, layer, pixels):
-        sizes.append(len(images))
-        if len(images) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return spatial_mean(model, images, layer, pixels)
-
-    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    sizes = starve(monkeypatch, 4)
     starved = Extraction(net, settings)
     found = [row.features for row in starved.rows(pictures)]
     assert sizes == [10, 4, 6, 2, 4]
@@ -199,15 +205,7 @@ def test_a_picture_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, mo
     # None of them is longer than the narrowest strip of these nets.
     made, settings = picture(*sides), ExtractionSettings(scales=(min(sides),))
     expected = Extraction(backbone(net), settings).rows([made])[0].features
-    counts = []
-
-    def scarce(model, images, layer, pixels):
-        counts.append(len(images))
-        if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return spatial_mean(model, images, layer, pixels)
-
-    monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
+    counts = starve(monkeypatch, 1)
     close(Extraction(backbone(net), settings).rows([made])[0].features, expected)
     assert counts == [2, 1, 1]
 

@@ -5,7 +5,6 @@ Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes
 
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 
 from vggfeat.computing import Progress, Work, compute
 from vggfeat.contract import LEAST_COSINE, PICTURES, Agreement, compare
-from vggfeat.errors import ConfigError, StoreError, out_of_memory
+from vggfeat.errors import ConfigError, PictureError, StoreError, out_of_memory
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
-from vggfeat.images.decoding import DecodeSettings
+from vggfeat.images.decoding import DecodeSettings, read_bytes
 from vggfeat.images.pool import Decoder
 from vggfeat.processes import World
 from vggfeat.samples import Box, DataSet, Place
@@ -167,7 +166,7 @@ def cache_rows(
     begun = time.monotonic()
     decode = replace(decode, largest_side=max(work.passes.sides))
     key = describe_run(work, decode)
-    with _opened(work, out, key, cache, world) as parts:
+    with _opened(work, out, key, cache, decode, world) as parts:
         resumed = parts.done_rows
         with _counted(out, parts, resumed):
             if not parts.complete:
@@ -182,7 +181,9 @@ def cache_rows(
 
 
 @contextmanager
-def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, world: World) -> Iterator[Parts]:
+def _opened(
+    work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, decode: DecodeSettings, world: World
+) -> Iterator[Parts]:
     """Open the parts in the first process, then in the others; none goes on before all have them."""
     shape = Shape(scales=work.passes.settings.scales, regions=work.passes.regions, channels=work.passes.channels)
     opened = partial(
@@ -195,7 +196,7 @@ def _opened(work: Work, out: Path, key: dict[str, Any], cache: CacheSettings, wo
         def begin() -> Begun | None:
             held.append(stack.enter_context(opened()))
             if cache.retry_failed:
-                begin_retry(held[0], lambda row, sha256: _sha256(work.place(row)) == sha256)
+                begin_retry(held[0], lambda row, sha256: _sha256(work.place(row), decode.max_bytes) == sha256)
             return held[0].share() if world.size > 1 else None
 
         begun = world.once(begin)
@@ -348,18 +349,11 @@ def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Itera
     yield f"{again} {compared['least']:.6f}{advice}"
 
 
-def _sha256(place: Place) -> bytes:
-    """Return the SHA-256 of a picture's bytes; none if they can't be read."""
+def _sha256(place: Place, max_bytes: int) -> bytes:
+    """Return the SHA-256 of a picture's bytes; nothing if they can't be read."""
     try:
-        fd = os.open(place.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # never waits for the writer of a pipe
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return b""
-            if place.span is None:
-                return hashlib.file_digest(file, "sha256").digest()
-            file.seek(place.span[0])
-            return hashlib.sha256(file.read(place.span[1])).digest()
-    except (OSError, ValueError):
+        return hashlib.sha256(read_bytes(place.file, max_bytes, place.span)).digest()
+    except PictureError:
         return b""
 
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from vggfeat.cli.steps import leads
-from vggfeat.cli.types import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
+from vggfeat.cli.types import LONGEST_TABLE, PATH, TRY_AGAIN, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def classify(
         for one in runs:
             click.echo(_run_line(one))
         if any(one.failures for one in runs):
-            click.echo("failed: to try them again, give the same command with --retry-failed")
+            click.echo(TRY_AGAIN)
         lists = [one.failures_file for one in runs if one.failures_file is not None]
         click.echo(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.steps import leads
-from vggfeat.cli.types import PATH, Numbers, Words, make_folder
+from vggfeat.cli.types import PATH, TRY_AGAIN, Numbers, Words, make_folder
 from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
     if summary.failures:
         more = len(summary.failures) - SHOWN_FAILURES
         click.echo(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
-        click.echo("failed: to try them again, give the same command with --retry-failed")
+        click.echo(TRY_AGAIN)
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:

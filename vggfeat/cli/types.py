@@ -67,6 +67,7 @@ class Sides(click.ParamType):
             self.fail(f"expected HEIGHTxWIDTH in pixels, found {value!r}", param, ctx)
 
 
+TRY_AGAIN = "failed: to try them again, give the same command with --retry-failed"
 PATH = click.Path(path_type=Path, readable=False)
 """Whether a file is there and can be read is said by what reads it."""
 

@@ -175,7 +175,7 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     """
     data = b""
     try:
-        data = _read(request.path, settings.max_bytes, request.span)
+        data = read_bytes(request.path, settings.max_bytes, request.span)
         with _pillow(settings):
             yield _loaded(data, request, settings)
     except PictureError as error:
@@ -251,7 +251,14 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text.encode("utf-8", "backslashreplace").decode())
 
 
-def _read(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:
+def read_bytes(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:
+    """Read the bytes of a picture, all of its file or those of a span (first byte, number of bytes).
+
+    Raises
+    ------
+    PictureError
+        If it is no regular file of 1 to `max_bytes` bytes, or can't be read.
+    """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

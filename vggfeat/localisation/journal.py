@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import DISK, disk_errors, replacing
+from vggfeat.store.durable import DISK, disk_errors, hidden, replacing
 from vggfeat.store.locks import Lock, holder
 
 FORMAT = "vggfeat localised pictures, 1"
@@ -102,7 +102,7 @@ class Journal:
                 count = len(records) if len(records) == total else len(records) // step * step
                 self.records = records[:count]
                 kept.extend(line + b"\n" for line in lines[:count])
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = hidden(self.path)
         with replacing(DISK, self.path, temp=temporary) as file:
             file.write(b"".join(kept))
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import DISK, disk_errors, open_own, replacing
+from vggfeat.store.durable import DISK, disk_errors, hidden, open_own, replacing
 
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""
@@ -38,7 +38,7 @@ def write_page(path: Path, content: bytes) -> None:
         If it can't be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden(path)
     with (
         disk_errors(path, "writing the page", "mend it, or choose another --out"),
         replacing(DISK, path, temp=temporary) as file,

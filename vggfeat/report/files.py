@@ -1,11 +1,10 @@
 """Files of results, each replaced in one step."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import DISK, replacing
+from vggfeat.store.durable import DISK, hidden, replacing
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[str] = ()) -> list[Path]:
@@ -36,7 +35,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[st
 
 
 def _replace(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden(path)
     with replacing(DISK, path, temp=temporary) as file:
         file.write(content)
     return path

@@ -210,6 +210,11 @@ def replacing(
     files.sync_folder(path.parent)
 
 
+def hidden(path: Path) -> Path:
+    """Name a file beside another for its content until it is whole; no other process takes that name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def open_own(path: Path) -> BinaryIO:
     """Open for reading a file that we wrote: no link is followed, and no pipe or device is waited for.
 

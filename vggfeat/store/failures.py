@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.samples import DataSet
-from vggfeat.store.durable import DISK, Files, disk_errors, replacing
+from vggfeat.store.durable import DISK, Files, disk_errors, hidden, replacing
 from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Status
 
@@ -92,7 +92,7 @@ def write_failures(
             if os.path.lexists(path):
                 files.remove(path)
         elif not _holds(path, content):
-            temp = temp or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temp = temp or hidden(path)
             with replacing(files, path, temp=temp) as sink:
                 sink.write(content)
 

@@ -23,9 +23,6 @@ from vggfeat.store.layout import FORMAT, look, open_file
 from vggfeat.store.shards import Shape, Status
 from vggfeat.store.source import Source, chunks, hdf5_errors, read_texts
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-"""What a file of HDF5 begins with."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
@@ -256,8 +253,7 @@ def is_damaged(path: Path) -> bool:
     try:
         with open_own(path) as file:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(len(_HDF5))
-        if start != _HDF5:
+        if not h5py.is_hdf5(path):
             return not size
         with h5py.File(path, "r") as opened:
             return Source(opened, str(path), size).text("format") == FORMAT

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.models import MAPS, NETS, VGG
-from vggfeat.store.durable import DISK, LatchedFile, disk_errors, replacing
+from vggfeat.store.durable import DISK, LatchedFile, disk_errors, hidden, replacing
 from vggfeat.weights.backbone import Backbone
 from vggfeat.weights.torchvision import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 
@@ -184,6 +184,6 @@ def _fold(backbone: Backbone, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 
 def _write(path: Path, write: Callable[[LatchedFile], Any]) -> None:
-    temporary, advice = path.with_name(f".{path.name}.{os.getpid()}.tmp"), "mend it, or choose another place"
+    temporary, advice = hidden(path), "mend it, or choose another place"
     with disk_errors(path, "writing the weights", advice), replacing(DISK, path, temp=temporary) as file:
         write(file)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from vggfeat.errors import WeightsError, check_choice
 from vggfeat.models import VGG
-from vggfeat.store.durable import DISK, disk_errors, replacing
+from vggfeat.store.durable import DISK, disk_errors, hidden, replacing
 from vggfeat.weights.backbone import Backbone, check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
@@ -67,7 +67,7 @@ def save_weights(
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"{path}: {name}: expected numbers that {dtype} can hold, found NaN or infinity")
     content = save(tensors, metadata={"vggfeat": json.dumps(about, sort_keys=True)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden(path)
     advice = "mend it, or choose another place"
     with disk_errors(path, "writing the weights", advice), replacing(DISK, path, temp=temporary) as file:
         file.write(content)
