@@ -1,7 +1,7 @@
 """Table 3 of the VGG paper, net A-LRN, S = 256: top-1 error 29.7 %, top-5 error 10.5 % at Q = 256.
 
 Table 4 does not have this net.
-Expected by dense evaluation of the 50,000 validation pictures, which this run makes when the net is trained: these
+Expected by dense evaluation of the 50,000 validation images, which this run makes when the net is trained: these
 numbers +- 0.5. The centre crops that training reports are expected up to 3.5 points higher.
 
 Starts from random weights.

@@ -1,7 +1,7 @@
 """Table 3 of the VGG paper, net C, S = 384: top-1 error 28.1 %, top-5 error 9.3 % at Q = 384.
 
 Table 4: top-1 error 27.8 %, top-5 error 9.2 % over Q = 352, 384, 416.
-Expected by dense evaluation of the 50,000 validation pictures, which this run makes when the net is trained: these
+Expected by dense evaluation of the 50,000 validation images, which this run makes when the net is trained: these
 numbers +- 0.5. The centre crops that training reports are expected up to 3.5 points higher.
 
 Chain:    ilsvrc_a_256.py, ilsvrc_c_256.py, this one.

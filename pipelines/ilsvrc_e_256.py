@@ -1,7 +1,7 @@
 """Table 3 of the VGG paper, net E, S = 256: top-1 error 27.3 %, top-5 error 9.0 % at Q = 256.
 
 Table 4: top-1 error 26.9 %, top-5 error 8.7 % over Q = 224, 256, 288.
-Expected by dense evaluation of the 50,000 validation pictures, which this run makes when the net is trained: these
+Expected by dense evaluation of the 50,000 validation images, which this run makes when the net is trained: these
 numbers +- 0.5. The centre crops that training reports are expected up to 3.5 points higher.
 
 Chain:    ilsvrc_a_256.py, this one.

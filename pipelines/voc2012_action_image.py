@@ -1,4 +1,4 @@
-"""Table 12 of the VGG paper, VOC-2012 actions, whole pictures, net D & E: mean average precision 79.2 %.
+"""Table 12 of the VGG paper, VOC-2012 actions, whole images, net D & E: mean average precision 79.2 %.
 
 Expected: 79.2 +- 1.5; the paper's number is the server's on test, ours is on val; the paper does not say
 how boxes are cropped, ours are cropped exactly.

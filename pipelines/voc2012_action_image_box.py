@@ -1,4 +1,4 @@
-"""Table 12 of the VGG paper, VOC-2012 actions, pictures and boxes, net D & E: mean average precision 84.0 %.
+"""Table 12 of the VGG paper, VOC-2012 actions, images and boxes, net D & E: mean average precision 84.0 %.
 
 Expected: 84.0 +- 1.5; the paper's number is the server's on test, ours is on val; the paper does not say
 how boxes are cropped, ours are cropped exactly.

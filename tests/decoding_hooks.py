@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.errors import PictureError
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ImageError
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.images.worker import Line
 
 
@@ -18,7 +18,7 @@ def obey(request, settings):
     verb, argument, number = request.path.rsplit("/", 2)
     DEEDS[verb.split("/")[0]](argument, verb)
     region = np.full((1, 2, 3), int(number) % 256, np.uint8)
-    return Picture((region,) * len(request.boxes), (1, 2), bytes(32))
+    return DecodedImage((region,) * len(request.boxes), (1, 2), bytes(32))
 
 
 def only_once(signal_number, verb):
@@ -48,18 +48,18 @@ def ignore_signals(number, verb):
 
 
 def list_modules(argument, verb):
-    raise PictureError("missing", " ".join(sorted(sys.modules)))
+    raise ImageError("missing", " ".join(sorted(sys.modules)))
 
 
 def tell_pid(argument, verb):
-    raise PictureError("missing", str(os.getpid()))
+    raise ImageError("missing", str(os.getpid()))
 
 
 def swell(megabytes, verb):
     try:
         bytearray(int(megabytes) << 20)
     except MemoryError:
-        raise PictureError("out-of-memory", "too much") from None
+        raise ImageError("out-of-memory", "too much") from None
 
 
 def defect(argument, verb):

@@ -49,12 +49,12 @@ def save(path, variables, *, compressed=True):
     savemat(path, variables, do_compression=compressed, oned_as="row")
 
 
-def forward(layers, picture, *, ceil=True, mean=MEAN):
+def forward(layers, image, *, ceil=True, mean=MEAN):
     """Run a net of `layers_of(dense=True)` on RGB pixels (H, W, 3) with MatConvNet's padding.
 
     Returns {name of the layer: (height, width, channels)}.
     """
-    x, maps = picture - mean, {}
+    x, maps = image - mean, {}
     for name, kind, settings, arrays in hwio(layers):
         if kind == "Convolution":
             x = convolve(x, *(a.astype(np.float64) for a in arrays), settings.get("pad", 0))

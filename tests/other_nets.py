@@ -1,4 +1,4 @@
-"""VGG nets as other libraries define them, narrow, and their maps of a picture beside ours."""
+"""VGG nets as other libraries define them, narrow, and their maps of an image beside ours."""
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ def torchvision_maps(net, x):
     return found | {name: torch.stack(ys, -1).unflatten(-1, (rows, columns)) for name, ys in at.items()}
 
 
-def picture(height=224, width=224, seed=1):
+def image(height=224, width=224, seed=1):
     """(3, height, width), uint8, RGB: noise over a different ramp in each channel, so that no axis can be swapped."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 128, (3, height, width), generator=generator)

@@ -1,4 +1,4 @@
-"""Small folders of results with awkward names and pictures on the disk, and a reader of pages that is not a browser."""
+"""Small folders of results with awkward names and images on the disk, and a reader of pages that is not a browser."""
 
 from html.parser import HTMLParser
 
@@ -21,7 +21,7 @@ HOSTILE = (
 )
 """Names of classes; complain is no function, so that any of these that runs is an error on the console."""
 SIDE = (200, 100)
-"""Width and height of the pictures."""
+"""Width and height of the images."""
 BOX = (50.0, 20.0, 150.0, 80.0)
 
 
@@ -67,7 +67,7 @@ def make_run(folder, **changes):
     return result, table.dataset
 
 
-def make_pictures(root, dataset):
+def make_images(root, dataset):
     rng = np.random.default_rng(1)
     for path in dataset.paths:
         target = root / path

@@ -28,7 +28,7 @@ from vggfeat.processes import open_world
 from vggfeat.weights import random_backbone, save_weights
 
 SEVEN = 7
-"""Pictures, one a shard: no multiple of 2 or 3."""
+"""Images, one a shard: no multiple of 2 or 3."""
 
 
 @contextmanager

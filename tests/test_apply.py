@@ -1,4 +1,4 @@
-"""A saved model on new pictures: the scores of the run that made it, or a refusal that names the difference."""
+"""A saved model on new images: the scores of the run that made it, or a refusal that names the difference."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def data_set(count=60, *, single=True, splits=True):
     numbers = np.arange(count) % 3
     one_hot = np.where(np.eye(3)[numbers] == 1, 1, -1)
     several = np.where(rng.random((count, 3)) < 0.4, 1, -1)
-    ids = tuple(f"pictures/{row:02d}.jpg" for row in range(count))
+    ids = tuple(f"images/{row:02d}.jpg" for row in range(count))
     halves = {"train": np.arange(count // 2), "test": np.arange(count // 2, count)}
     return DataSet(
         name="folder",
@@ -42,7 +42,7 @@ def data_set(count=60, *, single=True, splits=True):
     )
 
 
-def new_pictures(count=4):
+def new_images(count=4):
     ids = ("new, 1.jpg", "é\udcff.jpg", "c.jpg", "d.jpg")[:count]
     return DataSet(
         name="folder", task=Task.UNLABELLED, classes=(), ids=ids, paths=ids, labels=np.zeros((count, 0), np.int8)
@@ -50,7 +50,7 @@ def new_pictures(count=4):
 
 
 def write_file(path, dataset, *, failed=(), seed=0, scales=(256, 384), regions=("image", "box"), **changes):
-    """A feature file of pictures whose classes can be seen, with some error."""
+    """A feature file of images whose classes can be seen, with some error."""
     made_by = NET | changes
     rng = np.random.default_rng(seed)
     shape = Shape(scales=scales, regions=regions, channels=6)
@@ -79,7 +79,7 @@ def svm(*words):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two models, of one class a picture and of several, with the feature files behind them."""
+    """Two models, of one class an image and of several, with the feature files behind them."""
     folder = tmp_path_factory.mktemp("apply")
     for name, single in (("single", True), ("multi", False)):
         file = write_file(folder / f"{name}.h5", data_set(single=single), failed=[40])
@@ -89,7 +89,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def new(tmp_path):
-    return write_file(tmp_path / "new.h5", new_pictures(), failed=[2], seed=5)
+    return write_file(tmp_path / "new.h5", new_images(), failed=[2], seed=5)
 
 
 def cells_of(path):
@@ -110,11 +110,11 @@ def test_on_its_own_features_a_model_gives_the_scores_of_its_run(folder, tmp_pat
         assert found["classes"].tolist() == list(CLASSES)
 
 
-def test_labels_of_new_pictures(folder, new, tmp_path, capsys):
+def test_labels_of_new_images(folder, new, tmp_path, capsys):
     assert svm("--apply", folder / "single" / "model.safetensors", "--features", new, "--out", tmp_path / "out") == 0
     lines = cells_of(tmp_path / "out" / "predictions.csv")
     assert lines[0] == ["id", "predicted", "score", "failed"]
-    assert [line[0] for line in lines[1:]] == list(new_pictures().ids)
+    assert [line[0] for line in lines[1:]] == list(new_images().ids)
     assert lines[3] == ["c.jpg", "", "", "truncated: it ends early"]
     with np.load(tmp_path / "out" / "scores.npz") as found:
         for row in (0, 1, 3):
@@ -124,10 +124,10 @@ def test_labels_of_new_pictures(folder, new, tmp_path, capsys):
             assert lines[1 + row][3] == ""
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert content["failed"] == [{"id": "c.jpg", "reason": "truncated: it ends early"}]
-    assert [row["id"] for row in content["predictions"]] == [new_pictures().ids[row] for row in (0, 1, 3)]
+    assert [row["id"] for row in content["predictions"]] == [new_images().ids[row] for row in (0, 1, 3)]
     assert content["samples"] == 4
     shown = capsys.readouterr().out
-    assert "3 pictures scored, 1 failed" in shown
+    assert "3 images scored, 1 failed" in shown
     assert "failed: c.jpg: truncated: it ends early" in shown
     counts = [
         int(line.removeprefix(name).split()[0]) for line, name in zip(shown.splitlines()[1:4], CLASSES, strict=True)
@@ -135,7 +135,7 @@ def test_labels_of_new_pictures(folder, new, tmp_path, capsys):
     assert sum(counts) == 3
 
 
-def test_rankings_of_new_pictures(folder, new, tmp_path, capsys):
+def test_rankings_of_new_images(folder, new, tmp_path, capsys):
     words = ["--apply", folder / "multi" / "model.safetensors", "--features", new, "--out", tmp_path / "out"]
     assert svm(*words, "--top", 2) == 0
     lines = cells_of(tmp_path / "out" / "predictions.csv")
@@ -184,7 +184,7 @@ def test_every_field_is_tried():
 
 @pytest.mark.parametrize("field", OTHER)
 def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsys):
-    file = write_file(tmp_path / "other.h5", new_pictures(), **{field: OTHER[field]})
+    file = write_file(tmp_path / "other.h5", new_images(), **{field: OTHER[field]})
     model = folder / "single" / "model.safetensors"
     expected = {"scales": [256, 384], "regions": "image, box"} | NET
     found = ", ".join(OTHER[field]) if field == "regions" else OTHER[field]
@@ -198,7 +198,7 @@ def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsy
 
 
 def test_another_precision_is_said_and_taken(folder, tmp_path):
-    file = write_file(tmp_path / "new.h5", new_pictures(), precision="bf16")
+    file = write_file(tmp_path / "new.h5", new_images(), precision="bf16")
     found = apply_model(folder / "single" / "model.safetensors", [file])
     assert found.notes == ("new.h5 was extracted in bf16, the model's features in fp32.",)
     assert "note: new.h5 was extracted in bf16" in predictions_table(found, top=1)
@@ -207,7 +207,7 @@ def test_another_precision_is_said_and_taken(folder, tmp_path):
 def test_regions_that_the_model_did_not_use_do_no_harm(folder, tmp_path):
     out = tmp_path / "image"
     assert svm("--features", folder / "single.h5", "--regions", "image", "--grid", "1", "--out", out) == 0
-    both = write_file(tmp_path / "both.h5", new_pictures())
+    both = write_file(tmp_path / "both.h5", new_images())
     found = apply_model(out / "model.safetensors", [both])
     assert np.isfinite(found.scores).all()
     assert load_model(out / "model.safetensors")[0].coef.shape == (3, 6)

@@ -1,4 +1,4 @@
-"""Batches of pictures: each picture once, none too large, none too empty."""
+"""Batches of images: each image once, none too large, none too empty."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_similar_sizes_share_a_padded_batch():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_padded_batches_hold_every_picture_once_and_little_padding(seed):
+def test_padded_batches_hold_every_image_once_and_little_padding(seed):
     found = sizes(200, seed)
     pixels = 8 * 256 * 300
     batches = padded(found, pixels, waste=0.1)

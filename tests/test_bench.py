@@ -37,7 +37,7 @@ def test_descriptors_resemble_real_ones(tiny):
 
 def test_descriptors_are_correlated():
     size = Size(
-        classes=1, pictures=900, blocks=1, averaged=1, channels=300, splits=1, training=0, single=False, strength=0.5,
+        classes=1, images=900, blocks=1, averaged=1, channels=300, splits=1, training=0, single=False, strength=0.5,
         note="",
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -207,9 +207,9 @@ def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
     assert (peer.solved, peer.problems, peer.same_choices) == (8, 65, None)
 
 
-def test_one_class_a_picture_means_one_c_a_split(monkeypatch):
+def test_one_class_a_image_means_one_c_a_split(monkeypatch):
     small = Size(
-        classes=4, pictures=15, blocks=2, averaged=1, channels=40, splits=2, training=10, single=True, strength=1.0,
+        classes=4, images=15, blocks=2, averaged=1, channels=40, splits=2, training=10, single=True, strength=1.0,
         note="small",
     )  # fmt: skip
     monkeypatch.setitem(SIZES, "tiny", small)
@@ -225,7 +225,7 @@ def test_a_stronger_signal_is_easier_to_see():
     apart = []
     for strength in (0.0, 2.0):
         size = Size(
-            classes=1, pictures=400, blocks=1, averaged=1, channels=64, splits=1, training=0, single=False,
+            classes=1, images=400, blocks=1, averaged=1, channels=64, splits=1, training=0, single=False,
             strength=strength, note="",
         )  # fmt: skip
         x = make_descriptors(labels, size, np.random.default_rng(1))

@@ -16,7 +16,7 @@ from torchvision import models
 from vggfeat.benchmarks import ceilings
 from vggfeat.benchmarks import extraction as bench
 from vggfeat.benchmarks.ceilings import copy_rate, matrix_rate, with_threads
-from vggfeat.benchmarks.extraction import BenchSettings, default_pictures, measure
+from vggfeat.benchmarks.extraction import BenchSettings, default_images, measure
 from vggfeat.benchmarks.jpegs import SHAPES, listed, make_jpegs, photograph, shapes
 from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision, read_features
@@ -128,10 +128,10 @@ def test_the_slower_of_both_bounds_a_layer():
     each = sum(cost.seconds for costs in found.each for cost in costs)
     assert sum(cost.seconds for cost in found.layers) == pytest.approx(each)
     assert sum(cost.seconds for cost in found.scales) == pytest.approx(each)
-    assert found.describe()["pictures_per_second"] == pytest.approx(1 / each)
+    assert found.describe()["images_per_second"] == pytest.approx(1 / each)
 
 
-def test_a_picture_without_pixels_is_refused():
+def test_a_image_without_pixels_is_refused():
     with pytest.raises(ConfigError, match=r"shape: expected sides of at least 1 pixel, found 0x5"):
         roofline(net("A", 1 / 64), ExtractionSettings(scales=(256,)), (0, 5))
 
@@ -176,10 +176,10 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
-# --- pictures
+# --- images
 
 
-def test_the_pictures_have_the_sides_and_the_sizes_of_real_ones(tmp_path):
+def test_the_images_have_the_sides_and_the_sizes_of_real_ones(tmp_path):
     found = shapes(200, np.random.default_rng(0))
     assert {shape: found.count(shape) for shape in SHAPES} == {shape: share * 200 for shape, share in SHAPES.items()}
     assert all(64 <= side <= 500 for shape in found for side in shape)
@@ -223,8 +223,8 @@ def test_the_baseline_has_our_features(tmp_path, config, layer):
     backbone = random_backbone(f"random:{config}:1:0.0625")
     files = listed(tmp_path, make_jpegs(tmp_path, 2, 5))
     with Decoder(0, DecodeSettings()) as decoder:
-        pictures = list(decoder.stream(requests(files, range(2), ("image",))))
-    ours = Extraction(backbone, ExtractionSettings(scales=(224, 256), layer=layer)).rows(pictures)
+        images = list(decoder.stream(requests(files, range(2), ("image",))))
+    ours = Extraction(backbone, ExtractionSettings(scales=(224, 256), layer=layer)).rows(images)
     theirs = PlainExtractor(backbone, (224, 256), layer, CPU)
     for row, path in zip(ours, files.paths, strict=True):
         expected = theirs.features(tmp_path / path)
@@ -335,7 +335,7 @@ def test_memory_that_runs_out_is_told_in_a_line(stages, monkeypatch, error):
         run_network(one, batches)
     stages._batches.clear()
     monkeypatch.setattr(one, "prepared", refuse)
-    with pytest.raises(ConfigError, match="or fewer --pictures"):
+    with pytest.raises(ConfigError, match="or fewer --images"):
         stages.batches(one)
     stages._batches.clear()
 
@@ -364,7 +364,7 @@ def some_speeds(**changes):
     values = {
         "device": "d", "decoding": Rates((50.0,)), "resizing": Rates((20.0,)), "writing": Rates((90.0,)),
         "forms": (form,), "plain": (plain,),
-        "matrix_multiply_adds": {"bf16": 16_000.0}, "picture_multiply_adds": 1_000.0,
+        "matrix_multiply_adds": {"bf16": 16_000.0}, "image_multiply_adds": 1_000.0,
     }  # fmt: skip
     return Speeds(**{**values, **changes})
 
@@ -402,7 +402,7 @@ def test_what_is_slowest_alone_holds_it_up(slowest):
 def measured(tmp_path_factory):
     forms = tuple(Form(*words) for words in (("fp32", "padded"), ("bf16", "size")))
     settings = BenchSettings(
-        scales=(224, 240), forms=forms, pictures=3, repeat=2, workers=0, rounds=2, seconds=0.01, seed=1
+        scales=(224, 240), forms=forms, images=3, repeat=2, workers=0, rounds=2, seconds=0.01, seed=1
     )
     said = []
     with pytest.MonkeyPatch.context() as patch:
@@ -431,7 +431,7 @@ def test_measured_figures_are_consistent(measured):
     for one, form, plain in zip(speeds.forms, told["forms"], speeds.plain, strict=True):
         assert len(one.network.rounds) == len(one.together.rounds) == 2
         ceiling = speeds.matrix_multiply_adds[one.form.precision]
-        assert form["network_share"] == pytest.approx(one.network.median * speeds.picture_multiply_adds / ceiling)
+        assert form["network_share"] == pytest.approx(one.network.median * speeds.image_multiply_adds / ceiling)
         assert form["ratio"] == pytest.approx(one.together.median / plain.together.median)
         assert form["limit"] == min(speeds.stages(one), key=speeds.stages(one).get)
         # The whole holds its parts: with no workers, nothing runs beside the net.
@@ -442,7 +442,7 @@ def test_measured_figures_are_consistent(measured):
     assert 0.9999 <= speeds.forms[1].least_cosine < 1 - 1e-9
 
 
-def test_multiply_adds_are_the_mean_over_the_pictures(measured, tmp_path):
+def test_multiply_adds_are_the_mean_over_the_images(measured, tmp_path):
     speeds, _ = measured
     settings = ExtractionSettings(scales=(224, 240))
     counted = []
@@ -450,7 +450,7 @@ def test_multiply_adds_are_the_mean_over_the_pictures(measured, tmp_path):
         with Image.open(tmp_path / name) as image:
             shape = image.height, image.width
         counted.append(roofline(net("A", 1 / 16), settings, shape).total.multiply_adds)
-    assert speeds.picture_multiply_adds == pytest.approx(np.mean(counted))
+    assert speeds.image_multiply_adds == pytest.approx(np.mean(counted))
 
 
 def test_everything_runs_once_before_it_counts(tmp_path, monkeypatch):
@@ -469,7 +469,7 @@ def test_everything_runs_once_before_it_counts(tmp_path, monkeypatch):
     settings = BenchSettings(
         scales=(224,),
         forms=(Form("fp32", "size"), Form("fp32", "padded")),
-        pictures=2,
+        images=2,
         repeat=3,
         workers=0,
         rounds=1,
@@ -482,7 +482,7 @@ def test_everything_runs_once_before_it_counts(tmp_path, monkeypatch):
     before, counted = (Counter(one for one in part if one[0].isidentifier()) for part in (done[:start], done[start:]))
     nets = {("run_network", "size"): 1, ("run_network", "padded"): 1, ("resize", None): 1, ("write", "plain"): 1,
             ("matrix_rate", "fp32"): 1}  # fmt: skip
-    # Every picture is decoded when the stages are made.
+    # Every image is decoded when the stages are made.
     assert before == nets | {("write", 2): 1, ("_cache", 2): 2}
     assert counted == nets | {("decode", None): 1, ("write", 6): 1, ("_cache", 6): 2}
 
@@ -499,17 +499,17 @@ def test_what_all_are_compared_with_is_not_compiled():
     assert all(one.settings.compiled for one in found.values())
 
 
-def test_repeated_pictures_fill_whole_shards():
+def test_repeated_images_fill_whole_shards():
     forms = (Form("fp32", "size"),)
 
-    def rows(device, pictures, repeat):
-        return BenchSettings(scales=(224,), forms=forms, device=device, pictures=pictures, repeat=repeat).cache.rows()
+    def rows(device, images, repeat):
+        return BenchSettings(scales=(224,), forms=forms, device=device, images=images, repeat=repeat).cache.rows()
 
     assert rows("cuda", 24, 20) == 24
-    assert rows("cuda", default_pictures("cuda"), 20) == rows("cuda", 512, 20) == 256
-    assert rows("cpu", default_pictures("cpu"), 2) == 24
+    assert rows("cuda", default_images("cuda"), 20) == rows("cuda", 512, 20) == 256
+    assert rows("cpu", default_images("cpu"), 2) == 24
     assert rows("cpu", 40, 1) == 32
-    with pytest.raises(ConfigError, match=r"pictures: expected at most 32, or a multiple of it, .* found 40"):
+    with pytest.raises(ConfigError, match=r"images: expected at most 32, or a multiple of it, .* found 40"):
         rows("cpu", 40, 2)
 
 
@@ -531,11 +531,11 @@ def test_the_roofline_as_text_and_as_json(quick, capsys):
     assert told["format"] == "vggfeat-bench-roofline"
     assert told["scales"][0]["size"] == [224, 299]
     assert [layer["name"] for layer in told["layers"]][-1] == "fc7"
-    assert told["pictures_per_second"] == pytest.approx(1 / told["total"]["seconds"])
+    assert told["images_per_second"] == pytest.approx(1 / told["total"]["seconds"])
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert f"{told['total']['multiply_adds'] / 1e9:.3g}" in shown
-    assert "a picture of 300 x 400, mirrored" in shown
+    assert "an image of 300 x 400, mirrored" in shown
     for words in ("conv1_1", "224 x 299", "GB/s", "at most", "bound by"):
         assert words in shown
 
@@ -555,7 +555,7 @@ def test_the_device_is_made_ready_as_for_extraction(command, quick, monkeypatch,
     asked = []
     monkeypatch.setattr("vggfeat.devices.ready_device", lambda name: asked.append(name) or "cpu")
     monkeypatch.setattr("vggfeat.devices.default_batch_pixels", lambda device: 12345678)
-    short = ["--pictures", "1", "--rounds", "1", "--no-plain", "--workers", "0"] if command == "extract" else []
+    short = ["--images", "1", "--rounds", "1", "--no-plain", "--workers", "0"] if command == "extract" else []
     assert run(["bench", command, *SMALL[:-1], "nothing", "--seconds", "0.01", *short, "--json"]) == 0
     assert asked == ["nothing"]
     assert json.loads(capsys.readouterr().out)["batch_pixels"] == 12345678
@@ -568,7 +568,7 @@ def test_a_shape_that_is_none_is_refused(shape, capsys):
 
 
 def test_the_measurement_as_text_and_as_json(quick, capsys):
-    words = ["bench", "extract", *SMALL, "--precision", "fp32", "--pictures", "2", "--workers", "0", "--threads", "1",
+    words = ["bench", "extract", *SMALL, "--precision", "fp32", "--images", "2", "--workers", "0", "--threads", "1",
              "--rounds", "1", "--seconds", "0.01"]  # fmt: skip
     assert run([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -577,7 +577,7 @@ def test_the_measurement_as_text_and_as_json(quick, capsys):
     assert [form["precision"] for form in told["forms"]] == ["fp32"]
     (plain,) = told["plain"]
     assert plain["least_cosine"] > 1 - 1e-6
-    expected = {"pictures": 2, "repeat": 1, "workers": 0, "threads": 1, "rounds": 1, "seconds": 0.01,
+    expected = {"images": 2, "repeat": 1, "workers": 0, "threads": 1, "rounds": 1, "seconds": 0.01,
                 "batch_pixels": 1 << 20, "shard_rows": 2, "compiled": False, "seed": 0}  # fmt: skip
     assert {name: told[name] for name in expected} == expected
     assert told["versions"]["torch"] == version("torch")
@@ -585,7 +585,7 @@ def test_the_measurement_as_text_and_as_json(quick, capsys):
     shown = capsys.readouterr().out
     assert "plain baseline" not in shown
     assert "fp32, size" in shown
-    assert f"{told['picture_multiply_adds'] / 1e9:.4g} G" in shown
+    assert f"{told['image_multiply_adds'] / 1e9:.4g} G" in shown
 
 
 def test_the_text_shows_the_figures_of_the_json():
@@ -611,7 +611,7 @@ def test_the_text_shows_the_figures_of_the_json():
     ],
 )
 def test_forms_that_are_not_possible_are_refused_in_a_line(words, message, capsys):
-    quick = ["--pictures", "1", "--rounds", "1", "--seconds", "0.01", "--no-plain", "--workers", "0"]
+    quick = ["--images", "1", "--rounds", "1", "--seconds", "0.01", "--no-plain", "--workers", "0"]
     assert run(["bench", "extract", *SMALL, *quick, *words]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -12,18 +12,16 @@ from vggfeat.metrics import average_precision, class_recall, predict_classes
 ROWS, CLASSES = 40, 3
 
 
-def make_test(seed=0, *, single=False, pictures=None):
+def make_test(seed=0, *, single=False, images=None):
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((ROWS, CLASSES)) < 0.3, 1, -1).astype(np.int8)
     labels[rng.random((ROWS, CLASSES)) < 0.1] = 0
     if single:
         labels = np.where(rng.integers(CLASSES, size=ROWS)[:, None] == np.arange(CLASSES), 1, -1).astype(np.int8)
-    # Few different scores, so that many are equal; and a picture that failed.
+    # Few different scores, so that many are equal; and an image that failed.
     first, second = (labels + np.round(2 * rng.standard_normal((ROWS, CLASSES))) for _ in range(2))
     first[7], second[9] = -np.inf, -np.inf
-    return PairedScores(
-        pictures=pictures or [f"{row}" for row in range(ROWS)], labels=labels, first=first, second=second
-    )
+    return PairedScores(images=images or [f"{row}" for row in range(ROWS)], labels=labels, first=first, second=second)
 
 
 def value(labels, scores, measure):
@@ -39,10 +37,10 @@ def value(labels, scores, measure):
 @pytest.mark.parametrize("measure", ["ap-11-point", "ap-area", "recall", "accuracy"])
 @pytest.mark.parametrize("together", [False, True])
 def test_each_resample_is_that_of_the_rows_drawn(measure, together, monkeypatch):
-    pictures = [f"{row // 3}" for row in range(ROWS)] if together else None
+    images = [f"{row // 3}" for row in range(ROWS)] if together else None
     single = measure in ("recall", "accuracy")
-    tests = [make_test(seed, single=single, pictures=pictures) for seed in (0, 1)]
-    names = list(dict.fromkeys(tests[0].pictures))
+    tests = [make_test(seed, single=single, images=images) for seed in (0, 1)]
+    names = list(dict.fromkeys(tests[0].images))
     settings = BootstrapSettings(resamples=60, seed=5)
     drawn, draws = [], bootstrap._draws
 
@@ -59,7 +57,7 @@ def test_each_resample_is_that_of_the_rows_drawn(measure, together, monkeypatch)
         assert counts.sum() == len(names)
         both = []
         for test in tests:
-            times = [int(counts[names.index(picture)]) for picture in test.pictures]
+            times = [int(counts[names.index(image)]) for image in test.images]
             rows = np.repeat(np.arange(ROWS), times)
             both.append([value(test.labels[rows], scores[rows], measure) for scores in (test.first, test.second)])
         means.append(np.mean([np.nanmean(second) - np.nanmean(first) for first, second in both]))
@@ -69,15 +67,15 @@ def test_each_resample_is_that_of_the_rows_drawn(measure, together, monkeypatch)
     np.testing.assert_allclose(found.interval, np.percentile(means[1:], [2.5, 97.5]), atol=1e-6)
     expected = np.nanpercentile(per_class[1:], [2.5, 97.5], axis=0).T
     np.testing.assert_allclose(found.class_intervals, expected, atol=1e-6)
-    assert (found.pictures, found.settings) == (len(names), settings)
+    assert (found.images, found.settings) == (len(names), settings)
 
 
 def test_an_interval_is_that_of_the_binomial_distribution():
-    # Right on 30 of 100 pictures, and on none: the resampled differences are Binomial(100, 0.3) / 100.
+    # Right on 30 of 100 images, and on none: the resampled differences are Binomial(100, 0.3) / 100.
     labels = np.tile(np.array([[1, -1]], np.int8), (100, 1))
     wrong = np.tile([[0.0, 1.0]], (100, 1))
     right = np.where(np.arange(100)[:, None] < 30, [[1.0, 0.0]], wrong)
-    test = PairedScores(pictures=[f"{row}" for row in range(100)], labels=labels, first=wrong, second=right)
+    test = PairedScores(images=[f"{row}" for row in range(100)], labels=labels, first=wrong, second=right)
     found = paired_bootstrap([test], "accuracy", BootstrapSettings(resamples=20_000))
     assert found.mean == pytest.approx(0.3)
     np.testing.assert_allclose(found.interval, binom.ppf([0.025, 0.975], 100, 0.3) / 100, atol=0.011)
@@ -85,7 +83,7 @@ def test_an_interval_is_that_of_the_binomial_distribution():
     np.testing.assert_allclose(narrow.interval, binom.ppf([0.25, 0.75], 100, 0.3) / 100, atol=0.011)
 
 
-def test_every_picture_is_drawn_as_often_as_any_other():
+def test_every_image_is_drawn_as_often_as_any_other():
     counts = np.concatenate(list(bootstrap._draws(20, 20, BootstrapSettings(resamples=4000))))
     assert counts.shape == (4000, 20)
     assert (counts.sum(axis=1) == 20).all()
@@ -96,7 +94,7 @@ def test_every_picture_is_drawn_as_often_as_any_other():
 
 def test_equal_runs_do_not_differ_whatever_is_drawn():
     test = make_test()
-    same = PairedScores(pictures=test.pictures, labels=test.labels, first=test.first, second=test.first)
+    same = PairedScores(images=test.images, labels=test.labels, first=test.first, second=test.first)
     found = paired_bootstrap([same], "ap-area", BootstrapSettings(resamples=50))
     assert (found.mean, found.interval) == (0, (0, 0))
 
@@ -114,7 +112,7 @@ def test_a_class_without_a_positive_has_no_value_and_does_not_count():
     test = make_test()
     labels = test.labels.copy()
     labels[:, 1] = -1
-    bare = PairedScores(pictures=test.pictures, labels=labels, first=test.first, second=test.second)
+    bare = PairedScores(images=test.images, labels=labels, first=test.first, second=test.second)
     found = paired_bootstrap([bare], "ap-11-point", BootstrapSettings(resamples=50))
     assert np.isnan(found.classes).tolist() == [False, True, False]
     assert np.isnan(found.class_intervals[1]).all()
@@ -125,8 +123,8 @@ def test_what_is_refused():
     test = make_test()
     with pytest.raises(ConfigError, match="measure: expected one of ap-11-point"):
         paired_bootstrap([test], "ap")
-    with pytest.raises(FitError, match="expected tested pictures to draw from, found none"):
+    with pytest.raises(FitError, match="expected tested images to draw from, found none"):
         paired_bootstrap([], "ap-area")
-    unknown = PairedScores(pictures=test.pictures, labels=test.labels, first=test.first * np.nan, second=test.second)
+    unknown = PairedScores(images=test.images, labels=test.labels, first=test.first * np.nan, second=test.second)
     with pytest.raises(FitError, match="found NaN"):
         paired_bootstrap([unknown], "ap-area")

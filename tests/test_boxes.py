@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggfeat.datasets import ilsvrc
-from vggfeat.datasets.boxes import read_boxes, select_pictures
+from vggfeat.datasets.boxes import read_boxes, select_images
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, Shards
 from vggfeat.synthetic import write
@@ -49,7 +49,7 @@ def put_all(folder: Path, files: dict[str, str]) -> None:
         put(folder / f"{name}.xml", text)
 
 
-def pictures_in(root: Path, val: str = "val") -> ClassificationSet:
+def images_in(root: Path, val: str = "val") -> ClassificationSet:
     for name in (f"{CAT}_7", f"{CAT}_8", f"{DOG}_12", f"{DOG}_300"):
         put(root / "train" / name.partition("_")[0] / f"{name}.JPEG")
     for number in (1, 2):
@@ -73,7 +73,7 @@ PLACES = [
 @pytest.mark.parametrize(("train", "val"), PLACES)
 def test_boxes_are_found_wherever_the_archives_put_them(tmp_path, train, val):
     root = tmp_path / "one" / "two"
-    data = pictures_in(root)
+    data = images_in(root)
     put_all(root / train, TRAIN)
     put_all(root / val, VAL)
     found = read_boxes(root, data.train, "train")
@@ -86,15 +86,15 @@ def test_boxes_are_found_wherever_the_archives_put_them(tmp_path, train, val):
     assert found.of(3).tolist() == []
     assert found.has.tolist() == [True, True, True, False]
     assert found.sizes.tolist() == [[375, 500], [375, 500], [375, 500], [0, 0]]
-    assert found.notes[0] == "3 of 4 train pictures have boxes of their class, 4 in all"
+    assert found.notes[0] == "3 of 4 train images have boxes of their class, 4 in all"
     validation = read_boxes(root, data.val, "val")
     assert [validation.of(row).tolist() for row in range(2)] == [[[0, 0, 1, 1]], [[2, 3, 5, 6]]]
     assert validation.sizes.tolist() == [[375, 500], [10, 20]]
     assert not validation.excluded.any()
 
 
-def test_boxes_beyond_the_picture_are_kept_as_annotated_and_said(tmp_path):
-    data = pictures_in(tmp_path)
+def test_boxes_beyond_the_image_are_kept_as_annotated_and_said(tmp_path):
+    data = images_in(tmp_path)
     put_all(tmp_path / "Annotations" / "train", TRAIN)
     found = read_boxes(tmp_path, data.train, "train")
     # A pixel too many is how some count, and is not said.
@@ -103,32 +103,32 @@ def test_boxes_beyond_the_picture_are_kept_as_annotated_and_said(tmp_path):
     put_all(tmp_path / "Annotations" / "train", {f"{DOG}/{DOG}_300": annotation((DOG, -40, 2, 600, 375))})
     found = read_boxes(tmp_path, data.train, "train")
     assert found.of(1).tolist() == [[-41, 1, 600, 375]]
-    assert found.notes[1] == f"boxes of 1 pictures reach beyond the picture, the first is {DOG}_300.xml"
+    assert found.notes[1] == f"boxes of 1 images reach beyond the image, the first is {DOG}_300.xml"
 
 
 def test_annotations_may_lie_elsewhere(tmp_path):
-    data = pictures_in(tmp_path / "pictures")
+    data = images_in(tmp_path / "images")
     put_all(tmp_path / "xml" / "train", TRAIN)
-    with pytest.raises(DatasetError, match="expected annotations of the train pictures"):
-        read_boxes(tmp_path / "pictures", data.train, "train")
-    assert len(read_boxes(tmp_path / "pictures", data.train, "train", annotations=tmp_path / "xml").edges) == 4
+    with pytest.raises(DatasetError, match="expected annotations of the train images"):
+        read_boxes(tmp_path / "images", data.train, "train")
+    assert len(read_boxes(tmp_path / "images", data.train, "train", annotations=tmp_path / "xml").edges) == 4
     assert len(read_boxes("anywhere", data.train, "train", annotations=tmp_path / "xml" / "train").edges) == 4
 
 
-def test_held_out_pictures_have_their_boxes_among_those_of_the_training_set(tmp_path):
+def test_held_out_images_have_their_boxes_among_those_of_the_training_set(tmp_path):
     for name, number in ((CAT, 1), (CAT, 2), (DOG, 1), (DOG, 2)):
         put(tmp_path / name / f"{name}_{number}.JPEG")
         put_all(tmp_path / "Annotations" / "train", {f"{name}/{name}_{number}": annotation((name, number, 1, 9, 9))})
     data = ilsvrc.read(tmp_path)
-    for part, pictures in (("train", data.train), ("val", data.val)):
-        found = read_boxes(tmp_path, pictures, part)
-        numbers = [float(path.rpartition("_")[2][0]) for path in pictures.paths]
+    for part, images in (("train", data.train), ("val", data.val)):
+        found = read_boxes(tmp_path, images, part)
+        numbers = [float(path.rpartition("_")[2][0]) for path in images.paths]
         assert found.edges[:, 0].tolist() == [number - 1 for number in numbers]
 
 
 @pytest.mark.parametrize("year", [2014, 2015])
 def test_the_blacklist_goes_by_the_number_in_the_name(tmp_path, year):
-    data = pictures_in(tmp_path)
+    data = images_in(tmp_path)
     put_all(tmp_path / "Annotations" / "val", VAL)
     name = f"ILSVRC{year}_clsloc_validation_blacklist.txt"
     put(tmp_path / f"ILSVRC{year}_devkit" / "data" / name, "1\n36\n")
@@ -136,9 +136,9 @@ def test_the_blacklist_goes_by_the_number_in_the_name(tmp_path, year):
     assert [(path[-6], bool(out)) for path, out in zip(data.val.paths, found.excluded, strict=True)] == [
         ("2", False), ("1", True),
     ]  # fmt: skip
-    assert found.notes[1] == f"{name}: 1 pictures do not count"
+    assert found.notes[1] == f"{name}: 1 images do not count"
     put(tmp_path / f"ILSVRC{year}_devkit" / "data" / name, "1\nn36\n")
-    with pytest.raises(DatasetError, match=rf"{name}, line 2: expected the number of a picture, found 'n36'"):
+    with pytest.raises(DatasetError, match=rf"{name}, line 2: expected the number of an image, found 'n36'"):
         read_boxes(tmp_path, data.val, "val")
 
 
@@ -155,46 +155,46 @@ def test_the_blacklist_goes_by_the_number_in_the_name(tmp_path, year):
     ],
 )
 def test_files_that_are_no_annotations_are_named(tmp_path, text, told):
-    data = pictures_in(tmp_path)
+    data = images_in(tmp_path)
     put_all(tmp_path / "Annotations" / "val", {**VAL, "ILSVRC2012_val_00000001": text})
     with pytest.raises(DatasetError, match=rf"ILSVRC2012_val_00000001\.xml.*{told}"):
         read_boxes(tmp_path, data.val, "val")
 
 
 def test_a_validation_set_that_lacks_an_annotation_is_refused(tmp_path):
-    data = pictures_in(tmp_path)
+    data = images_in(tmp_path)
     put_all(tmp_path / "Annotations" / "val", {"ILSVRC2012_val_00000002": VAL["ILSVRC2012_val_00000002"]})
     with pytest.raises(DatasetError, match=r"found none for val/\w+1\.JPEG; unpack ILSVRC2012_bbox_"):
         read_boxes(tmp_path, data.val, "val")
 
 
 def test_annotations_of_other_classes_are_said_and_if_many_refused(tmp_path):
-    data = pictures_in(tmp_path)
+    data = images_in(tmp_path)
     strange = {**TRAIN, f"{DOG}/{DOG}_12": annotation(("fox", 1, 1, 2, 2))}
     put_all(tmp_path / "Annotations" / "train", strange)
     found = read_boxes(tmp_path, data.train, "train")
     assert found.has.tolist() == [False, True, True, False]
-    assert found.notes[1].startswith("1 annotations have no object of their picture's class, the first is ")
+    assert found.notes[1].startswith("1 annotations have no object of their image's class, the first is ")
     assert found.notes[1].endswith(f"{DOG}_12.xml, fox")
     put_all(tmp_path / "Annotations" / "train", {**strange, f"{DOG}/{DOG}_300": annotation()})
-    with pytest.raises(DatasetError, match=r"found others in 2 of 3 annotations, the first is .*give pictures and"):
+    with pytest.raises(DatasetError, match=r"found others in 2 of 3 annotations, the first is .*give images and"):
         read_boxes(tmp_path, data.train, "train")
 
 
 def test_some_rows_of_all(tmp_path):
-    data = pictures_in(tmp_path)
+    data = images_in(tmp_path)
     put_all(tmp_path / "Annotations" / "train", TRAIN)
     found = read_boxes(tmp_path, data.train, "train")
     rows = np.array([0, 2])
-    some, pictures = found.select(rows), select_pictures(data.train, rows)
+    some, images = found.select(rows), select_images(data.train, rows)
     assert [some.of(row).tolist() for row in range(2)] == [found.of(0).tolist(), found.of(2).tolist()]
-    assert [path[-8:] for path in pictures.paths] == ["_12.JPEG", "5_7.JPEG"]
-    assert pictures.targets.tolist() == [0, 1]
+    assert [path[-8:] for path in images.paths] == ["_12.JPEG", "5_7.JPEG"]
+    assert images.targets.tolist() == [0, 1]
     assert found.select(np.arange(4)).fingerprint() == found.fingerprint() != some.fingerprint()
     assert len(found.select(np.array([3])).edges) == 0
     places = np.arange(12).reshape(4, 3)
     packed = replace(data.train, shards=Shards(("a.tar",) * 10, places))
-    assert select_pictures(packed, rows).shards.places.tolist() == places[rows].tolist()
+    assert select_images(packed, rows).shards.places.tolist() == places[rows].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_rendered_boxes_are_those_of_the_solution(rendered):
         boxes = np.array([words[k + 1 : k + 5] for k in range(0, len(words), 5)], float)
         assert (found.of(row) == boxes - np.array([1, 1, 0, 0])).all()
     train = read_boxes(rendered, data.train, "train")
-    # Four of five training pictures have an annotation.
+    # Four of five training images have an annotation.
     assert train.has.sum() == len(list(rendered.glob("ILSVRC/Annotations/CLS-LOC/train/*/*.xml")))
     assert train.has.mean() == pytest.approx(0.8, abs=0.02)
 

@@ -1,10 +1,10 @@
-"""The pages in a real browser: nothing complains, nothing is loaded, tables sort, pictures show, nothing overflows."""
+"""The pages in a real browser: nothing complains, nothing is loaded, tables sort, images show, nothing overflows."""
 
 import json
 
 import pytest
 from browsing import browser, chromium
-from page_runs import HOSTILE, make_pictures, make_run, make_table
+from page_runs import HOSTILE, make_images, make_run, make_table
 
 from vggfeat.bootstrap import BootstrapSettings
 from vggfeat.page.building import PageSettings, make_page
@@ -23,18 +23,18 @@ def pages(tmp_path_factory):
     _, dataset = make_run(root / "good.svm", noise=0.8, boxes=True, failed=(20,))
     make_run(root / "bad.svm", noise=3.0, boxes=True)
     make_run(root / "single.svm", single=True, noise=1.5)
-    make_pictures(root / "pictures", dataset)
+    make_images(root / "images", dataset)
     training = root / "training-of-a-net-with-a-name-that-is-longer-than-a-phone-is-wide"
     training.mkdir()
     lines = [{"kind": "train", "step": step, "loss": 5 / step, "lr": 0.01, "images_per_s": 9.5} for step in (50, 100)]
     lines += [{"kind": "validation", "step": 100, "top1_error": 0.25, "top5_error": 0.125}]
     (training / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    settings = PageSettings(pictures=root / "pictures", bootstrap=BootstrapSettings(resamples=100), workers=0)
+    settings = PageSettings(images=root / "images", bootstrap=BootstrapSettings(resamples=100), workers=0)
     found = {
         "runs": make_page([root / "bad.svm", root / "good.svm", training], settings),
         "single": make_page([root / "single.svm"], settings),
     }
-    contents = {name: page.content for name, page in found.items()} | {"similar": similar(dataset, root / "pictures")}
+    contents = {name: page.content for name, page in found.items()} | {"similar": similar(dataset, root / "images")}
     for name, content in contents.items():
         (root / f"{name}.html").write_bytes(content)
     return root
@@ -63,7 +63,7 @@ WIDTHS = pytest.mark.parametrize("width", [PHONE, DESK])
 
 @NAMES
 @WIDTHS
-def test_it_opens_without_a_complaint_and_shows_its_pictures(pages, tab, name, width):
+def test_it_opens_without_a_complaint_and_shows_its_images(pages, tab, name, width):
     tab.complaints.clear()
     tab.requests.clear()
     tab.open(pages / f"{name}.html", width=width)

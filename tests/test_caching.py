@@ -1,4 +1,4 @@
-"""The main job from picture files to a feature file: resumption, refusals, bad pictures."""
+"""The main job from image files to a feature file: resumption, refusals, bad images."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 
 from vggfeat import caching, computing
 from vggfeat.caching import CacheSettings, cache_features
-from vggfeat.contract import PICTURES, cosines
+from vggfeat.contract import IMAGES, cosines
 from vggfeat.datasets.front import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extraction import Extraction, ExtractionSettings
@@ -38,7 +38,7 @@ def draw(path: Path, seed: int, size=(70, 60)) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number in range(10):
         draw(folder / ("cat" if number % 2 else "dog") / f"{number}.png", number, (70 + number % 3, 60))
     return folder
@@ -49,19 +49,19 @@ def backbone():
     return random_backbone(NET)
 
 
-def test_every_row_is_the_feature_of_its_own_picture(root, tmp_path, backbone):
+def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
     summary = cache_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
     assert (summary.total, summary.resumed, summary.failures) == (10, 0, ())
     extraction = Extraction(random_backbone(NET), SETTINGS)
     with h5py.File(tmp_path / "x.h5") as file:  # by a reader that knows nothing of vggfeat
         for row, name in enumerate(file["ids"][:]):
-            picture = decode(Request(str(root / name.decode()), (None,)), DecodeSettings())
-            expected = extraction.rows([picture])[0].features
+            image = decode(Request(str(root / name.decode()), (None,)), DecodeSettings())
+            expected = extraction.rows([image])[0].features
             scale = np.abs(expected).max()
             np.testing.assert_allclose(file["features"][row], expected, rtol=1e-4, atol=1e-5 * scale)
-            assert file["sha256"][row].tobytes() == picture.sha256
-            assert tuple(file["sizes"][row]) == picture.size
+            assert file["sha256"][row].tobytes() == image.sha256
+            assert tuple(file["sizes"][row]) == image.size
             assert bytes(file["classes"][np.argmax(file["labels"][row])]).decode() == name.decode().split("/")[0]
     assert not (tmp_path / "x.h5.parts").exists()
 
@@ -133,7 +133,7 @@ def test_workers_change_no_byte(root, tmp_path, backbone):
         ("allow_truncated", {"decode": DecodeSettings(allow_truncated=True)}),
         ("max_pixels", {"decode": DecodeSettings(max_pixels=10**7)}),
         ("torch", {"versions": "9.9"}),
-        ("picture_sizes", {"grow": True}),
+        ("image_sizes", {"grow": True}),
         ("shard_rows", {"cache": replace(CACHE, shard_rows=3)}),
         ("threads", {"threads": 1}),
     ],
@@ -193,14 +193,14 @@ def test_overwrite_replaces_a_file_of_other_settings(root, tmp_path, backbone):
 
 
 @pytest.fixture
-def with_bad_pictures(tmp_path) -> Path:
+def with_bad_images(tmp_path) -> Path:
     folder = tmp_path / "in" / "a"
     for number in range(6):
         draw(folder / f"{number}.png", number)
     whole = (folder / "0.png").read_bytes()
     (folder / "b-truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "c-empty.jpg").write_bytes(b"")
-    (folder / "d-text.jpg").write_text("no picture")
+    (folder / "d-text.jpg").write_text("no image")
     (folder / "e-wrong-suffix.jpg").write_bytes(whole)
     os.mkfifo(folder / "f-fifo.png")
     (folder / "g-loop.png").symlink_to(folder / "g-loop.png")
@@ -215,8 +215,8 @@ def with_bad_pictures(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_stop_nothing_shift_nothing_and_are_named(with_bad_pictures, tmp_path, workers):
-    dataset = open_dataset("folder", with_bad_pictures)
+def test_bad_images_stop_nothing_shift_nothing_and_are_named(with_bad_images, tmp_path, workers):
+    dataset = open_dataset("folder", with_bad_images)
     summary = cache_features(
         dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=replace(CACHE, workers=workers)
     )
@@ -237,8 +237,8 @@ def test_bad_pictures_stop_nothing_shift_nothing_and_are_named(with_bad_pictures
     with FeatureFile(tmp_path / "x.h5") as file:
         for name in ("a/5.png", "a/e-wrong-suffix.jpg", "a/m-clear.png"):
             row = file.dataset.ids.index(name)
-            picture = decode(Request(str(with_bad_pictures / name), (None,)), DecodeSettings())
-            expected = extraction.rows([picture])[0].features
+            image = decode(Request(str(with_bad_images / name), (None,)), DecodeSettings())
+            expected = extraction.rows([image])[0].features
             np.testing.assert_allclose(file.read([row])[0], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
         same = [file.read([file.dataset.ids.index(name)])[0] for name in ("a/0.png", "a/e-wrong-suffix.jpg")]
         np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
@@ -357,14 +357,14 @@ def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, 
     settings = replace(SETTINGS, precision="bf16")
     done = cache_features(dataset, random_backbone(NET), out, settings, cache=CACHE)
     found = compared(out)
-    assert found["pictures"] == PICTURES
+    assert found["images"] == IMAGES
     rows = [0, 3, 6, 9]
     cache_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, cache=CACHE)
     with FeatureFile(out) as half, FeatureFile(tmp_path / "exact.h5") as exact:
-        # Alone in a batch, a picture gets other last bits.
+        # Alone in a batch, an image gets other last bits.
         assert found["least"] == pytest.approx(cosines(half.features[rows], exact.features[rows]).min(), abs=1e-6)
     assert 0.999 < found["least"] < 1
-    assert done.notes[-1].endswith(f"the least cosine of a vector of 4 pictures is {found['least']:.6f}")
+    assert done.notes[-1].endswith(f"the least cosine of a vector of 4 images is {found['least']:.6f}")
     assert cache_features(dataset, random_backbone(NET), out, settings, cache=CACHE).notes == done.notes
     assert compared(tmp_path / "exact.h5") is None
 
@@ -376,14 +376,14 @@ def test_a_net_that_does_not_stand_half_precision_is_named(root, tmp_path, monke
     assert done.notes[-1].endswith("below 1.1: with this net take --precision fp32")
 
 
-def test_where_every_picture_fails_nothing_is_compared(tmp_path):
+def test_where_every_image_fails_nothing_is_compared(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "a.png").write_bytes(b"no image")
     settings = replace(SETTINGS, precision="bf16")
     done = cache_features(
         open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
     )
-    assert compared(tmp_path / "x.h5") == {"least": None, "pictures": 0}
+    assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
     assert done.notes[-1].endswith("so nothing is known of the difference")
 
 
@@ -395,12 +395,12 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
     settings = replace(SETTINGS, precision="bf16")
     done = cache_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE)
     assert done.failures == ()
-    assert compared(tmp_path / "x.h5") == {"least": None, "pictures": 0}
+    assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
 
 
 def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, monkeypatch):
     draw(tmp_path / "in" / "a.png", 1)
-    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "b.png").write_bytes(b"no image")
     out, net = tmp_path / "x.h5", random_backbone(NET)
     cache_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, cache=CACHE)
     told = failures_path(out).read_text()

@@ -25,7 +25,7 @@ def fill(folder: Path, count: int, pattern: str = "image_{:04d}.jpg") -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Three classes of 4, 5 and 9 pictures, so that SMALL leaves 1, 2 and 6 to test, of which 2 are taken."""
+    """Three classes of 4, 5 and 9 images, so that SMALL leaves 1, 2 and 6 to test, of which 2 are taken."""
     tree = tmp_path / "101_ObjectCategories"
     for cls, count in (("wrench", 4), ("BACKGROUND_Google", 5), ("accordion", 9)):
         fill(tree / cls, count)
@@ -64,7 +64,7 @@ class TestRule:
         assert drawn.test == ranked[30:80]
 
     def test_the_official_numbers_are_the_papers(self):
-        # 20 % of 30 and of 60 training pictures
+        # 20 % of 30 and of 60 training images
         assert caltech.OFFICIAL[101] == SplitRule(train=30, held_out=6, test=50)
         assert caltech.OFFICIAL[256] == SplitRule(train=60, held_out=12, test=None)
 
@@ -72,10 +72,10 @@ class TestRule:
         drawn = caltech.OFFICIAL[256].draw(0, "257.clutter", [str(number) for number in range(827)])
         assert (len(drawn.train), len(drawn.held_out), len(drawn.test)) == (60, 12, 767)
 
-    def test_the_smallest_class_leaves_one_picture_to_test(self):
+    def test_the_smallest_class_leaves_one_image_to_test(self):
         names = [str(number) for number in range(31)]
         assert len(caltech.OFFICIAL[101].draw(0, "inline_skate", names).test) == 1
-        with pytest.raises(DatasetError, match=r"inline_skate: expected at least 31 pictures.*found 30"):
+        with pytest.raises(DatasetError, match=r"inline_skate: expected at least 31 images.*found 30"):
             caltech.OFFICIAL[101].draw(0, "inline_skate", names[:30])
 
     def test_the_order_of_the_names_does_not_matter(self):
@@ -202,7 +202,7 @@ class TestRead:
 
     def test_a_class_that_is_too_small_is_named_with_count_and_need(self, small):
         (small / "wrench" / "image_0001.jpg").unlink()
-        with pytest.raises(DatasetError, match=r"wrench: expected at least 4 pictures .*found 3"):
+        with pytest.raises(DatasetError, match=r"wrench: expected at least 4 images .*found 3"):
             caltech.read(small, 101, rule=SMALL)
 
     def test_the_order_of_the_file_system_does_not_matter(self, small, monkeypatch):

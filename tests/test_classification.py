@@ -20,7 +20,7 @@ from vggfeat.classification.crops import centre, grid
 from vggfeat.classification.posteriors import Posteriors, PosteriorSettings, cut, cut_mirrored
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
-from vggfeat.images.decoding import DecodeSettings, Picture, Request, decode
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, decode
 from vggfeat.localisation.head import BOX_FACTS
 from vggfeat.models import VGG, initialise
 from vggfeat.report.classification import result_notes, results_json, text_table
@@ -50,9 +50,9 @@ def backbone(net="A", classes=(), count=CLASSES, width=1 / 32, facts=None, seed=
     )
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Picture((pixels,), (height, width), bytes([seed]) * 32)
+    return DecodedImage((pixels,), (height, width), bytes([seed]) * 32)
 
 
 def flipped(made):
@@ -70,14 +70,14 @@ def close(found, expected):
 
 
 def brought(net, made, side):
-    """One picture as the net wants it, (3, H, W)."""
+    """One image as the net wants it, (3, H, W)."""
     pixels = torch.from_numpy(made.regions[0]).permute(2, 0, 1)
     scaled = rescale(pixels, rescaled_size(*pixels.shape[1:], side))
     return scaled - torch.tensor(net.mean)[:, None, None]
 
 
 def scores(net, image):
-    """The class score map of one picture, (K, h, w), in double precision."""
+    """The class score map of one image, (K, h, w), in double precision."""
     with torch.inference_mode():
         return net.model(image[None])["fc8"][0].double().numpy()
 
@@ -124,8 +124,8 @@ def test_crops_are_cut_where_the_grid_says_and_mirrored_one_by_one():
 # Posteriors.
 
 
-def test_crops_and_whole_pictures_are_the_same_at_exactly_224():
-    net, made = backbone(), picture(224, 224, 1)
+def test_crops_and_whole_images_are_the_same_at_exactly_224():
+    net, made = backbone(), image(224, 224, 1)
     both = [posteriors(net, one, mode="crop", scales=(224,)) for one in (made, flipped(made))]
     for softmax in ("after", "before"):
         dense = posteriors(net, made, mode="dense", scales=(224,), softmax=softmax)
@@ -137,12 +137,12 @@ def test_crops_and_whole_pictures_are_the_same_at_exactly_224():
 
 @pytest.mark.parametrize("softmax", ["after", "before"])
 def test_dense_posteriors_are_what_section_3_2_says(softmax):
-    net, made = backbone("B"), picture(120, 200, 2)
+    net, made = backbone("B"), image(120, 200, 2)
     found = posteriors(net, made, mode="dense", scales=(256, 300), softmax=softmax)
     assert found.shape == (2, CLASSES)
     for row, side in zip(found, (256, 300), strict=True):
-        image = brought(net, made, side)
-        maps = [scores(net, one) for one in (image, image.flip(-1))]
+        tensor = brought(net, made, side)
+        maps = [scores(net, one) for one in (tensor, tensor.flip(-1))]
         assert maps[0].shape[1] * maps[0].shape[2] > 2
         if softmax == "after":
             expected = [soft(one.mean((1, 2))) for one in maps]
@@ -155,7 +155,7 @@ def test_dense_posteriors_are_what_section_3_2_says(softmax):
 def test_soft_max_before_and_after_the_average_differ_as_computed_by_hand(monkeypatch):
     # Scores of two classes at two positions: (0, ln 9) and (0, 0). After: soft-max of the mean (0, ln 3) = (1/4, 3/4).
     # Before: the mean of (1/10, 9/10) and (1/2, 1/2) = (0.3, 0.7). The mirror has the same scores.
-    net, made = backbone(count=2), picture(224, 256, 3)
+    net, made = backbone(count=2), image(224, 256, 3)
     scored = torch.tensor([[0.0, 0.0], [np.log(9.0), 0.0]])[:, None]
     monkeypatch.setattr(VGG, "forward", lambda self, x, maps: {"fc8": scored.expand(len(x), 2, 1, 2)})
     close(posteriors(net, made, scales=(224,), softmax="after"), [[0.25, 0.75]])
@@ -163,7 +163,7 @@ def test_soft_max_before_and_after_the_average_differ_as_computed_by_hand(monkey
 
 
 def test_soft_max_at_every_position_is_the_same_in_strips():
-    net, made = backbone(), picture(224, 1500, 4)
+    net, made = backbone(), image(224, 1500, 4)
     for softmax in ("after", "before"):
         whole, strips = (
             posteriors(net, made, scales=(224,), softmax=softmax, batch_pixels=pixels)
@@ -173,21 +173,21 @@ def test_soft_max_at_every_position_is_the_same_in_strips():
 
 
 def test_multi_crop_posteriors_are_the_mean_over_fifty_crops():
-    net, made = backbone(), picture(100, 130, 5)
-    image = brought(net, made, 240)
+    net, made = backbone(), image(100, 130, 5)
+    tensor = brought(net, made, 240)
     expected = []
     for i in range(5):
         for j in range(5):
-            top, left = (i * (image.shape[1] - 224)) // 4, (j * (image.shape[2] - 224)) // 4
-            crop = image[:, top : top + 224, left : left + 224]
+            top, left = (i * (tensor.shape[1] - 224)) // 4, (j * (tensor.shape[2] - 224)) // 4
+            crop = tensor[:, top : top + 224, left : left + 224]
             expected += [soft(scores(net, one)[:, 0, 0]) for one in (crop, crop.flip(-1))]
     assert len(expected) == 50
     close(posteriors(net, made, mode="multi-crop", scales=(240,))[0], np.mean(expected, axis=0))
 
 
-def test_pictures_of_one_batch_do_not_mix():
+def test_images_of_one_batch_do_not_mix():
     net = backbone()
-    made = [picture(100, 130, seed) for seed in range(3)]
+    made = [image(100, 130, seed) for seed in range(3)]
     settings = PosteriorSettings(mode="multi-crop", scales=(230,), batch_pixels=7 * 224 * 224)
     rows = Posteriors(net, settings).rows(made)
     for one, row in zip(made, rows, strict=True):
@@ -198,7 +198,7 @@ def test_no_pass_of_crops_has_more_pixels_than_allowed(monkeypatch):
     seen = []
     original = VGG.forward
     monkeypatch.setattr(VGG, "forward", lambda self, x, *more: seen.append(len(x)) or original(self, x, *more))
-    posteriors(backbone(), picture(100, 130), mode="multi-crop", scales=(230,), batch_pixels=22 * 224 * 224)
+    posteriors(backbone(), image(100, 130), mode="multi-crop", scales=(230,), batch_pixels=22 * 224 * 224)
     assert seen == [22, 22, 6]
 
 
@@ -212,7 +212,7 @@ def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, x, *more)
 
-    made, settings = picture(side, side), PosteriorSettings(mode="multi-crop", scales=(side,))
+    made, settings = image(side, side), PosteriorSettings(mode="multi-crop", scales=(side,))
     expected = posteriors(backbone(), made, mode="multi-crop", scales=(side,))
     monkeypatch.setattr(VGG, "forward", scarce)
     most = 1
@@ -245,10 +245,10 @@ def test_centre_crops_are_those_of_torchvision():
     steps = [v2.ToDtype(torch.float32), v2.Resize(256, antialias=True), v2.CenterCrop(224)]
     steps.append(v2.Normalize(net.mean, net.std))
     # Sides for which torchvision, which rounds otherwise, sees the same pixels.
-    for made in (picture(100, 150, 6), picture(150, 100, 7), picture(256, 256, 8), picture(512, 640, 9)):
-        image = torch.from_numpy(made.regions[0]).permute(2, 0, 1)
+    for made in (image(100, 150, 6), image(150, 100, 7), image(256, 256, 8), image(512, 640, 9)):
+        tensor = torch.from_numpy(made.regions[0]).permute(2, 0, 1)
         with torch.inference_mode():
-            expected = torch.softmax(plain(v2.Compose(steps)(image)[None]), 1).numpy()
+            expected = torch.softmax(plain(v2.Compose(steps)(tensor)[None]), 1).numpy()
         close(posteriors(net, made, mode="crop", scales=(256,)), expected)
 
 
@@ -324,7 +324,7 @@ def draw(path: Path, seed: int, size=(70, 60)) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for k, name in enumerate(("ant", "bee", "cat")):
         for number in range(4):
             draw(folder / "train" / name / f"{number}.png", 100 + 4 * k + number)
@@ -340,7 +340,7 @@ def data(root):
 SETTINGS = PosteriorSettings(scales=(224, 240))
 
 
-def test_every_row_is_the_posterior_of_its_own_picture_in_the_order_of_the_data(data, root, tmp_path):
+def test_every_row_is_the_posterior_of_its_own_image_in_the_order_of_the_data(data, root, tmp_path):
     net = backbone(classes=("cat", "ant", "bee"), count=3)
     summary = cache_posteriors(data, net, tmp_path / "x.h5", SETTINGS, cache=CACHE)
     assert (summary.total, summary.failures) == (12, ())
@@ -391,7 +391,7 @@ def test_posteriors_of_other_settings_are_refused_with_the_difference_named(data
         cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", replace(SETTINGS, **changed), cache=CACHE)
 
 
-def test_a_packed_copy_gives_the_posteriors_of_its_pictures(data, tmp_path):
+def test_a_packed_copy_gives_the_posteriors_of_its_images(data, tmp_path):
     pack(data, tmp_path / "packed")
     packed = ilsvrc.read(tmp_path / "packed")
     net = backbone(count=3)
@@ -404,12 +404,12 @@ def test_a_packed_copy_gives_the_posteriors_of_its_pictures(data, tmp_path):
         assert file.dataset.ids == as_dataset(data).ids
 
 
-def test_pictures_that_cant_be_read_count_as_wrong_and_are_named(tmp_path):
+def test_images_that_cant_be_read_count_as_wrong_and_are_named(tmp_path):
     for name in ("ant", "bee"):
         draw(tmp_path / "in" / "train" / name / "0.png", 1)
         for number in range(4):
             draw(tmp_path / "in" / "val" / name / f"{name}{number}.png", number)
-    (tmp_path / "in" / "val" / "ant" / "ant1.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "val" / "ant" / "ant1.png").write_bytes(b"no image")
     (tmp_path / "in" / "val" / "bee" / "bee3.png").write_bytes(b"")
     read = ilsvrc.read(tmp_path / "in")
     net = backbone(count=2)
@@ -428,11 +428,11 @@ def test_pictures_that_cant_be_read_count_as_wrong_and_are_named(tmp_path):
     assert found.classes[0].failed == found.classes[1].failed == 1
     assert found.pairs() == [(1, 0, 3)]
     assert "failed: bee3: empty" in text_table(fused, found)
-    assert "2 pictures could not be read" in " ".join(result_notes(fused))
+    assert "2 images could not be read" in " ".join(result_notes(fused))
     assert [row["id"] for row in results_json(fused, found)["failed"]] == ["ant1", "bee3"]
 
 
-def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path):
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
     for name in ("ant", "bee"):
         draw(tmp_path / "train" / name / "0.png", 1)
         draw(tmp_path / "val" / name / "0.png", 1)
@@ -454,8 +454,8 @@ def write_file(
         name="ilsvrc",
         task=Task.SINGLE_LABEL,
         classes=tuple(f"class{k}" for k in range(classes)),
-        ids=tuple(f"picture{n}" for n in order),
-        paths=tuple(f"val/picture{n}.JPEG" for n in order),
+        ids=tuple(f"image{n}" for n in order),
+        paths=tuple(f"val/image{n}.JPEG" for n in order),
         labels=np.where(targets[:, None] == np.arange(classes), 1, -1).astype(np.int8),
         splits={"val": np.arange(count)},
     )
@@ -476,7 +476,7 @@ def write_file(
 
 
 def test_scales_modes_and_nets_are_averaged_as_by_hand(tmp_path):
-    # Two pictures, two classes; what is written down is the posterior of class 0.
+    # Two images, two classes; what is written down is the posterior of class 0.
     def table(*rows):
         return [[[p, 1 - p] for p in row] for row in rows]
 
@@ -509,8 +509,8 @@ def test_rows_are_matched_by_id_and_failures_of_any_file_count(tmp_path):
     expected = ((one + other) / 2)[:, 0]
     expected[[2, 5]] = -np.inf
     np.testing.assert_allclose(fused.posteriors, expected, rtol=1e-6)
-    assert fused.ids == tuple(f"picture{n}" for n in range(7))
-    assert fused.failed == {"picture2": "truncated: gone", "picture5": "truncated: gone"}
+    assert fused.ids == tuple(f"image{n}" for n in range(7))
+    assert fused.failed == {"image2": "truncated: gone", "image5": "truncated: gone"}
 
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):
@@ -559,7 +559,7 @@ def test_files_that_do_not_go_together_are_refused_in_one_line(tmp_path, changed
     assert "\n" not in str(error.value)
 
 
-def test_pictures_of_other_bytes_are_refused(tmp_path):
+def test_images_of_other_bytes_are_refused(tmp_path):
     first = write_file(tmp_path / "a.h5", np.full((4, 1, 3), 1 / 3), net="a")
     swapped = write_file(tmp_path / "b.h5", np.full((4, 1, 3), 1 / 3), net="b")
     with FeatureFile(swapped) as file:
@@ -575,7 +575,7 @@ def test_pictures_of_other_bytes_are_refused(tmp_path):
     with Parts.open(swapped, dataset, key, shape, shard_rows=4) as parts:
         parts.commit(0, block)
         parts.consolidate(key)
-    with pytest.raises(StoreError, match="the picture 'picture2' had other bytes"):
+    with pytest.raises(StoreError, match="the image 'image2' had other bytes"):
         fuse([first, swapped])
 
 
@@ -610,8 +610,8 @@ def fused_of(values, targets, **changed):
     columns = {
         "posteriors": values,
         "targets": np.asarray(targets),
-        "ids": tuple(f"picture{n}" for n in range(count)),
-        "paths": tuple(f"picture{n}.JPEG" for n in range(count)),
+        "ids": tuple(f"image{n}" for n in range(count)),
+        "paths": tuple(f"image{n}.JPEG" for n in range(count)),
         "classes": tuple(f"class{k}" for k in range(classes)),
         "words": {},
         "failed": {},
@@ -633,7 +633,7 @@ def test_errors_are_those_of_scikit_learn():
         rows = targets == k
         expected = 1 - top_k_accuracy_score(targets[rows], fused.posteriors[rows], k=5, labels=labels)
         assert row.top5_error == pytest.approx(expected)
-    assert sum(row.pictures for row in found.classes) == 500
+    assert sum(row.images for row in found.classes) == 500
     assert found.confusion.sum() == 500
 
 
@@ -652,13 +652,13 @@ def test_guesses_are_ranked_best_first_and_equal_ones_by_number():
     assert fused.top(9).shape == (3, 3)
 
 
-def test_a_class_without_pictures_has_no_error_and_a_picture_without_class_is_refused():
+def test_a_class_without_images_has_no_error_and_a_image_without_class_is_refused():
     found = evaluate(fused_of(np.eye(3)[[0, 0]], [0, 2]))
     assert np.isnan(found.classes[1].top1_error)
     assert found.top1_error == 0.5
     fused = fused_of(np.eye(3)[[0, 0]], [0, 2])
     assert results_json(fused, found)["classes"][1]["top1_error"] is None
-    with pytest.raises(FitError, match="found none for picture1"):
+    with pytest.raises(FitError, match="found none for image1"):
         evaluate(fused_of(np.eye(3)[[0, 0]], [0, -1]))
 
 
@@ -667,7 +667,7 @@ def test_a_class_without_pictures_has_no_error_and_a_picture_without_class_is_re
 
 @pytest.fixture(scope="module")
 def official():
-    """What fusing posteriors of the real 50,000 pictures would give, but for the posteriors."""
+    """What fusing posteriors of the real 50,000 images would give, but for the posteriors."""
     names = tuple(sorted({f"n{number:08d}" for number in range(1, 1000)} | {"n01751748"}))
     targets = np.arange(50_000) % 1000
     first = names.index("n01751748")
@@ -717,7 +717,7 @@ def test_the_submission_is_recognised_in_any_order(official):
     assert paper_errors(replace(official, parts=tuple(parts[::-1]))) == [row]
 
 
-def test_other_pictures_are_not_compared_with_the_paper(official):
+def test_other_images_are_not_compared_with_the_paper(official):
     assert is_official(official)
     swapped = official.targets.copy()
     swapped[[0, 1]] = swapped[[1, 0]]

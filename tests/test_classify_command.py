@@ -1,4 +1,4 @@
-"""`vggfeat classify` end to end on rendered pictures: files, exit codes, fusion from files, interruption."""
+"""`vggfeat classify` end to end on rendered images: files, exit codes, fusion from files, interruption."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from vggfeat.store.reading import FeatureFile
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import save_weights
 
-PICTURES = Settings(picture_side=96, classes=6, train=2, val=7)
+IMAGES = Settings(image_side=96, classes=6, train=2, val=7)
 FEW = ("--device", "cpu", "--workers", "0", "--quiet")
 
 
@@ -34,9 +34,9 @@ def save_net(path, classes, *, net="A", seed=0, scale=None):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """Pictures, three nets, and a run of the first."""
+    """Images, three nets, and a run of the first."""
     folder = tmp_path_factory.mktemp("classify")
-    write("ilsvrc", folder / "data", seed=0, size=PICTURES)
+    write("ilsvrc", folder / "data", seed=0, size=IMAGES)
     classes = ilsvrc.read(folder / "data").classes
     save_net(folder / "one.safetensors", classes[::-1])
     save_net(folder / "two.safetensors", classes, net="B", seed=1)
@@ -61,7 +61,7 @@ def test_a_run_leaves_posteriors_and_results(made):
     names = {"results.json", "table.txt", "classes.csv", "confusions.csv", file.name}
     assert {path.name for path in folder.iterdir()} == names
     assert (results["format"], results["version"]) == ("vggfeat-classification", 1)
-    assert results["dataset"]["pictures"] == 7
+    assert results["dataset"]["images"] == 7
     assert results["dataset"]["classes"] == 6
     assert not results["dataset"]["official"]
     assert results["paper"] == []
@@ -70,8 +70,8 @@ def test_a_run_leaves_posteriors_and_results(made):
     assert (part["file"], part["net"], part["mode"], part["scales"]) == (file.name, "A", "dense", [224, 240])
     assert (part["softmax"], part["class_order"], part["share"]) == ("after", "by name", 0.5)
     (pace,) = results["throughput"]
-    assert pace["pictures"] == 7
-    assert pace["pictures_per_second"] == pytest.approx(7 / pace["seconds"])
+    assert pace["images"] == 7
+    assert pace["images_per_second"] == pytest.approx(7 / pace["seconds"])
     said = f"A dense at Q = 224, 240 (chance {100 * 5 / 6:.1f} % and {100 / 6:.1f} %)"
     assert said in results["headline"]
     assert results["headline"] in (folder / "table.txt").read_text()
@@ -90,11 +90,11 @@ def test_the_errors_are_those_of_the_posteriors(made):
     assert [row["class"] for row in rows] == list(data.classes)
     for k, row in enumerate(rows):
         assert float(row["top1_error"]) == (ranks[targets == k] >= 1).mean()
-        assert int(row["pictures"]) == (targets == k).sum()
+        assert int(row["images"]) == (targets == k).sum()
         assert row["words"]
     with open(made / "one" / "confusions.csv", newline="") as text:
         pairs = list(csv.DictReader(text))
-    assert sum(int(pair["pictures"]) for pair in pairs) == (ranks >= 1).sum()
+    assert sum(int(pair["images"]) for pair in pairs) == (ranks >= 1).sum()
 
 
 def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
     before = results_of(made / "one")
     assert run(["classify", *words, "--out", str(made / "one"), *FEW]) == 0
     assert "saved by an earlier run" in capsys.readouterr().out
-    assert results_of(made / "one")["throughput"][0]["pictures_per_second"] is None
+    assert results_of(made / "one")["throughput"][0]["images_per_second"] is None
     assert results_of(made / "one")["top1_error"] == before["top1_error"]
 
 
@@ -190,11 +190,11 @@ def test_the_same_net_twice_is_refused(made, tmp_path, capsys):
     assert "expected each net once" in capsys.readouterr().err
 
 
-def test_failed_pictures_are_named_counted_and_decide_the_exit_code(made, tmp_path, capsys):
-    write("ilsvrc", tmp_path / "data", seed=0, size=PICTURES)
+def test_failed_images_are_named_counted_and_decide_the_exit_code(made, tmp_path, capsys):
+    write("ilsvrc", tmp_path / "data", seed=0, size=IMAGES)
     (bad,) = (tmp_path / "data").rglob("ILSVRC2012_val_00000003.JPEG")
     good = bad.read_bytes()
-    bad.write_bytes(b"not a picture")
+    bad.write_bytes(b"not an image")
     words = ["--weights", str(made / "one.safetensors"), "--data", str(tmp_path / "data"), "--scales", "224,240"]
     assert run(["classify", *words, "--out", str(tmp_path / "x"), *FEW]) == 3
     told = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_failed_pictures_are_named_counted_and_decide_the_exit_code(made, tmp_pa
     assert "failed: to try them again, give the same command with --retry-failed\n" in told
     results = results_of(tmp_path / "x")
     assert [row["id"] for row in results["failed"]] == ["ILSVRC2012_val_00000003"]
-    assert results["dataset"]["pictures"] == 7
+    assert results["dataset"]["images"] == 7
     assert sum(row["failed"] for row in results["classes"]) == 1
     assert results["top5_error"] >= 1 / 7
     assert run(["classify", *words, "--out", str(tmp_path / "x"), "--allow-failed", "1", *FEW]) == 0
@@ -251,4 +251,4 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
     subprocess.run([*command, str(tmp_path / "x")], check=True, capture_output=True, timeout=300)
     (one,), (other,) = posteriors_in(tmp_path / "whole"), posteriors_in(tmp_path / "x")
     assert one.read_bytes() == other.read_bytes()
-    assert results_of(tmp_path / "x")["throughput"][0]["pictures"] < 7
+    assert results_of(tmp_path / "x")["throughput"][0]["images"] < 7

@@ -25,8 +25,8 @@ def vggfeat(*words, **options):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("own pictures")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("own images")
     for number in range(30):
         folder = root / ("across" if number % 2 else "down")
         folder.mkdir(exist_ok=True)
@@ -38,9 +38,9 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def features(pictures, tmp_path_factory) -> Path:
+def features(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("features") / "own.h5"
-    code = run(extract(pictures, out))
+    code = run(extract(images, out))
     assert code == 0
     return out
 
@@ -88,7 +88,7 @@ def test_version(capsys):
     assert "0.1.0" in capsys.readouterr().out
 
 
-def test_the_whole_job_on_own_pictures(features, capsys):
+def test_the_whole_job_on_own_images(features, capsys):
     out = features.with_suffix(".svm")
     assert run(["svm", "--features", str(features), "--protocol", "k-fold", "--folds", "3", "--grid", "1,10"]) == 0
     shown = capsys.readouterr().out
@@ -164,15 +164,15 @@ def test_export(features, tmp_path, kind, capsys):
     assert run(["export", str(features), "--to", kind, "--out", str(target), "--overwrite"]) == 0
 
 
-def test_failed_pictures_make_exit_code_3_unless_allowed(pictures, tmp_path, capsys):
+def test_failed_images_make_exit_code_3_unless_allowed(images, tmp_path, capsys):
     root = tmp_path / "in" / "a"
     root.mkdir(parents=True)
-    (root / "good.jpg").write_bytes(next((pictures / "down").iterdir()).read_bytes())
-    (root / "bad.jpg").write_bytes(b"no picture")
+    (root / "good.jpg").write_bytes(next((images / "down").iterdir()).read_bytes())
+    (root / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "x.h5"
     assert run(extract(root.parent, out)) == 3
     shown = capsys.readouterr().out
-    assert "1 of 2 pictures" in shown
+    assert "1 of 2 images" in shown
     assert "failed: a/bad.jpg: unrecognised: " in shown
     assert run(extract(root.parent, out)) == 3
     assert run(extract(root.parent, out, "--allow-failed", 1)) == 0
@@ -180,11 +180,11 @@ def test_failed_pictures_make_exit_code_3_unless_allowed(pictures, tmp_path, cap
     assert "failed: a/bad.jpg: unrecognised" in capsys.readouterr().out
 
 
-def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, capsys):
-    assert run(extract(pictures, tmp_path / "x.h5", "--scales", "64")) == 0
+def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, capsys):
+    assert run(extract(images, tmp_path / "x.h5", "--scales", "64")) == 0
     captured = capsys.readouterr()
     assert "untrained net" in captured.err
-    assert "Q = 64 is too short for one 7x7 window of the net: pictures were enlarged to 224 instead" in captured.out
+    assert "Q = 64 is too short for one 7x7 window of the net: images were enlarged to 224 instead" in captured.out
 
 
 @pytest.mark.parametrize(
@@ -193,29 +193,29 @@ def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, 
         (["extract"], 2, "--dataset"),
         (["extract", "--dataset", "voc2008"], 2, "did you mean voc2007?"),
         (["extract", "--dataset", "voc2007", "--root", "nowhere"], 4, "found nothing there"),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "none.pth"], 5, "ways to get one"),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "random:Z"], 2, "one of A, A-LRN"),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--scales", "a"], 2, "numbers"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "none.pth"], 5, "ways to get one"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "random:Z"], 2, "one of A, A-LRN"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--scales", "a"], 2, "numbers"),
         (
-            ["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--regions", "nose"],
+            ["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "nose"],
             2,
             "regions",
         ),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--device", "tpu"], 2, "device"),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", NET, "--regions", "box"], 2, "box"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--device", "tpu"], 2, "device"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "box"], 2, "box"),
         (["svm", "--features", "nowhere.h5"], 6, "found none"),
         (["svm", "--features", "{features}", "--grid", "0"], 2, "C"),
         (["svm", "--features", "{features}", "--protocol", "caltech"], 7, "train"),
         (["svm", "--features", "{features}", "--protocol", "given-splits"], 7, "train"),
-        (["inspect", "{picture}"], 6, "00.jpg"),
+        (["inspect", "{image}"], 6, "00.jpg"),
         (["export", "nowhere.h5", "--to", "csv"], 6, "found none"),
         (["export", "{features}", "--to", "csv", "--split", "train"], 2, "split"),
         (["data", "check", "voc2007", "--root", "nowhere"], 4, "NOT COMPLETE"),
         (["data", "splits", "caltech101", "--root", "nowhere"], 4, "nowhere"),
-        (["data", "synth", "voc2007", "--root", "{pictures}"], 4, "new or empty"),
+        (["data", "synth", "voc2007", "--root", "{images}"], 4, "new or empty"),
         (["svm", "--features", "{features}", "--features", "{features}"], 2, "twice"),
         (["svm", "--features", "{features}", "--regions", "box"], 2, "regions"),
-        (["svm", "--features", "{features}", "--out", "{picture}"], 6, "expected a folder"),
+        (["svm", "--features", "{features}", "--out", "{image}"], 6, "expected a folder"),
         (
             ["export", "{features}", "--to", "npz", "--out", "{features}", "--overwrite"],
             2,
@@ -223,14 +223,14 @@ def test_settings_that_change_nothing_for_the_data_are_said(pictures, tmp_path, 
         ),
         (["similar", "{features}", "--query", "down/00.jpg", "--out", "{features}"], 6, "page of vggfeat or no file"),
         (["report", "nowhere.svm", "--out", "{features}"], 6, "page of vggfeat or no file"),
-        (["extract", "--dataset", "folder", "--root", "{pictures}", "--weights", "{features}"], 5, "a feature file"),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "{features}"], 5, "a feature file"),
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, features, tmp_path, monkeypatch, capsys):
+def test_mistakes_give_one_line_and_a_code(words, code, said, images, features, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     kept = features.read_bytes()
-    places = {"{pictures}": pictures, "{features}": features, "{picture}": pictures / "down" / "00.jpg"}
+    places = {"{images}": images, "{features}": features, "{image}": images / "down" / "00.jpg"}
     assert run([str(places.get(word, word)) for word in words]) == code
     captured = capsys.readouterr()
     assert said in captured.err + captured.out
@@ -268,12 +268,12 @@ def test_the_demo(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_in_order_and_the_run_goes_on(pictures, tmp_path, number, code):
+def test_signals_end_in_order_and_the_run_goes_on(images, tmp_path, number, code):
     root = tmp_path / "in"
     for copy in range(10):
         (root / f"{copy:02d}").mkdir(parents=True)
-        for picture in (pictures / "down").iterdir():
-            (root / f"{copy:02d}" / picture.name).write_bytes(picture.read_bytes())
+        for image in (images / "down").iterdir():
+            (root / f"{copy:02d}" / image.name).write_bytes(image.read_bytes())
     words = extract(root, tmp_path / "x.h5", "--workers", 2, "--shard-rows", 5)
     running = subprocess.Popen([sys.executable, "-m", "vggfeat", *words], stderr=subprocess.PIPE, text=True)
     parts = Path(f"{tmp_path / 'x.h5'}.parts")
@@ -289,7 +289,7 @@ def test_signals_end_in_order_and_the_run_goes_on(pictures, tmp_path, number, co
     assert "Traceback" not in said
     kept = len(list(parts.glob("s*.h5")))
     assert kept >= 3
-    told = re.search(r"^note: .*/x\.h5: (\d+) of 150 pictures done, (\d+) left$", said, re.MULTILINE)
+    told = re.search(r"^note: .*/x\.h5: (\d+) of 150 images done, (\d+) left$", said, re.MULTILINE)
     assert int(told[1]) + int(told[2]) == 150
     assert int(told[1]) in (5 * kept, 5 * kept - 5), "the last one may have its name and not be counted yet"
     assert not (tmp_path / "x.h5").exists()
@@ -325,8 +325,8 @@ def test_an_output_that_is_full_ends_the_command_with_one_line(words, features):
         assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 6
 
 
-def test_a_summary_that_cannot_be_printed_loses_no_work(pictures, tmp_path):
-    words = extract(pictures, tmp_path / "x.h5", "--quiet", "--json")
+def test_a_summary_that_cannot_be_printed_loses_no_work(images, tmp_path):
+    words = extract(images, tmp_path / "x.h5", "--quiet", "--json")
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "vggfeat", *words]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

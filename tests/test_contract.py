@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from vggfeat.contract import LEAST_COSINE, compare, cosines
-from vggfeat.errors import PictureError
+from vggfeat.errors import ImageError
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import Picture
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.weights import load_backbone
 
 
-def picture(seed):
+def image(seed):
     smooth = np.add.outer(np.arange(90) * (1 + seed), np.arange(120) * 2) % 256
     rng = np.random.default_rng(seed)
     noisy = smooth[..., None] * [1.0, 0.7, 0.4] + rng.integers(0, 60, (90, 120, 3))
-    return Picture((np.clip(noisy, 0, 255).astype(np.uint8),), (90, 120), bytes(32))
+    return DecodedImage((np.clip(noisy, 0, 255).astype(np.uint8),), (90, 120), bytes(32))
 
 
-def features(passes, pictures):
-    return [row.features for row in passes.rows(pictures)]
+def features(passes, images):
+    return [row.features for row in passes.rows(images)]
 
 
 def test_cosines_by_hand():
@@ -33,24 +33,24 @@ def test_cosines_by_hand():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_bundled_net_keeps_the_contract(precision):
-    pictures = [picture(1), PictureError("empty", "x"), picture(2)]
+    images = [image(1), ImageError("empty", "x"), image(2)]
     net = load_backbone("small")
     exact, half = (Extraction(net, ExtractionSettings(scales=(224,), precision=p)) for p in ("fp32", precision))
-    found = compare(exact, pictures, features(half, pictures))
+    found = compare(exact, images, features(half, images))
     assert LEAST_COSINE <= found.least < 1
-    assert found.pictures == 2
+    assert found.images == 2
 
 
 def test_nothing_is_claimed_where_nothing_was_compared():
     exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
-    failed = [PictureError("empty", "x")]
+    failed = [ImageError("empty", "x")]
     assert compare(exact, failed, [None]) == (None, 0)
 
 
 def test_a_wrong_row_is_seen():
     exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
-    found = features(exact, [picture(1), picture(2)])
-    assert compare(exact, [picture(1), picture(2)], [found[0], found[0]]).least < 0.999
+    found = features(exact, [image(1), image(2)])
+    assert compare(exact, [image(1), image(2)], [found[0], found[0]]).least < 0.999
 
 
 def percent(folder, *options):

@@ -66,10 +66,10 @@ def count_of(report: datasets.DatasetReport, split: str, what: str) -> Count:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    put(tmp_path / "pictures/cat/a.jpg")
-    put(tmp_path / "pictures/dog/b.jpg")
-    return tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    put(tmp_path / "images/cat/a.jpg")
+    put(tmp_path / "images/dog/b.jpg")
+    return tmp_path / "images"
 
 
 def official(name: str, split: str, what: str) -> int | None:
@@ -158,23 +158,23 @@ class TestRoot:
 
 
 class TestOpen:
-    def test_each_name_opens_its_reader(self, tmp_path, pictures):
+    def test_each_name_opens_its_reader(self, tmp_path, images):
         make_voc(tmp_path / "VOC2007", {}, train=1, val=1, test=1)
         make_voc(tmp_path / "VOC2012", {}, train=1, val=1)
         make_actions(tmp_path / "VOC2012")
         make_caltech(tmp_path / "101_ObjectCategories", {"ant": 31})
         make_caltech(tmp_path / "256_ObjectCategories", {"056.dog": 61})
-        put(tmp_path / "manifest.csv", "path\npictures/cat/a.jpg\n")
-        roots = {"folder": pictures}
+        put(tmp_path / "manifest.csv", "path\nimages/cat/a.jpg\n")
+        roots = {"folder": images}
         opened = {name: datasets.open_dataset(name, roots.get(name, tmp_path)) for name in FACTS}
         assert {name: data.name for name, data in opened.items()} == {name: name for name in FACTS}
         for name, data in opened.items():
             assert FACTS[name].task in (None, data.task)
-        assert opened["folder"].fingerprint() == folder.read(pictures).fingerprint()
+        assert opened["folder"].fingerprint() == folder.read(images).fingerprint()
 
-    def test_the_root_is_found_in_the_environment(self, tmp_path, pictures, monkeypatch):
+    def test_the_root_is_found_in_the_environment(self, tmp_path, images, monkeypatch):
         monkeypatch.setenv("VGGFEAT_DATA", str(tmp_path))
-        pictures.rename(tmp_path / "folder")
+        images.rename(tmp_path / "folder")
         assert len(datasets.open_dataset("folder")) == 2
 
     def test_a_manifest_may_be_named_itself(self, tmp_path):
@@ -189,7 +189,7 @@ class TestOpen:
 
 
 class TestCheck:
-    def test_a_full_caltech101_is_complete_and_one_picture_less_is_not(self, tmp_path):
+    def test_a_full_caltech101_is_complete_and_one_image_less_is_not(self, tmp_path):
         others = [f"category_{number:02d}" for number in range(99)]
         sizes = {"BACKGROUND_Google": 467, "airplanes": 800, "inline_skate": 31}
         # 9144 - 467 - 800 - 31 = 7846 = 99 * 79 + 25
@@ -232,11 +232,11 @@ class TestCheck:
         assert "VOCtest_06-Nov-2007.tar" in report.notes[0]
         assert report.archives == FACTS["voc2007"].archives
 
-    def test_absent_empty_and_irregular_pictures_are_missing(self, tmp_path, pictures):
-        (pictures / "cat/broken.jpg").symlink_to("nowhere")
-        (pictures / "cat/empty.jpg").write_bytes(b"")
-        os.mkfifo(pictures / "dog/pipe.jpg")
-        report = datasets.check("folder", pictures)
+    def test_absent_empty_and_irregular_images_are_missing(self, tmp_path, images):
+        (images / "cat/broken.jpg").symlink_to("nowhere")
+        (images / "cat/empty.jpg").write_bytes(b"")
+        os.mkfifo(images / "dog/pipe.jpg")
+        report = datasets.check("folder", images)
         assert report.missing == (
             datasets.Problem("cat/broken.jpg", "No such file or directory"),
             datasets.Problem("cat/empty.jpg", "empty"),
@@ -244,8 +244,8 @@ class TestCheck:
         )
         assert not report.complete
 
-    def test_your_own_pictures_are_complete_if_all_are_there(self, pictures):
-        report = datasets.check("folder", pictures)
+    def test_your_own_images_are_complete_if_all_are_there(self, images):
+        report = datasets.check("folder", images)
         assert report.complete
         assert report.archives == ()
         assert [(count.split, count.what, count.found) for count in report.counts] == [
@@ -308,15 +308,15 @@ class TestWriteSplits:
         assert repr(name) in str(caught.value)
         assert not (tmp_path / "out").exists()
 
-    def test_a_split_that_cannot_name_a_file_is_refused(self, pictures, tmp_path):
-        data = folder.read(pictures)
+    def test_a_split_that_cannot_name_a_file_is_refused(self, images, tmp_path):
+        data = folder.read(images)
         data = dataclasses.replace(data, splits={"../x": np.array([0])})
         with pytest.raises(DatasetError, match=r"'\.\./x'"):
             datasets.write_splits(data, tmp_path / "out")
 
-    def test_without_splits_there_is_nothing_to_write(self, pictures, tmp_path):
+    def test_without_splits_there_is_nothing_to_write(self, images, tmp_path):
         with pytest.raises(DatasetError, match="expected splits"):
-            datasets.write_splits(folder.read(pictures), tmp_path / "out")
+            datasets.write_splits(folder.read(images), tmp_path / "out")
 
     def test_a_file_in_the_way_is_named(self, tmp_path):
         data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoding_hooks import obey
-from odd_pictures import encode, png, scan_bomb, tiff
+from odd_images import encode, png, scan_bomb, tiff
 from PIL import Image
 
-from vggfeat.errors import ConfigError, PictureError, VggfeatError
-from vggfeat.images.decoding import REASONS, DecodeSettings, Picture, Request, decode
+from vggfeat.errors import ConfigError, ImageError, VggfeatError
+from vggfeat.images.decoding import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
 from vggfeat.images.worker import Line
 from vggfeat.samples import Box
@@ -30,8 +30,8 @@ def crew(workers=1, timeout=20.0, **settings):
 
 
 def words(answers):
-    """The number that each picture shows, or the reason why there is none."""
-    return [a.reason if isinstance(a, PictureError) else int(a.regions[0][0, 0, 0]) for a in answers]
+    """The number that each image shows, or the reason why there is none."""
+    return [a.reason if isinstance(a, ImageError) else int(a.regions[0][0, 0, 0]) for a in answers]
 
 
 def pid_of(decoder):
@@ -62,7 +62,7 @@ def test_answers_come_in_the_order_of_the_requests():
     assert found == list(range(60))
 
 
-def test_pictures_cross_the_line_unchanged(tmp_path):
+def test_images_cross_the_line_unchanged(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     (tmp_path / "ca\udce9 f.png").write_bytes(encode(Image.fromarray(noise), "PNG", compress_level=0))
     requests = [Request(str(tmp_path / "ca\udce9 f.png"), (None, Box(10, 20, 13, 22)))] * 3
@@ -85,7 +85,7 @@ def test_no_more_is_drawn_than_the_look_ahead(hold, ahead):
             drawn.append(request)
             yield request
 
-    # A picture has 6 bytes: with 11, the second would be too many; with 24, four fit.
+    # An image has 6 bytes: with 11, the second would be too many; with 24, four fit.
     with Decoder(2, DecodeSettings(), decode=obey, hold=hold) as decoder:
         stream = decoder.stream(source())
         assert drawn == []
@@ -131,7 +131,7 @@ KILLERS = {"signal/9": "SIGKILL", "segfault/-": "SIGSEGV", "exit/3": "exit code 
 
 
 @pytest.mark.parametrize("deeds", [list(KILLERS), list(KILLERS)[::-1]])
-def test_a_picture_that_kills_is_named_and_the_others_are_kept(deeds):
+def test_a_image_that_kills_is_named_and_the_others_are_kept(deeds):
     places = dict(zip((0, 6, 7, 14), deeds, strict=True))
     with crew(2) as decoder:
         answers = list(decoder.stream(orders(*[places.get(place, "show/-") for place in range(15)])))
@@ -141,7 +141,7 @@ def test_a_picture_that_kills_is_named_and_the_others_are_kept(deeds):
         assert f"by {KILLERS[deed]} and by {KILLERS[deed]}" in str(answers[place])
 
 
-def test_a_picture_gets_a_second_try_in_a_fresh_worker(tmp_path):
+def test_a_image_gets_a_second_try_in_a_fresh_worker(tmp_path):
     with crew() as decoder:
         assert words(decoder.stream(orders("show/-", f"once{tmp_path}/9", "show/-"))) == [0, 1, 2]
     assert (tmp_path / "mark").exists()
@@ -174,12 +174,12 @@ def test_an_idle_worker_that_is_stopped_is_ended_in_time():
         assert words(decoder.stream(orders("show/-", "show/-"))) == ["time-out", 1]
 
 
-def test_time_counts_from_the_start_of_a_picture_and_not_from_its_place_in_the_queue():
+def test_time_counts_from_the_start_of_a_image_and_not_from_its_place_in_the_queue():
     with crew(timeout=0.9) as decoder:
         assert words(decoder.stream(orders(*["sleep/0.25"] * 5))) == list(range(5))
 
 
-def test_a_slow_taker_makes_no_picture_late():
+def test_a_slow_taker_makes_no_image_late():
     with crew(timeout=0.7) as decoder:
         stream = decoder.stream(orders(*["show/-"] * 6))
         next(stream)
@@ -199,7 +199,7 @@ def test_a_scan_bomb_is_ended_in_time(tmp_path):
         assert time.monotonic() - start < 6
 
 
-def test_a_picture_that_needs_too_much_memory_is_refused_alone(tmp_path):
+def test_a_image_that_needs_too_much_memory_is_refused_alone(tmp_path):
     (tmp_path / "large.png").write_bytes(png(5000, 5000, 8, 2, [bytes(15000)] * 5000))
     (tmp_path / "small.png").write_bytes(png(1, 1, 8, 0, [b"\x07"]))
     requests = [Request(str(tmp_path / name), (None,)) for name in ("small.png", "large.png", "small.png")]
@@ -218,14 +218,14 @@ def test_signals_to_the_group_are_left_to_the_parent():
         assert words(decoder.stream(orders("ignore/-", "show/-"))) == [0, 1]
 
 
-def test_a_fault_of_the_program_is_not_taken_for_a_bad_picture():
+def test_a_fault_of_the_program_is_not_taken_for_a_bad_image():
     with crew() as decoder, pytest.raises(RuntimeError, match=r"decoding defect/-/0: [^$]*ZeroDivisionError"):
         list(decoder.stream(orders("defect/-")))
     with crew(0) as decoder, pytest.raises(ZeroDivisionError):
         list(decoder.stream(orders("defect/-")))
 
 
-def test_a_run_that_was_suspended_finds_no_picture_late(monkeypatch):
+def test_a_run_that_was_suspended_finds_no_image_late(monkeypatch):
     class End:
         def settimeout(self, seconds):
             self.seconds = seconds
@@ -314,8 +314,8 @@ def test_a_plain_script_needs_no_guard(tmp_path):
         "from vggfeat.images.decoding import DecodeSettings, Request\n"
         f"requests = [Request({str(tmp_path / 'a.png')!r}, (None,))] * 3\n"
         "with Decoder(2, DecodeSettings()) as decoder:\n"
-        "    for picture in decoder.stream(requests):\n"
-        "        print(picture.regions[0].tolist())\n"
+        "    for image in decoder.stream(requests):\n"
+        "        print(image.regions[0].tolist())\n"
     )
     done = subprocess.run(
         [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -330,7 +330,7 @@ def test_workers_load_no_heavy_library():
     assert not loaded & {"torch", "torchvision", "h5py", "sklearn", "scipy", "click", "pytest", "multiprocessing"}
 
 
-def test_a_worker_that_cannot_start_is_an_error_and_not_a_bad_picture():
+def test_a_worker_that_cannot_start_is_an_error_and_not_a_bad_image():
     def local(request, settings):
         raise AssertionError
 
@@ -339,7 +339,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_bad_picture():
         pytest.raises(VggfeatError, match="AttributeError") as caught,
     ):
         list(decoder.stream(orders("show/-")))
-    assert not isinstance(caught.value, PictureError)
+    assert not isinstance(caught.value, ImageError)
     with pytest.raises(ConfigError, match="workers"):
         Decoder(-1, DecodeSettings())
 
@@ -353,8 +353,8 @@ def test_a_worker_that_ends_while_starting_is_an_error(monkeypatch):
 # Mutants
 
 
-def good_pictures():
-    """Small pictures of many kinds, with texture so that damage shows."""
+def good_images():
+    """Small images of many kinds, with texture so that damage shows."""
     noise = np.random.default_rng(1).integers(0, 256, (40, 30, 4), np.uint8)
     colour, alpha = Image.fromarray(noise[..., :3]), Image.fromarray(noise)
     exif = Image.Exif()
@@ -378,7 +378,7 @@ def good_pictures():
 
 def mutants(count):
     rng = random.Random(2)
-    good = list(good_pictures())
+    good = list(good_images())
     for number in range(count):
         data = bytearray(good[number % len(good)])
         how = rng.choice(["flip", "flip", "head", "cut", "hole", "join"])
@@ -406,26 +406,26 @@ def check_mutants(folder, count, workers):
         answers = list(decoder.stream(requests))
     assert len(answers) == count
     for request, answer in zip(requests, answers, strict=True):
-        if isinstance(answer, PictureError):
+        if isinstance(answer, ImageError):
             assert answer.reason in set(REASONS) - {"missing", "worker-died", "time-out", "elongated"}
             assert str(answer).startswith(request.path)
         else:
-            assert isinstance(answer, Picture)
+            assert isinstance(answer, DecodedImage)
             assert answer.regions[0].shape == (*answer.size, 3)
     return requests, answers
 
 
-def test_good_pictures_are_good(tmp_path):
-    for number, data in enumerate(good_pictures()):
-        (tmp_path / "picture").write_bytes(data)
-        picture = decode(Request(str(tmp_path / "picture"), (None,)), DecodeSettings())
-        assert picture.regions[0].std() > 10, number
+def test_good_images_are_good(tmp_path):
+    for number, data in enumerate(good_images()):
+        (tmp_path / "image").write_bytes(data)
+        image = decode(Request(str(tmp_path / "image"), (None,)), DecodeSettings())
+        assert image.regions[0].std() > 10, number
 
 
 def test_every_mutant_ends_exactly_once(tmp_path, capfd):
     requests, answers = check_mutants(tmp_path, 300, 2)
     assert capfd.readouterr() == ("", "")
-    failed = sum(isinstance(answer, PictureError) for answer in answers)
+    failed = sum(isinstance(answer, ImageError) for answer in answers)
     assert 50 < failed < 250
     here = list(Decoder(0, DecodeSettings()).stream(requests))
     assert words(here) == words(answers)

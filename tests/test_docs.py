@@ -90,9 +90,9 @@ def test_the_h5py_example_reads_the_file_in_ten_lines(demo, monkeypatch):
 def test_the_example_for_other_projects_runs(demo, monkeypatch):
     monkeypatch.chdir(demo)
     code = next(block for block in python_blocks() if "load_features" in block)
-    pictures = sorted((demo / "voc2007").rglob("*.jpg"))[:2]
+    images = sorted((demo / "voc2007").rglob("*.jpg"))[:2]
     code = code.replace("vgg16-397923af.pth", "random:A:0:0.03125")
-    code = code.replace('["a.jpg", "b.png"]', repr([str(path) for path in pictures]))
+    code = code.replace('["a.jpg", "b.png"]', repr([str(path) for path in images]))
     found: dict = {}
     exec(code, found)
     data = found["data"]
@@ -123,7 +123,7 @@ def test_the_fields_of_the_results_are_those_in_the_readme(demo):
 def test_the_table_of_a_training_folder_is_the_folder(tmp_path):
     root = tmp_path / "rendered"
     assert run(["data", "synth", "folder", "--root", str(root), "--size", "tiny"]) == 0
-    next(root.rglob("*.jpg")).write_bytes(b"no picture")
+    next(root.rglob("*.jpg")).write_bytes(b"no image")
     words = ["--net", "A", "--width", "0.03125", "--batch", "48", "--steps", "1", "--workers", "0", "--device", "cpu"]
     assert run(["train", "--data", str(root), "--out", str(tmp_path / "x"), *words]) == 0
     section = README.split("**Folder of a training run.**")[1].split("\n\n**")[0]

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from vggfeat import Extractor
-from vggfeat.errors import ConfigError, PictureError, WeightsError
+from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.extraction import Extraction, ExtractionSettings
 from vggfeat.images.decoding import DecodeSettings, Request, decode
 from vggfeat.weights import random_backbone
@@ -19,7 +19,7 @@ NET = "random:A:0:0.03125"
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(0)
     paths = []
     for number in range(6):
@@ -34,10 +34,10 @@ def pictures(tmp_path):
     return paths
 
 
-def test_descriptors_are_those_of_the_extraction(pictures):
-    found = Extractor(NET, scales=(224, 240), device="cpu").fit_transform(pictures)
+def test_descriptors_are_those_of_the_extraction(images):
+    found = Extractor(NET, scales=(224, 240), device="cpu").fit_transform(images)
     rows = Extraction(random_backbone(NET), ExtractionSettings(scales=(224, 240))).rows(
-        [decode(Request(path, (None,)), DecodeSettings()) for path in pictures]
+        [decode(Request(path, (None,)), DecodeSettings()) for path in images]
     )
     expected = np.stack([row.features.mean(axis=(0, 1)) for row in rows])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -45,47 +45,47 @@ def test_descriptors_are_those_of_the_extraction(pictures):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_paths_pil_images_and_workers_give_the_same(pictures):
+def test_paths_pil_images_and_workers_give_the_same(images):
     extractor = Extractor(NET, scales=(224,), device="cpu", chunk=4)
-    from_paths = extractor.transform(pictures)
-    mixed = [Image.open(path) if number % 2 else path for number, path in enumerate(pictures)]
+    from_paths = extractor.transform(images)
+    mixed = [Image.open(path) if number % 2 else path for number, path in enumerate(images)]
     np.testing.assert_array_equal(extractor.transform(mixed), from_paths)
-    np.testing.assert_array_equal(clone(extractor).set_params(workers=1).transform(iter(pictures)), from_paths)
+    np.testing.assert_array_equal(clone(extractor).set_params(workers=1).transform(iter(images)), from_paths)
 
 
-def test_works_in_a_pipeline_and_clones(pictures):
+def test_works_in_a_pipeline_and_clones(images):
     labels = [0, 1, 0, 1, 0, 1]
     model = make_pipeline(Extractor(NET, scales=(224,), device="cpu"), LinearSVC(C=10.0))
-    assert clone(model).fit(pictures, labels).score(pictures, labels) == 1.0
+    assert clone(model).fit(images, labels).score(images, labels) == 1.0
     changed = model.set_params(extractor__join="max")
     assert changed.get_params()["extractor__join"] == "max"
 
 
-def test_a_fitted_pipeline_pickles_without_the_net(pictures):
+def test_a_fitted_pipeline_pickles_without_the_net(images):
     extractor = Extractor(NET, scales=(224,), device="cpu").fit()
     packed = pickle.dumps(extractor)
     assert len(packed) < 5000
-    np.testing.assert_array_equal(pickle.loads(packed).transform(pictures[:2]), extractor.transform(pictures[:2]))
+    np.testing.assert_array_equal(pickle.loads(packed).transform(images[:2]), extractor.transform(images[:2]))
 
 
-def test_names_of_the_columns(pictures):
+def test_names_of_the_columns(images):
     for join, factor in (("mean", 1), ("stack", 2)):
         extractor = Extractor(NET, scales=(224, 230), device="cpu", join=join)
         names = extractor.get_feature_names_out()
-        assert len(names) == extractor.transform(pictures[:1]).shape[1] == 128 * factor
+        assert len(names) == extractor.transform(images[:1]).shape[1] == 128 * factor
 
 
-def test_a_bad_picture_is_named_by_number_and_path_and_nothing_is_skipped(pictures, tmp_path):
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(PictureError, match=r"picture 2: .*bad\.jpg"):
-        Extractor(NET, scales=(224,), device="cpu", chunk=2).transform([*pictures[:2], tmp_path / "bad.jpg"])
+def test_a_bad_image_is_named_by_number_and_path_and_nothing_is_skipped(images, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"image 2: .*bad\.jpg"):
+        Extractor(NET, scales=(224,), device="cpu", chunk=2).transform([*images[:2], tmp_path / "bad.jpg"])
 
 
-def test_a_bad_picture_in_memory_is_named_too(pictures, tmp_path):
+def test_a_bad_image_in_memory_is_named_too(images, tmp_path):
     whole = (tmp_path / "0.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    with Image.open(tmp_path / "half.png") as half, pytest.raises(PictureError, match="picture 1: "):
-        Extractor(NET, scales=(224,), device="cpu").transform([pictures[0], half])
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(ImageError, match="image 1: "):
+        Extractor(NET, scales=(224,), device="cpu").transform([images[0], half])
 
 
 @pytest.mark.parametrize(
@@ -98,16 +98,16 @@ def test_a_bad_picture_in_memory_is_named_too(pictures, tmp_path):
         {"weights": "random:A:1:0.03125"},
     ],
 )
-def test_a_changed_parameter_takes_effect_after_fitting(pictures, changed):
+def test_a_changed_parameter_takes_effect_after_fitting(images, changed):
     extractor = Extractor(NET, scales=(224,), device="cpu").fit()
-    before = extractor.transform(pictures[:1])
-    after = extractor.set_params(**changed).transform(pictures[:1])
+    before = extractor.transform(images[:1])
+    after = extractor.set_params(**changed).transform(images[:1])
     assert not np.array_equal(before, after)
     parameters = {"weights": NET, "scales": (224,), "device": "cpu"} | changed
-    np.testing.assert_array_equal(after, Extractor(**parameters).transform(pictures[:1]))
+    np.testing.assert_array_equal(after, Extractor(**parameters).transform(images[:1]))
 
 
-def test_no_pictures_give_no_rows():
+def test_no_images_give_no_rows():
     assert Extractor(NET, scales=(224,), device="cpu").transform([]).shape == (0, 128)
 
 

@@ -1,4 +1,4 @@
-"""Features against a slow, obvious computation: one picture, one scale, one region at a time."""
+"""Features against a slow, obvious computation: one image, one scale, one region at a time."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vggfeat import extraction as extraction_module
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
-from vggfeat.images.decoding import Picture
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.models import VGG
 from vggfeat.samples import DataSet, Task
 from vggfeat.transforms import rescale
@@ -22,10 +22,10 @@ def backbone(net="A", width=1 / 16):
     return random_backbone(f"random:{net}:0:{width}")
 
 
-def picture(height, width, seed=0, regions=1):
+def image(height, width, seed=0, regions=1):
     rng = np.random.default_rng(seed)
     made = tuple(rng.integers(0, 256, (height + 9 * r, width - 5 * r, 3), dtype=np.uint8) for r in range(regions))
-    return Picture(made, (height, width), bytes([seed]) * 32)
+    return DecodedImage(made, (height, width), bytes([seed]) * 32)
 
 
 def close(found, expected):
@@ -34,7 +34,7 @@ def close(found, expected):
 
 
 def reference(net, pixels, side, layer="fc7"):
-    """One picture at one scale, literally as Appendix B says it."""
+    """One image at one scale, literally as Appendix B says it."""
     height, width = pixels.shape[:2]
     scale = side / min(height, width)
     size = (side, int(width * scale + 0.5)) if height <= width else (int(height * scale + 0.5), side)
@@ -45,11 +45,11 @@ def reference(net, pixels, side, layer="fc7"):
 
 
 @pytest.mark.parametrize("layer", ["pool5", "fc6", "fc7", "fc8"])
-def test_features_are_the_spatial_mean_over_picture_and_mirror(layer):
+def test_features_are_the_spatial_mean_over_image_and_mirror(layer):
     net = backbone()
-    pictures = [picture(100, 140, 1), picture(140, 100, 2), picture(100, 140, 3), picture(90, 90, 4)]
-    rows = Extraction(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(pictures)
-    for made, row in zip(pictures, rows, strict=True):
+    images = [image(100, 140, 1), image(140, 100, 2), image(100, 140, 3), image(90, 90, 4)]
+    rows = Extraction(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(images)
+    for made, row in zip(images, rows, strict=True):
         assert row.reason == ""
         assert row.size == made.size
         assert row.sha256 == made.sha256
@@ -61,14 +61,14 @@ def test_features_are_the_spatial_mean_over_picture_and_mirror(layer):
 
 def test_at_a_224_crop_there_is_one_position():
     net = backbone()
-    made = picture(224, 224, 5)
+    made = image(224, 224, 5)
     row = Extraction(net, ExtractionSettings(scales=(224,))).rows([made])[0]
     close(row.features[0, 0], reference(net, made.regions[0], 224))
 
 
 def test_regions_keep_their_places():
     net = backbone()
-    made = picture(120, 160, 6, regions=2)
+    made = image(120, 160, 6, regions=2)
     row = Extraction(net, ExtractionSettings(scales=SCALES, regions=("image", "box"))).rows([made])[0]
     for s, side in enumerate(SCALES):
         for r in range(2):
@@ -76,33 +76,33 @@ def test_regions_keep_their_places():
             close(row.features[s, r], expected)
 
 
-def test_a_mirrored_picture_has_the_same_feature():
+def test_a_mirrored_image_has_the_same_feature():
     net = backbone()
-    made = picture(100, 130, 7)
-    flipped = Picture((np.ascontiguousarray(made.regions[0][:, ::-1]),), made.size, made.sha256)
+    made = image(100, 130, 7)
+    flipped = DecodedImage((np.ascontiguousarray(made.regions[0][:, ::-1]),), made.size, made.sha256)
     settings = ExtractionSettings(scales=(230,))
     one, other = (Extraction(net, settings).rows([p])[0].features for p in (made, flipped))
     close(one, other)
 
 
 def test_failures_keep_their_rows():
-    pictures = [picture(100, 100, 1), PictureError("empty", "nothing in it"), picture(100, 100, 2)]
-    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
+    images = [image(100, 100, 1), ImageError("empty", "nothing in it"), image(100, 100, 2)]
+    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
     assert [row.features is None for row in rows] == [False, True, False]
     assert rows[1].reason == "empty: nothing in it"
     assert rows[1].size == (0, 0)
     assert not np.array_equal(rows[0].features, rows[2].features)
 
 
-def test_too_elongated_pictures_fail_by_name():
-    thin = Picture((np.zeros((1, 3000, 3), dtype=np.uint8),), (1, 3000), bytes(32))
+def test_too_elongated_images_fail_by_name():
+    thin = DecodedImage((np.zeros((1, 3000, 3), dtype=np.uint8),), (1, 3000), bytes(32))
     row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
     assert row.features is None
     assert row.reason.startswith("elongated: 3000x1 pixels would become 672000x224")
 
 
-def test_one_pixel_wide_pictures_are_enlarged():
-    thin = Picture((np.full((20, 1, 3), 99, dtype=np.uint8),), (20, 1), bytes(32))
+def test_one_pixel_wide_images_are_enlarged():
+    thin = DecodedImage((np.full((20, 1, 3), 99, dtype=np.uint8),), (20, 1), bytes(32))
     row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
     assert np.isfinite(row.features).all()
 
@@ -118,7 +118,7 @@ def test_scales_below_one_window_are_raised_to_it():
 def test_non_finite_features_fail_by_name():
     net = backbone()
     net.model.layers["fc7"].bias.data[3] = torch.inf
-    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 100)])[0]
+    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 100)])[0]
     assert row.features is None
     assert row.reason.startswith("non-finite: the fc7 map")
 
@@ -144,9 +144,9 @@ def test_strips_give_the_values_of_the_whole(net, layer, pool, size):
     close(strips.numpy(), whole.numpy())
 
 
-def test_long_pictures_are_run_in_strips_by_the_extraction_too():
+def test_long_images_are_run_in_strips_by_the_extraction_too():
     net = backbone()
-    made = picture(224, 1800, 8)
+    made = image(224, 1800, 8)
     whole, strips = (
         Extraction(net, ExtractionSettings(scales=(224,), batch_pixels=pixels)).rows([made])[0].features
         for pixels in (1 << 22, 2 * 224 * 900)
@@ -158,11 +158,11 @@ def starve(monkeypatch, most):
     """Let a pass of more images run out of memory; return what each pass has, as it comes."""
     counts = []
 
-    def scarce(model, images, layer, pixels):
-        counts.append(len(images))
-        if len(images) > most:
+    def scarce(model, tensor, layer, pixels):
+        counts.append(len(tensor))
+        if len(tensor) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return spatial_mean(model, images, layer, pixels)
+        return spatial_mean(model, tensor, layer, pixels)
 
     monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
     return counts
@@ -170,40 +170,40 @@ def starve(monkeypatch, most):
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
     net = backbone()
-    pictures = [picture(100, 130, seed) for seed in range(5)]
+    images = [image(100, 130, seed) for seed in range(5)]
     settings = ExtractionSettings(scales=(224,))
-    expected = [row.features for row in Extraction(net, settings).rows(pictures)]
+    expected = [row.features for row in Extraction(net, settings).rows(images)]
     sizes = starve(monkeypatch, 4)
     starved = Extraction(net, settings)
-    found = [row.features for row in starved.rows(pictures)]
+    found = [row.features for row in starved.rows(images)]
     assert sizes == [10, 4, 6, 2, 4]
     assert starved.halvings == 2
     for one, other in zip(found, expected, strict=True):
         close(one, other)
 
 
-def test_a_picture_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(monkeypatch):
+def test_a_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(monkeypatch):
     budgets = []
 
-    def scarce(model, images, layer, pixels):
-        if images.shape[3] < 1000:
-            return spatial_mean(model, images, layer, pixels)
-        budgets.append((len(images), pixels))
+    def scarce(model, tensor, layer, pixels):
+        if tensor.shape[3] < 1000:
+            return spatial_mean(model, tensor, layer, pixels)
+        budgets.append((len(tensor), pixels))
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
-    pictures = [picture(224, 224, 1), picture(224, 1800, 2), picture(224, 224, 3)]
-    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
+    images = [image(224, 224, 1), image(224, 1800, 2), image(224, 224, 3)]
+    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
-    # Picture and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
+    # Image and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
     assert budgets == [(2, 1 << 20), (1, 224 * 1800), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
 
 
 @pytest.mark.parametrize("net", ["A", "E"])
 @pytest.mark.parametrize("sides", [(224, 224), (224, 400), (400, 230)])
-def test_a_picture_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
+def test_a_image_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
     # None of them is longer than the narrowest strip of these nets.
-    made, settings = picture(*sides), ExtractionSettings(scales=(min(sides),))
+    made, settings = image(*sides), ExtractionSettings(scales=(min(sides),))
     expected = Extraction(backbone(net), settings).rows([made])[0].features
     counts = starve(monkeypatch, 1)
     close(Extraction(backbone(net), settings).rows([made])[0].features, expected)
@@ -232,7 +232,7 @@ def test_every_way_to_say_out_of_memory_is_understood(text, monkeypatch):
 
     monkeypatch.setattr(extraction_module, "spatial_mean", once)
     extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
-    assert all(row.features is not None for row in extraction.rows([picture(100, 130, 1), picture(100, 130, 2)]))
+    assert all(row.features is not None for row in extraction.rows([image(100, 130, 1), image(100, 130, 2)]))
     assert (calls, extraction.halvings) == ([4, 2, 2], 1)
 
 
@@ -246,7 +246,7 @@ def test_no_pass_has_more_pixels_than_allowed(monkeypatch):
     monkeypatch.setattr(extraction_module, "spatial_mean", watch)
     budget = 5 * 2 * 224 * 291
     Extraction(backbone(), ExtractionSettings(scales=(224,), batch_pixels=budget)).rows(
-        [picture(100, 130, seed) for seed in range(12)]
+        [image(100, 130, seed) for seed in range(12)]
     )
     assert passes == [budget, budget, 2 * 2 * 224 * 291]
 
@@ -254,23 +254,23 @@ def test_no_pass_has_more_pixels_than_allowed(monkeypatch):
 def test_the_callers_net_keeps_its_precision_mode_and_place():
     net = backbone()
     net.model.train()
-    first = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 130)])[0].features
-    Extraction(net, ExtractionSettings(scales=(224,), precision="bf16")).rows([picture(100, 130)])
+    first = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
+    Extraction(net, ExtractionSettings(scales=(224,), precision="bf16")).rows([image(100, 130)])
     assert net.model.training
     assert net.model.layers["fc7"].weight.dtype == torch.float32
-    again = Extraction(net, ExtractionSettings(scales=(224,))).rows([picture(100, 130)])[0].features
+    again = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
     assert np.array_equal(first, again)
 
 
 def test_a_callers_autocast_changes_nothing():
     extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
-    expected = extraction.rows([picture(100, 130)])[0].features
+    expected = extraction.rows([image(100, 130)])[0].features
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert np.array_equal(extraction.rows([picture(100, 130)])[0].features, expected)
+        assert np.array_equal(extraction.rows([image(100, 130)])[0].features, expected)
 
 
 def test_interpolation_is_passed_on():
-    made = picture(100, 130)
+    made = image(100, 130)
     one, other = (
         Extraction(backbone(), ExtractionSettings(scales=(224,), interpolation=kind)).rows([made])[0].features
         for kind in ("bilinear", "bicubic")
@@ -279,7 +279,7 @@ def test_interpolation_is_passed_on():
 
 
 def test_the_longest_side_at_the_largest_scale_decides_what_is_too_elongated():
-    thin = Picture((np.zeros((2, 600, 3), dtype=np.uint8),), (2, 600), bytes(32))
+    thin = DecodedImage((np.zeros((2, 600, 3), dtype=np.uint8),), (2, 600), bytes(32))
     settings = ExtractionSettings(scales=(224, 500))
     assert (
         Extraction(backbone(), settings)
@@ -294,36 +294,36 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
 
     monkeypatch.setattr(extraction_module, "spatial_mean", broken)
     with pytest.raises(RuntimeError, match="a defect"):
-        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([picture(100, 100)])
+        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([image(100, 100)])
 
 
 def test_windows_bound_what_is_held_and_change_no_value():
     net = backbone()
-    pictures = [picture(100, 130, seed) for seed in range(6)]
+    images = [image(100, 130, seed) for seed in range(6)]
     small = ExtractionSettings(scales=(224,), window_bytes=2 * 100 * 130 * 3)
     extraction = Extraction(net, small)
     held = []
     original = extraction._values
     extraction._values = lambda window: held.append(len(window)) or original(window)
-    found = extraction.rows(pictures)
+    found = extraction.rows(images)
     assert held == [2, 2, 2, 0]
-    expected = Extraction(net, ExtractionSettings(scales=(224,))).rows(pictures)
+    expected = Extraction(net, ExtractionSettings(scales=(224,))).rows(images)
     for one, other in zip(found, expected, strict=True):
         close(one.features, other.features)
 
 
 def test_the_same_call_gives_the_same_bits():
     net = backbone()
-    pictures = [picture(100, 130 + seed % 2, seed) for seed in range(5)]
-    first, again = (Extraction(net, ExtractionSettings(scales=SCALES)).rows(pictures) for _ in range(2))
+    images = [image(100, 130 + seed % 2, seed) for seed in range(5)]
+    first, again = (Extraction(net, ExtractionSettings(scales=SCALES)).rows(images) for _ in range(2))
     assert all(np.array_equal(a.features, b.features) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_the_direction_of_a_feature(precision):
-    pictures = [picture(100, 130, 1), picture(130, 100, 2)]
-    exact = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(pictures)
-    half = Extraction(backbone(), ExtractionSettings(scales=(224,), precision=precision)).rows(pictures)
+    images = [image(100, 130, 1), image(130, 100, 2)]
+    exact = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
+    half = Extraction(backbone(), ExtractionSettings(scales=(224,), precision=precision)).rows(images)
     for a, b in zip(exact, half, strict=True):
         assert b.features.dtype == np.float32
         one, other = a.features.ravel().astype(float), b.features.ravel().astype(float)
@@ -336,12 +336,12 @@ MIXED = [(100, 130), (130, 100), (100, 133), (100, 131), (98, 140), (100, 130), 
 
 @pytest.mark.parametrize("pool", ["floor", "ceil"])
 @pytest.mark.parametrize(("net", "layer"), [("A", "fc7"), ("A-LRN", "fc8"), ("D", "pool5")])
-def test_padding_between_pictures_changes_no_feature(net, layer, pool):
+def test_padding_between_images_changes_no_feature(net, layer, pool):
     weights = backbone(net, 1 / 32)
     weights.model.pool = pool
-    pictures = [picture(*size, seed) for seed, size in enumerate(MIXED)]
+    images = [image(*size, seed) for seed, size in enumerate(MIXED)]
     kinds = [ExtractionSettings(scales=(225, 250), layer=layer, batching=kind) for kind in ("size", "padded")]
-    own, padded = (Extraction(weights, settings).rows(pictures) for settings in kinds)
+    own, padded = (Extraction(weights, settings).rows(images) for settings in kinds)
     for one, other in zip(own, padded, strict=True):
         close(other.features, one.features)
 
@@ -350,54 +350,54 @@ def test_padded_batches_are_fewer(monkeypatch):
     passes = []
     original = VGG.forward
 
-    def watch(self, images, *rest, **named):
-        passes.append(tuple(images.shape))
-        return original(self, images, *rest, **named)
+    def watch(self, tensor, *rest, **named):
+        passes.append(tuple(tensor.shape))
+        return original(self, tensor, *rest, **named)
 
     monkeypatch.setattr(VGG, "forward", watch)
-    pictures = [picture(*size, seed) for seed, size in enumerate(MIXED)]
+    images = [image(*size, seed) for seed, size in enumerate(MIXED)]
     for kind, expected in (("size", 7), ("padded", 3)):
         passes.clear()
-        Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(pictures)
+        Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(images)
         assert len(passes) == expected
         assert sum(shape[0] for shape in passes) == 2 * len(MIXED)
 
 
 def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):
-    pictures = [picture(100, 130 + seed, seed) for seed in range(4)]
+    images = [image(100, 130 + seed, seed) for seed in range(4)]
     net = backbone(width=1 / 32)
     settings = ExtractionSettings(scales=(224,), batching="padded")
-    expected = Extraction(net, settings).rows(pictures)
+    expected = Extraction(net, settings).rows(images)
     original = Extraction.read_padded
 
-    def scarce(self, images, sides):
-        if len(images) > 2:
+    def scarce(self, tensor, sides):
+        if len(tensor) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, images, sides)
+        return original(self, tensor, sides)
 
     monkeypatch.setattr(Extraction, "read_padded", scarce)
     starved = Extraction(net, settings)
-    for one, other in zip(starved.rows(pictures), expected, strict=True):
+    for one, other in zip(starved.rows(images), expected, strict=True):
         close(one.features, other.features)
     assert starved.halvings == 1
 
 
-def test_pictures_can_be_launched_before_others_are_finished():
+def test_images_can_be_launched_before_others_are_finished():
     net = backbone(width=1 / 32)
-    pictures = [picture(100, 130, 1), PictureError("empty", "x"), picture(130, 100, 2)]
+    images = [image(100, 130, 1), ImageError("empty", "x"), image(130, 100, 2)]
     extraction = Extraction(net, ExtractionSettings(scales=(224,)))
-    expected = [extraction.rows([one])[0] for one in pictures]
-    finish = [extraction.launch([one]) for one in pictures]
+    expected = [extraction.rows([one])[0] for one in images]
+    finish = [extraction.launch([one]) for one in images]
     for function, row in zip(reversed(finish), reversed(expected), strict=True):
         (found,) = function()
         assert found.reason == row.reason
         assert row.features is None or np.array_equal(found.features, row.features)
 
 
-def test_progress_counts_pictures():
+def test_progress_counts_images():
     seen = []
-    pictures = [picture(100, 130, 1), PictureError("empty", "x"), picture(120, 130, 2)]
-    Extraction(backbone(), ExtractionSettings(scales=SCALES)).rows(pictures, seen.append)
+    images = [image(100, 130, 1), ImageError("empty", "x"), image(120, 130, 2)]
+    Extraction(backbone(), ExtractionSettings(scales=SCALES)).rows(images, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(3)
 
@@ -459,7 +459,7 @@ def test_devices_that_are_not_there_are_named():
         Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")
 
 
-def test_a_picture_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
+def test_a_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
     upload = Extraction.on_device
 
     def scarce(self, tensor):
@@ -468,8 +468,8 @@ def test_a_picture_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
         return upload(self, tensor)
 
     monkeypatch.setattr(Extraction, "on_device", scarce)
-    pictures = [picture(224, 224, 1), picture(300, 300, 2), picture(230, 240, 3)]
-    rows = Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(pictures)
+    images = [image(224, 224, 1), image(300, 300, 2), image(230, 240, 3)]
+    rows = Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(images)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
 
 
@@ -486,13 +486,13 @@ def test_every_pass_of_a_compiled_net_is_compiled_whatever_its_shape(batching, m
     monkeypatch.setattr(Extraction, "_pass", lambda *given: passes.append(1) or one_pass(*given))
     net = backbone(width=1 / 32)
     settings = ExtractionSettings(scales=(224, 256), batching=batching, batch_pixels=1 << 18)
-    # Squares, pictures alone in a batch, maps of one position: each a form of its own to a compiler.
+    # Squares, images alone in a batch, maps of one position: each a form of its own to a compiler.
     sizes = [(224, 224), (224, 225), (300, 300), (500, 375), (375, 500), (375, 500), (240, 700), (230, 260), (449, 233)]
-    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
-    plain = Extraction(net, settings).rows(pictures)
+    images = [image(*size, seed) for seed, size in enumerate(sizes)]
+    plain = Extraction(net, settings).rows(images)
     assert not made
     passes.clear()
-    rows = Extraction(net, replace(settings, compiled=True)).rows(pictures)
+    rows = Extraction(net, replace(settings, compiled=True)).rows(images)
     assert len(ran) >= len(passes) > len(made) > 0
     for row, other in zip(rows, plain, strict=True):
         np.testing.assert_allclose(row.features, other.features, rtol=1e-4, atol=1e-6)

@@ -43,7 +43,7 @@ def root(tmp_path) -> Path:
     for number in range(5):
         draw(tmp_path / "in" / "a" / f"{number}.png", number)
     for name, reason in FAILED.items():
-        (tmp_path / "in" / name).write_bytes(b"no picture" if reason == "unrecognised" else b"")
+        (tmp_path / "in" / name).write_bytes(b"no image" if reason == "unrecognised" else b"")
     return tmp_path / "in"
 
 
@@ -59,15 +59,15 @@ def test_the_most_frequent_reason_comes_first_and_equals_by_name():
     counts = count_reasons(["empty: a: b", "truncated: x", "missing: y", "truncated: z", "odd"])
     assert list(counts.items()) == [("truncated", 2), ("empty", 1), ("missing", 1), ("odd", 1)]
     told = tally(total=9, done=6, resumed=2, reasons=["empty: ", "missing: ", "missing: "])
-    assert told == "3 of 9 pictures done, 3 failed (2 missing, 1 empty), 3 left, 2 by earlier runs"
-    assert tally(total=2, done=2, resumed=0, reasons=[]) == "2 of 2 pictures done"
+    assert told == "3 of 9 images done, 3 failed (2 missing, 1 empty), 3 left, 2 by earlier runs"
+    assert tally(total=2, done=2, resumed=0, reasons=[]) == "2 of 2 images done"
 
 
 def test_failures_are_counted_listed_and_forgotten_when_they_are_mended(root, tmp_path, capsys):
     out = tmp_path / "x.h5"
     assert run(words(root, out)) == 3
     shown = capsys.readouterr().out
-    assert f"{out}: 5 of 8 pictures done, 3 failed (2 empty, 1 unrecognised), in " in shown
+    assert f"{out}: 5 of 8 images done, 3 failed (2 empty, 1 unrecognised), in " in shown
     assert f"failed: all of them: {out}.failures.jsonl" in shown
     lines = [json.loads(line) for line in failures_path(out).read_text().splitlines()]
     assert {line["id"]: line["reason"] for line in lines} == FAILED
@@ -92,7 +92,7 @@ def test_failures_are_counted_listed_and_forgotten_when_they_are_mended(root, tm
 
 @pytest.fixture(params=["equal size", "other size"])
 def broken(request, tmp_path):
-    """12 pictures of which two are no pictures for now, in the first and the third of four shards; and their bytes."""
+    """12 images of which two are no images for now, in the first and the third of four shards; and their bytes."""
     for number in range(12):
         draw(tmp_path / "in" / "a" / f"{number:02d}.png", number)
     kept = {tmp_path / "in" / "a" / name: (tmp_path / "in" / "a" / name).read_bytes() for name in ("01.png", "08.png")}
@@ -102,11 +102,11 @@ def broken(request, tmp_path):
 
 
 def extracted(tmp_path, name, *more):
-    """Give the command, and return its code, and the pictures that went through the net."""
+    """Give the command, and return its code, and the images that went through the net."""
     seen, original = [], Extraction.launch
 
-    def launch(self, pictures, *rest):
-        taken = list(pictures)
+    def launch(self, images, *rest):
+        taken = list(images)
         seen.extend(taken)
         return original(self, taken, *rest)
 
@@ -133,7 +133,7 @@ def breaking_off(after):
         yield
 
 
-def test_pictures_that_failed_are_tried_again_with_their_shards_alone(broken, tmp_path, capsys):
+def test_images_that_failed_are_tried_again_with_their_shards_alone(broken, tmp_path, capsys):
     assert extracted(tmp_path, "x.h5") == (3, 12)
     assert extracted(tmp_path, "x.h5", "--retry-failed") == (3, 6), "they fail again"
     for path, content in broken.items():
@@ -146,7 +146,7 @@ def test_pictures_that_failed_are_tried_again_with_their_shards_alone(broken, tm
     capsys.readouterr()
 
 
-def test_pictures_that_have_changed_are_computed_anew_with_their_shards_alone(broken, tmp_path, capsys):
+def test_images_that_have_changed_are_computed_anew_with_their_shards_alone(broken, tmp_path, capsys):
     for path, content in broken.items():
         path.write_bytes(content)
     assert extracted(tmp_path, "x.h5") == (0, 12)
@@ -164,7 +164,7 @@ def test_of_an_unfinished_run_too(broken, tmp_path, capsys):
     equal = all(path.stat().st_size == len(content) for path, content in broken.items())
     for path, content in broken.items():
         path.write_bytes(content)
-    # Its shards say nothing of the pictures that they were computed from, so that their sizes must be equal.
+    # Its shards say nothing of the images that they were computed from, so that their sizes must be equal.
     assert extracted(tmp_path, "x.h5", "--retry-failed") == ((0, 6) if equal else (6, 0))
     assert equal or "delete the folder" in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def test_a_retry_that_is_broken_off_leaves_the_file_and_goes_on(flags, broken, t
         assert extracted(tmp_path, "x.h5", "--retry-failed") == (6, 3)
     assert (tmp_path / "x.h5").read_bytes() == before
     assert failures_path(tmp_path / "x.h5").exists()
-    if not equal and not flags:  # Then what stands there is a file of other pictures.
+    if not equal and not flags:  # Then what stands there is a file of other images.
         assert extracted(tmp_path, "x.h5") == (6, 0)
         flags = ["--retry-failed"]
     assert extracted(tmp_path, "x.h5", *flags) == (0, 3)
@@ -254,8 +254,8 @@ def test_whatever_ends_a_run_is_told_how_far_it_has_come(root, tmp_path):
     dataset = open_dataset("folder", root)  # in the order of names: 5 good ones, 3 bad ones
     cache = CacheSettings(workers=0, shard_rows=1)
     settings = ExtractionSettings(scales=(224,))
-    later = "5 of 8 pictures done, 1 failed (1 empty), 2 left, 1 by earlier runs"
-    for last, told in ((2, "1 of 8 pictures done, 7 left"), (7, later)):
+    later = "5 of 8 images done, 1 failed (1 empty), 2 left, 1 by earlier runs"
+    for last, told in ((2, "1 of 8 images done, 7 left"), (7, later)):
 
         def stop(done, total, failed, last=last):
             if done >= last:

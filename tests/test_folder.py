@@ -28,7 +28,7 @@ def put(root: Path, *names: str) -> Path:
 
 
 class TestLayouts:
-    def test_first_level_folders_are_classes_and_deeper_pictures_belong_to_them(self, tmp_path):
+    def test_first_level_folders_are_classes_and_deeper_images_belong_to_them(self, tmp_path):
         put(tmp_path, "dog/b.jpg", "cat/deep/er/a.png", "cat/z.jpg")
         data = folder.read(tmp_path)
         assert (data.name, data.task) == ("folder", Task.SINGLE_LABEL)
@@ -56,7 +56,7 @@ class TestLayouts:
             assert [data.ids[row] for row in data.splits[name]] == [f"{name}/cat/1.jpg", f"{name}/dog/more/2.jpg"]
         assert data.labels.tolist() == [[1, -1], [-1, 1]] * len(splits)
 
-    def test_split_folders_may_hold_pictures_without_classes(self, tmp_path):
+    def test_split_folders_may_hold_images_without_classes(self, tmp_path):
         data = folder.read(put(tmp_path, "train/1.jpg", "test/2.jpg"))
         assert data.task == Task.UNLABELLED
         assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [1], "test": [0]}
@@ -77,7 +77,7 @@ class TestLayouts:
             ["train/cat/a.jpg", "test/b.jpg"],
         ],
     )
-    def test_pictures_beside_class_folders_are_refused_by_name(self, tmp_path, names):
+    def test_images_beside_class_folders_are_refused_by_name(self, tmp_path, names):
         with pytest.raises(DatasetError, match="in class folders or none") as caught:
             folder.read(put(tmp_path, *names))
         for name in names:
@@ -96,27 +96,27 @@ class TestLayouts:
 
 
 class TestNames:
-    @pytest.mark.parametrize("suffix", folder.PICTURE_SUFFIXES)
+    @pytest.mark.parametrize("suffix", folder.IMAGE_SUFFIXES)
     def test_every_listed_suffix_counts_in_any_case(self, tmp_path, suffix):
         put(tmp_path, f"a{suffix}", f"b{suffix.upper()}")
         assert len(folder.read(tmp_path)) == 2
 
     def test_the_suffixes_are_those_promised(self):
         promised = "jpg jpeg jpe jfif png gif bmp tif tiff webp ppm pgm pbm pnm"
-        assert set(folder.PICTURE_SUFFIXES) == {f".{name}" for name in promised.split()}
+        assert set(folder.IMAGE_SUFFIXES) == {f".{name}" for name in promised.split()}
 
     def test_other_files_are_counted_and_named(self, tmp_path):
         put(tmp_path, "cat/a.jpg", "cat/labels.csv", "b.txt", *(f"cat/{number}.xml" for number in range(7)))
         assert folder.read(tmp_path).notes == (
-            "Not pictures by their endings, and ignored: b.txt, cat/0.xml, cat/1.xml, cat/2.xml, cat/3.xml and 4 more.",
+            "Not images by their endings, and ignored: b.txt, cat/0.xml, cat/1.xml, cat/2.xml, cat/3.xml and 4 more.",
         )
 
-    def test_folders_without_pictures_are_named(self, tmp_path):
+    def test_folders_without_images_are_named(self, tmp_path):
         put(tmp_path, "train/cat/a.jpg", "train/dog/a.txt")
         (tmp_path / "val").mkdir()
         data = folder.read(tmp_path)
         assert data.classes == ("cat",)
-        assert "Folders without pictures, and ignored: val, train/dog." in data.notes
+        assert "Folders without images, and ignored: val, train/dog." in data.notes
 
     def test_hidden_names_and_macos_shadows_are_passed_over(self, tmp_path):
         put(tmp_path, "cat/a.jpg", ".hidden/b.jpg", "cat/._a.jpg", "__MACOSX/cat/a.jpg", "cat/.DS_Store")
@@ -184,12 +184,12 @@ class TestLinks:
         assert data.ids == ("cat/a.jpg", "dog/1.jpg", "dog/deep/2.jpg")
         assert "fox" in data.notes[0]
 
-    def test_a_linked_picture_counts(self, tmp_path):
+    def test_a_linked_image_counts(self, tmp_path):
         put(tmp_path, "cat/a.jpg")
         (tmp_path / "cat" / "b.jpg").symlink_to("a.jpg")
         assert len(folder.read(tmp_path)) == 2
 
-    def test_what_is_no_file_stays_in_the_list_if_it_is_called_a_picture(self, tmp_path, monkeypatch):
+    def test_what_is_no_file_stays_in_the_list_if_it_is_called_a_image(self, tmp_path, monkeypatch):
         put(tmp_path, "cat/a.jpg")
         cat = tmp_path / "cat"
         (cat / "broken.jpg").symlink_to("nowhere")
@@ -204,7 +204,7 @@ class TestLinks:
         assert data.ids == tuple(
             f"cat/{name}" for name in ("a.jpg", "broken.jpg", "loop.gif", "pipe.jpg", "self.png", "socket.webp")
         )
-        assert data.notes == ("Not pictures by their endings, and ignored: cat/pipe.",)
+        assert data.notes == ("Not images by their endings, and ignored: cat/pipe.",)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_folder_that_may_not_be_read_is_an_error(self, tmp_path):

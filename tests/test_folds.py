@@ -1,4 +1,4 @@
-"""How rows are divided: each once, pictures whole, classes even, by a rule that can be repeated by hand."""
+"""How rows are divided: each once, images whole, classes even, by a rule that can be repeated by hand."""
 
 import hashlib
 
@@ -44,7 +44,7 @@ def test_folds_are_dealt_by_hash_so_the_order_of_rows_is_of_no_account():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_class_goes_where_it_is_rarest_not_where_there_is_room(seed):
-    # Class 0 takes a picture in each fold, two of them of class 1 too: the third of class 1 has one place left.
+    # Class 0 takes an image in each fold, two of them of class 1 too: the third of class 1 has one place left.
     positive = np.array([[1, 1], [1, 1], [1, 0], [0, 1]], dtype=bool)
     fold = k_folds(["a", "b", "c", "d"], positive, 3, seed)
     assert sorted(fold[:3]) == [0, 1, 2]
@@ -57,7 +57,7 @@ def test_the_seed_changes_folds():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 5))
-def test_rows_of_a_picture_stay_together(seed, folds):
+def test_rows_of_a_image_stay_together(seed, folds):
     rng = np.random.default_rng(seed)
     paths = [f"{number}.jpg" for number in rng.integers(0, 20, 60)]
     positive = rng.random((60, 4)) < 0.2
@@ -70,7 +70,7 @@ def test_rows_of_a_picture_stay_together(seed, folds):
         assert len(set(held[rows])) == 1
 
 
-@pytest.mark.parametrize(("folds", "words"), [(1, "2 up to the number of pictures"), (4, r"pictures \(3\), found 4")])
+@pytest.mark.parametrize(("folds", "words"), [(1, "2 up to the number of images"), (4, r"images \(3\), found 4")])
 def test_folds_are_checked(folds, words):
     with pytest.raises(ConfigError, match=words):
         k_folds(["a", "b", "c", "c"], np.ones((4, 1), dtype=bool), folds)
@@ -95,7 +95,7 @@ def test_small_classes_give_one_and_keep_one():
     assert hold_out(["a", "b"], one_hot([0, 0]), 0.99).sum() == 1
 
 
-def test_pictures_without_a_positive_are_held_out_in_proportion():
+def test_images_without_a_positive_are_held_out_in_proportion():
     positive = np.zeros((50, 1), dtype=bool)
     positive[:10] = True
     held = hold_out([str(row) for row in range(50)], positive, 0.2)

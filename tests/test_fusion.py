@@ -42,7 +42,7 @@ def digest(text):
 
 
 def write_file(path, features=FEATURES, dataset=None, *, failed=(), contents=None, net="D"):
-    """Write a feature file; `contents` says what the picture files held, by default their ids."""
+    """Write a feature file; `contents` says what the image files held, by default their ids."""
     dataset = data_set() if dataset is None else dataset
     n, scales, regions, channels = features.shape
     shape = Shape(scales=(256, 384, 512)[:scales], regions=("image", "box")[:regions], channels=channels)
@@ -245,13 +245,13 @@ def test_of_several_samples_without_a_partner_the_first_in_its_file_is_named():
         match_rows(one, two, "one", "two")
 
 
-def test_pictures_of_the_same_name_with_other_bytes_are_refused(tmp_path):
+def test_images_of_the_same_name_with_other_bytes_are_refused(tmp_path):
     dataset, order = shuffled()
     one = write_file(tmp_path / "one.h5")
     two = write_file(tmp_path / "two.h5", FEATURES[order], dataset, contents=["c", "a", "other", "b"])
-    with pytest.raises(StoreError, match="the picture 'd' had other bytes; extract both from one copy"):
+    with pytest.raises(StoreError, match="the image 'd' had other bytes; extract both from one copy"):
         read_descriptors([one, two])
-    # A picture that failed has nothing to compare.
+    # An image that failed has nothing to compare.
     three = write_file(tmp_path / "three.h5", contents=["a", "b", "c", "other"], failed={"d"})
     assert read_descriptors([one, three]).ok.tolist() == [True, True, True, False]
 
@@ -288,12 +288,12 @@ def test_one_path_needs_no_list(tmp_path):
     assert read_descriptors(str(path)).descriptors.tobytes() == expected
 
 
-# --- pictures that failed
+# --- images that failed
 
 
 @pytest.mark.parametrize("normalisation", ["blocks", "whole", "none"])
 @pytest.mark.parametrize("join", ["mean", "max", "stack"])
-def test_failed_pictures_are_zero_rows_whichever_file_they_failed_in(tmp_path, join, normalisation):
+def test_failed_images_are_zero_rows_whichever_file_they_failed_in(tmp_path, join, normalisation):
     dataset, order = shuffled()
     one = write_file(tmp_path / "one.h5", failed={"a"})
     two = write_file(tmp_path / "two.h5", FEATURES[order], dataset, failed={"c"})
@@ -392,17 +392,17 @@ def test_unknown_splits_are_named(tmp_path, splits, split, words):
     assert str(raised.value) == words
 
 
-def test_failed_pictures_raise_before_anything_is_read_or_are_dropped(tmp_path, monkeypatch):
+def test_failed_images_raise_before_anything_is_read_or_are_dropped(tmp_path, monkeypatch):
     path = write_file(tmp_path / "d.h5", failed={"b", "d"})
     with monkeypatch.context() as patch:
         patch.setattr(FeatureFile, "read", None)
-        with pytest.raises(StoreError, match=r"each of 4 rows, found 2 whose picture failed .* first is 'b'; .*'drop'"):
+        with pytest.raises(StoreError, match=r"each of 4 rows, found 2 whose image failed .* first is 'b'; .*'drop'"):
             vggfeat.load_features(path)
     found = vggfeat.load_features(path, failed="drop")
     assert found.ids == ["a", "c"]
     np.testing.assert_allclose(found.descriptors, [unit(3, 4), unit(1, 1)], rtol=1e-6)
     assert found.labels.tolist() == LABELS[[0, 2]].tolist()
-    # A picture that failed outside the split is nobody's business.
+    # An image that failed outside the split is nobody's business.
     assert vggfeat.load_features(path, split="train").ids == ["a", "c"]
     nothing = vggfeat.load_features(path, split="test", failed="drop")
     assert (nothing.descriptors.shape, nothing.labels.shape, nothing.ids) == ((0, 2), (0, 2), [])

@@ -5,22 +5,22 @@ import pytest
 import torch
 
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import Picture
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.weights import random_backbone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")
 NET = "random:D:0:0.25"
 
 
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     sizes = [(375, 500), (500, 375), (333, 500), (375, 500)]
-    return [Picture((rng.integers(0, 256, (*size, 3), dtype=np.uint8),), size, bytes(32)) for size in sizes]
+    return [DecodedImage((rng.integers(0, 256, (*size, 3), dtype=np.uint8),), size, bytes(32)) for size in sizes]
 
 
 def features(device, precision="fp32", **options):
     settings = ExtractionSettings(scales=(256, 384), precision=precision, **options)
-    return np.stack([row.features for row in Extraction(random_backbone(NET), settings, device).rows(pictures())])
+    return np.stack([row.features for row in Extraction(random_backbone(NET), settings, device).rows(images())])
 
 
 def cosines(one, other):
@@ -48,7 +48,7 @@ def test_strips_equal_the_whole():
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same():
-    many = pictures() * 8
+    many = images() * 8
     net = random_backbone(NET)
     expected = Extraction(net, ExtractionSettings(scales=(768,)), "cuda").rows(many)
     extraction = Extraction(net, ExtractionSettings(scales=(768,), batch_pixels=1 << 28), "cuda")
@@ -74,8 +74,8 @@ def test_padded_batches_equal_those_of_equal_size(precision):
 
 def test_launches_that_follow_each_other_keep_their_rows():
     extraction = Extraction(random_backbone(NET), ExtractionSettings(scales=(256, 384)), "cuda")
-    expected = [row.features for row in extraction.rows(pictures())]
-    launched = [extraction.launch(pictures()[::order]) for order in (1, -1)]
+    expected = [row.features for row in extraction.rows(images())]
+    launched = [extraction.launch(images()[::order]) for order in (1, -1)]
     for order, finish in zip((1, -1), launched, strict=True):
         for row, wanted in zip(finish(), expected[::order], strict=True):
             np.testing.assert_allclose(row.features, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())

@@ -12,11 +12,11 @@ from scipy.io import savemat
 from vggfeat import synthetic
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import DatasetError
-from vggfeat.samples import LabelledPictures, Shards
+from vggfeat.samples import LabelledImages, Shards
 
 
 def put(root: Path, *names: str) -> Path:
-    """Links that lead nowhere: whoever opens a picture, or only asks what it is, fails."""
+    """Links that lead nowhere: whoever opens an image, or only asks what it is, fails."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         os.symlink("/nowhere", root / name)
@@ -33,8 +33,8 @@ def put_kit(folder: Path, classes: list[tuple[int, str, str]], truth: list[int],
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in truth))
 
 
-def labels(pictures: LabelledPictures) -> dict[str, str]:
-    return {path: pictures.classes[target] for path, target in zip(pictures.paths, pictures.targets, strict=True)}
+def labels(images: LabelledImages) -> dict[str, str]:
+    return {path: images.classes[target] for path, target in zip(images.paths, images.targets, strict=True)}
 
 
 KIT = [(1, "n02119789", "kit fox"), (2, "n01440764", "tench"), (3, "n01751748", "sea snake"), (4, "n0", "entity")]
@@ -100,7 +100,7 @@ def test_the_kaggle_tree_is_labelled_by_its_list_in_any_order(tmp_path, inner):
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     root = tmp_path_factory.mktemp("rendered")
-    synthetic.write("ilsvrc", root, size=synthetic.Settings(picture_side=32, classes=5, train=3, val=12))
+    synthetic.write("ilsvrc", root, size=synthetic.Settings(image_side=32, classes=5, train=3, val=12))
     return root
 
 
@@ -124,7 +124,7 @@ def test_the_kit_and_the_list_of_the_rendered_set_agree(rendered, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
-def test_without_validation_pictures_a_tenth_of_each_class_is_held_out_by_hash(tmp_path, prefix):
+def test_without_validation_images_a_tenth_of_each_class_is_held_out_by_hash(tmp_path, prefix):
     names = [f"{prefix}{cls}/{n}.jpg" for cls, count in (("cat", 20), ("dog", 2)) for n in range(count)]
     data = ilsvrc.read(put(tmp_path, *names))
 
@@ -143,15 +143,15 @@ def test_without_validation_pictures_a_tenth_of_each_class_is_held_out_by_hash(t
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "expected pictures in class folders, found none"),
-        (["a.jpg", "b.jpg"], "expected pictures in class folders, found none"),
+        ([], "expected images in class folders, found none"),
+        (["a.jpg", "b.jpg"], "expected images in class folders, found none"),
         (["train/cat/1.jpg", "val/cat/2.jpg"], "at least 2 classes, found only cat"),
-        (["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg"], "found only in train: a, c; add pictures"),
+        (["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg"], "found only in train: a, c; add images"),
         (["train/a/1.jpg", "val/b/1.jpg", "val/a/1.jpg"], "found only in val: b"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/2.jpg"], "found both, for instance val/2.jpg"),
         (["val/a/1.jpg", "val/b/1.jpg"], "expected train beside val"),
-        (["a/1.jpg", "a/2.jpg", "b/1.jpg"], "at least 2 pictures in each class, .* found 1 in b"),
-        ([*TRAIN, *VAL], "expected labels of the flat validation pictures, found none; unpack ILSVRC2012_devkit_t12"),
+        (["a/1.jpg", "a/2.jpg", "b/1.jpg"], "at least 2 images in each class, .* found 1 in b"),
+        ([*TRAIN, *VAL], "expected labels of the flat validation images, found none; unpack ILSVRC2012_devkit_t12"),
         ([*TRAIN, "val/readme.txt"], "found only in train: n01440764, n01751748, n02119789"),
     ],
 )
@@ -162,14 +162,14 @@ def test_a_copy_that_can_not_be_trained_on_is_refused_in_one_line(tmp_path, name
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(DatasetError, match="gone: expected a folder with train/CLASS/PICTURE"):
+    with pytest.raises(DatasetError, match="gone: expected a folder with train/CLASS/IMAGE"):
         ilsvrc.read(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
     ("truth", "words"),
     [
-        ([3, 1, 2], "expected 3 pictures there, one per line of .*ground_truth.txt, found 4"),
+        ([3, 1, 2], "expected 3 images there, one per line of .*ground_truth.txt, found 4"),
         ([3, 1, 2, 5], "line 4: expected the number of a class of the kit, found '5'"),
         ([3, 1, 2, 4], "found only in val: n0"),
         ([3, 1, 1, 1], "found only in train: n01440764"),
@@ -189,7 +189,7 @@ def test_a_damaged_kit_is_named(tmp_path, content):
         ilsvrc.read(tmp_path)
 
 
-def test_a_list_that_lacks_a_picture_or_a_label_is_named(tmp_path):
+def test_a_list_that_lacks_a_image_or_a_label_is_named(tmp_path):
     put(tmp_path, *TRAIN, *VAL)
     path = tmp_path / "LOC_val_solution.csv"
     path.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2 3 4\n")
@@ -204,7 +204,7 @@ def test_a_list_that_lacks_a_picture_or_a_label_is_named(tmp_path):
 
 
 def listed(**changes):
-    return LabelledPictures(**{
+    return LabelledImages(**{
         "root": Path("/a"), "paths": ("b", "c"), "targets": np.array([0, 1]), "classes": ("k", "l"), **changes,
     })  # fmt: skip
 

@@ -9,10 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
-from odd_pictures import encode, flat_jpeg, png, scan_bomb, tiff
+from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from PIL import Image, ImageFile
 
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.colours import to_rgb
 from vggfeat.images.decoding import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
 from vggfeat.samples import Box
@@ -26,7 +26,7 @@ COLOURS = {
     "W": (255, 255, 255),
     "Y": (255, 255, 0),
 }
-# The upright picture is RGB over KWY. EXIF names the sides on which row 0 and column 0 of the stored picture lie.
+# The upright image is RGB over KWY. EXIF names the sides on which row 0 and column 0 of the stored image lie.
 STORED = {
     1: ("RGB", "KWY"),  # top, left
     2: ("BGR", "YWK"),  # top, right
@@ -46,19 +46,19 @@ def painted(rows, scale=1):
 
 @pytest.fixture
 def read(tmp_path):
-    """Write bytes to a file and return its decoded region as nested lists, or the picture with `whole`."""
+    """Write bytes to a file and return its decoded region as nested lists, or the image with `whole`."""
 
-    def read(data, *, name="picture.bin", box=None, whole=False, **settings):
+    def read(data, *, name="image.bin", box=None, whole=False, **settings):
         path = tmp_path / name
         path.write_bytes(data)
-        picture = decode(Request(str(path), (box,)), DecodeSettings(**settings))
-        return picture if whole else picture.regions[0]
+        image = decode(Request(str(path), (box,)), DecodeSettings(**settings))
+        return image if whole else image.regions[0]
 
     return read
 
 
 def refusal(path, boxes=(None,), **settings):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(Request(str(path), boxes), DecodeSettings(**settings))
     assert caught.value.reason in REASONS
     text = str(caught.value)
@@ -71,7 +71,7 @@ def refusal(path, boxes=(None,), **settings):
 def refused(tmp_path):
     """Write bytes to a file and return the reason why it gives no pixels."""
 
-    def refused(data, *, name="picture.bin", **settings):
+    def refused(data, *, name="image.bin", **settings):
         path = tmp_path / name
         path.write_bytes(data)
         error = refusal(path, **settings)
@@ -90,9 +90,9 @@ def test_every_orientation_comes_out_upright(read, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    picture = read(encode(painted(STORED[orientation]), kind, exif=exif, **options), whole=True)
-    assert picture.size == (2, 3)
-    assert picture.regions[0].tolist() == np.asarray(painted(STORED[1])).tolist()
+    image = read(encode(painted(STORED[orientation]), kind, exif=exif, **options), whole=True)
+    assert image.size == (2, 3)
+    assert image.regions[0].tolist() == np.asarray(painted(STORED[1])).tolist()
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -106,7 +106,7 @@ def test_every_orientation_of_a_jpeg_comes_out_upright(read, orientation):
     assert np.abs(region[8::16, 8::16].astype(int) - expected).max() <= 4
 
 
-def test_boxes_are_meant_in_the_upright_picture(read):
+def test_boxes_are_meant_in_the_upright_image(read):
     exif = Image.Exif()
     exif[0x0112] = 6
     region = read(encode(painted(STORED[6]), "PNG", exif=exif), box=Box(2, 0, 3, 2))
@@ -213,11 +213,11 @@ def test_palette_with_and_without_transparency(read):
 
 
 def test_transparent_colour_of_a_gif_is_white(read):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([1, 2, 3, 40, 50, 60])
-    picture.putpixel((1, 0), 1)
-    assert read(encode(picture, "GIF", transparency=0)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
-    assert read(encode(picture, "GIF")).tolist() == [[[1, 2, 3], [40, 50, 60]]]
+    image = Image.new("P", (2, 1))
+    image.putpalette([1, 2, 3, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    assert read(encode(image, "GIF", transparency=0)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    assert read(encode(image, "GIF")).tolist() == [[[1, 2, 3], [40, 50, 60]]]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_the_content_decides_and_not_the_suffix(read):
         ("drawing.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"),
         ("paper.pdf", b"%PDF-1.4\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF"),
         ("icon.ico", encode(Image.new("RGB", (16, 16)), "ICO")),
-        ("picture.jp2", encode(Image.new("RGB", (16, 16)), "JPEG2000")),
+        ("image.jp2", encode(Image.new("RGB", (16, 16)), "JPEG2000")),
         ("byte.jpg", b"\0"),
     ],
 )
@@ -372,11 +372,11 @@ def test_the_first_frame_of_many(read, kind):
 
 
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (1, 65535), (65535, 1)])
-def test_pictures_of_one_pixel_are_pictures(read, size):
-    picture = read(encode(Image.new("L", size, 9), "PNG"), whole=True)
-    assert picture.size == size[::-1]
-    assert picture.regions[0].shape == (*size[::-1], 3)
-    assert (picture.regions[0] == 9).all()
+def test_images_of_one_pixel_are_images(read, size):
+    image = read(encode(Image.new("L", size, 9), "PNG"), whole=True)
+    assert image.size == size[::-1]
+    assert image.regions[0].shape == (*size[::-1], 3)
+    assert (image.regions[0] == 9).all()
 
 
 # Bad files
@@ -402,7 +402,7 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_truncated(refused):
     assert refused(data[: data.rindex(b"\xff\xda")]) == "truncated"
 
 
-def test_truncated_pictures_can_be_allowed(read):
+def test_truncated_images_can_be_allowed(read):
     rows = [bytes([7, 8, 9] * 4)] * 40
     whole = png(4, 40, 8, 2, rows)
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
@@ -474,9 +474,9 @@ def test_what_is_no_file_is_named(tmp_path):
     assert refusal(f"{tmp_path}/nul\0.jpg").reason == "missing"
 
 
-def test_a_link_to_a_picture_is_followed(read, tmp_path):
-    read(png(1, 1, 8, 0, [b"\x07"]), name="picture.png")
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "picture.png")
+def test_a_link_to_a_image_is_followed(read, tmp_path):
+    read(png(1, 1, 8, 0, [b"\x07"]), name="image.png")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "image.png")
     assert decode(Request(str(tmp_path / "link.jpg"), (None,)), SETTINGS).regions[0].tolist() == [[[7, 7, 7]]]
 
 
@@ -562,7 +562,7 @@ def test_warnings_neither_escape_nor_fail(read, monkeypatch):
     assert caught == []
 
 
-def test_interrupts_are_not_pictures(read, monkeypatch):
+def test_interrupts_are_not_images(read, monkeypatch):
     def load(self):
         raise KeyboardInterrupt
 
@@ -592,7 +592,7 @@ def test_an_image_in_memory_is_treated_as_its_file(read, tmp_path):
         encode(Image.new("L", (64, 48), 9), "PNG"),
     ):
         expected = read(data, whole=True, largest_side=4)
-        with Image.open(tmp_path / "picture.bin") as image:
+        with Image.open(tmp_path / "image.bin") as image:
             info = dict(image.info)
             found = region_of(image, DecodeSettings(largest_side=4))
             assert image.info == info
@@ -604,7 +604,7 @@ def test_an_image_in_memory_is_treated_as_its_file(read, tmp_path):
 
 def test_an_image_in_memory_that_is_broken_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(encode(Image.effect_noise((64, 64), 90), "PNG")[:900])
-    with Image.open(tmp_path / "cut.png") as image, pytest.raises(PictureError, match=r"cut\.png: ") as caught:
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(ImageError, match=r"cut\.png: ") as caught:
         region_of(image, SETTINGS)
     assert caught.value.reason == "truncated"
 
@@ -660,11 +660,11 @@ def test_boxes_without_area_are_refused(tmp_path, grid, box):
 def test_one_region_per_box_in_order(tmp_path, grid):
     (tmp_path / "grid.png").write_bytes(grid)
     boxes = (Box(1, 1, 2, 2), None, Box(3, 2, 4, 4), Box(1, 1, 2, 2))
-    picture = decode(Request(str(tmp_path / "grid.png"), boxes), SETTINGS)
-    assert [region.shape[:2] for region in picture.regions] == [(1, 1), (6, 10), (2, 1), (1, 1)]
-    assert picture.size == (6, 10)
-    assert picture.sha256 == hashlib.sha256(grid).digest()
-    for region in picture.regions:
+    image = decode(Request(str(tmp_path / "grid.png"), boxes), SETTINGS)
+    assert [region.shape[:2] for region in image.regions] == [(1, 1), (6, 10), (2, 1), (1, 1)]
+    assert image.size == (6, 10)
+    assert image.sha256 == hashlib.sha256(grid).digest()
+    for region in image.regions:
         assert region.flags.writeable
         assert region.flags.c_contiguous
 
@@ -674,10 +674,10 @@ def test_reduction_averages_whole_blocks(read):
     rows = rows.repeat(2, 0).repeat(2, 1)
     rows[::2] += 3
     rows[:, ::2] += 1
-    picture = read(encode(Image.fromarray(rows), "PNG"), whole=True, largest_side=1)
+    image = read(encode(Image.fromarray(rows), "PNG"), whole=True, largest_side=1)
     # 8 x 12 with Q = 1: 8 // 3 = 2, and each block of 2 x 2 is v + (0 + 1 + 3 + 4) / 4.
-    assert picture.regions[0][..., 0].tolist() == (np.arange(0, 240, 10).reshape(4, 6) + 2).tolist()
-    assert picture.size == (8, 12)
+    assert image.regions[0][..., 0].tolist() == (np.arange(0, 240, 10).reshape(4, 6) + 2).tolist()
+    assert image.size == (8, 12)
 
 
 @pytest.mark.parametrize(
@@ -685,16 +685,16 @@ def test_reduction_averages_whole_blocks(read):
     [(47, 8, 47), (48, 8, 24), (49, 8, 25), (71, 8, 36), (72, 8, 24), (7, 8, 7), (72, None, 72)],
 )
 def test_reduction_keeps_three_times_the_largest_side(read, side, largest, left):
-    picture = read(encode(Image.new("L", (side, 100), 50), "PNG"), whole=True, largest_side=largest)
-    assert picture.regions[0].shape[1] == left
-    assert (picture.regions[0] == 50).all()
+    image = read(encode(Image.new("L", (side, 100), 50), "PNG"), whole=True, largest_side=largest)
+    assert image.regions[0].shape[1] == left
+    assert (image.regions[0] == 50).all()
 
 
 def test_each_region_is_reduced_by_its_own_size(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(Image.new("L", (60, 60), 50), "PNG"))
     settings = DecodeSettings(largest_side=5)
-    picture = decode(Request(str(tmp_path / "a.png"), (None, Box(0, 0, 20, 60))), settings)
-    assert [region.shape for region in picture.regions] == [(15, 15, 3), (60, 20, 3)]
+    image = decode(Request(str(tmp_path / "a.png"), (None, Box(0, 0, 20, 60))), settings)
+    assert [region.shape for region in image.regions] == [(15, 15, 3), (60, 20, 3)]
 
 
 # The rest
@@ -714,5 +714,5 @@ def test_every_reason_has_its_sentence():
         assert re.fullmatch(r"[A-Z][^.]*\.", sentence)
 
 
-def test_the_scan_bomb_is_a_picture(read):
+def test_the_scan_bomb_is_a_image(read):
     assert (read(scan_bomb(16, 3)) == 90).all()

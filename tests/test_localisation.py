@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import box_iou
 
-from vggfeat.errors import ConfigError, FitError, PictureError
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ConfigError, FitError, ImageError
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.localisation.drawing import Mark, draw_boxes
 from vggfeat.localisation.guesses import Ask, LocaliseSettings
 from vggfeat.localisation.head import BoxNet
@@ -95,7 +95,7 @@ HALF = [1, 1, 5, 10]
 LESS = [1, 1, 5, 9]
 
 
-def one_picture(labels, boxes, objects=(OBJECT,), target=0):
+def one_image(labels, boxes, objects=(OBJECT,), target=0):
     return localisation_error([target], [list(objects)], [labels], [boxes])
 
 
@@ -114,8 +114,8 @@ def one_picture(labels, boxes, objects=(OBJECT,), target=0):
         ([0, 0], [LESS, OBJECT], [OBJECT], 0),  # A label may be guessed twice.
     ],
 )
-def test_a_picture_is_right_if_one_guess_has_label_and_box(labels, boxes, objects, error):
-    assert one_picture(labels, boxes, objects).error == error
+def test_a_image_is_right_if_one_guess_has_label_and_box(labels, boxes, objects, error):
+    assert one_image(labels, boxes, objects).error == error
 
 
 def test_no_guesses_at_all_are_wrong():
@@ -132,16 +132,16 @@ def test_the_blacklist_is_left_out_and_the_error_is_a_share_of_the_rest():
 
 
 def test_overlaps_and_fewer_guesses_are_told():
-    found = one_picture([1, 0], [HALF, OBJECT])
+    found = one_image([1, 0], [HALF, OBJECT])
     np.testing.assert_allclose(found.overlaps, [[1 / 2, 1]])
     assert [found.error_at(k) for k in (1, 2, 5)] == [1, 0, 0]
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(FitError, match="at most 5 labels"):
-        one_picture([0] * 6, [OBJECT] * 6)
+        one_image([0] * 6, [OBJECT] * 6)
     with pytest.raises(FitError, match="none in row 0"):
-        one_picture([0], [OBJECT], [])
+        one_image([0], [OBJECT], [])
     with pytest.raises(FitError, match="at most 5 labels"):
         localisation_error([0, 0], [[OBJECT]], [[0]], [[OBJECT]])
 
@@ -287,7 +287,7 @@ def test_the_numbers_of_a_class_become_a_box_in_pixels_of_the_file():
     numbers = torch.zeros(8, 1, 2)
     numbers[4:] = torch.tensor([0.25, -0.25, 0.5, 0.25])[:, None, None]
     found = boxes_of(numbers, np.array([1]), window_frames((1, 2)), (256, 256), (512, 512))
-    # In the rescaled picture: centre (112 + 56, 112 - 56), 112 x 56; the file is twice as large.
+    # In the rescaled image: centre (112 + 56, 112 - 56), 112 x 56; the file is twice as large.
     np.testing.assert_allclose(found[0, 0], [2 * (168 - 56), 2 * (56 - 28), 2 * (168 + 56), 2 * (56 + 28)])
     np.testing.assert_allclose(found[0, 1], found[0, 0] + [64, 0, 64, 0])
     # The longer side is rounded, so that width and height have factors of their own.
@@ -295,7 +295,7 @@ def test_the_numbers_of_a_class_become_a_box_in_pixels_of_the_file():
     np.testing.assert_allclose(wide[0], found[0] * [1.5, 1, 1.5, 1])
 
 
-def test_boxes_stay_within_the_picture_and_keep_a_pixel():
+def test_boxes_stay_within_the_image_and_keep_a_pixel():
     boxes = np.array([[-5.0, 2, 500, 9], [50, 50, 60, 60], [8, 3, 4, 3.2]])
     np.testing.assert_allclose(within(boxes, (20, 30)), [[0, 2, 30, 9], [29, 19, 30, 20], [8, 3, 9, 4]])
 
@@ -324,11 +324,11 @@ def box_net(kind="pcr", frame="window", seed=0, pool="floor"):
     )
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     # Coarse, so that the net sees more than grey.
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     pixels = np.repeat(np.repeat(coarse, 16, 0), 16, 1)[:height, :width].copy()
-    return Picture((pixels,), (height, width), bytes(32))
+    return DecodedImage((pixels,), (height, width), bytes(32))
 
 
 def dense(nets, scales, classifier=None, **more):
@@ -338,7 +338,7 @@ def dense(nets, scales, classifier=None, **more):
 def test_a_net_that_always_says_the_same_boxes_the_middle_of_every_window():
     net = constant(box_net("scr"), [0.0, 0.0, 0.5, 0.25])
     maps = DenseMaps(net.backbone, MapSettings(scales=(256,)), "cpu")
-    (found,) = maps.maps([picture(256, 320).regions[0]])
+    (found,) = maps.maps([image(256, 320).regions[0]])
     assert found.map.shape == (4, 2, 4)
     boxes = boxes_of(found.map, np.array([0]), window_frames((2, 4)), found.rescaled, (256, 320))
     expected = [[32 * j + 56, 32 * i + 84, 32 * j + 168, 32 * i + 140] for i in range(2) for j in range(4)]
@@ -347,25 +347,25 @@ def test_a_net_that_always_says_the_same_boxes_the_middle_of_every_window():
 
 def test_every_class_has_its_own_box():
     net = constant(box_net("pcr"), [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
-    (found,) = dense([net], ((224,),)).locate([picture(224, 224)], [Ask(np.array([2, 0, 1]))])
+    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [Ask(np.array([2, 0, 1]))])
     np.testing.assert_allclose(found.boxes, [[112, 112, 224, 224], [0, 0, 224, 224], [56, 56, 168, 168]], atol=1e-4)
     assert (found.guesses, found.classes.tolist()) == (3, [2, 0, 1])
 
 
-def test_a_box_relative_to_the_picture_is_the_same_from_every_window():
-    net = constant(box_net("scr", "picture"), [0.1, 0.0, 0.5, 0.5])
-    (found,) = dense([net], ((256,),)).locate([picture(512, 640)], [Ask(np.array([1]))])
+def test_a_box_relative_to_the_image_is_the_same_from_every_window():
+    net = constant(box_net("scr", "image"), [0.1, 0.0, 0.5, 0.5])
+    (found,) = dense([net], ((256,),)).locate([image(512, 640)], [Ask(np.array([1]))])
     np.testing.assert_allclose(found.boxes, [[224, 128, 544, 384]], atol=1e-3)
     assert found.windows.tolist() == [2 * 4]
 
 
 @pytest.mark.parametrize("kind", ["scr", "pcr"])
-@pytest.mark.parametrize("frame", ["window", "picture"])
+@pytest.mark.parametrize("frame", ["window", "image"])
 def test_dense_at_exactly_224_is_the_centre_crop(kind, frame):
     net, settings_ = box_net(kind, frame), LocaliseSettings(scales=((224,),))
     ask = [Ask(None, 2)]
-    (crop,) = CropLocaliser(net, CLASSES, settings_).locate([picture(300, 300)], ask)
-    (whole,) = dense([net], ((224,),)).locate([picture(300, 300)], [Ask(np.zeros(0, int), 2)])
+    (crop,) = CropLocaliser(net, CLASSES, settings_).locate([image(300, 300)], ask)
+    (whole,) = dense([net], ((224,),)).locate([image(300, 300)], [Ask(np.zeros(0, int), 2)])
     np.testing.assert_allclose(whole.boxes, crop.boxes, atol=1e-3)
     assert whole.classes.tolist() == crop.classes.tolist() == [2]
     assert whole.guesses == crop.guesses == 0
@@ -374,26 +374,26 @@ def test_dense_at_exactly_224_is_the_centre_crop(kind, frame):
 def test_the_centre_crop_lies_in_the_middle():
     net = constant(box_net("scr"), [0.0, 0.0, 1.0, 1.0])
     crops = CropLocaliser(net, CLASSES, LocaliseSettings(scales=((256,),)))
-    (found,) = crops.locate([picture(256, 400)], [Ask(None, 0)])
+    (found,) = crops.locate([image(256, 400)], [Ask(None, 0)])
     np.testing.assert_allclose(found.boxes, [[88, 16, 312, 240]], atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "first"), [((224, 353), (0, 64)), ((291, 224), (33, 0))])
 def test_the_centre_crop_sees_what_one_would_cut_out_by_hand(size, first):
-    net, seen = box_net("pcr"), picture(*size)
+    net, seen = box_net("pcr"), image(*size)
     top, left = first
     cut = np.ascontiguousarray(seen.regions[0][top : top + 224, left : left + 224])
     crops = CropLocaliser(net, CLASSES, LocaliseSettings(scales=((224,),)))
     (found,) = crops.locate([seen], [Ask(None, 1)])
     with torch.inference_mode():
-        numbers = net_says(net.backbone, Picture((cut,), (224, 224), bytes(32)), 224)[4:8, 0, 0].double()
+        numbers = net_says(net.backbone, DecodedImage((cut,), (224, 224), bytes(32)), 224)[4:8, 0, 0].double()
     x, y, w, h = (224 * numbers).tolist()
     edges = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) + 112 + np.array([left, top, left, top])
     np.testing.assert_allclose(found.boxes[0], within(edges, size), atol=1e-2)
 
 
 def test_a_strip_gives_the_values_of_the_whole():
-    net, pixels = backbone(12, 3), picture(256, 900).regions[0]
+    net, pixels = backbone(12, 3), image(256, 900).regions[0]
     maps = [DenseMaps(net, MapSettings(scales=(256,), batch_pixels=most), "cpu") for most in (1 << 22, 120_000)]
     (whole,), (strips,) = (list(one.maps([pixels])) for one in maps)
     assert whole.map.shape == (12, 2, 22)
@@ -401,17 +401,17 @@ def test_a_strip_gives_the_values_of_the_whole():
 
 
 def net_says(net, seen, side):
-    """Run a net without any of our machinery but the rescaling of a square picture."""
+    """Run a net without any of our machinery but the rescaling of a square image."""
     pixels = rescale(torch.from_numpy(seen.regions[0]).permute(2, 0, 1), (side, side))
     images = normalise(pixels[None], torch.tensor(net.mean), torch.tensor(net.std))
     return net.model(images, ("fc8",))["fc8"][0]
 
 
 def test_boxes_are_rated_by_the_posterior_of_their_own_window():
-    classifier, seen = backbone(3, 5, classes=CLASSES), picture(288, 288)
+    classifier, seen = backbone(3, 5, classes=CLASSES), image(288, 288)
     with torch.no_grad():  # Unsure, so that all three posteriors matter.
         classifier.model.layers["fc8"].weight.mul_(0.01)
-    net = constant(box_net("scr", "picture"), [0.0, 0.0, 0.5, 0.5])
+    net = constant(box_net("scr", "image"), [0.0, 0.0, 0.5, 0.5])
     (found,) = dense([net], ((288,),), classifier).locate([seen], [Ask(None, 1)])
     with torch.inference_mode():
         scores = net_says(classifier, seen, 288)
@@ -426,15 +426,15 @@ def test_boxes_are_rated_by_the_posterior_of_their_own_window():
 
 def test_the_boxes_of_all_nets_and_scales_are_put_together_before_they_are_merged():
     # Each net alone has four windows at 256 and is sure; the second is 10 % wider.
-    first = constant(box_net("scr", "picture"), [0.0, 0.0, 0.5, 0.5])
-    second = constant(box_net("scr", "picture", seed=1), [0.0, 0.0, 0.55, 0.5])
-    (found,) = dense([first, second], ((224, 256), (256,))).locate([picture(256, 256)], [Ask(np.array([0]))])
+    first = constant(box_net("scr", "image"), [0.0, 0.0, 0.5, 0.5])
+    second = constant(box_net("scr", "image", seed=1), [0.0, 0.0, 0.55, 0.5])
+    (found,) = dense([first, second], ((224, 256), (256,))).locate([image(256, 256)], [Ask(np.array([0]))])
     windows = {"first": 1 + 4, "second": 4}
     assert found.windows.tolist() == [sum(windows.values())]
     side = (5 * 0.5 + 4 * 0.55) / 9 * 256
     np.testing.assert_allclose(found.boxes, [[128 - side / 2, 64, 128 + side / 2, 192]], rtol=1e-4)
     apart = dense([first, second], ((224, 256), (256,)), merging=MergeSettings(threshold=0.01))
-    (alone,) = apart.locate([picture(256, 256)], [Ask(np.array([0]))])
+    (alone,) = apart.locate([image(256, 256)], [Ask(np.array([0]))])
     assert alone.windows.tolist() == [5]
 
 
@@ -442,7 +442,7 @@ def test_nets_that_round_differently_are_compared_where_both_have_a_window():
     # A side of 270 has 2 positions with floor and 3 with ceil.
     net, classifier = box_net("pcr", pool="ceil"), backbone(3, 5, classes=CLASSES)
     assert (net.backbone.model.positions(270), classifier.model.positions(270)) == (3, 2)
-    (found,) = dense([net], ((270,),), classifier).locate([picture(270, 270)], [Ask()])
+    (found,) = dense([net], ((270,),), classifier).locate([image(270, 270)], [Ask()])
     assert found.reason == ""
     assert found.windows.max() <= 4
 
@@ -450,16 +450,16 @@ def test_nets_that_round_differently_are_compared_where_both_have_a_window():
 def test_classes_are_matched_by_name():
     net = constant(box_net("pcr"), [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
     turned = Localiser([net], None, ("cat", "ant"), LocaliseSettings(scales=((224,),)))
-    (found,) = turned.locate([picture(224, 224)], [Ask(np.array([0, 1]))])
+    (found,) = turned.locate([image(224, 224)], [Ask(np.array([0, 1]))])
     np.testing.assert_allclose(found.boxes, [[112, 112, 224, 224], [0, 0, 224, 224]], atol=1e-4)
     with pytest.raises(ConfigError, match="without 'dog'"):
         Localiser([net], None, ("cat", "dog"), LocaliseSettings(scales=((224,),)))
 
 
-def test_pictures_that_fail_are_named_and_change_nothing_for_the_others():
+def test_images_that_fail_are_named_and_change_nothing_for_the_others():
     localiser = dense([box_net("pcr")], ((224,),), backbone(3, 5, classes=CLASSES))
-    broken = PictureError("missing", "x.png: there is none")
-    seen = [picture(224, 300), broken, picture(230, 224, 1), picture(16, 11_264)]
+    broken = ImageError("missing", "x.png: there is none")
+    seen = [image(224, 300), broken, image(230, 224, 1), image(16, 11_264)]
     found = localiser.locate(seen, [Ask()] * 4)
     assert [row.reason.partition(":")[0] for row in found] == ["", "missing", "", "elongated"]
     assert found[1].guesses == len(found[1].boxes) == 0
@@ -467,14 +467,14 @@ def test_pictures_that_fail_are_named_and_change_nothing_for_the_others():
     np.testing.assert_allclose(found[2].boxes, alone.boxes, rtol=1e-5)
 
 
-def test_a_picture_without_a_label_fails():
-    (found,) = dense([box_net("scr")], ((224,),)).locate([picture(224, 224)], [Ask(np.array([-1, -1]), 0)])
+def test_a_image_without_a_label_fails():
+    (found,) = dense([box_net("scr")], ((224,),)).locate([image(224, 224)], [Ask(np.array([-1, -1]), 0)])
     assert found.reason.startswith("no-label: ")
 
 
-def test_a_net_that_gives_no_number_fails_its_picture():
+def test_a_net_that_gives_no_number_fails_its_image():
     net = constant(box_net("scr"), [0.0, 0.0, 1.0, float("inf")])
-    (found,) = dense([net], ((224,),)).locate([picture(224, 224)], [Ask(np.array([0]))])
+    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [Ask(np.array([0]))])
     assert found.reason.startswith("non-finite: ")
 
 
@@ -493,7 +493,7 @@ def test_a_short_scale_is_raised_alike_for_all_nets():
     ceil = box_net("scr", pool="ceil")
     assert ceil.backbone.model.min_side == 193
     localiser = dense([ceil], ((200,),), backbone(3, 5, classes=CLASSES))
-    (found,) = localiser.locate([picture(224, 224)], [Ask()])
+    (found,) = localiser.locate([image(224, 224)], [Ask()])
     assert found.reason == ""
     assert localiser.largest_side == 224
 
@@ -532,7 +532,7 @@ def test_the_original_pixels_are_not_drawn_on_and_equal_input_gives_equal_bytes(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (200, 2), (30, 30)])
-def test_small_pictures_and_odd_boxes_do_no_harm(size):
+def test_small_images_and_odd_boxes_do_no_harm(size):
     plain = np.zeros((*size, 3), np.uint8)
     boxes = [Box(-50, -50, 500, 500), Box(10.2, 10.2, 10.4, 10.4), Box(900, 900, 950, 950), Box(0, 0, 1, 1)]
     marks = [Mark(box, f"{name} " * 40) for box, name in zip(boxes, ("x", "日本", "\N{PILE OF POO}", ""), strict=True)]

@@ -27,12 +27,12 @@ from vggfeat.localisation.settings import BoxRecipe, box_recipe_for
 from vggfeat.localisation.targets import NO_TARGET, decode, encode, overlaps, own_numbers
 from vggfeat.localisation.training import BoxData, BoxRegression, train_boxes
 from vggfeat.models import VGG
-from vggfeat.samples import ClassificationSet, LabelledPictures
+from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.augmentation import Crops
 from vggfeat.training.checkpoints import read_checkpoint
 from vggfeat.training.draws import CropSettings
+from vggfeat.training.images import TrainingBatches, ValidationBatches
 from vggfeat.training.initialisation import draw_weights
-from vggfeat.training.pictures import TrainingBatches, ValidationBatches
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Hooks
 from vggfeat.weights import Backbone, load_backbone, save_weights
@@ -60,9 +60,9 @@ def boxes_of(*rows, sizes=None) -> Boxes:
     )
 
 
-def listed(root: Path, paths: list[str], targets=None) -> LabelledPictures:
+def listed(root: Path, paths: list[str], targets=None) -> LabelledImages:
     targets = np.arange(len(paths)) % 2 if targets is None else np.array(targets)
-    return LabelledPictures(root=root, paths=tuple(paths), targets=targets, classes=NAMES)
+    return LabelledImages(root=root, paths=tuple(paths), targets=targets, classes=NAMES)
 
 
 # Numbers
@@ -122,7 +122,7 @@ def placed(*, rescaled, offset, mirrored=False, side=224) -> Crops:
 
 
 def asked(boxes, crops, *, size=(256, 512), training=True, **recipe) -> list[list[float]]:
-    """Numbers that are asked for of one picture of class 1; none if it counts nowhere."""
+    """Numbers that are asked for of one image of class 1; none if it counts nowhere."""
     labels = BoxLabels(
         listed(Path(), ["a.jpg"], [1]), boxes_of(boxes, sizes=[size]), BoxRecipe(**recipe), training=training
     )
@@ -134,24 +134,24 @@ def asked(boxes, crops, *, size=(256, 512), training=True, **recipe) -> list[lis
 
 
 def test_a_crop_asks_for_the_box_in_its_own_frame():
-    # A picture of 512 x 256 pixels, not rescaled; the crop begins in row 16, column 100.
+    # An image of 512 x 256 pixels, not rescaled; the crop begins in row 16, column 100.
     crops = placed(rescaled=(256, 512), offset=(16, 100))
     assert asked([(100, 16, 324, 240)], crops) == [[0, 0, 1, 1]]
     assert asked([(156, 72, 268, 128)], crops) == [[0, -0.125, 0.5, 0.25]]
-    # Of a picture twice as large that was annotated before it was shrunken.
+    # Of an image twice as large that was annotated before it was shrunken.
     assert asked([(312, 144, 536, 256)], crops, size=(512, 1024)) == [[0, -0.125, 0.5, 0.25]]
     # The longer side is rounded: each axis has its own factor.
     uneven = placed(rescaled=(256, 515), offset=(16, 100))
-    assert asked([(0, 0, 512, 256)], uneven, frame="picture", least_inside=0.1) == [[0, 0, 1, 1]]
-    # In the frame of the picture.
-    assert asked([(256, 64, 384, 192)], crops, frame="picture") == [[0.125, 0, 0.25, 0.5]]
+    assert asked([(0, 0, 512, 256)], uneven, frame="image", least_inside=0.1) == [[0, 0, 1, 1]]
+    # In the frame of the image.
+    assert asked([(256, 64, 384, 192)], crops, frame="image") == [[0.125, 0, 0.25, 0.5]]
 
 
-@pytest.mark.parametrize("frame", ["window", "picture"])
+@pytest.mark.parametrize("frame", ["window", "image"])
 def test_the_mirror_mirrors_the_box(frame):
     box = (130, 40, 200, 128)
     (plain,) = asked([box], placed(rescaled=(256, 512), offset=(16, 100)), frame=frame)
-    # The mirrored picture has the box, and the crop, at the same distance from its right edge.
+    # The mirrored image has the box, and the crop, at the same distance from its right edge.
     (turned,) = asked([(512 - 200, 40, 512 - 130, 128)], placed(rescaled=(256, 512), offset=(16, 188)), frame=frame)
     (found,) = asked([box], placed(rescaled=(256, 512), offset=(16, 100), mirrored=True), frame=frame)
     assert found == turned
@@ -181,7 +181,7 @@ def test_of_several_boxes_the_one_with_the_largest_area_inside():
     assert len(asked(boxes, crops, training=False)) == 3
 
 
-def test_pictures_that_are_no_likeness_of_their_annotation_are_left_out():
+def test_images_that_are_no_likeness_of_their_annotation_are_left_out():
     labels = BoxLabels(
         listed(Path(), ["a.jpg", "b.jpg", "c.jpg"]), boxes_of(*[[(0, 0, 9, 9)]] * 3, sizes=[(375, 500)] * 3),
         BoxRecipe(), training=False,
@@ -189,11 +189,11 @@ def test_pictures_that_are_no_likeness_of_their_annotation_are_left_out():
     crops = Crops(*[np.array([[256, 256]] * 3)] * 2, np.zeros((3, 2), np.int64), np.zeros(3, bool), 224)
     targets = labels.of(np.arange(3), np.array([[192, 256], [500, 375], [193, 256]]), crops)
     assert (targets[:, 0] == NO_TARGET).tolist() == [False, True, False]
-    assert labels.unlike == {"b.jpg": "annotation: it says 500 x 375 pixels, the picture has 375 x 500"}
+    assert labels.unlike == {"b.jpg": "annotation: it says 500 x 375 pixels, the image has 375 x 500"}
 
 
-def paint(root: Path) -> tuple[LabelledPictures, Boxes]:
-    """Pictures of many sizes, black but for a box; some are far larger than S, one is smaller than its annotation."""
+def paint(root: Path) -> tuple[LabelledImages, Boxes]:
+    """Images of many sizes, black but for a box; some are far larger than S, one is smaller than its annotation."""
     sizes = [(300, 420), (420, 300), (1300, 1600), (260, 260), (2000, 900), (600, 800)]
     rng, rows, paths = np.random.default_rng(0), [], []
     for number, (height, width) in enumerate(sizes):
@@ -203,27 +203,27 @@ def paint(root: Path) -> tuple[LabelledPictures, Boxes]:
         pixels[top:bottom, left:right] = 255
         rows.append([(left, top, right, bottom)])
         paths.append(f"{number}.jpg")
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         if number == 5:
-            picture = picture.resize((400, 300))
-        picture.save(root / paths[-1], quality=100, subsampling=0)
+            image = image.resize((400, 300))
+        image.save(root / paths[-1], quality=100, subsampling=0)
     return listed(root, paths), boxes_of(*rows, sizes=sizes)
 
 
 @pytest.mark.parametrize("side", [224, 64])
 def test_the_box_is_where_the_crop_shows_it(tmp_path, side):
-    pictures, boxes = paint(tmp_path)
+    images, boxes = paint(tmp_path)
     recipe = BoxRecipe(least_inside=1e-9)
     crops = CropSettings(scale=(256, 300), side=side, colour=0.0)
     frame = torch.tensor([0.0, 0, side, side])
     seen = 0
     with Decoder(0, DecodeSettings()) as decoder:
-        labels = BoxLabels(pictures, boxes, recipe, training=True)
+        labels = BoxLabels(images, boxes, recipe, training=True)
         training = TrainingBatches(
-            pictures, crops, mean=(0, 0, 0), colours=None, seed=3, batch=24, decoder=decoder, labels=labels
+            images, crops, mean=(0, 0, 0), colours=None, seed=3, batch=24, decoder=decoder, labels=labels
         )
-        labels = BoxLabels(pictures, boxes, recipe, training=False)
-        validation = ValidationBatches(pictures, 256, side=side, mean=(0, 0, 0), decoder=decoder, labels=labels)
+        labels = BoxLabels(images, boxes, recipe, training=False)
+        validation = ValidationBatches(images, 256, side=side, mean=(0, 0, 0), decoder=decoder, labels=labels)
         with training, validation:
             for batch in (next(training), next(training), next(validation)):
                 for image, target in zip(batch.images, batch.targets, strict=True):
@@ -249,12 +249,12 @@ def regression(kind="pcr", classes=3, **other) -> BoxRegression:
     return BoxRegression(BoxRecipe(kind=kind, unit=1.0, **other), names, classifier())
 
 
-def test_the_loss_is_half_the_squared_distance_of_the_pictures_class():
+def test_the_loss_is_half_the_squared_distance_of_the_images_class():
     outputs = torch.zeros((3, 12), requires_grad=True)
     targets = torch.tensor([[2, 0.1, 0.2, 0.3, 0.4], [NO_TARGET] * 5, [0, 0, 0, 1, 2]])
-    loss, hits, pictures = regression().loss(outputs, targets)
+    loss, hits, images = regression().loss(outputs, targets)
     assert loss.item() == pytest.approx((0.01 + 0.04 + 0.09 + 0.16 + 1 + 4) / 2)
-    assert (hits.item(), pictures.item()) == (0, 2)
+    assert (hits.item(), images.item()) == (0, 2)
     loss.backward()
     expected = torch.zeros((3, 12))
     expected[0, 8:12] = torch.tensor([-0.1, -0.2, -0.3, -0.4])
@@ -272,7 +272,7 @@ def test_outputs_are_in_units_of_a_fifth_of_the_frame():
     assert task.rate(outputs, torch.tensor([[1, 0, 0, 1, 1]]))[1].item() == pytest.approx(0.8)
 
 
-def test_four_outputs_for_all_classes_learn_from_every_picture():
+def test_four_outputs_for_all_classes_learn_from_every_image():
     outputs = torch.zeros((2, 4), requires_grad=True)
     loss, _, _ = regression("scr").loss(outputs, torch.tensor([[2, 0.1, 0, 0, 0], [0, 0, 0, 1, 0]]))
     loss.backward()
@@ -299,14 +299,14 @@ def test_a_validation_by_hand():
     outputs = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0, 1, 0.49], [0, 0, 1, 1], [0.2, 0, -1, 1]])
     targets = torch.full((5, 9), NAN)
     targets[:, :5] = torch.tensor([0.0, 0, 0, 1, 1])
-    # The second box of the first picture is far away, of the fourth it is the one that is met.
+    # The second box of the first image is far away, of the fourth it is the one that is met.
     targets[0, 5:] = torch.tensor([5.0, 5, 1, 1])
     targets[3, 1:] = torch.tensor([5.0, 5, 1, 1, 0, 0, 1, 0.8])
     unread = torch.full((2, 9), NO_TARGET)
     sums = task.rate(torch.cat([outputs, torch.zeros(2, 4)]), torch.cat([targets, unread]))
     found = task.validation(9, sums.tolist())
     # Overlaps 1, 0.5 (which counts), 0.49, 0.8, and 0 for a box of negative width.
-    assert (found.step, found.pictures) == (9, 5)
+    assert (found.step, found.images) == (9, 5)
     assert found.localisation_error == found.error == pytest.approx(2 / 5)
     assert found.mean_overlap == pytest.approx((1 + 0.5 + 0.49 + 0.8) / 5)
     assert len(task.rated) == len(sums)
@@ -402,12 +402,12 @@ def test_nets_that_can_not_be_started_from_are_refused():
 
 
 def test_a_box_net_says_what_it_is_and_others_are_refused(tmp_path):
-    recipe, path = box_recipe_for(classifier(), 384, kind="scr", frame="picture"), tmp_path / "box.safetensors"
+    recipe, path = box_recipe_for(classifier(), 384, kind="scr", frame="image"), tmp_path / "box.safetensors"
     model, _ = first_box_weights(recipe, 2, classifier())
     about = {"mean": (1, 2, 3), **facts_of(recipe, NAMES)}
     save_weights(path, model, **about)
     net = load_box_net(path)
-    assert (net.kind, net.frame, net.window, net.scale, net.classes) == ("scr", "picture", 224, 384, NAMES)
+    assert (net.kind, net.frame, net.window, net.scale, net.classes) == ("scr", "image", 224, 384, NAMES)
     assert is_box_net(net.backbone)
     assert net.describe()["num_classes"] == 4
     torch.testing.assert_close(net.backbone.model.layers["fc8"].weight, 0.2 * model.layers["fc8"].weight)
@@ -435,7 +435,7 @@ def test_a_box_net_says_what_it_is_and_others_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory) -> BoxData:
-    """Pictures with a bright square on a dark ground; one in eight has no box."""
+    """Images with a bright square on a dark ground; one in eight has no box."""
     root, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(1)
     lists = []
     for part, count in (("train", 32), ("val", 12)):
@@ -477,7 +477,7 @@ def test_a_run_leaves_what_it_says(whole):
     assert all(0 <= line["localisation_error"] <= 1 for line in lines)
     # 4 of 32 and 1 of 12 have no box.
     assert lines[0]["epoch"] == pytest.approx(2 * 4 / 28, rel=1e-5)
-    assert outcome.validation.pictures == 11
+    assert outcome.validation.images == 11
     net = load_box_net(outcome.weights)
     assert (net.kind, net.classes, net.backbone.mean) == ("pcr", NAMES, (100.0, 110.0, 120.0))
     told = net.backbone.facts["training"]
@@ -490,11 +490,11 @@ def test_a_run_leaves_what_it_says(whole):
 def test_the_last_validation_is_right(squares, whole):
     net, found = load_box_net(whole[1].weights), []
     for row in np.flatnonzero(squares.val.has).tolist():
-        with Image.open(squares.pictures.val.place(row).file) as picture:
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        with Image.open(squares.images.val.place(row).file) as image:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
         crop = F.interpolate(pixels[None], (256, 256), mode="bilinear", antialias=True)[:, :, 16:240, 16:240]
         outputs = net.backbone.model(crop - torch.tensor(net.backbone.mean)[:, None, None])["fc8"].flatten(1)
-        numbers = own_numbers(outputs, torch.tensor([squares.pictures.val.targets[row]]))
+        numbers = own_numbers(outputs, torch.tensor([squares.images.val.targets[row]]))
         frame = torch.tensor([16.0, 16, 240, 240])
         truth = torch.from_numpy(squares.val.of(row)).float() * 256 / 200
         found.append(overlaps(decode(numbers, frame), truth).item())
@@ -563,11 +563,11 @@ def test_without_boxes_there_is_nothing_to_learn(squares, tmp_path):
         run(squares._replace(val=listed_out), tmp_path / "x")
 
 
-def test_pictures_of_another_shape_than_annotated_are_named(squares, tmp_path):
+def test_images_of_another_shape_than_annotated_are_named(squares, tmp_path):
     sizes = squares.train.sizes.copy()
     sizes[0] = (200, 300)
     outcome = run(squares._replace(train=replace(squares.train, sizes=sizes)), tmp_path / "x")
-    assert outcome.unreadable == (("train-0.png", "annotation: it says 300 x 200 pixels, the picture has 200 x 200"),)
+    assert outcome.unreadable == (("train-0.png", "annotation: it says 300 x 200 pixels, the image has 200 x 200"),)
 
 
 # The command
@@ -592,10 +592,10 @@ def words(rendered, out, *more) -> list[str]:
 def test_the_command_trains_on_what_has_boxes(rendered, tmp_path, capsys):
     localise_train.main(words(rendered, tmp_path / "x", "--kind", "scr", "--layers", "fc"), standalone_mode=False)
     captured = capsys.readouterr()
-    assert "note: 58 of 72 train pictures have boxes of their class, 82 in all" in captured.err
-    assert "note: 24 of 24 val pictures have boxes of their class, 27 in all" in captured.err
+    assert "note: 58 of 72 train images have boxes of their class, 82 in all" in captured.err
+    assert "note: 24 of 24 val images have boxes of their class, 27 in all" in captured.err
     assert ": 2 steps, in " in captured.out
-    assert "centre crops of 24 validation pictures, their class given, step 2: localisation error " in captured.out
+    assert "centre crops of 24 validation images, their class given, step 2: localisation error " in captured.out
     assert "vggfeat localise evaluate --data ROOT --boxes " in captured.out
     net = load_box_net(tmp_path / "x" / "weights.safetensors")
     assert (net.kind, net.backbone.facts[BOX_FACTS]["layers"], len(net.classes)) == ("scr", "fc", 6)

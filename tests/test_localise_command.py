@@ -1,4 +1,4 @@
-"""`vggfeat localise evaluate`, `predict` and `check` as a user meets them, on pictures whose errors one can count."""
+"""`vggfeat localise evaluate`, `predict` and `check` as a user meets them, on images whose errors one can count."""
 
 import csv
 import importlib
@@ -42,9 +42,9 @@ def annotate(path, name, boxes, size=(224, 224)):
 
 
 def write_tree(root):
-    """Seven classes, two validation pictures each: an object in the middle in the first, in the corner in the second.
+    """Seven classes, two validation images each: an object in the middle in the first, in the corner in the second.
 
-    Of class b, the second picture has both. The names of the files are in the reverse order of the classes.
+    Of class b, the second image has both. The names of the files are in the reverse order of the classes.
     """
     for k, name in enumerate(CLASSES):
         for part, number in (("train", 0), ("val", 1), ("val", 2)):
@@ -109,20 +109,20 @@ def errors(out):
 @pytest.mark.parametrize("kind", ["scr", "pcr"])
 def test_the_true_class_from_the_centre_crop(files, tmp_path, capsys, kind):
     assert evaluate(files, tmp_path, "--protocol", "gt", boxes=kind) == 0
-    # The first picture of each class is right, and the second of b, which has two objects.
+    # The first image of each class is right, and the second of b, which has two objects.
     assert errors(tmp_path)["true_class_localisation"] == pytest.approx(6 / 14)
     assert "localisation" not in errors(tmp_path)
     assert not (tmp_path / "submission.txt").exists()
     out = capsys.readouterr().out
-    assert "localisation error of the true class, from the centre crop: 42.9 % on 14 of 14 pictures" in out
+    assert "localisation error of the true class, from the centre crop: 42.9 % on 14 of 14 images" in out
     assert "VGG paper" not in out
     assert out.endswith(f"as a page: vggfeat report {tmp_path}\n")
 
 
-def test_five_guesses_from_the_whole_picture(files, tmp_path, capsys):
+def test_five_guesses_from_the_whole_image(files, tmp_path, capsys):
     assert dense(files, tmp_path) == 0
     found = errors(tmp_path)
-    # a and b are never guessed; of the other five classes, each second picture is wrong.
+    # a and b are never guessed; of the other five classes, each second image is wrong.
     assert found["localisation"] == pytest.approx((4 + 5) / 14)
     assert found["true_class_localisation"] == pytest.approx(6 / 14)
     # The first guess is g: right once.
@@ -130,8 +130,8 @@ def test_five_guesses_from_the_whole_picture(files, tmp_path, capsys):
     assert found["classification_by_guesses"] == pytest.approx([(14 - 2 * k) / 14 for k in range(1, 6)])
     out = capsys.readouterr().out
     assert "note: labels of submission.txt are places in the sorted list of classes" in out
-    assert "top-5 localisation error: 64.3 % on 14 of 14 pictures" in out
-    assert "classification error of the guesses, top-1 and top-5: 85.7 % and 28.6 % on all pictures" in out
+    assert "top-5 localisation error: 64.3 % on 14 of 14 images" in out
+    assert "classification error of the guesses, top-1 and top-5: 85.7 % and 28.6 % on all images" in out
 
 
 def test_a_terminal_gets_the_worst_classes_and_the_file_all(files, tmp_path, monkeypatch, capsys):
@@ -163,11 +163,11 @@ def test_the_submission_is_official_and_in_file_order(files, tmp_path, capsys):
     middle = " ".join(map(str, MIDDLE))
     assert lines == [" ".join(f"{number} {middle}" for number in (7, 6, 5, 4, 3))] * 14
     check = ["localise", "check", str(tmp_path / "submission.txt"), "--classes", "7"]
-    assert run([*check, "--pictures", "14"]) == 0
+    assert run([*check, "--images", "14"]) == 0
     assert "14 lines, 70 guesses" in capsys.readouterr().out
-    assert run([*check, "--pictures", "14", "--json"]) == 0
+    assert run([*check, "--images", "14", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["guesses"] == 70
-    assert run([*check, "--pictures", "15"]) == 4
+    assert run([*check, "--images", "15"]) == 4
     assert "expected 15 lines" in capsys.readouterr().err
     assert "no kit" in results(tmp_path)["numbers"]["source"]
 
@@ -186,19 +186,19 @@ def test_the_submission_gives_the_same_error_by_the_official_loops(files, tmp_pa
 def test_the_blacklist_counts_for_classification_alone(files, tree, tmp_path):
     kit = tree / "ILSVRC2014_devkit/data"
     kit.mkdir(parents=True)
-    # The second pictures of c to f, all of them wrong.
+    # The second images of c to f, all of them wrong.
     (kit / "ILSVRC2014_clsloc_validation_blacklist.txt").write_text("4\n6\n8\n10\n")
     assert dense(files, tmp_path / "out", data=tree) == 0
     found = results(tmp_path / "out")
-    assert (found["pictures"], found["counted"]) == (14, 10)
+    assert (found["images"], found["counted"]) == (14, 10)
     assert found["errors"]["localisation"] == pytest.approx(5 / 10)
     assert found["errors"]["classification_by_guesses"][4] == pytest.approx(4 / 14)
     assert len((tmp_path / "out/submission.txt").read_text().splitlines()) == 14
 
 
-def test_unreadable_pictures_are_named_and_count_as_wrong(files, tree, tmp_path, capsys):
+def test_unreadable_images_are_named_and_count_as_wrong(files, tree, tmp_path, capsys):
     bad = sorted((tree / "val/g").iterdir())[0]
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     assert dense(files, tmp_path / "out", data=tree) == 3
     assert f"failed, counted as wrong: val/g/{bad.name}: unrecognised: " in capsys.readouterr().out
     assert errors(tmp_path / "out")["localisation"] == pytest.approx(10 / 14)
@@ -216,7 +216,7 @@ def test_missing_annotations_are_one_line(files, tree, tmp_path, capsys):
     assert "annotations" in message
 
 
-def test_pictures_larger_than_the_net_sees(files, tmp_path):
+def test_images_larger_than_the_net_sees(files, tmp_path):
     """At 448 x 672, rescaled to 224 x 336, windows lie 64 pixels of the file apart and merge into one box."""
     root = tmp_path / "set"
     for part in ("train", "val"):
@@ -226,7 +226,7 @@ def test_pictures_larger_than_the_net_sees(files, tmp_path):
             annotate(root / "Annotations" / part / name / f"{name}.xml", name, [(177, 113, 400, 336)], (448, 672))
     assert dense(files, tmp_path / "out", "--threshold", 2.9, data=root) == 0
     # Windows at 0, 32, 64, 96: centres at 112 to 208 of 336, on average 160, that is 320 of 672; the side is 224.
-    record = json.loads((tmp_path / "out/pictures.jsonl").read_text().splitlines()[1])
+    record = json.loads((tmp_path / "out/images.jsonl").read_text().splitlines()[1])
     np.testing.assert_allclose(record["boxes"][0], [320 - 112, 112, 320 + 112, 336], atol=0.05)
     assert record["windows"][0] == 4
     # The object has the same sides and lies 32 pixels to the left.
@@ -242,29 +242,29 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bytes(files, tmp_path
     assert dense(files, whole, "--group", 4) == 0
     located = evaluating._located
 
-    def stop(pictures, system, localiser, rows, *more):
+    def stop(images, system, localiser, rows, *more):
         if rows.start >= 8:
             raise StoppedError
-        return located(pictures, system, localiser, rows, *more)
+        return located(images, system, localiser, rows, *more)
 
     monkeypatch.setattr(evaluating, "_located", stop)
     with pytest.raises(StoppedError):
         dense(files, parts, "--group", 4)
-    journal = parts / "pictures.jsonl"
+    journal = parts / "images.jsonl"
     assert len(journal.read_text().splitlines()) == 1 + 8
     # Killed while writing: a line of an unfinished group, and half a line.
-    lines = (whole / "pictures.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (whole / "images.jsonl").read_bytes().splitlines(keepends=True)
     journal.write_bytes(journal.read_bytes() + lines[9] + lines[10][:30])
     seen = []
 
-    def watch(pictures, system, localiser, rows, *more):
+    def watch(images, system, localiser, rows, *more):
         seen.append((rows.start, rows.stop))
-        return located(pictures, system, localiser, rows, *more)
+        return located(images, system, localiser, rows, *more)
 
     monkeypatch.setattr(evaluating, "_located", watch)
     assert dense(files, parts, "--group", 4) == 0
     assert seen == [(8, 12), (12, 14)]
-    for name in ("pictures.jsonl", "results.json", "table.txt", "submission.txt", "classes.csv"):
+    for name in ("images.jsonl", "results.json", "table.txt", "submission.txt", "classes.csv"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     seen.clear()
     assert dense(files, parts, "--group", 4) == 0
@@ -292,10 +292,10 @@ def test_results_of_other_settings_are_not_mixed(files, tmp_path, capsys):
 
 
 def test_a_foreign_file_is_left_alone(files, tmp_path, capsys):
-    (tmp_path / "pictures.jsonl").write_text("mine\n")
+    (tmp_path / "images.jsonl").write_text("mine\n")
     assert dense(files, tmp_path) == 6
     assert "found another file; move it away" in capsys.readouterr().err
-    assert (tmp_path / "pictures.jsonl").read_text() == "mine\n"
+    assert (tmp_path / "images.jsonl").read_text() == "mine\n"
 
 
 def test_two_box_nets_and_their_scales(files, tmp_path):
@@ -304,7 +304,7 @@ def test_two_box_nets_and_their_scales(files, tmp_path):
     assert results(tmp_path / "same")["settings"]["scales"] == [[224, 256], [224, 256]]
     assert dense(files, tmp_path / "each", *both, "--scales", 224, "--scales", 256, "--threshold", 2.9) == 0
     assert results(tmp_path / "each")["settings"]["scales"] == [[224], [256]]
-    record = json.loads((tmp_path / "each/pictures.jsonl").read_text().splitlines()[1])
+    record = json.loads((tmp_path / "each/images.jsonl").read_text().splitlines()[1])
     assert set(record["windows"]) == {1 + 4}
 
 
@@ -317,7 +317,7 @@ def test_labels_of_another_system(files, tmp_path):
     assert run([str(word) for word in words]) == 0
     (posteriors,) = (tmp_path / "classified").glob("*.h5")
     assert dense(files, tmp_path / "both", "--posteriors", posteriors) == 0
-    # Now a to e are guessed, of which b has no wrong picture.
+    # Now a to e are guessed, of which b has no wrong image.
     assert errors(tmp_path / "both")["localisation"] == pytest.approx((4 + 4) / 14)
     assert evaluate(files, tmp_path / "alone", "--posteriors", posteriors) == 0
     assert errors(tmp_path / "alone")["localisation"] == pytest.approx((4 + 4) / 14)
@@ -364,20 +364,20 @@ def test_json_is_what_the_file_holds(files, tmp_path, capsys):
 # --- predict
 
 
-def predict(files, out, *pictures):
+def predict(files, out, *images):
     words = ["localise", "predict", "--boxes", files / "pcr.safetensors", "--classifier", files / "cls.safetensors"]
-    return run([str(word) for word in (*words, "--device", "cpu", "--quiet", "--out", out, *pictures)])
+    return run([str(word) for word in (*words, "--device", "cpu", "--quiet", "--out", out, *images)])
 
 
 def test_boxes_are_drawn_and_told(files, tmp_path, capsys):
-    pictures = tmp_path / "holiday"
-    pictures.mkdir()
-    Image.new("RGB", (448, 448), "white").save(pictures / "big.png")
-    Image.new("L", (224, 224)).save(pictures / "grey.jpg")
-    (pictures / "notes.txt").write_text("no picture by its name")
-    assert predict(files, tmp_path / "out", pictures, "--top", 2) == 0
-    assert f"{tmp_path / 'out'}: 2 of 2 pictures" in capsys.readouterr().out
-    told = json.loads((tmp_path / "out/predictions.json").read_text())["pictures"]
+    images = tmp_path / "holiday"
+    images.mkdir()
+    Image.new("RGB", (448, 448), "white").save(images / "big.png")
+    Image.new("L", (224, 224)).save(images / "grey.jpg")
+    (images / "notes.txt").write_text("no image by its name")
+    assert predict(files, tmp_path / "out", images, "--top", 2) == 0
+    assert f"{tmp_path / 'out'}: 2 of 2 images" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
     assert [Path(one["path"]).name for one in told] == ["big.png", "grey.jpg"]
     assert [guess["class"] for guess in told[0]["guesses"]] == ["g", "f"]
     np.testing.assert_allclose(told[0]["guesses"][0]["box"], [112, 112, 336, 336], atol=0.05)
@@ -392,7 +392,7 @@ def test_boxes_are_drawn_and_told(files, tmp_path, capsys):
     ]
 
 
-def test_bad_pictures_are_named_and_the_others_go_on(files, tmp_path, capsys):
+def test_bad_images_are_named_and_the_others_go_on(files, tmp_path, capsys):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (224, 224)).save(good)
     bad.write_bytes(b"GIF8 or not")
@@ -400,14 +400,14 @@ def test_bad_pictures_are_named_and_the_others_go_on(files, tmp_path, capsys):
     captured = capsys.readouterr()
     assert f"failed: {bad}: " in captured.out
     assert f"failed: {tmp_path / 'none.png'}: missing" in captured.out
-    assert "1 of 3 pictures" in captured.out
+    assert "1 of 3 images" in captured.out
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["good.png.boxes.png"]
-    told = json.loads((tmp_path / "out/predictions.json").read_text())["pictures"]
+    told = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
     assert [bool(one["failed"]) for one in told] == [True, True, False]
     assert predict(files, tmp_path / "out", "--allow-failed", 2, bad, tmp_path / "none.png", good) == 0
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(files, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(files, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (224, 224)).save(tmp_path / folder / "x.png")

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from odd_pictures import encode
+from odd_images import encode
 from PIL import Image
 
 from vggfeat.datasets import ilsvrc
@@ -18,11 +18,11 @@ from vggfeat.images import Decoder, DecodeSettings, Request, decode
 from vggfeat.store import durable
 from vggfeat.store.locks import Lock
 from vggfeat.training.draws import CropSettings
+from vggfeat.training.images import TrainingBatches
 from vggfeat.training.packing import PackSettings, pack
-from vggfeat.training.pictures import TrainingBatches
 from vggfeat.transforms import rescale
 
-SMALL = PackSettings(side=32, shard_pictures=4)
+SMALL = PackSettings(side=32, shard_images=4)
 
 
 def smooth(height, width, tint=0):
@@ -53,8 +53,8 @@ def files(out):
     return {str(path.relative_to(out)): path.read_bytes() for path in names if path.suffix != ".npz"}
 
 
-def pixels(pictures, row):
-    file, span = pictures.place(row)
+def pixels(images, row):
+    file, span = images.place(row)
     return decode(Request(file, (None,), span), DecodeSettings()).regions[0]
 
 
@@ -62,7 +62,7 @@ def test_a_packed_copy_is_read_as_the_tree_was(tree, tmp_path):
     data, told = ilsvrc.read(tree), []
     done = pack(data, tmp_path / "out", SMALL, workers=0, progress=lambda *numbers: told.append(numbers))
     copy = ilsvrc.read(tmp_path / "out")
-    assert (done.pictures, done.unreadable) == (14, [])
+    assert (done.images, done.unreadable) == (14, [])
     assert told == [(n, 14) for n in range(1, 15)]
     assert copy.layout == "packed, smallest side at most 32, JPEG quality 92, from: train and val in class folders"
     assert (copy.classes, copy.words) == (data.classes, data.words)
@@ -140,7 +140,7 @@ def test_small_clean_jpegs_are_kept_byte_for_byte_and_everything_else_becomes_on
 
 
 def test_a_copy_can_be_trained_on(tree, tmp_path):
-    pack(ilsvrc.read(tree), tmp_path / "out", PackSettings(side=64, shard_pictures=3), workers=0)
+    pack(ilsvrc.read(tree), tmp_path / "out", PackSettings(side=64, shard_images=3), workers=0)
     crops = CropSettings(scale=(40, 48), side=32)
     found = []
     for root, workers in ((tree, 0), (tmp_path / "out", 0), (tmp_path / "out", 1)):
@@ -151,7 +151,7 @@ def test_a_copy_can_be_trained_on(tree, tmp_path):
             ) as stream,
         ):
             found.append(next(stream))
-    # All pictures have smaller sides than 64, so they are copied.
+    # All images have smaller sides than 64, so they are copied.
     assert (found[0].images == found[1].images).all()
     assert (found[1].images == found[2].images).all()
 
@@ -251,12 +251,12 @@ def test_while_damage_is_mended_nobody_reads_the_copy(tree, tmp_path):
     assert not (out / "index.json").exists()
 
 
-def test_unreadable_pictures_are_listed_and_left_out(tree, tmp_path):
-    (tree / "train/cat/1.JPEG").write_bytes(b"no picture")
+def test_unreadable_images_are_listed_and_left_out(tree, tmp_path):
+    (tree / "train/cat/1.JPEG").write_bytes(b"no image")
     (tree / "val/dog/0.JPEG").write_bytes(b"")
     done = pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
     copy = ilsvrc.read(tmp_path / "out")
-    assert (len(copy.train), len(copy.val), done.pictures) == (9, 3, 12)
+    assert (len(copy.train), len(copy.val), done.images) == (9, 3, 12)
     assert copy.train.targets.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert [(path, reason.split(":")[0]) for path, reason in done.unreadable] == [
         ("train/cat/1.JPEG", "unrecognised"),
@@ -266,26 +266,26 @@ def test_unreadable_pictures_are_listed_and_left_out(tree, tmp_path):
     assert [json.loads(line)["path"] for line in lines] == ["train/cat/1.JPEG", "val/dog/0.JPEG"]
 
 
-def test_pictures_that_were_mended_are_taken_in(tree, tmp_path):
+def test_images_that_were_mended_are_taken_in(tree, tmp_path):
     out, file = tmp_path / "out", tree / "train/cat/1.JPEG"
     whole = file.read_bytes()
-    file.write_bytes(b"no picture")
+    file.write_bytes(b"no image")
     (pair,) = pack(ilsvrc.read(tree), out, SMALL, workers=0).unreadable
-    assert pair[1].startswith("unrecognised: expected a picture")
+    assert pair[1].startswith("unrecognised: expected an image")
     assert str(tmp_path) not in (out / "unreadable.jsonl").read_text()
     file.write_bytes(whole)
     done = pack(ilsvrc.read(tree), out, SMALL, workers=0)
-    assert (done.pictures, done.unreadable) == (14, [])
+    assert (done.images, done.unreadable) == (14, [])
     pack(ilsvrc.read(tree), tmp_path / "fresh", SMALL, workers=0)
     assert files(out) == files(tmp_path / "fresh")
     assert not (out / "LOCK").exists()
 
 
-def test_many_unreadable_pictures_are_too_many_in_a_small_set_as_well(tree, tmp_path):
+def test_many_unreadable_images_are_too_many_in_a_small_set_as_well(tree, tmp_path):
     for n in range(6):
         for cls in ("cat", "dog"):
             put(tree, f"train/{cls}/bad{n}.JPEG", b"")
-    with pytest.raises(TrainingError, match="at most 1% of the pictures to be unreadable, found 12 of 26, the first"):
+    with pytest.raises(TrainingError, match="at most 1% of the images to be unreadable, found 12 of 26, the first"):
         pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
     assert not (tmp_path / "out/index.json").exists()
 
@@ -317,7 +317,7 @@ def test_damaged_lists_are_named(tree, tmp_path, damage):
 def test_a_class_of_which_nothing_is_left_is_refused(tree, tmp_path):
     for n in range(2):
         (tree / f"val/dog/{n}.JPEG").write_bytes(b"")
-    with pytest.raises(TrainingError, match="pictures of every class in val, found none that can be read of dog"):
+    with pytest.raises(TrainingError, match="images of every class in val, found none that can be read of dog"):
         pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
     with pytest.raises(DatasetError):
         ilsvrc.read(tmp_path / "out")
@@ -330,7 +330,7 @@ def test_folders_of_others_are_left_alone(tree, tmp_path):
     assert sorted(os.listdir(tree)) == ["train", "val"]
     pack(data, tmp_path / "out", SMALL, workers=0)
     with pytest.raises(TrainingError, match=r"found another \(side differ\)"):
-        pack(data, tmp_path / "out", PackSettings(side=33, shard_pictures=4))
+        pack(data, tmp_path / "out", PackSettings(side=33, shard_images=4))
     (tmp_path / "tree/val/cat/9.JPEG").write_bytes(b"")
     with pytest.raises(TrainingError, match=r"found another \(val differ\)"):
         pack(ilsvrc.read(tree), tmp_path / "out", SMALL)
@@ -355,7 +355,7 @@ def test_a_damaged_index_is_named(tree, tmp_path, text):
         ilsvrc.read(out)
 
 
-@pytest.mark.parametrize("wrong", [{"side": 0}, {"quality": 0}, {"quality": 96}, {"shard_pictures": 0}])
+@pytest.mark.parametrize("wrong", [{"side": 0}, {"quality": 0}, {"quality": 96}, {"shard_images": 0}])
 def test_settings_out_of_their_range_are_refused(wrong):
     with pytest.raises(ConfigError, match="packing: expected"):
         PackSettings(**wrong)

@@ -534,7 +534,7 @@ def of_another_program():
     return memory.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"a picture", of_another_program()], ids=["picture", "HDF5"])
+@pytest.mark.parametrize("content", [b"an image", of_another_program()], ids=["image", "HDF5"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_file_that_is_not_ours_is_never_overwritten(out, content, overwrite):
     out.write_bytes(content)

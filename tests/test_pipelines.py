@@ -166,7 +166,7 @@ def test_the_twin_of_a_trained_row_runs(line, twins, capsys):
         assert f"ours {100 * results['top1_error']:.1f} %" in out
         assert results["posteriors"][0]["scales"] == sides
         assert results["posteriors"][0]["mode"] == "dense"
-    assert out.count("not to be compared: these are not the paper's pictures") == len(found)
+    assert out.count("not to be compared: these are not the paper's images") == len(found)
     folder, low_high = twins / stem_of(net, scale), [int(side) for side in scale.split(":")]
     backbone = load_backbone(folder / "weights.safetensors")
     told = backbone.facts["training"]
@@ -287,7 +287,7 @@ def test_the_twin_of_a_fused_row_runs(line, fused_twins, capsys):
     assert found == [(*net, mode) for net in wanted for mode in modes]
     assert sum(part["share"] * len(part["scales"]) for part in results["posteriors"]) == pytest.approx(1)
     assert not results["dataset"]["official"]
-    assert f"not to be compared: these are not the paper's pictures, nets and scales; paper {line[4]} %" in out
+    assert f"not to be compared: these are not the paper's images, nets and scales; paper {line[4]} %" in out
 
 
 def test_a_number_that_is_far_from_the_papers_is_said_aloud(capsys):

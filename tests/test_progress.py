@@ -15,14 +15,14 @@ class Clock:
 
 
 def test_a_line_gives_rate_and_time_left():
-    assert line("extract", "pictures", 50, 100, 10, 20.0, "1 failed") == (
-        "extract: 50 of 100 pictures, 1 failed, 2.0 pictures/s, 25s left"
+    assert line("extract", "images", 50, 100, 10, 20.0, "1 failed") == (
+        "extract: 50 of 100 images, 1 failed, 2.0 images/s, 25s left"
     )
 
 
 def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys):
     clock = Clock()
-    with Progress("extract", "pictures", clock=clock) as bar:
+    with Progress("extract", "images", clock=clock) as bar:
         for second in range(100):
             clock.now = second
             bar.update(second + 1, 100)
@@ -33,11 +33,11 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys):
 
 def test_resumed_work_does_not_flatter_the_rate(capsys):
     clock = Clock()
-    with Progress("extract", "pictures", clock=clock) as bar:
+    with Progress("extract", "images", clock=clock) as bar:
         bar.update(900, 1000)
         clock.now = 50.0
         bar.update(1000, 1000)
-    assert "2.0 pictures/s" in capsys.readouterr().err
+    assert "2.0 images/s" in capsys.readouterr().err
 
 
 def test_each_stage_has_a_rate_of_its_own(capsys):
@@ -61,14 +61,14 @@ def test_what_is_done_at_once_has_no_rate():
 
 
 def test_quiet_says_nothing(capsys):
-    with Progress("extract", "pictures", quiet=True) as bar:
+    with Progress("extract", "images", quiet=True) as bar:
         bar.update(1, 1)
     assert capsys.readouterr().err == ""
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    with Progress("extract", "pictures") as bar:
+    with Progress("extract", "images") as bar:
         bar.update(0, 4)
         bar.update(4, 4, "1 failed")
     shown = capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_samples_that_a_class_doesnt_list_are_out_of_everything_of_that_class(mo
     np.testing.assert_array_equal(result.submission.listed, expected)
 
 
-def test_failed_pictures_are_not_trained_on_and_rank_last(monkeypatch):
+def test_failed_images_are_not_trained_on_and_rank_last(monkeypatch):
     spy = Spy(monkeypatch)
     result = run_protocol(table_of(voc_like(), failed=(4, 35, 70)), FAST)
     assert spy.choices == [([r for r in range(30) if r != 4], [r for r in range(30, 60) if r != 35])]
@@ -304,12 +304,12 @@ def test_failed_pictures_are_not_trained_on_and_rank_last(monkeypatch):
     assert any(note.startswith("2 of 60 samples of train + val have no descriptor") for note in result.notes)
 
 
-def test_failed_pictures_count_as_wrong():
+def test_failed_images_count_as_wrong():
     whole = run_protocol(table_of(caltech_like(splits=1), noise=0.01), FAST)
     assert whole.headline == 1
     row = whole.runs[0].rows[0]
     result = run_protocol(table_of(caltech_like(splits=1), noise=0.01, failed=[row]), FAST)
-    # One of three test pictures of one of three classes.
+    # One of three test images of one of three classes.
     assert result.headline == pytest.approx(1 - 1 / 9)
     assert result.secondary["accuracy"] == pytest.approx(8 / 9)
     assert result.confusion.sum() == 8
@@ -355,13 +355,13 @@ def test_labels_of_val_dont_reach_the_choice_of_voc2012():
     np.testing.assert_array_equal(first.runs[0].scores, second.runs[0].scores)
 
 
-def test_failed_pictures_of_the_servers_test_stand_below_all_others():
+def test_failed_images_of_the_servers_test_stand_below_all_others():
     result = run_protocol(table_of(voc_like("voc2012"), failed=[61]), FAST)
     scores = result.submission.scores
     np.testing.assert_allclose(scores[1], np.delete(scores, 1, axis=0).min(axis=0) - 1)
 
 
-def test_people_of_one_picture_stay_in_one_fold(monkeypatch):
+def test_people_of_one_image_stay_in_one_fold(monkeypatch):
     paths = [f"{row // 3}.jpg" for row in range(90)]
     spy = Spy(monkeypatch)
     run_protocol(table_of(voc_like("voc2012-action", paths=paths)), FAST)

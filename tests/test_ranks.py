@@ -61,7 +61,7 @@ def test_a_killed_process_loses_its_shard_alone_and_another_number_goes_on(seen)
             rf"^{name}: process {rank} of 3: .* lost touch with one; .*$", first["err"][rank], re.MULTILINE
         )
         assert "Traceback" not in first["err"][rank]
-    assert "6 of 7 pictures done, 1 left" in first["err"][0]
+    assert "6 of 7 images done, 1 left" in first["err"][0]
     ended_well(seen["killed"]["again"], 2)
     assert json.loads(seen["killed"]["again"]["out"][0])["resumed"] == 6
 

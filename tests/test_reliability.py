@@ -37,7 +37,7 @@ def test_no_promise_is_broken():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["random_kills", "races", "ranks", "pictures", "training", "soak", "flat"])
+@pytest.mark.parametrize("name", ["random_kills", "races", "ranks", "images", "training", "soak", "flat"])
 def test_no_other_promise_is_broken(name):
     (found,) = prove(name)
     assert found["failures"] == 0

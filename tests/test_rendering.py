@@ -15,8 +15,8 @@ from vggfeat.synthetic.people import LEGS, POSES, TOGETHER, add_person
 from vggfeat.synthetic.scenes import PHOTO_SHAPES, Note, annotate, cut_out, one_subject, people_at_work
 
 
-def canvas_of(width, height, picture="blank"):
-    return Canvas(background(generator(0, "test", picture), width, height))
+def canvas_of(width, height, image="blank"):
+    return Canvas(background(generator(0, "test", image), width, height))
 
 
 def slab(canvas, left, top, width, height, own=None):
@@ -98,7 +98,7 @@ def test_an_object_owns_the_pixels_that_it_changes(number):
 
 
 @pytest.mark.parametrize("centre", [(-200, 50), (400, 50), (50, -200), (50, 400), (-300, -300), (500, 500)])
-def test_an_object_outside_the_picture_leaves_it_as_it_is(centre):
+def test_an_object_outside_the_image_leaves_it_as_it_is(centre):
     canvas = canvas_of(100, 80)
     before = canvas.pixels.copy()
     add_object(canvas, generator(0, "test", "far"), family(0), centre, 30)
@@ -220,7 +220,7 @@ def test_colour_says_nothing_about_the_class_but_the_outline_does():
 
 
 def bodies(material, count=30):
-    """Pixels (P, 3) of the objects in pictures of one family made of a material, a picture at a time."""
+    """Pixels (P, 3) of the objects in images of one family made of a material, an image at a time."""
     draw = partial(everyday, side=160, name="a", family=family(1), material=material, shapes=((500, 500, 1),))
     for k in range(count):
         scene = draw(generator(0, "material", str(k)))

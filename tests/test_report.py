@@ -1,4 +1,4 @@
-"""Results in every form they are handed out in: text, JSON, scores, archives for the server, pictures."""
+"""Results in every form they are handed out in: text, JSON, scores, archives for the server, images."""
 
 import errno
 import gzip
@@ -353,7 +353,7 @@ def server_set(name="voc2012-action", people=36):
 
 @pytest.fixture(scope="module")
 def served():
-    """The outcome of the server's protocol, with pictures that failed in val and in test."""
+    """The outcome of the server's protocol, with images that failed in val and in test."""
     table = server_set()
     settings = ProtocolSettings(svm=SvmSettings(jobs=1), grid=(0.5, 2.0), folds=2)
     return run_protocol(table, settings), table.dataset
@@ -533,7 +533,7 @@ def test_archive_of_the_actions(served):
     for k, (name, text) in enumerate(files.items()):
         lines = text.splitlines()
         assert text == "".join(f"{line}\n" for line in lines)
-        # 24 and 25 are the two objects of one picture, not in the list of jumping.
+        # 24 and 25 are the two objects of one image, not in the list of jumping.
         rows = range(26 if "jumping" in name else 24, 36)
         assert len(lines) == len(rows)
         for line, row in zip(lines, rows, strict=True):
@@ -561,11 +561,11 @@ def test_archive_of_the_classification():
     }
 
 
-def test_pictures_that_failed_are_in_the_archive_last(served):
+def test_images_that_failed_are_in_the_archive_last(served):
     result, dataset = served
     for text in files_of(server_archive(dataset, result.submission)).values():
         ranked = sorted(text.splitlines(), key=lambda line: float(line.split()[-1]))
-        assert ranked[0].startswith("2010_000015 1 "), "row 30, whose picture failed"
+        assert ranked[0].startswith("2010_000015 1 "), "row 30, whose image failed"
 
 
 def test_equal_results_give_equal_bytes_at_any_time(served, monkeypatch):
@@ -579,14 +579,14 @@ def test_equal_results_give_equal_bytes_at_any_time(served, monkeypatch):
     assert gzip.decompress(first)[257:262] == b"ustar"
 
 
-# --- pictures
+# --- images
 
 
 def opened(png):
-    picture = Image.open(io.BytesIO(png))
-    picture.load()
-    assert picture.format == "PNG"
-    return picture
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    return image
 
 
 ODD = ("$a$", r"$\frac$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 300, "raw-\udcff", "<b>", "%d")
@@ -611,17 +611,17 @@ ODD = ("$a$", r"$\frac$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 3
     ],
     ids=["1", "20", "most", "more", "257", "12 runs", "odd", "nan", "50 nan", "30 nan", "one C", "no curve", "50 C"],
 )
-def test_a_picture_of_any_result_opens_and_is_no_giant(result):
+def test_a_image_of_any_result_opens_and_is_no_giant(result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = opened(draw(result, headline(result)))
-    width, height = picture.size
+        image = opened(draw(result, headline(result)))
+    width, height = image.size
     assert width == 1320
     assert 540 <= height <= 1300
-    assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10, "not a blank sheet"
+    assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10, "not a blank sheet"
 
 
-def test_pictures_differ_where_results_do_and_only_there():
+def test_images_differ_where_results_do_and_only_there():
     first = draw(some_result(3), "title")
     assert draw(some_result(3), "title") == first
     assert draw(some_result(4), "title") != first
@@ -638,7 +638,7 @@ def test_a_users_matplotlib_settings_dont_matter_and_are_left_alone():
 
 
 def drawn_texts(result, monkeypatch):
-    """All that is written in the picture of a result."""
+    """All that is written in the image of a result."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
@@ -653,7 +653,7 @@ def drawn_texts(result, monkeypatch):
     return texts
 
 
-def test_few_classes_are_all_in_the_picture_with_their_values(monkeypatch):
+def test_few_classes_are_all_in_the_image_with_their_values(monkeypatch):
     result = make_result(make_run({"ap-area": [0.123, 0.5, np.nan]}), classes=("$a_b$", "dog", "nothing"))
     texts = drawn_texts(result, monkeypatch)
     for text in (

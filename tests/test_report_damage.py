@@ -21,16 +21,16 @@ OTHER = {
     "headline": "ilsvrc: top-1 error 25.0 %",
     "top1_error": 0.25,
     "errors": {"localisation": 0.5, "mean_overlap": 0.125, "by_guess": [1, 2]},
-    "classes": [{"name": "a", "words": "cat", "top1_error": 0.5, "pictures": 4}, {"name": "b", "top1_error": None}],
-    "confusions": [{"class": "a", "taken_for": ["b"], "pictures": 2}],
+    "classes": [{"name": "a", "words": "cat", "top1_error": 0.5, "images": 4}, {"name": "b", "top1_error": None}],
+    "confusions": [{"class": "a", "taken_for": ["b"], "images": 2}],
     "notes": ["Mind this."],
     "settings": {"scales": [256, 384]},
 }
 LOG = [
     {"kind": "train", "step": 1, "loss": 2.5, "lr": 0.01, "images_per_s": 12.5},
     {"kind": "note", "step": 1, "text": "a note"},
-    {"kind": "validation", "step": 2, "loss": 2.0, "top1_error": 0.5, "top5_error": 0.25, "pictures": 9},
-    {"kind": "validation", "step": 4, "loss": 1.0, "top1_error": 0.4, "top5_error": 0.15, "pictures": 9},
+    {"kind": "validation", "step": 2, "loss": 2.0, "top1_error": 0.5, "top5_error": 0.25, "images": 9},
+    {"kind": "validation", "step": 4, "loss": 1.0, "top1_error": 0.4, "top5_error": 0.15, "images": 9},
 ]
 ODD = (None, True, False, 0, -1, 1, 2, 0.5, -0.5, 1e-320, 1e300, -1e300, 10**400, float("inf"), float("nan"), "", "1",
        "x" * 300, "\ud800", "\x1b[31m", [], {}, [None], [[]], {"a": None}, [0.5], ["a"], [[0.5]], [1, 2, 3], [{}],

@@ -10,19 +10,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from page_runs import BOX, HOSTILE, SIDE, Parsed, make_pictures, make_run, make_table
+from page_runs import BOX, HOSTILE, SIDE, Parsed, make_images, make_run, make_table
 from PIL import Image
 
 from vggfeat.bootstrap import BootstrapSettings
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
-from vggfeat.page import building, curves, pictures
+from vggfeat.page import building, curves, images
 from vggfeat.page.building import PageSettings, make_page
 from vggfeat.page.charts import Axis, Line, chart, linear_axis, log_axis, thinned
 from vggfeat.page.confusing import confusion_of
 from vggfeat.page.folders import Scores, SvmRun, read_runs
-from vggfeat.page.pictures import BUDGET, SIDES, Key, examples_of, per_list, small_copies
+from vggfeat.page.images import BUDGET, SIDES, Key, examples_of, per_list, small_copies
 from vggfeat.report.text import printable
 
 FEW = BootstrapSettings(resamples=100)
@@ -36,19 +36,19 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two multi-label runs of the same samples, a single-label run, pictures of all, and pages of them."""
+    """Two multi-label runs of the same samples, a single-label run, images of all, and pages of them."""
     root = tmp_path_factory.mktemp("page")
     results = {
         "good": make_run(root / "good.svm", noise=0.8, boxes=True, failed=(20,)),
         "bad": make_run(root / "bad.svm", noise=3.0, boxes=True, failed=(20,)),
         "single": make_run(root / "single.svm", single=True, noise=1.5),
     }
-    make_pictures(root / "pictures", results["good"][1])
-    settings = PageSettings(pictures=root / "pictures", bootstrap=FEW, workers=0)
+    make_images(root / "images", results["good"][1])
+    settings = PageSettings(images=root / "images", bootstrap=FEW, workers=0)
     pages = {
         "two": make_page([root / "bad.svm", root / "good.svm"], settings),
         "single": make_page([root / "single.svm"], settings),
-        "bare": make_page([root / "good.svm"], replace(settings, pictures=None)),
+        "bare": make_page([root / "good.svm"], replace(settings, images=None)),
     }
     return root, results, pages
 
@@ -175,7 +175,7 @@ def test_two_runs_stand_side_by_side_with_their_difference(made):
     low, high = found.difference.interval
     assert low < found.difference.mean < high
     text = Parsed(pages["two"].content).whole_text()
-    assert "Paired bootstrap: 100 times 18 test pictures were drawn with replacement (seed 0)" in text
+    assert "Paired bootstrap: 100 times 18 test images were drawn with replacement (seed 0)" in text
     header, rows = rows_of(pages["two"].content)
     assert header[:5] == ["class", "test pos", "AP, area %, bad", "AP, area %, good", "good \N{MINUS SIGN} bad, points"]
     for row, mine, yours in zip(rows, *(results[name][0].class_rows() for name in ("bad", "good")), strict=True):
@@ -202,7 +202,7 @@ def test_rows_are_matched_by_their_ids(made, tmp_path):
     page = make_page([made[0] / "good.svm", tmp_path / "turned.svm"], PageSettings(bootstrap=FEW))
     (found,) = page.groups[0].comparisons
     assert (found.difference.mean, found.difference.interval) == (0, (0, 0))
-    assert "within what other test pictures could give" in Parsed(page.content).whole_text()
+    assert "within what other test images could give" in Parsed(page.content).whole_text()
 
 
 def test_runs_of_other_classes_stand_apart(made):
@@ -221,9 +221,9 @@ def test_a_class_without_a_value_comes_last(made, tmp_path):
     assert (group.classes[-1].name, group.classes[-1].values) == (HOSTILE[0], ("\N{EN DASH}",))
 
 
-def test_failed_pictures_are_named_with_their_reasons(made):
+def test_failed_images_are_named_with_their_reasons(made):
     page = Parsed(made[2]["bare"].content)
-    assert "Failed pictures: 1" in page.texts("summary")
+    assert "Failed images: 1" in page.texts("summary")
     cells = page.texts("td")
     at = cells.index("truncated: it ends <early>")
     assert cells[at - 1] == "20: <b onclick='complain()'>&amp;"
@@ -246,7 +246,7 @@ def test_confusion_counts_are_shares_of_the_true_class(made):
     assert card.confusion.mistakes == counts.sum() - np.trace(counts) > 0
     assert card.confusion.tested == counts.sum()
     text = Parsed(pages["single"].content).whole_text()
-    assert f"{card.confusion.mistakes} of {counts.sum()} pictures were given to another class" in text
+    assert f"{card.confusion.mistakes} of {counts.sum()} images were given to another class" in text
     best = max((counts[i, j], -i, -j) for i in range(3) for j in range(3) if i != j)
     pair = card.confusion.pairs[0]
     assert (pair.count, pair.true, pair.predicted) == (best[0], HOSTILE[-best[1]], HOSTILE[-best[2]])
@@ -292,7 +292,7 @@ def test_a_page_of_257_classes_is_no_giant(tmp_path):
     assert Parsed(page.content).tags() <= OURS
 
 
-# --- pictures
+# --- images
 
 
 def test_each_list_holds_what_its_name_says():
@@ -315,7 +315,7 @@ def test_where_every_positive_ranks_first_nothing_is_wrong_or_missed():
     assert (found.alarms, found.missed) == ((), ())
 
 
-def test_with_one_class_a_picture_mistakes_are_those_of_the_prediction():
+def test_with_one_class_a_image_mistakes_are_those_of_the_prediction():
     scores = np.array([[3, 1, 0], [2, 4, 0], [1, 0, 5], [6, 5, 4], [-np.inf] * 3], float)
     targets = [0, 0, 2, 1, 0]
     labels = np.where(np.arange(3) == np.array(targets)[:, None], 1, -1)
@@ -339,9 +339,9 @@ def test_small_copies_are_small_and_have_their_box(made, tmp_path):
     root, results, _ = made
     path = results["good"][1].paths[0]
     plain, boxed, gone = Key(path, None), Key(path, BOX), Key("gone.jpg", None)
-    (root / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    (root / "images" / "broken.jpg").write_bytes(b"no image")
     broken = Key("broken.jpg", None)
-    found = small_copies(root / "pictures", [plain, boxed, gone, broken, plain], workers=1)
+    found = small_copies(root / "images", [plain, boxed, gone, broken, plain], workers=1)
     assert list(found) == [plain, boxed, gone, broken]
     assert (found[gone], found[broken]) == ("missing", "unrecognised")
     for key in (plain, boxed):
@@ -364,10 +364,10 @@ def test_small_copies_are_small_and_have_their_box(made, tmp_path):
 def test_boxes_at_the_edge_do_no_harm(made, box):
     root, results, _ = made
     key = Key(results["good"][1].paths[0], tuple(map(float, box)))
-    assert small_copies(root / "pictures", [key], workers=0)[key].startswith("data:image/jpeg;base64,")
+    assert small_copies(root / "images", [key], workers=0)[key].startswith("data:image/jpeg;base64,")
 
 
-def test_every_picture_of_the_page_opens(made):
+def test_every_image_of_the_page_opens(made):
     page = Parsed(made[2]["two"].content)
     sources = page.attributes("img", "src")
     assert len(sources) > 20
@@ -378,21 +378,21 @@ def test_every_picture_of_the_page_opens(made):
     assert not Parsed(made[2]["bare"].content).attributes("img", "src")
 
 
-def test_pictures_that_are_gone_are_said_to_be(made, tmp_path):
+def test_images_that_are_gone_are_said_to_be(made, tmp_path):
     root, results, _ = made
-    shutil.copytree(root / "pictures", tmp_path / "p")
+    shutil.copytree(root / "images", tmp_path / "p")
     dataset = results["good"][1]
     with np.load(root / "good.svm" / "scores.npz") as found:
         best = dataset.paths[18 + int(found["scores_1"][:, 0].argmax())]
     (tmp_path / "p" / best).unlink()
-    page = make_page([root / "good.svm"], PageSettings(pictures=tmp_path / "p", workers=0))
+    page = make_page([root / "good.svm"], PageSettings(images=tmp_path / "p", workers=0))
     assert page.missing >= 1
-    assert "no picture: missing" in Parsed(page.content).texts("span")
+    assert "no image: missing" in Parsed(page.content).texts("span")
 
 
-def test_a_root_without_the_pictures_is_refused(made, tmp_path):
-    with pytest.raises(ConfigError, match=r"--pictures .*: expected the pictures of manifest there, found none of 18"):
-        make_page([made[0] / "good.svm"], PageSettings(pictures=tmp_path))
+def test_a_root_without_the_images_is_refused(made, tmp_path):
+    with pytest.raises(ConfigError, match=r"--images .*: expected the images of manifest there, found none of 18"):
+        make_page([made[0] / "good.svm"], PageSettings(images=tmp_path))
 
 
 def test_the_root_may_be_the_one_that_extract_was_given(tmp_path):
@@ -400,15 +400,15 @@ def test_the_root_may_be_the_one_that_extract_was_given(tmp_path):
     (tmp_path / "p" / "a.png").write_bytes(b"x")
     (tmp_path / "list.csv").write_text("path,labels\np/a.png,cat\n")
     for given in (tmp_path, tmp_path / "list.csv"):
-        root = pictures.find_root(given, "manifest", ["p/a.png"])
+        root = images.find_root(given, "manifest", ["p/a.png"])
         assert (root / "p" / "a.png").is_file()
 
 
-def test_no_page_has_more_pictures_than_its_budget_and_the_worst_classes_come_first(made, monkeypatch):
+def test_no_page_has_more_images_than_its_budget_and_the_worst_classes_come_first(made, monkeypatch):
     root, _, _ = made
     monkeypatch.setattr(building, "BUDGET", 5)
-    page = make_page([root / "good.svm"], PageSettings(pictures=root / "pictures", workers=0))
-    assert 1 <= page.pictures <= 5
+    page = make_page([root / "good.svm"], PageSettings(images=root / "images", workers=0))
+    assert 1 <= page.images <= 5
     (group,) = page.groups
     values = [float(part.values[0]) for part in group.classes]
     assert values == sorted(values)
@@ -424,7 +424,7 @@ def training_folder(folder, losses):
     folder.mkdir()
     lines = [{"kind": "train", "step": 50 * n, "loss": loss, "top1_error": 0.5, "lr": 0.01, "images_per_s": 80.0}
              for n, loss in enumerate(losses, start=1)]  # fmt: skip
-    lines += [{"kind": "validation", "step": 100, "top1_error": 0.25, "top5_error": 0.125, "pictures": 9}]
+    lines += [{"kind": "validation", "step": 100, "top1_error": 0.25, "top5_error": 0.125, "images": 9}]
     (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"kind": "tr')
     (folder / "run.json").write_text(json.dumps({"recipe": {"net": "A", "batch": 256}}))
     return folder
@@ -458,8 +458,8 @@ def test_results_of_other_commands_give_figures_tables_and_the_rest(tmp_path):
         "headline": "ilsvrc: top-1 error 25.0 %",
         "top1_error": 0.25,
         "errors": {"localisation": 0.5, "mean_overlap": 0.125, "by_guess": [1, 2]},
-        "classes": [{"name": "a", "top1_error": 0.5, "pictures": 4}, {"name": "b", "top1_error": None, "pictures": 0}],
-        "confusions": [{"class": "a", "taken_for": ["b"], "pictures": 2}],
+        "classes": [{"name": "a", "top1_error": 0.5, "images": 4}, {"name": "b", "top1_error": None, "images": 0}],
+        "confusions": [{"class": "a", "taken_for": ["b"], "images": 2}],
         "notes": ["Mind this."],
         "settings": {"scales": [256, 384]},
     }
@@ -471,7 +471,7 @@ def test_results_of_other_commands_give_figures_tables_and_the_rest(tmp_path):
     values = ["".join(texts) for tag, attrs, texts in page.elements if attrs.get("class") == "value"]
     assert values == [value for value, _ in figures]
     assert [name for _, name in figures] == [text for text in page.texts("p") if text in dict(map(reversed, figures))]
-    assert page.texts("th") == ["name", "top-1 error %", "pictures", "class", "taken for", "pictures"]
+    assert page.texts("th") == ["name", "top-1 error %", "images", "class", "taken for", "images"]
     assert page.texts("td") == ["a", "50.0", "4", "b", "\N{EN DASH}", "0", "a", "b", "2"]
     assert page.attributes("td", "data-value")[:6] == [None, "0.5", "4.0", None, "", "0.0"]
     assert page.texts("title")[0] == "ilsvrc: top-1 error 25.0 %"
@@ -583,9 +583,9 @@ def test_scores_that_dont_fit_are_refused(made, tmp_path):
             read_runs([tmp_path / "x.svm"])
 
 
-def test_pictures_of_folders_that_name_none_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--pictures: expected a folder of `vggfeat svm` .*, found none"):
-        make_page([training_folder(tmp_path / "a", [1])], PageSettings(pictures=tmp_path))
+def test_images_of_folders_that_name_none_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--images: expected a folder of `vggfeat svm` .*, found none"):
+        make_page([training_folder(tmp_path / "a", [1])], PageSettings(images=tmp_path))
 
 
 def test_folders_without_results_or_given_twice_are_refused(made, tmp_path, capsys):
@@ -606,32 +606,32 @@ def test_folders_of_one_name_are_told_apart(made, tmp_path):
     assert names == ["a/x", "b/x"]
 
 
-def test_folders_of_vggfeat_before_it_kept_paths_make_a_page_without_pictures(made, tmp_path):
+def test_folders_of_vggfeat_before_it_kept_paths_make_a_page_without_images(made, tmp_path):
     shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
     with np.load(tmp_path / "x.svm" / "scores.npz") as found:
         arrays = {name: values for name, values in found.items() if not name.startswith(("paths", "boxes"))}
     np.savez(tmp_path / "x.svm" / "scores.npz", **arrays)
-    assert make_page([tmp_path / "x.svm"]).pictures == 0
-    with pytest.raises(ConfigError, match="expected runs that know the paths of their pictures"):
-        make_page([tmp_path / "x.svm"], PageSettings(pictures=made[0] / "pictures"))
+    assert make_page([tmp_path / "x.svm"]).images == 0
+    with pytest.raises(ConfigError, match="expected runs that know the paths of their images"):
+        make_page([tmp_path / "x.svm"], PageSettings(images=made[0] / "images"))
 
 
 def test_the_command_writes_the_page_and_says_what_it_found(made, tmp_path, capsys):
     root = made[0]
     words = ["report", str(root / "bad.svm"), str(root / "good.svm"), "--quiet", "--workers", "0", "--resamples", "100"]
-    words += ["--pictures", str(root / "pictures"), "--out", str(tmp_path / "new" / "page.html")]
+    words += ["--images", str(root / "images"), "--out", str(tmp_path / "new" / "page.html")]
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert (tmp_path / "new" / "page.html").read_bytes() == made[2]["two"].content
     assert re.search(
-        r"^good - bad: [+-]\d+\.\d points, 95 % interval .* \(100 resamples of 18 test pictures\)$", shown, re.M
+        r"^good - bad: [+-]\d+\.\d points, 95 % interval .* \(100 resamples of 18 test images\)$", shown, re.M
     )
     assert run([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert list(told) == ["page", "groups", "pictures", "missing_pictures", "bytes"]
+    assert list(told) == ["page", "groups", "images", "missing_images", "bytes"]
     (difference,) = told["groups"][0]["differences"]
     runs = [{"name": name, "headline": made[1][name][0].headline, "deviation": None, "tested": "on test"}
             for name in ("bad", "good")]  # fmt: skip
     assert told["groups"][0]["runs"] == runs
-    assert list(difference) == ["first", "second", "mean", "interval", "level", "resamples", "seed", "pictures"]
+    assert list(difference) == ["first", "second", "mean", "interval", "level", "resamples", "seed", "images"]
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "page.html"]

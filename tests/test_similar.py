@@ -1,4 +1,4 @@
-"""The nearest pictures: exact whatever the settings, from any query, and refused where a cosine would mean nothing."""
+"""The nearest images: exact whatever the settings, from any query, and refused where a cosine would mean nothing."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from vggfeat.errors import ConfigError, StoreError, WeightsError
 from vggfeat.fusion.table import load_features
 from vggfeat.samples import DataSet, Task
 from vggfeat.similar import nearest, query_of_row, search
-from vggfeat.similar.querying import extract_query, net_of, row_of_picture
+from vggfeat.similar.querying import extract_query, net_of, row_of_image
 from vggfeat.similar.search import DescriptorSettings
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
@@ -53,7 +53,7 @@ def write_file(path, features, failed=FAILED):
 def stored(tmp_path_factory):
     rng = np.random.default_rng(0)
     features = np.maximum(0, rng.standard_normal((ROWS, *SHAPE.dims)))
-    features[40] = features[41] = features[12]  # Three pictures alike.
+    features[40] = features[41] = features[12]  # Three images alike.
     features[8] = 0
     features[9] = features[3]  # But for one region, of which there is nothing.
     features[9, :, 1] = 0
@@ -89,7 +89,7 @@ def test_the_ranking_is_that_of_all_descriptors(stored, settings, monkeypatch):
         assert (found.rows, found.failed) == (ROWS - len(FAILED) - 1, len(FAILED))
 
 
-def test_equal_pictures_come_in_the_order_of_their_rows(stored):
+def test_equal_images_come_in_the_order_of_their_rows(stored):
     with FeatureFile(stored) as file:
         _, query = query_of_row(file, "id 12", DescriptorSettings())
         found = nearest(file, query, top=3)
@@ -105,7 +105,7 @@ def test_more_than_there_are_gives_all_and_no_failed_one(stored):
         row, query = query_of_row(file, "id 3", DescriptorSettings())
         found = nearest(file, query, top=1000, without=(row,))
     assert sorted(one.row for one in found.nearest) == sorted(set(range(ROWS)) - {*FAILED, 3})
-    assert next(one for one in found.nearest if one.row == 8).cosine == 0, "a picture without any feature is like none"
+    assert next(one for one in found.nearest if one.row == 8).cosine == 0, "an image without any feature is like none"
 
 
 def test_only_a_block_of_rows_is_in_memory_at_a_time(stored, monkeypatch):
@@ -127,7 +127,7 @@ def test_only_a_block_of_rows_is_in_memory_at_a_time(stored, monkeypatch):
 
 def test_what_is_refused(stored, tmp_path):
     with FeatureFile(stored) as file:
-        with pytest.raises(StoreError, match="expected a sample 'id 99', found none of this name, nor a picture file"):
+        with pytest.raises(StoreError, match="expected a sample 'id 99', found none of this name, nor an image file"):
             query_of_row(file, "id 99", DescriptorSettings())
         with pytest.raises(StoreError, match="expected features of 'id 5', found none, because: truncated"):
             query_of_row(file, "id 5", DescriptorSettings())
@@ -152,7 +152,7 @@ def test_a_damaged_file_gives_no_answer(stored, tmp_path):
         nearest(file, np.ones(14, np.float32))
 
 
-# --- from pictures to pages, with a net
+# --- from images to pages, with a net
 
 
 NET = "random:A:0:0.03125"
@@ -160,7 +160,7 @@ NET = "random:A:0:0.03125"
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
-    """Eight pictures in two folders, their features, and one of them once more as a PNG."""
+    """Eight images in two folders, their features, and one of them once more as a PNG."""
     root = tmp_path_factory.mktemp("extracted")
     rng = np.random.default_rng(2)
     for row in range(8):
@@ -179,7 +179,7 @@ def told(capsys, words):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_picture_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, capsys):
+def test_a_image_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, capsys):
     file, again = str(extracted / "x.h5"), extracted / "again.bmp"
     by_id = told(capsys, ["similar", file, "--query", "dog/2.png", "--json"])
     by_bytes = told(capsys, ["similar", file, "--query", str(extracted / "p" / "dog" / "2.png"), "--json"])
@@ -203,7 +203,7 @@ def test_the_list_is_plain(extracted, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["rank", "cosine", "id", "classes"]
     assert len(lines) == 1 + 2 + 1
-    assert lines[3] == "7 pictures compared"
+    assert lines[3] == "7 images compared"
 
 
 def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys):
@@ -211,13 +211,13 @@ def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys
 
     page = tmp_path / "new" / "like.html"
     words = ["similar", str(extracted / "x.h5"), "--query", str(extracted / "again.bmp"), "--out", str(page)]
-    assert run([*words, "--pictures", str(extracted / "p"), "--device", "cpu"]) == 0
+    assert run([*words, "--images", str(extracted / "p"), "--device", "cpu"]) == 0
     parsed = Parsed(page.read_bytes())
     assert len(parsed.attributes("img", "src")) == 1 + 8
     assert "b" not in parsed.tags()
     assert [text for text in parsed.texts("span") if "<b>cat/" in text]
     assert capsys.readouterr().out.endswith(f"{page}\n")
-    assert run([*words[:4], "--pictures", str(extracted / "p")]) == 2
+    assert run([*words[:4], "--images", str(extracted / "p")]) == 2
 
 
 def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypatch):
@@ -240,24 +240,24 @@ def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypa
 
 
 def test_a_file_in_tf32_is_asked_in_float32_where_there_is_no_gpu(extracted):
-    picture, backbone = extracted / "again.bmp", load_backbone(NET)
+    image, backbone = extracted / "again.bmp", load_backbone(NET)
     with FeatureFile(extracted / "x.h5") as file:
-        expected = extract_query(file, picture, backbone, device="cpu")
+        expected = extract_query(file, image, backbone, device="cpu")
         file.provenance = file.provenance | {"precision": "tf32"}
-        np.testing.assert_array_equal(extract_query(file, picture, backbone, device="cpu"), expected)
+        np.testing.assert_array_equal(extract_query(file, image, backbone, device="cpu"), expected)
 
 
-def test_a_picture_alone_has_no_box(stored, extracted):
-    with FeatureFile(stored) as file, pytest.raises(ConfigError, match="a picture alone has no box"):
+def test_a_image_alone_has_no_box(stored, extracted):
+    with FeatureFile(stored) as file, pytest.raises(ConfigError, match="an image alone has no box"):
         extract_query(file, extracted / "again.bmp", load_backbone(NET))
 
 
-def test_what_is_no_picture_or_not_to_be_read_is_refused(stored, extracted, tmp_path):
-    (tmp_path / "x.jpg").write_bytes(b"no picture")
+def test_what_is_no_image_or_not_to_be_read_is_refused(stored, extracted, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no image")
     with FeatureFile(extracted / "x.h5") as file:
-        with pytest.raises(StoreError, match=r"x\.jpg: expected a picture to look for, found: unrecognised"):
+        with pytest.raises(StoreError, match=r"x\.jpg: expected an image to look for, found: unrecognised"):
             extract_query(file, tmp_path / "x.jpg", load_backbone(NET))
-        with pytest.raises(StoreError, match="expected a picture, found: Is a directory"):
-            row_of_picture(file, tmp_path)
+        with pytest.raises(StoreError, match="expected an image, found: Is a directory"):
+            row_of_image(file, tmp_path)
     with FeatureFile(stored) as file, pytest.raises(StoreError, match="one that doesn't \\('layer'\\)"):
         extract_query(file, extracted / "again.bmp", load_backbone(NET), regions=("image",))

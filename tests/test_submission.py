@@ -34,14 +34,14 @@ def test_what_is_written_is_read_back(file):
     first = rng.integers(1, 200, (40, 5, 2))
     boxes = np.concatenate([first, first + rng.integers(0, 200, (40, 5, 2))], axis=2)
     numbers = rng.permutation(9) + 1
-    found = read_submission(file(submission_text(labels, boxes, numbers)), pictures=40, classes=9)
+    found = read_submission(file(submission_text(labels, boxes, numbers)), images=40, classes=9)
     np.testing.assert_array_equal(np.stack(found)[..., 0], numbers[labels])
     np.testing.assert_array_equal(np.stack(found)[..., 1:], boxes)
 
 
 @pytest.mark.parametrize("line", ["1 1 1 1 1", "1000 1 1 1 1 " * 5, "3\t1.5  2e1 3 40.25", "7 -3 0 5 5", "7 1 1 2 2\r"])
 def test_what_the_format_allows_is_taken(file, line):
-    assert len(read_submission(file(f"{line}\n1 1 1 2 2"), pictures=2)) == 2
+    assert len(read_submission(file(f"{line}\n1 1 1 2 2"), images=2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -68,26 +68,26 @@ def test_what_the_format_allows_is_taken(file, line):
 def test_the_first_bad_line_is_named(file, line, words):
     path = file(f"1 1 1 2 2\n{line}\n0\n")
     with pytest.raises(DatasetError, match=words) as caught:
-        read_submission(path, pictures=3)
+        read_submission(path, images=3)
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "found"), [("", 0), ("1 1 1 2 2\n", 1), ("1 1 1 2 2\n" * 3, 3)])
-def test_the_number_of_lines_is_that_of_the_pictures(file, content, found):
+def test_the_number_of_lines_is_that_of_the_images(file, content, found):
     with pytest.raises(DatasetError, match=f"expected 2 lines, .* found {found}"):
-        read_submission(file(content), pictures=2)
+        read_submission(file(content), images=2)
 
 
 def test_a_file_that_is_no_text_or_is_missing_is_refused(file, tmp_path):
     with pytest.raises(DatasetError, match="UTF-8"):
-        read_submission(file(b"\xff\xfe1 1"), pictures=1)
+        read_submission(file(b"\xff\xfe1 1"), images=1)
     with pytest.raises(DatasetError, match=r"none\.txt"):
-        read_submission(tmp_path / "none.txt", pictures=1)
+        read_submission(tmp_path / "none.txt", images=1)
 
 
 def test_labels_are_the_numbers_of_the_kit_and_not_the_order_of_the_names(tmp_path):
-    synthetic.write("ilsvrc", tmp_path, size=synthetic.Settings(picture_side=32, classes=6, train=2, val=6, test=1))
+    synthetic.write("ilsvrc", tmp_path, size=synthetic.Settings(image_side=32, classes=6, train=2, val=6, test=1))
     data = ilsvrc.read(tmp_path)
     numbering = class_numbers(data.classes, tmp_path)
     truth = tmp_path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"

@@ -58,8 +58,8 @@ def box(item):
 
 
 def mode(path):
-    with Image.open(path) as picture:
-        return picture.mode
+    with Image.open(path) as image:
+        return image.mode
 
 
 def contents(root):
@@ -70,7 +70,7 @@ def contents(root):
 
 
 @pytest.mark.parametrize(("name", "year"), [("voc2007", 2007), ("voc2012", 2012)])
-def test_voc_lists_name_pictures_and_never_overlap(tree, name, year):
+def test_voc_lists_name_images_and_never_overlap(tree, name, year):
     root = tree(name) / "VOCdevkit" / f"VOC{year}"
     main = root / "ImageSets" / "Main"
     sets = {part: lines(main / f"{part}.txt") for part in ("train", "val", "trainval", "test")}
@@ -79,11 +79,11 @@ def test_voc_lists_name_pictures_and_never_overlap(tree, name, year):
     assert sets["trainval"] == sorted(sets["train"] + sets["val"])
     everything = sets["trainval"] + sets["test"]
     assert len(set(everything)) == len(everything)
-    pictures = {path.stem for path in (root / "JPEGImages").iterdir()}
-    assert len(pictures - set(everything)) == counts.unlisted
-    assert set(everything) <= pictures
+    images = {path.stem for path in (root / "JPEGImages").iterdir()}
+    assert len(images - set(everything)) == counts.unlisted
+    assert set(everything) <= images
     pattern = r"\d{6}" if year == 2007 else r"20(08|09|10|11)_\d{6}"
-    assert all(re.fullmatch(pattern, image) for image in pictures)
+    assert all(re.fullmatch(pattern, image) for image in images)
     # no set is a run of neighbours
     assert min(sets["test"]) < max(sets["train"])
 
@@ -133,16 +133,16 @@ def test_every_voc_class_has_positives_in_every_set(tree, part):
         assert 2 <= labels.count("1") <= len(labels) / 2
 
 
-def test_voc_annotations_are_of_their_pictures(tree):
+def test_voc_annotations_are_of_their_images(tree):
     root = tree("voc2007") / "VOCdevkit" / "VOC2007"
     shapes = Counter()
     several = 0
     for path in (root / "Annotations").iterdir():
         xml = ElementTree.parse(path).getroot()
-        with Image.open(root / "JPEGImages" / f"{path.stem}.jpg") as picture:
-            assert picture.format == "JPEG"
-            assert picture.mode == "RGB"
-            size = picture.size
+        with Image.open(root / "JPEGImages" / f"{path.stem}.jpg") as image:
+            assert image.format == "JPEG"
+            assert image.mode == "RGB"
+            size = image.size
         shapes[size] += 1
         assert xml.findtext("folder") == "VOC2007"
         assert xml.findtext("filename") == f"{path.stem}.jpg"
@@ -248,8 +248,8 @@ def test_test_people_have_boxes_and_no_actions(actions):
 def test_action_boxes_and_points_lie_inside_in_the_official_tag_order(actions):
     decimal = 0
     for path in (actions / "Annotations").iterdir():
-        with Image.open(actions / "JPEGImages" / f"{path.stem}.jpg") as picture:
-            width, height = picture.size
+        with Image.open(actions / "JPEGImages" / f"{path.stem}.jpg") as image:
+            width, height = image.size
         for item in objects(path):
             xmin, ymin, xmax, ymax = box(item)
             assert 1 <= xmin <= xmax <= width
@@ -327,10 +327,10 @@ def test_the_folder_mixes_formats_and_transparency(tree):
     kinds = Counter()
     for path in root.rglob("*"):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-            with Image.open(path) as picture:
-                kinds[picture.format, picture.mode] += 1
-                if picture.mode == "RGBA":
-                    assert picture.getchannel("A").getextrema() == (0, 255)
+            with Image.open(path) as image:
+                kinds[image.format, image.mode] += 1
+                if image.mode == "RGBA":
+                    assert image.getchannel("A").getextrema() == (0, 255)
     assert set(kinds) == {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "RGBA")}
     assert all(count >= 4 for count in kinds.values())
     assert len(list(root.glob("*/notes.txt"))) == 1
@@ -394,14 +394,14 @@ def test_ilsvrc_solution_holds_the_boxes_of_the_annotations(ilsvrc):
 def test_ilsvrc_annotations_name_files_without_endings(ilsvrc):
     data = ilsvrc / "ILSVRC"
     train = list((data / "Annotations/CLS-LOC/train").rglob("*.xml"))
-    pictures = list((data / "Data/CLS-LOC/train").rglob("*.JPEG"))
-    assert len(pictures) / 2 < len(train) < len(pictures)  # not every training picture has boxes
+    images = list((data / "Data/CLS-LOC/train").rglob("*.JPEG"))
+    assert len(images) / 2 < len(train) < len(images)  # not every training image has boxes
     for path in train:
         xml = ElementTree.parse(path).getroot()
         assert (xml.findtext("folder"), xml.findtext("filename")) == (path.parent.name, path.stem)
         assert {item.findtext("name") for item in xml.findall("object")} == {path.parent.name}
-        picture = data / "Data/CLS-LOC/train" / path.parent.name / f"{path.stem}.JPEG"
-        with Image.open(picture) as image:
+        file = data / "Data/CLS-LOC/train" / path.parent.name / f"{path.stem}.JPEG"
+        with Image.open(file) as image:
             width, height = image.size
         assert all(1 <= b[0] <= b[2] <= width and 1 <= b[1] <= b[3] <= height for b in map(box, xml.findall("object")))
 
@@ -434,7 +434,7 @@ def test_the_same_seed_gives_the_same_bytes(tree, tmp_path, name):
     assert contents(tmp_path) == contents(tree(name))
 
 
-def test_another_seed_gives_other_pictures(tmp_path, tree):
+def test_another_seed_gives_other_images(tmp_path, tree):
     synthetic.write("folder", tmp_path, size="tiny", seed=1)
     mine, theirs = contents(tmp_path), contents(tree("folder"))
     assert set(mine) == set(theirs)
@@ -449,12 +449,12 @@ def test_several_processes_give_the_same_bytes(tmp_path, tree):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("voc2007", Settings(picture_side=96, train=45, val=60, test=50)),
-        ("ilsvrc", Settings(picture_side=96, classes=6, train=14, val=30, test=7)),
-        ("folder", Settings(picture_side=96, classes=5, per_class=14)),
+        ("voc2007", Settings(image_side=96, train=45, val=60, test=50)),
+        ("ilsvrc", Settings(image_side=96, classes=6, train=14, val=30, test=7)),
+        ("folder", Settings(image_side=96, classes=5, per_class=14)),
     ],
 )
-def test_more_pictures_change_no_other(tree, tmp_path, name, more):
+def test_more_images_change_no_other(tree, tmp_path, name, more):
     synthetic.write(name, tmp_path, size=more)
     endings = (".jpg", ".jpeg", ".png")
     old = {path: data for path, data in contents(tree(name)).items() if path.lower().endswith(endings)}
@@ -474,19 +474,19 @@ def test_deal_mixes_sets_and_gives_each_its_count():
 # --- refusals and progress
 
 
-def test_progress_counts_every_picture(tmp_path):
+def test_progress_counts_every_image(tmp_path):
     seen = []
-    size = Settings(picture_side=48, classes=2, per_class=4)
+    size = Settings(image_side=48, classes=2, per_class=4)
     synthetic.write("folder", tmp_path, size=size, progress=lambda done, total: seen.append((done, total)))
     total = len([path for path in tmp_path.rglob("*.*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")])
     assert seen == [(done, total) for done in range(1, total + 1)]
 
 
-def test_the_marker_says_that_the_pictures_are_rendered(tree):
+def test_the_marker_says_that_the_images_are_rendered(tree):
     text = (tree("voc2007") / MARKER).read_text(encoding="utf-8")
     assert "rendered by vggfeat" in text
     record = json.loads(text.splitlines()[-1])
-    assert (record["set"], record["seed"], record["picture_side"], record["pictures"]) == ("voc2007", 0, 96, 120)
+    assert (record["set"], record["seed"], record["image_side"], record["images"]) == ("voc2007", 0, 96, 120)
 
 
 def test_a_folder_of_others_is_refused_and_left_alone(tmp_path):
@@ -497,7 +497,7 @@ def test_a_folder_of_others_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_set_of_other_settings_is_refused(tmp_path):
-    size = Settings(picture_side=48, classes=2, per_class=4)
+    size = Settings(image_side=48, classes=2, per_class=4)
     synthetic.write("folder", tmp_path, size=size)
     before = contents(tmp_path)
     for name, seed in (("folder", 1), ("voc2007", 0)):
@@ -507,7 +507,7 @@ def test_a_set_of_other_settings_is_refused(tmp_path):
 
 
 def test_a_whole_set_stays_and_a_broken_one_is_made_whole(tmp_path):
-    size = Settings(picture_side=48, classes=2, per_class=4)
+    size = Settings(image_side=48, classes=2, per_class=4)
     calls = []
     assert synthetic.write("folder", tmp_path, size=size)
     before = contents(tmp_path)
@@ -523,7 +523,7 @@ def test_a_run_that_was_cut_short_is_finished_by_the_next(tmp_path):
         if done == 3:
             raise KeyboardInterrupt
 
-    size = Settings(picture_side=48, classes=2, per_class=4)
+    size = Settings(image_side=48, classes=2, per_class=4)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write("folder", tmp_path / "a", size=size, progress=stop)
     assert synthetic.write("folder", tmp_path / "a", size=size)
@@ -544,10 +544,10 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
         ("voc2007", {"size": "huge"}, "expected one of tiny, demo"),
         ("voc2007", {"seed": -1}, "seed from 0"),
         ("voc2007", {"workers": 0}, "workers from 1"),
-        ("voc2007", {"size": Settings(picture_side=96, train=19, val=20, test=1)}, "train of at least 20, found 19"),
-        ("caltech101", {"size": Settings(picture_side=96, classes=3, per_class=30)}, "per_class of at least 31"),
-        ("caltech256", {"size": Settings(picture_side=96, classes=258, per_class=61)}, "at most 257 classes"),
-        ("ilsvrc", {"size": Settings(picture_side=96, classes=241, train=2, val=1)}, "at most 240 classes"),
+        ("voc2007", {"size": Settings(image_side=96, train=19, val=20, test=1)}, "train of at least 20, found 19"),
+        ("caltech101", {"size": Settings(image_side=96, classes=3, per_class=30)}, "per_class of at least 31"),
+        ("caltech256", {"size": Settings(image_side=96, classes=258, per_class=61)}, "at most 257 classes"),
+        ("ilsvrc", {"size": Settings(image_side=96, classes=241, train=2, val=1)}, "at most 240 classes"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path, name, arguments, words):
@@ -558,13 +558,13 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, name, arguments, words):
 @pytest.mark.parametrize("field", ["train", "val", "test", "unlisted", "classes", "per_class"])
 def test_counts_are_never_negative(field):
     with pytest.raises(ConfigError, match=f"{field}: expected 0 or more, found -1"):
-        Settings(picture_side=96, **{field: -1})
+        Settings(image_side=96, **{field: -1})
 
 
-def test_pictures_have_a_smallest_side():
-    Settings(picture_side=32)
+def test_images_have_a_smallest_side():
+    Settings(image_side=32)
     with pytest.raises(ConfigError, match="at least 32, found 31"):
-        Settings(picture_side=31)
+        Settings(image_side=31)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -75,8 +75,8 @@ def test_json_of_the_commands_that_write_data(tmp_path, capsys):
     assert told(capsys, *words) == {"root": str(root), "name": "folder", "size": "tiny", "seed": 0, "rendered": True}
     assert told(capsys, *words)["rendered"] is False
     found = told(capsys, "data", "pack", "--root", root, "--out", tmp_path / "p", "--workers", 0, "--quiet", "--json")
-    assert list(found) == ["folder", "pictures", "bytes", "left_out"]
-    assert found["pictures"] > 10
+    assert list(found) == ["folder", "images", "bytes", "left_out"]
+    assert found["images"] > 10
     assert found["left_out"] == []
     (tmp_path / "list.csv").write_text("path,split\na.jpg,train\nb.jpg,test\n")
     words = ["data", "splits", "manifest", "--root", tmp_path / "list.csv", "--out", tmp_path / "s", "--json"]
@@ -94,7 +94,7 @@ def test_the_commands_say_how_to_make_a_page(tmp_path, capsys):
     write_file(tmp_path / "it's.h5", features, dataset)
     assert run(["svm", "--features", str(tmp_path / "it's.h5"), "--quiet"]) == 0
     shown = capsys.readouterr().out
-    (command,) = re.findall(r"^as a page: vggfeat (report .*) --pictures ROOT$", shown, re.M)
+    (command,) = re.findall(r"^as a page: vggfeat (report .*) --images ROOT$", shown, re.M)
     assert run([*shlex.split(command), "--out", str(tmp_path / "x.html"), "--quiet"]) == 0
     assert (tmp_path / "x.html").read_bytes().startswith(b"<!doctype html>")
     capsys.readouterr()

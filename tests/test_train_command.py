@@ -23,17 +23,17 @@ SMALL = ["--width", "0.03125", "--batch", "8", "--workers", "0", "--device", "cp
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("ilsvrc")
-    size = synthetic.Settings(picture_side=64, classes=3, train=8, val=6, test=1)
+    size = synthetic.Settings(image_side=64, classes=3, train=8, val=6, test=1)
     synthetic.write("ilsvrc", root, size=size)
     return root
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory) -> Path:
+def trained(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "A"
-    assert run(train(pictures, out, "--steps", 2, "--quiet")) == 0
+    assert run(train(images, out, "--steps", 2, "--quiet")) == 0
     return out
 
 
@@ -45,37 +45,37 @@ def lines_of(text):
     return [line for line in text.splitlines() if not line.startswith(("note:", "train "))]
 
 
-def test_a_run_ends_with_a_summary_that_leads_on(pictures, tmp_path, capsys):
+def test_a_run_ends_with_a_summary_that_leads_on(images, tmp_path, capsys):
     out = tmp_path / "with blank"
-    assert run(train(pictures, out, "--steps", 2)) == 0
+    assert run(train(images, out, "--steps", 2)) == 0
     captured = capsys.readouterr()
-    assert "note: 24 pictures to train on, 6 to validate, 3 classes: " in captured.err
+    assert "note: 24 images to train on, 6 to validate, 3 classes: " in captured.err
     assert "train A: 2 of 2 steps" in captured.err
     assert f"{out}: 2 steps, in " in captured.out
-    assert "centre crops of 6 validation pictures, step 2: top-1 error " in captured.out
+    assert "centre crops of 6 validation images, step 2: top-1 error " in captured.out
     command = captured.out.splitlines()[-1]
     assert command.startswith("  vggfeat extract ")
     assert f"--weights '{out / 'weights.safetensors'}'" in command
-    features = ["--dataset", "folder", "--root", pictures / "ILSVRC/Data/CLS-LOC/val", "--scales", 224, "--workers", 0]
+    features = ["--dataset", "folder", "--root", images / "ILSVRC/Data/CLS-LOC/val", "--scales", 224, "--workers", 0]
     extract = ["extract", *features, "--weights", out / "weights.safetensors", "--out", tmp_path / "x.h5"]
     assert run([str(word) for word in extract]) == 0
-    assert "6 of 6 pictures" in capsys.readouterr().out
+    assert "6 of 6 images" in capsys.readouterr().out
 
 
-def test_weights_say_where_they_come_from(trained, pictures):
+def test_weights_say_where_they_come_from(trained, images):
     backbone = load_backbone(trained / "weights.safetensors")
     told = backbone.facts["training"]
     assert backbone.trained
-    assert backbone.classes == tuple(sorted(path.name for path in (pictures / "ILSVRC/Data/CLS-LOC/train").iterdir()))
+    assert backbone.classes == tuple(sorted(path.name for path in (images / "ILSVRC/Data/CLS-LOC/train").iterdir()))
     assert told["recipe"]["net"] == "A"
     assert told["step"] == 2
-    assert told["pictures"] == 24
-    assert told["validation"]["pictures"] == 6
+    assert told["images"] == 24
+    assert told["validation"]["images"] == 6
     assert backbone.mean != (123.68, 116.779, 103.939)
 
 
-def test_the_summary_as_json(pictures, trained, capsys):
-    assert run(train(pictures, trained, "--steps", 2, "--resume", "--json", "--quiet")) == 0
+def test_the_summary_as_json(images, trained, capsys):
+    assert run(train(images, trained, "--steps", 2, "--resume", "--json", "--quiet")) == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)
     assert captured.err == ""
@@ -84,14 +84,14 @@ def test_the_summary_as_json(pictures, trained, capsys):
     assert 0 <= told["validation"]["top5_error"] <= told["validation"]["top1_error"] <= 1
 
 
-def test_every_option_reaches_the_recipe(pictures, tmp_path):
+def test_every_option_reaches_the_recipe(images, tmp_path):
     given = {
         "--batch": 7, "--lr": 0.02, "--initialisation": "normal", "--normal-std": 0.01, "--dropout": 0.25,
         "--momentum": 0.8, "--weight-decay": 1e-4, "--colour-shift": 0.2, "--drops": 1, "--patience": 2,
         "--validate-every": 9, "--seed": 5, "--pool": "ceil", "--scale": "230:300",
     }  # fmt: skip
     words = [word for pair in given.items() for word in pair]
-    assert run(train(pictures, tmp_path / "x", "--steps", 1, "--full-decode", "--quiet", *words)) == 0
+    assert run(train(images, tmp_path / "x", "--steps", 1, "--full-decode", "--quiet", *words)) == 0
     recipe = json.loads((tmp_path / "x" / "run.json").read_text())["recipe"]
     names = {"--lr": "learning_rate"}
     for option, value in given.items():
@@ -100,10 +100,10 @@ def test_every_option_reaches_the_recipe(pictures, tmp_path):
     assert recipe["reduced"] is False
 
 
-def test_deeper_nets_start_from_net_a(pictures, trained, tmp_path):
+def test_deeper_nets_start_from_net_a(images, trained, tmp_path):
     start = trained / "weights.safetensors"
     assert (
-        run(train(pictures, tmp_path / "B", "--steps", 1, "--lr", 1e-30, "--init-from", start, "--quiet", net="B")) == 0
+        run(train(images, tmp_path / "B", "--steps", 1, "--lr", 1e-30, "--init-from", start, "--quiet", net="B")) == 0
     )
     ours, theirs = load_backbone(tmp_path / "B" / "weights.safetensors"), load_backbone(start)
     same = {
@@ -138,7 +138,7 @@ def test_deeper_nets_start_from_net_a(pictures, trained, tmp_path):
         (["--out", "{file}/x", "--steps", "1"], 6, "Not a directory"),
     ],
 )
-def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, trained, tmp_path, monkeypatch, capsys):
+def test_mistakes_give_one_line_and_a_code(words, code, said, images, trained, tmp_path, monkeypatch, capsys):
     places = {"{trained}": trained, "{narrow}": trained / "weights.safetensors"}
     for name in ("empty", "single/one", "lopsided/train/a", "lopsided/train/b", "lopsided/val/a"):
         (tmp_path / name).mkdir(parents=True)
@@ -153,19 +153,19 @@ def test_mistakes_give_one_line_and_a_code(words, code, said, pictures, trained,
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     given = [str(places.get(word, word)).replace("{file}", str(tmp_path / "file")) for word in words]
-    assert run([*train(pictures, tmp_path / "new", "--quiet"), *given]) == code
+    assert run([*train(images, tmp_path / "new", "--quiet"), *given]) == code
     captured = capsys.readouterr()
     assert said in captured.err
     assert len(lines_of(captured.err)) <= (4 if captured.err.startswith("Usage") else 1)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_unreadable_pictures_are_left_out_and_named(pictures, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_named(images, tmp_path, capsys):
     root = tmp_path / "own"
-    for number, picture in enumerate(sorted(pictures.rglob("train/*/*.JPEG"))):
-        target = root / ("ab"[number % 2]) / picture.name
+    for number, image in enumerate(sorted(images.rglob("train/*/*.JPEG"))):
+        target = root / ("ab"[number % 2]) / image.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(picture.read_bytes() if number else b"no picture")
+        target.write_bytes(image.read_bytes() if number else b"no image")
     assert run(train(root, tmp_path / "x", "--steps", 3)) == 0
     captured = capsys.readouterr()
     assert "left out: a/" in captured.out
@@ -177,8 +177,8 @@ def test_unreadable_pictures_are_left_out_and_named(pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
 )
-def test_signals_save_first_and_the_run_goes_on(pictures, tmp_path, number, code):
-    words = train(pictures, tmp_path / "x", "--log-every", 1)
+def test_signals_save_first_and_the_run_goes_on(images, tmp_path, number, code):
+    words = train(images, tmp_path / "x", "--log-every", 1)
     running = subprocess.Popen(
         [sys.executable, "-m", "vggfeat", *words, "--steps", "100000"], stderr=subprocess.PIPE, text=True
     )
@@ -200,27 +200,27 @@ def test_signals_save_first_and_the_run_goes_on(pictures, tmp_path, number, code
 
 
 @pytest.mark.long
-def test_under_torchrun_one_process_speaks(pictures, tmp_path):
+def test_under_torchrun_one_process_speaks(images, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = train(pictures, tmp_path / "x", "--steps", 2)
+    words = train(images, tmp_path / "x", "--steps", 2)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, "-m", "vggfeat", *words], capture_output=True, text=True, timeout=120, check=False, env=environ
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": 2 steps, in ") == 1
-    assert done.stderr.count("pictures to train on") == 1
+    assert done.stderr.count("images to train on") == 1
     told = load_backbone(tmp_path / "x" / "weights.safetensors").facts["training"]
-    assert told["validation"]["pictures"] == 6
+    assert told["validation"]["images"] == 6
 
 
-def test_a_packed_copy_is_trained_on_like_the_original(pictures, tmp_path, capsys):
-    words = ["data", "pack", "--root", pictures, "--out", tmp_path / "pack", "--side", 48, "--workers", 0, "--quiet"]
+def test_a_packed_copy_is_trained_on_like_the_original(images, tmp_path, capsys):
+    words = ["data", "pack", "--root", images, "--out", tmp_path / "pack", "--side", 48, "--workers", 0, "--quiet"]
     assert run([str(word) for word in words]) == 0
-    assert f"{tmp_path / 'pack'}: 30 pictures, " in capsys.readouterr().out
+    assert f"{tmp_path / 'pack'}: 30 images, " in capsys.readouterr().out
     assert run(train(tmp_path / "pack", tmp_path / "x", "--steps", 1)) == 0
     assert (
-        "24 pictures to train on, 6 to validate, 3 classes: packed, smallest side at most 48" in capsys.readouterr().err
+        "24 images to train on, 6 to validate, 3 classes: packed, smallest side at most 48" in capsys.readouterr().err
     )
 
 
@@ -238,20 +238,20 @@ def test_multiply_adds_are_those_that_torchvision_publishes(config, name):
 def test_the_share_of_the_matrix_rate_by_hand():
     speeds = TrainingSpeeds(
         device="d", precision="fp32", micro_batch=1, decoding=80.0, loading=50.0, step=20.0, both=19.0, waiting=0.0,
-        picture_multiply_adds=3_000, matrix_multiply_adds=120_000.0,
+        image_multiply_adds=3_000, matrix_multiply_adds=120_000.0,
     )  # fmt: skip
     assert speeds.share == pytest.approx(0.5)
     assert speeds.bottleneck == "step"
 
 
-def test_bench_train_measures_and_names_what_holds_training_up(pictures, capsys):
-    words = ["bench", "train", "--data", pictures, "--net", "A", *SMALL, "--seconds", 0.1]
+def test_bench_train_measures_and_names_what_holds_training_up(images, capsys):
+    words = ["bench", "train", "--data", images, "--net", "A", *SMALL, "--seconds", 0.1]
     assert run([str(word) for word in [*words, "--json"]]) == 0
     told = json.loads(capsys.readouterr().out)
     assert all(told[name] > 0 for name in ("decoding", "loading", "step", "both", "matrix_multiply_adds"))
     assert told["bottleneck"] == ("loading" if told["loading"] < told["step"] else "step")
     assert 0 <= told["waiting"] <= 1
-    assert told["pictures"] == 24
+    assert told["images"] == 24
     assert run([str(word) for word in words]) == 0
     shown = capsys.readouterr().out
     for words in ("decoding alone", "loading alone", "step alone", "both", "% of the matrix rate", "held up by: "):

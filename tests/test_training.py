@@ -23,7 +23,7 @@ from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, st
 from vggfeat.errors import ConfigError, StoreError, TrainingError, out_of_memory
 from vggfeat.models import VGG
 from vggfeat.processes import World
-from vggfeat.samples import ClassificationSet, LabelledPictures
+from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.store.durable import Files
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 from vggfeat.training.initialisation import draw_weights, first_weights
@@ -243,7 +243,7 @@ def test_two_steps_are_those_of_the_formula():
         assert learner.take_sums(rate).loss == pytest.approx(recipe.batch * loss.item(), rel=1e-5)
 
 
-def test_a_picture_that_could_not_be_read_counts_nowhere():
+def test_a_image_that_could_not_be_read_counts_nowhere():
     recipe = small_recipe(dropout=0.0)
     with_gap, without = learner_of(recipe), learner_of(recipe, micro_batch=3)
     images, targets = stripes(4, 0)
@@ -256,7 +256,7 @@ def test_a_picture_that_could_not_be_read_counts_nowhere():
     without.optimiser.step()
     for name, weight in weights_of(with_gap).items():
         torch.testing.assert_close(weight, weights_of(without)[name], rtol=1e-5, atol=1e-6)
-    assert with_gap.take_sums(0).pictures == 3
+    assert with_gap.take_sums(0).images == 3
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -285,10 +285,10 @@ def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
     monkeypatch.setattr(Learner, "_part", full)
     for learner in (expected, small):
         learner.step(0, *stripes(recipe.batch, 0), 1e-3)
-    assert told == [f"memory is too small for the batch at once: {n} pictures at a time from here on" for n in (2, 1)]
+    assert told == [f"memory is too small for the batch at once: {n} images at a time from here on" for n in (2, 1)]
     assert all(torch.equal(weight, weights_of(expected)[name]) for name, weight in weights_of(small).items())
     monkeypatch.setattr(Learner, "_part", lambda *_: (_ for _ in ()).throw(MemoryError("std::bad_alloc")))
-    with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 pictures.*bad_alloc.*narrower"):
+    with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 images.*bad_alloc.*narrower"):
         small.step(1, *stripes(recipe.batch, 1), 1e-3)
 
 
@@ -348,8 +348,8 @@ def test_a_run_leaves_what_it_says(whole):
     assert [line["step"] for line in figures(out) if line["kind"] == "train"] == [2, 4, 6, 8, 10]
     assert [line["step"] for line in figures(out) if line["kind"] == "validation"] == [4, 8, 10]
     assert seen[-1][:2] == (10, 10)
-    with Image.open(out / "curves.png") as picture:
-        assert picture.size == (1320, 540)
+    with Image.open(out / "curves.png") as image:
+        assert image.size == (1320, 540)
 
 
 def test_the_weights_say_how_they_were_made(whole):
@@ -374,7 +374,7 @@ def test_the_last_validation_is_right(whole):
     images, targets = stripes(12, 10**6)
     scores = load_backbone(out / "weights.safetensors").model(images)["fc8"].flatten(1).numpy()
     assert outcome.validation.top1_error == pytest.approx(np.mean(scores.argmax(1) != targets.numpy()))
-    assert (outcome.validation.top5_error, outcome.validation.pictures) == (0.0, 12)  # of four classes
+    assert (outcome.validation.top5_error, outcome.validation.images) == (0.0, 12)  # of four classes
 
 
 @pytest.mark.parametrize("stopped_after", [3, 4, 7, 10])
@@ -444,20 +444,20 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("recipe", "pictures", "field"),
+    ("recipe", "images", "field"),
     [
         (small_recipe(batch=8), 32, r"recipe.batch: expected 8, found 4"),
         (small_recipe(seed=3), 32, r"recipe.seed: expected 3, found 0"),
         (small_recipe(), 33, r"data.validation: expected 33, found 32"),
     ],
 )
-def test_another_run_is_not_gone_on_with(tmp_path, recipe, pictures, field):
+def test_another_run_is_not_gone_on_with(tmp_path, recipe, images, field):
     out = tmp_path / "run"
     run_small(out, small_recipe(max_steps=1))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for _ in range(2):
         with pytest.raises(TrainingError, match=field):
-            run_small(out, recipe, feed=StripeFeed(recipe, pictures=pictures), resume=True)
+            run_small(out, recipe, feed=StripeFeed(recipe, images=images), resume=True)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
         (out / "run.json").unlink(missing_ok=True)  # The checkpoint says the same.
         before.pop(out / "run.json", None)
@@ -544,7 +544,7 @@ def test_the_validation_at_the_end_of_a_shorter_run_drops_no_learning_rate(tmp_p
     assert outcome.weights.read_bytes() == whole.weights.read_bytes()
 
 
-def test_unreadable_pictures_are_listed(tmp_path):
+def test_unreadable_images_are_listed(tmp_path):
     recipe, out = small_recipe(max_steps=1), tmp_path / "run"
     run_small(out, recipe, feed=StripeFeed(recipe, unreadable=(("b.jpg", "empty: 0 bytes"),)))
     recipe = replace(recipe, max_steps=2)
@@ -590,7 +590,7 @@ def test_stop_before_the_first_step_leaves_a_run_to_begin(tmp_path):
     assert run_small(tmp_path / "run", small_recipe(max_steps=1), resume=True).step == 1
 
 
-def test_validation_pictures_of_which_none_can_be_read_stop_the_run(tmp_path):
+def test_validation_images_of_which_none_can_be_read_stop_the_run(tmp_path):
     class Broken(StripeFeed):
         @contextmanager
         def validation(self):
@@ -598,7 +598,7 @@ def test_validation_pictures_of_which_none_can_be_read_stop_the_run(tmp_path):
                 yield (batch._replace(targets=torch.full_like(batch.targets, -100)) for batch in batches)
 
     recipe = small_recipe()
-    with pytest.raises(TrainingError, match="step 4: expected validation pictures, found none that can be read"):
+    with pytest.raises(TrainingError, match="step 4: expected validation images, found none that can be read"):
         run_small(tmp_path / "run", recipe, feed=Broken(recipe))
 
 
@@ -721,36 +721,36 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> ClassificationSet:
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def images(tmp_path_factory) -> ClassificationSet:
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(14):
         side = (260, 300) if number % 2 else (280, 256)
         pixels = rng.integers(0, 256, (*side, 3), dtype=np.uint8) // (1 + number % 2)
         Image.fromarray(pixels).save(root / f"{number}.jpg")
-    (root / "3.jpg").write_bytes(b"no picture")
+    (root / "3.jpg").write_bytes(b"no image")
 
     def listed(numbers):
         paths, targets = tuple(f"{n}.jpg" for n in numbers), np.array([n % 2 for n in numbers])
-        return LabelledPictures(root=root, paths=paths, targets=targets, classes=("even", "odd"))
+        return LabelledImages(root=root, paths=paths, targets=targets, classes=("even", "odd"))
 
     return ClassificationSet(
         train=listed(range(9)), val=listed(range(9, 14)), classes=("even", "odd"), words={}, layout="a list"
     )
 
 
-def test_pictures_become_a_net_and_resumption_changes_no_bit(pictures, tmp_path):
+def test_images_become_a_net_and_resumption_changes_no_bit(images, tmp_path):
     recipe = small_recipe(max_steps=4, validate_every=3, scale=(256, 288))
     run = RunSettings(workers=0, checkpoint_every=1, log_every=1)
-    whole = train(recipe, pictures, tmp_path / "whole", run=run)
+    whole = train(recipe, images, tmp_path / "whole", run=run)
     ((path, reason),) = whole.unreadable
-    assert (path, str(pictures.train.root) in reason) == ("3.jpg", False)
-    assert reason.startswith("unrecognised: expected a picture of the formats")
-    assert whole.validation.pictures == 5
+    assert (path, str(images.train.root) in reason) == ("3.jpg", False)
+    assert reason.startswith("unrecognised: expected an image of the formats")
+    assert whole.validation.images == 5
     asked: list = []
     hooks = Hooks(stop=lambda: asked.append(1) or len(asked) > 10)  # 9 while the mean pixel is measured
-    first = train(recipe, pictures, tmp_path / "run", run=run, hooks=hooks)
+    first = train(recipe, images, tmp_path / "run", run=run, hooks=hooks)
     assert 0 < first.step < 4
-    second = train(recipe, pictures, tmp_path / "run", run=run, resume=True)
+    second = train(recipe, images, tmp_path / "run", run=run, resume=True)
     assert second.weights.read_bytes() == whole.weights.read_bytes()
     mean = load_backbone(whole.weights).mean
     assert mean[0] == pytest.approx(mean[1], abs=2)

@@ -1,4 +1,4 @@
-"""The data side of training: draws, crops, colours, batches, and statistics of the pictures."""
+"""The data side of training: draws, crops, colours, batches, and statistics of the images."""
 
 import json
 import math
@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 from decoding_hooks import obey
-from odd_pictures import encode
+from odd_images import encode
 from PIL import Image
 from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, TrainingError
 from vggfeat.images import Decoder, DecodeSettings, Request, decode
 from vggfeat.processes import share
-from vggfeat.samples import Box, LabelledPictures
+from vggfeat.samples import Box, LabelledImages
 from vggfeat.store.durable import Files
 from vggfeat.training import statistics
 from vggfeat.training.ahead import Ahead
 from vggfeat.training.augmentation import Crops, colour_axes, group, place_crops, resample
 from vggfeat.training.draws import CropSettings, Order, centred, draw
+from vggfeat.training.images import TrainingBatches, ValidationBatches
 from vggfeat.training.labels import NO_TARGET
-from vggfeat.training.pictures import TrainingBatches, ValidationBatches
 from vggfeat.training.statistics import StatisticsSettings, pixel_statistics
 from vggfeat.transforms import rescaled_size
 
@@ -64,7 +64,7 @@ def test_colour_factors_are_normal_with_a_deviation_of_a_tenth():
         assert (abs(alphas) < 0.1 * deviations).mean() == pytest.approx(part, abs=0.003)
 
 
-def test_what_is_drawn_for_a_picture_depends_on_seed_epoch_and_row_alone():
+def test_what_is_drawn_for_a_image_depends_on_seed_epoch_and_row_alone():
     rows = np.array([5, 1_281_166, 0])
     together = draw(JITTER, 3, np.array([7, 0, 7]), rows)
     for n, epoch in enumerate((7, 0, 7)):
@@ -119,10 +119,10 @@ def test_the_shares_of_all_processes_are_the_whole(count, world):
 # Crops
 
 
-def by_hand(picture, crops, row):
-    """Rescale the whole picture, then crop, then mirror."""
+def by_hand(image, crops, row):
+    """Rescale the whole image, then crop, then mirror."""
     size = tuple(crops.rescaled[row].tolist())
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].double()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     whole = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
     top, left = crops.offset[row].tolist()
     crop = whole[:, top : top + crops.side, left : left + crops.side]
@@ -146,24 +146,24 @@ SIZES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("most", [1, 1 << 20])
-def test_crops_equal_those_of_the_whole_rescaled_picture(device, most):
+def test_crops_equal_those_of_the_whole_rescaled_image(device, most):
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
     seen = set()
     for epoch in range(3):
         crops = place_crops(drawn(len(SIZES), epoch=epoch), np.array(SIZES), 224)
-        for one in group(pictures, crops, most=most):
+        for one in group(images, crops, most=most):
             found = resample(one.each(lambda tensor: tensor.to(device)))
             assert found.is_contiguous(memory_format=torch.channels_last)
             for row, crop in zip(one.rows.tolist(), found.cpu(), strict=True):
                 # A thousandth of one of 255 steps.
-                assert (crop - by_hand(pictures[row], crops, row)).abs().max() < 1e-3
+                assert (crop - by_hand(images[row], crops, row)).abs().max() < 1e-3
                 seen.add((row, bool(crops.mirrored[row])))
     assert {row for row, _ in seen} == set(range(len(SIZES)))
     assert {flag for _, flag in seen} == {False, True}
 
 
-def test_the_corners_of_the_rescaled_picture_can_be_reached_and_not_passed():
+def test_the_corners_of_the_rescaled_image_can_be_reached_and_not_passed():
     size = np.array([(300, 400)])
     spare = np.array(rescaled_size(300, 400, 256)) - 224
     for place in (0.0, np.nextafter(1, 0)):
@@ -183,13 +183,13 @@ def test_a_centre_crop_lies_in_the_centre():
     assert not crops.mirrored.any()
 
 
-def test_values_of_a_picture_do_not_depend_on_its_group():
+def test_values_of_a_image_do_not_depend_on_its_group():
     rng = np.random.default_rng(1)
-    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
     crops = place_crops(drawn(len(SIZES)), np.array(SIZES), 224)
     found = [{}, {}]
     for kept, most in zip(found, (1, 1 << 30), strict=True):
-        groups = group(pictures, crops, most=most)
+        groups = group(images, crops, most=most)
         assert len(groups) == (len(SIZES) if most == 1 else 1)
         for one in groups:
             kept.update(zip(one.rows.tolist(), resample(one), strict=True))
@@ -198,8 +198,8 @@ def test_values_of_a_picture_do_not_depend_on_its_group():
 
 def test_groups_stay_below_the_memory_that_is_allowed_and_take_only_what_is_needed():
     sizes = np.array([(4000, 6000), *[(375, 500)] * 20])
-    pictures = [np.zeros((*size, 3), np.uint8) for size in sizes]
-    groups = group(pictures, place_crops(centred(512, 21), sizes, 224), most=1 << 20)
+    images = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    groups = group(images, place_crops(centred(512, 21), sizes, 224), most=1 << 20)
     assert sorted(row for one in groups for row in one.rows.tolist()) == list(range(21))
     assert all(one.pixels.numel() <= 1 << 20 or len(one.rows) == 1 for one in groups)
     # 224 of 512 pixels of a side of 375 are 164, and a few around them.
@@ -227,9 +227,9 @@ def test_a_jpeg_is_decoded_at_a_reduced_size_that_is_no_smaller_than_asked(tmp_p
     (tmp_path / "a.jpg").write_bytes(encode(Image.fromarray(smooth), "JPEG", quality=95))
     (tmp_path / "b.jpg").write_bytes(encode(Image.fromarray(smooth), "JPEG", exif=exif))
     for side, factor in ((None, 1), (401, 1), (400, 2), (201, 2), (200, 4), (100, 8), (10, 8 * 3)):
-        picture = decode(Request(str(tmp_path / "a.jpg"), (None,), side=side), DecodeSettings())
-        assert picture.size == (800, 1001)
-        assert picture.regions[0].shape[:2] == (-(-800 // factor), -(-1001 // factor))
+        image = decode(Request(str(tmp_path / "a.jpg"), (None,), side=side), DecodeSettings())
+        assert image.size == (800, 1001)
+        assert image.regions[0].shape[:2] == (-(-800 // factor), -(-1001 // factor))
         turned = decode(Request(str(tmp_path / "b.jpg"), (None,), side=side), DecodeSettings())
         assert (turned.size, turned.regions[0].shape[0]) == ((1001, 800), -(-1001 // factor))
     half = decode(Request(str(tmp_path / "a.jpg"), (None,), side=400), DecodeSettings()).regions[0]
@@ -243,7 +243,7 @@ def test_a_box_is_never_taken_from_a_reduced_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_may_be_a_part_of_a_file(tmp_path, workers):
+def test_a_image_may_be_a_part_of_a_file(tmp_path, workers):
     file = tmp_path / "many"
     parts = [encode(Image.new("RGB", (9, 7), (shade, 0, 0)), "PNG") for shade in (10, 200)]
     file.write_bytes(b"head" + b"".join(parts))
@@ -253,28 +253,28 @@ def test_a_picture_may_be_a_part_of_a_file(tmp_path, workers):
         one, two, *bad = decoder.stream(Request(str(file), (None,), span) for span in spans)
     assert (one.regions[0][0, 0, 0], two.regions[0][0, 0, 0]) == (10, 200)
     assert [error.reason for error in bad] == ["truncated", "unrecognised", "empty"]
-    assert str(bad[1]).startswith(f"{file}, bytes 0 to 8: expected a picture")
+    assert str(bad[1]).startswith(f"{file}, bytes 0 to 8: expected an image")
 
 
 # Batches
 
 
-def save_pictures(root, count=40, bad=()):
+def save_images(root, count=40, bad=()):
     rng = np.random.default_rng(2)
     root.mkdir(exist_ok=True)
     paths = []
     for n in range(count):
         paths.append(f"{n}.{'jpg' if n % 3 else 'png'}")
         size = (30 + n % 7, 40 + n % 5) if n % 4 else (90, 70)
-        picture = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
-        (root / paths[-1]).write_bytes(b"no" if n in bad else encode(picture, "JPEG" if n % 3 else "PNG"))
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
+        (root / paths[-1]).write_bytes(b"no" if n in bad else encode(image, "JPEG" if n % 3 else "PNG"))
     targets = np.arange(count) % 5
-    return LabelledPictures(root=root, paths=tuple(paths), targets=targets, classes=tuple("abcde"))
+    return LabelledImages(root=root, paths=tuple(paths), targets=targets, classes=tuple("abcde"))
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return save_pictures(tmp_path_factory.mktemp("pictures") / "a")
+def images(tmp_path_factory):
+    return save_images(tmp_path_factory.mktemp("images") / "a")
 
 
 SMALL = CropSettings(scale=(28, 40), side=24)
@@ -282,28 +282,28 @@ MEAN = np.array([120.0, 110.0, 100.0])
 AXES = np.diag([300.0, 20.0, 5.0])
 
 
-def batches(pictures, decoder, **options):
+def batches(images, decoder, **options):
     return TrainingBatches(
-        pictures, SMALL, mean=MEAN, decoder=decoder, **{"colours": AXES, "seed": 4, "batch": 12, **options}
+        images, SMALL, mean=MEAN, decoder=decoder, **{"colours": AXES, "seed": 4, "batch": 12, **options}
     )
 
 
-def first(count, pictures, workers=0, **options):
-    with Decoder(workers, DecodeSettings()) as decoder, batches(pictures, decoder, **options) as stream:
+def first(count, images, workers=0, **options):
+    with Decoder(workers, DecodeSettings()) as decoder, batches(images, decoder, **options) as stream:
         return [next(stream) for _ in range(count)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_batch_is_what_the_recipe_says(pictures, device):
-    # Over the end of the first epoch: 40 pictures are 3 batches and a third.
-    for step, batch in enumerate(first(5, pictures, device=device)):
+def test_a_batch_is_what_the_recipe_says(images, device):
+    # Over the end of the first epoch: 40 images are 3 batches and a third.
+    for step, batch in enumerate(first(5, images, device=device)):
         epochs, rows = Order(40, 4).take(step * 12, step * 12 + 12)
         draws = draw(SMALL, 4, epochs, rows)
         assert (batch.step, batch.targets.tolist()) == (step, (rows % 5).tolist())
         assert batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for n, row in enumerate(rows):
-            request = Request(str(pictures.root / pictures.paths[row]), (None,), None, int(draws.scale[n]))
+            request = Request(str(images.root / images.paths[row]), (None,), None, int(draws.scale[n]))
             pixels = decode(request, DecodeSettings()).regions[0]
             assert min(pixels.shape[:2]) >= min(draws.scale[n], 30)
             crops = place_crops(draws.part(np.array([n])), np.array([pixels.shape[:2]]), 24)
@@ -312,55 +312,55 @@ def test_a_batch_is_what_the_recipe_says(pictures, device):
             assert (batch.images[n].cpu() - expected).abs().max() < 1e-3
 
 
-def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(pictures):
-    plain = first(6, pictures)
-    for other in (first(6, pictures, workers=2), first(6, pictures, workers=1, ahead=1)):
+def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(images):
+    plain = first(6, images)
+    for other in (first(6, images, workers=2), first(6, images, workers=1, ahead=1)):
         for one, two in zip(plain, other, strict=True):
             assert torch.equal(one.images, two.images)
             assert torch.equal(one.targets, two.targets)
-    assert torch.equal(first(1, pictures, first_step=5)[0].images, plain[5].images)
-    assert not torch.equal(first(1, pictures, seed=5)[0].images, plain[0].images)
+    assert torch.equal(first(1, images, first_step=5)[0].images, plain[5].images)
+    assert not torch.equal(first(1, images, seed=5)[0].images, plain[0].images)
 
 
 @pytest.mark.parametrize("world", [2, 5])
-def test_the_shares_of_all_processes_are_the_batch(pictures, world):
-    whole = first(4, pictures)
-    shares = [first(4, pictures, rank=rank, world=world) for rank in range(world)]
+def test_the_shares_of_all_processes_are_the_batch(images, world):
+    whole = first(4, images)
+    shares = [first(4, images, rank=rank, world=world) for rank in range(world)]
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([one[step].images for one in shares]), batch.images)
         assert torch.equal(torch.cat([one[step].targets for one in shares]), batch.targets)
 
 
-def test_a_process_without_a_share_gets_empty_batches(pictures):
-    found = first(3, pictures, batch=2, rank=0, world=4)
+def test_a_process_without_a_share_gets_empty_batches(images):
+    found = first(3, images, batch=2, rank=0, world=4)
     assert [tuple(batch.images.shape) for batch in found] == [(0, 3, 24, 24)] * 3
 
 
-def test_validation_takes_centre_crops_of_every_picture_once(pictures):
+def test_validation_takes_centre_crops_of_every_image_once(images):
     with Decoder(0, DecodeSettings()) as decoder:
         found = []
         for rank in range(3):
             options = {"side": 24, "mean": MEAN, "batch": 6, "rank": rank, "world": 3, "decoder": decoder}
-            with ValidationBatches(pictures, 32, **options) as stream:
+            with ValidationBatches(images, 32, **options) as stream:
                 part = list(stream)
                 assert len(stream) == len(part) == 3
                 assert next(stream, None) is None
             found += part
-    images = torch.cat([batch.images for batch in found])
-    assert torch.cat([batch.targets for batch in found]).tolist() == pictures.targets.tolist()
-    for row in range(len(pictures)):
-        request = Request(pictures.place(row).file, (None,), None, 32)
+    tensors = torch.cat([batch.images for batch in found])
+    assert torch.cat([batch.targets for batch in found]).tolist() == images.targets.tolist()
+    for row in range(len(images)):
+        request = Request(images.place(row).file, (None,), None, 32)
         pixels = decode(request, DecodeSettings()).regions[0]
         size = rescaled_size(*pixels.shape[:2], 32)
         corner = np.array([[(size[0] - 24) // 2, (size[1] - 24) // 2]])
         crops = Crops(np.array([pixels.shape[:2]]), np.array([size]), corner, np.array([False]), 24)
         expected = by_hand(pixels, crops, 0) - torch.from_numpy(MEAN)[:, None, None]
-        assert (images[row] - expected).abs().max() < 1e-3
+        assert (tensors[row] - expected).abs().max() < 1e-3
 
 
-def test_unreadable_pictures_drop_out_and_are_named_once(tmp_path):
-    pictures = save_pictures(tmp_path, bad=(3, 30))
-    with Decoder(0, DecodeSettings()) as decoder, batches(pictures, decoder) as stream:
+def test_unreadable_images_drop_out_and_are_named_once(tmp_path):
+    images = save_images(tmp_path, bad=(3, 30))
+    with Decoder(0, DecodeSettings()) as decoder, batches(images, decoder) as stream:
         for _ in range(10):
             batch = next(stream)
             rows = Order(40, 4).take(batch.step * 12, batch.step * 12 + 12)[1]
@@ -373,28 +373,28 @@ def test_unreadable_pictures_drop_out_and_are_named_once(tmp_path):
         assert stream.passed_over in range(6, 9)
 
 
-def test_too_many_unreadable_pictures_stop_the_run_but_ten_never_do(tmp_path):
-    pictures = save_pictures(tmp_path, bad=(3,))
+def test_too_many_unreadable_images_stop_the_run_but_ten_never_do(tmp_path):
+    images = save_images(tmp_path, bad=(3,))
     taken = []
     with (
         Decoder(0, DecodeSettings()) as decoder,
-        batches(pictures, decoder, batch=40) as stream,
+        batches(images, decoder, batch=40) as stream,
         pytest.raises(TrainingError, match=r"at most 1% .* found 11 of 440, the first is 3.png \(unrecognised: "),
     ):
         taken.extend(stream)
     assert [batch.step for batch in taken] == list(range(10))
 
 
-def test_a_stream_can_be_given_up_at_any_time(pictures):
+def test_a_stream_can_be_given_up_at_any_time(images):
     threads = threading.active_count()
     with Decoder(2, DecodeSettings()) as decoder:
         for taken in (0, 1, 3):
-            with batches(pictures, decoder) as stream:
+            with batches(images, decoder) as stream:
                 for _ in range(taken):
                     next(stream)
             assert next(stream, None) is None
             stream.close()
-        kept = batches(pictures, decoder)
+        kept = batches(images, decoder)
         next(kept)
     with pytest.raises(RuntimeError, match="closed"):
         list(kept)
@@ -402,8 +402,8 @@ def test_a_stream_can_be_given_up_at_any_time(pictures):
     assert threading.active_count() == threads
 
 
-def test_the_seconds_that_were_waited_are_those_of_slow_decoding(pictures):
-    slow = LabelledPictures(
+def test_the_seconds_that_were_waited_are_those_of_slow_decoding(images):
+    slow = LabelledImages(
         root=Path("sleep/0.1"), paths=tuple("0123"), targets=np.zeros(4, np.int64), classes=("a", "b")
     )
     with Decoder(1, DecodeSettings(), decode=obey) as decoder, batches(slow, decoder, batch=4) as stream:
@@ -436,14 +436,14 @@ def test_work_ahead_stops_at_its_depth_and_passes_errors_on():
 # Statistics
 
 
-def test_mean_and_covariance_are_those_of_numpy_with_pictures_of_equal_weight(tmp_path):
+def test_mean_and_covariance_are_those_of_numpy_with_images_of_equal_weight(tmp_path):
     rng = np.random.default_rng(3)
     sizes = [(20, 30), (40, 50), (7, 9)]
     arrays = [rng.integers(0, 256, (*size, 3), np.uint8) // (1 + n) for n, size in enumerate(sizes)]
     for n, array in enumerate(arrays):
         (tmp_path / f"{n}.png").write_bytes(encode(Image.fromarray(array), "PNG"))
     (tmp_path / "3.png").write_bytes(b"")
-    listed = LabelledPictures(
+    listed = LabelledImages(
         root=tmp_path, paths=("0.png", "1.png", "2.png", "3.png"), targets=np.zeros(4, np.int64), classes=("a", "b")
     )
     told = []
@@ -453,30 +453,30 @@ def test_mean_and_covariance_are_those_of_numpy_with_pictures_of_equal_weight(tm
     weights = np.concatenate([np.full(h * w, 1 / (h * w)) for h, w in sizes])
     assert found.mean == pytest.approx(np.average(values, axis=0, weights=weights))
     assert found.covariance == pytest.approx(np.cov(values.T, aweights=weights, bias=True))
-    assert (found.pictures, told) == (3, [(1, 4), (2, 4), (3, 4), (4, 4)])
+    assert (found.images, told) == (3, [(1, 4), (2, 4), (3, 4), (4, 4)])
 
 
-def test_statistics_are_kept_for_the_list_and_the_settings(pictures, tmp_path, monkeypatch):
+def test_statistics_are_kept_for_the_list_and_the_settings(images, tmp_path, monkeypatch):
     with Decoder(0, DecodeSettings()) as decoder:
 
         def measure(settings=None):
-            return pixel_statistics(pictures, decoder, settings, cache=tmp_path / "cache")
+            return pixel_statistics(images, decoder, settings, cache=tmp_path / "cache")
 
         once = measure()
         (kept,) = (tmp_path / "cache").iterdir()
         sampled = measure(StatisticsSettings(most=7))
-        assert (sampled.pictures, once.pictures) == (7, 40)
+        assert (sampled.images, once.images) == (7, 40)
         assert len(list((tmp_path / "cache").iterdir())) == 2
         kept.write_text(json.dumps({**json.loads(kept.read_text()), "mean": [1, 2, 3]}))
         assert measure().mean.tolist() == [1, 2, 3]
-        for damage in ("", "{}", '{"mean": [1, 2], "covariance": 3, "pictures": 1}'):
+        for damage in ("", "{}", '{"mean": [1, 2], "covariance": 3, "images": 1}'):
             kept.write_text(damage)
             again = measure()
             assert again.mean.tolist() == once.mean.tolist()
             assert again.covariance.tolist() == once.covariance.tolist()
 
 
-def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(pictures, tmp_path, monkeypatch):
+def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(images, tmp_path, monkeypatch):
     class Broken(Files):
         def sync(self, fd):
             raise KeyboardInterrupt
@@ -484,18 +484,18 @@ def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(pictur
     monkeypatch.setattr(statistics, "DISK", Broken())
     with Decoder(0, DecodeSettings()) as decoder:
         with pytest.raises(KeyboardInterrupt):
-            pixel_statistics(pictures, decoder, cache=tmp_path)
+            pixel_statistics(images, decoder, cache=tmp_path)
         assert list(tmp_path.iterdir()) == []
         monkeypatch.undo()
-        pixel_statistics(pictures, decoder, cache=tmp_path)
+        pixel_statistics(images, decoder, cache=tmp_path)
         (kept,) = tmp_path.iterdir()
         # What kill -9 would leave.
         kept.rename(f"{kept}.tmp")
-        pixel_statistics(pictures, decoder, cache=tmp_path)
+        pixel_statistics(images, decoder, cache=tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_no_picture_that_can_be_read_is_an_error(tmp_path):
-    listed = save_pictures(tmp_path, count=2, bad=(0, 1))
+def test_no_image_that_can_be_read_is_an_error(tmp_path):
+    listed = save_images(tmp_path, count=2, bad=(0, 1))
     with Decoder(0, DecodeSettings()) as decoder, pytest.raises(TrainingError, match="found none that can be read"):
         pixel_statistics(listed, decoder)

@@ -12,7 +12,7 @@ from vggfeat.datasets import voc
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, Label, Task
 
-# What the pictures show: classes that are not named are absent (-1).
+# What the images show: classes that are not named are absent (-1).
 TRAIN = {"000012": {"car": 1}, "000005": {"chair": 1, "sofa": 0}}
 VAL = {"000007": {"car": 0}}
 TEST = {"000001": {"person": 1, "dog": 1}, "000002": {"train": 1}}
@@ -122,7 +122,7 @@ class TestMain:
         assert label_of(data, "000012", "car") == Label.POSITIVE
         assert label_of(data, "000005", "car") == Label.NEGATIVE
 
-    def test_the_picture_folder_is_never_listed(self, main):
+    def test_the_image_folder_is_never_listed(self, main):
         put(main / "JPEGImages/000999.jpg", "of another task")
         assert "000999" not in voc.read(main, 2007).ids
 
@@ -417,7 +417,7 @@ class TestHostileXml:
         "text",
         [
             b"",
-            b"\xff\xd8\xff\xe0 a picture",
+            b"\xff\xd8\xff\xe0 an image",
             b"<annotation>",
             b"<annotation>&unknown;</annotation>",
             b'<?xml version="1.0" encoding="no-such-code"?><annotation/>',

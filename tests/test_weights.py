@@ -127,9 +127,9 @@ def test_a_torchvision_state_dict_gives_torchvisions_scores(tmp_path, letter, le
     torch.save(net.state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
     backbone = load_backbone(tmp_path / "net.pth")
     assert (backbone.model.config, backbone.model.pool) == (letter, "floor")
-    picture = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    theirs = tvf.normalize(picture / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
-    ours = normalise(picture[None].float(), torch.tensor(backbone.mean), torch.tensor(backbone.std))
+    image = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    theirs = tvf.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    ours = normalise(image[None].float(), torch.tensor(backbone.mean), torch.tensor(backbone.std))
     with torch.inference_mode():
         expected, found = net(theirs), backbone.model(ours)["fc8"].flatten(1)
     assert torch.allclose(found, expected, atol=1e-5)

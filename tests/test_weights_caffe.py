@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from caffe_files import blob, caffemodel, layer_message, layers_of, nested, number, prototxt, single, varint
-from other_nets import difference, our_maps, picture
+from other_nets import difference, image, our_maps
 
 from vggfeat.errors import WeightsError
 from vggfeat.weights import IMAGENET_MEAN, wire
@@ -57,7 +57,7 @@ def opencv_maps(layers, pixels, **form):
     ("form", "dense", "side"), [("V1", False, (224, 224)), ("V2", True, (230, 301)), ("V2", True, (257, 288))]
 )
 def test_every_map_is_opencvs(tmp_path, config, form, dense, side):
-    layers, pixels = narrow(config, dense=dense), picture(*side)
+    layers, pixels = narrow(config, dense=dense), image(*side)
     backbone = load_layers(tmp_path, layers, form=form)
     assert (backbone.model.config, backbone.model.pool, backbone.model.num_classes) == (config, "ceil", 10)
     shares = difference(opencv_maps(layers, pixels, form=form), our_maps(backbone, pixels))
@@ -65,7 +65,7 @@ def test_every_map_is_opencvs(tmp_path, config, form, dense, side):
 
 
 def test_the_normalisation_of_net_a_is_opencvs(tmp_path):
-    layers, pixels = narrow("A", lrn=True), picture()
+    layers, pixels = narrow("A", lrn=True), image()
     backbone = load_layers(tmp_path, layers)
     assert backbone.model.config == "A-LRN"
     # OpenCV overlooks k, which then is 1: (2 + s)^-b = 2^-b (1 + s / 2)^-b.

@@ -232,7 +232,7 @@ PROTOTXT = b'# VGG\nname: "VGG_ILSVRC_16_layers"\ninput: "data"\nlayers {\n  bot
         (b"\xfd7zXZ\x00\x00", "an xz archive"),
         (b"\x12\x01\x00\x00\x00\x00\x00\x00\x00", "parameters of MXNet"),
         (b"\x04\x00\x00\x00\x01\x00\x00\x00\x03", r"a file of Torch7"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "a JPEG picture"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "a JPEG image"),
         (b"hello", "a text file that begins with 'hello'"),
         (b'{"class_name": "Functional"}', "a text file"),
         (b"\x00\x01\x02\x03\x04\x05\x06\x07", "none of these: it begins with 00 01 02 03 04 05 06 07"),
@@ -558,11 +558,11 @@ def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path,
     assert run([*words, "onnx", "--layer", "fc7", "--out", str(tmp_path / "o.onnx"), "--json"]) == 0
     capsys.readouterr()
     session = onnxruntime.InferenceSession(str(tmp_path / "o.onnx"), providers=["CPUExecutionProvider"])
-    picture = np.random.default_rng(0).integers(0, 256, (1, 3, 224, 256)).astype(np.float32)
-    (found,) = session.run(["fc7"], {"images": picture})
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 224, 256)).astype(np.float32)
+    (found,) = session.run(["fc7"], {"images": image})
     with torch.inference_mode():
         mean = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
-        expected = net().eval()(torch.from_numpy(picture) - mean, ["fc7"])["fc7"]
+        expected = net().eval()(torch.from_numpy(image) - mean, ["fc7"])["fc7"]
     assert found.shape == (1, 64, 1, 2)
     assert np.allclose(found, expected.numpy(), atol=1e-4)
     assert run([*words, "torchvision", "--layer", "fc7", "--out", str(tmp_path / "t.pth")]) == 2
@@ -652,8 +652,8 @@ def test_extract_takes_a_caffe_file_as_it_is_and_its_features_say_so(tmp_path, c
     assert made_by["imported"]["format"] == "Caffe"
     assert made_by["pool_rounding"] == "ceil"
     backbone = load_backbone(tmp_path / "net")
-    picture = torch.tensor([200.0, 100.0, 50.0])[:, None, None].expand(1, 3, 224, 224)
+    image = torch.tensor([200.0, 100.0, 50.0])[:, None, None].expand(1, 3, 224, 224)
     with torch.inference_mode():
-        expected = backbone.model(picture - torch.tensor(backbone.mean)[:, None, None], ["fc7"])["fc7"].flatten()
+        expected = backbone.model(image - torch.tensor(backbone.mean)[:, None, None], ["fc7"])["fc7"].flatten()
     assert np.allclose(found, expected.numpy(), atol=1e-5)
     assert np.count_nonzero(found) > 5

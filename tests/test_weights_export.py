@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from other_nets import NARROW, difference, our_maps, picture, torchvision_maps, torchvision_net
+from other_nets import NARROW, difference, image, our_maps, torchvision_maps, torchvision_net
 from torchvision import models
 from torchvision.transforms.v2 import functional as tvf
 
@@ -44,15 +44,15 @@ def test_onnx_runtime_gives_our_scores_at_any_size(tmp_path, config, pool):
     backbone = backbone_of(config, pool=pool, std=(58.0, 57.0, 55.0))
     export_onnx(backbone, tmp_path / "net.onnx")
     for height, width in ((224, 224), (231, 290)):
-        pixels = picture(height, width)
+        pixels = image(height, width)
         found = run_onnx(tmp_path / "net.onnx", pixels[None], "fc8")
         shares = difference({"fc8": found}, our_maps(backbone, pixels))
         assert shares["fc8"] < 1e-4, (height, width, shares)
 
 
 @pytest.mark.parametrize("layer", ["conv5", "pool5", "fc6", "fc7", "fc8"])
-def test_onnx_of_every_map_for_two_pictures(tmp_path, layer):
-    backbone, pixels = backbone_of("D", pool="ceil"), [picture(224, 230, seed) for seed in (1, 2)]
+def test_onnx_of_every_map_for_two_images(tmp_path, layer):
+    backbone, pixels = backbone_of("D", pool="ceil"), [image(224, 230, seed) for seed in (1, 2)]
     export_onnx(backbone, tmp_path / "net.onnx", layer=layer)
     found = run_onnx(tmp_path / "net.onnx", torch.stack(pixels), layer)
     assert len(found) == 2
@@ -88,7 +88,7 @@ def as_told(told, pixels):
 
 @pytest.mark.parametrize("letter", ["A", "B", "D", "E"])
 def test_torchvision_loads_it_and_gives_our_maps(tmp_path, letter):
-    backbone, pixels = backbone_of(letter, pool="ceil"), picture()
+    backbone, pixels = backbone_of(letter, pool="ceil"), image()
     told = export_torchvision(backbone, tmp_path / "x.pth", fold=False)
     net = torchvision_net(letter)
     net.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True), strict=True)
@@ -99,7 +99,7 @@ def test_torchvision_loads_it_and_gives_our_maps(tmp_path, letter):
 
 def test_folded_it_takes_torchvisions_own_normalisation(tmp_path):
     # Zero kernels but for the centre see no border: what is left must be exact.
-    backbone, pixels = backbone_of("D", std=(50.0, 60.0, 70.0)), picture()
+    backbone, pixels = backbone_of("D", std=(50.0, 60.0, 70.0)), image()
     first = backbone.model.layers["conv1_1"].weight
     first[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     told = export_torchvision(backbone, tmp_path / "x.pth")
@@ -114,7 +114,7 @@ def test_folded_it_takes_torchvisions_own_normalisation(tmp_path):
 
 
 def test_folded_only_what_is_padded_differs(tmp_path):
-    backbone, pixels = backbone_of("D"), picture()
+    backbone, pixels = backbone_of("D"), image()
     told = export_torchvision(backbone, tmp_path / "x.pth")
     net = torchvision_net("D")
     net.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
@@ -154,7 +154,7 @@ def test_in_full_width_torchvisions_function_takes_it(tmp_path):
     told = export_torchvision(backbone, tmp_path / "x.pth", fold=False)
     net = getattr(models, told["model"])(weights=None)
     net.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True), strict=True)
-    pixels = picture()
+    pixels = image()
     shares = difference(torchvision_maps(net.eval(), as_told(told, pixels)), our_maps(backbone, pixels))
     assert max(shares.values()) < 1e-4, shares
     export_onnx(backbone, tmp_path / "x.onnx")

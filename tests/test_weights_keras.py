@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from other_nets import NARROW, difference, our_maps, picture
+from other_nets import NARROW, difference, image, our_maps
 
 from vggfeat.errors import WeightsError
 from vggfeat.weights import IMAGENET_MEAN, load_backbone
@@ -53,7 +53,7 @@ def build(keras, letter="D", *, named=True, side=224):
 
 
 def keras_maps(keras, model, pixels):
-    """Maps as (1, C, h, w), from a picture as Keras reads one: (height, width, RGB)."""
+    """Maps as (1, C, h, w), from an image as Keras reads one: (height, width, RGB)."""
     rgb = pixels.permute(1, 2, 0).numpy().astype("float32")[None]
     x = keras.applications.imagenet_utils.preprocess_input(rgb, mode="caffe", data_format="channels_last")
     convolutions = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -66,7 +66,7 @@ def keras_maps(keras, model, pixels):
 
 @pytest.fixture(scope="module")
 def saved(keras, tmp_path_factory):
-    """One net in each form that Keras writes, and what Keras makes of a picture."""
+    """One net in each form that Keras writes, and what Keras makes of an image."""
     from keras.src.legacy.saving import legacy_h5_format
 
     folder = tmp_path_factory.mktemp("keras")
@@ -82,7 +82,7 @@ def saved(keras, tmp_path_factory):
         target.visititems(lambda _, item: item.attrs.pop("name", None) and None)
     arrays = {layer.name: [np.asarray(w.value.detach()) for w in layer.weights] for layer in model.layers}
     write_keras_1(folder / "keras_1.h5", arrays)
-    return SimpleNamespace(folder=folder, model=model, arrays=arrays, maps=keras_maps(keras, model, picture()))
+    return SimpleNamespace(folder=folder, model=model, arrays=arrays, maps=keras_maps(keras, model, image()))
 
 
 def write_keras_1(path, arrays):
@@ -103,7 +103,7 @@ FORMS += ["named.weights.h5", "unnamed.weights.h5", "older.weights.h5"]
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_kerass_maps(saved, form):
     backbone = load_backbone(saved.folder / form)
-    shares = difference(saved.maps, our_maps(backbone, picture()))
+    shares = difference(saved.maps, our_maps(backbone, image()))
     assert max(shares.values()) < 1e-4, shares
     assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, (1.0, 1.0, 1.0))
     told = backbone.describe()["imported"]
@@ -117,7 +117,7 @@ def test_net_e_and_sides_that_are_no_multiples_of_32(keras, tmp_path):
     model.save_weights(tmp_path / "e.weights.h5")
     backbone = load_backbone(tmp_path / "e.weights.h5")
     assert backbone.model.config == "E"
-    shares = difference(keras_maps(keras, model, picture(250, 250)), our_maps(backbone, picture(250, 250)))
+    shares = difference(keras_maps(keras, model, image(250, 250)), our_maps(backbone, image(250, 250)))
     assert max(shares.values()) < 1e-4, shares
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from caffe_files import layers_of
 from mat_files import MEAN, cell, forward, save, simplenn
-from other_nets import difference, our_maps, picture
+from other_nets import difference, image, our_maps
 from scipy.io import savemat
 
 from vggfeat import mat5
@@ -42,7 +42,7 @@ def scipy_maps(layers, pixels, **how):
     ("old", "ceil", "side"), [(True, True, (230, 261)), (False, True, (193, 257)), (False, False, (255, 224))]
 )
 def test_every_map_is_that_of_the_formulas(tmp_path, config, old, ceil, side):
-    layers, pixels = narrow(config), picture(*side)
+    layers, pixels = narrow(config), image(*side)
     backbone = load(tmp_path, simplenn(layers, old=old, ceil=ceil))
     assert (backbone.model.config, backbone.model.pool) == (config, "ceil" if ceil else "floor")
     shares = difference(scipy_maps(layers, pixels, ceil=ceil), our_maps(backbone, pixels))
@@ -51,7 +51,7 @@ def test_every_map_is_that_of_the_formulas(tmp_path, config, old, ceil, side):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_normalisation_is_that_of_vl_nnnormalize(tmp_path, old):
-    layers, pixels = narrow("A", lrn=True), picture()
+    layers, pixels = narrow("A", lrn=True), image()
     backbone = load(tmp_path, simplenn(layers, old=old))
     assert backbone.model.config == "A-LRN"
     shares = difference(scipy_maps(layers, pixels), our_maps(backbone, pixels))
@@ -95,15 +95,15 @@ def test_class_names_come_from_the_file(tmp_path):
     assert load(tmp_path, simplenn(narrow())).classes == ()
 
 
-def test_the_mean_is_a_pixel_or_that_of_a_picture_or_the_published_one(tmp_path):
+def test_the_mean_is_a_pixel_or_that_of_a_image_or_the_published_one(tmp_path):
     def settled(mean, old=False):
         backbone = load(tmp_path, simplenn(narrow(), old=old, mean=mean))
         return backbone.mean, backbone.imported["mean_from"]
 
-    picture = np.zeros((224, 224, 3))
-    picture[:112] = [2, 4, 8]  # the other half is black
+    image = np.zeros((224, 224, 3))
+    image[:112] = [2, 4, 8]  # the other half is black
     for old in (False, True):
-        assert settled(picture, old) == ((1.0, 2.0, 4.0), "the mean picture in the file, averaged")
+        assert settled(image, old) == ((1.0, 2.0, 4.0), "the mean image in the file, averaged")
         assert settled(np.array([[[1.0, 2.0, 4.5]]]), old) == ((1.0, 2.0, 4.5), "the file")
     assert settled(np.array([[1.0], [2.0], [4.5]])) == ((1.0, 2.0, 4.5), "the file")
     variables = simplenn(narrow())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from other_nets import NARROW, difference, draw, our_maps, picture, torchvision_maps, torchvision_net
+from other_nets import NARROW, difference, draw, image, our_maps, torchvision_maps, torchvision_net
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import VGG16_Weights
@@ -28,7 +28,7 @@ def as_caffe_wants(pixels):
 
 @pytest.mark.parametrize("letter", ["A", "B", "D", "E"])
 def test_torchvision_gives_torchvisions_maps(tmp_path, letter):
-    net, pixels = torchvision_net(letter), picture(231, 270)
+    net, pixels = torchvision_net(letter), image(231, 270)
     torch.save(net.state_dict(), tmp_path / "vgg-397923af.pth")
     backbone = load_backbone(tmp_path / "vgg-397923af.pth")
     assert backbone.model.config == letter
@@ -43,7 +43,7 @@ def test_torchvision_gives_torchvisions_maps(tmp_path, letter):
 
 @pytest.mark.parametrize("letter", ["D", "E"])
 def test_nets_converted_from_caffe_take_bgr_and_round_up(tmp_path, letter):
-    net, pixels = torchvision_net(letter, dropout_first=True, ceil=True), picture(231, 270)
+    net, pixels = torchvision_net(letter, dropout_first=True, ceil=True), image(231, 270)
     assert {name.rpartition(".")[0] for name in net.state_dict() if name.startswith("classifier")} == {
         "classifier.1", "classifier.4", "classifier.6",
     }  # fmt: skip
@@ -70,7 +70,7 @@ def renamed_as_timm(net):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_timms_names_give_the_same_net(tmp_path, suffix):
-    net, pixels = torchvision_net("A"), picture()
+    net, pixels = torchvision_net("A"), image()
     path = tmp_path / f"model.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(renamed_as_timm(net), path)
     backbone = load_backbone(path)
@@ -91,7 +91,7 @@ def test_timm_gives_timms_maps(tmp_path, name):
     with torch.device("meta"):
         assert set(net.state_dict()) == set(timm_vgg.VGG(timm_vgg.cfgs[name]).state_dict())
     save_file(draw(net).state_dict(), tmp_path / "model.safetensors")
-    backbone, pixels = load_backbone(tmp_path / "model.safetensors"), picture(231, 270)
+    backbone, pixels = load_backbone(tmp_path / "model.safetensors"), image(231, 270)
     x = as_torchvision_wants(pixels)
     with torch.inference_mode():
         expected = {"conv5": net.features[:-1](x), "pool5": net.features(x)}
@@ -109,7 +109,7 @@ def test_a_file_that_timm_itself_wrote_in_full_width(tmp_path):
 
     net = timm.create_model("vgg11", pretrained=False).eval()
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    backbone, pixels = load_backbone(tmp_path / "model.safetensors"), picture()
+    backbone, pixels = load_backbone(tmp_path / "model.safetensors"), image()
     assert (backbone.mean, backbone.std) == tuple(
         tuple(255 * v for v in net.default_cfg[kind]) for kind in ("mean", "std")
     )

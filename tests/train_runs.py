@@ -1,4 +1,4 @@
-"""Small training runs for the tests: made-up pictures of a few classes, and processes to be killed.
+"""Small training runs for the tests: made-up images of a few classes, and processes to be killed.
 
     python tests/train_runs.py kill FOLDER KILLS SEED
     python tests/train_runs.py world FOLDER PROCESSES
@@ -26,8 +26,8 @@ from vggfeat.errors import TrainingError, VggfeatError
 from vggfeat.processes import World, open_world, share
 from vggfeat.training import loop
 from vggfeat.training.curves import draw_curves
+from vggfeat.training.images import Batch
 from vggfeat.training.learner import Learner
-from vggfeat.training.pictures import Batch
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Hooks
 from vggfeat.training.task import Classification
@@ -41,14 +41,14 @@ class StripeFeed:
 
     classes = CLASSES
 
-    def __init__(self, recipe: Recipe, world: World | None = None, *, pictures=32, unreadable=()) -> None:
-        self.recipe, self.world, self.pictures, self.validation_pictures = recipe, world or World(), pictures, 12
-        self.fingerprint = {"train": "stripes", "validation": str(pictures)}
+    def __init__(self, recipe: Recipe, world: World | None = None, *, images=32, unreadable=()) -> None:
+        self.recipe, self.world, self.images, self.validation_images = recipe, world or World(), images, 12
+        self.fingerprint = {"train": "stripes", "validation": str(images)}
         self._unreadable = list(unreadable)
         self.asked: list[int] = []
 
     def prepare(self, folder, progress):
-        progress(self.pictures, self.pictures)
+        progress(self.images, self.images)
         return (120.0, 121.0, 122.0)
 
     @contextmanager
@@ -65,8 +65,8 @@ class StripeFeed:
 
     @contextmanager
     def validation(self):
-        images, targets = stripes(self.validation_pictures, 10**6)
-        mine = share(self.validation_pictures, self.world.rank, self.world.size)
+        images, targets = stripes(self.validation_images, 10**6)
+        mine = share(self.validation_images, self.world.rank, self.world.size)
         yield iter([Batch(0, images[mine], targets[mine], 0.0)])
 
     def unreadable(self):
@@ -189,7 +189,7 @@ def world(folder: Path, processes: int) -> dict:
 
 
 def narrow(recipe: Recipe, found: World) -> None:
-    """Let memory hold two pictures in the last process; leave with the number of pictures at a time."""
+    """Let memory hold two images in the last process; leave with the number of images at a time."""
     part = Learner._part
 
     def full(self, images, targets, masks):

@@ -1,8 +1,8 @@
-"""How much of a difference between two results may be chance of the test pictures: a paired bootstrap.
+"""How much of a difference between two results may be chance of the test images: a paired bootstrap.
 
-Pictures, not rows, are drawn with replacement, and the same ones in both results and in all of their tests (people of
-one picture, or one picture in the tests of several splits, stay together). What is left out: another training set,
-another split, another seed. m = rows of a test, K = classes, P = pictures, B = resamples.
+Images, not rows, are drawn with replacement, and the same ones in both results and in all of their tests (people of
+one image, or one image in the tests of several splits, stay together). What is left out: another training set,
+another split, another seed. m = rows of a test, K = classes, P = images, B = resamples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapSettings:
-    """How pictures are drawn and intervals are read off."""
+    """How images are drawn and intervals are read off."""
 
     resamples: int = 1000
     """Enough for the ends of a 95 % interval to a tenth of its width."""
@@ -39,12 +39,12 @@ class BootstrapSettings:
 class PairedScores:
     """The scores of one test by two results, row by row of the same samples."""
 
-    pictures: Sequence[str]
-    """m names; rows of one picture have the same."""
+    images: Sequence[str]
+    """m names; rows of one image have the same."""
     labels: NDArray[np.int8]
     """(m, K) of 1, -1, 0."""
     first: NDArray[np.float64]
-    """(m, K) scores; -inf where a picture failed."""
+    """(m, K) scores; -inf where an image failed."""
     second: NDArray[np.float64]
     """(m, K)"""
 
@@ -61,7 +61,7 @@ class Difference:
     class_intervals: NDArray[np.float64]
     """(K, 2)"""
     settings: BootstrapSettings
-    pictures: int
+    images: int
     """P."""
 
 
@@ -86,16 +86,16 @@ def paired_bootstrap(
     Raises
     ------
     FitError
-        If there is no test or no picture, or a score is NaN.
+        If there is no test or no image, or a score is NaN.
     ConfigError
         If there is no such measure.
     """
     check_choice("measure", measure, ("ap-11-point", "ap-area", "recall", "accuracy"))
-    names = list(dict.fromkeys(name for test in tests for name in test.pictures))
+    names = list(dict.fromkeys(name for test in tests for name in test.images))
     if not names:
-        raise FitError("bootstrap: expected tested pictures to draw from, found none")
+        raise FitError("bootstrap: expected tested images to draw from, found none")
     number = {name: place for place, name in enumerate(names)}
-    places = [np.array([number[name] for name in test.pictures]) for test in tests]
+    places = [np.array([number[name] for name in test.images]) for test in tests]
     pairs = [tuple(_values(test.labels, scores, measure) for scores in (test.first, test.second)) for test in tests]
 
     def difference(counts: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -116,18 +116,18 @@ def paired_bootstrap(
         classes=own_classes[0],
         class_intervals=_percentiles(classes, ends),
         settings=settings,
-        pictures=len(names),
+        images=len(names),
     )
 
 
-def _draws(pictures: int, rows: int, settings: BootstrapSettings) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each picture is drawn, (b, P), some resamples at a time."""
+def _draws(images: int, rows: int, settings: BootstrapSettings) -> Iterator[NDArray[np.float32]]:
+    """Yield how often each image is drawn, (b, P), some resamples at a time."""
     rng = np.random.default_rng(settings.seed)
-    step = max(1, BLOCK // max(pictures, rows))
+    step = max(1, BLOCK // max(images, rows))
     for start in range(0, settings.resamples, step):
         size = min(step, settings.resamples - start)
-        drawn = rng.integers(pictures, size=(size, pictures)) + pictures * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * pictures).reshape(size, pictures).astype(np.float32)
+        drawn = rng.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float32)
 
 
 def _values(labels: NDArray[np.int8], scores: NDArray[np.float64], measure: Measure) -> Values:

@@ -28,11 +28,11 @@ PARTITIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A set of pictures and a training on it, which starts from the weights of the stage before."""
+    """A set of images and a training on it, which starts from the weights of the stage before."""
 
     name: str
     """Of its folder."""
-    pictures: Settings
+    images: Settings
     """Counts and sides of the rendered ILSVRC-2012."""
     training: str
     """Options of `vggfeat train`, as one types them."""
@@ -44,11 +44,11 @@ class SmallNet:
 
     stages: tuple[Stage, ...]
     seed: int
-    """Of the rendered pictures."""
+    """Of the rendered images."""
 
 
 def make_small_net(net: SmallNet, arguments: Sequence[str] | None = None) -> Path:
-    """Render pictures, train on them, write the net in float16, and measure transfer beside the same net untrained.
+    """Render images, train on them, write the net in float16, and measure transfer beside the same net untrained.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
         help="Make the small net of the package. Further options are those of `vggfeat train`.",
         params=[
             click.Option(["--out"], type=PATH, help="Folder for all of it. [small-net]"),
-            click.Option(["--folder"], type=PATH, help="Pictures of your own to test it on."),
+            click.Option(["--folder"], type=PATH, help="Images of your own to test it on."),
             click.Option(["--twin"], is_flag=True, help="A small set, a narrow net, two steps."),
         ],
         more=True,
@@ -98,7 +98,7 @@ def _made(net: SmallNet, options: dict[str, Any]) -> Path:
     for stage in net.stages:
         before = _trained(stage, net.seed, before, options)
     trained = load_backbone(before)
-    told = [{**asdict(stage), "pictures": asdict(stage.pictures)} for stage in net.stages]
+    told = [{**asdict(stage), "images": asdict(stage.images)} for stage in net.stages]
     facts = {**trained.facts, "made_by": {"pipeline": "pipelines/small_backbone.py", "seed": net.seed, "stages": told}}
     weights = out / "small.safetensors"
     save_weights(weights, trained.model, mean=trained.mean, classes=trained.classes, dtype="float16", **facts)
@@ -108,12 +108,12 @@ def _made(net: SmallNet, options: dict[str, Any]) -> Path:
 
 
 def _trained(stage: Stage, seed: int, before: Path | None, options: dict[str, Any]) -> Path:
-    pictures = SIZES["tiny"]["ilsvrc"] if options["twin"] else stage.pictures
+    images = SIZES["tiny"]["ilsvrc"] if options["twin"] else stage.images
     workers = 1 if options["twin"] else default_workers()
-    # Stages with the same pictures share them.
-    data, out = options["out"] / f"pictures-{pictures.classes}", options["out"] / stage.name
-    with Progress("rendering", "pictures") as bar:
-        write("ilsvrc", data, seed=seed, size=pictures, workers=workers, progress=bar.update)
+    # Stages with the same images share them.
+    data, out = options["out"] / f"images-{images.classes}", options["out"] / stage.name
+    with Progress("rendering", "images") as bar:
+        write("ilsvrc", data, seed=seed, size=images, workers=workers, progress=bar.update)
     chosen = [*shlex.split(stage.training), *(TWIN if options["twin"] else ()), *options["more"]]
     start = () if before is None else ("--init-from", before)
     must_run("train", "--data", data, "--out", out, "--resume", *start, *chosen)
@@ -121,7 +121,7 @@ def _trained(stage: Stage, seed: int, before: Path | None, options: dict[str, An
 
 
 def _measure(weights: Path, folder: Path, out: Path) -> None:
-    """Test trained and untrained weights of the same net on pictures in class folders.
+    """Test trained and untrained weights of the same net on images in class folders.
 
     A single partition into folds can favour either net by some points, so that the mean over several is told.
     """

@@ -1,6 +1,6 @@
 """The main job: a data set and a net become one feature file, in shards that survive a crash.
 
-Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes whatever a net makes of pictures.
+Class posteriors (`vggfeat.classification`) go the same way: `cache_rows` writes whatever a net makes of images.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from vggfeat.computing import Progress, Work, compute
-from vggfeat.contract import LEAST_COSINE, PICTURES, Agreement, compare
-from vggfeat.errors import ConfigError, PictureError, StoreError, out_of_memory
+from vggfeat.contract import IMAGES, LEAST_COSINE, Agreement, compare
+from vggfeat.errors import ConfigError, ImageError, StoreError, out_of_memory
 from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests
 from vggfeat.images.decoding import DecodeSettings, read_bytes
 from vggfeat.images.pool import Decoder
 from vggfeat.processes import World
 from vggfeat.samples import Box, DataSet, Place
 from vggfeat.store.failures import count_reasons, failures_of, failures_path, tally, write_failures
-from vggfeat.store.identity import PICTURE_SIZES, Begun, resolved
+from vggfeat.store.identity import IMAGE_SIZES, Begun, resolved
 from vggfeat.store.parts import Parts
 from vggfeat.store.reading import FeatureFile
 from vggfeat.store.retrying import begin_retry
@@ -42,14 +42,14 @@ class CacheSettings:
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
     workers: int = 2
-    """Processes that decode pictures; 0 decodes in this process, without a time limit."""
+    """Processes that decode images; 0 decodes in this process, without a time limit."""
     shard_rows: int | None = None
-    """Pictures between two points from which a killed run goes on: 32 on the CPU, 256 on a GPU by default."""
+    """Images between two points from which a killed run goes on: 32 on the CPU, 256 on a GPU by default."""
     overwrite: bool = False
     """Replace a finished feature file that is damaged or of other settings, and throw away unfinished parts of it."""
     retry_failed: bool = False
-    """Compute shards anew in which a picture failed, of a finished file too, which is replaced in the end; and of that
-    those whose picture files have changed, where sizes tell that some have."""
+    """Compute shards anew in which an image failed, of a finished file too, which is replaced in the end; and of that
+    those whose image files have changed, where sizes tell that some have."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
@@ -78,7 +78,7 @@ class Summary:
     halvings: int
     """Batches that did not fit into memory and were halved."""
     enlarged: int
-    """Pictures that themselves, or whose boxes, had to grow more than eightfold to reach the largest scale."""
+    """Images that themselves, or whose boxes, had to grow more than eightfold to reach the largest scale."""
     failures_file: Path | None = None
     """Where they are listed, a JSON object a line; None if none failed."""
     notes: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def cache_features(
     settings : ExtractionSettings
     cache : CacheSettings
     decode : DecodeSettings
-        Limits for a picture. `largest_side` is set to the largest scale here.
+        Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
         Of several processes only the first calls it; it knows of the failures of the others when they have finished.
     world : World
@@ -132,7 +132,7 @@ def cache_features(
     Raises
     ------
     StoreError
-        If a file or parts of other weights, settings or pictures stand in the way (the difference is named), another
+        If a file or parts of other weights, settings or images stand in the way (the difference is named), another
         run is writing them, the processes are not of one kind, or the disk refuses.
     ConfigError
         If the settings do not go together, or with this device or data set.
@@ -145,7 +145,7 @@ def cache_features(
         passes=extraction,
         exact=lambda: Extraction(backbone, replace(settings, precision="fp32", compiled=False), cache.device),
         place=lambda row: Place(dataset.file_of(row), None),
-        told={"mirror": "features of the picture and of its mirror are averaged"},
+        told={"mirror": "features of the image and of its mirror are averaged"},
     )
     return cache_rows(work, out, cache=cache, decode=decode, progress=progress, world=world)
 
@@ -159,7 +159,7 @@ def cache_rows(
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
 ) -> Summary:
-    """Write what a net makes of pictures into one HDF5 file, or finish the run that was doing so.
+    """Write what a net makes of images into one HDF5 file, or finish the run that was doing so.
 
     Parameters, returned value and errors are those of `cache_features`.
     """
@@ -234,12 +234,12 @@ def _compared(parts: Parts, work: Work, decode: DecodeSettings, workers: int) ->
     if work.exact is None or work.passes.settings.precision == "fp32":
         return {}
     done = np.setdiff1d(np.arange(parts.total_rows), list(parts.failures))
-    rows = np.unique(done[np.linspace(0, len(done) - 1, PICTURES).astype(int)]) if len(done) else done
+    rows = np.unique(done[np.linspace(0, len(done) - 1, IMAGES).astype(int)]) if len(done) else done
     features = [parts.features(row) for row in rows]
     try:
         with Decoder(min(workers, 1), decode) as decoder:
-            pictures = decoder.stream(requests(work.dataset, rows.tolist(), work.passes.regions, work.place))
-            found = compare(work.exact(), pictures, features)
+            images = decoder.stream(requests(work.dataset, rows.tolist(), work.passes.regions, work.place))
+            found = compare(work.exact(), images, features)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -260,7 +260,7 @@ def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
         **{name: value for name, value in work.passes.settings.describe().items() if name not in ("scales", "regions")},
         "decode": limits,
         "machine": _machine(work.passes.device),
-        PICTURE_SIZES: _hash_sizes(work),
+        IMAGE_SIZES: _hash_sizes(work),
         "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
@@ -329,9 +329,9 @@ def _smallest_sides(file: FeatureFile) -> NDArray[np.int64]:
 def _notes(work: Work, enlarged: int) -> Iterator[str]:
     for scale, side in zip(work.passes.settings.scales, work.passes.sides, strict=True):
         if side != scale:
-            yield f"Q = {scale} is too short for one 7x7 window of the net: pictures were enlarged to {side} instead"
+            yield f"Q = {scale} is too short for one 7x7 window of the net: images were enlarged to {side} instead"
     if enlarged:
-        yield f"{enlarged} pictures were enlarged more than eightfold to reach Q = {max(work.passes.sides)}"
+        yield f"{enlarged} images were enlarged more than eightfold to reach Q = {max(work.passes.sides)}"
     if work.passes.halvings:
         yield f"{work.passes.halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
 
@@ -340,20 +340,18 @@ def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Itera
     if compared is None:
         return
     if compared["least"] is None:
-        yield f"{precision}: no picture could be computed again in float32, so nothing is known of the difference"
+        yield f"{precision}: no image could be computed again in float32, so nothing is known of the difference"
         return
-    again = (
-        f"{precision}: computed again in float32, the least cosine of a vector of {compared['pictures']} pictures is"
-    )
+    again = f"{precision}: computed again in float32, the least cosine of a vector of {compared['images']} images is"
     advice = "" if compared["least"] >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
     yield f"{again} {compared['least']:.6f}{advice}"
 
 
 def _sha256(place: Place, max_bytes: int) -> bytes:
-    """Return the SHA-256 of a picture's bytes; nothing if they can't be read."""
+    """Return the SHA-256 of an image's bytes; nothing if they can't be read."""
     try:
         return hashlib.sha256(read_bytes(place.file, max_bytes, place.span)).digest()
-    except PictureError:
+    except ImageError:
         return b""
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vggfeat.errors import PictureError
+from vggfeat.errors import ImageError
 from vggfeat.extraction import requests
-from vggfeat.images.decoding import DecodeSettings, Picture, Request, shown
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, shown
 from vggfeat.images.pool import Decoder
 from vggfeat.passes import Passes, Row
 from vggfeat.processes import World
@@ -23,22 +23,22 @@ from vggfeat.store.shards import Block, Shape, Status
 from vggfeat.weights import Backbone
 
 Progress = Callable[[float, int, int], None]
-"""Called with pictures done (resumed ones included), pictures in all, and pictures failed so far.
+"""Called with images done (resumed ones included), images in all, and images failed so far.
 
-On a CPU, done are also pictures whose shard is still being computed.
+On a CPU, done are also images whose shard is still being computed.
 """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """A list of pictures, and the net that makes rows of them."""
+    """A list of images, and the net that makes rows of them."""
 
     dataset: DataSet
     backbone: Backbone
     passes: Passes
     """The net on its device, with its settings."""
     place: Callable[[int], Place]
-    """Where the picture of a row lies."""
+    """Where the image of a row lies."""
     exact: Callable[[], Passes] | None = None
     """Makes the same in float32, which the rows are compared with in the end; None if they need not be."""
     told: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def compute(
     work : Work
     decode : DecodeSettings
     workers : int
-        Processes that decode pictures.
+        Processes that decode images.
     progress : callable, optional
     world : World
         The processes that share the shards.
@@ -88,11 +88,11 @@ def compute(
         names = [_name(work.place(row)) for row in parts.rows(shard)]
         parts.commit(shard, to_block(finish(), parts.shape, names))
 
-    with Decoder(workers, decode, ahead=pictures_ahead(ahead, len(parts.rows(0)))) as decoder:
-        pictures = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
+    with Decoder(workers, decode, ahead=images_ahead(ahead, len(parts.rows(0)))) as decoder:
+        images = decoder.stream(requests(work.dataset, rows, work.passes.regions, work.place))
         for shard in shards:
             look()
-            taken = _take(pictures, len(parts.rows(shard)))
+            taken = _take(images, len(parts.rows(shard)))
             launched.append((shard, work.passes.launch(taken, None if ahead else show)))
             if len(launched) > ahead:
                 commit()
@@ -108,19 +108,19 @@ def compute(
     show()
 
 
-def pictures_ahead(shards: int, rows: int) -> int:
-    """Return how many pictures are decoded before they are asked for, so that a launch finds those of its shard."""
+def images_ahead(shards: int, rows: int) -> int:
+    """Return how many images are decoded before they are asked for, so that a launch finds those of its shard."""
     return (1 + shards) * rows if shards else 0
 
 
 def _name(place: Place) -> str:
-    """Return what a message calls a picture."""
+    """Return what a message calls an image."""
     return " ".join(shown(Request(place.file, (), place.span).name).split())
 
 
-def _take(pictures: Iterator[Picture | PictureError], count: int) -> Iterator[Picture | PictureError]:
+def _take(images: Iterator[DecodedImage | ImageError], count: int) -> Iterator[DecodedImage | ImageError]:
     for _ in range(count):
-        yield next(pictures)
+        yield next(images)
 
 
 def to_block(rows: Sequence[Row], shape: Shape, names: Sequence[str]) -> Block:

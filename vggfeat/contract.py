@@ -1,4 +1,4 @@
-"""What a faster precision costs: the cosine between the rows of a run and float32 ones, on the run's own pictures.
+"""What a faster precision costs: the cosine between the rows of a run and float32 ones, on the run's own images.
 
 S = scales, R = regions, C = values per scale and region.
 """
@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import PictureError
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ImageError
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.passes import Passes
 
-PICTURES = 4
-"""How many pictures are computed again in float32."""
+IMAGES = 4
+"""How many images are computed again in float32."""
 LEAST_COSINE = 0.9999
 """What every vector is expected to reach."""
 
@@ -24,20 +24,20 @@ class Agreement(NamedTuple):
 
     least: float | None
     """The least cosine of all vectors (C,), -1 to 1; None if none could be compared."""
-    pictures: int
+    images: int
     """How many were compared."""
 
 
 def compare(
-    exact: Passes, pictures: Iterable[Picture | PictureError], features: Sequence[NDArray[np.float32] | None]
+    exact: Passes, images: Iterable[DecodedImage | ImageError], features: Sequence[NDArray[np.float32] | None]
 ) -> Agreement:
-    """Compute pictures again in float32, and compare.
+    """Compute images again in float32, and compare.
 
     Parameters
     ----------
     exact : Passes
         The same net and settings in float32.
-    pictures : iterable of Picture or PictureError
+    images : iterable of DecodedImage or ImageError
     features : sequence of (S, R, C) or None
         What the run made of them.
 
@@ -45,7 +45,7 @@ def compare(
     -------
     Agreement
     """
-    pairs = zip(exact.rows(pictures), features, strict=True)
+    pairs = zip(exact.rows(images), features, strict=True)
     found = [cosines(row.features, other) for row, other in pairs if row.features is not None and other is not None]
     return Agreement(float(min(values.min() for values in found)) if found else None, len(found))
 

@@ -71,8 +71,8 @@ class TrainingError(VggfeatError):
     exit_code = 8
 
 
-class PictureError(VggfeatError):
-    """A picture that gives no pixels.
+class ImageError(VggfeatError):
+    """An image that gives no pixels.
 
     Parameters
     ----------

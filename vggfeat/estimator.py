@@ -1,4 +1,4 @@
-"""Descriptors inside other programs: a scikit-learn transformer from pictures to vectors."""
+"""Descriptors inside other programs: a scikit-learn transformer from images to vectors."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,17 +11,17 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.descriptors import join_features
 from vggfeat.devices import default_device
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import DecodeSettings, Picture, Request, region_of
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, region_of
 from vggfeat.images.pool import Decoder
 from vggfeat.weights import load_backbone
 
 
 class Extractor(TransformerMixin, BaseEstimator):
-    """Turn pictures into L2-normalised descriptors, as Appendix B of the VGG paper does.
+    """Turn images into L2-normalised descriptors, as Appendix B of the VGG paper does.
 
-    Nothing is learnt from the pictures: `fit` only loads the net. It works inside a `Pipeline`, clones, and pickles
+    Nothing is learnt from the images: `fit` only loads the net. It works inside a `Pipeline`, clones, and pickles
     without the net.
 
     Parameters
@@ -29,7 +29,7 @@ class Extractor(TransformerMixin, BaseEstimator):
     weights : str, path or None
         As for `vggfeat extract --weights`.
     scales : sequence of int
-        Q, smallest picture sides in pixels.
+        Q, smallest image sides in pixels.
     join : "mean", "max" or "stack"
         Over scales.
     normalisation : "blocks", "whole" or "none"
@@ -40,9 +40,9 @@ class Extractor(TransformerMixin, BaseEstimator):
     device : str or None
         A GPU if there is one, by default.
     workers : int
-        Processes that decode picture files; 0 decodes in this process, without limits of time and memory.
+        Processes that decode image files; 0 decodes in this process, without limits of time and memory.
     chunk : int
-        Pictures decoded and run at a time.
+        Images decoded and run at a time.
     batch_pixels : int
         Pixels in one pass of the net, mirrors included: bounds the memory.
 
@@ -106,8 +106,8 @@ class Extractor(TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        PictureError
-            For the first picture that gives no pixels, by its number and name. Nothing is skipped or replaced.
+        ImageError
+            For the first image that gives no pixels, by its number and name. Nothing is skipped or replaced.
         ConfigError
             If an item is neither a path nor a PIL image.
         """
@@ -118,11 +118,11 @@ class Extractor(TransformerMixin, BaseEstimator):
         blocks = [np.empty((0, *self._feature_shape(extraction)), dtype=np.float32)]
         with Decoder(self.workers, decode) as decoder:
             for start, chunk in _chunks(X, self.chunk):
-                rows = extraction.rows(_pictures(chunk, decoder, decode))
+                rows = extraction.rows(_images(chunk, decoder, decode))
                 for index, row in enumerate(rows, start=start):
                     if row.features is None:
                         reason, _, text = row.reason.partition(": ")
-                        raise PictureError(reason, f"picture {index}: {text}")
+                        raise ImageError(reason, f"image {index}: {text}")
                 blocks.append(np.stack([row.features for row in rows if row.features is not None]))
         return join_features(np.concatenate(blocks), self.join, self.normalisation)  # type: ignore[arg-type]
 
@@ -177,7 +177,7 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
         yield start, chunk
 
 
-def _pictures(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[Picture | PictureError]:
+def _images(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[DecodedImage | ImageError]:
     for item in chunk:
         if not isinstance(item, str | os.PathLike | Image.Image):
             advice = "; give PIL.Image.fromarray of it" if hasattr(item, "__array__") else ""
@@ -190,5 +190,5 @@ def _pictures(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) 
             continue
         try:
             yield region_of(item, settings)
-        except PictureError as error:
+        except ImageError as error:
             yield error

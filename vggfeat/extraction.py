@@ -1,7 +1,7 @@
-"""Pictures become features: one dense pass per scale and region, averaged over space and mirror.
+"""Images become features: one dense pass per scale and region, averaged over space and mirror.
 
-N = pictures of a batch, C = channels of the layer, H, W = picture sides in pixels.
-Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net densely over the whole picture and
+N = images of a batch, C = channels of the layer, H, W = image sides in pixels.
+Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net densely over the whole image and
 over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
 """
 
@@ -27,17 +27,17 @@ Layer = Literal["pool5", "fc6", "fc7", "fc8"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionSettings(PassSettings):
-    """Everything that decides the value of a feature, apart from the weights and the pictures.
+    """Everything that decides the value of a feature, apart from the weights and the images.
 
     The paper's scales are {256, 384, 512} on Caltech, and 640 and 768 as well on VOC.
     """
 
     regions: tuple[Region, ...] = ("image",)
-    """image: the whole picture. box: the picture inside the sample's box (VOC actions, Table 12)."""
+    """image: the whole image. box: the image inside the sample's box (VOC actions, Table 12)."""
     layer: Layer = "fc7"
     """The penultimate layer, after its ReLU; the paper does not say whether before or after."""
     batching: Batching = "size"
-    """size: pictures of equal size run together. padded: those of similar size too, with zeros beside the smaller ones
+    """size: images of equal size run together. padded: those of similar size too, with zeros beside the smaller ones
     that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def requests(
     rows : iterable of int
     regions : sequence of str
     place : callable, optional
-        Where the picture of a row lies; by default in the file that the data set names.
+        Where the image of a row lies; by default in the file that the data set names.
     """
     for row in rows:
         box = dataset[row].box
@@ -87,7 +87,7 @@ def requests(
 
 
 class Extraction(Passes):
-    """A net on a device, ready to turn pictures into features.
+    """A net on a device, ready to turn images into features.
 
     Parameters
     ----------
@@ -114,16 +114,16 @@ class Extraction(Passes):
         return self.model.channels(self.settings.layer)
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the features, (N, C), of N pictures of one size."""
+        """Return the features, (N, C), of N images of one size."""
         layer = self.settings.layer
         return self.over_mirror(images, pixels, lambda half: spatial_mean(self.model, half, layer, pixels))
 
     def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of a picture, and those of the picture with its mirror."""
+        """Return the pixels of the narrowest strip of an image, and those of the image with its mirror."""
         return narrowest_strip(self.model, size), 2 * size[0] * size[1]
 
     def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
-        """Say which of the rescaled pictures go through the net together."""
+        """Say which of the rescaled images go through the net together."""
         return (
             padded(sizes, self.settings.batch_pixels // 2)
             if self.settings.batching == "padded"
@@ -131,7 +131,7 @@ class Extraction(Passes):
         )
 
     def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
-        """Return the features, (N, C), of N pictures of several sizes."""
+        """Return the features, (N, C), of N images of several sizes."""
         layer = self.settings.layer
         both = self.ready(torch.cat([images, mirror_padded(images, sides[:, 1])]))
         sides = torch.cat([sides, sides])
@@ -144,7 +144,7 @@ class Extraction(Passes):
 def spatial_mean(
     model: VGG, images: Tensor, layer: Layer, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
 ) -> Tensor:
-    """Average a dense map over space, in strips where the pictures are too large for one pass.
+    """Average a dense map over space, in strips where the images are too large for one pass.
 
     Parameters
     ----------
@@ -165,12 +165,12 @@ def spatial_mean(
 
 
 def dense_map(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
-    """Return a dense map, (N, C, h, w), made in strips where the pictures are too large for one pass; see `strips`."""
+    """Return a dense map, (N, C, h, w), made in strips where the images are too large for one pass; see `strips`."""
     return torch.cat([*strips(model, images, layer, pixels)], dim=_long_axis(images))
 
 
 def strips(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Iterator[Tensor]:
-    """Yield a dense map whole, or in strips along the longer side where the pictures are too large for one pass.
+    """Yield a dense map whole, or in strips along the longer side where the images are too large for one pass.
 
     A strip is cut at multiples of 32 pixels and carries along every pixel that its positions can see, so that it
     gives the same values as the whole; only the positions that are its own are handed out.
@@ -211,7 +211,7 @@ def _long_axis(images: Tensor) -> int:
 
 
 def narrowest_strip(model: VGG, size: Size) -> int:
-    """Return the pixels of the narrowest strip, of one position, that a picture can be cut into, if it can be."""
+    """Return the pixels of the narrowest strip, of one position, that an image can be cut into, if it can be."""
     return min(size) * min(max(size), STRIDE * (WINDOW + 2 * _halo(model)))
 
 

@@ -25,7 +25,7 @@ MOST_DEPTH = 16
 MOST_INFLATED = 4
 """Times its compressed size: the weights of a trained net hardly shrink at all."""
 _ALLOWANCE = 16 << 20
-"""Bytes that may come out of any file, for class names and a mean picture, which do shrink."""
+"""Bytes that may come out of any file, for class names and a mean image, which do shrink."""
 _CHUNK = 1 << 20
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15

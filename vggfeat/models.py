@@ -1,8 +1,8 @@
 """The networks of the VGG paper: one table, one class, fully convolutional.
 
-N = images, H, W = picture sides in pixels, h, w = sides of a dense map, C = channels.
+N = images, H, W = image sides in pixels, h, w = sides of a dense map, C = channels.
 Layers 6 to 8 are 7x7, 1x1 and 1x1 convolutions (Sect. 3.2), so one forward pass serves a 224 crop, where every
-map is 1x1, and a whole picture, where it is a map of overlapping windows.
+map is 1x1, and a whole image, where it is a map of overlapping windows.
 """
 
 import math
@@ -113,7 +113,7 @@ class VGG(nn.Module):
             Factors on fc6 and fc7 for the layer behind them, in the place of dropout drawn in here: 0 where an
             activation is dropped, 1 / (1 - dropout) elsewhere.
         sides : Tensor (N, 2), int, optional
-            Height and width of each picture, where it is smaller than the tensor that it lies in: at its top left,
+            Height and width of each image, where it is smaller than the tensor that it lies in: at its top left,
             with zeros to the right and below. Within its own `positions`, its maps are what they are without them.
 
         Returns
@@ -163,7 +163,7 @@ class VGG(nn.Module):
         return int(self.get_parameter(f"layers.{last if name in ('conv5', 'pool5') else name}.weight").shape[0])
 
     def pool5_side(self, side: Sides) -> Sides:
-        """Side of pool5 for a picture side in pixels, or for many in a tensor of whole numbers."""
+        """Side of pool5 for an image side in pixels, or for many in a tensor of whole numbers."""
         for _ in range(5):
             side = self._pooled(side)
         return side
@@ -172,12 +172,12 @@ class VGG(nn.Module):
         return (side + 1) // 2 if self.pool == "ceil" else side // 2
 
     def positions(self, side: Sides) -> Sides:
-        """Positions of the fc6, fc7 and fc8 maps along a picture side in pixels; 0 or less if it is too short."""
+        """Positions of the fc6, fc7 and fc8 maps along an image side in pixels; 0 or less if it is too short."""
         return self.pool5_side(side) - WINDOW + 1
 
     @property
     def min_side(self) -> int:
-        """The shortest picture side, in pixels, that gives one position: 224 with floor, 193 with ceil."""
+        """The shortest image side, in pixels, that gives one position: 224 with floor, 193 with ceil."""
         return STRIDE * WINDOW if self.pool == "floor" else STRIDE * (WINDOW - 1) + 1
 
     @property

@@ -1,7 +1,7 @@
-"""A packed copy of a training set: shards that any tar program opens, and an index of where each picture begins.
+"""A packed copy of a training set: shards that any tar program opens, and an index of where each image begins.
 
-N = pictures of a list. Its folder holds index.json, written last; train.npz and val.npz (names, targets, places); and
-shards/train-00000.tar, ... Reading a picture takes its file and its bytes, and nothing of tar.
+N = images of a list. Its folder holds index.json, written last; train.npz and val.npz (names, targets, places); and
+shards/train-00000.tar, ... Reading an image takes its file and its bytes, and nothing of tar.
 """
 
 import json
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError
-from vggfeat.samples import ClassificationSet, LabelledPictures, Shards
+from vggfeat.samples import ClassificationSet, LabelledImages, Shards
 
 INDEX = "index.json"
 BEGUN = "packing.json"
 """Written first: what is being packed, and how."""
-FORMAT = "vggfeat packed pictures, 1"
+FORMAT = "vggfeat packed images, 1"
 LISTS = ("train", "val")
 _SHARD = re.compile(r"shards/[a-z]+-\d{5,}\.tar")
 _AGAIN = "give the same `data pack` command again"
@@ -63,7 +63,7 @@ def read(root: Path) -> ClassificationSet:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise DatasetError(f"{path}: expected the format {FORMAT!r}, found {index['format']!r}; {_AGAIN}")
-        lists = {name: _pictures(root, name, index) for name in LISTS}
+        lists = {name: _images(root, name, index) for name in LISTS}
         layout = (
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
@@ -75,7 +75,7 @@ def read(root: Path) -> ClassificationSet:
     return ClassificationSet(**lists, classes=lists["train"].classes, words=words, layout=layout)
 
 
-def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
+def _images(root: Path, name: str, index: dict[str, Any]) -> LabelledImages:
     shards = index["shards"][name]
     for shard in shards:
         if not _SHARD.fullmatch(shard["file"]):
@@ -93,7 +93,7 @@ def _pictures(root: Path, name: str, index: dict[str, Any]) -> LabelledPictures:
         with np.load(file, allow_pickle=False) as arrays:
             names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
     paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(targets) else []
-    return LabelledPictures(
+    return LabelledImages(
         root=root,
         paths=tuple(paths),
         targets=targets.astype(np.int64),

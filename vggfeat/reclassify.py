@@ -24,7 +24,7 @@ WEIGHTS = "weights.safetensors"
 SPREAD = 0.5
 """How far a faithful run may lie from the paper's number, in points: our judgement of the choices that it leaves open
 (rescaling, colours of the decoder, chance of the training)."""
-TWIN_PICTURES = Settings(picture_side=96, classes=6, train=2, val=6)
+TWIN_IMAGES = Settings(image_side=96, classes=6, train=2, val=6)
 TWIN_WIDTH = 1 / 32
 TWIN_SIDES = (224, 240)
 TWIN = ("--workers", "0", "--device", "cpu")
@@ -37,9 +37,9 @@ class Net:
     net: str
     """A, A-LRN, B, C, D or E."""
     scale: str
-    """S, the smallest picture side in training: 256, 384, or 256:512 for another one each time (Sect. 3.1)."""
+    """S, the smallest image side in training: 256, 384, or 256:512 for another one each time (Sect. 3.1)."""
     sides: tuple[int, ...]
-    """Q, smallest picture sides at test; over several, posteriors are averaged."""
+    """Q, smallest image sides at test; over several, posteriors are averaged."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class ClassifiedRow:
     mode: str
     """dense, multi-crop, or both, averaged."""
     top1: float
-    """Top-1 error on the 50,000 validation pictures of ILSVRC-2012, per cent."""
+    """Top-1 error on the 50,000 validation images of ILSVRC-2012, per cent."""
     top5: float
     """Top-5 error, per cent."""
 
@@ -103,12 +103,12 @@ def reclassify(row: ClassifiedRow, arguments: Sequence[str] | None = None) -> di
 
 
 def render_twin(root: Path) -> None:
-    """Render the few pictures that twins train and are tested on."""
-    write("ilsvrc", root, seed=0, size=TWIN_PICTURES, workers=1)
+    """Render the few images that twins train and are tested on."""
+    write("ilsvrc", root, seed=0, size=TWIN_IMAGES, workers=1)
 
 
 def save_posteriors(net: Net, weights: Path, mode: str, sides: Sequence[int], options: dict[str, Any]) -> list[Path]:
-    """Run a net over the validation pictures, unless that was done.
+    """Run a net over the validation images, unless that was done.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def compare(results: dict[str, Any], table: int, top1: float, top5: float) -> bo
     shown = f"top-1 error, top-5 error: ours {ours[0]:.1f} %, {ours[1]:.1f} %"
     paper = f"paper {top1} %, {top5} % (Table {table})"
     if not any(row["table"] == table for row in results["paper"]):
-        click.echo(f"{shown}, not to be compared: these are not the paper's pictures, nets and scales; {paper}")
+        click.echo(f"{shown}, not to be compared: these are not the paper's images, nets and scales; {paper}")
         return True
     within = max(abs(ours[0] - top1), abs(ours[1] - top5)) <= SPREAD
     click.echo(f"{shown}, {paper}: {'within' if within else 'OUTSIDE'} {SPREAD} points")
@@ -176,12 +176,12 @@ def _parse(row: ClassifiedRow, arguments: Sequence[str] | None) -> dict[str, Any
             click.Option(["--out"], type=PATH, help="Folder for nets and results. [retrained]"),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--precision"], default="fp32", show_default=True),
-            click.Option(["--twin"], is_flag=True, help="Few rendered pictures and narrow random nets: no data."),
+            click.Option(["--twin"], is_flag=True, help="Few rendered images and narrow random nets: no data."),
         ],
     )
     options["out"] = options["out"] or Path("reclassified-twin" if options["twin"] else "retrained")
     if options["twin"]:
-        options["root"] = options["out"] / "pictures"
+        options["root"] = options["out"] / "images"
     elif options["root"] is None:
         raise ConfigError("--root: expected the place of ILSVRC-2012, found none; or try --twin")
     if len(options["weights"]) not in (0, len(row.nets)):
@@ -210,7 +210,7 @@ def _weights_of(number: int, row: ClassifiedRow, options: dict[str, Any]) -> Pat
 
 def _make_twin(net: Net, path: Path) -> None:
     """Make a narrow net with random weights, which claims to be trained at its S."""
-    model = VGG(net.net, TWIN_PICTURES.classes, width=TWIN_WIDTH)
+    model = VGG(net.net, TWIN_IMAGES.classes, width=TWIN_WIDTH)
     initialise(model, torch.Generator().manual_seed(sum(map(ord, net.scale))))
     lowest, _, highest = net.scale.partition(":")
     make_folder(path.parent)

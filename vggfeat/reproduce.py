@@ -79,7 +79,7 @@ def _parse(row: PaperRow, arguments: Sequence[str] | None) -> dict[str, Any]:
             click.Option(["--out"], type=PATH, help="Folder for features and results."),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
             click.Option(["--precision"], default="fp32", show_default=True),
-            click.Option(["--twin"], is_flag=True, help="Rendered pictures and small random nets: minutes, no data."),
+            click.Option(["--twin"], is_flag=True, help="Rendered images and small random nets: minutes, no data."),
         ],
     )
     options["out"] = options["out"] or Path("reproduced-twin" if options["twin"] else "reproduced")
@@ -116,7 +116,7 @@ def _extract(row: PaperRow, number: int, options: dict[str, Any]) -> Path:
 def _compare(row: PaperRow, ours: float, *, comparable: bool) -> None:
     paper = f"paper {row.expected} % (Table {row.table}, {row.dataset}, {' & '.join(row.nets)}, {row.regions})"
     if not comparable:
-        click.echo(f"ours {ours:.1f} %, not to be compared: these are not the paper's pictures and nets; {paper}")
+        click.echo(f"ours {ours:.1f} %, not to be compared: these are not the paper's images and nets; {paper}")
         return
     within = abs(ours - row.expected) <= row.spread
     click.echo(f"ours {ours:.1f} %, {paper}: {'within' if within else 'OUTSIDE'} {row.spread} points")

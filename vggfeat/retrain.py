@@ -31,10 +31,10 @@ TWIN = ("--width", "0.03125", "--batch", "12", "--steps", "2", "--workers", "0",
 
 
 class Errors(NamedTuple):
-    """Errors on the 50,000 validation pictures of ILSVRC-2012, by dense evaluation of whole pictures."""
+    """Errors on the 50,000 validation images of ILSVRC-2012, by dense evaluation of whole images."""
 
     sides: tuple[int, ...]
-    """Q, smallest picture sides at test; over several, posteriors are averaged."""
+    """Q, smallest image sides at test; over several, posteriors are averaged."""
     top1: float
     """Per cent."""
     top5: float
@@ -48,7 +48,7 @@ class TrainedRow:
     net: str
     """A, A-LRN, B, C, D or E."""
     scale: str
-    """S, the smallest picture side in training: 256, 384, or 256:512 for another one each time (Sect. 3.1)."""
+    """S, the smallest image side in training: 256, 384, or 256:512 for another one each time (Sect. 3.1)."""
     single: Errors
     """Table 3."""
     multi: Errors | None = None
@@ -104,7 +104,7 @@ def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
             click.Option(["--weights"], type=PATH, help="Train nothing: measure this net."),
             click.Option(["--init-from"], type=PATH, help="Weights to start from. [in --out]"),
             click.Option(["--device"], help="cpu, cuda, cuda:1, ..."),
-            click.Option(["--twin"], is_flag=True, help="Rendered pictures, narrow nets, two steps: no data."),
+            click.Option(["--twin"], is_flag=True, help="Rendered images, narrow nets, two steps: no data."),
         ],
         more=True,
     )

@@ -52,7 +52,7 @@ class Box(NamedTuple):
     bottom: float
 
     def within(self, width: int, height: int) -> tuple[int, int, int, int] | None:
-        """Return the whole pixels of a picture that the box touches, as edges; None if there are none."""
+        """Return the whole pixels of an image that the box touches, as edges; None if there are none."""
         if not (all(map(math.isfinite, self)) and self.left < self.right and self.top < self.bottom):
             return None
         left, top = max(0, math.floor(self.left)), max(0, math.floor(self.top))
@@ -131,11 +131,11 @@ class DataSet:
         return (self[row] for row in range(len(self)))
 
     def file_of(self, row: int) -> str:
-        """Return the path of the picture of a row on this machine."""
+        """Return the path of the image of a row on this machine."""
         return os.path.join(self.root, self.paths[row])
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that is stored of the data set (not over the pictures), as 64 hex digits."""
+        """SHA-256 over everything that is stored of the data set (not over the images), as 64 hex digits."""
         digest = hashlib.sha256()
         lists = [self.name, str(self.task), self.classes, self.ids, self.paths, sorted(self.splits)]
         digest.update(json.dumps(lists).encode())
@@ -148,26 +148,26 @@ class DataSet:
 
 
 class Shards(NamedTuple):
-    """Where pictures lie that are stored many to a file."""
+    """Where images lie that are stored many to a file."""
 
     files: tuple[str, ...]
-    """Names of the files, relative to the root of the pictures."""
+    """Names of the files, relative to the root of the images."""
     places: NDArray[np.int64]
     """(N, 3): number of the file, first byte in it, bytes."""
 
 
 class Place(NamedTuple):
-    """Where one picture lies."""
+    """Where one image lies."""
 
     file: str
     """Absolute path."""
     span: tuple[int, int] | None
-    """First byte and number of bytes of the picture in the file; None if it is the whole file."""
+    """First byte and number of bytes of the image in the file; None if it is the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledPictures:
-    """A long list of pictures with one class each, as training reads it. N may be a million and more.
+class LabelledImages:
+    """A long list of images with one class each, as training reads it. N may be a million and more.
 
     Raises
     ------
@@ -178,18 +178,18 @@ class LabelledPictures:
     root: Path
     """Folder that `paths`, or the files of `shards`, are relative to."""
     paths: tuple[str, ...]
-    """N names with forward slashes, relative to `root`; of packed pictures those of the files they were made from."""
+    """N names with forward slashes, relative to `root`; of packed images those of the files they were made from."""
     targets: NDArray[np.int64]
     """(N,) numbers of classes."""
     classes: tuple[str, ...]
     """K class names, in the order of the net's outputs."""
     shards: Shards | None = None
-    """Where packed pictures lie; None for one file a picture."""
+    """Where packed images lie; None for one file an image."""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
         if self.targets.shape != (n,) or (self.shards is not None and self.shards.places.shape != (n, 3)):
-            raise DatasetError(f"{self.root}: expected a target and a place for each of {n} pictures, found others")
+            raise DatasetError(f"{self.root}: expected a target and a place for each of {n} images, found others")
         if n and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise DatasetError(f"{self.root}: expected targets from 0 to {len(self.classes) - 1}, found others")
 
@@ -197,14 +197,14 @@ class LabelledPictures:
         return len(self.paths)
 
     def place(self, row: int) -> Place:
-        """Say where the picture of a row lies."""
+        """Say where the image of a row lies."""
         if self.shards is None:
             return Place(os.path.join(self.root, self.paths[row]), None)
         shard, start, length = self.shards.places[row].tolist()
         return Place(os.path.join(self.root, self.shards.files[shard]), (start, length))
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, targets and places (not over the root and the pictures), as 64 hex digits."""
+        """SHA-256 over names, targets and places (not over the root and the images), as 64 hex digits."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.classes, None if self.shards is None else self.shards.files]).encode())
         digest.update("\0".join(self.paths).encode("utf-8", "surrogateescape"))
@@ -218,14 +218,14 @@ class LabelledPictures:
 class ClassificationSet:
     """What a net is trained on and chosen by."""
 
-    train: LabelledPictures
-    val: LabelledPictures
+    train: LabelledImages
+    val: LabelledImages
     classes: tuple[str, ...]
     """K sorted names, for ILSVRC the WNIDs; those of both lists."""
     words: Mapping[str, str]
     """Class name -> what people call it; empty if the copy does not say."""
     layout: str
-    """How the copy is laid out, and where the validation pictures come from, in words."""
+    """How the copy is laid out, and where the validation images come from, in words."""
 
 
 def rank_by_hash(prefix: str, names: tuple[str, ...] | list[str]) -> list[str]:

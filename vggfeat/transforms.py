@@ -1,6 +1,6 @@
-"""What happens to a picture between decoding and the net. Pure functions on tensors.
+"""What happens to an image between decoding and the net. Pure functions on tensors.
 
-N = images, H, W = picture sides in pixels. Pictures are RGB, channels first.
+N = images, H, W = image sides in pixels. Images are RGB, channels first.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Interpolation = Literal["bilinear", "bicubic"]
-"""How a picture is resampled. The paper does not say; bilinear is what its toolkits used."""
+"""How an image is resampled. The paper does not say; bilinear is what its toolkits used."""
 
 
 def rescaled_size(height: int, width: int, smallest: int) -> tuple[int, int]:
@@ -24,12 +24,12 @@ def rescaled_size(height: int, width: int, smallest: int) -> tuple[int, int]:
     return (2 * height * smallest + width) // (2 * width), smallest
 
 
-def rescale(picture: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Tensor:
-    """Resample a picture with anti-aliasing.
+def rescale(image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Tensor:
+    """Resample an image with anti-aliasing.
 
     Parameters
     ----------
-    picture : Tensor (3, H, W), uint8 or floating point, 0 to 255
+    image : Tensor (3, H, W), uint8 or floating point, 0 to 255
     size : (height, width) in pixels
 
     Returns
@@ -37,10 +37,10 @@ def rescale(picture: Tensor, size: tuple[int, int], interpolation: Interpolation
     Tensor (3, height, width), float32
         Range 0 to 255, up to the overshoot of bicubic resampling; never rounded to whole numbers.
     """
-    picture = picture.to(torch.float32)
-    if tuple(picture.shape[1:]) == tuple(size):
-        return picture
-    return F.interpolate(picture[None], size, mode=interpolation, align_corners=False, antialias=True)[0]
+    image = image.to(torch.float32)
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size, mode=interpolation, align_corners=False, antialias=True)[0]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -55,17 +55,17 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def pad(pictures: Sequence[Tensor]) -> Tensor:
-    """Lay N pictures (3, H_n, W_n) into one tensor (N, 3, H, W), top left, with zeros to the right and below."""
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
-    images = pictures[0].new_zeros(len(pictures), 3, height, width)
-    for image, picture in zip(images, pictures, strict=True):
-        image[:, : picture.shape[1], : picture.shape[2]] = picture
-    return images
+def pad(images: Sequence[Tensor]) -> Tensor:
+    """Lay N images (3, H_n, W_n) into one tensor (N, 3, H, W), top left, with zeros to the right and below."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    padded = images[0].new_zeros(len(images), 3, height, width)
+    for place, image in zip(padded, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return padded
 
 
 def mirror_padded(images: Tensor, widths: Tensor) -> Tensor:
-    """Flip each of N pictures (N, 3, H, W) within its own width (N,); the zeros stay to the right."""
+    """Flip each of N images (N, 3, H, W) within its own width (N,); the zeros stay to the right."""
     columns = (widths[:, None] - 1 - torch.arange(images.shape[3], device=images.device)) % images.shape[3]
     return images.gather(3, columns[:, None, None].expand_as(images))
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 NAMES = ("kills", "random_kills", "retries", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training",
-         "soak", "flat", "pictures", "hostile", "fuzz")  # fmt: skip
+         "soak", "flat", "images", "hostile", "fuzz")  # fmt: skip
 QUICK = ("kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
 """Those that `quick` stands for, a part of the test suite; `pytest -m long` has the short forms of the others."""
 
@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="of a family that counts cases")
     parser.add_argument("--shown", type=int, default=20, help="failures that are told, at most")
-    parser.add_argument("--folder", type=Path, help="pictures: the folder of hostile files")
+    parser.add_argument("--folder", type=Path, help="images: the folder of hostile files")
     return parser.parse_intermixed_args(arguments)
 
 

@@ -48,7 +48,7 @@ class Options:
     cases: int | None = None
     """Of a family that counts cases; by default its own number."""
     folder: Path | None = None
-    """Of pictures, where the family takes some."""
+    """Of images, where the family takes some."""
     words: tuple[str, ...] = ()
     """What else was given, for instance names of readers."""
 
@@ -172,23 +172,23 @@ def child(words: list[str], files: Hooked | None) -> int:
 
 
 class Job:
-    """Some pictures, one a shard, of which the command makes a feature file.
+    """Some images, one a shard, of which the command makes a feature file.
 
     Parameters
     ----------
     folder : Path
         For all that it writes.
-    pictures : int
+    images : int
     options : str
         Further words of the command.
     """
 
-    def __init__(self, folder: Path, pictures: int, *options: str) -> None:
+    def __init__(self, folder: Path, images: int, *options: str) -> None:
         load_all()
-        self.folder, self.pictures, self.options = folder, pictures, options
+        self.folder, self.images, self.options = folder, images, options
         self.root, self.out = folder / "in", folder / "work" / "x.h5"
         self.out.parent.mkdir()
-        for number in range(pictures):
+        for number in range(images):
             draw(self.root / "ab"[number % 2] / f"{number:03d}.png", number)
         whole = folder / "whole.h5"
         done = self.start(whole).wait()

@@ -21,7 +21,7 @@ def run(options: Options) -> Report:
     with scratch() as folder:
         job = Job(folder, 2 if options.full else 1)
         names = job.calls()
-        report.figures |= {"shards": job.pictures, "calls": len(names)}
+        report.figures |= {"shards": job.images, "calls": len(names)}
         step = 1 if options.full else 43
         for index, (kind, code) in enumerate(KINDS.items()):
             for number in range(1 + index % step, len(names) + 1, step):
@@ -60,7 +60,7 @@ def small_disk(report: Report) -> None:
     """Extract onto a real disk that is too small for the file, and then onto the same one made larger."""
     with scratch() as folder:
         job = Job(folder, 40)
-        size = sum(8192 for _ in range(job.pictures)) // 3
+        size = sum(8192 for _ in range(job.images)) // 3
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(job.out.parent)]
         if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
             report.figures["small disk"] = "no right to mount one"

@@ -1,8 +1,8 @@
-"""Memory and open files of one long extraction: after a tenth of its pictures (2,000 at least), and after all of them.
+"""Memory and open files of one long extraction: after a tenth of its images (2,000 at least), and after all of them.
 
 The list names the same 200 files again and again, as that of `soak`, and nothing is killed. The most memory that the
 command's own process has had may grow by less than 50 MiB from the tenth to the end, the making of the file included,
-and the open files of it and its worker by none. Full: 100,000 pictures (or --cases). Short: 4,000, where the allocator
+and the open files of it and its worker by none. Full: 100,000 images (or --cases). Short: 4,000, where the allocator
 has not settled yet, and 100 MiB are allowed.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .common import Options, Report, scratch
-from .pictures import children, memory
+from .images import children, memory
 from .soak import FILES, MOST_GROWTH, open_files, render, shards, start, write_list
 
 SETTLED = 10
@@ -42,7 +42,7 @@ def compare(seen: list[tuple[int, int, int]], rounds: int, report: Report) -> No
         for start in (first[0], rounds - tenth)
     )
     report.figures |= {
-        "pictures": rounds * FILES,
+        "images": rounds * FILES,
         f"most MiB in the first {first[0] * FILES}": round(before),
         "most MiB in all": round(after),
         "open files": [early, late],

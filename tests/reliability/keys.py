@@ -49,7 +49,7 @@ def run(options: Options) -> Report:
             if name != "shard_rows":  # of which nothing depends once the file is there
                 refused(job, name.rstrip("."), list(words), "file", report)
         if options.full:
-            picture(job, report)
+            image(job, report)
     return report
 
 
@@ -99,11 +99,11 @@ def refused(job: Job, name: str, words: list[str], what: str, report: Report) ->
             path.write_bytes(content)
 
 
-def picture(job: Job, report: Report) -> None:
-    """Another size, name or label of a picture makes another list."""
+def image(job: Job, report: Report) -> None:
+    """Another size, name or label of an image makes another list."""
     path = next(job.root.rglob("*.png"))
     path.write_bytes(path.read_bytes() + b"\0")
-    refused(job, "picture_sizes_sha256", [], "file", report)
+    refused(job, "image_sizes_sha256", [], "file", report)
     path.rename(path.with_name("other.png"))
     refused(job, "fingerprint", [], "file", report)
 

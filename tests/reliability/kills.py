@@ -14,7 +14,7 @@ def run(options: Options) -> Report:
     with scratch() as folder:
         job = Job(folder, 20 if options.full else 3)
         names = job.calls()
-        report.figures |= {"shards": job.pictures, "calls": len(names)}
+        report.figures |= {"shards": job.images, "calls": len(names)}
         for number in range(1, len(names) + 1, 1 if options.full else 37):
             for torn in (False, True) if names[number - 1] == "write" else (False,):
                 kill(job, number, torn, f"call {number}, {names[number - 1]}{', torn' * torn}", report)

@@ -198,7 +198,7 @@ def promised(events: list, job: Job) -> int:
             waiting.add(given[1])
         elif name == "sync_folder":
             kept |= {path for path in waiting if path.parent == given[0]}
-    return job.pictures if job.out in kept else len([path for path in kept if path.name.startswith("s0")])
+    return job.images if job.out in kept else len([path for path in kept if path.name.startswith("s0")])
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:

@@ -34,7 +34,7 @@ def meet(job: Job, where: str, report: Report) -> None:
     ended = sorted((run.wait() for run in runs), key=lambda found: found.code)
     codes = [found.code for found in ended]
     # Without a loser, the second came when the first had finished, and found its file.
-    late = codes == [0, 0] and max(found.told["resumed"] for found in ended) == job.pictures
+    late = codes == [0, 0] and max(found.told["resumed"] for found in ended) == job.images
     report.check(codes == [0, 6] or late, f"{where}: exit codes {codes}: {[found.err[-200:] for found in ended]}")
     report.count("one refused", codes == [0, 6])
     if codes == [0, 6]:

@@ -17,7 +17,7 @@ def run(options: Options) -> Report:
     wanted = options.cases or (200 if options.full else 3)
     with scratch() as folder:
         job = Job(folder, 20 if options.full else 6)
-        report.figures |= {"shards": job.pictures, "kills": 0, "of a run that went on": 0, "while the file was made": 0}
+        report.figures |= {"shards": job.images, "kills": 0, "of a run that went on": 0, "while the file was made": 0}
         while report.figures["kills"] < wanted:
             kill(job, rng, report)
         job.finish(report, "after the last kill", len(job.named()))
@@ -33,7 +33,7 @@ def kill(job: Job, rng: random.Random, report: Report) -> None:
     if ended.code == -signal.SIGKILL:
         report.count("kills")
         report.count("of a run that went on", bool(before))
-        report.count("while the file was made", len(job.named()) == job.pictures or job.out.exists())
+        report.count("while the file was made", len(job.named()) == job.images or job.out.exists())
         report.check(job.out.exists() or before <= job.named(), f"lost {sorted(before - job.named())}")
         return
     report.check(ended.code == 0, f"expected to be killed or done, found {ended.code}: {ended.err[-300:]}")

@@ -19,7 +19,7 @@ def run(options: Options) -> Report:
     wanted = options.cases or (30 if options.full else 2)
     with scratch() as folder:
         job = Job(folder, 20 if options.full else 7)
-        report.figures |= {"shards": job.pictures, "kills": 0, "of the first": 0, "of a run that went on": 0}
+        report.figures |= {"shards": job.images, "kills": 0, "of the first": 0, "of a run that went on": 0}
         report.figures["slowest end"] = 0.0
         seconds = together(job, 3, report, "undisturbed")
         while report.figures["kills"] < wanted:

@@ -19,9 +19,9 @@ from feature_rows import finish, make_block, open_parts
 from scipy.io import savemat
 
 from vggfeat.datasets import boxes, caltech, folder, ilsvrc, voc
-from vggfeat.errors import DatasetError, FitError, PictureError, StoreError, TrainingError, VggfeatError
+from vggfeat.errors import DatasetError, FitError, ImageError, StoreError, TrainingError, VggfeatError
 from vggfeat.images.decoding import DecodeSettings, Request, decode
-from vggfeat.samples import LabelledPictures
+from vggfeat.samples import LabelledImages
 from vggfeat.store.columns import write_text_attribute
 from vggfeat.store.durable import DISK
 from vggfeat.store.shards import HEAD
@@ -94,7 +94,7 @@ def actions(place: Path) -> None:
             (main / f"{action}_{part}.txt").write_text("".join(lines))
 
 
-# Trees of pictures
+# Trees of images
 
 
 def class_folders(*names: str, count: int) -> Callable[[Path], None]:
@@ -118,12 +118,12 @@ d.jpg,,,,
 # ILSVRC
 
 KIT = [(1, "n02119789", "kit fox"), (2, "n01440764", "tench"), (3, "n0", "entity")]
-PICTURES = [*(f"train/{wnid}/{wnid}_{n}.JPEG" for _, wnid, _ in KIT[:2] for n in (1, 2)),
+IMAGES = [*(f"train/{wnid}/{wnid}_{n}.JPEG" for _, wnid, _ in KIT[:2] for n in (1, 2)),
             *(f"val/ILSVRC2012_val_0000000{n}.JPEG" for n in (1, 2, 3))]  # fmt: skip
 
 
 def ilsvrc_tree(place: Path) -> None:
-    for name in PICTURES:
+    for name in IMAGES:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(b"")
 
@@ -147,7 +147,7 @@ def ilsvrc_lists(place: Path) -> None:
 
 
 def box_tree(place: Path) -> None:
-    for name in PICTURES[:4]:
+    for name in IMAGES[:4]:
         path = place / "Annotations" / "CLS-LOC" / name.replace("JPEG", "xml")
         path.parent.mkdir(parents=True, exist_ok=True)
         wnid = name.split("/")[1]
@@ -158,9 +158,9 @@ def box_tree(place: Path) -> None:
 
 def read_box_tree(place: Path) -> str:
     wnids = tuple(sorted(wnid for _, wnid, _ in KIT[:2]))
-    targets = np.array([wnids.index(name.split("/")[1]) for name in PICTURES[:4]], np.int64)
-    pictures = LabelledPictures(root=place, paths=tuple(PICTURES[:4]), targets=targets, classes=wnids)
-    return told(boxes.read_boxes(place, pictures, "train").fingerprint())
+    targets = np.array([wnids.index(name.split("/")[1]) for name in IMAGES[:4]], np.int64)
+    images = LabelledImages(root=place, paths=tuple(IMAGES[:4]), targets=targets, classes=wnids)
+    return told(boxes.read_boxes(place, images, "train").fingerprint())
 
 
 # Our own files
@@ -282,7 +282,7 @@ def packed_copy(place: Path) -> None:
     tree = place.with_name(f"{place.name}-tree")
     for number in range(6):
         draw(tree / ("train" if number < 4 else "val") / "ab"[number % 2] / f"{number}.png", number, (20, 16))
-    pack(ilsvrc.read(tree), place, PackSettings(side=16, shard_pictures=3), workers=0)
+    pack(ilsvrc.read(tree), place, PackSettings(side=16, shard_images=3), workers=0)
     for path in sorted(tree.rglob("*"), reverse=True):
         (path.rmdir if path.is_dir() else path.unlink)()
     tree.rmdir()
@@ -291,18 +291,18 @@ def packed_copy(place: Path) -> None:
 def read_packed_copy(place: Path) -> str:
     data = ilsvrc.read(place)
     sizes = []
-    for pictures in (data.train, data.val):
-        for row in range(min(len(pictures), 6)):
-            file, span = pictures.place(row)
+    for images in (data.train, data.val):
+        for row in range(min(len(images), 6)):
+            file, span = images.place(row)
             try:
                 sizes.append(decode(Request(file, (None,), span), DecodeSettings()).size)
-            except PictureError as error:
+            except ImageError as error:
                 sizes.append(error.reason)
     return told(sizes)
 
 
 def statistics(place: Path) -> None:
-    kept = {"mean": [1.0, 2.0, 3.0], "covariance": np.eye(3).tolist(), "pictures": 7}
+    kept = {"mean": [1.0, 2.0, 3.0], "covariance": np.eye(3).tolist(), "images": 7}
     (place / "statistics.json").write_text(json.dumps(kept))
 
 

@@ -1,8 +1,8 @@
-"""Killed at every call of a run that tries failed pictures again, before it and half-way; then given again.
+"""Killed at every call of a run that tries failed images again, before it and half-way; then given again.
 
-A finished file with two failed pictures, of which one is sound by then, is replaced by `--retry-failed`: at every
+A finished file with two failed images, of which one is sound by then, is replaced by `--retry-failed`: at every
 moment the old file or the new one must stand there, whole, and what was finished since is kept. Given again with the
-flag and without it, in turn. Full: of 20 shards of two pictures, at each call. Short: of 3, at each 37th.
+flag and without it, in turn. Full: of 20 shards of two images, at each call. Short: of 3, at each 37th.
 """
 
 import shutil
@@ -26,7 +26,7 @@ def run(options: Options) -> Report:
         job.options = (*job.options, "--retry-failed")
         begin(job, old)
         names = job.calls()
-        report.figures |= {"shards": job.pictures // 2, "calls": len(names)}
+        report.figures |= {"shards": job.images // 2, "calls": len(names)}
         for number in range(1, len(names) + 1, 1 if options.full else 37):
             for torn in (False, True) if names[number - 1] == "write" else (False,):
                 begin(job, old)
@@ -35,7 +35,7 @@ def run(options: Options) -> Report:
 
 
 def fail(job: Job, out: Path, which: tuple[int, ...], report: Report, *, for_good: bool = False) -> None:
-    """Extract while some pictures are none."""
+    """Extract while some images are none."""
     paths = sorted(job.root.glob("*/*.png"), key=lambda path: path.name)
     sound = {paths[number]: paths[number].read_bytes() for number in which}
     for path, content in sound.items():

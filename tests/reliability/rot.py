@@ -57,7 +57,7 @@ def kept(name: str, ending: str, count: int, rng: random.Random, folder: Path, r
 def packed(count: int, rng: random.Random, folder: Path, report: Report) -> None:
     for number in range(6):
         draw(folder / "in" / ("train" if number < 4 else "val") / "ab"[number % 2] / f"{number}.png", number, (20, 16))
-    settings, out = PackSettings(side=16, shard_pictures=3), folder / "out"
+    settings, out = PackSettings(side=16, shard_images=3), folder / "out"
     data = ilsvrc.read(folder / "in")
     pack(data, out, settings, workers=0)
     shards = {path: path.read_bytes() for path in sorted(out.glob("shards/*.tar"))}

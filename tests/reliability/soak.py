@@ -1,9 +1,9 @@
-"""A long extraction of pictures of which 3 % are hostile, killed now and then: flat memory, flat count of open files.
+"""A long extraction of images of which 3 % are hostile, killed now and then: flat memory, flat count of open files.
 
 The list names the same 200 files again and again, one shard for each time, so that every shard must be that of a run
 over the 200 alone. Memory and open files of the run and of its workers are looked at four times a second. In the last
 run, from the second quarter of its looks after its first shard to the last quarter, the median of the memory may grow
-by less than 50 MiB, and that of the open files by none. Full: 50,000 pictures (or --cases), killed after 60 seconds,
+by less than 50 MiB, and that of the open files by none. Full: 50,000 images (or --cases), killed after 60 seconds,
 120, 180, ... Short: 2,000.
 """
 
@@ -21,8 +21,8 @@ from vggfeat.store.reading import FeatureFile
 from vggfeat.store.shards import Status
 
 from .common import NET, Options, Report, draw, scratch
+from .images import children
 from .mutants import mutate
-from .pictures import children
 
 FILES, HOSTILE = 200, 6
 MOST_GROWTH = 50
@@ -36,13 +36,13 @@ def run(options: Options) -> Report:
         render(folder / "in", random.Random(options.seed))
         write_list(folder / "in" / "one.csv", 1)
         write_list(folder / "in" / "all.csv", rounds)
-        report.check(start(folder, "one").wait() == 3, "the run over 200 pictures did not end with exit code 3")
+        report.check(start(folder, "one").wait() == 3, "the run over 200 images did not end with exit code 3")
         kills, code, seen = 0, -signal.SIGKILL, []
         while code == -signal.SIGKILL:
             code, seen = watch(folder, start(folder, "all"), 60.0 * (1 + kills))
             kills += code == -signal.SIGKILL
         report.check(code == 3, f"expected exit code 3, found {code}")
-        report.figures |= {"pictures": rounds * FILES, "kills": kills}
+        report.figures |= {"images": rounds * FILES, "kills": kills}
         grow(seen, report)
         compare(folder, rounds, report)
     return report
@@ -136,4 +136,4 @@ def compare(folder: Path, rounds: int, report: Report) -> None:
         for turn in range(rounds):
             rows = slice(turn * FILES, (turn + 1) * FILES)
             same = many.read(rows).tobytes() == wanted and many.status[rows].tobytes() == status
-            report.check(same, f"shard {turn} differs from that of a run over the 200 pictures alone")
+            report.check(same, f"shard {turn} differs from that of a run over the 200 images alone")

@@ -35,7 +35,7 @@ from vggfeat.benchmarks.speeds import (
 )
 from vggfeat.benchmarks.stages import Stages, run_network
 from vggfeat.caching import CacheSettings
-from vggfeat.computing import pictures_ahead
+from vggfeat.computing import images_ahead
 from vggfeat.contract import cosines
 from vggfeat.errors import ConfigError
 from vggfeat.extraction import Extraction, ExtractionSettings, Layer
@@ -45,7 +45,7 @@ from vggfeat.weights import Backbone
 
 REFERENCE = Form("fp32", "size")
 """What the features of all forms are compared with."""
-CPU_PICTURES = 24
+CPU_IMAGES = 24
 Tell = Callable[[str], None]
 Act = Callable[[], float]
 """Measures one thing once, and returns its rate."""
@@ -56,15 +56,15 @@ class BenchSettings:
     """What is measured, and how long."""
 
     scales: tuple[int, ...]
-    """Q, smallest picture sides in pixels."""
+    """Q, smallest image sides in pixels."""
     forms: tuple[Form, ...]
     layer: Layer = "fc7"
-    pictures: int = CPU_PICTURES
+    images: int = CPU_IMAGES
     """JPEG files. The runs from files to file go through them shard by shard, a shard being no larger than this."""
     repeat: int = 1
     """How many times writing, and the run from files to file, go through them."""
     seed: int = 0
-    """Of the pictures."""
+    """Of the images."""
     device: str = "cpu"
     workers: int = 2
     """Processes that decode."""
@@ -75,15 +75,15 @@ class BenchSettings:
     rounds: int = 3
     """Times that everything is measured, in turn."""
     seconds: float = 2.0
-    """Least time of each measurement: it goes through the pictures as often as that takes."""
+    """Least time of each measurement: it goes through the images as often as that takes."""
     plain: bool = True
     """Measure the plain baseline as well: in PyTorch's defaults and, if a form is in bf16, in that."""
 
     @property
     def cache(self) -> CacheSettings:
-        """How the runs from files to file are cut up: every shard has the same pictures, in the same batches."""
+        """How the runs from files to file are cut up: every shard has the same images, in the same batches."""
         rows = CacheSettings(device=self.device).rows()
-        return CacheSettings(device=self.device, workers=self.workers, shard_rows=min(rows, self.pictures))
+        return CacheSettings(device=self.device, workers=self.workers, shard_rows=min(rows, self.images))
 
     def describe(self) -> dict[str, Any]:
         """Return all of it that the figures do not tell, and the versions that matter, ready for JSON."""
@@ -93,17 +93,17 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         rows = self.cache.rows()
-        if self.repeat > 1 and self.pictures % rows:
+        if self.repeat > 1 and self.images % rows:
             raise ConfigError(
-                f"pictures: expected at most {rows}, or a multiple of it, because they are repeated in shards of "
-                f"{rows}; found {self.pictures}"
+                f"images: expected at most {rows}, or a multiple of it, because they are repeated in shards of "
+                f"{rows}; found {self.images}"
             )
 
 
 def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress: Tell | None = None) -> Speeds:
     """Measure extraction on one device.
 
-    Everything runs once before it counts, through the pictures once, and the features of that are compared. Then every
+    Everything runs once before it counts, through the images once, and the features of that are compared. Then every
     round measures all stages, forms and baselines one after the other, so that whatever else the machine does hurts all
     of them alike.
 
@@ -112,7 +112,7 @@ def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress:
     backbone : Backbone
     settings : BenchSettings
     folder : Path
-        Empty; gets the pictures and, one after the other, the feature files.
+        Empty; gets the images and, one after the other, the feature files.
     progress : callable, optional
         Told what is about to be measured.
 
@@ -124,9 +124,9 @@ def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress:
     tell = progress or (lambda name: None)
     reference, extractions = _extractions(backbone, settings)
     device = reference.device
-    tell(f"{settings.pictures} pictures, and features to compare")
-    files = listed(folder, make_jpegs(folder, settings.pictures, settings.seed))
-    ahead = pictures_ahead(int(device.type != "cpu"), settings.cache.rows())
+    tell(f"{settings.images} images, and features to compare")
+    files = listed(folder, make_jpegs(folder, settings.images, settings.seed))
+    ahead = images_ahead(int(device.type != "cpu"), settings.cache.rows())
     with Decoder(settings.workers, DecodeSettings(largest_side=max(reference.sides)), ahead=ahead) as decoder:
         stages = Stages(backbone, reference, files, decoder, settings.cache, settings.repeat)
         stages.resize()
@@ -146,13 +146,13 @@ def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress:
         forms=tuple(one.speeds(rates) for one in forms),
         plain=tuple(one.speeds(rates) for one in plain),
         matrix_multiply_adds={name: max(rates[_matrix(name)].rounds) for name in _precisions(settings, device)},
-        picture_multiply_adds=stages.multiply_adds(),
+        image_multiply_adds=stages.multiply_adds(),
     )
 
 
-def default_pictures(device: str) -> int:
-    """Return how many pictures are enough: a shard on a GPU, whose batches are large; few on the CPU."""
-    return CPU_PICTURES if device.startswith("cpu") else CacheSettings(device=device).rows()
+def default_images(device: str) -> int:
+    """Return how many images are enough: a shard on a GPU, whose batches are large; few on the CPU."""
+    return CPU_IMAGES if device.startswith("cpu") else CacheSettings(device=device).rows()
 
 
 class _Measured:

@@ -2,7 +2,7 @@
 
 Like real ones they are not negative, of unit length, correlated (all of them are seen through a few hundred hidden
 properties), and tell the classes with errors; and some classes are far more frequent than others.
-N = pictures, D = length of a descriptor, K = classes.
+N = images, D = length of a descriptor, K = classes.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from vggfeat.errors import ConfigError
 HIDDEN = 256
 """Properties behind the features."""
 SHARES_OF_VOC = (0.40, 0.14, 0.11, 0.10, *np.linspace(0.09, 0.04, 16).tolist())
-"""Part of the pictures that show a class: VOC-2007's most frequent one (person) is in 40 %, most are in some 5 %."""
+"""Part of the images that show a class: VOC-2007's most frequent one (person) is in 40 %, most are in some 5 %."""
 
 
 class Split(NamedTuple):
@@ -41,7 +41,7 @@ class Problem:
     labels: NDArray[np.int8]
     """(N, K) of 1 and -1."""
     single: bool
-    """Whether a picture has one class; then one C serves all classes."""
+    """Whether an image has one class; then one C serves all classes."""
     splits: tuple[Split, ...]
     note: str
     """What is behind the numbers of rows."""
@@ -53,7 +53,7 @@ class Size:
 
     classes: int
     """K."""
-    pictures: int
+    images: int
     """Multi-label: all; single-label: of each class."""
     blocks: int
     """D / channels: nets times stacked scales."""
@@ -62,32 +62,32 @@ class Size:
     channels: int
     splits: int
     training: int
-    """Single-label: pictures of a class in a split's training part, of which a fifth is held out."""
+    """Single-label: images of a class in a split's training part, of which a fifth is held out."""
     single: bool
     strength: float
-    """Of the classes, against what else pictures differ by."""
+    """Of the classes, against what else images differ by."""
     note: str
 
 
 SIZES = {
     "tiny": Size(
-        classes=5, pictures=200, blocks=1, averaged=2, channels=64, splits=1, training=0, single=False, strength=0.5,
+        classes=5, images=200, blocks=1, averaged=2, channels=64, splits=1, training=0, single=False, strength=0.5,
         note="for trials of the command itself",
     ),
     "voc": Size(
-        classes=20, pictures=5011, blocks=1, averaged=5, channels=4096, splits=1, training=0, single=False,
+        classes=20, images=5011, blocks=1, averaged=5, channels=4096, splits=1, training=0, single=False,
         strength=0.3, note="VOC-2007: C on train (2501) and val (2510), refit on both",
     ),
     "caltech101": Size(
-        classes=102, pictures=60, blocks=3, averaged=1, channels=4096, splits=3, training=30, single=True,
-        strength=0.5, note="Caltech-101: 3 splits of 30 training pictures a class, a fifth of them held out for C",
+        classes=102, images=60, blocks=3, averaged=1, channels=4096, splits=3, training=30, single=True,
+        strength=0.5, note="Caltech-101: 3 splits of 30 training images a class, a fifth of them held out for C",
     ),
     "caltech256": Size(
-        classes=257, pictures=64, blocks=6, averaged=1, channels=4096, splits=3, training=60, single=True,
-        strength=0.5, note="Caltech-256, two nets: 3 splits of 60 training pictures a class, a fifth held out for C",
+        classes=257, images=64, blocks=6, averaged=1, channels=4096, splits=3, training=60, single=True,
+        strength=0.5, note="Caltech-256, two nets: 3 splits of 60 training images a class, a fifth held out for C",
     ),
     "caltech256-part": Size(
-        classes=64, pictures=64, blocks=6, averaged=1, channels=4096, splits=1, training=60, single=True,
+        classes=64, images=64, blocks=6, averaged=1, channels=4096, splits=1, training=60, single=True,
         strength=0.4, note="a part of Caltech-256, two nets: 64 of its 257 classes, 1 of its 3 splits",
     ),
 }  # fmt: skip
@@ -105,20 +105,20 @@ def make_problem(name: str, seed: int = 0) -> Problem:
         raise ConfigError(f"size: expected one of {', '.join(SIZES)}, found {name!r}")
     size, rng = SIZES[name], np.random.default_rng(seed)
     if size.single:
-        numbers = np.repeat(np.arange(size.classes), size.pictures)
+        numbers = np.repeat(np.arange(size.classes), size.images)
         labels = np.where(np.eye(size.classes)[numbers] == 1, 1, -1).astype(np.int8)
         splits = tuple(_draw_split(size, rng) for _ in range(size.splits))
     else:
         shares = np.resize(SHARES_OF_VOC, size.classes)
-        labels = np.where(rng.random((size.pictures, size.classes)) < shares, 1, -1).astype(np.int8)
-        half, rows = size.pictures // 2, np.arange(size.pictures)
+        labels = np.where(rng.random((size.images, size.classes)) < shares, 1, -1).astype(np.int8)
+        half, rows = size.images // 2, np.arange(size.images)
         splits = (Split(rows[:half], rows[half:], rows),)
     descriptors = make_descriptors(labels, size, rng)
     return Problem(name=name, descriptors=descriptors, labels=labels, single=size.single, splits=splits, note=size.note)
 
 
 def make_descriptors(labels: NDArray[np.int8], size: Size, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Make descriptors (N, D) of pictures with labels (N, K), as the features of a layer after its ReLU are joined."""
+    """Make descriptors (N, D) of images with labels (N, K), as the features of a layer after its ReLU are joined."""
     spread = (1 + np.arange(HIDDEN, dtype=np.float32)) ** -0.5  # A few properties count more than most.
     meaning = rng.standard_normal((size.classes, HIDDEN), dtype=np.float32)
     hidden = rng.standard_normal((len(labels), HIDDEN), dtype=np.float32) * spread
@@ -138,8 +138,8 @@ def _block(hidden: NDArray[np.float32], size: Size, rng: np.random.Generator) ->
 
 
 def _draw_split(size: Size, rng: np.random.Generator) -> Split:
-    first = np.arange(size.classes)[:, None] * size.pictures
-    chosen = first + np.argsort(rng.random((size.classes, size.pictures)), axis=1)[:, : size.training]
+    first = np.arange(size.classes)[:, None] * size.images
+    chosen = first + np.argsort(rng.random((size.classes, size.images)), axis=1)[:, : size.training]
     held = size.training // 5
     fit, held_out = np.sort(chosen[:, held:].ravel()), np.sort(chosen[:, :held].ravel())
     return Split(fit, held_out, np.union1d(fit, held_out))

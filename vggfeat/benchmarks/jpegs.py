@@ -27,7 +27,7 @@ HUE = 14.0
 
 
 def make_jpegs(folder: Path, count: int, seed: int) -> tuple[str, ...]:
-    """Write pictures into a folder, and return their names.
+    """Write images into a folder, and return their names.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def make_jpegs(folder: Path, count: int, seed: int) -> tuple[str, ...]:
     count : int
         Files, from 1.
     seed : int
-        Another number, other pictures; equal ones give the same bytes with the same Pillow and NumPy.
+        Another number, other images; equal ones give the same bytes with the same Pillow and NumPy.
     """
     rng = np.random.default_rng(seed)
     names = []

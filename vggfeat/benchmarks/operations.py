@@ -1,4 +1,4 @@
-"""What a net has to compute and to move for one picture, counted from its table of layers.
+"""What a net has to compute and to move for one image, counted from its table of layers.
 
 C = channels of a map, H, W = its sides. A multiply-add is one multiplication and one addition.
 """
@@ -11,7 +11,7 @@ from vggfeat.models import NETS, VGG, WINDOW
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """One convolution with its ReLU and, at the end of a block, the pooling behind it; for one picture, no mirror."""
+    """One convolution with its ReLU and, at the end of a block, the pooling behind it; for one image, no mirror."""
 
     name: str
     """conv1_1 to fc8."""
@@ -28,14 +28,14 @@ class LayerCost:
 
 
 def layer_costs(model: VGG, height: int, width: int, last: str = "fc8") -> tuple[LayerCost, ...]:
-    """Count all layers up to one, run densely over a picture.
+    """Count all layers up to one, run densely over an image.
 
     Parameters
     ----------
     model : VGG
         Its weights are not read: it may be on the meta device.
     height, width : int
-        Sides of the picture in pixels, as the net sees it.
+        Sides of the image in pixels, as the net sees it.
     last : str
         pool5, fc6, fc7 or fc8.
     """
@@ -58,7 +58,7 @@ def layer_costs(model: VGG, height: int, width: int, last: str = "fc8") -> tuple
 
 
 def layer_multiply_adds(model: VGG, height: int, width: int) -> dict[str, int]:
-    """Return the multiply-adds of every layer for one picture of height x width pixels, forward."""
+    """Return the multiply-adds of every layer for one image of height x width pixels, forward."""
     return {layer.name: layer.multiply_adds for layer in layer_costs(model, height, width)}
 
 

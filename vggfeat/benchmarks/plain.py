@@ -1,8 +1,8 @@
-"""What a user would write for the same features: torchvision's net and resampling, one picture and scale at a time.
+"""What a user would write for the same features: torchvision's net and resampling, one image and scale at a time.
 
 PyTorch's defaults everywhere: float32 (of which cuDNN makes TF32 in convolutions), maps channels first, no batches, the
-mirror as a second pass, pictures decoded by the same process, every row appended to an HDF5 file. In bfloat16 either by
-autocast or with the whole net in it. N = pictures, S = scales, C = channels.
+mirror as a second pass, images decoded by the same process, every row appended to an HDF5 file. In bfloat16 either by
+autocast or with the whole net in it. N = images, S = scales, C = channels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 DENSE = ("fc6", "fc7", "fc8")
 Way = Literal["float32", "autocast", "bfloat16"]
 BF16_WAYS: tuple[Way, ...] = ("autocast", "bfloat16")
-"""torch.autocast around a net in float32, or the net and the pictures in bfloat16."""
+"""torch.autocast around a net in float32, or the net and the images in bfloat16."""
 
 
 class PlainExtractor:
@@ -38,7 +38,7 @@ class PlainExtractor:
     backbone : Backbone
         Its weights are copied.
     sides : sequence of int
-        Q, smallest picture sides in pixels.
+        Q, smallest image sides in pixels.
     layer : str
         pool5, fc6, fc7 or fc8.
     device : torch.device

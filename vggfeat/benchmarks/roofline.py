@@ -1,4 +1,4 @@
-"""The least time that features of a picture can take on a machine, layer by layer: its roofline.
+"""The least time that features of an image can take on a machine, layer by layer: its roofline.
 
 A layer takes at least as long as its multiply-adds at the rate of a large matrix product, and as moving its maps and
 weights at the rate of a memory copy (Williams, Waterman and Patterson 2009). Multiply-adds are those of the direct
@@ -39,12 +39,12 @@ class Ceilings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one layer, or several together, take for one picture and its mirror."""
+    """What one layer, or several together, take for one image and its mirror."""
 
     name: str
     multiply_adds: int
     bytes: float
-    """Moved if ReLU and pooling happen inside the convolution; weights once a pass, shared by the pictures in it."""
+    """Moved if ReLU and pooling happen inside the convolution; weights once a pass, shared by the images in it."""
     separate_bytes: float
     """Moved if each of them is an operation of its own."""
     matrix_seconds: float = 0.0
@@ -87,10 +87,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Operations, bytes and least times of the features of one picture."""
+    """Operations, bytes and least times of the features of one image."""
 
     sizes: tuple[tuple[int, int], ...]
-    """Height and width of the picture at each scale, in pixels."""
+    """Height and width of the image at each scale, in pixels."""
     each: tuple[tuple[Cost, ...], ...]
     """Of every scale, the layers."""
     ceilings: Ceilings | None
@@ -120,14 +120,14 @@ class Roofline:
         if self.ceilings is None:
             return found
         most = {"multiply_adds": self.ceilings.multiply_adds, "bytes": self.ceilings.bytes}
-        rate = {"pictures_per_second": 1 / self.total.seconds}
+        rate = {"images_per_second": 1 / self.total.seconds}
         return {"device": self.ceilings.device, "ceilings": most, **found, **rate}
 
 
 def roofline(
     model: VGG, settings: ExtractionSettings, shape: tuple[int, int], ceilings: Ceilings | None = None
 ) -> Roofline:
-    """Count what the features of one picture and its mirror take.
+    """Count what the features of one image and its mirror take.
 
     Rescaling and the mean over space are not counted.
 
@@ -138,14 +138,14 @@ def roofline(
     settings : ExtractionSettings
         Scales, layer, precision, and how many pixels go through the net in one pass.
     shape : (int, int)
-        Height and width of the picture as it is in its file.
+        Height and width of the image as it is in its file.
     ceilings : Ceilings, optional
         Of the same precision; without them there are no times.
 
     Raises
     ------
     ConfigError
-        If a side of the picture is below 1, or the scales do not go together.
+        If a side of the image is below 1, or the scales do not go together.
     """
     if min(shape) < 1:
         raise ConfigError(f"shape: expected sides of at least 1 pixel, found {shape[0]}x{shape[1]}")

@@ -24,7 +24,7 @@ def plain_name(precision: str) -> str:
 
 
 class Rates(NamedTuple):
-    """Pictures per second of one thing."""
+    """Images per second of one thing."""
 
     rounds: tuple[float, ...]
     """In the order in which they were measured."""
@@ -41,11 +41,11 @@ class FormSpeeds:
 
     form: Form
     network: Rates
-    """The net alone, on rescaled pictures in the device's memory."""
+    """The net alone, on rescaled images in the device's memory."""
     together: Rates
     """From JPEG files to the feature file."""
     least_cosine: float
-    """Between its features and those of fp32, size: the least over pictures and scales."""
+    """Between its features and those of fp32, size: the least over images and scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ class PlainSpeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """All figures of one run; rates in pictures per second."""
+    """All figures of one run; rates in images per second."""
 
     device: str
     decoding: Rates
     """JPEG files to pixels by the workers, nothing else running."""
     resizing: Rates
-    """Pixels to rescaled and normalised pictures of all scales, uploading included."""
+    """Pixels to rescaled and normalised images of all scales, uploading included."""
     writing: Rates
     """Features in memory to shards, and these to the feature file, read back."""
     forms: tuple[FormSpeeds, ...]
@@ -80,12 +80,12 @@ class Speeds:
     """Each of another precision."""
     matrix_multiply_adds: Mapping[str, float]
     """Per second, of large matrices in each precision."""
-    picture_multiply_adds: float
-    """Of a picture and its mirror at all scales; the mean over the pictures."""
+    image_multiply_adds: float
+    """Of an image and its mirror at all scales; the mean over the images."""
 
     def share(self, precision: str, rate: float) -> float:
-        """Return which share of the matrix rate so many pictures a second are."""
-        return rate * self.picture_multiply_adds / self.matrix_multiply_adds[precision]
+        """Return which share of the matrix rate so many images a second are."""
+        return rate * self.image_multiply_adds / self.matrix_multiply_adds[precision]
 
     def stages(self, one: FormSpeeds) -> dict[str, float]:
         """Return the rate of every stage alone."""
@@ -112,7 +112,7 @@ class Speeds:
         alone = {DECODING: self.decoding, RESIZING: self.resizing, WRITING: self.writing}
         return {
             "device": self.device,
-            "picture_multiply_adds": self.picture_multiply_adds,
+            "image_multiply_adds": self.image_multiply_adds,
             "matrix_multiply_adds": dict(self.matrix_multiply_adds),
             **{name: _described(rates) for name, rates in alone.items()},
             "forms": [self._form(one) for one in self.forms],

@@ -1,6 +1,6 @@
 """The stages of extraction one by one and all together, each as something that can be timed.
 
-N = pictures of a batch, S = scales, C = channels, H, W = picture sides in pixels.
+N = images of a batch, S = scales, C = channels, H, W = image sides in pixels.
 """
 
 import shutil
@@ -19,9 +19,9 @@ from vggfeat.benchmarks.jpegs import listed
 from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.caching import CacheSettings, cache_rows
 from vggfeat.computing import Work, to_block
-from vggfeat.errors import ConfigError, PictureError, out_of_memory
+from vggfeat.errors import ConfigError, ImageError, out_of_memory
 from vggfeat.extraction import Extraction, requests
-from vggfeat.images.decoding import DecodeSettings, Picture
+from vggfeat.images.decoding import DecodedImage, DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.passes import Row
 from vggfeat.samples import DataSet, Place
@@ -33,7 +33,7 @@ from vggfeat.weights import Backbone
 
 
 class Batch(NamedTuple):
-    """Pictures that go through the net together, as it takes them: on its device, rescaled and normalised."""
+    """Images that go through the net together, as it takes them: on its device, rescaled and normalised."""
 
     images: Tensor
     """(N, 3, H, W), float32."""
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Stages:
-    """Pictures and a net, in memory; every method does one stage for all pictures.
+    """Images and a net, in memory; every method does one stage for all images.
 
     Parameters
     ----------
@@ -74,13 +74,13 @@ class Stages:
         self.backbone, self.extraction, self.files, self.decoder = backbone, extraction, files, decoder
         self.cache = cache
         self.often = listed(Path(files.root), files.paths, repeat)
-        self.pictures = list(self._decoded())
+        self.images = list(self._decoded())
         self._batches: dict[str, list[Batch]] = {}
         self.expected = self.features(extraction)
         """(N, S, C), by this extraction."""
         self.rows = [
-            Row(found[:, None], "", picture.size, picture.sha256)
-            for found, picture in zip(self.expected, self.pictures, strict=True)
+            Row(found[:, None], "", image.size, image.sha256)
+            for found, image in zip(self.expected, self.images, strict=True)
         ]
 
     def decode(self) -> None:
@@ -89,18 +89,18 @@ class Stages:
             pass
 
     def resize(self) -> None:
-        """Upload every picture, rescale it to all sizes and normalise it."""
+        """Upload every image, rescale it to all sizes and normalise it."""
         one = self.extraction
         with torch.inference_mode():
-            for picture in self.pictures:
-                uploaded = one.uploaded(picture.regions[0])
+            for image in self.images:
+                uploaded = one.uploaded(image.regions[0])
                 height, width = uploaded.shape[1:]
                 for side in one.sides:
                     size = rescaled_size(height, width, side)
                     normalise(rescale(uploaded, size, one.settings.interpolation), one.mean, one.std)
 
     def batches(self, extraction: Extraction) -> list[Batch]:
-        """Return the batches that an extraction makes of the pictures, shard by shard.
+        """Return the batches that an extraction makes of the images, shard by shard.
 
         Those of equal batching are the same tensors.
 
@@ -113,8 +113,8 @@ class Stages:
         if found:
             return found
         with fitting(extraction), torch.inference_mode():
-            for start in range(0, len(self.pictures), step):
-                pixels = [one.regions[0] for one in self.pictures[start : start + step]]
+            for start in range(0, len(self.images), step):
+                pixels = [one.regions[0] for one in self.images[start : start + step]]
                 places, sizes = extraction.places([[one.shape[:2]] for one in pixels])
                 for batch in extraction.batches(sizes):
                     chosen = [(extraction.uploaded(pixels[places[i][0]]), sizes[i]) for i in batch]
@@ -136,13 +136,13 @@ class Stages:
     def run(self, extraction: Extraction, files: DataSet) -> None:
         """Go from files to a feature file, as `vggfeat extract` does once the net is there.
 
-        What that does after the last picture of a run in bf16, fp16 or tf32 is left out: it computes four pictures
+        What that does after the last image of a run in bf16, fp16 or tf32 is left out: it computes four images
         again in float32, which is nothing beside a real data set and much beside a few files.
 
         Raises
         ------
         ConfigError
-            If a picture fails, or a batch does not fit into memory.
+            If an image fails, or a batch does not fit into memory.
         """
         with self.out() as out:
             self._cache(extraction, files, out)
@@ -166,18 +166,18 @@ class Stages:
         if extraction.halvings:
             raise ConfigError(_unfit(extraction, f"{extraction.halvings} that had to be halved"))
         for _, reason in summary.failures[:1]:
-            raise ConfigError(f"{extraction.settings.precision}: expected features of every picture: {reason}")
+            raise ConfigError(f"{extraction.settings.precision}: expected features of every image: {reason}")
 
     def multiply_adds(self) -> float:
-        """Return those of a picture and its mirror at all scales, the mean over the pictures."""
+        """Return those of an image and its mirror at all scales, the mean over the images."""
         total = 0
-        for picture in self.pictures:
+        for image in self.images:
             for side in self.extraction.sides:
                 layers = layer_costs(
-                    self.backbone.model, *rescaled_size(*picture.size, side), self.extraction.settings.layer
+                    self.backbone.model, *rescaled_size(*image.size, side), self.extraction.settings.layer
                 )
                 total += 2 * sum(layer.multiply_adds for layer in layers)
-        return total / len(self.pictures)
+        return total / len(self.images)
 
     @contextmanager
     def out(self) -> Iterator[Path]:
@@ -188,11 +188,11 @@ class Stages:
         finally:
             shutil.rmtree(folder)
 
-    def _decoded(self) -> Iterator[Picture]:
-        for picture in self.decoder.stream(requests(self.files, range(len(self.files)), ("image",))):
-            if isinstance(picture, PictureError):
-                raise picture
-            yield picture
+    def _decoded(self) -> Iterator[DecodedImage]:
+        for image in self.decoder.stream(requests(self.files, range(len(self.files)), ("image",))):
+            if isinstance(image, ImageError):
+                raise image
+            yield image
 
 
 @contextmanager
@@ -227,5 +227,5 @@ def _unfit(extraction: Extraction, found: str) -> str:
     kept = extraction.settings
     return (
         f"{kept.precision}, {kept.batching}: expected batches that fit into the memory of {extraction.device}, found "
-        f"{found}; give a --batch-pixels below {kept.batch_pixels}, or fewer --pictures"
+        f"{found}; give a --batch-pixels below {kept.batch_pixels}, or fewer --images"
     )

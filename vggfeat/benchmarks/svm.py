@@ -1,6 +1,6 @@
 """The SVM stage of a protocol by vggfeat's solver and by scikit-learn's `LinearSVC`, on the same arrays, timed.
 
-N = pictures, K = classes, G = values of C, P = problems (pairs of class and C), n = rows.
+N = images, K = classes, G = values of C, P = problems (pairs of class and C), n = rows.
 """
 
 import time

@@ -1,6 +1,6 @@
 """How fast training is, and what holds it up: decoding, the step, or both together.
 
-N = pictures of a batch. A multiply-add is one multiplication and one addition.
+N = images of a batch. A multiply-add is one multiplication and one addition.
 """
 
 import time
@@ -18,10 +18,10 @@ from vggfeat.images.decoding import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.models import VGG
 from vggfeat.processes import World
-from vggfeat.samples import LabelledPictures
+from vggfeat.samples import LabelledImages
 from vggfeat.training.draws import CropSettings, Order, draw
+from vggfeat.training.images import TrainingBatches
 from vggfeat.training.learner import Learner
-from vggfeat.training.pictures import TrainingBatches
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.task import Classification
 
@@ -35,12 +35,12 @@ WARM_UP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpeeds:
-    """What was measured, in pictures per second unless a field says otherwise."""
+    """What was measured, in images per second unless a field says otherwise."""
 
     device: str
     precision: str
     micro_batch: int
-    """Pictures in one pass through the net, after any halving for want of memory."""
+    """Images in one pass through the net, after any halving for want of memory."""
     decoding: float
     """Files to pixels by the workers, nothing else running."""
     loading: float
@@ -50,16 +50,16 @@ class TrainingSpeeds:
     both: float
     """Training: batches from files, and an update by each."""
     waiting: float
-    """Share of the time of `both` spent waiting for pictures, 0 to 1."""
-    picture_multiply_adds: int
-    """Of one training picture, forward and backward, by the table of layers."""
+    """Share of the time of `both` spent waiting for images, 0 to 1."""
+    image_multiply_adds: int
+    """Of one training image, forward and backward, by the table of layers."""
     matrix_multiply_adds: float
     """Per second, of a product of two large square matrices in the same precision: what the device can do."""
 
     @property
     def share(self) -> float:
         """Return which share of the matrix rate the step reaches, 0 to 1."""
-        return self.step * self.picture_multiply_adds / self.matrix_multiply_adds
+        return self.step * self.image_multiply_adds / self.matrix_multiply_adds
 
     @property
     def bottleneck(self) -> str:
@@ -72,7 +72,7 @@ class TrainingSpeeds:
 
 
 def measure(
-    pictures: LabelledPictures,
+    images: LabelledImages,
     recipe: Recipe,
     run: RunSettings,
     *,
@@ -83,7 +83,7 @@ def measure(
 
     Parameters
     ----------
-    pictures : LabelledPictures
+    images : LabelledImages
         Gone through again and again.
     recipe : Recipe
     run : RunSettings
@@ -97,31 +97,31 @@ def measure(
     ConfigError
         If the device is not there.
     TrainingError
-        If memory is too small, or too many pictures can't be read.
+        If memory is too small, or too many images can't be read.
     """
     world = World(device=checked_device(run.device))
-    return _measure(pictures, recipe, run, world, seconds, progress or (lambda name: None))
+    return _measure(images, recipe, run, world, seconds, progress or (lambda name: None))
 
 
 def _measure(
-    pictures: LabelledPictures, recipe: Recipe, run: RunSettings, world: World, seconds: float,
+    images: LabelledImages, recipe: Recipe, run: RunSettings, world: World, seconds: float,
     tell: Callable[[str], None],
 ) -> TrainingSpeeds:  # fmt: skip
     device = world.device
     crops = CropSettings(
         scale=recipe.scale, side=recipe.crop, mirror=recipe.mirror, colour=recipe.colour_shift, reduced=recipe.reduced
     )
-    task = Classification(recipe, pictures.classes)
+    task = Classification(recipe, images.classes)
     model, _ = task.first_weights()
     learner = Learner(model, task, run, world, None, lambda sentence: None)
     with Decoder(run.workers, DecodeSettings()) as decoder:
         tell("decoding")
-        decoding = _rate(_decoded(pictures, crops, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
+        decoding = _rate(_decoded(images, crops, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
         tell("loading")
-        with _batches(pictures, crops, recipe, device, decoder) as batches:
+        with _batches(images, crops, recipe, device, decoder) as batches:
             loading = _rate((len(batch.targets) for batch in batches), seconds, device)
         tell("both")
-        with _batches(pictures, crops, recipe, device, decoder) as batches:
+        with _batches(images, crops, recipe, device, decoder) as batches:
             taken = _Taken(learner, batches)
             both = _rate(taken, seconds, device)
     tell("step")
@@ -136,13 +136,13 @@ def _measure(
         step=step,
         both=both,
         waiting=taken.waiting(both),
-        picture_multiply_adds=training_multiply_adds(model, recipe.crop),
+        image_multiply_adds=training_multiply_adds(model, recipe.crop),
         matrix_multiply_adds=matrix_rate(device, learner.precision, seconds / 4),
     )
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:
-    """Return the multiply-adds of one picture in training.
+    """Return the multiply-adds of one image in training.
 
     Forward once, backward once for the weights and once for the inputs, which the first layer does not need.
     """
@@ -151,7 +151,7 @@ def training_multiply_adds(model: VGG, side: int) -> int:
 
 
 class _Taken:
-    """Training steps by batches from files; counts pictures and the time spent waiting for them."""
+    """Training steps by batches from files; counts images and the time spent waiting for them."""
 
     def __init__(self, learner: Learner, batches: TrainingBatches) -> None:
         self._learner, self._batches = learner, batches
@@ -166,27 +166,27 @@ class _Taken:
             yield self._size
 
     def waiting(self, rate: float) -> float:
-        """Return which share of the time was spent waiting, at so many pictures a second."""
+        """Return which share of the time was spent waiting, at so many images a second."""
         counted = self._waits[WARM_UP:]
         return min(1.0, sum(counted) * rate / (len(counted) * self._size))
 
 
 def _batches(
-    pictures: LabelledPictures, crops: CropSettings, recipe: Recipe, device: torch.device, decoder: Decoder
+    images: LabelledImages, crops: CropSettings, recipe: Recipe, device: torch.device, decoder: Decoder
 ) -> TrainingBatches:
     return TrainingBatches(
-        pictures, crops, mean=MEAN, colours=torch.eye(3).numpy(), seed=recipe.seed, batch=recipe.batch, device=device,
+        images, crops, mean=MEAN, colours=torch.eye(3).numpy(), seed=recipe.seed, batch=recipe.batch, device=device,
         decoder=decoder,
     )  # fmt: skip
 
 
-def _decoded(pictures: LabelledPictures, crops: CropSettings, decoder: Decoder) -> Iterator[int]:
+def _decoded(images: LabelledImages, crops: CropSettings, decoder: Decoder) -> Iterator[int]:
     def requests() -> Iterator[Request]:
-        order = Order(len(pictures), 0)
-        for start in count(0, len(pictures)):
-            epochs, rows = order.take(start, start + len(pictures))
+        order = Order(len(images), 0)
+        for start in count(0, len(images)):
+            epochs, rows = order.take(start, start + len(images))
             for row, scale in zip(rows.tolist(), draw(crops, 0, epochs, rows).scale.tolist(), strict=True):
-                file, span = pictures.place(row)
+                file, span = images.place(row)
                 yield Request(file, (None,), span, scale if crops.reduced else None)
 
     return (1 for _ in decoder.stream(requests()))

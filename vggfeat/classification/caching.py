@@ -47,7 +47,7 @@ def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
     Returns
     -------
     tuple of int
-        Q, smallest picture sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file doesn't say.
+        Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file doesn't say.
     """
     trained = _trained_scale(backbone)
     if trained is None:
@@ -117,7 +117,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def as_dataset(data: ClassificationSet) -> DataSet:
-    """Turn the validation pictures into a data set with one split, val.
+    """Turn the validation images into a data set with one split, val.
 
     Ids are the names of the files without folder and suffix (ILSVRC2012_val_00000001) where these are unique, so that
     copies in different layouts match; else the paths.
@@ -151,7 +151,7 @@ def cache_posteriors(
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
 ) -> Summary:
-    """Compute the class posteriors of the validation pictures into one HDF5 file, or finish the run that did so.
+    """Compute the class posteriors of the validation images into one HDF5 file, or finish the run that did so.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def cache_posteriors(
     settings : PosteriorSettings
     cache : CacheSettings
     decode : DecodeSettings
-        Limits for a picture. `largest_side` is set to the largest scale here.
+        Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
     world : World
         The processes that do it together, as `vggfeat.caching.cache_features`.
@@ -195,7 +195,7 @@ def cache_posteriors(
 def _told(data: ClassificationSet, backbone: Backbone, settings: PosteriorSettings) -> dict[str, Any]:
     averaged = {
         "crop": "the posteriors of one crop of 224 pixels in the middle, not mirrored",
-        "dense": "posteriors of the picture and of its mirror are averaged",
+        "dense": "posteriors of the image and of its mirror are averaged",
         "multi-crop": "posteriors of 5 x 5 crops of 224 pixels and of their mirrors are averaged",
     }
     trained = _trained_scale(backbone)

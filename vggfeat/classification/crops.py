@@ -1,4 +1,4 @@
-"""Where the crops of a picture lie (VGG paper, Sect. 3.2: a regular grid of 5 x 5, each crop mirrored as well)."""
+"""Where the crops of an image lie (VGG paper, Sect. 3.2: a regular grid of 5 x 5, each crop mirrored as well)."""
 
 from vggfeat.models import STRIDE, WINDOW
 
@@ -9,7 +9,7 @@ GRID = 5
 
 
 def grid(height: int, width: int) -> list[tuple[int, int]]:
-    """Place 25 crops of 224 x 224 on a picture, from edge to edge.
+    """Place 25 crops of 224 x 224 on an image, from edge to edge.
 
     Along a side of L pixels they begin at floor(i (L - 224) / 4) for i = 0 to 4: the first touches one edge, the last
     the other. The paper says "regular", no more; rounding down gives the middle crop the place that `centre` has.

@@ -1,7 +1,7 @@
 """Class posteriors of several scales, modes and nets become one: their average (VGG paper, Sect. 4.2 to 4.4).
 
 Files are gone through one after the other and in blocks of rows, so that one table (N, K) is the only large thing in
-memory. N = pictures, S = scales of a file, K = classes.
+memory. N = images, S = scales of a file, K = classes.
 """
 
 import os
@@ -38,7 +38,7 @@ class FusedPart:
     share: float
     """What each of them counts, from 0 to 1."""
     failed: int
-    """Pictures without posteriors in it."""
+    """Images without posteriors in it."""
     provenance: Mapping[str, Any]
     """What the file says of its making."""
 
@@ -60,22 +60,22 @@ class FusedPart:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fused:
-    """Class posteriors of pictures with one true class each."""
+    """Class posteriors of images with one true class each."""
 
     posteriors: NDArray[np.float32]
-    """(N, K), rows sum to 1; -inf in rows of pictures that failed in one of the files."""
+    """(N, K), rows sum to 1; -inf in rows of images that failed in one of the files."""
     targets: NDArray[np.int64]
     """(N,) true classes."""
     ids: tuple[str, ...]
-    """N unique names of pictures."""
+    """N unique names of images."""
     paths: tuple[str, ...]
-    """N paths of pictures, relative to the root of the data."""
+    """N paths of images, relative to the root of the data."""
     classes: tuple[str, ...]
     """K names, in the order of the columns."""
     words: Mapping[str, str]
     """Class name -> what people call it; empty if the files don't say."""
     failed: Mapping[str, str]
-    """Id -> reason, of every picture that failed, in row order."""
+    """Id -> reason, of every image that failed, in row order."""
     parts: tuple[FusedPart, ...]
     """What was averaged, file by file."""
     dataset: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Fused:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """(N,) False where a picture failed."""
+        """(N,) False where an image failed."""
         return np.isfinite(self.posteriors[:, 0])
 
     def top(self, k: int) -> NDArray[np.int64]:
@@ -110,7 +110,7 @@ def fuse(files: Paths, *, scales: Sequence[int] | None = None) -> Fused:
     Parameters
     ----------
     files : path, or sequence of paths
-        Files that `vggfeat.classification.caching.cache_posteriors` wrote, of the same pictures in any order; rows
+        Files that `vggfeat.classification.caching.cache_posteriors` wrote, of the same images in any order; rows
         are matched by id and take the order of the first file.
     scales : sequence of int, optional
         Take only these Q of every file; all that it has, by default.
@@ -122,7 +122,7 @@ def fuse(files: Paths, *, scales: Sequence[int] | None = None) -> Fused:
     Raises
     ------
     StoreError
-        If a file is damaged or holds no posteriors, or files differ in pictures, classes or labels.
+        If a file is damaged or holds no posteriors, or files differ in images, classes or labels.
     ConfigError
         If no file is given, a scale is not in a file, or a net has the same mode and scale twice.
     """
@@ -213,7 +213,7 @@ class _Sum:
         )
 
     def _matched(self, file: FeatureFile) -> NDArray[np.int64]:
-        """Find the rows of a file that the rows of the table are, and check that the pictures are the same."""
+        """Find the rows of a file that the rows of the table are, and check that the images are the same."""
         done = file.status == Status.DONE
         if self._first is None:
             self._first, self._name = file.dataset, str(file.path)
@@ -224,7 +224,7 @@ class _Sum:
         differing = np.flatnonzero(self._done & done[order] & (self._sha256 != file.sha256[order]).any(axis=1))
         if len(differing):
             raise StoreError(
-                f"{self._name} and {file.path}: expected posteriors of the same pictures, found that the picture "
+                f"{self._name} and {file.path}: expected posteriors of the same images, found that the image "
                 f"{self._first.ids[differing[0]]!r} had other bytes; make both from one copy of the data"
             )
         return order

@@ -1,6 +1,6 @@
-"""Pictures become class posteriors: a net run densely over whole pictures, or over crops (VGG paper, Sect. 3.2).
+"""Images become class posteriors: a net run densely over whole images, or over crops (VGG paper, Sect. 3.2).
 
-N = pictures of a batch, K = classes, H, W = picture sides in pixels, h, w = sides of the class score map.
+N = images of a batch, K = classes, H, W = image sides in pixels, h, w = sides of the class score map.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ Softmax = Literal["after", "before"]
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorSettings(PassSettings):
-    """Everything that decides the value of a posterior, apart from the weights and the pictures."""
+    """Everything that decides the value of a posterior, apart from the weights and the images."""
 
     mode: Mode = "dense"
-    """dense: the whole picture and its mirror. multi-crop: 5 x 5 crops and their mirrors. crop: the one in the middle,
+    """dense: the whole image and its mirror. multi-crop: 5 x 5 crops and their mirrors. crop: the one in the middle,
     not mirrored, as trainers validate."""
     softmax: Softmax = "after"
     """Where the soft-max of dense evaluation stands: after the spatial average of the class scores, or before it, at
     every position. Sect. 3.2 averages the "class score map" to a vector first, then speaks of soft-max posteriors of
-    picture and mirror; hence after. A crop has one position, so there it is the same."""
+    image and mirror; hence after. A crop has one position, so there it is the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class PosteriorSettings(PassSettings):
         check_choice("softmax", self.softmax, get_args(Softmax))
 
     def least_side(self, model: VGG) -> int:
-        """Return the shortest picture side that gives a value: of dense evaluation that of the net, else 224."""
+        """Return the shortest image side that gives a value: of dense evaluation that of the net, else 224."""
         return model.min_side if self.mode == "dense" else CROP
 
     def describe(self) -> dict[str, Any]:
@@ -53,9 +53,9 @@ class PosteriorSettings(PassSettings):
 
 
 class Posteriors(Passes):
-    """A net on a device, ready to turn pictures into class posteriors.
+    """A net on a device, ready to turn images into class posteriors.
 
-    `rows` gives (S, 1, K) for every picture: S scales, one region, and classes in the order asked for.
+    `rows` gives (S, 1, K) for every image: S scales, one region, and classes in the order asked for.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Posteriors(Passes):
         return len(self._order)
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the posteriors, (N, K), of N pictures of one size; those of mirrors and crops are averaged."""
+        """Return the posteriors, (N, K), of N images of one size; those of mirrors and crops are averaged."""
         if self.settings.mode == "dense":
             found = self.over_mirror(images, pixels, lambda half: self._dense(half, pixels))
         elif self.settings.mode == "crop":
@@ -103,7 +103,7 @@ class Posteriors(Passes):
         return found[:, self._order]
 
     def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of a picture and of two pictures, or of one crop and of all."""
+        """Return the pixels of the narrowest strip of an image and of two images, or of one crop and of all."""
         if self.settings.mode == "dense":
             return narrowest_strip(self.model, size), 2 * size[0] * size[1]
         return CROP**2, CROP**2 * (1 if self.settings.mode == "crop" else 2 * len(grid(*size)))
@@ -114,9 +114,9 @@ class Posteriors(Passes):
         return softmax(spatial_mean(self.model, images, "fc8", pixels))
 
     def _over_crops(self, crops: Sequence[Tensor], pixels: int) -> Tensor:
-        """Return the posteriors, (N, P, K), of P crops (N, 3, 224, 224) of N pictures.
+        """Return the posteriors, (N, P, K), of P crops (N, 3, 224, 224) of N images.
 
-        One pass may hold crops of several places and pictures, so that passes are full whatever N and P are.
+        One pass may hold crops of several places and images, so that passes are full whatever N and P are.
         """
         flat = [image for crop in crops for image in crop]
         step = max(1, pixels // CROP**2)
@@ -136,6 +136,6 @@ def cut(images: Tensor, places: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def cut_mirrored(images: Tensor, places: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Cut what `cut` does, each crop flipped left and right; views of the mirrored pictures."""
+    """Cut what `cut` does, each crop flipped left and right; views of the mirrored images."""
     width = images.shape[3]
     return cut(images.flip(-1), [(top, width - CROP - left) for top, left in places])

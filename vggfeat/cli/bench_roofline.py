@@ -1,4 +1,4 @@
-"""`vggfeat bench roofline`: what features of a picture take at least."""
+"""`vggfeat bench roofline`: what features of an image take at least."""
 
 import json
 from typing import TYPE_CHECKING
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
               help="Factor on the channels of the net.")  # fmt: skip
 @click.option("--scales", type=Numbers(int), default="256,384,512,640,768", show_default=True,
-              help="Q, smallest picture sides in pixels.")  # fmt: skip
-@click.option("--shape", type=Sides(), default="375x500", show_default=True, help="Of the picture, in pixels.")
+              help="Q, smallest image sides in pixels.")  # fmt: skip
+@click.option("--shape", type=Sides(), default="375x500", show_default=True, help="Of the image, in pixels.")
 @click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
 @click.option("--pool", type=click.Choice(["floor", "ceil"]), default="floor", show_default=True,
               help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.")  # fmt: skip
@@ -44,7 +44,7 @@ def bench_roofline(
     counted: bool,
     as_json: bool,
 ) -> None:
-    """Count multiply-adds and bytes of the dense features of one picture and its mirror, and the least time for them.
+    """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
 
     The least time of a layer is that of its multiply-adds at the rate of a large matrix product, or of its bytes at the
     rate of a memory copy, whichever is longer; both rates are measured first. Bytes: maps are read and written in the
@@ -79,9 +79,7 @@ def bench_roofline(
         told = {"format": "vggfeat-bench-roofline", **about, "batch_pixels": settings.batch_pixels}
         click.echo(json.dumps(told | found.describe(), indent=2))
         return
-    click.echo(
-        f"net {net}, width {width:g}, up to {layer}, {precision}; a picture of {shape[0]} x {shape[1]}, mirrored"
-    )
+    click.echo(f"net {net}, width {width:g}, up to {layer}, {precision}; an image of {shape[0]} x {shape[1]}, mirrored")
     for line in _lines(found):
         click.echo(line)
 
@@ -118,7 +116,7 @@ def _end(found: "Roofline") -> list[str]:
     total = found.total
     return [
         *lines,
-        f"at most {1 / total.seconds:.4g} pictures/s, bound by {total.bound}; all separate "
+        f"at most {1 / total.seconds:.4g} images/s, bound by {total.bound}; all separate "
         f"{1 / total.separate_seconds:.4g}",
     ]
 

@@ -1,4 +1,4 @@
-"""`vggfeat classify`: validation pictures and nets in, top-1 and top-5 errors out; or saved posteriors in."""
+"""`vggfeat classify`: validation images and nets in, top-1 and top-5 errors out; or saved posteriors in."""
 
 import os
 import shlex
@@ -38,22 +38,22 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
 @click.option("--mode", type=click.Choice(list(MODES)), default="dense", show_default=True,
-              help="Centre crop; whole pictures; 5x5 crops; or the last two averaged.")  # fmt: skip
-@click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the net's S]")
+              help="Centre crop; whole images; 5x5 crops; or the last two averaged.")  # fmt: skip
+@click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the net's S]")
 @click.option("--softmax", type=click.Choice(["after", "before"]), default="after", show_default=True,
               help="After the spatial average of dense class scores, or before it.")  # fmt: skip
 @click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
               help="Folder for posteriors and results.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
-              help="How pictures are rescaled.")  # fmt: skip
+              help="How images are rescaled.")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
 @click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
-@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
-@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
-@click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
+@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points.")
+@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds an image.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]")
+@click.option("--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
 @click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
 @click.option("--overwrite", is_flag=True, help="Replace posteriors that are damaged or of other settings.")
@@ -73,7 +73,7 @@ def classify(
     quiet: bool,
     **chosen: Any,
 ) -> int:
-    """Measure top-1 and top-5 errors on the validation pictures, as in Sections 3.2 and 4 of the VGG paper.
+    """Measure top-1 and top-5 errors on the validation images, as in Sections 3.2 and 4 of the VGG paper.
 
     Posteriors are averaged over mirrors or crops, then over scales, then over modes, then over nets. Those of every
     net and mode are kept in DIR, an HDF5 file each, in which every scale has its own; a run that was stopped goes on
@@ -87,7 +87,7 @@ def classify(
       vggfeat classify --posteriors D/D-0a1b2c3d-dense.h5 --scales 384 --out D-384
 
     \b
-    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     if (root is None) != (not weights):
         alone = "--data" if root is not None else "--weights"
@@ -186,7 +186,7 @@ def _run_net(
         overwrite=chosen["overwrite"],
         retry_failed=chosen["retry_failed"],
     )
-    with Progress(f"classify {file.stem}", "pictures", quiet=quiet or not leads()) as bar:
+    with Progress(f"classify {file.stem}", "images", quiet=quiet or not leads()) as bar:
         return cache_posteriors(
             data,
             backbone,
@@ -206,4 +206,4 @@ def _run_line(summary: "Summary") -> str:
     if not fresh:
         return f"{summary.path.name}: saved by an earlier run: {summary.tally()}"
     rate = rate_of(fresh, summary.seconds)
-    return f"{summary.path.name}: {summary.tally()}, in {duration(summary.seconds)}, {rate} pictures/s"
+    return f"{summary.path.name}: {summary.tally()}, in {duration(summary.seconds)}, {rate} images/s"

@@ -33,7 +33,7 @@ Exit codes:
   0    done
   1    a defect of vggfeat: please report it
   2    a setting that is not allowed
-  3    done, but more pictures failed than --allow-failed
+  3    done, but more images failed than --allow-failed
   4    data set missing or not in its official layout
   5    weights missing, damaged or of another network
   6    file that can't be written, read or continued

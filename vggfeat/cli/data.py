@@ -110,9 +110,9 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
     type=click.Choice(["tiny", "demo", "large"]),
     default="demo",
     show_default=True,
-    help="Counts and sides of the pictures.",
+    help="Counts and sides of the images.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other pictures.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other images.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
     from vggfeat import synthetic
     from vggfeat.cli.progress import Progress
 
-    with Progress(f"synth {name}", "pictures") as bar:
+    with Progress(f"synth {name}", "images") as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
     if as_json:
         facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
@@ -135,12 +135,12 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
 
 
 @data.command()
-@click.option("--root", type=PATH, required=True, help="Training pictures, as for `train`.")
+@click.option("--root", type=PATH, required=True, help="Training images, as for `train`.")
 @click.option("--out", type=PATH, required=True, help="A folder that is new or empty.")
 @click.option("--side", type=click.IntRange(1), default=512, show_default=True,
-              help="Smallest side that pictures are shrunk to: the largest S to train at.")  # fmt: skip
+              help="Smallest side that images are shrunk to: the largest S to train at.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True, help="Of the JPEGs written.")
-@click.option("--shard-pictures", type=click.IntRange(1), default=2048, show_default=True, help="Pictures in a file.")
+@click.option("--shard-images", type=click.IntRange(1), default=2048, show_default=True, help="Images in a file.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -149,12 +149,12 @@ def pack(
     out: Path,
     side: int,
     quality: int,
-    shard_pictures: int,
+    shard_images: int,
     workers: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Copy a training set into few large files, with pictures shrunk to what training needs.
+    """Copy a training set into few large files, with images shrunk to what training needs.
 
     `train` reads the copy like the original, with fewer and cheaper reads. A run that was stopped goes on when the
     same command is given again.
@@ -169,16 +169,16 @@ def pack(
     from vggfeat.training.packing import PackSettings
     from vggfeat.training.packing import pack as write
 
-    settings = PackSettings(side=side, quality=quality, shard_pictures=shard_pictures)
+    settings = PackSettings(side=side, quality=quality, shard_images=shard_images)
     count = default_workers() if workers is None else workers
-    with Progress("pack", "pictures", quiet=quiet) as bar:
+    with Progress("pack", "images", quiet=quiet) as bar:
         packed = write(ilsvrc.read(root), out, settings, workers=count, progress=bar.update)
     if as_json:
         left_out = [{"path": path, "reason": reason} for path, reason in packed.unreadable]
-        facts = {"folder": str(out), "pictures": packed.pictures, "bytes": packed.bytes, "left_out": left_out}
+        facts = {"folder": str(out), "images": packed.images, "bytes": packed.bytes, "left_out": left_out}
         click.echo(json.dumps(facts, indent=2))
         return
-    click.echo(f"{out}: {packed.pictures} pictures, {packed.bytes / 1e6:.0f} MB")
+    click.echo(f"{out}: {packed.images} images, {packed.bytes / 1e6:.0f} MB")
     for path, reason in packed.unreadable[:SHOWN_FAILURES]:
         click.echo(f"left out: {path}: {reason}")
     if len(packed.unreadable) > SHOWN_FAILURES:

@@ -1,4 +1,4 @@
-"""`vggfeat demo`: the whole main job on rendered pictures."""
+"""`vggfeat demo`: the whole main job on rendered images."""
 
 import json
 import sys
@@ -17,10 +17,10 @@ NET = "small"
 @click.command()
 @click.option(
     "--out", type=PATH, default=Path("vggfeat-demo"), show_default=True,
-    help="Folder for pictures, features and results.",
+    help="Folder for images, features and results.",
 )  # fmt: skip
 @click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")
-@click.option("--scales", default="224,256", show_default=True, help="Q, smallest picture sides in pixels.")
+@click.option("--scales", default="224,256", show_default=True, help="Q, smallest image sides in pixels.")
 @click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and the rest to standard error.")
 def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
@@ -61,7 +61,7 @@ def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[
         yield ["extract", *extracted, "--out", features, "--overwrite"]
         yield ["svm", "--features", features]
     folders = [out / f"{name}.svm" for name in reversed(nets)]
-    yield ["report", *folders, "--pictures", data, "--out", out / "report.html", "--quiet"]
+    yield ["report", *folders, "--images", data, "--out", out / "report.html", "--quiet"]
 
 
 def _nets(weights: str) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _found(out: Path, nets: dict[str, str]) -> dict[str, Any]:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         runs.append({"weights": net, "folder": str(folder), **{key: results[key] for key in ("metric", "headline")}})
     chance = results["chance"]["value"]
-    return {"pictures": str(out / "voc2007"), "runs": runs, "chance": chance, "page": str(out / "report.html")}
+    return {"images": str(out / "voc2007"), "runs": runs, "chance": chance, "page": str(out / "report.html")}
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -89,8 +89,8 @@ def _show(found: dict[str, Any]) -> None:
     for run in found["runs"]:
         click.echo(f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %")
     click.echo(f"chance: {100 * found['chance']:.1f} %")
-    click.echo("The pictures are rendered, not photographs: the numbers say nothing about VOC-2007.")
+    click.echo("The images are rendered, not photographs: the numbers say nothing about VOC-2007.")
     if len(found["runs"]) == 1:
         click.echo("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
     folders = ", ".join(run["folder"] for run in found["runs"])
-    click.echo(f"pictures {found['pictures']}, features and results {folders}, to look at {found['page']}")
+    click.echo(f"images {found['images']}, features and results {folders}, to look at {found['page']}")

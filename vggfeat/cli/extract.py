@@ -1,4 +1,4 @@
-"""`vggfeat extract`: pictures in, one feature file out."""
+"""`vggfeat extract`: images in, one feature file out."""
 
 import dataclasses
 import json
@@ -23,23 +23,23 @@ SHOWN_FAILURES = 10
 @click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
-@click.option("--scales", type=Numbers(int), help="Q, smallest picture sides in pixels. [the paper's for the data set]")
+@click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
 @click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
 @click.option(
     "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True,
-    help="Of the convolutions. For a faster one, some pictures are computed again in fp32, and the difference is told.",
+    help="Of the convolutions. For a faster one, some images are computed again in fp32, and the difference is told.",
 )  # fmt: skip
 @click.option(
     "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
-    help="How pictures are rescaled.",
+    help="How images are rescaled.",
 )  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
 @click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
 @click.option(
     "--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
-    help="Which pictures run together: of equal size, or of similar size with zeros beside the smaller ones.",
+    help="Which images run together: of equal size, or of similar size with zeros beside the smaller ones.",
 )  # fmt: skip
 @click.option(
     "--compile",
@@ -47,10 +47,10 @@ SHOWN_FAILURES = 10
     is_flag=True,
     help="Compile the net first, for a minute or two. [vggfeat bench extract tells whether that pays]",
 )
-@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Pictures between two restart points.")
-@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds a picture.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]")
-@click.option("--allow-truncated", is_flag=True, help="Take pictures that end early; the rest of them is grey.")
+@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points.")
+@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds an image.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]")
+@click.option("--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey.")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
 @click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
 @click.option("--overwrite", is_flag=True, help="Replace a feature file that is damaged or of other settings.")
@@ -83,9 +83,9 @@ def extract(
 ) -> int:
     """Compute dense multi-scale features of a data set and keep them in one HDF5 file.
 
-    Every picture is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
-    layer is averaged over space, then over the two. One vector per picture, scale and region is stored, not
-    normalised. Pictures that can't be read are counted by reason and listed in OUT.failures.jsonl. A run that was
+    Every image is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
+    layer is averaged over space, then over the two. One vector per image, scale and region is stored, not
+    normalised. Images that can't be read are counted by reason and listed in OUT.failures.jsonl. A run that was
     stopped goes on when the same command is given again. Several GPUs or machines with a common disk: give the same
     command to torchrun; the file is the same, byte by byte.
 
@@ -97,7 +97,7 @@ def extract(
       torchrun --nproc-per-node 4 -m vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
 
     \b
-    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     from vggfeat.caching import CacheSettings, cache_features
     from vggfeat.cli.progress import Progress
@@ -132,7 +132,7 @@ def extract(
     make_folder(target.parent)
     with (
         open_world(device, os.environ, lost=StoreError) as world,
-        Progress(f"extract {name}", "pictures", quiet=quiet or not leads()) as bar,
+        Progress(f"extract {name}", "images", quiet=quiet or not leads()) as bar,
     ):
         summary = cache_features(
             dataset,
@@ -185,7 +185,7 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
 
 
 def _stem(name: str, root: Path | None) -> str:
-    # A user's own pictures are better known by their folder than by the word "folder".
+    # A user's own images are better known by their folder than by the word "folder".
     if name in ("folder", "manifest") and root is not None:
         place = root.resolve()
         return (place.stem if place.is_file() else place.name) or name

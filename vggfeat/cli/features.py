@@ -15,7 +15,7 @@ LONGEST = 300
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--failed", is_flag=True, help="List every picture that failed, with its reason.")
+@click.option("--failed", is_flag=True, help="List every image that failed, with its reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(file: Path, failed: bool, as_json: bool) -> int:
     """Show what a feature file holds, how it was made, and whether every byte of it is sound.
@@ -88,7 +88,7 @@ def export(
 ) -> None:
     """Write descriptors, labels and ids for other programs, joined as `svm` joins them.
 
-    Several files are fused by stacking. Pictures that failed are left out and counted.
+    Several files are fused by stacking. Images that failed are left out and counted.
 
     \b
     Example:
@@ -112,7 +112,7 @@ def export(
         facts = {"file": str(target), "descriptors": count, "length": length, "join": chosen, "left_out": missing}
         click.echo(json.dumps(facts, indent=2))
         return
-    left_out = f", {missing} failed pictures left out" if missing else ""
+    left_out = f", {missing} failed images left out" if missing else ""
     click.echo(f"{target}: {count} descriptors of {length} values, join {chosen}{left_out}")
 
 

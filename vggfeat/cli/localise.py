@@ -1,4 +1,4 @@
-"""`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on pictures."""
+"""`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on images."""
 
 import shlex
 from pathlib import Path
@@ -22,7 +22,7 @@ _BOXES = click.option(
 )  # fmt: skip
 _SCALES = click.option(
     "--scales", multiple=True, type=Numbers(int),
-    help="Q, smallest picture sides in pixels: once for all box nets, or once for each, in their order. [their S]",
+    help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. [their S]",
 )  # fmt: skip
 _SHARED = (
     _BOXES,
@@ -34,11 +34,11 @@ _SHARED = (
     click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True),
     click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]"),
     click.option("--workers", type=click.IntRange(0, 256),
-                 help="Processes that decode pictures. [one a core, at most 16]"),
+                 help="Processes that decode images. [one a core, at most 16]"),
     click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory."),
     click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True,
-                 help="Seconds a picture."),
-    click.option("--max-pixels", type=click.IntRange(1), help="Larger pictures fail by name. [89478485]"),
+                 help="Seconds an image."),
+    click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"),
     click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
                  help="Failures for exit code 0."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
@@ -77,9 +77,9 @@ localise.add_command(localise_train)
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Class posteriors of `vggfeat classify`, averaged: they guess the classes.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(["dense", "gt"]), default="dense", show_default=True,
-              help="dense: five guesses a picture. gt: the true class is given, centre crop.")  # fmt: skip
+              help="dense: five guesses an image. gt: the true class is given, centre crop.")  # fmt: skip
 @click.option("--out", required=True, type=PATH, help="Folder for the results.")
-@click.option("--group", type=click.IntRange(1, 65536), help="Pictures between two restart points. [32, on a GPU 128]")
+@click.option("--group", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 128]")
 @click.option("--overwrite", is_flag=True, help="Replace results of other settings.")
 @_shared
 def evaluate(
@@ -98,14 +98,14 @@ def evaluate(
     allow_failed: int,
     **common: Any,
 ) -> int:
-    """Compute the localisation error on validation pictures, by the official rules.
+    """Compute the localisation error on validation images, by the official rules.
 
-    dense: box nets and the classification net see the whole picture at every Q; the boxes of the five best classes
-    are merged, and rated by the classification net. A picture is right if one of its guesses has the true class and
+    dense: box nets and the classification net see the whole image at every Q; the boxes of the five best classes
+    are merged, and rated by the classification net. An image is right if one of its guesses has the true class and
     overlaps an object of it by half. gt: the box of the true class, from the centre crop alone.
 
     The folder receives results.json, table.txt, classes.csv, submission.txt in the official format (dense), and
-    pictures.jsonl, a line a picture, from which a run that was stopped goes on when the same command is given again.
+    images.jsonl, a line an image, from which a run that was stopped goes on when the same command is given again.
 
     \b
     Examples:
@@ -116,7 +116,7 @@ def evaluate(
           --boxes B384.safetensors --scales 352,384 --classifier D384.safetensors --out both.dense
 
     \b
-    Exit codes: 0 done, 3 done but more than --allow-failed pictures failed; others: vggfeat --help.
+    Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     import json
 
@@ -146,8 +146,8 @@ def evaluate(
     run = EvaluationSettings(device=ready_device(common["device"]), workers=workers, group=group, overwrite=overwrite)
     decode = _decode(common)
     make_folder(out)
-    with Progress("localise", "pictures", quiet=quiet) as bar:
-        records = locate_list(data.val, system, out / "pictures.jsonl", run, decode, bar.update)
+    with Progress("localise", "images", quiet=quiet) as bar:
+        records = locate_list(data.val, system, out / "images.jsonl", run, decode, bar.update)
     judged = judge(records, data.val, boxes, settings.top)
     report = LocalisationReport(
         data=data,
@@ -162,19 +162,19 @@ def evaluate(
         click.echo(json.dumps(results_json(report), indent=2))
     else:
         click.echo(text_table(report, most=LONGEST_TABLE, width=terminal_width()))
-        click.echo(f"{out}: pictures.jsonl, {', '.join(path.name for path in written)}")
+        click.echo(f"{out}: images.jsonl, {', '.join(path.name for path in written)}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(judged.failed) > allow_failed else 0
 
 
 @localise.command()
-@click.argument("pictures", nargs=-1, required=True, type=PATH)
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--classifier", required=True, metavar="FILE", help="Guesses the classes, and rates the boxes.")
 @click.option("--out", required=True, type=PATH, help="Folder for drawings and predictions.")
-@click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for a picture.")
+@click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for an image.")
 @_shared
 def predict(
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     classifier: str,
     out: Path,
     top: int,
@@ -185,10 +185,10 @@ def predict(
     allow_failed: int,
     **common: Any,
 ) -> int:
-    """Locate what is on pictures, and draw the boxes.
+    """Locate what is on images, and draw the boxes.
 
-    PICTURES are files, or folders of files. The folder receives a PNG with boxes and labels for every picture,
-    predictions.json and predictions.csv. A picture that can't be read is named, and the others go on.
+    IMAGES are files, or folders of files. The folder receives a PNG with boxes and labels for every image,
+    predictions.json and predictions.csv. An image that can't be read is named, and the others go on.
 
     \b
     Example:
@@ -198,19 +198,19 @@ def predict(
 
     from vggfeat.cli.progress import Progress
     from vggfeat.devices import default_workers, ready_device
-    from vggfeat.localisation.pictures import picture_files, predict_files
+    from vggfeat.localisation.images import image_files, predict_files
     from vggfeat.localisation.predicting import Localiser
     from vggfeat.report.boxes import predictions_json, summary_lines, write_predictions
     from vggfeat.report.files import write_files
 
-    files, loaded = picture_files(pictures), _box_nets(nets)
+    files, loaded = image_files(images), _box_nets(nets)
     workers = default_workers() if common["workers"] is None else common["workers"]
     rating = _classifier(classifier)
     classes, words = _names(rating, loaded)
     settings = _settings(loaded, scales, common, top=top)
     localiser = Localiser(loaded, rating, classes, settings, device=ready_device(common["device"]))
     make_folder(out)
-    with Progress("localise", "pictures", quiet=quiet) as bar:
+    with Progress("localise", "images", quiet=quiet) as bar:
         found = predict_files(
             files, localiser, classes, words, lambda name, drawn: write_files(out, {name: drawn}),
             workers=workers, decode=_decode(common), progress=bar.update,
@@ -222,19 +222,19 @@ def predict(
         for line in summary_lines(found, classes, words):
             click.echo(line)
         drawn = sum(bool(one.drawn) for one in found)
-        click.echo(f"{out}: {drawn} of {len(found)} pictures, predictions.json, predictions.csv")
+        click.echo(f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv")
     return 3 if sum(not one.drawn for one in found) > allow_failed else 0
 
 
 @localise.command()
 @click.argument("submission", type=PATH)
-@click.option("--pictures", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
+@click.option("--images", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
 @click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Labels are from 1 to this.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def check(submission: Path, pictures: int, classes: int, as_json: bool) -> None:
+def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     """Check a submission file against the official format.
 
-    A line a picture, in the order of file names: label xmin ymin xmax ymax, one to five times. The first line that is
+    A line an image, in the order of file names: label xmin ymin xmax ymax, one to five times. The first line that is
     not so is named.
 
     \b
@@ -245,11 +245,11 @@ def check(submission: Path, pictures: int, classes: int, as_json: bool) -> None:
 
     from vggfeat.localisation.submission import read_submission
 
-    guesses = sum(len(line) for line in read_submission(submission, pictures=pictures, classes=classes))
+    guesses = sum(len(line) for line in read_submission(submission, images=images, classes=classes))
     if as_json:
-        click.echo(json.dumps({"file": str(submission), "pictures": pictures, "guesses": guesses}, indent=2))
+        click.echo(json.dumps({"file": str(submission), "images": images, "guesses": guesses}, indent=2))
         return
-    click.echo(f"{submission}: {pictures} lines, {guesses} guesses")
+    click.echo(f"{submission}: {images} lines, {guesses} guesses")
 
 
 def _box_nets(specs: tuple[str, ...]) -> "tuple[BoxNet, ...]":
@@ -282,7 +282,7 @@ def _names(backbone: "Backbone", nets: "tuple[BoxNet, ...]") -> tuple[tuple[str,
 def _labels(
     files: tuple[Path, ...], data: "ClassificationSet", protocol: str, rating: "Backbone | None"
 ) -> tuple[Any, str]:
-    """Return the five best classes of every picture by files of posteriors, and where they come from."""
+    """Return the five best classes of every image by files of posteriors, and where they come from."""
     from vggfeat.classification import fuse
     from vggfeat.classification.caching import as_dataset
 
@@ -297,7 +297,7 @@ def _labels(
     fused, ids = fuse(list(files)), as_dataset(data).ids
     place = {name: row for row, name in enumerate(fused.ids)}
     if fused.classes != data.classes or place.keys() != set(ids):
-        raise ConfigError(f"--posteriors: expected those of the pictures and classes of {data.val.root}, found others")
+        raise ConfigError(f"--posteriors: expected those of the images and classes of {data.val.root}, found others")
     parts = (f"{part.net} {part.mode} at {list(part.scales)} ({part.sha256})" for part in fused.parts)
     return fused.top(5)[[place[name] for name in ids]], f"posteriors of {'; '.join(parts)}"
 

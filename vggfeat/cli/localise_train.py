@@ -1,4 +1,4 @@
-"""`vggfeat localise train`: a classification net and pictures with boxes in, a box net out."""
+"""`vggfeat localise train`: a classification net and images with boxes in, a box net out."""
 
 import shlex
 from pathlib import Path
@@ -34,9 +34,9 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--kind", type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
 @click.option("--layers", type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
 @click.option("--scale", type=click.IntRange(1), default=256, show_default=True,
-              help="S, smallest picture side in training: 256 or 384 in the paper.")  # fmt: skip
-@click.option("--frame", type=click.Choice(["window", "picture"]),
-              help="What boxes are relative to: what the net sees, or the whole picture. [window]")  # fmt: skip
+              help="S, smallest image side in training: 256 or 384 in the paper.")  # fmt: skip
+@click.option("--frame", type=click.Choice(["window", "image"]),
+              help="What boxes are relative to: what the net sees, or the whole image. [window]")  # fmt: skip
 @click.option("--cut", type=click.Choice(["whole", "clipped"]), help="Of a box that the crop cuts: [whole]")
 @click.option("--least-inside", type=click.FloatRange(0, 1, min_open=True),
               help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
@@ -45,7 +45,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--unit", type=click.FloatRange(0, min_open=True),
               help="What an output of 1 stands for, in sides of the frame. [0.2]")  # fmt: skip
 @click.option("--head-std", type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
-@click.option("--batch", type=click.IntRange(1), help="Pictures in a step, over all processes. [256]")
+@click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
 @click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
 @click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0), help="At first. [0.001]")
 @training_options
@@ -68,7 +68,7 @@ def localise_train(
     """Train box regression from a classification net, after Appendix A of the VGG paper.
 
     The last layer is replaced by one that answers with boxes and starts at random; the rest of the recipe is that of
-    `vggfeat train`, with a learning rate of 0.001. Only pictures that have boxes are learnt from. DIR receives what it
+    `vggfeat train`, with a learning rate of 0.001. Only images that have boxes are learnt from. DIR receives what it
     receives there; weights.safetensors is for `localise evaluate` and `localise predict`.
 
     \b
@@ -101,7 +101,7 @@ def localise_train(
         keep_freed_memory()
     say = say_unless(quiet)
     data = _read(root, annotations, quiet or not leads())
-    for note in (data.pictures.layout, *data.train.notes, *data.val.notes):
+    for note in (data.images.layout, *data.train.notes, *data.val.notes):
         say(note)
     title = f"localise train {recipe.kind}"
     with Progress(title, "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
@@ -117,12 +117,12 @@ def _read(root: Path, annotations: Path | None, quiet: bool) -> "BoxData":
     from vggfeat.datasets.boxes import read_boxes
     from vggfeat.localisation.training import BoxData
 
-    pictures = ilsvrc.read(root)
+    images = ilsvrc.read(root)
     with Progress("boxes", "files", quiet=quiet) as bar:
         progress: Callable[[int, int], None] = bar.update
-        train = read_boxes(root, pictures.train, "train", annotations=annotations, progress=progress)
-        val = read_boxes(root, pictures.val, "val", annotations=annotations, progress=progress)
-    return BoxData(pictures, train, val)
+        train = read_boxes(root, images.train, "train", annotations=annotations, progress=progress)
+        val = read_boxes(root, images.val, "val", annotations=annotations, progress=progress)
+    return BoxData(images, train, val)
 
 
 def _show(outcome: "Outcome", as_json: bool) -> None:
@@ -134,7 +134,7 @@ def _show(outcome: "Outcome", as_json: bool) -> None:
     if found is not None:
         error, overlap = (found.figures[name] for name in ("localisation_error", "mean_overlap"))
         click.echo(
-            f"centre crops of {found.pictures} validation pictures, their class given, step {found.step}: "
+            f"centre crops of {found.images} validation images, their class given, step {found.step}: "
             f"localisation error {100 * error:.1f} %, mean overlap {overlap:.3f}"
         )
     if outcome.weights is not None:

@@ -11,18 +11,18 @@ from vggfeat.cli.types import PATH, make_folder
 @click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", type=PATH, default=Path("report.html"), show_default=True,
               help="The page.")  # fmt: skip
-@click.option("--pictures", type=PATH, metavar="ROOT",
-              help="Where the pictures are: what `extract --root` was given. [a page without pictures]")  # fmt: skip
+@click.option("--images", type=PATH, metavar="ROOT",
+              help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
 @click.option("--json", "as_json", is_flag=True, help="Print headlines and differences as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(
     runs: tuple[Path, ...],
     out: Path,
-    pictures: Path | None,
+    images: Path | None,
     resamples: int,
     seed: int,
     workers: int | None,
@@ -32,14 +32,14 @@ def report(
     """Show the results in folders of `svm`, `train` and others as one page, a file that can be opened and mailed.
 
     It holds the headline by its rule beside the paper's number, a table of classes that sorts, curves, confusions,
-    the pictures that explain each class, failures, settings and times; nothing is loaded from elsewhere. Runs of the
-    same classes stand side by side, with their differences and what other test pictures could change (a paired
+    the images that explain each class, failures, settings and times; nothing is loaded from elsewhere. Runs of the
+    same classes stand side by side, with their differences and what other test images could change (a paired
     bootstrap).
 
     \b
     Examples:
-      vggfeat report voc2007.svm --pictures VOCdevkit
-      vggfeat report D.svm E.svm DE.svm --pictures VOCdevkit --out voc2007.html
+      vggfeat report voc2007.svm --images VOCdevkit
+      vggfeat report D.svm E.svm DE.svm --images VOCdevkit --out voc2007.html
       vggfeat report nets/A-256 nets/A-384
     """
     import json
@@ -51,7 +51,7 @@ def report(
     from vggfeat.page.files import check_page_place, write_page
 
     settings = PageSettings(
-        pictures=pictures,
+        images=images,
         bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
         workers=default_workers() if workers is None else workers,
     )
@@ -70,8 +70,8 @@ def report(
         for one in group["differences"]:
             click.echo(f"{one['second']} - {one['first']}: {_difference(one)}")
     if page.missing:
-        click.echo(f"note: {page.missing} pictures are missing or damaged; the page says which")
-    click.echo(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.pictures} pictures")
+        click.echo(f"note: {page.missing} images are missing or damaged; the page says which")
+    click.echo(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.images} images")
 
 
 def _value(run: dict) -> str:
@@ -87,5 +87,5 @@ def _difference(one: dict) -> str:
     low, high = (100 * end for end in one["interval"])
     return (
         f"{100 * one['mean']:+.1f} points, {100 * one['level']:g} % interval {low:+.1f} to {high:+.1f} "
-        f"({one['resamples']} resamples of {one['pictures']} test pictures)"
+        f"({one['resamples']} resamples of {one['images']} test images)"
     )

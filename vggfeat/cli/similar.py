@@ -1,4 +1,4 @@
-"""`vggfeat similar`: a picture in, the pictures most like it out."""
+"""`vggfeat similar`: an image in, the images most like it out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=PATH, metavar="FEATURES.h5")
-@click.option("--query", required=True, metavar="PICTURE|ID", help="A picture file, or the id of one in the file.")
+@click.option("--query", required=True, metavar="IMAGE|ID", help="An image file, or the id of one in the file.")
 @click.option("--top", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many to name.")
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
 @click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
               help="As for `svm`.")  # fmt: skip
 @click.option("--regions", type=Words(), help="Which of the stored regions to compare: image, box. [all]")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
-              help="Of a picture that is not in the file: the net that made it. [found by SHA-256]")  # fmt: skip
+              help="Of an image that is not in the file: the net that made it. [found by SHA-256]")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
-@click.option("--pictures", type=PATH, metavar="ROOT",
-              help="Where the pictures are, for the page: what `extract --root` was given.")  # fmt: skip
+@click.option("--images", type=PATH, metavar="ROOT",
+              help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def similar(
     file: Path,
@@ -37,18 +37,18 @@ def similar(
     weights: str | None,
     device: str | None,
     out: Path | None,
-    pictures: Path | None,
+    images: Path | None,
     as_json: bool,
 ) -> None:
-    """Name the pictures of a feature file that are most like one, by the cosine of their descriptors.
+    """Name the images of a feature file that are most like one, by the cosine of their descriptors.
 
-    Every row is compared. A picture that is in the file (an id, or a file of the same bytes) needs no net; another
+    Every row is compared. An image that is in the file (an id, or a file of the same bytes) needs no net; another
     one is run through the net that made the file, with the same settings.
 
     \b
     Examples:
       vggfeat similar voc2007.h5 --query 000012
-      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --pictures VOCdevkit
+      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --images VOCdevkit
     """
     import json
 
@@ -58,8 +58,8 @@ def similar(
     from vggfeat.similar.search import DescriptorSettings, nearest
     from vggfeat.store.reading import FeatureFile
 
-    if pictures is not None and out is None:
-        raise ConfigError("--pictures: expected together with --out, found alone; leave it out, or give --out")
+    if images is not None and out is None:
+        raise ConfigError("--images: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
         check_page_place(out)
     chosen = join or default_join(file)
@@ -69,7 +69,7 @@ def similar(
         found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
         content = _content(features, query, row, found, settings)
         if out is not None:
-            _write_page(features, out, pictures, content, row, query)
+            _write_page(features, out, images, content, row, query)
     click.echo(json.dumps(content, indent=2) if as_json else _table(content))
     if out is not None and not as_json:
         click.echo(str(out))
@@ -83,9 +83,9 @@ def _descriptor(
     if query in features.dataset.ids or not Path(query).is_file():
         return query_of_row(features, query, settings)
     from vggfeat.devices import default_device
-    from vggfeat.similar.querying import extract_query, net_of, row_of_picture
+    from vggfeat.similar.querying import extract_query, net_of, row_of_image
 
-    row = row_of_picture(features, Path(query))
+    row = row_of_image(features, Path(query))
     if row is not None:
         return query_of_row(features, features.dataset.ids[row], settings)
     net = net_of(features, weights)
@@ -129,15 +129,15 @@ def _table(content: dict[str, Any]) -> str:
         [str(one["rank"]), f"{one['cosine']:.4f}", one["id"], ", ".join(one["classes"])] for one in content["nearest"]
     ]
     failed = f", {content['failed']} failed ones left out" if content["failed"] else ""
-    return "\n".join([*align(rows, left=4, width=terminal_width()), f"{content['rows']} pictures compared{failed}"])
+    return "\n".join([*align(rows, left=4, width=terminal_width()), f"{content['rows']} images compared{failed}"])
 
 
 def _write_page(
-    features: "FeatureFile", out: Path, pictures: Path | None, content: dict[str, Any], row: int | None, query: str
+    features: "FeatureFile", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
 ) -> None:
     from vggfeat.page.files import write_page
     from vggfeat.page.neighbours import neighbours_page
 
     make_folder(out.parent)
     own = (features.dataset[row].path, features.dataset[row].box) if row is not None else None
-    write_page(out, neighbours_page(content, features.dataset_name, own, Path(query), pictures))
+    write_page(out, neighbours_page(content, features.dataset_name, own, Path(query), images))

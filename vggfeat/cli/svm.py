@@ -24,9 +24,9 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
     help="A feature file; given several times, the nets are fused by stacking.",
 )  # fmt: skip
 @click.option("--apply", "model", type=PATH, metavar="MODEL",
-              help="Train nothing: rank or label the pictures of the feature files with a saved model.")  # fmt: skip
+              help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
-              help="With --apply: how many pictures of each class are named.")  # fmt: skip
+              help="With --apply: how many images of each class are named.")  # fmt: skip
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
 @click.option(
     "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
@@ -45,7 +45,7 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
               help="What images with difficult objects only are in training.")  # fmt: skip
 @click.option("--difficult-scoring", type=DIFFICULT, default="ignore", show_default=True,
               help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out pictures.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out images.")
 @click.option(
     "--solver", type=click.Choice(["newton", "liblinear"]), default="newton", show_default=True,
     help="newton: all SVMs at once. liblinear: one by one by scikit-learn, for comparison.",
@@ -86,10 +86,10 @@ def svm(
 
     VOC-2007: C on train and val, refit on both, test. VOC-2012 and actions: C by cross-validation in train, test on
     val, and the server's archive for test. Caltech: three splits, 20 % of training held out for C. Your own
-    pictures: their splits if they have some, else a k-fold cross-validation. The folder receives results.json,
+    images: their splits if they have some, else a k-fold cross-validation. The folder receives results.json,
     table.txt, results.png, scores.npz, the trained SVMs, and the archive.
 
-    With --apply, the SVMs of an earlier run rank new pictures (several classes a picture) or label them (one class).
+    With --apply, the SVMs of an earlier run rank new images (several classes an image) or label them (one class).
     The new features must have been extracted as those that the model was trained on. The folder receives
     predictions.csv, predictions.json and scores.npz.
 
@@ -146,7 +146,7 @@ def svm(
         return
     click.echo(text_table(result, terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
-    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --pictures ROOT")
+    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --images ROOT")
 
 
 def _refuse_others(context: click.Context) -> None:

@@ -1,4 +1,4 @@
-"""`vggfeat train`: labelled pictures in, a net out."""
+"""`vggfeat train`: labelled images in, a net out."""
 
 import shlex
 from pathlib import Path
@@ -28,13 +28,13 @@ RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
     "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
 )
 @click.option("--scale", type=Scale(), default="256", show_default=True,
-              help="S, smallest picture side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
+              help="S, smallest image side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
 @click.option("--init-from", metavar="FILE|NAME", help="Weights to start from: of net A, or of this net. [random]")
 @click.option("--width", type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
 @click.option("--pool", type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
-@click.option("--batch", type=click.IntRange(1), help="Pictures in a step, over all processes. [256]")
+@click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
 @click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
 @click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0),
               help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
@@ -94,7 +94,7 @@ def train(
         keep_freed_memory()
     data = ilsvrc.read(root)
     say = say_unless(quiet)
-    counts = f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.classes)} classes"
+    counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     say(f"{counts}: {data.layout}")
     with Progress(f"train {net}", "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
         hooks = Hooks(progress=bar.update, say=say, stop=stop)
@@ -113,7 +113,7 @@ def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
     if found is not None:
         top1, top5 = (100 * found.figures[name] for name in ("top1_error", "top5_error"))
         errors = f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %"
-        click.echo(f"centre crops of {found.pictures} validation pictures, step {found.step}: {errors}")
+        click.echo(f"centre crops of {found.images} validation images, step {found.step}: {errors}")
     if outcome.weights is not None:
         click.echo(f"weights: {outcome.weights}; to use them:")
         click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")

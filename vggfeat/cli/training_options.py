@@ -20,9 +20,9 @@ _OPTIONS = (
     click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]"),
     click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"),
     click.option("--compile", "compiled", is_flag=True, help="Compile the net: slow to start, then faster on a GPU."),
-    click.option("--micro-batch", type=click.IntRange(1), help="Pictures in one pass: bounds the memory. [what fits]"),
+    click.option("--micro-batch", type=click.IntRange(1), help="Images in one pass: bounds the memory. [what fits]"),
     click.option(
-        "--workers", type=click.IntRange(0, 256), help="Processes that decode pictures. [one a core, at most 16]"
+        "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
     ),
     click.option(
         "--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]"

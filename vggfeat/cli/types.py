@@ -52,7 +52,7 @@ class Scale(click.ParamType):
 
 
 class Sides(click.ParamType):
-    """Height and width of a picture."""
+    """Height and width of an image."""
 
     name = "HEIGHTxWIDTH"
 

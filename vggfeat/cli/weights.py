@@ -58,7 +58,7 @@ def list_(as_json: bool) -> None:
 @click.argument("path", metavar="FILE|NAME")
 @JSON
 def show(path: str, as_json: bool) -> None:
-    """Show what a file holds: its net, what pictures it takes and who says so, and every tensor.
+    """Show what a file holds: its net, what images it takes and who says so, and every tensor.
 
     \b
     Example:
@@ -212,7 +212,7 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
     click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in told.items() if name != 'exact')}")
     if not told.get("exact", True):
         click.echo(
-            "  its mean is not torchvision's, so maps differ slightly at the border of a picture; exact with --as-is"
+            "  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is"
         )
 
 

@@ -1,4 +1,4 @@
-"""Data sets: official trees and your own pictures become lists of samples."""
+"""Data sets: official trees and your own images become lists of samples."""
 
 from vggfeat.datasets.facts import FACTS, Facts
 from vggfeat.datasets.front import DatasetReport, check, open_dataset, resolve_root, write_splits

@@ -1,6 +1,6 @@
-"""Boxes of ILSVRC-2012's localisation task: annotations in PASCAL VOC's XML, one file a picture.
+"""Boxes of ILSVRC-2012's localisation task: annotations in PASCAL VOC's XML, one file an image.
 
-N = pictures of a list, M = boxes. A million names and half a million files: folders are listed once, and only what is
+N = images of a list, M = boxes. A million names and half a million files: folders are listed once, and only what is
 there is opened.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.textfiles import list_folder, listed, object_box, object_name, read_annotation, read_text
 from vggfeat.errors import DatasetError
-from vggfeat.samples import Box, LabelledPictures
+from vggfeat.samples import Box, LabelledImages
 
 Subset = Literal["train", "val"]
 
@@ -34,18 +34,18 @@ _EVERY = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Boxes:
-    """Boxes of the objects of each picture's own class; those of other classes are passed over."""
+    """Boxes of the objects of each image's own class; those of other classes are passed over."""
 
     edges: NDArray[np.float64]
-    """(M, 4) as `samples.Box`, in pixels of the picture that was annotated. They are as annotated, not clipped: some
-    reach over the edge of their picture."""
+    """(M, 4) as `samples.Box`, in pixels of the image that was annotated. They are as annotated, not clipped: some
+    reach over the edge of their image."""
     first: NDArray[np.int64]
     """(N + 1,): the boxes of row i are edges[first[i]:first[i + 1]]."""
     sizes: NDArray[np.int64]
-    """(N, 2) height and width of the picture that was annotated; 0 where there is no annotation. That of a packed copy
+    """(N, 2) height and width of the image that was annotated; 0 where there is no annotation. That of a packed copy
     may be smaller."""
     excluded: NDArray[np.bool_]
-    """(N,) pictures on the blacklist, which the localisation error of ILSVRC leaves out."""
+    """(N,) images on the blacklist, which the localisation error of ILSVRC leaves out."""
     notes: tuple[str, ...]
     """What a user should know, a sentence each."""
 
@@ -54,11 +54,11 @@ class Boxes:
 
     @property
     def has(self) -> NDArray[np.bool_]:
-        """(N,) whether a picture has a box."""
+        """(N,) whether an image has a box."""
         return np.diff(self.first) > 0
 
     def of(self, row: int) -> NDArray[np.float64]:
-        """Return the boxes of a picture, (n, 4)."""
+        """Return the boxes of an image, (n, 4)."""
         return self.edges[self.first[row] : self.first[row + 1]]
 
     def select(self, rows: NDArray[np.int64]) -> "Boxes":
@@ -81,36 +81,36 @@ class Boxes:
         return digest.hexdigest()
 
 
-def select_pictures(pictures: LabelledPictures, rows: NDArray[np.int64]) -> LabelledPictures:
+def select_images(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
     """Return some rows of a list."""
-    shards = pictures.shards
+    shards = images.shards
     return replace(
-        pictures,
-        paths=tuple(pictures.paths[row] for row in rows.tolist()),
-        targets=pictures.targets[rows],
+        images,
+        paths=tuple(images.paths[row] for row in rows.tolist()),
+        targets=images.targets[rows],
         shards=None if shards is None else shards._replace(places=shards.places[rows]),
     )
 
 
 def read_boxes(
     root: Path | str,
-    pictures: LabelledPictures,
+    images: LabelledImages,
     part: Subset,
     *,
     annotations: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Boxes:
-    """Read the boxes of a list of pictures.
+    """Read the boxes of a list of images.
 
-    The file of a picture is CLASS/NAME.xml or NAME.xml, in one of the folders that the official archives make, below
+    The file of an image is CLASS/NAME.xml or NAME.xml, in one of the folders that the official archives make, below
     the root or beside it: ILSVRC/Annotations/CLS-LOC/train or val (Kaggle), Annotations, Annotation, bbox, each with or
-    without train or val in it, or those two alone. What a file says its picture is called does not count.
+    without train or val in it, or those two alone. What a file says its image is called does not count.
 
     Parameters
     ----------
     root : Path or str
         As for `ilsvrc.read`.
-    pictures : LabelledPictures
+    images : LabelledImages
         From `ilsvrc.read`.
     part : train or val
         Which list it is.
@@ -122,32 +122,32 @@ def read_boxes(
     Returns
     -------
     Boxes
-        Of all pictures, in their order. About 100 in each class of the training set have some, and all of the
+        Of all images, in their order. About 100 in each class of the training set have some, and all of the
         validation set.
 
     Raises
     ------
     DatasetError
         If there are no annotations, one can't be read or is none, one is missing in a flat folder of validation
-        annotations, or more than half have no object of their picture's class.
+        annotations, or more than half have no object of their image's class.
     """
     root = Path(root)
-    place, names = _find_files(root, pictures, part, annotations)
+    place, names = _find_files(root, images, part, annotations)
     rows = [row for row, name in enumerate(names) if name]
-    found = _Found(len(pictures))
+    found = _Found(len(images))
     progress(0, len(rows))
     for done, row in enumerate(rows, start=1):
-        found.read(row, place / names[row], pictures.classes[pictures.targets[row]])
+        found.read(row, place / names[row], images.classes[images.targets[row]])
         if done % _EVERY == 0 or done == len(rows):
             progress(done, len(rows))
     found.check(place, len(rows))
-    excluded, blacklist = np.zeros(len(pictures), bool), None
+    excluded, blacklist = np.zeros(len(images), bool), None
     if part == "val":
-        excluded, blacklist = _read_blacklist(root, annotations, pictures)
+        excluded, blacklist = _read_blacklist(root, annotations, images)
     boxes = found.boxes(excluded)
     notes = [*_said(boxes, found, part)]
     if blacklist is not None:
-        notes.append(f"{blacklist}: {excluded.sum()} pictures do not count")
+        notes.append(f"{blacklist}: {excluded.sum()} images do not count")
     return replace(boxes, notes=tuple(notes))
 
 
@@ -176,11 +176,11 @@ class _Found:
         self.counts[row] = len(own)
 
     def check(self, place: Path, files: int) -> None:
-        """Refuse annotations of other classes than those of the pictures."""
+        """Refuse annotations of other classes than those of the images."""
         if 2 * len(self.strange) > files:
             raise DatasetError(
-                f"{place}: expected objects named as the class of their picture, found others in {len(self.strange)} "
-                f"of {files} annotations, the first is {self.strange[0]}; give pictures and annotations of one set"
+                f"{place}: expected objects named as the class of their image, found others in {len(self.strange)} "
+                f"of {files} annotations, the first is {self.strange[0]}; give images and annotations of one set"
             )
 
     def boxes(self, excluded: NDArray[np.bool_]) -> Boxes:
@@ -194,44 +194,42 @@ class _Found:
         )
 
 
-def _find_files(
-    root: Path, pictures: LabelledPictures, part: Subset, annotations: Path | None
-) -> tuple[Path, list[str]]:
+def _find_files(root: Path, images: LabelledImages, part: Subset, annotations: Path | None) -> tuple[Path, list[str]]:
     """Return a folder, and for each row the name of its file in it, empty if there is none."""
     for place in _places(root, part, annotations):
-        names, flat = _names(place, pictures)
-        missing = [path for path, name in zip(pictures.paths, names, strict=True) if not name]
+        names, flat = _names(place, images)
+        missing = [path for path, name in zip(images.paths, names, strict=True) if not name]
         if len(missing) == len(names):
             continue
         if flat and missing:
             raise DatasetError(
-                f"{place}: expected an annotation of every {part} picture, found none for {listed(missing)}; "
+                f"{place}: expected an annotation of every {part} image, found none for {listed(missing)}; "
                 f"unpack {_ARCHIVES[part]} whole"
             )
         return place, names
     where = annotations or root
     raise DatasetError(
-        f"{where}: expected annotations of the {part} pictures, for instance in Annotations/CLS-LOC/{part}, found "
+        f"{where}: expected annotations of the {part} images, for instance in Annotations/CLS-LOC/{part}, found "
         f"none; unpack {_ARCHIVES[part]} there, or give the folder that holds them"
     )
 
 
 def _places(root: Path, part: Subset, annotations: Path | None) -> Iterator[Path]:
     around = [place / base.format(part=part) for place in (root, *root.absolute().parents[:2]) for base in _BASES]
-    # Pictures that are held out of the training set have their annotations among those of it.
+    # Images that are held out of the training set have their annotations among those of it.
     inner = dict.fromkeys([part, "train", ""])
     for base in [*around, root] if annotations is None else [annotations]:
         yield from (base / name for name in inner if isdir(base / name))
 
 
-def _names(place: Path, pictures: LabelledPictures) -> tuple[list[str], bool]:
+def _names(place: Path, images: LabelledImages) -> tuple[list[str], bool]:
     """Return a name for each row, and whether the files lie beside each other instead of in class folders."""
     here = set(list_folder(place))
-    inside = {name: set(list_folder(place / name)) for name in pictures.classes if name in here}
+    inside = {name: set(list_folder(place / name)) for name in images.classes if name in here}
     names = []
-    for path, target in zip(pictures.paths, pictures.targets.tolist(), strict=True):
+    for path, target in zip(images.paths, images.targets.tolist(), strict=True):
         name = f"{path.rpartition('/')[2].rpartition('.')[0]}.xml"
-        folder = pictures.classes[target]
+        folder = images.classes[target]
         deep = name in inside.get(folder, ())
         names.append(f"{folder}/{name}" if deep else name if name in here else "")
     return names, not inside
@@ -243,15 +241,15 @@ def _size(annotation: Element, path: Path) -> tuple[int, int]:
     except (ValueError, OverflowError):
         height = width = 0
     if height < 1 or width < 1:
-        raise DatasetError(f"{path}: expected the height and the width of the picture in size, found none")
+        raise DatasetError(f"{path}: expected the height and the width of the image in size, found none")
     return height, width
 
 
 def _read_blacklist(
-    root: Path, annotations: Path | None, pictures: LabelledPictures
+    root: Path, annotations: Path | None, images: LabelledImages
 ) -> tuple[NDArray[np.bool_], str | None]:
     """Say of each row whether its number, which stands in its name, is listed; and name the list."""
-    excluded = np.zeros(len(pictures), bool)
+    excluded = np.zeros(len(images), bool)
     places = [root, root.parent, *([annotations, annotations.parent] if annotations else [])]
     files = (
         place / kit / data / name for place in places for kit in _KITS for data in ("data", "") for name in _BLACKLISTS
@@ -262,18 +260,18 @@ def _read_blacklist(
     lines = read_text(path, _MOST).split()
     odd = next((line for line, text in enumerate(lines, start=1) if not text.isascii() or not text.isdigit()), None)
     if odd is not None:
-        raise DatasetError(f"{path}, line {odd}: expected the number of a picture, found {lines[odd - 1][:40]!r}")
+        raise DatasetError(f"{path}, line {odd}: expected the number of an image, found {lines[odd - 1][:40]!r}")
     known = {int(text) for text in lines}
-    for row, name in enumerate(pictures.paths):
+    for row, name in enumerate(images.paths):
         number = _NUMBER.search(name)
         excluded[row] = number is not None and int(number[1]) in known
     return excluded, path.name
 
 
 def _said(boxes: Boxes, found: _Found, part: Subset) -> Iterator[str]:
-    yield f"{boxes.has.sum()} of {len(boxes)} {part} pictures have boxes of their class, {len(boxes.edges)} in all"
+    yield f"{boxes.has.sum()} of {len(boxes)} {part} images have boxes of their class, {len(boxes.edges)} in all"
     if found.strange:
         first = found.strange[0]
-        yield f"{len(found.strange)} annotations have no object of their picture's class, the first is {first}"
+        yield f"{len(found.strange)} annotations have no object of their image's class, the first is {first}"
     if found.outside:
-        yield f"boxes of {len(found.outside)} pictures reach beyond the picture, the first is {found.outside[0]}"
+        yield f"boxes of {len(found.outside)} images reach beyond the image, the first is {found.outside[0]}"

@@ -1,8 +1,8 @@
 """Caltech-101 and Caltech-256: a folder per class, and splits that need no random-number library.
 
 The protocol is that of the VGG paper, App. B ("Image classification on Caltech-101 and Caltech-256"): random
-splits with 30 (60) training pictures per class, up to 50 (all the rest) to test, and 20 % of the training
-pictures to choose settings by. "Random" here is the order of SHA-256 digests, which every language repeats.
+splits with 30 (60) training images per class, up to 50 (all the rest) to test, and 20 % of the training
+images to choose settings by. "Random" here is the order of SHA-256 digests, which every language repeats.
 """
 
 import re
@@ -33,7 +33,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """How many pictures of each class go where.
+    """How many images of each class go where.
 
     Raises
     ------
@@ -42,11 +42,11 @@ class SplitRule:
     """
 
     train: int
-    """Training pictures per class."""
+    """Training images per class."""
     held_out: int
-    """Training pictures per class, the first ranks, on which settings are chosen before the last fit."""
+    """Training images per class, the first ranks, on which settings are chosen before the last fit."""
     test: int | None
-    """Most test pictures per class, the ranks behind the training pictures; None takes all the rest."""
+    """Most test images per class, the ranks behind the training images; None takes all the rest."""
 
     def __post_init__(self) -> None:
         if self.train < 1 or (self.test is not None and self.test < 1):
@@ -55,7 +55,7 @@ class SplitRule:
             raise ConfigError(f"split rule: expected held_out from 0 to {self.train - 1}, found {self.held_out}")
 
     def draw(self, seed: int, cls: str, names: Sequence[str]) -> Draw:
-        """Draw the pictures of one class, ranked by the SHA-256 of "seed/class/name".
+        """Draw the images of one class, ranked by the SHA-256 of "seed/class/name".
 
         Parameters
         ----------
@@ -69,11 +69,11 @@ class SplitRule:
         Raises
         ------
         DatasetError
-            If not a single test picture is left.
+            If not a single test image is left.
         """
         if len(names) <= self.train:
             raise DatasetError(
-                f"class {cls}: expected at least {self.train + 1} pictures ({self.train} to train, 1 to test), "
+                f"class {cls}: expected at least {self.train + 1} images ({self.train} to train, 1 to test), "
                 f"found {len(names)}"
             )
         ranked = rank_by_hash(f"{seed}/{cls}", list(names))
@@ -99,7 +99,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
     splits : int
         How many splits to draw, from 1.
     rule : SplitRule, optional
-        How many pictures go where; by default `OFFICIAL[variety]`.
+        How many images go where; by default `OFFICIAL[variety]`.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
     Raises
     ------
     DatasetError
-        If the folder is not found, or a class has too few pictures for one to be left to test.
+        If the folder is not found, or a class has too few images for one to be left to test.
     """
     if variety not in OFFICIAL:
         raise ConfigError(f"variety: expected 101 or 256, found {variety}")
@@ -144,7 +144,7 @@ def _find_tree(root: Path, variety: int) -> Path:
 
 
 def _list_classes(tree: Path, pattern: re.Pattern[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Picture names by class, and the paths of everything else; both sorted."""
+    """Image names by class, and the paths of everything else; both sorted."""
     files: dict[str, list[str]] = {}
     strays: list[str] = []
     for name in list_folder(tree):
@@ -154,14 +154,14 @@ def _list_classes(tree: Path, pattern: re.Pattern[str]) -> tuple[dict[str, list[
             continue
         files[name] = []
         for inner in list_folder(path):
-            if _is_picture(path / inner):
+            if _is_image(path / inner):
                 files[name].append(inner)
             else:
                 strays.append(f"{name}/{inner}" + "/" * isdir(path / inner))
     return files, strays
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     # macOS leaves ._image_0001.jpg beside image_0001.jpg.
     named = path.suffix.lower() == ".jpg" and not path.name.startswith(".")
     return named and is_utf8(path.name) and not isdir(path)
@@ -193,4 +193,4 @@ def _draw_splits(
 
 
 def _note(strays: list[str]) -> tuple[str, ...]:
-    return (f"Ignored, because they are not .jpg pictures of a class: {listed(strays)}.",) if strays else ()
+    return (f"Ignored, because they are not .jpg images of a class: {listed(strays)}.",) if strays else ()

@@ -65,7 +65,7 @@ class Facts:
     counts: tuple[Count, ...] = ()
     """Official numbers; `found` is None."""
     archives: tuple[Archive, ...] = ()
-    """Files to download; empty for your own pictures."""
+    """Files to download; empty for your own images."""
 
 
 _VOC2007 = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"
@@ -215,7 +215,7 @@ _ALL_FACTS = (
     ),
     Facts(
         name="folder",
-        title="Your own pictures, a folder per class",
+        title="Your own images, a folder per class",
         task=None,
         unit="images",
         scales=_SCALES,
@@ -225,7 +225,7 @@ _ALL_FACTS = (
     ),
     Facts(
         name="manifest",
-        title="Your own pictures, listed in a CSV file",
+        title="Your own images, listed in a CSV file",
         task=None,
         unit="images",
         scales=_SCALES,

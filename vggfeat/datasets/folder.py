@@ -1,4 +1,4 @@
-"""Anybody's pictures: a folder per class, a flat folder, or a CSV file that lists them.
+"""Anybody's images: a folder per class, a flat folder, or a CSV file that lists them.
 
 N = samples, K = classes.
 """
@@ -17,11 +17,11 @@ from vggfeat.datasets.textfiles import is_utf8, list_folder, listed
 from vggfeat.errors import DatasetError
 from vggfeat.samples import DataSet, Label, Task
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
     ".webp",
 )  # fmt: skip
-"""Files with one of these endings, in any case, count as pictures."""
+"""Files with one of these endings, in any case, count as images."""
 
 _SPLITS = ("train", "val", "test")
 
@@ -29,7 +29,7 @@ _SPLITS = ("train", "val", "test")
 class _Found(NamedTuple):
     """What a walk met; paths relative to its root, with forward slashes."""
 
-    pictures: list[str]
+    images: list[str]
     folders: list[str]
     others: list[str]
     repeated: list[str]
@@ -37,13 +37,13 @@ class _Found(NamedTuple):
 
 
 def read(root: Path) -> DataSet:
-    """Read a folder of pictures.
+    """Read a folder of images.
 
     Parameters
     ----------
     root : Path
-        The first level of folders names the classes, and pictures at any depth below belong to them; or the
-        first level is train with or without val and test, and the second names the classes; or all pictures
+        The first level of folders names the classes, and images at any depth below belong to them; or the
+        first level is train with or without val and test, and the second names the classes; or all images
         lie directly in the root (or in the split folders), and there are no labels.
 
     Returns
@@ -51,20 +51,20 @@ def read(root: Path) -> DataSet:
     DataSet
         "folder": ids are the relative paths, sorted by code point; labels (N, K) 1 and -1, or (N, 0). Links to
         folders are followed, but no folder is read twice. Hidden names and __MACOSX are passed over. Anything
-        with a picture's suffix is listed, even if it can't be opened, so that it is reported and not lost;
+        with an image's suffix is listed, even if it can't be opened, so that it is reported and not lost;
         notes count the rest.
 
     Raises
     ------
     DatasetError
-        If there is no picture, or pictures lie both in class folders and beside them.
+        If there is no image, or images lie both in class folders and beside them.
     """
     root = Path(root)
     found = _walk(root)
-    if not found.pictures:
-        endings = " ".join(PICTURE_SUFFIXES)
-        raise DatasetError(f"{root}: expected pictures ({endings}), found {len(found.others)} other file(s)")
-    parts = [path.split("/") for path in found.pictures]
+    if not found.images:
+        endings = " ".join(IMAGE_SUFFIXES)
+        raise DatasetError(f"{root}: expected images ({endings}), found {len(found.others)} other file(s)")
+    parts = [path.split("/") for path in found.images]
     tops = {names[0] for names in parts if len(names) > 1}
     depth = int("train" in tops and tops <= set(_SPLITS))
     classes_of = [names[depth] if len(names) > depth + 1 else "" for names in parts]
@@ -78,8 +78,8 @@ def read(root: Path) -> DataSet:
         name="folder",
         task=Task.SINGLE_LABEL if classes else Task.UNLABELLED,
         classes=classes,
-        ids=tuple(found.pictures),
-        paths=tuple(found.pictures),
+        ids=tuple(found.images),
+        paths=tuple(found.images),
         labels=_label_matrix(classes, [{cls: Label.POSITIVE} if cls else {} for cls in classes_of]),
         splits=_arrays(splits),
         root=str(root),
@@ -88,13 +88,13 @@ def read(root: Path) -> DataSet:
 
 
 def read_manifest(csv_path: Path) -> DataSet:
-    """Read a CSV file that lists pictures.
+    """Read a CSV file that lists images.
 
     Parameters
     ----------
     csv_path : Path
         Comma-separated, with a header of `vggfeat.datasets.manifest.COLUMNS` in any order. *path* is relative to the
-        folder of the CSV file. *labels* are separated by ";", and "?name" means that the picture is neither
+        folder of the CSV file. *labels* are separated by ";", and "?name" means that the image is neither
         positive nor negative for this class. *split* may name several, separated by ";". *box* is "left top
         right bottom" in pixel edges: 0-based, right and bottom exclusive. *id* defaults to the path.
 
@@ -145,7 +145,7 @@ def _walk(root: Path) -> _Found:
         folder = (folders or links).popleft()
         status = _stat(root, folder)
         if (status.st_dev, status.st_ino) in seen:
-            (found.pictures if _is_picture(folder) else found.repeated).append(folder)
+            (found.images if _is_image(folder) else found.repeated).append(folder)
             continue
         seen.add((status.st_dev, status.st_ino))
         found.folders.append(folder)
@@ -158,8 +158,8 @@ def _walk(root: Path) -> _Found:
             elif os.path.isdir(root / path):
                 (links if os.path.islink(root / path) else folders).append(path)
             else:
-                (found.pictures if _is_picture(path) else found.others).append(path)
-    found.pictures.sort()
+                (found.images if _is_image(path) else found.others).append(path)
+    found.images.sort()
     return found
 
 
@@ -167,11 +167,11 @@ def _stat(root: Path, folder: str) -> os.stat_result:
     try:
         return os.stat(root / folder)
     except OSError as error:
-        raise DatasetError(f"{root / folder}: expected a folder of pictures: {error.strerror}") from error
+        raise DatasetError(f"{root / folder}: expected a folder of images: {error.strerror}") from error
 
 
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(PICTURE_SUFFIXES)
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _check_one_level(root: Path, parts: Sequence[list[str]], depth: int) -> None:
@@ -180,21 +180,21 @@ def _check_one_level(root: Path, parts: Sequence[list[str]], depth: int) -> None
     if len(examples) > 1:
         flat, inner = (examples[level] for level in sorted(examples)[:2])
         raise DatasetError(
-            f"{root}: expected all pictures in class folders or none, found {flat!r} beside {inner!r}; "
+            f"{root}: expected all images in class folders or none, found {flat!r} beside {inner!r}; "
             "move them, or list them in a manifest"
         )
 
 
 def _notes(found: _Found, tops: set[str], depth: int) -> tuple[str, ...]:
     level = depth + 1
-    used = {"/".join(path.split("/")[:level]) for path in found.pictures}
+    used = {"/".join(path.split("/")[:level]) for path in found.images}
     empty = [
         path for path in found.folders if path and path.count("/") < level and path not in used and path not in tops
     ]
     split_like = sorted(tops & set(_SPLITS)) if not depth and len(tops & set(_SPLITS)) > 1 else []
     notes = [
-        ("Not pictures by their endings, and ignored", found.others),
-        ("Folders without pictures, and ignored", empty),
+        ("Not images by their endings, and ignored", found.others),
+        ("Folders without images, and ignored", empty),
         ("Links to folders that are read under another name, and ignored", found.repeated),
         ("Names that are not UTF-8, and left out; rename them to use them", found.unnameable),
         ("Read as classes, not as splits, because other folders stand beside them or train is missing", split_like),
@@ -208,7 +208,7 @@ def _check_ids(path: Path, rows: Sequence[Row]) -> None:
         if row.id in lines:
             raise DatasetError(
                 f"{path}, line {row.line}: expected every id once, found {row.id!r} also in line {lines[row.id]}; "
-                "give several boxes on one picture an id each"
+                "give several boxes on one image an id each"
             )
         lines[row.id] = row.line
 

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Problem(NamedTuple):
-    """A picture that can't be there."""
+    """An image that can't be there."""
 
     path: str
     reason: str
@@ -51,7 +51,7 @@ class DatasetReport:
     counts: tuple[Count, ...]
     """Found beside expected, by split and class."""
     missing: tuple[Problem, ...]
-    """Picture files that are listed but absent, empty or no regular files."""
+    """Image files that are listed but absent, empty or no regular files."""
     notes: tuple[str, ...]
     """What the reader says of this copy."""
     archives: tuple[Archive, ...]
@@ -59,7 +59,7 @@ class DatasetReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the copy can be read, all its pictures are there and no verified number disagrees."""
+        """Whether the copy can be read, all its images are there and no verified number disagrees."""
         return self.problem is None and not self.missing and all(count.agrees for count in self.counts)
 
 
@@ -132,9 +132,9 @@ def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
 
 
 def check(name: str, root: Path | str | None = None) -> DatasetReport:
-    """Compare a copy of a data set with the official numbers, and look for its picture files.
+    """Compare a copy of a data set with the official numbers, and look for its image files.
 
-    No picture is decoded, and nothing is downloaded.
+    No image is decoded, and nothing is downloaded.
 
     Parameters
     ----------

@@ -11,31 +11,31 @@ import numpy as np
 
 from vggfeat import packed
 from vggfeat.datasets import kit as kits
-from vggfeat.datasets.folder import PICTURE_SUFFIXES
+from vggfeat.datasets.folder import IMAGE_SUFFIXES
 from vggfeat.datasets.textfiles import is_utf8, listed
 from vggfeat.errors import DatasetError
-from vggfeat.samples import ClassificationSet, LabelledPictures, rank_by_hash
+from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
 
 HELD_OUT = 0.1
-"""Share of each class that validates where a copy has no validation pictures."""
+"""Share of each class that validates where a copy has no validation images."""
 
 _TRAIN = ("train", "ILSVRC2012_img_train")
 _VAL = ("val", "ILSVRC2012_img_val", "validation")
-_WANTED = "train/CLASS/PICTURE with val/CLASS/PICTURE or a flat val, or CLASS/PICTURE"
+_WANTED = "train/CLASS/IMAGE with val/CLASS/IMAGE or a flat val, or CLASS/IMAGE"
 
 Files = dict[str, list[str]]
-"""Class -> paths of its pictures, sorted, relative to the root."""
+"""Class -> paths of its images, sorted, relative to the root."""
 
 
 def read(root: Path | str) -> ClassificationSet:
     """Read a training set, in whichever of these layouts it lies.
 
     - A packed copy, made by `vggfeat data pack`.
-    - train/CLASS and val/CLASS, with pictures at any depth below; the classes of ILSVRC are WNIDs.
+    - train/CLASS and val/CLASS, with images at any depth below; the classes of ILSVRC are WNIDs.
     - train/WNID and a flat val, labelled by the development kit (ILSVRC2012_devkit_t12, in the root or beside it) or
       by LOC_val_solution.csv.
     - The Kaggle tree: ILSVRC/Data/CLS-LOC/train and val, with the development kit or LOC_val_solution.csv.
-    - CLASS/PICTURE, or train/CLASS/PICTURE alone: of each class, the tenth of the paths with the least SHA-256
+    - CLASS/IMAGE, or train/CLASS/IMAGE alone: of each class, the tenth of the paths with the least SHA-256
       validates.
 
     Parameters
@@ -46,17 +46,17 @@ def read(root: Path | str) -> ClassificationSet:
     Returns
     -------
     ClassificationSet
-        Classes sorted by code point, and paths within a class. No picture is opened.
+        Classes sorted by code point, and paths within a class. No image is opened.
 
     Raises
     ------
     DatasetError
-        If there are no pictures or a single class, a class is in one of the two lists only, or the labels of a flat
+        If there are no images or a single class, a class is in one of the two lists only, or the labels of a flat
         val are missing or disagree with it.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{root}: expected a folder with {_WANTED}, found none; give the place of the pictures")
+        raise DatasetError(f"{root}: expected a folder with {_WANTED}, found none; give the place of the images")
     if packed.is_packed(root):
         return packed.read(root)
     base = next((part for part in ("ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/") if (root / part).is_dir()), "")
@@ -71,11 +71,11 @@ def read(root: Path | str) -> ClassificationSet:
         kept, held = _hold_out(root, files)
         layout = f"class folders, {HELD_OUT:.0%} of each class held out for validation by the SHA-256 of its path"
         return _checked(root, kept, held, kit, layout)
-    flat = _pictures(root, val, deep=False)
+    flat = _images(root, val, deep=False)
     sorted_val = _class_files(root, val)
     if flat and sorted_val:
         raise DatasetError(
-            f"{root / val}: expected pictures in class folders or beside each other, found both, "
+            f"{root / val}: expected images in class folders or beside each other, found both, "
             f"for instance {flat[0]} beside folders; move them"
         )
     if sorted_val or not flat:
@@ -94,11 +94,11 @@ def _class_files(root: Path, folder: str) -> Files:
     if odd:
         raise DatasetError(f"{root / folder}: expected class names in UTF-8, found {listed(odd)}; rename them")
     prefix = folder if not folder or folder.endswith("/") else f"{folder}/"
-    found = {name: _pictures(root, prefix + name, deep=True) for name in names if name != "__MACOSX"}
+    found = {name: _images(root, prefix + name, deep=True) for name in names if name != "__MACOSX"}
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _pictures(root: Path, folder: str, *, deep: bool) -> list[str]:
+def _images(root: Path, folder: str, *, deep: bool) -> list[str]:
     """Sorted paths relative to the root. The kind of an entry comes with its name: a million files, and no stat."""
     found, folders = [], [folder]
     while folders:
@@ -108,7 +108,7 @@ def _pictures(root: Path, folder: str, *, deep: bool) -> list[str]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.name.lower().endswith(PICTURE_SUFFIXES):
+                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
                         found.append(f"{here}/{entry.name}")
                     elif deep and entry.is_dir(follow_symlinks=False):
                         folders.append(f"{here}/{entry.name}")
@@ -118,25 +118,25 @@ def _pictures(root: Path, folder: str, *, deep: bool) -> list[str]:
 
 
 def _labelled(root: Path, flat: list[str], kit: kits.Kit | None) -> tuple[Files, str]:
-    """Sort the pictures of a flat val by class, and name the file that says so."""
+    """Sort the images of a flat val by class, and name the file that says so."""
     solution = next((path for path in (root / kits.SOLUTION, root.parent / kits.SOLUTION) if path.is_file()), None)
     if kit is not None:
         labels, source = kits.read_truth(kit, kits.read_classes(kit)[0]), kit.truth
         if len(labels) != len(flat):
             raise DatasetError(
-                f"{root / flat[0]}: expected {len(labels)} pictures there, one per line of {source}, "
-                f"found {len(flat)}; unpack all validation pictures and nothing else there"
+                f"{root / flat[0]}: expected {len(labels)} images there, one per line of {source}, "
+                f"found {len(flat)}; unpack all validation images and nothing else there"
             )
     elif solution is not None:
         known, source = kits.read_solution(solution), solution
         stems = [path.rpartition("/")[2].rpartition(".")[0] for path in flat]
         missing = [stem for stem in stems if stem not in known]
         if missing:
-            raise DatasetError(f"{source}: expected a label for every picture of val, found none for {listed(missing)}")
+            raise DatasetError(f"{source}: expected a label for every image of val, found none for {listed(missing)}")
         labels = [known[stem] for stem in stems]
     else:
         raise DatasetError(
-            f"{root / flat[0]}: expected labels of the flat validation pictures, found none; unpack "
+            f"{root / flat[0]}: expected labels of the flat validation images, found none; unpack "
             f"{kits.KIT}.tar.gz into {root}, or put {kits.SOLUTION} there"
         )
     files: Files = {}
@@ -150,8 +150,8 @@ def _hold_out(root: Path, files: Files) -> tuple[Files, Files]:
     for name, paths in files.items():
         if len(paths) < 2:
             raise DatasetError(
-                f"{root}: expected at least 2 pictures in each class, one to train on and one to validate, found "
-                f"{len(paths)} in {name}; add pictures or remove the class"
+                f"{root}: expected at least 2 images in each class, one to train on and one to validate, found "
+                f"{len(paths)} in {name}; add images or remove the class"
             )
         ranked = rank_by_hash(name, paths)
         count = max(1, round(HELD_OUT * len(paths)))
@@ -161,12 +161,12 @@ def _hold_out(root: Path, files: Files) -> tuple[Files, Files]:
 
 def _checked(root: Path, train: Files, val: Files, kit: kits.Kit | None, layout: str) -> ClassificationSet:
     if not train:
-        raise DatasetError(f"{root}: expected pictures in class folders, found none; give a folder with {_WANTED}")
+        raise DatasetError(f"{root}: expected images in class folders, found none; give a folder with {_WANTED}")
     for one, other, names in (("train", "val", set(train) - set(val)), ("val", "train", set(val) - set(train))):
         if names:
             raise DatasetError(
                 f"{root}: expected every class in train and in val, found only in {one}: {listed(sorted(names))}; "
-                f"add pictures of it to {other}, or remove it"
+                f"add images of it to {other}, or remove it"
             )
     classes = tuple(sorted(train))
     if len(classes) < 2:
@@ -183,9 +183,9 @@ def _checked(root: Path, train: Files, val: Files, kit: kits.Kit | None, layout:
     )
 
 
-def _listed(root: Path, classes: tuple[str, ...], files: Files) -> LabelledPictures:
+def _listed(root: Path, classes: tuple[str, ...], files: Files) -> LabelledImages:
     sizes = [len(files[name]) for name in classes]
-    return LabelledPictures(
+    return LabelledImages(
         root=root,
         paths=tuple(path for name in classes for path in files[name]),
         targets=np.repeat(np.arange(len(classes), dtype=np.int64), sizes),

@@ -1,4 +1,4 @@
-"""What the ILSVRC development kit and the lists of the Kaggle copy say of classes and validation pictures."""
+"""What the ILSVRC development kit and the lists of the Kaggle copy say of classes and validation images."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,7 +63,7 @@ def read_classes(kit: Kit) -> tuple[dict[int, str], dict[str, str]]:
 
 
 def read_truth(kit: Kit, wnids: dict[int, str]) -> list[str]:
-    """Read the WNID of each validation picture, in the order of the file names.
+    """Read the WNID of each validation image, in the order of the file names.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def read_truth(kit: Kit, wnids: dict[int, str]) -> list[str]:
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Read the WNID of each validation picture, by name without ending, from the list of the Kaggle copy.
+    """Read the WNID of each validation image, by name without ending, from the list of the Kaggle copy.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The lines of a CSV file that lists pictures: path, labels, split, box, id."""
+"""The lines of a CSV file that lists images: path, labels, split, box, id."""
 
 import csv
 import io

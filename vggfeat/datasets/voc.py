@@ -1,7 +1,7 @@
 """PASCAL VOC: the official lists of image classification and of action classification, as data sets.
 
 The development kits of VOC2007 and VOC2012 describe the tree (Sect. 2, "Data"): `ImageSets` says which images
-and people belong to a task, so the picture folder, which several tasks share, is never listed.
+and people belong to a task, so the image folder, which several tasks share, is never listed.
 """
 
 import re

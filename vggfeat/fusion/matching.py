@@ -32,7 +32,7 @@ class Matched:
     dataset: DataSet
     """Of the first file, which gives the samples their order."""
     ok: NDArray[np.bool_]
-    """(N,) False where a picture failed in one of the files."""
+    """(N,) False where an image failed in one of the files."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def open_matched(paths: Paths) -> Iterator[Matched]:
     Raises
     ------
     StoreError
-        If a file is damaged, or the files differ in samples, classes, labels or the pictures' bytes; the first
+        If a file is damaged, or the files differ in samples, classes, labels or the images' bytes; the first
         difference is named.
     ConfigError
         If no file is given, or one twice.
@@ -63,7 +63,7 @@ def open_matched(paths: Paths) -> Iterator[Matched]:
         for file in others:
             orders.append(match_rows(dataset, file.dataset, str(first.path), str(file.path)))
             ok = ok & (file.status[orders[-1]] == Status.DONE)
-            _check_pictures(first, file, orders[-1], ok)
+            _check_images(first, file, orders[-1], ok)
         yield Matched(files=files, orders=orders, dataset=dataset, ok=ok)
 
 
@@ -106,10 +106,10 @@ def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str)
     return order
 
 
-def _check_pictures(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
+def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
     differing = np.flatnonzero(ok & (first.sha256 != other.sha256[order]).any(axis=1))
     if len(differing):
         raise StoreError(
-            f"{first.path} and {other.path}: expected features of the same pictures, found that the picture "
+            f"{first.path} and {other.path}: expected features of the same images, found that the image "
             f"{first.dataset.ids[differing[0]]!r} had other bytes; extract both from one copy of the data set"
         )

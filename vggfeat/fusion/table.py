@@ -34,7 +34,7 @@ class DescriptorTable:
     descriptors: NDArray[np.float32]
     """(N, D); finite, zeros in rows that failed."""
     ok: NDArray[np.bool_]
-    """(N,); False where a picture failed in one of the files."""
+    """(N,); False where an image failed in one of the files."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Join, normalisation, and the provenance of every file; ready for JSON."""
     reasons: Mapping[int, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def read_descriptors(
     Raises
     ------
     StoreError
-        If a file is damaged, or the files differ in samples, classes, labels or the pictures' bytes; the first
+        If a file is damaged, or the files differ in samples, classes, labels or the images' bytes; the first
         difference is named.
     ConfigError
         If no file is given, a region is not in a file, or a setting is not allowed.
@@ -129,7 +129,7 @@ def load_features(
     regions : sequence of str, optional
         Which of the stored regions to stack, in this order; all by default.
     failed : "raise" or "drop"
-        What to do where a picture could not be read: raise an error, or leave the row out.
+        What to do where an image could not be read: raise an error, or leave the row out.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def load_features(
     ConfigError
         If a split is not in the file, no file is given or a setting is not allowed.
     StoreError
-        If a file is damaged, files do not match, or a picture failed and `failed` is "raise".
+        If a file is damaged, files do not match, or an image failed and `failed` is "raise".
     """
     check_choice("failed", failed, get_args(Failed))
     with open_matched(path) as matched:
@@ -152,7 +152,7 @@ def load_features(
         if len(missing) and failed == "raise":
             raise StoreError(
                 f"{matched.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
-                f"whose picture failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
+                f"whose image failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
                 f"leave them out"
             )
         rows = rows[matched.ok[rows]]
@@ -215,7 +215,7 @@ def _read(
     normalisation: Normalisation,
     regions: Sequence[str] | None,
 ) -> NDArray[np.float32]:
-    """Descriptors (n, D) of some rows, zeros where a picture failed."""
+    """Descriptors (n, D) of some rows, zeros where an image failed."""
     # No rows have a length too, and wrong settings are refused before anything is read.
     chosen = [_region_numbers(file, regions) for file in matched.files]
     length = _fuse_rows(matched, rows[:0], join, normalisation, chosen).shape[1]

@@ -1,14 +1,14 @@
-"""A picture file becomes RGB pixels, or one named reason why not; side by side in processes that may die."""
+"""An image file becomes RGB pixels, or one named reason why not; side by side in processes that may die."""
 
-from vggfeat.images.decoding import MEANINGS, REASONS, DecodeSettings, Picture, Request, decode, region_of
+from vggfeat.images.decoding import MEANINGS, REASONS, DecodedImage, DecodeSettings, Request, decode, region_of
 from vggfeat.images.pool import Decoder
 
 __all__ = [
     "MEANINGS",
     "REASONS",
     "DecodeSettings",
+    "DecodedImage",
     "Decoder",
-    "Picture",
     "Request",
     "decode",
     "region_of",

@@ -1,4 +1,4 @@
-"""A picture file becomes RGB pixels, or one named reason why not.
+"""An image file becomes RGB pixels, or one named reason why not.
 
 H, W = sides in pixels. Colours are taken as they are stored: ICC profiles and gamma are ignored, CMYK is turned into
 RGB by (255 - ink) * (255 - black) / 255. CMYK JPEGs are taken as Adobe's, inverted, with or without its marker, as
@@ -25,7 +25,7 @@ import PIL.WebPImagePlugin  # noqa: F401
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.errors import ConfigError, PictureError
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.colours import orientation, upright_rgb
 from vggfeat.samples import Box
 
@@ -35,21 +35,21 @@ MEANINGS = {
     "not-a-file": "The path is a folder, a FIFO, a socket or a device.",
     "unreadable": "The system refused to open or to read the file.",
     "empty": "The file has no bytes.",
-    "too-large": "The file, or the picture in it, is larger than the settings allow.",
+    "too-large": "The file, or the image in it, is larger than the settings allow.",
     "unrecognised": "The content is none of the allowed formats, whatever the name says.",
-    "truncated": "The file ends before the picture does.",
-    "damaged": "The file begins like a picture, but its content is broken.",
+    "truncated": "The file ends before the image does.",
+    "damaged": "The file begins like an image, but its content is broken.",
     "unsupported": "The file is of an allowed format in a variant that can't be decoded.",
-    "bad-box": "The box has no area inside the picture.",
-    "elongated": "The picture is so long and thin that it would not fit into memory after rescaling.",
+    "bad-box": "The box has no area inside the image.",
+    "elongated": "The image is so long and thin that it would not fit into memory after rescaling.",
     "out-of-memory": "Decoding needed more memory than a worker may have.",
     "time-out": "Decoding took longer than the time limit.",
-    "worker-died": "The picture ended the process that decoded it, twice.",
-    "non-finite": "The net gave NaN or infinity for the picture.",
+    "worker-died": "The image ended the process that decoded it, twice.",
+    "non-finite": "The net gave NaN or infinity for the image.",
 }
 """What each reason says, in one sentence."""
 REASONS: tuple[str, ...] = tuple(MEANINGS)
-"""Why a picture has no pixels, or no features; one word each."""
+"""Why an image has no pixels, or no features; one word each."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 """The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""
@@ -62,7 +62,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """What may be spent on one picture.
+    """What may be spent on one image.
 
     Raises
     ------
@@ -71,7 +71,7 @@ class DecodeSettings:
     """
 
     max_pixels: int = 89_478_485
-    """Pixels of a whole picture; the default is Pillow's own limit against decompression bombs."""
+    """Pixels of a whole image; the default is Pillow's own limit against decompression bombs."""
     max_bytes: int = 1 << 29
     """Size of a file."""
     largest_side: int | None = None
@@ -79,9 +79,9 @@ class DecodeSettings:
     square blocks of whole pixels, and keeps at least 3 x Q; a last partial block is averaged over what it has.
     None: regions are never reduced."""
     timeout: float = 30.0
-    """Seconds of wall clock per picture; only where it is decoded in a worker."""
+    """Seconds of wall clock per image; only where it is decoded in a worker."""
     allow_truncated: bool = False
-    """Whether a file that ends too early gives a picture that is partly grey or black."""
+    """Whether a file that ends too early gives an image that is partly grey or black."""
     memory: int = 2 << 30
     """Bytes of address space that a worker may add to what it has at its start (Linux only)."""
 
@@ -92,13 +92,13 @@ class DecodeSettings:
                 raise ConfigError(f"{name}: expected a value above 0, found {value}")
 
 
-class Picture(NamedTuple):
-    """The pixels of the asked regions of one picture."""
+class DecodedImage(NamedTuple):
+    """The pixels of the asked regions of one image."""
 
     regions: tuple[NDArray[np.uint8], ...]
     """(h, w, 3) RGB, 0 to 255, contiguous and writeable; one per asked region, in its order."""
     size: tuple[int, int]
-    """Height and width of the whole upright picture, before any reduction."""
+    """Height and width of the whole upright image, before any reduction."""
     sha256: bytes
     """32 bytes, of the file as it is on the disk."""
 
@@ -109,23 +109,23 @@ class Request(NamedTuple):
     path: str
     """Absolute."""
     boxes: tuple[Box | None, ...]
-    """In pixels of the upright picture, that is after the EXIF orientation has been applied. Each is rounded outwards
-    to whole pixels and clipped to the picture; None is the whole of it."""
+    """In pixels of the upright image, that is after the EXIF orientation has been applied. Each is rounded outwards
+    to whole pixels and clipped to the image; None is the whole of it."""
     span: tuple[int, int] | None = None
-    """First byte and number of bytes of the picture in the file; None if it is the whole file."""
+    """First byte and number of bytes of the image in the file; None if it is the whole file."""
     side: int | None = None
-    """The smallest side that will be asked for, where a reduced picture will do: it takes the place of
+    """The smallest side that will be asked for, where a reduced image will do: it takes the place of
     `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
     as long as no side falls below this."""
 
     @property
     def name(self) -> str:
-        """What a message calls the picture."""
+        """What a message calls the image."""
         return self.path if self.span is None else f"{self.path}, bytes {self.span[0]} to {sum(self.span) - 1}"
 
 
-def decode(request: Request, settings: DecodeSettings) -> Picture:
-    """Decode one picture in this process, without limits of time and memory.
+def decode(request: Request, settings: DecodeSettings) -> DecodedImage:
+    """Decode one image in this process, without limits of time and memory.
 
     Threads take turns, because the limits that Pillow knows are those of the process. The C libraries below Pillow
     may write complaints to standard error.
@@ -137,22 +137,22 @@ def decode(request: Request, settings: DecodeSettings) -> Picture:
 
     Returns
     -------
-    Picture
+    Image
 
     Raises
     ------
-    PictureError
+    ImageError
         For every fault of the file or of a box, with one of `REASONS`.
     """
     boxes = [None if box is None else Box(*box) for box in request.boxes]
     with loaded(request, settings) as found:
         largest = request.side or settings.largest_side
         regions = tuple(_region(found.upright, box, largest) for box in boxes)
-    return Picture(regions, found.size, hashlib.sha256(found.data).digest())
+    return DecodedImage(regions, found.size, hashlib.sha256(found.data).digest())
 
 
 class Loaded(NamedTuple):
-    """A picture file in memory, and what Pillow made of it."""
+    """An image file in memory, and what Pillow made of it."""
 
     data: bytes
     """As it is on the disk."""
@@ -166,11 +166,11 @@ class Loaded(NamedTuple):
 
 @contextmanager
 def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
-    """Load a picture for a block, as `decode` does; an error of the block too is one of the picture.
+    """Load an image for a block, as `decode` does; an error of the block too is one of the image.
 
     Raises
     ------
-    PictureError
+    ImageError
         For every fault of the file or of what is done with it, with one of `REASONS`.
     """
     data = b""
@@ -178,7 +178,7 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
         data = read_bytes(request.path, settings.max_bytes, request.span)
         with _pillow(settings):
             yield _loaded(data, request, settings)
-    except PictureError as error:
+    except ImageError as error:
         raise failure(request.name, error.reason, str(error)) from None
     except Image.DecompressionBombError:
         raise failure(request.name, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
@@ -201,7 +201,7 @@ def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
     return Loaded(data, upright, (height, width), ready)
 
 
-def region_of(image: Image.Image, settings: DecodeSettings) -> Picture:
+def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
     """Bring an image that is in memory already to what `decode` would have made of its file.
 
     Parameters
@@ -213,12 +213,12 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> Picture:
 
     Returns
     -------
-    Picture
+    Image
         With one region, the whole; `sha256` is 32 zeros, because there is no file.
 
     Raises
     ------
-    PictureError
+    ImageError
         If it can't be loaded or turned into RGB.
     """
     try:
@@ -228,11 +228,11 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> Picture:
     except Exception as error:
         name = str(getattr(image, "filename", "") or "image in memory")
         raise failure(name, _reason(error, b""), _text(error)) from error
-    return Picture((region,), (whole.height, whole.width), bytes(32))
+    return DecodedImage((region,), (whole.height, whole.width), bytes(32))
 
 
-def failure(path: str, reason: str, text: str) -> PictureError:
-    """Make the error of one picture, in a line that is fit for a terminal and for a table of UTF-8.
+def failure(path: str, reason: str, text: str) -> ImageError:
+    """Make the error of one image, in a line that is fit for a terminal and for a table of UTF-8.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def failure(path: str, reason: str, text: str) -> PictureError:
     text : str
         What was expected and found; it may quote the file.
     """
-    return PictureError(reason, shown(f"{path}: {text}")[:500])
+    return ImageError(reason, shown(f"{path}: {text}")[:500])
 
 
 def shown(text: str) -> str:
@@ -252,36 +252,36 @@ def shown(text: str) -> str:
 
 
 def read_bytes(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:
-    """Read the bytes of a picture, all of its file or those of a span (first byte, number of bytes).
+    """Read the bytes of an image, all of its file or those of a span (first byte, number of bytes).
 
     Raises
     ------
-    PictureError
+    ImageError
         If it is no regular file of 1 to `max_bytes` bytes, or can't be read.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise PictureError(
+        raise ImageError(
             _reason_to_stay_closed(error),
             f"expected a readable file, found: {getattr(error, 'strerror', None) or error}",
         ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
+            raise ImageError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
         start, length = span or (0, status.st_size)
         if not 0 < length <= max_bytes:
             reason = "too-large" if length > 0 else "empty"
-            raise PictureError(reason, f"expected 1 to {max_bytes} bytes, found {length}")
+            raise ImageError(reason, f"expected 1 to {max_bytes} bytes, found {length}")
         if start + length > status.st_size:
-            raise PictureError("truncated", f"expected at least {start + length} bytes, found {status.st_size}")
+            raise ImageError("truncated", f"expected at least {start + length} bytes, found {status.st_size}")
         with open(descriptor, "rb", closefd=False) as file:
             file.seek(start)
             return file.read(length)
     except OSError as error:
-        raise PictureError(
+        raise ImageError(
             "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"
         ) from None
     finally:
@@ -308,10 +308,10 @@ def _pillow(settings: DecodeSettings) -> Iterator[None]:
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    if picture.width * picture.height > max_pixels:
-        raise PictureError("too-large", f"expected at most {max_pixels} pixels, found {picture.width}x{picture.height}")
-    return picture
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ImageError("too-large", f"expected at most {max_pixels} pixels, found {image.width}x{image.height}")
+    return image
 
 
 def _region(whole: Image.Image, box: Box | None, largest_side: int | None) -> NDArray[np.uint8]:
@@ -320,7 +320,7 @@ def _region(whole: Image.Image, box: Box | None, largest_side: int | None) -> ND
         edges = box.within(whole.width, whole.height)
         if edges is None:
             found = f"expected a box with an area inside {whole.width}x{whole.height} pixels, found {tuple(box)}"
-            raise PictureError("bad-box", found)
+            raise ImageError("bad-box", found)
         region = whole.crop(edges)
     factor = min(region.size) // (REDUCING_GAP * largest_side) if largest_side else 1
     if factor > 1:
@@ -346,8 +346,8 @@ def _reason(error: Exception, data: bytes) -> str:
 def _text(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         # Pillow's own words hold an address in memory, and equal runs must give equal reasons.
-        return f"expected a picture of the formats {', '.join(FORMATS)}, found none"
-    return f"expected a picture that can be decoded, found {type(error).__name__}: {error}"
+        return f"expected an image of the formats {', '.join(FORMATS)}, found none"
+    return f"expected an image that can be decoded, found {type(error).__name__}: {error}"
 
 
 def _ends_early(data: bytes) -> bool:

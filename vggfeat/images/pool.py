@@ -1,7 +1,7 @@
-"""Pictures decoded side by side, in processes that may hang, swell or die without harm to the run.
+"""Images decoded side by side, in processes that may hang, swell or die without harm to the run.
 
-Each worker has a line of its own and holds one picture at a time: a worker that is stopped or killed, even half-way
-through an answer, is known with its picture and blocks no other. Pools with one pipe for all workers do not give
+Each worker has a line of its own and holds one image at a time: a worker that is stopped or killed, even half-way
+through an answer, is known with its image and blocks no other. Pools with one pipe for all workers do not give
 that. Workers are started as programs, not by multiprocessing, which would run the user's main script once more.
 """
 
@@ -13,18 +13,18 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images import decoding as images
-from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images import decoding
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker
 
-Answer = Picture | PictureError
+Answer = DecodedImage | ImageError
 AHEAD = 3
-"""Pictures per worker that are drawn before they are asked for."""
+"""Images per worker that are drawn before they are asked for."""
 
 
 class Decoder:
-    """Decodes pictures in worker processes; use it in a `with` statement, which ends them.
+    """Decodes images in worker processes; use it in a `with` statement, which ends them.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Decoder:
         What a worker does with a request: a function at the top of a module that can be imported, or
         `functools.partial` of one with named arguments that JSON can hold.
     ahead : int
-        Pictures that may be drawn before they are asked for; at least 3 per worker are.
+        Images that may be drawn before they are asked for; at least 3 per worker are.
     hold : int
-        Bytes of decoded pictures that may wait to be taken before less is drawn ahead.
+        Bytes of decoded images that may wait to be taken before less is drawn ahead.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class Decoder:
         workers: int,
         settings: DecodeSettings,
         *,
-        decode: Callable[[Request, DecodeSettings], Picture] = images.decode,
+        decode: Callable[[Request, DecodeSettings], DecodedImage] = decoding.decode,
         ahead: int = 0,
         hold: int = 1 << 28,
     ) -> None:
@@ -91,7 +91,7 @@ class Decoder:
         """Decode one request after the other.
 
         Requests are drawn only so far ahead: at most 3 per worker or `ahead`, and no more than one
-        beyond the number of workers once the pictures that wait outgrow `hold`.
+        beyond the number of workers once the images that wait outgrow `hold`.
 
         Parameters
         ----------
@@ -99,16 +99,16 @@ class Decoder:
 
         Returns
         -------
-        iterator of Picture or PictureError
+        iterator of DecodedImage or ImageError
             One for each request, in the order of the requests. Reasons of its own: time-out, and worker-died for a
-            picture that ended two workers in turn.
+            image that ended two workers in turn.
 
         Raises
         ------
         VggfeatError
             While iterating, if a worker can't be started.
         RuntimeError
-            If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the picture.
+            If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the image.
         """
         if self._closed:
             raise RuntimeError("the decoder is closed")
@@ -117,9 +117,9 @@ class Decoder:
     def _here(self, request: Request) -> Answer:
         try:
             return self._decode(request, self.settings)
-        except PictureError as error:
+        except ImageError as error:
             # A new one: the traceback of the old one would keep the file's bytes alive.
-            return PictureError(error.reason, str(error))
+            return ImageError(error.reason, str(error))
 
     def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
         source = iter(requests)
@@ -133,7 +133,7 @@ class Decoder:
                 if not len(waiting):
                     return
                 answer = waiting.take()
-                # Until the first answer, every picture is taken for a very large one.
+                # Until the first answer, every image is taken for a very large one.
                 largest = max(_bytes(answer), 0 if largest == self._hold else largest)
                 yield answer
                 del answer
@@ -155,11 +155,11 @@ class Decoder:
             try:
                 worker = worker if worker and worker.alive() else self._replace(worker)
                 return worker.decode(request)
-            except PictureError as error:
-                return PictureError(error.reason, str(error))
+            except ImageError as error:
+                return ImageError(error.reason, str(error))
             except TimeoutError:
                 self._end(worker)
-                return images.failure(
+                return decoding.failure(
                     request.name, "time-out", f"expected pixels within {self.settings.timeout:g} s, found none"
                 )
             except (EOFError, OSError):
@@ -171,7 +171,7 @@ class Decoder:
             finally:
                 self._seats.put(worker)
         ended = f"expected pixels, found that decoding ended its process twice, by {' and by '.join(endings)}"
-        return images.failure(request.name, "worker-died", ended)
+        return decoding.failure(request.name, "worker-died", ended)
 
     def _replace(self, dead: Worker | None) -> Worker:
         self._end(dead)
@@ -194,9 +194,9 @@ class Decoder:
 
 
 class _Line:
-    """Pictures that are being decoded or wait to be taken, in order, and what they hold.
+    """Images that are being decoded or wait to be taken, in order, and what they hold.
 
-    A picture that is finished is counted as such a moment later; until then it is taken for a large one.
+    An image that is finished is counted as such a moment later; until then it is taken for a large one.
     """
 
     def __init__(self) -> None:
@@ -210,14 +210,14 @@ class _Line:
         return len(self._futures)
 
     def join(self, future: Future[Answer]) -> None:
-        """Add a picture at the end."""
+        """Add an image at the end."""
         self._futures.append(future)
         with self._lock:
             self.unfinished += 1
         future.add_done_callback(self._finished)
 
     def take(self) -> Answer:
-        """Wait for the first picture, and return it."""
+        """Wait for the first image, and return it."""
         answer = self._futures.popleft().result()
         with self._lock:
             self.held -= _bytes(answer)
@@ -236,4 +236,4 @@ class _Line:
 
 
 def _bytes(answer: Answer) -> int:
-    return 0 if isinstance(answer, PictureError) else sum(region.nbytes for region in answer.regions)
+    return 0 if isinstance(answer, ImageError) else sum(region.nbytes for region in answer.regions)

@@ -1,4 +1,4 @@
-"""A picture file becomes a small JPEG, in the worker that decodes it."""
+"""An image file becomes a small JPEG, in the worker that decodes it."""
 
 import hashlib
 import io
@@ -6,11 +6,11 @@ import io
 import numpy as np
 from PIL import Image
 
-from vggfeat.images.decoding import DecodeSettings, Picture, Request, loaded
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, loaded
 
 
-def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: int) -> Picture:
-    """Shrink a picture so that its smallest side is `side`; it is never enlarged.
+def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: int) -> DecodedImage:
+    """Shrink an image so that its smallest side is `side`; it is never enlarged.
 
     What is small enough already, and an upright JPEG of RGB or grey, is kept byte for byte. Anything else is decoded
     (a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `side`), resampled bilinearly with anti-aliasing
@@ -28,12 +28,12 @@ def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: in
 
     Returns
     -------
-    Picture
+    Image
         Its one region is (bytes,) uint8: the JPEG file.
 
     Raises
     ------
-    PictureError
+    ImageError
         As `decode`.
     """
     with loaded(request._replace(boxes=(None,), side=side), settings) as found:
@@ -49,4 +49,4 @@ def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: in
             file = io.BytesIO()
             image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
             data = file.getvalue()
-    return Picture((np.frombuffer(data, np.uint8),), found.size, hashlib.sha256(found.data).digest())
+    return DecodedImage((np.frombuffer(data, np.uint8),), found.size, hashlib.sha256(found.data).digest())

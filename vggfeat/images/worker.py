@@ -1,7 +1,7 @@
 """One process that decodes, and the line to it: both ends.
 
 A message is a length, JSON text of that length, and after an answer the bytes of the regions. Nothing is pickled: a
-picture that takes over its decoder must not reach further than its own process.
+image that takes over its decoder must not reach further than its own process.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from vggfeat.errors import PictureError, VggfeatError
-from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.errors import ImageError, VggfeatError
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
 from vggfeat.samples import Box
 
-Decode = Callable[[Request, DecodeSettings], Picture]
+Decode = Callable[[Request, DecodeSettings], DecodedImage]
 _START_LIMIT = 60.0
 _TICK = 0.5
 _BOOT = (
@@ -37,7 +37,7 @@ _BOOT = (
 )
 # The arithmetic libraries would else reserve memory for a thread on each core.
 _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-# Else the C library gives the pixels' memory back after each picture, and a third of the time goes into page faults.
+# Else the C library gives the pixels' memory back after each image, and a third of the time goes into page faults.
 _ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 _PR_SET_PDEATHSIG = 1
 
@@ -46,7 +46,7 @@ class Line:
     """Messages over a socket, within a time that is counted down.
 
     Time counts in ticks during which this process itself was running: a run that was suspended and goes on must not
-    find that all its pictures are late.
+    find that all its images are late.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -92,7 +92,7 @@ class Line:
 
 
 class Worker:
-    """The near end: a process that decodes one picture at a time.
+    """The near end: a process that decodes one image at a time.
 
     It must be started by a thread that lives as long as the process is needed, because Linux ends it with that thread.
 
@@ -146,33 +146,33 @@ class Worker:
         """Say whether the process has not ended."""
         return self._process.poll() is None
 
-    def decode(self, request: Request) -> Picture:
+    def decode(self, request: Request) -> DecodedImage:
         """Hand a request over and wait for the pixels.
 
         Raises
         ------
-        PictureError
+        ImageError
             As the worker's function raised it.
         TimeoutError
             If the time of the settings is over.
         EOFError, OSError
             If the process ended.
         RuntimeError
-            If the worker's function failed in a way that is no fault of the picture.
+            If the worker's function failed in a way that is no fault of the image.
         """
         self._line.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
         self._line.send({**request._asdict(), "boxes": boxes})
         answer = self._line.receive()
         if "reason" in answer:
-            raise PictureError(answer["reason"], answer["message"])
+            raise ImageError(answer["reason"], answer["message"])
         if "defect" in answer:
             raise RuntimeError(f"decoding {request.name}: {answer['defect']}")
         regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
         for region in regions:
             self._line.fill(region.data.cast("B"))
         height, width = answer["size"]
-        return Picture(regions, (height, width), bytes.fromhex(answer["sha256"]))
+        return DecodedImage(regions, (height, width), bytes.fromhex(answer["sha256"]))
 
     def kill(self) -> None:
         """End the process without waiting; any thread may call it."""
@@ -224,17 +224,17 @@ def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
     boxes = tuple(None if box is None else Box(*box) for box in asked.pop("boxes"))
     request = Request(boxes=boxes, **asked)
     try:
-        picture = decode(request, settings)
-        regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in picture.regions]
-    except PictureError as error:
+        image = decode(request, settings)
+        regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in image.regions]
+    except ImageError as error:
         line.send({"reason": error.reason, "message": str(error)})
     except Exception:
         line.send({"defect": traceback.format_exc()})
     else:
         head = {
             "shapes": [region.shape for region in regions],
-            "size": picture.size,
-            "sha256": picture.sha256.hex(),
+            "size": image.size,
+            "sha256": image.sha256.hex(),
         }
         line.send(head, *(region.data.cast("B") for region in regions))
 

@@ -1,4 +1,4 @@
-"""Boxes and their labels on a picture."""
+"""Boxes and their labels on an image."""
 
 import io
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ class Mark(NamedTuple):
     """A box and what is to be written at it."""
 
     box: Box
-    """Pixel edges; it may lie partly outside the picture."""
+    """Pixel edges; it may lie partly outside the image."""
     text: str
 
 
-def draw_boxes(picture: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
-    """Draw boxes on a picture, the first on top.
+def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
+    """Draw boxes on an image, the first on top.
 
     Every line is a colour between two of black, and every label black on a plate of the colour, so that both are seen
     on dark and on bright ground. Equal input gives equal bytes with the same version of Pillow.
 
     Parameters
     ----------
-    picture : (H, W, 3) uint8, RGB
+    image : (H, W, 3) uint8, RGB
     marks : sequence of Mark
         Best first.
 
@@ -41,18 +41,18 @@ def draw_boxes(picture: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
     bytes
         A PNG file of W x H pixels.
     """
-    image = Image.fromarray(picture)
-    pen = ImageDraw.Draw(image)
-    line = max(1, round(min(image.size) / 150))
-    font = ImageFont.load_default(size=max(10, round(min(image.size) / 25)))
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    line = max(1, round(min(canvas.size) / 150))
+    font = ImageFont.load_default(size=max(10, round(min(canvas.size) / 25)))
     numbered = [(mark, COLOURS[number % len(COLOURS)]) for number, mark in enumerate(marks)]
     for mark, colour in reversed(numbered):
-        _frame(pen, image.size, mark.box, colour, line)
+        _frame(pen, canvas.size, mark.box, colour, line)
     taken: list[tuple[float, float, float, float]] = []
     for mark, colour in numbered:
-        _label(pen, image.size, mark, colour, font, taken)
+        _label(pen, canvas.size, mark, colour, font, taken)
     drawn = io.BytesIO()
-    image.save(drawn, format="PNG")
+    canvas.save(drawn, format="PNG")
     return drawn.getvalue()
 
 

@@ -1,6 +1,6 @@
-"""The pictures of a validation list are located one group after the other, in a file that survives a crash, and judged.
+"""The images of a validation list are located one group after the other, in a file that survives a crash, and judged.
 
-N = pictures of the list, G = guesses of a picture, K = classes.
+N = images of the list, G = guesses of an image, K = classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.datasets.boxes import Boxes
-from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.guesses import Ask, LocaliseSettings, Located
 from vggfeat.localisation.head import BoxNet
 from vggfeat.localisation.journal import Journal
 from vggfeat.localisation.predicting import CropLocaliser, Localiser
 from vggfeat.metrics import Localised, inclusive_pixels, localisation_error
-from vggfeat.samples import LabelledPictures
+from vggfeat.samples import LabelledImages
 from vggfeat.weights import Backbone
 
 Protocol = Literal["gt", "dense"]
 """gt: the box of the true class, from the centre crop (protocol 1 of Appendix A, Table 8). dense: up to five guesses
-from the whole picture (protocol 2, Tables 9 and 10)."""
+from the whole image (protocol 2, Tables 9 and 10)."""
 Progress = Callable[[float, int], None]
-"""Called with pictures done, earlier runs included, and pictures in all."""
+"""Called with images done, earlier runs included, and images in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class EvaluationSettings:
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
     workers: int = 2
-    """Processes that decode pictures; 0 decodes in this process, without a time limit."""
+    """Processes that decode images; 0 decodes in this process, without a time limit."""
     group: int | None = None
-    """Pictures between two points from which a killed run goes on: 32 on the CPU, 128 on a GPU by default. So many
+    """Images between two points from which a killed run goes on: 32 on the CPU, 128 on a GPU by default. So many
     are held in memory, with their maps."""
     overwrite: bool = False
     """Throw away what a run of other settings has left."""
@@ -73,22 +73,22 @@ class System(NamedTuple):
 
 
 def locate_list(
-    pictures: LabelledPictures,
+    images: LabelledImages,
     system: System,
     out: Path,
     run: EvaluationSettings,
     decode: DecodeSettings,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Locate the objects of every picture of a list, or finish the run that was doing so.
+    """Locate the objects of every image of a list, or finish the run that was doing so.
 
     Parameters
     ----------
-    pictures : LabelledPictures
+    images : LabelledImages
         N.
     system : System
     out : Path
-        The file of a line a picture; see `vggfeat.localisation.journal`.
+        The file of a line an image; see `vggfeat.localisation.journal`.
     run : EvaluationSettings
     decode : DecodeSettings
         `largest_side` is set to the largest Q here.
@@ -106,21 +106,21 @@ def locate_list(
     ConfigError
         If settings, nets and device do not go together.
     """
-    localiser = _localiser(pictures.classes, system, run.device)
+    localiser = _localiser(images.classes, system, run.device)
     limits = DecodeSettings(**(asdict(decode) | {"largest_side": localiser.largest_side}))
-    key = _without_names(describe_run(pictures, system, run, limits))
-    with Journal(out, key, len(pictures), run.step(), overwrite=run.overwrite) as journal:
-        rows = range(len(journal.records), len(pictures))
+    key = _without_names(describe_run(images, system, run, limits))
+    with Journal(out, key, len(images), run.step(), overwrite=run.overwrite) as journal:
+        rows = range(len(journal.records), len(images))
         with Decoder(run.workers, limits) as decoder:
-            answers = decoder.stream(_requests(pictures, rows))
+            answers = decoder.stream(_requests(images, rows))
             for start in range(rows.start, rows.stop, run.step()):
                 group = range(start, min(start + run.step(), rows.stop))
-                journal.add(_located(pictures, system, localiser, group, answers, progress))
+                journal.add(_located(images, system, localiser, group, answers, progress))
         return journal.records
 
 
 def describe_run(
-    pictures: LabelledPictures, system: System, run: EvaluationSettings, decode: DecodeSettings
+    images: LabelledImages, system: System, run: EvaluationSettings, decode: DecodeSettings
 ) -> dict[str, Any]:
     """Return everything that decides the results, ready for JSON; a run is continued only if all of it is equal.
 
@@ -134,7 +134,7 @@ def describe_run(
         "labels": system.labels_from,
         **system.settings.describe(),
         "decode": {name: value for name, value in asdict(decode).items() if name not in free},
-        "pictures": pictures.fingerprint(),
+        "images": images.fingerprint(),
         "group": run.step(),
         "device": run.device.partition(":")[0],
         "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
@@ -157,39 +157,39 @@ def _localiser(classes: Sequence[str], system: System, device: str) -> Localiser
     return Localiser(system.nets, system.classifier, classes, system.settings, device=device, channels=system.channels)
 
 
-def _requests(pictures: LabelledPictures, rows: range) -> Iterator[Request]:
+def _requests(images: LabelledImages, rows: range) -> Iterator[Request]:
     for row in rows:
-        place = pictures.place(row)
+        place = images.place(row)
         yield Request(place.file, (None,), place.span)
 
 
 def _located(
-    pictures: LabelledPictures,
+    images: LabelledImages,
     system: System,
     localiser: Localiser | CropLocaliser,
     rows: range,
-    answers: Iterator[Picture | PictureError],
+    answers: Iterator[DecodedImage | ImageError],
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     def show(done: float) -> None:
         if progress is not None:
-            progress(rows.start + done, len(pictures))
+            progress(rows.start + done, len(images))
 
     labels = None if system.protocol == "gt" else system.labels
     top = system.settings.top
-    asks = [Ask(None if labels is None else labels[row, :top], int(pictures.targets[row])) for row in rows]
+    asks = [Ask(None if labels is None else labels[row, :top], int(images.targets[row])) for row in rows]
     show(0)
     found = localiser.locate((next(answers) for _ in rows), asks, show)
     show(len(rows))
-    return [_record(row, pictures, located) for row, located in zip(rows, found, strict=True)]
+    return [_record(row, images, located) for row, located in zip(rows, found, strict=True)]
 
 
-def _record(row: int, pictures: LabelledPictures, located: Located) -> dict[str, Any]:
+def _record(row: int, images: LabelledImages, located: Located) -> dict[str, Any]:
     return {
         "row": row,
-        "path": pictures.paths[row].encode("utf-8", "backslashreplace").decode(),
+        "path": images.paths[row].encode("utf-8", "backslashreplace").decode(),
         "size": list(located.size),
-        "reason": located.reason.replace(f"{pictures.place(row).file}: ", ""),
+        "reason": located.reason.replace(f"{images.place(row).file}: ", ""),
         "guesses": located.guesses,
         "classes": located.classes.tolist(),
         "boxes": np.round(located.boxes, 2).tolist(),
@@ -200,7 +200,7 @@ def _record(row: int, pictures: LabelledPictures, located: Located) -> dict[str,
 
 
 class Judged(NamedTuple):
-    """What the guesses of N pictures are worth."""
+    """What the guesses of N images are worth."""
 
     guessed: Localised
     """Of the guesses, best first; of protocol gt there are none."""
@@ -213,23 +213,23 @@ class Judged(NamedTuple):
     targets: NDArray[np.int64]
     """(N,) true classes."""
     failed: dict[str, str]
-    """Path -> reason of pictures that count as wrong because they gave nothing."""
+    """Path -> reason of images that count as wrong because they gave nothing."""
     notes: tuple[str, ...]
 
     def classification_error(self, guesses: int) -> float:
-        """Share of all N pictures, those of the blacklist too, whose class is not among the first so many labels."""
+        """Share of all N images, those of the blacklist too, whose class is not among the first so many labels."""
         return float((self.labels[:, :guesses] != self.targets[:, None]).all(axis=1).mean())
 
 
-def judge(records: Sequence[dict[str, Any]], pictures: LabelledPictures, boxes: Boxes, top: int) -> Judged:
+def judge(records: Sequence[dict[str, Any]], images: LabelledImages, boxes: Boxes, top: int) -> Judged:
     """Judge what `locate_list` returns by the official rules.
 
     Parameters
     ----------
     records : N of dict
-    pictures : LabelledPictures
+    images : LabelledImages
     boxes : Boxes
-        Of the same pictures. Those of the blacklist, and those without a box of their class, are left out of the
+        Of the same images. Those of the blacklist, and those without a box of their class, are left out of the
         localisation errors, and of no others.
     top : int
         G.
@@ -241,18 +241,18 @@ def judge(records: Sequence[dict[str, Any]], pictures: LabelledPictures, boxes: 
     Raises
     ------
     ConfigError
-        If no picture has a box.
+        If no image has a box.
     """
     counted = boxes.has & ~boxes.excluded
     if not counted.any():
-        raise ConfigError("boxes: expected at least one picture with a box of its class, found none")
+        raise ConfigError("boxes: expected at least one image with a box of its class, found none")
     labels = np.full((len(records), top), -1, dtype=np.int64)
     placed = np.zeros((len(records), top + 1, 4))
     known = np.full((len(records), 1), -1, dtype=np.int64)
     for row, record in enumerate(records):
-        factors = _factors(record["size"], boxes.sizes[row], pictures)
+        factors = _factors(record["size"], boxes.sizes[row], images)
         found = np.array(record["boxes"], dtype=np.float64).reshape(-1, 4) * factors
-        guesses, target = record["guesses"], int(pictures.targets[row])
+        guesses, target = record["guesses"], int(images.targets[row])
         labels[row, :guesses] = record["classes"][:guesses]
         placed[row, :guesses] = found[:guesses]
         if target in record["classes"]:
@@ -260,29 +260,29 @@ def judge(records: Sequence[dict[str, Any]], pictures: LabelledPictures, boxes: 
     pixels = inclusive_pixels(placed)
     objects = [inclusive_pixels(boxes.of(row)) for row in range(len(records))]
     return Judged(
-        guessed=localisation_error(pictures.targets, objects, labels, pixels[:, :top], counted=counted),
-        true_class=localisation_error(pictures.targets, objects, known, pixels[:, top:], counted=counted),
+        guessed=localisation_error(images.targets, objects, labels, pixels[:, :top], counted=counted),
+        true_class=localisation_error(images.targets, objects, known, pixels[:, top:], counted=counted),
         labels=labels,
         boxes=pixels[:, :top],
-        targets=pictures.targets,
+        targets=images.targets,
         failed={record["path"]: record["reason"] for record in records if record["reason"]},
-        notes=(*boxes.notes, *_notes(records, boxes, pictures)),
+        notes=(*boxes.notes, *_notes(records, boxes, images)),
     )
 
 
-def _factors(found: Sequence[int], annotated: NDArray[np.int64], pictures: LabelledPictures) -> NDArray[np.float64]:
+def _factors(found: Sequence[int], annotated: NDArray[np.int64], images: LabelledImages) -> NDArray[np.float64]:
     """Return what brings boxes from the pixels of a packed copy to those of the annotation."""
-    if pictures.shards is None or not (annotated.all() and all(found)):
+    if images.shards is None or not (annotated.all() and all(found)):
         return np.ones(4)
     return np.array([annotated[1] / found[1], annotated[0] / found[0]] * 2)
 
 
-def _notes(records: Sequence[dict[str, Any]], boxes: Boxes, pictures: LabelledPictures) -> Iterator[str]:
-    if pictures.shards is not None:
-        yield "the pictures are of a packed copy: their boxes were brought to the sizes that the annotations declare"
+def _notes(records: Sequence[dict[str, Any]], boxes: Boxes, images: LabelledImages) -> Iterator[str]:
+    if images.shards is not None:
+        yield "the images are of a packed copy: their boxes were brought to the sizes that the annotations declare"
         return
     sizes = np.array([record["size"] for record in records]).reshape(-1, 2)
     other = (sizes != boxes.sizes).any(axis=1) & sizes.all(axis=1) & boxes.sizes.all(axis=1)
     if other.any():
-        first = pictures.paths[int(np.argmax(other))]
-        yield f"{other.sum()} pictures are not of the size that their annotation declares, for instance {first}"
+        first = images.paths[int(np.argmax(other))]
+        yield f"{other.sum()} images are not of the size that their annotation declares, for instance {first}"

@@ -1,6 +1,6 @@
-"""What is asked of a picture, what is answered, and what decides the answer.
+"""What is asked of an image, what is answered, and what decides the answer.
 
-K = classes, T = classes of a picture that are located, h, w = positions of a dense map.
+K = classes, T = classes of an image that are located, h, w = positions of a dense map.
 """
 
 from collections.abc import Sequence
@@ -24,24 +24,24 @@ from vggfeat.transforms import Interpolation
 
 @dataclass(frozen=True, kw_only=True)
 class LocaliseSettings:
-    """Everything that decides a guess, apart from the weights and the pictures."""
+    """Everything that decides a guess, apart from the weights and the images."""
 
     scales: tuple[tuple[int, ...], ...]
-    """Q of every box net, smallest picture sides in pixels. Table 9 has 256 for S = 256, and 384 or {352, 384} for
+    """Q of every box net, smallest image sides in pixels. Table 9 has 256 for S = 256, and 384 or {352, 384} for
     S = 384."""
     top: int = 5
-    """Classes guessed for a picture; the official rules allow five."""
+    """Classes guessed for an image; the official rules allow five."""
     merging: MergeSettings = field(default_factory=MergeSettings)
     precision: Precision = "fp32"
     """Of the convolutions; all that follows is done in float32 or more."""
     interpolation: Interpolation = "bilinear"
-    """How pictures are rescaled, always with anti-aliasing."""
+    """How images are rescaled, always with anti-aliasing."""
     batch_pixels: int = 1 << 20
-    """Pixels in one pass: bounds the memory. A larger picture is run in exact overlapping strips."""
+    """Pixels in one pass: bounds the memory. A larger image is run in exact overlapping strips."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= 5:
-            raise ConfigError(f"top: expected 1 to 5 guesses a picture, found {self.top}")
+            raise ConfigError(f"top: expected 1 to 5 guesses an image, found {self.top}")
         if not self.scales:
             raise ConfigError("scales: expected those of at least one box net, found none")
 
@@ -61,7 +61,7 @@ class LocaliseSettings:
 
 
 class Ask(NamedTuple):
-    """Which classes of a picture are to be located."""
+    """Which classes of an image are to be located."""
 
     labels: NDArray[np.int64] | None = None
     """Classes to guess, best first; None: the classification net's own, from its dense map."""
@@ -70,12 +70,12 @@ class Ask(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """A class, and where it is on a picture."""
+    """A class, and where it is on an image."""
 
     label: int
     """Number of the class."""
     posterior: float
-    """Of the whole picture, from 0 to 1; NaN without a classification net."""
+    """Of the whole image, from 0 to 1; NaN without a classification net."""
     box: Box
     """In pixels of the file."""
     windows: int
@@ -83,7 +83,7 @@ class Guess(NamedTuple):
 
 
 class Located(NamedTuple):
-    """What became of one picture; T classes, of which the first G are its guesses."""
+    """What became of one image; T classes, of which the first G are its guesses."""
 
     classes: NDArray[np.int64]
     """(T,) the guesses, best first, and then the true class if it is asked for and not among them."""
@@ -96,11 +96,11 @@ class Located(NamedTuple):
     windows: NDArray[np.int64]
     """(T,) how many windows these were."""
     posteriors: NDArray[np.float64]
-    """(T,) posterior of the class for the whole picture; NaN without a classification net."""
+    """(T,) posterior of the class for the whole image; NaN without a classification net."""
     reason: str
     """Empty, or "reason: message" of the failure; then T is 0."""
     size: Size
-    """Height and width of the picture; (0, 0) if it could not be read."""
+    """Height and width of the image; (0, 0) if it could not be read."""
 
     def ranked(self) -> list[Guess]:
         """Return the guesses, best first."""
@@ -130,8 +130,8 @@ def class_places(net: BoxNet, classes: Sequence[str]) -> NDArray[np.int64]:
 
 
 def net_frames(net: BoxNet, positions: tuple[int, int], rescaled: Size, offset: tuple[int, int] = (0, 0)) -> Tensor:
-    """Return what the numbers of a net are relative to, (h, w, 4) or (1, 1, 4), in pixels of the rescaled picture."""
-    if net.frame == "picture":
+    """Return what the numbers of a net are relative to, (h, w, 4) or (1, 1, 4), in pixels of the rescaled image."""
+    if net.frame == "image":
         return torch.tensor([[[0.0, 0.0, rescaled[1], rescaled[0]]]], dtype=torch.float64)
     return window_frames(positions, offset, net.window)
 
@@ -144,7 +144,7 @@ def wanted_classes(ask: Ask) -> NDArray[np.int64]:
 
 
 def failed(reason: str, size: Size = (0, 0)) -> Located:
-    """Return what stands for a picture without guesses."""
+    """Return what stands for an image without guesses."""
     none = np.zeros(0)
     whole = none.astype(np.int64)
     return Located(whole, 0, np.zeros((0, 4)), none, whole, none, reason, size)

@@ -1,6 +1,6 @@
-"""A file to which a run adds what became of each picture, and from which it goes on after it was stopped.
+"""A file to which a run adds what became of each image, and from which it goes on after it was stopped.
 
-The first line says what decides the results; every other line is one picture, in their order.
+The first line says what decides the results; every other line is one image, in their order.
 """
 
 import json
@@ -14,7 +14,7 @@ from vggfeat.errors import StoreError
 from vggfeat.store.durable import DISK, disk_errors, hidden, replacing
 from vggfeat.store.locks import Lock, holder
 
-FORMAT = "vggfeat localised pictures, 1"
+FORMAT = "vggfeat localised images, 1"
 ADVICE = "what was finished is kept; mend it and give the same command again"
 
 
@@ -135,7 +135,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _readable(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Return the lines up to the first that is not the one of its picture."""
+    """Return the lines up to the first that is not the one of its image."""
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         content = _parsed(line)

@@ -1,7 +1,7 @@
 """Which box a crop asks the net for.
 
-n = pictures, k = boxes of a picture at most. A *target* is (class, then the four numbers of each box); numbers of
-boxes that a picture does not have are NaN, and the class is `NO_TARGET` where there is nothing to be learnt.
+n = images, k = boxes of an image at most. A *target* is (class, then the four numbers of each box); numbers of
+boxes that an image does not have are NaN, and the class is `NO_TARGET` where there is nothing to be learnt.
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ from torch import Tensor
 from vggfeat.datasets.boxes import Boxes
 from vggfeat.localisation.settings import BoxRecipe
 from vggfeat.localisation.targets import NO_TARGET, encode
-from vggfeat.samples import LabelledPictures
+from vggfeat.samples import LabelledImages
 from vggfeat.training.augmentation import Crops
 
 LIKE = 0.02
-"""How much the ratio of the sides may differ between a picture and its annotation: shrunken copies are rounded."""
+"""How much the ratio of the sides may differ between an image and its annotation: shrunken copies are rounded."""
 
 
 class BoxLabels:
-    """The boxes of each picture, in the frame of its crop.
+    """The boxes of each image, in the frame of its crop.
 
     Parameters
     ----------
-    pictures : LabelledPictures
+    images : LabelledImages
     boxes : Boxes
         Of the same rows.
     recipe : BoxRecipe
@@ -32,12 +32,12 @@ class BoxLabels:
         Whether `cut`, `least_inside` and `several` of the recipe count. In validation all boxes are kept, whole.
     """
 
-    def __init__(self, pictures: LabelledPictures, boxes: Boxes, recipe: BoxRecipe, *, training: bool) -> None:
-        self._pictures, self._boxes, self._recipe, self._training = pictures, boxes, recipe, training
+    def __init__(self, images: LabelledImages, boxes: Boxes, recipe: BoxRecipe, *, training: bool) -> None:
+        self._images, self._boxes, self._recipe, self._training = images, boxes, recipe, training
         self._most = int(np.diff(boxes.first).max(initial=1))
         self._one = training and recipe.several == "largest"
         self.unlike: dict[str, str] = {}
-        """Pictures so far that are of another shape than their annotation says, and what it says."""
+        """Images so far that are of another shape than their annotation says, and what it says."""
 
     def unreadable(self, count: int) -> NDArray[np.float32]:
         """Return targets without a class."""
@@ -57,12 +57,12 @@ class BoxLabels:
             numbers = numbers[torch.arange(len(rows)), best][:, None]
         targets = self.unreadable(len(rows))
         good = self._alike(rows, sizes) & (~numbers[..., 0].isnan()).any(1).numpy()
-        targets[good, 0] = self._pictures.targets[rows[good]]
+        targets[good, 0] = self._images.targets[rows[good]]
         targets[good, 1:] = numbers[good].flatten(1)
         return targets
 
     def _rescaled(self, rows: NDArray[np.int64], crops: Crops) -> Tensor:
-        """Return boxes in pixels of the rescaled pictures, (n, k, 4), NaN where there are no more."""
+        """Return boxes in pixels of the rescaled images, (n, k, 4), NaN where there are no more."""
         found = np.full((len(rows), self._most, 4), np.nan)
         for slot, row in zip(found, rows.tolist(), strict=True):
             own = self._boxes.of(row)
@@ -88,8 +88,8 @@ class BoxLabels:
         alike = np.abs(np.log(sizes[:, 0] * told[:, 1] / (sizes[:, 1] * told[:, 0]))) < LIKE
         for number in np.flatnonzero(~alike).tolist():
             (height, width), found = told[number].tolist(), sizes[number].tolist()
-            self.unlike[self._pictures.paths[rows[number]]] = (
-                f"annotation: it says {width} x {height} pixels, the picture has {found[1]} x {found[0]}"
+            self.unlike[self._images.paths[rows[number]]] = (
+                f"annotation: it says {width} x {height} pixels, the image has {found[1]} x {found[0]}"
             )
         return alike
 

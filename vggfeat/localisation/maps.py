@@ -1,6 +1,6 @@
-"""Dense maps of fc8 over whole pictures, kept as maps: what windows predict, and how sure of a class they are.
+"""Dense maps of fc8 over whole images, kept as maps: what windows predict, and how sure of a class they are.
 
-N = pictures of a batch, C = channels, h, w = positions.
+N = images of a batch, C = channels, h, w = positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,20 +22,20 @@ from vggfeat.weights import Backbone
 
 @dataclass(frozen=True, kw_only=True)
 class MapSettings(PassSettings):
-    """How pictures come to a net whose maps are to be laid over those of others."""
+    """How images come to a net whose maps are to be laid over those of others."""
 
     least: int = 1
     """No smallest side is below this, in pixels: that of the most demanding of the nets."""
 
     def least_side(self, model: VGG) -> int:
-        """Return the shortest picture side for all nets."""
+        """Return the shortest image side for all nets."""
         return max(self.least, model.min_side)
 
 
 class Found(NamedTuple):
-    """The map of one picture at one scale."""
+    """The map of one image at one scale."""
 
-    picture: int
+    image: int
     """Its number among those that were given."""
     scale: int
     """Number of the scale."""
@@ -69,18 +69,18 @@ class DenseMaps(Passes):
         return self.model.num_classes
 
     def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of a picture, and those of the picture."""
+        """Return the pixels of the narrowest strip of an image, and those of the image."""
         return narrowest_strip(self.model, size), size[0] * size[1]
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the maps (N, C, h, w), float32, of pictures of one size."""
+        """Return the maps (N, C, h, w), float32, of images of one size."""
         maps = dense_map(self.model, self.ready(images), "fc8", pixels).float()
         return torch.log_softmax(maps, dim=1) if self._posteriors else maps
 
-    def maps(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
-        """Yield the maps of some pictures, (H, W, 3) each, at every scale, by batches of equal size."""
-        places, sizes = self.places([(picture.shape[:2],) for picture in pictures])
-        uploads = Uploads(self.uploaded, pictures)
+    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
+        """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
+        places, sizes = self.places([(image.shape[:2],) for image in images])
+        uploads = Uploads(self.uploaded, images)
         for batch in by_size(sizes, self.settings.batch_pixels):
             chosen = [(places[i][0], sizes[i]) for i in batch]
             maps = self._batch(chosen, uploads, self.settings.batch_pixels)
@@ -91,7 +91,7 @@ class DenseMaps(Passes):
 
 
 class CentreCrop(Passes):
-    """A net that gives fc8 of the centre crop alone: one row of C values a picture.
+    """A net that gives fc8 of the centre crop alone: one row of C values an image.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class CentreCrop(Passes):
         return self.side**2, self.side**2
 
     def place(self, size: Size) -> tuple[tuple[int, int], Size]:
-        """Return the crop's first row and column, and the sides of the rescaled picture, for a decoded picture."""
+        """Return the crop's first row and column, and the sides of the rescaled image, for a decoded image."""
         rescaled = rescaled_size(*size, self.sides[0])
         return ((rescaled[0] - self.side) // 2, (rescaled[1] - self.side) // 2), rescaled
 

@@ -27,7 +27,7 @@ class MergeSettings:
 
     threshold: float = 0.25
     """t: pairs whose match score is above it are not merged. The score (see `match_scores`) is 0 for equal boxes.
-    OverFeat gives no value, and none would fit this form of the score; with a small box net on rendered pictures, 0.05
+    OverFeat gives no value, and none would fit this form of the score; with a small box net on rendered images, 0.05
     to 0.3 gave the same error, and more gave a higher one."""
     average: Weighting = "score"
     """What a box weighs in the average of coordinates: the class outputs that fed it so far, so that windows which

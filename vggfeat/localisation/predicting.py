@@ -1,8 +1,8 @@
-"""Pictures become guesses: classes, and for each class a box that many windows agreed on.
+"""Images become guesses: classes, and for each class a box that many windows agreed on.
 
-N = pictures, K = classes, T = classes of a picture that are located, n = boxes of a class before merging.
+N = images, K = classes, T = classes of an image that are located, n = boxes of a class before merging.
 
-Appendix A of the VGG paper: box nets and the classification net are run densely over the whole picture at one or more
+Appendix A of the VGG paper: box nets and the classification net are run densely over the whole image at one or more
 Q; each window's box of a class is rated by the class posterior that the classification net gives the same window; the
 boxes of all scales and box nets are put together, and only then merged.
 """
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.localisation.guesses import (
     Ask,
     LocaliseSettings,
@@ -36,7 +36,7 @@ from vggfeat.weights import Backbone
 
 
 class _Work(NamedTuple):
-    picture: Picture
+    image: DecodedImage
     ask: Ask
     posteriors: dict[int, Tensor]
     """Smallest side -> (K, h, w) log posteriors."""
@@ -45,7 +45,7 @@ class _Work(NamedTuple):
 
 
 class Localiser:
-    """Box nets and a classification net on a device, ready to locate the objects of pictures.
+    """Box nets and a classification net on a device, ready to locate the objects of images.
 
     Parameters
     ----------
@@ -96,26 +96,26 @@ class Localiser:
 
     def locate(
         self,
-        pictures: Iterable[Picture | PictureError],
+        images: Iterable[DecodedImage | ImageError],
         asks: Iterable[Ask],
         progress: Callable[[float], None] | None = None,
     ) -> list[Located]:
-        """Locate the classes of some pictures, all of which are held in memory.
+        """Locate the classes of some images, all of which are held in memory.
 
         Parameters
         ----------
-        pictures : N of Picture or PictureError
+        images : N of DecodedImage or ImageError
             Each whole, as its only region.
         asks : N of Ask
         progress : callable, optional
-            Called now and then with the number of pictures done.
+            Called now and then with the number of images done.
 
         Returns
         -------
         list of N Located
-            A picture that fails has a reason.
+            An image that fails has a reason.
         """
-        rows: list[_Work | Located] = [self._started(picture, ask) for picture, ask in zip(pictures, asks, strict=True)]
+        rows: list[_Work | Located] = [self._started(image, ask) for image, ask in zip(images, asks, strict=True)]
         passes = len(self._maps) + (self._classifier is not None)
         done = 0
 
@@ -132,17 +132,17 @@ class Localiser:
             done += 1
         return [self._merged(row) if isinstance(row, _Work) else row for row in rows]
 
-    def _started(self, picture: Picture | PictureError, ask: Ask) -> "_Work | Located":
-        if isinstance(picture, PictureError):
-            return failed(f"{picture.reason}: {picture}")
+    def _started(self, image: DecodedImage | ImageError, ask: Ask) -> "_Work | Located":
+        if isinstance(image, ImageError):
+            return failed(f"{image.reason}: {image}")
         if ask.labels is not None and len(ask.labels) and (ask.labels < 0).all():
-            return failed("no-label: the system that guesses the classes failed for it", picture.size)
-        height, width, _ = picture.regions[0].shape
+            return failed("no-label: the system that guesses the classes failed for it", image.size)
+        height, width, _ = image.regions[0].shape
         height, width = rescaled_size(height, width, self.largest_side)
         if height * width > MAX_RESCALED_PIXELS:
             text = f"{width}x{height} pixels at Q = {self.largest_side}, more than {MAX_RESCALED_PIXELS}"
-            return failed(f"elongated: it would become {text}", picture.size)
-        return _Work(picture, ask, {}, [])
+            return failed(f"elongated: it would become {text}", image.size)
+        return _Work(image, ask, {}, [])
 
     def _rate(self, rows: list[_Work | Located], maps: DenseMaps, count: Callable[[float], None]) -> None:
         for work, side, _, values in _over(rows, maps, count):
@@ -156,7 +156,7 @@ class Localiser:
         return work._replace(ask=work.ask._replace(labels=best))
 
     def _whole(self, work: _Work) -> NDArray[np.float64]:
-        """Posteriors (K,) of the picture: class scores averaged over space, then soft-max, then averaged over scales.
+        """Posteriors (K,) of the image: class scores averaged over space, then soft-max, then averaged over scales.
 
         The mean of log posteriors differs from that of scores by a number that is the same for all classes.
         """
@@ -172,7 +172,7 @@ class Localiser:
                 # Of nets that round differently, one may have a position more at the end; the others are the same.
                 h, w = min(h, work.posteriors[side].shape[1]), min(w, work.posteriors[side].shape[2])
             frames = net_frames(net, (h, w), rescaled)
-            boxes = boxes_of(values[:, :h, :w], places[wanted], frames, rescaled, work.picture.size)
+            boxes = boxes_of(values[:, :h, :w], places[wanted], frames, rescaled, work.image.size)
             scores = np.ones(boxes.shape[:2])
             if side in work.posteriors:
                 scores = work.posteriors[side][wanted, :h, :w].double().exp().flatten(1).numpy()
@@ -185,7 +185,7 @@ class Localiser:
         best = merge(boxes, scores, self.settings.merging)
         whole = self._whole(work)[wanted] if work.posteriors else np.full(len(wanted), np.nan)
         guesses = int((np.asarray(work.ask.labels) >= 0).sum())
-        return Located(wanted, guesses, best.boxes, best.scores, best.windows, whole, "", work.picture.size)
+        return Located(wanted, guesses, best.boxes, best.scores, best.windows, whole, "", work.image.size)
 
 
 class CropLocaliser:
@@ -216,20 +216,20 @@ class CropLocaliser:
 
     def locate(
         self,
-        pictures: Iterable[Picture | PictureError],
+        images: Iterable[DecodedImage | ImageError],
         asks: Iterable[Ask],
         progress: Callable[[float], None] | None = None,
     ) -> list[Located]:
-        """Locate the true class of some pictures; see `Localiser.locate`. There are no guesses."""
-        held = list(pictures)
+        """Locate the true class of some images; see `Localiser.locate`. There are no guesses."""
+        held = list(images)
         rows = self._crop.rows(held, progress)
         found = []
-        for picture, row, ask in zip(held, rows, asks, strict=True):
-            if row.features is None or isinstance(picture, PictureError):
+        for image, row, ask in zip(held, rows, asks, strict=True):
+            if row.features is None or isinstance(image, ImageError):
                 found.append(failed(row.reason, row.size))
                 continue
             wanted = wanted_classes(ask)
-            offset, rescaled = self._crop.place(picture.regions[0].shape[:2])
+            offset, rescaled = self._crop.place(image.regions[0].shape[:2])
             frames = net_frames(self.net, (1, 1), rescaled, offset)
             numbers = torch.from_numpy(row.features[0, 0]).reshape(-1, 1, 1)
             boxes = boxes_of(numbers, self.places[wanted], frames, rescaled, row.size)[:, 0]
@@ -241,11 +241,11 @@ class CropLocaliser:
 def _over(
     rows: list[_Work | Located], maps: DenseMaps, count: Callable[[float], None]
 ) -> Iterable[tuple[_Work, int, Size, Tensor]]:
-    """Run a net over the pictures that have not failed; those whose map is no use fail."""
+    """Run a net over the images that have not failed; those whose map is no use fail."""
     numbers = [number for number, row in enumerate(rows) if isinstance(row, _Work)]
-    pictures = [row.picture.regions[0] for row in rows if isinstance(row, _Work)]
-    for done, found in enumerate(maps.maps(pictures), start=1):
-        number = numbers[found.picture]
+    images = [row.image.regions[0] for row in rows if isinstance(row, _Work)]
+    for done, found in enumerate(maps.maps(images), start=1):
+        number = numbers[found.image]
         work = rows[number]
         if isinstance(work, _Work) and found.map is not None and bool(torch.isfinite(found.map).all()):
             yield work, maps.sides[found.scale], found.rescaled, found.map
@@ -253,5 +253,5 @@ def _over(
             reason = "non-finite: the fc8 map has NaN or infinity"
             if found.map is None:
                 reason = f"out-of-memory: it does not fit into the memory of {maps.device}, even in strips"
-            rows[number] = failed(reason, work.picture.size)
+            rows[number] = failed(reason, work.image.size)
         count(done / (len(numbers) * len(maps.sides)))

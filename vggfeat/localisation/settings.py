@@ -13,14 +13,14 @@ from vggfeat.weights import Backbone
 
 Kind = Literal["scr", "pcr"]
 Layers = Literal["all", "fc"]
-Frame = Literal["window", "picture"]
+Frame = Literal["window", "image"]
 Cut = Literal["whole", "clipped"]
 Several = Literal["largest", "closest"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxRecipe:
-    """Everything that decides the trained weights, apart from the pictures, boxes and weights that are started from.
+    """Everything that decides the trained weights, apart from the images, boxes and weights that are started from.
 
     Raises
     ------
@@ -34,9 +34,9 @@ class BoxRecipe:
     layers: Layers = "all"
     """Which layers learn. all, which Table 8 has ahead; fc: fc6, fc7 and the new fc8, the others stay as they are."""
     frame: Frame = "window"
-    """What the four numbers are relative to; the paper does not say. window: the part of the picture that the net sees,
-    224 pixels wide and high, so that at each place of a dense map the same numbers mean the same to the net. picture:
-    the whole rescaled picture, of which a window shows a part that the net can't know."""
+    """What the four numbers are relative to; the paper does not say. window: the part of the image that the net sees,
+    224 pixels wide and high, so that at each place of a dense map the same numbers mean the same to the net. image:
+    the whole rescaled image, of which a window shows a part that the net can't know."""
     cut: Cut = "whole"
     """What is asked for where a crop cuts the box; the paper does not say. whole: all of it, also what lies outside,
     because that is what counts in the test. clipped: the part inside."""
@@ -45,14 +45,14 @@ class BoxRecipe:
     nowhere. OverFeat (Sermanet et al. 2014), whose method Appendix A takes up, leaves out windows that the object lies
     mostly outside of."""
     several: Several = "largest"
-    """Which box is asked for if a picture has several of its class; the paper does not say. largest: the one with the
+    """Which box is asked for if an image has several of its class; the paper does not say. largest: the one with the
     largest area inside the crop, for a net can't answer with two. closest: the one nearest to what the net says, for
     the test accepts any."""
     unit: float = 0.2
     """What an output of 1 stands for, in sides of the frame. The loss is half the squared distance between the four
     outputs and those asked for, averaged over the batch: the Euclidean loss of Caffe, of which the paper's program was
     a branch (Sect. 3.3). The unit decides how much of it reaches the layers below the last, where gradients grow by
-    its inverse square; the last layer learns equally fast with any. On rendered pictures the four numbers have
+    its inverse square; the last layer learns equally fast with any. On rendered images the four numbers have
     deviations of 0.15 to 0.19 sides, so that with 0.2 errors are about 1, as those of class scores are, and a learning
     rate of 1e-3 does what it does in classification. Measured there with fc6 to fc8 of the small net, 150 steps of 64
     crops: 48.5 % error with 0.2, 63.5 % with 1, and NaN with ten times the learning rate in its place."""
@@ -62,7 +62,7 @@ class BoxRecipe:
     training: Recipe = field(default_factory=lambda: Recipe(net="D", start="same net", learning_rate=1e-3))
     """The rest is that of classification (Sect. 3.1) with a learning rate of 1e-3 (Appendix A). Dropout, mirroring,
     colour shift and the end of training are not said to be others, so they are not. "Stopped improving" is measured by
-    the share of validation pictures that are localised, their class given (protocol 1 of Appendix A)."""
+    the share of validation images that are localised, their class given (protocol 1 of Appendix A)."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(Kind))

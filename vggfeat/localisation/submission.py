@@ -1,6 +1,6 @@
-"""The file that ILSVRC's evaluation takes: a line a picture, "label xmin ymin xmax ymax" once to five times.
+"""The file that ILSVRC's evaluation takes: a line an image, "label xmin ymin xmax ymax" once to five times.
 
-N = pictures in the order of their file names, G = guesses, K = classes. Labels are the numbers of the development
+N = images in the order of their file names, G = guesses, K = classes. Labels are the numbers of the development
 kit, from 1, which are not in the order of the WNIDs; boxes are 1-based whole pixels, both ends inclusive.
 """
 
@@ -17,8 +17,8 @@ from vggfeat.errors import DatasetError
 from vggfeat.metrics import GUESSES
 
 FILLER = "1 1 1 1 1"
-"""Line of a picture without a guess: readers of the official script's kind skip empty lines, which would give every
-later guess to another picture."""
+"""Line of an image without a guess: readers of the official script's kind skip empty lines, which would give every
+later guess to another image."""
 _FIELDS = 5
 _LONGEST = 4096
 _MOST = 1 << 28
@@ -62,7 +62,7 @@ def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> 
     Parameters
     ----------
     labels : (N, G) array of int
-        Classes from 0, -1 = no guess; a picture without any gets the line `FILLER`.
+        Classes from 0, -1 = no guess; an image without any gets the line `FILLER`.
     boxes : (N, G, 4) array of int
         xmin, ymin, xmax, ymax in inclusive pixels.
     numbers : (K,) array of int
@@ -80,13 +80,13 @@ def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> 
     return "".join(f"{line}\n" for line in lines)
 
 
-def read_submission(path: Path, *, pictures: int, classes: int = 1000) -> list[NDArray[np.float64]]:
+def read_submission(path: Path, *, images: int, classes: int = 1000) -> list[NDArray[np.float64]]:
     """Read a submission, and check every number of it.
 
     Parameters
     ----------
     path : Path
-    pictures : int
+    images : int
         Lines that there must be, for instance 50000 for validation and 100000 for test.
     classes : int
         Labels are from 1 to this.
@@ -106,10 +106,8 @@ def read_submission(path: Path, *, pictures: int, classes: int = 1000) -> list[N
     if lines[-1] == "":
         lines.pop()
     found = [_guesses(f"{path}, line {number}", line, classes) for number, line in enumerate(lines, start=1)]
-    if len(found) != pictures:
-        raise DatasetError(
-            f"{path}: expected {pictures} lines, one a picture in the order of names, found {len(found)}"
-        )
+    if len(found) != images:
+        raise DatasetError(f"{path}: expected {images} lines, one an image in the order of names, found {len(found)}")
     return found
 
 

@@ -1,6 +1,6 @@
 """Boxes as the four numbers that a net answers with, and back.
 
-n = pictures, k = boxes of a picture, K = classes. A box is (left, top, right, bottom) in edges, as `samples.Box`; its
+n = images, k = boxes of an image, K = classes. A box is (left, top, right, bottom) in edges, as `samples.Box`; its
 numbers are (centre x, centre y, width, height), relative to a *frame*: the rectangle whose centre is (0, 0) and whose
 sides are 1.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from vggfeat.training import labels
 
 NO_TARGET = float(labels.NO_TARGET)
-"""In the place of the class: the picture counts nowhere."""
+"""In the place of the class: the image counts nowhere."""
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def encode(boxes: Tensor, frames: Tensor) -> Tensor:
     Parameters
     ----------
     boxes, frames : Tensor (..., 4)
-        In edges, in the same pixels; shapes are broadcast. A frame is the net's window, or the whole picture.
+        In edges, in the same pixels; shapes are broadcast. A frame is the net's window, or the whole image.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def decode(numbers: Tensor, frames: Tensor) -> Tensor:
     Returns
     -------
     Tensor (..., 4)
-        Edges; they may lie outside of frame and picture, and a box of negative width has its right edge on the left.
+        Edges; they may lie outside of frame and image, and a box of negative width has its right edge on the left.
     """
     frame_corner, frame_size = frames[..., :2], frames[..., 2:] - frames[..., :2]
     centre = frame_corner + frame_size * (numbers[..., :2] + 0.5)
@@ -69,7 +69,7 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def own_numbers(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Take the four outputs that belong to each picture's class.
+    """Take the four outputs that belong to each image's class.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Box regression: a classification net learns to answer with boxes (VGG paper, Appendix A).
 
-n = pictures, k = boxes of a picture, K = classes. Targets are those of `localisation.labels`.
+n = images, k = boxes of an image, K = classes. Targets are those of `localisation.labels`.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggfeat.datasets.boxes import Boxes, select_pictures
+from vggfeat.datasets.boxes import Boxes, select_images
 from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decoding import DecodeSettings
 from vggfeat.images.pool import Decoder
@@ -25,7 +25,7 @@ from vggfeat.metrics import LEAST_OVERLAP
 from vggfeat.models import VGG
 from vggfeat.processes import World, open_world
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.feed import PictureFeed
+from vggfeat.training.feed import ImageFeed
 from vggfeat.training.loop import learn
 from vggfeat.training.settings import Recipe, RunSettings
 from vggfeat.training.state import Hooks, Outcome, Validation
@@ -33,9 +33,9 @@ from vggfeat.weights import Backbone
 
 
 class BoxData(NamedTuple):
-    """Pictures, and the boxes of each list."""
+    """Images, and the boxes of each list."""
 
-    pictures: ClassificationSet
+    images: ClassificationSet
     train: Boxes
     val: Boxes
 
@@ -50,15 +50,15 @@ class BoxData(NamedTuple):
         rows = [np.flatnonzero(boxes.has & ~boxes.excluded) for boxes in (self.train, self.val)]
         if not all(map(len, rows)):
             raise DatasetError(
-                f"{self.pictures.train.root}: expected pictures with boxes to train on and to validate, found "
+                f"{self.images.train.root}: expected images with boxes to train on and to validate, found "
                 f"{len(rows[0])} and {len(rows[1])}; unpack the annotations of this set"
             )
-        pictures = replace(
-            self.pictures,
-            train=select_pictures(self.pictures.train, rows[0]),
-            val=select_pictures(self.pictures.val, rows[1]),
+        images = replace(
+            self.images,
+            train=select_images(self.images.train, rows[0]),
+            val=select_images(self.images.val, rows[1]),
         )
-        return BoxData(pictures, self.train.select(rows[0]), self.val.select(rows[1]))
+        return BoxData(images, self.train.select(rows[0]), self.val.select(rows[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,14 @@ class BoxValidation(Validation):
     """What a validation of a box net has shown: protocol 1 of Appendix A, the class given, from the centre crop."""
 
     localisation_error: float
-    """Share of the pictures whose box overlaps each of theirs by less than half (intersection over union)."""
+    """Share of the images whose box overlaps each of theirs by less than half (intersection over union)."""
     mean_overlap: float
-    """Intersection over union with the box that is met best, averaged over the pictures."""
+    """Intersection over union with the box that is met best, averaged over the images."""
 
 
 @dataclass(frozen=True)
 class BoxRegression:
-    """Four numbers and Euclidean loss; for per-class regression, only those of the picture's class have a loss."""
+    """Four numbers and Euclidean loss; for per-class regression, only those of the image's class have a loss."""
 
     box: BoxRecipe
     classes: tuple[str, ...]
@@ -82,7 +82,7 @@ class BoxRegression:
 
     channels: ClassVar[tuple[str, ...]] = ()
     errors: ClassVar[Mapping[str, str]] = {"localisation_error": "boxes that miss"}
-    rated: ClassVar[tuple[str, ...]] = ("boxes that overlap by half", "overlaps", "pictures")
+    rated: ClassVar[tuple[str, ...]] = ("boxes that overlap by half", "overlaps", "images")
 
     @property
     def recipe(self) -> Recipe:
@@ -103,7 +103,7 @@ class BoxRegression:
         return torch.full((count, 5), NO_TARGET)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Euclidean loss to the nearest of a picture's targets, boxes that overlap by half, and pictures."""
+        """Return Euclidean loss to the nearest of an image's targets, boxes that overlap by half, and images."""
         own, numbers, counted = self._read(outputs, targets)
         gaps = ((own[:, None] - numbers.nan_to_num()) / self.box.unit).square().sum(-1) / 2
         nearest = gaps.where(~numbers[..., 0].isnan(), torch.inf).min(1).values
@@ -119,12 +119,12 @@ class BoxRegression:
 
     def validation(self, step: int, sums: list[float]) -> BoxValidation:
         """Return error and mean overlap."""
-        hits, overlap, pictures = sums
+        hits, overlap, images = sums
         return BoxValidation(
             step=step,
-            localisation_error=1 - hits / pictures,
-            mean_overlap=overlap / pictures,
-            pictures=int(pictures),
+            localisation_error=1 - hits / images,
+            mean_overlap=overlap / images,
+            images=int(images),
         )
 
     def read_validation(self, told: dict[str, Any]) -> BoxValidation:
@@ -132,33 +132,33 @@ class BoxRegression:
         return BoxValidation(**told)
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the numbers of each picture's class, (n, 4), those of its boxes, (n, k, 4), and whether it counts."""
+        """Return the numbers of each image's class, (n, 4), those of its boxes, (n, k, 4), and whether it counts."""
         classes, numbers = targets[:, 0], targets[:, 1:].unflatten(1, (-1, 4))
         return self.box.unit * own_numbers(outputs, classes.clamp(min=0).long()), numbers, classes != NO_TARGET
 
 
-class BoxFeed(PictureFeed):
+class BoxFeed(ImageFeed):
     """Crops, and boxes in them. The mean pixel is that of the net that is started from.
 
     Parameters
     ----------
     data : BoxData
-        Of usable pictures.
+        Of usable images.
     recipe : BoxRecipe
     mean : 3 numbers
         RGB, 0 to 255.
     world, decoder
-        As for `PictureFeed`.
+        As for `ImageFeed`.
     """
 
     def __init__(
         self, data: BoxData, recipe: BoxRecipe, mean: tuple[float, float, float], world: World, decoder: Decoder
     ) -> None:
         self._boxes = (
-            BoxLabels(data.pictures.train, data.train, recipe, training=True),
-            BoxLabels(data.pictures.val, data.val, recipe, training=False),
+            BoxLabels(data.images.train, data.train, recipe, training=True),
+            BoxLabels(data.images.val, data.val, recipe, training=False),
         )
-        super().__init__(data.pictures, recipe.training, world, decoder, self._boxes)
+        super().__init__(data.images, recipe.training, world, decoder, self._boxes)
         self.fingerprint |= {"boxes": data.train.fingerprint(), "validation_boxes": data.val.fingerprint()}
         self._own_mean = mean
 
@@ -169,7 +169,7 @@ class BoxFeed(PictureFeed):
         return self._own_mean
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """List each picture once, with those of another shape than their annotation says."""
+        """List each image once, with those of another shape than their annotation says."""
         return sorted({**self._boxes[0].unlike, **self._boxes[1].unlike, **dict(super().unreadable())}.items())
 
 
@@ -184,13 +184,13 @@ def train_boxes(
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     hooks: Hooks = Hooks(),  # noqa: B008  frozen
 ) -> Outcome:
-    """Train a box net on pictures that have boxes, or go on with the run that was doing so.
+    """Train a box net on images that have boxes, or go on with the run that was doing so.
 
     Parameters
     ----------
     recipe : BoxRecipe
     data : BoxData
-        Pictures without boxes, and those on the blacklist, are left out.
+        Images without boxes, and those on the blacklist, are left out.
     out : Path
         Folder of the run, new or empty.
     started_from : Backbone
@@ -208,10 +208,10 @@ def train_boxes(
     ConfigError, TrainingError, StoreError
         As `vggfeat.training.loop.train` does.
     DatasetError
-        If no picture has a box.
+        If no image has a box.
     """
     data = data.usable()
-    task = BoxRegression(recipe, data.pictures.classes, started_from)
+    task = BoxRegression(recipe, data.images.classes, started_from)
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
         Decoder(run.workers, decode) as decoder,

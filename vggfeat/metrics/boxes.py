@@ -1,6 +1,6 @@
 """How well boxes fit, by the rules of ILSVRC's official script.
 
-N = pictures, G = guesses of a picture, M, T = boxes. Boxes here are (xmin, ymin, xmax, ymax) in whole pixels, both
+N = images, G = guesses of an image, M, T = boxes. Boxes here are (xmin, ymin, xmax, ymax) in whole pixels, both
 ends inclusive, so that a box of one pixel has xmax = xmin and the area 1.
 """
 
@@ -13,25 +13,25 @@ from numpy.typing import ArrayLike, NDArray
 from vggfeat.errors import FitError
 
 GUESSES = 5
-"""Guesses that a picture may have, each a label and a box."""
+"""Guesses that an image may have, each a label and a box."""
 LEAST_OVERLAP = 0.5
 """Overlap from which on a box counts as right: the script takes 0.5 itself, though the paper says "above"."""
 
 
 class Localised(NamedTuple):
-    """What became of the guesses of N pictures."""
+    """What became of the guesses of N images."""
 
     error: float
-    """Share of counted pictures without a right guess; NaN if no picture counts."""
+    """Share of counted images without a right guess; NaN if no image counts."""
     wrong: NDArray[np.bool_]
     """(N, G) whether the label of a guess is wrong, or its box fits no object of the class, or it is no guess."""
     overlaps: NDArray[np.float64]
     """(N, G) best overlap of the box of a guess with an object of the true class, whatever the label; 0 for none."""
     counted: NDArray[np.bool_]
-    """(N,) whether a picture counts."""
+    """(N,) whether an image counts."""
 
     def error_at(self, guesses: int) -> float:
-        """Return the error if only the first so many guesses of a picture are looked at."""
+        """Return the error if only the first so many guesses of an image are looked at."""
         wrong = self.wrong[self.counted, :guesses]
         return float(wrong.all(axis=1).mean()) if len(wrong) else float("nan")
 
@@ -102,9 +102,9 @@ def localisation_error(
     *,
     counted: ArrayLike | None = None,
 ) -> Localised:
-    """Share of pictures where no guess has both the right label and a box that fits an object of that class.
+    """Share of images where no guess has both the right label and a box that fits an object of that class.
 
-    The error of a picture is the minimum over its guesses of max(label is wrong, overlap < 0.5), where the overlap is
+    The error of an image is the minimum over its guesses of max(label is wrong, overlap < 0.5), where the overlap is
     the best with any object of the true class; it is 1 where there is no guess.
 
     Parameters
@@ -112,13 +112,13 @@ def localisation_error(
     targets : (N,) array of int
         The true class, from 0.
     objects : N arrays (T, 4)
-        Boxes of the objects of the true class: inclusive pixels, T at least 1 where the picture counts.
+        Boxes of the objects of the true class: inclusive pixels, T at least 1 where the image counts.
     labels : (N, G) array of int
         Classes that are guessed, best first; -1 = no guess. G is at most 5.
     boxes : (N, G, 4) array
         Their boxes in inclusive pixels; of no meaning where there is no guess.
     counted : (N,) array of bool, optional
-        False for pictures on the blacklist, which are left out; by default all count.
+        False for images on the blacklist, which are left out; by default all count.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def localisation_error(
     Raises
     ------
     FitError
-        If shapes do not fit, there are more than five guesses, or a picture that counts has no object.
+        If shapes do not fit, there are more than five guesses, or an image that counts has no object.
 
     Notes
     -----
@@ -162,13 +162,13 @@ def _check_guesses(
     boxes: NDArray[np.float64],
     counted: NDArray[np.bool_],
 ) -> None:
-    pictures = len(objects)
-    shapes = targets.shape == counted.shape == (pictures,) == labels.shape[:1] and boxes.shape == (*labels.shape, 4)
+    images = len(objects)
+    shapes = targets.shape == counted.shape == (images,) == labels.shape[:1] and boxes.shape == (*labels.shape, 4)
     if not shapes or labels.ndim != 2 or labels.shape[1] > GUESSES:
         raise FitError(
-            f"localisation: expected at most {GUESSES} labels and boxes for each of {pictures} pictures, found labels "
+            f"localisation: expected at most {GUESSES} labels and boxes for each of {images} images, found labels "
             f"of shape {labels.shape}, boxes {boxes.shape}, targets {targets.shape}"
         )
     for row in np.flatnonzero(counted).tolist():
         if not len(np.asarray(objects[row])):
-            raise FitError(f"localisation: expected a box of the true class in every picture, found none in row {row}")
+            raise FitError(f"localisation: expected a box of the true class in every image, found none in row {row}")

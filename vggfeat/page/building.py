@@ -1,4 +1,4 @@
-"""A page from folders of results: read, compared, pictures made, rendered."""
+"""A page from folders of results: read, compared, images made, rendered."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ from vggfeat.errors import ConfigError
 from vggfeat.page.classes import Card, Group, group_runs, make_group
 from vggfeat.page.comparing import compare_runs
 from vggfeat.page.folders import OtherRun, SvmRun, TrainingRun, read_runs
+from vggfeat.page.images import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.page.other import other_part, summary
-from vggfeat.page.pictures import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.page.rendering import render
 from vggfeat.page.training import side_by_side, training_part
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and all."""
 LISTS = 3
-"""Lists of pictures for a class of a run: highest ranked, wrong, missed."""
+"""Lists of images for a class of a run: highest ranked, wrong, missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
     """What goes onto a page."""
 
-    pictures: Path | None = None
-    """Root of the data set, as `vggfeat extract` was given it; None for a page without pictures."""
+    images: Path | None = None
+    """Root of the data set, as `vggfeat extract` was given it; None for a page without images."""
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     workers: int = 1
-    """Processes that decode pictures."""
+    """Processes that decode images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Page:
 
     content: bytes
     """HTML in UTF-8."""
-    pictures: int
+    images: int
     """Small copies on it."""
     missing: int
-    """Pictures that it would show, had they been found and sound."""
+    """Images that it would show, had they been found and sound."""
     groups: tuple[Group, ...]
     """The SVM runs."""
 
@@ -60,7 +60,7 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
     Raises
     ------
     ConfigError
-        If no folder is given or one twice, or the pictures are not where they should be.
+        If no folder is given or one twice, or the images are not where they should be.
     StoreError
         If a folder holds no results, or some that can't be read.
     """
@@ -74,7 +74,7 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
     for members in group_runs(tested):
         found = compare_runs(members, settings.bootstrap, lambda done, total: report("comparing", done, total))
         groups.append(make_group(members, found, lists))
-    copies = _copies(tested, groups, settings, lambda done, total: report("pictures", done, total))
+    copies = _copies(tested, groups, settings, lambda done, total: report("images", done, total))
     others = [other_part(run) for run in runs if isinstance(run, OtherRun)]
     content = render(
         "page.html",
@@ -84,32 +84,30 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
         others=others,
         summary=summary(others),
         copies=copies,
-        pictures=settings.pictures is not None,
+        images=settings.images is not None,
         bootstrap=settings.bootstrap,
     )
     there, missing = reach(copies)
-    return Page(content=content, pictures=there, missing=missing, groups=tuple(groups))
+    return Page(content=content, images=there, missing=missing, groups=tuple(groups))
 
 
 def _copies(
     runs: Sequence[SvmRun], groups: Sequence[Group], settings: PageSettings, progress: Callable[[int, int], None]
 ) -> dict[Key, str]:
-    if settings.pictures is None:
+    if settings.images is None:
         return {}
     if not runs:
-        raise ConfigError(
-            "--pictures: expected a folder of `vggfeat svm` to show pictures of, found none; leave it out"
-        )
+        raise ConfigError("--images: expected a folder of `vggfeat svm` to show images of, found none; leave it out")
     names = list(dict.fromkeys(str(run.results["dataset"]["name"]) for run in runs))
     if len(names) > 1:
-        raise ConfigError(f"--pictures: expected runs of one data set, found {', '.join(names)}; make a page for each")
+        raise ConfigError(f"--images: expected runs of one data set, found {', '.join(names)}; make a page for each")
     test = next((test for run in runs for test in run.tests if test.paths is not None), None)
     if test is None or test.paths is None:
         raise ConfigError(
-            f"--pictures: expected runs that know the paths of their pictures, found none ({runs[0].name}); give the "
-            "`vggfeat svm` command again, or leave --pictures out"
+            f"--images: expected runs that know the paths of their images, found none ({runs[0].name}); give the "
+            "`vggfeat svm` command again, or leave --images out"
         )
-    root = find_root(settings.pictures, names[0], test.paths)
+    root = find_root(settings.images, names[0], test.paths)
     keys = islice((one.key for one in _examples(groups)), BUDGET)
     return small_copies(root, keys, workers=settings.workers, progress=progress)
 
@@ -135,8 +133,8 @@ def page_json(page: Page) -> dict[str, Any]:
             }
             for group in page.groups
         ],
-        "pictures": page.pictures,
-        "missing_pictures": page.missing,
+        "images": page.images,
+        "missing_images": page.missing,
         "bytes": len(page.content),
     }
 
@@ -157,5 +155,5 @@ def _difference_json(group: Group, found: Any) -> dict[str, Any]:
         "level": settings.level,
         "resamples": settings.resamples,
         "seed": settings.seed,
-        "pictures": found.difference.pictures,
+        "images": found.difference.images,
     }

@@ -1,6 +1,6 @@
 """Curves as a few numbers that a template draws as SVG: small, sharp, and in the colours of the page, light or dark.
 
-A picture of a plotting library would bring its fonts and its colours along, some 30 kB for every class.
+An image of a plotting library would bring its fonts and its colours along, some 30 kB for every class.
 """
 
 import math

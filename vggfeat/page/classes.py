@@ -14,7 +14,7 @@ from vggfeat.page.comparing import Comparison
 from vggfeat.page.confusing import Confusion, confusion_of
 from vggfeat.page.curves import choice, choices, overview, ranking
 from vggfeat.page.folders import SvmRun
-from vggfeat.page.pictures import Examples, examples_of, per_list
+from vggfeat.page.images import Examples, examples_of, per_list
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 MEASURES = {"ap-11-point": "AP, 11-point", "ap-area": "AP, area", "recall": "recall", "accuracy": "accuracy"}
@@ -88,7 +88,7 @@ class Group:
 
     title: str
     single: bool
-    """Whether a picture has one class."""
+    """Whether an image has one class."""
     measure: str
     cards: tuple[Card, ...]
     comparisons: tuple[Comparison, ...]
@@ -98,7 +98,7 @@ class Group:
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
     shown_test: str
-    """Which test the pictures are of, where there are several."""
+    """Which test the images are of, where there are several."""
 
 
 def group_runs(runs: Sequence[SvmRun]) -> list[list[SvmRun]]:
@@ -117,7 +117,7 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[Comparison], lists:
     runs : sequence of SvmRun
     comparisons : sequence of Comparison
     lists : int
-        Lists of pictures on the whole page, which share its budget.
+        Lists of images on the whole page, which share its budget.
     """
     first = runs[0]
     single = first.results["dataset"]["task"] == "single-label"

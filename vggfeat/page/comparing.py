@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs, and by how much more than chance of the test pictures.
+"""Two runs side by side: what differs, and by how much more than chance of the test images.
 
 m = rows of a test, K = classes.
 """
@@ -24,7 +24,7 @@ class Comparison:
     """Number of the run, from 0."""
     second: int
     difference: Difference | None
-    """None where the two can't be compared picture by picture."""
+    """None where the two can't be compared image by image."""
     reason: str
     """Why not; empty if there is a difference."""
 
@@ -73,4 +73,4 @@ def _paired(first: SvmRun, second: SvmRun) -> list[PairedScores] | str:
 
 
 def _test(mine: Scores, yours: Scores, order: np.ndarray) -> PairedScores:
-    return PairedScores(pictures=mine.pictures, labels=mine.labels, first=mine.scores, second=yours.scores[order])
+    return PairedScores(images=mine.images, labels=mine.labels, first=mine.scores, second=yours.scores[order])

@@ -16,7 +16,7 @@ MOST_PAIRS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Pictures of one class that were taken for another."""
+    """Images of one class that were taken for another."""
 
     true: str
     predicted: str

@@ -25,17 +25,17 @@ class Scores:
     ids: tuple[str, ...]
     """m names of samples."""
     paths: tuple[str, ...] | None
-    """m picture files, relative to the root of the data set; None in folders of vggfeat before it kept them."""
+    """m image files, relative to the root of the data set; None in folders of vggfeat before it kept them."""
     boxes: NDArray[np.float64] | None
     """(m, 4) left, top, right, bottom in pixels, NaN where there is none."""
     labels: NDArray[np.int8]
     """(m, K) of 1, -1, 0, as they were scored."""
     scores: NDArray[np.float64]
-    """(m, K); -inf where the picture failed."""
+    """(m, K); -inf where the image failed."""
 
     @property
-    def pictures(self) -> tuple[str, ...]:
-        """Return m names that rows of one picture have in common, as far as that is known."""
+    def images(self) -> tuple[str, ...]:
+        """Return m names that rows of one image have in common, as far as that is known."""
         return self.ids if self.paths is None else self.paths
 
 
@@ -71,7 +71,7 @@ class TrainingRun:
     log: tuple[Mapping[str, Any], ...]
     """Lines of log.jsonl, in order."""
     unreadable: tuple[tuple[str, str], ...]
-    """(path, reason) of pictures that were left out."""
+    """(path, reason) of images that were left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +188,7 @@ def _scores(found: Any, number: int) -> Scores:
     rows = len(test.ids)
     shapes = (test.scores.shape, test.labels.shape)
     fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[0][0] == rows
-    if not fits or len(test.pictures) != rows or (boxes is not None and boxes.shape != (rows, 4)):
+    if not fits or len(test.images) != rows or (boxes is not None and boxes.shape != (rows, 4)):
         raise ValueError(f"scores.npz: expected arrays of equal length, found {rows} ids and {shapes}")
     if np.isnan(test.scores).any():
         raise ValueError("scores.npz: expected scores to rank by, found NaN")

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vggfeat.page.pictures import Key, find_root, small_copies
+from vggfeat.page.images import Key, find_root, small_copies
 from vggfeat.page.rendering import render
 
 
 def neighbours_page(
-    content: Mapping[str, Any], dataset: str, own: tuple[str, Any] | None, query: Path, pictures: Path | None
+    content: Mapping[str, Any], dataset: str, own: tuple[str, Any] | None, query: Path, images: Path | None
 ) -> bytes:
-    """Render the pictures most like one.
+    """Render the images most like one.
 
     Parameters
     ----------
@@ -23,20 +23,20 @@ def neighbours_page(
     own : (path, box), optional
         Of the query, if it is in the file.
     query : Path
-        The picture, if it is not.
-    pictures : Path, optional
+        The image, if it is not.
+    images : Path, optional
         Root of the data set; without it the page has names only.
 
     Raises
     ------
     ConfigError
-        If the pictures are not there.
+        If the images are not there.
     """
     keys = [_key(one["path"], one["box"]) for one in content["nearest"]]
     copies: dict[Key, str] = {}
     asked: Key | None = None if own is None else _key(*own)
-    if pictures is not None:
-        root = find_root(pictures, dataset, [key.path for key in keys])
+    if images is not None:
+        root = find_root(images, dataset, [key.path for key in keys])
         copies = small_copies(root, [*keys, *([asked] if asked else [])])
     if asked is None:
         asked = Key(os.path.abspath(query), None)

@@ -10,7 +10,7 @@ from vggfeat.page.charts import COLOURS, Chart, Line, chart, linear_axis, log_ax
 from vggfeat.page.folders import TrainingRun
 
 _TITLES = {"loss": "loss", "lr": "learning rate", "images_per_s": "images per second"}
-_COUNTS = frozenset({"step", "epoch", "pictures", "waiting"})
+_COUNTS = frozenset({"step", "epoch", "images", "waiting"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Runs of a net over many pictures, what features, class posteriors and maps share."""
+"""Runs of a net over many images, what features, class posteriors and maps share."""
 
 from vggfeat.passes.batching import Batching, Size, by_size, padded
 from vggfeat.passes.running import MAX_RESCALED_PIXELS, Passes, Row

@@ -1,6 +1,6 @@
-"""Which pictures run through the net together: lists of sizes become batches.
+"""Which images run through the net together: lists of sizes become batches.
 
-A batch is a tensor of one height and one width. Pictures of other sizes either wait for their own batch, or are laid
+A batch is a tensor of one height and one width. Images of other sizes either wait for their own batch, or are laid
 into one tensor with zeros around them (`padded`).
 """
 
@@ -16,18 +16,18 @@ WASTE = 0.125
 
 
 def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
-    """Put pictures of equal size together.
+    """Put images of equal size together.
 
     Parameters
     ----------
     sizes : sequence of Size
     pixels : int
-        In a batch, at most; a larger picture is alone.
+        In a batch, at most; a larger image is alone.
 
     Returns
     -------
     list of list of int
-        Numbers of pictures, each once; sizes ascending.
+        Numbers of images, each once; sizes ascending.
     """
     groups: dict[Size, list[int]] = defaultdict(list)
     for number, size in enumerate(sizes):
@@ -40,7 +40,7 @@ def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
 
 
 def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[list[int]]:
-    """Put pictures of similar size together, to be laid into tensors that hold the largest of them.
+    """Put images of similar size together, to be laid into tensors that hold the largest of them.
 
     Neighbours in the order of their sizes share a batch as long as it stays small and full enough: few batches, not
     the fewest.
@@ -55,11 +55,11 @@ def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[lis
     Returns
     -------
     list of list of int
-        Numbers of pictures, each once.
+        Numbers of images, each once.
     """
     batches: list[list[int]] = []
     height = width = used = 0
-    # By the smaller side first: all pictures of one scale share it.
+    # By the smaller side first: all images of one scale share it.
     for number in sorted(range(len(sizes)), key=lambda n: (min(sizes[n]), sizes[n])):
         tall, wide = sizes[number]
         most = (max(height, tall), max(width, wide))

@@ -1,6 +1,6 @@
-"""A net on a device, and pictures brought to it in batches: what features and class posteriors share.
+"""A net on a device, and images brought to it in batches: what features and class posteriors share.
 
-N = pictures of a batch, S = scales, R = regions, C = values per scale and region, H, W = picture sides in pixels.
+N = images of a batch, S = scales, R = regions, C = values per scale and region, H, W = image sides in pixels.
 """
 
 import copy
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.devices import checked_device, convolutions
-from vggfeat.errors import PictureError, out_of_memory
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ImageError, out_of_memory
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.models import VGG
 from vggfeat.passes.batching import Size, by_size
 from vggfeat.passes.settings import PassSettings
@@ -26,13 +26,13 @@ from vggfeat.weights import Backbone
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_RESCALED_PIXELS = 1 << 25
-"""A picture so elongated that it would be larger than this after rescaling fails by name."""
+"""An image so elongated that it would be larger than this after rescaling fails by name."""
 
 
 _Place = tuple[int, int, int]
-"""Number of a picture, of a scale and of a region."""
+"""Number of an image, of a scale and of a region."""
 _Values = list[tuple[_Place, Tensor | None]]
-"""(C,) each, on their way to the CPU; None where the picture did not fit into memory."""
+"""(C,) each, on their way to the CPU; None where the image did not fit into memory."""
 
 
 class Row(NamedTuple):
@@ -43,13 +43,13 @@ class Row(NamedTuple):
     reason: str
     """Empty, or "reason: message" of the failure."""
     size: tuple[int, int]
-    """Height and width of the whole picture in pixels; (0, 0) if it could not be read."""
+    """Height and width of the whole image in pixels; (0, 0) if it could not be read."""
     sha256: bytes
-    """32 bytes, of the picture file; zeros if it could not be read."""
+    """32 bytes, of the image file; zeros if it could not be read."""
 
 
 class Passes(ABC):
-    """A net on a device, ready to turn pictures into a row of values for every scale and region.
+    """A net on a device, ready to turn images into a row of values for every scale and region.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Passes(ABC):
     device : str
         cpu, cuda, cuda:1, ...
     regions : sequence of str
-        R names of what is looked at in each picture.
+        R names of what is looked at in each image.
 
     Raises
     ------
@@ -97,7 +97,7 @@ class Passes(ABC):
 
     @abstractmethod
     def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Run the net over pictures of one size.
+        """Run the net over images of one size.
 
         Parameters
         ----------
@@ -113,49 +113,49 @@ class Passes(ABC):
 
     @abstractmethod
     def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the smallest and of the largest pass that `read` makes for one picture of that size."""
+        """Return the pixels of the smallest and of the largest pass that `read` makes for one image of that size."""
 
     def rows(
-        self, pictures: Iterable[Picture | PictureError], progress: Callable[[float], None] | None = None
+        self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
     ) -> list[Row]:
-        """Compute the rows of some pictures.
+        """Compute the rows of some images.
 
-        The grouping into batches depends on these pictures and the settings alone, unless memory runs out: the same
+        The grouping into batches depends on these images and the settings alone, unless memory runs out: the same
         call gives the same bits on the same device, versions and number of threads.
 
         Parameters
         ----------
-        pictures : iterable of Picture or PictureError
+        images : iterable of DecodedImage or ImageError
             In row order; a failure keeps its place.
         progress : callable, optional
-            Called after every batch with the number of pictures that have been through it, on a GPU: are queued for it.
+            Called after every batch with the number of images that have been through it, on a GPU: are queued for it.
 
         Returns
         -------
         list of Row
-            In the order of the pictures.
+            In the order of the images.
         """
-        return self.launch(pictures, progress)()
+        return self.launch(images, progress)()
 
     def launch(
-        self, pictures: Iterable[Picture | PictureError], progress: Callable[[float], None] | None = None
+        self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
     ) -> Callable[[], list[Row]]:
         """Queue what `rows` does, and return the function that waits for the rows.
 
-        On a GPU more pictures can be launched before, so that it has work while rows are fetched and written.
+        On a GPU more images can be launched before, so that it has work while rows are fetched and written.
         """
         self._units, self._progress = 0, progress
         found: list[Row] = []
         launched: list[tuple[list[int], _Values]] = []
-        window: dict[int, Picture] = {}
+        window: dict[int, DecodedImage] = {}
         held = 0
-        for index, picture in enumerate(pictures):
-            found.append(self._started_row(picture))
-            if found[-1].reason or isinstance(picture, PictureError):
+        for index, image in enumerate(images):
+            found.append(self._started_row(image))
+            if found[-1].reason or isinstance(image, ImageError):
                 self._count(len(self.sides) * len(self.regions))
                 continue
-            window[index] = picture
-            held += sum(region.nbytes for region in picture.regions)
+            window[index] = image
+            held += sum(region.nbytes for region in image.regions)
             if held >= self.settings.window_bytes:
                 launched.append(([*window], self._values([one.regions for one in window.values()])))
                 window, held = {}, 0
@@ -171,18 +171,18 @@ class Passes(ABC):
         event.record(torch.cuda.current_stream(self.device))
         return event.synchronize
 
-    def _started_row(self, picture: Picture | PictureError) -> Row:
-        if isinstance(picture, PictureError):
-            return Row(None, f"{picture.reason}: {picture}", (0, 0), bytes(32))
+    def _started_row(self, image: DecodedImage | ImageError) -> Row:
+        if isinstance(image, ImageError):
+            return Row(None, f"{image.reason}: {image}", (0, 0), bytes(32))
         reason = ""
-        for region in picture.regions:
+        for region in image.regions:
             height, width = rescaled_size(region.shape[0], region.shape[1], max(self.sides))
             if height * width > MAX_RESCALED_PIXELS:
                 reason = (
                     f"elongated: {region.shape[1]}x{region.shape[0]} pixels would become {width}x{height} "
                     f"at Q = {max(self.sides)}, more than {MAX_RESCALED_PIXELS} pixels"
                 )
-        return Row(None, reason, picture.size, picture.sha256)
+        return Row(None, reason, image.size, image.sha256)
 
     def _finished(
         self, found: list[Row], launched: list[tuple[list[int], _Values]], wait: Callable[[], None]
@@ -200,13 +200,13 @@ class Passes(ABC):
         return found
 
     def _fetched(self, count: int, values: _Values) -> tuple[NDArray[np.float32], set[int]]:
-        """Put the values of N pictures together.
+        """Put the values of N images together.
 
         Returns
         -------
         features : (N, S, R, C)
         unfit : set of int
-            Numbers of pictures that did not fit into memory.
+            Numbers of images that did not fit into memory.
         """
         features = np.full((count, len(self.sides), len(self.regions), self.channels), np.nan, dtype=np.float32)
         fitting = [(place, value) for place, value in values if value is not None]
@@ -215,10 +215,10 @@ class Passes(ABC):
             features[tuple(np.array(places).T)] = torch.stack(rows).numpy()
         return features, {place[0] for place, value in values if value is None}
 
-    def _values(self, pictures: Sequence[Sequence[NDArray[np.uint8]]]) -> _Values:
-        """Queue N pictures of R regions each, batch by batch."""
-        uploads = Uploads(self.uploaded, [region for regions in pictures for region in regions])
-        places, sizes = self.places([[region.shape[:2] for region in regions] for regions in pictures])
+    def _values(self, images: Sequence[Sequence[NDArray[np.uint8]]]) -> _Values:
+        """Queue N images of R regions each, batch by batch."""
+        uploads = Uploads(self.uploaded, [region for regions in images for region in regions])
+        places, sizes = self.places([[region.shape[:2] for region in regions] for regions in images])
         values: _Values = []
         for batch in self.batches(sizes):
             chosen = [(n * len(self.regions) + r, sizes[i]) for i in batch for n, _, r in places[i : i + 1]]
@@ -228,7 +228,7 @@ class Passes(ABC):
         return values
 
     def places(self, regions: Sequence[Sequence[tuple[int, ...]]]) -> tuple[list[_Place], list[Size]]:
-        """Return (picture, scale, region) and the size after rescaling, of everything that goes through the net."""
+        """Return (image, scale, region) and the size after rescaling, of everything that goes through the net."""
         places, sizes = [], []
         for n, found in enumerate(regions):
             for r, (height, width) in enumerate(found):
@@ -238,12 +238,12 @@ class Passes(ABC):
         return places, sizes
 
     def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
-        """Say which of the rescaled pictures go through the net together, each with its mirror."""
+        """Say which of the rescaled images go through the net together, each with its mirror."""
         return by_size(sizes, self.settings.batch_pixels // 2)
 
-    def uploaded(self, picture: NDArray[np.uint8]) -> Tensor:
-        """Return a picture (H, W, 3) on the device, channels first."""
-        return self.on_device(torch.from_numpy(picture)).permute(2, 0, 1)
+    def uploaded(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return an image (H, W, 3) on the device, channels first."""
+        return self.on_device(torch.from_numpy(image)).permute(2, 0, 1)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """Copy a tensor to the device; of a GPU nothing waits for the copy."""
@@ -256,13 +256,13 @@ class Passes(ABC):
         if self._progress is not None:
             self._progress(self._units / (len(self.sides) * len(self.regions)))
 
-    def _batch(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> list[Tensor | None]:
-        """Return the values, (C,) each, of pictures and the sizes that they get; what does not fit is halved.
+    def _batch(self, images: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> list[Tensor | None]:
+        """Return the values, (C,) each, of images and the sizes that they get; what does not fit is halved.
 
-        None stands for a picture that does not fit even alone and in the narrowest strips.
+        None stands for an image that does not fit even alone and in the narrowest strips.
         """
         try:
-            return list(self._pass(pictures, uploads, pixels))
+            return list(self._pass(images, uploads, pixels))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -271,19 +271,19 @@ class Passes(ABC):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.halvings += 1
-        if len(pictures) > 1:
-            middle = len(pictures) // 2
-            halves = (pictures[:middle], pictures[middle:])
+        if len(images) > 1:
+            middle = len(images) // 2
+            halves = (images[:middle], images[middle:])
             return [values for half in halves for values in self._batch(half, uploads, pixels)]
-        least, most = self.pass_range(pictures[0][1])
+        least, most = self.pass_range(images[0][1])
         failed = min(pixels, most)
-        return [None] if failed <= least else self._batch(pictures, uploads, failed // 2)
+        return [None] if failed <= least else self._batch(images, uploads, failed // 2)
 
-    def _pass(self, pictures: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> Tensor:
-        """Return the values, (N, C), of N pictures, on their way to the CPU."""
+    def _pass(self, images: Sequence[tuple[int, Size]], uploads: Uploads, pixels: int) -> Tensor:
+        """Return the values, (N, C), of N images, on their way to the CPU."""
         with self.computing():
-            images, sides = self.prepared([(uploads[number], size) for number, size in pictures])
-            rows = self.read(images, pixels) if sides is None else self.read_padded(images, sides)
+            batch, sides = self.prepared([(uploads[number], size) for number, size in images])
+            rows = self.read(batch, pixels) if sides is None else self.read_padded(batch, sides)
             return rows.to("cpu", non_blocking=True)
 
     @contextmanager
@@ -300,12 +300,12 @@ class Passes(ABC):
             return nullcontext()
         return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024)
 
-    def prepared(self, pictures: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
-        """Make a batch of pictures on the device and the sizes that they get.
+    def prepared(self, images: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
+        """Make a batch of images on the device and the sizes that they get.
 
         Parameters
         ----------
-        pictures : sequence of (Tensor (3, H, W), Size)
+        images : sequence of (Tensor (3, H, W), Size)
             As `uploaded` returns them.
 
         Returns
@@ -315,14 +315,14 @@ class Passes(ABC):
         sides : Tensor (N, 2) or None
             Height and width of each, or None if they are all the same.
         """
-        rescaled = [rescale(one, size, self.settings.interpolation) for one, size in pictures]
-        if len({size for _, size in pictures}) == 1:
+        rescaled = [rescale(one, size, self.settings.interpolation) for one, size in images]
+        if len({size for _, size in images}) == 1:
             return normalise(torch.stack(rescaled), self.mean, self.std), None
-        sides = self.on_device(torch.tensor([size for _, size in pictures]))
+        sides = self.on_device(torch.tensor([size for _, size in images]))
         return pad([normalise(one, self.mean, self.std) for one in rescaled]), sides
 
     def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
-        """Run the net over pictures of several sizes; only for those whose `batches` make such batches.
+        """Run the net over images of several sizes; only for those whose `batches` make such batches.
 
         Parameters
         ----------
@@ -338,7 +338,7 @@ class Passes(ABC):
         raise NotImplementedError
 
     def over_mirror(self, images: Tensor, pixels: int, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """Average what `read` makes of pictures, (N, C), and of their mirrors; all in one pass where they fit."""
+        """Average what `read` makes of images, (N, C), and of their mirrors; all in one pass where they fit."""
         halves: tuple[Tensor, ...] = (images, mirror(images))
         if 2 * images[:, 0].numel() <= pixels:
             halves = (torch.cat(halves),)

@@ -1,4 +1,4 @@
-"""What decides how pictures come to a net."""
+"""What decides how images come to a net."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -12,20 +12,20 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What decides how pictures come to the net, apart from the weights."""
+    """What decides how images come to the net, apart from the weights."""
 
     scales: tuple[int, ...] = (256, 384, 512)
-    """Q, the smallest picture side in pixels."""
+    """Q, the smallest image side in pixels."""
     precision: Precision = "fp32"
     """Of the convolutions; averages are always taken in float32."""
     interpolation: Interpolation = "bilinear"
-    """How pictures are rescaled, always with anti-aliasing."""
+    """How images are rescaled, always with anti-aliasing."""
     batch_pixels: int = 1 << 20
-    """Pixels in one pass, mirrors included: bounds the memory. A larger picture is run in exact overlapping strips."""
+    """Pixels in one pass, mirrors included: bounds the memory. A larger image is run in exact overlapping strips."""
     compiled: bool = False
     """Compile the net with torch.compile, for long runs: a minute or two first, then fewer passes over memory."""
     window_bytes: int = 1 << 28
-    """Decoded pictures held at a time, from which batches are made."""
+    """Decoded images held at a time, from which batches are made."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
@@ -39,7 +39,7 @@ class PassSettings:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
     def least_side(self, model: VGG) -> int:
-        """Return the shortest picture side that gives a value."""
+        """Return the shortest image side that gives a value."""
         return model.min_side
 
     def sides(self, model: VGG) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class PassSettings:
         sides = tuple(max(scale, least) for scale in self.scales)
         if len(set(sides)) != len(sides):
             raise ConfigError(
-                f"scales: {self.scales} become {sides}, because a picture below {least} pixels gives no "
+                f"scales: {self.scales} become {sides}, because an image below {least} pixels gives no "
                 f"7x7 window; expected at most one scale below {least}"
             )
         return sides

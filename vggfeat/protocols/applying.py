@@ -1,4 +1,4 @@
-"""A saved model on new pictures: the same features, joined in the same way, or a refusal that names the difference.
+"""A saved model on new images: the same features, joined in the same way, or a refusal that names the difference.
 
 N = samples, K = classes.
 """
@@ -27,33 +27,33 @@ MADE_WITH = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Scores of new pictures by a saved model."""
+    """Scores of new images by a saved model."""
 
     about: Mapping[str, Any]
     """What the model's file says of it: classes, plan, features, and more."""
     task: Task
-    """Of the model; whether a picture has one class or any number."""
+    """Of the model; whether an image has one class or any number."""
     classes: tuple[str, ...]
     """K names."""
     dataset: DataSet
-    """The new pictures; their labels, if they have some, are not looked at."""
+    """The new images; their labels, if they have some, are not looked at."""
     scores: NDArray[np.float64]
-    """(N, K); -inf where the picture failed."""
+    """(N, K); -inf where the image failed."""
     reasons: Mapping[str, str]
-    """Id -> why the picture failed at extraction."""
+    """Id -> why the image failed at extraction."""
     notes: tuple[str, ...]
     """What a reader of the scores must know, a sentence each."""
 
 
 def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]]) -> Predictions:
-    """Score the pictures of feature files with a saved model.
+    """Score the images of feature files with a saved model.
 
     Parameters
     ----------
     path : path
         A model that `vggfeat svm` wrote.
     files : paths
-        Feature files of the new pictures, one for each that the model was trained on, in the same order of nets.
+        Feature files of the new images, one for each that the model was trained on, in the same order of nets.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[
         If the model can't be read, or a file was made with another net, layer, scales, regions or preprocessing; the
         field is named, with what was expected and found.
     StoreError
-        If a feature file is damaged, or the files are of different pictures.
+        If a feature file is damaged, or the files are of different images.
     """
     model, about = load_model(path)
     recipe, task = _recipe(Path(path), about)

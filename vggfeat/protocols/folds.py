@@ -1,6 +1,6 @@
 """Rows are divided for the choice of C and for tests without official splits, by a rule that needs no chance.
 
-Groups, not rows, are divided: rows of one picture (people in VOC's action task) never stand on both sides. The order
+Groups, not rows, are divided: rows of one image (people in VOC's action task) never stand on both sides. The order
 of groups is that of the SHA-256 of "seed/folds/path" or "seed/held-out/path".
 """
 
@@ -15,28 +15,28 @@ from vggfeat.samples import rank_by_hash
 
 
 class _Groups(NamedTuple):
-    """Pictures in order of their hash, from 0 to P - 1."""
+    """Images in order of their hash, from 0 to P - 1."""
 
     of_row: NDArray[np.int64]
-    """(n,) number of each row's picture."""
+    """(n,) number of each row's image."""
     holds: NDArray[np.bool_]
-    """(P, K) whether a picture has a positive row of a class."""
+    """(P, K) whether an image has a positive row of a class."""
 
 
 def k_folds(paths: Sequence[str], positive: NDArray[np.bool_], folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Deal pictures to folds, stratified by class as far as pictures of several classes allow.
+    """Deal images to folds, stratified by class as far as images of several classes allow.
 
-    The class with the fewest pictures left is dealt first, each of its pictures to the fold that has the fewest of
-    that class, then the fewest of all; pictures without a positive come last.
+    The class with the fewest images left is dealt first, each of its images to the fold that has the fewest of
+    that class, then the fewest of all; images without a positive come last.
 
     Parameters
     ----------
-    paths : n picture paths
+    paths : n image paths
         Rows with equal paths come into one fold.
     positive : (n, K) bool
         Which rows are positives of which class.
     folds : int
-        From 2 to the number of pictures.
+        From 2 to the number of images.
     seed : int
 
     Returns
@@ -47,12 +47,12 @@ def k_folds(paths: Sequence[str], positive: NDArray[np.bool_], folds: int, seed:
     Raises
     ------
     ConfigError
-        If there are fewer than 2 folds, or fewer pictures than folds.
+        If there are fewer than 2 folds, or fewer images than folds.
     """
     groups = _group(f"{seed}/folds", paths, positive)
     count = len(groups.holds)
     if folds < 2 or count < folds:
-        raise ConfigError(f"folds: expected 2 up to the number of pictures ({count}), found {folds}")
+        raise ConfigError(f"folds: expected 2 up to the number of images ({count}), found {folds}")
     fold = np.full(count, -1, dtype=np.int64)
     of_class = np.zeros((folds, positive.shape[1]), dtype=np.int64)
     sizes = np.zeros(folds, dtype=np.int64)
@@ -68,12 +68,12 @@ def k_folds(paths: Sequence[str], positive: NDArray[np.bool_], folds: int, seed:
 def hold_out(paths: Sequence[str], positive: NDArray[np.bool_], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
     """Choose a part of the rows to hold out, the same proportion of every class as far as possible.
 
-    Of each class the first pictures by hash are held out: the rounded fraction of its pictures, but at least one
-    where it has two, and never so many that a class is left without a picture to train on.
+    Of each class the first images by hash are held out: the rounded fraction of its images, but at least one
+    where it has two, and never so many that a class is left without an image to train on.
 
     Parameters
     ----------
-    paths : n picture paths
+    paths : n image paths
         Rows with equal paths stay together.
     positive : (n, K) bool
         Which rows are positives of which class.
@@ -94,8 +94,8 @@ def hold_out(paths: Sequence[str], positive: NDArray[np.bool_], fraction: float,
     if not 0 < fraction < 1:
         raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {fraction}")
     groups = _group(f"{seed}/held-out", paths, positive)
-    pictures = groups.holds.sum(axis=0)
-    wanted = np.where(pictures > 1, np.maximum(1, np.rint(fraction * pictures)), 0)
+    images = groups.holds.sum(axis=0)
+    wanted = np.where(images > 1, np.maximum(1, np.rint(fraction * images)), 0)
     bare = int((~groups.holds.any(axis=1)).sum())
     held = np.zeros(len(groups.holds), dtype=bool)
     taken = np.zeros(positive.shape[1], dtype=np.int64)
@@ -104,7 +104,7 @@ def hold_out(paths: Sequence[str], positive: NDArray[np.bool_], fraction: float,
         if k is None:
             held[group] = bare_wanted > 0
             bare_wanted -= 1
-        elif taken[k] < wanted[k] and (taken + groups.holds[group] < pictures)[groups.holds[group]].all():
+        elif taken[k] < wanted[k] and (taken + groups.holds[group] < images)[groups.holds[group]].all():
             held[group] = True
             taken += groups.holds[group]
     return held[groups.of_row]
@@ -119,7 +119,7 @@ def _group(prefix: str, paths: Sequence[str], positive: NDArray[np.bool_]) -> _G
 
 
 def _rarest_first(holds: NDArray[np.bool_]) -> Iterator[tuple[int | None, int]]:
-    """Yield (class, picture): all pictures of the class with the fewest pictures left, and so on, then (None, rest)."""
+    """Yield (class, image): all images of the class with the fewest images left, and so on, then (None, rest)."""
     left = np.ones(len(holds), dtype=bool)
     while True:
         remaining = holds[left].sum(axis=0)

@@ -73,7 +73,7 @@ class Run:
     rows: NDArray[np.int64]
     """(m,) tested rows of the data set, in its order."""
     scores: NDArray[np.float64]
-    """(m, K); -inf in rows whose picture failed."""
+    """(m, K); -inf in rows whose image failed."""
     truth: NDArray[np.int8]
     """(m, K) labels 1, -1, 0 as they were scored."""
     confusion: NDArray[np.int64] | None = None
@@ -87,7 +87,7 @@ class Submission:
     rows: NDArray[np.int64]
     """(m,) rows of the data set, in its order."""
     scores: NDArray[np.float64]
-    """(m, K), finite; a picture that failed stands 1 below the lowest score of the class."""
+    """(m, K), finite; an image that failed stands 1 below the lowest score of the class."""
     listed: NDArray[np.bool_]
     """(m, K) False where the row is not in the class's list and must not be written (VOC actions: jumping)."""
     model: LinearModel
@@ -134,7 +134,7 @@ class Result:
     metric: str
     """Key of the headline's measure in `METRICS`."""
     dataset: Mapping[str, Any]
-    """Name, task, fingerprint, numbers of samples, classes and failed pictures."""
+    """Name, task, fingerprint, numbers of samples, classes and failed images."""
     classes: tuple[str, ...]
     """K names."""
     runs: tuple[Run, ...]

@@ -26,7 +26,7 @@ RuleChoice = Literal["auto", "11-point", "area"]
 
 C_GRID = tuple(2.0**power for power in range(-5, 11))
 """1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
-(an untrained net, small pictures) it often lay at 64, where the grid used to end, and the four larger values add a
+(an untrained net, small images) it often lay at 64, where the grid used to end, and the four larger values add a
 quarter to the time of the solver that takes all of them together."""
 
 _OF_DATASET: dict[str, Protocol] = {
@@ -62,7 +62,7 @@ class ProtocolSettings:
     folds: int = 5
     """Folds of a cross-validation. The paper doesn't say."""
     held_out: float = 0.2
-    """Part of the training pictures to choose C on where no split says which: the paper's part on Caltech."""
+    """Part of the training images to choose C on where no split says which: the paper's part on Caltech."""
     difficult_in_training: Difficult = "ignore"
     """What label 0 means in training; the example classifier of the VOC kit ignores it."""
     difficult_in_scoring: Difficult = "ignore"
@@ -70,7 +70,7 @@ class ProtocolSettings:
     rule: RuleChoice = "auto"
     """Average precision of the headline and of the choice of C; auto: 11-point for voc, else area."""
     seed: int = 0
-    """Of folds and held-out pictures."""
+    """Of folds and held-out images."""
     svm: SvmSettings = field(default_factory=SvmSettings)
     """Of the solver, worker processes included."""
 
@@ -180,7 +180,7 @@ def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     (run,) = trials.runs([Plan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)])
     description = (
         f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
-        "train (rows of one picture stay together); then the SVM was trained on train and tested on val."
+        "train (rows of one image stay together); then the SVM was trained on train and tested on val."
     )
     if not len(dataset.splits.get("test", ())):
         return _Outcome(description, [run])
@@ -191,7 +191,7 @@ def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
 
 
 def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
-    """Caltech: for every split one C by held-out training pictures, trained on all of them, tested on the rest."""
+    """Caltech: for every split one C by held-out training images, trained on all of them, tested on the rest."""
     dataset = trials.table.dataset
     plans = []
     if not _split_numbers(dataset):
@@ -207,7 +207,7 @@ def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
         plans.append(Plan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
     return _Outcome(
         f"For each of {len(plans)} splits one C for all classes was chosen by mean class recall on held-out training "
-        "pictures; then the SVM was trained on all training pictures and tested on the test pictures.",
+        "images; then the SVM was trained on all training images and tested on the test images.",
         trials.runs(plans),
     )
 
@@ -271,7 +271,7 @@ _PROTOCOLS: dict[str, Callable[[Trials, ProtocolSettings], _Outcome]] = {
 def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> Protocol:
     if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
         raise FitError(
-            f"{dataset.name}: expected labels to train on, found none; arrange the pictures in a folder a class, or "
+            f"{dataset.name}: expected labels to train on, found none; arrange the images in a folder a class, or "
             f"list them with labels in a CSV manifest, and extract again; without labels the features can be "
             f"exported, or loaded with vggfeat.load_features"
         )

@@ -309,7 +309,7 @@ class Trials:
         if failed:
             fate = "count as wrong" if self.judge.metric == "recall" else "rank last"
             self._note(
-                f"{failed} of {len(rows)} samples of {what} have no descriptor, because their picture failed: they "
+                f"{failed} of {len(rows)} samples of {what} have no descriptor, because their image failed: they "
                 f"take no part in training and {fate} in a test."
             )
 

@@ -1,11 +1,11 @@
-"""Guesses for a user's own pictures, as JSON, as CSV and in short."""
+"""Guesses for a user's own images, as JSON, as CSV and in short."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vggfeat.localisation.pictures import Predicted, shown_path, title
+from vggfeat.localisation.images import Predicted, shown_path, title
 from vggfeat.report.classification import csv_bytes
 from vggfeat.report.files import write_files
 
@@ -34,7 +34,7 @@ def predictions_json(found: Sequence[Predicted], classes: Sequence[str], words: 
     return {
         "format": "vggfeat-boxes",
         "version": 1,
-        "pictures": [
+        "images": [
             {
                 "path": shown_path(one.path),
                 "height": one.located.size[0],
@@ -58,7 +58,7 @@ def predictions_json(found: Sequence[Predicted], classes: Sequence[str], words: 
 
 
 def summary_lines(found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str]) -> list[str]:
-    """Return a line a picture: its best guess, or why there is none."""
+    """Return a line an image: its best guess, or why there is none."""
     lines = []
     for one in found:
         if one.located.reason:

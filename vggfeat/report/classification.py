@@ -26,23 +26,23 @@ LONGEST_WORDS = 40
 
 
 class Pace(NamedTuple):
-    """How fast a net went through pictures."""
+    """How fast a net went through images."""
 
     file: str
-    pictures: int
+    images: int
     """Of this run; those of earlier runs don't count."""
     seconds: float
     resumed: int = 0
-    """Pictures that earlier runs had finished."""
+    """Images that earlier runs had finished."""
 
 
 def headline(fused: Fused, found: Evaluation) -> str:
-    """Return the line to quote: both errors, nets, modes and scales, pictures, chance level."""
+    """Return the line to quote: both errors, nets, modes and scales, images, chance level."""
     nets = " + ".join(map(str, tested_nets(fused)))
     chance = " and ".join(f"{100 * error:.1f} %" for error in chance_errors(len(fused.classes)))
     return (
         f"{fused.dataset['name']}: top-1 error {100 * found.top1_error:.1f} %, top-5 error "
-        f"{100 * found.top5_error:.1f} % on {len(fused.ids)} pictures of {len(fused.classes)} classes: {nets} "
+        f"{100 * found.top5_error:.1f} % on {len(fused.ids)} images of {len(fused.classes)} classes: {nets} "
         f"(chance {chance})"
     )
 
@@ -53,7 +53,7 @@ def chance_errors(classes: int) -> tuple[float, float]:
 
 
 def result_notes(fused: Fused) -> list[str]:
-    """Say what a reader of the errors should know of nets and pictures, a sentence each."""
+    """Say what a reader of the errors should know of nets and images, a sentence each."""
     notes = []
     for part in fused.parts:
         if not part.provenance.get("trained", True):
@@ -70,7 +70,7 @@ def result_notes(fused: Fused) -> list[str]:
     if fused.failed:
         counts = count_reasons(fused.failed.values())
         told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        notes.append(f"{len(fused.failed)} pictures could not be read or evaluated ({told}); they count as wrong")
+        notes.append(f"{len(fused.failed)} images could not be read or evaluated ({told}); they count as wrong")
     return notes
 
 
@@ -106,9 +106,9 @@ def _class_lines(fused: Fused, found: Evaluation, most: int | None, width: int |
     cut = most is not None and len(rows) > most
     if cut:
         rows = sorted(rows, key=lambda row: -np.nan_to_num(row.top1_error, nan=-1.0))[:most]
-    header = ["class", "words", "pictures", "failed", "top-1 error %", "top-5 error %"]
+    header = ["class", "words", "images", "failed", "top-1 error %", "top-5 error %"]
     cells = [
-        [row.name, shortened(fused.words.get(row.name, ""), LONGEST_WORDS), str(row.pictures), str(row.failed),
+        [row.name, shortened(fused.words.get(row.name, ""), LONGEST_WORDS), str(row.images), str(row.failed),
          percent(row.top1_error), percent(row.top5_error)]
         for row in rows
     ]  # fmt: skip
@@ -145,7 +145,7 @@ def results_json(
         "chance": {"top1_error": chance[0], "top5_error": chance[1]},
         "dataset": {
             **fused.dataset,
-            "pictures": len(fused.ids),
+            "images": len(fused.ids),
             "classes": len(fused.classes),
             "official": is_official(fused),
         },
@@ -153,9 +153,9 @@ def results_json(
         "throughput": [
             {
                 "file": pace.file,
-                "pictures": pace.pictures,
+                "images": pace.images,
                 "seconds": pace.seconds,
-                "pictures_per_second": pace.pictures / pace.seconds if pace.pictures else None,
+                "images_per_second": pace.images / pace.seconds if pace.images else None,
                 "resumed": pace.resumed,
             }
             for pace in paces
@@ -164,7 +164,7 @@ def results_json(
             {
                 "name": row.name,
                 "words": fused.words.get(row.name),
-                "pictures": row.pictures,
+                "images": row.images,
                 "failed": row.failed,
                 "top1_error": _number(row.top1_error),
                 "top5_error": _number(row.top5_error),
@@ -172,7 +172,7 @@ def results_json(
             for row in found.classes
         ],
         "confusions": [
-            {"class": fused.classes[true], "taken_for": fused.classes[guess], "pictures": count}
+            {"class": fused.classes[true], "taken_for": fused.classes[guess], "images": count}
             for true, guess, count in found.pairs()[:MOST_PAIRS]
         ],
         "failed": [{"id": name, "reason": reason} for name, reason in fused.failed.items()],
@@ -200,15 +200,15 @@ def _part_json(part: FusedPart) -> dict[str, Any]:
 
 
 def classes_csv(fused: Fused, found: Evaluation) -> bytes:
-    """Return a line a class: name, words, pictures, failed, errors from 0 to 1, and what it is most often taken for."""
+    """Return a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken for."""
     commonest: dict[int, tuple[str, int]] = {}
     for true, guess, count in found.pairs():
         commonest.setdefault(true, (fused.classes[guess], count))
-    header = ["class", "words", "pictures", "failed", "top1_error", "top5_error", "most_taken_for", "pictures_taken"]
+    header = ["class", "words", "images", "failed", "top1_error", "top5_error", "most_taken_for", "images_taken"]
     return csv_bytes(
         header,
         (
-            [row.name, fused.words.get(row.name, ""), row.pictures, row.failed, _number(row.top1_error),
+            [row.name, fused.words.get(row.name, ""), row.images, row.failed, _number(row.top1_error),
              _number(row.top5_error), *commonest.get(k, ("", 0))]
             for k, row in enumerate(found.classes)
         ),
@@ -216,10 +216,10 @@ def classes_csv(fused: Fused, found: Evaluation) -> bytes:
 
 
 def confusions_csv(fused: Fused, found: Evaluation) -> bytes:
-    """Return a line a confusion that occurs: class, taken_for, pictures; the commonest first."""
+    """Return a line a confusion that occurs: class, taken_for, images; the commonest first."""
     names = fused.classes
     return csv_bytes(
-        ["class", "taken_for", "pictures"],
+        ["class", "taken_for", "images"],
         ([names[true], names[guess], count] for true, guess, count in found.pairs()),
     )
 

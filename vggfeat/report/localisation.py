@@ -1,6 +1,6 @@
 """Localisation results as a person reads them and as a program reads them, in files.
 
-K = classes, G = guesses of a picture.
+K = classes, G = guesses of an image.
 """
 
 import json
@@ -35,11 +35,11 @@ class LocalisationReport(NamedTuple):
 
 
 class ClassRow(NamedTuple):
-    """The errors of one class, from 0 to 1; NaN where no picture counts."""
+    """The errors of one class, from 0 to 1; NaN where no image counts."""
 
     name: str
     words: str
-    pictures: int
+    images: int
     counted: int
     localisation: float
     true_class: float
@@ -57,7 +57,7 @@ def class_rows(report: LocalisationReport) -> list[ClassRow]:
             ClassRow(
                 name=name,
                 words=report.data.words.get(name, ""),
-                pictures=int(own.sum()),
+                images=int(own.sum()),
                 counted=int(counted.sum()),
                 localisation=_share(judged.guessed.wrong[counted].all(axis=1)),
                 true_class=_share(judged.true_class.wrong[counted].all(axis=1)),
@@ -68,7 +68,7 @@ def class_rows(report: LocalisationReport) -> list[ClassRow]:
 
 
 def errors(report: LocalisationReport) -> dict[str, Any]:
-    """Return the errors over all pictures, from 0 to 1, those of guesses for protocol dense alone."""
+    """Return the errors over all images, from 0 to 1, those of guesses for protocol dense alone."""
     judged = report.judged
     overlaps = judged.true_class.overlaps[judged.true_class.counted, 0]
     found: dict[str, Any] = {
@@ -92,7 +92,7 @@ def results_json(report: LocalisationReport) -> dict[str, Any]:
         "format": "vggfeat-localisation",
         "version": 1,
         "protocol": report.protocol,
-        "pictures": len(judged.targets),
+        "images": len(judged.targets),
         "counted": int(judged.guessed.counted.sum()),
         "layout": report.data.layout,
         "errors": errors(report),
@@ -129,11 +129,11 @@ def _class_lines(report: LocalisationReport, most: int | None, width: int | None
     if cut:
         error = "localisation" if dense else "true_class"
         rows = sorted(rows, key=lambda row: -np.nan_to_num(getattr(row, error), nan=-1.0))[:most]
-    header = ["class", "words", "pictures", "counted", *(["error %"] if dense else []), "true class %"]
+    header = ["class", "words", "images", "counted", *(["error %"] if dense else []), "true class %"]
     header += [f"top-{report.judged.labels.shape[1]} class %"] if dense else []
     table = [header]
     for row in rows:
-        cells = [row.name, shortened(row.words, LONGEST_WORDS), str(row.pictures), str(row.counted)]
+        cells = [row.name, shortened(row.words, LONGEST_WORDS), str(row.images), str(row.counted)]
         cells += [percent(row.localisation)] if dense else []
         cells += [percent(row.true_class)]
         table.append(cells + ([percent(row.classification)] if dense else []))
@@ -151,7 +151,7 @@ def _paper_line(row: PaperRow) -> str:
 def headline(report: LocalisationReport) -> list[str]:
     """Return the lines to quote."""
     judged, found = report.judged, errors(report)
-    counted = f"on {judged.guessed.counted.sum()} of {len(judged.targets)} pictures"
+    counted = f"on {judged.guessed.counted.sum()} of {len(judged.targets)} images"
     true = (
         f"{percent(found['true_class_localisation'])} % {counted}, mean overlap {found['true_class_mean_overlap']:.2f}"
     )
@@ -162,7 +162,7 @@ def headline(report: LocalisationReport) -> list[str]:
     return [
         f"top-{guesses} localisation error: {percent(found['localisation'])} % {counted}",
         f"localisation error of the true class, its label given: {true}",
-        f"classification error of the guesses, top-1 and top-{guesses}: {by_class} on all pictures",
+        f"classification error of the guesses, top-1 and top-{guesses}: {by_class} on all images",
     ]
 
 

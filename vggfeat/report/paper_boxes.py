@@ -39,7 +39,7 @@ _TABLE_10 = (
 
 
 def is_official(data: ClassificationSet) -> bool:
-    """Say whether the pictures are the validation pictures of ILSVRC-2012, and not a part or an imitation of them."""
+    """Say whether the images are the validation images of ILSVRC-2012, and not a part or an imitation of them."""
     return len(data.classes) == 1000 and (data.classes[0], data.classes[-1]) == ENDS and len(data.val) == VAL
 
 

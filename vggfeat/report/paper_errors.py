@@ -8,9 +8,9 @@ import numpy as np
 from vggfeat.classification import Fused, FusedPart
 
 JITTERED = "[256;512]"
-_PICTURES, _CLASSES, _OF_EACH = 50_000, 1000, 50
+_IMAGES, _CLASSES, _OF_EACH = 50_000, 1000, 50
 _FIRST = ("ILSVRC2012_val_00000001", "n01751748")
-"""A validation picture and its class, by the annotation in the official archive."""
+"""A validation image and its class, by the annotation in the official archive."""
 
 
 class PaperNet(NamedTuple):
@@ -25,7 +25,7 @@ class PaperNet(NamedTuple):
 
 
 class PaperErrors(NamedTuple):
-    """A row of the paper: errors in per cent on the 50,000 validation pictures."""
+    """A row of the paper: errors in per cent on the 50,000 validation images."""
 
     table: int
     nets: tuple[PaperNet, ...]
@@ -142,17 +142,17 @@ def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
 
 
 def is_official(fused: Fused) -> bool:
-    """Say whether the pictures are the 50,000 validation pictures of ILSVRC-2012, by number, names and classes."""
+    """Say whether the images are the 50,000 validation images of ILSVRC-2012, by number, names and classes."""
     counts = np.bincount(fused.targets, minlength=len(fused.classes))
-    if len(fused.ids) != _PICTURES or len(fused.classes) != _CLASSES or (counts != _OF_EACH).any():
+    if len(fused.ids) != _IMAGES or len(fused.classes) != _CLASSES or (counts != _OF_EACH).any():
         return False
-    if set(fused.ids) != {f"ILSVRC2012_val_{number:08d}" for number in range(1, _PICTURES + 1)}:
+    if set(fused.ids) != {f"ILSVRC2012_val_{number:08d}" for number in range(1, _IMAGES + 1)}:
         return False
     return fused.classes[fused.targets[fused.ids.index(_FIRST[0])]] == _FIRST[1]
 
 
 def paper_errors(fused: Fused) -> list[PaperErrors]:
-    """Return the paper's rows with the same nets, mode and scales; none where pictures or nets are others.
+    """Return the paper's rows with the same nets, mode and scales; none where images or nets are others.
 
     Where a weights file doesn't say at which S its net was trained, the rows of every S are returned.
     """

@@ -1,4 +1,4 @@
-"""Results as a picture: the classes from best to worst, and what C was chosen by.
+"""Results as an image: the classes from best to worst, and what C was chosen by.
 
 K = classes, G = values of C.
 """

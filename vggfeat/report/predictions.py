@@ -1,6 +1,6 @@
-"""What a saved model says of new pictures: as a table, as CSV, as JSON, and all scores as an npz file.
+"""What a saved model says of new images: as a table, as CSV, as JSON, and all scores as an npz file.
 
-N = pictures, K = classes.
+N = images, K = classes.
 """
 
 import csv
@@ -41,10 +41,10 @@ def write_predictions(predictions: Predictions, folder: Path, *, model: Path, to
 
 
 def predictions_csv(predictions: Predictions) -> bytes:
-    """Return a line a picture, in the order of the feature file, as UTF-8.
+    """Return a line an image, in the order of the feature file, as UTF-8.
 
     Columns of a single-label model: id, predicted, score, failed. Of a multi-label one: id, the classes, failed.
-    `failed` holds the reason where a picture failed; its other cells are empty then.
+    `failed` holds the reason where an image failed; its other cells are empty then.
     """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -64,7 +64,7 @@ def predictions_csv(predictions: Predictions) -> bytes:
 
 
 def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict[str, Any]:
-    """Return the predictions ready for JSON; `top` pictures a class are named in `ranking`."""
+    """Return the predictions ready for JSON; `top` images a class are named in `ranking`."""
     ids, best = predictions.dataset.ids, predict_classes(predictions.scores)
     content: dict[str, Any] = {
         "format": "vggfeat-predictions",
@@ -91,13 +91,13 @@ def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict
 
 
 def predictions_table(predictions: Predictions, *, top: int, width: int | None = None) -> str:
-    """Return a line a class, with its number of pictures and its `top` best; then failures and notes.
+    """Return a line a class, with its number of images and its `top` best; then failures and notes.
 
-    A single-label model gives a picture to one class; a multi-label one to every class whose score is above 0. Lines
+    A single-label model gives an image to one class; a multi-label one to every class whose score is above 0. Lines
     of classes are cut at `width`.
     """
     single = predictions.task == Task.SINGLE_LABEL
-    rows = [["class", "pictures" if single else "above 0", f"best {top}" if top > 1 else "best"]]
+    rows = [["class", "images" if single else "above 0", f"best {top}" if top > 1 else "best"]]
     for k, name in enumerate(predictions.classes):
         taken, ranked = _taken(predictions, k), _ranked(predictions, k)
         shown = [row for row in ranked.tolist() if taken[row]] if single else ranked.tolist()
@@ -108,7 +108,7 @@ def predictions_table(predictions: Predictions, *, top: int, width: int | None =
     ragged = (f"{line}  {printable(row[2])}".rstrip() for line, row in zip(aligned, rows, strict=True))
     lines = [shortened(line, width) for line in ragged]
     failed = np.flatnonzero(np.isneginf(predictions.scores).all(axis=1)).tolist()
-    lines += ["", f"{len(predictions.dataset) - len(failed)} pictures scored, {len(failed)} failed"]
+    lines += ["", f"{len(predictions.dataset) - len(failed)} images scored, {len(failed)} failed"]
     lines += [f"failed: {predictions.dataset.ids[row]}: {_reason(predictions, row)}" for row in failed[:SHOWN_FAILURES]]
     if len(failed) > SHOWN_FAILURES:
         lines.append(f"failed: {len(failed) - SHOWN_FAILURES} more; all of them are in predictions.csv")

@@ -120,7 +120,7 @@ def headline(result: Result) -> str:
 
 
 def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool = True) -> list[Path]:
-    """Write the results: JSON, table, scores, models, a picture, and the server's archive for withheld labels.
+    """Write the results: JSON, table, scores, models, an image, and the server's archive for withheld labels.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def results_json(result: Result) -> dict[str, Any]:
 def scores_npz(result: Result, dataset: DataSet) -> bytes:
     """Return the scores as an npz file without pickle.
 
-    It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where a picture failed,
+    It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where an image failed,
     labels_i (m, K) of 1, -1, 0 as they were scored, and boxes_i (m, 4) where the samples have boxes; and for withheld
     labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of the class.
     """

@@ -1,4 +1,4 @@
-"""The nearest pictures of a feature file to one of its own, or to another picture."""
+"""The nearest images of a feature file to one of its own, or to another image."""
 
 from vggfeat.similar.search import Neighbour, Neighbours, nearest, query_of_row
 

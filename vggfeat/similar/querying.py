@@ -1,4 +1,4 @@
-"""A picture that is not in a feature file gets the features that it would have there: same net, same settings."""
+"""An image that is not in a feature file gets the features that it would have there: same net, same settings."""
 
 import hashlib
 import os
@@ -19,19 +19,19 @@ from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.finding import weights_folder
 
 
-def row_of_picture(file: FeatureFile, picture: Path) -> int | None:
-    """Find the row whose picture file has the same bytes; None if there is none.
+def row_of_image(file: FeatureFile, image: Path) -> int | None:
+    """Find the row whose image file has the same bytes; None if there is none.
 
     Raises
     ------
     StoreError
-        If the picture can't be read.
+        If the image can't be read.
     """
     try:
-        with picture.open("rb") as content:
+        with image.open("rb") as content:
             digest = np.frombuffer(hashlib.file_digest(content, "sha256").digest(), np.uint8)
     except OSError as error:
-        raise StoreError(f"{picture}: expected a picture, found: {error.strerror or error}") from None
+        raise StoreError(f"{image}: expected an image, found: {error.strerror or error}") from None
     same = np.flatnonzero((file.sha256 == digest).all(axis=1))
     return int(same[0]) if len(same) else None
 
@@ -84,14 +84,14 @@ def _candidates(file: FeatureFile, wanted: str) -> Iterator[str]:
 
 
 def extract_query(
-    file: FeatureFile, picture: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
+    file: FeatureFile, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
 ) -> NDArray[np.float32]:
-    """Compute the features of a picture as those in a file were computed.
+    """Compute the features of an image as those in a file were computed.
 
     Parameters
     ----------
     file : FeatureFile
-    picture : Path
+    image : Path
     backbone : Backbone
         Of `net_of`.
     device : str
@@ -106,15 +106,15 @@ def extract_query(
     Raises
     ------
     ConfigError
-        If boxes are to be compared, which a picture alone doesn't have.
+        If boxes are to be compared, which an image alone doesn't have.
     StoreError
-        If the picture gives no features.
+        If the image gives no features.
     """
     wanted = file.regions if regions is None else regions
     if set(wanted) != {"image"}:
         raise ConfigError(
-            f"{picture}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and a "
-            "picture alone has no box, found a picture; give --regions image, or an id"
+            f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and a "
+            "image alone has no box, found an image; give --regions image, or an id"
         )
     settings = extraction_settings(file)
     if settings.precision == "tf32" and device.startswith("cpu"):
@@ -122,16 +122,16 @@ def extract_query(
     extraction = Extraction(backbone, settings, device)
     decode = DecodeSettings(largest_side=max(extraction.sides), **_limits(file.provenance))
     with Decoder(1, decode) as decoder:
-        (row,) = extraction.rows(decoder.stream([Request(os.path.abspath(picture), (None,))]))
+        (row,) = extraction.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
     if row.features is None:
-        raise StoreError(f"{picture}: expected a picture to look for, found: {row.reason}")
+        raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
     features[0, :, file.regions.index("image")] = row.features[:, 0]
     return features
 
 
 def extraction_settings(file: FeatureFile) -> ExtractionSettings:
-    """Read from the provenance of a file how its features of whole pictures were computed.
+    """Read from the provenance of a file how its features of whole images were computed.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def extraction_settings(file: FeatureFile) -> ExtractionSettings:
     except (KeyError, TypeError, ConfigError) as error:
         raise StoreError(
             f"{file.path}: expected a feature file that says how it was extracted, found one that doesn't ({error}); "
-            "give the id of one of its pictures instead"
+            "give the id of one of its images instead"
         ) from None
 
 

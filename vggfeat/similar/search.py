@@ -58,7 +58,7 @@ class Neighbour(NamedTuple):
     row: int
     id: str
     path: str
-    """Of the picture, relative to the root of the data set."""
+    """Of the image, relative to the root of the data set."""
     box: Box | None
     """Where the sample has one."""
     cosine: float
@@ -83,12 +83,12 @@ def query_of_row(file: FeatureFile, name: str, settings: DescriptorSettings) -> 
     Raises
     ------
     StoreError
-        If there is no sample of this name, or its picture failed.
+        If there is no sample of this name, or its image failed.
     """
     if name not in file.dataset.ids:
         raise StoreError(
-            f"{file.path}: expected a sample {name!r}, found none of this name, nor a picture file; "
-            "give an id of the file or the path of a picture"
+            f"{file.path}: expected a sample {name!r}, found none of this name, nor an image file; "
+            "give an id of the file or the path of an image"
         )
     row = file.dataset.ids.index(name)
     if file.status[row] != Status.DONE:

@@ -1,4 +1,4 @@
-"""The pictures of a run that failed: counted by reason, and as a list beside the feature file.
+"""The images of a run that failed: counted by reason, and as a list beside the feature file.
 
 A reason in the store reads "reason: message"; its first word is for counting.
 """
@@ -29,7 +29,7 @@ def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str
     Parameters
     ----------
     total : int
-        Pictures in all.
+        Images in all.
     done : int
         Of these, how many are finished, whether they failed or not.
     resumed : int
@@ -39,7 +39,7 @@ def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str
     """
     counts = count_reasons(reasons)
     failed = sum(counts.values())
-    told = [f"{done - failed} of {total} pictures done"]
+    told = [f"{done - failed} of {total} images done"]
     if failed:
         told.append(f"{failed} failed ({', '.join(f'{count} {reason}' for reason, count in counts.items())})")
     if done < total:

@@ -19,11 +19,11 @@ _LONGEST_ROW = 1000
 _LONGEST_LINE = 1 << 16
 _MOST_SHOWN = 50
 _DEEPEST = 8
-PICTURE_SIZES = "picture_sizes_sha256"
-"""Of a key: the sizes in bytes of all picture files."""
+IMAGE_SIZES = "image_sizes_sha256"
+"""Of a key: the sizes in bytes of all image files."""
 _MEANING: dict[tuple[str, ...], str] = {
     ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
-    (PICTURE_SIZES,): " (picture files have come, gone or changed: --retry-failed makes those of a finished file anew)",
+    (IMAGE_SIZES,): " (image files have come, gone or changed: --retry-failed makes those of a finished file anew)",
 }
 
 
@@ -48,12 +48,12 @@ class Finished(NamedTuple):
     """A feature file of the run that is asked for."""
 
     report: FileReport
-    other_pictures: bool
-    """Whether picture files have other sizes by now, which is of the same run only for those who allow it."""
+    other_images: bool
+    """Whether image files have other sizes by now, which is of the same run only for those who allow it."""
 
 
 def matching(
-    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_pictures: bool = False
+    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_images: bool = False
 ) -> Finished | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
@@ -64,8 +64,8 @@ def matching(
         As `describe` makes it.
     sound : bool
         Read every byte.
-    other_pictures : bool
-        Take it for the same run if picture files have other sizes by now.
+    other_images : bool
+        Take it for the same run if image files have other sizes by now.
 
     Raises
     ------
@@ -86,10 +86,10 @@ def matching(
     with file:
         found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
         expected = {name: manifest[name] for name in found}
-        sizes = file.key.get(PICTURE_SIZES)
-        moved = other_pictures and sizes != expected["key"].get(PICTURE_SIZES)
+        sizes = file.key.get(IMAGE_SIZES)
+        moved = other_images and sizes != expected["key"].get(IMAGE_SIZES)
         if moved:
-            expected["key"] = expected["key"] | {PICTURE_SIZES: sizes}
+            expected["key"] = expected["key"] | {IMAGE_SIZES: sizes}
         different = differences(found, expected)
         if different:
             raise ReplaceableError(

@@ -3,8 +3,8 @@
 N = rows, S = scales, R = regions, C = channels, K = classes.
 
     features (N, S, R, C) float32, NaN in failed rows      status (N,) uint8: 0 pending, 1 done, 2 failed
-    ids, paths, reasons (N,) text                          sizes (N, 2) int32: height, width of the picture
-    labels (N, K) int8                                     sha256 (N, 32) uint8: of the picture file's bytes
+    ids, paths, reasons (N,) text                          sizes (N, 2) int32: height, width of the image
+    labels (N, K) int8                                     sha256 (N, 32) uint8: of the image file's bytes
     boxes (N, 4) float64, NaN = none                       scales (S,) int64, regions (R,) and classes (K,) text
     splits/<name> (M,) int64, ascending rows
 

@@ -282,14 +282,14 @@ class Parts:
 
     def _finished(self, *, sound: bool = False) -> Finished | None:
         try:
-            return identity.matching(self.out, self._manifest, sound=sound, other_pictures=self._retry)
+            return identity.matching(self.out, self._manifest, sound=sound, other_images=self._retry)
         except ReplaceableError:
             if not self._overwrite:
                 raise
         return None
 
     def _again(self, finished: Finished) -> bool:
-        return self._retry and (finished.other_pictures or finished.report.failed > 0)
+        return self._retry and (finished.other_images or finished.report.failed > 0)
 
     def _check_before_naming(self, temp: Path) -> None:
         problems = store.validate(temp).problems

@@ -140,12 +140,12 @@ class FeatureFile:
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of the picture in pixels, 0 where it gave none."""
+        """(N, 2) height and width of the image in pixels, 0 where it gave none."""
         return self._array("sizes")
 
     @cached_property
     def sha256(self) -> NDArray[np.uint8]:
-        """(N, 32) digest of the picture file's bytes."""
+        """(N, 32) digest of the image file's bytes."""
         return self._array("sha256")
 
     @cached_property

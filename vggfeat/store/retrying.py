@@ -1,6 +1,6 @@
 """Only what failed, or has changed, is computed anew; the rest of a finished file becomes shards of the new run.
 
-A shard is computed anew as a whole, because what stands beside a picture in a batch changes its last bits: so the new
+A shard is computed anew as a whole, because what stands beside an image in a batch changes its last bits: so the new
 file is that of a run in which nothing failed, if its shards have the size that they had.
 """
 
@@ -21,8 +21,8 @@ def begin_retry(parts: Parts, unchanged: Callable[[int, bytes], bool]) -> None:
     parts : Parts
         Opened to `retry`.
     unchanged : callable
-        Given a row and the SHA-256 of the bytes that it was computed from, says whether the picture still has these.
-        Asked only if picture files have other sizes by now.
+        Given a row and the SHA-256 of the bytes that it was computed from, says whether the image still has these.
+        Asked only if image files have other sizes by now.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def begin_retry(parts: Parts, unchanged: Callable[[int, bytes], bool]) -> None:
                 if (file.status[taken] != Status.DONE).any():
                     continue
                 sums = np.asarray(file.sha256[taken])
-                if parts.earlier.other_pictures and not all(map(unchanged, rows, map(bytes, sums))):
+                if parts.earlier.other_images and not all(map(unchanged, rows, map(bytes, sums))):
                     continue
                 block = Block(
                     features=file.read(list(rows)),

@@ -77,9 +77,9 @@ class Block:
     reasons: tuple[str, ...]
     """n reasons, empty where the row is done."""
     sizes: NDArray[np.int32]
-    """(n, 2) height and width of the picture in pixels, 0 where it gave none."""
+    """(n, 2) height and width of the image in pixels, 0 where it gave none."""
     sha256: NDArray[np.uint8]
-    """(n, 32) digest of the picture file's bytes."""
+    """(n, 32) digest of the image file's bytes."""
 
     def __len__(self) -> int:
         return len(self.status)

@@ -1,11 +1,11 @@
 """Small rendered data sets in the official layouts, for a first look and for tests.
 
-The pictures show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
+The images show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
 outline with a pattern (`vggfeat.synthetic.families`), never a background; only the later classes of ILSVRC have a
 usual colour and finish as well (`vggfeat.synthetic.materials`). No two sets share a class, but all are of one kind,
 so that features learnt on one can serve another.
 
-A picture depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
+An image depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
 Pillow and NumPy give the same bytes.
 """
 
@@ -25,9 +25,9 @@ from vggfeat.synthetic.voc_trees import write_actions, write_objects
 __all__ = ["MARKER", "NAMES", "SIZES", "Settings", "write"]
 
 MARKER = "RENDERED.txt"
-"""File in the root of a rendered set: it says in words and in JSON what the pictures are."""
+"""File in the root of a rendered set: it says in words and in JSON what the images are."""
 
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGES = (".jpg", ".jpeg", ".png")
 
 _WRITERS: dict[str, Callable[[Path, Settings, int, Render], None]] = {
     "voc2007": partial(write_objects, 2007),
@@ -58,13 +58,13 @@ def write(
     root : Path
         A folder that is new or empty, or that an earlier call with the same arguments has left.
     seed : int
-        Another number, other pictures.
+        Another number, other images.
     size : str or Settings
         A key of `SIZES`, or counts.
     workers : int
         Processes, from 1.
     progress : callable, optional
-        Called with the number of pictures done and of all, after each.
+        Called with the number of images done and of all, after each.
 
     Returns
     -------
@@ -89,9 +89,9 @@ def write(
         if _stands(root, wanted):
             return False
         root.mkdir(parents=True, exist_ok=True)
-        _mark(root, wanted, pictures=None)
+        _mark(root, wanted, images=None)
         _WRITERS[name](root, settings, seed, lambda jobs: render(jobs, workers, progress))
-        _mark(root, wanted, pictures=_count(root))
+        _mark(root, wanted, images=_count(root))
     except OSError as error:
         cause = error.strerror or error
         raise StoreError(f"{error.filename or root}: can't be written: {cause}; mend it, or choose another") from error
@@ -113,13 +113,13 @@ def _stands(root: Path, wanted: dict[str, object]) -> bool:
     found = _read_marker(root)
     if found is None:
         raise DatasetError(f"{root}: expected a new or empty folder to render into, found other files; choose another")
-    pictures = found.pop("pictures", None)
+    images = found.pop("images", None)
     if found != wanted:
         raise DatasetError(
-            f"{root}: expected a new or empty folder, found pictures rendered with other settings ({found}); "
+            f"{root}: expected a new or empty folder, found images rendered with other settings ({found}); "
             "delete the folder or choose another"
         )
-    return pictures == _count(root)
+    return images == _count(root)
 
 
 def _read_marker(root: Path) -> dict[str, object] | None:
@@ -131,18 +131,18 @@ def _read_marker(root: Path) -> dict[str, object] | None:
 
 
 def _count(root: Path) -> int:
-    return sum(path.suffix.lower() in _PICTURES for path in root.rglob("*"))
+    return sum(path.suffix.lower() in _IMAGES for path in root.rglob("*"))
 
 
-def _mark(root: Path, wanted: dict[str, object], *, pictures: int | None) -> None:
-    """Say what the folder holds; the number of pictures comes last, when all are there."""
+def _mark(root: Path, wanted: dict[str, object], *, images: int | None) -> None:
+    """Say what the folder holds; the number of images comes last, when all are there."""
     words = "\n".join(
         [
-            "The pictures in this folder were rendered by vggfeat; nobody photographed them.",
+            "The images in this folder were rendered by vggfeat; nobody photographed them.",
             f"They imitate the layout of {wanted['set']}, and none of them comes from it.",
             "Results on them say nothing about results on the real data set.",
             "",
-            json.dumps({**wanted, "pictures": pictures}),
+            json.dumps({**wanted, "images": images}),
             "",
         ]
     )

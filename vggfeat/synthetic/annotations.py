@@ -15,9 +15,9 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def write_annotation(path: Path, folder: str, filename: str, picture: Rendered, objects: Iterable[str]) -> None:
-    """Write the XML of one picture from its objects' lines."""
-    width, height = picture.size
+def write_annotation(path: Path, folder: str, filename: str, image: Rendered, objects: Iterable[str]) -> None:
+    """Write the XML of one image from its objects' lines."""
+    width, height = image.size
     head = [
         f"<folder>{folder}</folder>",
         f"<filename>{filename}</filename>",
@@ -47,7 +47,7 @@ def person_line(thing: Thing, actions: Iterable[str], ending: str) -> str:
     thing : Thing
         The person.
     actions : iterable of str
-        Actions that are published for this person, done or not; none for test pictures.
+        Actions that are published for this person, done or not; none for test images.
     ending : str
         What follows each coordinate: real files have whole numbers and decimal ones.
     """

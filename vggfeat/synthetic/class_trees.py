@@ -1,4 +1,4 @@
-"""Rendered imitations of Caltech-101, of Caltech-256, and of anybody's folder of pictures."""
+"""Rendered imitations of Caltech-101, of Caltech-256, and of anybody's folder of images."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -36,18 +36,18 @@ def caltech256_classes(count: int) -> list[str]:
 
 
 def write_caltech101(root: Path, settings: Settings, seed: int, render: Render) -> None:
-    """Write `101_ObjectCategories`: the background class, one class of 31 pictures, and the stray file `tmp`.
+    """Write `101_ObjectCategories`: the background class, one class of 31 images, and the stray file `tmp`.
 
     Parameters
     ----------
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, classes (3 to 102) and per_class (31 or more).
+        Reads image_side, classes (3 to 102) and per_class (31 or more).
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs("caltech101", classes=3, per_class=31)
     _check_most("caltech101", settings.classes, 102)
@@ -57,9 +57,9 @@ def write_caltech101(root: Path, settings: Settings, seed: int, render: Render) 
         count = 31 if cls == _SMALLEST else settings.per_class + 3 * number % 7
         files = [f"image_{k:04d}.jpg" for k in range(1, count + 1)]
         look = None if cls == BACKGROUND else FIRST_CALTECH101 + number
-        jobs += _class_jobs(tree / cls, files, ("caltech101", seed), look, settings.picture_side)
+        jobs += _class_jobs(tree / cls, files, ("caltech101", seed), look, settings.image_side)
     render(jobs)
-    write_lines(tree / BACKGROUND / "tmp", ["not a picture"])
+    write_lines(tree / BACKGROUND / "tmp", ["not an image"])
 
 
 def write_caltech256(root: Path, settings: Settings, seed: int, render: Render) -> None:
@@ -70,11 +70,11 @@ def write_caltech256(root: Path, settings: Settings, seed: int, render: Render) 
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, classes (3 to 257) and per_class (61 or more).
+        Reads image_side, classes (3 to 257) and per_class (61 or more).
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs("caltech256", classes=3, per_class=61)
     _check_most("caltech256", settings.classes, 257)
@@ -83,9 +83,9 @@ def write_caltech256(root: Path, settings: Settings, seed: int, render: Render) 
     for number, cls in enumerate(caltech256_classes(settings.classes)):
         files = [f"{cls[:3]}_{k:04d}.jpg" for k in range(1, settings.per_class + 3 * number % 7 + 1)]
         look = None if cls == CLUTTER else FIRST_CALTECH256 + number
-        jobs += _class_jobs(tree / cls, files, ("caltech256", seed), look, settings.picture_side)
+        jobs += _class_jobs(tree / cls, files, ("caltech256", seed), look, settings.image_side)
     render(jobs)
-    write_lines(tree / "198.spider" / "RENAME2", ["not a picture"])
+    write_lines(tree / "198.spider" / "RENAME2", ["not an image"])
     write_lines(tree / "056.dog" / "greg" / "vision309", [])
 
 
@@ -97,11 +97,11 @@ def write_folder(root: Path, settings: Settings, seed: int, render: Render) -> N
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, classes (2 to 40) and per_class (4 or more).
+        Reads image_side, classes (2 to 40) and per_class (4 or more).
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs("folder", classes=2, per_class=4)
     _check_most("folder", settings.classes, 40)
@@ -111,7 +111,7 @@ def write_folder(root: Path, settings: Settings, seed: int, render: Render) -> N
         cls = family(look).title
         kinds = [_KINDS[k % len(_KINDS)] for k in range(settings.per_class + 3 * number % 5)]
         drawn = partial(
-            one_subject, side=settings.picture_side, name=cls, family=family(look), shapes=PHOTO_SHAPES,
+            one_subject, side=settings.image_side, name=cls, family=family(look), shapes=PHOTO_SHAPES,
             sizes=(0.25, 0.42), most=2,
         )  # fmt: skip
         jobs += [
@@ -119,7 +119,7 @@ def write_folder(root: Path, settings: Settings, seed: int, render: Render) -> N
             for k, (ending, form) in enumerate(kinds, start=1)
         ]
     render(jobs)
-    write_lines(root / family(FIRST_FOLDER).title / "notes.txt", ["not a picture"])
+    write_lines(root / family(FIRST_FOLDER).title / "notes.txt", ["not an image"])
 
 
 _KINDS = (

@@ -1,7 +1,7 @@
 """Painting with Pillow and NumPy: backgrounds, clutter, objects, and what a camera does to them.
 
-H, W = sides of the picture in pixels; h, w = sides of a patch of it. Pixels are float32 RGB, 0 to 255, until
-`Canvas.photograph` makes a picture of them. Everything random comes from the generator that is passed in.
+H, W = sides of the image in pixels; h, w = sides of a patch of it. Pixels are float32 RGB, 0 to 255, until
+`Canvas.photograph` makes an image of them. Everything random comes from the generator that is passed in.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ OVERSAMPLING = 3
 """Outlines are drawn this many times larger and averaged, which makes smooth edges."""
 
 
-def generator(seed: int, name: str, picture: str) -> Generator:
-    """Random numbers that belong to one picture, however many others are made.
+def generator(seed: int, name: str, image: str) -> Generator:
+    """Random numbers that belong to one image, however many others are made.
 
     Parameters
     ----------
     seed : int
         Seed of the whole set.
-    name, picture : str
-        Name of the set, and id of the picture within it.
+    name, image : str
+        Name of the set, and id of the image within it.
     """
-    digest = hashlib.sha256(f"{seed}/{name}/{picture}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{name}/{image}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
 
 
 class Canvas:
-    """A picture in the making, and which object is seen at each pixel.
+    """An image in the making, and which object is seen at each pixel.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Canvas:
     owner : (H, W) uint8
         Number of the object seen there, 0 where there is none.
     drawn : list of int
-        Pixels that each object had when it was drawn, its part outside the picture included.
+        Pixels that each object had when it was drawn, its part outside the image included.
     """
 
     def __init__(self, pixels: Pixels) -> None:
@@ -66,7 +66,7 @@ class Canvas:
         return min(self.owner.shape)
 
     def add(self, left: int, top: int, colours: Pixels, cover: Plane, own: NDArray[np.bool_]) -> None:
-        """Lay a patch over the picture as a new object.
+        """Lay a patch over the image as a new object.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class Canvas:
         seen[own[inside]] = len(self.drawn)
 
     def litter(self, left: int, top: int, colours: Pixels, cover: Plane) -> None:
-        """Lay a patch over the picture that belongs to nothing."""
+        """Lay a patch over the image that belongs to nothing."""
         inside, outside = self._overlap(left, top, cover.shape)
         self._blend(outside, colours[inside], cover[inside])
 
@@ -103,14 +103,14 @@ class Canvas:
         under += (colours - under) * cover[..., None]
 
     def photograph(self, rng: Generator) -> Image.Image:
-        """Light it from one side, blur it a little, add noise; an RGB picture."""
+        """Light it from one side, blur it a little, add noise; an RGB image."""
         height, width = self.owner.shape
         light = slope(rng, width, height) * np.float32(rng.uniform(0.0, 0.35)) + np.float32(rng.uniform(0.8, 1.1))
         pixels = self.pixels * light[..., None]
         pixels += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 9))
-        picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
         blur = rng.uniform(0, 0.0025) * self.side
-        return picture.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else picture
+        return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else image
 
 
 def random_colour(rng: Generator) -> Pixels:
@@ -138,7 +138,7 @@ def slope(rng: Generator, width: int, height: int) -> Plane:
 
 
 def cloud(rng: Generator, width: int, height: int, cells: int) -> Plane:
-    """(H, W) smooth noise between about -1 and 1, `cells` across the picture."""
+    """(H, W) smooth noise between about -1 and 1, `cells` across the image."""
     grid = rng.uniform(-1, 1, (max(cells * height // width, 2), cells)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -158,7 +158,7 @@ def background(rng: Generator, width: int, height: int) -> Pixels:
 
 
 def add_clutter(canvas: Canvas, rng: Generator, amount: int) -> None:
-    """Strew strokes, splinters and patterned scraps of no particular outline over the picture."""
+    """Strew strokes, splinters and patterned scraps of no particular outline over the image."""
     height, width = canvas.owner.shape
     for _ in range(int(rng.integers(amount // 2, amount + 1))):
         reach = canvas.side * rng.uniform(0.04, 0.16)
@@ -246,10 +246,10 @@ def _surface(
 
 
 class Patch(NamedTuple):
-    """Where an outline lies in the picture, and its own coordinates there."""
+    """Where an outline lies in the image, and its own coordinates there."""
 
     left: int
-    """Of the patch in the picture, in pixels."""
+    """Of the patch in the image, in pixels."""
     top: int
     cover: Plane
     """(h, w) 1 inside the outline, 0 outside."""

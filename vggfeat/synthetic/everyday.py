@@ -1,10 +1,10 @@
-"""Pictures of one subject as people take them for a catalogue or an album: for training nets whose features travel.
+"""Images of one subject as people take them for a catalogue or an album: for training nets whose features travel.
 
-What a net learns from pictures that are all made in one way serves that way alone. So grounds are white, plain,
+What a net learns from images that are all made in one way serves that way alone. So grounds are white, plain,
 rough as clouds or stone, or patterned; objects are flat or rounded, clean or grained, with a shadow or without; colours
 are dull or vivid; and the subject lies mostly near the middle, as photographers have it.
 
-H, W = sides of the picture in pixels; h, w = sides of a patch of it.
+H, W = sides of the image in pixels; h, w = sides of a patch of it.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ from vggfeat.synthetic.outlines import OUTLINES
 from vggfeat.synthetic.scenes import Note, Scene, Shapes, annotate, find_spot, shape_of
 
 _SIZES = 0.26, 0.5
-"""Reach of an object, as a share of the smaller side of the picture."""
+"""Reach of an object, as a share of the smaller side of the image."""
 
 
 def everyday(
@@ -39,7 +39,7 @@ def everyday(
     rng : Generator
         Source of everything random.
     side : int
-        Longer side of most pictures, in pixels.
+        Longer side of most images, in pixels.
     name : str
         Class that the annotation gives.
     family : Family
@@ -47,7 +47,7 @@ def everyday(
     material : Material or None
         Usual colour and finish of the class; None for every kind.
     shapes : Shapes
-        Of the picture.
+        Of the image.
     """
     canvas = Canvas(_ground(rng, *shape_of(rng, shapes, side)))
     add_clutter(canvas, rng, int(rng.choice((0, 1, 5, 14), p=(0.35, 0.15, 0.25, 0.25))))
@@ -129,7 +129,7 @@ def _cast_shadow(canvas: Canvas, rng: Generator, patch: Patch, reach: float) -> 
 
 
 def _photograph(canvas: Canvas, rng: Generator) -> Image.Image:
-    """Light, blur and grain, each by chance; an RGB picture."""
+    """Light, blur and grain, each by chance; an RGB image."""
     height, width = canvas.owner.shape
     pixels = canvas.pixels
     if rng.random() < 0.6:
@@ -137,6 +137,6 @@ def _photograph(canvas: Canvas, rng: Generator) -> Image.Image:
         pixels = pixels * light[..., None]
     if rng.random() < 0.5:
         pixels = pixels + rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 9))
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     blur = rng.uniform(0, 0.0025 if rng.random() < 0.6 else 0.009) * canvas.side
-    return soft(picture, blur) if blur > 0.3 else picture
+    return soft(image, blur) if blur > 0.3 else image

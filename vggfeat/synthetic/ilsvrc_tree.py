@@ -44,7 +44,7 @@ class Synset(NamedTuple):
         return " ".join([*(word for word in self.material or () if word), self.look.title])
 
 
-class _Picture(NamedTuple):
+class _RenderedImage(NamedTuple):
     path: str
     synset: Synset
     form: Form
@@ -63,89 +63,87 @@ def synsets(count: int) -> list[Synset]:
 def write_ilsvrc(root: Path, settings: Settings, seed: int, render: Render) -> None:
     """Write `ILSVRC`, the lists beside it, and `ILSVRC2012_devkit_t12`.
 
-    Every object of a picture's class has a box, in four of five training pictures and in all of validation. One
-    training picture is a PNG and one is CMYK, though they are named .JPEG; some are grey.
+    Every object of an image's class has a box, in four of five training images and in all of validation. One
+    training image is a PNG and one is CMYK, though they are named .JPEG; some are grey.
 
     Parameters
     ----------
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, classes (2 to 240), train (per class), val and test (in all).
+        Reads image_side, classes (2 to 240), train (per class), val and test (in all).
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs("ilsvrc", classes=2, train=2, val=1)
     if settings.classes > MOST:
         raise ConfigError(f"ilsvrc: expected at most {MOST} classes, found {settings.classes}")
     classes = synsets(settings.classes)
     parts = {
-        "train": _train_pictures(classes, settings.train),
-        "val": _numbered_pictures("val", classes, settings.val),
-        "test": _numbered_pictures("test", classes, settings.test),
+        "train": _train_images(classes, settings.train),
+        "val": _numbered_images("val", classes, settings.val),
+        "test": _numbered_images("test", classes, settings.test),
     }
     data = root / "ILSVRC" / "Data" / _TASK
-    jobs = [_job(data, part, picture, seed, settings.picture_side) for part in parts for picture in parts[part]]
+    jobs = [_job(data, part, image, seed, settings.image_side) for part in parts for image in parts[part]]
     done = iter(render(jobs))
-    found = {part: {picture: next(done) for picture in pictures} for part, pictures in parts.items()}
+    found = {part: {image: next(done) for image in images} for part, images in parts.items()}
     _write_annotations(root, found)
     _write_lists(root, classes, found)
     _write_kit(root / "ILSVRC2012_devkit_t12" / "data", classes, parts["val"], settings.train)
 
 
-def _train_pictures(classes: Sequence[Synset], count: int) -> list[_Picture]:
+def _train_images(classes: Sequence[Synset], count: int) -> list[_RenderedImage]:
     odd = {(0, 1): Form.PNG, (1, 1): Form.CMYK}
-    pictures = []
+    images = []
     for row, synset in enumerate(classes):
         for k in range(count):
             form = odd.get((row, k), Form.GREY if k % 19 == 7 else Form.JPEG)
             # Numbers of the real files have gaps and different lengths.
             path = f"{synset.wnid}/{synset.wnid}_{2 + 37 * k + k * k % 11}"
-            pictures.append(_Picture(path, synset, form))
-    return pictures
+            images.append(_RenderedImage(path, synset, form))
+    return images
 
 
-def _numbered_pictures(part: str, classes: Sequence[Synset], count: int) -> list[_Picture]:
-    """Every run of as many pictures as there are classes has each class once, in an order of its own."""
-    pictures: list[_Picture] = []
+def _numbered_images(part: str, classes: Sequence[Synset], count: int) -> list[_RenderedImage]:
+    """Every run of as many images as there are classes has each class once, in an order of its own."""
+    images: list[_RenderedImage] = []
     by_wnid = {synset.wnid: synset for synset in classes}
-    while len(pictures) < count:
-        for wnid in rank_by_hash(f"{part}/{len(pictures)}", list(by_wnid))[: count - len(pictures)]:
-            form = Form.GREY if len(pictures) % 19 == 7 else Form.JPEG
-            pictures.append(_Picture(f"ILSVRC2012_{part}_{len(pictures) + 1:08d}", by_wnid[wnid], form))
-    return pictures
+    while len(images) < count:
+        for wnid in rank_by_hash(f"{part}/{len(images)}", list(by_wnid))[: count - len(images)]:
+            form = Form.GREY if len(images) % 19 == 7 else Form.JPEG
+            images.append(_RenderedImage(f"ILSVRC2012_{part}_{len(images) + 1:08d}", by_wnid[wnid], form))
+    return images
 
 
-def _job(data: Path, part: str, picture: _Picture, seed: int, side: int) -> Job:
-    synset = picture.synset
+def _job(data: Path, part: str, image: _RenderedImage, seed: int, side: int) -> Job:
+    synset = image.synset
     draw = partial(
         everyday, side=side, name=synset.wnid, family=synset.look, material=synset.material, shapes=PHOTO_SHAPES
     )
-    return Job(
-        path=data / part / f"{picture.path}.JPEG", key=(seed, "ilsvrc", picture.path), draw=draw, form=picture.form
-    )
+    return Job(path=data / part / f"{image.path}.JPEG", key=(seed, "ilsvrc", image.path), draw=draw, form=image.form)
 
 
-def _write_annotations(root: Path, found: Mapping[str, Mapping[_Picture, Rendered]]) -> None:
+def _write_annotations(root: Path, found: Mapping[str, Mapping[_RenderedImage, Rendered]]) -> None:
     for part in ("train", "val"):
-        for number, (picture, rendered) in enumerate(found[part].items()):
+        for number, (image, rendered) in enumerate(found[part].items()):
             if part == "train" and number % 5 == 4:
                 continue
-            path = root / "ILSVRC" / "Annotations" / _TASK / part / f"{picture.path}.xml"
-            folder = picture.synset.wnid if part == "train" else part
+            path = root / "ILSVRC" / "Annotations" / _TASK / part / f"{image.path}.xml"
+            folder = image.synset.wnid if part == "train" else part
             write_annotation(path, folder, path.stem, rendered, map(object_line, rendered.things))
 
 
-def _write_lists(root: Path, classes: Sequence[Synset], found: Mapping[str, Mapping[_Picture, Rendered]]) -> None:
+def _write_lists(root: Path, classes: Sequence[Synset], found: Mapping[str, Mapping[_RenderedImage, Rendered]]) -> None:
     lists = {"train_cls": "train", "val": "val", "test": "test"}
     for name, part in lists.items():
-        lines = (f"{picture.path} {number}" for number, picture in enumerate(found[part], start=1))
+        lines = (f"{image.path} {number}" for number, image in enumerate(found[part], start=1))
         write_lines(root / "ILSVRC" / "ImageSets" / _TASK / f"{name}.txt", lines)
     rows = [f"{synset.wnid} {synset.title}, {synset.look.outline}" for synset in sorted(classes)]
     write_lines(root / "LOC_synset_mapping.txt", rows)
-    solution = {picture.path: _solution(rendered) for picture, rendered in found["val"].items()}
+    solution = {image.path: _solution(rendered) for image, rendered in found["val"].items()}
     # The rows of the real file are in no order.
     shuffled = (f"{name},{solution[name]}" for name in rank_by_hash("solution", list(solution)))
     write_lines(root / "LOC_val_solution.csv", ["ImageId,PredictionString", *shuffled])
@@ -155,8 +153,8 @@ def _solution(rendered: Rendered) -> str:
     return "".join(f"{thing.name} {' '.join(map(str, thing.box))} " for thing in rendered.things)
 
 
-def _write_kit(data: Path, classes: Sequence[Synset], val: Sequence[_Picture], train: int) -> None:
-    write_lines(data / "ILSVRC2012_validation_ground_truth.txt", (str(picture.synset.number) for picture in val))
+def _write_kit(data: Path, classes: Sequence[Synset], val: Sequence[_RenderedImage], train: int) -> None:
+    write_lines(data / "ILSVRC2012_validation_ground_truth.txt", (str(image.synset.number) for image in val))
     (data / "meta.mat").write_bytes(_meta(sorted(classes, key=lambda synset: synset.number), train))
 
 

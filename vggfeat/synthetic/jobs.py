@@ -1,4 +1,4 @@
-"""Pictures to render, one after the other or in several processes."""
+"""Images to render, one after the other or in several processes."""
 
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from vggfeat.synthetic.drawing import generator
 from vggfeat.synthetic.scenes import Scene, Thing, cut_out
 
 Progress = Callable[[int, int], None]
-"""Told the number of pictures that are done, and of all."""
+"""Told the number of images that are done, and of all."""
 
 
 class Form(Enum):
-    """How a picture is stored, whatever the ending of its name says."""
+    """How an image is stored, whatever the ending of its name says."""
 
     JPEG = "JPEG, colour"
     GREY = "JPEG, one channel"
@@ -30,14 +30,14 @@ class Form(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to render.
+    """One image to render.
 
     Parameters
     ----------
     path : Path
         File to write.
     key : (int, str, str)
-        Seed, set and picture id: all that its random numbers depend on.
+        Seed, set and image id: all that its random numbers depend on.
     draw : callable
         Makes the scene from random numbers; a module's function, bound with `functools.partial`.
     form : Form
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What stands in a picture: (width, height) in pixels, and its things."""
+    """What stands in an image: (width, height) in pixels, and its things."""
 
     size: tuple[int, int]
     things: tuple[Thing, ...]
@@ -62,7 +62,7 @@ Render = Callable[[Sequence[Job]], list[Rendered]]
 
 
 def render(jobs: Sequence[Job], workers: int, progress: Progress | None) -> list[Rendered]:
-    """Render pictures in the order of their jobs.
+    """Render images in the order of their jobs.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def render(jobs: Sequence[Job], workers: int, progress: Progress | None) -> list
     workers : int
         Processes; 1 works in this one.
     progress : callable, optional
-        Called after each picture.
+        Called after each image.
     """
     for folder in sorted({job.path.parent for job in jobs}):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """What rendered objects are made of: colours, and the grain and shading of their surface.
 
 Most classes come in every colour and finish. Others have a usual tint and a usual finish, as lemons and hedgehogs
-have: a net that learns these as well keeps colour and fine grain, which matter in pictures that nobody rendered.
+have: a net that learns these as well keeps colour and fine grain, which matter in images that nobody rendered.
 
-H, W = sides of a plane; h, w = sides of a patch of the picture, in pixels.
+H, W = sides of a plane; h, w = sides of a patch of the image, in pixels.
 """
 
 import hashlib
@@ -140,7 +140,7 @@ def blurred(plane: Plane, radius: float) -> Plane:
 
 
 def soft(image: Image.Image, radius: float) -> Image.Image:
-    """Blur a picture; two boxes come close to a Gaussian at a fraction of its time."""
+    """Blur an image; two boxes come close to a Gaussian at a fraction of its time."""
     return image.filter(ImageFilter.BoxBlur(radius)).filter(ImageFilter.BoxBlur(radius))
 
 

@@ -1,4 +1,4 @@
-"""Whole pictures: which objects lie where, and what an annotator would write about them."""
+"""Whole images: which objects lie where, and what an annotator would write about them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vggfeat.synthetic.families import Family
 from vggfeat.synthetic.people import TOGETHER, add_person
 
 Shapes = tuple[tuple[int, int, int], ...]
-"""Width and height of a picture whose longer side is 500, and how often it occurs."""
+"""Width and height of an image whose longer side is 500, and how often it occurs."""
 Camera = Callable[[Canvas, Generator], Image.Image]
 
 PHOTO_SHAPES: Shapes = ((500, 375, 12), (375, 500, 4), (500, 333, 2), (333, 500, 1), (500, 400, 1), (442, 500, 1))
@@ -36,7 +36,7 @@ class Thing:
     box : (xmin, ymin, xmax, ymax)
         Pixels of its visible part, 1-based, inclusive.
     difficult, truncated, occluded : bool
-        Marked as hard to recognise; cut by the edge of the picture; partly behind something.
+        Marked as hard to recognise; cut by the edge of the image; partly behind something.
     actions : tuple of str
         What a person does; empty for everything else.
     point : (x, y)
@@ -54,7 +54,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its annotation.
+    """An image with its annotation.
 
     Parameters
     ----------
@@ -89,14 +89,14 @@ def blank(rng: Generator, shapes: Shapes, side: int) -> Canvas:
 
 
 def shape_of(rng: Generator, shapes: Shapes, side: int) -> tuple[int, int]:
-    """Choose width and height of a picture, in pixels; `side` is the length of a side of 500."""
+    """Choose width and height of an image, in pixels; `side` is the length of a side of 500."""
     weights = np.array([shape[2] for shape in shapes], dtype=np.float64)
     width, height, _ = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
     return max(round(width * side / 500), 1), max(round(height * side / 500), 1)
 
 
 def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, Family | None]], first: int) -> Scene:
-    """Draw a picture in the manner of VOC: one object that is well seen, and up to four others behind it.
+    """Draw an image in the manner of VOC: one object that is well seen, and up to four others behind it.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, F
 def people_at_work(
     rng: Generator, *, side: int, actions: Sequence[str], first: str, extras: Sequence[tuple[str, Family]]
 ) -> Scene:
-    """Draw a picture of one to three people, sometimes with an object, or a passer-by who is not annotated.
+    """Draw an image of one to three people, sometimes with an object, or a passer-by who is not annotated.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def one_subject(
     sizes: tuple[float, float],
     most: int,
 ) -> Scene:
-    """Draw a picture of one class, in the manner of Caltech and ILSVRC; without a family it is clutter alone.
+    """Draw an image of one class, in the manner of Caltech and ILSVRC; without a family it is clutter alone.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def one_subject(
     family : Family or None
         Its look.
     shapes : Shapes
-        Shapes of the picture.
+        Shapes of the image.
     sizes : (float, float)
         Range of an object's reach, as a share of the smaller side.
     most : int
@@ -209,7 +209,7 @@ def one_subject(
 
 
 def cut_out(scene: Scene) -> Image.Image:
-    """Show the things of a scene on a transparent ground, as an RGBA picture."""
+    """Show the things of a scene on a transparent ground, as an RGBA image."""
     image = scene.image.convert("RGBA")
     image.putalpha(Image.fromarray(np.where(scene.owner > 0, 255, 0).astype(np.uint8)))
     return image
@@ -230,7 +230,7 @@ def _add(
 
 
 def find_spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tuple[float, float]:
-    """Find the emptiest of eight places, at least `margin` times `reach` inside the picture where that is possible."""
+    """Find the emptiest of eight places, at least `margin` times `reach` inside the image where that is possible."""
     height, width = canvas.owner.shape
     inset = min(margin * reach, 0.49 * canvas.side)
     best, least = (width / 2, height / 2), 2.0
@@ -255,7 +255,7 @@ def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note], photograph: 
     notes : sequence of Note
         What is known of its objects, in the order in which they were drawn.
     photograph : callable
-        Makes a picture of the canvas.
+        Makes an image of the canvas.
 
     Returns
     -------

@@ -33,16 +33,16 @@ def write_objects(year: int, root: Path, settings: Settings, seed: int, render: 
     Parameters
     ----------
     year : int
-        2007, where the test set is annotated; or 2012, where it is not, and where pictures of other tasks lie in
+        2007, where the test set is annotated; or 2012, where it is not, and where images of other tasks lie in
         the same folder.
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, train, val, test and, in 2012, unlisted.
+        Reads image_side, train, val, test and, in 2012, unlisted.
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs(f"voc{year}", train=20, val=20, test=1)
     tree = root / "VOCdevkit" / f"VOC{year}"
@@ -51,7 +51,7 @@ def write_objects(year: int, root: Path, settings: Settings, seed: int, render: 
         counts["unlisted"] = settings.unlisted
     numbers = deal(counts, len(CLASSES))
     names = {number: _object_id(year, number) for part in numbers.values() for number in part}
-    draw = partial(several_objects, side=settings.picture_side, classes=FAMILIES)
+    draw = partial(several_objects, side=settings.image_side, classes=FAMILIES)
     jobs = [
         Job(
             path=tree / "JPEGImages" / f"{name}.jpg",
@@ -60,14 +60,14 @@ def write_objects(year: int, root: Path, settings: Settings, seed: int, render: 
         )
         for number, name in names.items()
     ]
-    pictures = dict(zip(names.values(), render(jobs), strict=True))
+    images = dict(zip(names.values(), render(jobs), strict=True))
     sets = {part: sorted(names[number] for number in found) for part, found in numbers.items()}
     secret = set(sets["test"]) if year == 2012 else set()
-    _write_main_lists(tree / "ImageSets" / "Main", sets, pictures, labelled_test=not secret)
-    for name, picture in pictures.items():
+    _write_main_lists(tree / "ImageSets" / "Main", sets, images, labelled_test=not secret)
+    for name, image in images.items():
         if name not in secret:
-            lines = map(object_line, picture.things)
-            write_annotation(tree / "Annotations" / f"{name}.xml", tree.name, f"{name}.jpg", picture, lines)
+            lines = map(object_line, image.things)
+            write_annotation(tree / "Annotations" / f"{name}.xml", tree.name, f"{name}.jpg", image, lines)
 
 
 def deal(counts: Mapping[str, int], block: int) -> dict[str, list[int]]:
@@ -97,7 +97,7 @@ def _object_id(year: int, number: int) -> str:
 
 
 def _write_main_lists(
-    folder: Path, sets: Mapping[str, Sequence[str]], pictures: Mapping[str, Rendered], *, labelled_test: bool
+    folder: Path, sets: Mapping[str, Sequence[str]], images: Mapping[str, Rendered], *, labelled_test: bool
 ) -> None:
     for name, parts in _MAIN_SETS.items():
         ids = sorted(image for part in parts for image in sets[part])
@@ -105,13 +105,13 @@ def _write_main_lists(
         if name == "test" and not labelled_test:
             continue
         for cls in CLASSES:
-            lines = (f"{image} {_label(pictures[image], cls):>2}" for image in ids)
+            lines = (f"{image} {_label(images[image], cls):>2}" for image in ids)
             write_lines(folder / f"{cls}_{name}.txt", lines)
 
 
-def _label(picture: Rendered, cls: str) -> int:
+def _label(image: Rendered, cls: str) -> int:
     """1 for an object that is not difficult, 0 if all are, -1 without any (development kit, "Main")."""
-    difficult = [thing.difficult for thing in picture.things if thing.name == cls]
+    difficult = [thing.difficult for thing in image.things if thing.name == cls]
     return -1 if not difficult else int(not all(difficult))
 
 
@@ -123,18 +123,18 @@ def write_actions(root: Path, settings: Settings, seed: int, render: Render) -> 
     root : Path
         Folder to write into.
     settings : Settings
-        Reads picture_side, train, val and test.
+        Reads image_side, train, val and test.
     seed : int
         Seed of the set.
     render : callable
-        Makes the pictures.
+        Makes the images.
     """
     settings.needs("voc2012-action", train=20, val=20, test=1)
     tree = root / "VOCdevkit" / "VOC2012"
     numbers = deal({"train": settings.train, "val": settings.val, "test": settings.test}, 2 * len(ACTIONS))
     names = {number: f"{2011 - (number % 4 == 1)}_{number:06d}" for part in numbers.values() for number in part}
     extras = [(name, look) for name, look in FAMILIES if look is not None]
-    draw = partial(people_at_work, side=settings.picture_side, extras=extras)
+    draw = partial(people_at_work, side=settings.image_side, extras=extras)
     jobs = [
         Job(
             path=tree / "JPEGImages" / f"{name}.jpg",
@@ -143,16 +143,16 @@ def write_actions(root: Path, settings: Settings, seed: int, render: Render) -> 
         )
         for number, name in names.items()
     ]
-    pictures = dict(zip(names.values(), render(jobs), strict=True))
+    images = dict(zip(names.values(), render(jobs), strict=True))
     sets = {part: sorted(names[number] for number in found) for part, found in numbers.items()}
-    _write_action_lists(tree / "ImageSets" / "Action", sets, pictures)
-    for name, picture in pictures.items():
-        lines = _action_lines(picture, () if name in sets["test"] else published(name), name)
-        write_annotation(tree / "Annotations" / f"{name}.xml", tree.name, f"{name}.jpg", picture, lines)
+    _write_action_lists(tree / "ImageSets" / "Action", sets, images)
+    for name, image in images.items():
+        lines = _action_lines(image, () if name in sets["test"] else published(name), name)
+        write_annotation(tree / "Annotations" / f"{name}.xml", tree.name, f"{name}.jpg", image, lines)
 
 
 def published(image: str) -> tuple[str, ...]:
-    """Actions that are annotated in a picture: jumping is not, in those of 2010."""
+    """Actions that are annotated in an image: jumping is not, in those of 2010."""
     return tuple(action for action in ACTIONS if action != "jumping" or not image.startswith("2010"))
 
 
@@ -161,13 +161,13 @@ def _first_action(number: int, image: str) -> str:
     return action if action in published(image) else "other"
 
 
-def _action_lines(picture: Rendered, actions: Iterable[str], image: str) -> Iterable[str]:
+def _action_lines(rendered: Rendered, actions: Iterable[str], image: str) -> Iterable[str]:
     ending = ".0" if image.endswith("5") else ""
-    for thing in picture.things:
+    for thing in rendered.things:
         yield person_line(thing, actions, ending) if thing.name == "person" else object_line(thing)
 
 
-def _write_action_lists(folder: Path, sets: Mapping[str, Sequence[str]], pictures: Mapping[str, Rendered]) -> None:
+def _write_action_lists(folder: Path, sets: Mapping[str, Sequence[str]], images: Mapping[str, Rendered]) -> None:
     for name, parts in _MAIN_SETS.items():
         ids = sorted(image for part in parts for image in sets[part])
         write_lines(folder / f"{name}.txt", ids)
@@ -176,7 +176,7 @@ def _write_action_lists(folder: Path, sets: Mapping[str, Sequence[str]], picture
             lines = (
                 f"{image} {number:>2}" + ("" if name == "test" else f" {1 if action in thing.actions else -1:>2}")
                 for image in listed
-                for number, thing in enumerate(pictures[image].things, start=1)
+                for number, thing in enumerate(images[image].things, start=1)
                 if thing.name == "person"
             )
             write_lines(folder / f"{action}_{name}.txt", lines)

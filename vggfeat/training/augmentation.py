@@ -1,9 +1,9 @@
-"""Decoded pictures become crops of the rescaled picture, on the device: only the pixels that a crop needs are touched.
+"""Decoded images become crops of the rescaled image, on the device: only the pixels that a crop needs are touched.
 
-n = pictures, h, w = sides of the part of a picture that its crop needs, C = side of the crop, K = taps: the most
+n = images, h, w = sides of the part of an image that its crop needs, C = side of the crop, K = taps: the most
 source pixels that one pixel of a crop is a weighted mean of.
 
-A crop here equals that of "rescale the whole picture so that its smallest side is S, bilinear with anti-aliasing, then
+A crop here equals that of "rescale the whole image so that its smallest side is S, bilinear with anti-aliasing, then
 crop, mirror" (VGG paper, Sect. 3.1), as `vggfeat.transforms.rescale` rescales. The weights of that linear map are made
 for the crop alone, with its place and its mirror in them, and applied along one axis after the other.
 """
@@ -25,14 +25,14 @@ GROUP_BYTES = 1 << 25
 
 
 class Crops(NamedTuple):
-    """Where crops lie in rescaled pictures; the second axis is (vertical, horizontal)."""
+    """Where crops lie in rescaled images; the second axis is (vertical, horizontal)."""
 
     source: NDArray[np.int64]
-    """(n, 2) sides of the decoded pictures, in pixels."""
+    """(n, 2) sides of the decoded images, in pixels."""
     rescaled: NDArray[np.int64]
     """(n, 2) sides after rescaling."""
     offset: NDArray[np.int64]
-    """(n, 2) first row and column of the crop in the rescaled picture."""
+    """(n, 2) first row and column of the crop in the rescaled image."""
     mirrored: NDArray[np.bool_]
     """(n,) whether columns run from right to left."""
     side: int
@@ -40,14 +40,14 @@ class Crops(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Pictures that are resampled together."""
+    """Images that are resampled together."""
 
     rows: Tensor
     """(n,) int64, their numbers in the batch."""
     pixels: Tensor
-    """(n, h, w, 3) uint8 RGB: of each picture the part that its crop needs, filled up with zeros."""
+    """(n, h, w, 3) uint8 RGB: of each image the part that its crop needs, filled up with zeros."""
     geometry: Tensor
-    """(n, 2, 5) float64 per axis: sides of source and rescaled picture, offset of the crop, first source pixel in
+    """(n, 2, 5) float64 per axis: sides of source and rescaled image, offset of the crop, first source pixel in
     `pixels`, and whether it is mirrored."""
     side: int
     taps: int
@@ -59,14 +59,14 @@ class Group(NamedTuple):
 
 
 def place_crops(draws: Draws, sizes: NDArray[np.int64], side: int) -> Crops:
-    """Turn draws into places, uniform over all that the rescaled picture allows.
+    """Turn draws into places, uniform over all that the rescaled image allows.
 
     Parameters
     ----------
     draws : Draws
-        Of n pictures; a place that is NaN is the centre.
+        Of n images; a place that is NaN is the centre.
     sizes : ndarray (n, 2)
-        Height and width of the decoded pictures.
+        Height and width of the decoded images.
     side : int
         C.
     """
@@ -79,17 +79,17 @@ def place_crops(draws: Draws, sizes: NDArray[np.int64], side: int) -> Crops:
     return Crops(sizes, rescaled, offset.astype(np.int64), draws.mirrored, side)
 
 
-def group(pictures: Sequence[NDArray[np.uint8]], crops: Crops, *, most: int = GROUP_BYTES) -> list[Group]:
-    """Cut out what the crops need, and put pictures of like size together.
+def group(images: Sequence[NDArray[np.uint8]], crops: Crops, *, most: int = GROUP_BYTES) -> list[Group]:
+    """Cut out what the crops need, and put images of like size together.
 
     Parameters
     ----------
-    pictures : sequence of ndarray (H, W, 3), uint8
+    images : sequence of ndarray (H, W, 3), uint8
         n of any sizes.
     crops : Crops
         Of the same.
     most : int
-        Bytes of `Group.pixels`; a single picture may take more.
+        Bytes of `Group.pixels`; a single image may take more.
     """
     scale = crops.source / crops.rescaled
     reach = np.maximum(scale, 1)
@@ -104,7 +104,7 @@ def group(pictures: Sequence[NDArray[np.uint8]], crops: Crops, *, most: int = GR
         pixels = np.zeros((len(rows), *sides[rows].max(axis=0), 3), np.uint8)
         for slot, row in zip(pixels, rows, strict=True):
             (top, left), (height, width) = first[row], sides[row]
-            slot[:height, :width] = pictures[row][top : top + height, left : left + width]
+            slot[:height, :width] = images[row][top : top + height, left : left + width]
         taps = int(np.ceil(2 * reach[rows].max())) + 1
         groups.append(
             Group(torch.from_numpy(rows), torch.from_numpy(pixels), torch.from_numpy(geometry[rows]), crops.side, taps)
@@ -118,7 +118,7 @@ def resample(group: Group) -> Tensor:
     Returns
     -------
     Tensor (n, 3, C, C), float32
-        0 to 255, never rounded; on the device of the group, in channels-last order in memory. A picture's values do
+        0 to 255, never rounded; on the device of the group, in channels-last order in memory. An image's values do
         not depend on the others of its group.
     """
     n, h, w, _ = group.pixels.shape
@@ -144,7 +144,7 @@ def colour_axes(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     ndarray (3, 3), float64
         Columns are eigenvector times eigenvalue, the largest first, in values of 0 to 255. The eigenvalues are those
         of values from 0 to 1, as in all common implementations: in units of 0 to 255 they would be 255 times as
-        large, and a shift would wipe the picture out. Signs are set so that the sum of a vector is not negative.
+        large, and a shift would wipe the image out. Signs are set so that the sum of a vector is not negative.
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64) / 255**2)
     vectors = vectors * np.where(vectors.sum(axis=0) < 0, -1, 1)
@@ -175,7 +175,7 @@ def _taps(group: Group) -> tuple[Tensor, Tensor]:
     centre = scale * (at + 0.5)
     start = (centre - reach).floor()
     pixel = start[..., None] + torch.arange(group.taps, device=at.device)
-    # A triangle over what lies inside the picture, as wide as a target pixel is in the source (as Pillow does it).
+    # A triangle over what lies inside the image, as wide as a target pixel is in the source (as Pillow does it).
     weight = (1 - (pixel + 0.5 - centre[..., None]).abs() / reach[..., None]).clamp(min=0)
     weight = weight * ((pixel >= 0) & (pixel < source[..., None]))
     weight = (weight / weight.sum(-1, keepdim=True)).float()

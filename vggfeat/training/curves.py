@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: loss, errors, learning rate."""
+"""The curves of a run as an image: loss, errors, learning rate."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Every random choice for a picture, as a function of (seed, epoch, row) alone.
+"""Every random choice for an image, as a function of (seed, epoch, row) alone.
 
-N = pictures of the training list, n = pictures of a batch. So the same picture is cropped in the same way whatever the
+N = images of the training list, n = images of a batch. So the same image is cropped in the same way whatever the
 number of workers and processes, and wherever a run was interrupted. Numbers come from a mixing function of whole
 64-bit words (the finaliser of SplitMix64), which no version of a library can change.
 """
@@ -19,7 +19,7 @@ _ORDER, _CROP = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class CropSettings:
-    """How a training picture becomes an input of the net (VGG paper, Sect. 3.1).
+    """How a training image becomes an input of the net (VGG paper, Sect. 3.1).
 
     Raises
     ------
@@ -28,7 +28,7 @@ class CropSettings:
     """
 
     scale: tuple[int, int] = (256, 256)
-    """Least and largest S, the smallest side in pixels after rescaling; drawn per picture, both included. (256, 256),
+    """Least and largest S, the smallest side in pixels after rescaling; drawn per image, both included. (256, 256),
     (384, 384), or (256, 512) for scale jittering."""
     side: int = 224
     """Side of the crop in pixels."""
@@ -37,8 +37,8 @@ class CropSettings:
     colour: float = 0.1
     """Standard deviation of the three factors of the colour shift (Krizhevsky et al. 2012, Sect. 4.1)."""
     reduced: bool = True
-    """Whether a JPEG twice as large as S, or more, is decoded at 1/2, 1/4 or 1/8 of its size, and another picture of
-    6 S or more is averaged over square blocks first. It saves most of the time that large pictures take."""
+    """Whether a JPEG twice as large as S, or more, is decoded at 1/2, 1/4 or 1/8 of its size, and another image of
+    6 S or more is averaged over square blocks first. It saves most of the time that large images take."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -51,7 +51,7 @@ class CropSettings:
 
 
 class Draws(NamedTuple):
-    """What was drawn for n pictures."""
+    """What was drawn for n images."""
 
     scale: NDArray[np.int64]
     """(n,) S in pixels."""
@@ -63,12 +63,12 @@ class Draws(NamedTuple):
     """(n, 3) factors of the colour shift, one per principal component, the largest first."""
 
     def part(self, numbers: NDArray[np.int64]) -> "Draws":
-        """Return what was drawn for some of the pictures."""
+        """Return what was drawn for some of the images."""
         return Draws(self.scale[numbers], self.place[numbers], self.mirrored[numbers], self.alphas[numbers])
 
 
 def draw(settings: CropSettings, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> Draws:
-    """Draw for some pictures.
+    """Draw for some images.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def draw(settings: CropSettings, seed: int, epochs: NDArray[np.int64], rows: NDA
     seed : int
         Of the run.
     epochs, rows : ndarray (n,)
-        How often the whole list was gone through before, and the picture's row in it.
+        How often the whole list was gone through before, and the image's row in it.
     """
     low, high = settings.scale
     uniform = [_uniform(_words(seed, _CROP, epochs, rows, k)) for k in range(8)]

@@ -1,4 +1,4 @@
-"""What the loop learns from: batches, and the few facts that it needs about their pictures."""
+"""What the loop learns from: batches, and the few facts that it needs about their images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,8 +13,8 @@ from vggfeat.processes import World
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.augmentation import colour_axes
 from vggfeat.training.draws import CropSettings
+from vggfeat.training.images import Batch, TrainingBatches, ValidationBatches
 from vggfeat.training.labels import Labels
-from vggfeat.training.pictures import Batch, TrainingBatches, ValidationBatches
 from vggfeat.training.settings import Recipe
 from vggfeat.training.statistics import pixel_statistics
 
@@ -24,27 +24,27 @@ class Feed(Protocol):
 
     classes: tuple[str, ...]
     """In the order of the net's outputs."""
-    pictures: int
+    images: int
     """In the training set."""
-    validation_pictures: int
+    validation_images: int
     fingerprint: dict[str, Any]
     """What tells this data set from another, ready for JSON."""
 
     def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is told pictures done and in all."""
+        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is told images done and in all."""
 
     def training(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Hand out endless batches, from that of `first_step` on."""
 
     def validation(self) -> AbstractContextManager[Iterator[Batch]]:
-        """Hand out all validation pictures once."""
+        """Hand out all validation images once."""
 
     def unreadable(self) -> list[tuple[str, str]]:
         """List (path, reason) of what this process could not read so far."""
 
 
-class PictureFeed:
-    """A `Feed` of picture files.
+class ImageFeed:
+    """A `Feed` of image files.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class PictureFeed:
     world : World
     decoder : Decoder
     labels : (Labels, Labels), optional
-        Of training and of validation pictures; None for their classes.
+        Of training and of validation images; None for their classes.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class PictureFeed:
         labels: tuple[Labels, Labels] | None = None,
     ) -> None:
         if recipe.batch < world.size:
-            raise ConfigError(f"batch: expected a picture for each of {world.size} processes, found {recipe.batch}")
-        self.classes, self.pictures, self.validation_pictures = data.classes, len(data.train), len(data.val)
+            raise ConfigError(f"batch: expected an image for each of {world.size} processes, found {recipe.batch}")
+        self.classes, self.images, self.validation_images = data.classes, len(data.train), len(data.val)
         self.fingerprint = {"train": data.train.fingerprint(), "validation": data.val.fingerprint()}
         self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
         self._labels = labels or (None, None)
@@ -132,7 +132,7 @@ class PictureFeed:
         return batches
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """List each picture once."""
+        """List each image once."""
         for batches in self._live.values():
             self._unreadable.update((one.path, one.reason) for one in batches.unreadable)
         return sorted(self._unreadable.items())

@@ -77,7 +77,7 @@ class RunFolder:
             file.write(content)
 
     def add_unreadable(self, found: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """Add (path, reason) of pictures to those that unreadable.jsonl has, and return all."""
+        """Add (path, reason) of images to those that unreadable.jsonl has, and return all."""
         path = self.path / "unreadable.jsonl"
         known = dict(_read_pairs(path))
         both = {**known, **dict(found)}
@@ -120,7 +120,7 @@ class RunFolder:
             if told.get(name) != wanted.get(name):
                 raise TrainingError(
                     f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {told.get(name, 'nothing')}; "
-                    "give the settings and the pictures of that run, or another folder"
+                    "give the settings and the images of that run, or another folder"
                 )
 
 

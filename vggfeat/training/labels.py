@@ -1,6 +1,6 @@
-"""What is to be learnt of a picture, given its crop.
+"""What is to be learnt of an image, given its crop.
 
-N = pictures of a list, n = pictures of a batch.
+N = images of a list, n = images of a batch.
 """
 
 from typing import Any, Protocol
@@ -11,36 +11,36 @@ from numpy.typing import NDArray
 from vggfeat.training.augmentation import Crops
 
 NO_TARGET = -100
-"""Target of a picture that counts nowhere, because it can't be read."""
+"""Target of an image that counts nowhere, because it can't be read."""
 
 
 class Labels(Protocol):
-    """What is to be learnt of pictures."""
+    """What is to be learnt of images."""
 
     def unreadable(self, count: int) -> NDArray[Any]:
-        """Return the targets, (count, ...), of as many pictures that can't be read."""
+        """Return the targets, (count, ...), of as many images that can't be read."""
 
     def of(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], crops: Crops) -> NDArray[Any]:
-        """Return the targets, (n, ...), of crops of the pictures of n rows.
+        """Return the targets, (n, ...), of crops of the images of n rows.
 
         Parameters
         ----------
         rows : ndarray (n,)
             Of the list.
         sizes : ndarray (n, 2)
-            Height and width of the pictures before any reduction.
+            Height and width of the images before any reduction.
         crops : Crops
-            Of the decoded pictures.
+            Of the decoded images.
         """
 
 
 class ClassLabels:
-    """The class of each picture, whatever its crop.
+    """The class of each image, whatever its crop.
 
     Parameters
     ----------
     targets : ndarray (N,), int64
-        As in `LabelledPictures`.
+        As in `LabelledImages`.
     """
 
     def __init__(self, targets: NDArray[np.int64]) -> None:

@@ -1,6 +1,6 @@
 """The net as it learns: one step of SGD by a batch, in parts that fit into memory, in one process or several.
 
-N = pictures of this process's share of a batch, C = channels of fc8.
+N = images of this process's share of a batch, C = channels of fc8.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Learner:
         Raises
         ------
         TrainingError
-            If not even a single picture fits into memory, or if in one of several processes the share does not.
+            If not even a single image fits into memory, or if in one of several processes the share does not.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -168,10 +168,10 @@ class Learner:
     def _part(self, images: Tensor, targets: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         with self._autocast():
             outputs = _flat(self.net(_channels_last(images), masks=masks)["fc8"])
-        loss, hits, pictures = self.task.loss(outputs, targets)
+        loss, hits, counted = self.task.loss(outputs, targets)
         # The exchange averages over processes; divided by the whole batch, the sum over them is what is wanted.
         (loss * (self.world.size / self.recipe.batch)).backward()
-        return torch.stack([loss.detach().double(), hits.double(), pictures.double()])
+        return torch.stack([loss.detach().double(), hits.double(), counted.double()])
 
     def _try_memory(self) -> None:
         # One pass without an exchange, after which all processes agree on the smallest part.
@@ -206,12 +206,12 @@ class Learner:
             self._tell()
 
     def _tell(self) -> None:
-        self.say(f"memory is too small for the batch at once: {self.micro_batch} pictures at a time from here on")
+        self.say(f"memory is too small for the batch at once: {self.micro_batch} images at a time from here on")
 
     def _too_little(self, reason: str) -> TrainingError:
         advice = "give --micro-batch a smaller number" if self.micro_batch > 1 else "train a narrower net"
         return TrainingError(
-            f"{self.world.device}: expected memory for {self.micro_batch} pictures at a time, found too little "
+            f"{self.world.device}: expected memory for {self.micro_batch} images at a time, found too little "
             f"({reason}); {advice}"
         )
 

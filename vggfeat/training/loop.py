@@ -1,4 +1,4 @@
-"""Training from beginning to end: pictures in, a folder with the weights out."""
+"""Training from beginning to end: images in, a folder with the weights out."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from vggfeat.processes import World, open_world
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.durable import DISK, Files
 from vggfeat.training.checkpoints import Checkpoint
-from vggfeat.training.feed import Feed, PictureFeed
+from vggfeat.training.feed import Feed, ImageFeed
 from vggfeat.training.folder import RunFolder
 from vggfeat.training.learner import Learner
 from vggfeat.training.running import Running
@@ -36,7 +36,7 @@ def train(
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     hooks: Hooks = Hooks(),  # noqa: B008  frozen
 ) -> Outcome:
-    """Train a net on pictures, or go on with the run that was doing so.
+    """Train a net on images, or go on with the run that was doing so.
 
     Started by torchrun, all its processes train together; the first of them writes.
 
@@ -52,7 +52,7 @@ def train(
         Go on from the newest checkpoint in `out`; if nothing stands there, begin.
     run : RunSettings
     decode : DecodeSettings
-        Limits for a picture.
+        Limits for an image.
     hooks : Hooks
 
     Returns
@@ -64,8 +64,8 @@ def train(
     ConfigError
         If settings do not go together, or the device is not there.
     TrainingError
-        If `out` holds something else, the loss is no number, memory is too small even for one picture at a time, over
-        1 % of the pictures can't be read, or another process of the run has gone.
+        If `out` holds something else, the loss is no number, memory is too small even for one image at a time, over
+        1 % of the images can't be read, or another process of the run has gone.
     StoreError
         If the disk refuses.
     """
@@ -73,7 +73,7 @@ def train(
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
         Decoder(run.workers, decode) as decoder,
     ):
-        feed = PictureFeed(data, recipe, world, decoder)
+        feed = ImageFeed(data, recipe, world, decoder)
         task = Classification(recipe, feed.classes, started_from)
         return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
 

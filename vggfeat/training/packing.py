@@ -1,6 +1,6 @@
-"""Make a packed copy of a training set: pictures shrunk to the largest S that training needs, many to a file.
+"""Make a packed copy of a training set: images shrunk to the largest S that training needs, many to a file.
 
-A million small files cost more time to open than to read, and pictures larger than S cost time to decode. Each shard is
+A million small files cost more time to open than to read, and images larger than S cost time to decode. Each shard is
 written to a temporary name, synced and renamed; beside it lies a record of what it holds, with its SHA-256. The same
 call again goes on behind an interruption, mends what was damaged, and takes in what could not be read before.
 """
@@ -26,7 +26,7 @@ from vggfeat.packed import BEGUN, FORMAT, INDEX, Columns, columns
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.durable import disk_errors
 from vggfeat.store.locks import Lock, holder
-from vggfeat.training.pictures import Unreadable, check_readable
+from vggfeat.training.images import Unreadable, check_readable
 from vggfeat.training.shards import Record, Shard, cut, load, save, stored, write_shard
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
@@ -43,22 +43,22 @@ class PackSettings:
     """
 
     side: int = 512
-    """Smallest side in pixels that pictures are shrunk to: the largest S that is to be trained at, of the paper's the
-    upper end of [256;512] (Sect. 3.1). Smaller pictures keep their size."""
+    """Smallest side in pixels that images are shrunk to: the largest S that is to be trained at, of the paper's the
+    upper end of [256;512] (Sect. 3.1). Smaller images keep their size."""
     quality: int = 92
     """Of JPEGs that are written anew, 1 to 95."""
-    shard_pictures: int = 2048
-    """Pictures in a file: about 60 MB at side 256, 200 MB at 512."""
+    shard_images: int = 2048
+    """Images in a file: about 60 MB at side 256, 200 MB at 512."""
 
     def __post_init__(self) -> None:
-        if self.side < 1 or not 1 <= self.quality <= 95 or self.shard_pictures < 1:
+        if self.side < 1 or not 1 <= self.quality <= 95 or self.shard_images < 1:
             raise ConfigError(f"packing: expected side from 1, quality from 1 to 95, shards of 1 or more, found {self}")
 
 
 class Packing(NamedTuple):
     """What was packed."""
 
-    pictures: int
+    images: int
     """Of both lists, those that could be read."""
     bytes: int
     """Of all shards."""
@@ -86,9 +86,9 @@ def pack(
     workers : int
         Processes that decode and encode; 0 works in this one.
     limits : DecodeSettings, optional
-        What may be spent on one picture.
+        What may be spent on one image.
     progress : callable, optional
-        Called with the numbers of pictures done and of all.
+        Called with the numbers of images done and of all.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def pack(
     Raises
     ------
     TrainingError
-        If the folder holds anything else or another process packs into it, or more than 1 % of the pictures can't be
+        If the folder holds anything else or another process packs into it, or more than 1 % of the images can't be
         read.
     StoreError
         If it can't be written.
@@ -116,10 +116,10 @@ class _Packer:
         self.data, self.out, self.settings = data, out, settings
         self.lists = {"train": data.train, "val": data.val}
         self.shards = [
-            shard for name in self.lists for shard in cut(name, len(self.lists[name]), settings.shard_pictures)
+            shard for name in self.lists for shard in cut(name, len(self.lists[name]), settings.shard_images)
         ]
         self.records: dict[Shard, Record] = {}
-        wanted = {name: pictures.fingerprint() for name, pictures in self.lists.items()}
+        wanted = {name: images.fingerprint() for name, images in self.lists.items()}
         self.what = {"format": FORMAT, **wanted, **asdict(settings)}
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class _Packer:
         save(self.out / BEGUN, json.dumps(self.what, indent=1).encode())
 
     def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None] | None) -> None:
-        """Write the shards that are not there, not as their records say, or not with all of their pictures."""
+        """Write the shards that are not there, not as their records say, or not with all of their images."""
         found = {shard: stored(self.out, shard) for shard in self.shards}
         # What could not be read may have been mended.
         self.records = {shard: record for shard, record in found.items() if record and not record.unreadable}
@@ -177,8 +177,8 @@ class _Packer:
             np.savez(file, names=names, targets=targets, places=places)
             save(self.out / f"{name}.npz", file.getvalue())
         save(self.out / INDEX, json.dumps(self._index(), indent=1).encode())
-        pictures = sum(len(record.places) for record in records)
-        return Packing(pictures, sum(record.bytes for record in records), unreadable)
+        images = sum(len(record.places) for record in records)
+        return Packing(images, sum(record.bytes for record in records), unreadable)
 
     def _request(self, shard: Shard, row: int) -> Request:
         file, span = self.lists[shard.list].place(row)
@@ -195,7 +195,7 @@ class _Packer:
         shards: dict[str, list[dict[str, Any]]] = {name: [] for name in self.lists}
         for shard in self.shards:
             record = self.records[shard]
-            entry = {"file": shard.file, "pictures": len(record.places), "bytes": record.bytes, "sha256": record.sha256}
+            entry = {"file": shard.file, "images": len(record.places), "bytes": record.bytes, "sha256": record.sha256}
             shards[shard.list].append(entry)
         return {
             "format": FORMAT,
@@ -207,14 +207,14 @@ class _Packer:
         }
 
     def _check(self, unreadable: Sequence[Unreadable]) -> None:
-        for name, pictures in self.lists.items():
-            left = np.bincount(pictures.targets, minlength=len(self.data.classes))
+        for name, images in self.lists.items():
+            left = np.bincount(images.targets, minlength=len(self.data.classes))
             for shard in (one for one in self.shards if one.list == name):
                 rows = set(shard.rows) - {place[0] for place in self.records[shard].places}
-                left -= np.bincount(pictures.targets[sorted(rows)], minlength=len(left))
+                left -= np.bincount(images.targets[sorted(rows)], minlength=len(left))
             if not left.all():
                 raise TrainingError(
-                    f"{self.out}: expected pictures of every class in {name}, found none that can be read of "
+                    f"{self.out}: expected images of every class in {name}, found none that can be read of "
                     f"{self.data.classes[int(left.argmin())]}; mend them, or remove the class and pack elsewhere"
                 )
         seen = sum(map(len, self.lists.values()))
@@ -227,7 +227,7 @@ class _Packer:
             if found != self.what:
                 differs = ", ".join(key for key, value in self.what.items() if found.get(key) != value)
                 raise TrainingError(
-                    f"{self.out}: expected a packed copy of the same pictures and settings, found another ({differs} "
+                    f"{self.out}: expected a packed copy of the same images and settings, found another ({differs} "
                     "differ); choose another folder or delete it"
                 )
         elif names:

@@ -16,9 +16,9 @@ from vggfeat.processes import World
 from vggfeat.training.curves import draw_curves
 from vggfeat.training.feed import Feed
 from vggfeat.training.folder import RunFolder
+from vggfeat.training.images import Batch
 from vggfeat.training.learner import Learner
 from vggfeat.training.log import Log, read_log
-from vggfeat.training.pictures import Batch
 from vggfeat.training.settings import RunSettings
 from vggfeat.training.state import Hooks, Outcome, State, Sums, Validation
 from vggfeat.training.stopping import Stopped
@@ -60,7 +60,7 @@ class Running:
         self.task, self.feed, self.run, self.hooks, self.world = task, feed, run, hooks, world
         self.folder, self.state, self.identity, self.clock = folder, state, identity, clock
         self.recipe = task.recipe
-        self.every = self.recipe.steps_between_validations(feed.pictures)
+        self.every = self.recipe.steps_between_validations(feed.images)
         self.resumed, self.saved = state.step, state
         self.begun = self.drawn = clock()
         self.notes: list[str] = []
@@ -88,7 +88,7 @@ class Running:
         Stopped
             If the run is to stop.
         """
-        self.hooks.progress(self.state.step, self.recipe.max_steps, f"mean pixel: {done} of {total} pictures")
+        self.hooks.progress(self.state.step, self.recipe.max_steps, f"mean pixel: {done} of {total} images")
         if self.hooks.stop():
             raise Stopped("stopped before the first step")
 
@@ -112,7 +112,7 @@ class Running:
             self._save()
             return self.outcome(None)
         self._save()
-        if self.state.sums.pictures and self.log is not None and not self.log.has("train", self.state.step):
+        if self.state.sums.images and self.log is not None and not self.log.has("train", self.state.step):
             self._write_training(self.log)
         weights = self.folder.path / "weights.safetensors"
         if self.world.first:
@@ -165,11 +165,11 @@ class Running:
 
     def _write_training(self, log: Log) -> None:
         sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
-        pictures = max(sums.pictures, 1)
+        images = max(sums.images, 1)
         figures = {
             "epoch": self._epoch,
-            "loss": sums.loss / pictures,
-            next(iter(self.task.errors)): 1 - sums.hits / pictures,
+            "loss": sums.loss / images,
+            next(iter(self.task.errors)): 1 - sums.hits / images,
             "lr": self.learning_rate,
             "images_per_s": self.timed * self.recipe.batch / seconds,
             "waiting": min(1.0, self.waited / seconds),
@@ -182,7 +182,7 @@ class Running:
 
     @property
     def _epoch(self) -> float:
-        return self.state.step * self.recipe.batch / self.feed.pictures
+        return self.state.step * self.recipe.batch / self.feed.images
 
     def _time_anew(self) -> None:
         # Validations and checkpoints push `since` on: rates are those of training alone.
@@ -205,7 +205,7 @@ class Running:
         plateau = self.state.plateau if last else self.state.plateau.after(1 - found.error, self.recipe)
         self.state = replace(self.state, validation=found, plateau=plateau)
         if self.log is not None:
-            figures = {"epoch": self._epoch, **found.figures, "pictures": found.pictures}
+            figures = {"epoch": self._epoch, **found.figures, "images": found.images}
             if not self.log.has("validation", self.state.step):  # by a run that was killed before its checkpoint
                 self.log.write("validation", self.state.step, figures)
             if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
@@ -215,7 +215,7 @@ class Running:
         return True
 
     def _validate(self) -> Validation | None:
-        """Rate what the net says of the validation pictures; None if it was stopped."""
+        """Rate what the net says of the validation images; None if it was stopped."""
         # The last is the number of processes that were stopped.
         sums = torch.zeros(len(self.task.rated) + 1, dtype=torch.float64, device=self.world.device)
         shown = 0
@@ -224,7 +224,7 @@ class Running:
                 sums[:-1] += self.task.rate(self.learner.outputs(batch.images), batch.targets)
                 shown += len(batch.targets) * self.world.size
                 if self.world.first:
-                    text = f"validating: {min(shown, self.feed.validation_pictures)} of {self.feed.validation_pictures}"
+                    text = f"validating: {min(shown, self.feed.validation_images)} of {self.feed.validation_images}"
                     self.hooks.progress(self.state.step, self.recipe.max_steps, text)
                 if self.hooks.stop():
                     sums[-1] += 1
@@ -234,7 +234,7 @@ class Running:
             return None
         if not rated[-1]:
             raise TrainingError(
-                f"step {self.state.step}: expected validation pictures, found none that can be read; mend them, then "
+                f"step {self.state.step}: expected validation images, found none that can be read; mend them, then "
                 "go on with --resume"
             )
         return self.task.validation(self.state.step, rated)
@@ -263,7 +263,7 @@ class Running:
             **{name: value for name, value in self.identity.items() if name not in self.task.facts},
             "step": self.state.step,
             "precision": self.learner.precision,
-            "pictures": self.feed.pictures,
+            "images": self.feed.images,
             "validation": None if found is None else asdict(found),
             "validation_scale": self.recipe.validation_scale,
         }

@@ -1,7 +1,7 @@
 """What is trained and how: the recipe of the VGG paper, each value with its source.
 
 "Sect." is a section of the VGG paper. A *step* is one update of the weights by the whole batch (the paper's
-"iteration"); *S* is the smallest side of a rescaled training picture, in pixels.
+"iteration"); *S* is the smallest side of a rescaled training image, in pixels.
 """
 
 import math
@@ -21,7 +21,7 @@ FROM_A = ("B", "C", "D", "E")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the trained weights, apart from the pictures and the weights that are started from.
+    """Everything that decides the trained weights, apart from the images and the weights that are started from.
 
     Raises
     ------
@@ -36,9 +36,9 @@ class Recipe:
     pool: Pool = "floor"
     """Rounding of the pooling output. A 224 crop gives the same map with both."""
     scale: tuple[int, int] = (256, 256)
-    """Smallest and largest S: (256, 256), (384, 384), or (256, 512), drawn anew for every picture (Sect. 3.1)."""
+    """Smallest and largest S: (256, 256), (384, 384), or (256, 512), drawn anew for every image (Sect. 3.1)."""
     crop: int = 224
-    """Side of the crop taken at random from the rescaled picture (Sect. 3.1)."""
+    """Side of the crop taken at random from the rescaled image (Sect. 3.1)."""
     mirror: float = 0.5
     """Share of crops that are mirrored, at random (Sect. 3.1)."""
     colour_shift: float = 0.1
@@ -46,7 +46,7 @@ class Recipe:
     whom Sect. 3.1 refers. 0 shifts nothing."""
     reduced: bool = True
     """Decode a JPEG that is twice as large as S, or more, at 1/2, 1/4 or 1/8 of its size: not in the paper, but it
-    saves most of the time that large pictures take."""
+    saves most of the time that large images take."""
     start: Start = "random"
     """random; A: the first four convolutions and the fully connected layers come from net A (Sect. 3.1), matched by
     block (conv1_1, conv2_1, conv3_1, conv3_2), because by order their shapes differ; same net: all layers come from
@@ -61,7 +61,7 @@ class Recipe:
     about 1e8 and the first steps end in NaN. Most later programs read it as a deviation of 0.01, with which those of
     net A begin at 1e-3 and those of net D at 1e-6: the deeper nets stall, as the paper tells."""
     batch: int = 256
-    """Pictures in a step (Sect. 3.1), over all processes."""
+    """Images in a step (Sect. 3.1), over all processes."""
     momentum: float = 0.9
     """Sect. 3.1."""
     weight_decay: float = 5e-4
@@ -86,7 +86,7 @@ class Recipe:
     least_gain: float = 1e-3
     """An improvement is a top-1 accuracy more than this above the best: the last digit of the paper's tables."""
     seed: int = 0
-    """Of first weights, order of the pictures, crops, colours and dropout."""
+    """Of first weights, order of the images, crops, colours and dropout."""
 
     def __post_init__(self) -> None:
         check_choice("net", self.net, NETS)
@@ -111,12 +111,12 @@ class Recipe:
 
     @property
     def validation_scale(self) -> int:
-        """Smallest side of a validation picture: S, or the middle of its range (Sect. 4.1)."""
+        """Smallest side of a validation image: S, or the middle of its range (Sect. 4.1)."""
         return round(sum(self.scale) / 2)
 
-    def steps_between_validations(self, pictures: int) -> int:
-        """Return `validate_every`, or the steps of an epoch of so many training pictures."""
-        return self.validate_every or max(1, math.ceil(pictures / self.batch))
+    def steps_between_validations(self, images: int) -> int:
+        """Return `validate_every`, or the steps of an epoch of so many training images."""
+        return self.validate_every or max(1, math.ceil(images / self.batch))
 
     def build(self, num_classes: int) -> VGG:
         """Build the net, with weights that are still to be set."""
@@ -134,11 +134,11 @@ class RunSettings:
     device: str = "cpu"
     """cpu, cuda, cuda:1, ...; under torchrun, cuda stands for the GPU of each process."""
     workers: int = 2
-    """Processes that decode pictures, for each training process; 0 decodes in the training process."""
+    """Processes that decode images, for each training process; 0 decodes in the training process."""
     precision: Precision | None = None
     """Of convolutions and matrix products; weights and sums stay float32. None: bf16 on a GPU, fp32 on the cpu."""
     micro_batch: int | None = None
-    """Pictures that go through the net at a time, in each process; gradients are summed over the batch. None: all of
+    """Images that go through the net at a time, in each process; gradients are summed over the batch. None: all of
     a process's share, halved as often as memory asks for it."""
     compile: bool = False
     """Compile the net with torch.compile: minutes once, then faster steps on a GPU."""

@@ -1,6 +1,6 @@
 """One tar file of a packed copy, and the record beside it: written whole or not at all.
 
-Everything in it follows from the pictures and the settings, so that a shard which is made again has the same bytes.
+Everything in it follows from the images and the settings, so that a shard which is made again has the same bytes.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from vggfeat.errors import PictureError
-from vggfeat.images.decoding import Picture
+from vggfeat.errors import ImageError
+from vggfeat.images.decoding import DecodedImage
 from vggfeat.store.durable import DISK, replacing
-from vggfeat.training.pictures import named
+from vggfeat.training.images import named
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
@@ -53,7 +53,7 @@ def cut(name: str, count: int, size: int) -> list[Shard]:
     return [Shard(name, number, range(start, min(start + size, count))) for number, start in enumerate(starts)]
 
 
-def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator[Picture | PictureError]) -> Record:
+def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator[DecodedImage | ImageError]) -> Record:
     """Write a shard, and then its record.
 
     Parameters
@@ -63,7 +63,7 @@ def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator
     shard : Shard
     names : sequence of str
         Of the whole list.
-    answers : iterator of Picture or PictureError
+    answers : iterator of DecodedImage or ImageError
         JPEG files as `vggfeat.images.shrinking.shrink` makes them, one for each row of the shard.
 
     Raises
@@ -78,7 +78,7 @@ def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator
         tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for row, answer in zip(shard.rows, answers, strict=True):
-            if isinstance(answer, PictureError):
+            if isinstance(answer, ImageError):
                 one = named(names[row], answer)
                 unreadable.append((one.path, one.reason))
                 continue

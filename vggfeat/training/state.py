@@ -13,8 +13,8 @@ class Sums(NamedTuple):
 
     loss: float = 0.0
     hits: float = 0.0
-    """Pictures that the net was right about, dropout included."""
-    pictures: float = 0.0
+    """Images that the net was right about, dropout included."""
+    images: float = 0.0
     """That count."""
 
     def plus(self, other: "Sums") -> "Sums":
@@ -27,13 +27,13 @@ class Validation:
     """What a validation has shown; each task adds its figures, the first being the error that decides."""
 
     step: int
-    pictures: int
+    images: int
     """That could be read."""
 
     @property
     def figures(self) -> dict[str, float]:
         """What the task has added."""
-        return {name: value for name, value in asdict(self).items() if name not in ("step", "pictures")}
+        return {name: value for name, value in asdict(self).items() if name not in ("step", "images")}
 
     @property
     def error(self) -> float:
@@ -96,6 +96,6 @@ class Outcome:
     seconds: float
     """Time of this run."""
     unreadable: tuple[tuple[str, str], ...]
-    """(path, reason) of the pictures that could not be read."""
+    """(path, reason) of the images that could not be read."""
     notes: tuple[str, ...]
     """What a user should know, a sentence each."""

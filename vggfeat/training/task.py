@@ -1,6 +1,6 @@
 """What a net is trained for: what its outputs are, the loss, and how a validation rates them.
 
-N = pictures of a process's share of a batch, C = channels of fc8, K = classes.
+N = images of a process's share of a batch, C = channels of fc8, K = classes.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from vggfeat.weights import Backbone
 
 
 class Task(Protocol):
-    """What the trainer asks of a task. A *target* is what a `Feed` says of a picture, in the form of its task."""
+    """What the trainer asks of a task. A *target* is what a `Feed` says of an image, in the form of its task."""
 
     @property
     def recipe(self) -> Recipe:
@@ -53,10 +53,10 @@ class Task(Protocol):
         """
 
     def no_targets(self, count: int) -> Tensor:
-        """Return the targets of as many pictures that can't be read; (count, ...), on the CPU."""
+        """Return the targets of as many images that can't be read; (count, ...), on the CPU."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, the pictures that were right, and those that count, each summed over a part of a batch.
+        """Return the loss, the images that were right, and those that count, each summed over a part of a batch.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class Task(Protocol):
         """
 
     def rate(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the sums over validation pictures that `rated` names, float64; the last is the pictures that count."""
+        """Return the sums over validation images that `rated` names, float64; the last is the images that count."""
 
     def validation(self, step: int, sums: list[float]) -> Validation:
         """Turn the sums of `rate` into errors."""
@@ -80,9 +80,9 @@ class ClassValidation(Validation):
     """What a validation of a classifying net has shown."""
 
     top1_error: float
-    """Share of the pictures whose class does not have the highest score."""
+    """Share of the images whose class does not have the highest score."""
     top5_error: float
-    """Share of the pictures whose class is not among the five highest scores."""
+    """Share of the images whose class is not among the five highest scores."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Classification:
     started_from: Backbone | None = None
 
     errors: ClassVar[Mapping[str, str]] = {"top1_error": "top-1", "top5_error": "top-5"}
-    rated: ClassVar[tuple[str, ...]] = ("hits", "hits among the five highest scores", "pictures")
+    rated: ClassVar[tuple[str, ...]] = ("hits", "hits among the five highest scores", "images")
     facts: ClassVar[Mapping[str, Any]] = {}
 
     def first_weights(self) -> tuple[VGG, list[str]]:
@@ -107,7 +107,7 @@ class Classification:
         return torch.full((count,), NO_TARGET)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logistic loss, hits, and pictures."""
+        """Return logistic loss, hits, and images."""
         loss = F.cross_entropy(outputs, targets, ignore_index=NO_TARGET, reduction="sum")
         counted = targets != NO_TARGET
         return loss, ((outputs.argmax(1) == targets) & counted).sum(), counted.sum()
@@ -121,9 +121,9 @@ class Classification:
 
     def validation(self, step: int, sums: list[float]) -> ClassValidation:
         """Return top-1 and top-5 error."""
-        hits, among_five, pictures = sums
+        hits, among_five, images = sums
         return ClassValidation(
-            step=step, top1_error=1 - hits / pictures, top5_error=1 - among_five / pictures, pictures=int(pictures)
+            step=step, top1_error=1 - hits / images, top5_error=1 - among_five / images, images=int(images)
         )
 
     def read_validation(self, told: dict[str, Any]) -> ClassValidation:

@@ -46,7 +46,7 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     Returns
     -------
     {"model": str, "mean": list of 3, "std": list of 3, "exact": bool}
-        torchvision's function, what its Normalize must be given for pictures of 0 to 1, and whether nothing changed
+        torchvision's function, what its Normalize must be given for images of 0 to 1, and whether nothing changed
         at the border.
 
     Raises

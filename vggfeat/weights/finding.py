@@ -74,7 +74,7 @@ def load_file(path: Path) -> Backbone:
 
 
 def load_bundled(file: Traversable | None = None) -> Backbone:
-    """Load the small net that comes with the package: it was trained on rendered pictures by vggfeat's own trainer.
+    """Load the small net that comes with the package: it was trained on rendered images by vggfeat's own trainer.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ def load_matconvnet(path: Path) -> Backbone:
     """Load a .mat file of MatConvNet.
 
     A pooling whose padding is [0 1 0 1] rounds its output up, as in the nets that were converted from Caffe; one
-    without padding rounds it down. A mean picture becomes the mean of its pixels, since dense maps have no place
+    without padding rounds it down. A mean image becomes the mean of its pixels, since dense maps have no place
     for it.
 
     Raises
@@ -182,21 +182,21 @@ def _read(path: Path, name: str, numbers: Numbers) -> Tensor:
 
 
 def _mean(path: Path, net: Mapping[str, Any]) -> tuple[tuple[float, float, float], str]:
-    """Find the mean pixel, from a pixel or the pixels of a picture."""
+    """Find the mean pixel, from a pixel or the pixels of an image."""
     holder = net["meta"] if isinstance(net.get("meta"), dict) else net
     normalization = holder.get("normalization")
     image = normalization.get("averageImage") if isinstance(normalization, dict) else None
     if image is None:
         return IMAGENET_MEAN, "published with the authors' nets"
     if not isinstance(image, Numbers) or not image.array().size or image.array().size % 3:
-        raise WeightsError(f"{path}: averageImage: expected 3 numbers or a picture of 3 channels, found others")
+        raise WeightsError(f"{path}: averageImage: expected 3 numbers or an image of 3 channels, found others")
     # (channels, width, height) in memory; a column or a row of three comes to the same.
     pixels = image.array().reshape(3, -1)
     with np.errstate(over="ignore", invalid="ignore"):
         red, green, blue = pixels.mean(axis=1, dtype="<f8").tolist()
     if not np.isfinite([red, green, blue]).all():
         raise WeightsError(f"{path}: averageImage: expected finite numbers, found NaN or infinity")
-    return (red, green, blue), "the file" if pixels.shape[1] == 1 else "the mean picture in the file, averaged"
+    return (red, green, blue), "the file" if pixels.shape[1] == 1 else "the mean image in the file, averaged"
 
 
 def _classes(net: Mapping[str, Any]) -> tuple[str, ...]:

@@ -47,8 +47,8 @@ _CONFUSED = (
     (b"\x12\x01\x00\x00\x00\x00\x00\x00", "parameters of MXNet", "take the Caffe file that they were made from"),
     (b"\x04\x00\x00\x00\x01\x00\x00\x00", "a file of Torch7 (.t7)", "take the Caffe file that it was made from"),
     (b"GGUF", "a GGUF file", "take the net in one of the formats that can be read"),
-    (b"\xff\xd8\xff", "a JPEG picture", "name a file of weights"),
-    (b"\x89PNG", "a PNG picture", "name a file of weights"),
+    (b"\xff\xd8\xff", "a JPEG image", "name a file of weights"),
+    (b"\x89PNG", "a PNG image", "name a file of weights"),
     (b"%PDF", "a PDF document", "name a file of weights"),
 )
 """First bytes, what it is, what to do."""

@@ -1,14 +1,14 @@
-"""Guesses for a user's own pictures, and drawings of them."""
+"""Guesses for a user's own images, and drawings of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from vggfeat.datasets.folder import PICTURE_SUFFIXES
+from vggfeat.datasets.folder import IMAGE_SUFFIXES
 from vggfeat.datasets.textfiles import list_folder
-from vggfeat.errors import ConfigError, PictureError
-from vggfeat.images.decoding import DecodeSettings, Picture, Request
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.drawing import Mark, draw_boxes
 from vggfeat.localisation.guesses import Ask, Located
@@ -18,7 +18,7 @@ _AT_ONCE = 8
 
 
 class Predicted(NamedTuple):
-    """What became of one picture."""
+    """What became of one image."""
 
     path: str
     located: Located
@@ -26,8 +26,8 @@ class Predicted(NamedTuple):
     """Name of the file with its boxes; empty if it failed."""
 
 
-def picture_files(places: Sequence[Path]) -> list[Path]:
-    """Return pictures in the order given; a folder stands for the pictures in it, sorted, but not for its folders.
+def image_files(places: Sequence[Path]) -> list[Path]:
+    """Return images in the order given; a folder stands for the images in it, sorted, but not for its folders.
 
     Raises
     ------
@@ -37,10 +37,10 @@ def picture_files(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         names = list_folder(place) if place.is_dir() else []
-        inside = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]
+        inside = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
         found += [place / name for name in inside] if place.is_dir() else [place]
     if not found:
-        raise ConfigError("pictures: expected files, or folders of some, found none")
+        raise ConfigError("images: expected files, or folders of some, found none")
     return found
 
 
@@ -55,7 +55,7 @@ def predict_files(
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Predicted]:
-    """Locate what is on some pictures, and draw it.
+    """Locate what is on some images, and draw it.
 
     Parameters
     ----------
@@ -67,31 +67,29 @@ def predict_files(
     words : mapping
         Class name -> what people call it, where that is known.
     save : callable
-        Called with NAME.boxes.png and the bytes of the drawing, for every picture that could be read.
+        Called with NAME.boxes.png and the bytes of the drawing, for every image that could be read.
     workers, decode
         As for `vggfeat.caching.cache_features`.
     progress : callable, optional
-        Called with pictures done and in all.
+        Called with images done and in all.
 
     Returns
     -------
     list of Predicted
-        In the order of the files; a picture that can't be read has a reason, and the others go on.
+        In the order of the files; an image that can't be read has a reason, and the others go on.
     """
     found: list[Predicted] = []
     names = _drawing_names(files)
-    # The pictures are drawn on, so they are decoded at full size.
+    # The images are drawn on, so they are decoded at full size.
     with Decoder(workers, replace(decode, largest_side=None)) as decoder:
         answers = decoder.stream(Request(str(path.absolute()), (None,)) for path in files)
         if progress is not None:
             progress(0, len(files))
         for start in range(0, len(files), _AT_ONCE):
             paths = files[start : start + _AT_ONCE]
-            pictures = [next(answers) for _ in paths]
-            for path, picture, located in zip(
-                paths, pictures, localiser.locate(pictures, [Ask()] * len(paths)), strict=True
-            ):
-                found.append(_drawn(path, picture, located, names[len(found)], classes, words, save))
+            images = [next(answers) for _ in paths]
+            for path, image, located in zip(paths, images, localiser.locate(images, [Ask()] * len(paths)), strict=True):
+                found.append(_drawn(path, image, located, names[len(found)], classes, words, save))
             if progress is not None:
                 progress(len(found), len(files))
     return found
@@ -109,25 +107,25 @@ def shown_path(path: str) -> str:
 
 def _drawn(
     path: Path,
-    picture: Picture | PictureError,
+    image: DecodedImage | ImageError,
     located: Located,
     name: str,
     classes: Sequence[str],
     words: Mapping[str, str],
     save: Callable[[str, bytes], object],
 ) -> Predicted:
-    if located.reason or isinstance(picture, PictureError):
+    if located.reason or isinstance(image, ImageError):
         return Predicted(str(path), located._replace(reason=located.reason.replace(f"{path.absolute()}: ", "")), "")
     marks = [
         Mark(guess.box, f"{title(classes[guess.label], words)} {100 * guess.posterior:.0f} %")
         for guess in located.ranked()
     ]
-    save(name, draw_boxes(picture.regions[0], marks))
+    save(name, draw_boxes(image.regions[0], marks))
     return Predicted(str(path), located, name)
 
 
 def _drawing_names(files: Sequence[Path]) -> list[str]:
-    """Names of the drawings; pictures of one name in several folders are numbered."""
+    """Names of the drawings; images of one name in several folders are numbered."""
     names: list[str] = []
     taken: set[str] = set()
     for path in files:

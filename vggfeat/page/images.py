@@ -1,4 +1,4 @@
-"""Pictures of a page: which rows explain a number, and small copies of their files, boxes drawn, as data addresses.
+"""Images of a page: which rows explain a number, and small copies of their files, boxes drawn, as data addresses.
 
 m = rows of a test, K = classes.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vggfeat.datasets.front import open_dataset
-from vggfeat.errors import ConfigError, PictureError, VggfeatError
+from vggfeat.errors import ConfigError, ImageError, VggfeatError
 from vggfeat.images.decoding import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.metrics import predict_classes
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 class Key(NamedTuple):
-    """A picture, and the box in it that is drawn."""
+    """An image, and the box in it that is drawn."""
 
     path: str
     box: tuple[float, float, float, float] | None
@@ -69,7 +69,7 @@ class Examples:
 
 
 def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, most: int) -> Examples:
-    """Choose the rows that explain the value of class number `k`; rows whose picture failed are none of them."""
+    """Choose the rows that explain the value of class number `k`; rows whose image failed are none of them."""
     order = np.argsort(-test.scores[:, k], kind="stable")
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(1, len(order) + 1)
@@ -77,7 +77,7 @@ def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, m
     signs = test.labels[order, k]
     predicted = predict_classes(test.scores) if single and len(order) else np.zeros(len(ranks), dtype=np.int64)
     wrong, missed = _mistakes(signs, predicted[order] == k if single else None)
-    # A positive among the highest is right, wherever the negatives are, unless its picture went to another class.
+    # A positive among the highest is right, wherever the negatives are, unless its image went to another class.
     kinds = [signs == 0, wrong, missed & single, signs == 1]
     verdicts = np.select(kinds, ["ignored", "wrong", "missed", "right"], "other")
 
@@ -101,7 +101,7 @@ def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, m
 
 
 def per_list(lists: int) -> int:
-    """Say how many pictures a list may have, so that all lists together stay within `BUDGET`."""
+    """Say how many images a list may have, so that all lists together stay within `BUDGET`."""
     return max(1, min(MOST_PER_LIST, BUDGET // max(1, lists)))
 
 
@@ -111,7 +111,7 @@ def find_root(root: Path, dataset: str, paths: Sequence[str]) -> Path:
     Raises
     ------
     ConfigError
-        If no picture is there.
+        If no image is there.
     """
     some = paths[:: max(1, len(paths) // 20)]
     places = [root]
@@ -121,7 +121,7 @@ def find_root(root: Path, dataset: str, paths: Sequence[str]) -> Path:
         if any((place / path).is_file() for path in some):
             return place
     raise ConfigError(
-        f"--pictures {root}: expected the pictures of {dataset} there, found none of {len(some)}, the first is "
+        f"--images {root}: expected the images of {dataset} there, found none of {len(some)}, the first is "
         f"{some[0] if some else '-'!r}; give the root that `vggfeat extract` was given"
     )
 
@@ -142,14 +142,14 @@ def small_copies(
     Returns
     -------
     dict
-        Key -> address with the picture in it ("data:image/jpeg;base64,..."), or the reason why there is none.
+        Key -> address with the image in it ("data:image/jpeg;base64,..."), or the reason why there is none.
     """
     wanted = list(dict.fromkeys(keys))
     found: dict[Key, str] = {}
     with Decoder(workers, DecodeSettings(timeout=20.0)) as decoder:
         asked = (Request(os.path.abspath(root / key.path), (None,), side=max(SIDES)) for key in wanted)
         for key, answer in zip(wanted, decoder.stream(asked), strict=True):
-            if isinstance(answer, PictureError):
+            if isinstance(answer, ImageError):
                 found[key] = answer.reason
             else:
                 found[key] = _address(answer.regions[0], answer.size, key.box)
@@ -158,14 +158,14 @@ def small_copies(
     return found
 
 
-def is_picture(address: str) -> bool:
+def is_image(address: str) -> bool:
     """Tell an address from a reason."""
     return address.startswith("data:")
 
 
 def reach(found: Mapping[Key, str]) -> tuple[int, int]:
-    """Count small copies, and pictures without one."""
-    there = sum(map(is_picture, found.values()))
+    """Count small copies, and images without one."""
+    there = sum(map(is_image, found.values()))
     return there, len(found) - there
 
 
@@ -182,21 +182,21 @@ def _key(test: Scores, row: int) -> Key:
     box: Any = None
     if test.boxes is not None and np.isfinite(test.boxes[row]).all():
         box = tuple(test.boxes[row].tolist())
-    return Key(test.pictures[row], box)
+    return Key(test.images[row], box)
 
 
 def _address(pixels: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float] | None) -> str:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail(SIDES, Image.Resampling.BILINEAR)
+    image = Image.fromarray(pixels)
+    image.thumbnail(SIDES, Image.Resampling.BILINEAR)
     if box is not None:
-        across, down = picture.width / size[1], picture.height / size[0]
+        across, down = image.width / size[1], image.height / size[0]
         left, top, right, bottom = box
         edges = [left * across, top * down, right * across - 1, bottom * down - 1]
         edges[2:] = max(edges[0], edges[2]), max(edges[1], edges[3])
-        draw = ImageDraw.Draw(picture)
+        draw = ImageDraw.Draw(image)
         # Dark around bright, so that it is seen on any ground.
         draw.rectangle([edges[0] - 1, edges[1] - 1, edges[2] + 1, edges[3] + 1], outline=(0, 0, 0))
         draw.rectangle(edges, outline=(255, 214, 0))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    image.save(file, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

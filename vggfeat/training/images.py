@@ -1,6 +1,6 @@
 """Batches for training and validation: drawn, decoded and cut in the background, resampled on the device.
 
-n = pictures of a batch that are this process's share, C = side of the crop.
+n = images of a batch that are this process's share, C = side of the crop.
 """
 
 import time
@@ -14,27 +14,27 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vggfeat.errors import PictureError, TrainingError
-from vggfeat.images.decoding import Picture, Request
+from vggfeat.errors import ImageError, TrainingError
+from vggfeat.images.decoding import DecodedImage, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.processes import share
-from vggfeat.samples import LabelledPictures
+from vggfeat.samples import LabelledImages
 from vggfeat.training.ahead import Ahead
 from vggfeat.training.augmentation import GROUP_BYTES, Crops, Group, group, place_crops, resample
 from vggfeat.training.draws import CropSettings, Draws, Order, centred, draw
 from vggfeat.training.labels import ClassLabels, Labels
 
 MOST_UNREADABLE = 0.01
-"""Share of pictures that may be unreadable before training stops."""
+"""Share of images that may be unreadable before training stops."""
 LEAST_SEEN = 1000
-"""The share is taken of so many where fewer have been seen: ten pictures may always be unreadable."""
+"""The share is taken of so many where fewer have been seen: ten images may always be unreadable."""
 
 
 class Unreadable(NamedTuple):
-    """A picture that was passed over."""
+    """An image that was passed over."""
 
     path: str
-    """As in `LabelledPictures.paths`."""
+    """As in `LabelledImages.paths`."""
     reason: str
     """"reason: message" as the decoder found it, without the path."""
 
@@ -71,11 +71,11 @@ class _Batches:
     """What training and validation share: an iterator of `Batch`, used in a `with` statement or ended by `close`."""
 
     def __init__(
-        self, pictures: LabelledPictures, plan: Iterator[_Work], *, side: int, reduced: bool, mean: ArrayLike,
+        self, images: LabelledImages, plan: Iterator[_Work], *, side: int, reduced: bool, mean: ArrayLike,
         colours: ArrayLike | None, device: str | torch.device, decoder: Decoder, ahead: int, labels: Labels | None,
     ) -> None:  # fmt: skip
-        self._labels = labels or ClassLabels(pictures.targets)
-        self._pictures, self._side, self._reduced = pictures, side, reduced
+        self._labels = labels or ClassLabels(images.targets)
+        self._images, self._side, self._reduced = images, side, reduced
         self._mean = np.asarray(mean, dtype=np.float64)
         self._colours = np.zeros((3, 3)) if colours is None else np.asarray(colours, dtype=np.float64)
         self._device, self._decoder = torch.device(device), decoder
@@ -85,7 +85,7 @@ class _Batches:
 
     @property
     def unreadable(self) -> list[Unreadable]:
-        """Pictures that could not be read so far, each once, in the order of their rows."""
+        """Images that could not be read so far, each once, in the order of their rows."""
         return [found for _, found in sorted(self._named.copy().items())]
 
     def __enter__(self) -> Self:
@@ -119,35 +119,35 @@ class _Batches:
 
     def _requests(self, work: _Work) -> Iterator[Request]:
         for row, scale in zip(work.rows.tolist(), work.draws.scale.tolist(), strict=True):
-            file, span = self._pictures.place(row)
+            file, span = self._images.place(row)
             yield Request(file, (None,), span, scale if self._reduced else None)
 
-    def _prepared(self, work: _Work, answers: list[Picture | PictureError]) -> _Prepared:
+    def _prepared(self, work: _Work, answers: list[DecodedImage | ImageError]) -> _Prepared:
         for row, answer in zip(work.rows.tolist(), answers, strict=True):
-            if isinstance(answer, PictureError):
+            if isinstance(answer, ImageError):
                 self._pass_over(row, answer)
         self.seen += len(answers)
         first = next(iter(self._named.values()), None)
-        check_readable(str(self._pictures.root), self.seen, self.passed_over, first)
-        good = np.flatnonzero([isinstance(answer, Picture) for answer in answers])
-        pictures = [answer for answer in answers if isinstance(answer, Picture)]
-        crops = place_crops(work.draws.part(good), _sizes(one.regions[0].shape for one in pictures), self._side)
+        check_readable(str(self._images.root), self.seen, self.passed_over, first)
+        good = np.flatnonzero([isinstance(answer, DecodedImage) for answer in answers])
+        images = [answer for answer in answers if isinstance(answer, DecodedImage)]
+        crops = place_crops(work.draws.part(good), _sizes(one.regions[0].shape for one in images), self._side)
         targets = self._labels.unreadable(len(answers))
-        targets[good] = self._labels.of(work.rows[good], _sizes(one.size for one in pictures), crops)
+        targets[good] = self._labels.of(work.rows[good], _sizes(one.size for one in images), crops)
         shift = work.draws.alphas @ self._colours.T - self._mean
         prepared = _Prepared(
             step=work.step,
             targets=self._pinned(torch.from_numpy(targets)),
             shift=self._pinned(torch.from_numpy(shift).float()),
-            groups=self._grouped([one.regions[0] for one in pictures], good, crops),
+            groups=self._grouped([one.regions[0] for one in images], good, crops),
             images=None,
         )
         # On the CPU resampling is done ahead as well; a GPU gets it in the order of its steps.
         return prepared if self._cuda else prepared._replace(groups=[], images=self._finished(prepared))
 
-    def _grouped(self, pictures: list[NDArray[np.uint8]], numbers: NDArray[np.int64], crops: Crops) -> list[Group]:
-        # On a CPU one picture at a time is fastest, because it stays in the cache.
-        groups = group(pictures, crops, most=GROUP_BYTES if self._cuda else 1)
+    def _grouped(self, images: list[NDArray[np.uint8]], numbers: NDArray[np.int64], crops: Crops) -> list[Group]:
+        # On a CPU one image at a time is fastest, because it stays in the cache.
+        groups = group(images, crops, most=GROUP_BYTES if self._cuda else 1)
         in_batch = torch.from_numpy(numbers)
         return [one._replace(rows=in_batch[one.rows]).each(self._pinned) for one in groups]
 
@@ -170,24 +170,24 @@ class _Batches:
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
 
-    def _pass_over(self, row: int, error: PictureError) -> None:
+    def _pass_over(self, row: int, error: ImageError) -> None:
         self.passed_over += 1
-        self._named.setdefault(row, named(self._pictures.paths[row], error))
+        self._named.setdefault(row, named(self._images.paths[row], error))
 
 
 def _sizes(shapes: Iterable[tuple[int, ...]]) -> NDArray[np.int64]:
     return np.array([shape[:2] for shape in shapes], dtype=np.int64).reshape(-1, 2)
 
 
-def named(path: str, error: PictureError) -> Unreadable:
-    """Return what is told of a picture that was passed over; `path` as in `LabelledPictures.paths`."""
+def named(path: str, error: ImageError) -> Unreadable:
+    """Return what is told of an image that was passed over; `path` as in `LabelledImages.paths`."""
     message = str(error)
     # The message begins with the whole path, which is said already, and which is another on every machine.
     return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
 
 
 def check_readable(where: str, seen: int, passed_over: int, first: Unreadable | None) -> None:
-    """Check that few enough pictures were passed over.
+    """Check that few enough images were passed over.
 
     Raises
     ------
@@ -196,7 +196,7 @@ def check_readable(where: str, seen: int, passed_over: int, first: Unreadable | 
     """
     if first is not None and passed_over > MOST_UNREADABLE * max(seen, LEAST_SEEN):
         raise TrainingError(
-            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the pictures to be unreadable, found {passed_over} of "
+            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the images to be unreadable, found {passed_over} of "
             f"{seen}, the first is {first.path} ({first.reason}); mend or remove them"
         )
 
@@ -204,13 +204,13 @@ def check_readable(where: str, seen: int, passed_over: int, first: Unreadable | 
 class TrainingBatches(_Batches):
     """Endless batches of random crops, in a new order in every epoch.
 
-    What a batch holds depends on the pictures, the settings, the seed and the step alone, not on the number of
+    What a batch holds depends on the images, the settings, the seed and the step alone, not on the number of
     processes or workers, nor on where the sequence starts. Use it in a `with` statement; while it lives, decoding goes
     on in the background.
 
     Parameters
     ----------
-    pictures : LabelledPictures
+    images : LabelledImages
     crops : CropSettings
     mean : array-like (3,)
         Mean RGB pixel, 0 to 255, that is subtracted.
@@ -219,7 +219,7 @@ class TrainingBatches(_Batches):
     seed : int
         Of the run.
     batch : int
-        Pictures of a step, those of all processes together (VGG paper, Sect. 3.1: 256).
+        Images of a step, those of all processes together (VGG paper, Sect. 3.1: 256).
     rank, world : int
         Number of this process, and how many there are: it gets a contiguous part of each batch.
     first_step : int
@@ -236,15 +236,15 @@ class TrainingBatches(_Batches):
     Raises
     ------
     TrainingError
-        While iterating, if more than 1 % of the pictures seen, and more than ten, can't be read.
+        While iterating, if more than 1 % of the images seen, and more than ten, can't be read.
     """
 
     def __init__(
-        self, pictures: LabelledPictures, crops: CropSettings, *, mean: ArrayLike, colours: ArrayLike | None, seed: int,
+        self, images: LabelledImages, crops: CropSettings, *, mean: ArrayLike, colours: ArrayLike | None, seed: int,
         batch: int, rank: int = 0, world: int = 1, first_step: int = 0, device: str | torch.device = "cpu",
         decoder: Decoder, ahead: int = 2, labels: Labels | None = None,
     ) -> None:  # fmt: skip
-        order, part = Order(len(pictures), seed), share(batch, rank, world)
+        order, part = Order(len(images), seed), share(batch, rank, world)
 
         def plan() -> Iterator[_Work]:
             for step in count(first_step):
@@ -252,7 +252,7 @@ class TrainingBatches(_Batches):
                 yield _Work(step, rows, draw(crops, seed, epochs, rows))
 
         super().__init__(
-            pictures, plan(), side=crops.side, reduced=crops.reduced, mean=mean, colours=colours, device=device,
+            images, plan(), side=crops.side, reduced=crops.reduced, mean=mean, colours=colours, device=device,
             decoder=decoder, ahead=ahead, labels=labels,
         )  # fmt: skip
 
@@ -262,13 +262,13 @@ class ValidationBatches(_Batches):
 
     Parameters
     ----------
-    pictures : LabelledPictures
+    images : LabelledImages
     scale : int
         Q, the smallest side in pixels after rescaling.
     side : int
         C.
     batch : int
-        Pictures in a batch of this process; the last may be smaller.
+        Images in a batch of this process; the last may be smaller.
     reduced : bool
         As in `CropSettings`.
     mean, rank, world, device, decoder, ahead, labels
@@ -276,15 +276,15 @@ class ValidationBatches(_Batches):
     """
 
     def __init__(
-        self, pictures: LabelledPictures, scale: int, *, side: int = 224, mean: ArrayLike, batch: int = 256,
+        self, images: LabelledImages, scale: int, *, side: int = 224, mean: ArrayLike, batch: int = 256,
         rank: int = 0, world: int = 1, reduced: bool = True, device: str | torch.device = "cpu", decoder: Decoder,
         ahead: int = 2, labels: Labels | None = None,
     ) -> None:  # fmt: skip
-        rows = np.arange(len(pictures))[share(len(pictures), rank, world)]
+        rows = np.arange(len(images))[share(len(images), rank, world)]
         parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         self._count = len(parts)
         super().__init__(
-            pictures, (_Work(step, part, centred(scale, len(part))) for step, part in enumerate(parts)), side=side,
+            images, (_Work(step, part, centred(scale, len(part))) for step, part in enumerate(parts)), side=side,
             reduced=reduced, mean=mean, colours=None, device=device, decoder=decoder, ahead=ahead, labels=labels,
         )  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""Hostile and odd pictures through the real command: each ends exactly once, as a row or as a named failure.
+"""Hostile and odd images through the real command: each ends exactly once, as a row or as a named failure.
 
-    python -m tests.reliability pictures --full --folder DIR [--cases N] [--verdicts FILE]
+    python -m tests.reliability images --full --folder DIR [--cases N] [--verdicts FILE]
 
 DIR holds whatever files there are, of any kind and name: test suites of image libraries are a good choice. They are
-filled up to N, 12,700 by default, with damaged copies of themselves and of our own pictures. With FILE, verdicts are
-kept by SHA-256 of the picture, and compared with those that stand there. Short: 200 damaged pictures of our own.
+filled up to N, 12,700 by default, with damaged copies of themselves and of our own images. With FILE, verdicts are
+kept by SHA-256 of the image, and compared with those that stand there. Short: 200 damaged images of our own.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from test_decoding import good_pictures
+from test_decoding import good_images
 
 from vggfeat.images.decoding import REASONS
 from vggfeat.store.reading import FeatureFile
@@ -36,7 +36,7 @@ def run(options: Options) -> Report:
     with scratch() as folder:
         names = stage(folder / "in", given, count, options.seed)
         report.figures |= {
-            "pictures": len(names),
+            "images": len(names),
             "of the folder": len(given),
             "damaged by us": len(names) - len(given),
         }
@@ -54,7 +54,7 @@ def run(options: Options) -> Report:
 def stage(place: Path, given: list[Path], count: int, seed: int) -> list[str]:
     """Put all under plain names, and list them; links lead to what was given."""
     place.mkdir()
-    rng, own = random.Random(seed), list(good_pictures())
+    rng, own = random.Random(seed), list(good_images())
     small = [path for path in given if path.stat().st_size <= MOST_TO_DAMAGE]
     names = [f"{number:06d}.pic" for number in range(max(count, len(given)))]
     for name, path in zip(names, given, strict=False):
@@ -117,11 +117,11 @@ def memory(pid: int) -> int:
 
 
 def judge(out: Path, names: list[str], report: Report) -> dict[str, str]:
-    """Check that every picture has one verdict; return them by name."""
+    """Check that every image has one verdict; return them by name."""
     with FeatureFile(out) as file:
         problems = list(file.problems())
         report.check(not problems, f"the feature file: {problems[:3]}")
-        report.check(list(file.dataset.paths) == names, "expected a row for each picture, found others")
+        report.check(list(file.dataset.paths) == names, "expected a row for each image, found others")
         verdicts = {}
         for name, status, reason in zip(file.dataset.paths, file.status.tolist(), file.reasons, strict=True):
             word = reason.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Picture files written byte by byte from their format's rules, so that no encoder vouches for the decoder."""
+"""Image files written byte by byte from their format's rules, so that no encoder vouches for the decoder."""
 
 import io
 import struct
@@ -7,9 +7,9 @@ import zlib
 from PIL import Image
 
 
-def encode(picture: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -66,7 +66,7 @@ def flat_jpeg(samples: tuple[int, ...], adobe_transform: int | None = None) -> b
 
 
 def scan_bomb(side: int, repeats: int) -> bytes:
-    """A small progressive JPEG whose last scan is repeated, each time at the price of the whole picture."""
+    """A small progressive JPEG whose last scan is repeated, each time at the price of the whole image."""
     jpeg = encode(Image.new("L", (side, side), 90), "JPEG", progressive=True)
     last = jpeg.rindex(b"\xff\xc4")
     assert jpeg.index(b"\xff\xda", last) > last
