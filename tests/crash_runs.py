@@ -17,9 +17,9 @@ from pathlib import Path
 from feature_rows import KEY, PROVENANCE, finish, make_block, make_dataset, open_parts
 
 from vggfeat.errors import StoreError
-from vggfeat.store import reading as store
-from vggfeat.store.durable import Files
-from vggfeat.store.parts import Parts
+from vggfeat.runtime.durable import Files
+from vggfeat.store import reader as store
+from vggfeat.store.parts import FeatureWriter
 from vggfeat.store.shards import Shape
 
 FILES = ("create", "write", "truncate", "sync", "rename", "remove")
@@ -306,9 +306,9 @@ def attempt(out, rows, shape, files):
     try:
         with open_parts(out, make_dataset(rows), shape=shape, shard_rows=32, files=files) as parts:
             for shard in parts.pending:
-                parts.commit(shard, make_block(parts.rows(shard), shape, {}))
+                parts.append(shard, make_block(parts.rows(shard), shape, {}))
                 committed += 1
-            parts.consolidate(PROVENANCE)
+            parts.finish(PROVENANCE)
     except StoreError as error:
         return committed, str(error)
     return committed, "finished"
@@ -343,11 +343,11 @@ def many_rows(folder, count):
     rows, shape = int(count), Shape(scales=(256,), regions=("image",), channels=64)
     dataset = make_dataset(rows)
     out = folder / "m.h5"
-    with Parts.open(out, dataset, KEY, shape, shard_rows=4096) as parts:
+    with FeatureWriter.open(out, dataset, KEY, shape, shard_rows=4096) as parts:
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard), shape, {}))
+            parts.append(shard, make_block(parts.rows(shard), shape, {}))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        parts.consolidate(PROVENANCE)
+        parts.finish(PROVENANCE)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"grown_mib": (after - before) / 1024, "file_mib": out.stat().st_size / 2**20, "peak_mib": after / 1024}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.errors import ImageError
-from vggfeat.images.decoding import DecodedImage
+from vggfeat.images.decode import DecodedImage
 from vggfeat.images.worker import Line
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vggfeat.runtime.durable import DISK
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.durable import DISK
-from vggfeat.store.parts import Parts
+from vggfeat.store.parts import FeatureWriter
 from vggfeat.store.shards import Block, Shape, Status
 
 SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=5)
@@ -73,7 +73,7 @@ def make_block(rows, shape=SHAPE, failed=None):
 
 def open_parts(out, dataset=None, *, key=KEY, shape=SHAPE, files=DISK, **settings):
     settings = {"shard_rows": SHARD_ROWS} | settings
-    return Parts.open(out, make_dataset() if dataset is None else dataset, key, shape, files=files, **settings)
+    return FeatureWriter.open(out, make_dataset() if dataset is None else dataset, key, shape, files=files, **settings)
 
 
 def finish(out, dataset=None, *, committed=lambda shard: None, **settings):
@@ -81,9 +81,9 @@ def finish(out, dataset=None, *, committed=lambda shard: None, **settings):
     with open_parts(out, dataset, **settings) as parts:
         if not parts.complete:
             for shard in parts.pending:
-                parts.commit(shard, make_block(parts.rows(shard), parts.shape))
+                parts.append(shard, make_block(parts.rows(shard), parts.shape))
                 committed(shard)
-            parts.consolidate(PROVENANCE)
+            parts.finish(PROVENANCE)
     return out
 
 

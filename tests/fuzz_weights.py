@@ -28,9 +28,9 @@ from vggfeat.errors import WeightsError
 from vggfeat.weights.caffe import load_caffe
 from vggfeat.weights.keras import load_keras
 from vggfeat.weights.matconvnet import load_matconvnet
-from vggfeat.weights.own import load_own
-from vggfeat.weights.recognising import recognise
-from vggfeat.weights.torchvision import load_timm, load_torchvision
+from vggfeat.weights.native import load_own
+from vggfeat.weights.pytorch import load_timm, load_torchvision
+from vggfeat.weights.sniff import recognise
 
 LOAD = {"caffe": load_caffe, "matconvnet": load_matconvnet, "keras": load_keras, "safetensors": load_own}
 LOAD |= {"torchvision": load_torchvision, "timm": load_timm}

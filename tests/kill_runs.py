@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from vggfeat import caching
+from vggfeat import extract as caching
+from vggfeat import table as fusion
 from vggfeat.cli import run
-from vggfeat.datasets import front as datasets
-from vggfeat.fusion import table as fusion
+from vggfeat.datasets import catalogue as datasets
 from vggfeat.store import export
 
 LOADED = (torch, caching, datasets, export, fusion)

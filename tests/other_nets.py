@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torchvision.models import vgg
 
-from vggfeat.transforms import normalise
+from vggfeat.nets.transforms import normalise
 
 NARROW = 16
 

@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-from vggfeat.report.writing import write_results
+from vggfeat.results.svm import write_results
 from vggfeat.samples import DataSet, Task
 from vggfeat.svm import SvmSettings
+from vggfeat.table import DescriptorTable
 
 HOSTILE = (
     "<script>complain('class')</script>",

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from crash_runs import Hooked
 from reliability.common import Ended, Job, Run, digest
 
-from vggfeat import processes
 from vggfeat.errors import StoreError
-from vggfeat.processes import open_world
+from vggfeat.runtime import distributed as processes
+from vggfeat.runtime.distributed import open_world
 from vggfeat.weights import random_backbone, save_weights
 
 SEVEN = 7
@@ -199,7 +199,7 @@ def classify(job: Job) -> dict:
     random = random_backbone("random:A:0:0.03125")
     model = type(random.model)("A", 2, width=1 / 32)
     save_weights(net, model, mean=random.mean)
-    words = ["classify", "--data", data, "--weights", net, "--scales", "224", "--device", "cpu", "--workers", "0"]
+    words = ["classify", "--root", data, "--weights", net, "--scales", "224", "--device", "cpu", "--workers", "0"]
     words = [str(word) for word in (*words, "--shard-rows", "1", "--quiet", "--mode", "both", "--out")]
     one = Run([*words, str(job.folder / "one")], job.folder).wait()
     with ranks(2) as next_is:
@@ -229,7 +229,7 @@ def worlds() -> list[int]:
                     for number in range(2):
                         with open_world("cpu", os.environ, lost=StoreError) as world:
                             assert world.gather(10 * number + rank) == [10 * number, 10 * number + 1]
-                            time.sleep(0.2 * world.first)
+                            time.sleep(0.2 * world.is_main)
                     os._exit(0)
                 finally:
                     os._exit(1)

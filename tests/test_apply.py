@@ -9,10 +9,10 @@ import pytest
 
 from vggfeat.cli import run
 from vggfeat.errors import FitError, StoreError
-from vggfeat.protocols.applying import MADE_WITH, apply_model
-from vggfeat.report.predictions import predictions_csv, predictions_json, predictions_table
+from vggfeat.protocols.apply import MADE_WITH, apply_model
+from vggfeat.results.predictions import predictions_csv, predictions_json, predictions_table
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import Parts
+from vggfeat.store.parts import FeatureWriter
 from vggfeat.store.shards import Block, Shape, Status
 from vggfeat.svm import load_model, save_model
 
@@ -67,9 +67,9 @@ def write_file(path, dataset, *, failed=(), seed=0, scales=(256, 384), regions=(
         sizes=np.ones((len(dataset), 2), np.int32),
         sha256=np.arange(len(dataset), dtype=np.uint8)[:, None] * np.ones(32, np.uint8),
     )
-    with Parts.open(path, dataset, made_by, shape, shard_rows=len(dataset)) as parts:
-        parts.commit(0, block)
-        parts.consolidate(made_by)
+    with FeatureWriter.open(path, dataset, made_by, shape, shard_rows=len(dataset)) as parts:
+        parts.append(0, block)
+        parts.finish(made_by)
     return path
 
 

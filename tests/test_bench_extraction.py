@@ -23,14 +23,14 @@ from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision,
 from vggfeat.benchmarks.roofline import Ceilings, measure_ceilings, roofline
 from vggfeat.benchmarks.speeds import Form, FormSpeeds, PlainSpeeds, Rates, Speeds
 from vggfeat.benchmarks.stages import Stages, run_network
-from vggfeat.caching import CacheSettings
 from vggfeat.cli import run
-from vggfeat.contract import cosines
 from vggfeat.errors import ConfigError
-from vggfeat.extraction import Extraction, ExtractionSettings, requests
-from vggfeat.images.decoding import DecodeSettings
+from vggfeat.extract import RunSettings
+from vggfeat.forward.features import Extraction, ExtractionSettings, requests
+from vggfeat.forward.precision import cosines
+from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.models import VGG
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import random_backbone
 
 CPU = torch.device("cpu")
@@ -287,7 +287,7 @@ def stages(tmp_path_factory):
     files = listed(folder, make_jpegs(folder, 3, 2))
     extraction = Extraction(backbone, ExtractionSettings(scales=(224,)), "cpu")
     with Decoder(0, DecodeSettings()) as decoder:
-        yield Stages(backbone, extraction, files, decoder, CacheSettings(workers=0, shard_rows=3), 2)
+        yield Stages(backbone, extraction, files, decoder, RunSettings(workers=0, shard_rows=3), 2)
 
 
 @pytest.mark.parametrize("batching", ["size", "padded"])
@@ -553,8 +553,8 @@ def test_counting_measures_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize("command", ["roofline", "extract"])
 def test_the_device_is_made_ready_as_for_extraction(command, quick, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("vggfeat.devices.ready_device", lambda name: asked.append(name) or "cpu")
-    monkeypatch.setattr("vggfeat.devices.default_batch_pixels", lambda device: 12345678)
+    monkeypatch.setattr("vggfeat.runtime.devices.ready_device", lambda name: asked.append(name) or "cpu")
+    monkeypatch.setattr("vggfeat.runtime.devices.default_batch_pixels", lambda device: 12345678)
     short = ["--images", "1", "--rounds", "1", "--no-plain", "--workers", "0"] if command == "extract" else []
     assert run(["bench", command, *SMALL[:-1], "nothing", "--seconds", "0.01", *short, "--json"]) == 0
     assert asked == ["nothing"]

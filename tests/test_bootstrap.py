@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from vggfeat import bootstrap
-from vggfeat.bootstrap import BootstrapSettings, PairedScores, paired_bootstrap
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.metrics import average_precision, class_recall, predict_classes
+from vggfeat.metrics import average_precision, bootstrap, class_recall, predict_classes
+from vggfeat.metrics.bootstrap import BootstrapSettings, PairedScores, paired_bootstrap
 
 ROWS, CLASSES = 40, 3
 

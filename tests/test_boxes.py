@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggfeat.datasets import ilsvrc
-from vggfeat.datasets.boxes import read_boxes, select_images
+from vggfeat.datasets.ilsvrc_boxes import read_boxes, select_images
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, Shards
 from vggfeat.synthetic import write

@@ -6,10 +6,10 @@ import pytest
 from browsing import browser, chromium
 from page_runs import HOSTILE, make_images, make_run, make_table
 
-from vggfeat.bootstrap import BootstrapSettings
-from vggfeat.page.building import PageSettings, make_page
-from vggfeat.page.neighbours import neighbours_page
-from vggfeat.report.text import printable
+from vggfeat.metrics.bootstrap import BootstrapSettings
+from vggfeat.results.page import PageSettings, make_page
+from vggfeat.results.similar_page import neighbours_page
+from vggfeat.results.text import printable
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium on this machine: apt-get install chromium, as .ci/run does where it may"

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggfeat.datasets import caltech
-from vggfeat.datasets import textfiles as files
+from vggfeat.datasets import caltech, files
 from vggfeat.datasets.caltech import SplitRule
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Task, rank_by_hash

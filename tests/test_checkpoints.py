@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vggfeat.errors import StoreError, TrainingError
-from vggfeat.store.durable import DISK, Files
+from vggfeat.runtime.durable import DISK, Files
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 
 ABOUT = {"run": {"recipe": {"net": "A"}}, "state": {"step": 3}}

@@ -13,28 +13,30 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torchvision.transforms import v2
 
-from vggfeat.caching import CacheSettings
-from vggfeat.classification import Fused, evaluate, fuse, fusing
-from vggfeat.classification.caching import as_dataset, cache_posteriors, default_scales, match_classes
-from vggfeat.classification.crops import centre, grid
-from vggfeat.classification.posteriors import Posteriors, PosteriorSettings, cut, cut_mirrored
+from vggfeat.classification import fuse as fusing
+from vggfeat.classification.evaluate import evaluate
+from vggfeat.classification.extract import as_dataset, cache_posteriors, default_scales, match_classes
+from vggfeat.classification.fuse import Fused, fuse
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
-from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, decode
-from vggfeat.localisation.head import BOX_FACTS
-from vggfeat.models import VGG, initialise
-from vggfeat.report.classification import result_notes, results_json, text_table
-from vggfeat.report.paper_errors import PAPER, is_official, paper_errors
+from vggfeat.extract import RunSettings
+from vggfeat.forward.crops import centre, grid
+from vggfeat.forward.posteriors import Posteriors, PosteriorSettings, cut, cut_mirrored
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, decode
+from vggfeat.localisation.nets import BOX_FACTS
+from vggfeat.nets.transforms import rescale, rescaled_size
+from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.results.classification import result_notes, results_json, text_table
+from vggfeat.results.paper_errors import PAPER, is_official, paper_errors
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Block, Shape, Status
 from vggfeat.training.packing import pack
-from vggfeat.transforms import rescale, rescaled_size
 from vggfeat.weights import Backbone, load_backbone, save_weights
 
 CLASSES = 6
-CACHE = CacheSettings(workers=0, shard_rows=4)
+CACHE = RunSettings(workers=0, shard_rows=4)
 
 
 def backbone(net="A", classes=(), count=CLASSES, width=1 / 32, facts=None, seed=0):
@@ -469,9 +471,9 @@ def write_file(
         sha256=np.array([[n % 256] * 32 for n in order], np.uint8),
     )
     shape = Shape(scales=tuple(scales), regions=("image",), channels=classes)
-    with Parts.open(path, dataset, key, shape, shard_rows=count) as parts:
-        parts.commit(0, block)
-        parts.consolidate(key)
+    with FeatureWriter.open(path, dataset, key, shape, shard_rows=count) as parts:
+        parts.append(0, block)
+        parts.finish(key)
     return path
 
 
@@ -572,9 +574,9 @@ def test_images_of_other_bytes_are_refused(tmp_path):
         sizes=np.ones((4, 2), np.int32),
         sha256=np.array([[0] * 32, [1] * 32, [9] * 32, [3] * 32], np.uint8),
     )
-    with Parts.open(swapped, dataset, key, shape, shard_rows=4) as parts:
-        parts.commit(0, block)
-        parts.consolidate(key)
+    with FeatureWriter.open(swapped, dataset, key, shape, shard_rows=4) as parts:
+        parts.append(0, block)
+        parts.finish(key)
     with pytest.raises(StoreError, match="the image 'image2' had other bytes"):
         fuse([first, swapped])
 

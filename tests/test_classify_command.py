@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat.classification import fuse
-from vggfeat.classification.posteriors import Posteriors
+from vggfeat.classification.fuse import fuse
 from vggfeat.cli import features, run
 from vggfeat.datasets import ilsvrc
-from vggfeat.models import VGG, initialise
-from vggfeat.store.reading import FeatureFile
+from vggfeat.forward.posteriors import Posteriors
+from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.store.reader import FeatureFile
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import save_weights
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> Path:
     save_net(folder / "one.safetensors", classes[::-1])
     save_net(folder / "two.safetensors", classes, net="B", seed=1)
     save_net(folder / "other.safetensors", [*classes[:-1], "n00000000"])
-    words = ["--weights", str(folder / "one.safetensors"), "--data", str(folder / "data"), "--scales", "224,240"]
+    words = ["--weights", str(folder / "one.safetensors"), "--root", str(folder / "data"), "--scales", "224,240"]
     assert run(["classify", *words, "--out", str(folder / "one"), *FEW]) == 0
     return folder
 
@@ -99,7 +99,7 @@ def test_the_errors_are_those_of_the_posteriors(made):
 
 def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Posteriors, "rows", None)
-    words = ["--weights", str(made / "one.safetensors"), "--data", str(made / "data"), "--scales", "224,240"]
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "224,240"]
     before = results_of(made / "one")
     assert run(["classify", *words, "--out", str(made / "one"), *FEW]) == 0
     assert "saved by an earlier run" in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
 
 
 def test_saved_posteriors_are_fused_without_a_net(made, tmp_path, capsys, monkeypatch):
-    words = ["--weights", str(made / "two.safetensors"), "--data", str(made / "data"), "--scales", "224,240"]
+    words = ["--weights", str(made / "two.safetensors"), "--root", str(made / "data"), "--scales", "224,240"]
     both = ["--weights", str(made / "one.safetensors"), *words]
     assert run(["classify", *words, "--out", str(tmp_path / "two"), *FEW]) == 0
     assert run(["classify", *both, "--out", str(tmp_path / "at-once"), *FEW]) == 0
@@ -130,7 +130,7 @@ def test_saved_posteriors_are_fused_without_a_net(made, tmp_path, capsys, monkey
 def test_one_scale_of_saved_posteriors_is_what_it_is_alone(made, tmp_path):
     (file,) = posteriors_in(made / "one")
     assert run(["classify", "--posteriors", str(file), "--scales", "240", "--out", str(tmp_path / "a"), *FEW]) == 0
-    words = ["--weights", str(made / "one.safetensors"), "--data", str(made / "data"), "--scales", "240"]
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "240"]
     assert run(["classify", *words, "--out", str(tmp_path / "b"), *FEW]) == 0
     one, other = results_of(tmp_path / "a"), results_of(tmp_path / "b")
     assert one["posteriors"][0]["scales"] == other["posteriors"][0]["scales"] == [240]
@@ -140,7 +140,7 @@ def test_one_scale_of_saved_posteriors_is_what_it_is_alone(made, tmp_path):
 
 
 def test_both_is_the_average_of_dense_and_multi_crop(made, tmp_path):
-    words = ["--weights", str(made / "one.safetensors"), "--data", str(made / "data"), "--scales", "224"]
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "224"]
     assert run(["classify", *words, "--mode", "both", "--out", str(tmp_path), *FEW]) == 0
     dense, crops = posteriors_in(tmp_path)
     assert (dense.name[-9:], crops.name[-14:]) == ("-dense.h5", "-multi-crop.h5")
@@ -152,7 +152,7 @@ def test_both_is_the_average_of_dense_and_multi_crop(made, tmp_path):
 def test_scales_come_from_the_weights(made, tmp_path):
     classes = ilsvrc.read(made / "data").classes
     save_net(tmp_path / "x.safetensors", classes, scale=[256, 512])
-    words = ["--weights", str(tmp_path / "x.safetensors"), "--data", str(made / "data"), "--mode", "crop"]
+    words = ["--weights", str(tmp_path / "x.safetensors"), "--root", str(made / "data"), "--mode", "crop"]
     assert run(["classify", *words, "--out", str(tmp_path / "x"), *FEW]) == 0
     (part,) = results_of(tmp_path / "x")["posteriors"]
     assert (part["scales"], part["trained_scale"]) == ([384], [256, 512])
@@ -161,7 +161,7 @@ def test_scales_come_from_the_weights(made, tmp_path):
 
 def test_other_classes_end_the_run_before_it_begins(made, tmp_path, capsys):
     words = ["--weights", str(made / "one.safetensors"), "--weights", str(made / "other.safetensors")]
-    assert run(["classify", *words, "--data", str(made / "data"), "--out", str(tmp_path), *FEW]) == 2
+    assert run(["classify", *words, "--root", str(made / "data"), "--out", str(tmp_path), *FEW]) == 2
     err = capsys.readouterr().err
     assert "expected the 6 classes of the data, found 6: " in err
     assert "n00000000 only in the net" in err
@@ -172,9 +172,9 @@ def test_other_classes_end_the_run_before_it_begins(made, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--weights: expected a net with --data, or --posteriors, found neither"),
-        (["--weights", "small"], "--weights: expected --weights and --data together"),
-        (["--data", "x", "--posteriors", "y.h5"], "--data: expected --weights and --data together"),
+        ([], "--weights: expected a net with --root, or --posteriors, found neither"),
+        (["--weights", "small"], "--weights: expected --weights and --root together"),
+        (["--root", "x", "--posteriors", "y.h5"], "--root: expected --weights and --root together"),
         (["--posteriors", "y.h5", "--retry-failed"], "--retry-failed: expected where a net is run, found --posteriors"),
         (["--posteriors", "y.h5", "--mode", "crop"], "--mode: expected where a net is run, found --posteriors alone"),
     ],
@@ -186,7 +186,7 @@ def test_options_that_do_not_go_together_are_refused(words, said, capsys):
 
 def test_the_same_net_twice_is_refused(made, tmp_path, capsys):
     words = ["--weights", str(made / "one.safetensors")] * 2
-    assert run(["classify", *words, "--data", str(made / "data"), "--scales", "224", "--out", str(tmp_path), *FEW]) == 2
+    assert run(["classify", *words, "--root", str(made / "data"), "--scales", "224", "--out", str(tmp_path), *FEW]) == 2
     assert "expected each net once" in capsys.readouterr().err
 
 
@@ -195,7 +195,7 @@ def test_failed_images_are_named_counted_and_decide_the_exit_code(made, tmp_path
     (bad,) = (tmp_path / "data").rglob("ILSVRC2012_val_00000003.JPEG")
     good = bad.read_bytes()
     bad.write_bytes(b"not an image")
-    words = ["--weights", str(made / "one.safetensors"), "--data", str(tmp_path / "data"), "--scales", "224,240"]
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(tmp_path / "data"), "--scales", "224,240"]
     assert run(["classify", *words, "--out", str(tmp_path / "x"), *FEW]) == 3
     told = capsys.readouterr().out
     assert "failed: ILSVRC2012_val_00000003: unrecognised" in told
@@ -235,7 +235,7 @@ def test_fusing_loads_no_pytorch(made, tmp_path):
 
 @pytest.mark.long
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
-    words = ["--weights", str(made / "one.safetensors"), "--data", str(made / "data"), "--scales", "224,240"]
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "224,240"]
     words += ["--mode", "multi-crop", "--shard-rows", "2", *FEW]
     command = [sys.executable, "-m", "vggfeat", "classify", *words, "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from vggfeat.contract import LEAST_COSINE, compare, cosines
 from vggfeat.errors import ImageError
-from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import DecodedImage
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.precision import LEAST_COSINE, compare, cosines
+from vggfeat.images.decode import DecodedImage
 from vggfeat.weights import load_backbone
 
 

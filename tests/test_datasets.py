@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vggfeat.datasets import caltech, folder, voc
-from vggfeat.datasets import front as datasets
-from vggfeat.datasets.front import FACTS, Count
+from vggfeat.datasets import catalogue as datasets
+from vggfeat.datasets.catalogue import FACTS, Count
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 
 PAGES = Path(__file__).parent.parent / "data"
@@ -268,7 +268,7 @@ class TestCheck:
         unverified = tuple(count for count in FACTS["voc2012"].counts if not count.verified)
         assert [count.what for count in unverified] == ["images"]
         monkeypatch.setattr(
-            "vggfeat.datasets.front.FACTS", {"voc2012": dataclasses.replace(FACTS["voc2012"], counts=unverified)}
+            "vggfeat.datasets.catalogue.FACTS", {"voc2012": dataclasses.replace(FACTS["voc2012"], counts=unverified)}
         )
         report = datasets.check("voc2012", tmp_path)
         count = count_of(report, "test", "images")

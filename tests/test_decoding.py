@@ -13,7 +13,7 @@ from odd_images import encode, png, scan_bomb, tiff
 from PIL import Image
 
 from vggfeat.errors import ConfigError, ImageError, VggfeatError
-from vggfeat.images.decoding import REASONS, DecodedImage, DecodeSettings, Request, decode
+from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
 from vggfeat.images.worker import Line
 from vggfeat.samples import Box
@@ -311,7 +311,7 @@ def test_a_plain_script_needs_no_guard(tmp_path):
     (tmp_path / "run.py").write_text(
         "import sys; sys.path.pop(0)\n"
         "from vggfeat.images.pool import Decoder\n"
-        "from vggfeat.images.decoding import DecodeSettings, Request\n"
+        "from vggfeat.images.decode import DecodeSettings, Request\n"
         f"requests = [Request({str(tmp_path / 'a.png')!r}, (None,))] * 3\n"
         "with Decoder(2, DecodeSettings()) as decoder:\n"
         "    for image in decoder.stream(requests):\n"
@@ -326,7 +326,7 @@ def test_a_plain_script_needs_no_guard(tmp_path):
 def test_workers_load_no_heavy_library():
     with crew() as decoder:
         loaded = set(str(next(decoder.stream(orders("modules/-")))).split())
-    assert {"numpy", "PIL.Image", "vggfeat.images.decoding"} <= loaded
+    assert {"numpy", "PIL.Image", "vggfeat.images.decode"} <= loaded
     assert not loaded & {"torch", "torchvision", "h5py", "sklearn", "scipy", "click", "pytest", "multiprocessing"}
 
 

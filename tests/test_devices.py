@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from vggfeat.devices import convolutions
+from vggfeat.runtime.devices import convolutions
 
 # In forks of a process of its own: what a program has set can't all be set back.
 SCRIPT = """
 import json, os, sys
 import torch
-from vggfeat.devices import convolutions
+from vggfeat.runtime.devices import convolutions
 
 torch.cuda.is_available = lambda: True
 cudnn = torch.backends.cudnn

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from vggfeat.cli import EXIT_CODES, group, run
 from vggfeat.datasets.facts import FACTS
-from vggfeat.models import VGG
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +125,7 @@ def test_the_table_of_a_training_folder_is_the_folder(tmp_path):
     assert run(["data", "synth", "folder", "--root", str(root), "--size", "tiny"]) == 0
     next(root.rglob("*.jpg")).write_bytes(b"no image")
     words = ["--net", "A", "--width", "0.03125", "--batch", "48", "--steps", "1", "--workers", "0", "--device", "cpu"]
-    assert run(["train", "--data", str(root), "--out", str(tmp_path / "x"), *words]) == 0
+    assert run(["train", "--root", str(root), "--out", str(tmp_path / "x"), *words]) == 0
     section = README.split("**Folder of a training run.**")[1].split("\n\n**")[0]
     told = set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
     names = [path.name + "/" * path.is_dir() for path in (tmp_path / "x").iterdir()]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import DISK, Files, LatchedFile, disk_errors, open_own, replacing, write_all
-from vggfeat.store.locks import Lock, holder
+from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors, open_bounded, write_all
+from vggfeat.runtime.locks import Lock, holder
 
 
 class Recording(Files):
@@ -51,7 +51,7 @@ class Recording(Files):
 
 def test_file_gets_its_name_after_its_bytes_are_synced_and_the_folder_last(tmp_path):
     files = Recording()
-    with replacing(files, tmp_path / "a") as sink:
+    with atomic_write(files, tmp_path / "a") as sink:
         sink.write(b"bytes")
         assert not (tmp_path / "a").exists()
     assert (tmp_path / "a").read_bytes() == b"bytes"
@@ -61,7 +61,7 @@ def test_file_gets_its_name_after_its_bytes_are_synced_and_the_folder_last(tmp_p
 @pytest.mark.parametrize("call", ["write", "sync", "rename"])
 def test_failed_call_leaves_the_old_file_and_no_other(tmp_path, call):
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OSError, match="broken"), replacing(Recording(fail=call), tmp_path / "a") as sink:
+    with pytest.raises(OSError, match="broken"), atomic_write(Recording(fail=call), tmp_path / "a") as sink:
         sink.write(b"new")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -83,15 +83,15 @@ def test_what_is_no_file_of_ours_is_refused_by_name_and_not_waited_for(tmp_path,
     other.write_bytes(b"another's")
     put_in_the_way(path, kind, other)
     with pytest.raises(StoreError, match=rf"{path}: expected a regular file, found a link, folder, pipe or device"):
-        open_own(path)
+        open_bounded(path)
 
 
 def test_own_file_is_read_and_a_missing_one_is_missing(tmp_path):
     (tmp_path / "a").write_bytes(b"bytes")
-    with open_own(tmp_path / "a") as file:
+    with open_bounded(tmp_path / "a") as file:
         assert file.read() == b"bytes"
     with pytest.raises(FileNotFoundError):
-        open_own(tmp_path / "b")
+        open_bounded(tmp_path / "b")
 
 
 def test_failed_check_keeps_the_file_from_its_name(tmp_path):
@@ -99,14 +99,14 @@ def test_failed_check_keeps_the_file_from_its_name(tmp_path):
         assert temp.read_bytes() == b"new"
         raise StoreError("no")
 
-    with pytest.raises(StoreError), replacing(DISK, tmp_path / "a", check=check) as sink:
+    with pytest.raises(StoreError), atomic_write(DISK, tmp_path / "a", check=check) as sink:
         sink.write(b"new")
     assert os.listdir(tmp_path) == []
 
 
 def test_temporary_file_never_goes_through_a_link(tmp_path):
     (tmp_path / "a.tmp").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError), replacing(DISK, tmp_path / "a"):
+    with pytest.raises(FileExistsError), atomic_write(DISK, tmp_path / "a"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
@@ -114,7 +114,7 @@ def test_temporary_file_never_goes_through_a_link(tmp_path):
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
 def test_short_writes_go_on_where_they_stopped(tmp_path, most):
     files = Recording(most=most)
-    with replacing(files, tmp_path / "a") as sink:
+    with atomic_write(files, tmp_path / "a") as sink:
         sink.write(b"0123456")
     assert (tmp_path / "a").read_bytes() == b"0123456"
     assert files.calls.count("write") == -(-7 // most)
@@ -148,21 +148,21 @@ def test_latched_file_holds_back_an_interrupt_too(tmp_path):
         def write(self, fd, data, offset):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), replacing(Interrupted(), tmp_path / "a") as sink:
+    with pytest.raises(KeyboardInterrupt), atomic_write(Interrupted(), tmp_path / "a") as sink:
         assert sink.write(b"abc") == 3
     assert os.listdir(tmp_path) == []
 
 
 def test_latched_file_is_a_file_to_hdf5(tmp_path):
     values = np.arange(1000.0)
-    with replacing(DISK, tmp_path / "a.h5") as sink, h5py.File(sink, "w") as file:
+    with atomic_write(DISK, tmp_path / "a.h5") as sink, h5py.File(sink, "w") as file:
         file["x"] = values
     with h5py.File(tmp_path / "a.h5") as file:
         assert (file["x"][...] == values).all()
 
 
 def test_latched_file_reads_back_what_it_wrote(tmp_path):
-    with replacing(DISK, tmp_path / "a") as sink:
+    with atomic_write(DISK, tmp_path / "a") as sink:
         sink.write(b"0123456789")
         sink.seek(3)
         assert sink.read(4) == b"3456"
@@ -286,7 +286,7 @@ def test_own_file_that_becomes_a_pipe_as_it_is_opened_is_refused(tmp_path, monke
 
     monkeypatch.setattr(os, "open", swapped)
     with pytest.raises(StoreError, match="expected a regular file"):
-        open_own(tmp_path / "a")
+        open_bounded(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

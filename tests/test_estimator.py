@@ -11,8 +11,8 @@ from sklearn.svm import LinearSVC
 
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, ImageError, WeightsError
-from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import DecodeSettings, Request, decode
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.weights import random_backbone
 
 NET = "random:A:0:0.03125"

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import loadmat
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.store.durable import Files
+from vggfeat.runtime.durable import Files
 from vggfeat.store.export import KINDS, Table, write
 
 IDS = ("plain", "a\nb", 'c,"d"\'', "é𝄞", " space ", "=1+1")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat import extraction as extraction_module
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.extraction import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
-from vggfeat.images.decoding import DecodedImage
-from vggfeat.models import VGG
+from vggfeat.forward import features as extraction_module
+from vggfeat.forward.features import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
+from vggfeat.images.decode import DecodedImage
+from vggfeat.nets.transforms import rescale
+from vggfeat.nets.vgg import VGG
 from vggfeat.samples import DataSet, Task
-from vggfeat.transforms import rescale
 from vggfeat.weights import random_backbone
 
 SCALES = (224, 240)

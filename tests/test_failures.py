@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from vggfeat.caching import CacheSettings, cache_features
 from vggfeat.cli import group, run
 from vggfeat.cli.signals import line, stopped
 from vggfeat.cli.steps import leads
-from vggfeat.datasets.front import open_dataset
+from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError, WeightsError
-from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.store.durable import DISK
+from vggfeat.extract import RunSettings, extract_features
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.runtime.durable import DISK
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
-from vggfeat.store.parts import Parts
+from vggfeat.store.parts import FeatureWriter
 from vggfeat.training.checkpoints import Checkpoints
 from vggfeat.weights import load_backbone
 
@@ -120,7 +120,7 @@ def extracted(tmp_path, name, *more):
 @contextlib.contextmanager
 def breaking_off(after):
     """Let a run break off after so many commits."""
-    commit, left = Parts.commit, [after]
+    commit, left = FeatureWriter.append, [after]
 
     def committing(self, *given):
         commit(self, *given)
@@ -129,7 +129,7 @@ def breaking_off(after):
             raise StoreError("broken off")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parts, "commit", committing)
+        patch.setattr(FeatureWriter, "append", committing)
         yield
 
 
@@ -252,7 +252,7 @@ def test_a_list_of_failures_that_cannot_be_written_leaves_the_old_one_and_no_oth
 
 def test_whatever_ends_a_run_is_told_how_far_it_has_come(root, tmp_path):
     dataset = open_dataset("folder", root)  # in the order of names: 5 good ones, 3 bad ones
-    cache = CacheSettings(workers=0, shard_rows=1)
+    cache = RunSettings(workers=0, shard_rows=1)
     settings = ExtractionSettings(scales=(224,))
     later = "5 of 8 images done, 1 failed (1 empty), 2 left, 1 by earlier runs"
     for last, told in ((2, "1 of 8 images done, 7 left"), (7, later)):
@@ -262,7 +262,7 @@ def test_whatever_ends_a_run_is_told_how_far_it_has_come(root, tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt) as stopped:
-            cache_features(dataset, load_backbone(NET), tmp_path / "x.h5", settings, cache=cache, progress=stop)
+            extract_features(dataset, load_backbone(NET), tmp_path / "x.h5", settings, cache=cache, progress=stop)
         (note,) = stopped.value.__notes__
         assert note == f"{tmp_path / 'x.h5'}: {told}"
 

@@ -16,10 +16,10 @@ import urllib.request
 import pytest
 
 from vggfeat.errors import StoreError, WeightsError
-from vggfeat.store.durable import Files
-from vggfeat.weights import fetching
-from vggfeat.weights.downloading import FetchSettings, Redirects, UselessError
-from vggfeat.weights.fetching import digests, fetch
+from vggfeat.runtime.durable import Files
+from vggfeat.weights import download as fetching
+from vggfeat.weights.download import digests, fetch
+from vggfeat.weights.http import FetchSettings, Redirects, UselessError
 from vggfeat.weights.published import PUBLISHED
 
 BODY = bytes(range(251)) * 1000
@@ -484,8 +484,8 @@ def test_so_does_kill_minus_9(server, tmp_path):
     code = f"""
 import dataclasses, os, signal
 from pathlib import Path
-from vggfeat.weights.downloading import FetchSettings
-from vggfeat.weights.fetching import fetch
+from vggfeat.weights.http import FetchSettings
+from vggfeat.weights.download import fetch
 from vggfeat.weights.published import PUBLISHED
 one = dataclasses.replace(PUBLISHED["vgg16-caffe"], file="net.bin", checksum=("sha1", {SHA1!r}), bytes=None,
                           addresses={published(server).addresses!r})

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vggfeat.datasets import folder, manifest
-from vggfeat.datasets import textfiles as files
+from vggfeat.datasets import files, folder, manifest
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
 

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 import vggfeat
+from vggfeat import table as fusion
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.fusion import table as fusion
-from vggfeat.fusion.matching import match_rows
-from vggfeat.fusion.table import DescriptorTable, class_numbers, read_descriptors, rows_of, to_table
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.export import Table
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.table import DescriptorTable, class_numbers, match_rows, read_descriptors, rows_of, to_table
 
 IDS = ("a", "b", "c", "d")
 CLASSES = ("cat", "dog")
@@ -54,9 +53,9 @@ def write_file(path, features=FEATURES, dataset=None, *, failed=(), contents=Non
         sizes=np.ones((n, 2), np.int32),
         sha256=np.stack([digest(text) for text in contents or dataset.ids]),
     )
-    with Parts.open(path, dataset, {"net": net}, shape, shard_rows=n) as parts:
-        parts.commit(0, block)
-        parts.consolidate({"net": net})
+    with FeatureWriter.open(path, dataset, {"net": net}, shape, shard_rows=n) as parts:
+        parts.append(0, block)
+        parts.finish({"net": net})
     return path
 
 

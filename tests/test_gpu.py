@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import DecodedImage
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.images.decode import DecodedImage
 from vggfeat.weights import random_backbone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device here")

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.colours import to_rgb
-from vggfeat.images.decoding import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
+from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
 from vggfeat.samples import Box
 
 SETTINGS = DecodeSettings()
@@ -351,7 +351,7 @@ def test_refusing_loads_no_plugin_of_another_format(tmp_path):
     (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     code = (
         "import sys, vggfeat.images.pool as d\n"
-        "from vggfeat.images.decoding import DecodeSettings, Request\n"
+        "from vggfeat.images.decode import DecodeSettings, Request\n"
         f"print(next(d.Decoder(0, DecodeSettings()).stream([Request({str(tmp_path / 'a.eps')!r}, (None,))])).reason)\n"
         "from PIL import Image\n"
         "print(sorted(Image.OPEN))\n"

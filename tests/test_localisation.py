@@ -13,18 +13,18 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from vggfeat.errors import ConfigError, FitError, ImageError
-from vggfeat.images.decoding import DecodedImage
+from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.drawing import Mark, draw_boxes
 from vggfeat.localisation.guesses import Ask, LocaliseSettings
-from vggfeat.localisation.head import BoxNet
+from vggfeat.localisation.locate import CropLocaliser, Localiser
 from vggfeat.localisation.maps import DenseMaps, MapSettings
 from vggfeat.localisation.merging import MergeSettings, match_scores, merge
-from vggfeat.localisation.predicting import CropLocaliser, Localiser
+from vggfeat.localisation.nets import BoxNet
 from vggfeat.localisation.windows import boxes_of, window_frames, within
 from vggfeat.metrics import box_overlap, inclusive_pixels, localisation_error
-from vggfeat.models import VGG, initialise
+from vggfeat.nets.transforms import normalise, rescale
+from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.samples import Box
-from vggfeat.transforms import normalise, rescale
 from vggfeat.weights import Backbone
 
 CLASSES = ("ant", "bee", "cat")

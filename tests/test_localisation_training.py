@@ -17,23 +17,24 @@ from train_runs import figures, hash_of
 
 from vggfeat.cli import localise_train as command
 from vggfeat.cli.localise_train import localise_train
-from vggfeat.datasets.boxes import Boxes
+from vggfeat.datasets.ilsvrc_boxes import Boxes
 from vggfeat.errors import ConfigError, DatasetError, TrainingError, WeightsError
-from vggfeat.images import Decoder, DecodeSettings
+from vggfeat.images.decode import DecodeSettings
+from vggfeat.images.pool import Decoder
 from vggfeat.localisation import settings as box_settings
-from vggfeat.localisation.head import BOX_FACTS, facts_of, first_box_weights, is_box_net, load_box_net
+from vggfeat.localisation.boxes import NO_TARGET, decode, encode, overlaps, own_numbers
 from vggfeat.localisation.labels import BoxLabels
+from vggfeat.localisation.nets import BOX_FACTS, facts_of, first_box_weights, is_box_net, load_box_net
 from vggfeat.localisation.settings import BoxRecipe, box_recipe_for
-from vggfeat.localisation.targets import NO_TARGET, decode, encode, overlaps, own_numbers
-from vggfeat.localisation.training import BoxData, BoxRegression, train_boxes
-from vggfeat.models import VGG
+from vggfeat.localisation.train import BoxData, BoxRegression, train_boxes
+from vggfeat.nets.vgg import VGG
 from vggfeat.samples import ClassificationSet, LabelledImages
-from vggfeat.training.augmentation import Crops
+from vggfeat.training.batches import TrainingBatches, ValidationBatches
 from vggfeat.training.checkpoints import read_checkpoint
-from vggfeat.training.draws import CropSettings
-from vggfeat.training.images import TrainingBatches, ValidationBatches
+from vggfeat.training.crops import Crops
 from vggfeat.training.initialisation import draw_weights
-from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.sampling import CropSettings
+from vggfeat.training.settings import Recipe, TrainingSettings
 from vggfeat.training.state import Hooks
 from vggfeat.weights import Backbone, load_backbone, save_weights
 
@@ -458,7 +459,9 @@ def box_recipe(**other) -> BoxRecipe:
 
 def run(data: BoxData, out: Path, recipe: BoxRecipe | None = None, **other):
     told = {"workers": 0, "checkpoint_every": 2, "log_every": 2}
-    return train_boxes(recipe or box_recipe(), data, out, started_from=classifier(), run=RunSettings(**told), **other)
+    return train_boxes(
+        recipe or box_recipe(), data, out, started_from=classifier(), run=TrainingSettings(**told), **other
+    )
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +545,9 @@ def test_boxes_are_learnt(squares, tmp_path):
     recipe = box_recipe_for(
         start, kind="scr", batch=8, max_steps=40, validate_every=40, dropout=0.0, learning_rate=3e-4
     )
-    outcome = train_boxes(recipe, squares, tmp_path / "x", started_from=start, run=RunSettings(workers=0, log_every=5))
+    outcome = train_boxes(
+        recipe, squares, tmp_path / "x", started_from=start, run=TrainingSettings(workers=0, log_every=5)
+    )
     losses = [line["loss"] for line in figures(tmp_path / "x") if line["kind"] == "train"]
     assert losses[-1] < 0.2 * losses[0]
     assert outcome.validation.localisation_error < 0.2
@@ -586,7 +591,7 @@ def rendered(tmp_path_factory):
 
 def words(rendered, out, *more) -> list[str]:
     small = ("--batch", 4, "--steps", 2, "--workers", 0, "--device", "cpu")
-    return [str(word) for word in ("--data", rendered[0], "--weights", rendered[1], "--out", out, *small, *more)]
+    return [str(word) for word in ("--root", rendered[0], "--weights", rendered[1], "--out", out, *small, *more)]
 
 
 def test_the_command_trains_on_what_has_boxes(rendered, tmp_path, capsys):
@@ -596,7 +601,7 @@ def test_the_command_trains_on_what_has_boxes(rendered, tmp_path, capsys):
     assert "note: 24 of 24 val images have boxes of their class, 27 in all" in captured.err
     assert ": 2 steps, in " in captured.out
     assert "centre crops of 24 validation images, their class given, step 2: localisation error " in captured.out
-    assert "vggfeat localise evaluate --data ROOT --boxes " in captured.out
+    assert "vggfeat localise evaluate --root ROOT --boxes " in captured.out
     net = load_box_net(tmp_path / "x" / "weights.safetensors")
     assert (net.kind, net.backbone.facts[BOX_FACTS]["layers"], len(net.classes)) == ("scr", "fc", 6)
 

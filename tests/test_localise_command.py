@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from vggfeat.cli import run
-from vggfeat.localisation import evaluating
-from vggfeat.models import VGG, initialise
+from vggfeat.localisation import evaluate as evaluating
+from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.weights import save_weights
 
 CLASSES = tuple("abcdefg")
@@ -89,7 +89,7 @@ def tree(tmp_path):
 
 
 def evaluate(files, out, *more, boxes="pcr", data=None):
-    words = ["localise", "evaluate", "--data", data or files / "set", "--boxes", files / f"{boxes}.safetensors"]
+    words = ["localise", "evaluate", "--root", data or files / "set", "--boxes", files / f"{boxes}.safetensors"]
     words += ["--out", out, "--workers", 0, "--device", "cpu", "--quiet", *more]
     return run([str(word) for word in words])
 
@@ -312,7 +312,7 @@ def test_labels_of_another_system(files, tmp_path):
     posteriors = tmp_path / "p.h5"
     turned = tmp_path / "turned.safetensors"
     save_constant(turned, 7, [float(-k) for k in range(7)], classes=CLASSES)
-    words = ["classify", "--weights", turned, "--data", files / "set", "--mode", "crop", "--scales", 224]
+    words = ["classify", "--weights", turned, "--root", files / "set", "--mode", "crop", "--scales", 224]
     words += ["--out", tmp_path / "classified", "--device", "cpu", "--workers", 0, "--quiet"]
     assert run([str(word) for word in words]) == 0
     (posteriors,) = (tmp_path / "classified").glob("*.h5")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models import vgg as torchvision_vgg
 
 from vggfeat.errors import ConfigError
-from vggfeat.models import MAPS, NETS, VGG, initialise, local_response_norm
+from vggfeat.nets.vgg import MAPS, NETS, VGG, initialise, local_response_norm
 from vggfeat.weights import torchvision_names
 
 PARAMETERS = {

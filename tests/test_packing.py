@@ -14,13 +14,14 @@ from PIL import Image
 
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, DatasetError, StoreError, TrainingError
-from vggfeat.images import Decoder, DecodeSettings, Request, decode
-from vggfeat.store import durable
-from vggfeat.store.locks import Lock
-from vggfeat.training.draws import CropSettings
-from vggfeat.training.images import TrainingBatches
+from vggfeat.images.decode import DecodeSettings, Request, decode
+from vggfeat.images.pool import Decoder
+from vggfeat.nets.transforms import rescale
+from vggfeat.runtime import durable
+from vggfeat.runtime.locks import Lock
+from vggfeat.training.batches import TrainingBatches
 from vggfeat.training.packing import PackSettings, pack
-from vggfeat.transforms import rescale
+from vggfeat.training.sampling import CropSettings
 
 SMALL = PackSettings(side=32, shard_images=4)
 

@@ -30,10 +30,10 @@ from feature_rows import (
 )
 
 from vggfeat.errors import StoreError
-from vggfeat.store.durable import Files
+from vggfeat.runtime.durable import Files
 from vggfeat.store.identity import describe, differences, first_other_row, matching
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile, validate
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile, validate
 from vggfeat.store.shards import HEAD, Shape, Status
 
 
@@ -146,14 +146,14 @@ def test_run_that_goes_on_asks_only_for_what_is_missing(out, unbroken):
     with open_parts(out) as parts:
         assert (parts.pending, parts.total_rows, parts.done_rows) == ([0, 1, 2], ROWS, 0)
         assert [parts.rows(shard) for shard in parts.pending] == [range(8), range(8, 16), range(16, 23)]
-        parts.commit(2, make_block(parts.rows(2)))
+        parts.append(2, make_block(parts.rows(2)))
         assert (parts.pending, parts.done_rows, parts.failed_rows) == ([0, 1], 7, 1)
     with open_parts(out) as parts:
         assert (parts.pending, parts.done_rows, parts.failures) == ([0, 1], 7, {17: FAILED[17]})
         for shard in (1, 0):
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         assert parts.failures == FAILED
-        assert parts.consolidate(PROVENANCE) == out
+        assert parts.finish(PROVENANCE) == out
         assert parts.complete
     assert digest(out) == unbroken
     assert os.listdir(out.parent) == [out.name]
@@ -165,7 +165,7 @@ def test_nothing_in_a_file_tells_when_it_was_made(out, unbroken):
         time.sleep(0.05)
     assert digest(finish(out)) == unbroken
     with open_parts(out.with_name("second.h5")) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
         raw = (parts.folder / "s00000.h5").read_bytes()
     with h5py.File(io.BytesIO(raw)) as file:
         times = {h5py.h5o.get_info(file[name].id).mtime for name in ["/", *file]}
@@ -188,7 +188,7 @@ def test_complete_file_is_left_alone_and_known(out, unbroken):
 def test_nothing_exists_before_the_end(out):
     assert matching(out, describe(make_dataset(), KEY, SHAPE, 0)) is None
     with open_parts(out) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
     assert matching(out, describe(make_dataset(), KEY, SHAPE, 0)) is None
     assert not out.exists()
 
@@ -205,7 +205,7 @@ def test_every_flipped_bit_of_a_shard_is_found_and_the_shard_computed_anew(out, 
     choice = random.Random(shard)
     with open_parts(out) as parts:
         for number in parts.pending:
-            parts.commit(number, make_block(parts.rows(number)))
+            parts.append(number, make_block(parts.rows(number)))
         path = parts.folder / f"s{shard:05d}.h5"
     good = path.read_bytes()
     places = [0, HEAD - 1, HEAD, len(good) - 1] + [choice.randrange(len(good)) for _ in range(30)]
@@ -216,7 +216,7 @@ def test_every_flipped_bit_of_a_shard_is_found_and_the_shard_computed_anew(out, 
         with open_parts(out) as parts:
             assert parts.pending == [shard], place
             assert path.with_name(f"{path.name}.bad").read_bytes() == bad
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         assert path.read_bytes() == good
     finish(out)
     assert digest(out) == unbroken
@@ -227,7 +227,7 @@ def test_every_flipped_bit_of_a_shard_is_found_and_the_shard_computed_anew(out, 
 def test_shard_that_is_no_shard_is_computed_anew(out, unbroken, damage):
     with open_parts(out) as parts:
         for shard in (0, 1):
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         path, other = parts.folder / "s00000.h5", parts.folder / "s00001.h5"
     good = path.read_bytes()
     path.unlink()
@@ -253,7 +253,7 @@ def test_shard_that_is_no_shard_is_computed_anew(out, unbroken, damage):
 @pytest.mark.parametrize("change", ["nothing", "reason", "status", "value"])
 def test_shard_with_impossible_rows_behind_a_fitting_checksum_is_computed_anew(out, unbroken, change):
     with open_parts(out) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
         path = parts.folder / "s00000.h5"
     image = bytearray(path.read_bytes()[HEAD:])
     with h5py.File(io.BytesIO(image)) as file:
@@ -278,13 +278,13 @@ def test_shard_with_impossible_rows_behind_a_fitting_checksum_is_computed_anew(o
 def test_shard_damaged_while_the_run_goes_on_never_reaches_the_file(out, unbroken):
     with open_parts(out) as parts:
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         path = parts.folder / "s00001.h5"
         raw = bytearray(path.read_bytes())
         raw[-1] ^= 1
         path.write_bytes(raw)
         with pytest.raises(StoreError, match=r"s00001\.h5.*damage.*computed anew"):
-            parts.consolidate(PROVENANCE)
+            parts.finish(PROVENANCE)
         assert sorted(os.listdir(out.parent)) == [f"{out.name}.parts"]
         assert not list(parts.folder.glob("*.tmp"))
     finish(out)
@@ -293,7 +293,7 @@ def test_shard_damaged_while_the_run_goes_on_never_reaches_the_file(out, unbroke
 
 def test_shard_is_plain_hdf5_behind_its_checksum(out):
     with open_parts(out) as parts:
-        parts.commit(1, make_block(parts.rows(1)))
+        parts.append(1, make_block(parts.rows(1)))
         path = parts.folder / "s00001.h5"
     raw = path.read_bytes()
     assert hashlib.sha256(raw[HEAD:]).hexdigest().encode() in raw[:HEAD]
@@ -355,7 +355,7 @@ def test_manifest_of_another_kind_is_refused_in_a_short_line_and_little_memory(o
 
 def test_key_too_large_to_be_read_again_is_refused_and_what_stood_there_stays(out):
     with open_parts(out) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
     with pytest.raises(StoreError, match="expected a key of less than 1 MiB"):
         open_parts(out, key=KEY | {"long": "x" * (1 << 20)}, overwrite=True)
     with open_parts(out) as parts:
@@ -447,7 +447,7 @@ def other(request, tmp_path_factory):
     if request.param == "file":
         return finish(out)
     with open_parts(out) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
     return out
 
 
@@ -498,9 +498,9 @@ def test_overwriting_replaces_a_file_of_another_key_only_at_the_end(out):
     before = digest(finish(out))
     with open_parts(out, key=KEY | {"layer": "fc6"}, overwrite=True) as parts:
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         assert digest(out) == before
-        parts.consolidate(PROVENANCE)
+        parts.finish(PROVENANCE)
     with FeatureFile(out) as file:
         assert file.key["layer"] == "fc6"
     assert os.listdir(out.parent) == [out.name]
@@ -511,13 +511,13 @@ def test_overwriting_goes_on_with_its_own_parts_and_throws_away_others(out):
     for layer, pending in (("fc6", [0, 1, 2]), ("fc6", [1, 2]), ("fc8", [0, 1, 2])):
         with open_parts(out, key=KEY | {"layer": layer}, overwrite=True) as parts:
             assert parts.pending == pending
-            parts.commit(pending[0], make_block(parts.rows(pending[0])))
+            parts.append(pending[0], make_block(parts.rows(pending[0])))
 
 
 def test_finished_run_leaves_the_parts_of_an_overwriting_one(out):
     finish(out)
     with open_parts(out, key=KEY | {"layer": "fc6"}, overwrite=True) as parts:
-        parts.commit(0, make_block(parts.rows(0)))
+        parts.append(0, make_block(parts.rows(0)))
     with open_parts(out) as parts:
         assert parts.complete
     with open_parts(out, key=KEY | {"layer": "fc6"}, overwrite=True) as parts:
@@ -573,8 +573,8 @@ def test_a_damaged_file_is_replaced_if_that_is_asked_for(out, unbroken, damage):
     with open_parts(out, overwrite=True) as parts:
         assert not parts.complete
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
-        parts.consolidate(PROVENANCE)
+            parts.append(shard, make_block(parts.rows(shard)))
+        parts.finish(PROVENANCE)
     assert digest(out) == unbroken
 
 
@@ -591,10 +591,10 @@ def test_a_refused_retry_leaves_nothing_behind(out):
 def test_file_that_appears_during_the_run_is_never_overwritten(out):
     with open_parts(out) as parts:
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         out.write_bytes(b"mine")
         with pytest.raises(StoreError, match="left as it is"):
-            parts.consolidate(PROVENANCE)
+            parts.finish(PROVENANCE)
     assert out.read_bytes() == b"mine"
 
 
@@ -684,7 +684,7 @@ BAD_BLOCKS = [
 def test_block_that_does_not_fit_is_refused(out, change, words):
     with open_parts(out) as parts:
         with pytest.raises(StoreError, match=words):
-            parts.commit(0, changed_block(**change(make_block(range(8)))))
+            parts.append(0, changed_block(**change(make_block(range(8)))))
         assert parts.pending == [0, 1, 2]
 
 
@@ -693,18 +693,18 @@ def test_row_that_is_not_finite_can_not_be_done(out, value):
     features = make_block(range(8)).features.copy()
     features[5, 1, 0, 4] = value
     with open_parts(out) as parts, pytest.raises(StoreError, match=r"finite features.*row 5"):
-        parts.commit(0, changed_block(features=features))
+        parts.append(0, changed_block(features=features))
 
 
 def test_failed_row_may_hold_anything_and_is_nan_in_the_file(out):
     features = make_block(range(8)).features.copy()
     features[3] = np.inf
     with open_parts(out) as parts:
-        parts.commit(0, changed_block(features=features))
+        parts.append(0, changed_block(features=features))
         assert np.isinf(features[3]).all()
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
-        parts.consolidate(PROVENANCE)
+            parts.append(shard, make_block(parts.rows(shard)))
+        parts.finish(PROVENANCE)
     with FeatureFile(out) as file:
         assert np.isnan(file.read([3, 17])).all()
         assert np.isfinite(file.read(file.status == Status.DONE)).all()
@@ -713,21 +713,21 @@ def test_failed_row_may_hold_anything_and_is_nan_in_the_file(out):
 def test_shard_is_committed_once_and_the_end_waits_for_all(out):
     with open_parts(out) as parts:
         with pytest.raises(StoreError, match="3 pending"):
-            parts.consolidate(PROVENANCE)
-        parts.commit(0, make_block(parts.rows(0)))
+            parts.finish(PROVENANCE)
+        parts.append(0, make_block(parts.rows(0)))
         for shard in (0, 3, -1):
             with pytest.raises(StoreError, match="one of the pending shards"):
-                parts.commit(shard, make_block(parts.rows(0)))
+                parts.append(shard, make_block(parts.rows(0)))
 
 
 def test_provenance_that_is_no_json_is_refused_and_the_shards_stay(out, unbroken):
     with open_parts(out) as parts:
         for shard in parts.pending:
-            parts.commit(shard, make_block(parts.rows(shard)))
+            parts.append(shard, make_block(parts.rows(shard)))
         for bad in ({"x": float("nan")}, {"x": {1, 2}}):
             with pytest.raises(StoreError, match="provenance"):
-                parts.consolidate(bad)
-        parts.consolidate(PROVENANCE)
+                parts.finish(bad)
+        parts.finish(PROVENANCE)
     assert digest(out) == unbroken
 
 
@@ -777,7 +777,7 @@ def test_parts_close_more_than_once(out):
     parts = open_parts(out)
     parts.close()
     parts.close()
-    assert isinstance(parts, Parts)
+    assert isinstance(parts, FeatureWriter)
 
 
 # Several processes.
@@ -789,19 +789,19 @@ def test_two_take_part_and_the_first_makes_the_file_of_one(out, unbroken):
         assert (begun.pending, begun.done, begun.complete) == ([0, 1, 2], 0, False)
         with open_parts(out, begun=begun) as second:
             assert second.pending == [0, 1, 2]
-            second.commit(2, make_block(second.rows(2)))
+            second.append(2, make_block(second.rows(2)))
             assert first.done_rows == 0
-            first.look([2])
+            first.poll([2])
             assert (first.done_rows, first.failed_rows) == (7, 0)
             for shard in (0, 1):
-                first.commit(shard, make_block(first.rows(shard)))
+                first.append(shard, make_block(first.rows(shard)))
             with pytest.raises(StoreError, match="1 pending"):
-                first.consolidate(PROVENANCE)
-        first.adopt(second.made)
+                first.finish(PROVENANCE)
+        first.merge_ranks(second.made)
         assert (first.done_rows, first.failures) == (ROWS, FAILED)
         with pytest.raises(StoreError, match="one of the pending shards"):
-            first.adopt(second.made)
-        first.consolidate(PROVENANCE)
+            first.merge_ranks(second.made)
+        first.finish(PROVENANCE)
     assert digest(out) == unbroken
     assert os.listdir(out.parent) == [out.name]
 
@@ -819,7 +819,7 @@ def test_none_takes_part_in_a_run_of_other_settings(out):
         begun = first.share()
         with pytest.raises(StoreError, match=r'all its processes, .* layer: found "fc6", expected "fc7"'):
             open_parts(out, key=KEY | {"layer": "fc6"}, begun=begun)
-        first.commit(0, make_block(first.rows(0)))
+        first.append(0, make_block(first.rows(0)))
 
 
 def test_none_takes_part_in_what_another_run_has_taken(out):

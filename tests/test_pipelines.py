@@ -9,9 +9,9 @@ import pytest
 
 from vggfeat.bundle import make_small_net
 from vggfeat.reclassify import compare, reclassify
-from vggfeat.report import paper_errors
-from vggfeat.report.writing import PAPER
 from vggfeat.reproduce import reproduce
+from vggfeat.results import paper_errors
+from vggfeat.results.svm import PAPER
 from vggfeat.retrain import retrain, starts_from
 from vggfeat.weights import load_backbone
 

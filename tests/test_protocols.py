@@ -9,14 +9,14 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.fusion.table import DescriptorTable
 from vggfeat.metrics import average_precision
+from vggfeat.protocols import experiment as trials
 from vggfeat.protocols import rules as protocols
-from vggfeat.protocols import trials
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
 from vggfeat.samples import DataSet, Task
-from vggfeat.svm import LinearModel, SharedRows, SvmSettings, Sweep
+from vggfeat.svm import LinearModel, SvmProblemSet, SvmSettings, Sweep
+from vggfeat.table import DescriptorTable
 
 ALONE = SvmSettings(jobs=1)
 FAST = ProtocolSettings(svm=ALONE, grid=(0.25, 1.0, 4.0))
@@ -92,7 +92,7 @@ class Spy:
         self.choices, self.fits, self.labels, self.costs, self.settings, self.solves = [], [], [], [], [], 0
         spy = self
 
-        class Watched(SharedRows):
+        class Watched(SvmProblemSet):
             def __init__(self, descriptors, settings):
                 spy.settings.append(settings)
                 super().__init__(descriptors, settings)
@@ -108,7 +108,7 @@ class Spy:
                 spy.costs.append(np.asarray(costs).tolist())
                 return super().fit(rows, labels, costs, **options)
 
-        monkeypatch.setattr(trials, "SharedRows", Watched)
+        monkeypatch.setattr(trials, "SvmProblemSet", Watched)
 
 
 # --- VOC2007
@@ -207,7 +207,7 @@ def prepare_sweep(monkeypatch, best, columns=(0, 1, 2)):
             found.append(Sweep(scores, np.ones(scores.shape[:2], dtype=bool), np.zeros(scores.shape[:2])))
         return found
 
-    monkeypatch.setattr(SharedRows, "sweep", sweep)
+    monkeypatch.setattr(SvmProblemSet, "sweep", sweep)
 
 
 def test_each_class_gets_the_c_that_is_best_for_it(monkeypatch):
@@ -592,7 +592,7 @@ def test_where_nothing_was_solved_there_is_no_gap():
 
 
 def test_the_worst_of_the_folds_is_said(monkeypatch):
-    sweep = SharedRows.sweep
+    sweep = SvmProblemSet.sweep
 
     def stalling(*arguments, **options):
         found = sweep(*arguments, **options)
@@ -601,7 +601,7 @@ def test_the_worst_of_the_folds_is_said(monkeypatch):
         found[1] = found[1]._replace(converged=~stalled, gap=np.where(stalled, 0.25, 0.0))
         return found
 
-    monkeypatch.setattr(SharedRows, "sweep", stalling)
+    monkeypatch.setattr(SvmProblemSet, "sweep", stalling)
     result = run_protocol(table_of(voc_like("voc2012", test=False)), FAST)
     np.testing.assert_array_equal(result.runs[0].choice.converged, [[True] * 3, [True] * 3, [False] * 3])
     np.testing.assert_array_equal(result.runs[0].choice.gap[2], [0.25] * 3)

@@ -14,9 +14,9 @@ import pytest
 from feature_rows import memory_folder
 from reliability.common import draw
 
-from vggfeat.devices import default_workers
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.processes import open_world
+from vggfeat.runtime.devices import default_workers
+from vggfeat.runtime.distributed import open_world
 
 TESTS = Path(__file__).parent
 ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

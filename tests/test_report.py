@@ -18,12 +18,11 @@ from PIL import Image
 
 from vggfeat.datasets.facts import FACTS
 from vggfeat.errors import FitError, StoreError
-from vggfeat.fusion.table import DescriptorTable
 from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-from vggfeat.report import files
-from vggfeat.report.plots import MOST_BARS, draw
-from vggfeat.report.writing import (
+from vggfeat.results import files
+from vggfeat.results.plots import MOST_BARS, draw
+from vggfeat.results.svm import (
     PAPER,
     PAPER_MEASURES,
     align,
@@ -35,9 +34,10 @@ from vggfeat.report.writing import (
     text_table,
     write_results,
 )
+from vggfeat.runtime.durable import Files
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.durable import Files
 from vggfeat.svm import LinearModel, SvmSettings, load_model
+from vggfeat.table import DescriptorTable
 
 GRID = np.array([0.25, 0.5, 1.0, 2.0])
 

@@ -12,9 +12,9 @@ from page_runs import make_run
 from reliability.mutants import mutate
 
 from vggfeat.errors import StoreError
-from vggfeat.page.building import make_page
-from vggfeat.page.checking import DEEPEST
-from vggfeat.page.folders import read_runs
+from vggfeat.results.checked_json import DEEPEST
+from vggfeat.results.page import make_page
+from vggfeat.results.reading import read_runs
 
 OTHER = {
     "format": "vggfeat-classification",

@@ -13,17 +13,19 @@ import pytest
 from page_runs import BOX, HOSTILE, SIDE, Parsed, make_images, make_run, make_table
 from PIL import Image
 
-from vggfeat.bootstrap import BootstrapSettings
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
-from vggfeat.page import building, curves, images
-from vggfeat.page.building import PageSettings, make_page
-from vggfeat.page.charts import Axis, Line, chart, linear_axis, log_axis, thinned
-from vggfeat.page.confusing import confusion_of
-from vggfeat.page.folders import Scores, SvmRun, read_runs
-from vggfeat.page.images import BUDGET, SIDES, Key, examples_of, per_list, small_copies
-from vggfeat.report.text import printable
+from vggfeat.metrics.bootstrap import BootstrapSettings
+from vggfeat.results import curves
+from vggfeat.results import page as building
+from vggfeat.results import thumbnails as images
+from vggfeat.results.charts import Axis, Line, chart, linear_axis, log_axis, thinned
+from vggfeat.results.confusion import confusion_of
+from vggfeat.results.page import PageSettings, make_page
+from vggfeat.results.reading import Scores, SvmRun, read_runs
+from vggfeat.results.text import printable
+from vggfeat.results.thumbnails import BUDGET, SIDES, Key, examples_of, per_list, small_copies
 
 FEW = BootstrapSettings(resamples=100)
 OURS = {
@@ -232,7 +234,7 @@ def test_failed_images_are_named_with_their_reasons(made):
 def test_a_feature_file_hands_its_reasons_on(tmp_path):
     from feature_rows import FAILED, finish
 
-    from vggfeat.fusion.table import read_descriptors
+    from vggfeat.table import read_descriptors
 
     table = read_descriptors(finish(tmp_path / "x.h5"))
     assert table.reasons == FAILED
@@ -282,7 +284,7 @@ def test_a_page_of_257_classes_is_no_giant(tmp_path):
     values = (rng.standard_normal((514, 60)) + labels @ rng.standard_normal((257, 60))).astype(np.float32)
     table = replace(table, dataset=dataset, descriptors=values, ok=np.ones(514, bool))
     from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-    from vggfeat.report.writing import write_results
+    from vggfeat.results.svm import write_results
 
     result = run_protocol(table, ProtocolSettings(grid=(1.0,)))
     write_results(result, dataset, tmp_path / "x", plots=False)
@@ -391,7 +393,7 @@ def test_images_that_are_gone_are_said_to_be(made, tmp_path):
 
 
 def test_a_root_without_the_images_is_refused(made, tmp_path):
-    with pytest.raises(ConfigError, match=r"--images .*: expected the images of manifest there, found none of 18"):
+    with pytest.raises(ConfigError, match=r"--root .*: expected the images of manifest there, found none of 18"):
         make_page([made[0] / "good.svm"], PageSettings(images=tmp_path))
 
 
@@ -584,7 +586,7 @@ def test_scores_that_dont_fit_are_refused(made, tmp_path):
 
 
 def test_images_of_folders_that_name_none_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--images: expected a folder of `vggfeat svm` .*, found none"):
+    with pytest.raises(ConfigError, match=r"--root: expected a folder of `vggfeat svm` .*, found none"):
         make_page([training_folder(tmp_path / "a", [1])], PageSettings(images=tmp_path))
 
 
@@ -619,7 +621,7 @@ def test_folders_of_vggfeat_before_it_kept_paths_make_a_page_without_images(made
 def test_the_command_writes_the_page_and_says_what_it_found(made, tmp_path, capsys):
     root = made[0]
     words = ["report", str(root / "bad.svm"), str(root / "good.svm"), "--quiet", "--workers", "0", "--resamples", "100"]
-    words += ["--images", str(root / "images"), "--out", str(tmp_path / "new" / "page.html")]
+    words += ["--root", str(root / "images"), "--out", str(tmp_path / "new" / "page.html")]
     assert run(words) == 0
     shown = capsys.readouterr().out
     assert (tmp_path / "new" / "page.html").read_bytes() == made[2]["two"].content

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vggfeat import similar as search
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError, WeightsError
-from vggfeat.fusion.table import load_features
 from vggfeat.samples import DataSet, Task
-from vggfeat.similar import nearest, query_of_row, search
-from vggfeat.similar.querying import extract_query, net_of, row_of_image
-from vggfeat.similar.search import DescriptorSettings
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile
+from vggfeat.similar import DescriptorSettings, extract_query, nearest, net_of, query_of_row, row_of_image
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.table import load_features
 from vggfeat.weights import load_backbone, save_weights
 
 ROWS, FAILED = 57, (5, 30)
@@ -43,9 +42,9 @@ def write_file(path, features, failed=FAILED):
         sha256=np.stack([np.frombuffer(hashlib.sha256(f"{row}".encode()).digest(), np.uint8) for row in range(rows)]),
     )
     shape = Shape(scales=SHAPE.scales, regions=SHAPE.regions, channels=features.shape[3])
-    with Parts.open(path, dataset, {"net": "D"}, shape, shard_rows=rows) as parts:
-        parts.commit(0, block)
-        parts.consolidate({"net": "D", "weights": "D.safetensors", "weights_sha256": "ab" * 32})
+    with FeatureWriter.open(path, dataset, {"net": "D"}, shape, shard_rows=rows) as parts:
+        parts.append(0, block)
+        parts.finish({"net": "D", "weights": "D.safetensors", "weights_sha256": "ab" * 32})
     return path
 
 
@@ -211,13 +210,13 @@ def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys
 
     page = tmp_path / "new" / "like.html"
     words = ["similar", str(extracted / "x.h5"), "--query", str(extracted / "again.bmp"), "--out", str(page)]
-    assert run([*words, "--images", str(extracted / "p"), "--device", "cpu"]) == 0
+    assert run([*words, "--root", str(extracted / "p"), "--device", "cpu"]) == 0
     parsed = Parsed(page.read_bytes())
     assert len(parsed.attributes("img", "src")) == 1 + 8
     assert "b" not in parsed.tags()
     assert [text for text in parsed.texts("span") if "<b>cat/" in text]
     assert capsys.readouterr().out.endswith(f"{page}\n")
-    assert run([*words[:4], "--images", str(extracted / "p")]) == 2
+    assert run([*words[:4], "--root", str(extracted / "p")]) == 2
 
 
 def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypatch):

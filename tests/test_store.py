@@ -29,7 +29,7 @@ from feature_rows import (
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.reading import FeatureFile, validate
+from vggfeat.store.reader import FeatureFile, validate
 from vggfeat.store.shards import Status
 
 EVERY = np.array(
@@ -183,7 +183,7 @@ def test_long_provenance_has_room(tmp_path):
     with open_parts(tmp_path / "x.h5") as parts:
         for shard in parts.pending:
             parts.commit(shard, make_block(parts.rows(shard)))
-        parts.consolidate({"text": "x" * 200_000})
+        parts.finish({"text": "x" * 200_000})
     with FeatureFile(tmp_path / "x.h5") as file:
         assert len(file.provenance["text"]) == 200_000
 

@@ -14,7 +14,7 @@ from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm import (
     LinearModel,
     Part,
-    SharedRows,
+    SvmProblemSet,
     SvmSettings,
     certificate,
     fit_one_vs_rest,
@@ -299,7 +299,7 @@ ALL = np.arange(40)
 def test_row_numbers_are_checked(rows, words):
     # A mask or a number below 0 would choose other rows, in silence.
     x, labels = table()
-    shared = SharedRows(x)
+    shared = SvmProblemSet(x)
     with pytest.raises(FitError, match=words):
         shared.fit(rows, labels, 1.0)
     with pytest.raises(FitError, match=words):
@@ -322,7 +322,7 @@ def test_row_numbers_are_checked(rows, words):
 def test_weights_are_checked(weights, words, exact):
     x, labels = table()
     with pytest.raises(FitError, match=words):
-        SharedRows(x, exact).fit(ALL, labels, 1.0, weights=weights)
+        SvmProblemSet(x, exact).fit(ALL, labels, 1.0, weights=weights)
 
 
 @both_solvers
@@ -332,8 +332,8 @@ def test_rows_of_weight_0_are_left_out_before_classes_are_balanced(exact):
     weights = (ALL % 4 > 0).astype(float)
     weights[:2] = 1
     rows = np.flatnonzero(weights)
-    model = SharedRows(x, balanced).fit(ALL, labels, 1.0, weights=weights)
-    expected = SharedRows(x, balanced).fit(rows, labels[rows], 1.0)
+    model = SvmProblemSet(x, balanced).fit(ALL, labels, 1.0, weights=weights)
+    expected = SvmProblemSet(x, balanced).fit(rows, labels[rows], 1.0)
     np.testing.assert_allclose(model.coef, expected.coef, atol=1e-5)
 
 

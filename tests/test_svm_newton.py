@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from svm_reference import objective, reference
 
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import Part, SharedRows, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
+from vggfeat.svm import Part, SvmProblemSet, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
 
 KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
 EXACT = SvmSettings(tolerance=1e-12)
@@ -140,7 +140,7 @@ def test_a_wrong_solution_has_a_gap():
 def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
     # At such lengths the inner products are infinite, at such a C the objective is known without a digit.
     x, labels = features(60, 90, 2)
-    shared = SharedRows(size * x.astype(float), SvmSettings(device=device, max_iterations=20))
+    shared = SvmProblemSet(size * x.astype(float), SvmSettings(device=device, max_iterations=20))
     with np.errstate(over="ignore", invalid="ignore"):
         (sweep,) = shared.sweep([Part(rows=np.arange(60), labels=labels, held_out=np.arange(60))], [1.0, 1e100])
         model = shared.fit(np.arange(60), labels, 1e100)
@@ -181,9 +181,9 @@ def test_company_changes_nothing(length, device, monkeypatch):
         Part(rows=np.flatnonzero(fold != f), labels=labels[fold != f], held_out=np.flatnonzero(fold == f))
         for f in range(3)
     ]
-    together = SharedRows(x, exact).sweep(parts, grid)
+    together = SvmProblemSet(x, exact).sweep(parts, grid)
     monkeypatch.setattr(batches, "_BATCH_BYTES", 1)
-    apart = SharedRows(x, exact).sweep(parts, grid)
+    apart = SvmProblemSet(x, exact).sweep(parts, grid)
     for part, first, second in zip(parts, together, apart, strict=True):
         np.testing.assert_allclose(first.scores, second.scores, atol=2e-5)
         for k in range(4):
@@ -195,7 +195,7 @@ def test_parts_of_different_rows_and_classes():
     x, labels = features(120, 200, 3)
     first = Part(rows=np.arange(40), labels=labels[:40], held_out=np.arange(100, 120))
     second = Part(rows=np.arange(99, 39, -1), labels=labels[99:39:-1, :2], held_out=np.arange(5))
-    shared = SharedRows(x, EXACT)
+    shared = SvmProblemSet(x, EXACT)
     for part, sweep in zip((first, second), shared.sweep([first, second], [1.0, 10.0]), strict=True):
         assert sweep.scores.shape == (2, part.labels.shape[1], len(part.held_out))
         alone = scores_over_C(x[part.rows], part.labels, x[part.held_out], [1.0, 10.0], EXACT)
@@ -208,7 +208,7 @@ def test_a_table_remembers_inner_products_and_nothing_else(kept, monkeypatch):
     monkeypatch.setattr(gram, "_KEPT_BYTES", kept)
     monkeypatch.setattr(gram, "_CHUNK_BYTES", 8 * 100 * 70)
     x, labels = features(100, 200, 2)
-    shared = SharedRows(x, EXACT)
+    shared = SvmProblemSet(x, EXACT)
     for rows in (np.arange(60), np.arange(40, 90), np.arange(100)[::-1], np.arange(10, 50)):
         model = shared.fit(rows, labels[rows], [1.0, 4.0])
         alone = fit_one_vs_rest(x[rows], labels[rows], [1.0, 4.0], EXACT)
@@ -220,7 +220,7 @@ def test_a_table_remembers_inner_products_and_nothing_else(kept, monkeypatch):
 def test_weights_are_repeated_rows(length):
     x, labels = features(50, length, 2)
     times = np.random.default_rng(0).integers(1, 4, 50)
-    weighted = SharedRows(x, EXACT).fit(np.arange(50), labels, 2.0, weights=times)
+    weighted = SvmProblemSet(x, EXACT).fit(np.arange(50), labels, 2.0, weights=times)
     repeated = fit_one_vs_rest(np.repeat(x, times, axis=0), np.repeat(labels, times, axis=0), 2.0, EXACT)
     np.testing.assert_allclose(weighted.coef, repeated.coef, atol=2e-5)
 
@@ -230,7 +230,7 @@ def test_a_class_without_negatives_is_refused_by_name():
     labels[:20, 1] = 1
     part = Part(rows=np.arange(20), labels=labels[:20], held_out=np.arange(20, 30))
     with pytest.raises(FitError, match=r"class cat: .* found 20 positive and 0 negative"):
-        SharedRows(x).sweep([part], [1.0], classes=["car", "cat"])
+        SvmProblemSet(x).sweep([part], [1.0], classes=["car", "cat"])
 
 
 # --- memory and device
@@ -245,7 +245,7 @@ def test_memory_is_what_the_docstring_says(length, monkeypatch):
     folds = [np.arange(n) % 3 != f for f in range(3)]
     parts = [Part(rows=np.flatnonzero(f), labels=labels[f], held_out=np.flatnonzero(~f)) for f in folds]
     tracemalloc.start()
-    SharedRows(x).sweep(parts, [0.1, 1.0, 10.0])
+    SvmProblemSet(x).sweep(parts, [0.1, 1.0, 10.0])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     own = 20 * n**2 if length > n else 12 * n * (length + 1) + 8 * n * length
@@ -265,7 +265,7 @@ def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(m
         monkeypatch.setattr(gram.Gram, "products", fail)
         for call in (lambda s: s.fit(np.arange(20), labels, 1.0), lambda s: s.sweep([part], [1.0])):
             with pytest.raises(expected, match=r"on cpu for fits on 20 rows of length 5|^no$"):
-                call(SharedRows(x, SvmSettings(device="cpu")))
+                call(SvmProblemSet(x, SvmSettings(device="cpu")))
 
 
 @pytest.mark.parametrize("device", ["nothing", "meta", "cuda:99"])

@@ -10,7 +10,7 @@ import pytest
 
 from vggfeat.cli import group, run
 from vggfeat.cli import types as cli_types
-from vggfeat.report.text import SHORTEST, align, shortened
+from vggfeat.results.text import SHORTEST, align, shortened
 
 ROWS = [["class", "AP %"], ["a name that is far too long", "12.5"], ["猫猫猫猫猫猫猫猫", "7.0"]]
 
@@ -94,7 +94,7 @@ def test_the_commands_say_how_to_make_a_page(tmp_path, capsys):
     write_file(tmp_path / "it's.h5", features, dataset)
     assert run(["svm", "--features", str(tmp_path / "it's.h5"), "--quiet"]) == 0
     shown = capsys.readouterr().out
-    (command,) = re.findall(r"^as a page: vggfeat (report .*) --images ROOT$", shown, re.M)
+    (command,) = re.findall(r"^as a page: vggfeat (report .*) --root ROOT$", shown, re.M)
     assert run([*shlex.split(command), "--out", str(tmp_path / "x.html"), "--quiet"]) == 0
     assert (tmp_path / "x.html").read_bytes().startswith(b"<!doctype html>")
     capsys.readouterr()

@@ -16,7 +16,7 @@ from vggfeat import synthetic
 from vggfeat.benchmarks.operations import layer_multiply_adds
 from vggfeat.benchmarks.training import TrainingSpeeds, training_multiply_adds
 from vggfeat.cli import run
-from vggfeat.models import VGG
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import load_backbone, save_weights
 
 SMALL = ["--width", "0.03125", "--batch", "8", "--workers", "0", "--device", "cpu"]
@@ -38,7 +38,7 @@ def trained(images, tmp_path_factory) -> Path:
 
 
 def train(root, out, *more, net="A"):
-    return [str(word) for word in ("train", "--data", root, "--net", net, "--out", out, *SMALL, *more)]
+    return [str(word) for word in ("train", "--root", root, "--net", net, "--out", out, *SMALL, *more)]
 
 
 def lines_of(text):
@@ -131,10 +131,10 @@ def test_deeper_nets_start_from_net_a(images, trained, tmp_path):
         (["--init-from", "none"], 5, "none: found neither as a file"),
         (["--init-from", "{narrow}", "--width", "0.0625"], 2, "width: expected 0.0625"),
         (["--init-from", "{deep}"], 2, "expected weights of net A"),
-        (["--data", "nowhere"], 4, "nowhere: expected a folder"),
-        (["--data", "{empty}"], 4, "found none"),
-        (["--data", "{single}"], 4, "expected at least 2 classes, found only one"),
-        (["--data", "{lopsided}"], 4, "found only in train: b"),
+        (["--root", "nowhere"], 4, "nowhere: expected a folder"),
+        (["--root", "{empty}"], 4, "found none"),
+        (["--root", "{single}"], 4, "expected at least 2 classes, found only one"),
+        (["--root", "{lopsided}"], 4, "found only in train: b"),
         (["--out", "{file}/x", "--steps", "1"], 6, "Not a directory"),
     ],
 )
@@ -245,7 +245,7 @@ def test_the_share_of_the_matrix_rate_by_hand():
 
 
 def test_bench_train_measures_and_names_what_holds_training_up(images, capsys):
-    words = ["bench", "train", "--data", images, "--net", "A", *SMALL, "--seconds", 0.1]
+    words = ["bench", "train", "--root", images, "--net", "A", *SMALL, "--seconds", 0.1]
     assert run([str(word) for word in [*words, "--json"]]) == 0
     told = json.loads(capsys.readouterr().out)
     assert all(told[name] > 0 for name in ("decoding", "loading", "step", "both", "matrix_multiply_adds"))

@@ -21,19 +21,19 @@ from torch.nn import functional as F
 from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, stripes
 
 from vggfeat.errors import ConfigError, StoreError, TrainingError, out_of_memory
-from vggfeat.models import VGG
-from vggfeat.processes import World
+from vggfeat.nets.vgg import VGG
+from vggfeat.runtime.distributed import World
+from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
-from vggfeat.store.durable import Files
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 from vggfeat.training.initialisation import draw_weights, first_weights
 from vggfeat.training.learner import Learner, dropout_masks
 from vggfeat.training.log import read_log
-from vggfeat.training.loop import train
-from vggfeat.training.settings import Recipe, RunSettings, recipe_for
+from vggfeat.training.settings import Recipe, TrainingSettings, recipe_for
 from vggfeat.training.state import Hooks
-from vggfeat.training.stopping import signals_as_flag
+from vggfeat.training.stop_signals import signals_as_flag
 from vggfeat.training.task import Classification
+from vggfeat.training.train import train
 from vggfeat.weights import Backbone, load_backbone, random_backbone
 
 ALONE = World()
@@ -41,7 +41,7 @@ ALONE = World()
 
 def learner_of(recipe: Recipe, **run) -> Learner:
     task = Classification(recipe, CLASSES)
-    return Learner(task.first_weights()[0], task, RunSettings(**run), ALONE, None, print)
+    return Learner(task.first_weights()[0], task, TrainingSettings(**run), ALONE, None, print)
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
@@ -103,7 +103,7 @@ def test_values_that_can_not_be_are_refused_by_name(wrong):
 def test_every_setting_is_explained():
     # Docstrings of fields are in the source only.
     source = Path(train_runs.loop.__file__).with_name("settings.py").read_text()
-    for setting in (*fields(Recipe), *fields(RunSettings)):
+    for setting in (*fields(Recipe), *fields(TrainingSettings)):
         after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
         assert after.startswith('    """'), setting.name
 
@@ -322,7 +322,7 @@ def test_the_other_initialisations_end_in_nan_as_their_notes_say(tmp_path, initi
 
 def test_the_default_initialisation_learns(tmp_path):
     recipe = small_recipe(width=1 / 16, batch=8, learning_rate=1e-3, max_steps=30, validate_every=30)
-    outcome = run_small(tmp_path / "run", recipe, RunSettings(log_every=5))
+    outcome = run_small(tmp_path / "run", recipe, TrainingSettings(log_every=5))
     losses = [line["loss"] for line in figures(tmp_path / "run") if line["kind"] == "train"]
     assert losses[-1] < 0.3 < math.log(len(CLASSES))
     assert outcome.validation.top1_error < 0.2
@@ -396,7 +396,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, stopped_after):
 
 
 def test_a_run_killed_between_a_validation_and_its_checkpoint_tells_of_it_once(whole, tmp_path, monkeypatch):
-    out, run, save = tmp_path / "run", RunSettings(checkpoint_every=1, log_every=2), Checkpoints.save
+    out, run, save = tmp_path / "run", TrainingSettings(checkpoint_every=1, log_every=2), Checkpoints.save
 
     def die(self, step, tensors, about):
         if about["state"]["validation"] is not None:
@@ -517,7 +517,7 @@ def test_weights_that_are_no_numbers_are_not_saved():
 def test_the_learning_rate_drops_and_the_run_ends_when_validation_is_stuck(tmp_path):
     # A gain of 2 is out of reach, so every validation after the first brings nothing.
     recipe = small_recipe(validate_every=1, patience=1, drops=2, least_gain=2, max_steps=100)
-    outcome = run_small(tmp_path / "run", recipe, RunSettings(log_every=1))
+    outcome = run_small(tmp_path / "run", recipe, TrainingSettings(log_every=1))
     rates = [line["lr"] for line in figures(tmp_path / "run") if line["kind"] == "train"]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
     assert (outcome.step, outcome.learning_rate) == (4, pytest.approx(1e-4))
@@ -525,7 +525,7 @@ def test_the_learning_rate_drops_and_the_run_ends_when_validation_is_stuck(tmp_p
 
 def test_what_validations_have_shown_survives_a_stop(tmp_path):
     recipe = small_recipe(validate_every=1, patience=2, drops=1, least_gain=2, max_steps=100)
-    run = RunSettings(log_every=1)
+    run = TrainingSettings(log_every=1)
     run_small(tmp_path / "whole", recipe, run)
     steps: list = []
     stopping = Hooks(progress=lambda done, *_: steps.append(done), stop=lambda: max(steps) >= 2)
@@ -604,7 +604,7 @@ def test_validation_images_of_which_none_can_be_read_stop_the_run(tmp_path):
 
 def test_the_rest_of_a_run_is_logged_once_and_with_its_rate(tmp_path):
     out, recipe, ticks = tmp_path / "run", small_recipe(max_steps=3, validate_every=2), count()
-    run, clock = RunSettings(log_every=50, checkpoint_every=1), ticks.__next__
+    run, clock = TrainingSettings(log_every=50, checkpoint_every=1), ticks.__next__
     for resume in (False, True, True):
         run_small(out, recipe, run, resume=resume, clock=clock)
     (line,) = (line for line in read_log(out / "log.jsonl") if line["kind"] == "train")
@@ -633,7 +633,7 @@ def test_validations_and_checkpoints_do_not_slow_the_rate_down(tmp_path):
             return super().create(path)
 
     recipe = small_recipe(max_steps=6, validate_every=2)
-    run = RunSettings(log_every=5, checkpoint_every=1)
+    run = TrainingSettings(log_every=5, checkpoint_every=1)
     run_small(tmp_path / "run", recipe, run, feed=Slow(recipe), files=SlowFiles(), clock=lambda: now[0])
     rates = [line["images_per_s"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
     assert rates == [recipe.batch, recipe.batch]
@@ -740,7 +740,7 @@ def images(tmp_path_factory) -> ClassificationSet:
 
 def test_images_become_a_net_and_resumption_changes_no_bit(images, tmp_path):
     recipe = small_recipe(max_steps=4, validate_every=3, scale=(256, 288))
-    run = RunSettings(workers=0, checkpoint_every=1, log_every=1)
+    run = TrainingSettings(workers=0, checkpoint_every=1, log_every=1)
     whole = train(recipe, images, tmp_path / "whole", run=run)
     ((path, reason),) = whole.unreadable
     assert (path, str(images.train.root) in reason) == ("3.jpg", False)

@@ -15,18 +15,19 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, TrainingError
-from vggfeat.images import Decoder, DecodeSettings, Request, decode
-from vggfeat.processes import share
+from vggfeat.images.decode import DecodeSettings, Request, decode
+from vggfeat.images.pool import Decoder
+from vggfeat.nets.transforms import rescaled_size
+from vggfeat.runtime.distributed import share
+from vggfeat.runtime.durable import Files
 from vggfeat.samples import Box, LabelledImages
-from vggfeat.store.durable import Files
 from vggfeat.training import statistics
-from vggfeat.training.ahead import Ahead
-from vggfeat.training.augmentation import Crops, colour_axes, group, place_crops, resample
-from vggfeat.training.draws import CropSettings, Order, centred, draw
-from vggfeat.training.images import TrainingBatches, ValidationBatches
+from vggfeat.training.batches import TrainingBatches, ValidationBatches
+from vggfeat.training.crops import Crops, colour_axes, group, place_crops, resample
 from vggfeat.training.labels import NO_TARGET
+from vggfeat.training.prefetch import Ahead
+from vggfeat.training.sampling import CropSettings, Order, centred, draw
 from vggfeat.training.statistics import StatisticsSettings, pixel_statistics
-from vggfeat.transforms import rescaled_size
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 JITTER = CropSettings(scale=(256, 512))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vggfeat.transforms import mirror, normalise, rescale, rescaled_size
+from vggfeat.nets.transforms import mirror, normalise, rescale, rescaled_size
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from caffe_files import blob, caffemodel, layer_message, layers_of, nested, numb
 from other_nets import difference, image, our_maps
 
 from vggfeat.errors import WeightsError
-from vggfeat.weights import IMAGENET_MEAN, wire
+from vggfeat.formats import protobuf as wire
+from vggfeat.weights import IMAGENET_MEAN
 from vggfeat.weights.caffe import load_caffe
 
 BGR_MEAN = (103.939, 116.779, 123.68)  # as in the authors' deploy files

@@ -27,13 +27,14 @@ from safetensors.torch import save_file
 
 from vggfeat.cli import run
 from vggfeat.errors import WeightsError
-from vggfeat.models import VGG, initialise
-from vggfeat.weights import finding, imagenet_classes, load_backbone, save_weights
-from vggfeat.weights.checking import examine, verify
-from vggfeat.weights.finding import load_file
+from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.weights import imagenet_classes, load_backbone, save_weights
+from vggfeat.weights import load as finding
+from vggfeat.weights.load import load_file
 from vggfeat.weights.published import PUBLISHED, identify
-from vggfeat.weights.recognising import FORMATS, recognise
-from vggfeat.weights.torchvision import torchvision_names
+from vggfeat.weights.pytorch import torchvision_names
+from vggfeat.weights.sniff import FORMATS, recognise
+from vggfeat.weights.verify import examine, verify
 
 PAGE = Path(__file__).parents[1] / "data" / "weights.md"
 
@@ -576,7 +577,7 @@ def test_list_and_fetch_do_not_wait_for_pytorch(tmp_path):
     code = """
 import sys
 from vggfeat.cli import run
-import vggfeat.weights.fetching
+import vggfeat.weights.download
 assert run(["weights", "list"]) == 0
 print([name for name in ("torch", "safetensors", "scipy") if name in sys.modules])
 """

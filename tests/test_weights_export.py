@@ -13,9 +13,9 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as tvf
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.models import VGG, initialise
+from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
-from vggfeat.weights.exporting import export_onnx, export_torchvision
+from vggfeat.weights.export import export_onnx, export_torchvision
 
 OURS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 

@@ -13,9 +13,9 @@ from mat_files import MEAN, cell, forward, save, simplenn
 from other_nets import difference, image, our_maps
 from scipy.io import savemat
 
-from vggfeat import mat5
 from vggfeat.errors import WeightsError
-from vggfeat.mat5 import MOST_DEPTH, MOST_INFLATED
+from vggfeat.formats import mat5
+from vggfeat.formats.mat5 import MOST_DEPTH, MOST_INFLATED
 from vggfeat.weights import IMAGENET_MEAN
 from vggfeat.weights.matconvnet import load_matconvnet
 

@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 
 from vggfeat.errors import TrainingError, VggfeatError
-from vggfeat.processes import World, open_world, share
-from vggfeat.training import loop
+from vggfeat.runtime.distributed import World, open_world, share
+from vggfeat.training import train as loop
+from vggfeat.training.batches import Batch
 from vggfeat.training.curves import draw_curves
-from vggfeat.training.images import Batch
 from vggfeat.training.learner import Learner
-from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.settings import Recipe, TrainingSettings
 from vggfeat.training.state import Hooks
 from vggfeat.training.task import Classification
 
@@ -87,9 +87,9 @@ def small_recipe(**other) -> Recipe:
     return Recipe(**{**fields, "dropout": 0.2, "initialisation": "glorot", **other})
 
 
-def run_small(out: Path, recipe: Recipe, run: RunSettings | None = None, *, feed=None, world=None, **other):
+def run_small(out: Path, recipe: Recipe, run: TrainingSettings | None = None, *, feed=None, world=None, **other):
     world = world or World()
-    run = run or RunSettings(checkpoint_every=3, log_every=2)
+    run = run or TrainingSettings(checkpoint_every=3, log_every=2)
     task = Classification(recipe, CLASSES)
     return loop.learn(task, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
 
@@ -97,7 +97,7 @@ def run_small(out: Path, recipe: Recipe, run: RunSettings | None = None, *, feed
 def load_all() -> None:
     """Import what torch and matplotlib import late: seconds that a fork need not spend again."""
     task = Classification(small_recipe(), CLASSES)
-    Learner(task.first_weights()[0], task, RunSettings(), World(), None, [].append)
+    Learner(task.first_weights()[0], task, TrainingSettings(), World(), None, [].append)
     draw_curves([], "", task.errors)
 
 
@@ -128,7 +128,7 @@ def hash_of(path: Path) -> str:
 
 
 def kill(folder: Path, kills: int, seed: int) -> dict:
-    recipe, run = small_recipe(), RunSettings(checkpoint_every=1, log_every=2)
+    recipe, run = small_recipe(), TrainingSettings(checkpoint_every=1, log_every=2)
     whole, out = folder / "whole", folder / "killed"
     first = finish(start(lambda: run_small(whole, recipe, run)))
     rng = random.Random(seed)
@@ -199,7 +199,7 @@ def narrow(recipe: Recipe, found: World) -> None:
 
     Learner._part = full
     task = Classification(recipe, CLASSES)
-    learner = Learner(task.first_weights()[0], task, RunSettings(), found, None, [].append)
+    learner = Learner(task.first_weights()[0], task, TrainingSettings(), found, None, [].append)
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     os._exit(learner.micro_batch)
 

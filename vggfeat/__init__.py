@@ -7,32 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggfeat.caching import cache_features
-    from vggfeat.datasets.front import open_dataset
+    from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.descriptors import join_features
     from vggfeat.estimator import Extractor
-    from vggfeat.extraction import ExtractionSettings
-    from vggfeat.fusion.table import load_features, read_descriptors
+    from vggfeat.extract import extract_features
+    from vggfeat.forward.features import ExtractionSettings
     from vggfeat.metrics import average_precision, confusion, mean_class_recall, top_k_error
-    from vggfeat.models import VGG
+    from vggfeat.nets.vgg import VGG
     from vggfeat.protocols.rules import run_protocol
-    from vggfeat.store.reading import FeatureFile
+    from vggfeat.store.reader import FeatureFile
+    from vggfeat.table import load_features, read_descriptors
     from vggfeat.weights import load_backbone, save_weights
 
 _HOMES = {
-    "ExtractionSettings": "extraction",
+    "ExtractionSettings": "forward.features",
     "Extractor": "estimator",
     "FeatureFile": "store",
-    "VGG": "models",
+    "VGG": "nets.vgg",
     "average_precision": "metrics",
-    "cache_features": "caching",
+    "extract_features": "extract",
     "confusion": "metrics",
     "join_features": "descriptors",
     "load_backbone": "weights",
-    "load_features": "fusion",
+    "load_features": "table",
     "mean_class_recall": "metrics",
-    "open_dataset": "datasets",
-    "read_descriptors": "fusion",
+    "open_dataset": "datasets.catalogue",
+    "read_descriptors": "table",
     "run_protocol": "protocols",
     "save_weights": "weights",
     "top_k_error": "metrics",
@@ -44,8 +44,8 @@ __all__ = [
     "Extractor",
     "FeatureFile",
     "average_precision",
-    "cache_features",
     "confusion",
+    "extract_features",
     "join_features",
     "load_backbone",
     "load_features",

@@ -1,6 +1,6 @@
 """`python -m vggfeat`: the same as the command vggfeat."""
 
-from vggfeat.cli import main
+from vggfeat.cli import entry_point
 
 if __name__ == "__main__":
-    main()
+    entry_point()

@@ -13,8 +13,8 @@ import click
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.cli.types import PATH, make_folder
-from vggfeat.devices import default_workers
 from vggfeat.errors import VggfeatError, WeightsError
+from vggfeat.runtime.devices import default_workers
 from vggfeat.synthetic import SIZES, Settings, write
 from vggfeat.weights import load_backbone, save_weights
 
@@ -116,7 +116,7 @@ def _trained(stage: Stage, seed: int, before: Path | None, options: dict[str, An
         write("ilsvrc", data, seed=seed, size=images, workers=workers, progress=bar.update)
     chosen = [*shlex.split(stage.training), *(TWIN if options["twin"] else ()), *options["more"]]
     start = () if before is None else ("--init-from", before)
-    must_run("train", "--data", data, "--out", out, "--resume", *start, *chosen)
+    must_run("train", "--root", data, "--out", out, "--resume", *start, *chosen)
     return out / "weights.safetensors"
 
 

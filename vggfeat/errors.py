@@ -77,7 +77,7 @@ class ImageError(VggfeatError):
     Parameters
     ----------
     reason : str
-        One word of `vggfeat.images.decoding.REASONS`, for counting.
+        One word of `vggfeat.images.decode.REASONS`, for counting.
     message : str
         What was found, in one line.
     """

@@ -10,11 +10,11 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.descriptors import join_features
-from vggfeat.devices import default_device
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.extraction import Extraction, ExtractionSettings
-from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, region_of
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, region_of
 from vggfeat.images.pool import Decoder
+from vggfeat.runtime.devices import default_device
 from vggfeat.weights import load_backbone
 
 

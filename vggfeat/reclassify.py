@@ -16,7 +16,7 @@ import torch
 from vggfeat.cli.steps import leads, must_run, parse_options
 from vggfeat.cli.types import PATH, make_folder
 from vggfeat.errors import ConfigError, VggfeatError
-from vggfeat.models import VGG, initialise
+from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import load_backbone, save_weights
 
@@ -116,7 +116,7 @@ def save_posteriors(net: Net, weights: Path, mode: str, sides: Sequence[int], op
         The files of its posteriors; nothing in a process of torchrun that is not its first.
     """
     folder: Path = options["out"] / f"{net.name}-classified"
-    chosen = ["--weights", weights, "--data", options["root"], "--mode", mode, "--scales", _joined(sides)]
+    chosen = ["--weights", weights, "--root", options["root"], "--mode", mode, "--scales", _joined(sides)]
     for name in ("device", "precision"):
         if options.get(name):
             chosen += [f"--{name}", options[name]]

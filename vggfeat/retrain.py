@@ -120,7 +120,7 @@ def _parse(row: TrainedRow, arguments: Sequence[str] | None) -> dict[str, Any]:
 def _train(net: str, scale: str, options: dict[str, Any]) -> Path:
     """Train one net and return its weights; a twin trains what stands before it in the chain as well."""
     folder: Path = options["out"] / net_name(net, scale)
-    chosen = ["--data", options["root"], "--net", net, "--scale", scale, "--out", folder, "--resume", *options["more"]]
+    chosen = ["--root", options["root"], "--net", net, "--scale", scale, "--out", folder, "--resume", *options["more"]]
     before = starts_from(net, scale)
     if options["device"]:
         chosen += ["--device", options["device"]]

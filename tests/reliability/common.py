@@ -22,10 +22,11 @@ from crash_runs import FILES, FOLDERS, Hooked
 from feature_rows import memory_folder
 from PIL import Image
 
-from vggfeat import caching
-from vggfeat.cli import commands, main, progress
-from vggfeat.datasets import front
-from vggfeat.store.durable import DISK
+from vggfeat import extract as caching
+from vggfeat.cli import main, progress
+from vggfeat.cli import main as cli_main
+from vggfeat.datasets import catalogue as front
+from vggfeat.runtime.durable import DISK
 from vggfeat.weights import load_backbone
 
 NET = "random:A:0:0.03125"
@@ -36,7 +37,7 @@ def load_all() -> None:
     torch.set_num_threads(1)
     load_backbone(NET)
     Image.preinit()
-    assert all((caching, commands, front, progress))
+    assert all((caching, cli_main, front, progress))
 
 
 @dataclass(frozen=True, kw_only=True)

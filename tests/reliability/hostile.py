@@ -24,7 +24,7 @@ import torch
 
 from vggfeat.cli import run as command
 from vggfeat.errors import VggfeatError
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import load_backbone
 
 from .common import NET, Options, Report, draw, load_all, scratch

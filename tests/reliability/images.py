@@ -17,8 +17,8 @@ from pathlib import Path
 
 from test_decoding import good_images
 
-from vggfeat.images.decoding import REASONS
-from vggfeat.store.reading import FeatureFile
+from vggfeat.images.decode import REASONS
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Status
 
 from .common import NET, Options, Report, scratch

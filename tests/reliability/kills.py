@@ -1,6 +1,6 @@
 """Killed at every call that changes the disk, before it and half-way through each write; then given again.
 
-Every call of an extraction in 20 shards goes through one seam (`vggfeat.store.durable.Files`), where the process dies.
+Every call of an extraction of 20 shards goes through one seam (`vggfeat.runtime.durable.Files`), where it dies.
 Full: at each call. Short: at each 37th, of 3 shards.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from crash_runs import FILES, FOLDERS, Hooked
 
-from vggfeat.store.durable import DISK
+from vggfeat.runtime.durable import DISK
 from vggfeat.training.checkpoints import Checkpoints
 
 from .common import Job, Options, Report, scratch

@@ -9,7 +9,7 @@ import time
 from feature_rows import crash_run
 
 from vggfeat.errors import StoreError
-from vggfeat.store.reading import validate
+from vggfeat.store.reader import validate
 
 from .common import Job, Options, Report, digest, scratch
 

@@ -18,18 +18,19 @@ from crash_runs import contents
 from feature_rows import finish, make_block, open_parts
 from scipy.io import savemat
 
-from vggfeat.datasets import boxes, caltech, folder, ilsvrc, voc
+from vggfeat.datasets import caltech, folder, ilsvrc, voc
+from vggfeat.datasets import ilsvrc_boxes as boxes
 from vggfeat.errors import DatasetError, FitError, ImageError, StoreError, TrainingError, VggfeatError
-from vggfeat.images.decoding import DecodeSettings, Request, decode
+from vggfeat.formats.hdf5 import write_text_attribute
+from vggfeat.images.decode import DecodeSettings, Request, decode
+from vggfeat.runtime.durable import DISK
 from vggfeat.samples import LabelledImages
-from vggfeat.store.columns import write_text_attribute
-from vggfeat.store.durable import DISK
 from vggfeat.store.shards import HEAD
 from vggfeat.svm.model import LinearModel
 from vggfeat.svm.saving import load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.folder import RunFolder
 from vggfeat.training.packing import PackSettings, pack
+from vggfeat.training.run_folder import RunFolder
 from vggfeat.training.statistics import _load as load_statistics
 
 from .common import draw

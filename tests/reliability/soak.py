@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Status
 
 from .common import NET, Options, Report, draw, scratch

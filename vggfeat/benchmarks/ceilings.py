@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vggfeat.passes.running import DTYPES
+from vggfeat.forward.runner import DTYPES
 
 MATRIX_SIDE = {"cpu": 1920, "cuda": 8192}
 """On the CPU no power of two: the rows of such a matrix share few places in the caches."""

@@ -34,13 +34,13 @@ from vggfeat.benchmarks.speeds import (
     plain_name,
 )
 from vggfeat.benchmarks.stages import Stages, run_network
-from vggfeat.caching import CacheSettings
-from vggfeat.computing import images_ahead
-from vggfeat.contract import cosines
 from vggfeat.errors import ConfigError
-from vggfeat.extraction import Extraction, ExtractionSettings, Layer
-from vggfeat.images.decoding import DecodeSettings
+from vggfeat.extract import RunSettings
+from vggfeat.forward.features import Extraction, ExtractionSettings, Layer
+from vggfeat.forward.precision import cosines
+from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
+from vggfeat.shard_stream import images_ahead
 from vggfeat.weights import Backbone
 
 REFERENCE = Form("fp32", "size")
@@ -80,10 +80,10 @@ class BenchSettings:
     """Measure the plain baseline as well: in PyTorch's defaults and, if a form is in bf16, in that."""
 
     @property
-    def cache(self) -> CacheSettings:
+    def cache(self) -> RunSettings:
         """How the runs from files to file are cut up: every shard has the same images, in the same batches."""
-        rows = CacheSettings(device=self.device).rows()
-        return CacheSettings(device=self.device, workers=self.workers, shard_rows=min(rows, self.images))
+        rows = RunSettings(device=self.device).rows()
+        return RunSettings(device=self.device, workers=self.workers, shard_rows=min(rows, self.images))
 
     def describe(self) -> dict[str, Any]:
         """Return all of it that the figures do not tell, and the versions that matter, ready for JSON."""
@@ -152,7 +152,7 @@ def measure(backbone: Backbone, settings: BenchSettings, folder: Path, progress:
 
 def default_images(device: str) -> int:
     """Return how many images are enough: a shard on a GPU, whose batches are large; few on the CPU."""
-    return CPU_IMAGES if device.startswith("cpu") else CacheSettings(device=device).rows()
+    return CPU_IMAGES if device.startswith("cpu") else RunSettings(device=device).rows()
 
 
 class _Measured:

@@ -6,7 +6,7 @@ C = channels of a map, H, W = its sides. A multiply-add is one multiplication an
 from dataclasses import dataclass
 from itertools import takewhile
 
-from vggfeat.models import NETS, VGG, WINDOW
+from vggfeat.nets.vgg import NETS, VGG, WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)

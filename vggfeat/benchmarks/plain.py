@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import functional as TF
 
-from vggfeat.models import NETS, VGG
-from vggfeat.transforms import rescaled_size
+from vggfeat.nets.transforms import rescaled_size
+from vggfeat.nets.vgg import NETS, VGG
 from vggfeat.weights import Backbone
 
 TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}

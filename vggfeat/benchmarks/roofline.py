@@ -13,12 +13,12 @@ import torch
 
 from vggfeat.benchmarks.ceilings import copy_rate, device_name, matrix_rate
 from vggfeat.benchmarks.operations import layer_costs
-from vggfeat.devices import checked_device
 from vggfeat.errors import ConfigError
-from vggfeat.extraction import ExtractionSettings
-from vggfeat.models import VGG, Pool
-from vggfeat.passes.running import DTYPES
-from vggfeat.transforms import rescaled_size
+from vggfeat.forward.features import ExtractionSettings
+from vggfeat.forward.runner import DTYPES
+from vggfeat.nets.transforms import rescaled_size
+from vggfeat.nets.vgg import VGG, Pool
+from vggfeat.runtime.devices import checked_device
 
 
 @dataclass(frozen=True, kw_only=True)

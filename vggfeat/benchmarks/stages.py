@@ -17,18 +17,18 @@ from torch import Tensor
 
 from vggfeat.benchmarks.jpegs import listed
 from vggfeat.benchmarks.operations import layer_costs
-from vggfeat.caching import CacheSettings, cache_rows
-from vggfeat.computing import Work, to_block
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
-from vggfeat.extraction import Extraction, requests
-from vggfeat.images.decoding import DecodedImage, DecodeSettings
+from vggfeat.extract import RunSettings, run_job
+from vggfeat.forward import Row
+from vggfeat.forward.features import Extraction, requests
+from vggfeat.images.decode import DecodedImage, DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.passes import Row
+from vggfeat.nets.transforms import normalise, rescale, rescaled_size
 from vggfeat.samples import DataSet, Place
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile
+from vggfeat.shard_stream import Work, to_block
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Shape
-from vggfeat.transforms import normalise, rescale, rescaled_size
 from vggfeat.weights import Backbone
 
 
@@ -51,7 +51,7 @@ class Stages:
         In float32, not compiled; decides scales, layer and device.
     files : DataSet
     decoder : Decoder
-    cache : CacheSettings
+    cache : RunSettings
         Of the runs from files to file.
     repeat : int
         How many times `often` goes through the files.
@@ -68,7 +68,7 @@ class Stages:
         extraction: Extraction,
         files: DataSet,
         decoder: Decoder,
-        cache: CacheSettings,
+        cache: RunSettings,
         repeat: int,
     ) -> None:
         self.backbone, self.extraction, self.files, self.decoder = backbone, extraction, files, decoder
@@ -125,13 +125,13 @@ class Stages:
         """Commit the features of files in shards, and join these to a file that is read back."""
         one = self.extraction
         shape = Shape(scales=one.settings.scales, regions=one.regions, channels=one.channels)
-        with self.out() as out, Parts.open(
+        with self.out() as out, FeatureWriter.open(
             out, files, {"benchmark": "writing"}, shape, shard_rows=self.cache.rows()
         ) as parts:  # fmt: skip
             for shard in parts.pending:
                 rows = [self.rows[row % len(self.rows)] for row in parts.rows(shard)]
-                parts.commit(shard, to_block(rows, shape, [""] * len(rows)))
-            parts.consolidate({})
+                parts.append(shard, to_block(rows, shape, [""] * len(rows)))
+            parts.finish({})
 
     def run(self, extraction: Extraction, files: DataSet) -> None:
         """Go from files to a feature file, as `vggfeat extract` does once the net is there.
@@ -161,7 +161,7 @@ class Stages:
             passes=extraction,
             place=lambda row: Place(files.file_of(row), None),
         )
-        summary = cache_rows(work, out, cache=self.cache, decode=DecodeSettings())
+        summary = run_job(work, out, cache=self.cache, decode=DecodeSettings())
         # Halves are other batches than those of the net alone.
         if extraction.halvings:
             raise ConfigError(_unfit(extraction, f"{extraction.halvings} that had to be halved"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggfeat.benchmarks.features import Problem, Split
 from vggfeat.benchmarks.peer import PeerForm, Solutions, Tried, fastest, objectives, peak_memory, solve, try_forms
 from vggfeat.metrics import average_precision, class_recall
-from vggfeat.svm import Part, SharedRows, SvmSettings
+from vggfeat.svm import Part, SvmProblemSet, SvmSettings
 from vggfeat.svm.liblinear import LOST
 
 GRID = tuple(2.0**power for power in range(-5, 7))
@@ -108,7 +108,7 @@ class Comparison:
 class _Own(NamedTuple):
     """vggfeat's solver, done."""
 
-    shared: SharedRows
+    shared: SvmProblemSet
     costs: list[NDArray[np.float64]]
     """(K,) chosen, for each split."""
     timing: Timing
@@ -186,10 +186,10 @@ def _try_peer(problem: Problem) -> list[Tried]:
 
 
 def _run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]) -> _Own:
-    SharedRows(np.eye(4, 3), settings).fit(np.arange(4), [[1], [1], [-1], [-1]], 1.0)  # Starts a GPU, loads libraries.
+    SvmProblemSet(np.eye(4, 3), settings).fit(np.arange(4), [[1], [1], [-1], [-1]], 1.0)  # warm-up
     labels, splits = problem.labels, problem.splits
     begun = clock()
-    shared = SharedRows(problem.descriptors, settings)
+    shared = SvmProblemSet(problem.descriptors, settings)
     sweeps = shared.sweep(
         [Part(rows=split.fit, labels=labels[split.fit], held_out=split.held_out) for split in splits], GRID
     )

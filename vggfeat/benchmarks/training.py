@@ -13,16 +13,16 @@ import torch
 
 from vggfeat.benchmarks.ceilings import device_name, matrix_rate, wait_for
 from vggfeat.benchmarks.operations import layer_multiply_adds
-from vggfeat.devices import checked_device
-from vggfeat.images.decoding import DecodeSettings, Request
+from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.models import VGG
-from vggfeat.processes import World
+from vggfeat.nets.vgg import VGG
+from vggfeat.runtime.devices import checked_device
+from vggfeat.runtime.distributed import World
 from vggfeat.samples import LabelledImages
-from vggfeat.training.draws import CropSettings, Order, draw
-from vggfeat.training.images import TrainingBatches
+from vggfeat.training.batches import TrainingBatches
 from vggfeat.training.learner import Learner
-from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.training.sampling import CropSettings, Order, draw
+from vggfeat.training.settings import Recipe, TrainingSettings
 from vggfeat.training.task import Classification
 
 MEAN = (120.0, 115.0, 105.0)
@@ -74,7 +74,7 @@ class TrainingSpeeds:
 def measure(
     images: LabelledImages,
     recipe: Recipe,
-    run: RunSettings,
+    run: TrainingSettings,
     *,
     seconds: float = 10.0,
     progress: Callable[[str], None] | None = None,
@@ -86,7 +86,7 @@ def measure(
     images : LabelledImages
         Gone through again and again.
     recipe : Recipe
-    run : RunSettings
+    run : TrainingSettings
     seconds : float
         Least time of each of the measurements, after its warm-up.
     progress : callable, optional
@@ -104,7 +104,7 @@ def measure(
 
 
 def _measure(
-    images: LabelledImages, recipe: Recipe, run: RunSettings, world: World, seconds: float,
+    images: LabelledImages, recipe: Recipe, run: TrainingSettings, world: World, seconds: float,
     tell: Callable[[str], None],
 ) -> TrainingSpeeds:  # fmt: skip
     device = world.device

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vggfeat.cli.signals import line, listen, stop_listening, stopped
 
 if TYPE_CHECKING:
-    from vggfeat.cli.commands import EXIT_CODES, group, run
+    from vggfeat.cli.main import EXIT_CODES, group, run
 
-__all__ = ["EXIT_CODES", "group", "main", "run"]
+__all__ = ["EXIT_CODES", "entry_point", "group", "run"]
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def entry_point(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     listen(lambda number: line(stopped(number, arguments)))
-    from vggfeat.cli.commands import run
+    from vggfeat.cli.main import run
 
     code = run(arguments)
     stop_listening()
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from vggfeat.cli import commands
+        from vggfeat.cli import main as commands
 
         return getattr(commands, name)
     raise AttributeError(f"module 'vggfeat.cli' has no attribute {name!r}")

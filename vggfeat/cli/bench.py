@@ -53,7 +53,7 @@ def bench_svm(
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.benchmarks.features import make_problem
     from vggfeat.benchmarks.svm import compare
-    from vggfeat.devices import cores
+    from vggfeat.runtime.devices import cores
 
     problem = make_problem(size, seed)
     solved = sample or PEER_SAMPLE.get(size, OTHER_SAMPLE)
@@ -66,7 +66,7 @@ def bench_svm(
 
 
 def _lines(found: "Comparison") -> list[str]:
-    from vggfeat.report.text import align
+    from vggfeat.results.text import align
 
     rows, length = found.shape
     splits = f", {found.splits} splits" if found.splits > 1 else ""

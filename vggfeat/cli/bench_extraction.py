@@ -82,7 +82,7 @@ def bench_extraction(
     from vggfeat.benchmarks.ceilings import with_threads
     from vggfeat.benchmarks.extraction import BenchSettings, default_images, measure
     from vggfeat.benchmarks.speeds import Form
-    from vggfeat.devices import default_batch_pixels, default_workers, ready_device
+    from vggfeat.runtime.devices import default_batch_pixels, default_workers, ready_device
     from vggfeat.weights import random_backbone
 
     device = ready_device(device)
@@ -119,7 +119,7 @@ def bench_extraction(
 
 def _lines(found: "Speeds") -> list[str]:
     from vggfeat.benchmarks.speeds import plain_name
-    from vggfeat.report.text import align
+    from vggfeat.results.text import align
 
     alone = [
         ("decoding alone", found.decoding, "files to pixels"),

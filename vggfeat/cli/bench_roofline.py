@@ -57,8 +57,8 @@ def bench_roofline(
     """
     from vggfeat.benchmarks.ceilings import with_threads
     from vggfeat.benchmarks.roofline import empty_net, measure_ceilings, roofline
-    from vggfeat.devices import default_batch_pixels, ready_device
-    from vggfeat.extraction import ExtractionSettings
+    from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.runtime.devices import default_batch_pixels, ready_device
 
     device = ready_device(device)
     settings = ExtractionSettings(
@@ -85,7 +85,7 @@ def bench_roofline(
 
 
 def _lines(found: "Roofline") -> list[str]:
-    from vggfeat.report.text import align
+    from vggfeat.results.text import align
 
     header = ["", "G multiply-adds", "MB", "MB, all separate", "multiply-adds/byte"]
     if found.ceilings is not None:

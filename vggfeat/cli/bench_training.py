@@ -18,7 +18,7 @@ CLASSES = 8
 
 
 @click.command("train")
-@click.option("--data", "root", type=PATH, metavar="ROOT",
+@click.option("--root", type=PATH, metavar="ROOT",
               help="Training images, as for `vggfeat train`. [rendered ones of 500 pixels]")  # fmt: skip
 @click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
 @click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
@@ -56,15 +56,15 @@ def bench_training(
 
     \b
     Example:
-      vggfeat bench train --net D --data ILSVRC
+      vggfeat bench train --net D --root ILSVRC
     """
     from vggfeat.benchmarks.training import measure
     from vggfeat.datasets import ilsvrc
-    from vggfeat.devices import default_device, default_workers
-    from vggfeat.training.settings import Recipe, RunSettings
+    from vggfeat.runtime.devices import default_device, default_workers
+    from vggfeat.training.settings import Recipe, TrainingSettings
 
     recipe = Recipe(net=net, width=width, scale=scale, batch=batch)
-    run = RunSettings(
+    run = TrainingSettings(
         device=device or default_device(),
         workers=default_workers() if workers is None else workers,
         precision=precision,  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def _rendered(place: Path, images: int) -> "LabelledImages":
     """Render images of the sizes that ILSVRC-2012 has on average."""
     from vggfeat import synthetic
     from vggfeat.datasets import ilsvrc
-    from vggfeat.devices import default_workers
+    from vggfeat.runtime.devices import default_workers
 
     click.echo(f"rendering {images} images ...", err=True)
     size = synthetic.Settings(image_side=500, classes=CLASSES, train=-(-images // CLASSES), val=CLASSES)

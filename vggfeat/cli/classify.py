@@ -13,8 +13,8 @@ from vggfeat.cli.types import LONGEST_TABLE, PATH, TRY_AGAIN, Numbers, make_fold
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from vggfeat.caching import Summary
-    from vggfeat.processes import World
+    from vggfeat.extract import Summary
+    from vggfeat.runtime.distributed import World
     from vggfeat.samples import ClassificationSet
 
 SETTLED = (
@@ -33,7 +33,7 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 
 @click.command()
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
-@click.option("--data", "root", type=PATH, metavar="ROOT",
+@click.option("--root", type=PATH, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
@@ -82,7 +82,7 @@ def classify(
 
     \b
     Examples:
-      vggfeat classify --weights D.safetensors --data ILSVRC --mode both --scales 256,384,512 --out D
+      vggfeat classify --weights D.safetensors --root ILSVRC --mode both --scales 256,384,512 --out D
       vggfeat classify --posteriors D/D-0a1b2c3d-dense.h5 --posteriors E/E-4e5f6a7b-dense.h5 --out DE
       vggfeat classify --posteriors D/D-0a1b2c3d-dense.h5 --scales 384 --out D-384
 
@@ -90,16 +90,17 @@ def classify(
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     if (root is None) != (not weights):
-        alone = "--data" if root is not None else "--weights"
-        raise ConfigError(f"{alone}: expected --weights and --data together, found it alone; give both, or neither")
+        alone = "--root" if root is not None else "--weights"
+        raise ConfigError(f"{alone}: expected --weights and --root together, found it alone; give both, or neither")
     if not weights and not files:
-        raise ConfigError("--weights: expected a net with --data, or --posteriors, found neither; give one of them")
+        raise ConfigError("--weights: expected a net with --root, or --posteriors, found neither; give one of them")
     if not weights:
         _refuse_settled(context)
     import json
 
-    from vggfeat.classification import evaluate, fuse
-    from vggfeat.report.classification import Pace, results_json, text_table, write_classification
+    from vggfeat.classification.evaluate import evaluate
+    from vggfeat.classification.fuse import fuse
+    from vggfeat.results.classification import Pace, results_json, text_table, write_classification
 
     make_folder(out)
     runs = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else []
@@ -137,10 +138,10 @@ def _run_nets(
     chosen: dict[str, Any],
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
-    from vggfeat.classification.caching import match_classes
+    from vggfeat.classification.extract import match_classes
     from vggfeat.datasets import ilsvrc
-    from vggfeat.devices import ready_device
-    from vggfeat.processes import open_world
+    from vggfeat.runtime.devices import ready_device
+    from vggfeat.runtime.distributed import open_world
     from vggfeat.weights import load_backbone
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
@@ -165,12 +166,12 @@ def _run_net(
     data: "ClassificationSet", backbone: Any, file: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
     chosen: dict[str, Any], world: "World",
 ) -> "Summary":  # fmt: skip
-    from vggfeat.caching import CacheSettings
-    from vggfeat.classification.caching import cache_posteriors, default_scales
-    from vggfeat.classification.posteriors import PosteriorSettings
+    from vggfeat.classification.extract import cache_posteriors, default_scales
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_batch_pixels, default_workers
-    from vggfeat.images.decoding import DecodeSettings
+    from vggfeat.extract import RunSettings
+    from vggfeat.forward.posteriors import PosteriorSettings
+    from vggfeat.images.decode import DecodeSettings
+    from vggfeat.runtime.devices import default_batch_pixels, default_workers
 
     limits = {"max_pixels": chosen["max_pixels"]} if chosen["max_pixels"] else {}
     settings = PosteriorSettings(
@@ -179,7 +180,7 @@ def _run_net(
         **{name: chosen[name] for name in ("softmax", "precision", "interpolation")},
         batch_pixels=chosen["batch_pixels"] or default_batch_pixels(str(world.device)),
     )
-    cache = CacheSettings(
+    cache = RunSettings(
         device=str(world.device),
         workers=default_workers() if chosen["workers"] is None else chosen["workers"],
         shard_rows=chosen["shard_rows"],

@@ -10,7 +10,7 @@ import click
 from vggfeat.cli.types import PATH, terminal_width
 
 if TYPE_CHECKING:
-    from vggfeat.datasets.front import DatasetReport
+    from vggfeat.datasets.catalogue import DatasetReport
 
 SHOWN_FAILURES = 10
 ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
@@ -38,7 +38,7 @@ def list_(as_json: bool) -> None:
             json.dumps([{field: getattr(facts, field) for field in fields} for facts in FACTS.values()], indent=2)
         )
         return
-    from vggfeat.report.text import align
+    from vggfeat.results.text import align
 
     rows = [["name", "join", "regions", "Q", "title"]]
     rows += [
@@ -62,7 +62,7 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 
     Exit code 4 if the copy is not complete.
     """
-    from vggfeat.datasets import front as datasets
+    from vggfeat.datasets import catalogue as datasets
 
     report = datasets.check(name, root)
     if as_json:
@@ -92,7 +92,7 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
     Example:
       vggfeat data splits caltech101 --root caltech-101 --out splits/
     """
-    from vggfeat.datasets import front as datasets
+    from vggfeat.datasets import catalogue as datasets
 
     written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
     if as_json:
@@ -165,7 +165,7 @@ def pack(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.devices import default_workers
+    from vggfeat.runtime.devices import default_workers
     from vggfeat.training.packing import PackSettings
     from vggfeat.training.packing import pack as write
 

@@ -51,7 +51,7 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
 
 
 def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[list[object]]:
-    from vggfeat.devices import default_workers
+    from vggfeat.runtime.devices import default_workers
 
     data = out / "voc2007"
     yield ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
@@ -61,7 +61,7 @@ def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[
         yield ["extract", *extracted, "--out", features, "--overwrite"]
         yield ["svm", "--features", features]
     folders = [out / f"{name}.svm" for name in reversed(nets)]
-    yield ["report", *folders, "--images", data, "--out", out / "report.html", "--quiet"]
+    yield ["report", *folders, "--root", data, "--out", out / "report.html", "--quiet"]
 
 
 def _nets(weights: str) -> dict[str, str]:

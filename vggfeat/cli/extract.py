@@ -13,7 +13,7 @@ from vggfeat.cli.types import PATH, TRY_AGAIN, Numbers, Words, make_folder
 from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
-    from vggfeat.caching import Summary
+    from vggfeat.extract import Summary
 
 SHOWN_FAILURES = 10
 
@@ -99,14 +99,14 @@ def extract(
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
-    from vggfeat.caching import CacheSettings, cache_features
     from vggfeat.cli.progress import Progress
+    from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.datasets.facts import FACTS
-    from vggfeat.datasets.front import open_dataset
-    from vggfeat.devices import default_batch_pixels, default_workers, ready_device
-    from vggfeat.extraction import ExtractionSettings
-    from vggfeat.images.decoding import DecodeSettings
-    from vggfeat.processes import open_world
+    from vggfeat.extract import RunSettings, extract_features
+    from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.images.decode import DecodeSettings
+    from vggfeat.runtime.devices import default_batch_pixels, default_workers, ready_device
+    from vggfeat.runtime.distributed import open_world
     from vggfeat.weights import load_backbone
 
     dataset = open_dataset(name, root)
@@ -134,12 +134,12 @@ def extract(
         open_world(device, os.environ, lost=StoreError) as world,
         Progress(f"extract {name}", "images", quiet=quiet or not leads()) as bar,
     ):
-        summary = cache_features(
+        summary = extract_features(
             dataset,
             backbone,
             target,
             settings,
-            cache=CacheSettings(
+            cache=RunSettings(
                 device=str(world.device),
                 workers=default_workers() if workers is None else workers,
                 shard_rows=shard_rows,

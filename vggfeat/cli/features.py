@@ -26,7 +26,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
     Exit code 6 if a problem is found.
     """
-    from vggfeat.store.reading import FeatureFile, validate
+    from vggfeat.store.reader import FeatureFile, validate
 
     report = validate(file)
     with FeatureFile(file) as features:
@@ -95,8 +95,8 @@ def export(
       vggfeat export voc2007.h5 --to parquet --split train --split val
     """
     from vggfeat.cli.svm import default_join
-    from vggfeat.fusion.table import read_descriptors, rows_of, to_table
     from vggfeat.store.export import write
+    from vggfeat.table import read_descriptors, rows_of, to_table
 
     chosen = join or default_join(files[0])
     table = read_descriptors(files, join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]

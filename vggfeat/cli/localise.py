@@ -12,7 +12,7 @@ from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.localisation.guesses import LocaliseSettings
-    from vggfeat.localisation.head import BoxNet
+    from vggfeat.localisation.nets import BoxNet
     from vggfeat.samples import ClassificationSet
     from vggfeat.weights import Backbone
 
@@ -60,8 +60,8 @@ def localise() -> None:
 
     \b
     Examples:
-      vggfeat localise train --data ILSVRC --weights D256.safetensors --scale 256 --out B256
-      vggfeat localise evaluate --data ILSVRC --boxes B256/weights.safetensors --protocol gt --out B256.gt
+      vggfeat localise train --root ILSVRC --weights D256.safetensors --scale 256 --out B256
+      vggfeat localise evaluate --root ILSVRC --boxes B256/weights.safetensors --protocol gt --out B256.gt
       vggfeat localise predict --boxes B256/weights.safetensors --classifier D256.safetensors holiday/ --out drawn
     """
 
@@ -70,7 +70,7 @@ localise.add_command(localise_train)
 
 
 @localise.command()
-@click.option("--data", "root", required=True, type=PATH, metavar="ROOT",
+@click.option("--root", required=True, type=PATH, metavar="ROOT",
               help="ILSVRC, or class folders with annotations.")  # fmt: skip
 @click.option("--annotations", type=PATH, help="Folder of the boxes, if not in the data's tree.")
 @click.option("--classifier", metavar="FILE", help="Rates the boxes; and guesses the classes, without --posteriors.")
@@ -109,10 +109,10 @@ def evaluate(
 
     \b
     Examples:
-      vggfeat localise evaluate --data ILSVRC --boxes B384.safetensors --protocol gt --out B384.gt
-      vggfeat localise evaluate --data ILSVRC --boxes B384.safetensors --scales 352,384 \\
+      vggfeat localise evaluate --root ILSVRC --boxes B384.safetensors --protocol gt --out B384.gt
+      vggfeat localise evaluate --root ILSVRC --boxes B384.safetensors --scales 352,384 \\
           --classifier D384.safetensors --posteriors D.h5 --posteriors E.h5 --out B384.dense
-      vggfeat localise evaluate --data ILSVRC --boxes B256.safetensors --scales 256 \\
+      vggfeat localise evaluate --root ILSVRC --boxes B256.safetensors --scales 256 \\
           --boxes B384.safetensors --scales 352,384 --classifier D384.safetensors --out both.dense
 
     \b
@@ -120,15 +120,15 @@ def evaluate(
     """
     import json
 
-    from vggfeat.classification.caching import match_classes
+    from vggfeat.classification.extract import match_classes
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.datasets.boxes import read_boxes
-    from vggfeat.devices import default_workers, ready_device
-    from vggfeat.localisation.evaluating import EvaluationSettings, System, describe_run, judge, locate_list
+    from vggfeat.datasets.ilsvrc_boxes import read_boxes
+    from vggfeat.localisation.evaluate import EvaluationSettings, System, describe_run, judge, locate_list
     from vggfeat.localisation.submission import class_numbers
-    from vggfeat.report.localisation import LocalisationReport, results_json, text_table, write_report
-    from vggfeat.report.paper_boxes import is_official, paper_rows
+    from vggfeat.results.localisation import LocalisationReport, results_json, text_table, write_report
+    from vggfeat.results.paper_boxes import is_official, paper_rows
+    from vggfeat.runtime.devices import default_workers, ready_device
 
     # All nets are looked at before the annotations, which may take minutes.
     loaded = _box_nets(nets)
@@ -197,11 +197,11 @@ def predict(
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_workers, ready_device
-    from vggfeat.localisation.images import image_files, predict_files
-    from vggfeat.localisation.predicting import Localiser
-    from vggfeat.report.boxes import predictions_json, summary_lines, write_predictions
-    from vggfeat.report.files import write_files
+    from vggfeat.localisation.locate import Localiser
+    from vggfeat.localisation.predict import image_files, predict_files
+    from vggfeat.results.files import write_files
+    from vggfeat.results.located import predictions_json, summary_lines, write_predictions
+    from vggfeat.runtime.devices import default_workers, ready_device
 
     files, loaded = image_files(images), _box_nets(nets)
     workers = default_workers() if common["workers"] is None else common["workers"]
@@ -253,13 +253,13 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
 
 
 def _box_nets(specs: tuple[str, ...]) -> "tuple[BoxNet, ...]":
-    from vggfeat.localisation.head import load_box_net
+    from vggfeat.localisation.nets import load_box_net
 
     return tuple(load_box_net(spec) for spec in specs)
 
 
 def _classifier(spec: str) -> "Backbone":
-    from vggfeat.localisation.head import is_box_net
+    from vggfeat.localisation.nets import is_box_net
     from vggfeat.weights import load_backbone
 
     backbone = load_backbone(spec)
@@ -283,8 +283,8 @@ def _labels(
     files: tuple[Path, ...], data: "ClassificationSet", protocol: str, rating: "Backbone | None"
 ) -> tuple[Any, str]:
     """Return the five best classes of every image by files of posteriors, and where they come from."""
-    from vggfeat.classification import fuse
-    from vggfeat.classification.caching import as_dataset
+    from vggfeat.classification.extract import as_dataset
+    from vggfeat.classification.fuse import fuse
 
     if protocol == "gt":
         if files or rating is not None:
@@ -318,7 +318,7 @@ def _settings(
 
 
 def _decode(common: dict[str, Any]) -> Any:
-    from vggfeat.images.decoding import DecodeSettings
+    from vggfeat.images.decode import DecodeSettings
 
     limits = {"max_pixels": common["max_pixels"]} if common["max_pixels"] else {}
     return DecodeSettings(timeout=common["time_limit"], **limits)

@@ -14,7 +14,7 @@ from vggfeat.cli.types import PATH
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vggfeat.localisation.training import BoxData
+    from vggfeat.localisation.train import BoxData
     from vggfeat.training.state import Outcome
 
 RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "head_std", "batch", "max_steps",
@@ -23,7 +23,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 
 
 @click.command("train")
-@click.option("--data", "root", type=PATH, required=True, metavar="ROOT",
+@click.option("--root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
 @click.option("--annotations", type=PATH, metavar="DIR",
               help="Folder with train and val of the boxes' XML files. [looked for in ROOT and beside it]")  # fmt: skip
@@ -73,25 +73,25 @@ def localise_train(
 
     \b
     Examples:
-      vggfeat localise train --data ILSVRC --weights nets/D-256/weights.safetensors --scale 256 --out nets/D-256-pcr
-      vggfeat localise train --data ILSVRC --weights D.safetensors --kind scr --layers fc --scale 384 --out nets/scr
-      torchrun --nproc-per-node 4 -m vggfeat localise train --data ILSVRC --weights D.safetensors --out nets/D-pcr
+      vggfeat localise train --root ILSVRC --weights nets/D-256/weights.safetensors --scale 256 --out nets/D-256-pcr
+      vggfeat localise train --root ILSVRC --weights D.safetensors --kind scr --layers fc --scale 384 --out nets/scr
+      torchrun --nproc-per-node 4 -m vggfeat localise train --root ILSVRC --weights D.safetensors --out nets/D-pcr
 
     \b
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_device, default_workers, keep_freed_memory
     from vggfeat.localisation.settings import box_recipe_for
-    from vggfeat.localisation.training import train_boxes
-    from vggfeat.training.settings import RunSettings
+    from vggfeat.localisation.train import train_boxes
+    from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
+    from vggfeat.training.settings import TrainingSettings
     from vggfeat.training.state import Hooks
-    from vggfeat.training.stopping import signals_as_flag
+    from vggfeat.training.stop_signals import signals_as_flag
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(weights)
     recipe = box_recipe_for(started_from, scale, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
-    run = RunSettings(
+    run = TrainingSettings(
         device=device or default_device(),
         workers=default_workers() if workers is None else workers,
         compile=compiled,
@@ -114,8 +114,8 @@ def localise_train(
 def _read(root: Path, annotations: Path | None, quiet: bool) -> "BoxData":
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.datasets.boxes import read_boxes
-    from vggfeat.localisation.training import BoxData
+    from vggfeat.datasets.ilsvrc_boxes import read_boxes
+    from vggfeat.localisation.train import BoxData
 
     images = ilsvrc.read(root)
     with Progress("boxes", "files", quiet=quiet) as bar:
@@ -140,6 +140,6 @@ def _show(outcome: "Outcome", as_json: bool) -> None:
     if outcome.weights is not None:
         click.echo(f"weights: {outcome.weights}; to use them:")
         click.echo(
-            f"  vggfeat localise evaluate --data ROOT --boxes {shlex.quote(str(outcome.weights))} "
+            f"  vggfeat localise evaluate --root ROOT --boxes {shlex.quote(str(outcome.weights))} "
             "--classifier FILE --protocol dense --out DIR"
         )

@@ -11,7 +11,7 @@ from vggfeat.cli.types import PATH, make_folder
 @click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", type=PATH, default=Path("report.html"), show_default=True,
               help="The page.")  # fmt: skip
-@click.option("--images", type=PATH, metavar="ROOT",
+@click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
@@ -38,17 +38,17 @@ def report(
 
     \b
     Examples:
-      vggfeat report voc2007.svm --images VOCdevkit
-      vggfeat report D.svm E.svm DE.svm --images VOCdevkit --out voc2007.html
+      vggfeat report voc2007.svm --root VOCdevkit
+      vggfeat report D.svm E.svm DE.svm --root VOCdevkit --out voc2007.html
       vggfeat report nets/A-256 nets/A-384
     """
     import json
 
-    from vggfeat.bootstrap import BootstrapSettings
     from vggfeat.cli.progress import Progress
-    from vggfeat.devices import default_workers
-    from vggfeat.page.building import PageSettings, make_page, page_json
-    from vggfeat.page.files import check_page_place, write_page
+    from vggfeat.metrics.bootstrap import BootstrapSettings
+    from vggfeat.results.page import PageSettings, make_page, page_json
+    from vggfeat.results.page_files import check_page_place, write_page
+    from vggfeat.runtime.devices import default_workers
 
     settings = PageSettings(
         images=images,

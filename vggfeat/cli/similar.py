@@ -8,8 +8,8 @@ import click
 from vggfeat.cli.types import PATH, Words, make_folder, terminal_width
 
 if TYPE_CHECKING:
-    from vggfeat.similar.search import Neighbours
-    from vggfeat.store.reading import FeatureFile
+    from vggfeat.similar import Neighbours
+    from vggfeat.store.reader import FeatureFile
 
 
 @click.command()
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
               help="Of an image that is not in the file: the net that made it. [found by SHA-256]")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
-@click.option("--images", type=PATH, metavar="ROOT",
+@click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def similar(
@@ -48,18 +48,18 @@ def similar(
     \b
     Examples:
       vggfeat similar voc2007.h5 --query 000012
-      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --images VOCdevkit
+      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
     import json
 
     from vggfeat.cli.svm import default_join
     from vggfeat.errors import ConfigError
-    from vggfeat.page.files import check_page_place
-    from vggfeat.similar.search import DescriptorSettings, nearest
-    from vggfeat.store.reading import FeatureFile
+    from vggfeat.results.page_files import check_page_place
+    from vggfeat.similar import DescriptorSettings, nearest
+    from vggfeat.store.reader import FeatureFile
 
     if images is not None and out is None:
-        raise ConfigError("--images: expected together with --out, found alone; leave it out, or give --out")
+        raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
         check_page_place(out)
     chosen = join or default_join(file)
@@ -78,12 +78,12 @@ def similar(
 def _descriptor(
     features: "FeatureFile", query: str, settings: Any, weights: str | None, device: str | None
 ) -> tuple[int | None, Any]:
-    from vggfeat.similar.search import query_of_row
+    from vggfeat.similar import query_of_row
 
     if query in features.dataset.ids or not Path(query).is_file():
         return query_of_row(features, query, settings)
-    from vggfeat.devices import default_device
-    from vggfeat.similar.querying import extract_query, net_of, row_of_image
+    from vggfeat.runtime.devices import default_device
+    from vggfeat.similar import extract_query, net_of, row_of_image
 
     row = row_of_image(features, Path(query))
     if row is not None:
@@ -122,7 +122,7 @@ def _content(
 
 
 def _table(content: dict[str, Any]) -> str:
-    from vggfeat.report.text import align
+    from vggfeat.results.text import align
 
     rows = [["rank", "cosine", "id", "classes"]]
     rows += [
@@ -135,8 +135,8 @@ def _table(content: dict[str, Any]) -> str:
 def _write_page(
     features: "FeatureFile", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
 ) -> None:
-    from vggfeat.page.files import write_page
-    from vggfeat.page.neighbours import neighbours_page
+    from vggfeat.results.page_files import write_page
+    from vggfeat.results.similar_page import neighbours_page
 
     make_folder(out.parent)
     own = (features.dataset[row].path, features.dataset[row].box) if row is not None else None

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from vggfeat.cli.types import PATH, Numbers, Words, make_folder, terminal_width
 from vggfeat.errors import ConfigError, StoreError
 
-WITH_APPLY = {"files", "model", "top", "out", "as_json", "quiet"}
+WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
@@ -19,10 +19,9 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
 
 @click.command()
-@click.option(
-    "--features", "files", multiple=True, required=True, type=PATH, metavar="FILE.h5",
-    help="A feature file; given several times, the nets are fused by stacking.",
-)  # fmt: skip
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
+              help="The same as a feature file without an option.")  # fmt: skip
 @click.option("--apply", "model", type=PATH, metavar="MODEL",
               help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
@@ -63,6 +62,7 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 def svm(
     context: click.Context,
     files: tuple[Path, ...],
+    more_files: tuple[Path, ...],
     model: Path | None,
     top: int,
     join: str | None,
@@ -84,6 +84,8 @@ def svm(
 ) -> None:
     """Choose C, train linear SVMs and test them, by the protocol of the data set in the feature file.
 
+    Several feature files of the same images are fused by stacking their descriptors, in the order given.
+
     VOC-2007: C on train and val, refit on both, test. VOC-2012 and actions: C by cross-validation in train, test on
     val, and the server's archive for test. Caltech: three splits, 20 % of training held out for C. Your own
     images: their splits if they have some, else a k-fold cross-validation. The folder receives results.json,
@@ -96,10 +98,13 @@ def svm(
     \b
     Examples:
       vggfeat svm --features voc2007.h5
-      vggfeat svm --features voc2007-D.h5 --features voc2007-E.h5 --out voc2007-DE.svm
-      vggfeat svm --features holiday.h5 --protocol k-fold --folds 10 --json
-      vggfeat svm --apply voc2007.svm/model.safetensors --features holiday.h5
+      vggfeat svm voc2007-D.h5 voc2007-E.h5 --out voc2007-DE.svm
+      vggfeat svm holiday.h5 --protocol k-fold --folds 10 --json
+      vggfeat svm holiday.h5 --apply voc2007.svm/model.safetensors
     """
+    files += more_files
+    if not files:
+        raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
         _refuse_others(context)
         _apply(model, files, top, out or files[0].with_suffix(".applied"), as_json)
@@ -111,10 +116,10 @@ def svm(
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.fusion.table import read_descriptors
     from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-    from vggfeat.report.writing import results_json, text_table, write_results
+    from vggfeat.results.svm import results_json, text_table, write_results
     from vggfeat.svm import SvmSettings, check_device
+    from vggfeat.table import read_descriptors
 
     given = {"grid": grid, "folds": folds}
     settings = ProtocolSettings(
@@ -146,7 +151,7 @@ def svm(
         return
     click.echo(text_table(result, terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
-    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --images ROOT")
+    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
 
 
 def _refuse_others(context: click.Context) -> None:
@@ -183,8 +188,8 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
 def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json: bool) -> None:
     import json
 
-    from vggfeat.protocols.applying import apply_model
-    from vggfeat.report.predictions import predictions_json, predictions_table, write_predictions
+    from vggfeat.protocols.apply import apply_model
+    from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
     predictions = apply_model(model, files)
@@ -200,7 +205,7 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
 def default_join(file: Path) -> str:
     """Return the paper's way to join scales for the data set in a feature file."""
     from vggfeat.datasets.facts import FACTS
-    from vggfeat.store.reading import FeatureFile
+    from vggfeat.store.reader import FeatureFile
 
     with FeatureFile(file) as features:
         name = features.dataset_name

@@ -22,7 +22,7 @@ RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
 
 
 @click.command()
-@click.option("--data", "root", type=PATH, required=True, metavar="ROOT",
+@click.option("--root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
 @click.option(
     "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
@@ -65,26 +65,26 @@ def train(
 
     \b
     Examples:
-      vggfeat train --data ILSVRC --net A --scale 256 --out nets/A-256
-      vggfeat train --data ILSVRC --net D --scale 256 --init-from nets/A-256/weights.safetensors --out nets/D-256
-      vggfeat train --data holiday/ --net A --width 0.25 --batch 64 --steps 5000 --out nets/holiday
-      torchrun --nproc-per-node 4 -m vggfeat train --data ILSVRC --net A --scale 256 --out nets/A-256
+      vggfeat train --root ILSVRC --net A --scale 256 --out nets/A-256
+      vggfeat train --root ILSVRC --net D --scale 256 --init-from nets/A-256/weights.safetensors --out nets/D-256
+      vggfeat train --root holiday/ --net A --width 0.25 --batch 64 --steps 5000 --out nets/holiday
+      torchrun --nproc-per-node 4 -m vggfeat train --root ILSVRC --net A --scale 256 --out nets/A-256
 
     \b
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.devices import default_device, default_workers, keep_freed_memory
-    from vggfeat.training.loop import train as run_training
-    from vggfeat.training.settings import RunSettings, recipe_for
+    from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
+    from vggfeat.training.settings import TrainingSettings, recipe_for
     from vggfeat.training.state import Hooks
-    from vggfeat.training.stopping import signals_as_flag
+    from vggfeat.training.stop_signals import signals_as_flag
+    from vggfeat.training.train import train as run_training
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(init_from) if init_from else None
     recipe = recipe_for(net, scale, started_from, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
-    run = RunSettings(
+    run = TrainingSettings(
         device=device or default_device(),
         workers=default_workers() if workers is None else workers,
         compile=compiled,

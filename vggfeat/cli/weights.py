@@ -10,8 +10,8 @@ import click
 from vggfeat.cli.types import PATH
 
 if TYPE_CHECKING:
-    from vggfeat.weights.checking import Sheet, Verdict
     from vggfeat.weights.published import Published
+    from vggfeat.weights.verify import Sheet, Verdict
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 SHOWN_CLASSES = 5
@@ -39,7 +39,7 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat weights list
     """
-    from vggfeat.weights.places import nets_in, weights_folder
+    from vggfeat.weights.paths import nets_in, weights_folder
     from vggfeat.weights.published import PUBLISHED
 
     folder = weights_folder()
@@ -64,8 +64,8 @@ def show(path: str, as_json: bool) -> None:
     Example:
       vggfeat weights show VGG_ILSVRC_16_layers.caffemodel
     """
-    from vggfeat.weights.checking import examine
-    from vggfeat.weights.finding import find_file
+    from vggfeat.weights.load import find_file
+    from vggfeat.weights.verify import examine
 
     sheet = examine(find_file(path))
     if as_json:
@@ -91,8 +91,8 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     """
     from vggfeat.cli.types import make_folder
     from vggfeat.errors import ConfigError
-    from vggfeat.weights import checking
-    from vggfeat.weights.finding import find_file
+    from vggfeat.weights import verify as checking
+    from vggfeat.weights.load import find_file
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
@@ -126,8 +126,8 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     from vggfeat.cli.progress import Progress
     from vggfeat.cli.types import make_folder
     from vggfeat.errors import check_choice
-    from vggfeat.weights.fetching import fetch as download
-    from vggfeat.weights.places import weights_folder
+    from vggfeat.weights.download import fetch as download
+    from vggfeat.weights.paths import weights_folder
     from vggfeat.weights.published import PUBLISHED
 
     check_choice("name", name, PUBLISHED)
@@ -161,8 +161,8 @@ def verify(path: str, as_json: bool) -> int:
 
     Exit code 5 if it is not sound.
     """
-    from vggfeat.weights import checking
-    from vggfeat.weights.finding import find_file
+    from vggfeat.weights import verify as checking
+    from vggfeat.weights.load import find_file
 
     verdict = checking.verify(find_file(path))
     if as_json:
@@ -194,7 +194,7 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
     from vggfeat.cli.types import make_folder
     from vggfeat.errors import ConfigError
     from vggfeat.weights import load_backbone
-    from vggfeat.weights.exporting import export_onnx, export_torchvision
+    from vggfeat.weights.export import export_onnx, export_torchvision
 
     if (layer and target != "onnx") or (as_is and target != "torchvision"):
         raise ConfigError(f"export to {target}: expected no {'--layer' if layer else '--as-is'}, found one")
@@ -270,7 +270,7 @@ def _known(sheet: "Sheet") -> str:
 
 
 def _kind(sheet: "Sheet") -> str:
-    from vggfeat.weights.recognising import FORMATS
+    from vggfeat.weights.sniff import FORMATS
 
     return FORMATS[sheet.format]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.datasets.textfiles import is_utf8, list_folder, listed
+from vggfeat.datasets.files import is_utf8, list_folder, listed
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import DataSet, Label, Task, rank_by_hash
 

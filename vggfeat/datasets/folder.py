@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vggfeat.datasets.files import is_utf8, list_folder, listed
 from vggfeat.datasets.manifest import Row, read_rows
-from vggfeat.datasets.textfiles import is_utf8, list_folder, listed
 from vggfeat.errors import DatasetError
 from vggfeat.samples import DataSet, Label, Task
 

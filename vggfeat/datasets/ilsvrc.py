@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat import packed
-from vggfeat.datasets import kit as kits
+from vggfeat.datasets import devkit as kits
+from vggfeat.datasets import packed
+from vggfeat.datasets.files import is_utf8, listed
 from vggfeat.datasets.folder import IMAGE_SUFFIXES
-from vggfeat.datasets.textfiles import is_utf8, listed
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from vggfeat.datasets.textfiles import read_text
+from vggfeat.datasets.files import read_text
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, Label
 

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from vggfeat.datasets.textfiles import object_box, object_name, read_objects, read_text
+from vggfeat.datasets.files import object_box, object_name, read_objects, read_text
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
 

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.images import decoding
-from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
+from vggfeat.images import decode as decoding
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker
 
 Answer = DecodedImage | ImageError

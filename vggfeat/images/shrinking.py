@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request, loaded
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, loaded
 
 
 def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: int) -> DecodedImage:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from vggfeat.errors import ImageError, VggfeatError
-from vggfeat.images.decoding import DecodedImage, DecodeSettings, Request
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.samples import Box
 
 Decode = Callable[[Request, DecodeSettings], DecodedImage]

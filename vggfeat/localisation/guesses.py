@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError
-from vggfeat.localisation.head import BoxNet
+from vggfeat.forward import Precision, Size
 from vggfeat.localisation.maps import MapSettings
 from vggfeat.localisation.merging import MergeSettings
+from vggfeat.localisation.nets import BoxNet
 from vggfeat.localisation.windows import window_frames
-from vggfeat.passes import Precision, Size
+from vggfeat.nets.transforms import Interpolation
 from vggfeat.samples import Box
-from vggfeat.transforms import Interpolation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.datasets.boxes import Boxes
+from vggfeat.datasets.ilsvrc_boxes import Boxes
+from vggfeat.localisation.boxes import NO_TARGET, encode
 from vggfeat.localisation.settings import BoxRecipe
-from vggfeat.localisation.targets import NO_TARGET, encode
 from vggfeat.samples import LabelledImages
-from vggfeat.training.augmentation import Crops
+from vggfeat.training.crops import Crops
 
 LIKE = 0.02
 """How much the ratio of the sides may differ between an image and its annotation: shrunken copies are rounded."""

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.extraction import dense_map, narrowest_strip
-from vggfeat.models import VGG
-from vggfeat.passes import Passes, PassSettings, Size, by_size
-from vggfeat.passes.uploads import Uploads
-from vggfeat.transforms import rescaled_size
+from vggfeat.forward import BatchRunner, ForwardSettings, Size, by_size
+from vggfeat.forward.device_cache import DeviceCache
+from vggfeat.forward.features import dense_map, narrowest_strip
+from vggfeat.nets.transforms import rescaled_size
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapSettings(PassSettings):
+class MapSettings(ForwardSettings):
     """How images come to a net whose maps are to be laid over those of others."""
 
     least: int = 1
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     """(C, h, w) float32 on the CPU; None if it did not fit into memory."""
 
 
-class DenseMaps(Passes):
+class DenseMaps(BatchRunner):
     """A net that gives its dense fc8 map at every scale.
 
     Parameters
@@ -80,7 +80,7 @@ class DenseMaps(Passes):
     def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
         """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
         places, sizes = self.places([(image.shape[:2],) for image in images])
-        uploads = Uploads(self.uploaded, images)
+        uploads = DeviceCache(self.uploaded, images)
         for batch in by_size(sizes, self.settings.batch_pixels):
             chosen = [(places[i][0], sizes[i]) for i in batch]
             maps = self._batch(chosen, uploads, self.settings.batch_pixels)
@@ -90,7 +90,7 @@ class DenseMaps(Passes):
                 yield Found(n, s, sizes[i], values)
 
 
-class CentreCrop(Passes):
+class CentreCrop(BatchRunner):
     """A net that gives fc8 of the centre crop alone: one row of C values an image.
 
     Parameters

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.datasets import kit as kits
-from vggfeat.datasets.textfiles import read_text
+from vggfeat.datasets import devkit as kits
+from vggfeat.datasets.files import read_text
 from vggfeat.errors import DatasetError
 from vggfeat.metrics import GUESSES
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.localisation.targets import decode
-from vggfeat.models import STRIDE
-from vggfeat.passes import Size
+from vggfeat.forward import Size
+from vggfeat.localisation.boxes import decode
+from vggfeat.nets.vgg import STRIDE
 
 
 def window_frames(positions: tuple[int, int], offset: tuple[int, int] = (0, 0), side: int = 224) -> Tensor:

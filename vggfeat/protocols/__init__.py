@@ -1,6 +1,6 @@
 """How C is chosen, what is trained on and what is tested on, data set by data set."""
 
-from vggfeat.protocols.applying import Predictions, apply_model
+from vggfeat.protocols.apply import Predictions, apply_model
 from vggfeat.protocols.results import Result
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
 

@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from vggfeat.errors import ConfigError, FitError, check_choice
-from vggfeat.fusion.table import DescriptorTable
+from vggfeat.protocols.evaluation import Difficult, Judge, Metric, Rows
+from vggfeat.protocols.experiment import Plan, Progress, Trials
 from vggfeat.protocols.folds import hold_out, k_folds
-from vggfeat.protocols.judging import Difficult, Judge, Metric, Rows
 from vggfeat.protocols.results import Result, Run, Submission
-from vggfeat.protocols.trials import Plan, Progress, Trials
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import SvmSettings, check_costs
+from vggfeat.table import DescriptorTable
 
 Protocol = Literal["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]
 RuleChoice = Literal["auto", "11-point", "area"]
@@ -101,7 +101,7 @@ def run_protocol(
         Descriptors with the labels and splits of their data set.
     settings : ProtocolSettings, optional
     progress : callable, optional
-        See `vggfeat.protocols.trials.Progress`.
+        See `vggfeat.protocols.experiment.Progress`.
     clock : callable, optional
         Seconds from any start, for the times in the result.
 

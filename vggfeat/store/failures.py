@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, temporary_path
 from vggfeat.samples import DataSet
-from vggfeat.store.durable import DISK, Files, disk_errors, hidden, replacing
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Status
 
 
@@ -92,8 +92,8 @@ def write_failures(
             if os.path.lexists(path):
                 files.remove(path)
         elif not _holds(path, content):
-            temp = temp or hidden(path)
-            with replacing(files, path, temp=temp) as sink:
+            temp = temp or temporary_path(path)
+            with atomic_write(files, path, temp=temp) as sink:
                 sink.write(content)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggfeat.errors import StoreError
+from vggfeat.formats.hdf5 import canonical_json
+from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet
-from vggfeat.store.columns import canonical
-from vggfeat.store.durable import open_own
-from vggfeat.store.reading import FeatureFile, FileReport, is_damaged
+from vggfeat.store.reader import FeatureFile, FileReport, is_damaged
 from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
@@ -27,7 +27,7 @@ _MEANING: dict[tuple[str, ...], str] = {
 }
 
 
-class Begun(NamedTuple):
+class RunTicket(NamedTuple):
     """What the processes of a run tell each other when the first has opened its parts; plain data."""
 
     manifest: dict[str, Any]
@@ -44,7 +44,7 @@ class ReplaceableError(StoreError):
     """A feature file, but damaged or of another run."""
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """A feature file of the run that is asked for."""
 
     report: FileReport
@@ -54,7 +54,7 @@ class Finished(NamedTuple):
 
 def matching(
     out: Path, manifest: dict[str, Any], *, sound: bool = False, other_images: bool = False
-) -> Finished | None:
+) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
     Parameters
@@ -99,14 +99,14 @@ def matching(
         try:
             if sound:
                 file.check()
-            return Finished(file.report(), moved)
+            return FinishedRun(file.report(), moved)
         except StoreError as error:
             raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
 
 
 def describe(dataset: DataSet, key: dict[str, Any], shape: Shape, shard_rows: int) -> dict[str, Any]:
     """Write down all that must be equal for a run to be continued."""
-    plain_key = json.loads(canonical(key, "key"))  # As it will be read again: tuples are lists there.
+    plain_key = json.loads(canonical_json(key, "key"))  # As it will be read again: tuples are lists there.
     described = _description(dataset.name, dataset.fingerprint(), len(dataset), plain_key, shape)
     return {"format": "vggfeat-parts", "version": 1, "shard_rows": shard_rows, **described}
 
@@ -156,7 +156,7 @@ def first_other_row(inputs: Path, dataset: DataSet) -> str:
     """Say which row of a data set is the first that differs from a frozen list of ids and paths."""
     ours = ([name, path] for name, path in zip(dataset.ids, dataset.paths, strict=True))
     try:
-        with open_own(inputs) as lines:
+        with open_bounded(inputs) as lines:
             theirs = (json.loads(line) for line in iter(lambda: lines.readline(_LONGEST_LINE), b""))
             for row, (found, expected) in enumerate(itertools.zip_longest(theirs, ours)):
                 if expected is None or found != expected:

@@ -19,8 +19,10 @@ from pathlib import Path
 import h5py
 
 from vggfeat.errors import StoreError
-from vggfeat.store.source import TEXT, Source, hdf5_errors
+from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors
 
+POSTERIORS = "posteriors"
+"""Layer in the key of a file that holds class posteriors instead of features."""
 FORMAT, VERSION = "vggfeat-features", 1
 PER_ROW = {"status": ((), "|u1"), "sizes": ((2,), "<i4"), "sha256": ((32,), "|u1")}
 """What is said of each row beside features and reason: further dimensions and type."""
@@ -51,7 +53,7 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
         return h5py.File(path, "r", locking=False), state.st_size
 
 
-def look(source: Source) -> dict[str, h5py.Dataset]:
+def look(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
     """Check that a file holds exactly what the layout says, and hand out its data sets by name.
 
     Raises
@@ -71,7 +73,7 @@ def look(source: Source) -> dict[str, h5py.Dataset]:
     return columns
 
 
-def _fixed_columns(source: Source) -> dict[str, h5py.Dataset]:
+def _fixed_columns(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
     def column(name: str, dims: tuple[int | None, ...], kind: str) -> h5py.Dataset:
         columns[name] = source.column(source.file, name, dims, kind)
         return columns[name]
@@ -90,7 +92,7 @@ def _fixed_columns(source: Source) -> dict[str, h5py.Dataset]:
     return columns
 
 
-def _splits(source: Source) -> dict[str, h5py.Dataset]:
+def _splits(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
     splits = source.file.get("splits")
     if not isinstance(splits, h5py.Group):
         raise source.refuse("splits", "a group", type(splits).__name__)

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
+from vggfeat.formats.hdf5 import canonical_json, text_width
+from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, read_bounded
 from vggfeat.samples import DataSet
 from vggfeat.store import identity, shards
-from vggfeat.store import reading as store
-from vggfeat.store import writing as storing
-from vggfeat.store.columns import canonical, text_width
-from vggfeat.store.durable import DISK, Files, disk_errors, read_own, replacing
+from vggfeat.store import reader as store
+from vggfeat.store import writer as storing
 from vggfeat.store.failures import failures_of
-from vggfeat.store.identity import Begun, Finished, ReplaceableError, resolved
+from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket, resolved
 from vggfeat.store.partsfolder import PartsFolder
 from vggfeat.store.shards import Block, Shape
 
 
-class Parts:
-    """The shards of one feature file, held by one run; a context manager that `Parts.open` makes.
+class FeatureWriter:
+    """The shards of one feature file, held by one run; a context manager that `FeatureWriter.open` makes.
 
     Of several processes the first opens them and consolidates, and all commit. The bytes of a shard don't depend on who
     made it, so that the file is the same whatever their number.
@@ -44,18 +44,18 @@ class Parts:
         """What one row holds."""
         self.complete = False
         """Whether `out` is finished."""
-        self.earlier: Finished | None = None
+        self.earlier: FinishedRun | None = None
         """What `out` holds, if a retry has begun that can take rows from it."""
         self.failures: dict[int, str] = {}
         """Row -> reason, of the rows that failed so far."""
         self.made: dict[int, tuple[str, ...]] = {}
-        """Shard -> reasons of its rows, of those committed here; for `adopt` in another process."""
-        self.elsewhere = 0
-        """Rows of shards that `look` has found and `adopt` has not been told of."""
+        """Shard -> reasons of its rows, of those committed here; for `merge_ranks` in another process."""
+        self.rows_by_others = 0
+        """Rows of shards that `poll` has found and `merge_ranks` has not been told of."""
         self._dataset, self._manifest, self._files = dataset, manifest, files
         self._overwrite, self._retry = overwrite, retry
         self._folder = PartsFolder(out, files)
-        self._token = hashlib.sha256(canonical(manifest, "key").encode()).hexdigest()
+        self._token = hashlib.sha256(canonical_json(manifest, "key").encode()).hexdigest()
         self._step: int = manifest["shard_rows"]
         self._pending: dict[int, None] = {}
         self._done = len(dataset)
@@ -71,9 +71,9 @@ class Parts:
         shard_rows: int,
         overwrite: bool = False,
         retry: bool = False,
-        begun: Begun | None = None,
+        begun: RunTicket | None = None,
         files: Files = DISK,
-    ) -> "Parts":
+    ) -> "FeatureWriter":
         """Begin a feature file, or go on with one that was begun with exactly these arguments.
 
         If `out` is already complete with them, `complete` is True and nothing is pending.
@@ -96,7 +96,7 @@ class Parts:
         retry : bool
             Take shards as pending in which a row has failed, of a finished file too, which is replaced in the end; see
             `vggfeat.store.retrying`. That they are tried again is noted in the folder, so that it happens once.
-        begun : Begun, optional
+        begun : RunTicket, optional
             What `share` returned in another process of this run, which holds the parts open: take part in its work.
         files : Files
             Carries out all that changes the disk.
@@ -130,7 +130,7 @@ class Parts:
             raise
         return parts
 
-    def share(self) -> Begun:
+    def share(self) -> RunTicket:
         """Let other processes take part, and return what they must be told.
 
         Raises
@@ -140,9 +140,9 @@ class Parts:
         """
         with self._disk("opening"):
             self._folder.share()
-        return Begun(self._manifest, self.pending, self._done, self.complete)
+        return RunTicket(self._manifest, self.pending, self._done, self.complete)
 
-    def adopt(self, made: Mapping[int, Sequence[str]]) -> None:
+    def merge_ranks(self, made: Mapping[int, Sequence[str]]) -> None:
         """Count shards that another process of this run has committed, by what `made` says there.
 
         Raises
@@ -153,9 +153,9 @@ class Parts:
         for shard, reasons in made.items():
             self._check_pending(shard)
             self._count(shard, reasons)
-        self.elsewhere = 0
+        self.rows_by_others = 0
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> "FeatureWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -183,7 +183,7 @@ class Parts:
     @property
     def done_rows(self) -> int:
         """Rows in finished shards, those that failed included."""
-        return self._done + self.elsewhere
+        return self._done + self.rows_by_others
 
     @property
     def failed_rows(self) -> int:
@@ -194,14 +194,14 @@ class Parts:
         """Rows of a shard."""
         return range(shard * self._step, min((shard + 1) * self._step, self.total_rows))
 
-    def look(self, shards: Sequence[int]) -> None:
-        """Count which of these shards, which other processes make, are on the disk by now, as `elsewhere`."""
+    def poll(self, shards: Sequence[int]) -> None:
+        """Count which of these shards, which other processes make, are on the disk by now, as `rows_by_others`."""
         if shards:
             with self._disk("looking for shards"):
                 present = set(os.listdir(self.folder))
-            self.elsewhere = sum(len(self.rows(shard)) for shard in shards if self._path(shard).name in present)
+            self.rows_by_others = sum(len(self.rows(shard)) for shard in shards if self._path(shard).name in present)
 
-    def commit(self, shard: int, block: Block) -> None:
+    def append(self, shard: int, block: Block) -> None:
         """Keep the rows of a shard for good; it is on the disk when this returns.
 
         Raises
@@ -214,7 +214,7 @@ class Parts:
         path = self._path(shard)
         block = shards.checked(block, len(self.rows(shard)), self.shape, str(path))
         raw = shards.encode(block, index=shard, token=self._token)
-        with self._disk("writing a shard"), replacing(self._files, path) as sink:
+        with self._disk("writing a shard"), atomic_write(self._files, path) as sink:
             sink.write(raw)
         self._count(shard, block.reasons)
         self.made[shard] = block.reasons
@@ -235,7 +235,7 @@ class Parts:
         shard = row // self._step
         return self._finished_block(shard).features[row - self.rows(shard).start]
 
-    def consolidate(self, provenance: dict[str, Any], named: Callable[[], None] = lambda: None) -> Path:
+    def finish(self, provenance: dict[str, Any], named: Callable[[], None] = lambda: None) -> Path:
         """Make the feature file of all shards, read it back, give it its name, and remove the parts.
 
         Parameters
@@ -257,7 +257,7 @@ class Parts:
         temp = self.folder / "final.tmp"  # In the folder, so that the next run sweeps it.
         with self._disk("writing the feature file"):
             self._folder.check_space(storing.size_of(self._dataset, self.shape, width))
-            with replacing(self._files, self.out, temp=temp, check=self._check_before_naming) as sink:
+            with atomic_write(self._files, self.out, temp=temp, check=self._check_before_naming) as sink:
                 storing.write(
                     sink,
                     self._dataset,
@@ -280,7 +280,7 @@ class Parts:
         kept = f"finished shards are kept in {self.folder.name}; " if self._folder.begun else ""
         return disk_errors(self.out, doing, f"{kept}mend it and run the same again")
 
-    def _finished(self, *, sound: bool = False) -> Finished | None:
+    def _finished(self, *, sound: bool = False) -> FinishedRun | None:
         try:
             return identity.matching(self.out, self._manifest, sound=sound, other_images=self._retry)
         except ReplaceableError:
@@ -288,7 +288,7 @@ class Parts:
                 raise
         return None
 
-    def _again(self, finished: Finished) -> bool:
+    def _again(self, finished: FinishedRun) -> bool:
         return self._retry and (finished.other_images or finished.report.failed > 0)
 
     def _check_before_naming(self, temp: Path) -> None:
@@ -308,7 +308,7 @@ class Parts:
         different = [] if found is None else identity.differences(found, self._manifest)
         trying = found is not None and not different and self._folder.retrying
         if finished and not (trying or self._again(finished)):
-            # Parts of another run are some overwriting run's; those of this one have become the file.
+            # FeatureWriter of another run are some overwriting run's; those of this one have become the file.
             if all(line.startswith("shard_rows:") for line in different):
                 self._folder.remove()
             self._take_over(finished)
@@ -324,7 +324,7 @@ class Parts:
         still = left * self.shape.row_bytes + len(self._pending) * 8192
         self._folder.check_space(storing.size_of(self._dataset, self.shape) + still)
 
-    def _join(self, begun: Begun) -> None:
+    def _join(self, begun: RunTicket) -> None:
         different = identity.differences(self._manifest, begun.manifest)
         if different:
             raise identity.other_process(self.out, different)
@@ -332,7 +332,7 @@ class Parts:
         if not self.complete:
             self._folder.join()
 
-    def _take_over(self, finished: Finished) -> None:
+    def _take_over(self, finished: FinishedRun) -> None:
         self.complete = True
         if finished.report.failed:
             self.failures = failures_of(self.out)
@@ -354,7 +354,7 @@ class Parts:
 
     def _load(self, shard: int) -> Block:
         path, rows = self._path(shard), len(self.rows(shard))
-        raw = read_own(path, 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20))
+        raw = read_bounded(path, 2 * rows * (self.shape.row_bytes + (1 << 16)) + (1 << 20))
         return shards.decode(raw, rows=rows, shape=self.shape, index=shard, token=self._token, where=str(path))
 
     def _blocks(self) -> Iterator[Block]:

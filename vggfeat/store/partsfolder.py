@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.durable import Files, atomic_write, open_bounded
+from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import DataSet
-from vggfeat.store.durable import Files, open_own, replacing
-from vggfeat.store.locks import Lock, holder
 
 _OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|retrying|[a-z0-9.]+\.tmp")
 _LARGEST_MANIFEST = 1 << 20
@@ -116,7 +116,7 @@ class PartsFolder:
             If it is damaged, or no regular file.
         """
         try:
-            with open_own(self._manifest) as file:
+            with open_bounded(self._manifest) as file:
                 raw = file.read(_LARGEST_MANIFEST + 1)
             if len(raw) > _LARGEST_MANIFEST:
                 raise StoreError(f"{self._manifest}: expected at most 1 MiB, found more; delete {self.path}")
@@ -156,7 +156,7 @@ class PartsFolder:
 
     def note_retry(self) -> None:
         """Note that all that failed before is pending now."""
-        with replacing(self._files, self.path / "retrying") as sink:
+        with atomic_write(self._files, self.path / "retrying") as sink:
             sink.write(b"\n")
 
     @property
@@ -176,13 +176,13 @@ class PartsFolder:
         if len(raw) > _LARGEST_MANIFEST:
             raise StoreError(f"{self.out}: expected a key of less than 1 MiB as JSON, found more; shorten it")
         self._empty()
-        with replacing(self._files, self.inputs) as sink:
+        with atomic_write(self._files, self.inputs) as sink:
             for start in range(0, len(dataset), _ROWS_AT_A_TIME):
                 stop = start + _ROWS_AT_A_TIME
                 pairs = zip(dataset.ids[start:stop], dataset.paths[start:stop], strict=True)
                 sink.write("".join(f"{json.dumps(pair)}\n" for pair in pairs).encode())
                 sink.raise_first_error()
-        with replacing(self._files, self._manifest) as sink:
+        with atomic_write(self._files, self._manifest) as sink:
             sink.write(raw)
         self._files.sync_folder(self.path.parent)
 

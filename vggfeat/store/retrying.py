@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vggfeat.store.parts import Parts
-from vggfeat.store.reading import FeatureFile
+from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Block, Status
 
 
-def begin_retry(parts: Parts, unchanged: Callable[[int, bytes], bool]) -> None:
+def begin_retry(parts: FeatureWriter, unchanged: Callable[[int, bytes], bool]) -> None:
     """Commit the pending shards of which the finished file has all rows, and note that the others are tried again.
 
     Parameters
     ----------
-    parts : Parts
+    parts : FeatureWriter
         Opened to `retry`.
     unchanged : callable
         Given a row and the SHA-256 of the bytes that it was computed from, says whether the image still has these.
@@ -48,5 +48,5 @@ def begin_retry(parts: Parts, unchanged: Callable[[int, bytes], bool]) -> None:
                     sizes=np.asarray(file.sizes[taken]),
                     sha256=sums,
                 )
-                parts.commit(shard, block)
+                parts.append(shard, block)
     parts.note_retry()

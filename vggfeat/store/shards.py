@@ -15,8 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.store.columns import encode_texts, new_data_set, new_file, text_width, write_text_attribute
-from vggfeat.store.source import TEXT, Source, hdf5_errors, read_texts
+from vggfeat.formats.hdf5 import (
+    TEXT,
+    UntrustedHDF5,
+    encode_texts,
+    hdf5_errors,
+    new_data_set,
+    new_file,
+    read_texts,
+    text_width,
+    write_text_attribute,
+)
 
 HEAD = 512
 _MEMBERS = frozenset({"features", "status", "reasons", "sizes", "sha256"})
@@ -166,7 +175,7 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
     if raw[:HEAD] != _head(image):
         raise StoreError(f"{where}: expected bytes that fit their checksum, found damage")
     with hdf5_errors(where), h5py.File(io.BytesIO(image), "r") as file:
-        source = Source(file, where, len(image))
+        source = UntrustedHDF5(file, where, len(image))
         source.members(file, _MEMBERS)
         for name, expected in (("format", "vggfeat-shard 1"), ("manifest", token)):
             if source.text(name) != expected:
@@ -176,7 +185,7 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
         return checked(_block(source, rows, shape), rows, shape, where)
 
 
-def _block(source: Source, rows: int, shape: Shape) -> Block:
+def _block(source: UntrustedHDF5, rows: int, shape: Shape) -> Block:
     def read(name: str, dims: tuple[int, ...], dtype: str) -> NDArray[Any]:
         array: NDArray[Any] = source.column(source.file, name, dims, dtype)[...]
         return array

@@ -15,7 +15,7 @@ from vggfeat.svm.checks import check_costs, fittable_classes
 from vggfeat.svm.estimator import LinearOneVsRest, Search, search_C
 from vggfeat.svm.fitting import fit_one_vs_rest, scores_over_C
 from vggfeat.svm.model import LinearModel, Sweep
-from vggfeat.svm.rows import SharedRows
+from vggfeat.svm.rows import SvmProblemSet
 from vggfeat.svm.saving import load_model, save_model
 from vggfeat.svm.settings import SvmSettings
 
@@ -24,7 +24,7 @@ __all__ = [
     "LinearOneVsRest",
     "Part",
     "Search",
-    "SharedRows",
+    "SvmProblemSet",
     "SvmSettings",
     "Sweep",
     "check_costs",

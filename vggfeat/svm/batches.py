@@ -19,7 +19,7 @@ from vggfeat.svm.settings import SvmSettings
 
 # Of all arrays (problems, n) in one batch: those of the solver, about 18 in float64, and one for each C.
 _BATCH_BYTES, _SOLVER_ARRAYS = 1 << 31, 18
-# Parts that have this much of all their rows in common are solved together.
+# FeatureWriter that have this much of all their rows in common are solved together.
 _TOGETHER = 0.6
 
 

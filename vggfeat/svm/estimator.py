@@ -20,7 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm.batches import Part
 from vggfeat.svm.checks import check_costs, check_labels
-from vggfeat.svm.rows import SharedRows
+from vggfeat.svm.rows import SvmProblemSet
 from vggfeat.svm.settings import Progress, SvmSettings
 
 Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
@@ -112,7 +112,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         factors = np.where((signs == 1) | (len(self.classes_) == 2), factors, 1.0)
         settings = SvmSettings(intercept_scaling=self.intercept_scaling, tolerance=self.tol, device=self.device)
         names = [str(self.classes_[k]) for k in named]
-        model = SharedRows(rows, settings).fit(
+        model = SvmProblemSet(rows, settings).fit(
             np.arange(len(rows)), signs, self.C, weights=weights[:, None] * factors, classes=names
         )
         if not model.converged.all():
@@ -204,7 +204,7 @@ def search_C(  # noqa: N802
     pairs = _folds(signs, int(parts)) if isinstance(parts, int | np.integer) else list(parts)
     if not pairs:
         raise ConfigError("parts: expected at least one pair of rows, found none")
-    shared = SharedRows(descriptors, settings)
+    shared = SvmProblemSet(descriptors, settings)
     made = [Part(rows=fit, labels=signs[fit], held_out=held) for fit, held in pairs]
     sweeps = shared.sweep(made, costs, classes=classes, progress=progress)
     values = np.empty((len(pairs), len(costs), signs.shape[1]))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from vggfeat.errors import FitError
 from vggfeat.svm.checks import check_descriptors
 from vggfeat.svm.model import LinearModel, Sweep
-from vggfeat.svm.rows import Part, SharedRows
+from vggfeat.svm.rows import Part, SvmProblemSet
 from vggfeat.svm.settings import Progress, SvmSettings
 
 
@@ -51,7 +51,7 @@ def fit_one_vs_rest(
     ConfigError
         If a C is not above 0.
     """
-    shared = SharedRows(descriptors, settings)
+    shared = SvmProblemSet(descriptors, settings)
     rows = np.arange(len(np.asarray(descriptors)))
     return shared.fit(rows, labels, C, classes=classes, progress=progress)
 
@@ -92,6 +92,6 @@ def scores_over_C(  # noqa: N802
     x, other = check_descriptors(descriptors, "to train on"), check_descriptors(held_out, "held out")
     if other.shape[1] != x.shape[1]:
         raise FitError(f"descriptors held out: expected length {x.shape[1]}, found {other.shape[1]}")
-    shared = SharedRows(np.concatenate([x, other]), settings)
+    shared = SvmProblemSet(np.concatenate([x, other]), settings)
     part = Part(rows=np.arange(len(x)), labels=np.asarray(labels), held_out=np.arange(len(x), len(x) + len(other)))
     return shared.sweep([part], grid, classes=classes, progress=progress)[0]

@@ -21,7 +21,7 @@ from vggfeat.svm.model import LinearModel, Sweep
 from vggfeat.svm.settings import Progress, SvmSettings
 
 
-class SharedRows:
+class SvmProblemSet:
     """A table of descriptors on which several fits are made.
 
     It is checked once, and what fits have in common is computed once: the inner products of the rows.

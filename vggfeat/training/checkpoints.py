@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vggfeat.errors import TrainingError
-from vggfeat.store.durable import Files, disk_errors, replacing
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors
 
 KEPT = 2
 """Should the newest be damaged, there is one before it."""
@@ -71,7 +71,7 @@ class Checkpoints:
         with disk_errors(path, "writing a checkpoint", "make room, then go on with --resume"):
             if not self.folder.is_dir():
                 self.files.make_folder(self.folder)
-            with replacing(self.files, path) as file:
+            with atomic_write(self.files, path) as file:
                 file.write(_header(tensors, metadata))
                 # One by one: in a single piece they would need their memory twice more.
                 for name in sorted(tensors):

@@ -9,12 +9,12 @@ import numpy as np
 
 from vggfeat.errors import ConfigError
 from vggfeat.images.pool import Decoder
-from vggfeat.processes import World
+from vggfeat.runtime.distributed import World
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.augmentation import colour_axes
-from vggfeat.training.draws import CropSettings
-from vggfeat.training.images import Batch, TrainingBatches, ValidationBatches
+from vggfeat.training.batches import Batch, TrainingBatches, ValidationBatches
+from vggfeat.training.crops import colour_axes
 from vggfeat.training.labels import Labels
+from vggfeat.training.sampling import CropSettings
 from vggfeat.training.settings import Recipe
 from vggfeat.training.statistics import pixel_statistics
 
@@ -81,7 +81,7 @@ class ImageFeed:
             measured = pixel_statistics(self._data.train, self._decoder, cache=folder, progress=progress)
             return measured.mean.tolist(), measured.covariance.tolist()
 
-        mean, covariance = self._world.once(measure)
+        mean, covariance = self._world.on_main(measure)
         self._mean, self._colours = np.array(mean), colour_axes(np.array(covariance))
         return tuple(mean)
 

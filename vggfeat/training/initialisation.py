@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError
-from vggfeat.models import VGG
+from vggfeat.nets.backbone import allocated
+from vggfeat.nets.vgg import VGG
 from vggfeat.training.settings import Recipe
 from vggfeat.weights import Backbone
-from vggfeat.weights.backbone import allocated
 
 COPIED_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 """Layers that B to E take from net A (VGG paper, Sect. 3.1)."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.training.augmentation import Crops
+from vggfeat.training.crops import Crops
 
 NO_TARGET = -100
 """Target of an image that counts nowhere, because it can't be read."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggfeat.devices import convolutions
 from vggfeat.errors import TrainingError, out_of_memory
-from vggfeat.models import VGG
-from vggfeat.processes import World
-from vggfeat.training.settings import Recipe, RunSettings
+from vggfeat.nets.vgg import VGG
+from vggfeat.runtime.devices import convolutions
+from vggfeat.runtime.distributed import World
+from vggfeat.training.settings import Recipe, TrainingSettings
 from vggfeat.training.state import Sums
 from vggfeat.training.task import Task
 
@@ -30,7 +30,7 @@ class Learner:
     model : VGG
         On the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not learn.
     task : Task
-    run : RunSettings
+    run : TrainingSettings
     world : World
     tensors : mapping of str to Tensor, optional
         Of `snapshot`, to go on from; only the first process needs them.
@@ -47,7 +47,7 @@ class Learner:
         self,
         model: VGG,
         task: Task,
-        run: RunSettings,
+        run: TrainingSettings,
         world: World,
         tensors: Mapping[str, Tensor] | None,
         say: Callable[[str], None],
@@ -117,7 +117,7 @@ class Learner:
         TrainingError
             If a loss was NaN or infinite; step and learning rate are named.
         """
-        first_bad = self.world.least(int(self._first_bad))
+        first_bad = self.world.all_reduce_min(int(self._first_bad))
         if first_bad != NEVER:
             raise _not_finite("loss", first_bad, learning_rate)
         sums = self.world.sum(self._sums.clone())
@@ -191,7 +191,7 @@ class Learner:
                 reason = _first_line(error)
             self._halve(reason)
         self.optimiser.zero_grad(set_to_none=True)
-        self.micro_batch = self.world.least(self.micro_batch)
+        self.micro_batch = self.world.all_reduce_min(self.micro_batch)
         if self.micro_batch < before:
             self._tell()
 
@@ -230,7 +230,7 @@ class Learner:
             for name, parameter in self.model.named_parameters():
                 if tensors is not None:
                     parameter.copy_(tensors[f"model.{name}"])
-                self.world.copy_from_first(parameter)
+                self.world.broadcast(parameter)
                 if not parameter.requires_grad:
                     continue
                 # Zeros do what no momentum does, and memory for them can't run out in the middle of an update.
@@ -238,7 +238,7 @@ class Learner:
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum
                 if tensors is not None:
                     momentum.copy_(tensors[f"momentum.{name}"])
-                self.world.copy_from_first(momentum)
+                self.world.broadcast(momentum)
 
 
 def dropout_masks(channels: int, recipe: Recipe, number: int, device: torch.device) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vggfeat.store.durable import Files, disk_errors, replacing
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors
 
 ADVICE = "make room, then go on with --resume"
 
@@ -29,7 +29,7 @@ class Log:
         self.path = folder / "log.jsonl"
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
         with disk_errors(self.path, "writing the log", ADVICE):
-            with replacing(files, self.path) as file:
+            with atomic_write(files, self.path) as file:
                 file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
             self._file = self.path.open("a", encoding="utf-8")
         self._board = _open_board(folder / "tensorboard", step)

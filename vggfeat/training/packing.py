@@ -18,15 +18,15 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, Columns, columns
 from vggfeat.errors import ConfigError, TrainingError
-from vggfeat.images.decoding import DecodeSettings, Request
+from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
-from vggfeat.packed import BEGUN, FORMAT, INDEX, Columns, columns
+from vggfeat.runtime.durable import disk_errors
+from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
-from vggfeat.store.durable import disk_errors
-from vggfeat.store.locks import Lock, holder
-from vggfeat.training.images import Unreadable, check_readable
+from vggfeat.training.batches import Unreadable, check_readable
 from vggfeat.training.shards import Record, Shard, cut, load, save, stored, write_shard
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vggfeat.errors import ConfigError, check_choice
-from vggfeat.models import NETS, VGG, Pool
+from vggfeat.nets.vgg import NETS, VGG, Pool
 from vggfeat.weights import Backbone
 
 Initialisation = Literal["glorot", "normal", "he"]
@@ -128,7 +128,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class TrainingSettings:
     """How the work is done; nothing here changes the weights by more than rounding, `precision` apart."""
 
     device: str = "cpu"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from vggfeat.errors import ImageError
-from vggfeat.images.decoding import DecodedImage
-from vggfeat.store.durable import DISK, replacing
-from vggfeat.training.images import named
+from vggfeat.images.decode import DecodedImage
+from vggfeat.runtime.durable import DISK, atomic_write
+from vggfeat.training.batches import named
 
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
@@ -74,7 +74,7 @@ def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator
     path = out / shard.file
     places, unreadable, sums = [], [], []
     with (
-        replacing(DISK, path, check=lambda temp: sums.append(_sha256(temp))) as sink,
+        atomic_write(DISK, path, check=lambda temp: sums.append(_sha256(temp))) as sink,
         tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for row, answer in zip(shard.rows, answers, strict=True):
@@ -109,7 +109,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, content: bytes) -> None:
     """Write a small file durably. Raises OSError."""
-    with replacing(DISK, path) as sink:
+    with atomic_write(DISK, path) as sink:
         sink.write(content)
 
 

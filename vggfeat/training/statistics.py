@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ImageError, TrainingError
-from vggfeat.images.decoding import Request
+from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.samples import LabelledImages
-from vggfeat.store.durable import DISK, disk_errors, replacing
-from vggfeat.training.draws import Order
+from vggfeat.training.sampling import Order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,5 +132,5 @@ def _save(path: Path, measured: PixelStatistics) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What a killed run left.
         path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
-        with replacing(DISK, path) as sink:
+        with atomic_write(DISK, path) as sink:
             sink.write(json.dumps(kept, indent=1).encode())

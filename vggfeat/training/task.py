@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vggfeat.models import VGG
+from vggfeat.nets.vgg import VGG
 from vggfeat.training.initialisation import first_weights
 from vggfeat.training.labels import NO_TARGET
 from vggfeat.training.settings import Recipe

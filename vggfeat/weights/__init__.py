@@ -7,28 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
+    from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
     from vggfeat.weights.classes import imagenet_classes
-    from vggfeat.weights.finding import load_backbone, load_bundled
-    from vggfeat.weights.own import METADATA_VERSION, save_weights
-    from vggfeat.weights.places import SUFFIXES, weights_folder
-    from vggfeat.weights.torchvision import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
-    from vggfeat.weights.untrained import random_backbone
+    from vggfeat.weights.load import load_backbone, load_bundled
+    from vggfeat.weights.native import METADATA_VERSION, save_weights
+    from vggfeat.weights.paths import SUFFIXES, weights_folder
+    from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
+    from vggfeat.weights.random_init import random_backbone
 
 _HOMES = {
-    "IMAGENET_MEAN": "backbone",
-    "METADATA_VERSION": "own",
-    "SUFFIXES": "places",
-    "TORCHVISION_MEAN": "torchvision",
-    "TORCHVISION_STD": "torchvision",
-    "Backbone": "backbone",
-    "imagenet_classes": "classes",
-    "load_backbone": "finding",
-    "load_bundled": "finding",
-    "random_backbone": "untrained",
-    "save_weights": "own",
-    "torchvision_names": "torchvision",
-    "weights_folder": "places",
+    "IMAGENET_MEAN": "nets.backbone",
+    "METADATA_VERSION": "weights.native",
+    "SUFFIXES": "weights.paths",
+    "TORCHVISION_MEAN": "weights.pytorch",
+    "TORCHVISION_STD": "weights.pytorch",
+    "Backbone": "nets.backbone",
+    "imagenet_classes": "weights.classes",
+    "load_backbone": "weights.load",
+    "load_bundled": "weights.load",
+    "random_backbone": "weights.random_init",
+    "save_weights": "weights.native",
+    "torchvision_names": "weights.pytorch",
+    "weights_folder": "weights.paths",
 }
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"vggfeat.weights.{_HOMES[name]}"), name)
+        return getattr(import_module(f"vggfeat.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'vggfeat.weights' has no attribute {name!r}")
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from vggfeat.errors import WeightsError
-from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.weights.chain import Step, place
+from vggfeat.formats.protobuf import Message, Wire
+from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.weights.importing import Imported, finish, to_tensor
-from vggfeat.weights.wire import Message, Wire
+from vggfeat.weights.match_layers import Step, place
 
 _V1 = {"name": 4, "type": 5, "blobs": 6, "convolution": 10, "full": 17, "lrn": 18, "pooling": 19, "relu": 30}
 _V2 = {"name": 1, "type": 2, "blobs": 7, "convolution": 106, "full": 117, "lrn": 118, "pooling": 121, "relu": 123}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import WeightsError
-from vggfeat.models import BLOCK_CHANNELS, NETS, VGG, Pool
-from vggfeat.weights.backbone import Backbone, check_shapes, empty_model, fill, hash_file
+from vggfeat.nets.backbone import Backbone, check_shapes, empty_model, fill, hash_file
+from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS, VGG, Pool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

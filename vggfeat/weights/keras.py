@@ -15,9 +15,9 @@ import h5py
 from torch import Tensor
 
 from vggfeat.errors import StoreError, WeightsError
-from vggfeat.models import WINDOW
-from vggfeat.store.source import Source
-from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
+from vggfeat.formats.hdf5 import UntrustedHDF5
+from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
+from vggfeat.nets.vgg import WINDOW
 from vggfeat.weights.importing import Imported, finish, layers_in_order, to_tensor
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
@@ -54,7 +54,7 @@ def load_keras(path: Path) -> Backbone:
             if "features" in file and "features_sha256" in file.attrs:
                 raise WeightsError(f"{path}: expected a net, found a feature file; give it to `vggfeat svm --features`")
             _check_config(path, file)
-            return _import(path, list(_layers(path, Source(file, str(path), path.stat().st_size))))
+            return _import(path, list(_layers(path, UntrustedHDF5(file, str(path), path.stat().st_size))))
     except WeightsError:
         raise
     except StoreError as error:
@@ -142,7 +142,7 @@ def _by_number(path: Path, layers: list[_Layer], kind: str) -> list[_Layer]:
     return [layer for _, layer in sorted(zip(numbers, layers, strict=True), key=lambda pair: pair[0])]
 
 
-def _layers(path: Path, source: Source) -> Iterator[_Layer]:
+def _layers(path: Path, source: UntrustedHDF5) -> Iterator[_Layer]:
     root = next((name for name in _ROOTS if name in source.members(source.file)), None)
     start = source.file if root is None else source.file[root]
     for group, found in _groups(source, start):
@@ -157,7 +157,7 @@ def _layers(path: Path, source: Source) -> Iterator[_Layer]:
         yield _Layer(name, kernels[0], biases[0])
 
 
-def _groups(source: Source, start: h5py.Group) -> Iterator[tuple[h5py.Group, list[h5py.Dataset]]]:
+def _groups(source: UntrustedHDF5, start: h5py.Group) -> Iterator[tuple[h5py.Group, list[h5py.Dataset]]]:
     """Walk over the groups that hold variables. Hard links may form a circle: none is entered twice."""
     waiting, seen = [(start, 0)], set()
     while waiting:

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from vggfeat.errors import WeightsError
-from vggfeat.mat5 import Numbers, Other, read_mat
-from vggfeat.weights.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.weights.chain import Step, place
+from vggfeat.formats.mat5 import Numbers, Other, read_mat
+from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.weights.importing import Imported, finish, to_tensor
+from vggfeat.weights.match_layers import Step, place
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""

@@ -25,7 +25,7 @@ class Published:
     file: str
     """Under which it is kept: its own name, unless that says too little or another has it too."""
     format: str
-    """A key of `vggfeat.weights.recognising.FORMATS`."""
+    """A key of `vggfeat.weights.sniff.FORMATS`."""
     net: str
     """Column of Table 1 of the VGG paper."""
     addresses: tuple[str, ...]

@@ -1,0 +1,104 @@
+"""The law of the house, read from the source: rooms import from lower floors only, and libraries have doorways."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vggfeat"
+
+# Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
+FLOORS = (
+    {"errors"},
+    {"samples", "formats", "nets", "runtime", "metrics", "svm", "descriptors"},
+    {"images", "datasets", "store", "weights", "synthetic"},
+    {"table", "training"},
+    {"forward", "protocols"},
+    {"shard_stream"},
+    {"extract"},
+    {"classification", "localisation", "similar", "estimator"},
+    {"results"},
+    {"benchmarks"},
+    {"cli"},
+    {"bundle", "reproduce", "reclassify"},
+    {"retrain"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
+# Library: the rooms, or modules of rooms, that may import it.
+DOORWAYS = {
+    "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
+              "runtime.distributed", "runtime.devices", "svm", "benchmarks", "reclassify"},
+    "torchvision": {"benchmarks"},
+    "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
+    "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict", "localisation.drawing",
+            "benchmarks", "estimator"},
+    "click": {"cli", "bundle", "reproduce", "reclassify", "retrain"},
+    "rich": {"cli"},
+    "safetensors": {"weights", "svm", "training"},
+    "sklearn": {"svm", "estimator", "benchmarks"},
+    "joblib": {"svm", "benchmarks"},
+    "scipy": {"svm", "store", "synthetic", "benchmarks"},
+    "pyarrow": {"store.export"},
+    "matplotlib": {"results", "training"},
+    "tensorboard": {"training"},
+    "jinja2": {"results"},
+    "markupsafe": {"results"},
+    "onnx": {"weights.export"},
+    "threadpoolctl": {"benchmarks"},
+    "numpy": {"*"},
+}  # fmt: skip
+# Heavy and seldom needed: only inside the functions that use them.
+LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE_IN = {"svm": {"torch"}, "store": {"scipy"}, "synthetic": {"scipy"}}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inner = [f"vggfeat.{alias.name}" for alias in node.names] if node.module == "vggfeat" else [node.module]
+            found |= set(inner)
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert {module.partition(".")[0] for module in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_down(module):
+    room = module.partition(".")[0]
+    for name in imports(FILES[module]):
+        top, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if top == "vggfeat" and other != room:
+            assert other, f"{module} imports the package itself"
+            assert FLOOR[other] < FLOOR[room], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_library_has_its_doorways(module):
+    room = module.partition(".")[0]
+    late = {name.partition(".")[0] for name in imports(FILES[module], top_only=True)}
+    assert not late & (LATE | LATE_IN.get(room, set())), "to be imported inside the function that needs it"
+    for name in imports(FILES[module]):
+        top = name.partition(".")[0]
+        if top != "vggfeat" and top not in sys.stdlib_module_names:
+            assert DOORWAYS.get(top, set()) & {"*", room, module}, f"{module} imports {name}"
+
+
+def test_modules_are_of_a_size_that_reads_well():
+    long = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()}
+    assert {module: lines for module, lines in long.items() if lines > 380} == {}

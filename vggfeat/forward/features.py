@@ -1,0 +1,220 @@
+"""Images become features: one dense pass per scale and region, averaged over space and mirror.
+
+N = images of a batch, C = channels of the layer, H, W = image sides in pixels.
+Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net densely over the whole image and
+over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vggfeat.errors import ConfigError, check_choice
+from vggfeat.forward import Batching, BatchRunner, ForwardSettings, Size, padded
+from vggfeat.images.decode import Request
+from vggfeat.nets.transforms import mirror_padded
+from vggfeat.nets.vgg import STRIDE, VGG, WINDOW, inside
+from vggfeat.samples import DataSet, Place
+from vggfeat.weights import Backbone
+
+Region = Literal["image", "box"]
+Layer = Literal["pool5", "fc6", "fc7", "fc8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings(ForwardSettings):
+    """Everything that decides the value of a feature, apart from the weights and the images.
+
+    The paper's scales are {256, 384, 512} on Caltech, and 640 and 768 as well on VOC.
+    """
+
+    regions: tuple[Region, ...] = ("image",)
+    """image: the whole image. box: the image inside the sample's box (VOC actions, Table 12)."""
+    layer: Layer = "fc7"
+    """The penultimate layer, after its ReLU; the paper does not say whether before or after."""
+    batching: Batching = "size"
+    """size: images of equal size run together. padded: those of similar size too, with zeros beside the smaller ones
+    that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("layer", self.layer, get_args(Layer))
+        check_choice("batching", self.batching, get_args(Batching))
+        if not self.regions or not set(self.regions) <= set(get_args(Region)):
+            raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
+        if len(set(self.regions)) != len(self.regions):
+            raise ConfigError(f"regions: expected each once, found {self.regions}")
+
+
+def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
+    """Check that every sample has a box if boxes are asked for.
+
+    Raises
+    ------
+    ConfigError
+        If one has none; the first is named.
+    """
+    if "box" not in regions:
+        return
+    without = np.isnan(dataset.boxes).any(axis=1) if dataset.boxes is not None else np.ones(len(dataset), bool)
+    if without.any():
+        name = dataset.ids[int(np.argmax(without))]
+        raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {name}")
+
+
+def requests(
+    dataset: DataSet, rows: Iterable[int], regions: Sequence[str], place: Callable[[int], Place] | None = None
+) -> Iterator[Request]:
+    """Say for each row which file is to be decoded and which parts of it; `check_boxes` comes first.
+
+    Parameters
+    ----------
+    dataset : DataSet
+    rows : iterable of int
+    regions : sequence of str
+    place : callable, optional
+        Where the image of a row lies; by default in the file that the data set names.
+    """
+    for row in rows:
+        box = dataset[row].box
+        boxes = tuple(box if region == "box" else None for region in regions)
+        file, span = (dataset.file_of(row), None) if place is None else place(row)
+        yield Request(file, boxes, span)
+
+
+class Extraction(BatchRunner):
+    """A net on a device, ready to turn images into features.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    settings : ExtractionSettings
+    device : str
+        cpu, cuda, cuda:1, ...
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there or can't compute in that precision.
+    """
+
+    settings: ExtractionSettings
+
+    def __init__(self, backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> None:
+        super().__init__(backbone, settings, device, settings.regions)
+        self.what = f"{settings.layer} map"
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the layer."""
+        return self.model.channels(self.settings.layer)
+
+    def read(self, images: Tensor, pixels: int) -> Tensor:
+        """Return the features, (N, C), of N images of one size."""
+        layer = self.settings.layer
+        return self.over_mirror(images, pixels, lambda half: spatial_mean(self.model, half, layer, pixels))
+
+    def pass_range(self, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of an image, and those of the image with its mirror."""
+        return narrowest_strip(self.model, size), 2 * size[0] * size[1]
+
+    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
+        """Say which of the rescaled images go through the net together."""
+        return (
+            padded(sizes, self.settings.batch_pixels // 2)
+            if self.settings.batching == "padded"
+            else super().batches(sizes)
+        )
+
+    def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
+        """Return the features, (N, C), of N images of several sizes."""
+        layer = self.settings.layer
+        both = self.ready(torch.cat([images, mirror_padded(images, sides[:, 1])]))
+        sides = torch.cat([sides, sides])
+        maps = self.model(both, (layer,), sides=sides)[layer]
+        within = inside(maps, self.model.pool5_side(sides) if layer == "pool5" else self.model.positions(sides))
+        means = maps.masked_fill(~within, 0).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
+        return (means[: len(images)] + means[len(images) :]) / 2
+
+
+def spatial_mean(
+    model: VGG, images: Tensor, layer: Layer, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
+) -> Tensor:
+    """Average a dense map over space, in strips where the images are too large for one pass.
+
+    Parameters
+    ----------
+    model, images, layer, pixels
+        As for `strips`.
+    each : callable, optional
+        What is done to the map (N, C, h, w), position by position, before it is averaged.
+
+    Returns
+    -------
+    Tensor (N, C), float32
+    """
+    sums, positions = [], 0
+    for part in strips(model, images, layer, pixels):
+        sums.append(each(part).sum((2, 3), dtype=torch.float32))
+        positions += part[0, 0].numel()
+    return sum(sums[1:], sums[0]) / positions
+
+
+def dense_map(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
+    """Return a dense map, (N, C, h, w), made in strips where the images are too large for one pass; see `strips`."""
+    return torch.cat([*strips(model, images, layer, pixels)], dim=_long_axis(images))
+
+
+def strips(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Iterator[Tensor]:
+    """Yield a dense map whole, or in strips along the longer side where the images are too large for one pass.
+
+    A strip is cut at multiples of 32 pixels and carries along every pixel that its positions can see, so that it
+    gives the same values as the whole; only the positions that are its own are handed out.
+
+    Parameters
+    ----------
+    model : VGG
+    images : Tensor (N, 3, H, W)
+    layer : str
+    pixels : int
+        Pixels in one pass, over all N images; the narrowest strip, of one position, may have more.
+
+    Yields
+    ------
+    Tensor (N, C, h, w)
+        Part of the map; one after the other, they are all of it.
+    """
+    count, _, height, width = images.shape
+    if count * height * width <= pixels:
+        yield model(images, (layer,))[layer]
+        return
+    axis = _long_axis(images)
+    window = 1 if layer == "pool5" else WINDOW
+    halo = _halo(model)
+    length, positions = images.shape[axis], model.pool5_side(images.shape[axis]) - window + 1
+    cells = pixels // (count * min(height, width) * STRIDE)
+    step = max(1, cells - (window - 1) - 2 * halo)
+    for start in range(0, positions, step):
+        stop = min(start + step, positions)
+        first = max(0, start - halo)
+        end = min(length, STRIDE * (stop + window - 1 + halo))
+        strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
+        yield model(strip, (layer,))[layer].narrow(axis, start - first, stop - start)
+
+
+def _long_axis(images: Tensor) -> int:
+    return 2 if images.shape[2] >= images.shape[3] else 3
+
+
+def narrowest_strip(model: VGG, size: Size) -> int:
+    """Return the pixels of the narrowest strip, of one position, that an image can be cut into, if it can be."""
+    return min(size) * min(max(size), STRIDE * (WINDOW + 2 * _halo(model)))
+
+
+def _halo(model: VGG) -> int:
+    """Return the cells of 32 pixels that a strip carries along on either side."""
+    return -(-model.reach // STRIDE)

@@ -1,0 +1,64 @@
+"""What decides how images come to a net."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from vggfeat.errors import ConfigError, check_choice
+from vggfeat.nets.transforms import Interpolation
+from vggfeat.nets.vgg import VGG
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardSettings:
+    """What decides how images come to the net, apart from the weights."""
+
+    scales: tuple[int, ...] = (256, 384, 512)
+    """Q, the smallest image side in pixels."""
+    precision: Precision = "fp32"
+    """Of the convolutions; averages are always taken in float32."""
+    interpolation: Interpolation = "bilinear"
+    """How images are rescaled, always with anti-aliasing."""
+    batch_pixels: int = 1 << 20
+    """Pixels in one pass, mirrors included: bounds the memory. A larger image is run in exact overlapping strips."""
+    compiled: bool = False
+    """Compile the net with torch.compile, for long runs: a minute or two first, then fewer passes over memory."""
+    window_bytes: int = 1 << 28
+    """Decoded images held at a time, from which batches are made."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
+            check_choice(name, getattr(self, name), get_args(allowed))
+        if not self.scales or not all(type(q) is int and 1 <= q <= 4096 for q in self.scales):
+            raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
+        if len(set(self.scales)) != len(self.scales):
+            raise ConfigError(f"scales: expected each once, found {self.scales}")
+        for name in ("batch_pixels", "window_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+    def least_side(self, model: VGG) -> int:
+        """Return the shortest image side that gives a value."""
+        return model.min_side
+
+    def sides(self, model: VGG) -> tuple[int, ...]:
+        """Return the smallest sides that are really used: a Q too short for one 7x7 window is raised to it.
+
+        Raises
+        ------
+        ConfigError
+            If two scales become one.
+        """
+        least = self.least_side(model)
+        sides = tuple(max(scale, least) for scale in self.scales)
+        if len(set(sides)) != len(sides):
+            raise ConfigError(
+                f"scales: {self.scales} become {sides}, because an image below {least} pixels gives no "
+                f"7x7 window; expected at most one scale below {least}"
+            )
+        return sides
+
+    def describe(self) -> dict[str, Any]:
+        """Return all settings, ready for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

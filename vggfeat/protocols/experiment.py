@@ -1,0 +1,333 @@
+"""The three steps that every protocol is made of: choose C on held-out rows, fit, test.
+
+K = classes, G = values of C.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import FitError
+from vggfeat.protocols.evaluation import Judge, Rows
+from vggfeat.protocols.results import Choice, Run, Submission, mean_defined
+from vggfeat.samples import Label
+from vggfeat.svm import LinearModel, Part, SvmProblemSet, SvmSettings, Sweep, fittable_classes
+from vggfeat.table import DescriptorTable
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage in words, the number of solved SVMs and the number of all in this stage."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which rows a run chooses C on, fits on, and is tested on."""
+
+    name: str
+    """Of the run."""
+    parts: Sequence[tuple[Rows, Rows]]
+    """To choose C: at least one pair of rows to fit and rows to measure on, without a row in common."""
+    fit_rows: Rows
+    test_rows: Rows
+    chosen: str
+    """In words, which rows C is chosen by."""
+    fitted: str
+    """In words, which rows are fitted."""
+    tested: str
+    """In words, which rows are tested."""
+
+
+class _Measured(NamedTuple):
+    """What one pair of rows says of the values of C."""
+
+    curve: NDArray[np.float64]
+    """(G, K) or (G, 1), NaN for classes that can't be trained."""
+    converged: NDArray[np.bool_]
+    """(G, K)"""
+    gap: NDArray[np.float64]
+    """(G, K), NaN where nothing was solved."""
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """A table of descriptors with everything needed to choose, fit and test on rows of it."""
+
+    table: DescriptorTable
+    judge: Judge
+    grid: Sequence[float]
+    """Values of C, ascending."""
+    svm: SvmSettings
+    progress: Progress | None = None
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds, for `seconds`."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the reader of the numbers; grows."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage (choice, fit, test) -> time in seconds; grows."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names."""
+        return self.table.dataset.classes
+
+    @cached_property
+    def shared(self) -> SvmProblemSet:
+        """The descriptors, with what all fits on rows of them have in common."""
+        return SvmProblemSet(self.table.descriptors, self.svm)
+
+    def choose(self, plans: Sequence[Plan]) -> list[Choice]:
+        """Choose C by training on the first rows of each pair and measuring on the second, all plans in one solve.
+
+        Average precision chooses one C for each class, recall one for all. Of equally good values it is the
+        smallest; over several pairs the mean counts.
+
+        Raises
+        ------
+        FitError
+            If no class can be trained and measured, or a label is withheld.
+        """
+        grid = np.array(self.grid)
+        if len(grid) == 1:
+            return [self._given(grid) for _ in plans]
+        for plan in plans:
+            for fit_rows, held_rows in plan.parts:
+                self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
+        what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
+        with self._timed("choice"):
+            measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
+            return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
+
+    def fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
+        """Fit all classes on rows, each with its C; `what` names the rows.
+
+        Raises
+        ------
+        FitError
+            If a class has no positive or no negative there.
+        """
+        labels = self._fittable_labels(rows, what)
+        with self._timed("fit"):
+            model = self.shared.fit(
+                rows[self.table.ok[rows]],
+                labels,
+                choice.C,
+                classes=self.classes,
+                progress=self._stage(f"training on {what}"),
+            )
+        if not model.converged.all():
+            self._note(
+                f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}: the relative "
+                f"duality gap is up to {model.gap[~model.converged].max():.0e}."
+            )
+        self._note_failed(rows, what)
+        return model
+
+    def runs(self, plans: Sequence[Plan]) -> list[Run]:
+        """Choose C on parts of the training rows, fit on all of them, test on others.
+
+        What can be refused is refused before the first fit.
+
+        Raises
+        ------
+        FitError
+            If a row is both trained and tested on, labels of the test are withheld, or a class can't be fitted.
+        """
+        for plan in plans:
+            self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
+            self.judge.truth(plan.test_rows, plan.tested)
+            self._fittable_labels(plan.fit_rows, plan.fitted)
+        choices = self.choose(plans)
+        return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
+
+    def _run(self, plan: Plan, choice: Choice) -> Run:
+        truth = self.judge.truth(plan.test_rows, plan.tested)
+        signs = self._fittable_labels(plan.fit_rows, plan.fitted)
+        model = self.fit(plan.fit_rows, choice, plan.fitted)
+        scores = self._score(model, plan.test_rows, plan.tested)
+        values = self.judge.values(truth, scores)
+        without = (truth != 1).all(axis=0)
+        if without.any():
+            self._note(
+                f"In {plan.tested} there is no positive of {self._names(without)}: no value for that, and the mean is "
+                f"over the other {(~without).sum()} classes."
+            )
+        return Run(
+            name=plan.name,
+            plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
+            choice=choice,
+            model=model,
+            train_positives=(signs == 1).sum(axis=0),
+            train_negatives=(signs == -1).sum(axis=0),
+            test_positives=(truth == 1).sum(axis=0),
+            test_negatives=(truth == -1).sum(axis=0),
+            values=values,
+            means=self.judge.means(values, truth, scores),
+            chance=self.judge.chance(truth),
+            rows=plan.test_rows,
+            scores=scores,
+            truth=truth,
+            confusion=self.judge.confusion(truth, scores),
+        )
+
+    def submit(
+        self, choice: Choice, fit_rows: Rows, test_rows: Rows, *, chosen: str, fitted: str, scored: str
+    ) -> Submission:
+        """Fit on some rows and score others, whose labels are not needed.
+
+        Raises
+        ------
+        FitError
+            As `runs`, labels of the test apart.
+        """
+        self._check_apart(fit_rows, test_rows, fitted, scored)
+        model = self.fit(fit_rows, choice, fitted)
+        scores = self._score(model, test_rows, scored)
+        known = np.isfinite(scores)
+        lowest = np.min(scores, axis=0, where=known, initial=np.inf)
+        return Submission(
+            rows=test_rows,
+            scores=np.where(known, scores, np.where(np.isfinite(lowest), lowest, 0) - 1),
+            listed=self.table.dataset.labels[test_rows] != Label.UNLISTED,
+            model=model,
+            plan={"chosen": chosen, "fitted": fitted, "scored": scored},
+        )
+
+    def _given(self, grid: NDArray[np.float64]) -> Choice:
+        self._note(f"C = {grid[0]:g} was given, not chosen.")
+        count = len(self.classes)
+        nothing = np.full((1, count), np.nan)
+        return Choice(
+            C=np.full(count, grid[0]),
+            grid=grid,
+            curve=nothing[:, :1] if self.judge.metric == "recall" else nothing,
+            converged=np.ones((1, count), dtype=bool),
+            gap=nothing,
+        )
+
+    def _choice(self, plan: Plan, grid: NDArray[np.float64], measured: Sequence[_Measured]) -> Choice:
+        curve = np.apply_along_axis(mean_defined, 0, np.stack([part.curve for part in measured]))
+        converged = np.logical_and.reduce([part.converged for part in measured])
+        gap = np.fmax.reduce([part.gap for part in measured])
+        if not converged.all():
+            self._note(
+                f"In the choice of C ({plan.chosen}) the solver gave up before its tolerance for "
+                f"{(~converged).sum()} of {converged.size} pairs of class and C: the relative duality gap is up to "
+                f"{gap[~converged].max():.0e}."
+            )
+        used = np.unique(np.concatenate([np.concatenate(pair) for pair in plan.parts]))
+        self._note_failed(used, f"the choice ({plan.chosen})")
+        best = self._best(curve, grid, plan.chosen)
+        return Choice(C=best, grid=grid, curve=curve, converged=converged, gap=gap)
+
+    def _sweep(self, pairs: Sequence[tuple[Rows, Rows, str]], stage: str) -> Iterator[_Measured]:
+        """Solve all pairs (rows to fit, rows held out, in words) at once, and measure one after the other."""
+        ok, parts, able = self.table.ok, [], []
+        for fit_rows, held_rows, what in pairs:
+            labels = self.judge.training_labels(fit_rows, what)[ok[fit_rows]]
+            able.append(fittable_classes(labels) & ok[held_rows].any())
+            if able[-1].any():
+                held_out = held_rows[ok[held_rows]]
+                parts.append(Part(rows=fit_rows[ok[fit_rows]], labels=labels[:, able[-1]], held_out=held_out))
+        progress = self._stage(f"choosing C: {stage}")
+        sweeps = iter(self.shared.sweep(parts, self.grid, progress=progress) if parts else ())
+        for (_, held_rows, what), columns in zip(pairs, able, strict=True):
+            yield self._measure(held_rows, what, columns, next(sweeps) if columns.any() else None)
+
+    def _measure(self, held_rows: Rows, what: str, able: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
+        truth, ok = self.judge.truth(held_rows, what), self.table.ok[held_rows]
+        scores = np.full((len(self.grid), len(held_rows), len(self.classes)), -np.inf)
+        converged = np.ones((len(self.grid), len(self.classes)), dtype=bool)
+        gap = np.full(converged.shape, np.nan)
+        if sweep is not None:
+            scores[np.ix_(np.arange(len(self.grid)), ok, able)] = sweep.scores.swapaxes(1, 2)
+            converged[:, able], gap[:, able] = sweep.converged, sweep.gap
+        curve = np.array([self.judge.curve_values(truth, part) for part in scores])
+        if self.judge.metric != "recall":
+            curve[:, ~able] = np.nan
+        elif not able.any():
+            curve[:] = np.nan
+        return _Measured(curve, converged, gap)
+
+    def _best(self, curve: NDArray[np.float64], grid: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+        # Rounded, so that values which differ by the order of a summation only count as equal.
+        ranked = np.where(np.isnan(curve), -np.inf, np.round(curve, 12))
+        best = ranked.argmax(axis=0)
+        without = np.asarray(np.isnan(curve).all(axis=0))
+        if without.all():
+            raise FitError(
+                f"choice of C ({what}): expected positives to train and to measure on, found none in any class; "
+                f"add samples, or give one C"
+            )
+        ends = ~without & ((best == len(grid) - 1) | ((best == 0) & (ranked[0] > ranked[1])))
+        if ends.any():
+            whose = "all classes together" if self.judge.metric == "recall" else f"{ends.sum()} of {len(ends)} classes"
+            self._note(
+                f"In the choice of C ({what}) the best value is the smallest or the largest that was tried "
+                f"({grid[0]:g}, {grid[-1]:g}) for {whose}: a wider grid may do better."
+            )
+        if without.any():
+            best[without] = np.round(curve[:, ~without].mean(axis=1), 12).argmax()
+            self._note(
+                f"In the choice of C ({what}) there are too few positives of {self._names(without)}: the C that is "
+                f"best on average was taken."
+            )
+        return np.broadcast_to(grid[best], len(self.classes)).copy()
+
+    def _fittable_labels(self, rows: Rows, what: str) -> NDArray[np.int8]:
+        """Labels (n, K) to train on, of the rows that have a descriptor."""
+        labels = self.judge.training_labels(rows, what)[self.table.ok[rows]]
+        for k in np.flatnonzero(~fittable_classes(labels)).tolist():
+            raise FitError(
+                f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
+                f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative; add samples of "
+                f"it or leave the class out of the data set"
+            )
+        return labels
+
+    def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
+        with self._timed("test"):
+            scores = model.scores(self.table.descriptors[rows])
+        scores[~self.table.ok[rows]] = -np.inf
+        self._note_failed(rows, what)
+        return scores
+
+    def _check_apart(self, fit_rows: Rows, test_rows: Rows, fitted: str, tested: str) -> None:
+        both = np.intersect1d(fit_rows, test_rows)
+        if len(both):
+            raise FitError(
+                f"splits: expected no sample both in {fitted} and in {tested}, found {len(both)}, the first is "
+                f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
+            )
+
+    def _note_failed(self, rows: Rows, what: str) -> None:
+        failed = (~self.table.ok[rows]).sum()
+        if failed:
+            fate = "count as wrong" if self.judge.metric == "recall" else "rank last"
+            self._note(
+                f"{failed} of {len(rows)} samples of {what} have no descriptor, because their image failed: they "
+                f"take no part in training and {fate} in a test."
+            )
+
+    def _names(self, chosen: NDArray[np.bool_]) -> str:
+        return ", ".join(self.classes[k] for k in np.flatnonzero(chosen).tolist())
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def _stage(self, stage: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(stage, done, total)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.clock() - start

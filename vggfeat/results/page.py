@@ -1,0 +1,159 @@
+"""A page from folders of results: read, compared, images made, rendered."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import ConfigError
+from vggfeat.metrics.bootstrap import BootstrapSettings
+from vggfeat.results.comparison import compare_runs
+from vggfeat.results.generic_page import other_part, summary
+from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
+from vggfeat.results.svm_page import Card, Group, group_runs, make_group
+from vggfeat.results.templates_env import render
+from vggfeat.results.thumbnails import BUDGET, Example, Key, find_root, reach, small_copies
+from vggfeat.results.training_page import side_by_side, training_part
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and all."""
+LISTS = 3
+"""Lists of images for a class of a run: highest ranked, wrong, missed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """What goes onto a page."""
+
+    images: Path | None = None
+    """Root of the data set, as `vggfeat extract` was given it; None for a page without images."""
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    workers: int = 1
+    """Processes that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page, and what is worth saying of it."""
+
+    content: bytes
+    """HTML in UTF-8."""
+    images: int
+    """Small copies on it."""
+    missing: int
+    """Images that it would show, had they been found and sound."""
+    groups: tuple[Group, ...]
+    """The SVM runs."""
+
+
+def make_page(folders: Sequence[Path], settings: PageSettings | None = None, progress: Progress | None = None) -> Page:
+    """Make one page of the results in some folders; equal folders give equal bytes.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        See `vggfeat.results.reading.read_runs`.
+    settings : PageSettings, optional
+    progress : callable, optional
+
+    Raises
+    ------
+    ConfigError
+        If no folder is given or one twice, or the images are not where they should be.
+    StoreError
+        If a folder holds no results, or some that can't be read.
+    """
+    settings = settings or PageSettings()
+    report = progress or (lambda doing, done, total: None)
+    runs = read_runs(folders)
+    tested = [run for run in runs if isinstance(run, SvmRun)]
+    trained = [run for run in runs if isinstance(run, TrainingRun)]
+    lists = LISTS * sum(len(run.classes) for run in tested)
+    groups = []
+    for members in group_runs(tested):
+        found = compare_runs(members, settings.bootstrap, lambda done, total: report("comparing", done, total))
+        groups.append(make_group(members, found, lists))
+    copies = _copies(tested, groups, settings, lambda done, total: report("images", done, total))
+    others = [other_part(run) for run in runs if isinstance(run, OtherRun)]
+    content = render(
+        "page.html",
+        groups=groups,
+        trainings=[training_part(run) for run in trained],
+        together=side_by_side(trained),
+        others=others,
+        summary=summary(others),
+        copies=copies,
+        images=settings.images is not None,
+        bootstrap=settings.bootstrap,
+    )
+    there, missing = reach(copies)
+    return Page(content=content, images=there, missing=missing, groups=tuple(groups))
+
+
+def _copies(
+    runs: Sequence[SvmRun], groups: Sequence[Group], settings: PageSettings, progress: Callable[[int, int], None]
+) -> dict[Key, str]:
+    if settings.images is None:
+        return {}
+    if not runs:
+        raise ConfigError("--root: expected a folder of `vggfeat svm` to show images of, found none; leave it out")
+    names = list(dict.fromkeys(str(run.results["dataset"]["name"]) for run in runs))
+    if len(names) > 1:
+        raise ConfigError(f"--root: expected runs of one data set, found {', '.join(names)}; make a page for each")
+    test = next((test for run in runs for test in run.tests if test.paths is not None), None)
+    if test is None or test.paths is None:
+        raise ConfigError(
+            f"--root: expected runs that know the paths of their images, found none ({runs[0].name}); give the "
+            "`vggfeat svm` command again, or leave --root out"
+        )
+    root = find_root(settings.images, names[0], test.paths)
+    keys = islice((one.key for one in _examples(groups)), BUDGET)
+    return small_copies(root, keys, workers=settings.workers, progress=progress)
+
+
+def _examples(groups: Sequence[Group]) -> Iterable[Example]:
+    """Yield the rows that are shown, those of the worst classes first."""
+    for group in groups:
+        for part in group.classes:
+            for found in part.examples:
+                if found is not None:
+                    yield from (*found.highest, *found.alarms, *found.missed)
+
+
+def page_json(page: Page) -> dict[str, Any]:
+    """Return the headlines and the differences of a page, ready for JSON."""
+    return {
+        "groups": [
+            {
+                "dataset": group.title,
+                "measure": group.measure,
+                "runs": [_run_json(card) for card in group.cards],
+                "differences": [_difference_json(group, found) for found in group.comparisons],
+            }
+            for group in page.groups
+        ],
+        "images": page.images,
+        "missing_images": page.missing,
+        "bytes": len(page.content),
+    }
+
+
+def _run_json(card: Card) -> dict[str, Any]:
+    return {"name": card.name, "headline": card.headline, "deviation": card.deviation, "tested": card.tested}
+
+
+def _difference_json(group: Group, found: Any) -> dict[str, Any]:
+    names = {"first": group.cards[found.first].name, "second": group.cards[found.second].name}
+    if found.difference is None:
+        return {**names, "reason": found.reason}
+    settings = found.difference.settings
+    return {
+        **names,
+        "mean": found.difference.mean,
+        "interval": list(found.difference.interval),
+        "level": settings.level,
+        "resamples": settings.resamples,
+        "seed": settings.seed,
+        "images": found.difference.images,
+    }

@@ -1,0 +1,170 @@
+"""Tables 3 to 6 of the VGG paper, and which of their rows a result may stand beside."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vggfeat.classification.fuse import Fused, FusedPart
+
+JITTERED = "[256;512]"
+_IMAGES, _CLASSES, _OF_EACH = 50_000, 1000, 50
+_FIRST = ("ILSVRC2012_val_00000001", "n01751748")
+"""A validation image and its class, by the annotation in the official archive."""
+
+
+class PaperNet(NamedTuple):
+    """A net of the paper, and where it is tested."""
+
+    net: str
+    """A, A-LRN, B, C, D or E."""
+    scale: str
+    """S, the smallest side in training: 256, 384 or [256;512]."""
+    sides: tuple[int, ...]
+    """Q, smallest sides at test."""
+
+
+class PaperErrors(NamedTuple):
+    """A row of the paper: errors in per cent on the 50,000 validation images."""
+
+    table: int
+    nets: tuple[PaperNet, ...]
+    mode: str
+    """dense, multi-crop, or both."""
+    top1: float
+    top5: float
+
+
+def _rows(table: int, text: str) -> list[PaperErrors]:
+    """Read lines of "net S sides top-1 top-5"."""
+    rows = []
+    for line in text.strip().splitlines():
+        net, scale, sides, top1, top5 = line.split()
+        nets = (PaperNet(net, scale, tuple(map(int, sides.split(",")))),)
+        rows.append(PaperErrors(table, nets, "dense", float(top1), float(top5)))
+    return rows
+
+
+_D, _E = (PaperNet(net, JITTERED, (256, 384, 512)) for net in "DE")
+_SUBMISSION = (
+    PaperNet("D", "256", (224, 256, 288)),
+    PaperNet("D", "384", (352, 384, 416)),
+    _D,
+    PaperNet("C", "256", (224, 256, 288)),
+    PaperNet("C", "384", (352, 384, 416)),
+    PaperNet("E", "256", (224, 256, 288)),
+    PaperNet("E", "384", (352, 384, 416)),
+)
+PAPER: tuple[PaperErrors, ...] = (
+    *_rows(3, """
+        A      256        256  29.6  10.4
+        A-LRN  256        256  29.7  10.5
+        B      256        256  28.7   9.9
+        C      256        256  28.1   9.4
+        C      384        384  28.1   9.3
+        C      [256;512]  384  27.3   8.8
+        D      256        256  27.0   8.8
+        D      384        384  26.8   8.7
+        D      [256;512]  384  25.6   8.1
+        E      256        256  27.3   9.0
+        E      384        384  26.9   8.7
+        E      [256;512]  384  25.5   8.0
+    """),
+    *_rows(4, """
+        B      256        224,256,288  28.2  9.6
+        C      256        224,256,288  27.7  9.2
+        C      384        352,384,416  27.8  9.2
+        C      [256;512]  256,384,512  26.3  8.2
+        D      256        224,256,288  26.6  8.6
+        D      384        352,384,416  26.5  8.6
+        D      [256;512]  256,384,512  24.8  7.5
+        E      256        224,256,288  26.9  8.7
+        E      384        352,384,416  26.7  8.6
+        E      [256;512]  256,384,512  24.8  7.5
+    """),
+    PaperErrors(5, (_D,), "dense", 24.8, 7.5),
+    PaperErrors(5, (_D,), "multi-crop", 24.6, 7.5),
+    PaperErrors(5, (_D,), "both", 24.4, 7.2),
+    PaperErrors(5, (_E,), "dense", 24.8, 7.5),
+    PaperErrors(5, (_E,), "multi-crop", 24.6, 7.4),
+    PaperErrors(5, (_E,), "both", 24.4, 7.1),
+    PaperErrors(6, _SUBMISSION, "dense", 24.7, 7.5),
+    PaperErrors(6, (_D, _E), "dense", 24.0, 7.1),
+    PaperErrors(6, (_D, _E), "multi-crop", 23.9, 7.2),
+    PaperErrors(6, (_D, _E), "both", 23.7, 6.8),
+)  # fmt: skip
+"""Tables 3 to 6 of the VGG paper."""
+
+
+class TestedNet(NamedTuple):
+    """One net of a result: what its files have in common."""
+
+    net: str
+    own: bool
+    """Whether it is trained and of full width, as the paper's nets are."""
+    scale: str | None
+    """S by the weights file; None where it doesn't say."""
+    mode: str
+    """crop, dense, multi-crop, both, or several of them in words."""
+    sides: tuple[int, ...]
+    """Q, ascending; of both modes together."""
+    even: bool
+    """Whether all its modes have the same Q."""
+
+    def __str__(self) -> str:
+        trained = "" if self.scale is None else f" (S = {self.scale})"
+        mode = "dense & multi-crop" if self.mode == "both" else self.mode
+        return f"{self.net}{trained} {mode} at Q = {', '.join(map(str, self.sides))}"
+
+
+def tested_nets(fused: Fused) -> list[TestedNet]:
+    """Return the nets behind fused posteriors, in the order of their first files."""
+    groups: dict[str, list[FusedPart]] = {}
+    for part in fused.parts:
+        groups.setdefault(part.sha256, []).append(part)
+    return [_tested_net(parts) for parts in groups.values()]
+
+
+def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
+    told = parts[0].provenance
+    sides: dict[str, set[int]] = {}
+    for part in parts:
+        sides.setdefault(part.mode, set()).update(part.scales)
+    trained = told.get("trained_scale")
+    return TestedNet(
+        net=parts[0].net,
+        own=bool(told.get("trained", True)) and told.get("width", 1) == 1,
+        scale=None if trained is None else str(trained[0]) if trained[0] == trained[1] else "[{};{}]".format(*trained),
+        mode="both" if sides.keys() == {"dense", "multi-crop"} else " & ".join(sides),
+        sides=tuple(sorted(set().union(*sides.values()))),
+        even=len({frozenset(found) for found in sides.values()}) == 1,
+    )
+
+
+def is_official(fused: Fused) -> bool:
+    """Say whether the images are the 50,000 validation images of ILSVRC-2012, by number, names and classes."""
+    counts = np.bincount(fused.targets, minlength=len(fused.classes))
+    if len(fused.ids) != _IMAGES or len(fused.classes) != _CLASSES or (counts != _OF_EACH).any():
+        return False
+    if set(fused.ids) != {f"ILSVRC2012_val_{number:08d}" for number in range(1, _IMAGES + 1)}:
+        return False
+    return fused.classes[fused.targets[fused.ids.index(_FIRST[0])]] == _FIRST[1]
+
+
+def paper_errors(fused: Fused) -> list[PaperErrors]:
+    """Return the paper's rows with the same nets, mode and scales; none where images or nets are others.
+
+    Where a weights file doesn't say at which S its net was trained, the rows of every S are returned.
+    """
+    nets = sorted(tested_nets(fused), key=lambda net: (net.net, net.sides))
+    if not is_official(fused) or not all(net.own and net.even for net in nets):
+        return []
+    return [row for row in PAPER if _fits(row, nets)]
+
+
+def _fits(row: PaperErrors, nets: Sequence[TestedNet]) -> bool:
+    theirs = sorted(row.nets, key=lambda net: (net.net, net.sides))
+    return len(nets) == len(theirs) and all(
+        (ours.net, ours.sides, ours.mode) == (net.net, net.sides, row.mode) and ours.scale in (None, net.scale)
+        for ours, net in zip(nets, theirs, strict=True)
+    )

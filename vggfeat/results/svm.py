@@ -1,0 +1,251 @@
+"""Results as a person reads them and as a program reads them, in files.
+
+K = classes, m = rows of a test.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vggfeat.datasets.facts import FACTS
+from vggfeat.protocols.results import METRICS, ClassRow, Result
+from vggfeat.results.files import write_files
+from vggfeat.results.models import model_files
+from vggfeat.results.plots import draw
+from vggfeat.results.submission import SERVER_FILES, server_archive
+from vggfeat.results.text import align, printable
+from vggfeat.samples import DataSet
+
+PAPER: Mapping[str, Mapping[tuple[tuple[str, ...], tuple[str, ...]], str]] = {
+    "voc2007": {
+        (("D",), ("image",)): "89.3",
+        (("E",), ("image",)): "89.3",
+        (("D", "E"), ("image",)): "89.7",
+    },
+    "voc2012": {
+        (("D",), ("image",)): "89.0",
+        (("E",), ("image",)): "89.0",
+        (("D", "E"), ("image",)): "89.3",
+    },
+    "caltech101": {
+        (("D",), ("image",)): "91.8 +- 1.0",
+        (("E",), ("image",)): "92.3 +- 0.5",
+        (("D", "E"), ("image",)): "92.7 +- 0.5",
+    },
+    "caltech256": {
+        (("D",), ("image",)): "85.0 +- 0.2",
+        (("E",), ("image",)): "85.1 +- 0.3",
+        (("D", "E"), ("image",)): "86.2 +- 0.3",
+    },
+    "voc2012-action": {
+        (("D", "E"), ("image",)): "79.2",
+        (("D", "E"), ("image", "box")): "84.0",
+    },
+}
+"""Per cent, by data set, then (nets, regions): Tables 11 and 12 of the VGG paper."""
+
+PAPER_MEASURES = {
+    "voc2007": "Table 11, mean average precision on test, by a rule that it doesn't name",
+    "voc2012": "Table 11, mean average precision on test, by the server",
+    "caltech101": "Table 11, mean class recall over 3 splits of its own",
+    "caltech256": "Table 11, mean class recall over 3 splits of its own",
+    "voc2012-action": "Table 12, mean average precision on test, by the server",
+}
+"""What those numbers are, by data set."""
+
+
+class PaperNumber(NamedTuple):
+    """One number of the VGG paper for the data set of a result."""
+
+    nets: tuple[str, ...]
+    regions: tuple[str, ...]
+    number: str
+    """Per cent, with its deviation where the paper gives one."""
+    same: bool
+    """Whether the result was made with these nets, trained and of full width, and these regions."""
+
+
+def paper_numbers(result: Result) -> list[PaperNumber]:
+    """Return the paper's numbers for the same data set; none if it is another, or a part or an imitation of it."""
+    if not _is_official(result):
+        return []
+    files = result.settings.get("features", {}).get("files", [])
+    nets, regions = sorted(_net(file["provenance"]) for file in files), [sorted(file["regions"]) for file in files]
+    return [
+        PaperNumber(
+            nets=theirs,
+            regions=where,
+            number=number,
+            same=nets == sorted(theirs) and all(found == sorted(where) for found in regions),
+        )
+        for (theirs, where), number in PAPER[result.dataset["name"]].items()
+    ]
+
+
+def text_table(result: Result, width: int | None = None) -> str:
+    """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
+
+    A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
+    where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none. A "!" marks
+    a C whose SVM did not converge. Long names give way where the table would be wider than `width`.
+    """
+    rows = result.class_rows()
+    metrics = [key for key in (result.metric, *result.secondary) if key in rows[0].values]
+    header = ["class", "train pos", "test pos", "C", *(f"{key} %" for key in metrics)]
+    lines = align([header, *(_cells(row, metrics) for row in rows)], left=1, width=width)
+    lines.extend(["", *_convergence(result)])
+    lines.extend(f"note: {note}" for note in result.notes)
+    lines.append(headline(result))
+    lines.extend(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary)
+    numbers = paper_numbers(result)
+    if numbers:
+        lines.append(f"VGG paper, {PAPER_MEASURES[result.dataset['name']]}:")
+        named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.number} %"] for row in numbers]
+        marks = ["  <- these nets and regions" if row.same else "" for row in numbers]
+        lines.extend(line + mark for line, mark in zip(align(named, left=2), marks, strict=True))
+    return "\n".join(printable(line) for line in lines)
+
+
+def headline(result: Result) -> str:
+    """Return the line to quote: data set, measure by name, value, deviation, what was tested, chance level."""
+    tested = f"on {result.runs[0].plan['tested']}" if len(result.runs) == 1 else f"over {len(result.runs)} runs"
+    return (
+        f"{result.dataset['name']}: {result.metric_name}: {_with_deviation(result, result.metric)} {tested} "
+        f"(chance {_percent(result.chance)} %)"
+    )
+
+
+def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool = True) -> list[Path]:
+    """Write the results: JSON, table, scores, models, an image, and the server's archive for withheld labels.
+
+    Parameters
+    ----------
+    result : Result
+    dataset : DataSet
+        That of the descriptors.
+    folder : Path
+        Made if needed; files of the same names are replaced, each in one step.
+    plots : bool
+        Whether to draw.
+
+    Returns
+    -------
+    list of Path
+        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.results.models`), and
+        results-NAME-test.tar.gz, as far as there is one.
+
+    Raises
+    ------
+    StoreError
+        If the folder can't be made or written.
+    """
+    contents = {
+        "results.json": json.dumps(results_json(result), indent=2, allow_nan=False).encode() + b"\n",
+        "table.txt": text_table(result).encode() + b"\n",
+        "scores.npz": scores_npz(result, dataset),
+    }
+    if plots:
+        contents["results.png"] = draw(result, headline(result))
+    contents |= model_files(result)
+    if result.submission is not None and dataset.name in SERVER_FILES:
+        contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
+    return write_files(folder, contents, own=("results-*-test.tar.gz", "model.safetensors", "model-*.safetensors"))
+
+
+def results_json(result: Result) -> dict[str, Any]:
+    """Return everything but the scores, ready for JSON, with the paper's numbers beside ours."""
+    paper = []
+    for row in paper_numbers(result):
+        percent, _, deviation = row.number.partition(" +- ")
+        paper.append(
+            {
+                "measure": PAPER_MEASURES[result.dataset["name"]],
+                "nets": list(row.nets),
+                "regions": list(row.regions),
+                "percent": float(percent),
+                "deviation": float(deviation) if deviation else None,
+                "same_nets_and_regions": row.same,
+            }
+        )
+    return {"format": "vggfeat-results", "version": 1, **result.to_json(), "paper": paper}
+
+
+def scores_npz(result: Result, dataset: DataSet) -> bytes:
+    """Return the scores as an npz file without pickle.
+
+    It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where an image failed,
+    labels_i (m, K) of 1, -1, 0 as they were scored, and boxes_i (m, 4) where the samples have boxes; and for withheld
+    labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of the class.
+    """
+    arrays: dict[str, Any] = {"classes": np.array(result.classes, dtype=np.str_)}
+    for number, run in enumerate(result.runs, start=1):
+        arrays[f"ids_{number}"] = np.array([dataset.ids[row] for row in run.rows], dtype=np.str_)
+        arrays[f"paths_{number}"] = np.array([dataset.paths[row] for row in run.rows], dtype=np.str_)
+        if dataset.boxes is not None:
+            arrays[f"boxes_{number}"] = dataset.boxes[run.rows]
+        arrays[f"scores_{number}"] = run.scores
+        arrays[f"labels_{number}"] = run.truth
+    if result.submission is not None:
+        arrays["ids_submission"] = np.array([dataset.ids[row] for row in result.submission.rows], dtype=np.str_)
+        arrays["scores_submission"] = result.submission.scores
+        arrays["listed_submission"] = result.submission.listed
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    return packed.getvalue()
+
+
+def _is_official(result: Result) -> bool:
+    name, sizes = result.dataset["name"], result.dataset.get("splits", {}) | {"all": result.dataset["samples"]}
+    if name not in PAPER:
+        return False
+    totals = [count for count in FACTS[name].counts if count.what == FACTS[name].unit and count.verified]
+    # The splits of Caltech are anybody's own; those of VOC-2012's test can be missing.
+    official = [count for count in totals if count.split in ("all", "train", "val", "test")]
+    return all(sizes.get(count.split) == count.expected for count in official)
+
+
+def _net(provenance: Mapping[str, Any]) -> str:
+    own = provenance.get("trained", True) and provenance.get("width", 1) == 1
+    return str(provenance.get("net")) if own else "another"
+
+
+def _cells(row: ClassRow, metrics: Sequence[str]) -> list[str]:
+    costs = "/".join(f"{value:g}" for value in dict.fromkeys(row.C))
+    return [
+        row.name,
+        _range(row.train_positives),
+        _range(row.test_positives),
+        costs if all(row.converged) else f"{costs}!",
+        *(_percent(row.values[key]) for key in metrics),
+    ]
+
+
+def _convergence(result: Result) -> list[str]:
+    """Say how well the SVMs were solved, and aloud if some were not."""
+    stages = {"the choice of C": result.convergence()["choice"], "the fit": result.convergence()["fit"]}
+    solved = {stage: found for stage, found in stages.items() if found.problems}
+    gaps = ", ".join(f"{found.worst_gap:.1e} in {stage}" for stage, found in solved.items())
+    failed = {stage: found for stage, found in solved.items() if found.converged < found.problems}
+    counts = (
+        f"{found.problems - found.converged} of {found.problems} SVMs of {stage}" for stage, found in failed.items()
+    )
+    warning = [f"! NOT CONVERGED: {' and '.join(counts)}; their numbers may not be final"] if failed else []
+    return [*warning, f"largest relative duality gap: {gaps}"]
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _with_deviation(result: Result, metric: str) -> str:
+    deviation = result.deviation(metric)
+    return f"{_percent(result.mean(metric))} %" + ("" if deviation is None else f" +- {_percent(deviation)}")
+
+
+def _percent(value: float) -> str:
+    return "-" if not np.isfinite(value) else f"{100 * value:.1f}"

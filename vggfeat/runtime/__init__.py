@@ -1,0 +1,1 @@
+"""What the machine gives: durable files, locks, journals, processes, devices."""

@@ -1,0 +1,262 @@
+"""Durable files: every call that changes the disk goes through `Files`, and a file appears whole or not at all.
+
+Rename is atomic only for bytes that are synced first, and durable only once its folder is synced.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vggfeat.errors import StoreError
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+
+
+class Files:
+    """The calls that change the disk, one method each, so that a test can make any one of them fail."""
+
+    def create(self, path: Path) -> int:
+        """Open a new file for reading and writing; one that exists is an error."""
+        return os.open(path, _NEW, 0o666)
+
+    def write(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write some of `data` at `offset` and say how many bytes."""
+        return os.pwrite(fd, data, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Set the size of an open file."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """Wait until the bytes of an open file are on the disk."""
+        os.fsync(fd)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Wait until the names in a folder are on the disk."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            # Some network file systems know no such call; there is nothing stronger to ask them for.
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
+        finally:
+            os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name in one step, in the place of any file of that name."""
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove one file."""
+        os.unlink(path)
+
+    def make_folder(self, folder: Path) -> None:
+        """Make one folder."""
+        os.mkdir(folder)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove one empty folder."""
+        os.rmdir(folder)
+
+    def free(self, folder: Path) -> int:
+        """Bytes that an ordinary user can still write there."""
+        state = os.statvfs(folder)
+        return state.f_bavail * state.f_frsize
+
+
+DISK = Files()
+
+
+class LatchedFile(io.RawIOBase):
+    """An open file that remembers its first error and from then on only pretends to work.
+
+    HDF5 crashes the interpreter when a write fails under it, so it must not learn of a failure before it has
+    closed. `raise_first_error` tells it afterwards.
+
+    Parameters
+    ----------
+    files : Files
+        Carries out the writes.
+    fd : int
+        Descriptor of an empty file, open for reading and writing. It stays the caller's to close.
+    """
+
+    def __init__(self, files: Files, fd: int) -> None:
+        super().__init__()
+        self._files, self._fd = files, fd
+        self._at = self._size = 0
+        self._error: BaseException | None = None
+
+    def raise_first_error(self) -> None:
+        """Raise the error that the first failed call met, if one failed."""
+        if self._error is not None:
+            raise self._error
+
+    def readable(self) -> bool:
+        """Say that it can be read from."""
+        return True
+
+    def writable(self) -> bool:
+        """Say that it can be written to."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that it can be read and written anywhere."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte; that can't fail."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Say at which byte it is."""
+        return self._at
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or pretend to."""
+        view = memoryview(data).cast("B")
+        self._attempt(lambda: write_all(self._files, self._fd, view, self._at))
+        self._at += view.nbytes
+        self._size = max(self._size, self._at)
+        return view.nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or pretend to."""
+        wanted = self._at if size is None else size
+        self._attempt(lambda: self._files.truncate(self._fd, wanted))
+        self._size = wanted
+        return wanted
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into `buffer` from where it is; 0 bytes after an error."""
+        view = memoryview(buffer).cast("B")
+        count = self._attempt(lambda: os.preadv(self._fd, [view], self._at))
+        self._at += count
+        return count
+
+    def _attempt(self, action: Callable[[], int | None]) -> int:
+        if self._error is None:
+            try:
+                return action() or 0
+            except BaseException as error:  # An interrupt here would unwind through HDF5 just as an OSError would.
+                self._error = error
+        return 0
+
+
+def write_all(files: Files, fd: int, view: memoryview, offset: int) -> None:
+    """Write all bytes of `view` at `offset`, in as many calls as the system takes.
+
+    Raises
+    ------
+    OSError
+        As the system says, and if it takes no bytes at all.
+    """
+    while view.nbytes:
+        count = files.write(fd, view, offset)
+        if count <= 0:
+            raise OSError(errno.EIO, "the disk took no bytes")
+        view, offset = view[count:], offset + count
+
+
+@contextmanager
+def atomic_write(
+    files: Files, path: Path, *, temp: Path | None = None, check: Callable[[Path], None] | None = None
+) -> Iterator[LatchedFile]:
+    """Hand out a new file that takes the name `path` durably if the block ends well; else nothing is left.
+
+    Parameters
+    ----------
+    files : Files
+        Carries out the calls.
+    path : Path
+        Final name. A file there is replaced in one step.
+    temp : Path, optional
+        Name until then, on the same file system. By default `path` with ".tmp" after it.
+    check : callable, optional
+        Called with `temp` when its bytes are on the disk; an error there keeps the file from its name.
+
+    Raises
+    ------
+    OSError
+        The first call that failed, after clearing up.
+    """
+    temp = temp or path.with_name(f"{path.name}.tmp")
+    fd = files.create(temp)
+    try:
+        sink = LatchedFile(files, fd)
+        yield sink
+        sink.raise_first_error()
+        files.sync(fd)
+        if check is not None:
+            check(temp)
+        files.rename(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove(temp)
+        raise
+    finally:
+        os.close(fd)
+    files.sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Name a file beside another for its content until it is whole; no other process takes that name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def open_bounded(path: Path) -> BinaryIO:
+    """Open for reading a file that we wrote: no link is followed, and no pipe or device is waited for.
+
+    Raises
+    ------
+    OSError
+        As the system says, for instance FileNotFoundError.
+    StoreError
+        If it is no regular file.
+    """
+    check_regular(path, os.lstat(path))
+    fd = os.open(path, os.O_RDONLY | _READ)
+    try:
+        check_regular(path, os.fstat(fd))  # Another may have come in between.
+    except BaseException:
+        os.close(fd)
+        raise
+    return os.fdopen(fd, "rb")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a whole file that we wrote; StoreError if it has more than `most` bytes, which ours never has."""
+    with open_bounded(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise StoreError(f"{path}: expected at most {most} bytes, found {size}")
+        return file.read()
+
+
+def check_regular(path: Path, state: os.stat_result) -> None:
+    """Check that what stands at `path` is a regular file, by what the system says of it; StoreError if it is none."""
+    if not stat.S_ISREG(state.st_mode):
+        raise StoreError(f"{path}: expected a regular file, found a link, folder, pipe or device; move it away")
+
+
+@contextmanager
+def disk_errors(where: Path, doing: str, advice: str) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreError of one line: where, doing what, the cause, what to do."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        if error.errno in _FULL:
+            cause = f"the disk is full ({cause})"
+        raise StoreError(f"{where}: {doing} failed: {cause}; {advice}") from error

@@ -1,0 +1,358 @@
+"""The nearest rows of a feature file by the cosine of their descriptors: exact, every row is looked at.
+
+Features are read in blocks, so that a file larger than the memory will do. A quick pass in float32 keeps some more
+rows than are asked for; their cosines are then computed like those of all descriptors. N = rows, S = scales, R =
+regions, C = channels, D = length of a descriptor.
+
+An image that is not in a feature file gets the features that it would have there: same net, same settings.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
+from vggfeat.errors import ConfigError, StoreError, WeightsError
+from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.pool import Decoder
+from vggfeat.samples import Box
+from vggfeat.store.reader import FeatureFile
+from vggfeat.store.shards import Status
+from vggfeat.weights import Backbone, load_backbone
+from vggfeat.weights.load import weights_folder
+
+BLOCK_BYTES = 1 << 23
+"""Features in memory at a time; larger blocks are slower, because they no longer fit into the caches."""
+SPARE = 100
+"""Rows that the quick pass keeps beyond those asked for: it errs by some 1e-6, less than lies between so many rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorSettings:
+    """How features become descriptors; the same for the query and for all rows."""
+
+    join: Join = "mean"
+    """Over scales."""
+    normalisation: Normalisation = "blocks"
+    """As `vggfeat.descriptors`; a cosine divides by the length of the whole in any case."""
+    regions: tuple[str, ...] | None = None
+    """Which of the stored regions to stack; None for all."""
+
+    def describe(self, file: FeatureFile, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn features (n, S, R, C) of a file into descriptors (n, D).
+
+        Raises
+        ------
+        ConfigError
+            If a region is not in the file.
+        """
+        wanted = file.regions if self.regions is None else self.regions
+        unknown = [name for name in wanted if name not in file.regions]
+        if unknown or not wanted:
+            raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
+        chosen = features if wanted == file.regions else features[:, :, [file.regions.index(name) for name in wanted]]
+        return join_features(chosen, self.join, self.normalisation)
+
+
+class Neighbour(NamedTuple):
+    """A row that is near the query."""
+
+    row: int
+    id: str
+    path: str
+    """Of the image, relative to the root of the data set."""
+    box: Box | None
+    """Where the sample has one."""
+    cosine: float
+    """From -1 to 1; features after a ReLU are not negative, so from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """What was found."""
+
+    nearest: tuple[Neighbour, ...]
+    """Best first; of equal cosines the earlier row."""
+    rows: int
+    """Rows that were looked at."""
+    failed: int
+    """Rows without features, which are never found."""
+
+
+def query_of_row(file: FeatureFile, name: str, settings: DescriptorSettings) -> tuple[int, NDArray[np.float32]]:
+    """Return the row of a sample and its descriptor (D,).
+
+    Raises
+    ------
+    StoreError
+        If there is no sample of this name, or its image failed.
+    """
+    if name not in file.dataset.ids:
+        raise StoreError(
+            f"{file.path}: expected a sample {name!r}, found none of this name, nor an image file; "
+            "give an id of the file or the path of an image"
+        )
+    row = file.dataset.ids.index(name)
+    if file.status[row] != Status.DONE:
+        raise StoreError(f"{file.path}: expected features of {name!r}, found none, because: {file.reasons[row]}")
+    return row, settings.describe(file, file.read([row]))[0]
+
+
+def nearest(
+    file: FeatureFile,
+    query: NDArray[np.float32],
+    settings: DescriptorSettings | None = None,
+    *,
+    top: int = 20,
+    without: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Neighbours:
+    """Find the rows nearest to a descriptor.
+
+    Parameters
+    ----------
+    file : FeatureFile
+        Open; every byte of it is compared with its checksum before anything is handed back.
+    query : (D,) float32
+        Made by `settings.describe`.
+    settings : DescriptorSettings, optional
+    top : int
+        How many, from 1.
+    without : sequence of int
+        Rows that are not to be found, such as that of the query itself.
+    progress : callable, optional
+        Called with the rows looked at and all of them.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged.
+    ConfigError
+        If the query has another length than the descriptors of the file, or no length at all, or `top` is below 1.
+    """
+    settings = settings or DescriptorSettings()
+    if top < 1:
+        raise ConfigError(f"top: expected at least 1, found {top}")
+    unit = _unit(file, query, settings)
+    eligible = file.status == Status.DONE
+    eligible[list(without)] = False
+    with ThreadPoolExecutor(1) as aside:
+        # Hashing keeps one core busy and the products another.
+        checked = aside.submit(file.check)
+        rows = _scan(file, eligible, unit, settings, top + SPARE, progress)
+        checked.result()
+    cosines = _cosines(file, rows, unit, settings)
+    order = np.argsort(-cosines, kind="stable")[:top]
+    return Neighbours(
+        nearest=tuple(_neighbour(file, int(rows[place]), float(cosines[place])) for place in order),
+        rows=int(eligible.sum()),
+        failed=int((file.status != Status.DONE).sum()),
+    )
+
+
+def _unit(file: FeatureFile, query: NDArray[np.float32], settings: DescriptorSettings) -> NDArray[np.float32]:
+    length = settings.describe(file, np.zeros((0, *file.shape.dims), np.float32)).shape[1]
+    if query.shape != (length,):
+        raise ConfigError(f"query: expected a descriptor of {length} values, found shape {query.shape}")
+    if not np.isfinite(query).all() or not query.any():
+        raise ConfigError("query: expected finite values that are not all 0, found others: it has no direction")
+    return l2_normalise(query[None])[0]
+
+
+def _scan(
+    file: FeatureFile,
+    eligible: NDArray[np.bool_],
+    unit: NDArray[np.float32],
+    settings: DescriptorSettings,
+    count: int,
+    progress: Callable[[int, int], None] | None,
+) -> NDArray[np.int64]:
+    """Return the ascending rows of the `count` best cosines, to rounding."""
+    best, values = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    step = max(1, BLOCK_BYTES // file.shape.row_bytes)
+    for start in range(0, len(file), step):
+        rows = np.flatnonzero(eligible[start : start + step]) + start
+        if len(rows):
+            best = np.concatenate([best, rows])
+            values = np.concatenate([values, _quick(file.read(rows), unit, settings, file)])
+            if len(best) > count:
+                kept = np.argpartition(-values, count - 1)[:count]
+                best, values = best[kept], values[kept]
+        if progress is not None:
+            progress(min(start + step, len(file)), len(file))
+    return np.sort(best)
+
+
+def _quick(
+    features: NDArray[np.float32], unit: NDArray[np.float32], settings: DescriptorSettings, file: FeatureFile
+) -> NDArray[np.float32]:
+    """(n,) cosines without the descriptors: products with the query, divided by the lengths of blocks or wholes."""
+    if len(features[0]) > 1 or settings.regions is not None:
+        features = replace(settings, normalisation="none").describe(file, features)
+    regions = len(settings.regions or file.regions)
+    blocks = features.reshape(len(features), regions, -1)
+    products = np.stack([blocks[:, r] @ part for r, part in enumerate(unit.reshape(regions, -1))], axis=1)
+    squares = np.einsum("nrl,nrl->nr", blocks, blocks)
+    if settings.normalisation == "blocks":
+        products = np.divide(products, np.sqrt(squares), out=np.zeros_like(products), where=squares > 0)
+        squares = (squares > 0).astype(np.float32)
+    lengths = np.sqrt(squares.sum(axis=1))
+    return np.divide(products.sum(axis=1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def _cosines(
+    file: FeatureFile, rows: NDArray[np.int64], unit: NDArray[np.float32], settings: DescriptorSettings
+) -> NDArray[np.float64]:
+    descriptors = settings.describe(file, file.read(rows))
+    if settings.normalisation == "none":
+        descriptors = l2_normalise(descriptors)
+    # Rounding alone leads beyond 1.
+    return np.clip(descriptors.astype(np.float64) @ unit, -1, 1)
+
+
+def _neighbour(file: FeatureFile, row: int, cosine: float) -> Neighbour:
+    sample = file.dataset[row]
+    return Neighbour(row, sample.id, sample.path, sample.box, cosine)
+
+
+def row_of_image(file: FeatureFile, image: Path) -> int | None:
+    """Find the row whose image file has the same bytes; None if there is none.
+
+    Raises
+    ------
+    StoreError
+        If the image can't be read.
+    """
+    try:
+        with image.open("rb") as content:
+            digest = np.frombuffer(hashlib.file_digest(content, "sha256").digest(), np.uint8)
+    except OSError as error:
+        raise StoreError(f"{image}: expected an image, found: {error.strerror or error}") from None
+    same = np.flatnonzero((file.sha256 == digest).all(axis=1))
+    return int(same[0]) if len(same) else None
+
+
+def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
+    """Load the net that made a feature file.
+
+    Parameters
+    ----------
+    file : FeatureFile
+    weights : str, optional
+        As for `vggfeat extract --weights`; by default what the file names, looked for in the weights folder, then any
+        file there of the same SHA-256.
+
+    Raises
+    ------
+    WeightsError
+        If it is another net, or none is found.
+    """
+    wanted = str(file.provenance.get("weights_sha256"))
+    if weights is not None:
+        backbone = load_backbone(weights)
+        if backbone.sha256 != wanted:
+            raise WeightsError(
+                f"{weights}: expected the weights that {file.path} was made with ({file.provenance.get('weights')}, "
+                f"SHA-256 {wanted[:16]}...), found SHA-256 {backbone.sha256[:16]}...; cosines between features of two "
+                "nets mean nothing"
+            )
+        return backbone
+    for candidate in _candidates(file, wanted):
+        try:
+            backbone = load_backbone(candidate)
+        except (WeightsError, ConfigError):
+            continue
+        if backbone.sha256 == wanted:
+            return backbone
+    raise WeightsError(
+        f"{file.path}: expected the weights that it was made with ({file.provenance.get('weights')}, SHA-256 "
+        f"{wanted[:16]}...) in {weights_folder()}/, found none of this SHA-256; give them with --weights"
+    )
+
+
+def _candidates(file: FeatureFile, wanted: str) -> Iterator[str]:
+    yield str(file.provenance.get("weights"))
+    for path in sorted(weights_folder().glob("*")):
+        if path.is_file():
+            with path.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() == wanted:
+                    yield str(path)
+
+
+def extract_query(
+    file: FeatureFile, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
+) -> NDArray[np.float32]:
+    """Compute the features of an image as those in a file were computed.
+
+    Parameters
+    ----------
+    file : FeatureFile
+    image : Path
+    backbone : Backbone
+        Of `net_of`.
+    device : str
+    regions : tuple of str, optional
+        Regions that will be compared; all of the file by default.
+
+    Returns
+    -------
+    (1, S, R, C) float32
+        NaN in regions that are not compared.
+
+    Raises
+    ------
+    ConfigError
+        If boxes are to be compared, which an image alone doesn't have.
+    StoreError
+        If the image gives no features.
+    """
+    wanted = file.regions if regions is None else regions
+    if set(wanted) != {"image"}:
+        raise ConfigError(
+            f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and a "
+            "image alone has no box, found an image; give --regions image, or an id"
+        )
+    settings = extraction_settings(file)
+    if settings.precision == "tf32" and device.startswith("cpu"):
+        settings = replace(settings, precision="fp32")  # What TF32 stands for, and all that a CPU has.
+    extraction = Extraction(backbone, settings, device)
+    decode = DecodeSettings(largest_side=max(extraction.sides), **_limits(file.provenance))
+    with Decoder(1, decode) as decoder:
+        (row,) = extraction.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
+    if row.features is None:
+        raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
+    features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
+    features[0, :, file.regions.index("image")] = row.features[:, 0]
+    return features
+
+
+def extraction_settings(file: FeatureFile) -> ExtractionSettings:
+    """Read from the provenance of a file how its features of whole images were computed.
+
+    Raises
+    ------
+    StoreError
+        If the file doesn't say.
+    """
+    try:
+        told = {name: file.provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
+        return ExtractionSettings(scales=file.scales, regions=("image",), **told)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise StoreError(
+            f"{file.path}: expected a feature file that says how it was extracted, found one that doesn't ({error}); "
+            "give the id of one of its images instead"
+        ) from None
+
+
+def _limits(provenance: Any) -> dict[str, Any]:
+    limits = provenance.get("decode", {})
+    known = ("max_pixels", "max_bytes", "allow_truncated")
+    return {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}

@@ -1,0 +1,374 @@
+"""Feature files of the same samples, open side by side, rows matched by id.
+
+N = samples, K = classes.
+
+Feature files become one table of descriptors: joined, normalised, fused over nets, rows matched by id.
+
+Features are read in slices, and every row goes straight to its place, so that the table is the only large thing in
+memory. N = samples, n = some of them, K = classes, D = length of a descriptor.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.descriptors import Join, Normalisation, fuse, join_features
+from vggfeat.errors import ConfigError, StoreError, check_choice
+from vggfeat.samples import DataSet, Task
+from vggfeat.store.export import Table
+from vggfeat.store.reader import FeatureFile
+from vggfeat.store.shards import Status
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One file or several."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matched:
+    """Open feature files of the same samples."""
+
+    files: Sequence[FeatureFile]
+    """At least one."""
+    orders: Sequence[NDArray[np.int64]]
+    """For each file (N,): its row of every sample."""
+    dataset: DataSet
+    """Of the first file, which gives the samples their order."""
+    ok: NDArray[np.bool_]
+    """(N,) False where an image failed in one of the files."""
+
+
+@contextmanager
+def open_matched(paths: Paths) -> Iterator[Matched]:
+    """Open feature files, compare them with their checksums, and match their rows; closed when the block ends.
+
+    Raises
+    ------
+    StoreError
+        If a file is damaged, or the files differ in samples, classes, labels or the images' bytes; the first
+        difference is named.
+    ConfigError
+        If no file is given, or one twice.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not paths:
+        raise ConfigError("features: expected at least one feature file, found none")
+    real = [os.path.realpath(path) for path in paths]
+    twice = next((path for path, place in zip(paths, real, strict=True) if real.count(place) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"features: expected files of different nets, found {twice} twice")
+    with ExitStack() as stack:
+        first, *others = files = [stack.enter_context(FeatureFile(path)) for path in paths]
+        for file in files:
+            file.check()
+        dataset = first.dataset
+        orders, ok = [np.arange(len(dataset))], first.status == Status.DONE
+        for file in others:
+            orders.append(match_rows(dataset, file.dataset, str(first.path), str(file.path)))
+            ok = ok & (file.status[orders[-1]] == Status.DONE)
+            _check_images(first, file, orders[-1], ok)
+        yield Matched(files=files, orders=orders, dataset=dataset, ok=ok)
+
+
+def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:
+    """Find the row of `other` for every row of `first`.
+
+    Parameters
+    ----------
+    first, other : DataSet
+        Of N samples each, in any order.
+    first_name, other_name : str
+        What messages call them.
+
+    Returns
+    -------
+    (N,) int64
+
+    Raises
+    ------
+    StoreError
+        If an id is missing on either side, or classes or labels differ; the first one is named.
+    """
+    position = {name: row for row, name in enumerate(other.ids)}
+    where, known = f"{first_name} and {other_name}", set(first.ids)
+    for names, others, owner in ((first.ids, position, first_name), (other.ids, known, other_name)):
+        alone = next((name for name in names if name not in others), None)
+        if alone is not None:
+            raise StoreError(f"{where}: expected the same samples, found {alone!r} in {owner} only")
+    for number, (mine, yours) in enumerate(zip_longest(first.classes, other.classes), start=1):
+        if mine != yours:
+            raise StoreError(f"{where}: expected the same classes, found {mine!r} and {yours!r} as number {number}")
+    order = np.array([position[name] for name in first.ids], dtype=np.int64)
+    differing = np.argwhere(first.labels != other.labels[order])
+    if len(differing):
+        row, k = differing[0].tolist()
+        raise StoreError(
+            f"{where}: expected the same labels, found {first.labels[row, k]} and {other.labels[order[row], k]} "
+            f"for {first.ids[row]!r}, class {first.classes[k]}"
+        )
+    return order
+
+
+def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
+    differing = np.flatnonzero(ok & (first.sha256 != other.sha256[order]).any(axis=1))
+    if len(differing):
+        raise StoreError(
+            f"{first.path} and {other.path}: expected features of the same images, found that the image "
+            f"{first.dataset.ids[differing[0]]!r} had other bytes; extract both from one copy of the data set"
+        )
+
+
+CHUNK_BYTES = 1 << 26
+"""Features that are in memory at a time, of all files together."""
+
+Failed = Literal["raise", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DescriptorTable:
+    """Descriptors of a data set, a row for every sample, failed ones included."""
+
+    dataset: DataSet
+    """Ids, labels, classes and splits, as stored in the first file."""
+    descriptors: NDArray[np.float32]
+    """(N, D); finite, zeros in rows that failed."""
+    ok: NDArray[np.bool_]
+    """(N,); False where an image failed in one of the files."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Join, normalisation, and the provenance of every file; ready for JSON."""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """Row that failed -> why, by the first file that says it."""
+
+
+class LoadedFeatures(NamedTuple):
+    """Aligned arrays for use elsewhere: entry i of each is of the same sample."""
+
+    descriptors: NDArray[np.float32]
+    """(n, D)"""
+    labels: NDArray[np.int64] | NDArray[np.int8]
+    """Single-label sets: (n,) int64 class numbers, -1 = not known. Others: (n, K) int8 of 1, -1, 0 = ignored,
+    2 = withheld, 3 = not listed."""
+    ids: list[str]
+    """n names of samples."""
+    classes: tuple[str, ...]
+    """K names."""
+
+
+def read_descriptors(
+    paths: Paths,
+    *,
+    join: Join = "mean",
+    normalisation: Normalisation = "blocks",
+    regions: Sequence[str] | None = None,
+) -> DescriptorTable:
+    """Read feature files of the same samples and fuse them by stacking (VGG paper, Appendix B: D and E).
+
+    Parameters
+    ----------
+    paths : path, or sequence of paths
+        One feature file or several. Rows are matched by id and take the order of the first file.
+    join : "mean", "max" or "stack"
+        Over the scales of each file.
+    normalisation : "blocks", "whole" or "none"
+        See `vggfeat.descriptors`.
+    regions : sequence of str, optional
+        Which of the stored regions to stack, in this order; all by default.
+
+    Raises
+    ------
+    StoreError
+        If a file is damaged, or the files differ in samples, classes, labels or the images' bytes; the first
+        difference is named.
+    ConfigError
+        If no file is given, a region is not in a file, or a setting is not allowed.
+
+    Notes
+    -----
+    Needs 4 N D bytes for the table, and some 300 MB beside it.
+    """
+    with open_matched(paths) as matched:
+        descriptors = _read(matched, np.arange(len(matched.dataset)), join, normalisation, regions)
+        settings = {
+            "join": join,
+            "normalisation": normalisation,
+            "length": descriptors.shape[1],
+            "files": [_describe(file, regions) for file in matched.files],
+        }
+        return DescriptorTable(
+            dataset=matched.dataset,
+            descriptors=descriptors,
+            ok=matched.ok,
+            settings=settings,
+            reasons=_reasons(matched),
+        )
+
+
+def load_features(
+    path: Paths,
+    join: Join = "mean",
+    split: str | Sequence[str] | None = None,
+    *,
+    normalisation: Normalisation = "blocks",
+    regions: Sequence[str] | None = None,
+    failed: Failed = "raise",
+) -> LoadedFeatures:
+    """Load descriptors, labels and ids, row by row of the same samples. PyTorch is not needed.
+
+    Parameters
+    ----------
+    path : path, or sequence of paths
+        Feature files; several are fused by stacking.
+    join : "mean", "max" or "stack"
+        Over scales.
+    split : str or sequence of str, optional
+        Names of splits stored in the (first) file, for instance "train"; several are united. Only their rows come
+        into memory. All rows by default.
+    normalisation : "blocks", "whole" or "none"
+        See `vggfeat.descriptors`.
+    regions : sequence of str, optional
+        Which of the stored regions to stack, in this order; all by default.
+    failed : "raise" or "drop"
+        What to do where an image could not be read: raise an error, or leave the row out.
+
+    Returns
+    -------
+    LoadedFeatures
+        descriptors (n, D) float32; labels (n,) int64 or (n, K) int8; ids; classes. Rows keep the order of the
+        (first) file.
+
+    Raises
+    ------
+    ConfigError
+        If a split is not in the file, no file is given or a setting is not allowed.
+    StoreError
+        If a file is damaged, files do not match, or an image failed and `failed` is "raise".
+    """
+    check_choice("failed", failed, get_args(Failed))
+    with open_matched(path) as matched:
+        data = matched.dataset
+        rows = rows_of(data, split)
+        missing = rows[~matched.ok[rows]]
+        if len(missing) and failed == "raise":
+            raise StoreError(
+                f"{matched.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
+                f"whose image failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
+                f"leave them out"
+            )
+        rows = rows[matched.ok[rows]]
+        labels = data.labels[rows]
+        return LoadedFeatures(
+            descriptors=_read(matched, rows, join, normalisation, regions),
+            labels=class_numbers(labels) if data.task == Task.SINGLE_LABEL else labels,
+            ids=[data.ids[row] for row in rows],
+            classes=data.classes,
+        )
+
+
+def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Turn the labels (n, K) of a single-label set into (n,) numbers of the positive class, -1 where none is known."""
+    positive = labels == 1
+    return np.where(positive.any(axis=1), np.argmax(positive, axis=1), -1)
+
+
+def rows_of(dataset: DataSet, split: str | Sequence[str] | None) -> NDArray[np.int64]:
+    """Return the ascending rows of a split, of the union of several, or all rows.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such split, or an empty list is given.
+    """
+    if split is None:
+        return np.arange(len(dataset), dtype=np.int64)
+    names = [split] if isinstance(split, str) else list(split)
+    unknown = [name for name in names if name not in dataset.splits]
+    if unknown or not names:
+        known = f"one of {', '.join(dataset.splits)}" if dataset.splits else "no name, as the file has no splits"
+        raise ConfigError(f"split: expected {known}, found {repr(unknown[0]) if unknown else 'an empty list'}")
+    return np.unique(np.concatenate([dataset.splits[name] for name in names]))
+
+
+def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
+    """Return some rows of a table for `vggfeat.store.export`, splits renumbered to them.
+
+    Consecutive rows share their memory with `table`; others are copied.
+    """
+    data = table.dataset
+    place = np.full(len(data), -1, dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    consecutive = bool(len(rows)) and bool((np.diff(rows) == 1).all())
+    return Table(
+        ids=[data.ids[row] for row in rows],
+        paths=[data.paths[row] for row in rows],
+        descriptors=table.descriptors[rows[0] : rows[0] + len(rows)] if consecutive else table.descriptors[rows],
+        labels=data.labels[rows],
+        classes=data.classes,
+        splits={name: np.sort(place[members][place[members] >= 0]) for name, members in data.splits.items()},
+    )
+
+
+def _read(
+    matched: Matched,
+    rows: NDArray[np.int64],
+    join: Join,
+    normalisation: Normalisation,
+    regions: Sequence[str] | None,
+) -> NDArray[np.float32]:
+    """Descriptors (n, D) of some rows, zeros where an image failed."""
+    # No rows have a length too, and wrong settings are refused before anything is read.
+    chosen = [_region_numbers(file, regions) for file in matched.files]
+    length = _fuse_rows(matched, rows[:0], join, normalisation, chosen).shape[1]
+    descriptors = np.empty((len(rows), length), dtype=np.float32)
+    step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in matched.files))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        descriptors[part] = _fuse_rows(matched, rows[part], join, normalisation, chosen)
+    return descriptors
+
+
+def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[int]:
+    wanted = file.regions if regions is None else tuple(regions)
+    unknown = [name for name in wanted if name not in file.regions]
+    if unknown or not wanted or len(set(wanted)) != len(wanted):
+        raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
+    return [file.regions.index(name) for name in wanted]
+
+
+def _fuse_rows(
+    matched: Matched,
+    rows: NDArray[np.int64],
+    join: Join,
+    normalisation: Normalisation,
+    chosen: Sequence[Sequence[int]],
+) -> NDArray[np.float32]:
+    parts = []
+    for file, order, numbers in zip(matched.files, matched.orders, chosen, strict=True):
+        features = file.read(order[rows])
+        # Before anything is computed: what a file holds in a row that failed is no number.
+        features[~matched.ok[rows]] = 0
+        parts.append(join_features(features[:, :, numbers], join, normalisation))
+    return fuse(parts, normalisation)
+
+
+def _reasons(matched: Matched) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for row in np.flatnonzero(~matched.ok).tolist():
+        told = [file.reasons[order[row]] for file, order in zip(matched.files, matched.orders, strict=True)]
+        found[row] = next(filter(None, told), "")
+    return found
+
+
+def _describe(file: FeatureFile, regions: Sequence[str] | None) -> dict[str, Any]:
+    return {
+        "file": file.path.name,
+        "scales": list(file.scales),
+        "regions": list(file.regions if regions is None else regions),
+        "channels": file.channels,
+        "failed": int((file.status != Status.DONE).sum()),
+        "provenance": file.provenance,
+    }

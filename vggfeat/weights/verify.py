@@ -1,0 +1,148 @@
+"""What a file of weights holds, whether it is sound, and whether it is a known one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import WeightsError
+from vggfeat.nets.backbone import Backbone
+from vggfeat.weights.download import digests
+from vggfeat.weights.load import load_file
+from vggfeat.weights.native import rewrite
+from vggfeat.weights.published import PUBLISHED, Published, identify
+from vggfeat.weights.sniff import FORMATS, recognise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """All that is known of a file that could be loaded."""
+
+    path: Path
+    format: str
+    """A key of `vggfeat.weights.sniff.FORMATS`."""
+    bytes: int
+    digests: Mapping[str, str]
+    """sha256, sha1 and md5 of the file."""
+    backbone: Backbone
+    published: Published | None
+    """Which published file it is, or which it was converted from."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether it is not the published file itself, but says that it was made from it."""
+        return self.format == "vggfeat"
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON, with a row for every tensor."""
+        model = self.backbone.model
+        tensors = [
+            {"name": name, "shape": list(tensor.shape), "numbers": tensor.numel()}
+            for name, tensor in model.layers.state_dict().items()
+        ]
+        return {
+            "path": str(self.path),
+            "format": FORMATS[self.format],
+            "bytes": self.bytes,
+            **self.digests,
+            "published": self.published.name if self.published else None,
+            **self.backbone.describe(),
+            "imported": dict(self.backbone.imported),
+            "facts": dict(self.backbone.facts),
+            "classes": list(self.backbone.classes),
+            "numbers": sum(tensor["numbers"] for tensor in tensors),
+            "tensors": tensors,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a file can be relied on."""
+
+    path: Path
+    sheet: Sheet | None
+    """None if it can't be loaded."""
+    problems: tuple[str, ...]
+    """One line each; none in a sound file."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        known = self.sheet.published if self.sheet else None
+        about = {"published": known.name, "top1_error": known.top1_error, "top5_error": known.top5_error,
+                 "errors_from": known.errors_from} if known else {"published": None}  # fmt: skip
+        hashes = dict(self.sheet.digests) if self.sheet else {}
+        return {"path": str(self.path), "sound": not self.problems, "problems": list(self.problems), **hashes, **about}
+
+
+def examine(path: Path) -> Sheet:
+    """Load a file in any format and say what it holds.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be loaded.
+    """
+    kind = recognise(path)
+    backbone = load_file(path)
+    found = digests(path)
+    told = PUBLISHED.get(str(backbone.imported.get("published")))
+    return Sheet(
+        path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
+        published=identify(found) or (told if kind == "vggfeat" else None),
+    )  # fmt: skip
+
+
+def verify(path: Path) -> Verdict:
+    """Check a file: its structure, that its numbers are finite and no layer is blank, and its checksum if it is known.
+
+    A file with the name of a published one and another checksum is not sound; one with neither is just not known.
+    """
+    try:
+        sheet = examine(path)
+    except WeightsError as error:
+        return Verdict(path=path, sheet=None, problems=(str(error),))
+    return Verdict(path=path, sheet=sheet, problems=tuple(_problems(sheet)))
+
+
+def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
+    """Write a file in any format as a file of ours, with all that is known of where it came from.
+
+    Parameters
+    ----------
+    source, target : Path
+    dtype : "float32" or "float16"
+
+    Returns
+    -------
+    Sheet
+        Of the source.
+
+    Raises
+    ------
+    WeightsError
+        If the source can't be loaded.
+    StoreError
+        If the target can't be written.
+    """
+    sheet = examine(source)
+    backbone = sheet.backbone
+    if sheet.published:
+        backbone = replace(backbone, imported={**backbone.imported, "published": sheet.published.name})
+    rewrite(backbone, target, dtype=dtype)
+    return sheet
+
+
+def _problems(sheet: Sheet) -> Iterator[str]:
+    for name, tensor in sheet.backbone.model.layers.state_dict().items():
+        if name.endswith(".weight") and bool((tensor == tensor.flatten()[0]).all()):
+            value = tensor.flatten()[0].item()
+            yield f"{name}: expected the weights of a trained layer, found {value:g} {tensor.numel()} times"
+    if sheet.published:
+        return
+    for published in PUBLISHED.values():
+        if (published.file, published.format) == (sheet.path.name, sheet.format):
+            kind, value = published.checksum
+            yield (
+                f"expected {kind} {value}, which {published.name} of that name has, found {sheet.digests[kind]}; "
+                f"fetch it anew: vggfeat weights fetch {published.name}"
+            )
