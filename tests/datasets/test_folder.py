@@ -1,0 +1,390 @@
+"""Anybody's folders and lists, the odd ones included."""
+
+import csv
+import io
+import os
+import re
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vggfeat.datasets import files, folder, manifest
+from vggfeat.errors import DatasetError
+from vggfeat.samples import Box, DataSet, Label, Task
+
+PAGE = Path(__file__).parents[2] / "data" / "manifest.md"
+
+
+def put(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+class TestLayouts:
+    def test_first_level_folders_are_classes_and_deeper_images_belong_to_them(self, tmp_path):
+        put(tmp_path, "dog/b.jpg", "cat/deep/er/a.png", "cat/z.jpg")
+        data = folder.read(tmp_path)
+        assert (data.name, data.task) == ("folder", Task.SINGLE_LABEL)
+        assert data.classes == ("cat", "dog")
+        assert data.ids == data.paths == ("cat/deep/er/a.png", "cat/z.jpg", "dog/b.jpg")
+        assert data.labels.tolist() == [[1, -1], [1, -1], [-1, 1]]
+        assert data.splits == {}
+        assert data.notes == ()
+        assert data.root == str(tmp_path)
+
+    def test_a_flat_folder_has_no_labels(self, tmp_path):
+        data = folder.read(put(tmp_path, "b.jpg", "a.jpg"))
+        assert data.task == Task.UNLABELLED
+        assert data.ids == ("a.jpg", "b.jpg")
+        assert data.labels.shape == (2, 0)
+
+    @pytest.mark.parametrize("splits", [["train"], ["train", "test"], ["train", "val"], ["train", "val", "test"]])
+    def test_folders_named_after_splits_are_splits(self, tmp_path, splits):
+        for name in splits:
+            put(tmp_path, f"{name}/cat/1.jpg", f"{name}/dog/more/2.jpg")
+        data = folder.read(tmp_path)
+        assert data.classes == ("cat", "dog")
+        assert list(data.splits) == splits
+        for name in splits:
+            assert [data.ids[row] for row in data.splits[name]] == [f"{name}/cat/1.jpg", f"{name}/dog/more/2.jpg"]
+        assert data.labels.tolist() == [[1, -1], [-1, 1]] * len(splits)
+
+    def test_split_folders_may_hold_images_without_classes(self, tmp_path):
+        data = folder.read(put(tmp_path, "train/1.jpg", "test/2.jpg"))
+        assert data.task == Task.UNLABELLED
+        assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [1], "test": [0]}
+
+    @pytest.mark.parametrize("names", [["train/1.jpg", "test/2.jpg", "other/3.jpg"], ["val/1.jpg", "test/1.jpg"]])
+    def test_split_names_among_other_folders_are_classes_and_a_note_says_so(self, tmp_path, names):
+        data = folder.read(put(tmp_path, *names))
+        assert set(data.classes) == {name.split("/")[0] for name in names}
+        assert data.splits == {}
+        assert "Read as classes" in data.notes[0]
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["a.jpg", "cat/b.jpg"],
+            ["a.jpg", "train/cat/b.jpg"],
+            ["a.jpg", "train/b.jpg"],
+            ["train/cat/a.jpg", "test/b.jpg"],
+        ],
+    )
+    def test_images_beside_class_folders_are_refused_by_name(self, tmp_path, names):
+        with pytest.raises(DatasetError, match="in class folders or none") as caught:
+            folder.read(put(tmp_path, *names))
+        for name in names:
+            assert repr(name) in str(caught.value)
+
+    def test_nothing_to_read_is_an_error(self, tmp_path):
+        with pytest.raises(DatasetError, match="found 0 other"):
+            folder.read(tmp_path)
+        put(tmp_path, "cat/notes.txt")
+        with pytest.raises(DatasetError, match="found 1 other"):
+            folder.read(tmp_path)
+        with pytest.raises(DatasetError, match="No such file"):
+            folder.read(tmp_path / "nowhere")
+        with pytest.raises(DatasetError, match="Not a directory"):
+            folder.read(tmp_path / "cat/notes.txt")
+
+
+class TestNames:
+    @pytest.mark.parametrize("suffix", folder.IMAGE_SUFFIXES)
+    def test_every_listed_suffix_counts_in_any_case(self, tmp_path, suffix):
+        put(tmp_path, f"a{suffix}", f"b{suffix.upper()}")
+        assert len(folder.read(tmp_path)) == 2
+
+    def test_the_suffixes_are_those_promised(self):
+        promised = "jpg jpeg jpe jfif png gif bmp tif tiff webp ppm pgm pbm pnm"
+        assert set(folder.IMAGE_SUFFIXES) == {f".{name}" for name in promised.split()}
+
+    def test_other_files_are_counted_and_named(self, tmp_path):
+        put(tmp_path, "cat/a.jpg", "cat/labels.csv", "b.txt", *(f"cat/{number}.xml" for number in range(7)))
+        assert folder.read(tmp_path).notes == (
+            "Not images by their endings, and ignored: b.txt, cat/0.xml, cat/1.xml, cat/2.xml, cat/3.xml and 4 more.",
+        )
+
+    def test_folders_without_images_are_named(self, tmp_path):
+        put(tmp_path, "train/cat/a.jpg", "train/dog/a.txt")
+        (tmp_path / "val").mkdir()
+        data = folder.read(tmp_path)
+        assert data.classes == ("cat",)
+        assert "Folders without images, and ignored: val, train/dog." in data.notes
+
+    def test_hidden_names_and_macos_shadows_are_passed_over(self, tmp_path):
+        put(tmp_path, "cat/a.jpg", ".hidden/b.jpg", "cat/._a.jpg", "__MACOSX/cat/a.jpg", "cat/.DS_Store")
+        data = folder.read(tmp_path)
+        assert data.ids == ("cat/a.jpg",)
+        assert data.notes == ()
+
+    def test_any_utf8_name_is_kept(self, tmp_path):
+        names = ["a b/c d.jpg", "a b/new\nline.jpg", 'a b/\t;,".jpg', "a b/e\u0301.jpg", "\u732b/\U0001f431.png"]
+        data = folder.read(put(tmp_path, *names))
+        assert sorted(data.ids) == sorted(names)
+        assert all((tmp_path / path).is_file() for path in data.paths)
+
+    def test_names_that_are_not_utf8_are_left_out_and_named(self, tmp_path):
+        put(tmp_path, "cat/a.jpg")
+        try:
+            os.mkdir(bytes(tmp_path) + b"/\xe9t\xe9")
+            for path in (b"/cat/\xff.jpg", b"/\xe9t\xe9/b.jpg"):
+                with open(bytes(tmp_path) + path, "wb") as file:
+                    file.write(b"x")
+        except OSError:
+            pytest.skip("this file system allows UTF-8 only")
+        data = folder.read(tmp_path)
+        assert data.ids == ("cat/a.jpg",)
+        (note,) = data.notes
+        assert r"\xe9t\xe9, cat/\xff.jpg" in note
+        assert note.encode()
+
+    def test_order_is_that_of_code_points_whatever_the_file_system_says(self, tmp_path, monkeypatch):
+        put(tmp_path, "b/B.jpg", "b/a.jpg", "a b/1.jpg", "a/10.jpg", "a/9.jpg", "\u00e4/1.jpg")
+        wanted = folder.read(tmp_path)
+        assert wanted.ids == ("a b/1.jpg", "a/10.jpg", "a/9.jpg", "b/B.jpg", "b/a.jpg", "\u00e4/1.jpg")
+        honest = os.listdir
+        monkeypatch.setattr(files.os, "listdir", lambda path: sorted(honest(path), reverse=True))
+        assert folder.read(tmp_path).fingerprint() == wanted.fingerprint()
+
+    def test_hundreds_of_levels_are_read(self, tmp_path):
+        data = folder.read(put(tmp_path, "cat/" + "d/" * 600 + "a.jpg"))
+        assert len(data) == 1
+        assert data.classes == ("cat",)
+
+
+class TestLinks:
+    def test_a_loop_ends_and_is_named(self, tmp_path):
+        put(tmp_path, "cat/a.jpg")
+        (tmp_path / "cat" / "loop").symlink_to("..")
+        (tmp_path / "cat" / "self").symlink_to(".")
+        data = folder.read(tmp_path)
+        assert data.ids == ("cat/a.jpg",)
+        assert data.notes == ("Links to folders that are read under another name, and ignored: cat/loop, cat/self.",)
+
+    def test_a_folder_keeps_its_own_name_and_not_that_of_a_link(self, tmp_path):
+        put(tmp_path, "dog/a.jpg")
+        (tmp_path / "alias").symlink_to("dog")
+        data = folder.read(tmp_path)
+        assert data.ids == ("dog/a.jpg",)
+        assert "alias" in data.notes[0]
+
+    def test_a_folder_elsewhere_is_read_once(self, tmp_path):
+        put(tmp_path / "outside", "1.jpg", "deep/2.jpg")
+        put(tmp_path / "root", "cat/a.jpg")
+        (tmp_path / "root" / "dog").symlink_to("../outside")
+        (tmp_path / "root" / "fox").symlink_to("../outside")
+        data = folder.read(tmp_path / "root")
+        assert data.ids == ("cat/a.jpg", "dog/1.jpg", "dog/deep/2.jpg")
+        assert "fox" in data.notes[0]
+
+    def test_a_linked_image_counts(self, tmp_path):
+        put(tmp_path, "cat/a.jpg")
+        (tmp_path / "cat" / "b.jpg").symlink_to("a.jpg")
+        assert len(folder.read(tmp_path)) == 2
+
+    def test_what_is_no_file_stays_in_the_list_if_it_is_called_a_image(self, tmp_path, monkeypatch):
+        put(tmp_path, "cat/a.jpg")
+        cat = tmp_path / "cat"
+        (cat / "broken.jpg").symlink_to("nowhere")
+        (cat / "self.png").symlink_to("self.png")
+        (cat / "loop.gif").symlink_to("..")
+        os.mkfifo(cat / "pipe.jpg")
+        os.mkfifo(cat / "pipe")
+        monkeypatch.chdir(cat)  # the address of a socket has room for about 100 bytes
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("socket.webp")
+            data = folder.read(tmp_path)
+        assert data.ids == tuple(
+            f"cat/{name}" for name in ("a.jpg", "broken.jpg", "loop.gif", "pipe.jpg", "self.png", "socket.webp")
+        )
+        assert data.notes == ("Not images by their endings, and ignored: cat/pipe.",)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_a_folder_that_may_not_be_read_is_an_error(self, tmp_path):
+        put(tmp_path, "cat/a.jpg", "dog/b.jpg")
+        (tmp_path / "dog").chmod(0)
+        try:
+            with pytest.raises(DatasetError, match="dog"):
+                folder.read(tmp_path)
+        finally:
+            (tmp_path / "dog").chmod(0o700)
+
+
+def write(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "list.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+class TestManifest:
+    def test_the_example_of_the_data_pages_holds(self, tmp_path):
+        lines = re.findall(r"^    (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+        data = folder.read_manifest(write(tmp_path, "\n".join(lines)))
+        assert (data.name, data.task) == ("manifest", Task.MULTI_LABEL)
+        assert data.classes == ("car", "dog", "person")
+        assert data.ids == ("photos/beach.jpg", "photos/street.jpg", "street/1")
+        assert data.paths == ("photos/beach.jpg", "photos/street.jpg", "photos/street.jpg")
+        assert data.labels.tolist() == [[-1, 1, 1], [1, -1, Label.IGNORED], [-1, -1, 1]]
+        assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [0], "test": [1, 2]}
+        assert [sample.box for sample in data] == [None, None, Box(40, 10, 220.5, 300)]
+        assert data.root == str(tmp_path)
+
+    def test_one_label_everywhere_is_single_label(self, tmp_path):
+        data = folder.read_manifest(write(tmp_path, "labels,path\ncat,a.jpg\n dog ; ,b.jpg\n"))
+        assert data.task == Task.SINGLE_LABEL
+        assert data.labels.tolist() == [[1, -1], [-1, 1]]
+        assert data.boxes is None
+        assert data.splits == {}
+        assert data.notes == ()
+
+    @pytest.mark.parametrize("second", ["cat;dog", "", "?cat"])
+    def test_any_other_line_makes_it_multi_label(self, tmp_path, second):
+        data = folder.read_manifest(write(tmp_path, f"path,labels\na.jpg,cat\nb.jpg,{second}\n"))
+        assert data.task == Task.MULTI_LABEL
+        assert bool(data.notes) == (second == "")
+
+    def test_a_forgotten_label_is_named_by_line(self, tmp_path):
+        text = "path,labels\na.jpg,cat\nb.jpg,\nc.jpg,dog\nd.jpg,\n"
+        (note,) = folder.read_manifest(write(tmp_path, text)).notes
+        assert "2 line(s) have no label (the first is line 3)" in note
+
+    @pytest.mark.parametrize("text", ["path\na.jpg\n", "path,labels\na.jpg,\n"])
+    def test_without_labels_it_is_unlabelled(self, tmp_path, text):
+        data = folder.read_manifest(write(tmp_path, text))
+        assert data.task == Task.UNLABELLED
+        assert data.labels.shape == (1, 0)
+        assert data.notes == ()
+
+    def test_rows_may_be_in_several_splits_or_in_none(self, tmp_path):
+        data = folder.read_manifest(write(tmp_path, "path,split\na.jpg,train; held-out-1\nb.jpg,\nc.jpg,train;train\n"))
+        assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [0, 2], "held-out-1": [0]}
+
+    def test_a_byte_order_mark_and_windows_line_ends_are_read(self, tmp_path):
+        data = folder.read_manifest(write(tmp_path, b"\xef\xbb\xbfpath,labels\r\na.jpg,cat\r\n\r\nb.jpg,dog"))
+        assert data.ids == ("a.jpg", "b.jpg")
+        assert data.classes == ("cat", "dog")
+
+    def test_quoted_fields_hold_commas_quotes_and_line_breaks(self, tmp_path):
+        data = folder.read_manifest(write(tmp_path, 'path\n"a,b ""c"".jpg"\n"new\nline.jpg"\n'))
+        assert data.paths == ('a,b "c".jpg', "new\nline.jpg")
+
+    @pytest.mark.parametrize("box", ["1 2 3.5 4", "1;2;3.5;4", " 1 ; 2;\t3.5 4 "])
+    def test_a_box_is_four_numbers(self, tmp_path, box):
+        data = folder.read_manifest(write(tmp_path, f"path,box\na.jpg,{box}\nb.jpg,\n"))
+        assert data[0].box == Box(1, 2, 3.5, 4)
+        assert data[1].box is None
+
+    def test_paths_are_put_in_one_form(self, tmp_path):
+        data = folder.read_manifest(write(tmp_path, "path\n./x//a.jpg\n b.jpg\n..c.jpg\n"))
+        assert data.paths == ("x/a.jpg", " b.jpg", "..c.jpg")
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("path\n/etc/passwd\n", 2),
+            ("path\na.jpg\n../b.jpg\n", 3),
+            ("path\na/../../b.jpg\n", 2),
+            ("path\na/..\n", 2),
+            ("path,id\n,x\n", 2),
+            ("path\n.\n", 2),
+            ("path\na\0b.jpg\n", 2),
+            ('path\n"a\nb.jpg"\n/x.jpg\n', 4),
+            ("path,labels\na.jpg\n", 2),
+            ("path\na.jpg,b.jpg\n", 2),
+            ("path,label\na.jpg,cat\n", 1),
+            ("labels\ncat\n", 1),
+            ("path;labels\na.jpg;cat\n", 1),
+            ("path,path\na.jpg,b.jpg\n", 1),
+            ("\npath\n", 1),
+            ("path,labels\na.jpg,cat\nb.jpg,?\n", 3),
+            ("path,labels\na.jpg,cat;?cat\n", 2),
+            ("path,split\na.jpg,train\nb.jpg,../x\n", 3),
+            ("path,split\na.jpg,.hidden\n", 2),
+            ("path,split\na.jpg,train/../x\n", 2),
+            ("path,box\na.jpg,1 2 3\n", 2),
+            ("path,box\na.jpg,1 2 3 4 5\n", 2),
+            ("path,box\na.jpg,1 2 1 4\n", 2),
+            ("path,box\na.jpg,1 2 3 2\n", 2),
+            ("path,box\na.jpg,1 2 nan 4\n", 2),
+            ("path,box\na.jpg,1 2 3 inf\n", 2),
+            ("path,box\na.jpg,a b c d\n", 2),
+            ("path,box\na.jpg,1;2;3;4;\n", 2),
+            (b"path\na.jpg\n\xff.jpg\n", 3),
+            ('path\na.jpg\n"b.jpg\nc.jpg\n', 3),
+            ('path\n"b"c.jpg\n', 2),
+        ],
+    )
+    def test_a_wrong_line_is_named(self, tmp_path, text, line):
+        path = write(tmp_path, text)
+        with pytest.raises(DatasetError) as caught:
+            folder.read_manifest(path)
+        assert f"{path}, line {line}:" in str(caught.value)
+
+    def test_doubled_ids_are_named_by_both_lines(self, tmp_path):
+        with pytest.raises(DatasetError, match=r"line 4: expected every id once, found 'a\.jpg' also in line 2"):
+            folder.read_manifest(write(tmp_path, "path\na.jpg\nb.jpg\n./a.jpg\n"))
+
+    @pytest.mark.parametrize("text", ["", "path\n", "path,labels\n\n\n"])
+    def test_an_empty_list_is_refused(self, tmp_path, text):
+        with pytest.raises(DatasetError, match=r"list\.csv: expected"):
+            folder.read_manifest(write(tmp_path, text))
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(DatasetError, match=r"nowhere\.csv: expected this file"):
+            folder.read_manifest(tmp_path / "nowhere.csv")
+
+    def test_the_columns_are_those_of_the_data_pages(self):
+        text = PAGE.read_text(encoding="utf-8")
+        assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) - {"column"} == set(manifest.COLUMNS)
+
+
+PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/."), min_size=1, max_size=8)
+NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=5)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> list[dict[str, object]]:
+    paths = draw(st.lists(PATHS, min_size=1, max_size=6, unique=True))
+    low = st.integers(-99, 99)
+    boxes = st.one_of(st.none(), st.tuples(low, low, st.integers(100, 999), st.integers(100, 999)))
+    rows = [{"path": path, "labels": draw(st.dictionaries(NAMES, st.booleans(), max_size=3))} for path in paths]
+    return [row | {"box": draw(boxes), "split": draw(st.sampled_from(["", "train", "train;val"]))} for row in rows]
+
+
+class TestManifestProperties:
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(rows=manifests())
+    def test_what_is_written_is_read(self, tmp_path, rows):
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["box", "split", "path", "labels"])
+        for row in rows:
+            labels = ";".join(name if sure else f"?{name}" for name, sure in row["labels"].items())
+            box = " ".join(map(str, row["box"])) if row["box"] else ""
+            writer.writerow([box, row["split"], row["path"], labels])
+        data = folder.read_manifest(write(tmp_path, text.getvalue()))
+        assert data.paths == data.ids == tuple(row["path"] for row in rows)
+        assert data.classes == tuple(sorted({name for row in rows for name in row["labels"]}))
+        for number, row in enumerate(rows):
+            known = {name: 1 if sure else 0 for name, sure in row["labels"].items()}
+            assert data.labels[number].tolist() == [known.get(cls, -1) for cls in data.classes]
+            assert data[number].box == row["box"]
+            inside = [name for name, members in data.splits.items() if number in members]
+            assert inside == [name for name in ("train", "val") if name in row["split"]]
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(text=st.binary(max_size=60), columns=st.lists(st.sampled_from(manifest.COLUMNS), max_size=4, unique=True))
+    def test_anything_else_is_a_data_set_or_our_error(self, tmp_path, text, columns):
+        try:
+            data = folder.read_manifest(write(tmp_path, ",".join(["path", *columns]).encode() + b"\n" + text))
+        except DatasetError:
+            return
+        assert isinstance(data, DataSet)
+        assert not any(".." in path.split("/") or path.startswith("/") for path in data.paths)
+        assert data.boxes is None or np.isfinite(data.boxes[~np.isnan(data.boxes)]).all()

@@ -1,0 +1,46 @@
+"""The net that comes with the package: its size, where it comes from, and what the README says of it."""
+
+import importlib.resources
+import re
+import runpy
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from vggfeat.bundle import MOST_BYTES
+from vggfeat.weights import load_backbone
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_backbone("small")
+
+
+def test_it_is_small_enough_for_the_package():
+    file = importlib.resources.files("vggfeat.weights") / "small.safetensors"
+    assert len(file.read_bytes()) <= MOST_BYTES
+
+
+def test_it_is_net_a_at_an_eighth_of_the_width(small):
+    assert (small.model.config, small.model.width, small.model.num_classes) == ("A", 0.125, 240)
+    assert small.trained
+    assert small.std == (1.0, 1.0, 1.0)
+    assert len(set(small.classes)) == 240
+
+
+def test_its_metadata_hold_the_recipe_that_stands_in_the_pipeline(small):
+    made, net = small.facts["made_by"], runpy.run_path(str(ROOT / "pipelines" / "small_backbone.py"))["NET"]
+    assert made["seed"] == net.seed
+    assert made["stages"] == [{**asdict(stage), "images": asdict(stage.images)} for stage in net.stages]
+    assert small.facts["training"]["step"] == int(re.search(r"--steps (\d+)", net.stages[-1].training)[1])
+
+
+def test_the_readme_gives_the_errors_that_its_trainer_measured(small):
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = small.facts["training"]["validation"]
+    top1, top5 = (100 * found[f"{name}_error"] for name in ("top1", "top5"))
+    assert f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %" in told
+    assert f"{found['images']:,} rendered validation images of 240 classes" in told
