@@ -178,7 +178,7 @@ def told(capsys, words):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_image_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, capsys):
+def test_an_image_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, capsys):
     file, again = str(extracted / "x.h5"), extracted / "again.bmp"
     by_id = told(capsys, ["similar", file, "--query", "dog/2.png", "--json"])
     by_bytes = told(capsys, ["similar", file, "--query", str(extracted / "p" / "dog" / "2.png"), "--json"])
@@ -246,7 +246,7 @@ def test_a_file_in_tf32_is_asked_in_float32_where_there_is_no_gpu(extracted):
         np.testing.assert_array_equal(extract_query(file, image, backbone, device="cpu"), expected)
 
 
-def test_a_image_alone_has_no_box(stored, extracted):
+def test_an_image_alone_has_no_box(stored, extracted):
     with FeatureFile(stored) as file, pytest.raises(ConfigError, match="an image alone has no box"):
         extract_query(file, extracted / "again.bmp", load_backbone(NET))
 

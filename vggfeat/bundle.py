@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from vggfeat.cli.options import PATH, make_folder
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.steps import must_run, parse_options
-from vggfeat.cli.types import PATH, make_folder
 from vggfeat.errors import VggfeatError, WeightsError
 from vggfeat.runtime.devices import default_workers
 from vggfeat.synthetic import SIZES, Settings, write

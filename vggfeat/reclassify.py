@@ -13,8 +13,9 @@ from typing import Any
 import click
 import torch
 
-from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.signals import is_main
+from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.synthetic import Settings, write
@@ -94,7 +95,7 @@ def reclassify(row: ClassifiedRow, arguments: Sequence[str] | None = None) -> di
         for net, path in zip(row.nets, weights, strict=True)
         for file in save_posteriors(net, path, row.mode, TWIN_SIDES if options["twin"] else net.sides, options)
     ]
-    if not leads():
+    if not is_main():
         return {}
     results = fuse_posteriors(files, None, options["out"] / row.name)
     if not compare(results, row.table, row.top1, row.top5):
@@ -121,7 +122,7 @@ def save_posteriors(net: Net, weights: Path, mode: str, sides: Sequence[int], op
         if options.get(name):
             chosen += [f"--{name}", options[name]]
     must_run("classify", *chosen, "--out", folder, *(TWIN if options["twin"] else ()))
-    if not leads():
+    if not is_main():
         return []
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return [folder / part["file"] for part in results["posteriors"]]

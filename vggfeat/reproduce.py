@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.signals import is_main
+from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.errors import ConfigError
 
 TWIN_WEIGHTS = "random:{net}:{seed}:0.03125"
@@ -58,7 +59,7 @@ def reproduce(row: PaperRow, arguments: Sequence[str] | None = None) -> float:
     if options["twin"]:
         must_run("data", "synth", row.dataset, "--root", options["root"], "--size", "tiny")
     files = [_extract(row, number, options) for number in range(len(row.nets))]
-    if not leads():
+    if not is_main():
         return math.nan
     folder = options["out"] / _name(row)
     chosen = [argument for file in files for argument in ("--features", str(file))]

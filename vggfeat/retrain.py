@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from vggfeat.cli.steps import leads, must_run, parse_options
-from vggfeat.cli.types import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.signals import is_main
+from vggfeat.cli.steps import must_run, parse_options
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.reclassify import (
     TWIN_SIDES,
@@ -152,7 +153,7 @@ def _classify(row: TrainedRow, weights: Path, options: dict[str, Any]) -> dict[i
     }
     net = Net(net=row.net, scale=row.scale, sides=max(sides.values(), key=len))
     files = save_posteriors(net, weights, "dense", net.sides, options)
-    if not leads():
+    if not is_main():
         return {}
     results, near = {}, True
     for table, errors in tables.items():

@@ -317,7 +317,7 @@ def extract_query(
     wanted = file.regions if regions is None else regions
     if set(wanted) != {"image"}:
         raise ConfigError(
-            f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and a "
+            f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and an "
             "image alone has no box, found an image; give --regions image, or an id"
         )
     settings = extraction_settings(file)

@@ -131,7 +131,7 @@ def test_the_slower_of_both_bounds_a_layer():
     assert found.describe()["images_per_second"] == pytest.approx(1 / each)
 
 
-def test_a_image_without_pixels_is_refused():
+def test_an_image_without_pixels_is_refused():
     with pytest.raises(ConfigError, match=r"shape: expected sides of at least 1 pixel, found 0x5"):
         roofline(net("A", 1 / 64), ExtractionSettings(scales=(256,)), (0, 5))
 

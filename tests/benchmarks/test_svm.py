@@ -207,7 +207,7 @@ def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
     assert (peer.solved, peer.problems, peer.same_choices) == (8, 65, None)
 
 
-def test_one_class_a_image_means_one_c_a_split(monkeypatch):
+def test_one_class_an_image_means_one_c_a_split(monkeypatch):
     small = Size(
         classes=4, images=15, blocks=2, averaged=1, channels=40, splits=2, training=10, single=True, strength=1.0,
         note="small",

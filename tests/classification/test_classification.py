@@ -654,7 +654,7 @@ def test_guesses_are_ranked_best_first_and_equal_ones_by_number():
     assert fused.top(9).shape == (3, 3)
 
 
-def test_a_class_without_images_has_no_error_and_a_image_without_class_is_refused():
+def test_a_class_without_images_has_no_error_and_an_image_without_class_is_refused():
     found = evaluate(fused_of(np.eye(3)[[0, 0]], [0, 2]))
     assert np.isnan(found.classes[1].top1_error)
     assert found.top1_error == 0.5

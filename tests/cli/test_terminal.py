@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggfeat.cli import group, run
-from vggfeat.cli import types as cli_types
+from vggfeat.cli import options as cli_types
 from vggfeat.results.text import SHORTEST, align, shortened
 
 ROWS = [["class", "AP %"], ["a name that is far too long", "12.5"], ["猫猫猫猫猫猫猫猫", "7.0"]]

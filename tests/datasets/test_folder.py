@@ -188,7 +188,7 @@ class TestLinks:
         (tmp_path / "cat" / "b.jpg").symlink_to("a.jpg")
         assert len(folder.read(tmp_path)) == 2
 
-    def test_what_is_no_file_stays_in_the_list_if_it_is_called_a_image(self, tmp_path, monkeypatch):
+    def test_what_is_no_file_stays_in_the_list_if_it_is_called_an_image(self, tmp_path, monkeypatch):
         put(tmp_path, "cat/a.jpg")
         cat = tmp_path / "cat"
         (cat / "broken.jpg").symlink_to("nowhere")

@@ -189,7 +189,7 @@ def test_a_damaged_kit_is_named(tmp_path, content):
         ilsvrc.read(tmp_path)
 
 
-def test_a_list_that_lacks_a_image_or_a_label_is_named(tmp_path):
+def test_a_list_that_lacks_an_image_or_a_label_is_named(tmp_path):
     put(tmp_path, *TRAIN, *VAL)
     path = tmp_path / "LOC_val_solution.csv"
     path.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2 3 4\n")

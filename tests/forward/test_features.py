@@ -182,7 +182,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
         close(one, other)
 
 
-def test_a_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(monkeypatch):
+def test_an_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(monkeypatch):
     budgets = []
 
     def scarce(model, tensor, layer, pixels):
@@ -201,7 +201,7 @@ def test_a_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last(
 
 @pytest.mark.parametrize("net", ["A", "E"])
 @pytest.mark.parametrize("sides", [(224, 224), (224, 400), (400, 230)])
-def test_a_image_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
+def test_an_image_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
     # None of them is longer than the narrowest strip of these nets.
     made, settings = image(*sides), ExtractionSettings(scales=(min(sides),))
     expected = Extraction(backbone(net), settings).rows([made])[0].features
@@ -459,7 +459,7 @@ def test_devices_that_are_not_there_are_named():
         Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")
 
 
-def test_a_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
+def test_an_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
     upload = Extraction.on_device
 
     def scarce(self, tensor):

@@ -474,7 +474,7 @@ def test_what_is_no_file_is_named(tmp_path):
     assert refusal(f"{tmp_path}/nul\0.jpg").reason == "missing"
 
 
-def test_a_link_to_a_image_is_followed(read, tmp_path):
+def test_a_link_to_an_image_is_followed(read, tmp_path):
     read(png(1, 1, 8, 0, [b"\x07"]), name="image.png")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "image.png")
     assert decode(Request(str(tmp_path / "link.jpg"), (None,)), SETTINGS).regions[0].tolist() == [[[7, 7, 7]]]
@@ -714,5 +714,5 @@ def test_every_reason_has_its_sentence():
         assert re.fullmatch(r"[A-Z][^.]*\.", sentence)
 
 
-def test_the_scan_bomb_is_a_image(read):
+def test_the_scan_bomb_is_an_image(read):
     assert (read(scan_bomb(16, 3)) == 90).all()

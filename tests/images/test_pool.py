@@ -119,7 +119,7 @@ KILLERS = {"signal/9": "SIGKILL", "segfault/-": "SIGSEGV", "exit/3": "exit code 
 
 
 @pytest.mark.parametrize("deeds", [list(KILLERS), list(KILLERS)[::-1]])
-def test_a_image_that_kills_is_named_and_the_others_are_kept(deeds):
+def test_an_image_that_kills_is_named_and_the_others_are_kept(deeds):
     places = dict(zip((0, 6, 7, 14), deeds, strict=True))
     with crew(2) as decoder:
         answers = list(decoder.stream(orders(*[places.get(place, "show/-") for place in range(15)])))
@@ -129,7 +129,7 @@ def test_a_image_that_kills_is_named_and_the_others_are_kept(deeds):
         assert f"by {KILLERS[deed]} and by {KILLERS[deed]}" in str(answers[place])
 
 
-def test_a_image_gets_a_second_try_in_a_fresh_worker(tmp_path):
+def test_an_image_gets_a_second_try_in_a_fresh_worker(tmp_path):
     with crew() as decoder:
         assert words(decoder.stream(orders("show/-", f"once{tmp_path}/9", "show/-"))) == [0, 1, 2]
     assert (tmp_path / "mark").exists()
@@ -162,7 +162,7 @@ def test_an_idle_worker_that_is_stopped_is_ended_in_time():
         assert words(decoder.stream(orders("show/-", "show/-"))) == ["time-out", 1]
 
 
-def test_time_counts_from_the_start_of_a_image_and_not_from_its_place_in_the_queue():
+def test_time_counts_from_the_start_of_an_image_and_not_from_its_place_in_the_queue():
     with crew(timeout=0.9) as decoder:
         assert words(decoder.stream(orders(*["sleep/0.25"] * 5))) == list(range(5))
 
@@ -187,7 +187,7 @@ def test_a_scan_bomb_is_ended_in_time(tmp_path):
         assert time.monotonic() - start < 6
 
 
-def test_a_image_that_needs_too_much_memory_is_refused_alone(tmp_path):
+def test_an_image_that_needs_too_much_memory_is_refused_alone(tmp_path):
     (tmp_path / "large.png").write_bytes(png(5000, 5000, 8, 2, [bytes(15000)] * 5000))
     (tmp_path / "small.png").write_bytes(png(1, 1, 8, 0, [b"\x07"]))
     requests = [Request(str(tmp_path / name), (None,)) for name in ("small.png", "large.png", "small.png")]

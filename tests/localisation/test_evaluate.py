@@ -114,7 +114,7 @@ def one_image(labels, boxes, objects=(OBJECT,), target=0):
         ([0, 0], [LESS, OBJECT], [OBJECT], 0),  # A label may be guessed twice.
     ],
 )
-def test_a_image_is_right_if_one_guess_has_label_and_box(labels, boxes, objects, error):
+def test_an_image_is_right_if_one_guess_has_label_and_box(labels, boxes, objects, error):
     assert one_image(labels, boxes, objects).error == error
 
 
@@ -467,7 +467,7 @@ def test_images_that_fail_are_named_and_change_nothing_for_the_others():
     np.testing.assert_allclose(found[2].boxes, alone.boxes, rtol=1e-5)
 
 
-def test_a_image_without_a_label_fails():
+def test_an_image_without_a_label_fails():
     (found,) = dense([box_net("scr")], ((224,),)).locate([image(224, 224)], [Ask(np.array([-1, -1]), 0)])
     assert found.reason.startswith("no-label: ")
 

@@ -44,7 +44,7 @@ def test_anti_aliasing_keeps_the_mean_of_a_fine_pattern():
     assert (inner - 100).abs().max() < 1
 
 
-def test_a_image_of_the_right_size_keeps_its_values():
+def test_an_image_of_the_right_size_keeps_its_values():
     image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     assert torch.equal(rescale(image, (5, 7)), image.float())
 

@@ -57,7 +57,7 @@ def test_the_seed_changes_folds():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 5))
-def test_rows_of_a_image_stay_together(seed, folds):
+def test_rows_of_an_image_stay_together(seed, folds):
     rng = np.random.default_rng(seed)
     paths = [f"{number}.jpg" for number in rng.integers(0, 20, 60)]
     positive = rng.random((60, 4)) < 0.2

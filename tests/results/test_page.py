@@ -317,7 +317,7 @@ def test_where_every_positive_ranks_first_nothing_is_wrong_or_missed():
     assert (found.alarms, found.missed) == ((), ())
 
 
-def test_with_one_class_a_image_mistakes_are_those_of_the_prediction():
+def test_with_one_class_an_image_mistakes_are_those_of_the_prediction():
     scores = np.array([[3, 1, 0], [2, 4, 0], [1, 0, 5], [6, 5, 4], [-np.inf] * 3], float)
     targets = [0, 0, 2, 1, 0]
     labels = np.where(np.arange(3) == np.array(targets)[:, None], 1, -1)

@@ -611,7 +611,7 @@ ODD = ("$a$", r"$\frac$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 3
     ],
     ids=["1", "20", "most", "more", "257", "12 runs", "odd", "nan", "50 nan", "30 nan", "one C", "no curve", "50 C"],
 )
-def test_a_image_of_any_result_opens_and_is_no_giant(result):
+def test_an_image_of_any_result_opens_and_is_no_giant(result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = opened(draw(result, headline(result)))

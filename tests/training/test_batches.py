@@ -65,7 +65,7 @@ def test_colour_factors_are_normal_with_a_deviation_of_a_tenth():
         assert (abs(alphas) < 0.1 * deviations).mean() == pytest.approx(part, abs=0.003)
 
 
-def test_what_is_drawn_for_a_image_depends_on_seed_epoch_and_row_alone():
+def test_what_is_drawn_for_an_image_depends_on_seed_epoch_and_row_alone():
     rows = np.array([5, 1_281_166, 0])
     together = draw(JITTER, 3, np.array([7, 0, 7]), rows)
     for n, epoch in enumerate((7, 0, 7)):
@@ -184,7 +184,7 @@ def test_a_centre_crop_lies_in_the_centre():
     assert not crops.mirrored.any()
 
 
-def test_values_of_a_image_do_not_depend_on_its_group():
+def test_values_of_an_image_do_not_depend_on_its_group():
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
     crops = place_crops(drawn(len(SIZES)), np.array(SIZES), 224)
@@ -244,7 +244,7 @@ def test_a_box_is_never_taken_from_a_reduced_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_image_may_be_a_part_of_a_file(tmp_path, workers):
+def test_an_image_may_be_a_part_of_a_file(tmp_path, workers):
     file = tmp_path / "many"
     parts = [encode(Image.new("RGB", (9, 7), (shade, 0, 0)), "PNG") for shade in (10, 200)]
     file.write_bytes(b"head" + b"".join(parts))

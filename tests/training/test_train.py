@@ -243,7 +243,7 @@ def test_two_steps_are_those_of_the_formula():
         assert learner.take_sums(rate).loss == pytest.approx(recipe.batch * loss.item(), rel=1e-5)
 
 
-def test_a_image_that_could_not_be_read_counts_nowhere():
+def test_an_image_that_could_not_be_read_counts_nowhere():
     recipe = small_recipe(dropout=0.0)
     with_gap, without = learner_of(recipe), learner_of(recipe, micro_batch=3)
     images, targets = stripes(4, 0)

@@ -95,7 +95,7 @@ def test_class_names_come_from_the_file(tmp_path):
     assert load(tmp_path, simplenn(narrow())).classes == ()
 
 
-def test_the_mean_is_a_pixel_or_that_of_a_image_or_the_published_one(tmp_path):
+def test_the_mean_is_a_pixel_or_that_of_an_image_or_the_published_one(tmp_path):
     def settled(mean, old=False):
         backbone = load(tmp_path, simplenn(narrow(), old=old, mean=mean))
         return backbone.mean, backbone.imported["mean_from"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import Numbers, Words
+from vggfeat.cli.options import Numbers, Words
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.speeds import FormSpeeds, Speeds

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import Numbers, Sides
+from vggfeat.cli.options import Numbers, Sides
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.roofline import Cost, Roofline

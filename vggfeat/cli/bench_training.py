@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import PATH, Scale
+from vggfeat.cli.options import PATH, Scale
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.training import TrainingSpeeds

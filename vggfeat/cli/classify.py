@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.steps import leads
-from vggfeat.cli.types import LONGEST_TABLE, PATH, TRY_AGAIN, Numbers, make_folder, terminal_width
+from vggfeat.cli.options import LONGEST_TABLE, PATH, TRY_AGAIN, Numbers, make_folder, terminal_width
+from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def classify(
 
     make_folder(out)
     runs = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else []
-    if not leads():
+    if not is_main():
         return 0
     new = [one.path for one in runs]
     paces = [Pace(one.path.name, one.total - one.resumed, one.seconds, one.resumed) for one in runs]
@@ -187,7 +187,7 @@ def _run_net(
         overwrite=chosen["overwrite"],
         retry_failed=chosen["retry_failed"],
     )
-    with Progress(f"classify {file.stem}", "images", quiet=quiet or not leads()) as bar:
+    with Progress(f"classify {file.stem}", "images", quiet=quiet or not is_main()) as bar:
         return cache_posteriors(
             data,
             backbone,

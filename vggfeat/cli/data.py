@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.types import PATH, terminal_width
+from vggfeat.cli.options import PATH, terminal_width
 
 if TYPE_CHECKING:
     from vggfeat.datasets.catalogue import DatasetReport

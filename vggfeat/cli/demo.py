@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.types import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder
 
 NET = "small"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.steps import leads
-from vggfeat.cli.types import PATH, TRY_AGAIN, Numbers, Words, make_folder
+from vggfeat.cli.options import PATH, TRY_AGAIN, Numbers, Words, make_folder
+from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def extract(
     from vggfeat.weights import load_backbone
 
     dataset = open_dataset(name, root)
-    for note in dataset.notes if leads() else ():
+    for note in dataset.notes if is_main() else ():
         click.echo(f"note: {note}", err=True)
     facts = FACTS[name]
     device = ready_device(device)
@@ -126,13 +126,13 @@ def extract(
     )
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     backbone = load_backbone(weights)
-    if not backbone.trained and leads():
+    if not backbone.trained and is_main():
         click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
     target = out or Path(f"{_stem(name, root)}.h5")
     make_folder(target.parent)
     with (
         open_world(device, os.environ, lost=StoreError) as world,
-        Progress(f"extract {name}", "images", quiet=quiet or not leads()) as bar,
+        Progress(f"extract {name}", "images", quiet=quiet or not is_main()) as bar,
     ):
         summary = extract_features(
             dataset,
@@ -150,7 +150,7 @@ def extract(
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
             world=world,
         )
-    if not leads():
+    if not is_main():
         return 0
     show_summary(summary, as_json)
     return 3 if len(summary.failures) > allow_failed else 0

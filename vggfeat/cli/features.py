@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.types import PATH, Words, make_folder
+from vggfeat.cli.options import PATH, Words, make_folder
 from vggfeat.errors import ConfigError
 
 LONGEST = 300

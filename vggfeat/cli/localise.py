@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.localise_train import localise_train
-from vggfeat.cli.types import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
+from vggfeat.cli.options import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.steps import leads
+from vggfeat.cli.options import PATH
+from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
 from vggfeat.cli.training_options import training_options
-from vggfeat.cli.types import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,14 +100,14 @@ def localise_train(
     if run.device == "cpu":
         keep_freed_memory()
     say = say_unless(quiet)
-    data = _read(root, annotations, quiet or not leads())
+    data = _read(root, annotations, quiet or not is_main())
     for note in (data.images.layout, *data.train.notes, *data.val.notes):
         say(note)
     title = f"localise train {recipe.kind}"
-    with Progress(title, "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
+    with Progress(title, "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
         hooks = Hooks(progress=bar.update, say=say, stop=stop)
         outcome = train_boxes(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
-    if leads():
+    if is_main():
         _show(outcome, as_json)
 
 

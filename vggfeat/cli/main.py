@@ -20,9 +20,8 @@ from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.report import report
-from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
+from vggfeat.cli.signals import Terminated, breaking_off, is_main, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
-from vggfeat.cli.steps import leads
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
 from vggfeat.cli.weights import weights
@@ -148,6 +147,6 @@ def _dropping_errors() -> Iterator[None]:
 def _say(message: str, error: BaseException) -> None:
     """Say why the command ends, after what the error has been told on its way: how far the work has come."""
     with _dropping_errors():
-        for note in getattr(error, "__notes__", ()) if leads() else ():
+        for note in getattr(error, "__notes__", ()) if is_main() else ():
             click.echo(f"note: {note}", err=True)
         click.echo(line(message), err=True)

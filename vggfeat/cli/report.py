@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.types import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder
 
 
 @click.command()

@@ -57,6 +57,11 @@ def rank() -> str:
     return os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
 
 
+def is_main() -> bool:
+    """Whether this process prints: of those that torchrun started, only the first does."""
+    return rank() == "0"
+
+
 def line(message: str) -> str:
     """Put the name of the program before a message, and which process it is where torchrun has started several."""
     return f"vggfeat: {message}" if rank() == "0" else f"vggfeat, process {rank()}: {message}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.types import PATH, Words, make_folder, terminal_width
+from vggfeat.cli.options import PATH, Words, make_folder, terminal_width
 
 if TYPE_CHECKING:
     from vggfeat.similar import Neighbours

@@ -6,12 +6,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.signals import rank
-
-
-def leads() -> bool:
-    """Whether this process prints: of those that torchrun started, only the first does."""
-    return rank() == "0"
+from vggfeat.cli.signals import is_main
 
 
 def run_step(*arguments: object) -> int:
@@ -19,7 +14,7 @@ def run_step(*arguments: object) -> int:
     from vggfeat.cli import run
 
     words = [str(argument) for argument in arguments]
-    if leads():
+    if is_main():
         click.echo(f"$ vggfeat {shlex.join(words)}")
     return run(words)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.types import PATH, Numbers, Words, make_folder, terminal_width
+from vggfeat.cli.options import PATH, Numbers, Words, make_folder, terminal_width
 from vggfeat.errors import ConfigError, StoreError
 
 WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}

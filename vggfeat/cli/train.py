@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.steps import leads
+from vggfeat.cli.options import PATH, Scale
+from vggfeat.cli.signals import is_main
 from vggfeat.cli.training_options import training_options
-from vggfeat.cli.types import PATH, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,10 +96,10 @@ def train(
     say = say_unless(quiet)
     counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     say(f"{counts}: {data.layout}")
-    with Progress(f"train {net}", "steps", quiet=quiet or not leads()) as bar, signals_as_flag() as stop:
+    with Progress(f"train {net}", "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
         hooks = Hooks(progress=bar.update, say=say, stop=stop)
         outcome = run_training(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
-    if leads():
+    if is_main():
         show_outcome(outcome, as_json)
 
 
@@ -151,7 +151,7 @@ def say_unless(quiet: bool) -> "Callable[[str], None]":
     """Return what prints a sentence at once; of several processes only the first does."""
 
     def say(sentence: str) -> None:
-        if leads() and not quiet:
+        if is_main() and not quiet:
             click.echo(f"note: {sentence}", err=True)
 
     return say

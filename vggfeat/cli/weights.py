@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.types import PATH
+from vggfeat.cli.options import PATH
 
 if TYPE_CHECKING:
     from vggfeat.weights.published import Published
@@ -89,7 +89,7 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     Example:
       vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
     """
-    from vggfeat.cli.types import make_folder
+    from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
     from vggfeat.weights import verify as checking
     from vggfeat.weights.load import find_file
@@ -123,8 +123,8 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     Example:
       vggfeat weights fetch vgg16-caffe
     """
+    from vggfeat.cli.options import make_folder
     from vggfeat.cli.progress import Progress
-    from vggfeat.cli.types import make_folder
     from vggfeat.errors import check_choice
     from vggfeat.weights.download import fetch as download
     from vggfeat.weights.paths import weights_folder
@@ -191,7 +191,7 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
       vggfeat weights export vgg16-caffe --to torchvision --out vgg16.pth
       vggfeat weights export D.safetensors --to onnx --layer fc7 --out vgg16-fc7.onnx
     """
-    from vggfeat.cli.types import make_folder
+    from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
     from vggfeat.weights import load_backbone
     from vggfeat.weights.export import export_onnx, export_torchvision

@@ -100,7 +100,7 @@ class Decoder:
         Returns
         -------
         iterator of DecodedImage or ImageError
-            One for each request, in the order of the requests. Reasons of its own: time-out, and worker-died for a
+            One for each request, in the order of the requests. Reasons of its own: time-out, and worker-died for an
             image that ended two workers in turn.
 
         Raises

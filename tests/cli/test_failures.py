@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from vggfeat.cli import group, run
-from vggfeat.cli.signals import line, stopped
-from vggfeat.cli.steps import leads
+from vggfeat.cli.signals import is_main, line, stopped
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extract import RunSettings, extract_features
@@ -318,7 +317,7 @@ def leave():
 
 atexit.register(leave)
 cli.group.main = work
-cli.main(["extract"])
+cli.entry_point(["extract"])
 """
 
 
@@ -375,7 +374,7 @@ def test_a_process_alone_speaks_for_itself_whatever_number_a_scheduler_gave_it(e
         monkeypatch.delenv(name, raising=False)
     for name, text in environ.items():
         monkeypatch.setenv(name, text)
-    assert leads() == leading
+    assert is_main() == leading
     assert line("x") == ("vggfeat: x" if leading else "vggfeat, process 1: x")
 
 
@@ -413,7 +412,7 @@ def work(**_):
     time.sleep(60)
 
 cli.group.main = work
-cli.main(["extract"])
+cli.entry_point(["extract"])
 """
     running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
     moments = [("working", signal.SIGTERM), ("swallowed", signal.SIGTERM)][: 1 + second]
@@ -440,7 +439,7 @@ def work(**_):
 
 if "{slow}" != "click":
     cli.group.main = work
-cli.main(["extract"])
+cli.entry_point(["extract"])
 """
 
 
@@ -471,7 +470,7 @@ def work():
         raise
 
 cli.group.add_command(click.Command("work", callback=work))
-cli.main(["work"])
+cli.entry_point(["work"])
 """
     running = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
     echoed = "\n" * (number == signal.SIGINT)  # click's, after the ^C of a terminal
