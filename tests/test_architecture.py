@@ -21,19 +21,17 @@ FLOORS = (
     {"results"},
     {"benchmarks"},
     {"cli"},
-    {"bundle", "reproduce", "reclassify"},
-    {"retrain"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
     "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
-              "runtime.distributed", "runtime.devices", "svm", "benchmarks", "reclassify"},
+              "runtime.distributed", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
     "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict", "localisation.drawing",
             "benchmarks", "estimator"},
-    "click": {"cli", "bundle", "reproduce", "reclassify", "retrain"},
+    "click": {"cli"},
     "rich": {"cli"},
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks"},

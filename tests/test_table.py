@@ -8,9 +8,9 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from feature_files import CLASSES, FEATURES, IDS, LABELS, SPLITS, data_set, write_file
 
 import vggfeat
+from feature_files import CLASSES, FEATURES, IDS, LABELS, SPLITS, data_set, write_file
 from vggfeat import table as fusion
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import Task

@@ -638,8 +638,9 @@ def test_a_wrong_file_at_the_address_ends_with_code_5(address, tmp_path, monkeyp
 
 
 def test_extract_takes_a_caffe_file_as_it_is_and_its_features_say_so(tmp_path, capsys):
-    from caffe_files import caffemodel, layers_of
     from PIL import Image
+
+    from caffe_files import caffemodel, layers_of
 
     (tmp_path / "net").write_bytes(caffemodel(layers_of("A", width=1, fc=64, classes=5), form="V1"))
     (tmp_path / "own").mkdir()

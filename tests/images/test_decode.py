@@ -9,9 +9,9 @@ import warnings
 
 import numpy as np
 import pytest
-from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from PIL import Image, ImageFile
 
+from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.colours import to_rgb
 from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding_hooks import crew, obey, orders, pid_of
-from odd_images import encode, good_images, png, scan_bomb
 from PIL import Image
 
+from decoding_hooks import crew, obey, orders, pid_of
+from odd_images import encode, good_images, png, scan_bomb
 from vggfeat.errors import ConfigError, ImageError, VggfeatError
 from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder

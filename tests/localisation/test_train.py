@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from train_runs import figures, hash_of
 
+from train_runs import figures, hash_of
 from vggfeat.cli import localise_train as command
 from vggfeat.cli.localise_train import localise_train
 from vggfeat.datasets.ilsvrc_boxes import Boxes

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from crash_runs import FILES, FOLDERS, Hooked
-from feature_rows import memory_folder
 from PIL import Image
 
+from crash_runs import FILES, FOLDERS, Hooked
+from feature_rows import memory_folder
 from vggfeat import extract as caching
 from vggfeat.cli import entry_point, progress
 from vggfeat.cli import main as cli_main

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from odd_images import good_images
-
 from vggfeat.images.decode import REASONS
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shards import Status

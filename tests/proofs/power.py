@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from crash_runs import FILES, FOLDERS, Hooked
 
+from crash_runs import FILES, FOLDERS, Hooked
 from vggfeat.runtime.durable import DISK
 from vggfeat.training.checkpoints import Checkpoints
 

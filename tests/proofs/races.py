@@ -7,7 +7,6 @@ races.
 import time
 
 from feature_rows import crash_run
-
 from vggfeat.errors import StoreError
 from vggfeat.store.reader import validate
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from crash_runs import contents
-from feature_rows import finish, make_block, open_parts
 from scipy.io import savemat
 
+from crash_runs import contents
+from feature_rows import finish, make_block, open_parts
 from vggfeat.datasets import caltech, folder, ilsvrc, voc
 from vggfeat.datasets import ilsvrc_boxes as boxes
 from vggfeat.errors import DatasetError, FitError, ImageError, StoreError, TrainingError, VggfeatError

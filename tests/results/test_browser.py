@@ -3,9 +3,9 @@
 import json
 
 import pytest
+
 from browsing import browser, chromium
 from page_runs import HOSTILE, make_images, make_run, make_table
-
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.page import PageSettings, make_page
 from vggfeat.results.similar_page import neighbours_page

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from page_runs import BOX, HOSTILE, SIDE, Parsed, make_images, make_run, make_table
 from PIL import Image
 
+from page_runs import BOX, HOSTILE, SIDE, Parsed, make_images, make_run, make_table
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
@@ -233,7 +233,6 @@ def test_failed_images_are_named_with_their_reasons(made):
 
 def test_a_feature_file_hands_its_reasons_on(tmp_path):
     from feature_rows import FAILED, finish
-
     from vggfeat.table import read_descriptors
 
     table = read_descriptors(finish(tmp_path / "x.h5"))

@@ -8,8 +8,8 @@ import shutil
 import time
 
 import pytest
-from page_runs import make_run
 
+from page_runs import make_run
 from tests.proofs.mutants import mutate
 from vggfeat.errors import StoreError
 from vggfeat.results.checked_json import DEEPEST

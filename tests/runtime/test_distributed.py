@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from feature_rows import memory_folder
 
+from feature_rows import memory_folder
 from tests.proofs.common import draw
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import default_workers

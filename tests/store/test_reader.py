@@ -12,6 +12,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+
 from feature_rows import (
     FAILED,
     KEY,
@@ -26,7 +27,6 @@ from feature_rows import (
     memory_folder,
     open_parts,
 )
-
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.reader import FeatureFile, validate

@@ -13,6 +13,7 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
+
 from feature_rows import (
     FAILED,
     KEY,
@@ -28,7 +29,6 @@ from feature_rows import (
     memory_folder,
     open_parts,
 )
-
 from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files
 from vggfeat.store.identity import describe, differences, first_other_row, matching

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from feature_rows import KEY, PROVENANCE, finish, make_block, make_dataset, open_parts
-
 from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files
 from vggfeat.store import reader as store

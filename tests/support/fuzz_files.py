@@ -9,10 +9,10 @@ import zlib
 import h5py
 import numpy as np
 import torch
-from caffe_files import caffemodel, layers_of, nested, varint
-from mat_files import save, simplenn
 from safetensors.torch import save as save_safetensors
 
+from caffe_files import caffemodel, layers_of, nested, varint
+from mat_files import save, simplenn
 from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.weights import save_weights, torchvision_names
 

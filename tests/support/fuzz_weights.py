@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from fuzz_files import SAMPLES, Corpus
 
+from fuzz_files import SAMPLES, Corpus
 from vggfeat.errors import WeightsError
 from vggfeat.weights.caffe import load_caffe
 from vggfeat.weights.keras import load_keras

@@ -19,8 +19,8 @@ if __name__ == "__main__":
         os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
 
 import torch.distributed as dist
-from crash_runs import Hooked
 
+from crash_runs import Hooked
 from tests.proofs.common import Ended, Job, Run, digest
 from vggfeat.errors import StoreError
 from vggfeat.runtime import distributed as processes

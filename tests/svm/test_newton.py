@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from svm_reference import objective, reference
 
+from svm_reference import objective, reference
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm import Part, SvmProblemSet, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoding_hooks import obey
-from odd_images import encode
 from PIL import Image
 from torch.nn import functional as F
 
+from decoding_hooks import obey
+from odd_images import encode
 from vggfeat.errors import ConfigError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.pool import Decoder

@@ -9,9 +9,9 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from odd_images import encode
 from PIL import Image
 
+from odd_images import encode
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, DatasetError, StoreError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, decode

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import train_runs
 from PIL import Image
 from torch.nn import functional as F
-from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, stripes
 
+import train_runs
+from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, stripes
 from vggfeat.errors import ConfigError, StoreError, TrainingError, out_of_memory
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.distributed import World

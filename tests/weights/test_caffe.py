@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from caffe_files import blob, caffemodel, layer_message, layers_of, nested, number, prototxt, single, varint
 from other_nets import difference, image, our_maps
-
 from vggfeat.errors import WeightsError
 from vggfeat.formats import protobuf as wire
 from vggfeat.weights import IMAGENET_MEAN

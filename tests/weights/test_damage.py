@@ -11,10 +11,10 @@ import time
 import warnings
 from pathlib import Path
 
-import fuzz_weights
 import pytest
-from fuzz_files import SAMPLES, Corpus
 
+import fuzz_weights
+from fuzz_files import SAMPLES, Corpus
 from vggfeat.errors import WeightsError
 
 SUPPORT = Path(__file__).parents[1] / "support"

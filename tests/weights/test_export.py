@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from other_nets import NARROW, difference, image, our_maps, torchvision_maps, torchvision_net
 from torchvision import models
 from torchvision.transforms.v2 import functional as tvf
 
+from other_nets import NARROW, difference, image, our_maps, torchvision_maps, torchvision_net
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.nets.vgg import VGG, initialise
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from other_nets import NARROW, difference, image, our_maps
 
+from other_nets import NARROW, difference, image, our_maps
 from vggfeat.errors import WeightsError
 from vggfeat.weights import IMAGENET_MEAN, load_backbone
 

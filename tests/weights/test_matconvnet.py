@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
+
 from caffe_files import layers_of
 from mat_files import MEAN, cell, forward, save, simplenn
 from other_nets import difference, image, our_maps
-from scipy.io import savemat
-
 from vggfeat.errors import WeightsError
 from vggfeat.formats import mat5
 from vggfeat.formats.mat5 import MOST_DEPTH, MOST_INFLATED

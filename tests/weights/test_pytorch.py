@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from other_nets import NARROW, difference, draw, image, our_maps, torchvision_maps, torchvision_net
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.transforms.v2 import functional as tvf
 
+from other_nets import NARROW, difference, draw, image, our_maps, torchvision_maps, torchvision_net
 from vggfeat.errors import WeightsError
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
 
