@@ -1,6 +1,6 @@
-"""Proofs of what RELIABILITY.md promises: `python -m tests.proofs` lists them.
+"""Proofs of what docs/reliability.md promises: `python -m tests.proofs` lists them.
 
-Each runs in a short form, of seconds, and in a full one, of minutes, whose figures RELIABILITY.md tells.
+Each runs in a short form, of seconds, and in a full one, of minutes, whose figures docs/reliability.md tells.
 """
 
 import sys

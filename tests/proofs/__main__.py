@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", choices=(*NAMES, "quick"), metavar="NAME")
     parser.add_argument("words", nargs="*", help="fuzz: names of readers")
-    parser.add_argument("--full", action="store_true", help="the form whose figures RELIABILITY.md tells")
+    parser.add_argument("--full", action="store_true", help="the form whose figures docs/reliability.md tells")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="of a family that counts cases")
     parser.add_argument("--shown", type=int, default=20, help="failures that are told, at most")

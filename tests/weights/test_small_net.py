@@ -1,4 +1,4 @@
-"""The net that comes with the package: its size, where it comes from, and what the README says of it."""
+"""The net that comes with the package: its size, where it comes from, and what the documents say of it."""
 
 import importlib.resources
 import re
@@ -41,8 +41,8 @@ def test_its_metadata_hold_the_recipe_of_the_pipeline(small):
     assert small.facts["training"]["step"] == int(re.search(r"--steps (\d+)", STAGES[-1].training)[1])
 
 
-def test_the_readme_gives_the_errors_that_its_trainer_measured(small):
-    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_documents_give_the_errors_that_its_trainer_measured(small):
+    told = " ".join((ROOT / "docs" / "weights.md").read_text(encoding="utf-8").split())
     found = small.facts["training"]["validation"]
     top1, top5 = (100 * found[f"{name}_error"] for name in ("top1", "top5"))
     assert f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %" in told
