@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, TRY_AGAIN, Numbers, Words, make_folder
+from vggfeat.cli.options import (
+    PATH,
+    TRY_AGAIN,
+    DecodingOptions,
+    ForwardOptions,
+    JobOptions,
+    Numbers,
+    Words,
+    make_folder,
+    with_options,
+)
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 
@@ -26,34 +36,14 @@ SHOWN_FAILURES = 10
 @click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
 @click.option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7", show_default=True)
-@click.option(
-    "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True,
-    help="Of the convolutions. For a faster one, some images are computed again in fp32, and the difference is told.",
-)  # fmt: skip
-@click.option(
-    "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
-    help="How images are rescaled.",
-)  # fmt: skip
+@with_options(ForwardOptions, "forward")
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
-@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
-@click.option(
-    "--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
-    help="Which images run together: of equal size, or of similar size with zeros beside the smaller ones.",
-)  # fmt: skip
-@click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Compile the net first, for a minute or two. [vggfeat bench extract tells whether that pays]",
-)
-@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points.")
-@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds an image.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]")
-@click.option("--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey.")
-@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
-@click.option("--overwrite", is_flag=True, help="Replace a feature file that is damaged or of other settings.")
+@click.option("--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
+              help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
+@click.option("--compile", "compiled", is_flag=True,
+              help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
+@with_options(DecodingOptions, "decoding")
+@with_options(JobOptions, "job")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def extract(
@@ -64,20 +54,12 @@ def extract(
     scales: tuple[int, ...] | None,
     regions: tuple[str, ...] | None,
     layer: str,
-    precision: str,
-    interpolation: str,
+    forward: ForwardOptions,
     device: str | None,
-    workers: int | None,
-    batch_pixels: int | None,
     batching: str,
     compiled: bool,
-    shard_rows: int | None,
-    time_limit: float,
-    max_pixels: int | None,
-    allow_truncated: bool,
-    allow_failed: int,
-    retry_failed: bool,
-    overwrite: bool,
+    decoding: DecodingOptions,
+    job: JobOptions,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -86,7 +68,7 @@ def extract(
     Every image is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
     layer is averaged over space, then over the two. One vector per image, scale and region is stored, not
     normalised. Images that can't be read are counted by reason and listed in OUT.failures.jsonl. A run that was
-    stopped goes on when the same command is given again. Several GPUs or machines with a common disk: give the same
+    stopped resumes when the same command is given again. Several GPUs or machines with a common disk: give the same
     command to torchrun; the file is the same, byte by byte.
 
     \b
@@ -102,10 +84,9 @@ def extract(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.datasets.facts import FACTS
-    from vggfeat.extract import RunSettings, extract_features
+    from vggfeat.extract import extract_features
     from vggfeat.forward.features import ExtractionSettings
-    from vggfeat.images.decode import DecodeSettings
-    from vggfeat.runtime.devices import default_batch_pixels, default_workers, ready_device
+    from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.weights import load_backbone
 
@@ -118,13 +99,10 @@ def extract(
         scales=scales or facts.scales,
         regions=regions or facts.regions,  # type: ignore[arg-type]
         layer=layer,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
-        interpolation=interpolation,  # type: ignore[arg-type]
-        batch_pixels=batch_pixels or default_batch_pixels(device),
         batching=batching,  # type: ignore[arg-type]
         compiled=compiled,
+        **forward.given(device),
     )
-    limits = {"max_pixels": max_pixels} if max_pixels else {}
     backbone = load_backbone(weights)
     if not backbone.trained and is_main():
         click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
@@ -139,21 +117,15 @@ def extract(
             backbone,
             target,
             settings,
-            cache=RunSettings(
-                device=str(world.device),
-                workers=default_workers() if workers is None else workers,
-                shard_rows=shard_rows,
-                overwrite=overwrite,
-                retry_failed=retry_failed,
-            ),
-            decode=DecodeSettings(timeout=time_limit, allow_truncated=allow_truncated, **limits),
+            cache=job.settings(str(world.device), decoding.processes()),
+            decode=decoding.settings(),
             progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
             world=world,
         )
     if not is_main():
         return 0
     show_summary(summary, as_json)
-    return 3 if len(summary.failures) > allow_failed else 0
+    return 3 if len(summary.failures) > job.allow_failed else 0
 
 
 def show_summary(summary: "Summary", as_json: bool = False) -> None:

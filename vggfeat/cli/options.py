@@ -1,85 +1,192 @@
-"""Kinds of option values that click does not know."""
+"""What commands have in common: kinds of values, and groups of options that arrive as one object."""
 
 import contextlib
 import os
 import shutil
 import sys
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial, wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vggfeat.errors import StoreError
 
+if TYPE_CHECKING:
+    from vggfeat.extract import RunSettings
+    from vggfeat.images.decode import DecodeSettings
+
 LONGEST_TABLE = 40
 """Classes of ILSVRC that are printed."""
-
-
-class Numbers(click.ParamType):
-    """Numbers separated by commas."""
-
-    name = "N,N,..."
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...] | tuple[float, ...]:
-        """Split at commas."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.kind(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected numbers separated by commas, found {value!r}", param, ctx)
-
-
-class Scale(click.ParamType):
-    """A side in pixels, or a range of sides."""
-
-    name = "S|LOWEST:HIGHEST"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Give a single side as a range of one."""
-        if isinstance(value, tuple):
-            return value
-        lowest, _, highest = str(value).partition(":")
-        try:
-            return int(lowest), int(highest or lowest)
-        except ValueError:
-            self.fail(f"expected a side in pixels, or lowest:highest, found {value!r}", param, ctx)
-
-
-class Sides(click.ParamType):
-    """Height and width of an image."""
-
-    name = "HEIGHTxWIDTH"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Split at the x."""
-        if isinstance(value, tuple):
-            return value
-        height, _, width = str(value).partition("x")
-        try:
-            return int(height), int(width)
-        except ValueError:
-            self.fail(f"expected HEIGHTxWIDTH in pixels, found {value!r}", param, ctx)
-
-
 TRY_AGAIN = "failed: to try them again, give the same command with --retry-failed"
 PATH = click.Path(path_type=Path, readable=False)
-"""Whether a file is there and can be read is said by what reads it."""
+"""What reads a file says whether it is there and can be read."""
 
 
-class Words(click.ParamType):
-    """Words separated by commas."""
+class Parsed(click.ParamType):
+    """Text that a function turns into a value.
 
-    name = "WORD,WORD,..."
+    Parameters
+    ----------
+    name : str
+        What the help calls the value.
+    expected : str
+        What a message says was expected.
+    parse : callable
+        Takes the text; raises ValueError for others.
+    """
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Split at commas."""
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+    def __init__(self, name: str, expected: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.expected, self.parse = name, expected, parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse text; leave a default as it is."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError:
+            self.fail(f"expected {self.expected}, found {value!r}", param, ctx)
+
+
+def Numbers(kind: type[int] | type[float]) -> Parsed:  # noqa: N802  it is used as a type
+    """Return the type of numbers separated by commas."""
+    return Parsed("N,N,...", "numbers separated by commas", lambda text: tuple(map(kind, text.split(","))))
+
+
+def Words() -> Parsed:  # noqa: N802
+    """Return the type of words separated by commas."""
+    return Parsed("WORD,WORD,...", "words", lambda text: tuple(part.strip() for part in text.split(",")))
+
+
+def Scale() -> Parsed:  # noqa: N802
+    """Return the type of a side in pixels, or of a range of sides; a single side is a range of one."""
+    return Parsed("S|LOWEST:HIGHEST", "a side in pixels, or lowest:highest", _scale)
+
+
+def Sides() -> Parsed:  # noqa: N802
+    """Return the type of height and width of an image."""
+    return Parsed("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels", _sides)
+
+
+def _scale(text: str) -> tuple[int, int]:
+    lowest, _, highest = text.partition(":")
+    return int(lowest), int(highest or lowest)
+
+
+def _sides(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def option(*names: str, **settings: Any) -> Any:
+    """Declare a field of a group of options: the arguments are those of `click.option`.
+
+    An option without a default is None when it is not given, and its help says in brackets what holds then.
+    """
+    default = settings.get("default", False if settings.get("is_flag") else None)
+    if default is not None and not settings.get("is_flag"):
+        settings.setdefault("show_default", True)
+    return field(default=default, metadata={"names": names, "settings": settings})
+
+
+def with_options(group: type, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a group, which it receives as one object under a name."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def run(*args: Any, **given: Any) -> Any:
+            values = {one.name: given.pop(one.name) for one in fields(group)}
+            return command(*args, **given, **{name: group(**values)})
+
+        for one in reversed(fields(group)):
+            run = click.option(*one.metadata["names"], one.name, **one.metadata["settings"])(run)
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOptions:
+    """How a net runs over images."""
+
+    precision: str = option(
+        "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32",
+        help="Of the convolutions. With a faster one, some images are computed in fp32 as well and compared.",
+    )  # fmt: skip
+    interpolation: str = option(
+        "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear",
+        help="How images are rescaled.",
+    )  # fmt: skip
+    batch_pixels: int | None = option(
+        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch. [2^20 on the CPU, 2^22 on a GPU]"
+    )
+
+    def given(self, device: str) -> dict[str, Any]:
+        """Return the fields of `vggfeat.forward.ForwardSettings` that they decide."""
+        from vggfeat.runtime.devices import default_batch_pixels
+
+        batch_pixels = self.batch_pixels or default_batch_pixels(device)
+        return {"precision": self.precision, "interpolation": self.interpolation, "batch_pixels": batch_pixels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """How image files are decoded."""
+
+    workers: int | None = option(
+        "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
+    )
+    time_limit: float = option("--time-limit", type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
+    max_pixels: int | None = option(
+        "--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"
+    )
+    allow_truncated: bool = option(
+        "--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey."
+    )
+
+    def settings(self) -> "DecodeSettings":
+        """Return the limits for an image."""
+        from vggfeat.images.decode import DecodeSettings
+
+        limits = {"max_pixels": self.max_pixels} if self.max_pixels else {}
+        return DecodeSettings(timeout=self.time_limit, allow_truncated=self.allow_truncated, **limits)
+
+    def processes(self) -> int:
+        """Return how many processes decode."""
+        from vggfeat.runtime.devices import default_workers
+
+        return default_workers() if self.workers is None else self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How a job is cut up, resumed and repeated."""
+
+    shard_rows: int | None = option(
+        "--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 256]"
+    )
+    allow_failed: int = option(
+        "--allow-failed", type=click.IntRange(0), default=0, help="Failed images for exit code 0."
+    )
+    retry_failed: bool = option(
+        "--retry-failed", is_flag=True, help="Compute again what failed, or has changed, since."
+    )
+    overwrite: bool = option("--overwrite", is_flag=True, help="Replace a file that is damaged or of other settings.")
+
+    def settings(self, device: str, workers: int) -> "RunSettings":
+        """Return them as `vggfeat.extract_features` takes them."""
+        from vggfeat.extract import RunSettings
+
+        return RunSettings(
+            device=device,
+            workers=workers,
+            shard_rows=self.shard_rows,
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+        )
 
 
 def terminal_width() -> int | None:
@@ -88,7 +195,7 @@ def terminal_width() -> int | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a result, before the work whose result it is; if nothing comes into it, it goes at the end.
+    """Make the folder of a result, before the work whose result it is; an empty one is removed at the end.
 
     Raises
     ------
