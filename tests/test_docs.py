@@ -182,7 +182,7 @@ def demo(tmp_path_factory) -> Path:
 
 
 def test_the_table_of_the_feature_file_is_the_feature_file(demo):
-    section = FORMATS.split("**Feature file**")[1].split("Attributes:")[0]
+    section = FORMATS.split("## Feature file")[1].split("Attributes:")[0]
     told = {
         name
         for cell in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
@@ -196,7 +196,7 @@ def test_the_table_of_the_feature_file_is_the_feature_file(demo):
 
 
 def test_the_fields_of_the_results_are_those_in_the_documents(demo):
-    section = FORMATS.split("**results.json**")[1].split("**scores.npz**")[0]
+    section = FORMATS.split("### results.json")[1].split("### scores.npz")[0]
     results = json.loads((demo / "voc2007.svm" / "results.json").read_text())
     assert set(results) <= set(re.findall(r"`(\w+)`", section))
 
@@ -207,7 +207,7 @@ def test_the_table_of_a_training_folder_is_the_folder(tmp_path):
     next(root.rglob("*.jpg")).write_bytes(b"no image")
     words = ["--net", "A", "--width", "0.03125", "--batch", "48", "--steps", "1", "--workers", "0", "--device", "cpu"]
     assert run(["train", "--root", str(root), "--out", str(tmp_path / "x"), *words]) == 0
-    section = FORMATS.split("**Folder of a training run.**")[1].split("\n\n**")[0]
+    section = FORMATS.split("## Folder of a training run")[1].split("\n\n## ")[0]
     told = set(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
     names = [path.name + "/" * path.is_dir() for path in (tmp_path / "x").iterdir()]
     found = {re.sub(r"-[0-9a-f]{16}\.", "-KEY.", name) for name in names}
@@ -221,7 +221,7 @@ def test_the_weights_file_holds_what_the_documents_say(tmp_path):
     save_weights(tmp_path / "x.safetensors", model, mean=(1, 2, 3), training={})
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         about = json.loads(file.metadata()["vggfeat"])
-    section = FORMATS.split("**Weights** (safetensors)")[1].split("\n\n")[0]
+    section = FORMATS.split("## Weights")[1].split("\n\n## ")[0]
     assert set(about) <= set(re.findall(r"`(\w+)`", section))
 
 
