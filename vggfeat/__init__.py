@@ -19,25 +19,6 @@ if TYPE_CHECKING:
     from vggfeat.table import load_features, read_descriptors
     from vggfeat.weights import load_backbone, save_weights
 
-_HOMES = {
-    "ExtractionSettings": "forward.features",
-    "Extractor": "estimator",
-    "FeatureFile": "store",
-    "VGG": "nets.vgg",
-    "average_precision": "metrics",
-    "extract_features": "extract",
-    "confusion": "metrics",
-    "join_features": "descriptors",
-    "load_backbone": "weights",
-    "load_features": "table",
-    "mean_class_recall": "metrics",
-    "open_dataset": "datasets.catalogue",
-    "read_descriptors": "table",
-    "run_protocol": "protocols",
-    "save_weights": "weights",
-    "top_k_error": "metrics",
-}
-
 __all__ = [
     "VGG",
     "ExtractionSettings",
@@ -57,12 +38,31 @@ __all__ = [
     "top_k_error",
 ]
 
+_MODULES = {
+    "datasets.catalogue": ("open_dataset",),
+    "descriptors": ("join_features",),
+    "estimator": ("Extractor",),
+    "extract": ("extract_features",),
+    "forward.features": ("ExtractionSettings",),
+    "metrics": ("average_precision", "confusion", "mean_class_recall", "top_k_error"),
+    "nets.vgg": ("VGG",),
+    "protocols.rules": ("run_protocol",),
+    "store.reader": ("FeatureFile",),
+    "table": ("load_features", "read_descriptors"),
+    "weights": ("load_backbone", "save_weights"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"vggfeat.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vggfeat")
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"vggfeat.{module}"), name)
     raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]
