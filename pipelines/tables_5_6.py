@@ -28,7 +28,8 @@ from steps import Options
 from vggfeat.cli.options import make_folder
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import save_weights
 
 TWIN_WIDTH = 1 / 32

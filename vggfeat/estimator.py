@@ -138,7 +138,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
         settings = ExtractionSettings(
             scales=tuple(int(scale) for scale in self.scales),
-            layer=self.layer,  # type: ignore[arg-type]
+            layer=self.layer,
             precision=self.precision,  # type: ignore[arg-type]
             interpolation=self.interpolation,  # type: ignore[arg-type]
             batch_pixels=self.batch_pixels,

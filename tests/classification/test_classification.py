@@ -24,8 +24,9 @@ from vggfeat.forward.crops import centre, grid
 from vggfeat.forward.posteriors import Posteriors, PosteriorSettings, cut, cut_mirrored
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, decode
 from vggfeat.localisation.nets import BOX_FACTS
+from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import rescale, rescaled_size
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.results.classification import result_notes, results_json, text_table
 from vggfeat.results.paper_errors import PAPER, is_official, paper_errors
 from vggfeat.samples import DataSet, Task

@@ -16,7 +16,8 @@ from vggfeat.classification.fuse import fuse
 from vggfeat.cli import features, run
 from vggfeat.datasets import ilsvrc
 from vggfeat.forward.posteriors import Posteriors
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.store.reader import FeatureFile
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import save_weights

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vggfeat.cli import run
 from vggfeat.localisation import evaluate as evaluating
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import save_weights
 
 CLASSES = tuple("abcdefg")

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from vggfeat.cli import run
 from vggfeat.errors import WeightsError
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import imagenet_classes, load_backbone, save_weights
 from vggfeat.weights import load as finding
 from vggfeat.weights.load import load_file

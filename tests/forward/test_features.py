@@ -53,7 +53,7 @@ def test_features_are_the_spatial_mean_over_image_and_mirror(layer):
         assert row.reason == ""
         assert row.size == made.size
         assert row.sha256 == made.sha256
-        assert row.features.shape == (2, 1, net.model.channels(layer))
+        assert row.features.shape == (2, 1, net.model.maps[layer].channels)
         for s, side in enumerate(SCALES):
             expected = reference(net, made.regions[0], side, layer)
             close(row.features[s, 0], expected)
@@ -439,7 +439,6 @@ def test_a_sample_without_box_is_named():
         {"scales": (2.5,)},
         {"regions": ()},
         {"regions": ("head",)},
-        {"layer": "fc9"},
         {"precision": "fp8"},
         {"interpolation": "nearest"},
         {"batch_pixels": 0},
@@ -448,6 +447,11 @@ def test_a_sample_without_box_is_named():
 def test_settings_that_are_not_allowed_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         ExtractionSettings(**settings)
+
+
+def test_a_layer_that_the_net_has_not_is_named():
+    with pytest.raises(ConfigError, match="layer: expected one of conv5, pool5, fc6, fc7, fc8, found 'fc9'"):
+        Extraction(backbone(), ExtractionSettings(layer="fc9"))
 
 
 def test_devices_that_are_not_there_are_named():

@@ -22,8 +22,9 @@ from vggfeat.localisation.merging import MergeSettings, match_scores, merge
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.localisation.windows import boxes_of, window_frames, within
 from vggfeat.metrics import box_overlap, inclusive_pixels, localisation_error
+from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import normalise, rescale
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.samples import Box
 from vggfeat.weights import Backbone
 
@@ -441,7 +442,7 @@ def test_the_boxes_of_all_nets_and_scales_are_put_together_before_they_are_merge
 def test_nets_that_round_differently_are_compared_where_both_have_a_window():
     # A side of 270 has 2 positions with floor and 3 with ceil.
     net, classifier = box_net("pcr", pool="ceil"), backbone(3, 5, classes=CLASSES)
-    assert (net.backbone.model.positions(270), classifier.model.positions(270)) == (3, 2)
+    assert (net.backbone.model.map_side("fc8", 270), classifier.model.map_side("fc8", 270)) == (3, 2)
     (found,) = dense([net], ((270,),), classifier).locate([image(270, 270)], [Ask()])
     assert found.reason == ""
     assert found.windows.max() <= 4

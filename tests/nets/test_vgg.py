@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torchvision.models import vgg as torchvision_vgg
 
 from vggfeat.errors import ConfigError
-from vggfeat.nets.vgg import MAPS, NETS, VGG, initialise, local_response_norm
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import NETS, VGG, local_response_norm
 from vggfeat.weights import torchvision_names
 
 PARAMETERS = {
@@ -81,7 +82,7 @@ def test_equals_torchvision_on_a_224_crop(config):
     share_weights(net, model)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        found = model(images, MAPS)
+        found = model(images, model.maps)
         features = net.features(images)
         fc6 = net.classifier[:2](features.flatten(1))
         expected = {
@@ -119,12 +120,12 @@ def test_dense_maps_equal_a_sliding_window_over_pool5(config, pool):
     model = with_biases(small(config, pool=pool))
     images = torch.randn(1, 3, 260, 331, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        maps = model(images, MAPS)
+        maps = model(images, model.maps)
     pool5 = maps["pool5"][0].numpy().astype(np.float64)
     weights = {name: layer.weight.detach().numpy().astype(np.float64) for name, layer in model.layers.items()}
     biases = {name: layer.bias.detach().numpy().astype(np.float64) for name, layer in model.layers.items()}
     rows, columns = pool5.shape[1] - 6, pool5.shape[2] - 6
-    assert maps["fc7"].shape[2:] == (rows, columns) == (model.positions(260), model.positions(331))
+    assert maps["fc7"].shape[2:] == (rows, columns) == (model.map_side("fc7", 260), model.map_side("fc7", 331))
     for y in range(rows):
         for x in range(columns):
             window = pool5[:, y : y + 7, x : x + 7].reshape(-1)
@@ -155,7 +156,7 @@ def test_conv5_is_pooled_to_pool5():
 )
 def test_map_sides(side, pool, pool5, positions):
     model = small("A", pool=pool)
-    assert (model.pool5_side(side), model.positions(side)) == (pool5, positions)
+    assert (model.map_side("pool5", side), model.map_side("fc8", side)) == (pool5, positions)
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, side, 224), ("pool5",))["pool5"].shape[2] == pool5
     assert (side >= model.min_side) == (positions >= 1)
@@ -188,7 +189,7 @@ def test_reach_is_what_a_position_can_see(config, reach):
     with torch.no_grad():  # all weights positive, so that nothing that is seen cancels out
         for name, parameter in model.named_parameters():
             parameter.fill_(0.01 if name.endswith("weight") else 0.0)
-    assert model.reach == reach
+    assert model.maps["conv5"].reach == model.maps["fc8"].reach == reach
     images = torch.ones(1, 3, 96 * 5, 32, requires_grad=True)
     model(images, ("conv5",))["conv5"][:, :, 14:16].sum().backward()
     seen = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()

@@ -13,7 +13,8 @@ from safetensors.torch import save as save_safetensors
 
 from caffe_files import caffemodel, layers_of, nested, varint
 from mat_files import save, simplenn
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import save_weights, torchvision_names
 
 WIDTH = 1 / 64

@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from other_nets import NARROW, difference, image, our_maps, torchvision_maps, torchvision_net
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.families import initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
 from vggfeat.weights.export import export_onnx, export_torchvision
 

@@ -13,8 +13,9 @@ from torchvision.models import vgg as torchvision_vgg
 from torchvision.transforms.v2 import functional as tvf
 
 from vggfeat.errors import ConfigError, StoreError, WeightsError
+from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import normalise
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.vgg import VGG
 from vggfeat.weights import IMAGENET_MEAN, load_backbone, load_bundled, random_backbone, save_weights
 from vggfeat.weights import load as finding
 from vggfeat.weights import random_init as untrained

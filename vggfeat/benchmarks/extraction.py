@@ -36,7 +36,7 @@ from vggfeat.benchmarks.speeds import (
 from vggfeat.benchmarks.stages import Stages, run_network
 from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings
-from vggfeat.forward.features import Extraction, ExtractionSettings, Layer
+from vggfeat.forward.features import Extraction, ExtractionSettings
 from vggfeat.forward.precision import cosines
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
@@ -58,7 +58,7 @@ class BenchSettings:
     scales: tuple[int, ...]
     """Q, smallest image sides in pixels."""
     forms: tuple[Form, ...]
-    layer: Layer = "fc7"
+    layer: str = "fc7"
     images: int = CPU_IMAGES
     """JPEG files. The runs from files to file go through them shard by shard, a shard being no larger than this."""
     repeat: int = 1

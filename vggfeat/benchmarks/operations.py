@@ -6,7 +6,8 @@ C = channels of a map, H, W = its sides. A multiply-add is one multiplication an
 from dataclasses import dataclass
 from itertools import takewhile
 
-from vggfeat.nets.vgg import NETS, VGG, WINDOW
+from vggfeat.nets.backbone import Net
+from vggfeat.nets.vgg import NETS, WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,12 @@ class LayerCost:
     """Activations that are read and written if each of them is an operation of its own."""
 
 
-def layer_costs(model: VGG, height: int, width: int, last: str = "fc8") -> tuple[LayerCost, ...]:
+def layer_costs(model: Net, height: int, width: int, last: str = "fc8") -> tuple[LayerCost, ...]:
     """Count all layers up to one, run densely over an image.
 
     Parameters
     ----------
-    model : VGG
+    model : Net
         Its weights are not read: it may be on the meta device.
     height, width : int
         Sides of the image in pixels, as the net sees it.
@@ -57,13 +58,13 @@ def layer_costs(model: VGG, height: int, width: int, last: str = "fc8") -> tuple
     return tuple(found)
 
 
-def layer_multiply_adds(model: VGG, height: int, width: int) -> dict[str, int]:
+def layer_multiply_adds(model: Net, height: int, width: int) -> dict[str, int]:
     """Return the multiply-adds of every layer for one image of height x width pixels, forward."""
     return {layer.name: layer.multiply_adds for layer in layer_costs(model, height, width)}
 
 
 def _cost(
-    model: VGG, name: str, inputs: int, sides: tuple[int, int], pooled: tuple[int, int] | None, normalised: bool,
+    model: Net, name: str, inputs: int, sides: tuple[int, int], pooled: tuple[int, int] | None, normalised: bool,
     activated: bool = True,
 ) -> LayerCost:  # fmt: skip
     weight, bias = (model.get_parameter(f"layers.{name}.{kind}") for kind in ("weight", "bias"))
@@ -82,7 +83,7 @@ def _cost(
     )
 
 
-def _pooled(model: VGG, sides: tuple[int, int]) -> tuple[int, int]:
+def _pooled(model: Net, sides: tuple[int, int]) -> tuple[int, int]:
     up = model.pool == "ceil"
     return (sides[0] + up) // 2, (sides[1] + up) // 2
 

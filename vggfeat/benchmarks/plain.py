@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import functional as TF
 
+from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.nets.vgg import NETS, VGG
+from vggfeat.nets.vgg import NETS
 from vggfeat.weights import Backbone
 
 TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
@@ -51,7 +52,7 @@ class PlainExtractor:
         self.way = way
         self._dtype = torch.bfloat16 if way == "bfloat16" else torch.float32
         self.net = plain_net(backbone.model, layer).to(device, self._dtype)
-        self.channels = backbone.model.channels(layer)
+        self.channels = backbone.model.maps[layer].channels
         self.sides = tuple(sides)
         self._mean, self._std, self._device = list(backbone.mean), list(backbone.std), device
 
@@ -94,7 +95,7 @@ def plain_precision(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" else "fp32"
 
 
-def plain_net(model: VGG, layer: str) -> nn.Sequential:
+def plain_net(model: Net, layer: str) -> nn.Sequential:
     """Build the net up to a layer: from torchvision's module where it has it, by hand in the same way elsewhere."""
     convolutions = list(_torchvision(model) if in_torchvision(model) else _by_hand(model))
     weights = dict(model.named_parameters())
@@ -115,7 +116,7 @@ def plain_net(model: VGG, layer: str) -> nn.Sequential:
     return net.eval()
 
 
-def in_torchvision(model: VGG) -> bool:
+def in_torchvision(model: Net) -> bool:
     """Tell whether torchvision has this net."""
     return model.config in TORCHVISION and model.width == 1 and model.pool == "floor"
 
@@ -127,13 +128,13 @@ class _Norm(nn.LocalResponseNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-def _torchvision(model: VGG) -> nn.Sequential:
+def _torchvision(model: Net) -> nn.Sequential:
     with torch.device("meta"):
         features: nn.Sequential = models.get_model(TORCHVISION[model.config], weights=None).features
     return features
 
 
-def _by_hand(model: VGG) -> Iterable[nn.Module]:
+def _by_hand(model: Net) -> Iterable[nn.Module]:
     config = NETS[model.config]
     for number, kernels in enumerate(config.blocks, start=1):
         for index, kernel in enumerate(kernels, start=1):

@@ -16,8 +16,9 @@ from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings
 from vggfeat.forward.runner import DTYPES
+from vggfeat.nets.backbone import Pool
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.nets.vgg import VGG, Pool
+from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import checked_device
 
 

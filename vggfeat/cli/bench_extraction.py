@@ -89,7 +89,7 @@ def bench_extraction(
     settings = BenchSettings(
         scales=scales,
         forms=tuple(dict.fromkeys(Form(*words) for words in product(precision, batching))),
-        layer=layer,  # type: ignore[arg-type]
+        layer=layer,
         images=images or default_images(device),
         repeat=repeat,
         seed=seed,

@@ -63,7 +63,7 @@ def bench_roofline(
     device = ready_device(device)
     settings = ExtractionSettings(
         scales=scales,
-        layer=layer,  # type: ignore[arg-type]
+        layer=layer,
         precision=precision,  # type: ignore[arg-type]
         batch_pixels=batch_pixels or default_batch_pixels(device),
     )

@@ -1,9 +1,7 @@
 """Where the crops of an image lie (VGG paper, Sect. 3.2: a regular grid of 5 x 5, each crop mirrored as well)."""
 
-from vggfeat.nets.vgg import STRIDE, WINDOW
-
-CROP = STRIDE * WINDOW
-"""Side in pixels: 224, the input that the nets were trained with (Sect. 2.1)."""
+CROP = 224
+"""Side in pixels of the input that the nets were trained with (Sect. 2.1)."""
 GRID = 5
 """Positions along either side."""
 

@@ -16,13 +16,12 @@ from torch import Tensor
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.forward import Batching, BatchRunner, ForwardSettings, Size, padded
 from vggfeat.images.decode import Request
-from vggfeat.nets.transforms import mirror_padded
-from vggfeat.nets.vgg import STRIDE, VGG, WINDOW, inside
+from vggfeat.nets.backbone import MapInfo, Net
+from vggfeat.nets.transforms import inside, mirror_padded
 from vggfeat.samples import DataSet, Place
 from vggfeat.weights import Backbone
 
 Region = Literal["image", "box"]
-Layer = Literal["pool5", "fc6", "fc7", "fc8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +33,15 @@ class ExtractionSettings(ForwardSettings):
 
     regions: tuple[Region, ...] = ("image",)
     """image: the whole image. box: the image inside the sample's box (VOC actions, Table 12)."""
-    layer: Layer = "fc7"
-    """The penultimate layer, after its ReLU; the paper does not say whether before or after."""
+    layer: str = "fc7"
+    """One of the maps of the net. fc7 of a VGG net is the penultimate layer, after its ReLU; the paper does not say
+    whether before or after."""
     batching: Batching = "size"
     """size: images of equal size run together. padded: those of similar size too, with zeros beside the smaller ones
     that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("layer", self.layer, get_args(Layer))
         check_choice("batching", self.batching, get_args(Batching))
         if not self.regions or not set(self.regions) <= set(get_args(Region)):
             raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
@@ -99,19 +98,20 @@ class Extraction(BatchRunner):
     Raises
     ------
     ConfigError
-        If the device is not there or can't compute in that precision.
+        If the net has no such layer, or the device is not there or can't compute in that precision.
     """
 
     settings: ExtractionSettings
 
     def __init__(self, backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> None:
+        check_choice("layer", settings.layer, backbone.model.maps)
         super().__init__(backbone, settings, device, settings.regions)
         self.what = f"{settings.layer} map"
 
     @property
     def channels(self) -> int:
         """C, channels of the layer."""
-        return self.model.channels(self.settings.layer)
+        return self.model.maps[self.settings.layer].channels
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
         """Return the features, (N, C), of N images of one size."""
@@ -136,13 +136,13 @@ class Extraction(BatchRunner):
         both = self.ready(torch.cat([images, mirror_padded(images, sides[:, 1])]))
         sides = torch.cat([sides, sides])
         maps = self.model(both, (layer,), sides=sides)[layer]
-        within = inside(maps, self.model.pool5_side(sides) if layer == "pool5" else self.model.positions(sides))
+        within = inside(maps, self.model.map_side(layer, sides))
         means = maps.masked_fill(~within, 0).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
         return (means[: len(images)] + means[len(images) :]) / 2
 
 
 def spatial_mean(
-    model: VGG, images: Tensor, layer: Layer, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
+    model: Net, images: Tensor, layer: str, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
 ) -> Tensor:
     """Average a dense map over space, in strips where the images are too large for one pass.
 
@@ -164,20 +164,20 @@ def spatial_mean(
     return sum(sums[1:], sums[0]) / positions
 
 
-def dense_map(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Tensor:
+def dense_map(model: Net, images: Tensor, layer: str, pixels: int) -> Tensor:
     """Return a dense map, (N, C, h, w), made in strips where the images are too large for one pass; see `strips`."""
     return torch.cat([*strips(model, images, layer, pixels)], dim=_long_axis(images))
 
 
-def strips(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Iterator[Tensor]:
+def strips(model: Net, images: Tensor, layer: str, pixels: int) -> Iterator[Tensor]:
     """Yield a dense map whole, or in strips along the longer side where the images are too large for one pass.
 
-    A strip is cut at multiples of 32 pixels and carries along every pixel that its positions can see, so that it
+    A strip is cut at multiples of the stride and carries along every pixel that its positions can see, so that it
     gives the same values as the whole; only the positions that are its own are handed out.
 
     Parameters
     ----------
-    model : VGG
+    model : Net
     images : Tensor (N, 3, H, W)
     layer : str
     pixels : int
@@ -193,16 +193,15 @@ def strips(model: VGG, images: Tensor, layer: Layer, pixels: int) -> Iterator[Te
         yield model(images, (layer,))[layer]
         return
     axis = _long_axis(images)
-    window = 1 if layer == "pool5" else WINDOW
-    halo = _halo(model)
-    length, positions = images.shape[axis], model.pool5_side(images.shape[axis]) - window + 1
-    cells = pixels // (count * min(height, width) * STRIDE)
+    length, positions = images.shape[axis], model.map_side(layer, images.shape[axis])
+    stride, window, halo = model.maps[layer].stride, model.maps[layer].window, _halo(model.maps[layer])
+    cells = pixels // (count * min(height, width) * stride)
     step = max(1, cells - (window - 1) - 2 * halo)
     for start in range(0, positions, step):
         stop = min(start + step, positions)
         first = max(0, start - halo)
-        end = min(length, STRIDE * (stop + window - 1 + halo))
-        strip = images.narrow(axis, STRIDE * first, end - STRIDE * first)
+        end = min(length, stride * (stop + window - 1 + halo))
+        strip = images.narrow(axis, stride * first, end - stride * first)
         yield model(strip, (layer,))[layer].narrow(axis, start - first, stop - start)
 
 
@@ -210,11 +209,12 @@ def _long_axis(images: Tensor) -> int:
     return 2 if images.shape[2] >= images.shape[3] else 3
 
 
-def narrowest_strip(model: VGG, size: Size) -> int:
+def narrowest_strip(model: Net, size: Size) -> int:
     """Return the pixels of the narrowest strip, of one position, that an image can be cut into, if it can be."""
-    return min(size) * min(max(size), STRIDE * (WINDOW + 2 * _halo(model)))
+    scores = model.maps[model.scores]
+    return min(size) * min(max(size), scores.stride * (scores.window + 2 * _halo(scores)))
 
 
-def _halo(model: VGG) -> int:
-    """Return the cells of 32 pixels that a strip carries along on either side."""
-    return -(-model.reach // STRIDE)
+def _halo(info: MapInfo) -> int:
+    """Return the cells, `stride` pixels wide, that a strip carries along on either side."""
+    return -(-info.reach // info.stride)

@@ -17,7 +17,7 @@ from vggfeat.errors import check_choice
 from vggfeat.forward import BatchRunner, ForwardSettings, Size
 from vggfeat.forward.crops import CROP, centre, grid
 from vggfeat.forward.features import narrowest_strip, spatial_mean
-from vggfeat.nets.vgg import VGG
+from vggfeat.nets.backbone import Net
 from vggfeat.store.layout import POSTERIORS
 from vggfeat.weights import Backbone
 
@@ -42,7 +42,7 @@ class PosteriorSettings(ForwardSettings):
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("softmax", self.softmax, get_args(Softmax))
 
-    def least_side(self, model: VGG) -> int:
+    def least_side(self, model: Net) -> int:
         """Return the shortest image side that gives a value: of dense evaluation that of the net, else 224."""
         return model.min_side if self.mode == "dense" else CROP
 
@@ -110,8 +110,8 @@ class Posteriors(BatchRunner):
 
     def _dense(self, images: Tensor, pixels: int) -> Tensor:
         if self.settings.softmax == "before":
-            return spatial_mean(self.model, images, "fc8", pixels, softmax)
-        return softmax(spatial_mean(self.model, images, "fc8", pixels))
+            return spatial_mean(self.model, images, self.model.scores, pixels, softmax)
+        return softmax(spatial_mean(self.model, images, self.model.scores, pixels))
 
     def _over_crops(self, crops: Sequence[Tensor], pixels: int) -> Tensor:
         """Return the posteriors, (N, P, K), of P crops (N, 3, 224, 224) of N images.
@@ -121,7 +121,8 @@ class Posteriors(BatchRunner):
         flat = [image for crop in crops for image in crop]
         step = max(1, pixels // CROP**2)
         passes = [torch.stack(flat[start : start + step]) for start in range(0, len(flat), step)]
-        found = torch.cat([softmax(self.model(self.ready(images))["fc8"]).mean((2, 3)) for images in passes])
+        scores = self.model.scores
+        found = torch.cat([softmax(self.model(self.ready(part), (scores,))[scores]).mean((2, 3)) for part in passes])
         return found.reshape(len(crops), -1, found.shape[1]).transpose(0, 1)
 
 

@@ -19,8 +19,8 @@ from vggfeat.forward.batching import Size, by_size
 from vggfeat.forward.device_cache import DeviceCache
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
+from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import mirror, normalise, pad, rescale, rescaled_size
-from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import checked_device, convolutions
 from vggfeat.weights import Backbone
 
@@ -78,7 +78,7 @@ class BatchRunner(ABC):
         self.dtype = DTYPES[settings.precision]
         # A copy, because the caller's net must keep its precision and its mode.
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
-        self.model: VGG = model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Net = model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compiled:
             self.model.compile(dynamic=True)
         self.mean = torch.tensor(backbone.mean, device=self.device)

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vggfeat.errors import ConfigError, check_choice
+from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation
-from vggfeat.nets.vgg import VGG
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -38,11 +38,11 @@ class ForwardSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
-    def least_side(self, model: VGG) -> int:
+    def least_side(self, model: Net) -> int:
         """Return the shortest image side that gives a value."""
         return model.min_side
 
-    def sides(self, model: VGG) -> tuple[int, ...]:
+    def sides(self, model: Net) -> tuple[int, ...]:
         """Return the smallest sides that are really used: a Q too short for one 7x7 window is raised to it.
 
         Raises

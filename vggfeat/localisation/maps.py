@@ -15,8 +15,8 @@ from torch import Tensor
 from vggfeat.forward import BatchRunner, ForwardSettings, Size, by_size
 from vggfeat.forward.device_cache import DeviceCache
 from vggfeat.forward.features import dense_map, narrowest_strip
+from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.nets.vgg import VGG
 from vggfeat.weights import Backbone
 
 
@@ -27,7 +27,7 @@ class MapSettings(ForwardSettings):
     least: int = 1
     """No smallest side is below this, in pixels: that of the most demanding of the nets."""
 
-    def least_side(self, model: VGG) -> int:
+    def least_side(self, model: Net) -> int:
         """Return the shortest image side for all nets."""
         return max(self.least, model.min_side)
 
@@ -74,7 +74,7 @@ class DenseMaps(BatchRunner):
 
     def read(self, images: Tensor, pixels: int) -> Tensor:
         """Return the maps (N, C, h, w), float32, of images of one size."""
-        maps = dense_map(self.model, self.ready(images), "fc8", pixels).float()
+        maps = dense_map(self.model, self.ready(images), self.model.scores, pixels).float()
         return torch.log_softmax(maps, dim=1) if self._posteriors else maps
 
     def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
@@ -127,4 +127,4 @@ class CentreCrop(BatchRunner):
         """Return fc8 (N, C) of the centre crops."""
         top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
         crops = images[:, :, top : top + self.side, left : left + self.side]
-        return self.model(self.ready(crops), ("fc8",))["fc8"][:, :, 0, 0].float()
+        return self.model(self.ready(crops), (self.model.scores,))[self.model.scores][:, :, 0, 0].float()

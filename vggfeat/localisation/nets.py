@@ -13,7 +13,8 @@ import torch
 
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.localisation.settings import BoxRecipe, Frame, Kind
-from vggfeat.nets.backbone import BOX_FACTS, allocated
+from vggfeat.nets.backbone import BOX_FACTS
+from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.initialisation import copy_layers
 from vggfeat.weights import Backbone, load_backbone

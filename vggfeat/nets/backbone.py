@@ -1,18 +1,19 @@
-"""A net ready for use, and what every importer does on the way there: shapes, finite numbers, fingerprints."""
+"""What a net offers to the rest of the package, and a net together with what its weights ask for.
 
-import hashlib
-from collections.abc import Mapping
+N = images, H, W = image sides in pixels, h, w = sides of a dense map, C = channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from vggfeat.errors import ConfigError, WeightsError
-from vggfeat.nets.vgg import VGG
+Pool = Literal["floor", "ceil"]
+"""Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
 
-Net = TypeVar("Net", bound=nn.Module)
+Sides = TypeVar("Sides", int, Tensor)
 
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 """Mean RGB pixel of the ILSVRC training set, 0 to 255, as published with the authors' nets."""
@@ -20,11 +21,79 @@ BOX_FACTS = "localisation"
 """What a file of ours has among its facts if its last layer answers with boxes; see `vggfeat.localisation.nets`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapInfo:
+    """One of the dense maps that a net offers."""
+
+    channels: int
+    stride: int
+    """Pixels between neighbouring positions."""
+    window: int = 1
+    """Side of the square of cells, `stride` pixels wide each, that belong to a position: 7 for fc6 of a VGG net."""
+    reach: int = 0
+    """Pixels that a position sees beyond its window, on either side."""
+
+
+class Net(nn.Module, ABC):
+    """A fully convolutional net with named maps: what the forward pass, files of weights and reports ask of it.
+
+    A further net is a subclass in a file of its own, a line in `vggfeat.nets.families`, and an importer of its files
+    (`vggfeat.weights.importing`).
+    """
+
+    config: str
+    """Its name, unique among all nets: D, D-BN, ..."""
+    num_classes: int
+    width: float
+    """Factor on the channel counts of the hidden layers."""
+    pool: Pool
+    layers: nn.ModuleDict
+    """Everything with weights: names in `layers.state_dict()` are those of our files."""
+    first: str
+    """Name in `layers` of the convolution that takes the image."""
+    maps: Mapping[str, MapInfo]
+    """What a forward pass can return, the shallowest first."""
+    scores: str
+    """Name of the map of class scores before the soft-max, (N, num_classes, h, w)."""
+    min_side: int
+    """The shortest image side, in pixels, that gives every map a position."""
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        maps: Collection[str],
+        masks: Mapping[str, Tensor] | None = None,
+        sides: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the net up to the deepest map asked for.
+
+        Parameters
+        ----------
+        images : Tensor (N, 3, H, W), floating point
+            RGB, already normalised as the weights ask for.
+        maps : names out of `self.maps`
+        masks : optional
+            Factors on activations, for nets that can be trained here.
+        sides : Tensor (N, 2), int, optional
+            Height and width of each image, where it is smaller than the tensor that it lies in: at its top left,
+            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them.
+
+        Returns
+        -------
+        dict of str to Tensor (N, C, h, w)
+        """
+
+    @abstractmethod
+    def map_side(self, name: str, side: Sides) -> Sides:
+        """Positions of a map along an image side in pixels, or along many in a tensor; 0 or less if it is too short."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
     """A net and the preprocessing that its weights ask for."""
 
-    model: VGG
+    model: Net
     """In evaluation mode, on the CPU, float32."""
     source: str
     """What was asked for: a file name without its folder, small, or random:NET:SEED:WIDTH."""
@@ -58,81 +127,3 @@ class Backbone:
             "trained": self.trained,
             **({"imported": dict(self.imported)} if self.imported else {}),
         }
-
-
-def empty_model(path: Path, about: Mapping[str, Any]) -> VGG:
-    """Build the net that a file is about, without memory for its weights.
-
-    Raises
-    ------
-    WeightsError
-        If there is no such net.
-    """
-    try:
-        with torch.device("meta"):
-            return VGG(about["config"], int(about["num_classes"]), width=float(about["width"]), pool=about["pool"])
-    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-        raise WeightsError(f"{path}: its metadata describe no net of the VGG paper: {error}") from None
-
-
-def allocated(model: Net) -> Net:
-    """Give a net without memory its tensors on the CPU, in float32, with any values.
-
-    `to_empty` of PyTorch does the same, but imports a library for symbols first, which takes seconds.
-    """
-    blank = {name: torch.empty(tensor.shape, dtype=torch.float32) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(blank, assign=True)
-    return model
-
-
-def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that a file has the tensors of a net, no more and no less, before any of them is read.
-
-    Raises
-    ------
-    WeightsError
-        For the first that is missing, unknown or of another shape.
-    """
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found or name not in expected:
-            verb = "misses" if name not in found else "has an unexpected"
-            raise WeightsError(f"{path}: {verb} tensor {name}; it is of another network or damaged")
-        if tuple(expected[name].shape) != found[name]:
-            raise WeightsError(
-                f"{path}: {name}: expected shape {tuple(expected[name].shape)}, found {found[name]}; "
-                "it is of another network or damaged"
-            )
-
-
-def fill(path: Path, model: VGG, tensors: Mapping[str, Tensor]) -> None:
-    """Give a net its weights, in float32, and make it ready to be run.
-
-    Raises
-    ------
-    WeightsError
-        If a tensor holds anything else than finite floating-point numbers.
-    """
-    for name, tensor in tensors.items():
-        if not tensor.dtype.is_floating_point or tensor.layout is not torch.strided:
-            raise WeightsError(f"{path}: {name}: expected floating-point numbers, found {tensor.dtype}")
-    ready = {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in ready.items():  # after the conversion: float64 holds numbers that float32 does not
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path}: {name}: expected finite numbers, found NaN or infinity; take other weights")
-    model.layers.load_state_dict(ready, strict=True, assign=True)
-    model.eval().requires_grad_(False)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values in the order of the names, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

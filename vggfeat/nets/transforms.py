@@ -73,3 +73,14 @@ def mirror_padded(images: Tensor, widths: Tensor) -> Tensor:
 def mirror(images: Tensor) -> Tensor:
     """Flip left and right. images : Tensor (N, 3, H, W)."""
     return images.flip(-1)
+
+
+def inside(maps: Tensor, sides: Tensor) -> Tensor:
+    """Say which positions of maps (N, C, h, w) lie within (N, 2) sides from the top left: (N, 1, h, w), bool."""
+    rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
+    return ((rows < sides[:, :1])[:, :, None] & (columns < sides[:, 1:])[:, None])[:, None]
+
+
+def clear_outside(maps: Tensor, sides: Tensor | None) -> Tensor:
+    """Set maps (N, C, h, w) to zero, in place, outside of (N, 2) sides from the top left."""
+    return maps if sides is None else maps.masked_fill_(~inside(maps, sides), 0)

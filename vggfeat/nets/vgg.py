@@ -8,18 +8,14 @@ map is 1x1, and a whole image, where it is a map of overlapping windows.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, check_choice
-
-Pool = Literal["floor", "ceil"]
-"""Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
-
-Sides = TypeVar("Sides", int, Tensor)
+from vggfeat.nets.backbone import MapInfo, Net, Pool, Sides
+from vggfeat.nets.transforms import clear_outside
 
 STRIDE = 32
 """Pixels between neighbouring positions of the dense maps: five poolings by two."""
@@ -27,8 +23,6 @@ WINDOW = 7
 """Side of the fc6 kernel, in positions of pool5."""
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS = 4096
-MAPS = ("conv5", "pool5", "fc6", "fc7", "fc8")
-"""Names of the maps that a forward pass can return. conv5, fc6 and fc7 are taken after their ReLU."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ NETS: dict[str, NetConfig] = {
 """Table 1 of the VGG paper."""
 
 
-class VGG(nn.Module):
+class VGG(Net):
     """A net of Table 1 of the VGG paper (Sect. 2).
 
     Parameters
@@ -72,6 +66,9 @@ class VGG(nn.Module):
     ConfigError
         If one of these is not allowed.
     """
+
+    first = "conv1_1"
+    scores = "fc8"
 
     def __init__(
         self,
@@ -94,6 +91,17 @@ class VGG(nn.Module):
         self.pool: Pool = pool
         self.dropout = dropout
         self.layers = nn.ModuleDict(_layers(NETS[config], num_classes, width))
+        # One 7x7 window of pool5: 224 with floor, 193 with ceil.
+        self.min_side = STRIDE * WINDOW if pool == "floor" else STRIDE * (WINDOW - 1) + 1
+        reach = sum(kernel // 2 << block for block, kernels in enumerate(NETS[config].blocks) for kernel in kernels)
+        conv5, hidden = _scaled(BLOCK_CHANNELS[-1], width), _scaled(FC_CHANNELS, width)
+        self.maps = {
+            "conv5": MapInfo(channels=conv5, stride=STRIDE // 2, reach=reach),
+            "pool5": MapInfo(channels=conv5, stride=STRIDE, reach=reach),
+            "fc6": MapInfo(channels=hidden, stride=STRIDE, window=WINDOW, reach=reach),
+            "fc7": MapInfo(channels=hidden, stride=STRIDE, window=WINDOW, reach=reach),
+            "fc8": MapInfo(channels=num_classes, stride=STRIDE, window=WINDOW, reach=reach),
+        }
 
     def forward(
         self,
@@ -108,23 +116,23 @@ class VGG(nn.Module):
         ----------
         images : Tensor (N, 3, H, W), floating point
             RGB, already normalised as the weights ask for. H and W at least `min_side` for fc6 and beyond.
-        maps : names out of `MAPS`
+        maps : names out of conv5, pool5, fc6, fc7 and fc8; conv5, fc6 and fc7 are taken after their ReLU
         masks : {"fc6": Tensor (N, C), "fc7": Tensor (N, C)}, optional
             Factors on fc6 and fc7 for the layer behind them, in the place of dropout drawn in here: 0 where an
             activation is dropped, 1 / (1 - dropout) elsewhere.
         sides : Tensor (N, 2), int, optional
             Height and width of each image, where it is smaller than the tensor that it lies in: at its top left,
-            with zeros to the right and below. Within its own `positions`, its maps are what they are without them.
+            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them.
 
         Returns
         -------
         dict of str to Tensor
             conv5 (N, C, H/16, W/16), pool5 (N, C, H/32, W/32), fc6 and fc7 (N, C, h, w) with
-            h = `positions(H)`, and fc8 (N, num_classes, h, w): class scores before the soft-max.
+            h = `map_side("fc6", H)`, and fc8 (N, num_classes, h, w): class scores before the soft-max.
         """
-        unknown = set(maps) - set(MAPS)
+        unknown = set(maps) - set(self.maps)
         if unknown or not maps:
-            raise ConfigError(f"maps: expected names out of {', '.join(MAPS)}, found {sorted(unknown)}")
+            raise ConfigError(f"maps: expected names out of {', '.join(self.maps)}, found {sorted(unknown)}")
         found: dict[str, Tensor] = {}
         for name, x in self._maps(images, masks, sides):
             if name in maps:
@@ -157,48 +165,14 @@ class VGG(nn.Module):
                 x = x * masks[name][:, :, None, None].to(x.dtype)
         yield "fc8", self.layers["fc8"](x)
 
-    def channels(self, name: str) -> int:
-        """Channels of the map `name`."""
-        last = f"conv5_{len(NETS[self.config].blocks[4])}"
-        return int(self.get_parameter(f"layers.{last if name in ('conv5', 'pool5') else name}.weight").shape[0])
-
-    def pool5_side(self, side: Sides) -> Sides:
-        """Side of pool5 for an image side in pixels, or for many in a tensor of whole numbers."""
-        for _ in range(5):
+    def map_side(self, name: str, side: Sides) -> Sides:
+        """Positions of a map along an image side in pixels, or along many in a tensor; 0 or less if it is too short."""
+        for _ in range(4 if name == "conv5" else 5):
             side = self._pooled(side)
-        return side
+        return side - self.maps[name].window + 1
 
     def _pooled(self, side: Sides) -> Sides:
         return (side + 1) // 2 if self.pool == "ceil" else side // 2
-
-    def positions(self, side: Sides) -> Sides:
-        """Positions of the fc6, fc7 and fc8 maps along an image side in pixels; 0 or less if it is too short."""
-        return self.pool5_side(side) - WINDOW + 1
-
-    @property
-    def min_side(self) -> int:
-        """The shortest image side, in pixels, that gives one position: 224 with floor, 193 with ceil."""
-        return STRIDE * WINDOW if self.pool == "floor" else STRIDE * (WINDOW - 1) + 1
-
-    @property
-    def reach(self) -> int:
-        """Pixels that a position of pool5 sees beyond its own 32-pixel cell, on either side."""
-        reach, jump = 0, 1
-        for kernels in NETS[self.config].blocks:
-            reach += sum(kernel // 2 for kernel in kernels) * jump
-            jump *= 2
-        return reach
-
-
-def inside(maps: Tensor, sides: Tensor) -> Tensor:
-    """Say which positions of maps (N, C, h, w) lie within (N, 2) sides from the top left: (N, 1, h, w), bool."""
-    rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
-    return ((rows < sides[:, :1])[:, :, None] & (columns < sides[:, 1:])[:, None])[:, None]
-
-
-def clear_outside(maps: Tensor, sides: Tensor | None) -> Tensor:
-    """Set maps (N, C, h, w) to zero, in place, outside of (N, 2) sides from the top left."""
-    return maps if sides is None else maps.masked_fill_(~inside(maps, sides), 0)
 
 
 def local_response_norm(x: Tensor) -> Tensor:
@@ -210,20 +184,6 @@ def local_response_norm(x: Tensor) -> Tensor:
     # PyTorch has none in half precision on a CPU.
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return F.local_response_norm(wide, size=5, alpha=5 * 1e-4, beta=0.75, k=2.0).to(x.dtype)
-
-
-def initialise(model: VGG, generator: torch.Generator) -> None:
-    """Draw random weights that keep the scale of activations through any depth; biases are zero.
-
-    Normal with variance 2 / fan-in (He et al. 2015): the choice of `random:` nets. Training recipes bring their
-    own initialisation.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, math.sqrt(2.0 / parameter[0].numel()), generator=generator)
 
 
 def _layers(config: NetConfig, num_classes: int, width: float) -> dict[str, nn.Conv2d]:

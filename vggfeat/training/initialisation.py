@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError
-from vggfeat.nets.backbone import allocated
+from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.settings import Recipe
 from vggfeat.weights import Backbone

@@ -155,7 +155,7 @@ class Learner:
 
     def _gradients(self, number: int, images: Tensor, targets: Tensor) -> Tensor:
         rows = self.world.rows(self.recipe.batch)
-        masks = dropout_masks(self.model.channels("fc6"), self.recipe, number, images.device)
+        masks = dropout_masks(self.model.maps["fc6"].channels, self.recipe, number, images.device)
         masks = {name: mask[rows] for name, mask in masks.items()}
         sums = torch.zeros_like(self._sums)
         starts = range(0, len(images), self.micro_batch)
@@ -180,7 +180,7 @@ class Learner:
         while True:
             images = torch.zeros((self.micro_batch, 3, side, side), device=self.world.device)
             targets = self.task.no_targets(self.micro_batch).to(self.world.device)
-            masks = dropout_masks(self.model.channels("fc6"), self.recipe, 0, self.world.device)
+            masks = dropout_masks(self.model.maps["fc6"].channels, self.recipe, 0, self.world.device)
             try:
                 with self._without_exchange(), self._fast_convolutions():
                     self._part(images, targets, {name: mask[: self.micro_batch] for name, mask in masks.items()})

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vggfeat.errors import ConfigError, check_choice
-from vggfeat.nets.vgg import NETS, VGG, Pool
+from vggfeat.nets.backbone import Pool
+from vggfeat.nets.vgg import NETS, VGG
 from vggfeat.weights import Backbone
 
 Initialisation = Literal["glorot", "normal", "he"]

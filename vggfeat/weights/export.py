@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
-from vggfeat.nets.backbone import Backbone
-from vggfeat.nets.vgg import MAPS, NETS, VGG
+from vggfeat.nets.backbone import Backbone, Net
+from vggfeat.nets.vgg import NETS
 from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors, temporary_path
 from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 
@@ -99,7 +99,7 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     StoreError
         If the file can't be written.
     """
-    check_choice("layer", layer, MAPS)
+    check_choice("layer", layer, backbone.model.maps)
     path = Path(path)
     graph = _Graph(backbone)
     size = 4 * sum(tensor.numel() for tensor in backbone.model.parameters())
@@ -126,7 +126,7 @@ class _Graph:
         self.add("Identity", self.maps(model, layer), layer)
         kind = self.onnx.TensorProto.FLOAT
         inputs = [helper.make_tensor_value_info("images", kind, ["N", 3, "H", "W"])]
-        channels = model.channels(layer)
+        channels = model.maps[layer].channels
         outputs = [helper.make_tensor_value_info(layer, kind, ["N", channels, "h", "w"])]
         graph = helper.make_graph(self.nodes, "vgg", inputs, outputs, self.tensors)
         opset = [helper.make_opsetid("", ONNX_OPSET)]
@@ -137,7 +137,7 @@ class _Graph:
         self.onnx.checker.check_model(whole)
         return whole
 
-    def maps(self, model: VGG, layer: str) -> str:
+    def maps(self, model: Net, layer: str) -> str:
         x = self.add("Sub", "images", "centred", self.constant("mean", self.backbone.mean))
         x = self.add("Div", x, "normalised", self.constant("std", self.backbone.std))
         for number, kernels in enumerate(NETS[model.config].blocks, start=1):
@@ -150,7 +150,7 @@ class _Graph:
                 return x
             ceil = int(model.pool == "ceil")
             x = self.add("MaxPool", x, f"pool{number}_", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=ceil)
-        for name in ("fc6", "fc7", "fc8")[: MAPS.index(layer) - MAPS.index("pool5")]:
+        for name in () if layer == "pool5" else ("fc6", "fc7", "fc8")[: int(layer[2]) - 5]:
             x = self.convolution(x, name)
         return x
 

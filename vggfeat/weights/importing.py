@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import WeightsError
-from vggfeat.nets.backbone import Backbone, check_shapes, empty_model, fill, hash_file
-from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS, VGG, Pool
+from vggfeat.nets.backbone import Backbone, Net, Pool
+from vggfeat.nets.families import check_shapes, empty_model, fill, hash_file
+from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +100,7 @@ def layers_in_order(path: Path, kernels: Sequence[int]) -> tuple[str, ...]:
     )
 
 
-def _recognise(path: Path, imported: Imported) -> VGG:
+def _recognise(path: Path, imported: Imported) -> Net:
     shapes = imported.shapes
     missing = [name for name in ("fc6", "fc7", "fc8") if f"{name}.weight" not in shapes]
     if len(missing) == 3 and shapes:
@@ -123,7 +124,7 @@ def _kernels(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, ...], ..
     return tuple(tuple(s[2] if len(s) == 4 else 0 for s in block if s is not None) for block in blocks)
 
 
-def _sized(path: Path, config: str, imported: Imported) -> VGG:
+def _sized(path: Path, config: str, imported: Imported) -> Net:
     shapes = imported.shapes
     width, classes = shapes["conv1_1.weight"][0] / BLOCK_CHANNELS[0], (*shapes["fc8.weight"], 0)[0]
     model = empty_model(path, {"config": config, "num_classes": classes, "width": width, "pool": imported.pool})

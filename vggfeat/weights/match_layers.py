@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from vggfeat.errors import WeightsError
-from vggfeat.nets.vgg import NETS, WINDOW, Pool
+from vggfeat.nets.backbone import Pool
+from vggfeat.nets.vgg import NETS, WINDOW
 
 _LRN = (5, 2, 1e-4, 0.75)
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vggfeat.errors import WeightsError, check_choice
-from vggfeat.nets.backbone import Backbone, check_shapes, empty_model, fill, hash_file
-from vggfeat.nets.vgg import VGG
+from vggfeat.nets.backbone import Backbone, Net
+from vggfeat.nets.families import check_shapes, empty_model, fill, hash_file
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
 
 METADATA_VERSION = 1
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 def save_weights(
     path: str | os.PathLike[str],
-    model: VGG,
+    model: Net,
     *,
     mean: Sequence[float],
     std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -37,7 +37,7 @@ def save_weights(
     ----------
     path : path
         Written under a temporary name, synced, and renamed.
-    model : VGG
+    model : Net
     mean, std : 3 numbers
         RGB, 0 to 255: what is subtracted from every pixel, and what it is divided by then.
     classes : num_classes names, optional

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vggfeat.errors import WeightsError
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.nets.vgg import NETS, WINDOW, Pool
+from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone, Pool
+from vggfeat.nets.vgg import NETS, WINDOW
 from vggfeat.weights.importing import Imported, finish
 
 TORCHVISION_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)

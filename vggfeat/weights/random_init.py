@@ -3,8 +3,8 @@
 import torch
 
 from vggfeat.errors import ConfigError
-from vggfeat.nets.backbone import Backbone, allocated, hash_tensors
-from vggfeat.nets.vgg import VGG, initialise
+from vggfeat.nets.backbone import Backbone
+from vggfeat.nets.families import allocated, build, hash_tensors, initialise
 
 
 def random_backbone(spec: str) -> Backbone:
@@ -24,7 +24,7 @@ def random_backbone(spec: str) -> Backbone:
         if len(fields) > 4 or not 0 <= seed < 2**63:
             raise ValueError
         with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
-            model = VGG(net, width=width)
+            model = build(net, width=width)
     except (ValueError, IndexError):
         raise ConfigError(
             f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
