@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import average_precision
-from vggfeat.protocols import experiment as trials
+from vggfeat.protocols import experiment
 from vggfeat.protocols import rules as protocols
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
@@ -108,7 +108,7 @@ class Spy:
                 spy.costs.append(np.asarray(costs).tolist())
                 return super().fit(rows, labels, costs, **options)
 
-        monkeypatch.setattr(trials, "SvmProblemSet", Watched)
+        monkeypatch.setattr(experiment, "SvmProblemSet", Watched)
 
 
 # --- VOC2007

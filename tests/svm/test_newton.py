@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from svm_reference import objective, reference
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import Part, SvmProblemSet, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
+from vggfeat.svm import Split, SvmProblemSet, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
 
 KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
 EXACT = SvmSettings(tolerance=1e-12)
@@ -142,7 +142,7 @@ def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
     x, labels = features(60, 90, 2)
     shared = SvmProblemSet(size * x.astype(float), SvmSettings(device=device, max_iterations=20))
     with np.errstate(over="ignore", invalid="ignore"):
-        (sweep,) = shared.sweep([Part(rows=np.arange(60), labels=labels, held_out=np.arange(60))], [1.0, 1e100])
+        (sweep,) = shared.sweep([Split(rows=np.arange(60), labels=labels, held_out=np.arange(60))], [1.0, 1e100])
         model = shared.fit(np.arange(60), labels, 1e100)
     for gap, converged in ((sweep.gap, sweep.converged), (model.gap, model.converged)):
         assert (gap <= 1).all()
@@ -178,7 +178,7 @@ def test_company_changes_nothing(length, device, monkeypatch):
     exact = SvmSettings(tolerance=1e-12, device=device)
     grid, fold = (0.01, 1.0, 100.0), np.arange(90) % 3
     parts = [
-        Part(rows=np.flatnonzero(fold != f), labels=labels[fold != f], held_out=np.flatnonzero(fold == f))
+        Split(rows=np.flatnonzero(fold != f), labels=labels[fold != f], held_out=np.flatnonzero(fold == f))
         for f in range(3)
     ]
     together = SvmProblemSet(x, exact).sweep(parts, grid)
@@ -193,8 +193,8 @@ def test_company_changes_nothing(length, device, monkeypatch):
 
 def test_parts_of_different_rows_and_classes():
     x, labels = features(120, 200, 3)
-    first = Part(rows=np.arange(40), labels=labels[:40], held_out=np.arange(100, 120))
-    second = Part(rows=np.arange(99, 39, -1), labels=labels[99:39:-1, :2], held_out=np.arange(5))
+    first = Split(rows=np.arange(40), labels=labels[:40], held_out=np.arange(100, 120))
+    second = Split(rows=np.arange(99, 39, -1), labels=labels[99:39:-1, :2], held_out=np.arange(5))
     shared = SvmProblemSet(x, EXACT)
     for part, sweep in zip((first, second), shared.sweep([first, second], [1.0, 10.0]), strict=True):
         assert sweep.scores.shape == (2, part.labels.shape[1], len(part.held_out))
@@ -228,7 +228,7 @@ def test_weights_are_repeated_rows(length):
 def test_a_class_without_negatives_is_refused_by_name():
     x, labels = features(30, 5, 2)
     labels[:20, 1] = 1
-    part = Part(rows=np.arange(20), labels=labels[:20], held_out=np.arange(20, 30))
+    part = Split(rows=np.arange(20), labels=labels[:20], held_out=np.arange(20, 30))
     with pytest.raises(FitError, match=r"class cat: .* found 20 positive and 0 negative"):
         SvmProblemSet(x).sweep([part], [1.0], classes=["car", "cat"])
 
@@ -243,7 +243,7 @@ def test_memory_is_what_the_docstring_says(length, monkeypatch):
     monkeypatch.setattr(gram, "_CHUNK_BYTES", 1 << 21)
     x, labels = features(n, length, classes)
     folds = [np.arange(n) % 3 != f for f in range(3)]
-    parts = [Part(rows=np.flatnonzero(f), labels=labels[f], held_out=np.flatnonzero(~f)) for f in folds]
+    parts = [Split(rows=np.flatnonzero(f), labels=labels[f], held_out=np.flatnonzero(~f)) for f in folds]
     tracemalloc.start()
     SvmProblemSet(x).sweep(parts, [0.1, 1.0, 10.0])
     _, peak = tracemalloc.get_traced_memory()
@@ -256,7 +256,7 @@ def test_memory_is_what_the_docstring_says(length, monkeypatch):
 
 def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(monkeypatch):
     x, labels = features(20, 5, 1)
-    part = Part(rows=np.arange(20), labels=labels, held_out=np.arange(20))
+    part = Split(rows=np.arange(20), labels=labels, held_out=np.arange(20))
     for error, expected in ((RuntimeError("CUDA out of memory. Tried"), FitError), (RuntimeError("no"), RuntimeError)):
 
         def fail(*arguments, error=error):

@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm import (
     LinearModel,
-    Part,
+    Split,
     SvmProblemSet,
     SvmSettings,
     certificate,
@@ -303,10 +303,10 @@ def test_row_numbers_are_checked(rows, words):
     with pytest.raises(FitError, match=words):
         shared.fit(rows, labels, 1.0)
     with pytest.raises(FitError, match=words):
-        shared.sweep([Part(rows=rows, labels=labels, held_out=ALL)], [1.0])
+        shared.sweep([Split(rows=rows, labels=labels, held_out=ALL)], [1.0])
     if "once" not in words:
         with pytest.raises(FitError, match=words.replace("to train on", "to score")):
-            shared.sweep([Part(rows=ALL, labels=labels, held_out=rows)], [1.0])
+            shared.sweep([Split(rows=ALL, labels=labels, held_out=rows)], [1.0])
 
 
 @pytest.mark.parametrize(

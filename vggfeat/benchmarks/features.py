@@ -20,7 +20,7 @@ SHARES_OF_VOC = (0.40, 0.14, 0.11, 0.10, *np.linspace(0.09, 0.04, 16).tolist())
 """Part of the images that show a class: VOC-2007's most frequent one (person) is in 40 %, most are in some 5 %."""
 
 
-class Split(NamedTuple):
+class TaskSplit(NamedTuple):
     """Rows for a choice of C and a fit."""
 
     fit: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Problem:
     """(N, K) of 1 and -1."""
     single: bool
     """Whether an image has one class; then one C serves all classes."""
-    splits: tuple[Split, ...]
+    splits: tuple[TaskSplit, ...]
     note: str
     """What is behind the numbers of rows."""
 
@@ -112,7 +112,7 @@ def make_problem(name: str, seed: int = 0) -> Problem:
         shares = np.resize(SHARES_OF_VOC, size.classes)
         labels = np.where(rng.random((size.images, size.classes)) < shares, 1, -1).astype(np.int8)
         half, rows = size.images // 2, np.arange(size.images)
-        splits = (Split(rows[:half], rows[half:], rows),)
+        splits = (TaskSplit(rows[:half], rows[half:], rows),)
     descriptors = make_descriptors(labels, size, rng)
     return Problem(name=name, descriptors=descriptors, labels=labels, single=size.single, splits=splits, note=size.note)
 
@@ -137,9 +137,9 @@ def _block(hidden: NDArray[np.float32], size: Size, rng: np.random.Generator) ->
     return total / size.averaged
 
 
-def _draw_split(size: Size, rng: np.random.Generator) -> Split:
+def _draw_split(size: Size, rng: np.random.Generator) -> TaskSplit:
     first = np.arange(size.classes)[:, None] * size.images
     chosen = first + np.argsort(rng.random((size.classes, size.images)), axis=1)[:, : size.training]
     held = size.training // 5
     fit, held_out = np.sort(chosen[:, held:].ravel()), np.sort(chosen[:, :held].ravel())
-    return Split(fit, held_out, np.union1d(fit, held_out))
+    return TaskSplit(fit, held_out, np.union1d(fit, held_out))

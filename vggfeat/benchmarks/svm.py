@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.benchmarks.features import Problem, Split
+from vggfeat.benchmarks.features import Problem, TaskSplit
 from vggfeat.benchmarks.peer import PeerForm, Solutions, Tried, fastest, objectives, peak_memory, solve, try_forms
 from vggfeat.metrics import average_precision, class_recall
-from vggfeat.svm import Part, SvmProblemSet, SvmSettings
+from vggfeat.svm import Split, SvmProblemSet, SvmSettings
 from vggfeat.svm.liblinear import LOST
 
 GRID = tuple(2.0**power for power in range(-5, 7))
@@ -191,7 +191,7 @@ def _run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]
     begun = clock()
     shared = SvmProblemSet(problem.descriptors, settings)
     sweeps = shared.sweep(
-        [Part(rows=split.fit, labels=labels[split.fit], held_out=split.held_out) for split in splits], GRID
+        [Split(rows=split.fit, labels=labels[split.fit], held_out=split.held_out) for split in splits], GRID
     )
     solved = clock()
     costs = [_choose(problem, split.held_out, sweep.scores) for split, sweep in zip(splits, sweeps, strict=True)]
@@ -251,7 +251,7 @@ def _measure(problem: Problem, own: _Own, stage: Stage, form: PeerForm, threads:
     return _Measured(stage, found, seconds, gap, theirs, ours)
 
 
-def _same_choices(problem: Problem, split: Split, chosen: NDArray[np.float64], choice: _Measured) -> int | None:
+def _same_choices(problem: Problem, split: TaskSplit, chosen: NDArray[np.float64], choice: _Measured) -> int | None:
     found = choice.found
     if len(found.intercept) < len(choice.stage.costs):
         return None
@@ -260,7 +260,7 @@ def _same_choices(problem: Problem, split: Split, chosen: NDArray[np.float64], c
     return int((theirs == chosen)[: 1 if problem.single else None].sum())
 
 
-def _stages(problem: Problem, split: Split, chosen: NDArray[np.float64]) -> list[Stage]:
+def _stages(problem: Problem, split: TaskSplit, chosen: NDArray[np.float64]) -> list[Stage]:
     count = problem.labels.shape[1]
     classes, grid = np.tile(np.arange(count), len(GRID)), np.repeat(GRID, count)
     return [Stage(split.fit, classes, grid, False), Stage(split.refit, np.arange(count), chosen, True)]

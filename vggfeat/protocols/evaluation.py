@@ -29,7 +29,7 @@ _RULES: dict[str, Rule] = {"ap-11-point": "11-point", "ap-area": "area"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class Evaluation:
     """One data set, one measure, one reading of the labels."""
 
     dataset: DataSet

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError
-from vggfeat.protocols.evaluation import Judge, Rows
+from vggfeat.protocols.evaluation import Evaluation, Rows
 from vggfeat.protocols.results import Choice, Run, Submission, mean_defined
 from vggfeat.samples import Label
-from vggfeat.svm import LinearModel, Part, SvmProblemSet, SvmSettings, Sweep, fittable_classes
+from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
 from vggfeat.table import DescriptorTable
 
 Progress = Callable[[str, int, int], None]
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class SplitPlan:
     """Which rows a run chooses C on, fits on, and is tested on."""
 
     name: str
@@ -54,11 +54,11 @@ class _Measured(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Trials:
+class Experiment:
     """A table of descriptors with everything needed to choose, fit and test on rows of it."""
 
     table: DescriptorTable
-    judge: Judge
+    evaluation: Evaluation
     grid: Sequence[float]
     """Values of C, ascending."""
     svm: SvmSettings
@@ -80,7 +80,7 @@ class Trials:
         """The descriptors, with what all fits on rows of them have in common."""
         return SvmProblemSet(self.table.descriptors, self.svm)
 
-    def choose(self, plans: Sequence[Plan]) -> list[Choice]:
+    def choose(self, plans: Sequence[SplitPlan]) -> list[Choice]:
         """Choose C by training on the first rows of each pair and measuring on the second, all plans in one solve.
 
         Average precision chooses one C for each class, recall one for all. Of equally good values it is the
@@ -127,7 +127,7 @@ class Trials:
         self._note_failed(rows, what)
         return model
 
-    def runs(self, plans: Sequence[Plan]) -> list[Run]:
+    def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
         """Choose C on parts of the training rows, fit on all of them, test on others.
 
         What can be refused is refused before the first fit.
@@ -139,17 +139,17 @@ class Trials:
         """
         for plan in plans:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
-            self.judge.truth(plan.test_rows, plan.tested)
+            self.evaluation.truth(plan.test_rows, plan.tested)
             self._fittable_labels(plan.fit_rows, plan.fitted)
         choices = self.choose(plans)
         return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
 
-    def _run(self, plan: Plan, choice: Choice) -> Run:
-        truth = self.judge.truth(plan.test_rows, plan.tested)
+    def _run(self, plan: SplitPlan, choice: Choice) -> Run:
+        truth = self.evaluation.truth(plan.test_rows, plan.tested)
         signs = self._fittable_labels(plan.fit_rows, plan.fitted)
         model = self.fit(plan.fit_rows, choice, plan.fitted)
         scores = self._score(model, plan.test_rows, plan.tested)
-        values = self.judge.values(truth, scores)
+        values = self.evaluation.values(truth, scores)
         without = (truth != 1).all(axis=0)
         if without.any():
             self._note(
@@ -166,12 +166,12 @@ class Trials:
             test_positives=(truth == 1).sum(axis=0),
             test_negatives=(truth == -1).sum(axis=0),
             values=values,
-            means=self.judge.means(values, truth, scores),
-            chance=self.judge.chance(truth),
+            means=self.evaluation.means(values, truth, scores),
+            chance=self.evaluation.chance(truth),
             rows=plan.test_rows,
             scores=scores,
             truth=truth,
-            confusion=self.judge.confusion(truth, scores),
+            confusion=self.evaluation.confusion(truth, scores),
         )
 
     def submit(
@@ -204,12 +204,12 @@ class Trials:
         return Choice(
             C=np.full(count, grid[0]),
             grid=grid,
-            curve=nothing[:, :1] if self.judge.metric == "recall" else nothing,
+            curve=nothing[:, :1] if self.evaluation.metric == "recall" else nothing,
             converged=np.ones((1, count), dtype=bool),
             gap=nothing,
         )
 
-    def _choice(self, plan: Plan, grid: NDArray[np.float64], measured: Sequence[_Measured]) -> Choice:
+    def _choice(self, plan: SplitPlan, grid: NDArray[np.float64], measured: Sequence[_Measured]) -> Choice:
         curve = np.apply_along_axis(mean_defined, 0, np.stack([part.curve for part in measured]))
         converged = np.logical_and.reduce([part.converged for part in measured])
         gap = np.fmax.reduce([part.gap for part in measured])
@@ -228,26 +228,26 @@ class Trials:
         """Solve all pairs (rows to fit, rows held out, in words) at once, and measure one after the other."""
         ok, parts, able = self.table.ok, [], []
         for fit_rows, held_rows, what in pairs:
-            labels = self.judge.training_labels(fit_rows, what)[ok[fit_rows]]
+            labels = self.evaluation.training_labels(fit_rows, what)[ok[fit_rows]]
             able.append(fittable_classes(labels) & ok[held_rows].any())
             if able[-1].any():
                 held_out = held_rows[ok[held_rows]]
-                parts.append(Part(rows=fit_rows[ok[fit_rows]], labels=labels[:, able[-1]], held_out=held_out))
+                parts.append(Split(rows=fit_rows[ok[fit_rows]], labels=labels[:, able[-1]], held_out=held_out))
         progress = self._stage(f"choosing C: {stage}")
         sweeps = iter(self.shared.sweep(parts, self.grid, progress=progress) if parts else ())
         for (_, held_rows, what), columns in zip(pairs, able, strict=True):
             yield self._measure(held_rows, what, columns, next(sweeps) if columns.any() else None)
 
     def _measure(self, held_rows: Rows, what: str, able: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
-        truth, ok = self.judge.truth(held_rows, what), self.table.ok[held_rows]
+        truth, ok = self.evaluation.truth(held_rows, what), self.table.ok[held_rows]
         scores = np.full((len(self.grid), len(held_rows), len(self.classes)), -np.inf)
         converged = np.ones((len(self.grid), len(self.classes)), dtype=bool)
         gap = np.full(converged.shape, np.nan)
         if sweep is not None:
             scores[np.ix_(np.arange(len(self.grid)), ok, able)] = sweep.scores.swapaxes(1, 2)
             converged[:, able], gap[:, able] = sweep.converged, sweep.gap
-        curve = np.array([self.judge.curve_values(truth, part) for part in scores])
-        if self.judge.metric != "recall":
+        curve = np.array([self.evaluation.curve_values(truth, part) for part in scores])
+        if self.evaluation.metric != "recall":
             curve[:, ~able] = np.nan
         elif not able.any():
             curve[:] = np.nan
@@ -265,7 +265,9 @@ class Trials:
             )
         ends = ~without & ((best == len(grid) - 1) | ((best == 0) & (ranked[0] > ranked[1])))
         if ends.any():
-            whose = "all classes together" if self.judge.metric == "recall" else f"{ends.sum()} of {len(ends)} classes"
+            whose = (
+                "all classes together" if self.evaluation.metric == "recall" else f"{ends.sum()} of {len(ends)} classes"
+            )
             self._note(
                 f"In the choice of C ({what}) the best value is the smallest or the largest that was tried "
                 f"({grid[0]:g}, {grid[-1]:g}) for {whose}: a wider grid may do better."
@@ -280,7 +282,7 @@ class Trials:
 
     def _fittable_labels(self, rows: Rows, what: str) -> NDArray[np.int8]:
         """Labels (n, K) to train on, of the rows that have a descriptor."""
-        labels = self.judge.training_labels(rows, what)[self.table.ok[rows]]
+        labels = self.evaluation.training_labels(rows, what)[self.table.ok[rows]]
         for k in np.flatnonzero(~fittable_classes(labels)).tolist():
             raise FitError(
                 f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
@@ -307,7 +309,7 @@ class Trials:
     def _note_failed(self, rows: Rows, what: str) -> None:
         failed = (~self.table.ok[rows]).sum()
         if failed:
-            fate = "count as wrong" if self.judge.metric == "recall" else "rank last"
+            fate = "count as wrong" if self.evaluation.metric == "recall" else "rank last"
             self._note(
                 f"{failed} of {len(rows)} samples of {what} have no descriptor, because their image failed: they "
                 f"take no part in training and {fate} in a test."

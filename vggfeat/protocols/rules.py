@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from vggfeat.errors import ConfigError, FitError, check_choice
-from vggfeat.protocols.evaluation import Difficult, Judge, Metric, Rows
-from vggfeat.protocols.experiment import Plan, Progress, Trials
+from vggfeat.protocols.evaluation import Difficult, Evaluation, Metric, Rows
+from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
 from vggfeat.protocols.folds import hold_out, k_folds
 from vggfeat.protocols.results import Result, Run, Submission
 from vggfeat.samples import DataSet, Label, Task
@@ -122,9 +122,9 @@ def run_protocol(
     dataset = table.dataset
     name = _choose_protocol(dataset, settings)
     metric = _choose_metric(dataset, settings, name)
-    trials = Trials(
+    experiment = Experiment(
         table=table,
-        judge=Judge(
+        evaluation=Evaluation(
             dataset=dataset,
             metric=metric,
             difficult_in_training=settings.difficult_in_training,
@@ -136,7 +136,7 @@ def run_protocol(
         clock=clock,
     )
     start = clock()
-    outcome = _PROTOCOLS[name](trials, settings)
+    outcome = _PROTOCOLS[name](experiment, settings)
     return Result(
         protocol=name,
         description=outcome.description,
@@ -145,9 +145,9 @@ def run_protocol(
         classes=dataset.classes,
         runs=tuple(outcome.runs),
         submission=outcome.submission,
-        notes=(*_reading_notes(settings), *_condensed(trials.notes)),
+        notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
-        seconds={**trials.seconds, "total": clock() - start},
+        seconds={**experiment.seconds, "total": clock() - start},
     )
 
 
@@ -157,42 +157,42 @@ class _Outcome(NamedTuple):
     submission: Submission | None = None
 
 
-def _run_voc(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+def _run_voc(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """VOC2007: C by val, trained on trainval, tested on test."""
-    train, val, test = (_split(trials.table.dataset, name) for name in ("train", "val", "test"))
+    train, val, test = (_split(experiment.table.dataset, name) for name in ("train", "val", "test"))
     words = {"chosen": "trained on train, measured on val", "fitted": "train + val", "tested": "test"}
-    plan = Plan(name="test", parts=[(train, val)], fit_rows=_union(train, val), test_rows=test, **words)
+    plan = SplitPlan(name="test", parts=[(train, val)], fit_rows=_union(train, val), test_rows=test, **words)
     return _Outcome(
         "C was chosen for each class by average precision on val after training on train; then the SVM was "
         "trained on train + val and tested on test.",
-        trials.runs([plan]),
+        experiment.runs([plan]),
     )
 
 
-def _run_voc_server(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+def _run_voc_server(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """VOC2012: C by cross-validation inside train, tested on val; test is scored for the server."""
-    dataset = trials.table.dataset
+    dataset = experiment.table.dataset
     train, val = _split(dataset, "train"), _split(dataset, "val")
     fold = _fold_of(dataset, train, settings)
     chosen = f"{settings.folds}-fold cross-validation in train"
     parts = [(train[fold != part], train[fold == part]) for part in range(settings.folds)]
     words = {"chosen": chosen, "fitted": "train", "tested": "val"}
-    (run,) = trials.runs([Plan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)])
+    (run,) = experiment.runs([SplitPlan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)])
     description = (
         f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
         "train (rows of one image stay together); then the SVM was trained on train and tested on val."
     )
     if not len(dataset.splits.get("test", ())):
         return _Outcome(description, [run])
-    submission = trials.submit(
+    submission = experiment.submit(
         run.choice, _union(train, val), dataset.splits["test"], chosen=chosen, fitted="train + val", scored="test"
     )
     return _Outcome(f"{description} For the server, test was scored after training on train + val.", [run], submission)
 
 
-def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+def _run_caltech(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """Caltech: for every split one C by held-out training images, trained on all of them, tested on the rest."""
-    dataset = trials.table.dataset
+    dataset = experiment.table.dataset
     plans = []
     if not _split_numbers(dataset):
         _split(dataset, "train-1")
@@ -204,17 +204,17 @@ def _run_caltech(trials: Trials, settings: ProtocolSettings) -> _Outcome:
         chosen = f"trained on train-{number} without its held-out part, measured on that"
         words = {"chosen": chosen, "fitted": f"train-{number}", "tested": f"test-{number}"}
         parts = [(np.setdiff1d(train, held), held)]
-        plans.append(Plan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
+        plans.append(SplitPlan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
     return _Outcome(
         f"For each of {len(plans)} splits one C for all classes was chosen by mean class recall on held-out training "
         "images; then the SVM was trained on all training images and tested on the test images.",
-        trials.runs(plans),
+        experiment.runs(plans),
     )
 
 
-def _run_given_splits(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """Own splits: tested on test, or on val where there is no test."""
-    dataset = trials.table.dataset
+    dataset = experiment.table.dataset
     train = _split(dataset, "train")
     has_val, has_test = (len(dataset.splits.get(name, ())) > 0 for name in ("val", "test"))
     if not has_test and not has_val:
@@ -228,16 +228,16 @@ def _run_given_splits(trials: Trials, settings: ProtocolSettings) -> _Outcome:
     tested = "test" if has_test else "val"
     words = {"chosen": chosen, "fitted": fitted, "tested": tested}
     test = dataset.splits[tested]
-    plan = Plan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
+    plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
     return _Outcome(
-        f"C was chosen {_by(trials)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
-        trials.runs([plan]),
+        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
+        experiment.runs([plan]),
     )
 
 
-def _run_k_fold(trials: Trials, settings: ProtocolSettings) -> _Outcome:
+def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """Without splits: every fold is tested on once, with a C that is chosen inside the others."""
-    dataset = trials.table.dataset
+    dataset = experiment.table.dataset
     labelled = ~(dataset.labels == Label.WITHHELD).any(axis=1)
     rows = np.flatnonzero(labelled).astype(np.int64)
     fold = _fold_of(dataset, rows, settings)
@@ -249,17 +249,17 @@ def _run_k_fold(trials: Trials, settings: ProtocolSettings) -> _Outcome:
         chosen = f"{settings.held_out:.0%} of {fitted}, after training on their rest"
         words = {"chosen": chosen, "fitted": fitted, "tested": tested}
         parts = [(np.setdiff1d(fit_rows, held), held)]
-        plans.append(Plan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
+        plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
     left_out += f" The splits {', '.join(dataset.splits)} were not used." if dataset.splits else ""
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
-        f"{_by(trials)} on {settings.held_out:.0%} of these.{left_out}",
-        trials.runs(plans),
+        f"{_by(experiment)} on {settings.held_out:.0%} of these.{left_out}",
+        experiment.runs(plans),
     )
 
 
-_PROTOCOLS: dict[str, Callable[[Trials, ProtocolSettings], _Outcome]] = {
+_PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
     "voc": _run_voc,
     "voc-server": _run_voc_server,
     "caltech": _run_caltech,
@@ -331,8 +331,8 @@ def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
     return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed)]
 
 
-def _by(trials: Trials) -> str:
-    if trials.judge.metric == "recall":
+def _by(experiment: Experiment) -> str:
+    if experiment.evaluation.metric == "recall":
         return "once for all classes by mean class recall"
     return "for each class by average precision"
 

@@ -10,7 +10,7 @@ intercept and weights are those that LIBLINEAR and scikit-learn's `LinearSVC` ta
 """
 
 from vggfeat.svm.arrays import check_device
-from vggfeat.svm.batches import Part
+from vggfeat.svm.batches import Split
 from vggfeat.svm.checks import check_costs, fittable_classes
 from vggfeat.svm.estimator import LinearOneVsRest, Search, search_C
 from vggfeat.svm.fitting import fit_one_vs_rest, scores_over_C
@@ -22,8 +22,8 @@ from vggfeat.svm.settings import SvmSettings
 __all__ = [
     "LinearModel",
     "LinearOneVsRest",
-    "Part",
     "Search",
+    "Split",
     "SvmProblemSet",
     "SvmSettings",
     "Sweep",

@@ -17,7 +17,7 @@ class NumpyArrays:
 
     xp: Any = np
 
-    def put(self, array: NDArray[Any]) -> Array:
+    def asarray(self, array: NDArray[Any]) -> Array:
         """Return numbers as an array of this kind, float64."""
         return np.asarray(array, dtype=np.float64)
 
@@ -25,7 +25,7 @@ class NumpyArrays:
         """Return row numbers as an array of this kind."""
         return array
 
-    def get(self, array: Array) -> NDArray[Any]:
+    def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return a NumPy array."""
         return array
 
@@ -76,7 +76,7 @@ class TorchArrays:
             ) from error
         self._device = probe.device
 
-    def put(self, array: NDArray[Any]) -> Array:
+    def asarray(self, array: NDArray[Any]) -> Array:
         """Return numbers as an array of this kind, float64."""
         return self.xp.tensor(np.ascontiguousarray(array), device=self._device).to(self.xp.float64)
 
@@ -84,7 +84,7 @@ class TorchArrays:
         """Return row numbers as an array of this kind."""
         return self.xp.tensor(array, device=self._device)
 
-    def get(self, array: Array) -> NDArray[Any]:
+    def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return a NumPy array."""
         return array.cpu().numpy()
 

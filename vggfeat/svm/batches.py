@@ -24,7 +24,7 @@ _TOGETHER = 0.6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class Split:
     """Rows of a table to train on, and others to score."""
 
     rows: NDArray[np.integer[Any]]
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     """(G, P') relative duality gap."""
 
 
-def group(parts: Sequence[Part]) -> list[list[int]]:
+def group(parts: Sequence[Split]) -> list[list[int]]:
     """Say which parts are solved together: all, if each has most rows of all, otherwise none with another."""
     if not parts:
         return []
@@ -72,7 +72,7 @@ def group(parts: Sequence[Part]) -> list[list[int]]:
 
 
 def merge(
-    parts: Sequence[Part], signs: Sequence[NDArray[np.int8]], costs: NDArray[np.float64], settings: SvmSettings
+    parts: Sequence[Split], signs: Sequence[NDArray[np.int8]], costs: NDArray[np.float64], settings: SvmSettings
 ) -> Problems:
     """Return the problems of parts, with signs (n, K) of each, on the rows of all, for ascending costs (G,)."""
     rows = np.unique(np.concatenate([part.rows for part in parts])).astype(np.int64)
@@ -120,7 +120,7 @@ def solve_batches(
         kept = np.empty((values, part.stop - start, rows if places is None else len(places)))
         gap = np.empty(kept.shape[:2])
         for g, state in enumerate(path):
-            kept[g] = arrays.get(state.beta) if places is None else arrays.get(state.scores)[:, places]
-            gap[g] = bounded(arrays.get(state.gap))
+            kept[g] = arrays.to_numpy(state.beta) if places is None else arrays.to_numpy(state.scores)[:, places]
+            gap[g] = bounded(arrays.to_numpy(state.gap))
             report(len(gap[g]))
         yield Batch(start, kept, gap)

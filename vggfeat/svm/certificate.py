@@ -20,9 +20,9 @@ def times(
     x: NDArray[np.floating], rows: Rows, coef: NDArray[np.float64], arrays: Arrays = _NUMPY
 ) -> NDArray[np.float64]:
     """Multiply some rows of x (N, D) by the transpose of coef (P, D), in float64; (n, P)."""
-    product, right = np.empty((len(rows), len(coef))), arrays.put(coef).T
+    product, right = np.empty((len(rows), len(coef))), arrays.asarray(coef).T
     for part in _parts(x, rows):
-        product[part] = arrays.get(arrays.put(x[rows[part]]) @ right)
+        product[part] = arrays.to_numpy(arrays.asarray(x[rows[part]]) @ right)
     return product
 
 
@@ -30,10 +30,10 @@ def combine(
     beta: NDArray[np.float64], x: NDArray[np.floating], rows: Rows, arrays: Arrays = _NUMPY
 ) -> NDArray[np.float64]:
     """Multiply beta (P, n) by some rows of x (N, D), in float64; (P, D)."""
-    product, left = arrays.zeros(len(beta), x.shape[1]), arrays.put(beta)
+    product, left = arrays.zeros(len(beta), x.shape[1]), arrays.asarray(beta)
     for part in _parts(x, rows):
-        product += left[:, part] @ arrays.put(x[rows[part]])
-    return arrays.get(product)
+        product += left[:, part] @ arrays.asarray(x[rows[part]])
+    return arrays.to_numpy(product)
 
 
 @np.errstate(over="ignore", invalid="ignore")

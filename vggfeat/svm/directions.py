@@ -67,9 +67,9 @@ def directions(products: Products, point: Point, hard: Array, arrays: Arrays) ->
     difficult : (P,) bool
         Problems that proved to be hard.
     """
-    active = arrays.get((point.bounds > 0).sum(-1)).astype(float)
+    active = arrays.to_numpy((point.bounds > 0).sum(-1)).astype(float)
     worth = products.direct_cost(active) / products.cost
-    stiff = arrays.get(hard)
+    stiff = arrays.to_numpy(hard)
     direct = (active <= _FEW) | (worth <= _CHEAP) | (stiff & (worth <= _DEAR))
     result, difficult = arrays.zeros(*point.beta.shape), np.zeros(len(active), dtype=bool)
     patience = np.where(stiff, _PATIENCE_DOUBLE, np.clip(worth, *_PATIENCE))
@@ -128,11 +128,11 @@ def _conjugate_gradients(
         residual = residual - length * image
         scores = products.times(residual)
         last, square = square, arrays.double(xp.einsum("pn,pn->p", residual, scores))
-        going = arrays.get(square > stop) & (step < patience[numbers])
+        going = arrays.to_numpy(square > stop) & (step < patience[numbers])
         if not going.all():
             over = np.flatnonzero(~going)
             result[arrays.index(numbers[over])] = solution[arrays.index(over)]
-            difficult[numbers[over]] = ~arrays.get(square <= stop)[over]
+            difficult[numbers[over]] = ~arrays.to_numpy(square <= stop)[over]
             left = arrays.index(np.flatnonzero(going))
             numbers = numbers[going]
             if not len(numbers):

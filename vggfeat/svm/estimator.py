@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm.batches import Part
+from vggfeat.svm.batches import Split
 from vggfeat.svm.checks import check_costs, check_labels
 from vggfeat.svm.rows import SvmProblemSet
 from vggfeat.svm.settings import Progress, SvmSettings
@@ -205,7 +205,7 @@ def search_C(  # noqa: N802
     if not pairs:
         raise ConfigError("parts: expected at least one pair of rows, found none")
     shared = SvmProblemSet(descriptors, settings)
-    made = [Part(rows=fit, labels=signs[fit], held_out=held) for fit, held in pairs]
+    made = [Split(rows=fit, labels=signs[fit], held_out=held) for fit, held in pairs]
     sweeps = shared.sweep(made, costs, classes=classes, progress=progress)
     values = np.empty((len(pairs), len(costs), signs.shape[1]))
     for fold, ((_, held), sweep) in enumerate(zip(pairs, sweeps, strict=True)):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from vggfeat.errors import FitError
 from vggfeat.svm.checks import check_descriptors
 from vggfeat.svm.model import LinearModel, Sweep
-from vggfeat.svm.rows import Part, SvmProblemSet
+from vggfeat.svm.rows import Split, SvmProblemSet
 from vggfeat.svm.settings import Progress, SvmSettings
 
 
@@ -93,5 +93,5 @@ def scores_over_C(  # noqa: N802
     if other.shape[1] != x.shape[1]:
         raise FitError(f"descriptors held out: expected length {x.shape[1]}, found {other.shape[1]}")
     shared = SvmProblemSet(np.concatenate([x, other]), settings)
-    part = Part(rows=np.arange(len(x)), labels=np.asarray(labels), held_out=np.arange(len(x), len(x) + len(other)))
+    part = Split(rows=np.arange(len(x)), labels=np.asarray(labels), held_out=np.arange(len(x), len(x) + len(other)))
     return shared.sweep([part], grid, classes=classes, progress=progress)[0]

@@ -38,7 +38,7 @@ class Gram:
         """Return products with the inner products of n rows, given by different numbers."""
         if len(rows) > _ROWS_FROM * self._x.shape[1]:
             own = self._arrays.zeros(len(rows), self._x.shape[1] + 1)
-            own[:, :-1] = self._arrays.put(self._x[rows])
+            own[:, :-1] = self._arrays.asarray(self._x[rows])
             own[:, -1] = self._scaling
             return RowProducts(own, self._arrays)
         new = np.setdiff1d(rows, self._known)
@@ -68,8 +68,8 @@ class Gram:
         step = max(64, _CHUNK_BYTES // (8 * len(rows)))
         block: Array = None
         for start in range(0, self._x.shape[1], step):
-            part = self._arrays.put(self._x[rows, start : start + step])
-            other = part if others is None else self._arrays.put(self._x[others, start : start + step])
+            part = self._arrays.asarray(self._x[rows, start : start + step])
+            other = part if others is None else self._arrays.asarray(self._x[others, start : start + step])
             product = part @ other.T
             if block is None:
                 block = product

@@ -86,7 +86,7 @@ class State:
         """Return some of the problems, by number; a copy."""
         return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
-    def put(self, chosen: Array, part: "State") -> None:
+    def update(self, chosen: Array, part: "State") -> None:
         """Take over where some of the problems stand, by number."""
         for field in fields(self):
             if field.name not in ("signs", "bounds"):
@@ -114,10 +114,10 @@ def solve(products: Products, state: State, tolerance: float, max_steps: int, ar
     part.slow, part.still, part.primal = part.slow * 0, part.still * 0, part.primal + np.inf
     for step in range(max_steps + 1):
         point = _evaluate(products, part, tolerance, arrays)
-        going = arrays.get((part.gap > tolerance) & (part.still < _STILL)) & (step < max_steps)
+        going = arrays.to_numpy((part.gap > tolerance) & (part.still < _STILL)) & (step < max_steps)
         if not going.all():
             over = np.flatnonzero(~going)
-            state.put(arrays.index(numbers[over]), part.some(arrays.index(over)))
+            state.update(arrays.index(numbers[over]), part.some(arrays.index(over)))
             numbers, left = numbers[going], arrays.index(np.flatnonzero(going))
             if not len(numbers):
                 return
@@ -147,7 +147,7 @@ def _evaluate(products: Products, state: State, tolerance: float, arrays: Arrays
     state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
     state.hard = state.hard | ~lower | (state.slow >= _SLOW)
     state.gap, state.primal = gap, primal
-    stuck = arrays.index(np.flatnonzero(arrays.get((state.still > 0) & (gap > tolerance))))
+    stuck = arrays.index(np.flatnonzero(arrays.to_numpy((state.still > 0) & (gap > tolerance))))
     if len(stuck):
         part = state.some(stuck)
         # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.

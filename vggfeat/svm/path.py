@@ -44,8 +44,8 @@ def solve_path(
     State
         For one value of C after the other; each time the same object, changed.
     """
-    weigh = arrays.put(weights)
-    state = State.at_zero(arrays.put(signs), weigh, arrays)
+    weigh = arrays.asarray(weights)
+    state = State.at_zero(arrays.asarray(signs), weigh, arrays)
     mean = weights.sum(axis=1) / (weights > 0).sum(axis=1)
     easy = _EASY / (mean * products.mean_square)
     # Rows so long that the square overflows have no easy C.
@@ -67,5 +67,5 @@ def _solve_at(
     max_steps: int,
     arrays: Arrays,
 ) -> None:
-    state.bounds = 2 * arrays.put(costs)[:, None] * weigh
+    state.bounds = 2 * arrays.asarray(costs)[:, None] * weigh
     solve(products, state, tolerance, max_steps, arrays)

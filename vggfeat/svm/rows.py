@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vggfeat.errors import ConfigError, FitError, out_of_memory
 from vggfeat.svm.arrays import arrays_of
-from vggfeat.svm.batches import Batch, Part, Problems, group, merge, solve_batches
+from vggfeat.svm.batches import Batch, Problems, Split, group, merge, solve_batches
 from vggfeat.svm.certificate import combine, relative_gaps, times
 from vggfeat.svm.checks import check_costs, check_descriptors, check_labels, check_rows, check_weights, row_weights
 from vggfeat.svm.gram import Gram
@@ -56,7 +56,7 @@ class SvmProblemSet:
 
     def sweep(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[Split],
         grid: ArrayLike,
         *,
         classes: Sequence[str] | None = None,
@@ -66,7 +66,7 @@ class SvmProblemSet:
 
         Parameters
         ----------
-        parts : sequence of Part
+        parts : sequence of Split
             Their numbers of classes may differ.
         grid : (G,) array of float
             Values of C, above 0, in any order.
@@ -189,7 +189,7 @@ class SvmProblemSet:
             ) from error
 
     def _sweep_together(
-        self, parts: list[Part], signs: list[NDArray[np.int8]], costs: NDArray[np.float64], report: "_Count"
+        self, parts: list[Split], signs: list[NDArray[np.int8]], costs: NDArray[np.float64], report: "_Count"
     ) -> list[Sweep]:
         """Solve the problems of some parts at once."""
         order = np.argsort(costs, kind="stable")
@@ -235,7 +235,7 @@ class SvmProblemSet:
         scores = times(self._x, held, coef, self._arrays).T + intercept[:, None]
         return scores.reshape(*beta.shape[:2], len(held))
 
-    def _sweep_each(self, part: Part, signs: NDArray[np.int8], costs: NDArray[np.float64], report: "_Count") -> Sweep:
+    def _sweep_each(self, part: Split, signs: NDArray[np.int8], costs: NDArray[np.float64], report: "_Count") -> Sweep:
         # Class by class, so that neighbouring problems cost about the same and the workers stay level.
         problems = [(k, float(cost)) for k in range(signs.shape[1]) for cost in costs]
         weights = row_weights(signs, self._settings.class_weight)
