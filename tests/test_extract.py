@@ -22,8 +22,8 @@ from vggfeat.forward.features import Extraction, ExtractionSettings
 from vggfeat.forward.precision import IMAGES, cosines
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.store.failures import failures_path
-from vggfeat.store.parts import FeatureWriter
 from vggfeat.store.reader import FeatureFile
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import load_backbone, random_backbone, save_weights
 
 NET = "random:A:0:0.03125"

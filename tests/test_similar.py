@@ -12,9 +12,9 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError, WeightsError
 from vggfeat.samples import DataSet, Task
 from vggfeat.similar import DescriptorSettings, extract_query, nearest, net_of, query_of_row, row_of_image
-from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.table import load_features
 from vggfeat.weights import load_backbone, save_weights
 

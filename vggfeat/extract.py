@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, ImageError, StoreError, out_of_memory
+from vggfeat.errors import ConfigError, ImageError, out_of_memory
 from vggfeat.forward.features import Extraction, ExtractionSettings, check_boxes, requests
 from vggfeat.forward.precision import IMAGES, LEAST_COSINE, PrecisionCheck, compare
 from vggfeat.images.decode import DecodeSettings, read_bytes
@@ -26,12 +26,11 @@ from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import Box, DataSet, Place
 from vggfeat.shard_stream import Progress, Work, compute
-from vggfeat.store.failures import count_reasons, failures_of, failures_path, tally, write_failures
+from vggfeat.store.failures import count_reasons, failures_path, tally
 from vggfeat.store.identity import IMAGE_SIZES, RunTicket, resolved
-from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.layout import Shape, Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.retrying import begin_retry
-from vggfeat.store.shards import Shape, Status
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import Backbone
 
 
@@ -175,7 +174,7 @@ def run_job(
                 compute(parts, work, decode, cache.workers, progress, world, ahead)
 
             def finish() -> Summary:
-                _finish(parts, out, key, work, decode, cache.workers)
+                _finish(parts, key, work, decode, cache.workers)
                 return _summarise(out, work, resumed, time.monotonic() - begun)
 
             return world.on_main(finish)
@@ -196,37 +195,33 @@ def _opened(
 
         def begin() -> RunTicket | None:
             held.append(stack.enter_context(opened()))
-            if cache.retry_failed:
-                begin_retry(held[0], lambda row, sha256: _sha256(work.place(row), decode.max_bytes) == sha256)
+            if cache.retry_failed and not held[0].complete:
+                _reuse_shards(held[0], work, decode)
             return held[0].share() if world.size > 1 else None
 
-        begun = world.on_main(begin)
+        ticket = world.on_main(begin)
         if not held:
-            held.append(stack.enter_context(opened(begun=begun)))
+            held.append(stack.enter_context(opened(ticket=ticket)))
         world.barrier()
         yield held[0]
 
 
-def _finish(
-    parts: FeatureWriter, out: Path, key: dict[str, Any], work: Work, decode: DecodeSettings, workers: int
-) -> None:
+def _reuse_shards(writer: FeatureWriter, work: Work, decode: DecodeSettings) -> None:
+    """Take the shards from the finished file in which no row failed and no image has changed since."""
+    for shard, block in writer.reusable():
+        digests = zip(writer.rows(shard), map(bytes, block.sha256), strict=True)
+        if not writer.images_changed or all(
+            _sha256(work.place(row), decode.max_bytes) == digest for row, digest in digests
+        ):
+            writer.append(shard, block)
+    writer.note_retry()
+
+
+def _finish(parts: FeatureWriter, key: dict[str, Any], work: Work, decode: DecodeSettings, workers: int) -> None:
     if parts.complete:
-        try:
-            with FeatureFile(out) as file:
-                file.check()
-        except StoreError as error:
-            raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
-        # Read once more, because another run may have replaced the file meanwhile, and its list.
-        write_failures(parts.out, work.dataset, failures_of(parts.out))
-        return
-
-    def write_list() -> None:
-        write_failures(parts.out, work.dataset, parts.failures, temp=parts.folder / "failures.tmp")
-
-    if not parts.out.exists():
-        write_list()  # Before the file has its name: a run that is killed in between is given again.
-    # A file that is replaced has a list of its own until then.
-    parts.finish(_provenance(key, work) | _compared(parts, work, decode, workers), named=write_list)
+        parts.verify()
+    else:
+        parts.finish(_provenance(key, work) | _compared(parts, work, decode, workers))
 
 
 def _compared(parts: FeatureWriter, work: Work, decode: DecodeSettings, workers: int) -> dict[str, Any]:

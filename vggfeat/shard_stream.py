@@ -18,8 +18,8 @@ from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, shown
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import DataSet, Place
-from vggfeat.store.parts import FeatureWriter
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import Backbone
 
 Progress = Callable[[float, int, int], None]
@@ -83,7 +83,7 @@ def compute(
 
     def show(done: float = 0) -> None:
         if progress is not None and world.is_main:
-            progress(parts.done_rows + done, parts.total_rows, parts.failed_rows)
+            progress(parts.done_rows + done, parts.total_rows, len(parts.failures))
 
     def look() -> None:
         parts.poll(theirs)

@@ -24,8 +24,8 @@ from vggfeat.forward.features import Extraction, ExtractionSettings
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.load import weights_folder
 

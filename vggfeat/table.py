@@ -22,8 +22,8 @@ from vggfeat.descriptors import Join, Normalisation, fuse, join_features
 from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.export import Table
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file or several."""

@@ -30,9 +30,9 @@ from vggfeat.nets.vgg import VGG
 from vggfeat.results.classification import result_notes, results_json, text_table
 from vggfeat.results.paper_errors import PAPER, is_official, paper_errors
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.training.packing import pack
 from vggfeat.weights import Backbone, load_backbone, save_weights
 

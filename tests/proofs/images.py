@@ -17,8 +17,8 @@ from pathlib import Path
 
 from odd_images import good_images
 from vggfeat.images.decode import REASONS
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 
 from .common import NET, Options, Report, scratch
 from .mutants import mutate

@@ -325,7 +325,7 @@ READERS = {
                            error=DatasetError, texts=(".csv", ".txt"), damaged=(".csv", ".txt")),
     "boxes": Reader(make=box_tree, read=read_box_tree, error=DatasetError, texts=(".xml",)),
     "features": Reader(make=lambda place: finish(place / "x.h5") and None, read=read_features, error=StoreError,
-                       exact=True, reseal=reseal_features),
+                       exact=True, damaged=(".h5",), reseal=reseal_features),
     "parts": Reader(make=unfinished, read=read_parts, error=StoreError, texts=(".json", ".jsonl"), exact=True,
                     reseal=reseal_shard),
     "model": Reader(make=model, read=read_model, error=FitError, exact=True, reseal=reseal_model),

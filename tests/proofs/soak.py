@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 
 from .common import NET, Options, Report, draw, scratch
 from .images import children

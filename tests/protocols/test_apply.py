@@ -12,8 +12,8 @@ from vggfeat.errors import FitError, StoreError
 from vggfeat.protocols.apply import MADE_WITH, apply_model
 from vggfeat.results.predictions import predictions_csv, predictions_json, predictions_table
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import FeatureWriter
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.svm import load_model, save_model
 
 NET = {

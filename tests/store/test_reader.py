@@ -29,8 +29,8 @@ from feature_rows import (
 )
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet, Task
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile, validate
-from vggfeat.store.shards import Status
 
 EVERY = np.array(
     [

@@ -14,12 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from feature_rows import KEY, PROVENANCE, finish, make_block, make_dataset, open_parts
+from feature_rows import FAILED, KEY, PROVENANCE, finish, finished, make_block, make_dataset, open_parts
 from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files
 from vggfeat.store import reader as store
-from vggfeat.store.parts import FeatureWriter
-from vggfeat.store.shards import Shape
+from vggfeat.store.failures import failures_path
+from vggfeat.store.layout import Shape
+from vggfeat.store.writer import FeatureWriter
 
 FILES = ("create", "write", "truncate", "sync", "rename", "remove")
 FOLDERS = ("sync_folder", "make_folder", "remove_folder", "free")
@@ -93,12 +94,16 @@ def reap(child, pipe):
 
 
 def lost_or_different(out, committed, wanted):
-    """Go on after a death: is everything committed still there, and the end the same to the byte?"""
+    """Resume after a death: is everything committed still there, and the end the same to the byte? Then clear up."""
     with open_parts(out) as parts:
         lost = sorted(set(committed) & {str(shard) for shard in parts.pending})
     finish(out)
-    left = sorted(path.name for path in out.parent.iterdir() if path.name.startswith(out.name) and path != out)
-    return lost, digest(out) != wanted or left != []
+    left = {path.name for path in out.parent.iterdir() if path.name.startswith(out.name)}
+    failed = [json.loads(line)["reason"] for line in failures_path(out).read_text().splitlines()]
+    different = digest(out) != wanted or left != finished(out) or failed != list(FAILED.values())
+    out.unlink()
+    failures_path(out).unlink()
+    return lost, different
 
 
 def die(out, number, torn):
@@ -120,7 +125,6 @@ def sweep(folder, _):
             seen["died"] += code == 9
             seen["lost"] += [(number, torn, shard) for shard in lost]
             seen["different"] += [(number, torn)] if different else []
-            out.unlink()
     return seen
 
 
@@ -136,7 +140,6 @@ def stacked(folder, stride):
             _, different = lost_or_different(out, [], wanted)
             seen["points"] += 1
             seen["different"] += [(first, second)] if different else []
-            out.unlink()
     return seen
 
 
@@ -186,7 +189,6 @@ def faults(folder, stride):
             lost, different = lost_or_different(out, committed, wanted)
             seen["points"] += 1
             seen["different"] += [(number, kind, names[number - 1])] if different or lost else []
-            out.unlink()
     seen["messages"] = sorted(set(seen["messages"]))[:20]
     return seen
 

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import FeatureWriter
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 
 IDS = ("a", "b", "c", "d")
 CLASSES = ("cat", "dog")

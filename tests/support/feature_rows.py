@@ -12,8 +12,9 @@ import numpy as np
 
 from vggfeat.runtime.durable import DISK
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.parts import FeatureWriter
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store.failures import failures_path
+from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.writer import FeatureWriter
 
 SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=5)
 KEY = {
@@ -85,6 +86,11 @@ def finish(out, dataset=None, *, committed=lambda shard: None, **settings):
                 committed(shard)
             parts.finish(PROVENANCE)
     return out
+
+
+def finished(out):
+    """Names of the files that `finish` leaves."""
+    return {out.name, failures_path(out).name}
 
 
 @contextmanager

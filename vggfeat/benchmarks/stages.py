@@ -26,9 +26,9 @@ from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import normalise, rescale, rescaled_size
 from vggfeat.samples import DataSet, Place
 from vggfeat.shard_stream import Work, to_block
-from vggfeat.store.parts import FeatureWriter
+from vggfeat.store.layout import Shape
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Shape
+from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import Backbone
 
 

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import POSTERIORS
+from vggfeat.store.layout import POSTERIORS, Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 from vggfeat.table import Paths, class_numbers, match_rows
 
 BLOCK_BYTES = 1 << 25

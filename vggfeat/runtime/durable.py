@@ -240,7 +240,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     with open_bounded(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise StoreError(f"{path}: expected at most {most} bytes, found {size}")
+            raise StoreError(f"{path}: expected at most {most} bytes, found {size}; move it away")
         return file.read()
 
 

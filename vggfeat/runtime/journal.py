@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
-from vggfeat.runtime.locks import Lock, holder
+from vggfeat.runtime.locks import Lock, sole_writer
 
 FORMAT = "vggfeat localised images, 1"
 ADVICE = "what was finished is kept; mend it and give the same command again"
@@ -44,7 +44,8 @@ class Journal:
     def __init__(self, path: Path, key: dict[str, Any], total: int, step: int, *, overwrite: bool = False) -> None:
         self.path = path
         self._key = json.loads(json.dumps(key))
-        self._lock = self._locked()
+        with disk_errors(path, "locking", ADVICE), sole_writer(path, self._lock_path):
+            self._lock = Lock(self._lock_path)
         self.records: list[dict[str, Any]] = []
         try:
             with disk_errors(path, "opening", ADVICE):
@@ -79,19 +80,6 @@ class Journal:
         # Removed while it is held: nobody else can be at work on a file of this name.
         self._lock_path.unlink(missing_ok=True)
         self._lock.release()
-
-    def _locked(self) -> Lock:
-        path = self._lock_path
-        try:
-            with disk_errors(self.path, "locking", ADVICE):
-                return Lock(path)
-        except StoreError as error:
-            if isinstance(error.__cause__, BlockingIOError):
-                who = holder(path)
-                raise StoreError(
-                    f"{self.path}: expected to be its only writer, found {who} at it; wait for it"
-                ) from None
-            raise
 
     def _begin(self, total: int, step: int, overwrite: bool) -> None:
         kept = [_line({"format": FORMAT, "key": self._key})]

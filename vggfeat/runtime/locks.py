@@ -9,8 +9,10 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import check_regular, open_bounded
 
 _LONGEST = 1 << 12
@@ -76,6 +78,17 @@ class Lock:
             _held.discard(self._fd)
             os.close(self._fd)
         self._fd = None
+
+
+@contextlib.contextmanager
+def sole_writer(what: Path, path: Path) -> Iterator[None]:
+    """Turn the BlockingIOError of a lock file at `path` into a StoreError that names who writes `what`."""
+    try:
+        yield
+    except BlockingIOError:
+        raise StoreError(
+            f"{what}: expected to be its only writer, found {holder(path)} at it; wait for it, or stop it"
+        ) from None
 
 
 def holder(path: Path) -> str:

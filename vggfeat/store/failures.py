@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import Files, atomic_write
 from vggfeat.samples import DataSet
+from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.store.shards import Status
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
@@ -63,10 +63,8 @@ def failures_of(out: Path) -> dict[int, str]:
         return {row: file.reasons[row] for row in np.flatnonzero(file.status == Status.FAILED).tolist()}
 
 
-def write_failures(
-    out: Path, dataset: DataSet, failures: Mapping[int, str], *, temp: Path | None = None, files: Files = DISK
-) -> None:
-    """Make the list of failures of a feature file what it should be; without failures there is none.
+def write_failures(out: Path, dataset: DataSet, failures: Mapping[int, str], *, temp: Path, files: Files) -> None:
+    """Write the list of failures of a feature file, if it differs; without failures there is none.
 
     Parameters
     ----------
@@ -75,26 +73,24 @@ def write_failures(
     dataset : DataSet
     failures : mapping of int to str
         Row -> "reason: message".
-    temp : Path, optional
-        Name until the list is whole; by default a hidden one beside it.
+    temp : Path
+        Name of the list until it is complete.
     files : Files
         Carries out what changes the disk.
 
     Raises
     ------
-    StoreError
+    OSError
         If the disk refuses.
     """
     path = failures_path(out)
     content = "".join(_line(dataset, row, failures[row]) for row in sorted(failures)).encode()
-    with disk_errors(path, "writing the list of failures", "mend it and run the same again"):
-        if not content:
-            if os.path.lexists(path):
-                files.remove(path)
-        elif not _holds(path, content):
-            temp = temp or temporary_path(path)
-            with atomic_write(files, path, temp=temp) as sink:
-                sink.write(content)
+    if not content:
+        if os.path.lexists(path):
+            files.remove(path)
+    elif not _holds(path, content):
+        with atomic_write(files, path, temp=temp) as sink:
+            sink.write(content)
 
 
 def _line(dataset: DataSet, row: int, text: str) -> str:

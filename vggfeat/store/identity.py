@@ -11,8 +11,8 @@ from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet
+from vggfeat.store.layout import Shape
 from vggfeat.store.reader import FeatureFile, FileReport, is_damaged
-from vggfeat.store.shards import Shape
 
 _LONGEST_SHOWN = 100
 _LONGEST_ROW = 1000

@@ -1,37 +1,196 @@
-"""What stands in a feature file, and the look that it gets before anything in it is read.
+"""What a feature file holds: one table of its columns, from which writer, shards and reader take their data sets.
 
-N = rows, S = scales, R = regions, C = channels, K = classes.
+N = rows of the file, n = rows of a block, S = scales, R = regions, C = channels, K = classes.
 
-    features (N, S, R, C) float32, NaN in failed rows      status (N,) uint8: 0 pending, 1 done, 2 failed
-    ids, paths, reasons (N,) text                          sizes (N, 2) int32: height, width of the image
-    labels (N, K) int8                                     sha256 (N, 32) uint8: of the image file's bytes
-    boxes (N, 4) float64, NaN = none                       scales (S,) int64, regions (R,) and classes (K,) text
-    splits/<name> (M,) int64, ascending rows
-
-Every data set has its own SHA-256 as an attribute. The root's attributes: format, version, dataset, task,
-fingerprint, key and provenance (JSON), features_sha256, done, failed.
+Besides the columns below there is a group splits with a data set (M,) int64 for every split: its rows, ascending.
+Every data set has its SHA-256 as an attribute. The root's attributes: format, version, dataset, task, fingerprint, key
+and provenance (JSON), features_sha256, done, failed.
 """
 
+import math
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors
+from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors, text_width
+from vggfeat.samples import DataSet
 
 POSTERIORS = "posteriors"
 """Layer in the key of a file that holds class posteriors instead of features."""
 FORMAT, VERSION = "vggfeat-features", 1
-PER_ROW = {"status": ((), "|u1"), "sizes": ((2,), "<i4"), "sha256": ((32,), "|u1")}
-"""What is said of each row beside features and reason: further dimensions and type."""
-_LISTS = ("ids", "paths", "classes", "regions", "reasons", "labels", "boxes", "scales")
-_MEMBERS = frozenset({"features", "splits", *PER_ROW, *_LISTS})
+
+
+class Column(NamedTuple):
+    """One data set of a feature file."""
+
+    name: str
+    dims: tuple[str | int, ...]
+    """Its shape: letters as above, and numbers."""
+    dtype: str
+    """A numpy type name, or `TEXT`."""
+
+
+# To add a column: a line here, a field of `Block` with its name, and whoever fills and reads it.
+BLOCK_COLUMNS = (
+    Column("features", ("N", "S", "R", "C"), "<f4"),
+    Column("status", ("N",), "|u1"),
+    Column("sizes", ("N", 2), "<i4"),
+    Column("sha256", ("N", 32), "|u1"),
+    Column("reasons", ("N",), TEXT),
+)
+"""What a run computes, shard by shard: fields of `Block`, in the order in which they are stored."""
+DATA_SET_COLUMNS = (
+    Column("ids", ("N",), TEXT),
+    Column("paths", ("N",), TEXT),
+    Column("classes", ("K",), TEXT),
+    Column("regions", ("R",), TEXT),
+    Column("scales", ("S",), "<i8"),
+    Column("labels", ("N", "K"), "|i1"),
+    Column("boxes", ("N", 4), "<f8"),  # NaN where there is none
+)
+"""What is known before a run, in the order in which it is stored."""
+
+
+class Status(IntEnum):
+    """What became of a row."""
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What one row of features holds.
+
+    Raises
+    ------
+    StoreError
+        If a list is empty or repeats itself, or a number is below 1.
+    """
+
+    scales: tuple[int, ...]
+    """S smallest image sides Q, in pixels."""
+    regions: tuple[str, ...]
+    """R names of the parts of an image that have features: image, box."""
+    channels: int
+    """C values per scale and region."""
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "regions"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise StoreError(f"{name}: expected one or more, each once, found {values}")
+        if min(*self.scales, self.channels) < 1:
+            raise StoreError(f"expected scales and channels of at least 1, found {self.scales}, {self.channels}")
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """(S, R, C)."""
+        return len(self.scales), len(self.regions), self.channels
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of features."""
+        return 4 * math.prod(self.dims)
+
+    def lengths(self, rows: int) -> dict[str, int]:
+        """Length of every letter in the dims of `BLOCK_COLUMNS`, for a block of so many rows."""
+        return dict(zip("NSRC", (rows, *self.dims), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """Some consecutive rows, each done or failed."""
+
+    features: NDArray[np.float32]
+    """(n, S, R, C); finite where the row is done, NaN in the store where it failed."""
+    status: NDArray[np.uint8]
+    """(n,) values of `Status`, never pending."""
+    reasons: tuple[str, ...]
+    """n reasons, empty where the row is done."""
+    sizes: NDArray[np.int32]
+    """(n, 2) height and width of the image in pixels, 0 where it gave none."""
+    sha256: NDArray[np.uint8]
+    """(n, 32) digest of the image file's bytes."""
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+
+def dims_of(column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of a column, whose letters stand for `lengths`."""
+    return tuple(lengths[size] if isinstance(size, str) else size for size in column.dims)
+
+
+def data_set_values(dataset: DataSet, shape: Shape) -> dict[str, Any]:
+    """Return the values of `DATA_SET_COLUMNS` by name."""
+    boxes = np.full((len(dataset), 4), np.nan) if dataset.boxes is None else dataset.boxes
+    return {
+        "ids": dataset.ids,
+        "paths": dataset.paths,
+        "classes": dataset.classes,
+        "regions": shape.regions,
+        "scales": np.array(shape.scales),
+        "labels": dataset.labels,
+        "boxes": boxes,
+    }
+
+
+def file_bytes(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
+    """Bytes that a feature file will take, within 1 MiB or so.
+
+    Parameters
+    ----------
+    dataset : DataSet
+    shape : Shape
+    reason_width : int
+        Bytes of the longest reason.
+    """
+    lengths = shape.lengths(len(dataset)) | {"K": len(dataset.classes)}
+    values = data_set_values(dataset, shape)
+    total = 1 << 20  # for what HDF5 says of the data sets
+    total += 8 * sum(len(rows) for rows in dataset.splits.values())
+    for column in (*BLOCK_COLUMNS, *DATA_SET_COLUMNS):
+        if column.dtype != TEXT:
+            width = np.dtype(column.dtype).itemsize
+        else:
+            width = reason_width if column.name == "reasons" else text_width(values[column.name], column.name)
+        total += width * math.prod(dims_of(column, lengths))
+    return total
+
+
+def storable(dataset: DataSet) -> DataSet:
+    """Check that a feature file can hold a data set, and return it in the one form in which it is stored.
+
+    Raises
+    ------
+    StoreError
+        If it has no sample, or a name that a file can't hold.
+    """
+    if not len(dataset):
+        raise StoreError(f"{dataset.name}: expected at least one sample, found none")
+    for what in ("ids", "paths", "classes"):
+        text_width(getattr(dataset, what), f"{dataset.name}: {what}")
+    for split in dataset.splits:
+        if not split.isprintable() or "/" in split or split in ("", ".", ".."):
+            raise StoreError(f"{dataset.name}: expected a split name without / or odd signs, found {split!r}")
+    if dataset.boxes is not None and np.isnan(dataset.boxes).all():
+        return replace(dataset, boxes=None)
+    return dataset
 
 
 def open_file(path: Path) -> tuple[h5py.File, int]:
-    """Open an HDF5 file for reading and say how many bytes it has.
+    """Open an HDF5 file for reading, and return it with its size in bytes.
 
     Raises
     ------
@@ -53,8 +212,8 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
         return h5py.File(path, "r", locking=False), state.st_size
 
 
-def look(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
-    """Check that a file holds exactly what the layout says, and hand out its data sets by name.
+def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
+    """Check that a file holds exactly what the layout says, and return its data sets by name.
 
     Raises
     ------
@@ -65,35 +224,21 @@ def look(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
         raise source.refuse("format", FORMAT, ascii(source.text("format")))
     if source.number("version") != VERSION:
         raise source.refuse("version", f"{VERSION}", f"{source.number('version')}; update vggfeat")
-    source.members(source.file, _MEMBERS)
-    columns = _fixed_columns(source) | _splits(source)
-    declared = sum(data.nbytes for data in columns.values())
-    if declared > source.size:
-        raise source.refuse("data sets", f"at most {source.size} bytes", f"{declared}")
-    return columns
-
-
-def _fixed_columns(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
-    def column(name: str, dims: tuple[int | None, ...], kind: str) -> h5py.Dataset:
-        columns[name] = source.column(source.file, name, dims, kind)
-        return columns[name]
-
-    columns: dict[str, h5py.Dataset] = {}
-    n, s, r, _ = column("features", (None, None, None, None), "<f4").shape
-    (k,) = column("classes", (None,), TEXT).shape
-    for name, (dims, kind) in PER_ROW.items():
-        column(name, (n, *dims), kind)
-    for name in ("ids", "paths", "reasons"):
-        column(name, (n,), TEXT)
-    column("labels", (n, k), "|i1")
-    column("boxes", (n, 4), "<f8")
-    column("scales", (s,), "<i8")
-    column("regions", (r,), TEXT)
-    return columns
-
-
-def _splits(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
+    columns = (*BLOCK_COLUMNS, *DATA_SET_COLUMNS)
+    source.members(source.file, frozenset({"splits", *(column.name for column in columns)}))
+    found: dict[str, h5py.Dataset] = {}
+    lengths: dict[str, int] = {}  # The first column that has a letter decides its length.
+    for column in columns:
+        dims = tuple(lengths.get(size) if isinstance(size, str) else size for size in column.dims)
+        found[column.name] = source.column(source.file, column.name, dims, column.dtype)
+        named = zip(column.dims, found[column.name].shape, strict=True)
+        lengths |= {size: length for size, length in named if isinstance(size, str)}
     splits = source.file.get("splits")
     if not isinstance(splits, h5py.Group):
         raise source.refuse("splits", "a group", type(splits).__name__)
-    return {f"splits/{name}": source.column(splits, name, (None,), "<i8") for name in source.members(splits)}
+    for name in source.members(splits):
+        found[f"splits/{name}"] = source.column(splits, name, (None,), "<i8")
+    declared = sum(data.nbytes for data in found.values())
+    if declared > source.size:
+        raise source.refuse("data sets", f"at most {source.size} bytes", f"{declared}")
+    return found

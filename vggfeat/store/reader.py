@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
-from vggfeat.formats.hdf5 import UntrustedHDF5, chunks, hdf5_errors, read_texts
+from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, chunks, hdf5_errors, read_texts
 from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.layout import FORMAT, look, open_file
-from vggfeat.store.shards import Shape, Status
+from vggfeat.store.layout import BLOCK_COLUMNS, FORMAT, Block, Shape, Status, check_layout, open_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class FeatureFile:
         try:
             with hdf5_errors(str(self.path)):
                 self._source = UntrustedHDF5(self._file, str(self.path), size)
-                self._columns = look(self._source)
+                self._columns = check_layout(self._source)
                 self._read_head()
         except BaseException:
             self.close()
@@ -99,9 +98,9 @@ class FeatureFile:
     def _texts(self, name: str) -> tuple[str, ...]:
         return read_texts(self._columns[name])
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def _array(self, name: str, rows: Any = ...) -> NDArray[Any]:
         with hdf5_errors(str(self.path)):
-            array: NDArray[Any] = self._columns[name][...]
+            array: NDArray[Any] = self._columns[name][rows]
         return array
 
     @property
@@ -126,7 +125,7 @@ class FeatureFile:
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
-        """(N,) values of `vggfeat.store.shards.Status`."""
+        """(N,) values of `vggfeat.store.layout.Status`."""
         status = self._array("status")
         if status.size and status.max() > max(Status):
             raise self._source.refuse("status", "0, 1 or 2", status.max())
@@ -193,6 +192,14 @@ class FeatureFile:
                 first = int(wanted[start])
                 self.features.read_direct(out, np.s_[first : first + stop - start], np.s_[start:stop])
         return out
+
+    def block(self, rows: range) -> Block:
+        """Read all that a run has computed of consecutive rows."""
+        taken = slice(rows.start, rows.stop)
+        values: dict[str, Any] = {}
+        for column in BLOCK_COLUMNS:
+            values[column.name] = self.reasons[taken] if column.dtype == TEXT else self._array(column.name, taken)
+        return Block(**values)
 
     def report(self) -> FileReport:
         """Count rows by status and reason; no features are read."""

@@ -1,97 +1,54 @@
-"""A block of rows as one small file: built in memory, with a checksum over every byte.
+"""A shard: a block of rows as one small file, with a checksum over every byte; and the feature file made of all shards.
 
 A shard is an HDF5 file behind 512 bytes of its own (an HDF5 user block), which hold the SHA-256 of the rest. So
-damage is found before HDF5 sees any of it. n = rows of the block, S = scales, R = regions, C = channels.
+damage is found before HDF5 sees any of it. n = rows of a block, N = rows of the file.
 """
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import (
     TEXT,
+    ChecksummedDataset,
     UntrustedHDF5,
+    canonical_json,
     encode_texts,
     hdf5_errors,
     new_data_set,
     new_file,
+    new_group,
     read_texts,
+    text_type,
     text_width,
+    write_column,
     write_text_attribute,
+    write_texts,
+)
+from vggfeat.runtime.durable import LatchedFile
+from vggfeat.samples import DataSet
+from vggfeat.store.layout import (
+    BLOCK_COLUMNS,
+    DATA_SET_COLUMNS,
+    FORMAT,
+    VERSION,
+    Block,
+    Column,
+    Shape,
+    Status,
+    data_set_values,
+    dims_of,
 )
 
 HEAD = 512
-_MEMBERS = frozenset({"features", "status", "reasons", "sizes", "sha256"})
-
-
-class Status(IntEnum):
-    """What became of a row."""
-
-    PENDING = 0
-    DONE = 1
-    FAILED = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What one row of features holds.
-
-    Raises
-    ------
-    StoreError
-        If a list is empty or repeats itself, or a number is below 1.
-    """
-
-    scales: tuple[int, ...]
-    """S smallest image sides Q, in pixels."""
-    regions: tuple[str, ...]
-    """R names of what was looked at: image, box."""
-    channels: int
-    """C values per scale and region."""
-
-    def __post_init__(self) -> None:
-        for name in ("scales", "regions"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise StoreError(f"{name}: expected one or more, each once, found {values}")
-        if min(*self.scales, self.channels) < 1:
-            raise StoreError(f"expected scales and channels of at least 1, found {self.scales}, {self.channels}")
-
-    @property
-    def dims(self) -> tuple[int, int, int]:
-        """(S, R, C)."""
-        return len(self.scales), len(self.regions), self.channels
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of features."""
-        return 4 * len(self.scales) * len(self.regions) * self.channels
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
-    """Some consecutive rows, each done or failed."""
-
-    features: NDArray[np.float32]
-    """(n, S, R, C); finite where the row is done, NaN in the store where it failed."""
-    status: NDArray[np.uint8]
-    """(n,) values of `Status`, never pending."""
-    reasons: tuple[str, ...]
-    """n reasons, empty where the row is done."""
-    sizes: NDArray[np.int32]
-    """(n, 2) height and width of the image in pixels, 0 where it gave none."""
-    sha256: NDArray[np.uint8]
-    """(n, 32) digest of the image file's bytes."""
-
-    def __len__(self) -> int:
-        return len(self.status)
+_SHARD_FORMAT = "vggfeat-shard 1"
 
 
 def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
@@ -105,28 +62,20 @@ def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
         If shapes or types differ, a row is neither done nor failed, a reason is missing, out of place or can't be
         stored, or a row that is done has a value that is not finite.
     """
-    wanted = {
-        "features": ((rows, *shape.dims), np.float32),
-        "status": ((rows,), np.uint8),
-        "sizes": ((rows, 2), np.int32),
-        "sha256": ((rows, 32), np.uint8),
-    }
-    for name, (dims, dtype) in wanted.items():
-        array = getattr(block, name)
-        if array.shape != dims or array.dtype != dtype:
-            expected = f"{np.dtype(dtype)} {dims}"
-            raise StoreError(f"{where}: {name}: expected {expected}, found {array.dtype} {array.shape}")
+    lengths = shape.lengths(rows)
+    for column in BLOCK_COLUMNS:
+        if column.dtype != TEXT:
+            array, dims, dtype = getattr(block, column.name), dims_of(column, lengths), np.dtype(column.dtype)
+            if array.shape != dims or array.dtype != dtype:
+                found = f"{array.dtype} {array.shape}"
+                raise StoreError(f"{where}: {column.name}: expected {dtype} {dims}, found {found}")
     done = block.status == Status.DONE
     if not (done | (block.status == Status.FAILED)).all():
         raise StoreError(f"{where}: expected every row done or failed, found others")
     if len(block.reasons) != rows or [not reason for reason in block.reasons] != done.tolist():
         raise StoreError(f"{where}: expected a reason for every failed row and for no other")
     text_width(block.reasons, f"{where}: reasons")
-    return _finite(block, done, where)
-
-
-def _finite(block: Block, done: NDArray[np.bool_], where: str) -> Block:
-    finite = np.isfinite(block.features).reshape(len(done), -1).all(axis=1)
+    finite = np.isfinite(block.features).reshape(rows, -1).all(axis=1)
     bad = np.flatnonzero(done & ~finite)
     if len(bad):
         raise StoreError(f"{where}: expected finite features in rows that are done, found others in row {bad[0]}")
@@ -152,13 +101,14 @@ def encode(block: Block, *, index: int, token: str) -> bytes:
     # Not HDF5's own file in memory: in HDF5 1.14 the image that it gives out has a wrong checksum.
     memory = io.BytesIO()
     with new_file(memory) as file:
-        write_text_attribute(file, "format", "vggfeat-shard 1")
+        write_text_attribute(file, "format", _SHARD_FORMAT)
         write_text_attribute(file, "manifest", token)
         file.attrs["index"] = np.int64(index)
-        reasons = encode_texts(block.reasons, text_width(block.reasons, "reasons"))
-        arrays = {name: getattr(block, name) for name in ("features", "status", "sizes", "sha256")}
-        for name, array in (arrays | {"reasons": reasons}).items():
-            new_data_set(file, name, array.shape, array.dtype)[...] = array
+        for column in BLOCK_COLUMNS:
+            values = getattr(block, column.name)
+            if column.dtype == TEXT:
+                values = encode_texts(values, text_width(values, column.name))
+            new_data_set(file, column.name, values.shape, values.dtype)[...] = values
     image = memory.getvalue()
     return _head(image) + image
 
@@ -174,31 +124,107 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
     image = memoryview(raw)[HEAD:]
     if raw[:HEAD] != _head(image):
         raise StoreError(f"{where}: expected bytes that fit their checksum, found damage")
+    lengths = shape.lengths(rows)
     with hdf5_errors(where), h5py.File(io.BytesIO(image), "r") as file:
         source = UntrustedHDF5(file, where, len(image))
-        source.members(file, _MEMBERS)
-        for name, expected in (("format", "vggfeat-shard 1"), ("manifest", token)):
+        source.members(file, frozenset(column.name for column in BLOCK_COLUMNS))
+        for name, expected in (("format", _SHARD_FORMAT), ("manifest", token)):
             if source.text(name) != expected:
                 raise source.refuse(name, expected, source.text(name))
         if source.number("index") != index:
             raise source.refuse("index", str(index), source.number("index"))
-        return checked(_block(source, rows, shape), rows, shape, where)
-
-
-def _block(source: UntrustedHDF5, rows: int, shape: Shape) -> Block:
-    def read(name: str, dims: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        array: NDArray[Any] = source.column(source.file, name, dims, dtype)[...]
-        return array
-
-    return Block(
-        features=read("features", (rows, *shape.dims), "<f4"),
-        status=read("status", (rows,), "|u1"),
-        reasons=read_texts(source.column(source.file, "reasons", (rows,), TEXT)),
-        sizes=read("sizes", (rows, 2), "<i4"),
-        sha256=read("sha256", (rows, 32), "|u1"),
-    )
+        values: dict[str, Any] = {}
+        for column in BLOCK_COLUMNS:
+            data = source.column(file, column.name, dims_of(column, lengths), column.dtype)
+            values[column.name] = read_texts(data) if column.dtype == TEXT else data[...]
+        return checked(Block(**values), rows, shape, where)
 
 
 def _head(image: bytes | memoryview) -> bytes:
     line = f"vggfeat shard; the rest is HDF5 with SHA-256 {hashlib.sha256(image).hexdigest()}\n"
     return line.encode().ljust(HEAD - 1) + b"\n"
+
+
+def write_feature_file(
+    sink: LatchedFile,
+    dataset: DataSet,
+    shape: Shape,
+    blocks: Iterable[Block],
+    *,
+    key: dict[str, Any],
+    provenance: dict[str, Any],
+    reason_width: int,
+) -> None:
+    """Write a feature file block by block; equal input gives equal bytes.
+
+    Parameters
+    ----------
+    sink : LatchedFile
+        Empty file.
+    dataset : DataSet
+        The N samples, in the order of the rows.
+    shape : Shape
+        What one row holds.
+    blocks : iterable of Block
+        Together N rows, checked.
+    key : dict
+        All that decides the features, as JSON.
+    provenance : dict
+        All else that a reader may want to know, as JSON; no times, or equal runs give unequal files.
+    reason_width : int
+        Bytes of the longest reason in `blocks`.
+
+    Raises
+    ------
+    OSError
+        The first error of the disk.
+    StoreError
+        If the blocks hold another number of rows, or `key` or `provenance` is no JSON.
+    """
+    texts = {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "task": str(dataset.task),
+        "fingerprint": dataset.fingerprint(),
+        "key": canonical_json(key, "key"),
+        "provenance": canonical_json(provenance, "provenance"),
+    }
+    with new_file(sink) as file:
+        for name, text in texts.items():
+            write_text_attribute(file, name, text)
+        file.attrs["version"] = np.int64(VERSION)
+        values = data_set_values(dataset, shape)
+        for column in DATA_SET_COLUMNS:
+            _write_known(file, column, values[column.name])
+        splits = new_group(file, "splits")
+        for name, rows in sorted(dataset.splits.items()):
+            write_column(splits, name, np.asarray(rows, "<i8"))
+        _write_blocks(file, sink, shape.lengths(len(dataset)), blocks, text_type(reason_width))
+
+
+def _write_known(file: h5py.File, column: Column, values: Any) -> None:
+    if column.dtype == TEXT:
+        write_texts(file, column.name, values)
+    else:
+        write_column(file, column.name, values.astype(column.dtype, copy=False))
+
+
+def _write_blocks(
+    file: h5py.File, sink: LatchedFile, lengths: dict[str, int], blocks: Iterable[Block], texts: np.dtype[Any]
+) -> None:
+    written = {
+        column.name: ChecksummedDataset(
+            file, column.name, dims_of(column, lengths), texts if column.dtype == TEXT else column.dtype
+        )
+        for column in BLOCK_COLUMNS
+    }
+    counts: Counter[int] = Counter()
+    for block in blocks:
+        for column in BLOCK_COLUMNS:
+            values = getattr(block, column.name)
+            written[column.name].append(encode_texts(values, texts.itemsize) if column.dtype == TEXT else values)
+        counts.update(block.status.tolist())
+        sink.raise_first_error()
+    digests = {name: data.close() for name, data in written.items()}
+    write_text_attribute(file, "features_sha256", digests["features"])
+    file.attrs["done"], file.attrs["failed"] = np.int64(counts[Status.DONE]), np.int64(counts[Status.FAILED])

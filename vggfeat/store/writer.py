@@ -1,142 +1,369 @@
-"""Writes the feature file that `vggfeat.store.layout` lists and `vggfeat.store.reader` reads."""
+"""Writing a feature file: OUT.parts/ keeps every finished shard, so that a killed run is resumed where it was.
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+A shard counts once it has its name, and OUT takes its name once it was read back; only then the parts are removed. At
+every moment there is a folder to resume, or a complete OUT whose left-over folder is removed the next time.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import (
-    ChecksummedDataset,
-    canonical_json,
-    encode_texts,
-    new_file,
-    new_group,
-    text_type,
-    text_width,
-    write_column,
-    write_text_attribute,
-    write_texts,
-)
-from vggfeat.runtime.durable import LatchedFile
+from vggfeat.formats.hdf5 import text_width
+from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, temporary_path
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import FORMAT, PER_ROW, VERSION
-from vggfeat.store.shards import Block, Shape, Status
+from vggfeat.store import identity
+from vggfeat.store.failures import failures_of, failures_path, write_failures
+from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
+from vggfeat.store.layout import Block, Shape, Status, file_bytes, storable
+from vggfeat.store.parts import PartsFolder
+from vggfeat.store.reader import FeatureFile, validate
+from vggfeat.store.shards import write_feature_file
 
 
-def write(
-    sink: LatchedFile,
-    dataset: DataSet,
-    shape: Shape,
-    blocks: Iterable[Block],
-    *,
-    key: dict[str, Any],
-    provenance: dict[str, Any],
-    reason_width: int,
-) -> None:
-    """Write a feature file block by block; equal input gives equal bytes.
+class FeatureWriter:
+    """The shards of one feature file, held by one run; a context manager that `FeatureWriter.open` makes.
 
-    Parameters
-    ----------
-    sink : LatchedFile
-        Empty file.
-    dataset : DataSet
-        The N samples, in the order of the rows.
-    shape : Shape
-        What one row holds.
-    blocks : iterable of Block
-        Together N rows, checked.
-    key : dict
-        All that decides the features, as JSON.
-    provenance : dict
-        All else that a reader may want to know, as JSON; no times, or equal runs give unequal files.
-    reason_width : int
-        Bytes of the longest reason in `blocks`.
-
-    Raises
-    ------
-    OSError
-        The first error of the disk.
-    StoreError
-        If the blocks hold another number of rows, or `key` or `provenance` is no JSON.
+    Of several processes the first opens them and makes the file, and all append. The bytes of a shard don't depend on
+    who made it, so that the file is the same whatever their number.
     """
-    texts = {
-        "format": FORMAT,
-        "dataset": dataset.name,
-        "task": str(dataset.task),
-        "fingerprint": dataset.fingerprint(),
-        "key": canonical_json(key, "key"),
-        "provenance": canonical_json(provenance, "provenance"),
-    }
-    with new_file(sink) as file:
-        for name, text in texts.items():
-            write_text_attribute(file, name, text)
-        file.attrs["version"] = np.int64(VERSION)
-        _write_lists(file, dataset, shape)
-        _write_blocks(file, len(dataset), shape, _until_error(blocks, sink), reason_width)
 
+    def __init__(
+        self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], files: Files, *,
+        overwrite: bool, retry: bool,
+    ) -> None:  # fmt: skip
+        self.out = out
+        """The feature file."""
+        self.shape = shape
+        """What one row holds."""
+        self.total_rows = len(dataset)
+        """N."""
+        self.complete = False
+        """Whether `out` is finished."""
+        self.images_changed = False
+        """Whether image files have other sizes now than when the rows of `reusable` were computed."""
+        self.failures: dict[int, str] = {}
+        """Row -> reason, of the rows that failed so far."""
+        self.made: dict[int, tuple[str, ...]] = {}
+        """Shard -> reasons of its rows, of those appended here; for `merge_ranks` in another process."""
+        self.rows_by_others = 0
+        """Rows of shards that `poll` has found and `merge_ranks` does not know yet."""
+        self._dataset, self._manifest, self._files = dataset, manifest, files
+        self._overwrite, self._retry = overwrite, retry
+        self._parts = PartsFolder(out, manifest, shape, files)
+        self._reusable = False
+        self._pending: dict[int, None] = {}
+        self._done = len(dataset)
 
-def _write_lists(file: h5py.File, dataset: DataSet, shape: Shape) -> None:
-    for name in ("ids", "paths", "classes"):
-        write_texts(file, name, getattr(dataset, name))
-    write_texts(file, "regions", shape.regions)
-    write_column(file, "scales", np.array(shape.scales, "<i8"))
-    write_column(file, "labels", dataset.labels.astype("|i1", copy=False))
-    boxes = np.full((len(dataset), 4), np.nan) if dataset.boxes is None else dataset.boxes
-    write_column(file, "boxes", boxes.astype("<f8", copy=False))
-    splits = new_group(file, "splits")
-    for name, rows in sorted(dataset.splits.items()):
-        write_column(splits, name, np.asarray(rows, "<i8"))
+    @classmethod
+    def open(
+        cls,
+        out: str | os.PathLike[str],
+        dataset: DataSet,
+        key: dict[str, Any],
+        shape: Shape,
+        *,
+        shard_rows: int,
+        overwrite: bool = False,
+        retry: bool = False,
+        ticket: RunTicket | None = None,
+        files: Files = DISK,
+    ) -> "FeatureWriter":
+        """Begin a feature file, or resume one that was begun with exactly these arguments.
 
+        If `out` is already complete with them, `complete` is True and nothing is pending.
 
-def _write_blocks(file: h5py.File, rows: int, shape: Shape, blocks: Iterable[Block], reason_width: int) -> None:
-    columns = {"features": ChecksummedDataset(file, "features", (rows, *shape.dims), "<f4")}
-    columns |= {name: ChecksummedDataset(file, name, (rows, *dims), dtype) for name, (dims, dtype) in PER_ROW.items()}
-    reasons = ChecksummedDataset(file, "reasons", (rows,), text_type(reason_width))
-    counts: Counter[int] = Counter()
-    for block in blocks:
-        for name, column in columns.items():
-            column.append(getattr(block, name))
-        reasons.append(encode_texts(block.reasons, reason_width))
-        counts.update(block.status.tolist())
-    reasons.close()
-    digests = {name: column.close() for name, column in columns.items()}
-    write_text_attribute(file, "features_sha256", digests["features"])
-    file.attrs["done"], file.attrs["failed"] = np.int64(counts[Status.DONE]), np.int64(counts[Status.FAILED])
+        Parameters
+        ----------
+        out : path
+            The feature file. Unfinished work is in a folder of that name and ".parts".
+        dataset : DataSet
+            N samples, frozen from now on.
+        key : dict
+            All that decides the features, as JSON.
+        shape : Shape
+            What one row holds.
+        shard_rows : int
+            Rows that are finished together.
+        overwrite : bool
+            Replace, at the end and in one step, a feature file that is damaged or of another key, and remove parts
+            of another.
+        retry : bool
+            Take shards as pending in which a row has failed, of a finished file too, which is replaced in the end: see
+            `reusable`, and `note_retry`, by which it happens once.
+        ticket : RunTicket, optional
+            What `share` returned in another process of this run, which has opened the file: take part in its work.
+        files : Files
+            Carries out all that changes the disk.
 
+        Raises
+        ------
+        StoreError
+            If there is something of another key (every difference is named), or no feature file at all; another run
+            is writing it; the data set has a name that can't be stored; the disk is too small or fails; or, with
+            `ticket`, the arguments are not those of that process.
+        """
+        target, dataset = identity.resolved(Path(out)), storable(dataset)
+        if shard_rows < 1:
+            raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
+        manifest = identity.describe(dataset, key, shape, shard_rows)
+        writer = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry)
+        if ticket is None:
+            finished = writer._finished()  # Before anything is made, so that a refusal leaves nothing behind.
+            if finished and not (overwrite or writer._to_retry(finished) or os.path.lexists(writer.folder)):
+                writer._take_over(finished)  # Nothing is written, so that the disk may refuse.
+                return writer
+        try:
+            with writer._disk_errors("opening"):
+                if ticket is not None:
+                    writer._join(ticket)
+                else:
+                    writer._parts.take()
+                    writer._begin()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
 
-def _until_error(blocks: Iterable[Block], sink: LatchedFile) -> Iterator[Block]:
-    for block in blocks:
-        yield block
-        sink.raise_first_error()
+    def __enter__(self) -> "FeatureWriter":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-def size_of(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
-    """Bytes that a feature file will take, within 1 MiB or so."""
-    widths = (text_width(dataset.ids, "ids"), text_width(dataset.paths, "paths"), reason_width)
-    fixed = 1 + 8 + 32 + 32 + len(dataset.classes)  # status, sizes, sha256, boxes, labels
-    splits = 8 * sum(len(rows) for rows in dataset.splits.values())
-    return len(dataset) * (shape.row_bytes + sum(widths) + fixed) + splits + (1 << 20)
+    def close(self) -> None:
+        """Release the lock. What was appended stays."""
+        self._parts.release()
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the unfinished work."""
+        return self._parts.path
 
-def plain(dataset: DataSet) -> DataSet:
-    """Check that a feature file can hold a data set, and hand it out in the one form that it is stored in.
+    @property
+    def pending(self) -> list[int]:
+        """Shards still to be done, ascending."""
+        return list(self._pending)
 
-    Raises
-    ------
-    StoreError
-        If it has no sample, or a name that a file can't hold.
-    """
-    if not len(dataset):
-        raise StoreError(f"{dataset.name}: expected at least one sample, found none")
-    for what in ("ids", "paths", "classes"):
-        text_width(getattr(dataset, what), f"{dataset.name}: {what}")
-    for split in dataset.splits:
-        if not split.isprintable() or "/" in split or split in ("", ".", ".."):
-            raise StoreError(f"{dataset.name}: expected a split name without / or odd signs, found {split!r}")
-    if dataset.boxes is not None and np.isnan(dataset.boxes).all():
-        return replace(dataset, boxes=None)
-    return dataset
+    @property
+    def done_rows(self) -> int:
+        """Rows in finished shards, those that failed included."""
+        return self._done + self.rows_by_others
+
+    def rows(self, shard: int) -> range:
+        """Rows of a shard."""
+        return self._parts.rows(shard)
+
+    def append(self, shard: int, block: Block) -> None:
+        """Keep the rows of a shard for good; it is on the disk when this returns.
+
+        Raises
+        ------
+        StoreError
+            If the shard is not pending, the block does not fit it or claims as done what is not finite, or the
+            disk fails. Then the shard stays pending.
+        """
+        self._check_pending(shard)
+        with self._disk_errors("writing a shard"):
+            kept = self._parts.write(shard, block)
+        self._count(shard, kept.reasons)
+        self.made[shard] = kept.reasons
+
+    def features(self, row: int) -> NDArray[np.float32]:
+        """Read a row of a finished shard, (S, R, C); NaN if it failed. StoreError if the shard was damaged since."""
+        shard = row // len(self.rows(0))
+        return self._parts.read_finished(shard).features[row - self.rows(shard).start]
+
+    def share(self) -> RunTicket:
+        """Let other processes take part, and return what they must know; StoreError if another run came first."""
+        with self._disk_errors("opening"):
+            self._parts.share()
+        return RunTicket(self._manifest, self.pending, self._done, self.complete)
+
+    def poll(self, shards: Sequence[int]) -> None:
+        """Count which of these shards, which other processes make, are on the disk by now, as `rows_by_others`."""
+        if shards:
+            with self._disk_errors("looking for shards"):
+                self.rows_by_others = sum(len(self.rows(shard)) for shard in self._parts.present().intersection(shards))
+
+    def merge_ranks(self, made: Mapping[int, Sequence[str]]) -> None:
+        """Count shards that another process of this run has appended, its `made`; StoreError if one is not pending."""
+        for shard, reasons in made.items():
+            self._check_pending(shard)
+            self._count(shard, reasons)
+        self.rows_by_others = 0
+
+    def reusable(self) -> Iterator[tuple[int, Block]]:
+        """Yield (shard, rows) of every pending shard of which the finished file that is retried has all rows.
+
+        A shard is computed again as a whole, because the other images of a batch change the last bits of an image: so
+        the new file is that of a run in which nothing failed, if its shards have the size that they had.
+
+        Raises
+        ------
+        StoreError
+            If that file can't be read.
+        """
+        if self._reusable:
+            with FeatureFile(self.out) as file:
+                for shard in self.pending:
+                    rows = self.rows(shard)
+                    if (file.status[rows.start : rows.stop] == Status.DONE).all():
+                        yield shard, file.block(rows)
+
+    def note_retry(self) -> None:
+        """Note that all that failed before is pending, so that what fails from now on is not tried once more."""
+        with self._disk_errors("noting the retry"):
+            self._parts.note_retry()
+
+    def finish(self, provenance: dict[str, Any]) -> Path:
+        """Make the feature file of all shards, read it back, give it its name, and remove the parts.
+
+        The list of failures next to it goes with it. A new file has its list before its name, so that a run that is
+        killed in between is given again; a file that is replaced keeps its own list until then.
+
+        Parameters
+        ----------
+        provenance : dict
+            What a reader may want to know besides the key, as JSON; no times.
+
+        Raises
+        ------
+        StoreError
+            If shards are pending or one was damaged since, the disk is too small or fails, or the file read back
+            differs. The shards stay.
+        """
+        if self._pending:
+            raise StoreError(f"{self.folder}: expected all shards done, found {len(self._pending)} pending")
+        width = text_width(self.failures.values(), "reasons")
+        failures_temp = self.folder / "failures.tmp"  # In the folder, so that the next run sweeps it.
+        if not self.out.exists():
+            self._write_failures(failures_temp)
+        final_temp = self.folder / "final.tmp"
+        with self._disk_errors("writing the feature file"):
+            self._parts.check_space(file_bytes(self._dataset, self.shape, width))
+            with atomic_write(self._files, self.out, temp=final_temp, check=self._check_before_naming) as sink:
+                write_feature_file(
+                    sink,
+                    self._dataset,
+                    self.shape,
+                    map(self._parts.read_finished, self._parts.shards),
+                    key=self._manifest["key"],
+                    provenance=provenance,
+                    reason_width=width,
+                )
+        self._write_failures(failures_temp)
+        self.complete = True
+        with disk_errors(self.out, "removing its parts", f"the file itself is complete; delete {self.folder}"):
+            self._parts.remove()
+        return self.out
+
+    def verify(self) -> None:
+        """Compare the complete file with its checksums, and write its list of failures if that differs.
+
+        Raises
+        ------
+        StoreError
+            If the file is damaged, or the disk fails.
+        """
+        try:
+            with FeatureFile(self.out) as file:
+                file.check()
+        except StoreError as error:
+            raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
+        # Read once more, because another run may have replaced the file meanwhile, and its list.
+        self.failures = failures_of(self.out)
+        self._write_failures(temporary_path(failures_path(self.out)))
+
+    def _begin(self) -> None:
+        found = self._parts.read_manifest()
+        try:
+            finished = self._finished(sound=self._overwrite or self._retry)
+        except StoreError:
+            if found is None:
+                self._parts.remove()
+            raise
+        different = [] if found is None else identity.differences(found, self._manifest)
+        retrying = found is not None and not different and self._parts.retrying
+        if finished and not (retrying or self._to_retry(finished)):
+            # Parts of another run are some overwriting run's; those of this one have become the file.
+            if all(line.startswith("shard_rows:") for line in different):
+                self._parts.remove()
+            self._take_over(finished)
+            return
+        if different and not self._overwrite:
+            raise identity.other_run(self.folder, self._parts.inputs, different, self._dataset)
+        if different or found is None:
+            self._parts.begin(self._dataset)
+        self._parts.sweep()
+        self._count_shards(again=self._retry and not retrying)
+        if finished and not retrying:
+            self._reusable, self.images_changed = True, finished.other_images
+        left = self.total_rows - self._done
+        still = left * self.shape.row_bytes + len(self._pending) * 8192
+        self._parts.check_space(file_bytes(self._dataset, self.shape) + still)
+
+    def _join(self, ticket: RunTicket) -> None:
+        different = identity.differences(self._manifest, ticket.manifest)
+        if different:
+            raise identity.other_process(self.out, different)
+        self._pending, self._done, self.complete = dict.fromkeys(ticket.pending), ticket.done, ticket.complete
+        if not self.complete:
+            self._parts.join()
+
+    def _take_over(self, finished: FinishedRun) -> None:
+        self.complete = True
+        if finished.report.failed:
+            self.failures = failures_of(self.out)
+        self.close()
+
+    def _finished(self, *, sound: bool = False) -> FinishedRun | None:
+        try:
+            return identity.matching(self.out, self._manifest, sound=sound, other_images=self._retry)
+        except ReplaceableError:
+            if not self._overwrite:
+                raise
+        return None
+
+    def _to_retry(self, finished: FinishedRun) -> bool:
+        return self._retry and (finished.other_images or finished.report.failed > 0)
+
+    def _check_before_naming(self, temp: Path) -> None:
+        problems = validate(temp).problems
+        if problems:
+            raise StoreError(f"{temp}: expected to read what was written, found {problems[0]}; look at the disk")
+        self._finished()  # Something may have taken the name during a run of hours.
+
+    def _count_shards(self, *, again: bool) -> None:
+        """Find the shards that are finished; those with failures are not, if they are tried `again`."""
+        self._pending, self._done = dict.fromkeys(self._parts.shards), 0
+        for shard in sorted(self._parts.present()):
+            with contextlib.suppress(StoreError):
+                reasons = self._parts.read(shard).reasons
+                if not (again and any(reasons)):
+                    self._count(shard, reasons)
+                    continue
+            self._parts.set_aside(shard)
+
+    def _check_pending(self, shard: int) -> None:
+        if shard not in self._pending:
+            raise StoreError(f"{self.folder}: expected one of the pending shards, found {shard}")
+
+    def _count(self, shard: int, reasons: Sequence[str]) -> None:
+        first = self.rows(shard).start
+        self.failures |= {first + row: reason for row, reason in enumerate(reasons) if reason}
+        self._done += len(reasons)
+        del self._pending[shard]
+
+    def _write_failures(self, temp: Path) -> None:
+        with self._disk_errors("writing the list of failures"):
+            write_failures(self.out, self._dataset, self.failures, temp=temp, files=self._files)
+
+    def _disk_errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        kept = f"finished shards are kept in {self.folder.name}; " if self._parts.begun else ""
+        return disk_errors(self.out, doing, f"{kept}mend it and run the same again")
