@@ -94,13 +94,15 @@ def test_own_file_is_read_and_a_missing_one_is_missing(tmp_path):
         open_bounded(tmp_path / "b")
 
 
-def test_failed_check_keeps_the_file_from_its_name(tmp_path):
-    def check(temp):
-        assert temp.read_bytes() == b"new"
-        raise StoreError("no")
+def test_file_that_its_writer_refuses_never_gets_its_name(tmp_path):
+    def refuse():
+        with atomic_write(DISK, tmp_path / "a", temp=tmp_path / "b") as sink:
+            sink.write(b"new")
+            assert (tmp_path / "b").read_bytes() == b"new"
+            raise StoreError("no")
 
-    with pytest.raises(StoreError), atomic_write(DISK, tmp_path / "a", check=check) as sink:
-        sink.write(b"new")
+    with pytest.raises(StoreError):
+        refuse()
     assert os.listdir(tmp_path) == []
 
 

@@ -29,6 +29,7 @@ Protocol = Literal["gt", "dense"]
 from the whole image (protocol 2, Tables 9 and 10)."""
 Progress = Callable[[float, int], None]
 """Called with images done, earlier runs included, and images in all."""
+JOURNAL_FORMAT = "vggfeat localised images, 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def locate_list(
     localiser = _localiser(images.classes, system, run.device)
     limits = DecodeSettings(**(asdict(decode) | {"largest_side": localiser.largest_side}))
     key = _without_names(describe_run(images, system, run, limits))
-    with Journal(out, key, len(images), run.step(), overwrite=run.overwrite) as journal:
+    with Journal(out, JOURNAL_FORMAT, key, len(images), run.step(), overwrite=run.overwrite) as journal:
         rows = range(len(journal.records), len(images))
         with Decoder(run.workers, limits) as decoder:
             answers = decoder.stream(_requests(images, rows))

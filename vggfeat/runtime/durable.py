@@ -1,4 +1,4 @@
-"""Durable files: every call that changes the disk goes through `Files`, and a file appears whole or not at all.
+"""Durable files: every call that changes the disk goes through `Files`, and a file appears complete or not at all.
 
 Rename is atomic only for bytes that are synced first, and durable only once its folder is synced.
 """
@@ -22,14 +22,14 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
 class Files:
-    """The calls that change the disk, one method each, so that a test can make any one of them fail."""
+    """The calls that change the disk, one method each, so that a test can make any of them fail."""
 
     def create(self, path: Path) -> int:
         """Open a new file for reading and writing; one that exists is an error."""
         return os.open(path, _NEW, 0o666)
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
-        """Write some of `data` at `offset` and say how many bytes."""
+        """Write some of `data` at `offset`; return how many bytes."""
         return os.pwrite(fd, data, offset)
 
     def truncate(self, fd: int, size: int) -> None:
@@ -46,14 +46,14 @@ class Files:
         try:
             os.fsync(fd)
         except OSError as error:
-            # Some network file systems know no such call; there is nothing stronger to ask them for.
+            # Some network file systems have no such call, and nothing stronger.
             if error.errno not in _NO_FOLDER_SYNC:
                 raise
         finally:
             os.close(fd)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file another name in one step, in the place of any file of that name."""
+        """Rename a file in one step, replacing any file of that name."""
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
@@ -81,14 +81,7 @@ class LatchedFile(io.RawIOBase):
     """An open file that remembers its first error and from then on only pretends to work.
 
     HDF5 crashes the interpreter when a write fails under it, so it must not learn of a failure before it has
-    closed. `raise_first_error` tells it afterwards.
-
-    Parameters
-    ----------
-    files : Files
-        Carries out the writes.
-    fd : int
-        Descriptor of an empty file, open for reading and writing. It stays the caller's to close.
+    closed. `raise_first_error` reports it afterwards. The caller closes `fd`, which is of an empty file.
     """
 
     def __init__(self, files: Files, fd: int) -> None:
@@ -98,29 +91,29 @@ class LatchedFile(io.RawIOBase):
         self._error: BaseException | None = None
 
     def raise_first_error(self) -> None:
-        """Raise the error that the first failed call met, if one failed."""
+        """Raise the error of the first call that failed, if any did."""
         if self._error is not None:
             raise self._error
 
     def readable(self) -> bool:
-        """Say that it can be read from."""
+        """Return True."""
         return True
 
     def writable(self) -> bool:
-        """Say that it can be written to."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it can be read and written anywhere."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte; that can't fail."""
+        """Move to a byte; it can't fail."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
     def tell(self) -> int:
-        """Say at which byte it is."""
+        """Return the position."""
         return self._at
 
     def write(self, data: Any) -> int:
@@ -139,7 +132,7 @@ class LatchedFile(io.RawIOBase):
         return wanted
 
     def readinto(self, buffer: Any) -> int:
-        """Read into `buffer` from where it is; 0 bytes after an error."""
+        """Read into `buffer` from the position; 0 bytes after an error."""
         view = memoryview(buffer).cast("B")
         count = self._attempt(lambda: os.preadv(self._fd, [view], self._at))
         self._at += count
@@ -155,13 +148,7 @@ class LatchedFile(io.RawIOBase):
 
 
 def write_all(files: Files, fd: int, view: memoryview, offset: int) -> None:
-    """Write all bytes of `view` at `offset`, in as many calls as the system takes.
-
-    Raises
-    ------
-    OSError
-        As the system says, and if it takes no bytes at all.
-    """
+    """Write all bytes of `view` at `offset`, in as many calls as it takes; OSError if the system takes none."""
     while view.nbytes:
         count = files.write(fd, view, offset)
         if count <= 0:
@@ -170,10 +157,8 @@ def write_all(files: Files, fd: int, view: memoryview, offset: int) -> None:
 
 
 @contextmanager
-def atomic_write(
-    files: Files, path: Path, *, temp: Path | None = None, check: Callable[[Path], None] | None = None
-) -> Iterator[LatchedFile]:
-    """Hand out a new file that takes the name `path` durably if the block ends well; else nothing is left.
+def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Iterator[LatchedFile]:
+    """Yield a new file that takes the name `path` durably if the block ends well; else nothing is left.
 
     Parameters
     ----------
@@ -183,8 +168,6 @@ def atomic_write(
         Final name. A file there is replaced in one step.
     temp : Path, optional
         Name until then, on the same file system. By default `path` with ".tmp" after it.
-    check : callable, optional
-        Called with `temp` when its bytes are on the disk; an error there keeps the file from its name.
 
     Raises
     ------
@@ -198,8 +181,6 @@ def atomic_write(
         yield sink
         sink.raise_first_error()
         files.sync(fd)
-        if check is not None:
-            check(temp)
         files.rename(temp, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -211,19 +192,14 @@ def atomic_write(
 
 
 def temporary_path(path: Path) -> Path:
-    """Name a file beside another for its content until it is whole; no other process takes that name."""
+    """Name for the content of `path` until it is complete, next to it; no other process takes that name."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def open_bounded(path: Path) -> BinaryIO:
-    """Open for reading a file that we wrote: no link is followed, and no pipe or device is waited for.
+    """Open for reading a file that we wrote; StoreError if it is no regular file.
 
-    Raises
-    ------
-    OSError
-        As the system says, for instance FileNotFoundError.
-    StoreError
-        If it is no regular file.
+    No link is followed, and no pipe or device is waited for.
     """
     check_regular(path, os.lstat(path))
     fd = os.open(path, os.O_RDONLY | _READ)
@@ -236,7 +212,7 @@ def open_bounded(path: Path) -> BinaryIO:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Read a whole file that we wrote; StoreError if it has more than `most` bytes, which ours never has."""
+    """Read a file that we wrote; StoreError if it is no regular file, or has more than `most` bytes."""
     with open_bounded(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -245,7 +221,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def check_regular(path: Path, state: os.stat_result) -> None:
-    """Check that what stands at `path` is a regular file, by what the system says of it; StoreError if it is none."""
+    """Check by what the system says of `path` that it is a regular file; StoreError if it is not."""
     if not stat.S_ISREG(state.st_mode):
         raise StoreError(f"{path}: expected a regular file, found a link, folder, pipe or device; move it away")
 

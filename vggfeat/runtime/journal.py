@@ -1,6 +1,6 @@
-"""A file to which a run adds what became of each image, and from which it goes on after it was stopped.
+"""A journal: a file to which a run adds what became of each row, and from which it is resumed after it was stopped.
 
-The first line says what decides the results; every other line is one image, in their order.
+The first line holds what decides the results; every other line is one row, in order.
 """
 
 import json
@@ -14,26 +14,27 @@ from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
 from vggfeat.runtime.locks import Lock, sole_writer
 
-FORMAT = "vggfeat localised images, 1"
-ADVICE = "what was finished is kept; mend it and give the same command again"
+_ADVICE = "what was finished is kept; mend it and give the same command again"
 
 
 class Journal:
-    """JSON objects, a line each, of which only those that are complete count.
+    """JSON objects, a line each, of which only those that are complete count; a context manager.
 
     Parameters
     ----------
     path : Path
-        Its folder exists. A lock file of the same name and ".lock" stands beside it while it is open.
+        Its folder exists. While the journal is open there is a lock file next to it, of that name and ".lock".
+    form : str
+        Name and version of what the lines are.
     key : dict
-        What decides the lines, as JSON; a file of another key is not gone on with.
+        What decides the lines, as JSON; a file of another key is not resumed.
     total : int
-        Lines when it is complete.
+        Lines when it is complete. Each has its number, from 0, as `row`.
     step : int
         Lines that are added together: an unfinished group is dropped, so that the next run cuts its work in the
         same places and gives the same bits.
     overwrite : bool
-        Start anew if the file is of another key.
+        Begin again if the file is of another key.
 
     Raises
     ------
@@ -41,14 +42,18 @@ class Journal:
         If the file is of another key, or is no journal; another process has it; or the disk refuses.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], total: int, step: int, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, form: str, key: dict[str, Any], total: int, step: int, *, overwrite: bool = False
+    ) -> None:
         self.path = path
-        self._key = json.loads(json.dumps(key))
-        with disk_errors(path, "locking", ADVICE), sole_writer(path, self._lock_path):
-            self._lock = Lock(self._lock_path)
         self.records: list[dict[str, Any]] = []
+        """The lines, those of earlier runs included."""
+        self._head = {"format": form, "key": json.loads(json.dumps(key))}
+        self._lock_path = path.with_name(f"{path.name}.lock")
+        with disk_errors(path, "locking", _ADVICE), sole_writer(path, self._lock_path):
+            self._lock = Lock(self._lock_path)
         try:
-            with disk_errors(path, "opening", ADVICE):
+            with disk_errors(path, "opening", _ADVICE):
                 self._begin(total, step, overwrite)
                 self._file = path.open("ab")
         except BaseException:
@@ -66,48 +71,42 @@ class Journal:
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Keep some lines for good; they are on the disk when this returns."""
-        with disk_errors(self.path, "writing", ADVICE):
-            self._file.write("".join(f"{json.dumps(record, allow_nan=False)}\n" for record in records).encode())
+        with disk_errors(self.path, "writing", _ADVICE):
+            self._file.write(b"".join(map(_line, records)))
             self._file.flush()
             os.fsync(self._file.fileno())
         self.records.extend(records)
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.lock")
+    def _begin(self, total: int, step: int, overwrite: bool) -> None:
+        kept = [_line(self._head)]
+        if self.path.is_file():
+            first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
+            if self._is_same(_parsed(first), overwrite):
+                records = _readable(lines[:total])
+                count = len(records) if len(records) == total else len(records) // step * step
+                self.records = records[:count]
+                kept += [line + b"\n" for line in lines[:count]]
+        with atomic_write(DISK, self.path, temp=temporary_path(self.path)) as file:
+            file.write(b"".join(kept))
+
+    def _is_same(self, head: dict[str, Any] | None, overwrite: bool) -> bool:
+        ours, theirs = self._head["key"], {} if head is None else head.get("key", {})
+        if overwrite and (head is None or theirs != ours):
+            return False
+        if head is None or head.get("format") != self._head["format"]:
+            raise StoreError(f"{self.path}: expected the results of a run like this, found another file; move it away")
+        different = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+        if different:
+            raise StoreError(
+                f"{self.path}: expected results of the same settings, found others of {', '.join(different)}; "
+                "choose another --out, or give --overwrite"
+            )
+        return True
 
     def _let_go(self) -> None:
         # Removed while it is held: nobody else can be at work on a file of this name.
         self._lock_path.unlink(missing_ok=True)
         self._lock.release()
-
-    def _begin(self, total: int, step: int, overwrite: bool) -> None:
-        kept = [_line({"format": FORMAT, "key": self._key})]
-        if self.path.is_file():
-            first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
-            if self._same(first, overwrite):
-                records = _readable(lines[:total])
-                count = len(records) if len(records) == total else len(records) // step * step
-                self.records = records[:count]
-                kept.extend(line + b"\n" for line in lines[:count])
-        temporary = temporary_path(self.path)
-        with atomic_write(DISK, self.path, temp=temporary) as file:
-            file.write(b"".join(kept))
-
-    def _same(self, first: bytes, overwrite: bool) -> bool:
-        head = _parsed(first)
-        if overwrite and (head is None or head.get("key") != self._key):
-            return False
-        if head is None or head.get("format") != FORMAT:
-            raise StoreError(f"{self.path}: expected the results of a run like this, found another file; move it away")
-        theirs = head.get("key", {})
-        other = [name for name in {*theirs, *self._key} if theirs.get(name) != self._key.get(name)]
-        if other:
-            raise StoreError(
-                f"{self.path}: expected results of the same settings, found others of {', '.join(sorted(other))}; "
-                "choose another --out, or give --overwrite"
-            )
-        return True
 
 
 def _line(content: dict[str, Any]) -> bytes:
@@ -123,7 +122,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _readable(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Return the lines up to the first that is not the one of its image."""
+    """Return the lines up to the first that is not the one of its row."""
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         content = _parsed(line)

@@ -1,7 +1,7 @@
 """A lock that keeps two runs off one output, and that no dead process can hold.
 
 The processes of one run hold it together: the first takes it alone, does what must be done alone, and lets the others
-in. As long as one of them lives, no other run can take it.
+join. As long as one of them lives, no other run can take it.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Lock:
-    """A lock on a file, free again the moment its process is gone, however that ended.
+    """A lock on a file, free again the moment its process has ended, however that ended.
 
     Parameters
     ----------
     path : Path
         Lock file; made if missing. It holds number and machine of each process, for messages only.
     joining : bool
-        Hold it beside processes that share it, instead of alone.
+        Share it with the processes of the same run, instead of holding it alone.
 
     Raises
     ------
     BlockingIOError
-        If another process holds it; `holder` reads which.
+        If another process holds it; `sole_writer` says which.
     OSError
         If the file can't be opened.
     StoreError
@@ -54,7 +54,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:
-        self._fd: int | None = _locked(path, fcntl.LOCK_SH if joining else fcntl.LOCK_EX)
+        self._fd: int | None = _lock(path, fcntl.LOCK_SH if joining else fcntl.LOCK_EX)
         _held.add(self._fd)
         with contextlib.suppress(OSError):
             if not joining:
@@ -62,18 +62,18 @@ class Lock:
             os.write(self._fd, f"{os.getpid()} {_machine()}\n".encode())
 
     def share(self) -> None:
-        """Let processes join it that ask for that.
+        """Let other processes join.
 
         Raises
         ------
         BlockingIOError
-            If another process has taken it alone, between the end of this kind of lock and the beginning of the other.
+            If another process has taken it alone in the moment in which the kind of lock changes.
         """
         if self._fd is not None:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        """Let go. In a forked child, and the second time, this does nothing."""
+        """Release it. In a forked child, and the second time, this does nothing."""
         if self._fd in _held:
             _held.discard(self._fd)
             os.close(self._fd)
@@ -82,7 +82,7 @@ class Lock:
 
 @contextlib.contextmanager
 def sole_writer(what: Path, path: Path) -> Iterator[None]:
-    """Turn the BlockingIOError of a lock file at `path` into a StoreError that names who writes `what`."""
+    """Turn the BlockingIOError of the lock file `path` into a StoreError that names the process that writes `what`."""
     try:
         yield
     except BlockingIOError:
@@ -94,55 +94,41 @@ def sole_writer(what: Path, path: Path) -> Iterator[None]:
 def holder(path: Path) -> str:
     """Name the processes that wrote themselves into a lock file: "process 12, 13", or "another process".
 
-    Those of another machine are named with it: "process 12 on node3".
-
-    Raises
-    ------
-    StoreError
-        If it is no regular file.
+    Those of another machine are named with it: "process 12 on node3". StoreError if it is no regular file.
     """
     for _ in range(20):
         with contextlib.suppress(OSError, ValueError), open_bounded(path) as file:
-            # A line that is cut would name another process.
+            # The last line may be cut, and would name another process.
             lines = [_LINE.fullmatch(line) for line in file.read(_LONGEST).decode("ascii").split("\n")[:-1]]
             if lines and all(lines):
-                return _named([(line[1], line[2]) for line in lines if line])
-        time.sleep(0.01)  # It has the lock, and writes itself down in a moment.
+                machines: dict[str, list[str]] = {}
+                for number, machine in [line.groups() for line in lines if line]:
+                    where = "" if machine in (None, _machine()) else f" on {machine}"
+                    machines.setdefault(where, []).append(number)
+                return " and ".join(f"process {', '.join(numbers)}{where}" for where, numbers in machines.items())
+        time.sleep(0.01)  # The holder has the lock, and will write its number in a moment.
     return "another process"
-
-
-def _named(processes: list[tuple[str, str | None]]) -> str:
-    machines: dict[str, list[str]] = {}
-    for number, machine in processes:
-        machines.setdefault("" if machine in (None, _machine()) else f" on {machine}", []).append(number)
-    return " and ".join(f"process {', '.join(numbers)}{where}" for where, numbers in machines.items())
 
 
 def _machine() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:64] or "unknown"
 
 
-def _locked(path: Path, how: int) -> int:
+def _lock(path: Path, kind: int) -> int:
     while True:
         try:
             fd = os.open(path, _FLAGS, 0o666)
         except OSError:
             with contextlib.suppress(FileNotFoundError):
-                check_regular(path, os.lstat(path))  # A link or a folder is told as such.
+                check_regular(path, os.lstat(path))  # Say so if it is a link or a folder.
             raise
         try:
             check_regular(path, os.fstat(fd))
-            fcntl.flock(fd, how | fcntl.LOCK_NB)
-            if _same(fd, path):
-                return fd
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
+                    return fd
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # The last holder has just removed this file; lock the one of that name now.
-
-
-def _same(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+        os.close(fd)  # The last holder has just removed this file: lock the one that has the name now.

@@ -247,7 +247,7 @@ class FeatureWriter:
         final_temp = self.folder / "final.tmp"
         with self._disk_errors("writing the feature file"):
             self._parts.check_space(file_bytes(self._dataset, self.shape, width))
-            with atomic_write(self._files, self.out, temp=final_temp, check=self._check_before_naming) as sink:
+            with atomic_write(self._files, self.out, temp=final_temp) as sink:
                 write_feature_file(
                     sink,
                     self._dataset,
@@ -257,6 +257,8 @@ class FeatureWriter:
                     provenance=provenance,
                     reason_width=width,
                 )
+                sink.raise_first_error()
+                self._check_before_naming(final_temp)
         self._write_failures(failures_temp)
         self.complete = True
         with disk_errors(self.out, "removing its parts", f"the file itself is complete; delete {self.folder}"):

@@ -72,19 +72,19 @@ def write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator
         As the disk raised it; nothing is left then.
     """
     path = out / shard.file
-    places, unreadable, sums = [], [], []
-    with (
-        atomic_write(DISK, path, check=lambda temp: sums.append(_sha256(temp))) as sink,
-        tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for row, answer in zip(shard.rows, answers, strict=True):
-            if isinstance(answer, ImageError):
-                one = named(names[row], answer)
-                unreadable.append((one.path, one.reason))
-                continue
-            data = answer.regions[0].tobytes()
-            places.append((row, _add(tar, names[row], data), len(data)))
-    record = Record(path.stat().st_size, sums[0], places, unreadable)
+    places, unreadable = [], []
+    with atomic_write(DISK, path) as sink:
+        with tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for row, answer in zip(shard.rows, answers, strict=True):
+                if isinstance(answer, ImageError):
+                    one = named(names[row], answer)
+                    unreadable.append((one.path, one.reason))
+                    continue
+                data = answer.regions[0].tobytes()
+                places.append((row, _add(tar, names[row], data), len(data)))
+        sink.seek(0)
+        sha256 = hashlib.file_digest(cast(Any, sink), "sha256").hexdigest()
+    record = Record(path.stat().st_size, sha256, places, unreadable)
     save(path.with_suffix(".json"), json.dumps(record._asdict()).encode())
     return record
 

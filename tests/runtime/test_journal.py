@@ -1,0 +1,70 @@
+"""The journal: complete groups of rows are kept, everything else is done again."""
+
+import pytest
+
+from vggfeat.errors import StoreError
+from vggfeat.runtime.journal import Journal
+
+ROWS = [{"row": row, "score": row / 4} for row in range(7)]
+KEY = {"net": "D", "scales": (256, 384)}
+
+
+def opened(path, **changes):
+    given = {"form": "scores, 1", "key": KEY, "total": len(ROWS), "step": 3} | changes
+    return Journal(path, **given)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.jsonl"
+
+
+@pytest.mark.parametrize(("added", "kept"), [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (7, 7)])
+def test_only_complete_groups_are_kept(path, added, kept):
+    with opened(path) as journal:
+        journal.add(ROWS[:added])
+    with opened(path) as journal:
+        assert journal.records == ROWS[:kept]
+        journal.add(ROWS[kept:])
+    with opened(path) as journal:
+        assert journal.records == ROWS
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("damage", [b'{"row": 4', b"no JSON\n", b'{"row": 6}\n', b"[" * 100_000 + b"\n"])
+def test_lines_from_the_first_damaged_one_on_are_dropped(path, damage):
+    with opened(path) as journal:
+        journal.add(ROWS[:4])
+    path.write_bytes(path.read_bytes() + damage + b'{"row": 5}\n{"row": 6}\n')
+    with opened(path) as journal:
+        assert journal.records == ROWS[:3]
+
+
+def test_row_that_is_not_finite_is_refused(path):
+    with opened(path) as journal, pytest.raises(ValueError, match="JSON compliant"):
+        journal.add([{"row": 0, "score": float("nan")}])
+
+
+def test_another_key_is_named_and_replaced_only_if_that_is_asked_for(path):
+    with opened(path) as journal:
+        journal.add(ROWS)
+    other = {"net": "E", "scales": (256, 384)}
+    with pytest.raises(StoreError, match=r"x\.jsonl: expected results of the same settings, found others of net"):
+        opened(path, key=other)
+    with opened(path, overwrite=True) as journal:
+        assert journal.records == ROWS
+    with opened(path, key=other, overwrite=True) as journal:
+        assert journal.records == []
+
+
+@pytest.mark.parametrize("content", [b"mine\n", b"[1]\n", b'{"format": "other", "key": {}}\n'])
+def test_file_of_another_kind_stays(path, content):
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="found another file; move it away"):
+        opened(path)
+    assert path.read_bytes() == content
+
+
+def test_second_writer_is_refused_and_names_the_first(path):
+    with opened(path), pytest.raises(StoreError, match="expected to be its only writer, found process"):
+        opened(path)
