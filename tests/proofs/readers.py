@@ -26,8 +26,7 @@ from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.runtime.durable import DISK
 from vggfeat.samples import LabelledImages
 from vggfeat.store.shards import HEAD
-from vggfeat.svm.model import LinearModel
-from vggfeat.svm.saving import load_model, save_model
+from vggfeat.svm.model import LinearModel, load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""Linear SVMs solved by another road, for the tests of the solver.
+"""Linear SVMs solved in another way, for the tests of the solvers, and short ways to call these.
 
 The dual of the squared-hinge problem is a least-squares problem with numbers that must not be negative: with rows
 z = y (x, s) and u = 2 C weight, find a >= 0 with the least |sum of a z|^2 + sum of (a / sqrt(u) - sqrt(u))^2. SciPy's
@@ -7,6 +7,8 @@ z = y (x, s) and u = 2 C weight, find a >= 0 with the least |sum of a z|^2 + sum
 
 import numpy as np
 from scipy.optimize import nnls
+
+from vggfeat.svm import Split, SvmProblemSet
 
 
 def objective(x, signs, bounds, coef, intercept, scaling=1.0):
@@ -24,3 +26,34 @@ def reference(x, signs, bounds, scaling=1.0):
     weights = alpha @ rows
     bound = alpha.sum() - 0.5 * (weights @ weights) - 0.5 * (alpha**2 / bounds).sum()
     return weights[:-1], weights[-1] * scaling, bound
+
+
+def fit(x, labels, cost, settings=None, **options):
+    """Fit all rows of a table."""
+    return SvmProblemSet(x, settings).fit(np.arange(len(x)), labels, cost, **options)
+
+
+def sweep_rows(x, labels, held_out, grid, settings=None, **options):
+    """Train on all of x for every value of C, and score other rows."""
+    split = Split(rows=np.arange(len(x)), labels=labels, held_out=len(x) + np.arange(len(held_out)))
+    return SvmProblemSet(np.concatenate([x, held_out]), settings).sweep([split], grid, **options)[0]
+
+
+def table(n=40, length=6, num_classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x = np.maximum(rng.standard_normal((n, length)), 0).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-6
+    labels = np.where(
+        x @ rng.standard_normal((length, num_classes)) + 0.3 * rng.standard_normal(num_classes) > 0, 1, -1
+    )
+    labels[0], labels[1] = 1, -1
+    return x, labels
+
+
+def gradient(model, k, x, signs, cost, scaling, weights):
+    """Derivative of the objective in the head of vggfeat.svm, by weight vector and intercept."""
+    part = signs != 0
+    x, y, weights = x[part].astype(float), signs[part], weights[part]
+    slack = np.maximum(0, 1 - y * (x @ model.coef[k] + model.intercept[k]))
+    pull = 2 * cost * weights * slack * y
+    return model.coef[k] - x.T @ pull, model.intercept[k] / scaling**2 - pull.sum(), np.abs(pull).sum()

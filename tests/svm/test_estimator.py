@@ -1,17 +1,16 @@
-"""LinearOneVsRest by scikit-learn's own tests of estimators and against LinearSVC; the search over C by hand."""
+"""LinearOneVsRest by scikit-learn's own tests of estimators and against LinearSVC."""
 
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import LinearOneVsRest, SvmSettings, search_C
+from vggfeat.errors import ConfigError
+from vggfeat.svm import LinearOneVsRest
 
 
 @parametrize_with_checks([LinearOneVsRest()])
@@ -62,46 +61,3 @@ def test_it_works_in_a_grid_search():
     x, y = blobs(3)
     search = GridSearchCV(clone(LinearOneVsRest()), {"C": [0.01, 1.0]}, cv=3).fit(x, y)
     assert search.best_score_ > 0.5
-
-
-# --- the search over C
-
-
-def test_the_curve_is_that_of_a_plain_loop():
-    x, y = blobs(3)
-    labels = np.where(y[:, None] == np.arange(3), 1, -1)
-    labels[5:12, 1] = 0
-    fold = np.arange(150) % 3
-    parts = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(3)]
-    found = search_C(x, labels, [10.0, 0.1], SvmSettings(tolerance=1e-12), parts=parts)
-    np.testing.assert_array_equal(found.grid, [0.1, 10])
-    for k in range(3):
-        for g, cost in enumerate((0.1, 10.0)):
-            values = []
-            for fit, held in parts:
-                fit, held = fit[labels[fit, k] != 0], held[labels[held, k] != 0]
-                peer = LinearSVC(C=cost, tol=1e-9, max_iter=10**6, random_state=0).fit(x[fit], labels[fit, k])
-                values.append(average_precision_score(labels[held, k] == 1, peer.decision_function(x[held])))
-            assert found.curve[g, k] == pytest.approx(np.mean(values), abs=1e-9)
-            assert found.spread[g, k] == pytest.approx(np.std(values), abs=1e-9)
-    np.testing.assert_array_equal(found.C, found.grid[found.curve.argmax(axis=0)])
-    assert found.converged.all()
-    assert (found.gap <= 1e-12).all()
-
-
-def test_folds_and_measures():
-    x, y = blobs(3)
-    labels = np.where(y[:, None] == np.arange(3), 1, -1)
-    found = search_C(x, labels, [1.0, 2.0], parts=4, measure=lambda truth, scores: 0.5)
-    np.testing.assert_array_equal(found.C, [1, 1, 1])  # of equally good values the smallest
-    again = search_C(x, labels, [1.0, 2.0], parts=np.int64(4), measure=lambda truth, scores: 0.5)
-    np.testing.assert_array_equal(again.gap, found.gap)
-    for parts in (1, 151):
-        with pytest.raises(ConfigError, match=f"expected 2 to 150 folds of as many rows, found {parts}"):
-            search_C(x, labels, [1.0], parts=parts)
-    with pytest.raises(ConfigError, match="at least one pair"):
-        search_C(x, labels, [1.0], parts=[])
-    held = np.flatnonzero(y != 1)[:20]
-    rest = np.setdiff1d(np.arange(150), held)
-    with pytest.raises(FitError, match="class b: expected positives to measure on"):
-        search_C(x, labels, [1.0], parts=[(rest, held)], classes=["a", "b", "c"])

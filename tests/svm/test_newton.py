@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svm_reference import objective, reference
+from svm_reference import fit, objective, reference, sweep_rows
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import Split, SvmProblemSet, SvmSettings, batches, directions, fit_one_vs_rest, gram, scores_over_C
+from vggfeat.svm import Split, SvmProblemSet, SvmSettings, kernel, newton, newton_steps
 
 KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
 EXACT = SvmSettings(tolerance=1e-12)
@@ -75,7 +75,7 @@ def test_the_objective_is_that_of_the_optimum(kind, n, length, power, scaling, o
         for sign in (1, -1):
             bounds[labels == sign] *= (~ignored).sum() / 2 / (labels == sign).sum()
     chosen = SvmSettings(intercept_scaling=scaling, class_weight="balanced" if balanced else "none")
-    model = fit_one_vs_rest(x, labels[:, None], 10.0**power, chosen)
+    model = fit(x, labels[:, None], 10.0**power, chosen)
     coef, intercept, lowest = reference(x, signs, bounds, scaling)
     mine = objective(x, signs, bounds, model.coef[0], model.intercept[0], scaling)
     best = objective(x, signs, bounds, coef, intercept, scaling)
@@ -100,7 +100,7 @@ def test_the_objective_is_that_of_the_optimum(kind, n, length, power, scaling, o
 def test_features_like_those_of_a_net(n, length, device):
     x, labels = features(n, length, 3)
     for cost in (1e-6, 0.1, 10.0, 1e3, 1e6):
-        model = fit_one_vs_rest(x, labels, cost, SvmSettings(device=device))
+        model = fit(x, labels, cost, SvmSettings(device=device))
         assert model.converged.all()
         for k in range(3):
             _, _, lowest = reference(x, labels[:, k], np.full(n, 2 * cost))
@@ -114,12 +114,12 @@ def test_every_way_to_a_direction_ends_at_the_optimum(length, patience, monkeypa
     # Conjugate gradients only, in float32 and then, as Cholesky is too dear, in float64; and both mixed with Cholesky.
     x, labels = features(300, length, 2)
     expected = [reference(x, labels[:, k], np.full(300, 200.0))[2] for k in range(2)]
-    monkeypatch.setattr(directions, "_FEW", 0)
-    monkeypatch.setattr(directions, "_CHEAP", 0)
-    monkeypatch.setattr(directions, "_PATIENCE", patience)
+    monkeypatch.setattr(newton_steps, "_FEW", 0)
+    monkeypatch.setattr(newton_steps, "_CHEAP", 0)
+    monkeypatch.setattr(newton_steps, "_PATIENCE", patience)
     for dear in (0, 1000):
-        monkeypatch.setattr(directions, "_DEAR", dear)
-        model = fit_one_vs_rest(x, labels, 100.0)
+        monkeypatch.setattr(newton_steps, "_DEAR", dear)
+        model = fit(x, labels, 100.0)
         assert model.converged.all()
         for k in range(2):
             mine = objective(x.astype(float), labels[:, k], 200.0, model.coef[k], model.intercept[k])
@@ -128,7 +128,7 @@ def test_every_way_to_a_direction_ends_at_the_optimum(length, patience, monkeypa
 
 def test_a_wrong_solution_has_a_gap():
     x, labels = features(100, 20, 1)
-    stopped = fit_one_vs_rest(x, labels, 100.0, SvmSettings(max_iterations=1))
+    stopped = fit(x, labels, 100.0, SvmSettings(max_iterations=1))
     assert not stopped.converged[0]
     _, _, lowest = reference(x, labels[:, 0], np.full(100, 200.0))
     mine = objective(x.astype(float), labels[:, 0], 200.0, stopped.coef[0], stopped.intercept[0])
@@ -159,7 +159,7 @@ def test_beyond_float64_the_objective_does_not_rise(cost, device):
     # More rows than numbers: no solution is without slack, and of beta no digit is right.
     x, labels = features(60, 20, 2)
     labels = np.where(np.random.default_rng(0).random(labels.shape) < 0.3, 1, -1).astype(np.int8)
-    beyond, within = (fit_one_vs_rest(x, labels, each, SvmSettings(device=device)) for each in (cost, 1e6))
+    beyond, within = (fit(x, labels, each, SvmSettings(device=device)) for each in (cost, 1e6))
     slacks = [np.maximum(0, 1 - labels * (x @ model.coef.T + model.intercept)) for model in (beyond, within)]
     lost, least = ((slack**2).sum(axis=0) for slack in slacks)
     assert not beyond.converged.any()
@@ -182,12 +182,12 @@ def test_company_changes_nothing(length, device, monkeypatch):
         for f in range(3)
     ]
     together = SvmProblemSet(x, exact).sweep(parts, grid)
-    monkeypatch.setattr(batches, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(newton, "_BATCH_BYTES", 1)
     apart = SvmProblemSet(x, exact).sweep(parts, grid)
     for part, first, second in zip(parts, together, apart, strict=True):
         np.testing.assert_allclose(first.scores, second.scores, atol=2e-5)
         for k in range(4):
-            alone = scores_over_C(x[part.rows], part.labels[:, [k]], x[part.held_out], grid[1:2], EXACT)
+            alone = sweep_rows(x[part.rows], part.labels[:, [k]], x[part.held_out], grid[1:2], EXACT)
             np.testing.assert_allclose(first.scores[1, k], alone.scores[0, 0], atol=2e-5)
 
 
@@ -198,20 +198,20 @@ def test_parts_of_different_rows_and_classes():
     shared = SvmProblemSet(x, EXACT)
     for part, sweep in zip((first, second), shared.sweep([first, second], [1.0, 10.0]), strict=True):
         assert sweep.scores.shape == (2, part.labels.shape[1], len(part.held_out))
-        alone = scores_over_C(x[part.rows], part.labels, x[part.held_out], [1.0, 10.0], EXACT)
+        alone = sweep_rows(x[part.rows], part.labels, x[part.held_out], [1.0, 10.0], EXACT)
         np.testing.assert_allclose(sweep.scores, alone.scores, atol=2e-5)
     assert shared.sweep([], [1.0]) == []
 
 
 @pytest.mark.parametrize("kept", [1 << 30, 1])
 def test_a_table_remembers_inner_products_and_nothing_else(kept, monkeypatch):
-    monkeypatch.setattr(gram, "_KEPT_BYTES", kept)
-    monkeypatch.setattr(gram, "_CHUNK_BYTES", 8 * 100 * 70)
+    monkeypatch.setattr(kernel, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(kernel, "_COLUMN_BYTES", 8 * 100 * 70)
     x, labels = features(100, 200, 2)
     shared = SvmProblemSet(x, EXACT)
     for rows in (np.arange(60), np.arange(40, 90), np.arange(100)[::-1], np.arange(10, 50)):
         model = shared.fit(rows, labels[rows], [1.0, 4.0])
-        alone = fit_one_vs_rest(x[rows], labels[rows], [1.0, 4.0], EXACT)
+        alone = fit(x[rows], labels[rows], [1.0, 4.0], EXACT)
         np.testing.assert_allclose(model.coef, alone.coef, atol=2e-5)
         np.testing.assert_allclose(model.intercept, alone.intercept, atol=2e-5)
 
@@ -221,7 +221,7 @@ def test_weights_are_repeated_rows(length):
     x, labels = features(50, length, 2)
     times = np.random.default_rng(0).integers(1, 4, 50)
     weighted = SvmProblemSet(x, EXACT).fit(np.arange(50), labels, 2.0, weights=times)
-    repeated = fit_one_vs_rest(np.repeat(x, times, axis=0), np.repeat(labels, times, axis=0), 2.0, EXACT)
+    repeated = fit(np.repeat(x, times, axis=0), np.repeat(labels, times, axis=0), 2.0, EXACT)
     np.testing.assert_allclose(weighted.coef, repeated.coef, atol=2e-5)
 
 
@@ -239,8 +239,8 @@ def test_a_class_without_negatives_is_refused_by_name():
 @pytest.mark.parametrize("length", [1200, 100])
 def test_memory_is_what_the_docstring_says(length, monkeypatch):
     n, classes = 900, 40
-    monkeypatch.setattr(batches, "_BATCH_BYTES", 1 << 23)
-    monkeypatch.setattr(gram, "_CHUNK_BYTES", 1 << 21)
+    monkeypatch.setattr(newton, "_BATCH_BYTES", 1 << 23)
+    monkeypatch.setattr(kernel, "_COLUMN_BYTES", 1 << 21)
     x, labels = features(n, length, classes)
     folds = [np.arange(n) % 3 != f for f in range(3)]
     parts = [Split(rows=np.flatnonzero(f), labels=labels[f], held_out=np.flatnonzero(~f)) for f in folds]
@@ -262,7 +262,7 @@ def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(m
         def fail(*arguments, error=error):
             raise error
 
-        monkeypatch.setattr(gram.Gram, "products", fail)
+        monkeypatch.setattr(kernel.Gram, "kernel", fail)
         for call in (lambda s: s.fit(np.arange(20), labels, 1.0), lambda s: s.sweep([part], [1.0])):
             with pytest.raises(expected, match=r"on cpu for fits on 20 rows of length 5|^no$"):
                 call(SvmProblemSet(x, SvmSettings(device="cpu")))
@@ -272,12 +272,13 @@ def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(m
 def test_a_device_that_isnt_there_or_cant_compute_is_refused(device):
     x, labels = features(20, 5, 1)
     with pytest.raises(ConfigError, match=f"device: expected one that PyTorch can use in float64, found '{device}'"):
-        fit_one_vs_rest(x, labels, 1.0, SvmSettings(device=device))
+        fit(x, labels, 1.0, SvmSettings(device=device))
 
 
-def test_torch_is_not_imported_for_numpy():
+def test_numpy_is_enough():
     code = (
-        "import sys, numpy as np; from vggfeat.svm import fit_one_vs_rest; "
-        "fit_one_vs_rest(np.eye(3), [[1], [-1], [1]], 1.0); sys.exit('torch' in sys.modules)"
+        "import sys, numpy as np; from vggfeat.svm import SvmProblemSet; "
+        "SvmProblemSet(np.eye(3)).fit(np.arange(3), [[1], [-1], [1]], 1.0); "
+        "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

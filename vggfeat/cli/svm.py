@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from vggfeat.cli.options import PATH, Numbers, Words, make_folder, terminal_width
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.svm import SOLVERS
 
 WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}
 """What --apply can be given with: all the rest is in the model."""
@@ -46,8 +47,8 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
               help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out images.")
 @click.option(
-    "--solver", type=click.Choice(["newton", "liblinear"]), default="newton", show_default=True,
-    help="newton: all SVMs at once. liblinear: one by one by scikit-learn, for comparison.",
+    "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)), show_default=True,
+    help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
 )  # fmt: skip
 @click.option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]")
@@ -111,8 +112,9 @@ def svm(
         return
     if context.get_parameter_source("top") != ParameterSource.DEFAULT:
         raise ConfigError("--top: expected together with --apply, found alone; leave it out")
-    if jobs is not None and solver != "liblinear":
-        raise ConfigError(f"--jobs: expected together with --solver liblinear, found {solver}; leave it out")
+    if jobs is not None and not SOLVERS[solver].jobs:
+        others = " or ".join(name for name, entry in SOLVERS.items() if entry.jobs)
+        raise ConfigError(f"--jobs: expected together with --solver {others}, found {solver}; leave it out")
     import json
 
     from vggfeat.cli.progress import Progress
@@ -128,7 +130,7 @@ def svm(
         difficult_in_training=difficult_training,  # type: ignore[arg-type]
         difficult_in_scoring=difficult_scoring,  # type: ignore[arg-type]
         seed=seed,
-        svm=SvmSettings(solver=solver, device=device, jobs=jobs or -1, seed=seed),  # type: ignore[arg-type]
+        svm=SvmSettings(solver=solver, device=device, jobs=jobs or -1, seed=seed),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     table = read_descriptors(

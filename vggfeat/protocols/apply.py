@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import FitError
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.reader import FeatureFile
-from vggfeat.svm.saving import load_model
+from vggfeat.svm.model import load_model
 from vggfeat.table import read_descriptors
 
 MADE_WITH = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from vggfeat.protocols.results import Result
 from vggfeat.svm import LinearModel
-from vggfeat.svm.saving import model_bytes
+from vggfeat.svm.model import model_bytes
 
 
 def model_files(result: Result) -> dict[str, bytes]:

@@ -7,32 +7,46 @@ minimise
 
 with s = `SvmSettings.intercept_scaling`. The VGG paper says "linear SVM" (Appendix B) and no more, so loss,
 intercept and weights are those that LIBLINEAR and scikit-learn's `LinearSVC` take by default.
+
+The names below are loaded when they are first used, so that the table of solvers can be read without NumPy.
 """
 
-from vggfeat.svm.arrays import check_device
-from vggfeat.svm.batches import Split
-from vggfeat.svm.checks import check_costs, fittable_classes
-from vggfeat.svm.estimator import LinearOneVsRest, Search, search_C
-from vggfeat.svm.fitting import fit_one_vs_rest, scores_over_C
-from vggfeat.svm.model import LinearModel, Sweep
-from vggfeat.svm.rows import SvmProblemSet
-from vggfeat.svm.saving import load_model, save_model
-from vggfeat.svm.settings import SvmSettings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vggfeat.svm.settings import SOLVERS, SvmSettings
+
+if TYPE_CHECKING:
+    from vggfeat.svm.arrays import check_device
+    from vggfeat.svm.estimator import LinearOneVsRest
+    from vggfeat.svm.model import LinearModel, Sweep, load_model, save_model
+    from vggfeat.svm.solve import Split, SvmProblemSet, check_costs, fittable_classes
 
 __all__ = [
+    "SOLVERS",
     "LinearModel",
     "LinearOneVsRest",
-    "Search",
     "Split",
     "SvmProblemSet",
     "SvmSettings",
     "Sweep",
     "check_costs",
     "check_device",
-    "fit_one_vs_rest",
     "fittable_classes",
     "load_model",
     "save_model",
-    "scores_over_C",
-    "search_C",
 ]
+
+_MODULES = {
+    "estimator": ("LinearOneVsRest",),
+    "arrays": ("check_device",),
+    "model": ("LinearModel", "Sweep", "load_model", "save_model"),
+    "solve": ("Split", "SvmProblemSet", "check_costs", "fittable_classes"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"vggfeat.svm.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,30 +1,22 @@
-"""The solver as a scikit-learn estimator, and the choice of C by cross-validation.
+"""The Newton solver as a scikit-learn estimator.
 
-n = rows, D = length of a descriptor, K = classes, G = values of C.
+n = rows, m = rows to score, D = length of a descriptor, K = classes.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm.batches import Split
-from vggfeat.svm.checks import check_costs, check_labels
-from vggfeat.svm.rows import SvmProblemSet
-from vggfeat.svm.settings import Progress, SvmSettings
-
-Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
-"""Called with the truth (m,) and scores (m,) of held-out rows of one class; more is better."""
+from vggfeat.svm.settings import SvmSettings
+from vggfeat.svm.solve import SvmProblemSet
 
 
 class LinearOneVsRest(ClassifierMixin, BaseEstimator):
@@ -143,96 +135,3 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         """Return the label of the class with the highest score for each row of X (m, D)."""
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]
-
-
-class Search(NamedTuple):
-    """What every value of C is worth to every class."""
-
-    C: NDArray[np.float64]
-    """(K,) the best value for each class; of equally good ones the smallest."""
-    grid: NDArray[np.float64]
-    """(G,) ascending."""
-    curve: NDArray[np.float64]
-    """(G, K) mean of the measure over the folds."""
-    spread: NDArray[np.float64]
-    """(G, K) its standard deviation over the folds."""
-    converged: NDArray[np.bool_]
-    """(G, K) of all folds."""
-    gap: NDArray[np.float64]
-    """(G, K) largest relative duality gap of the folds."""
-
-
-def search_C(  # noqa: N802
-    descriptors: NDArray[np.floating],
-    labels: ArrayLike,
-    grid: ArrayLike,
-    settings: SvmSettings | None = None,
-    *,
-    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]] | int = 5,
-    measure: Measure = average_precision_score,
-    classes: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> Search:
-    """Try every value of C on held-out rows, for each class.
-
-    Parameters
-    ----------
-    descriptors : (n, D) float32 or float64
-    labels : (n, K) array of 1, -1 or 0
-        0 = the row takes no part for this class, in training and in measuring.
-    grid : (G,) array of float
-        Values of C, above 0.
-    settings : SvmSettings, optional
-    parts : pairs of row numbers to train on and to measure on, or number of folds
-        Folds are made without chance; rows are dealt evenly by the rarest class that they are positive for.
-    measure : callable
-        See `Measure`; scikit-learn's average precision by default, which is neither of VOC's in `metrics`.
-    classes, progress
-        As for `fit_one_vs_rest`.
-
-    Returns
-    -------
-    Search
-
-    Raises
-    ------
-    FitError, ConfigError
-        As `fit_one_vs_rest`, and if a class has no positive to measure on.
-    """
-    signs = check_labels(labels, len(np.asarray(descriptors)), classes)
-    costs = np.unique(check_costs(grid))
-    pairs = _folds(signs, int(parts)) if isinstance(parts, int | np.integer) else list(parts)
-    if not pairs:
-        raise ConfigError("parts: expected at least one pair of rows, found none")
-    shared = SvmProblemSet(descriptors, settings)
-    made = [Split(rows=fit, labels=signs[fit], held_out=held) for fit, held in pairs]
-    sweeps = shared.sweep(made, costs, classes=classes, progress=progress)
-    values = np.empty((len(pairs), len(costs), signs.shape[1]))
-    for fold, ((_, held), sweep) in enumerate(zip(pairs, sweeps, strict=True)):
-        for k in range(signs.shape[1]):
-            truth = signs[held, k]
-            if not (truth == 1).any():
-                raise FitError(f"class {classes[k] if classes else k}: expected positives to measure on, found none")
-            for g in range(len(costs)):
-                values[fold, g, k] = measure(truth[truth != 0] == 1, sweep.scores[g, k][truth != 0])
-    curve = values.mean(axis=0)
-    return Search(
-        C=costs[np.round(curve, 12).argmax(axis=0)],
-        grid=costs,
-        curve=curve,
-        spread=values.std(axis=0),
-        converged=np.logical_and.reduce([sweep.converged for sweep in sweeps]),
-        gap=np.max([sweep.gap for sweep in sweeps], axis=0),
-    )
-
-
-def _folds(signs: NDArray[np.int8], count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Split rows by their rarest positive class."""
-    if not 2 <= count <= len(signs):
-        raise ConfigError(f"parts: expected 2 to {len(signs)} folds of as many rows, found {count}")
-    frequency = np.where(signs == 1, (signs == 1).sum(axis=0), len(signs) + 1)
-    kind = np.where((signs == 1).any(axis=1), frequency.argmin(axis=1), -1)
-    with warnings.catch_warnings():
-        # Of a class with fewer rows than folds: then the measure says what is missing.
-        warnings.simplefilter("ignore", UserWarning)
-        return list(StratifiedKFold(count).split(np.zeros(len(signs)), kind))

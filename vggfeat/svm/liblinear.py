@@ -1,12 +1,11 @@
 """The same problems one by one with LIBLINEAR: for comparison.
 
-n = training rows, K = classes, D = length of a descriptor, P = problems.
+n = training rows, D = length of a descriptor, P = problems, G = values of C.
 """
 
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import joblib
@@ -17,8 +16,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from vggfeat.errors import FitError
-from vggfeat.svm.certificate import relative_gaps
+from vggfeat.svm.kernel import duality_gaps
 from vggfeat.svm.settings import SvmSettings
+from vggfeat.svm.solve import Problems, Solutions, Solver
 
 # Below this many numbers to read (rows * length * problems) worker processes take longer to start than to help.
 _PARALLEL_FROM = 1 << 27
@@ -26,70 +26,52 @@ _PARALLEL_FROM = 1 << 27
 LOST = 0.5
 
 
-class Fitted(NamedTuple):
-    """P solved problems."""
+class LiblinearSolver(Solver):
+    """Solves with scikit-learn's `LinearSVC`, in worker processes where that helps.
 
-    coef: NDArray[np.float64]
-    """(P, D)"""
-    intercept: NDArray[np.float64]
-    """(P,)"""
-    converged: NDArray[np.bool_]
-    """(P,) by LIBLINEAR's own rule, and with a gap below `LOST`."""
-    gap: NDArray[np.float64]
-    """(P,) relative duality gap."""
-
-
-def solve_each(
-    x: NDArray[np.floating],
-    signs: NDArray[np.int8],
-    weights: NDArray[np.float64],
-    problems: list[tuple[int, float]],
-    settings: SvmSettings,
-    report: Callable[[int], None],
-) -> Fitted:
-    """Solve problems (class, C) on rows x (n, D), with signs and weights (n, K); `report` gets 1 after each.
+    Converged is what is so by LIBLINEAR's own rule, and has a gap below `LOST`.
 
     Notes
     -----
     Needs 8 n D bytes for the rows in float64, and 16 n D for each worker. Where D > n the rows are first turned into
     n dimensions, which loses nothing: then it is 8 n D + 16 n n, and 8 n n for each worker.
     """
-    space = _Space.of(x)
-    calls = [_Call(space.rows, signs[:, k].copy(), weights[:, k].copy(), cost, settings) for k, cost in problems]
-    coef = np.empty((len(problems), space.rows.shape[1]))
-    intercept, gap = np.empty(len(problems)), np.empty(len(problems))
-    converged = np.empty(len(problems), dtype=bool)
-    for i, solution in enumerate(_run(calls, settings.jobs)):
-        coef[i], intercept[i], converged[i], gap[i] = solution
-        report(1)
-    return Fitted(space.back(coef), intercept, converged, gap)
+
+    def solve(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
+        """Solve problems class by class, so that neighbouring ones cost about the same and the workers stay level."""
+        rows, basis = _shorten(self.x[problems.rows])
+        calls = [
+            _Call(rows, signs.copy(), weights.copy(), cost, self.settings)
+            for signs, weights, costs in zip(problems.signs, problems.weights, problems.costs, strict=True)
+            for cost in costs.tolist()
+        ]
+        coef = np.empty((len(calls), rows.shape[1]))
+        intercept, gap = np.empty(len(calls)), np.empty(len(calls))
+        converged = np.empty(len(calls), dtype=bool)
+        for i, solution in enumerate(_run(calls, self.settings.jobs)):
+            coef[i], intercept[i], converged[i], gap[i] = solution
+            report(1)
+        if basis is not None:
+            coef = coef @ basis.T
+        shape = problems.costs.shape
+        return Solutions(
+            coef.reshape(*shape, -1), intercept.reshape(shape), converged.reshape(shape), gap.reshape(shape)
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Space:
-    """Training rows in coordinates in which they are short.
+def _shorten(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return rows (n, D) in coordinates in which they are short, (n, d), and their basis (D, d), None where d = D.
 
     n rows span at most n dimensions. With D > n, QR of the transposed rows gives an orthonormal basis of that
     span; in it the rows form a triangle of n x n numbers with the same inner products, and the best w lies in
     the span too. LIBLINEAR reads the non-zero numbers only, so a problem costs n n / 2 instead of n D.
     """
-
-    rows: NDArray[np.float64]
-    """(n, d)"""
-    basis: NDArray[np.float64] | None
-    """(D, d), or None where d = D."""
-
-    @staticmethod
-    def of(x: NDArray[np.floating]) -> "_Space":
-        if x.shape[1] <= x.shape[0]:
-            return _Space(rows=np.ascontiguousarray(x, dtype=np.float64), basis=None)
-        # The transpose of a copy in C order is in LAPACK's order, so the basis takes the place of the copy.
-        own = np.array(x, dtype=np.float64, order="C").T
-        basis, triangle = qr(own, mode="economic", overwrite_a=True, check_finite=False)
-        return _Space(rows=np.ascontiguousarray(triangle.T), basis=basis)
-
-    def back(self, coef: NDArray[np.float64]) -> NDArray[np.float64]:
-        return coef if self.basis is None else coef @ self.basis.T
+    if x.shape[1] <= x.shape[0]:
+        return np.ascontiguousarray(x, dtype=np.float64), None
+    # The transpose of a copy in C order is in LAPACK's order, so the basis takes the place of the copy.
+    own = np.array(x, dtype=np.float64, order="C").T
+    basis, triangle = qr(own, mode="economic", overwrite_a=True, check_finite=False)
+    return np.ascontiguousarray(triangle.T), basis
 
 
 class _Call(NamedTuple):
@@ -147,5 +129,5 @@ def _solve(
             break
     coef, intercept = svm.coef_, svm.intercept_
     bounds, rows = 2 * cost * weights[None], np.arange(len(x))
-    gap = relative_gaps(x, rows, signs[None], bounds, coef, intercept, settings.intercept_scaling)
+    gap = duality_gaps(x, rows, signs[None], bounds, coef, intercept, settings.intercept_scaling)
     return coef[0], float(intercept[0]), converged and bool(gap[0] < LOST), float(gap[0])

@@ -1,208 +1,198 @@
-"""Newton's method for many linear SVMs at once.
+"""The Newton solver: all problems on the same rows at once, with products of matrices.
 
-n = training rows, P = problems. K (n, n) = inner products of the rows, see `products`.
-
-A problem has labels y (n,), and bounds u (n,) = 2 C times the weight of each row, 0 for a row that takes no part. Its
-weight vector is w = sum of beta x, so |w|^2 = beta K beta, and the rows score f = K beta. With slack
-s = max(0, 1 - y f) the objective is
-
-    primal = 0.5 beta f + 0.5 sum u s^2
-
-The gradient, as a combination of rows, has the coefficients beta - u s y =: -r. The numbers u s are a point of the
-dual problem too, and the dual objective there is primal - 0.5 r K r: each gradient is a certificate. So is every
-a >= 0, near beta y for example: the dual objective is sum a - 0.5 |sum a y x|^2 - 0.5 sum a^2 / u.
-
-Each step solves d + u K d = r with u = 0 at the rows without slack, which would end it all if these stayed the same
-rows (see `directions`). Then it goes as far in that direction as the objective falls, which can be found exactly, as
-it is quadratic in pieces. This is Newton's method for the primal problem [1]_, [2]_; it ends after finitely many steps.
-
-.. [1] O. Chapelle: Training a support vector machine in the primal. Neural Computation 19, 2007.
-.. [2] S. S. Keerthi, D. DeCoste: A modified finite Newton method for fast solution of large scale linear SVMs.
-   JMLR 6, 2005.
+N = rows of the table, n = training rows, m = rows to score, D = length of a descriptor, K = classes, G = values of C,
+P = problems (pairs of a split and a class).
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vggfeat.svm.arrays import Array, Arrays
-from vggfeat.svm.directions import Point, directions
-from vggfeat.svm.products import Products
+from vggfeat.errors import FitError, out_of_memory
+from vggfeat.svm.arrays import arrays_of
+from vggfeat.svm.kernel import Gram, Kernel, bounded, combine, duality_gaps, times
+from vggfeat.svm.model import Sweep
+from vggfeat.svm.newton_steps import State, solve
+from vggfeat.svm.settings import SvmSettings
+from vggfeat.svm.solve import Problems, Solutions, Solver, Split, row_weights
 
-# After so many steps in a row that don't halve the gap, conjugate gradients in float32 count as not enough.
-_SLOW = 3
-# After so many in a row that don't lower the objective by this part, although float64 is in use, nothing will.
-_STILL, _VISIBLE = 2, 1e-13
-# Turning points of the objective along a line that are looked at, and how flat it must be there.
-_TURNS, _FLAT = 50, 1e-3
-# Rounding errors grow with the length of a step; a Newton step that should be much longer is none.
-_LONGEST = 8.0
-
-
-@dataclass(kw_only=True)
-class State:
-    """P problems, and where they stand."""
-
-    signs: Array
-    """(P, n) y: 1 or -1; anything where bounds are 0."""
-    bounds: Array
-    """(P, n) u."""
-    beta: Array
-    """(P, n)"""
-    scores: Array
-    """(P, n) f, also of rows that take no part."""
-    gap: Array
-    """(P,) relative duality gap, (primal - dual) / primal."""
-    primal: Array
-    """(P,)"""
-    hard: Array
-    """(P,) bool: conjugate gradients in float32 are not enough."""
-    slow: Array
-    """(P,) steps in a row that did not halve the gap."""
-    still: Array
-    """(P,) steps in a row that did not lower the objective to be seen."""
-    steps: Array
-    """(P,) all Newton steps."""
-
-    @classmethod
-    def at_zero(cls, signs: Array, bounds: Array, arrays: Arrays) -> Self:
-        """Return the state at beta = 0."""
-        rows, numbers = (lambda: arrays.zeros(*signs.shape)), (lambda: arrays.zeros(len(signs)))
-        return cls(
-            signs=signs,
-            bounds=bounds,
-            beta=rows(),
-            scores=rows(),
-            gap=numbers() + np.inf,
-            primal=numbers() + np.inf,
-            hard=numbers() > 0,
-            slow=numbers(),
-            still=numbers(),
-            steps=numbers(),
-        )
-
-    def some(self, chosen: Array) -> Self:
-        """Return some of the problems, by number; a copy."""
-        return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
-
-    def update(self, chosen: Array, part: "State") -> None:
-        """Take over where some of the problems stand, by number."""
-        for field in fields(self):
-            if field.name not in ("signs", "bounds"):
-                getattr(self, field.name)[chosen] = getattr(part, field.name)
+# Of all arrays (problems, n) in one batch: those of the solver, about 18 in float64, and one for each C.
+_BATCH_BYTES, _SOLVER_ARRAYS = 1 << 31, 18
+# Splits that have this much of all their rows in common are solved together.
+_TOGETHER = 0.6
+# C times weight times squared length of the rows from which on starting at 0 takes longer than going there in steps,
+_EASY = 1.0
+# each of this factor at most, with solutions of this tolerance between.
+_STRIDE, _ON_THE_WAY = 8.0, 0.1
 
 
-# Where a problem is beyond float32, or float64, a direction is not finite, and not taken.
-@np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
-def solve(products: Products, state: State, tolerance: float, max_steps: int, arrays: Arrays) -> None:
-    """Solve problems from where they stand, in place.
+class _Batch(NamedTuple):
+    """P' solved problems in a row, for G values of C."""
 
-    Parameters
-    ----------
-    products : Products
-    state : State
-        A problem that is not solved keeps the gap that it has.
-    tolerance : float
-        Relative duality gap at which a problem is solved.
-    max_steps : int
-        Newton steps, at most.
-    arrays : Arrays
+    part: slice
+    """Their numbers."""
+    kept: NDArray[np.float64]
+    """(G, P', n) beta, or (G, P', k) scores of chosen rows."""
+    gap: NDArray[np.float64]
+    """(G, P') relative duality gap."""
+
+
+class NewtonSolver(Solver):
+    """Solves together what is on the same rows, and computes the inner products of rows once for all solves.
+
+    Notes
+    -----
+    Memory next to the descriptors, for n training rows in one solve: where n is at most 1.25 D, 12 n n bytes for their
+    inner products, 8 n n more while these are computed, and at most 4 GiB for those of earlier solves; otherwise
+    20 n (D + 1) bytes. Then 2 GiB, and 9 bytes for each pair of a row and a problem, 8 for each score and each
+    coefficient. So a table of 30,607 rows of 24,576 numbers in float32 takes 3.0 GB, and fits on 15,420 rows of it at
+    most another 11 GB.
     """
-    numbers = np.arange(len(state.signs))
-    part = state.some(arrays.index(numbers))
-    part.slow, part.still, part.primal = part.slow * 0, part.still * 0, part.primal + np.inf
-    for step in range(max_steps + 1):
-        point = _evaluate(products, part, tolerance, arrays)
-        going = arrays.to_numpy((part.gap > tolerance) & (part.still < _STILL)) & (step < max_steps)
-        if not going.all():
-            over = np.flatnonzero(~going)
-            state.update(arrays.index(numbers[over]), part.some(arrays.index(over)))
-            numbers, left = numbers[going], arrays.index(np.flatnonzero(going))
-            if not len(numbers):
-                return
-            part, point = part.some(left), point.some(left)
-        direction, difficult = directions(products, point, part.hard, arrays)
-        part.hard = part.hard | difficult
-        reached = products.times(part.beta + direction)
-        length = _line_search(part, direction, reached - part.scores, arrays)[:, None]
-        part.beta = part.beta + length * direction
-        # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
-        part.scores = arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
-        part.steps += 1
 
+    def __init__(self, x: NDArray[np.floating], settings: SvmSettings) -> None:
+        super().__init__(x, settings)
+        self._arrays = arrays_of(settings.device)
+        self._gram = Gram(x, settings.intercept_scaling, self._arrays)
 
-def _evaluate(products: Products, state: State, tolerance: float, arrays: Arrays) -> Point:
-    """Compute gap and objective where the problems stand, and what a step needs."""
-    xp = arrays.xp
-    slack = (1 - state.signs * state.scores).clip(0, None) * (state.bounds > 0)
-    pull = state.bounds * slack
-    residual = pull * state.signs - state.beta
-    scores = products.times(residual)
-    primal = 0.5 * (_dots(xp, state.beta, state.scores) + _dots(xp, pull, slack))
-    square = _dots(xp, residual, scores)
-    gap = abs(0.5 * square / primal)
-    lower = primal < state.primal * (1 - _VISIBLE)
-    state.still = xp.where(lower, 0.0, state.still + state.hard)
-    state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
-    state.hard = state.hard | ~lower | (state.slow >= _SLOW)
-    state.gap, state.primal = gap, primal
-    stuck = arrays.index(np.flatnonzero(arrays.to_numpy((state.still > 0) & (gap > tolerance))))
-    if len(stuck):
-        part = state.some(stuck)
-        # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
-        other = abs(part.primal - _dual_at_beta(products, part, xp)) / part.primal
-        state.gap[stuck] = xp.minimum(part.gap, other.clip(np.finfo(float).eps, None))
-    return Point(
-        slack=slack * state.signs,
-        bounds=state.bounds * (slack > 0),
-        beta=state.beta,
-        residual=residual,
-        scores=scores,
-        square=square,
-        target=2 * tolerance * primal,
-    )
+    def solve(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
+        """Solve problems for their weights; gaps are computed from these and the rows."""
+        count, values = problems.costs.shape
+        coef, intercept = np.empty((count, values, self.x.shape[1])), np.empty((count, values))
+        beta, gap = np.empty((values, *problems.signs.shape)), np.empty((count, values))
+        with self._memory(len(problems.rows)):
+            for part, kept, _ in self._batches(problems, report, None):
+                beta[:, part] = kept
+                for g in range(values):
+                    coef[part, g], intercept[part, g] = self._weights(problems.rows, kept[g])
+            for g in range(values):
+                gap[:, g] = duality_gaps(
+                    self.x,
+                    problems.rows,
+                    problems.signs,
+                    2 * problems.costs[:, g, None] * problems.weights,
+                    coef[:, g],
+                    intercept[:, g],
+                    self.settings.intercept_scaling,
+                    self._arrays,
+                    beta=beta[g],
+                    enough=self.settings.tolerance,
+                )
+        return Solutions(coef, intercept, gap <= self.settings.tolerance, gap)
 
+    def sweep(self, splits: Sequence[Split], costs: NDArray[np.float64], report: Callable[[int], None]) -> list[Sweep]:
+        """Solve all splits together if each has most rows of all, otherwise one after the other."""
+        rows = np.unique(np.concatenate([split.rows for split in splits])) if splits else ()
+        alike = all(len(split.rows) >= _TOGETHER * len(rows) for split in splits)
+        sweeps = []
+        for together in [splits] if alike and splits else [[split] for split in splits]:
+            with self._memory(max(len(split.rows) for split in together)):
+                sweeps += self._sweep_together(together, costs, report)
+        return sweeps
 
-def _dual_at_beta(products: Products, state: State, xp: Any) -> Array:
-    """Compute the dual objective at beta y, or 0 where that is below, (P,).
+    def _sweep_together(
+        self, splits: Sequence[Split], costs: NDArray[np.float64], report: Callable[[int], None]
+    ) -> list[Sweep]:
+        order = np.argsort(costs, kind="stable")
+        problems, owner = self._merge(splits, costs[order])
+        held = np.concatenate([split.held_out for split in splits])
+        places = np.searchsorted(problems.rows, held).clip(None, len(problems.rows) - 1)
+        # In a cross-validation all held-out rows are training rows of other splits, and the solver knows their scores.
+        known = bool((problems.rows[places] == held).all())
+        ends = np.cumsum([0] + [len(split.held_out) for split in splits])
+        firsts = np.cumsum([0] + [split.labels.shape[1] for split in splits])
+        shapes = [(len(costs), split.labels.shape[1]) for split in splits]
+        scores = [np.empty((*shape, len(split.held_out))) for shape, split in zip(shapes, splits, strict=True)]
+        gaps = [np.empty(shape) for shape in shapes]
+        for part, kept, gap in self._batches(problems, report, places if known else None):
+            for number in np.unique(owner[part]).tolist():
+                mine, mine_held = np.flatnonzero(owner[part] == number), slice(ends[number], ends[number + 1])
+                where = np.ix_(order, mine + part.start - firsts[number])
+                gaps[number][where] = gap[:, mine]
+                if known:
+                    scores[number][where] = kept[:, mine, mine_held]
+                else:
+                    scores[number][where] = self._scores(problems.rows, kept[:, mine], held[mine_held])
+        solved = [gap <= self.settings.tolerance for gap in gaps]
+        return [Sweep(*one) for one in zip(scores, solved, gaps, strict=True)]
 
-    At large C a rounding error of f is a large one of u s, but beta is solved for.
-    """
-    used = state.bounds > 0
-    alpha = (state.beta * state.signs).clip(0, None) * used
-    beta = alpha * state.signs
-    square = _dots(xp, beta, products.times(beta)) + _dots(xp, alpha, alpha / xp.where(used, state.bounds, 1.0))
-    return alpha.sum(-1) - 0.5 * square
+    def _merge(self, splits: Sequence[Split], costs: NDArray[np.float64]) -> tuple[Problems, NDArray[np.int64]]:
+        """Return the problems of splits on the rows of all, for ascending costs (G,), and the split of each, (P,)."""
+        rows = np.unique(np.concatenate([split.rows for split in splits]))
+        owner = np.repeat(np.arange(len(splits)), [split.labels.shape[1] for split in splits])
+        signs, weights = np.zeros((len(owner), len(rows)), dtype=np.int8), np.zeros((len(owner), len(rows)))
+        for number, split in enumerate(splits):
+            place = np.ix_(owner == number, np.searchsorted(rows, split.rows))
+            signs[place], weights[place] = split.labels.T, row_weights(split.labels, self.settings.class_weight).T
+        each = np.repeat(costs[None], len(owner), axis=0)
+        return Problems(rows=rows, signs=signs, weights=weights, costs=each), owner
 
+    def _batches(
+        self, problems: Problems, report: Callable[[int], None], places: NDArray[np.int64] | None
+    ) -> Iterator[_Batch]:
+        """Solve problems, as many at a time as memory allows; keep beta, or the scores of places among the n rows."""
+        kernel = self._gram.kernel(problems.rows)
+        (count, values), rows = problems.costs.shape, len(problems.rows)
+        step = max(1, _BATCH_BYTES // (8 * (_SOLVER_ARRAYS + values) * rows))
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            kept = np.empty((values, part.stop - start, rows if places is None else len(places)))
+            gap = np.empty(kept.shape[:2])
+            for g, state in enumerate(self._c_path(kernel, problems, part)):
+                to_numpy = self._arrays.to_numpy
+                kept[g] = to_numpy(state.beta) if places is None else to_numpy(state.scores)[:, places]
+                gap[g] = bounded(to_numpy(state.gap))
+                report(len(gap[g]))
+            yield _Batch(part, kept, gap)
 
-def _line_search(state: State, direction: Array, scores: Array, arrays: Arrays) -> Array:
-    """Find how far the objective falls along directions (P, n) with scores K d (P, n); (P,).
+    def _c_path(self, kernel: Kernel, problems: Problems, part: slice) -> Iterator[State]:
+        """Solve some problems for one ascending value of C after the other, each from the solution before.
 
-    Its derivative there is linear in pieces and grows; Newton's method for its zero, kept between bounds.
-    """
-    xp = arrays.xp
-    slope, bend = _dots(xp, state.scores, direction), _dots(xp, direction, scores)
-    margins, moves = 1 - state.signs * state.scores, state.signs * scores
-    steep = abs(slope - _dots(xp, state.bounds * margins.clip(0, None), moves))
-    length = arrays.zeros(len(slope)) + 1
-    low, high = length * 0, length * _LONGEST
-    for _ in range(_TURNS):
-        slack = margins - length[:, None] * moves
-        pull = state.bounds * (slack > 0) * moves
-        derivative = slope + length * bend - _dots(xp, pull, slack)
-        found = (abs(derivative) <= _FLAT * steep) & xp.isfinite(derivative)
-        if found.all():
-            break
-        low, high = xp.where(derivative < 0, length, low), xp.where(derivative > 0, length, high)
-        curvature = bend + _dots(xp, pull, moves)
-        # Where there is no direction, there is no curvature.
-        better = length - derivative / xp.where(curvature > 0, curvature, 1.0)
-        better = xp.where((better > low) & (better < high), better, 0.5 * (low + high))
-        length = xp.where(found, length, better)
-    return xp.where(found, length, low)
+        Yields the same object each time, changed.
+        """
+        weights, costs = problems.weights[part], problems.costs[part].T
+        weigh = self._arrays.asarray(weights)
+        state = State.at_zero(self._arrays.asarray(problems.signs[part]), weigh, self._arrays)
+        mean = weights.sum(axis=1) / (weights > 0).sum(axis=1)
+        easy = _EASY / (mean * kernel.mean_square)
+        # Rows so long that the square overflows have no easy C.
+        here = np.where(easy > 0, np.minimum(costs[0], easy), costs[0])
+        tolerance, max_steps = self.settings.tolerance, self.settings.max_iterations
+        for target in costs:
+            while (here < target).any():
+                state.bounds = 2 * self._arrays.asarray(here)[:, None] * weigh
+                solve(kernel, state, max(tolerance, _ON_THE_WAY), max_steps)
+                here = np.minimum(target, _STRIDE * here)
+            state.bounds = 2 * self._arrays.asarray(here)[:, None] * weigh
+            solve(kernel, state, tolerance, max_steps)
+            yield state
 
+    def _weights(
+        self, rows: NDArray[np.int64], beta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return coefficients (P, D) and intercepts (P,) of beta (P, n)."""
+        return combine(beta, self.x, rows, self._arrays), self.settings.intercept_scaling**2 * beta.sum(axis=1)
 
-def _dots(xp: Any, first: Array, second: Array) -> Array:
-    """Return the inner products of (P, n) and (P, n), (P,)."""
-    return xp.einsum("pn,pn->p", first, second)
+    def _scores(
+        self, rows: NDArray[np.int64], beta: NDArray[np.float64], held: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Score held-out rows, (G, P, m), by beta (G, P, n)."""
+        coef, intercept = self._weights(rows, beta.reshape(-1, beta.shape[2]))
+        scores = times(self.x, held, coef, self._arrays).T + intercept[:, None]
+        return scores.reshape(*beta.shape[:2], len(held))
+
+    @contextmanager
+    def _memory(self, rows: int) -> Iterator[None]:
+        """Say in one line that there was too little memory."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            where = self.settings.device or "the CPU"
+            raise FitError(
+                f"SVM: expected memory on {where} for fits on {rows} rows of length {self.x.shape[1]}, found too "
+                f"little; use another device, or fewer rows"
+            ) from error

@@ -1,18 +1,38 @@
-"""How the SVMs are fitted."""
+"""How the SVMs are fitted, and the table of solvers. Loads nothing heavy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import numpy as np
+from math import inf
+from typing import Literal, NamedTuple, get_args
 
 from vggfeat.errors import ConfigError, check_choice
 
 Loss = Literal["squared_hinge"]
 ClassWeight = Literal["none", "balanced"]
-Solver = Literal["newton", "liblinear"]
 Progress = Callable[[int, int], None]
 """Called with the number of solved problems and the number of all."""
+
+
+class SolverEntry(NamedTuple):
+    """One line of the table of solvers."""
+
+    home: str
+    """module:class, a `vggfeat.svm.solve.Solver`; loaded when the solver is used."""
+    words: str
+    """For the help of the command."""
+    device: bool = False
+    """Whether it reads `SvmSettings.device`."""
+    jobs: bool = False
+    """Whether it reads `SvmSettings.jobs`."""
+
+
+SOLVERS = {
+    "newton": SolverEntry("vggfeat.svm.newton:NewtonSolver", "all SVMs at once", device=True),
+    "liblinear": SolverEntry(
+        "vggfeat.svm.liblinear:LiblinearSolver", "one by one by scikit-learn, for comparison", jobs=True
+    ),
+}
+"""Name -> solver. The first is the default; `vggfeat svm --solver` offers all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +65,22 @@ class SvmSettings:
     """Solver liblinear: order in which it visits the rows; it changes results within the tolerance only."""
     jobs: int = -1
     """Solver liblinear: worker processes; -1 = one a core. It never changes results."""
-    solver: Solver = "newton"
-    """newton: all problems at once, with matrix products. liblinear: one by one, scikit-learn's `LinearSVC`, for
-    comparison."""
+    solver: str = "newton"
+    """A name in `SOLVERS`. newton: all problems at once, with matrix products. liblinear: one by one, scikit-learn's
+    `LinearSVC`, for comparison."""
     device: str | None = None
     """Solver newton: None = NumPy, on the CPU; otherwise a device of PyTorch, as "cuda"."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("loss", Loss), ("class_weight", ClassWeight), ("solver", Solver)):
-            check_choice(name, getattr(self, name), get_args(kind))
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("class_weight", self.class_weight, get_args(ClassWeight))
+        check_choice("solver", self.solver, tuple(SOLVERS))
         for name in ("intercept_scaling", "tolerance", "liblinear_tolerance", "max_iterations"):
-            if not 0 < getattr(self, name) < np.inf:
+            if not 0 < getattr(self, name) < inf:
                 raise ConfigError(f"{name}: expected a number above 0, found {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed: expected 0 to 2147483647, found {self.seed}")
         if self.jobs != -1 and self.jobs < 1:
             raise ConfigError(f"jobs: expected at least 1, or -1 for one a core, found {self.jobs}")
-        if self.device is not None and self.solver == "liblinear":
-            raise ConfigError(f"device: expected none with the solver liblinear, found {self.device!r}")
+        if self.device is not None and not SOLVERS[self.solver].device:
+            raise ConfigError(f"device: expected none with the solver {self.solver}, found {self.device!r}")

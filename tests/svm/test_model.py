@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from vggfeat.errors import FitError, StoreError
 from vggfeat.svm import LinearModel, load_model, save_model
-from vggfeat.svm.saving import model_bytes
+from vggfeat.svm.model import model_bytes
 
 
 def some_model(classes=3, length=4, seed=0, **changes):
@@ -221,7 +221,7 @@ def test_equal_models_give_equal_bytes_in_every_process(written):
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_saving import ABOUT, model_bytes, some_model
+from test_model import ABOUT, model_bytes, some_model
 sys.stdout.buffer.write(model_bytes(some_model(), ABOUT))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

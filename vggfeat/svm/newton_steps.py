@@ -1,0 +1,334 @@
+"""Newton's method for many linear SVMs at once.
+
+n = training rows, P = problems. K (n, n) = inner products of the rows, see `kernel`.
+
+A problem has labels y (n,), and bounds u (n,) = 2 C times the weight of each row, 0 for a row that takes no part. Its
+weight vector is w = sum of beta x, so |w|^2 = beta K beta, and the rows score f = K beta. With slack
+s = max(0, 1 - y f) the objective is
+
+    primal = 0.5 beta f + 0.5 sum u s^2
+
+The gradient, as a combination of rows, has the coefficients beta - u s y =: -r. The numbers u s are a point of the
+dual problem too, and the dual objective there is primal - 0.5 r K r: each gradient is a certificate. So is every
+a >= 0, near beta y for example: the dual objective is sum a - 0.5 |sum a y x|^2 - 0.5 sum a^2 / u.
+
+Each step solves d + u K d = r with u = 0 at the rows without slack, which would end it all if these stayed the same
+rows. Conjugate gradients take all problems together, in float32, as a direction needs few digits. With growing C the
+systems become worse conditioned, but have fewer active rows: then Cholesky solves them one after the other. The step
+goes as far in that direction as the objective falls, which can be found exactly, as it is quadratic in pieces. This is
+Newton's method for the primal problem [1]_, [2]_; it ends after finitely many steps.
+
+.. [1] O. Chapelle: Training a support vector machine in the primal. Neural Computation 19, 2007.
+.. [2] S. S. Keerthi, D. DeCoste: A modified finite Newton method for fast solution of large scale linear SVMs.
+   JMLR 6, 2005.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.svm.arrays import Array, Arrays
+from vggfeat.svm.kernel import Kernel
+
+# After so many steps in a row that don't halve the gap, conjugate gradients in float32 count as not enough.
+_SLOW = 3
+# After so many in a row that don't lower the objective by this part, although float64 is in use, nothing will.
+_STILL, _VISIBLE = 2, 1e-13
+# Turning points of the objective along a line that are looked at, and how flat it must be there.
+_TURNS, _FLAT = 50, 1e-3
+# Rounding errors grow with the length of a step; a Newton step that should be much longer is none.
+_LONGEST = 8.0
+
+# Cholesky at once where it costs less than this many products with K, as conjugate gradients seldom take fewer, and
+# with so few active rows that it costs nothing.
+_CHEAP, _FEW = 10, 256
+# Cholesky never where it costs more; then conjugate gradients are in float64 where float32 is not enough.
+_DEAR = 1000
+# Conjugate gradients end when the gradient of the quadratic problem is this part of what it was,
+_FORCING = 0.01
+# or after as many products as Cholesky costs, these at least and at most; the problem then counts as hard.
+_PATIENCE = (30, 300)
+_PATIENCE_DOUBLE = 1000
+
+
+@dataclass(kw_only=True)
+class _OfProblems:
+    """Arrays with an entry for each of P problems."""
+
+    def some(self, chosen: Array) -> Self:
+        """Return some of the problems, by number; a copy."""
+        return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
+
+@dataclass(kw_only=True)
+class State(_OfProblems):
+    """P problems, and how far they are solved."""
+
+    signs: Array
+    """(P, n) y: 1 or -1; anything where bounds are 0."""
+    bounds: Array
+    """(P, n) u."""
+    beta: Array
+    """(P, n)"""
+    scores: Array
+    """(P, n) f, also of rows that take no part."""
+    gap: Array
+    """(P,) relative duality gap, (primal - dual) / primal."""
+    primal: Array
+    """(P,)"""
+    hard: Array
+    """(P,) bool: conjugate gradients in float32 are not enough."""
+    slow: Array
+    """(P,) steps in a row that did not halve the gap."""
+    still: Array
+    """(P,) steps in a row that did not lower the objective to be seen."""
+    steps: Array
+    """(P,) all Newton steps."""
+
+    @classmethod
+    def at_zero(cls, signs: Array, bounds: Array, arrays: Arrays) -> Self:
+        """Return the state at beta = 0."""
+        rows, numbers = (lambda: arrays.zeros(*signs.shape)), (lambda: arrays.zeros(len(signs)))
+        return cls(
+            signs=signs,
+            bounds=bounds,
+            beta=rows(),
+            scores=rows(),
+            gap=numbers() + np.inf,
+            primal=numbers() + np.inf,
+            hard=numbers() > 0,
+            slow=numbers(),
+            still=numbers(),
+            steps=numbers(),
+        )
+
+    def update(self, chosen: Array, part: "State") -> None:
+        """Take over the state of some of the problems, by number, signs and bounds apart."""
+        for field in fields(self):
+            if field.name not in ("signs", "bounds"):
+                getattr(self, field.name)[chosen] = getattr(part, field.name)
+
+
+@dataclass(kw_only=True)
+class Point(_OfProblems):
+    """What the directions of P problems depend on."""
+
+    slack: Array
+    """(P, n) s y."""
+    bounds: Array
+    """(P, n) u, 0 where a row has no slack."""
+    beta: Array
+    """(P, n)"""
+    residual: Array
+    """(P, n) r."""
+    scores: Array
+    """(P, n) K r."""
+    square: Array
+    """(P,) r K r."""
+    target: Array
+    """(P,) r K r at which a problem is solved."""
+
+
+# Where a problem is beyond float32, or float64, a direction is not finite, and not taken.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
+def solve(kernel: Kernel, state: State, tolerance: float, max_steps: int) -> None:
+    """Solve problems from the state that they are in, in place.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    state : State
+        A problem that is not solved keeps the gap that it has.
+    tolerance : float
+        Relative duality gap at which a problem is solved.
+    max_steps : int
+        Newton steps, at most.
+    """
+    arrays = kernel.arrays
+    numbers = np.arange(len(state.signs))
+    part = state.some(arrays.index(numbers))
+    part.slow, part.still, part.primal = part.slow * 0, part.still * 0, part.primal + np.inf
+    for step in range(max_steps + 1):
+        point = _evaluate(kernel, part, tolerance)
+        going = arrays.to_numpy((part.gap > tolerance) & (part.still < _STILL)) & (step < max_steps)
+        if not going.all():
+            over = np.flatnonzero(~going)
+            state.update(arrays.index(numbers[over]), part.some(arrays.index(over)))
+            numbers, left = numbers[going], arrays.index(np.flatnonzero(going))
+            if not len(numbers):
+                return
+            part, point = part.some(left), point.some(left)
+        direction, difficult = _directions(kernel, point, part.hard)
+        part.hard = part.hard | difficult
+        reached = kernel.times(part.beta + direction)
+        length = _line_search(part, direction, reached - part.scores, arrays)[:, None]
+        part.beta = part.beta + length * direction
+        # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
+        part.scores = arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
+        part.steps += 1
+
+
+def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
+    """Update gap and objective, and compute what a step needs."""
+    arrays, xp = kernel.arrays, kernel.arrays.xp
+    slack = (1 - state.signs * state.scores).clip(0, None) * (state.bounds > 0)
+    pull = state.bounds * slack
+    residual = pull * state.signs - state.beta
+    scores = kernel.times(residual)
+    primal = 0.5 * (_dots(xp, state.beta, state.scores) + _dots(xp, pull, slack))
+    square = _dots(xp, residual, scores)
+    gap = abs(0.5 * square / primal)
+    lower = primal < state.primal * (1 - _VISIBLE)
+    state.still = xp.where(lower, 0.0, state.still + state.hard)
+    state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
+    state.hard = state.hard | ~lower | (state.slow >= _SLOW)
+    state.gap, state.primal = gap, primal
+    stuck = arrays.index(np.flatnonzero(arrays.to_numpy((state.still > 0) & (gap > tolerance))))
+    if len(stuck):
+        part = state.some(stuck)
+        # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
+        other = abs(part.primal - _dual_at_beta(kernel, part, xp)) / part.primal
+        state.gap[stuck] = xp.minimum(part.gap, other.clip(np.finfo(float).eps, None))
+    return Point(
+        slack=slack * state.signs,
+        bounds=state.bounds * (slack > 0),
+        beta=state.beta,
+        residual=residual,
+        scores=scores,
+        square=square,
+        target=2 * tolerance * primal,
+    )
+
+
+def _dual_at_beta(kernel: Kernel, state: State, xp: Any) -> Array:
+    """Compute the dual objective at beta y, or 0 where that is below, (P,).
+
+    At large C a rounding error of f is a large one of u s, but beta is solved for.
+    """
+    used = state.bounds > 0
+    alpha = (state.beta * state.signs).clip(0, None) * used
+    beta = alpha * state.signs
+    square = _dots(xp, beta, kernel.times(beta)) + _dots(xp, alpha, alpha / xp.where(used, state.bounds, 1.0))
+    return alpha.sum(-1) - 0.5 * square
+
+
+def _line_search(state: State, direction: Array, scores: Array, arrays: Arrays) -> Array:
+    """Find how far the objective falls along directions (P, n) with scores K d (P, n); (P,).
+
+    Its derivative there is linear in pieces and grows; Newton's method for its zero, kept between bounds.
+    """
+    xp = arrays.xp
+    slope, bend = _dots(xp, state.scores, direction), _dots(xp, direction, scores)
+    margins, moves = 1 - state.signs * state.scores, state.signs * scores
+    steep = abs(slope - _dots(xp, state.bounds * margins.clip(0, None), moves))
+    length = arrays.zeros(len(slope)) + 1
+    low, high = length * 0, length * _LONGEST
+    for _ in range(_TURNS):
+        slack = margins - length[:, None] * moves
+        pull = state.bounds * (slack > 0) * moves
+        derivative = slope + length * bend - _dots(xp, pull, slack)
+        found = (abs(derivative) <= _FLAT * steep) & xp.isfinite(derivative)
+        if found.all():
+            break
+        low, high = xp.where(derivative < 0, length, low), xp.where(derivative > 0, length, high)
+        curvature = bend + _dots(xp, pull, moves)
+        # Where there is no direction, there is no curvature.
+        better = length - derivative / xp.where(curvature > 0, curvature, 1.0)
+        better = xp.where((better > low) & (better < high), better, 0.5 * (low + high))
+        length = xp.where(found, length, better)
+    return xp.where(found, length, low)
+
+
+def _dots(xp: Any, first: Array, second: Array) -> Array:
+    """Return the inner products of (P, n) and (P, n), (P,)."""
+    return xp.einsum("pn,pn->p", first, second)
+
+
+def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array]:
+    """Solve d + u K d = r, nearly or exactly.
+
+    `hard` (P,) bool: problems for which conjugate gradients in float32 are not enough. Returns d (P, n), and (P,) bool
+    of the problems that proved to be hard.
+    """
+    arrays = kernel.arrays
+    active = arrays.to_numpy((point.bounds > 0).sum(-1)).astype(float)
+    worth = kernel.direct_cost(active) / kernel.cost
+    stiff = arrays.to_numpy(hard)
+    direct = (active <= _FEW) | (worth <= _CHEAP) | (stiff & (worth <= _DEAR))
+    result, difficult = arrays.zeros(*point.beta.shape), np.zeros(len(active), dtype=bool)
+    patience = np.where(stiff, _PATIENCE_DOUBLE, np.clip(worth, *_PATIENCE))
+    for chosen, double in ((~direct & ~stiff, False), (~direct & stiff, True)):
+        numbers = np.flatnonzero(chosen)
+        if len(numbers):
+            index = arrays.index(numbers)
+            some = point.some(index)
+            result[index], difficult[numbers] = _conjugate_gradients(kernel, some, patience[numbers], double)
+    numbers = np.flatnonzero(direct)
+    if len(numbers):
+        index = arrays.index(numbers)
+        result[index] = _cholesky(kernel, point.some(index))
+    return result, arrays.index(difficult)
+
+
+def _cholesky(kernel: Kernel, point: Point) -> Array:
+    """Solve problem after problem; the gradient itself where rounding errors leave no solution."""
+    xp = kernel.arrays.xp
+    active = point.bounds > 0
+    rest = xp.where(active, 0.0, point.residual)
+    # Where beta is 0 at all rows that are not active, which is so after a full step, there is no rest.
+    pushed = kernel.times(rest) if bool((rest != 0).any()) else rest
+    result = point.residual * 1.0
+    for number in range(len(result)):
+        rows = xp.where(active[number])[0]
+        bounds = point.bounds[number, rows]
+        # r / u = s y - beta / u, without the rounding error of a large u.
+        right = point.slack[number, rows] - point.beta[number, rows] / bounds - pushed[number, rows]
+        solution = kernel.newton_step(rows, bounds, point.residual[number], right)
+        if solution is not None:
+            result[number] = solution
+    return result
+
+
+def _conjugate_gradients(
+    kernel: Kernel, point: Point, patience: NDArray[np.float64], double: bool
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Solve all problems together, each until its residual is small or its patience (P,) is over.
+
+    The operator 1 + u K is symmetric in the inner product v K v' of the weight vectors.
+    """
+    arrays, xp = kernel.arrays, kernel.arrays.xp
+    cast = arrays.double if double else arrays.single
+    # With r K r = 1, so that float32 has no number that is too large for it.
+    scale = xp.where(point.square > 0, point.square, 1.0)[:, None] ** 0.5
+    bounds, residual, scores = cast(point.bounds), cast(point.residual / scale), cast(point.scores / scale)
+    stop = xp.maximum(_FORCING**2 + 0 * point.square, 0.25 * point.target / scale[:, 0] ** 2)
+    result, difficult = residual * 0, np.zeros(len(residual), dtype=bool)
+    solution, numbers = residual * 0, np.arange(len(residual))
+    search, search_scores = residual * 1, scores * 1
+    square = arrays.double(xp.einsum("pn,pn->p", residual, scores))
+    for step in range(1, int(patience.max()) + 1):
+        image = search + bounds * search_scores
+        length = cast(square / arrays.double(xp.einsum("pn,pn->p", search_scores, image)))[:, None]
+        solution = solution + length * search
+        residual = residual - length * image
+        scores = kernel.times(residual)
+        last, square = square, arrays.double(xp.einsum("pn,pn->p", residual, scores))
+        going = arrays.to_numpy(square > stop) & (step < patience[numbers])
+        if not going.all():
+            over = np.flatnonzero(~going)
+            result[arrays.index(numbers[over])] = solution[arrays.index(over)]
+            difficult[numbers[over]] = ~arrays.to_numpy(square <= stop)[over]
+            left = arrays.index(np.flatnonzero(going))
+            numbers = numbers[going]
+            if not len(numbers):
+                break
+            bounds, stop, last, square = bounds[left], stop[left], last[left], square[left]
+            solution, residual, scores = solution[left], residual[left], scores[left]
+            search, search_scores = search[left], search_scores[left]
+        turn = cast(square / last)[:, None]
+        search, search_scores = residual + turn * search, scores + turn * search_scores
+    result = arrays.double(result) * scale
+    usable = xp.isfinite(result).all(-1)[:, None]
+    return xp.where(usable, result, point.residual), difficult
