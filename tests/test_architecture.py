@@ -29,7 +29,7 @@ DOORWAYS = {
               "runtime.distributed", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
-    "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict", "localisation.drawing",
+    "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli"},

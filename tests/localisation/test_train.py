@@ -1,11 +1,11 @@
-"""Box regression: numbers and loss by hand, crops against painted boxes, whole runs against their claims."""
+"""Box regression: targets and loss by hand, crops against painted boxes, complete runs against their claims."""
 
 import json
 import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,104 +14,26 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from box_runs import NAMES, boxes_of, classifier, listed
 from train_runs import figures, hash_of
-from vggfeat.cli import localise_train as command
 from vggfeat.cli.localise_train import localise_train
 from vggfeat.datasets.ilsvrc_boxes import Boxes
-from vggfeat.errors import ConfigError, DatasetError, TrainingError, WeightsError
+from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.localisation import settings as box_settings
-from vggfeat.localisation.boxes import NO_TARGET, decode, encode, overlaps, own_numbers
-from vggfeat.localisation.labels import BoxLabels
-from vggfeat.localisation.nets import BOX_FACTS, facts_of, first_box_weights, is_box_net, load_box_net
-from vggfeat.localisation.settings import BoxRecipe, box_recipe_for
-from vggfeat.localisation.train import BoxData, BoxRegression, train_boxes
-from vggfeat.nets.vgg import VGG
+from vggfeat.localisation.boxes import class_outputs, decode, encode, overlaps
+from vggfeat.localisation.nets import BOX_FACTS, BoxRecipe, box_recipe_for, load_box_net
+from vggfeat.localisation.train import NO_TARGET, BoxData, BoxRegression, BoxTargets, train_boxes
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.batches import TrainingBatches, ValidationBatches
 from vggfeat.training.checkpoints import read_checkpoint
 from vggfeat.training.crops import Crops
-from vggfeat.training.initialisation import draw_weights
 from vggfeat.training.sampling import CropSettings
-from vggfeat.training.settings import Recipe, TrainingSettings
+from vggfeat.training.settings import TrainingSettings
 from vggfeat.training.state import Hooks
-from vggfeat.weights import Backbone, load_backbone, save_weights
+from vggfeat.weights import load_backbone, save_weights
 
 NAN = math.nan
-WINDOW = torch.tensor([0.0, 0, 224, 224])
-NAMES = ("ant", "bee")
-
-
-def classifier(net="A", *, width=1 / 64, classes=7, **other) -> Backbone:
-    model = VGG(net, classes, width=width)
-    draw_weights(model, Recipe(), torch.Generator().manual_seed(5))
-    given = {"source": "classes", "sha256": "0" * 64, "mean": (100.0, 110.0, 120.0), **other}
-    return Backbone(model=model.eval().requires_grad_(False), **given)
-
-
-def boxes_of(*rows, sizes=None) -> Boxes:
-    """Boxes from a list of boxes for each row."""
-    return Boxes(
-        edges=np.array([box for row in rows for box in row], float).reshape(-1, 4),
-        first=np.cumsum([0, *map(len, rows)]),
-        sizes=np.array(sizes or [(100, 100)] * len(rows)),
-        excluded=np.zeros(len(rows), bool),
-        notes=(),
-    )
-
-
-def listed(root: Path, paths: list[str], targets=None) -> LabelledImages:
-    targets = np.arange(len(paths)) % 2 if targets is None else np.array(targets)
-    return LabelledImages(root=root, paths=tuple(paths), targets=targets, classes=NAMES)
-
-
-# Numbers
-
-
-def test_numbers_by_hand():
-    # 112 wide around (112, 112), 56 high around (.., 84): centre, an eighth above it, half and a quarter of the side.
-    box = torch.tensor([56.0, 56, 168, 112])
-    assert encode(box, WINDOW).tolist() == [0, -0.125, 0.5, 0.25]
-    # The same box in the window at row 1, column 2 of a dense map, 64 pixels further right and 32 further down.
-    assert encode(box, WINDOW + torch.tensor([64.0, 32, 64, 32])).tolist() == pytest.approx(
-        [-64 / 224, -0.125 - 32 / 224, 0.5, 0.25]
-    )
-    # A frame need not be square: each axis has its own unit.
-    assert encode(box, torch.tensor([0.0, 0, 448, 224])).tolist() == [-0.25, -0.125, 0.25, 0.25]
-
-
-def test_decode_is_the_inverse_of_encode():
-    generator = torch.Generator().manual_seed(0)
-    corners = 500 * torch.rand((50, 2, 2), generator=generator, dtype=torch.float64) - 100
-    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
-    frames = torch.tensor([[0.0, 0, 224, 224], [32, 64, 256, 288], [0, 0, 500, 333]], dtype=torch.float64)
-    numbers = encode(boxes[:, None], frames)
-    assert numbers.shape == (50, 3, 4)
-    torch.testing.assert_close(decode(numbers, frames), boxes[:, None].expand(50, 3, 4))
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "share"),
-    [
-        # Pixels 1 to 10 and 6 to 15 in both directions, inclusive: 25 common ones of 175.
-        ((0, 0, 10, 10), (5, 5, 15, 15), 25 / 175),
-        ((0, 0, 10, 10), (0, 0, 10, 5), 0.5),
-        ((0, 0, 10, 10), (10, 0, 20, 10), 0),
-        ((0, 0, 10, 10), (4, 4, 4, 9), 0),
-        ((0, 0, 10, 10), (8, 2, 3, 9), 0),
-        ((8, 2, 3, 9), (8, 2, 3, 9), 0),
-        ((0, 0, 10, 10), (NAN, NAN, NAN, NAN), 0),
-    ],
-)
-def test_overlaps_by_hand(one, other, share):
-    assert overlaps(torch.tensor(one).double(), torch.tensor(other).double()).item() == share
-
-
-def test_a_class_has_four_channels_of_its_own_or_all_share_four():
-    outputs = torch.arange(24.0).view(2, 12)
-    assert own_numbers(outputs, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
-    assert own_numbers(outputs[:, :4], torch.tensor([2, 0])).tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
 
 
 # What a crop asks for
@@ -124,7 +46,7 @@ def placed(*, rescaled, offset, mirrored=False, side=224) -> Crops:
 
 def asked(boxes, crops, *, size=(256, 512), training=True, **recipe) -> list[list[float]]:
     """Numbers that are asked for of one image of class 1; none if it counts nowhere."""
-    labels = BoxLabels(
+    labels = BoxTargets(
         listed(Path(), ["a.jpg"], [1]), boxes_of(boxes, sizes=[size]), BoxRecipe(**recipe), training=training
     )
     target = labels.of(np.array([0]), np.array([size]), crops)[0]
@@ -183,7 +105,7 @@ def test_of_several_boxes_the_one_with_the_largest_area_inside():
 
 
 def test_images_that_are_no_likeness_of_their_annotation_are_left_out():
-    labels = BoxLabels(
+    labels = BoxTargets(
         listed(Path(), ["a.jpg", "b.jpg", "c.jpg"]), boxes_of(*[[(0, 0, 9, 9)]] * 3, sizes=[(375, 500)] * 3),
         BoxRecipe(), training=False,
     )  # fmt: skip
@@ -219,11 +141,11 @@ def test_the_box_is_where_the_crop_shows_it(tmp_path, side):
     frame = torch.tensor([0.0, 0, side, side])
     seen = 0
     with Decoder(0, DecodeSettings()) as decoder:
-        labels = BoxLabels(images, boxes, recipe, training=True)
+        labels = BoxTargets(images, boxes, recipe, training=True)
         training = TrainingBatches(
             images, crops, mean=(0, 0, 0), colours=None, seed=3, batch=24, decoder=decoder, labels=labels
         )
-        labels = BoxLabels(images, boxes, recipe, training=False)
+        labels = BoxTargets(images, boxes, recipe, training=False)
         validation = ValidationBatches(images, 256, side=side, mean=(0, 0, 0), decoder=decoder, labels=labels)
         with training, validation:
             for batch in (next(training), next(training), next(validation)):
@@ -313,124 +235,6 @@ def test_a_validation_by_hand():
     assert len(task.rated) == len(sums)
 
 
-# The recipe and the net
-
-
-def test_the_recipe_is_the_papers():
-    recipe = box_recipe_for(classifier("D"), 384)
-    assert (recipe.training.learning_rate, recipe.training.batch, recipe.scale) == (1e-3, 256, 384)
-    assert (recipe.training.net, recipe.training.width, recipe.training.scale) == ("D", 1 / 64, (384, 384))
-    assert BoxRecipe().training.learning_rate == 1e-3
-    with torch.device("meta"):
-        counts = {
-            kind: sum(p.numel() for p in VGG("D", BoxRecipe(kind=kind).outputs(1000)).parameters())
-            for kind in ("scr", "pcr")
-        }
-    # Net D has 138,357,544 weights, 4097 of them for each of 1000 classes.
-    base = 138_357_544 - 1000 * 4097
-    assert counts == {"scr": base + 4 * 4097, "pcr": base + 4000 * 4097}
-    assert counts == {"scr": 134_276_932, "pcr": 150_648_544}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        ({"kind": "both"}, "kind"), ({"layers": "conv"}, "layers"), ({"frame": "pixels"}, "frame"),
-        ({"cut": "none"}, "cut"), ({"several": "all"}, "several"), ({"least_inside": 0}, "least_inside"),
-        ({"least_inside": 1.1}, "least_inside"), ({"unit": NAN}, "unit"),
-        ({"unit": math.inf}, "unit"), ({"head_std": -1}, "head_std"),
-        ({"training": Recipe(scale=(256, 512))}, "scale"),
-    ],
-)  # fmt: skip
-def test_values_that_can_not_be_are_refused_by_name(wrong, named):
-    with pytest.raises(ConfigError, match=f"^{named}: expected "):
-        BoxRecipe(**wrong)
-
-
-def test_every_setting_is_explained_and_can_be_given():
-    source = Path(box_settings.__file__).read_text()
-    for setting in fields(BoxRecipe):
-        after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
-        assert after.startswith('    """'), setting.name
-    own = {setting.name for setting in fields(BoxRecipe)} - {"training"}
-    assert set(box_settings.BOX_FIELDS) == own
-    assert own <= set(command.RECIPE) == {p.name for p in localise_train.params} & set(command.RECIPE)
-
-
-@pytest.mark.parametrize(("kind", "channels"), [("scr", 4), ("pcr", 12)])
-def test_the_last_layer_is_new_and_all_others_are_the_old_ones(kind, channels):
-    old = classifier(std=(50.0, 60.0, 70.0))
-    recipe = box_recipe_for(old, kind=kind, head_std=0.5, seed=3)
-    torch.manual_seed(1)
-    model, notes = first_box_weights(recipe, 3, old)
-    torch.manual_seed(2)
-    again, _ = first_box_weights(recipe, 3, old)
-    assert notes == []
-    fc8 = model.get_parameter("layers.fc8.weight")
-    assert fc8.shape == (channels, 64, 1, 1)
-    assert torch.equal(fc8, again.get_parameter("layers.fc8.weight"))
-    assert fc8.std().item() == pytest.approx(0.5, rel=5 / math.sqrt(2 * fc8.numel()))
-    assert (model.get_parameter("layers.fc8.bias") == 0).all()
-    images = 60 * torch.randn((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
-    divided = images / torch.tensor(old.std)[:, None, None]
-    found, expected = model.eval()(images, ("fc7",))["fc7"], old.model(divided, ("fc7",))["fc7"]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("layers", "learn"), [("all", "conv1_1 fc6 fc7 fc8"), ("fc", "fc6 fc7 fc8")])
-def test_which_layers_learn(layers, learn):
-    model, _ = first_box_weights(box_recipe_for(classifier(), layers=layers), 3, classifier())
-    found = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
-    assert {name for name in found if name.startswith("fc") or name == "conv1_1"} == set(learn.split())
-    assert model.training
-
-
-def test_another_s_than_the_classifiers_is_said():
-    old = classifier(facts={"training": {"recipe": {"scale": [256, 512]}}})
-    assert first_box_weights(box_recipe_for(old), 3, old)[1] == [
-        "classes was trained at S = 256 to 512, the boxes are at 256: the paper has the same S for both"
-    ]
-    for facts in ({"training": {"recipe": {"scale": [256, 256]}}}, {"training": 3}, {"training": {"recipe": None}}):
-        assert first_box_weights(box_recipe_for(old), 3, replace(old, facts=facts))[1] == []
-
-
-def test_nets_that_can_not_be_started_from_are_refused():
-    old = classifier()
-    with pytest.raises(ConfigError, match=r"expected a classification net to start from.*found a box net"):
-        first_box_weights(box_recipe_for(old), 3, replace(old, facts={BOX_FACTS: {}}))
-    with pytest.raises(ConfigError, match=r"classes: width: expected 0\.015625, as in the recipe, found 0\.03125"):
-        first_box_weights(box_recipe_for(old), 3, classifier(width=1 / 32))
-
-
-def test_a_box_net_says_what_it_is_and_others_are_refused(tmp_path):
-    recipe, path = box_recipe_for(classifier(), 384, kind="scr", frame="image"), tmp_path / "box.safetensors"
-    model, _ = first_box_weights(recipe, 2, classifier())
-    about = {"mean": (1, 2, 3), **facts_of(recipe, NAMES)}
-    save_weights(path, model, **about)
-    net = load_box_net(path)
-    assert (net.kind, net.frame, net.window, net.scale, net.classes) == ("scr", "image", 224, 384, NAMES)
-    assert is_box_net(net.backbone)
-    assert net.describe()["num_classes"] == 4
-    torch.testing.assert_close(net.backbone.model.layers["fc8"].weight, 0.2 * model.layers["fc8"].weight)
-    json.dumps(net.describe())
-    told = about[BOX_FACTS]
-    for wrong, said in (
-        ({**told, "kind": "pcr"}, "expected 8 channels of fc8 for pcr and 2 classes, found 4"),
-        ({**told, "frame": "pixels"}, "relative to pixels"),
-        ({**told, "kind": ["scr"]}, "channels"),
-        ({"kind": "scr", "classes": []}, "expected metadata of a box net"),
-        ({**told, "unit": "inch"}, "expected metadata of a box net"),
-        ({**told, "unit": 0}, "expected a unit of its boxes above 0, found 0"),
-        ({**told, "classes": 3}, "expected metadata of a box net"),
-        (7, "expected metadata of a box net"),
-    ):
-        save_weights(path, model, **{**about, BOX_FACTS: wrong})
-        with pytest.raises(WeightsError, match=rf"^{path}: .*{said}"):
-            load_box_net(path)
-    with pytest.raises(WeightsError, match="expected a net that answers with boxes, found none"):
-        load_box_net("small")
-
-
 # Runs
 
 
@@ -497,7 +301,7 @@ def test_the_last_validation_is_right(squares, whole):
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
         crop = F.interpolate(pixels[None], (256, 256), mode="bilinear", antialias=True)[:, :, 16:240, 16:240]
         outputs = net.backbone.model(crop - torch.tensor(net.backbone.mean)[:, None, None])["fc8"].flatten(1)
-        numbers = own_numbers(outputs, torch.tensor([squares.images.val.targets[row]]))
+        numbers = class_outputs(outputs, torch.tensor([squares.images.val.targets[row]]))
         frame = torch.tensor([16.0, 16, 240, 240])
         truth = torch.from_numpy(squares.val.of(row)).float() * 256 / 200
         found.append(overlaps(decode(numbers, frame), truth).item())

@@ -210,11 +210,15 @@ def predict(
     settings = _settings(loaded, scales, common, top=top)
     localiser = Localiser(loaded, rating, classes, settings, device=ready_device(common["device"]))
     make_folder(out)
+    decode = _decode(common)
+    found = []
     with Progress("localise", "images", quiet=quiet) as bar:
-        found = predict_files(
-            files, localiser, classes, words, lambda name, drawn: write_files(out, {name: drawn}),
-            workers=workers, decode=_decode(common), progress=bar.update,
-        )  # fmt: skip
+        bar.update(0, len(files))
+        for one, png in predict_files(files, localiser, classes, words, workers=workers, decode=decode):
+            if one.drawn:
+                write_files(out, {one.drawn: png})
+            found.append(one)
+            bar.update(len(found), len(files))
     write_predictions(found, classes, words, out)
     if as_json:
         click.echo(json.dumps(predictions_json(found, classes, words), indent=2))

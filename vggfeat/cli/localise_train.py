@@ -81,7 +81,7 @@ def localise_train(
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
     from vggfeat.cli.progress import Progress
-    from vggfeat.localisation.settings import box_recipe_for
+    from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
     from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
     from vggfeat.training.settings import TrainingSettings

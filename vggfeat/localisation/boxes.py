@@ -1,26 +1,26 @@
-"""Boxes as the four numbers that a net answers with, and back.
+"""Boxes as the four outputs of a net, and back; and where the windows of a dense map lie.
 
-n = images, k = boxes of an image, K = classes. A box is (left, top, right, bottom) in edges, as `samples.Box`; its
-numbers are (centre x, centre y, width, height), relative to a *frame*: the rectangle whose centre is (0, 0) and whose
-sides are 1.
+n = images, k = boxes of an image, K = classes, h, w = positions of a dense map, T = classes that are asked for. A box
+is (left, top, right, bottom) in edges, as `samples.Box`; its *coordinates* are (centre x, centre y, width, height),
+relative to a *frame*: the rectangle whose centre is (0, 0) and whose sides are 1.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.training import labels
-
-NO_TARGET = float(labels.NO_TARGET)
-"""In the place of the class: the image counts nowhere."""
+from vggfeat.forward.batching import Size
+from vggfeat.nets.vgg import STRIDE
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:
-    """Turn boxes into numbers.
+    """Turn boxes into coordinates.
 
     Parameters
     ----------
     boxes, frames : Tensor (..., 4)
-        In edges, in the same pixels; shapes are broadcast. A frame is the net's window, or the whole image.
+        In edges, in the same pixels; shapes are broadcast. A frame is the net's window, or the complete image.
 
     Returns
     -------
@@ -33,8 +33,8 @@ def encode(boxes: Tensor, frames: Tensor) -> Tensor:
     return torch.cat([centre, (size / frame_size).expand_as(centre)], dim=-1)
 
 
-def decode(numbers: Tensor, frames: Tensor) -> Tensor:
-    """Turn numbers into boxes: the inverse of `encode`.
+def decode(coordinates: Tensor, frames: Tensor) -> Tensor:
+    """Turn coordinates into boxes: the inverse of `encode`.
 
     Returns
     -------
@@ -42,9 +42,20 @@ def decode(numbers: Tensor, frames: Tensor) -> Tensor:
         Edges; they may lie outside of frame and image, and a box of negative width has its right edge on the left.
     """
     frame_corner, frame_size = frames[..., :2], frames[..., 2:] - frames[..., :2]
-    centre = frame_corner + frame_size * (numbers[..., :2] + 0.5)
-    half = frame_size * numbers[..., 2:] / 2
+    centre = frame_corner + frame_size * (coordinates[..., :2] + 0.5)
+    half = frame_size * coordinates[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Return the areas (...) of boxes (..., 4); 0 where the right edge is left of the left one."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def intersect(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the common part (..., 4) of boxes; of area 0 where they have none."""
+    corner = torch.maximum(boxes[..., :2], others[..., :2])
+    return torch.cat([corner, torch.minimum(boxes[..., 2:], others[..., 2:])], dim=-1)
 
 
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
@@ -61,14 +72,12 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     Tensor (...)
         From 0 to 1; 0 where a box has no area or is NaN.
     """
-    corner = torch.maximum(boxes[..., :2], others[..., :2])
-    inner = (torch.minimum(boxes[..., 2:], others[..., 2:]) - corner).clamp(min=0).prod(-1)
-    first, second = ((b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1) for b in (boxes, others))
-    found = inner / (first + second - inner)
-    return torch.where((first > 0) & (second > 0), found, torch.zeros_like(found))
+    common, first, second = areas(intersect(boxes, others)), areas(boxes), areas(others)
+    ratio = common / (first + second - common)
+    return torch.where((first > 0) & (second > 0), ratio, torch.zeros_like(ratio))
 
 
-def own_numbers(outputs: Tensor, classes: Tensor) -> Tensor:
+def class_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
     """Take the four outputs that belong to each image's class.
 
     Parameters
@@ -85,3 +94,70 @@ def own_numbers(outputs: Tensor, classes: Tensor) -> Tensor:
     if outputs.shape[1] == 4:
         return outputs
     return outputs.unflatten(1, (-1, 4))[torch.arange(len(outputs), device=outputs.device), classes]
+
+
+def window_frames(positions: tuple[int, int], offset: tuple[int, int] = (0, 0), side: int = 224) -> Tensor:
+    """Return the part of the rescaled image that each position of a dense map sees.
+
+    Parameters
+    ----------
+    positions : (h, w)
+    offset : (row, column)
+        Of the first window's corner, in pixels; for a centre crop, that of the crop.
+    side : int
+        Of a window, in pixels.
+
+    Returns
+    -------
+    Tensor (h, w, 4), float64
+        Edges: the window of row i and column j begins at 32 i and 32 j. With the pooling of Caffe, which rounds up,
+        the last may reach beyond the image.
+    """
+    top = offset[0] + STRIDE * torch.arange(positions[0], dtype=torch.float64)[:, None]
+    left = offset[1] + STRIDE * torch.arange(positions[1], dtype=torch.float64)[None, :]
+    top, left = torch.broadcast_tensors(top, left)
+    return torch.stack([left, top, left + side, top + side], dim=-1)
+
+
+def boxes_from_map(
+    outputs: Tensor, classes: NDArray[np.int64], frames: Tensor, rescaled: Size, image: Size
+) -> NDArray[np.float64]:
+    """Turn the outputs of a box net for one image into boxes.
+
+    Parameters
+    ----------
+    outputs : Tensor (4, h, w) or (4 K, h, w)
+        Of fc8; channels 4 c to 4 c + 3 are the coordinates for class c, and four channels are those of every class.
+    classes : (T,) int64
+        Classes asked for, by their place among the net's.
+    frames : Tensor (h, w, 4) or (1, 1, 4)
+        What the outputs are relative to, in edges, in pixels of the rescaled image.
+    rescaled, image : (height, width)
+        Sides of the image as the net saw it, and of the file.
+
+    Returns
+    -------
+    (T, h w, 4) float64
+        Edges in pixels of the file, within the image and at least one pixel wide and high.
+    """
+    table = outputs.double().unflatten(0, (-1, 4)).permute(0, 2, 3, 1)  # (1 or K, h, w, 4)
+    wanted = table.expand(len(classes), -1, -1, -1) if len(table) == 1 else table[torch.from_numpy(classes)]
+    boxes = decode(wanted, frames.double()).flatten(1, 2).numpy()  # (T, h w, 4)
+    (height, width), (full_height, full_width) = rescaled, image
+    factors = np.array([full_width / width, full_height / height] * 2)
+    return clip_to_image(boxes * factors, image)
+
+
+def clip_to_image(boxes: NDArray[np.float64], image: Size) -> NDArray[np.float64]:
+    """Clip boxes to an image, and make what is left at least one pixel wide and high.
+
+    Parameters
+    ----------
+    boxes : (..., 4) float64
+        Edges; right may be left of left.
+    image : (height, width)
+    """
+    sides = np.array([image[1], image[0]], dtype=np.float64)
+    first = np.clip(boxes[..., :2], 0, sides - 1)
+    last = np.clip(boxes[..., 2:], first + 1, sides)
+    return np.concatenate([first, last], axis=-1)

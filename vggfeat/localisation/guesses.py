@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError
 from vggfeat.forward import Precision, Size
+from vggfeat.localisation.boxes import window_frames
 from vggfeat.localisation.maps import MapSettings
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.localisation.nets import BoxNet
-from vggfeat.localisation.windows import window_frames
 from vggfeat.nets.transforms import Interpolation
 from vggfeat.samples import Box
 

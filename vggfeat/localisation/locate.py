@@ -18,6 +18,7 @@ from torch import Tensor
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward import MAX_RESCALED_PIXELS, Size
 from vggfeat.images.decode import DecodedImage
+from vggfeat.localisation.boxes import boxes_from_map
 from vggfeat.localisation.guesses import (
     Ask,
     LocaliseSettings,
@@ -30,7 +31,6 @@ from vggfeat.localisation.guesses import (
 from vggfeat.localisation.maps import CentreCrop, DenseMaps
 from vggfeat.localisation.merging import merge
 from vggfeat.localisation.nets import BoxNet
-from vggfeat.localisation.windows import boxes_of
 from vggfeat.nets.transforms import rescaled_size
 from vggfeat.weights import Backbone
 
@@ -172,7 +172,7 @@ class Localiser:
                 # Of nets that round differently, one may have a position more at the end; the others are the same.
                 h, w = min(h, work.posteriors[side].shape[1]), min(w, work.posteriors[side].shape[2])
             frames = net_frames(net, (h, w), rescaled)
-            boxes = boxes_of(values[:, :h, :w], places[wanted], frames, rescaled, work.image.size)
+            boxes = boxes_from_map(values[:, :h, :w], places[wanted], frames, rescaled, work.image.size)
             scores = np.ones(boxes.shape[:2])
             if side in work.posteriors:
                 scores = work.posteriors[side][wanted, :h, :w].double().exp().flatten(1).numpy()
@@ -232,7 +232,7 @@ class CropLocaliser:
             offset, rescaled = self._crop.place(image.regions[0].shape[:2])
             frames = net_frames(self.net, (1, 1), rescaled, offset)
             numbers = torch.from_numpy(row.features[0, 0]).reshape(-1, 1, 1)
-            boxes = boxes_of(numbers, self.places[wanted], frames, rescaled, row.size)[:, 0]
+            boxes = boxes_from_map(numbers, self.places[wanted], frames, rescaled, row.size)[:, 0]
             ones = np.ones(len(wanted))
             found.append(Located(wanted, 0, boxes, ones, ones.astype(np.int64), np.nan * ones, "", row.size))
         return found

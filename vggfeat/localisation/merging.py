@@ -1,4 +1,4 @@
-"""The boxes that windows predict for a class become a few, by OverFeat's greedy merging, and one of these is best.
+"""OverFeat's greedy merging: the boxes that windows predict for a class become a few, of which the best is taken.
 
 K = classes, n = boxes that are predicted for each of them (over all windows, scales and nets), as pixel edges.
 
@@ -18,7 +18,8 @@ from vggfeat.errors import ConfigError, check_choice
 Weighting = Literal["score", "count"]
 
 Boxes = NDArray[np.float64]
-_LEAST = 1e-30
+LEAST_SCORE = 1e-30
+"""A posterior can round to 0, and the weights of an average must not all be 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,9 @@ def _centred(boxes: Boxes) -> tuple[NDArray[np.float64], ...]:
 def merge(boxes: Boxes, scores: NDArray[np.float64], settings: MergeSettings) -> Merged:
     """Merge the boxes of each class greedily, and choose the best of each.
 
+    All classes advance together, so that Python runs n steps, however many classes there are. Time and memory grow
+    with the square of n.
+
     Parameters
     ----------
     boxes : (K, n, 4) array of float
@@ -103,69 +107,48 @@ def merge(boxes: Boxes, scores: NDArray[np.float64], settings: MergeSettings) ->
     Returns
     -------
     Merged
-
-    Notes
-    -----
-    Time and memory grow with the square of n.
     """
     if scores.shape[1] > settings.most:
         kept = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : settings.most], axis=1)
         boxes, scores = np.take_along_axis(boxes, kept[..., None], axis=1), np.take_along_axis(scores, kept, axis=1)
-    merging = _Merging(boxes, scores, settings)
-    while merging.step():
-        pass
-    return merging.best()
-
-
-class _Merging:
-    """All classes at once: Python runs n steps, however many classes there are."""
-
-    def __init__(self, boxes: Boxes, scores: NDArray[np.float64], settings: MergeSettings) -> None:
-        self._settings = settings
-        # A posterior can round to 0, and weights of an average must not be 0 altogether.
-        self._boxes, self._scores = boxes.astype(np.float64), np.maximum(scores.astype(np.float64), _LEAST)
-        self._windows = np.ones(scores.shape, dtype=np.int64)
-        self._open = np.arange(len(scores))
-        """Classes that may have a pair left."""
-        self._match = match_scores(self._boxes[:, :, None], self._boxes[:, None, :])
-        rows = np.arange(scores.shape[1])
-        self._match[:, rows, rows] = np.inf
-        self._least, self._mate = self._match.min(axis=2), self._match.argmin(axis=2)
-
-    def step(self) -> bool:
-        """Merge the best pair of every class that has one below the threshold; say whether there was any."""
-        first = self._least[self._open].argmin(axis=1)
-        found = self._least[self._open, first] <= self._settings.threshold
-        self._open, first = self._open[found], first[found]
-        if len(self._open):
-            second = self._mate[self._open, first]
-            self._join(self._open, first, second)
-            self._measure(self._open, first, second)
-        return len(self._open) > 0
-
-    def _join(self, k: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        weights = self._scores if self._settings.average == "score" else self._windows
+    boxes, scores = boxes.astype(np.float64), np.maximum(scores.astype(np.float64), LEAST_SCORE)
+    windows = np.ones(scores.shape, dtype=np.int64)  # 0 for a box that went into another.
+    match = match_scores(boxes[:, :, None], boxes[:, None, :])  # (K, n, n)
+    rows = np.arange(scores.shape[1])
+    match[:, rows, rows] = np.inf
+    least, mate = match.min(axis=2), match.argmin(axis=2)  # (K, n): of each box, its best match.
+    k = np.arange(len(scores))  # Classes that may have a pair left.
+    while len(k):
+        first = least[k].argmin(axis=1)
+        found = least[k, first] <= settings.threshold
+        k, first = k[found], first[found]
+        second = mate[k, first]
+        # The second box of each pair goes into the first.
+        weights = scores if settings.average == "score" else windows
         share = (weights[k, second] / (weights[k, first] + weights[k, second]))[:, None]
-        self._boxes[k, first] = (1 - share) * self._boxes[k, first] + share * self._boxes[k, second]
-        self._scores[k, first] += self._scores[k, second]
-        self._windows[k, first] += self._windows[k, second]
-        self._scores[k, second], self._windows[k, second] = -np.inf, 0
+        boxes[k, first] = (1 - share) * boxes[k, first] + share * boxes[k, second]
+        scores[k, first] += scores[k, second]
+        windows[k, first] += windows[k, second]
+        scores[k, second], windows[k, second] = -np.inf, 0
+        _update_matches(k, first, second, boxes, windows, match, least, mate)
+    each, best = np.arange(len(scores)), scores.argmax(axis=1)
+    return Merged(boxes[each, best], scores[each, best], windows[each, best])
 
-    def _measure(self, k: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        new = match_scores(self._boxes[k, first][:, None], self._boxes[k])
-        new[self._windows[k] == 0] = np.inf
-        each = np.arange(len(k))
-        new[each, first] = np.inf
-        self._match[k, second] = self._match[k, :, second] = np.inf
-        self._match[k, first] = self._match[k, :, first] = new
-        # A pair that has become better stands in the row of the merged box: the others keep a mate that is left.
-        mate = self._mate[k]
-        stale = (mate == first[:, None]) | (mate == second[:, None])
-        stale[each, second] = True
-        class_of, row = np.nonzero(stale)
-        rows = self._match[k[class_of], row]
-        self._least[k[class_of], row], self._mate[k[class_of], row] = rows.min(axis=1), rows.argmin(axis=1)
 
-    def best(self) -> Merged:
-        each, place = np.arange(len(self._scores)), self._scores.argmax(axis=1)
-        return Merged(self._boxes[each, place], self._scores[each, place], self._windows[each, place])
+def _update_matches(
+    k: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64], boxes: Boxes,
+    windows: NDArray[np.int64], match: NDArray[np.float64], least: NDArray[np.float64], mate: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Compute the match scores of the merged box of each class again, in place."""
+    each = np.arange(len(k))
+    new = match_scores(boxes[k, first][:, None], boxes[k])
+    new[windows[k] == 0] = np.inf
+    new[each, first] = np.inf
+    match[k, second] = match[k, :, second] = np.inf
+    match[k, first] = match[k, :, first] = new
+    # A pair that has become better is in the row of the merged box: the others keep a mate that is left.
+    stale = (mate[k] == first[:, None]) | (mate[k] == second[:, None])
+    stale[each, second] = True
+    class_of, row = np.nonzero(stale)
+    rows = match[k[class_of], row]
+    least[k[class_of], row], mate[k[class_of], row] = rows.min(axis=1), rows.argmin(axis=1)

@@ -1,20 +1,30 @@
 """Guesses for a user's own images, and drawings of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
 from vggfeat.datasets.files import list_folder
 from vggfeat.datasets.folder import IMAGE_SUFFIXES
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.localisation.drawing import Mark, draw_boxes
 from vggfeat.localisation.guesses import Ask, Located
 from vggfeat.localisation.locate import Localiser
+from vggfeat.samples import Box
 
-_AT_ONCE = 8
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
+"""Of the boxes from best to last: told apart by people who do not see all colours (Okabe and Ito 2008)."""
+BLACK = (0, 0, 0)
+LONGEST_LABEL = 60
+AT_ONCE = 8
+"""Images that are in memory together."""
 
 
 class Predicted(NamedTuple):
@@ -23,25 +33,35 @@ class Predicted(NamedTuple):
     path: str
     located: Located
     drawn: str
-    """Name of the file with its boxes; empty if it failed."""
+    """Name for the file with its boxes; empty if it failed."""
+
+
+class Mark(NamedTuple):
+    """A box and its label."""
+
+    box: Box
+    """Pixel edges; it may lie partly outside the image."""
+    text: str
 
 
 def image_files(places: Sequence[Path]) -> list[Path]:
-    """Return images in the order given; a folder stands for the images in it, sorted, but not for its folders.
+    """Return images in the order given; a folder gives the images in it, sorted, but not those of its folders.
 
     Raises
     ------
     ConfigError
         If there are none.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for place in places:
-        names = list_folder(place) if place.is_dir() else []
-        inside = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-        found += [place / name for name in inside] if place.is_dir() else [place]
-    if not found:
+        if place.is_dir():
+            names = [name for name in list_folder(place) if name.lower().endswith(IMAGE_SUFFIXES)]
+            files += [place / name for name in names if not name.startswith(".")]
+        else:
+            files.append(place)
+    if not files:
         raise ConfigError("images: expected files, or folders of some, found none")
-    return found
+    return files
 
 
 def predict_files(
@@ -49,12 +69,10 @@ def predict_files(
     localiser: Localiser,
     classes: Sequence[str],
     words: Mapping[str, str],
-    save: Callable[[str, bytes], object],
     *,
     workers: int = 0,
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Predicted]:
+) -> Iterator[tuple[Predicted, bytes]]:
     """Locate what is on some images, and draw it.
 
     Parameters
@@ -66,33 +84,34 @@ def predict_files(
         K names.
     words : mapping
         Class name -> what people call it, where that is known.
-    save : callable
-        Called with NAME.boxes.png and the bytes of the drawing, for every image that could be read.
     workers, decode
         As for `vggfeat.extract.extract_features`.
-    progress : callable, optional
-        Called with images done and in all.
 
-    Returns
-    -------
-    list of Predicted
+    Yields
+    ------
+    prediction : Predicted
         In the order of the files; an image that can't be read has a reason, and the others go on.
+    png : bytes
+        The drawing; empty if the image failed.
     """
-    found: list[Predicted] = []
     names = _drawing_names(files)
     # The images are drawn on, so they are decoded at full size.
     with Decoder(workers, replace(decode, largest_side=None)) as decoder:
-        answers = decoder.stream(Request(str(path.absolute()), (None,)) for path in files)
-        if progress is not None:
-            progress(0, len(files))
-        for start in range(0, len(files), _AT_ONCE):
-            paths = files[start : start + _AT_ONCE]
-            images = [next(answers) for _ in paths]
-            for path, image, located in zip(paths, images, localiser.locate(images, [Ask()] * len(paths)), strict=True):
-                found.append(_drawn(path, image, located, names[len(found)], classes, words, save))
-            if progress is not None:
-                progress(len(found), len(files))
-    return found
+        decoded = decoder.stream(Request(str(path.absolute()), (None,)) for path in files)
+        for start in range(0, len(files), AT_ONCE):
+            paths = files[start : start + AT_ONCE]
+            images = [next(decoded) for _ in paths]
+            found = localiser.locate(images, [Ask()] * len(paths))
+            for path, image, located, name in zip(paths, images, found, names[start:], strict=False):
+                if located.reason or isinstance(image, ImageError):
+                    reason = located.reason.replace(f"{path.absolute()}: ", "")
+                    yield Predicted(str(path), located._replace(reason=reason), ""), b""
+                    continue
+                marks = [
+                    Mark(guess.box, f"{title(classes[guess.label], words)} {100 * guess.posterior:.0f} %")
+                    for guess in located.ranked()
+                ]
+                yield Predicted(str(path), located, name), draw_boxes(image.regions[0], marks)
 
 
 def title(name: str, words: Mapping[str, str]) -> str:
@@ -105,33 +124,89 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _drawn(
-    path: Path,
-    image: DecodedImage | ImageError,
-    located: Located,
-    name: str,
-    classes: Sequence[str],
-    words: Mapping[str, str],
-    save: Callable[[str, bytes], object],
-) -> Predicted:
-    if located.reason or isinstance(image, ImageError):
-        return Predicted(str(path), located._replace(reason=located.reason.replace(f"{path.absolute()}: ", "")), "")
-    marks = [
-        Mark(guess.box, f"{title(classes[guess.label], words)} {100 * guess.posterior:.0f} %")
-        for guess in located.ranked()
-    ]
-    save(name, draw_boxes(image.regions[0], marks))
-    return Predicted(str(path), located, name)
-
-
 def _drawing_names(files: Sequence[Path]) -> list[str]:
     """Names of the drawings; images of one name in several folders are numbered."""
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, None] = {}
     for path in files:
         stem, number = shown_path(path.name), 1
-        while (name := f"{stem}{'' if number == 1 else f'-{number}'}.boxes.png") in taken:
+        while (name := f"{stem}{'' if number == 1 else f'-{number}'}.boxes.png") in names:
             number += 1
-        taken.add(name)
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
+
+
+def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
+    """Draw boxes on an image, the first on top.
+
+    Every line is a colour between two of black, and every label black on a plate of the colour, so that both are seen
+    on dark and on bright ground. Equal input gives equal bytes with the same version of Pillow.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8, RGB
+    marks : sequence of Mark
+        Best first.
+
+    Returns
+    -------
+    bytes
+        A PNG file of W x H pixels.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    line = max(1, round(min(canvas.size) / 150))
+    font = ImageFont.load_default(size=max(10, round(min(canvas.size) / 25)))
+    coloured = [(mark, COLOURS[number % len(COLOURS)]) for number, mark in enumerate(marks)]
+    for mark, colour in reversed(coloured):
+        _draw_frame(pen, canvas.size, mark.box, colour, line)
+    taken: list[tuple[float, float, float, float]] = []
+    for mark, colour in coloured:
+        _draw_label(pen, canvas.size, mark, colour, font, taken)
+    drawn = io.BytesIO()
+    canvas.save(drawn, format="PNG")
+    return drawn.getvalue()
+
+
+def _draw_frame(
+    pen: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: tuple[int, int, int], line: int
+) -> None:
+    left, top = max(0, round(box.left)), max(0, round(box.top))
+    # Pillow's rectangles hold their last pixel.
+    right, bottom = min(size[0], round(box.right)) - 1, min(size[1], round(box.bottom)) - 1
+    if right <= left or bottom <= top:
+        return
+    thin = max(1, line // 2)
+    for inset, width, fill in ((0, line + 2 * thin, BLACK), (thin, line, colour)):
+        corners = (left + inset, top + inset, right - inset, bottom - inset)
+        if corners[2] > corners[0] and corners[3] > corners[1]:
+            pen.rectangle(corners, outline=fill, width=width)
+
+
+def _draw_label(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    mark: Mark,
+    colour: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Write the label in the upper left corner of its box, below the labels that are there already."""
+    text = mark.text if len(mark.text) <= LONGEST_LABEL else f"{mark.text[: LONGEST_LABEL - 3]}..."
+    x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
+    pad = max(2, round((y1 - y0) / 4))
+    width, height = x1 - x0 + 2 * pad, y1 - y0 + 2 * pad
+    left = min(max(0, round(mark.box.left)), max(0, size[0] - width))
+    top = min(max(0, round(mark.box.top)), max(0, size[1] - height))
+
+    def covered() -> float | None:
+        """Return where the first label ends that this one would cover."""
+        for other_left, other_top, other_right, other_bottom in taken:
+            if left < other_right and other_left < left + width and top < other_bottom and other_top < top + height:
+                return other_bottom
+        return None
+
+    while (bottom := covered()) is not None and bottom + height <= size[1]:
+        top = bottom
+    taken.append((left, top, left + width, top + height))
+    pen.rectangle((left, top, left + width - 1, top + height - 1), fill=colour, outline=BLACK)
+    pen.text((left + pad - x0, top + pad - y0), text, fill=BLACK, font=font)

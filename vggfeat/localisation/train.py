@@ -1,6 +1,8 @@
 """Box regression: a classification net learns to answer with boxes (VGG paper, Appendix A).
 
-n = images, k = boxes of an image, K = classes. Targets are those of `localisation.labels`.
+n = images, k = boxes of an image at most, K = classes. A *target* is the class, then the four coordinates of each box
+in the frame of the crop (see `localisation.boxes`); coordinates of boxes that an image does not have are NaN, and the
+class is `NO_TARGET` where there is nothing to be learnt.
 """
 
 import os
@@ -11,25 +13,30 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes, select_images
 from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.localisation.boxes import NO_TARGET, decode, overlaps, own_numbers
-from vggfeat.localisation.labels import BoxLabels
-from vggfeat.localisation.nets import facts_of, first_box_weights
-from vggfeat.localisation.settings import BoxRecipe
+from vggfeat.localisation.boxes import areas, class_outputs, decode, encode, intersect, overlaps
+from vggfeat.localisation.nets import BoxRecipe, init_box_net
 from vggfeat.metrics import LEAST_OVERLAP
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.distributed import World, open_world
-from vggfeat.samples import ClassificationSet
+from vggfeat.samples import ClassificationSet, LabelledImages
+from vggfeat.training import labels
+from vggfeat.training.crops import Crops
 from vggfeat.training.feed import ImageFeed
 from vggfeat.training.settings import Recipe, TrainingSettings
 from vggfeat.training.state import Hooks, Outcome, Validation
 from vggfeat.training.train import learn
 from vggfeat.weights import Backbone
+
+NO_TARGET = float(labels.NO_TARGET)
+SHAPE_TOLERANCE = 0.02
+"""How much the ratio of the sides may differ between an image and its annotation: shrunken copies are rounded."""
 
 
 class BoxData(NamedTuple):
@@ -61,6 +68,80 @@ class BoxData(NamedTuple):
         return BoxData(images, self.train.select(rows[0]), self.val.select(rows[1]))
 
 
+class BoxTargets:
+    """The boxes of each image, in the frame of its crop.
+
+    Parameters
+    ----------
+    images : LabelledImages
+    boxes : Boxes
+        Of the same rows.
+    recipe : BoxRecipe
+    training : bool
+        Whether `cut`, `least_inside` and `several` of the recipe count. In validation all boxes are kept, uncut.
+    """
+
+    def __init__(self, images: LabelledImages, boxes: Boxes, recipe: BoxRecipe, *, training: bool) -> None:
+        self._images, self._boxes, self._recipe, self._training = images, boxes, recipe, training
+        self._most = int(np.diff(boxes.first).max(initial=1))
+        self._largest_only = training and recipe.several == "largest"
+        self.unlike: dict[str, str] = {}
+        """Images so far that are of another shape than their annotation says, and what it says."""
+
+    def unreadable(self, count: int) -> NDArray[np.float32]:
+        """Return targets without a class."""
+        return np.full((count, 1 + 4 * (1 if self._largest_only else self._most)), NO_TARGET, np.float32)
+
+    def of(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], crops: Crops) -> NDArray[np.float32]:
+        """Return targets, (n, 1 + 4 k), float32; k is 1 where one box is the target."""
+        windows = _rectangles(crops.offset, np.full_like(crops.offset, crops.side))  # (n, 1, 4)
+        boxes = self._rescaled(rows, crops)  # (n, k, 4)
+        inside = intersect(boxes, windows)
+        inside_areas = areas(inside)  # (n, k)
+        if self._training:
+            enough = (inside_areas > 0) & (inside_areas >= self._recipe.least_inside * areas(boxes))
+            boxes = (inside if self._recipe.cut == "clipped" else boxes).where(enough[..., None], torch.nan)
+            inside_areas = inside_areas.where(enough, torch.nan)
+        frames = windows if self._recipe.frame == "window" else _rectangles(np.zeros_like(crops.offset), crops.rescaled)
+        coordinates = encode(boxes, frames)
+        # Frames are mirrored about their own centre.
+        coordinates[..., 0] *= torch.from_numpy(np.where(crops.mirrored, -1.0, 1.0))[:, None]
+        if self._largest_only:
+            largest = inside_areas.nan_to_num(-1.0).argmax(1)
+            coordinates = coordinates[torch.arange(len(rows)), largest][:, None]  # (n, 1, 4)
+        targets = self.unreadable(len(rows))
+        good = self._match_annotation(rows, sizes) & (~coordinates[..., 0].isnan()).any(1).numpy()
+        targets[good, 0] = self._images.targets[rows[good]]
+        targets[good, 1:] = coordinates[good].flatten(1)
+        return targets
+
+    def _rescaled(self, rows: NDArray[np.int64], crops: Crops) -> Tensor:
+        """Return boxes in pixels of the rescaled images, (n, k, 4), NaN where there are no more."""
+        edges = np.full((len(rows), self._most, 4), np.nan)
+        for slot, row in zip(edges, rows.tolist(), strict=True):
+            own = self._boxes.of(row)
+            slot[: len(own)] = own
+        factor = crops.rescaled / np.maximum(self._boxes.sizes[rows], 1)
+        return torch.from_numpy(edges * factor[:, None, [1, 0, 1, 0]])
+
+    def _match_annotation(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Say whose boxes can be trusted: those of another shape may have been annotated lying on their side."""
+        annotated = np.maximum(self._boxes.sizes[rows], 1)
+        alike = np.abs(np.log(sizes[:, 0] * annotated[:, 1] / (sizes[:, 1] * annotated[:, 0]))) < SHAPE_TOLERANCE
+        for number in np.flatnonzero(~alike).tolist():
+            (height, width), found = annotated[number].tolist(), sizes[number].tolist()
+            self.unlike[self._images.paths[rows[number]]] = (
+                f"annotation: it says {width} x {height} pixels, the image has {found[1]} x {found[0]}"
+            )
+        return alike
+
+
+def _rectangles(corner: NDArray[np.int64], size: NDArray[np.int64]) -> Tensor:
+    """Edges, (n, 1, 4), of rectangles whose corner and size are (vertical, horizontal)."""
+    edges = np.concatenate([corner[:, ::-1], (corner + size)[:, ::-1]], axis=1)
+    return torch.from_numpy(edges.astype(np.float64))[:, None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoxValidation(Validation):
     """What a validation of a box net has shown: protocol 1 of Appendix A, the class given, from the centre crop."""
@@ -73,7 +154,7 @@ class BoxValidation(Validation):
 
 @dataclass(frozen=True)
 class BoxRegression:
-    """Four numbers and Euclidean loss; for per-class regression, only those of the image's class have a loss."""
+    """Four outputs and Euclidean loss; for per-class regression, only those of the image's class have a loss."""
 
     box: BoxRecipe
     classes: tuple[str, ...]
@@ -92,11 +173,11 @@ class BoxRegression:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What `load_box_net` reads."""
-        return facts_of(self.box, self.classes)
+        return self.box.metadata(self.classes)
 
     def first_weights(self) -> tuple[VGG, list[str]]:
         """Put a new last layer on the net that is started from."""
-        return first_box_weights(self.box, len(self.classes), self.started_from)
+        return init_box_net(self.box, len(self.classes), self.started_from)
 
     def no_targets(self, count: int) -> Tensor:
         """Return (count, 5) float32."""
@@ -104,17 +185,17 @@ class BoxRegression:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return Euclidean loss to the nearest of an image's targets, boxes that overlap by half, and images."""
-        own, numbers, counted = self._read(outputs, targets)
-        gaps = ((own[:, None] - numbers.nan_to_num()) / self.box.unit).square().sum(-1) / 2
-        nearest = gaps.where(~numbers[..., 0].isnan(), torch.inf).min(1).values
+        own, boxes, counted = self._read(outputs, targets)
+        gaps = ((own[:, None] - boxes.nan_to_num()) / self.box.unit).square().sum(-1) / 2
+        nearest = gaps.where(~boxes[..., 0].isnan(), torch.inf).min(1).values
         loss = nearest.where(counted, 0.0).sum()
-        hits = (_best_overlaps(own.detach(), numbers) >= LEAST_OVERLAP) & counted
+        hits = (_best_overlaps(own.detach(), boxes) >= LEAST_OVERLAP) & counted
         return loss, hits.sum(), counted.sum()
 
     def rate(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return sums in (3,) float64."""
-        own, numbers, counted = self._read(outputs, targets)
-        found = _best_overlaps(own.double(), numbers.double()).where(counted, 0.0)
+        own, boxes, counted = self._read(outputs, targets)
+        found = _best_overlaps(own.double(), boxes.double()).where(counted, 0.0)
         return torch.stack([(found >= LEAST_OVERLAP).sum().double(), found.sum(), counted.sum().double()])
 
     def validation(self, step: int, sums: list[float]) -> BoxValidation:
@@ -132,9 +213,9 @@ class BoxRegression:
         return BoxValidation(**told)
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the numbers of each image's class, (n, 4), those of its boxes, (n, k, 4), and whether it counts."""
-        classes, numbers = targets[:, 0], targets[:, 1:].unflatten(1, (-1, 4))
-        return self.box.unit * own_numbers(outputs, classes.clamp(min=0).long()), numbers, classes != NO_TARGET
+        """Return the answer for each image's class, (n, 4), its boxes, (n, k, 4), and whether it counts."""
+        classes, boxes = targets[:, 0], targets[:, 1:].unflatten(1, (-1, 4))
+        return self.box.unit * class_outputs(outputs, classes.clamp(min=0).long()), boxes, classes != NO_TARGET
 
 
 class BoxFeed(ImageFeed):
@@ -154,11 +235,11 @@ class BoxFeed(ImageFeed):
     def __init__(
         self, data: BoxData, recipe: BoxRecipe, mean: tuple[float, float, float], world: World, decoder: Decoder
     ) -> None:
-        self._boxes = (
-            BoxLabels(data.images.train, data.train, recipe, training=True),
-            BoxLabels(data.images.val, data.val, recipe, training=False),
+        self._targets = (
+            BoxTargets(data.images.train, data.train, recipe, training=True),
+            BoxTargets(data.images.val, data.val, recipe, training=False),
         )
-        super().__init__(data.images, recipe.training, world, decoder, self._boxes)
+        super().__init__(data.images, recipe.training, world, decoder, self._targets)
         self.fingerprint |= {"boxes": data.train.fingerprint(), "validation_boxes": data.val.fingerprint()}
         self._own_mean = mean
 
@@ -170,7 +251,7 @@ class BoxFeed(ImageFeed):
 
     def unreadable(self) -> list[tuple[str, str]]:
         """List each image once, with those of another shape than their annotation says."""
-        return sorted({**self._boxes[0].unlike, **self._boxes[1].unlike, **dict(super().unreadable())}.items())
+        return sorted({**self._targets[0].unlike, **self._targets[1].unlike, **dict(super().unreadable())}.items())
 
 
 def train_boxes(
@@ -184,7 +265,7 @@ def train_boxes(
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     hooks: Hooks = Hooks(),  # noqa: B008  frozen
 ) -> Outcome:
-    """Train a box net on images that have boxes, or go on with the run that was doing so.
+    """Train a box net on images that have boxes, or resume the run that was doing so.
 
     Parameters
     ----------
@@ -194,7 +275,7 @@ def train_boxes(
     out : Path
         Folder of the run, new or empty.
     started_from : Backbone
-        Classification net; see `localisation.settings.box_recipe_for`.
+        Classification net; see `localisation.nets.box_recipe_for`.
     resume, run, decode, hooks
         As for `vggfeat.training.train.train`.
 
@@ -220,7 +301,7 @@ def train_boxes(
         return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
 
 
-def _best_overlaps(own: Tensor, numbers: Tensor) -> Tensor:
+def _best_overlaps(own: Tensor, boxes: Tensor) -> Tensor:
     # In any frame: the ratio does not depend on its place and sides.
     frame = torch.tensor([-0.5, -0.5, 0.5, 0.5], device=own.device, dtype=own.dtype)
-    return overlaps(decode(own, frame)[:, None], decode(numbers, frame)).amax(1)
+    return overlaps(decode(own, frame)[:, None], decode(boxes, frame)).amax(1)
