@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from other_nets import state_dict_of
 from vggfeat.cli import run
 from vggfeat.errors import WeightsError
 from vggfeat.nets.families import initialise
@@ -33,7 +34,6 @@ from vggfeat.weights import imagenet_classes, load_backbone, save_weights
 from vggfeat.weights import load as finding
 from vggfeat.weights.load import load_file
 from vggfeat.weights.published import PUBLISHED, identify
-from vggfeat.weights.pytorch import torchvision_names
 from vggfeat.weights.sniff import FORMATS, recognise
 from vggfeat.weights.verify import examine, verify
 
@@ -46,15 +46,6 @@ def net(config="A", classes=7, pool="floor"):
     return model
 
 
-def torchvision_state(model):
-    state = {}
-    for ours, theirs in torchvision_names(model.config).items():
-        weight = model.layers[ours].weight.detach()
-        state[f"{theirs}.weight"] = weight.flatten(1) if ours.startswith("fc") else weight
-        state[f"{theirs}.bias"] = model.layers[ours].bias.detach()
-    return state
-
-
 @pytest.fixture
 def own(tmp_path):
     path = tmp_path / "a.safetensors"
@@ -65,7 +56,7 @@ def own(tmp_path):
 @pytest.fixture
 def pth(tmp_path):
     path = tmp_path / "net.pth"
-    torch.save(torchvision_state(net()), path)
+    torch.save(state_dict_of(net()), path)
     return path
 
 
@@ -295,9 +286,9 @@ def test_any_bytes_are_a_format_or_a_refusal_of_one_line(tmp_path, start, rest, 
 
 
 def test_there_is_a_reader_for_every_format():
-    assert set(finding._READERS) | {"vggfeat"} == set(FORMATS)
-    for module, function in finding._READERS.values():
-        assert callable(getattr(importlib.import_module(module), function))
+    for form in FORMATS.values():
+        module, function = form.reader.split(".")
+        assert callable(getattr(importlib.import_module(f"vggfeat.weights.{module}"), function))
 
 
 # The classes
@@ -333,7 +324,7 @@ def test_timm_has_the_same_wnids():
 
 def test_a_thousand_channels_without_names_are_those_of_ilsvrc(tmp_path):
     for classes, expected in ((1000, "n02119789"), (999, None)):
-        torch.save(torchvision_state(net(classes=classes)), tmp_path / "x.pth")
+        torch.save(state_dict_of(net(classes=classes)), tmp_path / "x.pth")
         backbone = load_file(tmp_path / "x.pth")
         assert (backbone.classes[278] if backbone.classes else None) == expected
         assert ("classes_from" in backbone.imported) is (expected is not None)
@@ -345,9 +336,9 @@ def test_a_thousand_channels_without_names_are_those_of_ilsvrc(tmp_path):
 def test_the_table_agrees_with_torchvision():
     from torchvision import models
 
-    for number in (11, 13, 16, 19):
-        one = PUBLISHED[f"vgg{number}-torchvision"]
-        theirs = models.get_model_weights(f"vgg{number}").IMAGENET1K_V1
+    for model in (f"vgg{number}{kind}" for number in (11, 13, 16, 19) for kind in ("", "_bn")):
+        one = PUBLISHED[f"{model.replace('_', '-')}-torchvision"]
+        theirs = models.get_model_weights(model).IMAGENET1K_V1
         assert one.addresses == (theirs.url,)
         measured = theirs.meta["_metrics"]["ImageNet-1K"]
         assert one.top1_error == pytest.approx(100 - measured["acc@1"])
@@ -376,7 +367,7 @@ def test_the_table_is_consistent():
         assert len(value) == digits[kind] or (kind == "sha256" and len(value) >= 8)
         assert all(address.startswith("http") for address in one.addresses)
         assert one.addresses[0].startswith("https://")
-        assert one.net == {11: "A", 13: "B", 16: "D", 19: "E"}[int(name[3:5])]
+        assert one.net == {11: "A", 13: "B", 16: "D", 19: "E"}[int(name[3:5])] + ("-BN" if "-bn" in name else "")
         assert Path(one.file).suffix in finding.SUFFIXES
         assert 20 < one.top1_error < 32 > 3 * one.top5_error - 3
     for facts in ("file", "checksum", "addresses"):
@@ -530,7 +521,7 @@ def test_the_name_of_a_published_file_with_another_checksum_is_not_sound(pth, ca
     ],
 )
 def test_verify_finds_nan_and_blank_layers(tmp_path, capsys, name, value, problem):
-    state = torchvision_state(net())
+    state = state_dict_of(net())
     state[name] = torch.full_like(state[name], value)
     torch.save(state, tmp_path / "x.pth")
     assert run(["weights", "verify", str(tmp_path / "x.pth")]) == 5
@@ -553,7 +544,7 @@ def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path,
 
     words = ["weights", "export", str(own), "--to"]
     assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth")]) == 0
-    assert set(torch.load(tmp_path / "t.pth", weights_only=True)) == set(torchvision_state(net()))
+    assert set(torch.load(tmp_path / "t.pth", weights_only=True)) == set(state_dict_of(net()))
     assert "its mean is not torchvision's" in capsys.readouterr().out
     assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth"), "--as-is"]) == 0
     assert "not torchvision's" not in capsys.readouterr().out
@@ -607,7 +598,7 @@ def address(tmp_path, monkeypatch):
 
 def test_a_fetched_net_is_known_by_its_name_at_once(address, tmp_path, monkeypatch, capsys):
     folder, where = address
-    torch.save(torchvision_state(net()), folder / "net.pth")
+    torch.save(state_dict_of(net()), folder / "net.pth")
     known(monkeypatch, folder / "net.pth", addresses=(f"{where}/net.pth",))
     weights = tmp_path / "weights"
     monkeypatch.setenv("VGGFEAT_WEIGHTS", str(weights))

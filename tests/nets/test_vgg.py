@@ -5,12 +5,11 @@ import pytest
 import torch
 import torchvision
 from torch.nn import functional as F
-from torchvision.models import vgg as torchvision_vgg
 
+from other_nets import difference, state_dict_of, torchvision_maps, torchvision_net
 from vggfeat.errors import ConfigError
 from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import NETS, VGG, local_response_norm
-from vggfeat.weights import torchvision_names
 
 PARAMETERS = {
     "A": 132_863_336,
@@ -40,25 +39,6 @@ def with_biases(model: VGG, seed: int = 1) -> VGG:
     return model
 
 
-def narrow_torchvision(config: str) -> torch.nn.Module:
-    """Build torchvision's own VGG at 1/16 of the width, by its own layer factory."""
-    narrow = [c if c == "M" else c // 16 for c in torchvision_vgg.cfgs[config]]
-    net = torchvision_vgg.VGG(torchvision_vgg.make_layers(narrow), init_weights=False)
-    net.classifier[0] = torch.nn.Linear(32 * 49, 256)
-    net.classifier[3] = torch.nn.Linear(256, 256)
-    net.classifier[6] = torch.nn.Linear(256, 10)
-    return net.eval()
-
-
-def share_weights(net: torch.nn.Module, model: VGG) -> None:
-    state = {}
-    for ours, theirs in torchvision_names(model.config).items():
-        for kind in ("weight", "bias"):
-            state[f"{theirs}.{kind}"] = getattr(model.layers[ours], kind)
-    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    net.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in state.items()}, strict=True)
-
-
 @pytest.mark.parametrize("config", list(NETS))
 def test_parameter_counts_of_table_2(config):
     with torch.device("meta"):
@@ -77,25 +57,12 @@ def test_full_nets_have_as_many_parameters_as_torchvision_publishes(config):
 
 @pytest.mark.parametrize("config", list(TORCHVISION))
 def test_equals_torchvision_on_a_224_crop(config):
-    model = with_biases(small(config))
-    net = narrow_torchvision(config)
-    share_weights(net, model)
+    model, net = with_biases(small(config)), torchvision_net(config)
+    net.load_state_dict(state_dict_of(model), strict=True)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         found = model(images, model.maps)
-        features = net.features(images)
-        fc6 = net.classifier[:2](features.flatten(1))
-        expected = {
-            "pool5": features,
-            "fc6": fc6[..., None, None],
-            "fc7": net.classifier[:5](features.flatten(1))[..., None, None],
-            "fc8": net(images)[..., None, None],
-        }
-    for name, value in expected.items():
-        assert found[name].shape == value.shape
-        scale = value.abs().max().item()
-        assert scale > 0
-        assert (found[name] - value).abs().max().item() <= 1e-5 * max(scale, 1)
+    assert max(difference(torchvision_maps(net, images), found).values()) <= 1e-5
 
 
 @pytest.mark.long
@@ -103,11 +70,7 @@ def test_equals_torchvision_on_a_224_crop(config):
 def test_full_width_equals_torchvision(config):
     net = torchvision.models.get_model(TORCHVISION[config], weights=None).eval()
     model = VGG(config).eval()
-    state = net.state_dict()
-    for ours, theirs in torchvision_names(config).items():
-        for kind in ("weight", "bias"):
-            parameter = model.get_parameter(f"layers.{ours}.{kind}")
-            parameter.data = state[f"{theirs}.{kind}"].reshape(parameter.shape)
+    net.load_state_dict(state_dict_of(model), strict=True)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected, found = net(images), model(images)["fc8"].flatten(1)

@@ -1,6 +1,7 @@
 """Small valid files of weights in every format, and ways to damage them."""
 
 import io
+import itertools
 import json
 import struct
 import zipfile
@@ -13,9 +14,10 @@ from safetensors.torch import save as save_safetensors
 
 from caffe_files import caffemodel, layers_of, nested, varint
 from mat_files import save, simplenn
+from other_nets import FC, state_dict_of
 from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import VGG
-from vggfeat.weights import save_weights, torchvision_names
+from vggfeat.weights import save_weights
 
 WIDTH = 1 / 64
 INTEGERS = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
@@ -71,29 +73,16 @@ def keras_arrays(seed):
     return {name: value for name, value in names.items() if isinstance(value, list)}
 
 
-def state(seed, names):
-    found = {}
-    for ours, theirs in names.items():
-        layer = net(seed).layers[ours]
-        linear = theirs.startswith("classifier")
-        found[f"{theirs}.weight"] = layer.weight.detach().flatten(1) if linear else layer.weight.detach()
-        found[f"{theirs}.bias"] = layer.bias.detach()
-    return found
-
-
 def torchvision(seed, folder):
-    names = torchvision_names("A")
-    caffes = names | {"fc6": "classifier.1", "fc7": "classifier.4"}
-    for chosen, modern in ((names, True), (names, False), (caffes, True), (caffes, False)):
+    for fc, modern in itertools.product((FC, ("classifier.1", "classifier.4", "classifier.6")), (True, False)):
         file = io.BytesIO()
-        torch.save(state(seed, chosen), file, _use_new_zipfile_serialization=modern)
+        torch.save(state_dict_of(net(seed), fc), file, _use_new_zipfile_serialization=modern)
         yield file.getvalue()
 
 
 def timm(seed, folder):
-    heads = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
-    for names in (torchvision_names("A") | heads, torchvision_names("A")):
-        tensors = {key: tensor.clone().contiguous() for key, tensor in state(seed, names).items()}
+    for fc in (("pre_logits.fc1", "pre_logits.fc2", "head.fc"), FC):
+        tensors = {key: tensor.clone().contiguous() for key, tensor in state_dict_of(net(seed), fc).items()}
         yield save_safetensors(tensors)
         half = {key: tensor.half() for key, tensor in tensors.items()}
         yield save_safetensors(half, metadata={"format": "pt"})

@@ -29,11 +29,11 @@ from vggfeat.weights.caffe import load_caffe
 from vggfeat.weights.keras import load_keras
 from vggfeat.weights.matconvnet import load_matconvnet
 from vggfeat.weights.native import load_own
-from vggfeat.weights.pytorch import load_timm, load_torchvision
+from vggfeat.weights.pytorch import load_pickled, load_safetensors
 from vggfeat.weights.sniff import recognise
 
 LOAD = {"caffe": load_caffe, "matconvnet": load_matconvnet, "keras": load_keras, "safetensors": load_own}
-LOAD |= {"torchvision": load_torchvision, "timm": load_timm}
+LOAD |= {"torchvision": load_pickled, "timm": load_safetensors}
 MOST_SECONDS = 10
 MOST_MEMORY = 64 << 20
 """Bytes that loading may take beyond 8 times the file: what libraries need once lies within."""

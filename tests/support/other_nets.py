@@ -4,9 +4,12 @@ import torch
 from torch import nn
 from torchvision.models import vgg
 
+from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.transforms import normalise
+from vggfeat.weights import torchvision_names
 
 NARROW = 16
+FC = ("classifier.0", "classifier.3", "classifier.6")
 
 
 def draw(net, seed=0):
@@ -16,11 +19,16 @@ def draw(net, seed=0):
         for parameter in net.parameters():
             deviation = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
             parameter.normal_(0, deviation, generator=generator)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.add_(1)
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
     return net.eval()
 
 
-def torchvision_net(letter="D", *, dropout_first=False, ceil=False):
-    layers = vgg.make_layers([c if c == "M" else c // NARROW for c in vgg.cfgs[letter]])
+def torchvision_net(letter="D", *, batch_norm=False, dropout_first=False, ceil=False):
+    layers = vgg.make_layers([c if c == "M" else c // NARROW for c in vgg.cfgs[letter]], batch_norm)
     with torch.device("meta"):  # its own classifier is wide
         net = vgg.VGG(layers, init_weights=False)
     fc = [nn.Linear(512 // NARROW * 49, 4096 // NARROW), nn.Linear(4096 // NARROW, 4096 // NARROW)]
@@ -32,6 +40,17 @@ def torchvision_net(letter="D", *, dropout_first=False, ceil=False):
         if isinstance(module, nn.MaxPool2d):
             module.ceil_mode = ceil
     return draw(net)
+
+
+def state_dict_of(model, fc=FC):
+    """Our weights under torchvision's names, or with other names for the fully connected layers."""
+    found = {}
+    for ours, theirs in torchvision_names(model.config).items():
+        layer, _, kind = theirs.rpartition(".")
+        layer = dict(zip(FC, fc, strict=True)).get(layer, layer)
+        tensor = model.layers.state_dict()[ours]
+        found[f"{layer}.{kind}"] = tensor.flatten(1) if layer.startswith("classifier") and tensor.ndim > 1 else tensor
+    return found
 
 
 @torch.inference_mode()
@@ -60,6 +79,11 @@ def image(height=224, width=224, seed=1):
     for channel, ramp in enumerate(ramps):
         noise[channel] += ramp.to(torch.int64) if isinstance(ramp, torch.Tensor) else ramp
     return noise.to(torch.uint8)
+
+
+def decoded(*sizes):
+    arrays = [image(*size, seed).permute(1, 2, 0).contiguous().numpy() for seed, size in enumerate(sizes)]
+    return [DecodedImage((pixels,), pixels.shape[:2], bytes(32)) for pixels in arrays]
 
 
 @torch.inference_mode()

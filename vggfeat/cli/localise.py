@@ -274,7 +274,7 @@ def _classifier(spec: str) -> "Backbone":
 
 def _names(backbone: "Backbone", nets: "tuple[BoxNet, ...]") -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the classes of a net, and what people call them where they are ImageNet's."""
-    from vggfeat.weights.classes import imagenet_classes
+    from vggfeat.weights import imagenet_classes
 
     outputs = backbone.model.num_classes
     other = next((net.classes for net in nets if len(net.classes) == outputs), tuple(map(str, range(outputs))))

@@ -39,7 +39,7 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat weights list
     """
-    from vggfeat.weights.paths import nets_in, weights_folder
+    from vggfeat.weights.load import nets_in, weights_folder
     from vggfeat.weights.published import PUBLISHED
 
     folder = weights_folder()
@@ -127,7 +127,7 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     from vggfeat.cli.progress import Progress
     from vggfeat.errors import check_choice
     from vggfeat.weights.download import fetch as download
-    from vggfeat.weights.paths import weights_folder
+    from vggfeat.weights.load import weights_folder
     from vggfeat.weights.published import PUBLISHED
 
     check_choice("name", name, PUBLISHED)
@@ -272,7 +272,7 @@ def _known(sheet: "Sheet") -> str:
 def _kind(sheet: "Sheet") -> str:
     from vggfeat.weights.sniff import FORMATS
 
-    return FORMATS[sheet.format]
+    return FORMATS[sheet.format].words
 
 
 def _words(value: Any) -> str:

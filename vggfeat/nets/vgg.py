@@ -8,6 +8,7 @@ map is 1x1, and a whole image, where it is a map of overlapping windows.
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class VGG(Net):
         If one of these is not allowed.
     """
 
+    nets: ClassVar[Mapping[str, NetConfig]] = NETS
     first = "conv1_1"
     scores = "fc8"
 
@@ -80,7 +82,7 @@ class VGG(Net):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        check_choice("net", config, NETS)
+        check_choice("net", config, self.nets)
         if pool not in ("floor", "ceil"):
             raise ConfigError(f"pool: expected floor or ceil, found {pool!r}")
         if not (math.isfinite(width) and 0 < width <= 4):
@@ -90,10 +92,11 @@ class VGG(Net):
         self.config, self.num_classes, self.width = config, num_classes, width
         self.pool: Pool = pool
         self.dropout = dropout
-        self.layers = nn.ModuleDict(_layers(NETS[config], num_classes, width))
+        self.layers = nn.ModuleDict(_layers(self.nets[config], num_classes, width))
         # One 7x7 window of pool5: 224 with floor, 193 with ceil.
         self.min_side = STRIDE * WINDOW if pool == "floor" else STRIDE * (WINDOW - 1) + 1
-        reach = sum(kernel // 2 << block for block, kernels in enumerate(NETS[config].blocks) for kernel in kernels)
+        # Each convolution adds half of its kernel, in positions of its block, 2 ** block pixels apart.
+        reach = sum(2**block * sum(k // 2 for k in kernels) for block, kernels in enumerate(self.nets[config].blocks))
         conv5, hidden = _scaled(BLOCK_CHANNELS[-1], width), _scaled(FC_CHANNELS, width)
         self.maps = {
             "conv5": MapInfo(channels=conv5, stride=STRIDE // 2, reach=reach),
@@ -144,10 +147,10 @@ class VGG(Net):
     def _maps(
         self, x: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None
     ) -> Iterator[tuple[str, Tensor]]:
-        for number, kernels in enumerate(NETS[self.config].blocks, start=1):
+        for number, kernels in enumerate(self.nets[self.config].blocks, start=1):
             for index in range(1, len(kernels) + 1):
-                x = F.relu(self.layers[f"conv{number}_{index}"](x), inplace=True)
-                if number == index == 1 and NETS[self.config].lrn:
+                x = F.relu(self.convolve(f"conv{number}_{index}", x), inplace=True)
+                if number == index == 1 and self.nets[self.config].lrn:
                     x = local_response_norm(x)
                 x = clear_outside(x, sides)
             if number == 5:
@@ -164,6 +167,10 @@ class VGG(Net):
             else:
                 x = x * masks[name][:, :, None, None].to(x.dtype)
         yield "fc8", self.layers["fc8"](x)
+
+    def convolve(self, name: str, x: Tensor) -> Tensor:
+        """Return what a convolution makes of a map, before its ReLU."""
+        return self.layers[name](x)
 
     def map_side(self, name: str, side: Sides) -> Sides:
         """Positions of a map along an image side in pixels, or along many in a tensor; 0 or less if it is too short."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from vggfeat.errors import WeightsError
 from vggfeat.formats.protobuf import Message, Wire
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.weights.importing import Imported, finish, to_tensor
-from vggfeat.weights.match_layers import Step, place
+from vggfeat.weights.importing import ParsedNet, finish, to_tensor
+from vggfeat.weights.match_layers import Step, match_steps
 
 _V1 = {"name": 4, "type": 5, "blobs": 6, "convolution": 10, "full": 17, "lrn": 18, "pooling": 19, "relu": 30}
 _V2 = {"name": 1, "type": 2, "blobs": 7, "convolution": 106, "full": 117, "lrn": 118, "pooling": 121, "relu": 123}
@@ -70,33 +70,29 @@ def load_caffe(path: Path) -> Backbone:
     """
     try:
         with path.open("rb") as file:
-            return finish(path, _import(path, Wire(path, file).message()))
+            return finish(path, _parse(path, Wire(path, file).message()))
     except OSError as error:
         raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
 
 
-def _import(path: Path, net: Message) -> Imported:
+def _parse(path: Path, net: Message) -> ParsedNet:
     form, layers = _layers(path, net)
     used = [layer for layer in layers if layer.type not in _PASSED]
-    placed = place(path, [_step(path, layer) for layer in used])
-    shapes: dict[str, tuple[int, ...]] = {}
-    blobs: dict[str, _Blob] = {}
-    for ours, number in placed.steps.items():
+    matched = match_steps(path, [_step(path, layer) for layer in used])
+    shapes, blobs = dict(matched.shapes), {}
+    for ours, number in matched.steps.items():
         blobs[f"{ours}.weight"], blobs[f"{ours}.bias"] = used[number].blobs
-        shapes[f"{ours}.weight"] = placed.shapes[ours]
         shapes[f"{ours}.bias"] = (math.prod(blobs[f"{ours}.bias"].shape),)
-    told: dict[str, Any] = {"caffe_layers": form, "name_in_file": net.text(1)}
-    told["layer_names"] = {ours: used[number].name for ours, number in placed.steps.items()}
-    return Imported(
+    names = {ours: used[number].name for ours, number in matched.steps.items()}
+    return ParsedNet(
+        model=matched.model,
         format="Caffe",
         shapes=shapes,
         read=lambda name: _read(path, name, blobs[name]).reshape(shapes[name]),
         channel_order="BGR",
-        pool=placed.pool,
         fc6_order="C,H,W",
-        lrn=placed.config == "A-LRN",
         **_preprocessing(path, form, layers),
-        told=told,
+        notes={"caffe_layers": form, "name_in_file": net.text(1), "layer_names": names},
     )
 
 

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
-from vggfeat.nets.backbone import Backbone, Net
-from vggfeat.nets.vgg import NETS
+from vggfeat.nets.backbone import Backbone
+from vggfeat.nets.vgg import VGG
+from vggfeat.nets.vgg_bn import EPSILON
 from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors, temporary_path
-from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
+from vggfeat.weights.pytorch import BATCH_NORM_TENSORS, TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 
 TORCHVISION_CLASSES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
+TORCHVISION_CLASSES |= {f"{config}-BN": f"{name}_bn" for config, name in TORCHVISION_CLASSES.items()}
 ONNX_OPSET = 17
 """Of 2022: every runtime in use reads it."""
 _LARGEST_ONNX = 2**31 - 2**20
 
 
 def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold: bool = True) -> dict[str, Any]:
-    """Write a net as a state dict for torchvision's vgg11, vgg13, vgg16 or vgg19.
+    """Write a net as a state dict for torchvision's vgg11, vgg13, vgg16 or vgg19, or the same with _bn.
 
     With `fold`, the net takes what torchvision's own weights take: RGB, 0 to 1, less (0.485, 0.456, 0.406), over
     (0.229, 0.224, 0.225). The scale goes into the kernels of conv1_1, which is exact; the difference of the means
@@ -38,7 +40,7 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     Parameters
     ----------
     backbone : Backbone
-        Net A, B, D or E.
+        Net A, B, D or E, or one of these with batch normalisation.
     path : path
         Written under a temporary name, synced, and renamed.
     fold : bool
@@ -58,13 +60,16 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     """
     model = backbone.model
     check_choice("export to torchvision: net", model.config, TORCHVISION_CLASSES)
+    tensors = model.layers.state_dict()
+    if fold:
+        tensors["conv1_1.weight"], tensors["conv1_1.bias"] = _fold(backbone)
     state = {}
     for ours, theirs in torchvision_names(model.config).items():
-        weight, bias = (model.get_parameter(f"layers.{ours}.{kind}").detach() for kind in ("weight", "bias"))
-        if fold and ours == "conv1_1":
-            weight, bias = _fold(backbone, weight, bias)
-        state[f"{theirs}.weight"] = (weight.flatten(1) if ours.startswith("fc") else weight).contiguous().clone()
-        state[f"{theirs}.bias"] = bias.contiguous().clone()
+        tensor = tensors[ours]
+        linear = ours.startswith("fc") and tensor.ndim > 1
+        state[theirs] = (tensor.flatten(1) if linear else tensor).contiguous().clone()
+        if ours.endswith(".running_var"):
+            state[theirs.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
     _write(Path(path), lambda file: torch.save(state, cast(BinaryIO, file)))
     mean, std = (TORCHVISION_MEAN, TORCHVISION_STD) if fold else (backbone.mean, backbone.std)
     return {
@@ -93,15 +98,17 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     Raises
     ------
     ConfigError
-        If there is no such layer, or the package onnx is not installed.
+        If it is no VGG net, there is no such layer, or the package onnx is not installed.
     WeightsError
         If it would be larger than ONNX allows (2 GiB).
     StoreError
         If the file can't be written.
     """
+    if not isinstance(backbone.model, VGG):
+        raise ConfigError(f"export to ONNX: expected a VGG net, found {backbone.model.config}")
     check_choice("layer", layer, backbone.model.maps)
     path = Path(path)
-    graph = _Graph(backbone)
+    graph = _Graph(backbone, backbone.model)
     size = 4 * sum(tensor.numel() for tensor in backbone.model.parameters())
     if size > _LARGEST_ONNX:
         raise WeightsError(f"{path}: expected a net of at most 2 GiB, which ONNX can hold, found {size} bytes")
@@ -112,21 +119,21 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
 class _Graph:
     """The nodes of a net, written by hand: torch.onnx would need more packages, and guesses which sides are free."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, model: VGG) -> None:
         try:
             import onnx
         except ImportError:
             raise ConfigError("export to ONNX: the package onnx is missing; pip install onnx") from None
-        self.onnx, self.backbone = onnx, backbone
+        self.onnx, self.backbone, self.model = onnx, backbone, model
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
 
     def build(self, layer: str) -> Any:
-        helper, model = self.onnx.helper, self.backbone.model
-        self.add("Identity", self.maps(model, layer), layer)
+        helper = self.onnx.helper
+        self.add("Identity", self.maps(layer), layer)
         kind = self.onnx.TensorProto.FLOAT
         inputs = [helper.make_tensor_value_info("images", kind, ["N", 3, "H", "W"])]
-        channels = model.maps[layer].channels
+        channels = self.model.maps[layer].channels
         outputs = [helper.make_tensor_value_info(layer, kind, ["N", channels, "h", "w"])]
         graph = helper.make_graph(self.nodes, "vgg", inputs, outputs, self.tensors)
         opset = [helper.make_opsetid("", ONNX_OPSET)]
@@ -137,29 +144,35 @@ class _Graph:
         self.onnx.checker.check_model(whole)
         return whole
 
-    def maps(self, model: Net, layer: str) -> str:
+    def maps(self, layer: str) -> str:
+        net = self.model.nets[self.model.config]
         x = self.add("Sub", "images", "centred", self.constant("mean", self.backbone.mean))
         x = self.add("Div", x, "normalised", self.constant("std", self.backbone.std))
-        for number, kernels in enumerate(NETS[model.config].blocks, start=1):
+        for number, kernels in enumerate(net.blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = self.convolution(x, f"conv{number}_{index}")
-                if number == index == 1 and NETS[model.config].lrn:
+                if number == index == 1 and net.lrn:
                     # ONNX divides alpha by the size, as PyTorch does.
                     x = self.add("LRN", x, "lrn", size=5, alpha=5e-4, beta=0.75, bias=2.0)
             if layer == "conv5" and number == 5:
                 return x
-            ceil = int(model.pool == "ceil")
+            ceil = int(self.model.pool == "ceil")
             x = self.add("MaxPool", x, f"pool{number}_", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=ceil)
         for name in () if layer == "pool5" else ("fc6", "fc7", "fc8")[: int(layer[2]) - 5]:
             x = self.convolution(x, name)
         return x
 
     def convolution(self, x: str, name: str) -> str:
-        weight, bias = (self.backbone.model.get_parameter(f"layers.{name}.{kind}") for kind in ("weight", "bias"))
+        weight, bias = (self.model.get_parameter(f"layers.{name}.{kind}") for kind in ("weight", "bias"))
         side = weight.shape[-1]
         pads = [0 if name.startswith("fc") else side // 2] * 4
         numbers = [self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
         x = self.add("Conv", x, f"{name}.sum", *numbers, kernel_shape=[side, side], pads=pads)
+        norm = name.replace("conv", "bn")
+        if norm != name and norm in self.model.layers:
+            values = self.model.layers[norm].state_dict()
+            numbers = [self.constant(f"{norm}.{kind}", values[kind]) for kind in BATCH_NORM_TENSORS]
+            x = self.add("BatchNormalization", x, norm, *numbers, epsilon=EPSILON)
         return x if name == "fc8" else self.add("Relu", x, f"{name}.relu")
 
     def constant(self, name: str, values: Any) -> str:
@@ -172,7 +185,8 @@ class _Graph:
         return output
 
 
-def _fold(backbone: Backbone, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:
+    weight, bias = (backbone.model.layers.state_dict()[f"conv1_1.{kind}"] for kind in ("weight", "bias"))
     # x_ours = (p - mean) / std and x_theirs = (p - m) / s for the same pixel p: x_ours = x_theirs * scale + shift.
     mean, std, m, s = (
         torch.tensor(v, dtype=torch.float64)[:, None, None]

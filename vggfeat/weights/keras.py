@@ -18,7 +18,8 @@ from vggfeat.errors import StoreError, WeightsError
 from vggfeat.formats.hdf5 import UntrustedHDF5
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.nets.vgg import WINDOW
-from vggfeat.weights.importing import Imported, finish, layers_in_order, to_tensor
+from vggfeat.weights.importing import ParsedNet, finish, to_tensor
+from vggfeat.weights.match_layers import layers_in_order, match_kernels
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
 """Where the layers are: in a whole model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""
@@ -62,7 +63,7 @@ def load_keras(path: Path) -> Backbone:
     except Exception as error:  # h5py lets OSError, RuntimeError, KeyError, ValueError and others out
         raise WeightsError(
             f"{path}: expected an HDF5 file of Keras, found one that can't be read ({error}); "
-            "it is damaged or cut off: take it anew"
+            "it is damaged or cut off: take it again"
         ) from error
 
 
@@ -82,21 +83,19 @@ def _import(path: Path, layers: list[_Layer]) -> Backbone:
             tensor = tensor[None, None]
         return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
 
-    blue, green, red = IMAGENET_MEAN[::-1]
-    return finish(
-        path,
-        Imported(
-            format="Keras",
-            shapes=shapes,
-            read=read,
-            channel_order="BGR",
-            mean=(blue, green, red),
-            mean_from="published with the authors' nets",
-            pool="floor",
-            fc6_order="H,W,C",
-            told={"first_kernel": str(layers[0].kernel.name)},
-        ),
+    red, green, blue = IMAGENET_MEAN
+    parsed = ParsedNet(
+        model=match_kernels(path, shapes, "floor"),
+        format="Keras",
+        shapes=shapes,
+        read=read,
+        channel_order="BGR",
+        mean=(blue, green, red),
+        mean_from="published with the authors' nets",
+        fc6_order="H,W,C",
+        notes={"first_kernel": str(layers[0].kernel.name)},
     )
+    return finish(path, parsed)
 
 
 def _our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,34 +1,57 @@
-"""Which net is meant: a file in any format, a name, the small net of the package, or a seed."""
+"""Which net is meant: a file in any format, a name, the small net of the package, or a seed.
 
+PyTorch and the readers of the formats are imported when a net is loaded: names and classes don't wait for them.
+"""
+
+import hashlib
 import os
 from dataclasses import replace
+from functools import cache
 from importlib import import_module, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vggfeat.errors import WeightsError
-from vggfeat.nets.backbone import Backbone
-from vggfeat.weights.classes import imagenet_wnids
-from vggfeat.weights.native import load_own
-from vggfeat.weights.paths import SUFFIXES, nets_in, weights_folder
+from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.weights.published import PUBLISHED
-from vggfeat.weights.random_init import random_backbone
-from vggfeat.weights.sniff import recognise
+from vggfeat.weights.sniff import FORMATS, recognise
+
+if TYPE_CHECKING:
+    from vggfeat.nets.backbone import Backbone
 
 BUNDLED = "small"
 """The name of the net that comes with the package."""
-
-# Loaded when they are needed: each brings a library of its own.
-_READERS = {
-    "timm": ("vggfeat.weights.pytorch", "load_timm"),
-    "pytorch": ("vggfeat.weights.pytorch", "load_torchvision"),
-    "keras": ("vggfeat.weights.keras", "load_keras"),
-    "matconvnet": ("vggfeat.weights.matconvnet", "load_matconvnet"),
-    "caffe": ("vggfeat.weights.caffe", "load_caffe"),
-}
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5")
+"""Of what counts as a net in the folder of nets. What a file is, its content says."""
 
 
-def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> Backbone:
+def weights_folder() -> Path:
+    """Return the folder of nets known by name: $VGGFEAT_WEIGHTS, else `weights` in the current folder."""
+    return Path(os.environ.get("VGGFEAT_WEIGHTS") or "weights")
+
+
+def nets_in(folder: Path) -> list[Path]:
+    """List the files of a folder that count as nets, sorted by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+@cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """Name the 1000 classes of ILSVRC-2012 classification.
+
+    Returns
+    -------
+    tuple of 1000 pairs
+        WNID, for instance n01440764, and its words, the commonest first, separated by ", ". Sorted by WNID: the
+        order of the fc8 channels in the nets of Caffe, MatConvNet, Keras, torchvision and timm, and not that of the
+        numbers of the development kit.
+    """
+    text = resources.files("vggfeat.weights").joinpath("ilsvrc_classes.txt").read_text(encoding="utf-8")
+    rows = (line.partition("\t") for line in text.splitlines())
+    return tuple((wnid, words) for wnid, _, words in rows)
+
+
+def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> "Backbone":
     """Find and load a net.
 
     Parameters
@@ -54,7 +77,7 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     return load_file(find_file(spec, folder))
 
 
-def load_file(path: Path) -> Backbone:
+def load_file(path: Path) -> "Backbone":
     """Load a file in any format; its content says which.
 
     Raises
@@ -63,17 +86,16 @@ def load_file(path: Path) -> Backbone:
         If it is damaged, of an unknown format, or of another network.
     """
     kind = recognise(path)
-    if kind == "vggfeat":
-        return load_own(path)
-    module, function = _READERS[kind]
-    backbone: Backbone = getattr(import_module(module), function)(path)
-    if backbone.classes or backbone.model.num_classes != len(imagenet_wnids()):
+    module, _, function = FORMATS[kind].reader.partition(".")
+    backbone: Backbone = getattr(import_module(f"vggfeat.weights.{module}"), function)(path)
+    wnids = tuple(wnid for wnid, _ in imagenet_classes())
+    if kind == "vggfeat" or backbone.classes or backbone.model.num_classes != len(wnids):
         return backbone
-    told = {**backbone.imported, "classes_from": "ILSVRC-2012 sorted by WNID, because there are 1000 without names"}
-    return replace(backbone, classes=imagenet_wnids(), imported=told)
+    note = "ILSVRC-2012 sorted by WNID, because there are 1000 without names"
+    return replace(backbone, classes=wnids, imported={**backbone.imported, "classes_from": note})
 
 
-def load_bundled(file: Traversable | None = None) -> Backbone:
+def load_bundled(file: Traversable | None = None) -> "Backbone":
     """Load the small net that comes with the package: it was trained on rendered images by vggfeat's own trainer.
 
     Parameters
@@ -88,9 +110,9 @@ def load_bundled(file: Traversable | None = None) -> Backbone:
     """
     file = file or resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")
     if not file.is_file():
-        raise WeightsError(f"{BUNDLED}: expected the net of the package at {file}, found none; install vggfeat anew")
+        raise WeightsError(f"{BUNDLED}: expected the net of the package at {file}, found none; install vggfeat again")
     with resources.as_file(file) as path:
-        return replace(load_own(path), source=BUNDLED)
+        return replace(load_file(path), source=BUNDLED)
 
 
 def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> Path:
@@ -125,3 +147,39 @@ def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = 
     if Path(spec).exists():
         return Path(spec)  # a folder or a device: the reader says so
     raise WeightsError(f"{spec}: found neither as a file nor in {folder}/; {remedy}")
+
+
+def random_backbone(spec: str) -> "Backbone":
+    """Build an untrained net from random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25.
+
+    The same spec gives the same weights on every machine with the same PyTorch.
+
+    Raises
+    ------
+    ConfigError
+        If the spec is not understood.
+    """
+    import torch
+
+    from vggfeat.nets.backbone import Backbone
+    from vggfeat.nets.families import allocated, build, initialise
+
+    fields = spec.split(":")
+    try:
+        net, seed = fields[1], int(fields[2]) if len(fields) > 2 else 0
+        width = float(fields[3]) if len(fields) > 3 else 1.0
+        if len(fields) > 4 or not 0 <= seed < 2**63:
+            raise ValueError
+        with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
+            model = build(net, width=width)
+    except (ValueError, IndexError):
+        raise ConfigError(
+            f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
+        ) from None
+    initialise(allocated(model), torch.Generator().manual_seed(seed))
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    canonical = f"random:{net}:{seed}:{repr(width).removesuffix('.0')}"
+    return Backbone(model=model.eval(), source=canonical, sha256=digest.hexdigest(), trained=False)

@@ -1,22 +1,77 @@
-"""The layers of a file in the order in which they are run, compared with those of the nets of the paper."""
+"""Which VGG net a file holds: by the kernels of its layers, or by all its layers in the order in which they are run."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vggfeat.errors import WeightsError
-from vggfeat.nets.backbone import Pool
-from vggfeat.nets.vgg import NETS, WINDOW
+from vggfeat.nets.backbone import Net, Pool
+from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS, WINDOW, NetConfig
+from vggfeat.weights.importing import Shapes, empty_model
 
 _LRN = (5, 2, 1e-4, 0.75)
 
 
-def _close(found: float, expected: float) -> bool:
-    """Compare a setting that was stored as float32."""
-    return math.isclose(found, expected, rel_tol=1e-6)
+def match_kernels(path: Path, shapes: Shapes, pool: Pool, nets: Mapping[str, NetConfig] = NETS) -> Net:
+    """Find the net that has these weights, by the kernel sides of its convolutions; it has no memory for weights.
+
+    Parameters
+    ----------
+    shapes : {"conv1_1.weight": (out, in, height, width), ...}
+    nets : those that the file may hold
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+    """
+    missing = [name for name in ("fc6", "fc7", "fc8") if f"{name}.weight" not in shapes]
+    if len(missing) == 3 and shapes:
+        raise WeightsError(
+            f"{path}: expected a complete net, found convolutions without {', '.join(missing)} (a file 'without top'); "
+            "features come from these layers: take the complete file"
+        )
+    blocks = ([shapes.get(f"conv{number}_{index}.weight") for index in range(1, 5)] for number in range(1, 6))
+    sides = tuple(tuple(s[2] if len(s) == 4 else 0 for s in block if s is not None) for block in blocks)
+    for config, net in nets.items():
+        if not missing and not net.lrn and sides == net.blocks:
+            return sized_net(path, config, shapes, pool)
+    found = ", ".join(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
+    raise WeightsError(
+        f"{path}: expected the layers of a net of the VGG paper (conv1_1 to conv5_4, fc6, fc7, fc8), found "
+        f"{found or 'none'} with kernel sides {sides}; it is of another network or incomplete"
+    )
+
+
+def sized_net(path: Path, config: str, shapes: Shapes, pool: Pool) -> Net:
+    """Build a net as wide as the weights conv1_1 of a file, with as many classes as its fc8, without memory."""
+    width, classes = shapes["conv1_1.weight"][0] / BLOCK_CHANNELS[0], (*shapes["fc8.weight"], 0)[0]
+    return empty_model(path, {"config": config, "num_classes": classes, "width": width, "pool": pool})
+
+
+def layers_in_order(path: Path, kernels: Sequence[int]) -> tuple[str, ...]:
+    """Name the convolutions, conv1_1 and so on, of a file whose layers only have an order.
+
+    Parameters
+    ----------
+    kernels : kernel sides of the convolutions, without fc6, fc7 and fc8
+
+    Raises
+    ------
+    WeightsError
+        If no net of the VGG paper has these.
+    """
+    for net in NETS.values():
+        if [kernel for block in net.blocks for kernel in block] == list(kernels):
+            return tuple(f"conv{b}_{i}" for b, block in enumerate(net.blocks, 1) for i in range(1, len(block) + 1))
+    raise WeightsError(
+        f"{path}: expected the 8, 10, 13 or 16 convolutions of a net of the VGG paper, found {len(kernels)} "
+        f"with kernel sides {', '.join(map(str, kernels)) or 'none'}; it is of another network"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +94,18 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class MatchedNet:
     """Which layer of the file is which of ours."""
 
-    config: str
-    """A key of `NETS`."""
+    model: Net
+    """Without memory for its weights."""
     steps: Mapping[str, int]
     """conv1_1 ... fc8: the number of the step."""
-    pool: Pool
-    """How the poolings of the file round their output."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """conv1_1 ... fc8: the weights in our layout, those of fully connected layers as convolutions."""
+    shapes: Shapes
+    """conv1_1.weight ... fc8.weight, in our layout: those of fully connected layers as convolutions."""
 
 
-def place(path: Path, steps: Sequence[Step]) -> Placed:
+def match_steps(path: Path, steps: Sequence[Step]) -> MatchedNet:
     """Find the net of the paper that runs these layers, and compare their padding and strides with its.
 
     Raises
@@ -62,7 +115,7 @@ def place(path: Path, steps: Sequence[Step]) -> Placed:
     """
     config = _nearest(path, steps)
     names = {}
-    for number, (step, (kind, name, _)) in enumerate(zip(steps, _pattern(config), strict=True)):
+    for number, (step, (kind, name, _)) in enumerate(zip(steps, _pattern(NETS[config]), strict=True)):
         if kind in ("conv", "full"):
             names[name] = number
         _check(path, step)
@@ -71,16 +124,16 @@ def place(path: Path, steps: Sequence[Step]) -> Placed:
         raise WeightsError(
             f"{path}: expected one rounding of all poolings, found floor and ceil; it is of another network"
         )
-    shapes = {name: _as_convolution(name, steps[number].shape) for name, number in names.items()}
-    return Placed(config=config, steps=names, pool=roundings.pop(), shapes=shapes)
+    shapes = {f"{name}.weight": as_convolution(name, steps[number].shape) for name, number in names.items()}
+    return MatchedNet(model=sized_net(path, config, shapes, roundings.pop()), steps=names, shapes=shapes)
 
 
-def _pattern(config: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    for number, kernels in enumerate(NETS[config].blocks, start=1):
+def _pattern(net: NetConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    for number, kernels in enumerate(net.blocks, start=1):
         for index, kernel in enumerate(kernels, start=1):
             yield "conv", f"conv{number}_{index}", (kernel, kernel)
             yield "relu", f"the ReLU after conv{number}_{index}", ()
-            if number == index == 1 and NETS[config].lrn:
+            if number == index == 1 and net.lrn:
                 yield "lrn", "the normalisation after conv1_1", ()
         yield "pool", f"pool{number}", (2, 2)
     for name, side in (("fc6", WINDOW), ("fc7", 1), ("fc8", 1)):
@@ -90,22 +143,24 @@ def _pattern(config: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 def _nearest(path: Path, steps: Sequence[Step]) -> str:
-    patterns = {config: list(_pattern(config)) for config in NETS}
-    agreed = {config: _agreement(steps, pattern) for config, pattern in patterns.items()}
+    patterns = {config: list(_pattern(net)) for config, net in NETS.items()}
+    agreed = {
+        config: sum(1 for _ in takewhile(lambda pair: _agrees(pair[0], *pair[1]), zip(steps, pattern, strict=False)))
+        for config, pattern in patterns.items()
+    }
     config = max(agreed, key=lambda config: agreed[config])
     number, pattern = agreed[config], patterns[config]
     if number == len(steps) == len(pattern):
         return config
     expected = f"{pattern[number][1]} of net {config}" if number < len(pattern) else f"the end of net {config}"
+    found = "the end"
+    if number < len(steps):
+        step = steps[number]
+        found = f"{step.kind} {step.name!r}{f' of shape {step.shape}' if step.shape else ''}"
     raise WeightsError(
         f"{path}: expected the layers of a net of the VGG paper, for instance {expected} as layer {number + 1}, found "
-        f"{_describe(steps[number]) if number < len(steps) else 'the end'}; it is of another network"
+        f"{found}; it is of another network"
     )
-
-
-def _agreement(steps: Sequence[Step], pattern: Sequence[tuple[str, str, tuple[int, ...]]]) -> int:
-    pairs = zip(steps, pattern, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: _agrees(pair[0], *pair[1]), pairs))
 
 
 def _agrees(step: Step, kind: str, name: str, window: tuple[int, ...]) -> bool:
@@ -118,7 +173,8 @@ def _agrees(step: Step, kind: str, name: str, window: tuple[int, ...]) -> bool:
 
 def _check(path: Path, step: Step) -> None:
     """Refuse what has the kernels of the paper, but moves them otherwise: it would load and give other maps."""
-    if step.kind == "lrn" and not all(map(_close, step.numbers, _LRN)):
+    # The file has these settings in float32.
+    if step.kind == "lrn" and not np.allclose(step.numbers, _LRN, rtol=1e-6, atol=0):
         raise WeightsError(
             f"{path}: {step.name}: expected local response normalisation with n = 5, k = 2, alpha = 0.0001, "
             f"beta = 0.75, found {', '.join(format(v, 'g') for v in step.numbers)}"
@@ -133,15 +189,9 @@ def _check(path: Path, step: Step) -> None:
         )
 
 
-def _as_convolution(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 4:
+def as_convolution(layer: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that fully connected weights (out, in) have as a convolution; any other shape as it is."""
+    if len(shape) != 2 or not layer.startswith("fc"):
         return shape
-    outputs, inputs = shape
-    if name != "fc6":
-        return outputs, inputs, 1, 1
-    return (outputs, inputs // WINDOW**2, WINDOW, WINDOW) if inputs % WINDOW**2 == 0 else shape
-
-
-def _describe(step: Step) -> str:
-    size = f" of shape {step.shape}" if step.shape else ""
-    return f"{step.kind} {step.name!r}{size}"
+    side = WINDOW if layer == "fc6" else 1
+    return (shape[0], shape[1] // side**2, side, side) if shape[1] % side**2 == 0 else shape

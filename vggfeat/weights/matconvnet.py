@@ -13,8 +13,8 @@ from torch import Tensor
 from vggfeat.errors import WeightsError
 from vggfeat.formats.mat5 import Numbers, Other, read_mat
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.weights.importing import Imported, finish, to_tensor
-from vggfeat.weights.match_layers import Step, place
+from vggfeat.weights.importing import ParsedNet, finish, to_tensor
+from vggfeat.weights.match_layers import Step, match_steps
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""
@@ -35,37 +35,34 @@ def load_matconvnet(path: Path) -> Backbone:
     WeightsError
         If it is damaged, of another version of MATLAB, or of another network.
     """
-    return finish(path, _import(path))
-
-
-def _import(path: Path) -> Imported:
     net = _net(path)
-    layers = [_layer(path, number, layer) for number, layer in enumerate(_list(net["layers"]), start=1)]
+    # The layers of a cell, or of an array of structs; one alone is no list.
+    listed = net["layers"] if isinstance(net["layers"], list) else [net["layers"]]
+    layers = [_layer(path, number, layer) for number, layer in enumerate(listed, start=1)]
     used = [layer for layer in layers if layer["type"] not in _PASSED]
-    placed = place(path, [_step(path, layer) for layer in used])
+    matched = match_steps(path, [_step(path, layer) for layer in used])
     numbers = {}
-    for ours, index in placed.steps.items():
+    for ours, index in matched.steps.items():
         numbers[f"{ours}.weight"], numbers[f"{ours}.bias"] = used[index]["weights"]
-    shapes = {f"{ours}.weight": shape for ours, shape in placed.shapes.items()}
-    shapes |= {name: (array.array().size,) for name, array in numbers.items() if name.endswith(".bias")}
-    old = "filters" in used[0]
+    biases = {name: (array.array().size,) for name, array in numbers.items() if name.endswith(".bias")}
     mean, mean_from = _mean(path, net)
-    told: dict[str, Any] = {"matconvnet": "before 1.0-beta17" if old else "1.0-beta17 or later"}
-    told["layer_names"] = {ours: used[index]["name"] for ours, index in placed.steps.items()}
-    return Imported(
+    parsed = ParsedNet(
+        model=matched.model,
         format="MatConvNet",
-        shapes=shapes,
+        shapes={**matched.shapes, **biases},
         # Each array leaves the memory once it is read.
         read=lambda name: _read(path, name, numbers.pop(name)),
         channel_order="RGB",
         mean=mean,
         mean_from=mean_from,
-        pool=placed.pool,
         fc6_order="convolution",
-        lrn=placed.config == "A-LRN",
         classes=_classes(net),
-        told=told,
+        notes={
+            "matconvnet": "before 1.0-beta17" if "filters" in used[0] else "1.0-beta17 or later",
+            "layer_names": {ours: used[index]["name"] for ours, index in matched.steps.items()},
+        },
     )
+    return finish(path, parsed)
 
 
 def _net(path: Path) -> Mapping[str, Any]:
@@ -80,11 +77,6 @@ def _net(path: Path) -> Mapping[str, Any]:
     if "params" in net:
         raise WeightsError(f"{path}: expected a SimpleNN, found a DagNN; take the file of the same net as SimpleNN")
     return net
-
-
-def _list(value: Any) -> list[Any]:
-    """Return the layers of a cell, or of an array of structs."""
-    return value if isinstance(value, list) else [value]
 
 
 def _layer(path: Path, number: int, layer: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from safetensors.torch import save
 
 from vggfeat.errors import WeightsError, check_choice
 from vggfeat.nets.backbone import Backbone, Net
-from vggfeat.nets.families import check_shapes, empty_model, fill, hash_file
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
+from vggfeat.weights.importing import check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
 _NEEDED = ("format", "config", "width", "pool", "num_classes", "mean", "std", "classes")
@@ -119,8 +119,8 @@ def rewrite(backbone: Backbone, path: str | os.PathLike[str], *, dtype: str = "f
     WeightsError, ConfigError
         As in `save_weights`.
     """
-    told = {"imported": dict(backbone.imported)} if backbone.imported else {}
-    facts = {**backbone.facts, **told, **more}
+    imported = {"imported": dict(backbone.imported)} if backbone.imported else {}
+    facts = {**backbone.facts, **imported, **more}
     save_weights(
         path, backbone.model, mean=backbone.mean, std=backbone.std, classes=backbone.classes, dtype=dtype, **facts
     )

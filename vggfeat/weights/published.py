@@ -27,7 +27,7 @@ class Published:
     format: str
     """A key of `vggfeat.weights.sniff.FORMATS`."""
     net: str
-    """Column of Table 1 of the VGG paper."""
+    """Column of Table 1 of the VGG paper, with -BN where batch normalisation was added."""
     addresses: tuple[str, ...]
     """Where it was published, tried in this order."""
     checksum: tuple[Kind, str]
@@ -95,10 +95,10 @@ def _jcjohnson(number: int, net: str, start: str) -> Published:
     )  # fmt: skip
 
 
-def _torchvision(number: int, net: str, sha256: str, errors: tuple[float, float], size: int | None = None) -> Published:
-    file = f"vgg{number}-{sha256[:8]}.pth"
+def _torchvision(model: str, net: str, sha256: str, errors: tuple[float, float], size: int | None = None) -> Published:
+    file = f"{model}-{sha256[:8]}.pth"
     return Published(
-        name=f"vgg{number}-torchvision", file=file, format="pytorch", net=net,
+        name=f"{model.replace('_', '-')}-torchvision", file=file, format="pytorch", net=net,
         addresses=(f"https://download.pytorch.org/models/{file}",), checksum=("sha256", sha256), bytes=size,
         licence=TORCHVISION_LICENCE, top1_error=errors[0], top5_error=errors[1], errors_from=_TORCHVISION,
         authors=False,
@@ -127,10 +127,14 @@ _ALL = (
     _keras(19, "E", "cbe5617147190e668d6c5d5026f83318", (28.744, 10.012)),
     _jcjohnson(16, "D", "00b39a1b"),
     _jcjohnson(19, "E", "d01eb7cb"),
-    _torchvision(11, "A", "8a719046", _ERRORS[11]),
-    _torchvision(13, "B", "19584684", _ERRORS[13]),
-    _torchvision(16, "D", _VGG16, _ERRORS[16], 553433881),
-    _torchvision(19, "E", "dcbb9e9d", _ERRORS[19]),
+    _torchvision("vgg11", "A", "8a719046", _ERRORS[11]),
+    _torchvision("vgg13", "B", "19584684", _ERRORS[13]),
+    _torchvision("vgg16", "D", _VGG16, _ERRORS[16], 553433881),
+    _torchvision("vgg19", "E", "dcbb9e9d", _ERRORS[19]),
+    _torchvision("vgg11_bn", "A-BN", "6002323d", (29.63, 10.19)),
+    _torchvision("vgg13_bn", "B-BN", "abd245e5", (28.414, 9.626)),
+    _torchvision("vgg16_bn", "D-BN", "6c64b313", (26.64, 8.484)),
+    _torchvision("vgg19_bn", "E-BN", "c79401a0", (25.782, 8.158)),
     _timm(11, "A", "682c023808812148d4e60c76d80ad83dbeaf5d50eb1a952a0b836895003151e5", _ERRORS[11]),
     _timm(16, "D", "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", _ERRORS[16]),
 )

@@ -1,11 +1,10 @@
 """PyTorch state dicts of VGG nets, read without running anything that they hold.
 
-One doorway for three sets of names: torchvision's, that of nets which were converted from Caffe for an older
-torchvision (jcjohnson's), and timm's.
+Three sets of names, by which a file is recognised: torchvision's, that of nets which were converted from Caffe for an
+older torchvision (jcjohnson's), and timm's; the first and the last with batch normalisation or without.
 """
 
 import pickle
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 
 from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone, Pool
-from vggfeat.nets.vgg import NETS, WINDOW
-from vggfeat.weights.importing import Imported, finish
+from vggfeat.nets.vgg import NETS, NetConfig
+from vggfeat.nets.vgg_bn import BATCH_NORM_NETS
+from vggfeat.weights.importing import ParsedNet, Read, Shapes, finish
+from vggfeat.weights.match_layers import as_convolution, match_kernels
 
 TORCHVISION_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 TORCHVISION_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-
-Shapes = Mapping[str, tuple[int, ...]]
-Read = Callable[[str], Tensor]
+BATCH_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,11 @@ class Naming:
 
     fc: tuple[str, str, str]
     """fc6, fc7 and fc8."""
+    nets: Mapping[str, NetConfig]
+    """Nets that have been published with these names."""
+    pool: Pool
     facts: Mapping[str, Any]
-    """The fields of `Imported` that follow."""
+    """Fields of `ParsedNet` that follow."""
 
 
 _TORCHVISION: dict[str, Any] = {
@@ -43,39 +45,42 @@ _TORCHVISION: dict[str, Any] = {
     "mean": TORCHVISION_MEAN,
     "std": TORCHVISION_STD,
     "mean_from": "torchvision's documentation (0.485, 0.456, 0.406 of 1)",
-    "pool": "floor",
 }
-_CAFFE_POOL: Pool = "ceil"
 NAMINGS = (
     Naming(
         fc=("classifier.0", "classifier.3", "classifier.6"),
+        nets=NETS | BATCH_NORM_NETS,
+        pool="floor",
         facts=_TORCHVISION | {"format": "torchvision", "fc6_order": "C,H,W"},
     ),
     Naming(
         fc=("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
+        nets=NETS | BATCH_NORM_NETS,
+        pool="floor",
         facts=_TORCHVISION | {"format": "timm", "fc6_order": "convolution"},
     ),
     Naming(  # Older torchvision put the dropout first; what is published with these names came from Caffe.
         fc=("classifier.1", "classifier.4", "classifier.6"),
+        nets=NETS,
+        pool="ceil",
         facts={
             "format": "PyTorch, converted from Caffe",
             "channel_order": "BGR",
             "mean": IMAGENET_MEAN[::-1],
             "mean_from": "published with the authors' nets",
-            "pool": _CAFFE_POOL,
             "fc6_order": "C,H,W",
         },
     ),
 )
 
 
-def load_torchvision(path: Path) -> Backbone:
+def load_pickled(path: Path) -> Backbone:
     """Load a state dict saved by `torch.save`: torchvision's, timm's, or one converted from Caffe (jcjohnson's).
 
     torchvision's and timm's take RGB, 0 to 1, less the mean and over the deviation that torchvision documents, and
     their poolings round down. Converted ones, with layers classifier.1, .4 and .6, are the authors' nets: BGR, 0 to
     255, less the mean pixel, and poolings that round up, as Caffe's do. fc6 has its inputs in the order C, H, W in
-    both.
+    both; in timm's files it is a convolution already.
 
     Raises
     ------
@@ -87,10 +92,8 @@ def load_torchvision(path: Path) -> Backbone:
     return _from_state(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__)
 
 
-def load_timm(path: Path) -> Backbone:
-    """Load a state dict in safetensors: timm's, or one with torchvision's names.
-
-    The names settle the preprocessing, as in `load_torchvision`; in timm's, fc6 is a convolution already.
+def load_safetensors(path: Path) -> Backbone:
+    """Load a state dict in safetensors; the names settle the preprocessing, as in `load_pickled`.
 
     Raises
     ------
@@ -106,58 +109,68 @@ def load_timm(path: Path) -> Backbone:
 
 
 def _from_state(path: Path, shapes: Shapes, read: Read) -> Backbone:
-    naming, layers = _recognise(path, set(shapes))
-    names = _keys(layers)
-    ours = {name: _as_kernel(name, shapes[theirs]) for name, theirs in names.items()}
-
-    def read_ours(name: str) -> Tensor:
-        # Linear (out, in) with in = C,H,W becomes a convolution (out, C, H, W) without moving a value.
-        return _plain(path, name, read(names[name])).reshape(ours[name])
-
-    told = {"fc_layers": ", ".join(naming.fc)}
-    return finish(path, Imported(shapes=ours, read=read_ours, told=told, **naming.facts))
-
-
-def torchvision_names(config: str) -> dict[str, str]:
-    """Map our layer names to torchvision's: features.N counts convolutions, ReLUs and poolings in a row."""
-    return _layers(config, NAMINGS[0])
-
-
-def _layers(config: str, naming: Naming) -> dict[str, str]:
-    names, position = {}, 0
-    for number, kernels in enumerate(NETS[config].blocks, start=1):
-        for index in range(1, len(kernels) + 1):
-            names[f"conv{number}_{index}"] = f"features.{position}"
-            position += 2
-        position += 1
-    return names | dict(zip(("fc6", "fc7", "fc8"), naming.fc, strict=True))
-
-
-def _recognise(path: Path, keys: set[str]) -> tuple[Naming, dict[str, str]]:
-    if any(re.fullmatch(r"features\.\d+\.running_mean", key) for key in keys):
-        raise WeightsError(f"{path}: expected a net of the VGG paper, found batch normalisation (a vgg*_bn net)")
-    for naming in NAMINGS:
-        for config in NETS:  # C and D have the same names: the kernels tell them apart later
-            layers = _layers(config, naming)
-            convolutions = {our: their for our, their in layers.items() if our.startswith("conv")}
-            for found in (layers, convolutions):
-                if set(_keys(found).values()) == keys:
-                    return naming, found
+    # How many batches the statistics were taken from changes nothing.
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".num_batches_tracked")}
+    for parse in STATE_DICTS:
+        parsed = parse(path, shapes, read)
+        if parsed is not None:
+            return finish(path, parsed)
     raise WeightsError(
-        f"{path}: expected the keys of torchvision's or timm's vgg11, vgg13, vgg16 or vgg19, found {len(keys)} "
-        f"others, for instance {min(keys, default='none')!r}"
+        f"{path}: expected the keys of torchvision's or timm's vgg11, vgg13, vgg16 or vgg19, with batch normalisation "
+        f"or without, found {len(shapes)} others, for instance {min(shapes, default='none')!r}"
     )
 
 
-def _keys(layers: Mapping[str, str]) -> dict[str, str]:
-    return {f"{our}.{kind}": f"{their}.{kind}" for our, their in layers.items() for kind in ("weight", "bias")}
+def parse_vgg(path: Path, shapes: Shapes, read: Read) -> ParsedNet | None:
+    """Return the VGG net of a state dict; None if the names are those of none."""
+    for naming in NAMINGS:
+        for config in naming.nets:  # C and D have the same names: the kernels tell them apart
+            names = _names(naming.nets[config], config in BATCH_NORM_NETS, naming.fc)
+            convolutions = {ours: theirs for ours, theirs in names.items() if not ours.startswith("fc")}
+            for found in (names, convolutions):
+                if set(found.values()) == shapes.keys():
+                    nets = BATCH_NORM_NETS if config in BATCH_NORM_NETS else NETS
+                    return _parsed(path, naming, nets, found, shapes, read)
+    return None
 
 
-def _as_kernel(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != 2 or not name.startswith("fc"):
-        return shape
-    side = WINDOW if name.startswith("fc6") else 1
-    return (shape[0], shape[1] // side**2, side, side) if shape[1] % side**2 == 0 else shape
+STATE_DICTS: tuple[Callable[[Path, Shapes, Read], ParsedNet | None], ...] = (parse_vgg,)
+"""Importers of state dicts: each returns None where the names are not its own."""
+
+
+def _parsed(
+    path: Path, naming: Naming, nets: Mapping[str, NetConfig], names: Mapping[str, str], shapes: Shapes, read: Read
+) -> ParsedNet:
+    # Linear (out, in) with in = C,H,W becomes a convolution (out, C, H, W) without moving a value.
+    ours = {name: as_convolution(name.partition(".")[0], shapes[theirs]) for name, theirs in names.items()}
+    return ParsedNet(
+        model=match_kernels(path, ours, naming.pool, nets),
+        shapes=ours,
+        read=lambda name: _plain(path, name, read(names[name])).reshape(ours[name]),
+        notes={"fc_layers": ", ".join(naming.fc)},
+        **naming.facts,
+    )
+
+
+def torchvision_names(config: str) -> dict[str, str]:
+    """Map the names of our tensors to torchvision's: features.N counts all the layers of the convolutional part."""
+    return _names(NAMINGS[0].nets[config], config in BATCH_NORM_NETS, NAMINGS[0].fc)
+
+
+def _names(net: NetConfig, batch_norm: bool, fc: tuple[str, str, str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    position = 0
+    for number, kernels in enumerate(net.blocks, start=1):
+        for index in range(1, len(kernels) + 1):
+            names |= {f"conv{number}_{index}.{kind}": f"features.{position}.{kind}" for kind in ("weight", "bias")}
+            if batch_norm:
+                position += 1
+                names |= {f"bn{number}_{index}.{kind}": f"features.{position}.{kind}" for kind in BATCH_NORM_TENSORS}
+            position += 2  # behind the ReLU
+        position += 1  # behind the pooling
+    for ours, theirs in zip(("fc6", "fc7", "fc8"), fc, strict=True):
+        names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+    return names
 
 
 def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -181,7 +194,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
         other = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
-        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file; take it anew"
+        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file; take it again"
         raise WeightsError(
             f"{path}: expected safetensors or a state dict saved by torch.save, found {reason}"
         ) from None
@@ -195,7 +208,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_zip(path: Path) -> None:
-    # Deflated members would unpack to any size before the first tensor is looked at.
+    # Deflated members would unpack to any size before the first tensor is checked.
     try:
         if not zipfile.is_zipfile(path):
             return

@@ -9,18 +9,27 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 from vggfeat.errors import WeightsError
 
+
+class Format(NamedTuple):
+    """A file format that can be read."""
+
+    words: str
+    reader: str
+    """Module of this folder and its function, imported when it is needed: each brings a library of its own."""
+
+
 FORMATS = {
-    "vggfeat": "safetensors of vggfeat",
-    "timm": "safetensors of another library",
-    "pytorch": "PyTorch state dict",
-    "keras": "Keras HDF5",
-    "matconvnet": "MatConvNet .mat",
-    "caffe": "Caffe .caffemodel",
+    "vggfeat": Format("safetensors of vggfeat", "native.load_own"),
+    "timm": Format("safetensors of another library", "pytorch.load_safetensors"),
+    "pytorch": Format("PyTorch state dict", "pytorch.load_pickled"),
+    "keras": Format("Keras HDF5", "keras.load_keras"),
+    "matconvnet": Format("MatConvNet .mat", "matconvnet.load_matconvnet"),
+    "caffe": Format("Caffe .caffemodel", "caffe.load_caffe"),
 }
-"""What can be read: key, and the words for it."""
 
 _START = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -33,7 +42,7 @@ _CHECKPOINT = b'{"__metadata__": {"about": "{\\"run\\"'
 """How the header of what `vggfeat.training.checkpoints` writes begins."""
 _NET = "save the net alone, for instance as PyTorch state dict or Keras HDF5"
 _UNPACK = "unpack it and name the file in it"
-_AGAIN = "the download failed: take the file anew, for instance with vggfeat weights fetch"
+_AGAIN = "the download failed: take the file again, for instance with vggfeat weights fetch"
 
 _CONFUSED = (
     (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS to the file, not the file", "run git lfs pull"),
@@ -109,7 +118,8 @@ def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
 
 
 def _other(path: Path, found: str, remedy: str) -> WeightsError:
-    return WeightsError(f"{path}: expected weights ({', '.join(FORMATS.values())}), found {found}; {remedy}")
+    known = ", ".join(form.words for form in FORMATS.values())
+    return WeightsError(f"{path}: expected weights ({known}), found {found}; {remedy}")
 
 
 def _folder(path: Path) -> str:

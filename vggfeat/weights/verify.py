@@ -42,7 +42,7 @@ class Sheet:
         ]
         return {
             "path": str(self.path),
-            "format": FORMATS[self.format],
+            "format": FORMATS[self.format].words,
             "bytes": self.bytes,
             **self.digests,
             "published": self.published.name if self.published else None,
@@ -134,7 +134,7 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
 
 def _problems(sheet: Sheet) -> Iterator[str]:
     for name, tensor in sheet.backbone.model.layers.state_dict().items():
-        if name.endswith(".weight") and bool((tensor == tensor.flatten()[0]).all()):
+        if tensor.ndim > 1 and bool((tensor == tensor.flatten()[0]).all()):
             value = tensor.flatten()[0].item()
             yield f"{name}: expected the weights of a trained layer, found {value:g} {tensor.numel()} times"
     if sheet.published:
