@@ -13,10 +13,9 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torchvision.transforms import v2
 
-from vggfeat.classification import fuse as fusing
-from vggfeat.classification.evaluate import evaluate
+from vggfeat.classification import evaluate as fusing
+from vggfeat.classification.evaluate import Fused, evaluate, fuse
 from vggfeat.classification.extract import as_dataset, cache_posteriors, default_scales, match_classes
-from vggfeat.classification.fuse import Fused, fuse
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.extract import RunSettings

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat.classification.fuse import fuse
+from vggfeat.classification.evaluate import fuse
 from vggfeat.cli import features, run
 from vggfeat.datasets import ilsvrc
 from vggfeat.forward.posteriors import Posteriors

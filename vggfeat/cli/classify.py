@@ -98,8 +98,7 @@ def classify(
         _refuse_settled(context)
     import json
 
-    from vggfeat.classification.evaluate import evaluate
-    from vggfeat.classification.fuse import fuse
+    from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.results.classification import Pace, results_json, text_table, write_classification
 
     make_folder(out)

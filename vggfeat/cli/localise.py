@@ -287,8 +287,8 @@ def _labels(
     files: tuple[Path, ...], data: "ClassificationSet", protocol: str, rating: "Backbone | None"
 ) -> tuple[Any, str]:
     """Return the five best classes of every image by files of posteriors, and where they come from."""
+    from vggfeat.classification.evaluate import fuse
     from vggfeat.classification.extract import as_dataset
-    from vggfeat.classification.fuse import fuse
 
     if protocol == "gt":
         if files or rating is not None:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.classification.evaluate import Evaluation
-from vggfeat.classification.fuse import Fused, FusedPart
+from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
 from vggfeat.results.files import write_files
 from vggfeat.results.paper_errors import PaperErrors, is_official, paper_errors, tested_nets
 from vggfeat.results.text import align, printable, shortened
@@ -37,7 +36,7 @@ class Pace(NamedTuple):
     """Images that earlier runs had finished."""
 
 
-def headline(fused: Fused, found: Evaluation) -> str:
+def headline(fused: Fused, found: ClassificationErrors) -> str:
     """Return the line to quote: both errors, nets, modes and scales, images, chance level."""
     nets = " + ".join(map(str, tested_nets(fused)))
     chance = " and ".join(f"{100 * error:.1f} %" for error in chance_errors(len(fused.classes)))
@@ -76,14 +75,19 @@ def result_notes(fused: Fused) -> list[str]:
 
 
 def text_table(
-    fused: Fused, found: Evaluation, *, notes: Sequence[str] = (), most: int | None = None, width: int | None = None
+    fused: Fused,
+    found: ClassificationErrors,
+    *,
+    notes: Sequence[str] = (),
+    most: int | None = None,
+    width: int | None = None,
 ) -> str:
     """Return classes, commonest confusions, failures, notes, headline and the paper's rows as plain text.
 
     Parameters
     ----------
     fused : Fused
-    found : Evaluation
+    found : ClassificationErrors
     notes : sequence of str
         In addition to `result_notes`.
     most : int, optional
@@ -102,7 +106,7 @@ def text_table(
     return "\n".join(printable(line) for line in lines)
 
 
-def _class_lines(fused: Fused, found: Evaluation, most: int | None, width: int | None) -> list[str]:
+def _class_lines(fused: Fused, found: ClassificationErrors, most: int | None, width: int | None) -> list[str]:
     rows = list(found.classes)
     cut = most is not None and len(rows) > most
     if cut:
@@ -117,7 +121,7 @@ def _class_lines(fused: Fused, found: Evaluation, most: int | None, width: int |
     return [*align([header, *cells], left=2, width=width), *more]
 
 
-def _pair_lines(fused: Fused, found: Evaluation, width: int | None) -> list[str]:
+def _pair_lines(fused: Fused, found: ClassificationErrors, width: int | None) -> list[str]:
     pairs = found.pairs()
     if not pairs:
         return []
@@ -133,7 +137,7 @@ def _paper_line(row: PaperErrors) -> str:
 
 
 def results_json(
-    fused: Fused, found: Evaluation, *, paces: Sequence[Pace] = (), notes: Sequence[str] = ()
+    fused: Fused, found: ClassificationErrors, *, paces: Sequence[Pace] = (), notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return everything but the posteriors, ready for JSON."""
     chance = chance_errors(len(fused.classes))
@@ -200,7 +204,7 @@ def _part_json(part: FusedPart) -> dict[str, Any]:
     return own | {name: told.get(name) for name in names}
 
 
-def classes_csv(fused: Fused, found: Evaluation) -> bytes:
+def classes_csv(fused: Fused, found: ClassificationErrors) -> bytes:
     """Return a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken for."""
     commonest: dict[int, tuple[str, int]] = {}
     for true, guess, count in found.pairs():
@@ -216,7 +220,7 @@ def classes_csv(fused: Fused, found: Evaluation) -> bytes:
     )  # fmt: skip
 
 
-def confusions_csv(fused: Fused, found: Evaluation) -> bytes:
+def confusions_csv(fused: Fused, found: ClassificationErrors) -> bytes:
     """Return a line a confusion that occurs: class, taken_for, images; the commonest first."""
     names = fused.classes
     return csv_bytes(
@@ -226,7 +230,7 @@ def confusions_csv(fused: Fused, found: Evaluation) -> bytes:
 
 
 def write_classification(
-    fused: Fused, found: Evaluation, folder: Path, *, paces: Sequence[Pace] = (), notes: Sequence[str] = ()
+    fused: Fused, found: ClassificationErrors, folder: Path, *, paces: Sequence[Pace] = (), notes: Sequence[str] = ()
 ) -> list[Path]:
     """Write results.json, table.txt, classes.csv and confusions.csv, each replaced in one step.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.classification.fuse import Fused, FusedPart
+from vggfeat.classification.evaluate import Fused, FusedPart
 
 JITTERED = "[256;512]"
 _IMAGES, _CLASSES, _OF_EACH = 50_000, 1000, 50
