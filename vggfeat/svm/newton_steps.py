@@ -27,7 +27,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggfeat.svm.arrays import Array, Arrays
 from vggfeat.svm.kernel import Kernel
@@ -146,33 +145,30 @@ def solve(kernel: Kernel, state: State, tolerance: float, max_steps: int) -> Non
     max_steps : int
         Newton steps, at most.
     """
-    arrays = kernel.arrays
-    numbers = np.arange(len(state.signs))
-    part = state.some(arrays.index(numbers))
+    numbers = kernel.arrays.index(np.arange(len(state.signs)))
+    part = state.some(numbers)
     part.slow, part.still, part.primal = part.slow * 0, part.still * 0, part.primal + np.inf
     for step in range(max_steps + 1):
         point = _evaluate(kernel, part, tolerance)
-        going = arrays.to_numpy((part.gap > tolerance) & (part.still < _STILL)) & (step < max_steps)
+        going = (part.gap > tolerance) & (part.still < _STILL) & (step < max_steps)
         if not going.all():
-            over = np.flatnonzero(~going)
-            state.update(arrays.index(numbers[over]), part.some(arrays.index(over)))
-            numbers, left = numbers[going], arrays.index(np.flatnonzero(going))
-            if not len(numbers):
+            state.update(numbers[~going], part.some(~going))
+            if not going.any():
                 return
-            part, point = part.some(left), point.some(left)
+            numbers, part, point = numbers[going], part.some(going), point.some(going)
         direction, difficult = _directions(kernel, point, part.hard)
         part.hard = part.hard | difficult
         reached = kernel.times(part.beta + direction)
-        length = _line_search(part, direction, reached - part.scores, arrays)[:, None]
+        length = _line_search(kernel, part, direction, reached - part.scores)[:, None]
         part.beta = part.beta + length * direction
         # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
-        part.scores = arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
+        part.scores = kernel.arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
         part.steps += 1
 
 
 def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
     """Update gap and objective, and compute what a step needs."""
-    arrays, xp = kernel.arrays, kernel.arrays.xp
+    xp = kernel.arrays.xp
     slack = (1 - state.signs * state.scores).clip(0, None) * (state.bounds > 0)
     pull = state.bounds * slack
     residual = pull * state.signs - state.beta
@@ -185,8 +181,8 @@ def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
     state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
     state.hard = state.hard | ~lower | (state.slow >= _SLOW)
     state.gap, state.primal = gap, primal
-    stuck = arrays.index(np.flatnonzero(arrays.to_numpy((state.still > 0) & (gap > tolerance))))
-    if len(stuck):
+    stuck = (state.still > 0) & (gap > tolerance)
+    if stuck.any():
         part = state.some(stuck)
         # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
         other = abs(part.primal - _dual_at_beta(kernel, part, xp)) / part.primal
@@ -214,16 +210,16 @@ def _dual_at_beta(kernel: Kernel, state: State, xp: Any) -> Array:
     return alpha.sum(-1) - 0.5 * square
 
 
-def _line_search(state: State, direction: Array, scores: Array, arrays: Arrays) -> Array:
+def _line_search(kernel: Kernel, state: State, direction: Array, scores: Array) -> Array:
     """Find how far the objective falls along directions (P, n) with scores K d (P, n); (P,).
 
     Its derivative there is linear in pieces and grows; Newton's method for its zero, kept between bounds.
     """
-    xp = arrays.xp
+    xp = kernel.arrays.xp
     slope, bend = _dots(xp, state.scores, direction), _dots(xp, direction, scores)
     margins, moves = 1 - state.signs * state.scores, state.signs * scores
     steep = abs(slope - _dots(xp, state.bounds * margins.clip(0, None), moves))
-    length = arrays.zeros(len(slope)) + 1
+    length = kernel.arrays.zeros(len(slope)) + 1
     low, high = length * 0, length * _LONGEST
     for _ in range(_TURNS):
         slack = margins - length[:, None] * moves
@@ -252,24 +248,19 @@ def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array
     `hard` (P,) bool: problems for which conjugate gradients in float32 are not enough. Returns d (P, n), and (P,) bool
     of the problems that proved to be hard.
     """
-    arrays = kernel.arrays
-    active = arrays.to_numpy((point.bounds > 0).sum(-1)).astype(float)
+    arrays, xp = kernel.arrays, kernel.arrays.xp
+    active = arrays.double((point.bounds > 0).sum(-1))  # (P,)
     worth = kernel.direct_cost(active) / kernel.cost
-    stiff = arrays.to_numpy(hard)
-    direct = (active <= _FEW) | (worth <= _CHEAP) | (stiff & (worth <= _DEAR))
-    result, difficult = arrays.zeros(*point.beta.shape), np.zeros(len(active), dtype=bool)
-    patience = np.where(stiff, _PATIENCE_DOUBLE, np.clip(worth, *_PATIENCE))
-    for chosen, double in ((~direct & ~stiff, False), (~direct & stiff, True)):
-        numbers = np.flatnonzero(chosen)
-        if len(numbers):
-            index = arrays.index(numbers)
-            some = point.some(index)
-            result[index], difficult[numbers] = _conjugate_gradients(kernel, some, patience[numbers], double)
-    numbers = np.flatnonzero(direct)
-    if len(numbers):
-        index = arrays.index(numbers)
-        result[index] = _cholesky(kernel, point.some(index))
-    return result, arrays.index(difficult)
+    direct = (active <= _FEW) | (worth <= _CHEAP) | (hard & (worth <= _DEAR))
+    patience = xp.where(hard, float(_PATIENCE_DOUBLE), worth.clip(*_PATIENCE))
+    result, difficult = arrays.zeros(*point.beta.shape), hard & ~hard
+    for chosen, double in ((~direct & ~hard, False), (~direct & hard, True)):
+        if chosen.any():
+            some = point.some(chosen)
+            result[chosen], difficult[chosen] = _conjugate_gradients(kernel, some, patience[chosen], double)
+    if direct.any():
+        result[direct] = _cholesky(kernel, point.some(direct))
+    return result, difficult
 
 
 def _cholesky(kernel: Kernel, point: Point) -> Array:
@@ -291,9 +282,7 @@ def _cholesky(kernel: Kernel, point: Point) -> Array:
     return result
 
 
-def _conjugate_gradients(
-    kernel: Kernel, point: Point, patience: NDArray[np.float64], double: bool
-) -> tuple[Array, NDArray[np.bool_]]:
+def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: bool) -> tuple[Array, Array]:
     """Solve all problems together, each until its residual is small or its patience (P,) is over.
 
     The operator 1 + u K is symmetric in the inner product v K v' of the weight vectors.
@@ -304,29 +293,26 @@ def _conjugate_gradients(
     scale = xp.where(point.square > 0, point.square, 1.0)[:, None] ** 0.5
     bounds, residual, scores = cast(point.bounds), cast(point.residual / scale), cast(point.scores / scale)
     stop = xp.maximum(_FORCING**2 + 0 * point.square, 0.25 * point.target / scale[:, 0] ** 2)
-    result, difficult = residual * 0, np.zeros(len(residual), dtype=bool)
-    solution, numbers = residual * 0, np.arange(len(residual))
-    search, search_scores = residual * 1, scores * 1
-    square = arrays.double(xp.einsum("pn,pn->p", residual, scores))
+    numbers = arrays.index(np.arange(len(residual)))
+    result, difficult = residual * 0, numbers < 0
+    solution, search, search_scores = residual * 0, residual * 1, scores * 1
+    square = arrays.double(_dots(xp, residual, scores))
     for step in range(1, int(patience.max()) + 1):
         image = search + bounds * search_scores
-        length = cast(square / arrays.double(xp.einsum("pn,pn->p", search_scores, image)))[:, None]
+        length = cast(square / arrays.double(_dots(xp, search_scores, image)))[:, None]
         solution = solution + length * search
         residual = residual - length * image
         scores = kernel.times(residual)
-        last, square = square, arrays.double(xp.einsum("pn,pn->p", residual, scores))
-        going = arrays.to_numpy(square > stop) & (step < patience[numbers])
+        last, square = square, arrays.double(_dots(xp, residual, scores))
+        going = (square > stop) & (step < patience)
         if not going.all():
-            over = np.flatnonzero(~going)
-            result[arrays.index(numbers[over])] = solution[arrays.index(over)]
-            difficult[numbers[over]] = ~arrays.to_numpy(square <= stop)[over]
-            left = arrays.index(np.flatnonzero(going))
-            numbers = numbers[going]
-            if not len(numbers):
+            over = numbers[~going]
+            result[over], difficult[over] = solution[~going], ~(square <= stop)[~going]
+            if not going.any():
                 break
-            bounds, stop, last, square = bounds[left], stop[left], last[left], square[left]
-            solution, residual, scores = solution[left], residual[left], scores[left]
-            search, search_scores = search[left], search_scores[left]
+            numbers, patience, stop, last, square = (one[going] for one in (numbers, patience, stop, last, square))
+            bounds, solution, residual, scores = (one[going] for one in (bounds, solution, residual, scores))
+            search, search_scores = search[going], search_scores[going]
         turn = cast(square / last)[:, None]
         search, search_scores = residual + turn * search, scores + turn * search_scores
     result = arrays.double(result) * scale
