@@ -1,11 +1,9 @@
-"""Feature files of the same samples, open side by side, rows matched by id.
+"""Feature files of the same samples become one table of descriptors: matched by id, joined, normalised, stacked.
 
-N = samples, K = classes.
-
-Feature files become one table of descriptors: joined, normalised, fused over nets, rows matched by id.
+N = samples, n = some of them, K = classes, D = length of a descriptor.
 
 Features are read in slices, and every row goes straight to its place, so that the table is the only large thing in
-memory. N = samples, n = some of them, K = classes, D = length of a descriptor.
+memory.
 """
 
 import os
@@ -27,106 +25,9 @@ from vggfeat.store.reader import FeatureFile
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file or several."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Matched:
-    """Open feature files of the same samples."""
-
-    files: Sequence[FeatureFile]
-    """At least one."""
-    orders: Sequence[NDArray[np.int64]]
-    """For each file (N,): its row of every sample."""
-    dataset: DataSet
-    """Of the first file, which gives the samples their order."""
-    ok: NDArray[np.bool_]
-    """(N,) False where an image failed in one of the files."""
-
-
-@contextmanager
-def open_matched(paths: Paths) -> Iterator[Matched]:
-    """Open feature files, compare them with their checksums, and match their rows; closed when the block ends.
-
-    Raises
-    ------
-    StoreError
-        If a file is damaged, or the files differ in samples, classes, labels or the images' bytes; the first
-        difference is named.
-    ConfigError
-        If no file is given, or one twice.
-    """
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    if not paths:
-        raise ConfigError("features: expected at least one feature file, found none")
-    real = [os.path.realpath(path) for path in paths]
-    twice = next((path for path, place in zip(paths, real, strict=True) if real.count(place) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"features: expected files of different nets, found {twice} twice")
-    with ExitStack() as stack:
-        first, *others = files = [stack.enter_context(FeatureFile(path)) for path in paths]
-        for file in files:
-            file.check()
-        dataset = first.dataset
-        orders, ok = [np.arange(len(dataset))], first.status == Status.DONE
-        for file in others:
-            orders.append(match_rows(dataset, file.dataset, str(first.path), str(file.path)))
-            ok = ok & (file.status[orders[-1]] == Status.DONE)
-            _check_images(first, file, orders[-1], ok)
-        yield Matched(files=files, orders=orders, dataset=dataset, ok=ok)
-
-
-def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:
-    """Find the row of `other` for every row of `first`.
-
-    Parameters
-    ----------
-    first, other : DataSet
-        Of N samples each, in any order.
-    first_name, other_name : str
-        What messages call them.
-
-    Returns
-    -------
-    (N,) int64
-
-    Raises
-    ------
-    StoreError
-        If an id is missing on either side, or classes or labels differ; the first one is named.
-    """
-    position = {name: row for row, name in enumerate(other.ids)}
-    where, known = f"{first_name} and {other_name}", set(first.ids)
-    for names, others, owner in ((first.ids, position, first_name), (other.ids, known, other_name)):
-        alone = next((name for name in names if name not in others), None)
-        if alone is not None:
-            raise StoreError(f"{where}: expected the same samples, found {alone!r} in {owner} only")
-    for number, (mine, yours) in enumerate(zip_longest(first.classes, other.classes), start=1):
-        if mine != yours:
-            raise StoreError(f"{where}: expected the same classes, found {mine!r} and {yours!r} as number {number}")
-    order = np.array([position[name] for name in first.ids], dtype=np.int64)
-    differing = np.argwhere(first.labels != other.labels[order])
-    if len(differing):
-        row, k = differing[0].tolist()
-        raise StoreError(
-            f"{where}: expected the same labels, found {first.labels[row, k]} and {other.labels[order[row], k]} "
-            f"for {first.ids[row]!r}, class {first.classes[k]}"
-        )
-    return order
-
-
-def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
-    differing = np.flatnonzero(ok & (first.sha256 != other.sha256[order]).any(axis=1))
-    if len(differing):
-        raise StoreError(
-            f"{first.path} and {other.path}: expected features of the same images, found that the image "
-            f"{first.dataset.ids[differing[0]]!r} had other bytes; extract both from one copy of the data set"
-        )
-
-
+Failed = Literal["raise", "drop"]
 CHUNK_BYTES = 1 << 26
 """Features that are in memory at a time, of all files together."""
-
-Failed = Literal["raise", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,22 +90,22 @@ def read_descriptors(
 
     Notes
     -----
-    Needs 4 N D bytes for the table, and some 300 MB beside it.
+    Needs 4 N D bytes for the table, and some 300 MB besides.
     """
-    with open_matched(paths) as matched:
-        descriptors = _read(matched, np.arange(len(matched.dataset)), join, normalisation, regions)
+    with _open(paths, join, normalisation, regions) as aligned:
+        descriptors = aligned.descriptors(np.arange(len(aligned.dataset)))
         settings = {
             "join": join,
             "normalisation": normalisation,
             "length": descriptors.shape[1],
-            "files": [_describe(file, regions) for file in matched.files],
+            "files": [_describe(file, regions) for file in aligned.files],
         }
         return DescriptorTable(
-            dataset=matched.dataset,
+            dataset=aligned.dataset,
             descriptors=descriptors,
-            ok=matched.ok,
+            ok=aligned.ok,
             settings=settings,
-            reasons=_reasons(matched),
+            reasons=aligned.reasons(),
         )
 
 
@@ -221,25 +122,18 @@ def load_features(
 
     Parameters
     ----------
-    path : path, or sequence of paths
-        Feature files; several are fused by stacking.
-    join : "mean", "max" or "stack"
-        Over scales.
+    path, join, normalisation, regions
+        As for `read_descriptors`.
     split : str or sequence of str, optional
         Names of splits stored in the (first) file, for instance "train"; several are united. Only their rows come
         into memory. All rows by default.
-    normalisation : "blocks", "whole" or "none"
-        See `vggfeat.descriptors`.
-    regions : sequence of str, optional
-        Which of the stored regions to stack, in this order; all by default.
     failed : "raise" or "drop"
         What to do where an image could not be read: raise an error, or leave the row out.
 
     Returns
     -------
     LoadedFeatures
-        descriptors (n, D) float32; labels (n,) int64 or (n, K) int8; ids; classes. Rows keep the order of the
-        (first) file.
+        Rows keep the order of the (first) file.
 
     Raises
     ------
@@ -249,20 +143,20 @@ def load_features(
         If a file is damaged, files do not match, or an image failed and `failed` is "raise".
     """
     check_choice("failed", failed, get_args(Failed))
-    with open_matched(path) as matched:
-        data = matched.dataset
+    with _open(path, join, normalisation, regions) as aligned:
+        data = aligned.dataset
         rows = rows_of(data, split)
-        missing = rows[~matched.ok[rows]]
+        missing = rows[~aligned.ok[rows]]
         if len(missing) and failed == "raise":
             raise StoreError(
-                f"{matched.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
+                f"{aligned.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
                 f"whose image failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
                 f"leave them out"
             )
-        rows = rows[matched.ok[rows]]
+        rows = rows[aligned.ok[rows]]
         labels = data.labels[rows]
         return LoadedFeatures(
-            descriptors=_read(matched, rows, join, normalisation, regions),
+            descriptors=aligned.descriptors(rows),
             labels=class_numbers(labels) if data.task == Task.SINGLE_LABEL else labels,
             ids=[data.ids[row] for row in rows],
             classes=data.classes,
@@ -312,23 +206,115 @@ def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
     )
 
 
-def _read(
-    matched: Matched,
-    rows: NDArray[np.int64],
-    join: Join,
-    normalisation: Normalisation,
-    regions: Sequence[str] | None,
-) -> NDArray[np.float32]:
-    """Descriptors (n, D) of some rows, zeros where an image failed."""
-    # No rows have a length too, and wrong settings are refused before anything is read.
-    chosen = [_region_numbers(file, regions) for file in matched.files]
-    length = _fuse_rows(matched, rows[:0], join, normalisation, chosen).shape[1]
-    descriptors = np.empty((len(rows), length), dtype=np.float32)
-    step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in matched.files))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        descriptors[part] = _fuse_rows(matched, rows[part], join, normalisation, chosen)
-    return descriptors
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Aligned:
+    """Open feature files of the same samples, and how their features become descriptors."""
+
+    files: Sequence[FeatureFile]
+    """At least one."""
+    orders: Sequence[NDArray[np.int64]]
+    """For each file (N,): its row of every sample."""
+    ok: NDArray[np.bool_]
+    """(N,) False where an image failed in one of the files."""
+    regions: Sequence[Sequence[int]]
+    """For each file: numbers of the regions to stack."""
+    join: Join
+    normalisation: Normalisation
+
+    @property
+    def dataset(self) -> DataSet:
+        """That of the first file, which gives the samples their order."""
+        return self.files[0].dataset
+
+    def descriptors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the descriptors (n, D) of some rows, zeros where an image failed."""
+        # No rows have a length too, and wrong settings are refused before anything is read.
+        length = self._fuse(rows[:0]).shape[1]
+        descriptors = np.empty((len(rows), length), dtype=np.float32)
+        step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in self.files))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            descriptors[part] = self._fuse(rows[part])
+        return descriptors
+
+    def reasons(self) -> dict[int, str]:
+        """Return row that failed -> why, by the first file that says it."""
+        found = {}
+        for row in np.flatnonzero(~self.ok).tolist():
+            given = (file.reasons[order[row]] for file, order in zip(self.files, self.orders, strict=True))
+            found[row] = next(filter(None, given), "")
+        return found
+
+    def _fuse(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = []
+        for file, order, regions in zip(self.files, self.orders, self.regions, strict=True):
+            features = file.read(order[rows])  # (n, S, R, C)
+            # Before anything is computed: what a file holds in a row that failed is no number.
+            features[~self.ok[rows]] = 0
+            parts.append(join_features(features[:, :, regions], self.join, self.normalisation))
+        return fuse(parts, self.normalisation)
+
+
+@contextmanager
+def _open(paths: Paths, join: Join, normalisation: Normalisation, regions: Sequence[str] | None) -> Iterator[_Aligned]:
+    """Open feature files, compare them with their checksums, and match their rows; closed when the block ends."""
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not paths:
+        raise ConfigError("features: expected at least one feature file, found none")
+    real = [os.path.realpath(path) for path in paths]
+    twice = next((path for path, place in zip(paths, real, strict=True) if real.count(place) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"features: expected files of different nets, found {twice} twice")
+    with ExitStack() as stack:
+        first, *others = files = [stack.enter_context(FeatureFile(path)) for path in paths]
+        for file in files:
+            file.check()
+        orders, ok = [np.arange(len(first.dataset))], first.status == Status.DONE
+        for file in others:
+            orders.append(match_rows(first.dataset, file.dataset, str(first.path), str(file.path)))
+            ok = ok & (file.status[orders[-1]] == Status.DONE)
+            _check_images(first, file, orders[-1], ok)
+        numbers = [_region_numbers(file, regions) for file in files]
+        yield _Aligned(files=files, orders=orders, ok=ok, regions=numbers, join=join, normalisation=normalisation)
+
+
+def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:
+    """Find the row of `other` for every row of `first`.
+
+    Both have N samples, in any order; returns (N,). Messages call them `first_name` and `other_name`.
+
+    Raises
+    ------
+    StoreError
+        If an id is missing on either side, or classes or labels differ; the first one is named.
+    """
+    position = {name: row for row, name in enumerate(other.ids)}
+    where, known = f"{first_name} and {other_name}", set(first.ids)
+    for names, others, owner in ((first.ids, position, first_name), (other.ids, known, other_name)):
+        alone = next((name for name in names if name not in others), None)
+        if alone is not None:
+            raise StoreError(f"{where}: expected the same samples, found {alone!r} in {owner} only")
+    for number, (mine, yours) in enumerate(zip_longest(first.classes, other.classes), start=1):
+        if mine != yours:
+            raise StoreError(f"{where}: expected the same classes, found {mine!r} and {yours!r} as number {number}")
+    order = np.array([position[name] for name in first.ids], dtype=np.int64)
+    differing = np.argwhere(first.labels != other.labels[order])
+    if len(differing):
+        row, k = differing[0].tolist()
+        raise StoreError(
+            f"{where}: expected the same labels, found {first.labels[row, k]} and {other.labels[order[row], k]} "
+            f"for {first.ids[row]!r}, class {first.classes[k]}"
+        )
+    return order
+
+
+def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
+    differing = np.flatnonzero(ok & (first.sha256 != other.sha256[order]).any(axis=1))
+    if len(differing):
+        raise StoreError(
+            f"{first.path} and {other.path}: expected features of the same images, found that the image "
+            f"{first.dataset.ids[differing[0]]!r} had other bytes; extract both from one copy of the data set"
+        )
 
 
 def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[int]:
@@ -337,30 +323,6 @@ def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[in
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
     return [file.regions.index(name) for name in wanted]
-
-
-def _fuse_rows(
-    matched: Matched,
-    rows: NDArray[np.int64],
-    join: Join,
-    normalisation: Normalisation,
-    chosen: Sequence[Sequence[int]],
-) -> NDArray[np.float32]:
-    parts = []
-    for file, order, numbers in zip(matched.files, matched.orders, chosen, strict=True):
-        features = file.read(order[rows])
-        # Before anything is computed: what a file holds in a row that failed is no number.
-        features[~matched.ok[rows]] = 0
-        parts.append(join_features(features[:, :, numbers], join, normalisation))
-    return fuse(parts, normalisation)
-
-
-def _reasons(matched: Matched) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for row in np.flatnonzero(~matched.ok).tolist():
-        told = [file.reasons[order[row]] for file, order in zip(matched.files, matched.orders, strict=True)]
-        found[row] = next(filter(None, told), "")
-    return found
 
 
 def _describe(file: FeatureFile, regions: Sequence[str] | None) -> dict[str, Any]:
