@@ -281,9 +281,7 @@ def test_results_of_other_settings_are_not_replaced_without_a_word(folder, tmp_p
     assert svm(*words, "1,4") == svm(*words, "1,4") == 0
     assert "replaced" not in capsys.readouterr().err
     assert svm(*words, "1,2", "--seed", 3) == 0
-    told = (
-        "results of other settings stood there and are replaced; other: protocol.grid, protocol.seed, protocol.svm.seed"
-    )
+    told = "results of other settings in it are replaced; other: protocol.grid, protocol.seed, protocol.svm.seed"
     assert f"note: {tmp_path / 'out'}: {told}\n" in capsys.readouterr().err
     (tmp_path / "out" / "results.json").write_text("[")
     assert svm(*words, "1,4") == 0

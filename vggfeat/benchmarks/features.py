@@ -33,7 +33,7 @@ class TaskSplit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """What a protocol hands to the solver."""
+    """What a protocol gives to the solver."""
 
     name: str
     descriptors: NDArray[np.float32]

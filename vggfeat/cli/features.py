@@ -1,4 +1,4 @@
-"""`vggfeat inspect` and `vggfeat export`: look at a feature file, hand its descriptors to other programs."""
+"""`vggfeat inspect` and `vggfeat export`: show a feature file, write its descriptors for other programs."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True)
 @click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that stands there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
     files: tuple[Path, ...],

@@ -146,7 +146,7 @@ def svm(
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
     content = results_json(result)
-    _tell_of_replaced(folder, content["settings"])
+    _note_replaced(folder, content["settings"])
     written = write_results(result, table.dataset, folder)
     if as_json:
         click.echo(json.dumps(content, indent=2))
@@ -164,8 +164,8 @@ def _refuse_others(context: click.Context) -> None:
             raise ConfigError(f"{param.opts[0]}: not together with --apply, where the model decides; leave it out")
 
 
-def _tell_of_replaced(folder: Path, settings: Any) -> None:
-    """Say in which settings results differ that stand there, before others replace them."""
+def _note_replaced(folder: Path, settings: Any) -> None:
+    """Say in which settings the results in the folder differ, before others replace them."""
     import json
 
     from vggfeat.store.identity import differences
@@ -177,12 +177,12 @@ def _tell_of_replaced(folder: Path, settings: Any) -> None:
     names = [line.partition(":")[0] for line in differences(before, settings)]
     if names:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        told = f"{', '.join(names[:MOST_NAMED])}{more}"
-        click.echo(f"note: {folder}: results of other settings stood there and are replaced; other: {told}", err=True)
+        named = f"{', '.join(names[:MOST_NAMED])}{more}"
+        click.echo(f"note: {folder}: results of other settings in it are replaced; other: {named}", err=True)
 
 
 def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
-    """Refuse a folder in which half of what stands there would be replaced, and the rest taken for ours."""
+    """Refuse a folder of which half would be replaced, and the rest taken for part of these results."""
     if os.path.lexists(folder / file):
         raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
 

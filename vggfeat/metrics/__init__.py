@@ -11,7 +11,14 @@ from vggfeat.metrics.boxes import (
     inclusive_pixels,
     localisation_error,
 )
-from vggfeat.metrics.classes import class_recall, confusion, mean_class_recall, predict_classes, top_k_error
+from vggfeat.metrics.classes import (
+    class_recall,
+    confusion,
+    mean_class_recall,
+    mean_defined,
+    predict_classes,
+    top_k_error,
+)
 from vggfeat.metrics.ranking import PrecisionRecall, Rule, average_precision, precision_recall
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "inclusive_pixels",
     "localisation_error",
     "mean_class_recall",
+    "mean_defined",
     "precision_recall",
     "predict_classes",
     "top_k_error",

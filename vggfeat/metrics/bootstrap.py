@@ -140,8 +140,8 @@ def _values(labels: NDArray[np.int8], scores: NDArray[np.float64], measure: Meas
     return lambda rows: np.stack([one(rows) for one in ranked], axis=1)
 
 
-def _recall(targets: NDArray[np.int64], right: NDArray[np.bool_], count: int, whole: bool) -> Values:
-    member = np.ones((len(targets), 1)) if whole else targets[:, None] == np.arange(count)
+def _recall(targets: NDArray[np.int64], right: NDArray[np.bool_], count: int, together: bool) -> Values:
+    member = np.ones((len(targets), 1)) if together else targets[:, None] == np.arange(count)
     samples, hits = member.astype(np.float32), (member * right[:, None]).astype(np.float32)
 
     def value(rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ def _recall(targets: NDArray[np.int64], right: NDArray[np.bool_], count: int, wh
 
 
 class _Ranked:
-    """One class of one result, ranked once; precision is only looked at where it can be highest, at the positives."""
+    """One class of one result, ranked once; precision is computed only where it can be highest, at the positives."""
 
     def __init__(self, labels: NDArray[np.int8], scores: NDArray[np.float64], area: bool) -> None:
         order = np.argsort(-scores, kind="stable")

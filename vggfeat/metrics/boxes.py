@@ -31,7 +31,7 @@ class Localised(NamedTuple):
     """(N,) whether an image counts."""
 
     def error_at(self, guesses: int) -> float:
-        """Return the error if only the first so many guesses of an image are looked at."""
+        """Return the error by the first guesses of each image only."""
         wrong = self.wrong[self.counted, :guesses]
         return float(wrong.all(axis=1).mean()) if len(wrong) else float("nan")
 

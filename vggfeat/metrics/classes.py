@@ -24,7 +24,7 @@ def confusion(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> N
     Returns
     -------
     (K, K) int64
-        Row = true class, column = predicted class. Samples without a prediction stand in no cell, so that a row
+        Row = true class, column = predicted class. Samples without a prediction are in no cell, so that a row
         sums to less than the samples of its class by their number.
 
     Raises
@@ -82,9 +82,13 @@ def mean_class_recall(targets: ArrayLike, predictions: ArrayLike, num_classes: i
     FitError
         As `confusion`.
     """
-    recalls = class_recall(targets, predictions, num_classes)
-    occurring = recalls[~np.isnan(recalls)]
-    return float(occurring.mean()) if len(occurring) else float("nan")
+    return mean_defined(class_recall(targets, predictions, num_classes))
+
+
+def mean_defined(values: NDArray[np.float64]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def predict_classes(scores: ArrayLike) -> NDArray[np.int64]:

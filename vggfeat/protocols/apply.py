@@ -36,7 +36,7 @@ class Predictions:
     classes: tuple[str, ...]
     """K names."""
     dataset: DataSet
-    """The new images; their labels, if they have some, are not looked at."""
+    """The new images; their labels, if they have some, are not used."""
     scores: NDArray[np.float64]
     """(N, K); -inf where the image failed."""
     reasons: Mapping[str, str]

@@ -11,8 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError
-from vggfeat.metrics import Rule, average_precision, class_recall, confusion, predict_classes
-from vggfeat.protocols.results import mean_defined
+from vggfeat.metrics import (
+    Rule,
+    average_precision,
+    class_recall,
+    confusion,
+    mean_class_recall,
+    mean_defined,
+    predict_classes,
+)
 from vggfeat.samples import DataSet, Label
 
 Difficult = Literal["ignore", "negative", "positive"]
@@ -24,7 +31,7 @@ Rows = NDArray[np.int64]
 
 _SIGNS = {"ignore": 0, "negative": -1, "positive": 1}
 RANDOM_ORDERS = 100
-"""Orders that the chance level of average precision is the mean of."""
+"""Number of random orders averaged for the chance level of average precision."""
 _RULES: dict[str, Rule] = {"ap-11-point": "11-point", "ap-area": "area"}
 
 
@@ -48,36 +55,25 @@ class Evaluation:
         return self._labels(rows, self.difficult_in_training, f"train on ({what})")
 
     def truth(self, rows: Rows, what: str) -> NDArray[np.int8]:
-        """Labels (m, K) of 1, -1, 0 to measure by; `what` names the rows in errors.
-
-        Raises
-        ------
-        FitError
-            As `training_labels`.
-        """
+        """Labels (m, K) of 1, -1, 0 to measure by; errors as `training_labels`."""
         return self._labels(rows, self.difficult_in_scoring, f"measure by ({what})")
 
     def values(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Return key of a measure -> (K,) value of each class, NaN without a positive; both rules of precision."""
-        count = len(self.dataset.classes)
         if self.metric == "recall":
-            return {"recall": class_recall(truth.argmax(axis=1), predict_classes(scores), count)}
-        return {
-            key: np.array([average_precision(truth[:, k], scores[:, k], rule) for k in range(count)])
-            for key, rule in _RULES.items()
-        }
+            return {"recall": class_recall(truth.argmax(axis=1), predict_classes(scores), truth.shape[1])}
+        return {key: _precisions(truth, scores, rule) for key, rule in _RULES.items()}
 
     def curve_values(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what C is chosen by: (K,) average precision by the headline's rule, or (1,) mean class recall."""
         if self.metric == "recall":
-            return np.array([mean_defined(self.values(truth, scores)["recall"])])
-        rule = _RULES[self.metric]
-        return np.array([average_precision(truth[:, k], scores[:, k], rule) for k in range(truth.shape[1])])
+            return np.array([mean_class_recall(truth.argmax(axis=1), predict_classes(scores), truth.shape[1])])
+        return _precisions(truth, scores, _RULES[self.metric])
 
     def means(
         self, values: dict[str, NDArray[np.float64]], truth: NDArray[np.int8], scores: NDArray[np.float64]
     ) -> dict[str, float]:
-        """Return key of a measure -> its mean over the classes that have a value; with recall, accuracy beside it."""
+        """Return key of a measure -> its mean over the classes that have a value; with recall, accuracy as well."""
         means = {key: mean_defined(per_class) for key, per_class in values.items()}
         if self.metric == "recall":
             right = truth.argmax(axis=1) == predict_classes(scores)
@@ -118,6 +114,10 @@ class Evaluation:
             )
         signs = np.where(labels == Label.IGNORED, np.int8(_SIGNS[difficult]), labels)
         return np.where(labels == Label.UNLISTED, np.int8(0), signs)
+
+
+def _precisions(truth: NDArray[np.int8], scores: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
+    return np.array([average_precision(truth[:, k], scores[:, k], rule) for k in range(truth.shape[1])])
 
 
 @cache

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError
+from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
-from vggfeat.protocols.results import Choice, Run, Submission, mean_defined
+from vggfeat.protocols.results import Choice, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
 from vggfeat.table import DescriptorTable
@@ -76,7 +77,7 @@ class Experiment:
         return self.table.dataset.classes
 
     @cached_property
-    def shared(self) -> SvmProblemSet:
+    def problems(self) -> SvmProblemSet:
         """The descriptors, with what all fits on rows of them have in common."""
         return SvmProblemSet(self.table.descriptors, self.svm)
 
@@ -112,7 +113,7 @@ class Experiment:
         """
         labels = self._fittable_labels(rows, what)
         with self._timed("fit"):
-            model = self.shared.fit(
+            model = self.problems.fit(
                 rows[self.table.ok[rows]],
                 labels,
                 choice.C,
@@ -226,30 +227,31 @@ class Experiment:
 
     def _sweep(self, pairs: Sequence[tuple[Rows, Rows, str]], stage: str) -> Iterator[_Measured]:
         """Solve all pairs (rows to fit, rows held out, in words) at once, and measure one after the other."""
-        ok, parts, able = self.table.ok, [], []
+        ok, splits, trainable = self.table.ok, [], []
         for fit_rows, held_rows, what in pairs:
             labels = self.evaluation.training_labels(fit_rows, what)[ok[fit_rows]]
-            able.append(fittable_classes(labels) & ok[held_rows].any())
-            if able[-1].any():
+            trainable.append(fittable_classes(labels) & ok[held_rows].any())
+            if trainable[-1].any():
                 held_out = held_rows[ok[held_rows]]
-                parts.append(Split(rows=fit_rows[ok[fit_rows]], labels=labels[:, able[-1]], held_out=held_out))
+                splits.append(Split(rows=fit_rows[ok[fit_rows]], labels=labels[:, trainable[-1]], held_out=held_out))
         progress = self._stage(f"choosing C: {stage}")
-        sweeps = iter(self.shared.sweep(parts, self.grid, progress=progress) if parts else ())
-        for (_, held_rows, what), columns in zip(pairs, able, strict=True):
+        sweeps = iter(self.problems.sweep(splits, self.grid, progress=progress) if splits else ())
+        for (_, held_rows, what), columns in zip(pairs, trainable, strict=True):
             yield self._measure(held_rows, what, columns, next(sweeps) if columns.any() else None)
 
-    def _measure(self, held_rows: Rows, what: str, able: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
-        truth, ok = self.evaluation.truth(held_rows, what), self.table.ok[held_rows]
+    def _measure(self, held_rows: Rows, what: str, trainable: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
+        """Measure held-out rows (m,) by every C; rows that failed, and classes that can't be trained, have no score."""
+        truth, ok = self.evaluation.truth(held_rows, what), self.table.ok[held_rows]  # (m, K), (m,)
         scores = np.full((len(self.grid), len(held_rows), len(self.classes)), -np.inf)
         converged = np.ones((len(self.grid), len(self.classes)), dtype=bool)
         gap = np.full(converged.shape, np.nan)
         if sweep is not None:
-            scores[np.ix_(np.arange(len(self.grid)), ok, able)] = sweep.scores.swapaxes(1, 2)
-            converged[:, able], gap[:, able] = sweep.converged, sweep.gap
+            scores[np.ix_(np.arange(len(self.grid)), ok, trainable)] = sweep.scores.swapaxes(1, 2)  # (G, m, K)
+            converged[:, trainable], gap[:, trainable] = sweep.converged, sweep.gap
         curve = np.array([self.evaluation.curve_values(truth, part) for part in scores])
         if self.evaluation.metric != "recall":
-            curve[:, ~able] = np.nan
-        elif not able.any():
+            curve[:, ~trainable] = np.nan
+        elif not trainable.any():
             curve[:] = np.nan
         return _Measured(curve, converged, gap)
 

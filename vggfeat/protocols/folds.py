@@ -1,6 +1,6 @@
 """Rows are divided for the choice of C and for tests without official splits, by a rule that needs no chance.
 
-Groups, not rows, are divided: rows of one image (people in VOC's action task) never stand on both sides. The order
+Groups, not rows, are divided: rows of one image (people in VOC's action task) are never on both sides. The order
 of groups is that of the SHA-256 of "seed/folds/path" or "seed/held-out/path".
 """
 

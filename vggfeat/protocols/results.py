@@ -1,4 +1,4 @@
-"""What a protocol hands back: every number and every choice behind it, ready for JSON.
+"""What a protocol returns: every number and every choice behind it, ready for JSON.
 
 K = classes, G = values of C, m = rows of a test.
 """
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.metrics import mean_defined
 from vggfeat.svm import LinearModel
 
 METRICS = {
@@ -87,7 +88,7 @@ class Submission:
     rows: NDArray[np.int64]
     """(m,) rows of the data set, in its order."""
     scores: NDArray[np.float64]
-    """(m, K), finite; an image that failed stands 1 below the lowest score of the class."""
+    """(m, K), finite; an image that failed is 1 below the lowest score of the class."""
     listed: NDArray[np.bool_]
     """(m, K) False where the row is not in the class's list and must not be written (VOC actions: jumping)."""
     model: LinearModel
@@ -241,12 +242,6 @@ class Result:
             "runs": len(self.runs),
             "values": {key: self.deviation(key) for key in self.runs[0].means},
         }
-
-
-def mean_defined(values: NDArray[np.float64]) -> float:
-    """Mean of the values that are not NaN; NaN if there is none. Who calls it says which were left out."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _solved(found: Sequence[Choice] | Sequence[LinearModel]) -> Solved:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vggfeat.protocols.results import Result, Run, mean_defined
+from vggfeat.metrics import mean_defined
+from vggfeat.protocols.results import Result, Run
 from vggfeat.results.text import printable
 
 if TYPE_CHECKING:

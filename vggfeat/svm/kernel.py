@@ -2,9 +2,9 @@
 
 N = rows of the table, n = rows that are meant, D = length of a descriptor, P = problems.
 
-A weight vector is a combination of the rows (x, s), where s is the constant that stands for the intercept. The Newton
-solver keeps its n coefficients beta; what it needs of the rows are products with the n x n matrix K of their inner
-products.
+A weight vector is a combination of the rows (x, s), where s is the constant whose weight gives the intercept. The
+Newton solver keeps its n coefficients beta; what it needs of the rows are products with the n x n matrix K of their
+inner products.
 """
 
 from abc import ABC, abstractmethod

@@ -35,7 +35,7 @@ from vggfeat.svm.kernel import Kernel
 _SLOW = 3
 # After so many in a row that don't lower the objective by this part, although float64 is in use, nothing will.
 _STILL, _VISIBLE = 2, 1e-13
-# Turning points of the objective along a line that are looked at, and how flat it must be there.
+# Turning points of the objective along a line that are tried, and how flat it must be there.
 _TURNS, _FLAT = 50, 1e-3
 # Rounding errors grow with the length of a step; a Newton step that should be much longer is none.
 _LONGEST = 8.0
