@@ -16,6 +16,7 @@ from vggfeat import synthetic
 from vggfeat.benchmarks.operations import layer_multiply_adds
 from vggfeat.benchmarks.training import TrainingSpeeds, training_multiply_adds
 from vggfeat.cli import run
+from vggfeat.cli.signals import signals_as_flag
 from vggfeat.nets.vgg import VGG
 from vggfeat.weights import load_backbone, save_weights
 
@@ -256,3 +257,39 @@ def test_bench_train_measures_and_names_what_holds_training_up(images, capsys):
     shown = capsys.readouterr().out
     for words in ("decoding alone", "loading alone", "step alone", "both", "% of the matrix rate", "held up by: "):
         assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, ZeroDivisionError)]
+)
+def test_a_signal_becomes_a_flag_and_is_raised_again_at_the_end(number, raised):
+    def terminate(number, frame):
+        raise ZeroDivisionError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    reached = []
+    try:
+        with pytest.raises(raised), signals_as_flag() as stop:  # noqa: PT012
+            assert not stop()
+            signal.raise_signal(number)
+            reached.append(stop())
+        assert reached == [True]
+        with pytest.raises(raised), signals_as_flag():  # noqa: PT012
+            signal.raise_signal(number)
+            signal.raise_signal(number)  # The second takes effect at once.
+            reached.append("too late")
+        assert reached == [True]
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_as_flag() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,7 +14,7 @@ from vggfeat.cli.localise_train import localise_train
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.localisation import nets
 from vggfeat.localisation.nets import BOX_FACTS, BoxRecipe, box_recipe_for, init_box_net, is_box_net, load_box_net
-from vggfeat.training.settings import Recipe
+from vggfeat.training.recipe import Recipe
 from vggfeat.weights import save_weights
 
 NAN = math.nan

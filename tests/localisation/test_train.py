@@ -25,12 +25,10 @@ from vggfeat.localisation.boxes import class_outputs, decode, encode, overlaps
 from vggfeat.localisation.nets import BOX_FACTS, BoxRecipe, box_recipe_for, load_box_net
 from vggfeat.localisation.train import NO_TARGET, BoxData, BoxRegression, BoxTargets, train_boxes
 from vggfeat.samples import ClassificationSet, LabelledImages
-from vggfeat.training.batches import TrainingBatches, ValidationBatches
 from vggfeat.training.checkpoints import read_checkpoint
 from vggfeat.training.crops import Crops
-from vggfeat.training.sampling import CropSettings
-from vggfeat.training.settings import TrainingSettings
-from vggfeat.training.state import Hooks
+from vggfeat.training.data import training_batches, validation_batches
+from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.weights import load_backbone, save_weights
 
 NAN = math.nan
@@ -137,16 +135,15 @@ def paint(root: Path) -> tuple[LabelledImages, Boxes]:
 def test_the_box_is_where_the_crop_shows_it(tmp_path, side):
     images, boxes = paint(tmp_path)
     recipe = BoxRecipe(least_inside=1e-9)
-    crops = CropSettings(scale=(256, 300), side=side, colour=0.0)
+    drawn = Recipe(scale=(256, 300), crop=side, seed=3, batch=24)
+    centred = Recipe(scale=(256, 256), crop=side)
     frame = torch.tensor([0.0, 0, side, side])
     seen = 0
     with Decoder(0, DecodeSettings()) as decoder:
         labels = BoxTargets(images, boxes, recipe, training=True)
-        training = TrainingBatches(
-            images, crops, mean=(0, 0, 0), colours=None, seed=3, batch=24, decoder=decoder, labels=labels
-        )
+        training = training_batches(images, drawn, mean=(0, 0, 0), colours=None, decoder=decoder, labels=labels)
         labels = BoxTargets(images, boxes, recipe, training=False)
-        validation = ValidationBatches(images, 256, side=side, mean=(0, 0, 0), decoder=decoder, labels=labels)
+        validation = validation_batches(images, centred, mean=(0, 0, 0), decoder=decoder, labels=labels)
         with training, validation:
             for batch in (next(training), next(training), next(validation)):
                 for image, target in zip(batch.images, batch.targets, strict=True):
@@ -310,9 +307,7 @@ def test_the_last_validation_is_right(squares, whole):
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
 def test_a_stopped_run_goes_on_to_the_same_bits(squares, whole, tmp_path, stopped_after):
-    done = [0.0]
-    hooks = Hooks(progress=lambda step, *rest: done.append(step), stop=lambda: done[-1] >= stopped_after)
-    outcome = run(squares, tmp_path / "x", hooks=hooks)
+    outcome = run(squares, tmp_path / "x", progress=lambda step, *rest: step >= stopped_after)
     assert (outcome.weights, outcome.step) == (None, stopped_after)
     outcome = run(squares, tmp_path / "x", resume=True)
     assert outcome.resumed == stopped_after

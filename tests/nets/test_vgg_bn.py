@@ -12,7 +12,7 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.forward.features import Extraction, ExtractionSettings
 from vggfeat.nets.transforms import normalise
-from vggfeat.training.settings import Recipe, recipe_for
+from vggfeat.training.recipe import Recipe, recipe_for
 from vggfeat.weights import load_backbone, random_backbone
 from vggfeat.weights.export import export_onnx, export_torchvision
 from vggfeat.weights.native import rewrite

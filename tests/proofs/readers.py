@@ -28,9 +28,9 @@ from vggfeat.samples import LabelledImages
 from vggfeat.store.shards import HEAD
 from vggfeat.svm.model import LinearModel, load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
+from vggfeat.training.feed import read_statistics
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import RunFolder
-from vggfeat.training.statistics import _load as load_statistics
 
 from .common import draw
 from .mutants import Tree, damage, read
@@ -333,7 +333,7 @@ READERS = {
     "run-folder": Reader(make=run_folder, read=read_run_folder, error=TrainingError, texts=(".json", ".jsonl"),
                          tree=False),
     "packed": Reader(make=packed_copy, read=read_packed_copy, error=DatasetError, texts=(".json",)),
-    "statistics": Reader(make=statistics, read=lambda place: told(load_statistics(place / "statistics.json")),
+    "statistics": Reader(make=statistics, read=lambda place: told(read_statistics(place / "statistics.json")),
                          error=TrainingError, texts=(".json",), tree=False),
 }  # fmt: skip
 

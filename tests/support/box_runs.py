@@ -8,8 +8,8 @@ import torch
 from vggfeat.datasets.ilsvrc_boxes import Boxes
 from vggfeat.nets.vgg import VGG
 from vggfeat.samples import LabelledImages
-from vggfeat.training.initialisation import draw_weights
-from vggfeat.training.settings import Recipe
+from vggfeat.training.objective import draw_weights
+from vggfeat.training.recipe import Recipe
 from vggfeat.weights import Backbone
 
 NAMES = ("ant", "bee")

@@ -25,12 +25,11 @@ import torch
 from vggfeat.errors import TrainingError, VggfeatError
 from vggfeat.runtime.distributed import World, open_world, share
 from vggfeat.training import train as loop
-from vggfeat.training.batches import Batch
-from vggfeat.training.curves import draw_curves
+from vggfeat.training.data import LabelledBatch
 from vggfeat.training.learner import Learner
-from vggfeat.training.settings import Recipe, TrainingSettings
-from vggfeat.training.state import Hooks
-from vggfeat.training.task import Classification
+from vggfeat.training.objective import Classification
+from vggfeat.training.recipe import Recipe, TrainingSettings
+from vggfeat.training.run_folder import draw_curves
 
 SIDE = 224
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -60,14 +59,14 @@ class StripeFeed:
             self.asked.append(step)
             images, targets = stripes(self.recipe.batch, step)
             mine = share(self.recipe.batch, self.world.rank, self.world.size)
-            yield Batch(step, images[mine], targets[mine], 0.001)
+            yield LabelledBatch(step, images[mine], targets[mine], 0.001)
             step += 1
 
     @contextmanager
     def validation(self):
         images, targets = stripes(self.validation_images, 10**6)
         mine = share(self.validation_images, self.world.rank, self.world.size)
-        yield iter([Batch(0, images[mine], targets[mine], 0.0)])
+        yield iter([LabelledBatch(0, images[mine], targets[mine], 0.0)])
 
     def unreadable(self):
         return self._unreadable
@@ -90,15 +89,15 @@ def small_recipe(**other) -> Recipe:
 def run_small(out: Path, recipe: Recipe, run: TrainingSettings | None = None, *, feed=None, world=None, **other):
     world = world or World()
     run = run or TrainingSettings(checkpoint_every=3, log_every=2)
-    task = Classification(recipe, CLASSES)
-    return loop.learn(task, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
+    objective = Classification(recipe, CLASSES)
+    return loop.learn(objective, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
 
 
 def load_all() -> None:
     """Import what torch and matplotlib import late: seconds that a fork need not spend again."""
-    task = Classification(small_recipe(), CLASSES)
-    Learner(task.first_weights()[0], task, TrainingSettings(), World(), None, [].append)
-    draw_curves([], "", task.errors)
+    objective = Classification(small_recipe(), CLASSES)
+    Learner(objective.first_weights()[0], objective, TrainingSettings(), World(), None, [].append)
+    draw_curves([], "", objective.errors)
 
 
 def start(action) -> int:
@@ -198,8 +197,8 @@ def narrow(recipe: Recipe, found: World) -> None:
         return part(self, images, targets, masks)
 
     Learner._part = full
-    task = Classification(recipe, CLASSES)
-    learner = Learner(task.first_weights()[0], task, TrainingSettings(), found, None, [].append)
+    objective = Classification(recipe, CLASSES)
+    learner = Learner(objective.first_weights()[0], objective, TrainingSettings(), found, None, [].append)
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     os._exit(learner.micro_batch)
 
@@ -236,8 +235,11 @@ def start_world(out: Path, processes: int, recipe: Recipe, stop=None, action=Non
             if action is not None:
                 action(recipe, found)
             feed = StripeFeed(recipe, found)
-            hooks = Hooks(stop=lambda: bool(stop and stop(rank, max(feed.asked, default=-1))))
-            run_small(out, recipe, feed=feed, world=found, hooks=hooks, **other)
+
+            def progress(*_):
+                return bool(stop and stop(rank, max(feed.asked, default=-1)))
+
+            run_small(out, recipe, feed=feed, world=found, progress=progress, **other)
 
     return [start(lambda rank=rank: one(rank)) for rank in range(processes)]
 

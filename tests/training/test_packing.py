@@ -19,9 +19,9 @@ from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescale
 from vggfeat.runtime import durable
 from vggfeat.runtime.locks import Lock
-from vggfeat.training.batches import TrainingBatches
+from vggfeat.training.data import training_batches
 from vggfeat.training.packing import PackSettings, pack
-from vggfeat.training.sampling import CropSettings
+from vggfeat.training.recipe import Recipe
 
 SMALL = PackSettings(side=32, shard_images=4)
 
@@ -142,14 +142,12 @@ def test_small_clean_jpegs_are_kept_byte_for_byte_and_everything_else_becomes_on
 
 def test_a_copy_can_be_trained_on(tree, tmp_path):
     pack(ilsvrc.read(tree), tmp_path / "out", PackSettings(side=64, shard_images=3), workers=0)
-    crops = CropSettings(scale=(40, 48), side=32)
+    recipe = Recipe(scale=(40, 48), crop=32, batch=20)
     found = []
     for root, workers in ((tree, 0), (tmp_path / "out", 0), (tmp_path / "out", 1)):
         with (
             Decoder(workers, DecodeSettings()) as decoder,
-            TrainingBatches(
-                ilsvrc.read(root).train, crops, mean=(1, 2, 3), colours=None, seed=0, batch=20, decoder=decoder
-            ) as stream,
+            training_batches(ilsvrc.read(root).train, recipe, mean=(1, 2, 3), colours=None, decoder=decoder) as stream,
         ):
             found.append(next(stream))
     # All images have smaller sides than 64, so they are copied.

@@ -26,13 +26,10 @@ from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.initialisation import draw_weights, first_weights
 from vggfeat.training.learner import Learner, dropout_masks
-from vggfeat.training.log import read_log
-from vggfeat.training.settings import Recipe, TrainingSettings, recipe_for
-from vggfeat.training.state import Hooks
-from vggfeat.training.stop_signals import signals_as_flag
-from vggfeat.training.task import Classification
+from vggfeat.training.objective import Classification, draw_weights, first_weights
+from vggfeat.training.recipe import Recipe, TrainingSettings, recipe_for
+from vggfeat.training.run_folder import read_log
 from vggfeat.training.train import train
 from vggfeat.weights import Backbone, load_backbone, random_backbone
 
@@ -40,8 +37,8 @@ ALONE = World()
 
 
 def learner_of(recipe: Recipe, **run) -> Learner:
-    task = Classification(recipe, CLASSES)
-    return Learner(task.first_weights()[0], task, TrainingSettings(**run), ALONE, None, print)
+    objective = Classification(recipe, CLASSES)
+    return Learner(objective.first_weights()[0], objective, TrainingSettings(**run), ALONE, None, print)
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
@@ -102,7 +99,7 @@ def test_values_that_can_not_be_are_refused_by_name(wrong):
 
 def test_every_setting_is_explained():
     # Docstrings of fields are in the source only.
-    source = Path(train_runs.loop.__file__).with_name("settings.py").read_text()
+    source = Path(train_runs.loop.__file__).with_name("recipe.py").read_text()
     for setting in (*fields(Recipe), *fields(TrainingSettings)):
         after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
         assert after.startswith('    """'), setting.name
@@ -335,7 +332,7 @@ def test_the_default_initialisation_learns(tmp_path):
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     seen: list = []
-    outcome = run_small(out, small_recipe(), hooks=Hooks(progress=lambda *now: seen.append(now)))
+    outcome = run_small(out, small_recipe(), progress=lambda *now: seen.append(now))
     return out, outcome, seen
 
 
@@ -381,11 +378,11 @@ def test_the_last_validation_is_right(whole):
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, stopped_after):
     out, recipe, asked = tmp_path / "run", small_recipe(), []
 
-    def stop():
+    def progress(*_):
         asked.append(1)
-        return len(asked) >= stopped_after
+        return len(asked) >= stopped_after + 1  # once before the first step
 
-    first = run_small(out, recipe, hooks=Hooks(stop=stop))
+    first = run_small(out, recipe, progress=progress)
     assert (first.weights, (out / "weights.safetensors").exists()) == (None, False)
     feed = StripeFeed(recipe)
     second = run_small(out, recipe, feed=feed, resume=True)
@@ -434,7 +431,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    outcome = run_small(out, small_recipe(), resume=True, hooks=Hooks(say=said.append))
+    outcome = run_small(out, small_recipe(), resume=True, say=said.append)
     assert newest.name == "step-00000009.safetensors"
     assert outcome.resumed == 8
     assert said == list(outcome.notes)
@@ -477,14 +474,14 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_two_processes_can_not_write_to_one_folder(tmp_path):
     refused = []
 
-    def second():
+    def second(*_):
         if not refused:
             with pytest.raises(TrainingError, match=f"found process {os.getpid()}; wait for it"):
                 run_small(tmp_path / "run", small_recipe(), resume=True)
             refused.append(1)
         return False
 
-    assert run_small(tmp_path / "run", small_recipe(max_steps=2), hooks=Hooks(stop=second)).step == 2
+    assert run_small(tmp_path / "run", small_recipe(max_steps=2), progress=second).step == 2
     assert refused
 
 
@@ -527,9 +524,7 @@ def test_what_validations_have_shown_survives_a_stop(tmp_path):
     recipe = small_recipe(validate_every=1, patience=2, drops=1, least_gain=2, max_steps=100)
     run = TrainingSettings(log_every=1)
     run_small(tmp_path / "whole", recipe, run)
-    steps: list = []
-    stopping = Hooks(progress=lambda done, *_: steps.append(done), stop=lambda: max(steps) >= 2)
-    run_small(tmp_path / "run", recipe, run, hooks=stopping)
+    run_small(tmp_path / "run", recipe, run, progress=lambda done, *_: done >= 2)
     outcome = run_small(tmp_path / "run", recipe, run, resume=True)
     assert (outcome.resumed, outcome.step) == (2, 5)
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
@@ -566,18 +561,15 @@ def test_a_full_disk_is_one_line_and_leaves_a_run_to_go_on_with(whole, tmp_path)
 
     files, out = Full(), tmp_path / "run"
     with pytest.raises(StoreError, match=r"writing a checkpoint failed: the disk is full.*--resume"):
-        run_small(out, small_recipe(), files=files, hooks=Hooks(stop=lambda: setattr(files, "full", True)))
+        run_small(out, small_recipe(), files=files, progress=lambda *_: setattr(files, "full", True))
     files.full = False
     outcome = run_small(out, small_recipe(), files=files, resume=True)
     assert outcome.weights.read_bytes() == (whole[0] / "weights.safetensors").read_bytes()
 
 
 def test_stop_breaks_a_validation_off_and_it_is_done_again(whole, tmp_path):
-    out, stopping = tmp_path / "run", []
-    note = Hooks(
-        progress=lambda done, total, text: stopping.append(text), stop=lambda: "validating" in str(stopping[-1:])
-    )
-    first = run_small(out, small_recipe(), hooks=note)
+    out = tmp_path / "run"
+    first = run_small(out, small_recipe(), progress=lambda done, total, note: "validating" in note)
     assert (first.step, first.validation) == (4, None)
     second = run_small(out, small_recipe(), resume=True)
     assert second.weights.read_bytes() == (whole[0] / "weights.safetensors").read_bytes()
@@ -585,7 +577,7 @@ def test_stop_breaks_a_validation_off_and_it_is_done_again(whole, tmp_path):
 
 
 def test_stop_before_the_first_step_leaves_a_run_to_begin(tmp_path):
-    outcome = run_small(tmp_path / "run", small_recipe(), hooks=Hooks(stop=lambda: True))
+    outcome = run_small(tmp_path / "run", small_recipe(), progress=lambda *_: True)
     assert (outcome.step, outcome.weights) == (0, None)
     assert run_small(tmp_path / "run", small_recipe(max_steps=1), resume=True).step == 1
 
@@ -659,43 +651,7 @@ def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     assert {("train/loss", 2), ("train/lr", 2), ("validation/top1_error", 2)} <= set(scalars)
 
 
-# Signals and processes
-
-
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, ZeroDivisionError)]
-)
-def test_a_signal_becomes_a_flag_and_is_raised_again_at_the_end(number, raised):
-    def terminate(number, frame):
-        raise ZeroDivisionError
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    reached = []
-    try:
-        with pytest.raises(raised), signals_as_flag() as stop:  # noqa: PT012
-            assert not stop()
-            signal.raise_signal(number)
-            reached.append(stop())
-        assert reached == [True]
-        with pytest.raises(raised), signals_as_flag():  # noqa: PT012
-            signal.raise_signal(number)
-            signal.raise_signal(number)  # The second takes effect at once.
-            reached.append("too late")
-        assert reached == [True]
-        assert signal.getsignal(signal.SIGTERM) is terminate
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with signals_as_flag() as stop:
-            signal.raise_signal(signal.SIGINT)
-            assert not stop()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+# Processes
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
@@ -747,8 +703,12 @@ def test_images_become_a_net_and_resumption_changes_no_bit(images, tmp_path):
     assert reason.startswith("unrecognised: expected an image of the formats")
     assert whole.validation.images == 5
     asked: list = []
-    hooks = Hooks(stop=lambda: asked.append(1) or len(asked) > 10)  # 9 while the mean pixel is measured
-    first = train(recipe, images, tmp_path / "run", run=run, hooks=hooks)
+
+    def progress(*_):
+        asked.append(1)
+        return len(asked) > 11  # 9 while the mean pixel is measured, one before the first step
+
+    first = train(recipe, images, tmp_path / "run", run=run, progress=progress)
     assert 0 < first.step < 4
     second = train(recipe, images, tmp_path / "run", run=run, resume=True)
     assert second.weights.read_bytes() == whole.weights.read_bytes()

@@ -19,11 +19,11 @@ from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import checked_device
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import LabelledImages
-from vggfeat.training.batches import TrainingBatches
+from vggfeat.training.crops import EpochOrder, draw
+from vggfeat.training.data import BatchStream, training_batches
 from vggfeat.training.learner import Learner
-from vggfeat.training.sampling import CropSettings, Order, draw
-from vggfeat.training.settings import Recipe, TrainingSettings
-from vggfeat.training.task import Classification
+from vggfeat.training.objective import Classification
+from vggfeat.training.recipe import Recipe, TrainingSettings
 
 MEAN = (120.0, 115.0, 105.0)
 """Subtracted from every pixel; its value has no influence on speed."""
@@ -108,20 +108,17 @@ def _measure(
     tell: Callable[[str], None],
 ) -> TrainingSpeeds:  # fmt: skip
     device = world.device
-    crops = CropSettings(
-        scale=recipe.scale, side=recipe.crop, mirror=recipe.mirror, colour=recipe.colour_shift, reduced=recipe.reduced
-    )
-    task = Classification(recipe, images.classes)
-    model, _ = task.first_weights()
-    learner = Learner(model, task, run, world, None, lambda sentence: None)
+    objective = Classification(recipe, images.classes)
+    model, _ = objective.first_weights()
+    learner = Learner(model, objective, run, world, None, lambda sentence: None)
     with Decoder(run.workers, DecodeSettings()) as decoder:
         tell("decoding")
-        decoding = _rate(_decoded(images, crops, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
+        decoding = _rate(_decoded(images, recipe, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
         tell("loading")
-        with _batches(images, crops, recipe, device, decoder) as batches:
+        with _batches(images, recipe, world, decoder) as batches:
             loading = _rate((len(batch.targets) for batch in batches), seconds, device)
         tell("both")
-        with _batches(images, crops, recipe, device, decoder) as batches:
+        with _batches(images, recipe, world, decoder) as batches:
             taken = _Taken(learner, batches)
             both = _rate(taken, seconds, device)
     tell("step")
@@ -153,7 +150,7 @@ def training_multiply_adds(model: VGG, side: int) -> int:
 class _Taken:
     """Training steps by batches from files; counts images and the time spent waiting for them."""
 
-    def __init__(self, learner: Learner, batches: TrainingBatches) -> None:
+    def __init__(self, learner: Learner, batches: BatchStream) -> None:
         self._learner, self._batches = learner, batches
         self._waits: list[float] = []
         self._size = 0
@@ -171,23 +168,18 @@ class _Taken:
         return min(1.0, sum(counted) * rate / (len(counted) * self._size))
 
 
-def _batches(
-    images: LabelledImages, crops: CropSettings, recipe: Recipe, device: torch.device, decoder: Decoder
-) -> TrainingBatches:
-    return TrainingBatches(
-        images, crops, mean=MEAN, colours=torch.eye(3).numpy(), seed=recipe.seed, batch=recipe.batch, device=device,
-        decoder=decoder,
-    )  # fmt: skip
+def _batches(images: LabelledImages, recipe: Recipe, world: World, decoder: Decoder) -> BatchStream:
+    return training_batches(images, recipe, mean=MEAN, colours=torch.eye(3).numpy(), decoder=decoder, world=world)
 
 
-def _decoded(images: LabelledImages, crops: CropSettings, decoder: Decoder) -> Iterator[int]:
+def _decoded(images: LabelledImages, recipe: Recipe, decoder: Decoder) -> Iterator[int]:
     def requests() -> Iterator[Request]:
-        order = Order(len(images), 0)
+        order = EpochOrder(len(images), recipe.seed)
         for start in count(0, len(images)):
             epochs, rows = order.take(start, start + len(images))
-            for row, scale in zip(rows.tolist(), draw(crops, 0, epochs, rows).scale.tolist(), strict=True):
+            for row, scale in zip(rows.tolist(), draw(recipe, epochs, rows).scale.tolist(), strict=True):
                 file, span = images.place(row)
-                yield Request(file, (None,), span, scale if crops.reduced else None)
+                yield Request(file, (None,), span, scale if recipe.reduced else None)
 
     return (1 for _ in decoder.stream(requests()))
 

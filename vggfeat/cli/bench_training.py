@@ -61,7 +61,7 @@ def bench_training(
     from vggfeat.benchmarks.training import measure
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import default_device, default_workers
-    from vggfeat.training.settings import Recipe, TrainingSettings
+    from vggfeat.training.recipe import Recipe, TrainingSettings
 
     recipe = Recipe(net=net, width=width, scale=scale, batch=batch)
     run = TrainingSettings(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH
-from vggfeat.cli.signals import is_main
+from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
 from vggfeat.cli.training_options import training_options
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vggfeat.localisation.train import BoxData
-    from vggfeat.training.state import Outcome
+    from vggfeat.training.trainer import Outcome
 
 RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "head_std", "batch", "max_steps",
           "learning_rate", "dropout", "momentum", "weight_decay", "colour_shift", "drops", "patience",
@@ -84,9 +84,7 @@ def localise_train(
     from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
     from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
-    from vggfeat.training.settings import TrainingSettings
-    from vggfeat.training.state import Hooks
-    from vggfeat.training.stop_signals import signals_as_flag
+    from vggfeat.training.recipe import TrainingSettings
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(weights)
@@ -105,8 +103,14 @@ def localise_train(
         say(note)
     title = f"localise train {recipe.kind}"
     with Progress(title, "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
-        hooks = Hooks(progress=bar.update, say=say, stop=stop)
-        outcome = train_boxes(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
+
+        def progress(done: float, total: float, note: str) -> bool:
+            bar.update(done, total, note)
+            return stop()
+
+        outcome = train_boxes(
+            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=say
+        )
     if is_main():
         _show(outcome, as_json)
 

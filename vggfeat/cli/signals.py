@@ -105,6 +105,40 @@ def breaking_off() -> Iterator[None]:
         ears[0].raises = before
 
 
+@contextlib.contextmanager
+def signals_as_flag() -> Iterator[Callable[[], bool]]:
+    """Hand out a function that says whether SIGINT or SIGTERM has arrived; raise that signal again at the end.
+
+    The same signal a second time takes effect at once. A signal that the process ignores, as a shell's background jobs
+    do with SIGINT, stays ignored. Use it in the main thread only: no other can set handlers.
+
+    Yields
+    ------
+    callable
+        Returns True once a signal has arrived.
+    """
+    arrived: list[int] = []
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        # Under torchrun a Ctrl-C brings SIGTERM as well, so another signal is no second request.
+        if number in arrived:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        arrived.append(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
 class _Ear:
     def __init__(self, last_line: Callable[[int], str]) -> None:
         self.last_line = last_line

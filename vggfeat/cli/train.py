@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH, Scale
-from vggfeat.cli.signals import is_main
+from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.cli.training_options import training_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vggfeat.training.state import Outcome
+    from vggfeat.training.trainer import Outcome
 
 SHOWN_FAILURES = 5
 RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std", "dropout", "momentum",
@@ -76,9 +76,7 @@ def train(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
-    from vggfeat.training.settings import TrainingSettings, recipe_for
-    from vggfeat.training.state import Hooks
-    from vggfeat.training.stop_signals import signals_as_flag
+    from vggfeat.training.recipe import TrainingSettings, recipe_for
     from vggfeat.training.train import train as run_training
     from vggfeat.weights import load_backbone
 
@@ -97,8 +95,14 @@ def train(
     counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     say(f"{counts}: {data.layout}")
     with Progress(f"train {net}", "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
-        hooks = Hooks(progress=bar.update, say=say, stop=stop)
-        outcome = run_training(recipe, data, out, started_from=started_from, resume=resume, run=run, hooks=hooks)
+
+        def progress(done: float, total: float, note: str) -> bool:
+            bar.update(done, total, note)
+            return stop()
+
+        outcome = run_training(
+            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=say
+        )
     if is_main():
         show_outcome(outcome, as_json)
 

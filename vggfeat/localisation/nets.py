@@ -15,8 +15,8 @@ from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.nets.backbone import BOX_FACTS
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
-from vggfeat.training.initialisation import copy_layers
-from vggfeat.training.settings import Recipe, recipe_for
+from vggfeat.training.objective import copy_layers
+from vggfeat.training.recipe import Recipe, recipe_for
 from vggfeat.weights import Backbone, load_backbone
 
 Kind = Literal["scr", "pcr"]

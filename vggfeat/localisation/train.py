@@ -26,15 +26,16 @@ from vggfeat.metrics import LEAST_OVERLAP
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.distributed import World, open_world
 from vggfeat.samples import ClassificationSet, LabelledImages
-from vggfeat.training import labels
+from vggfeat.training import data as training_data
 from vggfeat.training.crops import Crops
 from vggfeat.training.feed import ImageFeed
-from vggfeat.training.settings import Recipe, TrainingSettings
-from vggfeat.training.state import Hooks, Outcome, Validation
+from vggfeat.training.objective import Validation
+from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.training.train import learn
+from vggfeat.training.trainer import Outcome, Progress
 from vggfeat.weights import Backbone
 
-NO_TARGET = float(labels.NO_TARGET)
+NO_TARGET = float(training_data.NO_TARGET)
 SHAPE_TOLERANCE = 0.02
 """How much the ratio of the sides may differ between an image and its annotation: shrunken copies are rounded."""
 
@@ -167,7 +168,7 @@ class BoxRegression:
 
     @property
     def recipe(self) -> Recipe:
-        """What does not depend on the task."""
+        """What does not depend on the objective."""
         return self.box.training
 
     @property
@@ -208,9 +209,9 @@ class BoxRegression:
             images=int(images),
         )
 
-    def read_validation(self, told: dict[str, Any]) -> BoxValidation:
-        """Return what was told."""
-        return BoxValidation(**told)
+    def read_validation(self, fields: dict[str, Any]) -> BoxValidation:
+        """Return the same figures."""
+        return BoxValidation(**fields)
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the answer for each image's class, (n, 4), its boxes, (n, k, 4), and whether it counts."""
@@ -263,7 +264,8 @@ def train_boxes(
     resume: bool = False,
     run: TrainingSettings = TrainingSettings(),  # noqa: B008  frozen
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
-    hooks: Hooks = Hooks(),  # noqa: B008  frozen
+    progress: Progress = lambda done, total, note: False,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
     """Train a box net on images that have boxes, or resume the run that was doing so.
 
@@ -276,7 +278,7 @@ def train_boxes(
         Folder of the run, new or empty.
     started_from : Backbone
         Classification net; see `localisation.nets.box_recipe_for`.
-    resume, run, decode, hooks
+    resume, run, decode, progress, say
         As for `vggfeat.training.train.train`.
 
     Returns
@@ -292,13 +294,13 @@ def train_boxes(
         If no image has a box.
     """
     data = data.usable()
-    task = BoxRegression(recipe, data.images.classes, started_from)
+    objective = BoxRegression(recipe, data.images.classes, started_from)
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
         Decoder(run.workers, decode) as decoder,
     ):
         feed = BoxFeed(data, recipe, started_from.mean, world, decoder)
-        return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
+        return learn(objective, feed, out, world=world, resume=resume, run=run, progress=progress, say=say)
 
 
 def _best_overlaps(own: Tensor, boxes: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file each, whole or not there, the last two kept.
+"""Checkpoints: one safetensors file each, complete or not there, the last two kept.
 
-A file holds tensors by name, and in its metadata what was said about them as JSON and a SHA-256 over both.
+A file holds tensors by name, and in its metadata a JSON object about them and a SHA-256 over both.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from."""
+    """What a run resumes from."""
 
     path: Path
     about: dict[str, Any]
@@ -103,7 +103,7 @@ class Checkpoints:
         if paths:
             raise TrainingError(
                 f"{self.folder}: expected an undamaged checkpoint, found {len(paths)} damaged; "
-                "begin anew in another folder"
+                "begin again in another folder"
             )
         return None, notes
 
@@ -114,7 +114,7 @@ class Checkpoints:
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
 
     def _sweep(self) -> None:
-        # A killed process leaves its unfinished file behind, and `replacing` takes no name that exists.
+        # A killed process leaves its unfinished file behind, and `atomic_write` takes no name that exists.
         for path in self.folder.glob("step-*.tmp"):
             with contextlib.suppress(OSError):
                 self.files.remove(path)
@@ -161,13 +161,13 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return what stands before the tensors in a safetensors file: the length of a JSON object, and the object."""
-    told: dict[str, Any] = {"__metadata__": metadata}
+    """Return what precedes the tensors in a safetensors file: the length of a JSON object, and the object."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in sorted(tensors):
         start, end = end, end + tensors[name].nbytes
-        told[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(told).encode()
+        entries[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -1,22 +1,25 @@
-"""What the loop learns from: batches, and the few facts that it needs about their images."""
+"""What the training loop learns from: batches, the few facts that it needs about their images, and their colours."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, ImageError, TrainingError
+from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
-from vggfeat.samples import ClassificationSet
-from vggfeat.training.batches import Batch, TrainingBatches, ValidationBatches
-from vggfeat.training.crops import colour_axes
-from vggfeat.training.labels import Labels
-from vggfeat.training.sampling import CropSettings
-from vggfeat.training.settings import Recipe
-from vggfeat.training.statistics import pixel_statistics
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.samples import ClassificationSet, LabelledImages
+from vggfeat.training.crops import EpochOrder, colour_axes
+from vggfeat.training.data import BatchStream, LabelledBatch, Labels, training_batches, validation_batches
+from vggfeat.training.recipe import Recipe
 
 
 class Feed(Protocol):
@@ -31,12 +34,12 @@ class Feed(Protocol):
     """What tells this data set from another, ready for JSON."""
 
     def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is told images done and in all."""
+        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is given images done and in all."""
 
-    def training(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
+    def training(self, first_step: int) -> AbstractContextManager[Iterator[LabelledBatch]]:
         """Hand out endless batches, from that of `first_step` on."""
 
-    def validation(self) -> AbstractContextManager[Iterator[Batch]]:
+    def validation(self) -> AbstractContextManager[Iterator[LabelledBatch]]:
         """Hand out all validation images once."""
 
     def unreadable(self) -> list[tuple[str, str]]:
@@ -71,7 +74,7 @@ class ImageFeed:
         self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
         self._labels = labels or (None, None)
         self._mean = self._colours = np.zeros(0)
-        self._live: dict[str, TrainingBatches | ValidationBatches] = {}
+        self._streams: dict[str, BatchStream] = {}
         self._unreadable: dict[str, str] = {}
 
     def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
@@ -85,58 +88,143 @@ class ImageFeed:
         self._mean, self._colours = np.array(mean), colour_axes(np.array(covariance))
         return tuple(mean)
 
-    def training(self, first_step: int) -> TrainingBatches:
+    def training(self, first_step: int) -> BatchStream:
         """Hand out random crops."""
-        recipe, world = self._recipe, self._world
-        crops = CropSettings(
-            scale=recipe.scale,
-            side=recipe.crop,
-            mirror=recipe.mirror,
-            colour=recipe.colour_shift,
-            reduced=recipe.reduced,
-        )
-        batches = TrainingBatches(
+        self._streams["training"] = training_batches(
             self._data.train,
-            crops,
+            self._recipe,
             mean=self._mean,
             colours=self._colours,
-            seed=recipe.seed,
-            batch=recipe.batch,
-            rank=world.rank,
-            world=world.size,
-            first_step=first_step,
-            device=world.device,
             decoder=self._decoder,
+            world=self._world,
+            first_step=first_step,
             labels=self._labels[0],
         )
-        self._watch("training", batches)
-        return batches
+        return self._streams["training"]
 
-    def validation(self) -> ValidationBatches:
+    def validation(self) -> BatchStream:
         """Hand out centre crops at the validation scale."""
-        recipe, world = self._recipe, self._world
-        batches = ValidationBatches(
+        self.unreadable()  # Collect what the validation before has found.
+        self._streams["validation"] = validation_batches(
             self._data.val,
-            recipe.validation_scale,
-            side=recipe.crop,
+            self._recipe,
             mean=self._mean,
-            batch=max(1, recipe.batch // world.size),
-            rank=world.rank,
-            world=world.size,
-            reduced=recipe.reduced,
-            device=world.device,
             decoder=self._decoder,
+            world=self._world,
             labels=self._labels[1],
         )
-        self._watch("validation", batches)
-        return batches
+        return self._streams["validation"]
 
     def unreadable(self) -> list[tuple[str, str]]:
         """List each image once."""
-        for batches in self._live.values():
-            self._unreadable.update((one.path, one.reason) for one in batches.unreadable)
+        for batches in self._streams.values():
+            self._unreadable.update(batches.unreadable)
         return sorted(self._unreadable.items())
 
-    def _watch(self, name: str, batches: TrainingBatches | ValidationBatches) -> None:
-        self.unreadable()  # Of the batches that these take the place of.
-        self._live[name] = batches
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsSettings:
+    """Which pixels are counted."""
+
+    most: int = 20_000
+    """Images at most, drawn from the list without repetition. With so many, the mean of the paper's training set is
+    met to about 0.3 of 255, and biases take up the rest."""
+    side: int = 256
+    """S. Images that are much larger are reduced as for training; smaller ones would have a smaller covariance,
+    because averaging over neighbours takes contrast away."""
+    seed: int = 0
+    """Of the drawing."""
+
+
+class PixelStatistics(NamedTuple):
+    """What the colours of the training images are like."""
+
+    mean: NDArray[np.float64]
+    """(3,) RGB, 0 to 255 (VGG paper, Sect. 2.1)."""
+    covariance: NDArray[np.float64]
+    """(3, 3) of RGB values from 0 to 255, over all pixels (Krizhevsky et al. 2012, Sect. 4.1)."""
+    images: int
+    """Images that were counted."""
+
+
+def pixel_statistics(
+    images: LabelledImages,
+    decoder: Decoder,
+    settings: StatisticsSettings = StatisticsSettings(),
+    *,
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PixelStatistics:
+    """Measure the mean pixel and the covariance of the colours. Every image weighs the same, whatever its size.
+
+    Parameters
+    ----------
+    images : LabelledImages
+    decoder : Decoder
+    settings : StatisticsSettings
+    cache : Path
+        Folder for the result, a JSON file named after the list and the settings; made if missing. One writer at a time.
+    progress : callable
+        Called with the numbers of images done and of all.
+
+    Raises
+    ------
+    TrainingError
+        If no image can be read.
+    StoreError
+        If the cache can't be written.
+    """
+    key = hashlib.sha256(json.dumps([images.fingerprint(), asdict(settings)]).encode()).hexdigest()[:16]
+    path = cache / f"statistics-{key}.json"
+    found = read_statistics(path)
+    if found is None:
+        found = _measure(images, decoder, settings, progress)
+        _save(path, found)
+    return found
+
+
+def _measure(
+    images: LabelledImages, decoder: Decoder, settings: StatisticsSettings, progress: Callable[[int, int], None]
+) -> PixelStatistics:
+    total = min(settings.most, len(images))
+    rows = np.sort(EpochOrder(len(images), settings.seed).take(0, total)[1])
+    places = (images.place(row) for row in rows.tolist())
+    answers = decoder.stream(Request(file, (None,), span, settings.side) for file, span in places)
+    first, second, counted = np.zeros(3), np.zeros((3, 3)), 0
+    for done, answer in enumerate(answers, start=1):
+        if not isinstance(answer, ImageError):
+            values = answer.regions[0].reshape(-1, 3).astype(np.float64)  # (pixels, 3)
+            first += values.mean(axis=0)
+            second += values.T @ values / len(values)
+            counted += 1
+        progress(done, total)
+    if not counted:
+        raise TrainingError(f"{images.root}: expected images to take the mean pixel of, found none that can be read")
+    mean = first / counted
+    return PixelStatistics(mean, second / counted - np.outer(mean, mean), counted)
+
+
+def read_statistics(path: Path) -> PixelStatistics | None:
+    """Return what an earlier run has measured; None if the file is missing or damaged: it is measured again."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        mean, covariance = np.array(kept["mean"], dtype=float), np.array(kept["covariance"], dtype=float)
+        if mean.shape != (3,) or covariance.shape != (3, 3) or not np.isfinite(covariance).all():
+            return None
+        return PixelStatistics(mean, covariance, int(kept["images"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _save(path: Path, measured: PixelStatistics) -> None:
+    kept = {
+        "mean": measured.mean.tolist(),
+        "covariance": measured.covariance.tolist(),
+        "images": measured.images,
+    }
+    with disk_errors(path, "writing the pixel statistics", "free some space or choose another folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed run left.
+        path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
+        with atomic_write(DISK, path) as sink:
+            sink.write(json.dumps(kept, indent=1).encode())

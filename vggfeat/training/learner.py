@@ -6,7 +6,7 @@ N = images of this process's share of a batch, C = channels of fc8.
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,24 @@ from vggfeat.errors import TrainingError, out_of_memory
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import convolutions
 from vggfeat.runtime.distributed import World
-from vggfeat.training.settings import Recipe, TrainingSettings
-from vggfeat.training.state import Sums
-from vggfeat.training.task import Task
+from vggfeat.training.objective import Objective
+from vggfeat.training.recipe import Recipe, TrainingSettings
 
 NEVER = 2**62
+
+
+class Sums(NamedTuple):
+    """Figures of training batches, added up."""
+
+    loss: float = 0.0
+    hits: float = 0.0
+    """Images that the net was right about, dropout included."""
+    images: float = 0.0
+    """That count."""
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Return both together."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Learner:
@@ -29,13 +42,13 @@ class Learner:
     ----------
     model : VGG
         On the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not learn.
-    task : Task
+    objective : Objective
     run : TrainingSettings
     world : World
     tensors : mapping of str to Tensor, optional
-        Of `snapshot`, to go on from; only the first process needs them.
+        Of `snapshot`, to resume from; only the first process needs them.
     say : callable
-        Is told, in a sentence, if memory is too small for the micro-batch.
+        Called with a sentence if memory is too small for the micro-batch.
 
     Notes
     -----
@@ -46,13 +59,13 @@ class Learner:
     def __init__(
         self,
         model: VGG,
-        task: Task,
+        objective: Objective,
         run: TrainingSettings,
         world: World,
         tensors: Mapping[str, Tensor] | None,
         say: Callable[[str], None],
     ) -> None:
-        self.task, self.recipe, self.world, self.say = task, task.recipe, world, say
+        self.objective, self.recipe, self.world, self.say = objective, objective.recipe, world, say
         self.model: VGG = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(self.model, self.recipe)
         self._restore(tensors)
@@ -77,7 +90,7 @@ class Learner:
         images : Tensor (N, 3, H, W), float32
             This process's share of the batch, on the device.
         targets : Tensor (N, ...)
-            Of the task.
+            Of the objective.
         learning_rate : float
 
         Raises
@@ -168,7 +181,7 @@ class Learner:
     def _part(self, images: Tensor, targets: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         with self._autocast():
             outputs = _flat(self.net(_channels_last(images), masks=masks)["fc8"])
-        loss, hits, counted = self.task.loss(outputs, targets)
+        loss, hits, counted = self.objective.loss(outputs, targets)
         # The exchange averages over processes; divided by the whole batch, the sum over them is what is wanted.
         (loss * (self.world.size / self.recipe.batch)).backward()
         return torch.stack([loss.detach().double(), hits.double(), counted.double()])
@@ -179,7 +192,7 @@ class Learner:
         side = self.recipe.crop
         while True:
             images = torch.zeros((self.micro_batch, 3, side, side), device=self.world.device)
-            targets = self.task.no_targets(self.micro_batch).to(self.world.device)
+            targets = self.objective.no_targets(self.micro_batch).to(self.world.device)
             masks = dropout_masks(self.model.maps["fc6"].channels, self.recipe, 0, self.world.device)
             try:
                 with self._without_exchange(), self._fast_convolutions():
@@ -193,7 +206,7 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         self.micro_batch = self.world.all_reduce_min(self.micro_batch)
         if self.micro_batch < before:
-            self._tell()
+            self._report_micro_batch()
 
     def _halve(self, reason: str) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -203,9 +216,9 @@ class Learner:
             raise self._too_little(reason)
         self.micro_batch = -(-self.micro_batch // 2)
         if self.world.size == 1:
-            self._tell()
+            self._report_micro_batch()
 
-    def _tell(self) -> None:
+    def _report_micro_batch(self) -> None:
         self.say(f"memory is too small for the batch at once: {self.micro_batch} images at a time from here on")
 
     def _too_little(self, reason: str) -> TrainingError:

@@ -1,35 +1,37 @@
 """Make a packed copy of a training set: images shrunk to the largest S that training needs, many to a file.
 
-A million small files cost more time to open than to read, and images larger than S cost time to decode. Each shard is
-written to a temporary name, synced and renamed; beside it lies a record of what it holds, with its SHA-256. The same
-call again goes on behind an interruption, mends what was damaged, and takes in what could not be read before.
+A million small files cost more time to open than to read, and images larger than S cost time to decode. Each shard, a
+tar file, is written to a temporary name, synced and renamed; next to it lies a record of what it holds, with its
+SHA-256. The same call again resumes behind an interruption, mends what was damaged, and takes in what could not be read
+before. Everything in a shard follows from the images and the settings, so that one made again has the same bytes.
 """
 
 import contextlib
+import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
 from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, Columns, columns
-from vggfeat.errors import ConfigError, TrainingError
+from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
-from vggfeat.runtime.durable import disk_errors
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.batches import Unreadable, check_readable
-from vggfeat.training.shards import Record, Shard, cut, load, save, stored, write_shard
+from vggfeat.training.data import Unreadable, check_readable, unreadable_image
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
+_JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class PackSettings:
     """Smallest side in pixels that images are shrunk to: the largest S that is to be trained at, of the paper's the
     upper end of [256;512] (Sect. 3.1). Smaller images keep their size."""
     quality: int = 92
-    """Of JPEGs that are written anew, 1 to 95."""
+    """Of JPEGs that are written again, 1 to 95."""
     shard_images: int = 2048
     """Images in a file: about 60 MB at side 256, 200 MB at 512."""
 
@@ -66,14 +68,42 @@ class Packing(NamedTuple):
     """What was left out."""
 
 
+class Shard(NamedTuple):
+    """A run of rows of one list."""
+
+    list: str
+    """train or val."""
+    number: int
+    """In its list, from 0."""
+    rows: range
+
+    @property
+    def file(self) -> str:
+        """Name of the tar file in the folder of the copy."""
+        return f"shards/{self.list}-{self.number:05d}.tar"
+
+
+class ShardRecord(NamedTuple):
+    """What a shard holds."""
+
+    bytes: int
+    """Of the tar file."""
+    sha256: str
+    """Of the tar file, 64 hex digits."""
+    places: list[tuple[int, int, int]]
+    """Row in its list, first byte, bytes."""
+    unreadable: list[tuple[str, str]]
+    """Path and reason of what was left out."""
+
+
 def pack(
     data: ClassificationSet,
     out: Path,
-    settings: PackSettings | None = None,
+    settings: PackSettings = PackSettings(),
     *,
     workers: int = 1,
-    limits: DecodeSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    limits: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Packing:
     """Pack both lists of a training set; `vggfeat.datasets.ilsvrc.read` reads the result like any other layout.
 
@@ -82,12 +112,12 @@ def pack(
     data : ClassificationSet
     out : Path
         A folder that is new or empty, or that an earlier call with the same arguments has left.
-    settings : PackSettings, optional
+    settings : PackSettings
     workers : int
         Processes that decode and encode; 0 works in this one.
-    limits : DecodeSettings, optional
+    limits : DecodeSettings
         What may be spent on one image.
-    progress : callable, optional
+    progress : callable
         Called with the numbers of images done and of all.
 
     Returns
@@ -102,10 +132,10 @@ def pack(
     StoreError
         If it can't be written.
     """
-    packer = _Packer(data, Path(out), settings or PackSettings())
+    packer = _Packer(data, Path(out), settings)
     with disk_errors(packer.out, "packing", _ADVICE), packer:
         packer.claim()
-        packer.write(workers, limits or DecodeSettings(), progress)
+        packer.write(workers, limits, progress)
         return packer.finish()
 
 
@@ -115,16 +145,17 @@ class _Packer:
     def __init__(self, data: ClassificationSet, out: Path, settings: PackSettings) -> None:
         self.data, self.out, self.settings = data, out, settings
         self.lists = {"train": data.train, "val": data.val}
-        self.shards = [
-            shard for name in self.lists for shard in cut(name, len(self.lists[name]), settings.shard_images)
-        ]
-        self.records: dict[Shard, Record] = {}
+        self.shards: list[Shard] = []
+        for name, images in self.lists.items():
+            for number, start in enumerate(range(0, len(images), settings.shard_images)):
+                self.shards.append(Shard(name, number, range(start, min(start + settings.shard_images, len(images)))))
+        self.records: dict[Shard, ShardRecord] = {}
         wanted = {name: images.fingerprint() for name, images in self.lists.items()}
         self.what = {"format": FORMAT, **wanted, **asdict(settings)}
 
     def __enter__(self) -> Self:
         self.out.mkdir(parents=True, exist_ok=True)
-        self._check_owned()
+        self._check_owner()
         try:
             self.lock = Lock(self.out / "LOCK")
         except BlockingIOError:
@@ -132,23 +163,21 @@ class _Packer:
             raise TrainingError(f"{self.out}: expected to be its only writer, found {who} at it; wait for it") from None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):
             (self.out / "LOCK").unlink()
         self.lock.release()
 
     def claim(self) -> None:
-        """Say whose folder this is, and sweep away what an interrupted run has left."""
+        """Record what is packed here, and remove what an interrupted run has left."""
         (self.out / "shards").mkdir(exist_ok=True)
         for left in (*self.out.glob("*.tmp"), *self.out.glob("shards/*.tmp")):
             left.unlink()
-        save(self.out / BEGUN, json.dumps(self.what, indent=1).encode())
+        _save(self.out / BEGUN, json.dumps(self.what, indent=1).encode())
 
-    def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None] | None) -> None:
+    def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None]) -> None:
         """Write the shards that are not there, not as their records say, or not with all of their images."""
-        found = {shard: stored(self.out, shard) for shard in self.shards}
+        found = {shard: _complete_record(self.out, shard) for shard in self.shards}
         # What could not be read may have been mended.
         self.records = {shard: record for shard, record in found.items() if record and not record.unreadable}
         todo = [shard for shard in self.shards if shard not in self.records]
@@ -162,21 +191,21 @@ class _Packer:
             answers = _counted(stream, done, total, progress)
             for shard in todo:
                 share = islice(answers, len(shard.rows))
-                self.records[shard] = write_shard(self.out, shard, self.lists[shard.list].paths, share)
+                self.records[shard] = _write_shard(self.out, shard, self.lists[shard.list].paths, share)
 
     def finish(self) -> Packing:
-        """Write the lists and at last the index, after a look at what is left out."""
+        """Check what is left out, then write the lists and at last the index."""
         records = [self.records[shard] for shard in self.shards]
         unreadable = [Unreadable(*pair) for record in records for pair in record.unreadable]
-        self._check(unreadable)
+        self._check_unreadable(unreadable)
         lines = (json.dumps(one._asdict()) + "\n" for one in unreadable)
-        save(self.out / "unreadable.jsonl", "".join(lines).encode())
+        _save(self.out / "unreadable.jsonl", "".join(lines).encode())
         for name in self.lists:
             names, targets, places = self._columns(name)
             file = io.BytesIO()
             np.savez(file, names=names, targets=targets, places=places)
-            save(self.out / f"{name}.npz", file.getvalue())
-        save(self.out / INDEX, json.dumps(self._index(), indent=1).encode())
+            _save(self.out / f"{name}.npz", file.getvalue())
+        _save(self.out / INDEX, json.dumps(self._index(), indent=1).encode())
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
 
@@ -206,7 +235,7 @@ class _Packer:
             "shards": shards,
         }
 
-    def _check(self, unreadable: Sequence[Unreadable]) -> None:
+    def _check_unreadable(self, unreadable: Sequence[Unreadable]) -> None:
         for name, images in self.lists.items():
             left = np.bincount(images.targets, minlength=len(self.data.classes))
             for shard in (one for one in self.shards if one.list == name):
@@ -220,10 +249,10 @@ class _Packer:
         seen = sum(map(len, self.lists.values()))
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))
 
-    def _check_owned(self) -> None:
+    def _check_owner(self) -> None:
         names = {path.name for path in self.out.iterdir()} - {"LOCK", "shards", BEGUN, f"{BEGUN}.tmp"}
         if (self.out / BEGUN).is_file():
-            found = load(self.out / BEGUN)
+            found = _load(self.out / BEGUN)
             if found != self.what:
                 differs = ", ".join(key for key, value in self.what.items() if found.get(key) != value)
                 raise TrainingError(
@@ -235,9 +264,70 @@ class _Packer:
 
 
 def _counted(
-    answers: Iterator[Answer], done: int, total: int, progress: Callable[[int, int], None] | None
+    answers: Iterator[Answer], done: int, total: int, progress: Callable[[int, int], None]
 ) -> Iterator[Answer]:
     for number, answer in enumerate(answers, start=done + 1):
-        if progress is not None:
-            progress(number, total)
+        progress(number, total)
         yield answer
+
+
+def _write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator[Answer]) -> ShardRecord:
+    """Write a shard, and then its record.
+
+    `names` are those of the whole list; `answers` are JPEG files as `vggfeat.images.shrinking.shrink` makes them, one
+    for each row of the shard.
+    """
+    path = out / shard.file
+    places: list[tuple[int, int, int]] = []
+    unreadable: list[tuple[str, str]] = []
+    with atomic_write(DISK, path) as sink:
+        with tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for row, answer in zip(shard.rows, answers, strict=True):
+                if isinstance(answer, ImageError):
+                    unreadable.append(unreadable_image(names[row], answer))
+                    continue
+                data = answer.regions[0].tobytes()
+                places.append((row, _add_file(tar, names[row], data), len(data)))
+        sink.seek(0)
+        sha256 = hashlib.file_digest(cast(Any, sink), "sha256").hexdigest()
+    record = ShardRecord(path.stat().st_size, sha256, places, unreadable)
+    _save(path.with_suffix(".json"), json.dumps(record._asdict()).encode())
+    return record
+
+
+def _complete_record(out: Path, shard: Shard) -> ShardRecord | None:
+    """Return the record of a shard that is there and undamaged; None if it is to be written."""
+    path = out / shard.file
+    try:
+        record = ShardRecord(**_load(path.with_suffix(".json")))
+        return record if path.stat().st_size == record.bytes and _sha256(path) == record.sha256 else None
+    except (FileNotFoundError, TypeError):
+        return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a JSON object; one that is damaged counts as empty. Raises OSError."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _save(path: Path, content: bytes) -> None:
+    """Write a small file durably. Raises OSError."""
+    with atomic_write(DISK, path) as sink:
+        sink.write(content)
+
+
+def _add_file(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a file and return the position of its first byte."""
+    info = tarfile.TarInfo(name if name.lower().endswith(_JPEG_NAMES) else f"{name}.jpg")
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+    blocks = -(-len(data) // tarfile.BLOCKSIZE)
+    return tar.offset - blocks * tarfile.BLOCKSIZE
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
-"""The folder of a run: who may write there, what stands there, and whether it can be gone on with."""
+"""The folder of a run: who may write there, whether it can be resumed, and the files in it: log, curves, lists."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import Checkpoint, Checkpoints
 
 ADVICE = "make room or choose another folder"
+LOG_ADVICE = "make room, then go on with --resume"
+_BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
+_ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "frameon": False}
 
 
 class RunFolder:
@@ -30,14 +34,14 @@ class RunFolder:
         self._lock: Lock | None = None
 
     def begin(self, identity: Mapping[str, Any], resume: bool) -> tuple[Checkpoint | None, list[str]]:
-        """Take the folder, and find what to go on from.
+        """Lock the folder, and find what to resume from.
 
         Parameters
         ----------
         identity : mapping
-            What must be equal for a run to be gone on with, ready for JSON.
+            What must be equal for a run to be resumed, ready for JSON.
         resume : bool
-            Whether a run that stands there is wanted; without one, it begins.
+            Whether to resume a run that is there; without one, it begins.
 
         Returns
         -------
@@ -48,20 +52,20 @@ class RunFolder:
         Raises
         ------
         TrainingError
-            If another process is training there, anything stands there without `resume`, or a run of other settings.
+            If another process is training there, it holds anything without `resume`, or a run of other settings.
         StoreError
             If the disk refuses.
         """
         with disk_errors(self.path, "making the folder", ADVICE):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._take()
-        standing = {entry.name for entry in self.path.iterdir()} - {"LOCK"}
-        if standing and not resume:
+        self._lock_folder()
+        present = {entry.name for entry in self.path.iterdir()} - {"LOCK"}
+        if present and not resume:
             raise TrainingError(
-                f"{self.path}: expected an empty folder, found {min(standing)}; --resume goes on with a run, "
+                f"{self.path}: expected an empty folder, found {min(present)}; --resume goes on with a run, "
                 "another folder begins one"
             )
-        if standing and not standing & {"run.json", "run.json.tmp", "checkpoints"}:
+        if present and not present & {"run.json", "run.json.tmp", "checkpoints"}:
             raise TrainingError(f"{self.path}: expected a run to go on with, found other files; give another folder")
         self._sweep()
         self._compare(self.path / "run.json", _read_json(self.path / "run.json"), identity)
@@ -94,7 +98,7 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def _take(self) -> None:
+    def _lock_folder(self) -> None:
         try:
             with disk_errors(self.path, "locking", ADVICE):
                 self._lock = Lock(self.path / "LOCK")
@@ -107,7 +111,7 @@ class RunFolder:
             ) from None
 
     def _sweep(self) -> None:
-        # A killed process leaves unfinished files behind, and `replacing` takes no name that exists.
+        # A killed process leaves unfinished files behind, and `atomic_write` takes no name that exists.
         for path in [*self.path.glob("*.tmp"), *self.path.glob(".*.tmp")]:
             with contextlib.suppress(OSError):
                 self.files.remove(path)
@@ -115,13 +119,114 @@ class RunFolder:
     def _compare(self, where: Path, found: Any, expected: Mapping[str, Any]) -> None:
         if found is None:
             return
-        told, wanted = dict(_flat(found)), dict(_flat(json.loads(json.dumps(expected))))
-        for name in [*wanted, *told]:
-            if told.get(name) != wanted.get(name):
+        saved, wanted = dict(_flat(found)), dict(_flat(json.loads(json.dumps(expected))))
+        for name in [*wanted, *saved]:
+            if saved.get(name) != wanted.get(name):
                 raise TrainingError(
-                    f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {told.get(name, 'nothing')}; "
+                    f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {saved.get(name, 'nothing')}; "
                     "give the settings and the images of that run, or another folder"
                 )
+
+
+class Log:
+    """Lines of training and validation figures in log.jsonl, for one process to write.
+
+    Every line has `kind` (train, validation or note) and `step`.
+
+    Numbers go to TensorBoard as well, where that is installed. Where a run resumes at `step`, lines of later steps,
+    which will be done again, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int, files: Files) -> None:
+        self.path = folder / "log.jsonl"
+        kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
+        with disk_errors(self.path, "writing the log", LOG_ADVICE):
+            with atomic_write(files, self.path) as file:
+                file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
+            self._file = self.path.open("a", encoding="utf-8")
+        self._board = _open_board(folder / "tensorboard", step)
+        self._last = {line["kind"]: line["step"] for line in kept}
+
+    def has(self, kind: str, step: int) -> bool:
+        """Say whether the last line of a kind is that of a step."""
+        return self._last.get(kind) == step
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line."""
+        line = {"kind": kind, "step": step, **{key: _rounded(value) for key, value in values.items()}}
+        with disk_errors(self.path, "writing the log", LOG_ADVICE):
+            self._file.write(f"{json.dumps(line)}\n")
+            self._file.flush()
+        self._last[kind] = step
+        if self._board is not None:
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a log; a line that a killed process has not finished is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    yield line
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
+    """Draw a log; equal logs give equal bytes.
+
+    Parameters
+    ----------
+    lines : sequence of dict
+        Of `read_log`.
+    title : str
+        One line above all.
+    errors : mapping of str to str
+        Names of up to two errors in the log, and what they are called; the first is in training lines as well.
+
+    Returns
+    -------
+    bytes
+        A PNG file of 1320 by 540 pixels.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    train = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "validation"]
+    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.style.context(["default", own]):
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        figure.suptitle(title)
+        left, right = figure.subplots(1, 2)
+        _curve(left, train, "loss", "loss of the training batches", _BLUE)
+        left.set(ylabel="loss", ylim=(0, None))
+        rates = left.twinx()
+        _curve(rates, train, "lr", "learning rate", _GREY, drawstyle="steps-pre")
+        rates.set(yscale="log", ylabel="learning rate")
+        first = next(iter(errors))
+        _curve(right, train, first, f"{errors[first]}, training batches", _GREY)
+        for key, color in zip(errors, (_BLUE, _ORANGE), strict=False):
+            _curve(right, validation, key, f"{errors[key]}, validation", color, marker=".")
+        right.set(ylim=(0, 100), ylabel="error, %")
+        for axes in (left, right):
+            axes.set(xlabel="step", xlim=(0, None))
+        left.legend(handles=[*left.get_lines(), *rates.get_lines()], **_ABOVE)
+        right.legend(**_ABOVE)
+        drawn = io.BytesIO()
+        # No version of the drawing library in the file.
+        figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -152,3 +257,21 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}: expected a path and a reason in each line, found {type(error).__name__}: {error}; remove the "
             "file, what can't be read is found again"
         ) from None
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=step)
+
+
+def _curve(axes: Any, lines: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
+    factor = 100 if key.endswith("error") else 1
+    steps = [line["step"] for line in lines]
+    axes.plot(steps, [factor * line[key] for line in lines], label=label, color=color, linewidth=1.3, **style)

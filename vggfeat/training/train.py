@@ -16,12 +16,10 @@ from vggfeat.samples import ClassificationSet
 from vggfeat.training.checkpoints import Checkpoint
 from vggfeat.training.feed import Feed, ImageFeed
 from vggfeat.training.learner import Learner
+from vggfeat.training.objective import Classification, Objective
+from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.training.run_folder import RunFolder
-from vggfeat.training.settings import Recipe, TrainingSettings
-from vggfeat.training.state import Hooks, Outcome, State
-from vggfeat.training.stop_signals import Stopped
-from vggfeat.training.task import Classification, Task
-from vggfeat.training.trainer import Running
+from vggfeat.training.trainer import Outcome, Progress, Stopped, Trainer, TrainingState
 from vggfeat.weights import Backbone
 
 
@@ -34,9 +32,10 @@ def train(
     resume: bool = False,
     run: TrainingSettings = TrainingSettings(),  # noqa: B008  frozen
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
-    hooks: Hooks = Hooks(),  # noqa: B008  frozen
+    progress: Progress = lambda done, total, note: False,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
-    """Train a net on images, or go on with the run that was doing so.
+    """Train a net on images, or resume the run that was doing so.
 
     Started by torchrun, all its processes train together; the first of them writes.
 
@@ -49,11 +48,15 @@ def train(
     started_from : Backbone, optional
         The weights that `recipe.start` asks for.
     resume : bool
-        Go on from the newest checkpoint in `out`; if nothing stands there, begin.
+        Resume from the newest checkpoint in `out`; if there is none, begin.
     run : TrainingSettings
     decode : DecodeSettings
         Limits for an image.
-    hooks : Hooks
+    progress : callable
+        Called by every process after every step with steps done, steps at most, and a note; returns True to end the
+        run with a checkpoint.
+    say : callable
+        Called by the first process with a sentence that a user should read at once.
 
     Returns
     -------
@@ -74,29 +77,30 @@ def train(
         Decoder(run.workers, decode) as decoder,
     ):
         feed = ImageFeed(data, recipe, world, decoder)
-        task = Classification(recipe, feed.classes, started_from)
-        return learn(task, feed, out, world=world, resume=resume, run=run, hooks=hooks)
+        objective = Classification(recipe, feed.classes, started_from)
+        return learn(objective, feed, out, world=world, resume=resume, run=run, progress=progress, say=say)
 
 
 def learn(
-    task: Task,
+    objective: Objective,
     feed: Feed,
     out: Path,
     *,
     world: World,
     resume: bool = False,
     run: TrainingSettings = TrainingSettings(),  # noqa: B008  frozen
-    hooks: Hooks = Hooks(),  # noqa: B008  frozen
+    progress: Progress = lambda done, total, note: False,
+    say: Callable[[str], None] = lambda sentence: None,
     files: Files = DISK,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train for any `Task` on what any `Feed` hands out; otherwise as `train`.
+    """Train for any `Objective` on the batches of any `Feed`; otherwise as `train`.
 
     Parameters
     ----------
-    task : Task
+    objective : Objective
     feed : Feed
-        Its targets are of the task.
+        Its targets are of the objective.
     world : World
         The processes of the run.
     files : Files
@@ -104,41 +108,41 @@ def learn(
     clock : callable
         Seconds, for rates.
     """
-    model, notes = task.first_weights()
-    identity = _identity(task, feed)
+    model, notes = objective.first_weights()
+    identity = _identity(objective, feed)
     folder = RunFolder(out, files)
     with ExitStack() as stack:
         stack.callback(folder.close)
         # The checkpoint stays in the first process; the learner brings its tensors to the others.
-        held: list[Checkpoint] = []
+        newest: list[Checkpoint] = []
 
         def begin() -> tuple[dict[str, Any] | None, list[str]]:
-            found, damaged = folder.begin(identity, resume)
-            held.extend([found] if found else [])
-            return found.about["state"] if found else None, damaged
+            checkpoint, damaged = folder.begin(identity, resume)
+            newest.extend([checkpoint] if checkpoint else [])
+            return checkpoint.about["state"] if checkpoint else None, damaged
 
-        told, damaged = world.on_main(begin)
-        state = State.read(told, task.read_validation) if told else State()
-        running = Running(task, feed, run, hooks, world, folder, state, identity, clock)
-        stack.callback(running.close)
-        for note in damaged if told else notes:
-            running.note(note)
+        saved, damaged = world.on_main(begin)
+        state = TrainingState.read(saved, objective) if saved else TrainingState()
+        trainer = Trainer(objective, feed, run, world, folder, state, identity, progress, say, clock)
+        stack.callback(trainer.close)
+        for note in damaged if saved else notes:
+            trainer.note(note)
         try:
-            mean = feed.prepare(out, running.measuring)
+            mean = trainer.prepare_feed()
         except Stopped:
-            return running.outcome(None)
-        learner = Learner(model, task, run, world, held[0].tensors if held else None, running.note)
-        held.clear()
-        return running.to_the_end(learner, mean)
+            return trainer.outcome(None)
+        learner = Learner(model, objective, run, world, newest[0].tensors if newest else None, trainer.note)
+        newest.clear()
+        return trainer.train(learner, mean)
 
 
-def _identity(task: Task, feed: Feed) -> dict[str, Any]:
-    # A longer run begins as a shorter one does, so the number of steps may be another when it is gone on with.
-    told = {name: value for name, value in task.recipe.describe().items() if name != "max_steps"}
+def _identity(objective: Objective, feed: Feed) -> dict[str, Any]:
+    # A longer run begins as a shorter one does, so the number of steps may be another when it is resumed.
+    recipe = {name: value for name, value in objective.recipe.describe().items() if name != "max_steps"}
     return {
         "format": 1,
-        "recipe": told,
+        "recipe": recipe,
         "data": {**feed.fingerprint, "classes": len(feed.classes)},
-        "started_from": task.started_from.sha256 if task.started_from else None,
-        **task.facts,
+        "started_from": objective.started_from.sha256 if objective.started_from else None,
+        **objective.facts,
     }

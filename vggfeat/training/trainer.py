@@ -1,11 +1,11 @@
 """The loop: steps, validations, drops of the learning rate, checkpoints, and the weights at the end.
 
 Everything random depends on the seed and the number of the step, so that a checkpoint needs no random state: a run
-that goes on from it does what the run before would have done.
+that resumes from it does what the run before would have done.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,82 @@ import torch
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.distributed import World
-from vggfeat.training.batches import Batch
-from vggfeat.training.curves import draw_curves
+from vggfeat.training.data import LabelledBatch
 from vggfeat.training.feed import Feed
-from vggfeat.training.learner import Learner
-from vggfeat.training.log import Log, read_log
-from vggfeat.training.run_folder import RunFolder
-from vggfeat.training.settings import TrainingSettings
-from vggfeat.training.state import Hooks, Outcome, State, Sums, Validation
-from vggfeat.training.stop_signals import Stopped
-from vggfeat.training.task import Task
+from vggfeat.training.learner import Learner, Sums
+from vggfeat.training.objective import Objective, Validation
+from vggfeat.training.recipe import Plateau, TrainingSettings
+from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
 from vggfeat.weights import save_weights
 
 SECONDS_BETWEEN_CURVES = 60.0
+Progress = Callable[[float, float, str], bool | None]
+"""Called with steps done, steps at most, and a note; returns True to end the run with a checkpoint."""
 
 
-class Running:
+class Stopped(TrainingError):  # noqa: N818  it is none
+    """Work that can't be saved half-way was broken off because the run is to stop. It never leaves `learn`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Where a run is, besides weights and momenta."""
+
+    step: int = 0
+    """Steps done."""
+    plateau: Plateau = field(default_factory=Plateau)
+    sums: Sums = field(default_factory=Sums)
+    """Of the steps since the last line of the log."""
+    validation: Validation | None = None
+    """The last one."""
+
+    @classmethod
+    def read(cls, fields: dict[str, Any], objective: Objective) -> "TrainingState":
+        """Return the state that `asdict` has made ready for JSON."""
+        last = fields["validation"]
+        return cls(
+            step=fields["step"],
+            plateau=Plateau(**fields["plateau"]),
+            sums=Sums(*fields["sums"]),
+            validation=None if last is None else objective.read_validation(last),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run has left behind."""
+
+    folder: Path
+    """It holds weights.safetensors, log.jsonl, curves.png, run.json and the last two checkpoints."""
+    weights: Path | None
+    """The net after the last step; None if the run was stopped before its end."""
+    step: int
+    """Steps done, earlier runs included."""
+    resumed: int
+    """Steps that earlier runs had done."""
+    validation: Validation | None
+    """The last one."""
+    learning_rate: float
+    """At the end."""
+    seconds: float
+    """Time of this run."""
+    unreadable: tuple[tuple[str, str], ...]
+    """(path, reason) of the images that could not be read."""
+    notes: tuple[str, ...]
+    """What a user should know, a sentence each."""
+
+
+class Trainer:
     """A run, seen from one of its processes; all of them call the same methods in the same order.
 
     Parameters
     ----------
-    task, feed, run, hooks, world, clock
+    objective, feed, run, world, progress, say, clock
         As for `vggfeat.training.train.learn`.
     folder : RunFolder
-        Taken already.
-    state : State
-        Where the run stands; it grows with every step.
+        Locked by the first process.
+    state : TrainingState
+        Where the run resumes; it grows with every step.
     identity : dict
         Goes into every checkpoint.
     """
@@ -46,33 +96,27 @@ class Running:
     learner: Learner
 
     def __init__(
-        self,
-        task: Task,
-        feed: Feed,
-        run: TrainingSettings,
-        hooks: Hooks,
-        world: World,
-        folder: RunFolder,
-        state: State,
-        identity: dict[str, Any],
+        self, objective: Objective, feed: Feed, run: TrainingSettings, world: World, folder: RunFolder,
+        state: TrainingState, identity: dict[str, Any], progress: Progress, say: Callable[[str], None],
         clock: Callable[[], float],
-    ) -> None:
-        self.task, self.feed, self.run, self.hooks, self.world = task, feed, run, hooks, world
-        self.folder, self.state, self.identity, self.clock = folder, state, identity, clock
-        self.recipe = task.recipe
+    ) -> None:  # fmt: skip
+        self.objective, self.feed, self.run, self.world = objective, feed, run, world
+        self.folder, self.state, self.identity = folder, state, identity
+        self.progress, self.say, self.clock = progress, say, clock
+        self.recipe = objective.recipe
         self.every = self.recipe.steps_between_validations(feed.images)
         self.resumed, self.saved = state.step, state
         self.begun = self.drawn = clock()
         self.notes: list[str] = []
         self.shown = ""
         self.log = Log(folder.path, state.step, folder.files) if world.is_main else None
-        self._time_anew()
+        self._restart_clock()
 
     def note(self, sentence: str) -> None:
-        """Tell the user something now, in the log, and at the end."""
+        """Report a sentence to the user now, in the log, and at the end."""
         self.notes.append(sentence)
         if self.log is not None:
-            self.hooks.say(sentence)
+            self.say(sentence)
             self.log.write("note", self.state.step, {"text": sentence})
 
     def close(self) -> None:
@@ -80,20 +124,23 @@ class Running:
         if self.log is not None:
             self.log.close()
 
-    def measuring(self, done: int, total: int) -> None:
-        """Show how far the mean pixel is.
+    def prepare_feed(self) -> tuple[float, ...]:
+        """Return the mean pixel of the feed.
 
         Raises
         ------
         Stopped
-            If the run is to stop.
+            If the run is to stop meanwhile.
         """
-        self.hooks.progress(self.state.step, self.recipe.max_steps, f"mean pixel: {done} of {total} images")
-        if self.hooks.stop():
-            raise Stopped("stopped before the first step")
 
-    def to_the_end(self, learner: Learner, mean: tuple[float, ...]) -> Outcome:
-        """Train until the steps are done, validation has stopped improving for good, or `hooks.stop` says so.
+        def measured(done: int, total: int) -> None:
+            if self._report(f"mean pixel: {done} of {total} images"):
+                raise Stopped("stopped before the first step")
+
+        return self.feed.prepare(self.folder.path, measured)
+
+    def train(self, learner: Learner, mean: tuple[float, ...]) -> Outcome:
+        """Train until the steps are done, validation has stopped improving for good, or `progress` returns True.
 
         Parameters
         ----------
@@ -105,180 +152,24 @@ class Running:
         Raises
         ------
         TrainingError
-            As `train`.
+            As `vggfeat.training.train.train`.
         """
         self.learner = learner
-        if not self._steps() or not self._validated_now(last=True):
-            self._save()
+        finished = self._train_steps() and self._validate_once(last=True)
+        self._save_checkpoint()
+        if not finished:
             return self.outcome(None)
-        self._save()
         if self.state.sums.images and self.log is not None and not self.log.has("train", self.state.step):
-            self._write_training(self.log)
+            self._log_sums(self.log)
         weights = self.folder.path / "weights.safetensors"
         if self.world.is_main:
             self._write_weights(weights, mean)
-            self._draw()
+            self._draw_curves()
         return self.outcome(weights)
 
-    def _steps(self) -> bool:
-        """Train; False if it was stopped."""
-        with self.feed.training(self.state.step) as batches:
-            self._time_anew()
-            if self.world.is_main:
-                self.hooks.progress(self.state.step, self.recipe.max_steps, self.shown)
-            while True:
-                if self.state.step % self.every == 0 and not self._validated_now():
-                    return False
-                if self.state.step >= self.recipe.max_steps or self.state.plateau.ended(self.recipe):
-                    return True
-                self._step(batches)
-                if self.world.any(self.hooks.stop()):
-                    return False
-
-    def _step(self, batches: Iterator[Batch]) -> None:
-        batch = next(batches)
-        self.waited += batch.waited
-        self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
-        self.state = replace(self.state, step=self.state.step + 1)
-        self.timed += 1
-        if self.state.step % self.run.log_every == 0:
-            self._log_training()
-        if self.state.step % self.run.checkpoint_every == 0:
-            self._save()
-        if self.world.is_main:
-            self.hooks.progress(self.state.step, self.recipe.max_steps, self.shown)
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the next step."""
-        return self.state.plateau.learning_rate(self.recipe)
-
-    def _take_sums(self) -> None:
-        self.state = replace(self.state, sums=self.state.sums.plus(self.learner.take_sums(self.learning_rate)))
-
-    def _log_training(self) -> None:
-        self._take_sums()
-        if self.log is not None:
-            self._write_training(self.log)
-        self.state = replace(self.state, sums=Sums())
-        self._time_anew()
-
-    def _write_training(self, log: Log) -> None:
-        sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
-        images = max(sums.images, 1)
-        figures = {
-            "epoch": self._epoch,
-            "loss": sums.loss / images,
-            next(iter(self.task.errors)): 1 - sums.hits / images,
-            "lr": self.learning_rate,
-            "images_per_s": self.timed * self.recipe.batch / seconds,
-            "waiting": min(1.0, self.waited / seconds),
-        }
-        self.shown = (
-            f"epoch {figures['epoch']:.1f}, loss {figures['loss']:.3g}, {figures['images_per_s']:.0f} images/s, "
-            f"{figures['waiting']:.0%} waiting for data"
-        )
-        log.write("train", self.state.step, figures)
-
-    @property
-    def _epoch(self) -> float:
-        return self.state.step * self.recipe.batch / self.feed.images
-
-    def _time_anew(self) -> None:
-        # Validations and checkpoints push `since` on: rates are those of training alone.
-        self.since, self.waited, self.timed = self.clock(), 0.0, 0
-
-    def _validated_now(self, *, last: bool = False) -> bool:
-        """Validate, unless that was done at this step; False if it was stopped.
-
-        The last validation, if it is none that is due, does not count for the learning rate: a run that goes on later
-        must do as if it had never ended.
-        """
-        done = self.state.validation is not None and self.state.validation.step == self.state.step
-        if done or self.state.step == 0:
-            return True
-        self._take_sums()  # A net that is no number is not worth validating.
-        start = self.clock()
-        found = self._validate()
-        if found is None:
-            return False
-        plateau = self.state.plateau if last else self.state.plateau.after(1 - found.error, self.recipe)
-        self.state = replace(self.state, validation=found, plateau=plateau)
-        if self.log is not None:
-            figures = {"epoch": self._epoch, **found.figures, "images": found.images}
-            if not self.log.has("validation", self.state.step):  # by a run that was killed before its checkpoint
-                self.log.write("validation", self.state.step, figures)
-            if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
-                self._draw()
-        self.since += self.clock() - start
-        self._save()
-        return True
-
-    def _validate(self) -> Validation | None:
-        """Rate what the net says of the validation images; None if it was stopped."""
-        # The last is the number of processes that were stopped.
-        sums = torch.zeros(len(self.task.rated) + 1, dtype=torch.float64, device=self.world.device)
-        shown = 0
-        with self.feed.validation() as batches:
-            for batch in batches:
-                sums[:-1] += self.task.rate(self.learner.outputs(batch.images), batch.targets)
-                shown += len(batch.targets) * self.world.size
-                if self.world.is_main:
-                    text = f"validating: {min(shown, self.feed.validation_images)} of {self.feed.validation_images}"
-                    self.hooks.progress(self.state.step, self.recipe.max_steps, text)
-                if self.hooks.stop():
-                    sums[-1] += 1
-                    break
-        *rated, stopped = self.world.sum(sums).tolist()
-        if stopped:
-            return None
-        if not rated[-1]:
-            raise TrainingError(
-                f"step {self.state.step}: expected validation images, found none that can be read; mend them, then "
-                "go on with --resume"
-            )
-        return self.task.validation(self.state.step, rated)
-
-    def _save(self) -> None:
-        """Write a checkpoint, unless this very state has one."""
-        self._take_sums()
-        if self.state == self.saved:
-            return
-        start = self.clock()
-        tensors = self.learner.snapshot(self.state.step, self.learning_rate)
-        unreadable = self._unreadable()
-        if self.world.is_main:
-            about = {"run": self.identity, "state": asdict(self.state)}
-            self.folder.checkpoints.save(self.state.step, tensors, about)
-            self.folder.add_unreadable(unreadable)
-        self.saved = self.state
-        self.since += self.clock() - start
-
-    def _unreadable(self) -> list[tuple[str, str]]:
-        return [pair for found in self.world.gather(self.feed.unreadable()) for pair in found]
-
-    def _write_weights(self, path: Path, mean: tuple[float, ...]) -> None:
-        found = self.state.validation
-        told = {
-            **{name: value for name, value in self.identity.items() if name not in self.task.facts},
-            "step": self.state.step,
-            "precision": self.learner.precision,
-            "images": self.feed.images,
-            "validation": None if found is None else asdict(found),
-            "validation_scale": self.recipe.validation_scale,
-        }
-        facts = {**self.task.facts, "training": told}
-        save_weights(path, self.learner.model, mean=mean, classes=self.task.channels, **facts)
-
-    def _draw(self) -> None:
-        self.drawn = self.clock()
-        title = f"net {self.recipe.net}, S = {' to '.join(str(s) for s in sorted(set(self.recipe.scale)))}"
-        lines = list(read_log(self.folder.path / "log.jsonl"))
-        self.folder.write("curves.png", draw_curves(lines, title, self.task.errors))
-
     def outcome(self, weights: Path | None) -> Outcome:
-        """Say what the run leaves behind."""
-        unreadable = self._unreadable()
+        """Return what the run leaves behind."""
+        unreadable = self._all_unreadable()
         return Outcome(
             folder=self.folder.path,
             weights=weights,
@@ -290,3 +181,153 @@ class Running:
             unreadable=self.folder.add_unreadable(unreadable) if self.world.is_main else tuple(unreadable),
             notes=tuple(self.notes),
         )
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.state.plateau.learning_rate(self.recipe)
+
+    @property
+    def epoch(self) -> float:
+        """How often the training images have been gone through."""
+        return self.state.step * self.recipe.batch / self.feed.images
+
+    def _report(self, note: str) -> bool:
+        """Report progress, and return whether the run is to stop."""
+        return bool(self.progress(self.state.step, self.recipe.max_steps, note))
+
+    def _train_steps(self) -> bool:
+        """Train to the last step; return False if the run was stopped before."""
+        with self.feed.training(self.state.step) as batches:
+            self._restart_clock()
+            while not self.world.any(self._report(self.shown)):
+                if self.state.step % self.every == 0 and not self._validate_once():
+                    return False
+                if self.state.step >= self.recipe.max_steps or self.state.plateau.ended(self.recipe):
+                    return True
+                self._step(batches)
+        return False
+
+    def _step(self, batches: Iterator[LabelledBatch]) -> None:
+        batch = next(batches)
+        self.waited += batch.waited
+        self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
+        self.state = replace(self.state, step=self.state.step + 1)
+        self.timed += 1
+        if self.state.step % self.run.log_every == 0:
+            self._take_sums()
+            if self.log is not None:
+                self._log_sums(self.log)
+            self.state = replace(self.state, sums=Sums())
+            self._restart_clock()
+        if self.state.step % self.run.checkpoint_every == 0:
+            self._save_checkpoint()
+
+    def _take_sums(self) -> None:
+        self.state = replace(self.state, sums=self.state.sums.plus(self.learner.take_sums(self.learning_rate)))
+
+    def _log_sums(self, log: Log) -> None:
+        sums, seconds = self.state.sums, max(self.clock() - self.since, 1e-9)
+        images = max(sums.images, 1)
+        figures = {
+            "epoch": self.epoch,
+            "loss": sums.loss / images,
+            next(iter(self.objective.errors)): 1 - sums.hits / images,
+            "lr": self.learning_rate,
+            "images_per_s": self.timed * self.recipe.batch / seconds,
+            "waiting": min(1.0, self.waited / seconds),
+        }
+        self.shown = (
+            f"epoch {figures['epoch']:.1f}, loss {figures['loss']:.3g}, {figures['images_per_s']:.0f} images/s, "
+            f"{figures['waiting']:.0%} waiting for data"
+        )
+        log.write("train", self.state.step, figures)
+
+    def _restart_clock(self) -> None:
+        # Validations and checkpoints push `since` on: rates are those of training alone.
+        self.since, self.waited, self.timed = self.clock(), 0.0, 0
+
+    def _validate_once(self, *, last: bool = False) -> bool:
+        """Validate, unless that was done at this step; return False if the run was stopped.
+
+        The last validation, if it is none that is due, does not count for the learning rate: a run that is resumed
+        later must do as if it had never ended.
+        """
+        done = self.state.validation is not None and self.state.validation.step == self.state.step
+        if done or self.state.step == 0:
+            return True
+        self._take_sums()  # It raises for a loss of NaN: such a net is not worth validating.
+        start = self.clock()
+        found = self._validate()
+        if found is None:
+            return False
+        plateau = self.state.plateau if last else self.state.plateau.after(1 - found.error, self.recipe)
+        self.state = replace(self.state, validation=found, plateau=plateau)
+        if self.log is not None:
+            figures = {"epoch": self.epoch, **found.figures, "images": found.images}
+            if not self.log.has("validation", self.state.step):  # by a run that was killed before its checkpoint
+                self.log.write("validation", self.state.step, figures)
+            if self.clock() - self.drawn > SECONDS_BETWEEN_CURVES:
+                self._draw_curves()
+        self.since += self.clock() - start
+        self._save_checkpoint()
+        return True
+
+    def _validate(self) -> Validation | None:
+        """Rate the net's outputs for the validation images; None if the run was stopped."""
+        # The last is the number of processes that were stopped.
+        sums = torch.zeros(len(self.objective.rated) + 1, dtype=torch.float64, device=self.world.device)
+        seen, total = 0, self.feed.validation_images
+        with self.feed.validation() as batches:
+            for batch in batches:
+                sums[:-1] += self.objective.rate(self.learner.outputs(batch.images), batch.targets)
+                seen += len(batch.targets) * self.world.size
+                if self._report(f"validating: {min(seen, total)} of {total}"):
+                    sums[-1] += 1
+                    break
+        *rated, stopped = self.world.sum(sums).tolist()
+        if stopped:
+            return None
+        if not rated[-1]:
+            raise TrainingError(
+                f"step {self.state.step}: expected validation images, found none that can be read; mend them, then "
+                "go on with --resume"
+            )
+        return self.objective.validation(self.state.step, rated)
+
+    def _save_checkpoint(self) -> None:
+        """Write a checkpoint, unless this very state has one."""
+        self._take_sums()
+        if self.state == self.saved:
+            return
+        start = self.clock()
+        tensors = self.learner.snapshot(self.state.step, self.learning_rate)
+        unreadable = self._all_unreadable()
+        if self.world.is_main:
+            about = {"run": self.identity, "state": asdict(self.state)}
+            self.folder.checkpoints.save(self.state.step, tensors, about)
+            self.folder.add_unreadable(unreadable)
+        self.saved = self.state
+        self.since += self.clock() - start
+
+    def _all_unreadable(self) -> list[tuple[str, str]]:
+        return [pair for found in self.world.gather(self.feed.unreadable()) for pair in found]
+
+    def _write_weights(self, path: Path, mean: tuple[float, ...]) -> None:
+        found = self.state.validation
+        training = {
+            **{name: value for name, value in self.identity.items() if name not in self.objective.facts},
+            "step": self.state.step,
+            "precision": self.learner.precision,
+            "images": self.feed.images,
+            "validation": None if found is None else asdict(found),
+            "validation_scale": self.recipe.validation_scale,
+        }
+        facts = {**self.objective.facts, "training": training}
+        save_weights(path, self.learner.model, mean=mean, classes=self.objective.channels, **facts)
+
+    def _draw_curves(self) -> None:
+        self.drawn = self.clock()
+        title = f"net {self.recipe.net}, S = {' to '.join(str(s) for s in sorted(set(self.recipe.scale)))}"
+        lines = list(read_log(self.folder.path / "log.jsonl"))
+        self.folder.write("curves.png", draw_curves(lines, title, self.objective.errors))

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +15,34 @@ from torch.nn import functional as F
 
 from decoding_hooks import obey
 from odd_images import encode
-from vggfeat.errors import ConfigError, TrainingError
+from vggfeat.errors import TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.runtime.distributed import share
+from vggfeat.runtime.distributed import World, share
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import Box, LabelledImages
-from vggfeat.training import statistics
-from vggfeat.training.batches import TrainingBatches, ValidationBatches
-from vggfeat.training.crops import Crops, colour_axes, group, place_crops, resample
-from vggfeat.training.labels import NO_TARGET
-from vggfeat.training.prefetch import Ahead
-from vggfeat.training.sampling import CropSettings, Order, centred, draw
-from vggfeat.training.statistics import StatisticsSettings, pixel_statistics
+from vggfeat.training import feed
+from vggfeat.training.crops import (
+    Crops,
+    EpochOrder,
+    centred,
+    colour_axes,
+    draw,
+    group_crops,
+    place_crops,
+    resample,
+)
+from vggfeat.training.data import NO_TARGET, Prefetch, training_batches, validation_batches
+from vggfeat.training.feed import StatisticsSettings, pixel_statistics
+from vggfeat.training.recipe import Recipe
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-JITTER = CropSettings(scale=(256, 512))
+JITTER = Recipe(scale=(256, 512))
 
 
-def drawn(count, settings=JITTER, seed=0, epoch=0):
-    return draw(settings, seed, np.full(count, epoch), np.arange(count))
+def drawn(count, recipe=JITTER, epoch=0):
+    return draw(recipe, np.full(count, epoch), np.arange(count))
 
 
 # Draws
@@ -67,11 +75,12 @@ def test_colour_factors_are_normal_with_a_deviation_of_a_tenth():
 
 def test_what_is_drawn_for_an_image_depends_on_seed_epoch_and_row_alone():
     rows = np.array([5, 1_281_166, 0])
-    together = draw(JITTER, 3, np.array([7, 0, 7]), rows)
+    recipe = replace(JITTER, seed=3)
+    together = draw(recipe, np.array([7, 0, 7]), rows)
     for n, epoch in enumerate((7, 0, 7)):
-        alone = draw(JITTER, 3, np.array([epoch]), rows[n : n + 1])
+        alone = draw(recipe, np.array([epoch]), rows[n : n + 1])
         assert all((one == part[n : n + 1]).all() for one, part in zip(alone, together, strict=True))
-    others = [drawn(50, seed=1), drawn(50, epoch=1), drawn(50)]
+    others = [drawn(50, replace(JITTER, seed=1)), drawn(50, epoch=1), drawn(50)]
     assert len({tuple(one.place[:, 0]) for one in others}) == 3
 
 
@@ -90,24 +99,18 @@ def test_the_numbers_are_those_of_splitmix64():
     mixed = 0
     for part in (9, 2, 4, 11, 1):
         mixed = next(words((mixed + part) % (1 << 64)))
-    assert draw(JITTER, 9, np.array([4]), np.array([11])).place[0, 0] == (mixed >> 11) / 2**53
-
-
-@pytest.mark.parametrize("scale", [(223, 256), (300, 256)])
-def test_a_crop_must_fit(scale):
-    with pytest.raises(ConfigError, match="224"):
-        CropSettings(scale=scale)
+    assert draw(replace(JITTER, seed=9), np.array([4]), np.array([11])).place[0, 0] == (mixed >> 11) / 2**53
 
 
 def test_every_epoch_is_another_permutation_and_none_is_cut_short():
-    order = Order(10, seed=1)
+    order = EpochOrder(10, seed=1)
     epochs, rows = order.take(0, 40)
     assert epochs.tolist() == [epoch for epoch in range(4) for _ in range(10)]
     permutations = [tuple(rows[start : start + 10]) for start in range(0, 40, 10)]
     assert len(set(permutations)) == 4
     assert all(sorted(one) == list(range(10)) for one in permutations)
-    assert Order(10, seed=1).take(7, 23)[1].tolist() == rows[7:23].tolist()
-    assert Order(10, seed=2).take(0, 10)[1].tolist() != rows[:10].tolist()
+    assert EpochOrder(10, seed=1).take(7, 23)[1].tolist() == rows[7:23].tolist()
+    assert EpochOrder(10, seed=2).take(0, 10)[1].tolist() != rows[:10].tolist()
 
 
 @pytest.mark.parametrize(("count", "world"), [(256, 4), (7, 3), (2, 5)])
@@ -153,8 +156,8 @@ def test_crops_equal_those_of_the_whole_rescaled_image(device, most):
     seen = set()
     for epoch in range(3):
         crops = place_crops(drawn(len(SIZES), epoch=epoch), np.array(SIZES), 224)
-        for one in group(images, crops, most=most):
-            found = resample(one.each(lambda tensor: tensor.to(device)))
+        for one in group_crops(images, crops, most=most):
+            found = resample(one.to(device))
             assert found.is_contiguous(memory_format=torch.channels_last)
             for row, crop in zip(one.rows.tolist(), found.cpu(), strict=True):
                 # A thousandth of one of 255 steps.
@@ -171,7 +174,7 @@ def test_the_corners_of_the_rescaled_image_can_be_reached_and_not_passed():
         draws = centred(256, 1)._replace(place=np.full((1, 2), place))
         assert place_crops(draws, size, 224).offset.tolist() == [(spare * (place > 0)).tolist()]
     counts = np.zeros(33)
-    rows = drawn(60_000, CropSettings())
+    rows = drawn(60_000, Recipe())
     offsets = place_crops(rows, np.full((60_000, 2), 256), 224).offset
     counts = np.bincount(offsets[:, 0], minlength=33)
     assert abs(counts - 60_000 / 33).max() < 6 * math.sqrt(60_000 / 33)
@@ -190,7 +193,7 @@ def test_values_of_an_image_do_not_depend_on_its_group():
     crops = place_crops(drawn(len(SIZES)), np.array(SIZES), 224)
     found = [{}, {}]
     for kept, most in zip(found, (1, 1 << 30), strict=True):
-        groups = group(images, crops, most=most)
+        groups = group_crops(images, crops, most=most)
         assert len(groups) == (len(SIZES) if most == 1 else 1)
         for one in groups:
             kept.update(zip(one.rows.tolist(), resample(one), strict=True))
@@ -200,7 +203,7 @@ def test_values_of_an_image_do_not_depend_on_its_group():
 def test_groups_stay_below_the_memory_that_is_allowed_and_take_only_what_is_needed():
     sizes = np.array([(4000, 6000), *[(375, 500)] * 20])
     images = [np.zeros((*size, 3), np.uint8) for size in sizes]
-    groups = group(images, place_crops(centred(512, 21), sizes, 224), most=1 << 20)
+    groups = group_crops(images, place_crops(centred(512, 21), sizes, 224), most=1 << 20)
     assert sorted(row for one in groups for row in one.rows.tolist()) == list(range(21))
     assert all(one.pixels.numel() <= 1 << 20 or len(one.rows) == 1 for one in groups)
     # 224 of 512 pixels of a side of 375 are 164, and a few around them.
@@ -278,15 +281,13 @@ def images(tmp_path_factory):
     return save_images(tmp_path_factory.mktemp("images") / "a")
 
 
-SMALL = CropSettings(scale=(28, 40), side=24)
+SMALL = Recipe(scale=(28, 40), crop=24, seed=4, batch=12)
 MEAN = np.array([120.0, 110.0, 100.0])
 AXES = np.diag([300.0, 20.0, 5.0])
 
 
-def batches(images, decoder, **options):
-    return TrainingBatches(
-        images, SMALL, mean=MEAN, decoder=decoder, **{"colours": AXES, "seed": 4, "batch": 12, **options}
-    )
+def batches(images, decoder, recipe=SMALL, **options):
+    return training_batches(images, recipe, mean=MEAN, colours=AXES, decoder=decoder, **options)
 
 
 def first(count, images, workers=0, **options):
@@ -297,9 +298,9 @@ def first(count, images, workers=0, **options):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_batch_is_what_the_recipe_says(images, device):
     # Over the end of the first epoch: 40 images are 3 batches and a third.
-    for step, batch in enumerate(first(5, images, device=device)):
-        epochs, rows = Order(40, 4).take(step * 12, step * 12 + 12)
-        draws = draw(SMALL, 4, epochs, rows)
+    for step, batch in enumerate(first(5, images, world=World(device=torch.device(device)))):
+        epochs, rows = EpochOrder(40, 4).take(step * 12, step * 12 + 12)
+        draws = draw(SMALL, epochs, rows)
         assert (batch.step, batch.targets.tolist()) == (step, (rows % 5).tolist())
         assert batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -315,25 +316,25 @@ def test_a_batch_is_what_the_recipe_says(images, device):
 
 def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(images):
     plain = first(6, images)
-    for other in (first(6, images, workers=2), first(6, images, workers=1, ahead=1)):
+    for other in (first(6, images, workers=2), first(6, images, workers=1, depth=1)):
         for one, two in zip(plain, other, strict=True):
             assert torch.equal(one.images, two.images)
             assert torch.equal(one.targets, two.targets)
     assert torch.equal(first(1, images, first_step=5)[0].images, plain[5].images)
-    assert not torch.equal(first(1, images, seed=5)[0].images, plain[0].images)
+    assert not torch.equal(first(1, images, recipe=replace(SMALL, seed=5))[0].images, plain[0].images)
 
 
 @pytest.mark.parametrize("world", [2, 5])
 def test_the_shares_of_all_processes_are_the_batch(images, world):
     whole = first(4, images)
-    shares = [first(4, images, rank=rank, world=world) for rank in range(world)]
+    shares = [first(4, images, world=World(rank=rank, size=world)) for rank in range(world)]
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([one[step].images for one in shares]), batch.images)
         assert torch.equal(torch.cat([one[step].targets for one in shares]), batch.targets)
 
 
 def test_a_process_without_a_share_gets_empty_batches(images):
-    found = first(3, images, batch=2, rank=0, world=4)
+    found = first(3, images, recipe=replace(SMALL, batch=2), world=World(size=4))
     assert [tuple(batch.images.shape) for batch in found] == [(0, 3, 24, 24)] * 3
 
 
@@ -341,10 +342,10 @@ def test_validation_takes_centre_crops_of_every_image_once(images):
     with Decoder(0, DecodeSettings()) as decoder:
         found = []
         for rank in range(3):
-            options = {"side": 24, "mean": MEAN, "batch": 6, "rank": rank, "world": 3, "decoder": decoder}
-            with ValidationBatches(images, 32, **options) as stream:
+            recipe, world = Recipe(scale=(32, 32), crop=24, batch=18), World(rank=rank, size=3)
+            with validation_batches(images, recipe, mean=MEAN, decoder=decoder, world=world) as stream:
                 part = list(stream)
-                assert len(stream) == len(part) == 3
+                assert len(part) == 3
                 assert next(stream, None) is None
             found += part
     tensors = torch.cat([batch.images for batch in found])
@@ -364,14 +365,14 @@ def test_unreadable_images_drop_out_and_are_named_once(tmp_path):
     with Decoder(0, DecodeSettings()) as decoder, batches(images, decoder) as stream:
         for _ in range(10):
             batch = next(stream)
-            rows = Order(40, 4).take(batch.step * 12, batch.step * 12 + 12)[1]
+            rows = EpochOrder(40, 4).take(batch.step * 12, batch.step * 12 + 12)[1]
             lost = np.isin(rows, (3, 30))
             assert (batch.targets == NO_TARGET).tolist() == lost.tolist()
             assert (batch.images.abs().amax((1, 2, 3)) == 0).tolist() == lost.tolist()
         assert [path for path, _ in stream.unreadable] == ["3.png", "30.png"]
         assert all(reason.startswith("unrecognised: ") for _, reason in stream.unreadable)
         # What is ahead has been seen as well.
-        assert stream.passed_over in range(6, 9)
+        assert stream.unread in range(6, 9)
 
 
 def test_too_many_unreadable_images_stop_the_run_but_ten_never_do(tmp_path):
@@ -379,7 +380,7 @@ def test_too_many_unreadable_images_stop_the_run_but_ten_never_do(tmp_path):
     taken = []
     with (
         Decoder(0, DecodeSettings()) as decoder,
-        batches(images, decoder, batch=40) as stream,
+        batches(images, decoder, replace(SMALL, batch=40)) as stream,
         pytest.raises(TrainingError, match=r"at most 1% .* found 11 of 440, the first is 3.png \(unrecognised: "),
     ):
         taken.extend(stream)
@@ -407,7 +408,10 @@ def test_the_seconds_that_were_waited_are_those_of_slow_decoding(images):
     slow = LabelledImages(
         root=Path("sleep/0.1"), paths=tuple("0123"), targets=np.zeros(4, np.int64), classes=("a", "b")
     )
-    with Decoder(1, DecodeSettings(), decode=obey) as decoder, batches(slow, decoder, batch=4) as stream:
+    with (
+        Decoder(1, DecodeSettings(), decode=obey) as decoder,
+        batches(slow, decoder, replace(SMALL, batch=4)) as stream,
+    ):
         next(stream)
         assert 0.2 < next(stream).waited < 2
         time.sleep(1.2)
@@ -423,15 +427,15 @@ def test_work_ahead_stops_at_its_depth_and_passes_errors_on():
             yield n
         raise LookupError("no more")
 
-    ahead = Ahead(work(), 2)
+    prefetch = Prefetch(work(), 2)
     time.sleep(0.1)
     assert made == [0, 1, 2]
     taken = []
     with pytest.raises(LookupError, match="no more"):
-        taken.extend(ahead)
+        taken.extend(prefetch)
     assert taken == list(range(10))
-    ahead.close()
-    assert next(ahead, None) is None
+    prefetch.close()
+    assert next(prefetch, None) is None
 
 
 # Statistics
@@ -449,7 +453,9 @@ def test_mean_and_covariance_are_those_of_numpy_with_images_of_equal_weight(tmp_
     )
     told = []
     with Decoder(0, DecodeSettings()) as decoder:
-        found = pixel_statistics(listed, decoder, progress=lambda done, total: told.append((done, total)))
+        found = pixel_statistics(
+            listed, decoder, cache=tmp_path / "cache", progress=lambda done, total: told.append((done, total))
+        )
     values = np.concatenate([array.reshape(-1, 3) for array in arrays]).astype(float)
     weights = np.concatenate([np.full(h * w, 1 / (h * w)) for h, w in sizes])
     assert found.mean == pytest.approx(np.average(values, axis=0, weights=weights))
@@ -460,12 +466,12 @@ def test_mean_and_covariance_are_those_of_numpy_with_images_of_equal_weight(tmp_
 def test_statistics_are_kept_for_the_list_and_the_settings(images, tmp_path, monkeypatch):
     with Decoder(0, DecodeSettings()) as decoder:
 
-        def measure(settings=None):
-            return pixel_statistics(images, decoder, settings, cache=tmp_path / "cache")
+        def measure(**settings):
+            return pixel_statistics(images, decoder, StatisticsSettings(**settings), cache=tmp_path / "cache")
 
         once = measure()
         (kept,) = (tmp_path / "cache").iterdir()
-        sampled = measure(StatisticsSettings(most=7))
+        sampled = measure(most=7)
         assert (sampled.images, once.images) == (7, 40)
         assert len(list((tmp_path / "cache").iterdir())) == 2
         kept.write_text(json.dumps({**json.loads(kept.read_text()), "mean": [1, 2, 3]}))
@@ -482,7 +488,7 @@ def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(images
         def sync(self, fd):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(statistics, "DISK", Broken())
+    monkeypatch.setattr(feed, "DISK", Broken())
     with Decoder(0, DecodeSettings()) as decoder:
         with pytest.raises(KeyboardInterrupt):
             pixel_statistics(images, decoder, cache=tmp_path)
@@ -499,4 +505,4 @@ def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(images
 def test_no_image_that_can_be_read_is_an_error(tmp_path):
     listed = save_images(tmp_path, count=2, bad=(0, 1))
     with Decoder(0, DecodeSettings()) as decoder, pytest.raises(TrainingError, match="found none that can be read"):
-        pixel_statistics(listed, decoder)
+        pixel_statistics(listed, decoder, cache=tmp_path)

@@ -1,11 +1,11 @@
-"""What is trained and how: the recipe of the VGG paper, each value with its source.
+"""What is trained and how: the recipe of the VGG paper, each value with its source, and when its learning rate drops.
 
 "Sect." is a section of the VGG paper. A *step* is one update of the weights by the whole batch (the paper's
 "iteration"); *S* is the smallest side of a rescaled training image, in pixels.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from vggfeat.errors import ConfigError, check_choice
@@ -37,7 +37,7 @@ class Recipe:
     pool: Pool = "floor"
     """Rounding of the pooling output. A 224 crop gives the same map with both."""
     scale: tuple[int, int] = (256, 256)
-    """Smallest and largest S: (256, 256), (384, 384), or (256, 512), drawn anew for every image (Sect. 3.1)."""
+    """Smallest and largest S: (256, 256), (384, 384), or (256, 512), drawn again for every image (Sect. 3.1)."""
     crop: int = 224
     """Side of the crop taken at random from the rescaled image (Sect. 3.1)."""
     mirror: float = 0.5
@@ -60,7 +60,7 @@ class Recipe:
     normal_std: float = 0.1
     """Deviation for normal. Sect. 3.1 has a variance of 0.01, hence 0.1, with which the scores of net A begin at
     about 1e8 and the first steps end in NaN. Most later programs read it as a deviation of 0.01, with which those of
-    net A begin at 1e-3 and those of net D at 1e-6: the deeper nets stall, as the paper tells."""
+    net A begin at 1e-3 and those of net D at 1e-6: the deeper nets stall, as the paper reports."""
     batch: int = 256
     """Images in a step (Sect. 3.1), over all processes."""
     momentum: float = 0.9
@@ -156,6 +156,39 @@ class TrainingSettings:
             _check_range(name, getattr(self, name), 1, math.inf)
         if self.micro_batch is not None:
             _check_range("micro_batch", self.micro_batch, 1, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """What the validations so far have shown: VGG paper, Sect. 3.1, with "stopped improving" defined.
+
+    An accuracy more than `recipe.least_gain` above the best so far is an improvement. After `recipe.patience`
+    validations in a row without one the learning rate drops and the count starts again; the best stays. When that
+    happens with all `recipe.drops` spent, training ends.
+    """
+
+    best: float = -1.0
+    """Best top-1 accuracy, from 0 to 1; -1 before the first validation."""
+    stale: int = 0
+    """Validations in a row without an improvement."""
+    drops: int = 0
+    """How often the learning rate has dropped; one more than `recipe.drops` when training is to end."""
+
+    def after(self, accuracy: float, recipe: Recipe) -> "Plateau":
+        """Return what is known after one more validation, with a top-1 accuracy from 0 to 1."""
+        if accuracy > self.best + recipe.least_gain or self.best < 0:
+            return replace(self, best=accuracy, stale=0)
+        if self.stale + 1 < recipe.patience:
+            return replace(self, stale=self.stale + 1)
+        return replace(self, stale=0, drops=self.drops + 1)
+
+    def learning_rate(self, recipe: Recipe) -> float:
+        """Return the learning rate of the next step."""
+        return recipe.learning_rate / recipe.drop_factor ** min(self.drops, recipe.drops)
+
+    def ended(self, recipe: Recipe) -> bool:
+        """Say whether training is to end."""
+        return self.drops > recipe.drops
 
 
 def recipe_for(

@@ -2,8 +2,7 @@
 
 import pytest
 
-from vggfeat.training.schedule import Plateau
-from vggfeat.training.settings import Recipe
+from vggfeat.training.recipe import Plateau, Recipe
 
 RECIPE = Recipe(patience=2, least_gain=0.01)
 
