@@ -270,7 +270,7 @@ def one_layer(content):
         (b"", "layers of one form, V1 or V2, found none"),
         (nested(1, "VGG"), "found none"),
         (nested(2, b"") + nested(100, b""), "found both"),
-        (nested(2, nested(1, nested(1, "conv1"))), "V0; write the file anew with Caffe's upgrade_net_proto_binary"),
+        (nested(2, nested(1, nested(1, "conv1"))), "V0; write the file again with Caffe's upgrade_net_proto_binary"),
         (nested(100, b"") * 1001, "1001 messages in field 100"),
         (one_layer(varint(7 << 3 | 2) + varint(2**40)), f"field 7 of {2**40} bytes, where 0 are left"),
         (one_layer(varint(7 << 3 | 2) + b"\xff" * 11), "an integer without an end"),

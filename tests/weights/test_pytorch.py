@@ -27,10 +27,11 @@ def as_caffe_wants(pixels):
 
 
 @pytest.mark.parametrize("letter", ["A", "B", "D", "E"])
-def test_torchvision_gives_torchvisions_maps(tmp_path, letter):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torchvision_gives_torchvisions_maps(tmp_path, letter, legacy):
     net, pixels = torchvision_net(letter), image(231, 270)
-    torch.save(net.state_dict(), tmp_path / "vgg-397923af.pth")
-    backbone = load_backbone(tmp_path / "vgg-397923af.pth")
+    torch.save(net.state_dict(), tmp_path / "vgg.pth", _use_new_zipfile_serialization=not legacy)
+    backbone = load_backbone(tmp_path / "vgg.pth")
     assert backbone.model.config == letter
     shares = difference(torchvision_maps(net, as_torchvision_wants(pixels)), our_maps(backbone, pixels))
     assert max(shares.values()) < 1e-4, shares

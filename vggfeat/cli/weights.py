@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vggfeat.cli.options import PATH
+from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
     from vggfeat.weights.published import Published
@@ -45,12 +47,12 @@ def list_(as_json: bool) -> None:
     folder = weights_folder()
     there = {path.name: path for path in nets_in(folder)}
     if as_json:
-        rows = [_row(published) | {"path": _text(there.get(published.file))} for published in PUBLISHED.values()]
+        paths = {name: str(path) for name, path in there.items()}
+        rows = [asdict(published) | {"path": paths.get(published.file)} for published in PUBLISHED.values()]
         files = [{"path": str(path), "bytes": path.stat().st_size} for path in there.values()]
         click.echo(json.dumps({"published": rows, "folder": str(folder), "files": files}, indent=2))
         return
-    for line in _listed(list(PUBLISHED.values()), there):
-        click.echo(line)
+    click.echo("\n".join(_listed(list(PUBLISHED.values()), there)))
     click.echo(f"\nin {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small")
 
 
@@ -71,8 +73,7 @@ def show(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(sheet.describe(), indent=2))
         return
-    for line in _shown(sheet):
-        click.echo(line)
+    click.echo("\n".join(_shown(sheet)))
 
 
 @weights.command()
@@ -91,19 +92,19 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     """
     from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
-    from vggfeat.weights import verify as checking
     from vggfeat.weights.load import find_file
+    from vggfeat.weights.verify import convert as convert_file
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
     make_folder(target.parent)
-    sheet = checking.convert(find_file(source), target, dtype="float16" if float16 else "float32")
+    sheet = convert_file(find_file(source), target, dtype="float16" if float16 else "float32")
     if as_json:
-        told = sheet.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
-        click.echo(json.dumps(told, indent=2))
+        about = sheet.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
+        click.echo(json.dumps(about, indent=2))
         return
-    model = sheet.backbone.model
-    click.echo(f"{target}: net {model.config}, {target.stat().st_size / 1e6:.1f} MB, from {_kind(sheet)}")
+    kind, net = FORMATS[sheet.format].words, sheet.backbone.model.config
+    click.echo(f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}")
     for name, value in sheet.backbone.imported.items():
         click.echo(f"  {name}: {_words(value)}")
 
@@ -116,7 +117,7 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
 def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Download a published net from the address where it was published, and check its checksum.
 
-    A download that was stopped goes on when the same command is given again. In weights/ the net is known by its
+    A download that was stopped is resumed when the same command is given again. In weights/ the net is known by its
     name.
 
     \b
@@ -139,9 +140,7 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
             published, folder, progress=lambda done, total: bar.update(done / 1e6, max(done, total) / 1e6)
         )
     if as_json:
-        told = {"name": name, "path": str(fetched.path), "bytes": fetched.bytes, "sha256": fetched.sha256}
-        told |= {"address": fetched.address, "resumed_at": fetched.resumed_at}
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps({"name": name} | asdict(fetched), indent=2, default=str))
         return
     how = f"from {fetched.address}" if fetched.address else "was there"
     click.echo(f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:")
@@ -161,15 +160,14 @@ def verify(path: str, as_json: bool) -> int:
 
     Exit code 5 if it is not sound.
     """
-    from vggfeat.weights import verify as checking
     from vggfeat.weights.load import find_file
+    from vggfeat.weights.verify import verify as verify_file
 
-    verdict = checking.verify(find_file(path))
+    verdict = verify_file(find_file(path))
     if as_json:
         click.echo(json.dumps(verdict.describe(), indent=2))
     else:
-        for line in _judged(verdict):
-            click.echo(line)
+        click.echo("\n".join(_judged(verdict)))
     return 5 if verdict.problems else 0
 
 
@@ -199,18 +197,18 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
     if (layer and target != "onnx") or (as_is and target != "torchvision"):
         raise ConfigError(f"export to {target}: expected no {'--layer' if layer else '--as-is'}, found one")
     make_folder(out.parent)
-    told: dict[str, Any]
+    about: dict[str, Any]
     if target == "onnx":
         layer = layer or "fc8"
         export_onnx(load_backbone(path), out, layer=layer)
-        told = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
+        about = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
     else:
-        told = export_torchvision(load_backbone(path), out, fold=not as_is)
+        about = export_torchvision(load_backbone(path), out, fold=not as_is)
     if as_json:
-        click.echo(json.dumps({"path": str(out)} | told, indent=2))
+        click.echo(json.dumps({"path": str(out)} | about, indent=2))
         return
-    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in told.items() if name != 'exact')}")
-    if not told.get("exact", True):
+    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in about.items() if name != 'exact')}")
+    if not about.get("exact", True):
         click.echo(
             "  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is"
         )
@@ -230,7 +228,7 @@ def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
 
 def _shown(sheet: "Sheet") -> Iterator[str]:
     about = sheet.describe()
-    yield f"{sheet.path}: {_kind(sheet)}, {sheet.bytes} bytes"
+    yield f"{sheet.path}: {FORMATS[sheet.format].words}, {sheet.bytes} bytes"
     yield f"  net: {about['net']}, width {about['width']:g}, {about['num_classes']} classes, {about['numbers']} numbers"
     yield f"  takes: RGB, 0 to 255, less {_words(about['mean'])}, over {_words(about['std'])}"
     yield f"  poolings: {'round up' if about['pool_rounding'] == 'ceil' else 'round down'}"
@@ -252,7 +250,7 @@ def _judged(verdict: "Verdict") -> Iterator[str]:
         yield f"  problem: {problem}"
     if sheet is None:
         return
-    numbers = sum(tensor.numel() for tensor in sheet.backbone.model.parameters())
+    numbers = sheet.describe()["numbers"]
     yield f"  structure: net {sheet.backbone.model.config}, {numbers} numbers, all finite"
     yield f"  checksum: {_known(sheet)}"
     known = sheet.published
@@ -264,28 +262,12 @@ def _judged(verdict: "Verdict") -> Iterator[str]:
 def _known(sheet: "Sheet") -> str:
     if sheet.published is None:
         return "not known: no published file has it"
-    if sheet.converted:
+    if sheet.format == "vggfeat":
         return f"its own; it says that it was converted from {sheet.published.name}"
     return f"known: {sheet.published.name}, published at {sheet.published.addresses[0]}"
-
-
-def _kind(sheet: "Sheet") -> str:
-    from vggfeat.weights.sniff import FORMATS
-
-    return FORMATS[sheet.format].words
 
 
 def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) + ")"
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
-
-
-def _row(published: "Published") -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(published)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

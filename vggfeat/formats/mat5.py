@@ -158,7 +158,7 @@ class _Inflated:
         return found
 
     def ends(self) -> bool:
-        """Tell whether all was read; the checksum is behind the last byte, and looked at here."""
+        """Tell whether all was read; zlib checks the checksum, which is behind the last byte."""
         return not self.read(1) and self._zlib.eof
 
 
@@ -207,7 +207,7 @@ class _Stream:
 
 
 class _Head:
-    """What stands before the content of an array: its class, shape and name."""
+    """What comes before the content of an array: its class, shape and name."""
 
     def __init__(self, stream: _Stream) -> None:
         flags = stream.element()[1]

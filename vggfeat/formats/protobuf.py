@@ -27,13 +27,13 @@ class Span(NamedTuple):
     end: int
 
 
-class Wire:
-    """The bytes of one open file.
+class ProtobufFile:
+    """An open file that is one message.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        For error messages.
     file : binary file
         Open for reading, buffered.
     """
@@ -43,7 +43,7 @@ class Wire:
         self._left = MOST_FIELDS
 
     def message(self) -> "Message":
-        """Return the message that is the whole file."""
+        """Return the message that is the complete file."""
         return Message(self, Span(0, os.fstat(self._file.fileno()).st_size))
 
     def fields(self, message: Span) -> Iterator[tuple[int, int | Span]]:
@@ -100,22 +100,22 @@ class Wire:
 class Message:
     """The fields of one message, by number."""
 
-    def __init__(self, wire: Wire, span: Span) -> None:
-        self._wire, self._span = wire, span
+    def __init__(self, file: ProtobufFile, span: Span) -> None:
+        self._file, self._span = file, span
         self._fields: dict[int, list[int | Span]] = {}
-        for number, value in wire.fields(span):
+        for number, value in file.fields(span):
             self._fields.setdefault(number, []).append(value)
 
     def messages(self, number: int, most: int = 1000) -> list["Message"]:
         """Return the messages in a field, at most `most`; protocol buffers don't tell them from other bytes."""
         spans = self._spans(number)
         if len(spans) > most:
-            raise self._wire.damaged(self._span.start, f"{len(spans)} messages in field {number}")
-        return [Message(self._wire, span) for span in spans]
+            raise self._file.damaged(self._span.start, f"{len(spans)} messages in field {number}")
+        return [Message(self._file, span) for span in spans]
 
     def last(self, number: int) -> "Message":
         """Return the message in a field; one without fields if there is none."""
-        return Message(self._wire, self._spans(number)[-1] if self._spans(number) else Span(0, 0))
+        return Message(self._file, self._spans(number)[-1] if self._spans(number) else Span(0, 0))
 
     def integers(self, *numbers: int) -> tuple[int, ...]:
         """Return all the integers of some fields, those packed into one included."""
@@ -126,7 +126,7 @@ class Message:
                 continue
             at, end = value
             while at < end:
-                integer, at = self._wire.varint(at, end)
+                integer, at = self._file.varint(at, end)
                 found.append(integer)
         return tuple(found)
 
@@ -134,9 +134,9 @@ class Message:
         """Return a text of at most `most` bytes; empty if there is none."""
         start, end = self._spans(number)[-1] if self._spans(number) else (0, 0)
         if end - start > most:
-            raise self._wire.damaged(start, f"a name of {end - start} bytes")
+            raise self._file.damaged(start, f"a name of {end - start} bytes")
         content = bytearray(end - start)
-        self._wire.read_into(Span(start, end), memoryview(content))
+        self._file.read_into(Span(start, end), memoryview(content))
         return content.decode("utf-8", "replace")
 
     def bytes_of(self, number: int) -> int:
@@ -149,7 +149,7 @@ class Message:
         content, at = bytearray(self.bytes_of(number) // size * size), 0
         for start, end in self._spans(number):
             length = min(end - start, len(content) - at)
-            self._wire.read_into(Span(start, start + length), memoryview(content)[at : at + length])
+            self._file.read_into(Span(start, start + length), memoryview(content)[at : at + length])
             at += length
         return np.frombuffer(content, dtype)
 

@@ -2,7 +2,7 @@
 
 N = images, H, W = image sides in pixels, h, w = sides of a dense map, C = channels.
 Layers 6 to 8 are 7x7, 1x1 and 1x1 convolutions (Sect. 3.2), so one forward pass serves a 224 crop, where every
-map is 1x1, and a whole image, where it is a map of overlapping windows.
+map is 1x1, and an image of any size, where it is a map of overlapping windows.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The VGG nets with batch normalisation that torchvision and timm offer: vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn.
 
-They are not in the VGG paper: a normalisation with fixed statistics stands between each convolution and its ReLU.
+They are not in the VGG paper: a normalisation with fixed statistics comes between each convolution and its ReLU.
 It stays a layer of its own, so that files and exports hold the numbers that were trained.
 """
 

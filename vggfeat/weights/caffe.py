@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import WeightsError
-from vggfeat.formats.protobuf import Message, Wire
+from vggfeat.formats.protobuf import Message, ProtobufFile
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.weights.importing import ParsedNet, finish, to_tensor
 from vggfeat.weights.match_layers import Step, match_steps
@@ -41,6 +42,10 @@ class _Blob:
     shape: tuple[int, ...]
     message: Message
 
+    def numbers(self) -> NDArray[np.floating]:
+        double = self.message.bytes_of(8) >= 8
+        return self.message.floats(8, "<f8") if double else self.message.floats(5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
@@ -60,8 +65,9 @@ class _Layer:
 def load_caffe(path: Path) -> Backbone:
     """Load a .caffemodel.
 
-    Caffe's nets take BGR pixels from 0 to 255 less a mean, round the output of a pooling up unless told otherwise,
-    and have the inputs of fully connected layers in the order C, H, W (pooling_layer.cpp, inner_product_layer.cpp).
+    Caffe's nets take BGR pixels from 0 to 255 less a mean, round the output of a pooling up unless the layer says
+    otherwise, and have the inputs of fully connected layers in the order C, H, W (pooling_layer.cpp,
+    inner_product_layer.cpp).
 
     Raises
     ------
@@ -70,7 +76,7 @@ def load_caffe(path: Path) -> Backbone:
     """
     try:
         with path.open("rb") as file:
-            return finish(path, _parse(path, Wire(path, file).message()))
+            return finish(path, _parse(path, ProtobufFile(path, file).message()))
     except OSError as error:
         raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
 
@@ -88,7 +94,7 @@ def _parse(path: Path, net: Message) -> ParsedNet:
         model=matched.model,
         format="Caffe",
         shapes=shapes,
-        read=lambda name: _read(path, name, blobs[name]).reshape(shapes[name]),
+        read=lambda name: to_tensor(path, name, blobs[name].numbers()).reshape(shapes[name]),
         channel_order="BGR",
         fc6_order="C,H,W",
         **_preprocessing(path, form, layers),
@@ -104,7 +110,7 @@ def _layers(path: Path, net: Message) -> tuple[str, list[_Layer]]:
     if any(message.bytes_of(1) for message in old):
         raise WeightsError(
             f"{path}: expected layers of Caffe's form V1 or V2, found the oldest, V0; "
-            "write the file anew with Caffe's upgrade_net_proto_binary"
+            "write the file again with Caffe's upgrade_net_proto_binary"
         )
     numbers, layers = (_V1, old) if old else (_V2, new)
     return "V1" if old else "V2", [_layer(path, message, numbers) for message in layers]
@@ -125,13 +131,37 @@ def _layer(path: Path, message: Message, numbers: Mapping[str, int]) -> _Layer:
 
 def _step(path: Path, layer: _Layer) -> Step:
     if layer.type == "Convolution":
-        return _convolution(path, layer)
+        settings = layer.settings("convolution")
+        _expect(path, layer, "group", settings.integers(5), 1)
+        _expect(path, layer, "dilation", settings.integers(18), 1)
+        pad, stride = _all_around(settings.integers(3, 9, 10)), settings.integers(6, 13, 14) or (1,)
+        return Step(kind="conv", name=layer.name, shape=layer.blobs[0].shape, pad=pad, stride=stride)
     if layer.type == "InnerProduct":
-        return _inner_product(path, layer)
+        settings = layer.settings("full")
+        _expect(path, layer, "axis", settings.integers(5), 1)
+        _expect(path, layer, "transpose", settings.integers(6), 0)
+        shape = layer.blobs[0].shape
+        # The form with four axes is (1, 1, out, in).
+        return Step(kind="full", name=layer.name, shape=shape[2:] if len(shape) == 4 and shape[:2] == (1, 1) else shape)
     if layer.type == "Pooling":
-        return _pooling(path, layer)
+        settings = layer.settings("pooling")
+        _expect(path, layer, "pool", settings.integers(1), 0)
+        _expect(path, layer, "global_pooling", settings.integers(12), 0)
+        return Step(
+            kind="pool",
+            name=layer.name,
+            shape=(settings.integers(2, 5, 6) * 2)[:2],
+            pad=_all_around(settings.integers(4, 9, 10)),
+            stride=settings.integers(3, 7, 8) or (1,),
+            rounding="floor" if settings.integers(13)[-1:] == (1,) else "ceil",
+        )
     if layer.type == "LRN":
-        return _lrn(path, layer)
+        settings = layer.settings("lrn")
+        _expect(path, layer, "norm_region", settings.integers(4), 0)
+        size = (settings.integers(1) or (5,))[-1]
+        alpha, beta, k = _float(settings, 2, 1.0), _float(settings, 3, 0.75), _float(settings, 5, 1.0)
+        # Caffe divides alpha by the number of channels.
+        return Step(kind="lrn", name=layer.name, numbers=(size, k, alpha / max(size, 1), beta))
     if layer.type != "ReLU":
         raise WeightsError(
             f"{path}: {layer.name}: expected the layers of a net of the VGG paper, found one of type "
@@ -139,51 +169,6 @@ def _step(path: Path, layer: _Layer) -> Step:
         )
     _expect(path, layer, "negative_slope", layer.settings("relu").floats(1).tolist(), 0)
     return Step(kind="relu", name=layer.name)
-
-
-def _convolution(path: Path, layer: _Layer) -> Step:
-    settings = layer.settings("convolution")
-    _expect(path, layer, "group", settings.integers(5), 1)
-    _expect(path, layer, "dilation", settings.integers(18), 1)
-    return Step(
-        kind="conv",
-        name=layer.name,
-        shape=layer.blobs[0].shape,
-        pad=_all_around(settings.integers(3, 9, 10)),
-        stride=settings.integers(6, 13, 14) or (1,),
-    )
-
-
-def _inner_product(path: Path, layer: _Layer) -> Step:
-    settings = layer.settings("full")
-    _expect(path, layer, "axis", settings.integers(5), 1)
-    _expect(path, layer, "transpose", settings.integers(6), 0)
-    shape = layer.blobs[0].shape
-    # The form with four axes is (1, 1, out, in).
-    return Step(kind="full", name=layer.name, shape=shape[2:] if len(shape) == 4 and shape[:2] == (1, 1) else shape)
-
-
-def _pooling(path: Path, layer: _Layer) -> Step:
-    settings = layer.settings("pooling")
-    _expect(path, layer, "pool", settings.integers(1), 0)
-    _expect(path, layer, "global_pooling", settings.integers(12), 0)
-    return Step(
-        kind="pool",
-        name=layer.name,
-        shape=(settings.integers(2, 5, 6) * 2)[:2],
-        pad=_all_around(settings.integers(4, 9, 10)),
-        stride=settings.integers(3, 7, 8) or (1,),
-        rounding="floor" if settings.integers(13)[-1:] == (1,) else "ceil",
-    )
-
-
-def _lrn(path: Path, layer: _Layer) -> Step:
-    settings = layer.settings("lrn")
-    _expect(path, layer, "norm_region", settings.integers(4), 0)
-    size = (settings.integers(1) or (5,))[-1]
-    alpha, beta, k = _float(settings, 2, 1.0), _float(settings, 3, 0.75), _float(settings, 5, 1.0)
-    # Caffe divides alpha by the number of channels.
-    return Step(kind="lrn", name=layer.name, numbers=(size, k, alpha / max(size, 1), beta))
 
 
 def _all_around(pad: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -209,11 +194,6 @@ def _blob(path: Path, layer: str, message: Message) -> _Blob:
             "it is damaged or holds no weights"
         )
     return _Blob(shape=shape, message=message)
-
-
-def _read(path: Path, name: str, blob: _Blob) -> Tensor:
-    double = blob.message.bytes_of(8) >= 8
-    return to_tensor(path, name, blob.message.floats(8, "<f8") if double else blob.message.floats(5))
 
 
 def _preprocessing(path: Path, form: str, layers: Sequence[_Layer]) -> dict[str, Any]:

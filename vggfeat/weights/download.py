@@ -1,19 +1,51 @@
-"""Fetch a published file: only when asked, from the address where it was published, and only if it is the right one."""
+"""Fetch a published file: only when asked, from the address where it was published, and only if it is the right one.
+
+While it comes it is NAME.part, with NAME.part.json next to it, which says from where and of which version; a download
+that was stopped is resumed where it stopped.
+"""
 
 import contextlib
+import errno
 import fcntl
-import hashlib
+import http.client
+import json
 import os
+import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
+from typing import Any
 
 from vggfeat.errors import WeightsError
-from vggfeat.runtime.durable import DISK, Files, disk_errors
-from vggfeat.weights.http import Download, FetchSettings, Progress, UselessError
+from vggfeat.runtime.durable import DISK, Files, disk_errors, write_all
 from vggfeat.weights.published import Published
+from vggfeat.weights.sniff import digests
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there, and those of the complete file, 0 if that is not known."""
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """How patient a download is."""
+
+    timeout: float = 30.0
+    """Seconds without a byte after which a connection counts as lost."""
+    attempts: int = 5
+    """In a row that bring nothing more, at one address, before it is given up."""
+    pause: float = 1.0
+    """Seconds before the second attempt, doubled for each further one."""
+    chunk: int = 1 << 18
+    """Bytes taken from the network at once."""
+    most_bytes: int = 2 << 30
+    """More than this is no VGG net, whatever the server says: the largest has 575 MB, twice that in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +59,14 @@ class Fetched:
     resumed_at: int
     """Bytes that an earlier download had brought."""
     sha256: str
+
+
+class AddressError(Exception):
+    """A failure that the same address will repeat."""
+
+
+class _TransientError(Exception):
+    """A failure that may pass."""
 
 
 def fetch(
@@ -56,7 +96,7 @@ def fetch(
     Raises
     ------
     WeightsError
-        If no address gives the file, or its checksum is another. What has come stays, to go on from, except where the
+        If no address gives the file, or its checksum is another. What has come stays, to be resumed, except where the
         checksum is wrong: then nothing stays.
     StoreError
         If it can't be written.
@@ -66,13 +106,13 @@ def fetch(
         sha256 = _check_present(published, target)
         return Fetched(path=target, bytes=target.stat().st_size, address="", resumed_at=0, sha256=sha256)
     part = target.with_name(f"{target.name}.part")
-    with disk_errors(part, "writing what comes", "the same command goes on from what has come"), _locked(part) as fd:
-        job = Download(
+    with disk_errors(part, "writing what comes", "the same command resumes what has come"), _locked(part) as fd:
+        job = _Download(
             part=part, fd=fd, expected=published.bytes, settings=settings or FetchSettings(), files=files,
             progress=progress or (lambda done, total: None), sleep=sleep,
         )  # fmt: skip
         resumed_at = job.have
-        address, sha256 = _from_anywhere(published, job)
+        address, sha256 = _from_any_address(published, job)
         files.sync(fd)
         files.rename(part, target)
         _remove(files, job.note)
@@ -80,50 +120,200 @@ def fetch(
         return Fetched(path=target, bytes=job.have, address=address, resumed_at=resumed_at, sha256=sha256)
 
 
-def digests(path: Path) -> dict[str, str]:
-    """SHA-256, SHA-1 and MD5 of a file, as hex digits, in one pass.
+@dataclass(kw_only=True, eq=False)
+class _Download:
+    """A file that is coming. Disk errors are OSErrors; an interrupt leaves what has come."""
 
-    Raises
-    ------
-    WeightsError
-        If it can't be read.
-    """
-    hashes = [hashlib.new(kind, usedforsecurity=False) for kind in ("sha256", "sha1", "md5")]
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                for each in hashes:
-                    each.update(block)
-    except OSError as error:
-        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
-    return {each.name: each.hexdigest() for each in hashes}
+    part: Path
+    fd: int
+    """Of `part`, open for reading and writing."""
+    expected: int | None
+    """Bytes of the complete file, where that is known beforehand."""
+    settings: FetchSettings
+    files: Files
+    progress: Progress
+    sleep: Callable[[float], None]
+
+    @property
+    def have(self) -> int:
+        """Bytes that are there."""
+        return os.fstat(self.fd).st_size
+
+    @property
+    def note(self) -> Path:
+        """The file that says what the bytes are of."""
+        return self.part.with_name(f"{self.part.name}.json")
+
+    def restart(self) -> None:
+        """Throw away what has come."""
+        self.files.truncate(self.fd, 0)
+
+    def complete(self, address: str) -> None:
+        """Get the rest of the file, in as many connections as it takes.
+
+        Raises
+        ------
+        AddressError
+            If the address has no such file, or gives nothing more after so many attempts.
+        OSError
+            If the disk fails.
+        """
+        opener = _opener()
+        # What came from elsewhere is only given up for an answer from here.
+        best, failures = self.have if self._version(address) is not None else 0, 0
+        while True:
+            try:
+                return self._attempt(opener, address)
+            except _TransientError as error:
+                failures = failures + 1 if self.have <= best else 1
+                best = max(best, self.have)
+                if failures >= self.settings.attempts:
+                    raise AddressError(f"{error}, {failures} times in a row") from None
+                self.sleep(self.settings.pause * 2 ** (failures - 1))
+
+    def _attempt(self, opener: urllib.request.OpenerDirector, address: str) -> None:
+        version = self._version(address)
+        request = urllib.request.Request(address, headers={"User-Agent": "vggfeat", "Accept-Encoding": "identity"})
+        if self.have and version is not None:
+            request.add_header("Range", f"bytes={self.have}-")
+            if version:
+                request.add_header("If-Range", version)
+        try:
+            answer = opener.open(request, timeout=self.settings.timeout)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return self._check_refusal(error)
+        except (OSError, http.client.HTTPException) as error:
+            raise _TransientError(_reason(error)) from None
+        with answer:
+            return self._store(address, answer)
+
+    def _check_refusal(self, error: urllib.error.HTTPError) -> None:
+        """Return if there is nothing more to come, and raise otherwise."""
+        if error.code == 416:
+            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+            if total and int(total[1]) == self.have:
+                return
+            self.restart()
+            raise _TransientError("a file that is shorter than what was here")
+        answer = f"the answer {error.code} {error.reason}"
+        raise _TransientError(answer) if error.code in _TRANSIENT else AddressError(answer)
+
+    def _store(self, address: str, answer: Any) -> None:
+        begin, total = self._range(answer.status, answer.headers)
+        if begin == 0:
+            self.restart()
+            self._write_note(address, answer.headers)
+        free = self.files.free(self.part.parent)
+        if free < total - begin:
+            raise OSError(errno.ENOSPC, f"{total - begin} bytes are to come, {free} are free")
+        self.progress(begin, total)
+        most = total or self.settings.most_bytes
+        while block := self._read(answer):
+            at = self.have
+            if at + len(block) > most:
+                self.restart()
+                raise AddressError(f"more than the {most} bytes that it may have")
+            write_all(self.files, self.fd, memoryview(block), at)
+            self.progress(at + len(block), total)
+        if self.have < total:
+            raise _TransientError(f"a connection that ended at byte {self.have} of {total}")
+
+    def _read(self, answer: Any) -> bytes:
+        try:
+            return bytes(answer.read(self.settings.chunk))
+        except (OSError, http.client.HTTPException) as error:
+            raise _TransientError(_reason(error)) from None
+
+    def _range(self, status: int, headers: Message) -> tuple[int, int]:
+        """Return the byte that an answer begins at, and the size of the complete file, 0 if it is not known."""
+        if "html" in (headers.get("Content-Type") or ""):
+            raise AddressError("a web page")
+        if (headers.get("Content-Encoding") or "identity") != "identity":
+            raise AddressError(f"a file packed with {headers['Content-Encoding']}")
+        begin, total = 0, int(headers["Content-Length"]) if (headers.get("Content-Length") or "").isdigit() else 0
+        if status == 206:
+            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range") or "")
+            if not place or int(place[1]) != self.have:
+                self.restart()
+                raise _TransientError("another part of the file than was asked for")
+            begin, total = self.have, int(place[2])
+        if self.expected and total and total != self.expected:
+            raise AddressError(f"{total} bytes instead of {self.expected}")
+        if total > self.settings.most_bytes:
+            raise AddressError(f"{total} bytes, which no VGG net has")
+        return begin, total or self.expected or 0
+
+    def _version(self, address: str) -> str | None:
+        """Return the version that is half here, "" if its server names none, None if it is from elsewhere."""
+        try:
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+            return str(note["version"]) if note["address"] == address else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write_note(self, address: str, headers: Message) -> None:
+        tag = headers.get("ETag") or ""
+        weak = tag.startswith("W/")  # it may name two versions, so a server may not resume by it (RFC 9110, 13.1.5)
+        version = tag if tag and not weak else headers.get("Last-Modified") or ""
+        self.note.write_text(json.dumps({"address": address, "version": version}), encoding="utf-8")
 
 
-def _from_anywhere(published: Published, job: Download) -> tuple[str, str]:
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow a server elsewhere, but not from https to anything less."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request to make instead."""
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise AddressError(f"a way on to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    # Not urlopen: that would follow a server to ftp as well, and use whatever a program has installed globally.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), Redirects(),
+        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
+    ):  # fmt: skip
+        opener.add_handler(handler)
+    return opener
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _from_any_address(published: Published, job: _Download) -> tuple[str, str]:
+    """Return the address that gave the file, and its SHA-256."""
     reasons = []
     for address in published.addresses:
         try:
             return address, _from_address(published, job, address)
-        except UselessError as error:
+        except AddressError as error:
             reasons.append(f"{address}: {error}")
-    kept = f"; {job.have} bytes are kept, and the same command goes on from there" if job.have else ""
+    kept = f"; {job.have} bytes are kept, and the same command resumes there" if job.have else ""
     if not job.have:
         for path in (job.part, job.note):
             _remove(job.files, path)
     raise WeightsError(f"{published.name}: expected {published.file}, found at {'; at '.join(reasons)}{kept}")
 
 
-def _from_address(published: Published, job: Download, address: str) -> str:
+def _from_address(published: Published, job: _Download, address: str) -> str:
     kind, value = published.checksum
     for fresh in (job.have == 0, True):
-        job.come(address)
+        job.complete(address)
         found = digests(job.part)
         if found[kind].startswith(value):
             return found["sha256"]
         job.restart()  # What was there before may have been of another version: then once more, from nothing.
         if fresh:
             break
-    raise UselessError(f"a file with another checksum, expected {kind} {value}, found {found[kind]}; it is removed")
+    raise AddressError(f"a file with another checksum, expected {kind} {value}, found {found[kind]}; it is removed")
 
 
 def _check_present(published: Published, path: Path) -> str:

@@ -28,7 +28,7 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
 
     With `fold`, the net takes what torchvision's own weights take: RGB, 0 to 1, less (0.485, 0.456, 0.406), over
     (0.229, 0.224, 0.225). The scale goes into the kernels of conv1_1, which is exact; the difference of the means
-    goes into its biases, which is exact but for the outermost pixel: the zeros that it is padded with then stand for
+    goes into its biases, which is exact but for the outermost pixel: the zeros that it is padded with are then
     torchvision's mean colour and no longer for the net's. For the authors' mean pixel these are half a grey level
     apart, which moved the maps of random nets by less than a thousandth of their largest value; for torchvision's
     own nets nothing changes. Without `fold` the numbers stay as they are, and the net takes RGB, 0 to 1, less the
@@ -137,12 +137,12 @@ class _Graph:
         outputs = [helper.make_tensor_value_info(layer, kind, ["N", channels, "h", "w"])]
         graph = helper.make_graph(self.nodes, "vgg", inputs, outputs, self.tensors)
         opset = [helper.make_opsetid("", ONNX_OPSET)]
-        whole = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="vggfeat")
-        whole.doc_string = f"images: RGB, 0 to 255, float32. {layer}: a map of overlapping windows."
+        exported = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="vggfeat")
+        exported.doc_string = f"images: RGB, 0 to 255, float32. {layer}: a map of overlapping windows."
         about = {**self.backbone.describe(), "classes": list(self.backbone.classes)}
-        helper.set_model_props(whole, {"vggfeat": json.dumps(about, sort_keys=True)})
-        self.onnx.checker.check_model(whole)
-        return whole
+        helper.set_model_props(exported, {"vggfeat": json.dumps(about, sort_keys=True)})
+        self.onnx.checker.check_model(exported)
+        return exported
 
     def maps(self, layer: str) -> str:
         net = self.model.nets[self.model.config]

@@ -1,4 +1,4 @@
-"""Keras's VGG nets in HDF5, of any age: the published weights, whole models, and .weights.h5 files.
+"""Keras's VGG nets in HDF5, of any age: the published weights, complete models, and .weights.h5 files.
 
 Keras stores kernels as (height, width, in, out) and flattens pool5 as H, W, C. Where a file puts a layer depends on
 the version that wrote it; in all of them the two variables of a layer lie in one group, named after the layer.
@@ -19,10 +19,10 @@ from vggfeat.formats.hdf5 import UntrustedHDF5
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.nets.vgg import WINDOW
 from vggfeat.weights.importing import ParsedNet, finish, to_tensor
-from vggfeat.weights.match_layers import layers_in_order, match_kernels
+from vggfeat.weights.match_layers import as_convolution, layers_in_order, match_kernels
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
-"""Where the layers are: in a whole model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""
+"""Where the layers are: in a complete model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""
 _DEPTH = 6
 _FC = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 _MODELS = ("Model", "Functional", "Sequential")
@@ -99,10 +99,9 @@ def _import(path: Path, layers: list[_Layer]) -> Backbone:
 
 
 def _our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    side = WINDOW if name == "fc6" else 1
-    if len(shape) == 2 and shape[0] % side**2 == 0:
-        return (shape[1], shape[0] // side**2, side, side)
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+    if len(shape) == 4:
+        return (shape[3], shape[2], shape[0], shape[1])
+    return as_convolution(name, shape[::-1])
 
 
 def _names(path: Path, layers: list[_Layer]) -> dict[str, _Layer]:
@@ -184,7 +183,7 @@ def _layer_name(group: h5py.Group) -> str:
 
 
 def _check_config(path: Path, file: h5py.File) -> None:
-    """Look for what the weights of a whole model don't show: other layers, or the same ones set otherwise."""
+    """Refuse what the weights of a complete model don't show: other layers, or the same ones with other settings."""
     text = file.attrs.get("model_config")
     if text is None:
         return

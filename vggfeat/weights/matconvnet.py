@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vggfeat.errors import WeightsError
 from vggfeat.formats.mat5 import Numbers, Other, read_mat
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
+from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone, Pool
 from vggfeat.weights.importing import ParsedNet, finish, to_tensor
 from vggfeat.weights.match_layers import Step, match_steps
 
@@ -76,7 +76,9 @@ def _net(path: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{path}: expected the variables layers and meta of a SimpleNN, found {variables}")
     if "params" in net:
         raise WeightsError(f"{path}: expected a SimpleNN, found a DagNN; take the file of the same net as SimpleNN")
-    return net
+    # Older files have normalization and classes next to the layers.
+    about = net["meta"] if isinstance(net.get("meta"), dict) else net
+    return {**about, "layers": net["layers"]}
 
 
 def _layer(path: Path, number: int, layer: Any) -> dict[str, Any]:
@@ -106,7 +108,16 @@ def _step(path: Path, layer: Mapping[str, Any]) -> Step:
         stride = _numbers(path, layer, "stride", 1)
         return Step(kind="conv", name=name, shape=shape, pad=_pad(path, layer), stride=stride)
     if kind == "pool":
-        return _pooling(path, layer)
+        if layer.get("method", "max") != "max":
+            raise WeightsError(f"{path}: {name}: expected method max, found {layer['method']!r}")
+        height, width = (_numbers(path, layer, "pool", 0) * 2)[:2]
+        pad, stride = _pad(path, layer), _numbers(path, layer, "stride", 1)
+        window = (int(height), int(width))
+        # A row and a column more, of values that never are the greatest: the output is rounded up.
+        up = pad == (0, 1, 0, 1)
+        rounding: Pool = "ceil" if up else "floor"
+        pad = (0, 0, 0, 0) if up else pad
+        return Step(kind="pool", name=name, shape=window, pad=pad, stride=stride, rounding=rounding)
     if kind in ("normalize", "lrn"):
         return Step(kind="lrn", name=name, numbers=(*_numbers(path, layer, "param", 0), 0, 0, 0)[:4])
     if kind != "relu":
@@ -116,23 +127,6 @@ def _step(path: Path, layer: Mapping[str, Any]) -> Step:
         )
     _expect(path, layer, "leak", 0)
     return Step(kind="relu", name=name)
-
-
-def _pooling(path: Path, layer: Mapping[str, Any]) -> Step:
-    if layer.get("method", "max") != "max":
-        raise WeightsError(f"{path}: {layer['name']}: expected method max, found {layer['method']!r}")
-    pad = _pad(path, layer)
-    height, width = (_numbers(path, layer, "pool", 0) * 2)[:2]
-    # A row and a column more, of values that never are the greatest: the output is rounded up.
-    up = pad == (0, 1, 0, 1)
-    return Step(
-        kind="pool",
-        name=layer["name"],
-        shape=(int(height), int(width)),
-        pad=(0, 0, 0, 0) if up else pad,
-        stride=_numbers(path, layer, "stride", 1),
-        rounding="ceil" if up else "floor",
-    )
 
 
 def _numbers(path: Path, layer: Mapping[str, Any], name: str, default: int) -> tuple[float, ...]:
@@ -175,8 +169,7 @@ def _read(path: Path, name: str, numbers: Numbers) -> Tensor:
 
 def _mean(path: Path, net: Mapping[str, Any]) -> tuple[tuple[float, float, float], str]:
     """Find the mean pixel, from a pixel or the pixels of an image."""
-    holder = net["meta"] if isinstance(net.get("meta"), dict) else net
-    normalization = holder.get("normalization")
+    normalization = net.get("normalization")
     image = normalization.get("averageImage") if isinstance(normalization, dict) else None
     if image is None:
         return IMAGENET_MEAN, "published with the authors' nets"
@@ -192,7 +185,6 @@ def _mean(path: Path, net: Mapping[str, Any]) -> tuple[tuple[float, float, float
 
 
 def _classes(net: Mapping[str, Any]) -> tuple[str, ...]:
-    holder = net["meta"] if isinstance(net.get("meta"), dict) else net
-    classes = holder.get("classes")
+    classes = net.get("classes")
     names = classes.get("name") if isinstance(classes, dict) else None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

@@ -5,7 +5,7 @@ Facts only; nothing here reads a file or asks a server. The same facts for peopl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["sha256", "sha1", "md5"]
 
@@ -44,11 +44,18 @@ class Published:
     """Holds the numbers that the authors published: D or E of the paper, trained with scale jittering."""
 
 
-def _authors(name: str, net: str, **facts: object) -> Published:
-    errors = {"D": (28.5, 9.9), "E": (28.7, 9.9)}[net]
-    told = {"top1_error": errors[0], "top5_error": errors[1], "errors_from": f"{_MATCONVNET}, for the same numbers"}
-    told |= facts
-    return Published(name=name, net=net, licence=AUTHORS_LICENCE, authors=True, **told)  # type: ignore[arg-type]
+def _authors(
+    name: str,
+    net: str,
+    errors: tuple[float, float] | None = None,
+    errors_from: str = f"{_MATCONVNET}, for the same numbers",
+    **facts: Any,
+) -> Published:
+    top1, top5 = errors or {"D": (28.5, 9.9), "E": (28.7, 9.9)}[net]
+    return Published(
+        name=name, net=net, licence=AUTHORS_LICENCE, authors=True, top1_error=top1, top5_error=top5,
+        errors_from=errors_from, **facts,
+    )  # fmt: skip
 
 
 def _caffe(number: int, net: str, sha1: str, size: int) -> Published:
@@ -80,7 +87,7 @@ def _keras(number: int, net: str, md5: str, errors: tuple[float, float]) -> Publ
     )
     return _authors(
         f"vgg{number}-keras", net, file=file, format="keras", addresses=addresses, checksum=("md5", md5),
-        top1_error=errors[0], top5_error=errors[1], errors_from=_KERAS,
+        errors=errors, errors_from=_KERAS,
     )  # fmt: skip
 
 
@@ -149,7 +156,7 @@ def identify(digests: Mapping[str, str]) -> Published | None:
     Parameters
     ----------
     digests : {"sha256": ..., "sha1": ..., "md5": ...}
-        Hex digits of the whole file.
+        Hex digits of the complete file.
     """
     for published in _ALL:
         kind, value = published.checksum

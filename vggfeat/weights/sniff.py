@@ -3,6 +3,7 @@
 Only the first bytes, the last eight, and the directory of a zip archive are read.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -100,6 +101,25 @@ def recognise(path: Path) -> str:
     raise _other(path, f"none of these: it begins with {start[:8].hex(' ')}", "name a file of weights")
 
 
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256, SHA-1 and MD5 of a file, as hex digits, in one pass.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be read.
+    """
+    hashes = [hashlib.new(kind, usedforsecurity=False) for kind in ("sha256", "sha1", "md5")]
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                for each in hashes:
+                    each.update(block)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
+    return {each.name: each.hexdigest() for each in hashes}
+
+
 def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
     try:
         # Never wait for a writer of a named pipe.
@@ -138,7 +158,7 @@ def _has_our_metadata(path: Path, start: bytes) -> bool:
 def _refuse_ours(path: Path, start: bytes) -> None:
     if start[8:].startswith(_CHECKPOINT):
         run = path.parent.parent if path.parent.name == "checkpoints" else Path("RUN")
-        net = f"name {run / 'weights.safetensors'}, which is there when all steps are done (--resume goes on with them)"
+        net = f"name {run / 'weights.safetensors'}, which is there when all steps are done (--resume does the rest)"
         raise _other(path, "a checkpoint of a training run, which only that run can use", net)
     if start[8:].replace(b" ", b"").startswith(_SVM):
         raise _other(path, "trained SVMs", "give them to `vggfeat svm --apply`")

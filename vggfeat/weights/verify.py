@@ -7,11 +7,10 @@ from typing import Any
 
 from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import Backbone
-from vggfeat.weights.download import digests
 from vggfeat.weights.load import load_file
 from vggfeat.weights.native import rewrite
 from vggfeat.weights.published import PUBLISHED, Published, identify
-from vggfeat.weights.sniff import FORMATS, recognise
+from vggfeat.weights.sniff import FORMATS, digests, recognise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +27,11 @@ class Sheet:
     published: Published | None
     """Which published file it is, or which it was converted from."""
 
-    @property
-    def converted(self) -> bool:
-        """Whether it is not the published file itself, but says that it was made from it."""
-        return self.format == "vggfeat"
-
     def describe(self) -> dict[str, Any]:
         """Return it for JSON, with a row for every tensor."""
-        model = self.backbone.model
         tensors = [
             {"name": name, "shape": list(tensor.shape), "numbers": tensor.numel()}
-            for name, tensor in model.layers.state_dict().items()
+            for name, tensor in self.backbone.model.layers.state_dict().items()
         ]
         return {
             "path": str(self.path),
@@ -67,11 +60,13 @@ class Verdict:
 
     def describe(self) -> dict[str, Any]:
         """Return it for JSON."""
-        known = self.sheet.published if self.sheet else None
-        about = {"published": known.name, "top1_error": known.top1_error, "top5_error": known.top5_error,
-                 "errors_from": known.errors_from} if known else {"published": None}  # fmt: skip
-        hashes = dict(self.sheet.digests) if self.sheet else {}
-        return {"path": str(self.path), "sound": not self.problems, "problems": list(self.problems), **hashes, **about}
+        about: dict[str, Any] = {"path": str(self.path), "sound": not self.problems, "problems": list(self.problems)}
+        if self.sheet is None:
+            return about | {"published": None}
+        known = self.sheet.published
+        fields = ("top1_error", "top5_error", "errors_from") if known else ()
+        expected = {name: getattr(known, name) for name in fields}
+        return about | dict(self.sheet.digests) | {"published": known.name if known else None} | expected
 
 
 def examine(path: Path) -> Sheet:
@@ -82,13 +77,11 @@ def examine(path: Path) -> Sheet:
     WeightsError
         If it can't be loaded.
     """
-    kind = recognise(path)
-    backbone = load_file(path)
-    found = digests(path)
-    told = PUBLISHED.get(str(backbone.imported.get("published")))
+    kind, backbone, found = recognise(path), load_file(path), digests(path)
+    source = PUBLISHED.get(str(backbone.imported.get("published"))) if kind == "vggfeat" else None
     return Sheet(
         path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
-        published=identify(found) or (told if kind == "vggfeat" else None),
+        published=identify(found) or source,
     )  # fmt: skip
 
 
@@ -144,5 +137,5 @@ def _problems(sheet: Sheet) -> Iterator[str]:
             kind, value = published.checksum
             yield (
                 f"expected {kind} {value}, which {published.name} of that name has, found {sheet.digests[kind]}; "
-                f"fetch it anew: vggfeat weights fetch {published.name}"
+                f"fetch it again: vggfeat weights fetch {published.name}"
             )
