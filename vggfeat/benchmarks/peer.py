@@ -13,9 +13,10 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
+
+from vggfeat.svm.liblinear import shorten
 
 TRIED_ROWS = 3000
 TRIED_COSTS = (2.0**-5, 1.0, 2.0**6)
@@ -99,7 +100,8 @@ def solve(
     with joblib.Parallel(n_jobs=threads) as pool:
         pool(joblib.delayed(peak_memory)() for _ in range(threads))  # The workers' start is not the peer's fault.
         begun = time.perf_counter()
-        basis, rows = _prepare(x, form)
+        rows, basis = shorten(x) if form.reduced else (x, None)
+        rows = np.ascontiguousarray(rows, dtype=form.dtype)
         prepared = time.perf_counter()
         calls = (joblib.delayed(_solve_one)(rows, signs[:, p].copy(), costs[p], form.dual) for p in range(len(costs)))
         found = pool(calls)
@@ -147,14 +149,6 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _prepare(x: NDArray[np.float32], form: PeerForm) -> tuple[NDArray[np.float64] | None, NDArray[np.floating]]:
-    basis, rows = None, x
-    if form.reduced and x.shape[0] < x.shape[1]:
-        basis, triangle = qr(x.astype(np.float64).T, mode="economic", overwrite_a=True, check_finite=False)
-        rows = triangle.T
-    return basis, np.ascontiguousarray(rows, dtype=form.dtype)
 
 
 def _solve_one(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.benchmarks.features import Problem, TaskSplit
+from vggfeat.benchmarks.features import Problem
 from vggfeat.benchmarks.peer import PeerForm, Solutions, Tried, fastest, objectives, peak_memory, solve, try_forms
 from vggfeat.metrics import average_precision, class_recall
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings
@@ -20,19 +20,6 @@ from vggfeat.svm.liblinear import LOST
 
 GRID = tuple(2.0**power for power in range(-5, 7))
 """12 values of C, 1/32 to 64."""
-
-
-class Stage(NamedTuple):
-    """Problems on the same rows."""
-
-    rows: NDArray[np.int64]
-    """(n,)"""
-    classes: NDArray[np.int64]
-    """(P,)"""
-    costs: NDArray[np.float64]
-    """(P,)"""
-    final: bool
-    """Whether it is a last fit; else C is chosen by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,23 +92,15 @@ class Comparison:
         }
 
 
-class _Own(NamedTuple):
-    """vggfeat's solver, done."""
-
-    shared: SvmProblemSet
-    costs: list[NDArray[np.float64]]
-    """(K,) chosen, for each split."""
-    timing: Timing
-
-
 class _Measured(NamedTuple):
-    """The peer on a stage."""
+    """The peer on problems of the same rows."""
 
-    stage: Stage
+    problems: int
+    """All of them."""
     found: Solutions
-    """Of all problems, or of a sample."""
+    """Of all, or of a sample."""
     seconds: float
-    """For all problems, extrapolated if need be."""
+    """For all, extrapolated if need be."""
     gap: NDArray[np.float64]
     """Relative duality gap of each solution."""
     theirs: NDArray[np.float64]
@@ -159,10 +138,10 @@ def compare(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(threads):
-        own = _run_own(problem, SvmSettings(device=device), clock)
+        solver, costs, own = _run_own(problem, SvmSettings(device=device), clock)
         tried = [] if alone else _try_peer(problem)
         forms = [form for reduced in (False, True) if (form := fastest(tried, reduced=reduced)) is not None]
-        peers = tuple(_run_peer(problem, own, form, threads, sample) for form in forms)
+        peers = tuple(_run_peer(problem, solver, costs, form, threads, sample) for form in forms)
     return Comparison(
         size=problem.name,
         note=problem.note,
@@ -173,7 +152,7 @@ def compare(
         threads=threads,
         device=device or "cpu (NumPy)",
         tried=tuple(tried),
-        own=own.timing,
+        own=own,
         peers=peers,
     )
 
@@ -185,18 +164,21 @@ def _try_peer(problem: Problem) -> list[Tried]:
     return try_forms(problem.descriptors[first], problem.labels[first, middle])
 
 
-def _run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]) -> _Own:
+def _run_own(
+    problem: Problem, settings: SvmSettings, clock: Callable[[], float]
+) -> tuple[SvmProblemSet, list[NDArray[np.float64]], Timing]:
+    """Time vggfeat's solver; return it, and C (K,) as chosen for each split."""
     SvmProblemSet(np.eye(4, 3), settings).fit(np.arange(4), [[1], [1], [-1], [-1]], 1.0)  # warm-up
     labels, splits = problem.labels, problem.splits
     begun = clock()
-    shared = SvmProblemSet(problem.descriptors, settings)
-    sweeps = shared.sweep(
+    solver = SvmProblemSet(problem.descriptors, settings)
+    sweeps = solver.sweep(
         [Split(rows=split.fit, labels=labels[split.fit], held_out=split.held_out) for split in splits], GRID
     )
     solved = clock()
     costs = [_choose(problem, split.held_out, sweep.scores) for split, sweep in zip(splits, sweeps, strict=True)]
     chosen = clock()
-    models = [shared.fit(split.refit, labels[split.refit], cost) for split, cost in zip(splits, costs, strict=True)]
+    models = [solver.fit(split.refit, labels[split.refit], cost) for split, cost in zip(splits, costs, strict=True)]
     ended = clock()
     checked = [
         objectives(problem.descriptors[split.refit], labels[split.refit], cost, model.coef, model.intercept)[1].max()
@@ -213,66 +195,71 @@ def _run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]
         converged=int(sum(sweep.converged.sum() for sweep in sweeps) + sum(model.converged.sum() for model in models)),
         memory=peak_memory(),
     )
-    return _Own(shared, costs, timing)
+    return solver, costs, timing
 
 
-def _run_peer(problem: Problem, own: _Own, form: PeerForm, threads: int, sample: int | None) -> Timing:
-    measured: list[_Measured] = []
-    same: list[int | None] = []
-    for split, chosen in zip(problem.splits, own.costs, strict=True):
-        choice, fit = (_measure(problem, own, one, form, threads, sample) for one in _stages(problem, split, chosen))
-        measured += [choice, fit]
-        same.append(_same_choices(problem, split, chosen, choice))
-    known = [number for number in same if number is not None]
+def _run_peer(
+    problem: Problem,
+    solver: SvmProblemSet,
+    costs: list[NDArray[np.float64]],
+    form: PeerForm,
+    threads: int,
+    sample: int | None,
+) -> Timing:
+    """Time the peer, with every last fit at the C that vggfeat's solver has chosen for its class."""
+    classes = np.arange(problem.labels.shape[1])
+    tiled, grid = np.tile(classes, len(GRID)), np.repeat(GRID, len(classes))
+    choices, fits, same = [], [], []
+    for split, chosen in zip(problem.splits, costs, strict=True):
+        choices.append(_measure(problem, solver, split.fit, tiled, grid, form, threads, sample))
+        fits.append(_measure(problem, solver, split.refit, classes, chosen, form, threads, sample))
+        if len(choices[-1].found.intercept) == len(grid):
+            theirs = _choose(problem, split.held_out, _grid_scores(problem, split.held_out, choices[-1].found))
+            same.append(int((theirs == chosen)[: 1 if problem.single else None].sum()))
+    measured = choices + fits
     return Timing(
         solver=f"LinearSVC, {form}",
-        choice_seconds=sum(one.seconds for one in measured if not one.stage.final),
-        fit_seconds=sum(one.seconds for one in measured if one.stage.final),
+        choice_seconds=sum(one.seconds for one in choices),
+        fit_seconds=sum(one.seconds for one in fits),
         solved=sum(len(one.found.intercept) for one in measured),
-        problems=sum(len(one.stage.costs) for one in measured),
+        problems=sum(one.problems for one in measured),
         worst_gap=float(max(one.gap.max() for one in measured)),
         converged=int(sum((one.found.converged & (one.gap < LOST)).sum() for one in measured)),
         memory=max(one.found.memory for one in measured) or peak_memory(),
         excess=float(max((one.theirs / one.ours - 1).max() for one in measured)),
         lead=float(max((one.ours / one.theirs - 1).max() for one in measured)),
-        same_choices=sum(known) if len(known) == len(same) else None,
-        choices=len(problem.splits) * (1 if problem.single else problem.labels.shape[1]),
+        same_choices=sum(same) if len(same) == len(costs) else None,
+        choices=len(costs) * (1 if problem.single else len(classes)),
     )
 
 
-def _measure(problem: Problem, own: _Own, stage: Stage, form: PeerForm, threads: int, sample: int | None) -> _Measured:
-    part = _spread(stage, sample)
-    x, signs = problem.descriptors[stage.rows], problem.labels[stage.rows][:, part.classes]
-    found = solve(x, signs, part.costs, form, threads)
-    theirs, gap = objectives(x, signs, part.costs, found.coef, found.intercept)
-    model = own.shared.fit(stage.rows, signs, part.costs)
-    ours, _ = objectives(x, signs, part.costs, model.coef, model.intercept)
-    seconds = found.preparing + found.solving * len(stage.costs) / len(part.costs)
-    return _Measured(stage, found, seconds, gap, theirs, ours)
+def _measure(
+    problem: Problem,
+    solver: SvmProblemSet,
+    rows: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    costs: NDArray[np.float64],
+    form: PeerForm,
+    threads: int,
+    sample: int | None,
+) -> _Measured:
+    """Solve P problems, classes (P,) at costs (P,), or a sample that is spread over all classes and values of C."""
+    count = len(costs)
+    if sample is not None and sample < count:
+        spread = np.linspace(0, count - 1, sample).round().astype(np.int64)
+        classes, costs = classes[spread], costs[spread]
+    x, signs = problem.descriptors[rows], problem.labels[rows][:, classes]
+    found = solve(x, signs, costs, form, threads)
+    theirs, gap = objectives(x, signs, costs, found.coef, found.intercept)
+    model = solver.fit(rows, signs, costs)
+    ours, _ = objectives(x, signs, costs, model.coef, model.intercept)
+    return _Measured(count, found, found.preparing + found.solving * count / len(costs), gap, theirs, ours)
 
 
-def _same_choices(problem: Problem, split: TaskSplit, chosen: NDArray[np.float64], choice: _Measured) -> int | None:
-    found = choice.found
-    if len(found.intercept) < len(choice.stage.costs):
-        return None
-    scores = problem.descriptors[split.held_out].astype(np.float64) @ found.coef.T + found.intercept
-    theirs = _choose(problem, split.held_out, scores.T.reshape(len(GRID), -1, len(split.held_out)))
-    return int((theirs == chosen)[: 1 if problem.single else None].sum())
-
-
-def _stages(problem: Problem, split: TaskSplit, chosen: NDArray[np.float64]) -> list[Stage]:
-    count = problem.labels.shape[1]
-    classes, grid = np.tile(np.arange(count), len(GRID)), np.repeat(GRID, count)
-    return [Stage(split.fit, classes, grid, False), Stage(split.refit, np.arange(count), chosen, True)]
-
-
-def _spread(stage: Stage, sample: int | None) -> Stage:
-    """Take problems that are spread over all values of C and over the classes."""
-    count = len(stage.costs)
-    if sample is None or sample >= count:
-        return stage
-    chosen = np.linspace(0, count - 1, sample).round().astype(np.int64)
-    return Stage(stage.rows, stage.classes[chosen], stage.costs[chosen], stage.final)
+def _grid_scores(problem: Problem, held_out: NDArray[np.int64], found: Solutions) -> NDArray[np.float64]:
+    """Score held-out rows (m,) by solutions for every value of C and class, (G, K, m)."""
+    scores = problem.descriptors[held_out].astype(np.float64) @ found.coef.T + found.intercept
+    return scores.T.reshape(len(GRID), -1, len(held_out))
 
 
 def _choose(problem: Problem, held_out: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:

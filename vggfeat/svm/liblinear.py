@@ -39,7 +39,7 @@ class LiblinearSolver(Solver):
 
     def solve(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
         """Solve problems class by class, so that neighbouring ones cost about the same and the workers stay level."""
-        rows, basis = _shorten(self.x[problems.rows])
+        rows, basis = shorten(self.x[problems.rows])
         calls = [
             _Call(rows, signs.copy(), weights.copy(), cost, self.settings)
             for signs, weights, costs in zip(problems.signs, problems.weights, problems.costs, strict=True)
@@ -59,7 +59,7 @@ class LiblinearSolver(Solver):
         )
 
 
-def _shorten(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+def shorten(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Return rows (n, D) in coordinates in which they are short, (n, d), and their basis (D, d), None where d = D.
 
     n rows span at most n dimensions. With D > n, QR of the transposed rows gives an orthonormal basis of that
