@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from svm_reference import fit, gradient, sweep_rows, table
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import SOLVERS, LinearModel, Split, SvmProblemSet, SvmSettings, fittable_classes, kernel
+from vggfeat.svm import SOLVERS, LinearModel, Split, SvmProblemSet, SvmSettings, arrays, fittable_classes
 from vggfeat.svm.settings import SolverEntry
 
 TIGHT = SvmSettings(tolerance=1e-13)
@@ -129,7 +129,7 @@ def test_large_tables_are_scored_in_pieces(monkeypatch):
     x, labels = table()
     model = fit(x, labels, 1.0, TIGHT)
     whole = model.scores(x)
-    monkeypatch.setattr(kernel, "_ROW_BYTES", 8 * 6 * 7)
+    monkeypatch.setattr(arrays, "_ROW_BYTES", 8 * 6 * 7)
     np.testing.assert_allclose(model.scores(x), whole, rtol=1e-12)
 
 

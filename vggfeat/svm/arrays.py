@@ -1,5 +1,9 @@
-"""NumPy or PyTorch: what the solver needs of them beyond the operators and functions that they have in common."""
+"""NumPy or PyTorch: what a solver needs of them beyond what they have in common, and products with rows of a table.
 
+N = rows of the table, n = rows that are meant, D = length of a descriptor, P = problems.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +12,13 @@ from scipy.linalg import solve_triangular
 
 from vggfeat.errors import ConfigError
 
+# Of rows that are multiplied, in float64, at a time.
+_ROW_BYTES = 1 << 24
+
 Array = Any
 """numpy.ndarray or torch.Tensor, float64 unless said."""
+Rows = NDArray[np.int64]
+"""Row numbers (n,)."""
 
 
 class NumpyArrays:
@@ -28,14 +37,6 @@ class NumpyArrays:
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return a NumPy array."""
         return array
-
-    def single(self, array: Array) -> Array:
-        """Return float32."""
-        return array.astype(np.float32)
-
-    def double(self, array: Array) -> Array:
-        """Return float64."""
-        return array.astype(np.float64)
 
     def zeros(self, *shape: int) -> Array:
         """Return float64 zeros."""
@@ -88,14 +89,6 @@ class TorchArrays:
         """Return a NumPy array."""
         return array.cpu().numpy()
 
-    def single(self, array: Array) -> Array:
-        """Return float32."""
-        return array.to(self.xp.float32)
-
-    def double(self, array: Array) -> Array:
-        """Return float64."""
-        return array.to(self.xp.float64)
-
     def zeros(self, *shape: int) -> Array:
         """Return float64 zeros."""
         return self.xp.zeros(shape, dtype=self.xp.float64, device=self._device)
@@ -107,6 +100,7 @@ class TorchArrays:
 
 
 Arrays = NumpyArrays | TorchArrays
+NUMPY = NumpyArrays()
 
 
 def check_device(device: str | None) -> None:
@@ -117,3 +111,29 @@ def check_device(device: str | None) -> None:
 def arrays_of(device: str | None) -> Arrays:
     """Return NumPy's for None, otherwise PyTorch's on that device."""
     return NumpyArrays() if device is None else TorchArrays(device)
+
+
+def times(
+    x: NDArray[np.floating], rows: Rows, coef: NDArray[np.float64], arrays: Arrays = NUMPY
+) -> NDArray[np.float64]:
+    """Multiply some rows of x (N, D) by the transpose of coef (P, D), in float64; (n, P)."""
+    product, right = np.empty((len(rows), len(coef))), arrays.asarray(coef).T
+    for part in _slices(x, rows):
+        product[part] = arrays.to_numpy(arrays.asarray(x[rows[part]]) @ right)
+    return product
+
+
+def combine(
+    beta: NDArray[np.float64], x: NDArray[np.floating], rows: Rows, arrays: Arrays = NUMPY
+) -> NDArray[np.float64]:
+    """Multiply beta (P, n) by some rows of x (N, D), in float64; (P, D)."""
+    product, left = arrays.zeros(len(beta), x.shape[1]), arrays.asarray(beta)
+    for part in _slices(x, rows):
+        product += left[:, part] @ arrays.asarray(x[rows[part]])
+    return arrays.to_numpy(product)
+
+
+def _slices(x: NDArray[np.floating], rows: Rows) -> Iterator[slice]:
+    step = max(1, _ROW_BYTES // (8 * x.shape[1]))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)

@@ -8,15 +8,14 @@ inner products.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.svm.arrays import Array, Arrays, NumpyArrays
+from vggfeat.svm.arrays import NUMPY, Array, Arrays, Rows, combine, times
 
-# Of rows that are multiplied, in float64, at a time; and of those whose inner products are computed.
-_ROW_BYTES, _COLUMN_BYTES = 1 << 24, 1 << 28
+# Of the rows in float64 at a time, some of their columns, while inner products are computed.
+_COLUMN_BYTES = 1 << 28
 # Above, inner products that are not needed now are given up for others.
 _KEPT_BYTES = 1 << 32
 # With more rows than this times D, products with the rows cost less than products with their inner products, which
@@ -24,36 +23,6 @@ _KEPT_BYTES = 1 << 32
 _ROWS_FROM = 1.25
 # Part of its mean that is added to a diagonal where rounding errors leave no solution.
 _SHIFT = 1e-13
-_NUMPY = NumpyArrays()
-
-Rows = NDArray[np.int64]
-"""Row numbers (n,)."""
-
-
-def times(
-    x: NDArray[np.floating], rows: Rows, coef: NDArray[np.float64], arrays: Arrays = _NUMPY
-) -> NDArray[np.float64]:
-    """Multiply some rows of x (N, D) by the transpose of coef (P, D), in float64; (n, P)."""
-    product, right = np.empty((len(rows), len(coef))), arrays.asarray(coef).T
-    for part in _slices(x, rows):
-        product[part] = arrays.to_numpy(arrays.asarray(x[rows[part]]) @ right)
-    return product
-
-
-def combine(
-    beta: NDArray[np.float64], x: NDArray[np.floating], rows: Rows, arrays: Arrays = _NUMPY
-) -> NDArray[np.float64]:
-    """Multiply beta (P, n) by some rows of x (N, D), in float64; (P, D)."""
-    product, left = arrays.zeros(len(beta), x.shape[1]), arrays.asarray(beta)
-    for part in _slices(x, rows):
-        product += left[:, part] @ arrays.asarray(x[rows[part]])
-    return arrays.to_numpy(product)
-
-
-def _slices(x: NDArray[np.floating], rows: Rows) -> Iterator[slice]:
-    step = max(1, _ROW_BYTES // (8 * x.shape[1]))
-    for start in range(0, len(rows), step):
-        yield slice(start, start + step)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -65,7 +34,7 @@ def duality_gaps(
     coef: NDArray[np.float64],
     intercept: NDArray[np.float64],
     scaling: float,
-    arrays: Arrays = _NUMPY,
+    arrays: Arrays = NUMPY,
     beta: NDArray[np.float64] | None = None,
     enough: float = 0.0,
 ) -> NDArray[np.float64]:
@@ -133,7 +102,8 @@ class Kernel(ABC):
         if like.dtype == self._held.dtype:
             return self._held
         if self._single is None:
-            self._single = self.arrays.single(self._held)
+            xp = self.arrays.xp
+            self._single = xp.asarray(self._held, dtype=xp.float32)
         return self._single
 
     @abstractmethod

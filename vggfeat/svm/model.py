@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vggfeat.errors import FitError, StoreError
-from vggfeat.svm.kernel import times
+from vggfeat.svm.arrays import times
 
 VERSION = 1
 _ENTRY = "vggfeat-svm"

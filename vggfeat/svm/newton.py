@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError, out_of_memory
-from vggfeat.svm.arrays import arrays_of
-from vggfeat.svm.kernel import Gram, Kernel, bounded, combine, duality_gaps, times
+from vggfeat.svm.arrays import arrays_of, combine, times
+from vggfeat.svm.kernel import Gram, Kernel, bounded, duality_gaps
 from vggfeat.svm.model import Sweep
 from vggfeat.svm.newton_steps import State, solve
 from vggfeat.svm.settings import SvmSettings

@@ -24,6 +24,7 @@ Newton's method for the primal problem [1]_, [2]_; it ends after finitely many s
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -238,8 +239,8 @@ def _line_search(kernel: Kernel, state: State, direction: Array, scores: Array) 
 
 
 def _dots(xp: Any, first: Array, second: Array) -> Array:
-    """Return the inner products of (P, n) and (P, n), (P,)."""
-    return xp.einsum("pn,pn->p", first, second)
+    """Return the inner products of (P, n) and (P, n), (P,) float64."""
+    return xp.asarray(xp.einsum("pn,pn->p", first, second), dtype=xp.float64)
 
 
 def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array]:
@@ -249,7 +250,7 @@ def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array
     of the problems that proved to be hard.
     """
     arrays, xp = kernel.arrays, kernel.arrays.xp
-    active = arrays.double((point.bounds > 0).sum(-1))  # (P,)
+    active = xp.asarray((point.bounds > 0).sum(-1), dtype=xp.float64)  # (P,)
     worth = kernel.direct_cost(active) / kernel.cost
     direct = (active <= _FEW) | (worth <= _CHEAP) | (hard & (worth <= _DEAR))
     patience = xp.where(hard, float(_PATIENCE_DOUBLE), worth.clip(*_PATIENCE))
@@ -288,7 +289,7 @@ def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: 
     The operator 1 + u K is symmetric in the inner product v K v' of the weight vectors.
     """
     arrays, xp = kernel.arrays, kernel.arrays.xp
-    cast = arrays.double if double else arrays.single
+    cast = partial(xp.asarray, dtype=xp.float64 if double else xp.float32)
     # With r K r = 1, so that float32 has no number that is too large for it.
     scale = xp.where(point.square > 0, point.square, 1.0)[:, None] ** 0.5
     bounds, residual, scores = cast(point.bounds), cast(point.residual / scale), cast(point.scores / scale)
@@ -296,14 +297,14 @@ def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: 
     numbers = arrays.index(np.arange(len(residual)))
     result, difficult = residual * 0, numbers < 0
     solution, search, search_scores = residual * 0, residual * 1, scores * 1
-    square = arrays.double(_dots(xp, residual, scores))
+    square = _dots(xp, residual, scores)
     for step in range(1, int(patience.max()) + 1):
         image = search + bounds * search_scores
-        length = cast(square / arrays.double(_dots(xp, search_scores, image)))[:, None]
+        length = cast(square / _dots(xp, search_scores, image))[:, None]
         solution = solution + length * search
         residual = residual - length * image
         scores = kernel.times(residual)
-        last, square = square, arrays.double(_dots(xp, residual, scores))
+        last, square = square, _dots(xp, residual, scores)
         going = (square > stop) & (step < patience)
         if not going.all():
             over = numbers[~going]
@@ -315,6 +316,6 @@ def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: 
             search, search_scores = search[going], search_scores[going]
         turn = cast(square / last)[:, None]
         search, search_scores = residual + turn * search, scores + turn * search_scores
-    result = arrays.double(result) * scale
+    result = xp.asarray(result, dtype=xp.float64) * scale
     usable = xp.isfinite(result).all(-1)[:, None]
     return xp.where(usable, result, point.residual), difficult

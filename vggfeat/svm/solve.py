@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm.kernel import times
+from vggfeat.svm.arrays import times
 from vggfeat.svm.model import LinearModel, Sweep, check_descriptors
 from vggfeat.svm.settings import SOLVERS, ClassWeight, Progress, SvmSettings
 
