@@ -107,31 +107,26 @@ def _check_header(path: Path, header: bytes) -> None:
 def _variables(path: Path, file: BinaryIO, size: int, wanted: Collection[str]) -> dict[str, Any]:
     found, count = {}, itertools.count()
     while file.tell() < size:
-        stream, inflated = _Stream(path, file.read, size - file.tell()), None
-        _count(stream, count)
+        stream, inflated = _Stream(path, file.read, size - file.tell(), count), None
+        stream.count_array()
         kind, length, _ = stream.tag()
         end = file.tell() + length
         if end > size:
             raise stream.damaged(f"an array of {length} bytes, where {stream.left} are left")
         if kind == _COMPRESSED:
             inflated = _Inflated(path, file, length)
-            stream = _Stream(path, inflated.read, MOST_INFLATED * length + _ALLOWANCE)
+            stream = _Stream(path, inflated.read, MOST_INFLATED * length + _ALLOWANCE, count)
             kind, length, _ = stream.tag()
         if kind == _MATRIX and length:
             head = _Head(stream)
             if head.name in found:  # each may inflate to far more than it takes in the file
                 raise stream.damaged(f"two variables {head.name}")
             if head.name in wanted:
-                found[head.name] = _value(stream, head, count, 1)
+                found[head.name] = _value(stream, head, 1)
                 if inflated and not inflated.ends():
                     raise stream.damaged(f"more than the {length} bytes of {head.name}, or no checksum")
         file.seek(end)
     return found
-
-
-def _count(stream: "_Stream", count: Iterator[int]) -> None:
-    if next(count) >= MOST_ARRAYS:
-        raise stream.damaged(f"more than {MOST_ARRAYS} arrays")
 
 
 class _Inflated:
@@ -163,10 +158,15 @@ class _Inflated:
 
 
 class _Stream:
-    """Bytes one after the other, and how many there can be at most."""
+    """Bytes one after the other, how many there can be at most, and the arrays of the file so far."""
 
-    def __init__(self, path: Path, read: Callable[[int], bytes], left: int) -> None:
-        self._path, self._read, self.left = path, read, left
+    def __init__(self, path: Path, read: Callable[[int], bytes], left: int, count: Iterator[int]) -> None:
+        self._path, self._read, self.left, self._count = path, read, left, count
+
+    def count_array(self) -> None:
+        """Count one more array, or raise WeightsError if there are too many."""
+        if next(self._count) >= MOST_ARRAYS:
+            raise self.damaged(f"more than {MOST_ARRAYS} arrays")
 
     def take(self, length: int) -> bytearray:
         """Read that many bytes; memory is only taken as they come."""
@@ -222,27 +222,27 @@ class _Head:
         self.name = stream.element()[1].decode("latin-1")
 
 
-def _array(stream: _Stream, count: Iterator[int], depth: int) -> Any:
-    _count(stream, count)
+def _array(stream: _Stream, depth: int) -> Any:
+    stream.count_array()
     kind, length, _ = stream.tag()
     if kind != _MATRIX or length > stream.left:
         raise stream.damaged(f"an element of type {kind} with {length} bytes in the place of an array")
     end = stream.left - length
-    value = _value(stream, _Head(stream), count, depth) if length else Numbers("double", (0, 0), "u1", bytearray())
+    value = _value(stream, _Head(stream), depth) if length else Numbers("double", (0, 0), "u1", bytearray())
     if stream.left < end:
         raise stream.damaged(f"an array longer than its {length} bytes")
     stream.skip(stream.left - end)
     return value
 
 
-def _value(stream: _Stream, head: _Head, count: Iterator[int], depth: int) -> Any:
+def _value(stream: _Stream, head: _Head, depth: int) -> Any:
     if depth > MOST_DEPTH:
         raise stream.damaged(f"arrays in arrays, more than {MOST_DEPTH} deep")
     total = math.prod(head.shape)
     if head.kind == _CELL:
-        return [_array(stream, count, depth + 1) for _ in range(total)]
+        return [_array(stream, depth + 1) for _ in range(total)]
     if head.kind == _STRUCT:
-        return _struct(stream, total, count, depth)
+        return _struct(stream, total, depth)
     if head.kind == _CHAR:
         kind, content = stream.element()
         return content.decode(_TEXTS.get(kind, "latin-1"), "replace")
@@ -254,7 +254,7 @@ def _value(stream: _Stream, head: _Head, count: Iterator[int], depth: int) -> An
     return Numbers(_NUMBERS[head.kind], head.shape, _DTYPES[kind], content)
 
 
-def _struct(stream: _Stream, total: int, count: Iterator[int], depth: int) -> Any:
+def _struct(stream: _Stream, total: int, depth: int) -> Any:
     longest = int.from_bytes(stream.element()[1][:8], "little")
     names = stream.element()[1]
     if not 0 < longest <= _LONGEST_NAME or len(names) % longest or len(names) > longest * _MOST_NAMES:
@@ -262,5 +262,5 @@ def _struct(stream: _Stream, total: int, count: Iterator[int], depth: int) -> An
     fields = [names[at : at + longest].split(b"\0")[0].decode("latin-1") for at in range(0, len(names), longest)]
     if not fields:
         return []
-    structs = [{field: _array(stream, count, depth + 1) for field in fields} for _ in range(total)]
+    structs = [{field: _array(stream, depth + 1) for field in fields} for _ in range(total)]
     return structs[0] if total == 1 else structs

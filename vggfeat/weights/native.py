@@ -100,32 +100,6 @@ def load_own(path: Path) -> Backbone:
     )  # fmt: skip
 
 
-def rewrite(backbone: Backbone, path: str | os.PathLike[str], *, dtype: str = "float32", **more: Any) -> None:
-    """Write a net that was loaded, from whatever file, with all that is known of it, as a file of ours.
-
-    What is known of where it came from stays as it is, so that writing a second time changes nothing.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    path : path
-    dtype : "float32" or "float16"
-        As in `save_weights`.
-    more
-        Further facts.
-
-    Raises
-    ------
-    WeightsError, ConfigError
-        As in `save_weights`.
-    """
-    imported = {"imported": dict(backbone.imported)} if backbone.imported else {}
-    facts = {**backbone.facts, **imported, **more}
-    save_weights(
-        path, backbone.model, mean=backbone.mean, std=backbone.std, classes=backbone.classes, dtype=dtype, **facts
-    )
-
-
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(metadata["vggfeat"])

@@ -1,14 +1,14 @@
 """What a file of weights holds, whether it is sound, and whether it is a known one."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import Backbone
 from vggfeat.weights.load import load_file
-from vggfeat.weights.native import rewrite
+from vggfeat.weights.native import save_weights
 from vggfeat.weights.published import PUBLISHED, Published, identify
 from vggfeat.weights.sniff import FORMATS, digests, recognise
 
@@ -100,6 +100,8 @@ def verify(path: Path) -> Verdict:
 def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
     """Write a file in any format as a file of ours, with all that is known of where it came from.
 
+    What is known stays as it is, so that converting a second time changes nothing.
+
     Parameters
     ----------
     source, target : Path
@@ -118,10 +120,10 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
         If the target can't be written.
     """
     sheet = examine(source)
-    backbone = sheet.backbone
-    if sheet.published:
-        backbone = replace(backbone, imported={**backbone.imported, "published": sheet.published.name})
-    rewrite(backbone, target, dtype=dtype)
+    net = sheet.backbone
+    imported = {**net.imported, **({"published": sheet.published.name} if sheet.published else {})}
+    facts = {**net.facts, **({"imported": imported} if imported else {})}
+    save_weights(target, net.model, mean=net.mean, std=net.std, classes=net.classes, dtype=dtype, **facts)
     return sheet
 
 
