@@ -2,15 +2,58 @@
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import PATH, Words, make_folder
+from vggfeat.cli.options import PATH, Words, make_folder, option, with_options
 from vggfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vggfeat.table import DescriptorTable
 
 LONGEST = 300
 """Characters of a value that `inspect` prints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorOptions:
+    """How features become descriptors."""
+
+    join: str | None = option(
+        "--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]"
+    )
+    normalisation: str = option(
+        "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks",
+        help="L2 of every net and region, then of the whole; of the whole only; or none.",
+    )  # fmt: skip
+    regions: tuple[str, ...] | None = option(
+        "--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]"
+    )
+
+    def read(self, files: Sequence[Path]) -> "DescriptorTable":
+        """Read feature files."""
+        from vggfeat.table import read_descriptors
+
+        return read_descriptors(
+            files,
+            join=self.join or default_join(files[0]),  # type: ignore[arg-type]
+            normalisation=self.normalisation,  # type: ignore[arg-type]
+            regions=self.regions,
+        )
+
+
+def default_join(file: Path) -> str:
+    """Return the paper's way to join scales for the data set in a feature file."""
+    from vggfeat.datasets.facts import FACTS
+    from vggfeat.store.reader import FeatureFile
+
+    with FeatureFile(file) as features:
+        name = features.dataset_name
+    return FACTS[name].join if name in FACTS else "mean"
 
 
 @click.command()
@@ -69,9 +112,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @click.option("--to", "kind", type=click.Choice(["npz", "parquet", "csv", "mat"]), required=True)
 @click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
-@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
-@click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True)
-@click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
+@with_options(DescriptorOptions, "descriptors")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -79,9 +120,7 @@ def export(
     files: tuple[Path, ...],
     kind: str,
     out: Path | None,
-    join: str | None,
-    normalisation: str,
-    regions: tuple[str, ...] | None,
+    descriptors: DescriptorOptions,
     splits: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
@@ -94,12 +133,11 @@ def export(
     Example:
       vggfeat export voc2007.h5 --to parquet --split train --split val
     """
-    from vggfeat.cli.svm import default_join
     from vggfeat.store.export import write
-    from vggfeat.table import read_descriptors, rows_of, to_table
+    from vggfeat.table import rows_of, to_table
 
-    chosen = join or default_join(files[0])
-    table = read_descriptors(files, join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
+    table = descriptors.read(files)
+    join = table.settings["join"]
     rows = rows_of(table.dataset, splits or None)
     kept = rows[table.ok[rows]]
     target = out or files[0].with_suffix(f".{kind}")
@@ -109,11 +147,11 @@ def export(
     write(target, kind, to_table(table, kept), overwrite=overwrite)
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
     if as_json:
-        facts = {"file": str(target), "descriptors": count, "length": length, "join": chosen, "left_out": missing}
+        facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
         click.echo(json.dumps(facts, indent=2))
         return
     left_out = f", {missing} failed images left out" if missing else ""
-    click.echo(f"{target}: {count} descriptors of {length} values, join {chosen}{left_out}")
+    click.echo(f"{target}: {count} descriptors of {length} values, join {join}{left_out}")
 
 
 def _plain(value: object) -> str:

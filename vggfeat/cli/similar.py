@@ -52,7 +52,7 @@ def similar(
     """
     import json
 
-    from vggfeat.cli.svm import default_join
+    from vggfeat.cli.features import default_join
     from vggfeat.errors import ConfigError
     from vggfeat.results.page_files import check_page_place
     from vggfeat.similar import DescriptorSettings, nearest

@@ -2,21 +2,80 @@
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.options import PATH, Numbers, Words, make_folder, terminal_width
+from vggfeat.cli.features import DescriptorOptions
+from vggfeat.cli.options import PATH, Numbers, make_folder, option, terminal_width, with_options
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
+
+if TYPE_CHECKING:
+    from vggfeat.protocols.rules import ProtocolSettings
 
 WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolOptions:
+    """What is trained and tested, and how."""
+
+    protocol: str = option(
+        "--protocol", type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
+        default="auto", help="auto: the paper's for the data set in the file.",
+    )  # fmt: skip
+    grid: tuple[float, ...] | None = option(
+        "--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 1024]"
+    )
+    folds: int | None = option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
+    rule: str = option(
+        "--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto",
+        help="Average precision of the headline. auto: VOC-2007 11-point, else area.",
+    )  # fmt: skip
+    difficult_training: str = option(
+        "--difficult-training", type=DIFFICULT, default="ignore",
+        help="What images with difficult objects only are in training.",
+    )  # fmt: skip
+    difficult_scoring: str = option(
+        "--difficult-scoring", type=DIFFICULT, default="ignore",
+        help="What they are in scoring; the official rule is to ignore them.",
+    )  # fmt: skip
+    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of folds and held-out images.")
+    solver: str = option(
+        "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)),
+        help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
+    )  # fmt: skip
+    device: str | None = option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
+    jobs: int | None = option(
+        "--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]"
+    )
+
+    def settings(self) -> "ProtocolSettings":
+        """Return them as `vggfeat.run_protocol` takes them."""
+        from vggfeat.protocols.rules import ProtocolSettings
+        from vggfeat.svm import SvmSettings
+
+        if self.jobs is not None and not SOLVERS[self.solver].jobs:
+            others = " or ".join(name for name, entry in SOLVERS.items() if entry.jobs)
+            raise ConfigError(f"--jobs: expected together with --solver {others}, found {self.solver}; leave it out")
+        given = {"grid": self.grid, "folds": self.folds}
+        return ProtocolSettings(
+            protocol=self.protocol,  # type: ignore[arg-type]
+            rule=self.rule,  # type: ignore[arg-type]
+            difficult_in_training=self.difficult_training,  # type: ignore[arg-type]
+            difficult_in_scoring=self.difficult_scoring,  # type: ignore[arg-type]
+            seed=self.seed,
+            svm=SvmSettings(solver=self.solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
 
 
 @click.command()
@@ -27,36 +86,9 @@ DIFFICULT = click.Choice(["ignore", "negative", "positive"])
               help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="With --apply: how many images of each class are named.")  # fmt: skip
-@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
-@click.option(
-    "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
-    help="L2 of every net and region, then of the whole; of the whole only; or none.",
-)  # fmt: skip
-@click.option(
-    "--protocol", type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
-    default="auto", show_default=True, help="auto: the paper's for the data set in the file.",
-)  # fmt: skip
-@click.option("--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]")
-@click.option("--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 1024]")
-@click.option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
-@click.option("--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto", show_default=True,
-              help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
-@click.option("--difficult-training", type=DIFFICULT, default="ignore", show_default=True,
-              help="What images with difficult objects only are in training.")  # fmt: skip
-@click.option("--difficult-scoring", type=DIFFICULT, default="ignore", show_default=True,
-              help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and held-out images.")
-@click.option(
-    "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)), show_default=True,
-    help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
-)  # fmt: skip
-@click.option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]")
-@click.option(
-    "--out",
-    type=PATH,
-    help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]",
-)
+@with_options(DescriptorOptions, "descriptors")
+@with_options(ProtocolOptions, "protocol")
+@click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -66,19 +98,8 @@ def svm(
     more_files: tuple[Path, ...],
     model: Path | None,
     top: int,
-    join: str | None,
-    normalisation: str,
-    protocol: str,
-    regions: tuple[str, ...] | None,
-    grid: tuple[float, ...] | None,
-    folds: int | None,
-    rule: str,
-    difficult_training: str,
-    difficult_scoring: str,
-    seed: int,
-    solver: str,
-    device: str | None,
-    jobs: int | None,
+    descriptors: DescriptorOptions,
+    protocol: ProtocolOptions,
     out: Path | None,
     as_json: bool,
     quiet: bool,
@@ -112,33 +133,15 @@ def svm(
         return
     if context.get_parameter_source("top") != ParameterSource.DEFAULT:
         raise ConfigError("--top: expected together with --apply, found alone; leave it out")
-    if jobs is not None and not SOLVERS[solver].jobs:
-        others = " or ".join(name for name, entry in SOLVERS.items() if entry.jobs)
-        raise ConfigError(f"--jobs: expected together with --solver {others}, found {solver}; leave it out")
+    settings = protocol.settings()
     import json
 
     from vggfeat.cli.progress import Progress
-    from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+    from vggfeat.protocols.rules import run_protocol
     from vggfeat.results.svm import results_json, text_table, write_results
-    from vggfeat.svm import SvmSettings, check_device
-    from vggfeat.table import read_descriptors
+    from vggfeat.svm import check_device
 
-    given = {"grid": grid, "folds": folds}
-    settings = ProtocolSettings(
-        protocol=protocol,  # type: ignore[arg-type]
-        rule=rule,  # type: ignore[arg-type]
-        difficult_in_training=difficult_training,  # type: ignore[arg-type]
-        difficult_in_scoring=difficult_scoring,  # type: ignore[arg-type]
-        seed=seed,
-        svm=SvmSettings(solver=solver, device=device, jobs=jobs or -1, seed=seed),
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
-    table = read_descriptors(
-        files,
-        join=join or default_join(files[0]),  # type: ignore[arg-type]
-        normalisation=normalisation,  # type: ignore[arg-type]
-        regions=regions,
-    )
+    table = descriptors.read(files)
     check_device(settings.svm.device)
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
@@ -202,13 +205,3 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
         return
     click.echo(predictions_table(predictions, top=top, width=terminal_width()))
     click.echo(f"{folder}: {', '.join(path.name for path in written)}")
-
-
-def default_join(file: Path) -> str:
-    """Return the paper's way to join scales for the data set in a feature file."""
-    from vggfeat.datasets.facts import FACTS
-    from vggfeat.store.reader import FeatureFile
-
-    with FeatureFile(file) as features:
-        name = features.dataset_name
-    return FACTS[name].join if name in FACTS else "mean"
