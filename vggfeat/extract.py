@@ -6,7 +6,7 @@ Class posteriors (`vggfeat.classification`) go the same way: `run_job` writes wh
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -211,7 +211,7 @@ def _reuse_shards(writer: FeatureWriter, work: Work, decode: DecodeSettings) -> 
     for shard, block in writer.reusable():
         digests = zip(writer.rows(shard), map(bytes, block.sha256), strict=True)
         if not writer.images_changed or all(
-            _sha256(work.place(row), decode.max_bytes) == digest for row, digest in digests
+            hash_image(work.place(row), decode.max_bytes) == digest for row, digest in digests
         ):
             writer.append(shard, block)
     writer.note_retry()
@@ -251,14 +251,20 @@ def describe_run(work: Work, decode: DecodeSettings) -> dict[str, Any]:
     Data set, scales, regions and channels are not here, because the store compares them itself; nor is the name of the
     weights, whose SHA-256 says more.
     """
-    free = ("timeout", "memory", "largest_side")
-    limits = {name: value for name, value in asdict(decode).items() if name not in free}
     return {
         **{name: value for name, value in work.backbone.describe().items() if name != "weights"},
         **{name: value for name, value in work.passes.settings.describe().items() if name not in ("scales", "regions")},
-        "decode": limits,
-        "machine": _machine(work.passes.device),
-        IMAGE_SIZES: _hash_sizes(work),
+        **describe_conditions(work.passes.device, decode, map(work.place, range(len(work.dataset)))),
+    }
+
+
+def describe_conditions(device: torch.device, decode: DecodeSettings, places: Iterable[Place]) -> dict[str, Any]:
+    """Return what else decides the values of a run than net and settings: files, decoding, machine and libraries."""
+    free = ("timeout", "memory", "largest_side")
+    return {
+        "decode": {name: value for name, value in asdict(decode).items() if name not in free},
+        "machine": _machine(device),
+        IMAGE_SIZES: _hash_sizes(places),
         "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
@@ -345,7 +351,7 @@ def _told_of_precision(precision: str, compared: dict[str, Any] | None) -> Itera
     yield f"{again} {compared['least']:.6f}{advice}"
 
 
-def _sha256(place: Place, max_bytes: int) -> bytes:
+def hash_image(place: Place, max_bytes: int) -> bytes:
     """Return the SHA-256 of an image's bytes; nothing if they can't be read."""
     try:
         return hashlib.sha256(read_bytes(place.file, max_bytes, place.span)).digest()
@@ -353,10 +359,9 @@ def _sha256(place: Place, max_bytes: int) -> bytes:
         return b""
 
 
-def _hash_sizes(work: Work) -> str:
+def _hash_sizes(places: Iterable[Place]) -> str:
     digest = hashlib.sha256()
-    for row in range(len(work.dataset)):
-        file, span = work.place(row)
+    for file, span in places:
         try:
             size = span[1] if span else os.stat(file).st_size
         except (OSError, ValueError):

@@ -196,6 +196,15 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """N unique names: the files without folder and suffix (ILSVRC2012_val_00000001) where these are unique.
+
+        So copies in different layouts match. Else the paths.
+        """
+        stems = tuple(path.rpartition("/")[2].rpartition(".")[0] or path for path in self.paths)
+        return stems if len(set(stems)) == len(stems) else self.paths
+
     def place(self, row: int) -> Place:
         """Say where the image of a row lies."""
         if self.shards is None:

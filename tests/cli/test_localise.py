@@ -3,6 +3,9 @@
 import csv
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ import torch
 from PIL import Image
 
 from vggfeat.cli import run
-from vggfeat.localisation import evaluate as evaluating
 from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import VGG
 from vggfeat.weights import save_weights
@@ -234,48 +236,90 @@ def test_images_larger_than_the_net_sees(files, tmp_path):
     assert errors(tmp_path / "out")["true_class_mean_overlap"] == pytest.approx((224 - 32) / (224 + 32))
 
 
-class StoppedError(Exception):
-    pass
+def rows_with_mark(out):
+    records = map(json.loads, (out / "images.jsonl").read_text().splitlines()[1:])
+    return [record["row"] for record in records if "mark" in record]
 
 
-def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bytes(files, tmp_path, monkeypatch, capsys):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert dense(files, whole, "--group", 4) == 0
-    located = evaluating._located
+RESULTS = ("images.jsonl", "results.json", "table.txt", "submission.txt", "classes.csv")
 
-    def stop(images, system, localiser, rows, *more):
-        if rows.start >= 8:
-            raise StoppedError
-        return located(images, system, localiser, rows, *more)
 
-    monkeypatch.setattr(evaluating, "_located", stop)
-    with pytest.raises(StoppedError):
-        dense(files, parts, "--group", 4)
-    journal = parts / "images.jsonl"
-    assert len(journal.read_text().splitlines()) == 1 + 8
-    # Killed while writing: a line of an unfinished group, and half a line.
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """A run in groups of four images."""
+    out = tmp_path_factory.mktemp("whole")
+    assert dense(files, out, "--group", 4) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kept", "resumed"),
+    [
+        # Killed while writing: a line of an unfinished group, and half a line.
+        (lambda lines: [*lines[:10], lines[10][:30]], 8),
+        (lambda lines: lines[:1], 0),
+        # A line is missing: what comes after it is of no use.
+        (lambda lines: [*lines[:6], *lines[7:]], 4),
+        (lambda lines: lines, 14),
+    ],
+)
+def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(files, whole, tmp_path, kept, resumed):
     lines = (whole / "images.jsonl").read_bytes().splitlines(keepends=True)
-    journal.write_bytes(journal.read_bytes() + lines[9] + lines[10][:30])
-    seen = []
+    # What is kept is not computed again: it has a mark.
+    marked = [line.replace(b'"reason"', b'"mark": 1, "reason"') for line in lines]
+    (tmp_path / "images.jsonl").write_bytes(b"".join(kept(marked)))
+    assert dense(files, tmp_path, "--group", 4) == 0
+    assert rows_with_mark(tmp_path) == list(range(resumed))
+    assert (tmp_path / "images.jsonl").read_bytes().replace(b'"mark": 1, ', b"") == b"".join(lines)
+    for name in RESULTS[1:]:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(tmp_path.glob("*.lock")) + list(tmp_path.glob(".*"))
 
-    def watch(images, system, localiser, rows, *more):
-        seen.append((rows.start, rows.stop))
-        return located(images, system, localiser, rows, *more)
 
-    monkeypatch.setattr(evaluating, "_located", watch)
-    assert dense(files, parts, "--group", 4) == 0
-    assert seen == [(8, 12), (12, 14)]
-    for name in ("images.jsonl", "results.json", "table.txt", "submission.txt", "classes.csv"):
-        assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    seen.clear()
-    assert dense(files, parts, "--group", 4) == 0
-    assert seen == []
-    # A line is missing: what comes after it is of no use.
-    journal.write_bytes(b"".join(lines[:6] + lines[7:]))
-    assert dense(files, parts, "--group", 4) == 0
-    assert seen[0] == (4, 8)
-    assert journal.read_bytes() == b"".join(lines)
-    assert not list(parts.glob("*.lock")) + list(parts.glob(".*"))
+def test_failed_images_are_listed_and_tried_again_on_request(files, tree, whole, tmp_path, capsys):
+    bad = sorted((tree / "val/b").iterdir())
+    good = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert dense(files, out, "--group", 4, data=tree) == 3
+    assert "failed: to try them again, give the same command with --retry-failed\n" in capsys.readouterr().out
+    listed = [json.loads(line) for line in (out / "images.jsonl.failures.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["reason"]) for line in listed] == [(path.stem, "unrecognised") for path in bad]
+    for path, content in zip(bad, good, strict=True):
+        path.write_bytes(content)
+    assert dense(files, out, "--group", 4, data=tree) == 6
+    assert "found others of image_sizes_sha256" in capsys.readouterr().err
+    assert dense(files, out, "--group", 4, "--retry-failed", data=tree) == 0
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(out.glob("*.failures.jsonl"))
+
+
+def test_images_that_have_changed_are_computed_again_with_a_retry(files, tree, tmp_path):
+    out, changed = tmp_path / "out", sorted((tree / "val/e").iterdir())[0]
+    assert dense(files, out, "--group", 4, data=tree) == 0
+    lines = (out / "images.jsonl").read_text()
+    (out / "images.jsonl").write_text(lines.replace('"reason"', '"mark": 1, "reason"'))
+    Image.new("RGB", (448, 448)).save(changed)
+    assert dense(files, out, "--group", 4, "--retry-failed", data=tree) == 0
+    # Images 8 to 11 are a group.
+    assert rows_with_mark(out) == [*range(8), 12, 13]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_write_the_same_files(files, whole, tmp_path, processes):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    words = ["--root", files / "set", "--boxes", files / "pcr.safetensors", "--classifier", files / "cls.safetensors"]
+    words += ["--out", tmp_path, "--workers", 0, "--device", "cpu", "--quiet", "--group", 4]
+    command = [*launch, "-m", "vggfeat", "localise", "evaluate", *map(str, words)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-5 localisation error") == 1
+    for name in RESULTS:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_results_of_other_settings_are_not_mixed(files, tmp_path, capsys):

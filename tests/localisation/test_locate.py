@@ -9,9 +9,8 @@ import torch
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, clip_to_image, window_frames
-from vggfeat.localisation.guesses import Ask, LocaliseSettings
-from vggfeat.localisation.locate import CropLocaliser, Localiser
-from vggfeat.localisation.maps import DenseMaps, MapSettings
+from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, Localiser
+from vggfeat.localisation.maps import DenseMaps, LocaliseSettings, MapSettings
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.nets.families import initialise
@@ -74,14 +73,14 @@ def test_a_net_that_always_says_the_same_boxes_the_middle_of_every_window():
 
 def test_every_class_has_its_own_box():
     net = constant(box_net("pcr"), [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
-    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [Ask(np.array([2, 0, 1]))])
+    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [LocalisationRequest(np.array([2, 0, 1]))])
     np.testing.assert_allclose(found.boxes, [[112, 112, 224, 224], [0, 0, 224, 224], [56, 56, 168, 168]], atol=1e-4)
     assert (found.guesses, found.classes.tolist()) == (3, [2, 0, 1])
 
 
 def test_a_box_relative_to_the_image_is_the_same_from_every_window():
     net = constant(box_net("scr", "image"), [0.1, 0.0, 0.5, 0.5])
-    (found,) = dense([net], ((256,),)).locate([image(512, 640)], [Ask(np.array([1]))])
+    (found,) = dense([net], ((256,),)).locate([image(512, 640)], [LocalisationRequest(np.array([1]))])
     np.testing.assert_allclose(found.boxes, [[224, 128, 544, 384]], atol=1e-3)
     assert found.windows.tolist() == [2 * 4]
 
@@ -90,9 +89,9 @@ def test_a_box_relative_to_the_image_is_the_same_from_every_window():
 @pytest.mark.parametrize("frame", ["window", "image"])
 def test_dense_at_exactly_224_is_the_centre_crop(kind, frame):
     net, settings_ = box_net(kind, frame), LocaliseSettings(scales=((224,),))
-    ask = [Ask(None, 2)]
+    ask = [LocalisationRequest(None, 2)]
     (crop,) = CropLocaliser(net, CLASSES, settings_).locate([image(300, 300)], ask)
-    (whole,) = dense([net], ((224,),)).locate([image(300, 300)], [Ask(np.zeros(0, int), 2)])
+    (whole,) = dense([net], ((224,),)).locate([image(300, 300)], [LocalisationRequest(np.zeros(0, int), 2)])
     np.testing.assert_allclose(whole.boxes, crop.boxes, atol=1e-3)
     assert whole.classes.tolist() == crop.classes.tolist() == [2]
     assert whole.guesses == crop.guesses == 0
@@ -101,7 +100,7 @@ def test_dense_at_exactly_224_is_the_centre_crop(kind, frame):
 def test_the_centre_crop_lies_in_the_middle():
     net = constant(box_net("scr"), [0.0, 0.0, 1.0, 1.0])
     crops = CropLocaliser(net, CLASSES, LocaliseSettings(scales=((256,),)))
-    (found,) = crops.locate([image(256, 400)], [Ask(None, 0)])
+    (found,) = crops.locate([image(256, 400)], [LocalisationRequest(None, 0)])
     np.testing.assert_allclose(found.boxes, [[88, 16, 312, 240]], atol=1e-4)
 
 
@@ -111,7 +110,7 @@ def test_the_centre_crop_sees_what_one_would_cut_out_by_hand(size, first):
     top, left = first
     cut = np.ascontiguousarray(seen.regions[0][top : top + 224, left : left + 224])
     crops = CropLocaliser(net, CLASSES, LocaliseSettings(scales=((224,),)))
-    (found,) = crops.locate([seen], [Ask(None, 1)])
+    (found,) = crops.locate([seen], [LocalisationRequest(None, 1)])
     with torch.inference_mode():
         numbers = net_says(net.backbone, DecodedImage((cut,), (224, 224), bytes(32)), 224)[4:8, 0, 0].double()
     x, y, w, h = (224 * numbers).tolist()
@@ -139,7 +138,7 @@ def test_boxes_are_rated_by_the_posterior_of_their_own_window():
     with torch.no_grad():  # Unsure, so that all three posteriors matter.
         classifier.model.layers["fc8"].weight.mul_(0.01)
     net = constant(box_net("scr", "image"), [0.0, 0.0, 0.5, 0.5])
-    (found,) = dense([net], ((288,),), classifier).locate([seen], [Ask(None, 1)])
+    (found,) = dense([net], ((288,),), classifier).locate([seen], [LocalisationRequest(None, 1)])
     with torch.inference_mode():
         scores = net_says(classifier, seen, 288)
     assert scores.shape == (3, 3, 3)
@@ -155,13 +154,15 @@ def test_the_boxes_of_all_nets_and_scales_are_put_together_before_they_are_merge
     # Each net alone has four windows at 256 and is sure; the second is 10 % wider.
     first = constant(box_net("scr", "image"), [0.0, 0.0, 0.5, 0.5])
     second = constant(box_net("scr", "image", seed=1), [0.0, 0.0, 0.55, 0.5])
-    (found,) = dense([first, second], ((224, 256), (256,))).locate([image(256, 256)], [Ask(np.array([0]))])
+    (found,) = dense([first, second], ((224, 256), (256,))).locate(
+        [image(256, 256)], [LocalisationRequest(np.array([0]))]
+    )
     windows = {"first": 1 + 4, "second": 4}
     assert found.windows.tolist() == [sum(windows.values())]
     side = (5 * 0.5 + 4 * 0.55) / 9 * 256
     np.testing.assert_allclose(found.boxes, [[128 - side / 2, 64, 128 + side / 2, 192]], rtol=1e-4)
     apart = dense([first, second], ((224, 256), (256,)), merging=MergeSettings(threshold=0.01))
-    (alone,) = apart.locate([image(256, 256)], [Ask(np.array([0]))])
+    (alone,) = apart.locate([image(256, 256)], [LocalisationRequest(np.array([0]))])
     assert alone.windows.tolist() == [5]
 
 
@@ -169,7 +170,7 @@ def test_nets_that_round_differently_are_compared_where_both_have_a_window():
     # A side of 270 has 2 positions with floor and 3 with ceil.
     net, classifier = box_net("pcr", pool="ceil"), backbone(3, 5, classes=CLASSES)
     assert (net.backbone.model.map_side("fc8", 270), classifier.model.map_side("fc8", 270)) == (3, 2)
-    (found,) = dense([net], ((270,),), classifier).locate([image(270, 270)], [Ask()])
+    (found,) = dense([net], ((270,),), classifier).locate([image(270, 270)], [LocalisationRequest()])
     assert found.reason == ""
     assert found.windows.max() <= 4
 
@@ -177,7 +178,7 @@ def test_nets_that_round_differently_are_compared_where_both_have_a_window():
 def test_classes_are_matched_by_name():
     net = constant(box_net("pcr"), [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
     turned = Localiser([net], None, ("cat", "ant"), LocaliseSettings(scales=((224,),)))
-    (found,) = turned.locate([image(224, 224)], [Ask(np.array([0, 1]))])
+    (found,) = turned.locate([image(224, 224)], [LocalisationRequest(np.array([0, 1]))])
     np.testing.assert_allclose(found.boxes, [[112, 112, 224, 224], [0, 0, 224, 224]], atol=1e-4)
     with pytest.raises(ConfigError, match="without 'dog'"):
         Localiser([net], None, ("cat", "dog"), LocaliseSettings(scales=((224,),)))
@@ -187,21 +188,23 @@ def test_images_that_fail_are_named_and_change_nothing_for_the_others():
     localiser = dense([box_net("pcr")], ((224,),), backbone(3, 5, classes=CLASSES))
     broken = ImageError("missing", "x.png: there is none")
     seen = [image(224, 300), broken, image(230, 224, 1), image(16, 11_264)]
-    found = localiser.locate(seen, [Ask()] * 4)
+    found = localiser.locate(seen, [LocalisationRequest()] * 4)
     assert [row.reason.partition(":")[0] for row in found] == ["", "missing", "", "elongated"]
     assert found[1].guesses == len(found[1].boxes) == 0
-    (alone,) = localiser.locate([seen[2]], [Ask()])
+    (alone,) = localiser.locate([seen[2]], [LocalisationRequest()])
     np.testing.assert_allclose(found[2].boxes, alone.boxes, rtol=1e-5)
 
 
 def test_an_image_without_a_label_fails():
-    (found,) = dense([box_net("scr")], ((224,),)).locate([image(224, 224)], [Ask(np.array([-1, -1]), 0)])
+    (found,) = dense([box_net("scr")], ((224,),)).locate(
+        [image(224, 224)], [LocalisationRequest(np.array([-1, -1]), 0)]
+    )
     assert found.reason.startswith("no-label: ")
 
 
 def test_a_net_that_gives_no_number_fails_its_image():
     net = constant(box_net("scr"), [0.0, 0.0, 1.0, float("inf")])
-    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [Ask(np.array([0]))])
+    (found,) = dense([net], ((224,),)).locate([image(224, 224)], [LocalisationRequest(np.array([0]))])
     assert found.reason.startswith("non-finite: ")
 
 
@@ -220,7 +223,7 @@ def test_a_short_scale_is_raised_alike_for_all_nets():
     ceil = box_net("scr", pool="ceil")
     assert ceil.backbone.model.min_side == 193
     localiser = dense([ceil], ((200,),), backbone(3, 5, classes=CLASSES))
-    (found,) = localiser.locate([image(224, 224)], [Ask()])
+    (found,) = localiser.locate([image(224, 224)], [LocalisationRequest()])
     assert found.reason == ""
     assert localiser.largest_side == 224
 

@@ -6,7 +6,7 @@ import pytest
 from vggfeat import synthetic
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import DatasetError
-from vggfeat.localisation.submission import class_numbers, read_submission, submission_text
+from vggfeat.localisation.submission import class_ids, read_submission, submission_text
 
 BOX = [3, 5, 20, 40]
 
@@ -89,17 +89,17 @@ def test_a_file_that_is_no_text_or_is_missing_is_refused(file, tmp_path):
 def test_labels_are_the_numbers_of_the_kit_and_not_the_order_of_the_names(tmp_path):
     synthetic.write("ilsvrc", tmp_path, size=synthetic.Settings(image_side=32, classes=6, train=2, val=6, test=1))
     data = ilsvrc.read(tmp_path)
-    numbering = class_numbers(data.classes, tmp_path)
+    numbering = class_ids(data.classes, tmp_path)
     truth = tmp_path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
     by_file = sorted(zip(data.val.paths, data.val.targets.tolist(), strict=True))
     assert [numbering.ids[target] for _, target in by_file] == [int(line) for line in truth.read_text().split()]
     assert numbering.ids.tolist() != list(range(1, 7))
     assert "meta.mat" in numbering.source
     with pytest.raises(DatasetError, match="none of the name other"):
-        class_numbers(("other",), tmp_path)
+        class_ids(("other",), tmp_path)
 
 
 def test_without_a_kit_labels_are_places_and_that_is_said(tmp_path):
-    numbering = class_numbers(("ant", "bee"), tmp_path)
+    numbering = class_ids(("ant", "bee"), tmp_path)
     assert numbering.ids.tolist() == [1, 2]
     assert "no kit" in numbering.source

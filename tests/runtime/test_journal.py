@@ -68,3 +68,60 @@ def test_file_of_another_kind_stays(path, content):
 def test_second_writer_is_refused_and_names_the_first(path):
     with opened(path), pytest.raises(StoreError, match="expected to be its only writer, found process"):
         opened(path)
+
+
+def failed(record, changed):
+    return "failed" in record or changed
+
+
+def test_groups_may_come_in_any_order_and_a_complete_journal_is_in_order(path):
+    with opened(path) as journal:
+        assert journal.pending == [range(3), range(3, 6), range(6, 7)]
+        journal.add(ROWS[3:6])
+    with opened(path) as journal:
+        assert journal.pending == [range(3), range(6, 7)]
+        journal.add(ROWS[6:])
+        journal.add(ROWS[:3])
+    in_order = path.parent / "y.jsonl"
+    with opened(in_order) as journal:
+        for group in journal.pending:
+            journal.add([ROWS[row] for row in group])
+    assert path.read_bytes() == in_order.read_bytes()
+
+
+def test_a_retry_drops_the_groups_that_failed_and_happens_once(path):
+    with opened(path) as journal:
+        journal.add(ROWS[:3])
+        journal.add([ROWS[3], {"row": 4, "failed": True}, ROWS[5]])
+        journal.add([{"row": 6, "failed": True}])
+    with opened(path) as journal:
+        assert journal.pending == []
+    with opened(path, retry=failed) as journal:
+        assert journal.pending == [range(3, 6), range(6, 7)]
+        journal.add([{"row": 6, "failed": True}])
+    # Stopped here: what failed again is not tried a third time.
+    for retry in (None, failed):
+        with opened(path, retry=retry) as journal:
+            assert journal.pending == [range(3, 6)]
+    with opened(path, retry=failed) as journal:
+        journal.add(ROWS[3:6])
+    with opened(path, retry=failed) as journal:
+        assert journal.pending == [range(6, 7)]
+        journal.add(ROWS[6:])
+    with opened(path, retry=failed) as journal:
+        assert journal.pending == []
+        assert journal.records == ROWS
+
+
+def test_an_entry_of_the_key_may_change_where_rows_are_retried(path):
+    with opened(path) as journal:
+        journal.add(ROWS[:3])
+    other = {**KEY, "net": "E"}
+    for settings in ({"retry": failed}, {"loose": ["net"]}, {"retry": failed, "loose": ["scales"]}):
+        with pytest.raises(StoreError, match="found others of net"):
+            opened(path, key=other, **settings)
+    with opened(path, key=other, retry=failed, loose=["net"]) as journal:
+        assert len(journal.pending) == 3
+        journal.add(ROWS[:3])
+    with opened(path, key=other, retry=failed, loose=["net"]) as journal:
+        assert journal.records == ROWS[:3]

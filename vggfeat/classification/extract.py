@@ -117,13 +117,8 @@ def _named(names: Sequence[str]) -> str:
 
 
 def as_dataset(data: ClassificationSet) -> DataSet:
-    """Turn the validation images into a data set with one split, val.
-
-    Ids are the names of the files without folder and suffix (ILSVRC2012_val_00000001) where these are unique, so that
-    copies in different layouts match; else the paths.
-    """
+    """Turn the validation images into a data set with one split, val."""
     val = data.val
-    stems = tuple(path.rpartition("/")[2].rpartition(".")[0] or path for path in val.paths)
     rows = np.arange(len(val), dtype=np.int64)
     labels = np.full((len(val), len(data.classes)), Label.NEGATIVE, dtype=np.int8)
     labels[rows, val.targets] = Label.POSITIVE
@@ -131,7 +126,7 @@ def as_dataset(data: ClassificationSet) -> DataSet:
         name=NAME,
         task=Task.SINGLE_LABEL,
         classes=data.classes,
-        ids=stems if len(set(stems)) == len(stems) else val.paths,
+        ids=val.ids,
         paths=val.paths,
         labels=labels,
         splits={"val": rows},

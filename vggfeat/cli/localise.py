@@ -1,55 +1,96 @@
 """`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on images."""
 
+import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vggfeat.cli.localise_train import localise_train
-from vggfeat.cli.options import LONGEST_TABLE, PATH, Numbers, make_folder, terminal_width
-from vggfeat.errors import ConfigError
+from vggfeat.cli.options import (
+    LONGEST_TABLE,
+    PATH,
+    TRY_AGAIN,
+    DecodingOptions,
+    JobOptions,
+    Numbers,
+    make_folder,
+    option,
+    terminal_width,
+    with_options,
+)
+from vggfeat.cli.signals import is_main
+from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from vggfeat.localisation.guesses import LocaliseSettings
+    from vggfeat.localisation.maps import LocaliseSettings
     from vggfeat.localisation.nets import BoxNet
     from vggfeat.samples import ClassificationSet
     from vggfeat.weights import Backbone
 
-_BOXES = click.option(
-    "--boxes", "nets", multiple=True, required=True, metavar="FILE",
-    help="A box net of `vggfeat localise train`; given several times, the boxes of all are put together.",
-)  # fmt: skip
-_SCALES = click.option(
-    "--scales", multiple=True, type=Numbers(int),
-    help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. [their S]",
-)  # fmt: skip
-_SHARED = (
-    _BOXES,
-    _SCALES,
-    click.option("--threshold", type=click.FloatRange(0, 3, max_open=True),
-                 help="Greatest match score of boxes that are merged. [0.25]"),
-    click.option("--merge", "average", type=click.Choice(["score", "count"]),
-                 help="What boxes weigh in a merged one: their class posteriors, or one each. [score]"),
-    click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True),
-    click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]"),
-    click.option("--workers", type=click.IntRange(0, 256),
-                 help="Processes that decode images. [one a core, at most 16]"),
-    click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass: bounds the memory."),
-    click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True,
-                 help="Seconds an image."),
-    click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"),
-    click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
-                 help="Failures for exit code 0."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-)  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class BoxOptions:
+    """Box nets, and how their boxes are put together."""
+
+    specs: tuple[str, ...] = option(
+        "--boxes", multiple=True, required=True, metavar="FILE",
+        help="A box net of `vggfeat localise train`; given several times, the boxes of all are put together.",
+    )  # fmt: skip
+    scales: tuple[tuple[int, ...], ...] = option(
+        "--scales", multiple=True, type=Numbers(int),
+        help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. [their S]",
+    )  # fmt: skip
+    threshold: float | None = option(
+        "--threshold", type=click.FloatRange(0, 3, max_open=True),
+        help="Greatest match score of boxes that are merged. [0.25]",
+    )  # fmt: skip
+    average: str | None = option(
+        "--merge", type=click.Choice(["score", "count"]),
+        help="What boxes weigh in a merged one: their class posteriors, or one each. [score]",
+    )  # fmt: skip
+    precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
+    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    batch_pixels: int | None = option(
+        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]"
+    )
+
+    def load(self) -> "tuple[BoxNet, ...]":
+        """Load the nets."""
+        from vggfeat.localisation.nets import load_box_net
+
+        return tuple(load_box_net(spec) for spec in self.specs)
+
+    def settings(self, nets: "tuple[BoxNet, ...]", **more: Any) -> "LocaliseSettings":
+        """Return what decides a guess."""
+        from vggfeat.localisation.maps import LocaliseSettings
+        from vggfeat.localisation.merging import MergeSettings
+
+        if len(self.scales) not in (0, 1, len(nets)):
+            raise ConfigError(
+                f"--scales: expected it once, or once for each of {len(nets)} box nets, found {len(self.scales)}"
+            )
+        each = self.scales * len(nets) if len(self.scales) == 1 else self.scales or tuple((net.scale,) for net in nets)
+        merging = {"threshold": self.threshold, "average": self.average}
+        if self.batch_pixels:
+            more["batch_pixels"] = self.batch_pixels
+        return LocaliseSettings(
+            scales=each,
+            merging=MergeSettings(**{name: value for name, value in merging.items() if value is not None}),  # type: ignore[arg-type]
+            precision=self.precision,  # type: ignore[arg-type]
+            **more,
+        )
 
 
-def _shared(command: Any) -> Any:
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(JobOptions):
+    """How an evaluation is cut up, resumed and repeated."""
+
+    shard_rows: int | None = option(
+        "--group", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 128]"
+    )
 
 
 @click.group()
@@ -79,9 +120,11 @@ localise.add_command(localise_train)
 @click.option("--protocol", type=click.Choice(["dense", "gt"]), default="dense", show_default=True,
               help="dense: five guesses an image. gt: the true class is given, centre crop.")  # fmt: skip
 @click.option("--out", required=True, type=PATH, help="Folder for the results.")
-@click.option("--group", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 128]")
-@click.option("--overwrite", is_flag=True, help="Replace results of other settings.")
-@_shared
+@with_options(BoxOptions, "boxes")
+@with_options(DecodingOptions, "decoding")
+@with_options(GroupOptions, "job")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
     root: Path,
     annotations: Path | None,
@@ -89,14 +132,11 @@ def evaluate(
     files: tuple[Path, ...],
     protocol: str,
     out: Path,
-    group: int | None,
-    overwrite: bool,
-    nets: tuple[str, ...],
-    scales: tuple[tuple[int, ...], ...],
+    boxes: BoxOptions,
+    decoding: DecodingOptions,
+    job: GroupOptions,
     as_json: bool,
     quiet: bool,
-    allow_failed: int,
-    **common: Any,
 ) -> int:
     """Compute the localisation error on validation images, by the official rules.
 
@@ -105,7 +145,9 @@ def evaluate(
     overlaps an object of it by half. gt: the box of the true class, from the centre crop alone.
 
     The folder receives results.json, table.txt, classes.csv, submission.txt in the official format (dense), and
-    images.jsonl, a line an image, from which a run that was stopped goes on when the same command is given again.
+    images.jsonl, a line an image, from which a run that was stopped is resumed when the same command is given again.
+    Images that can't be read are listed in images.jsonl.failures.jsonl. Several GPUs or machines with a common disk:
+    give the same command to torchrun; the files are the same, byte by byte.
 
     \b
     Examples:
@@ -124,47 +166,56 @@ def evaluate(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
-    from vggfeat.localisation.evaluate import EvaluationSettings, System, describe_run, judge, locate_list
-    from vggfeat.localisation.submission import class_numbers
+    from vggfeat.localisation.evaluate import LocalisationSystem, count_errors, describe_run, locate_images
+    from vggfeat.localisation.submission import class_ids
     from vggfeat.results.localisation import LocalisationReport, results_json, text_table, write_report
     from vggfeat.results.paper_boxes import is_official, paper_rows
-    from vggfeat.runtime.devices import default_workers, ready_device
+    from vggfeat.runtime.devices import ready_device
+    from vggfeat.runtime.distributed import open_world
+    from vggfeat.store.failures import failures_path
 
-    # All nets are looked at before the annotations, which may take minutes.
-    loaded = _box_nets(nets)
-    rating = _classifier(classifier) if classifier else None
-    if protocol == "gt" and (common["threshold"], common["average"]) != (None, None):
-        raise ConfigError("--protocol gt: a centre crop gives one box, so leave out --threshold and --merge")
-    settings = _settings(loaded, scales, common)
-    data = ilsvrc.read(root)
-    channels = None if rating is None else match_classes(rating, data.classes)
-    labels, labels_from = _labels(files, data, protocol, rating)
-    with Progress("boxes", "files", quiet=quiet) as bar:
-        boxes = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
-    system = System(protocol, loaded, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
-    workers = default_workers() if common["workers"] is None else common["workers"]
-    run = EvaluationSettings(device=ready_device(common["device"]), workers=workers, group=group, overwrite=overwrite)
-    decode = _decode(common)
-    make_folder(out)
-    with Progress("localise", "images", quiet=quiet) as bar:
-        records = locate_list(data.val, system, out / "images.jsonl", run, decode, bar.update)
-    judged = judge(records, data.val, boxes, settings.top)
+    journal, quiet = out / "images.jsonl", quiet or not is_main()
+    with open_world(ready_device(boxes.device), os.environ, lost=StoreError) as world:
+        # All nets are loaded before the annotations, which may take minutes.
+        nets = boxes.load()
+        rating = _classifier(classifier) if classifier else None
+        if protocol == "gt" and (boxes.threshold, boxes.average) != (None, None):
+            raise ConfigError("--protocol gt: a centre crop gives one box, so leave out --threshold and --merge")
+        settings = boxes.settings(nets)
+        data = ilsvrc.read(root)
+        channels = None if rating is None else match_classes(rating, data.classes)
+        labels, labels_from = _labels(files, data, protocol, rating)
+        with Progress("boxes", "files", quiet=quiet) as bar:
+            truth = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
+        system = LocalisationSystem(protocol, nets, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
+        run, decode = job.settings(str(world.device), decoding.processes()), decoding.settings()
+        make_folder(out)
+        with Progress("localise", "images", quiet=quiet) as bar:
+            records = locate_images(
+                data.val, system, journal, run=run, decode=decode, world=world,
+                progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+            )  # fmt: skip
+    if not is_main():
+        return 0
+    found = count_errors(records, data.val, truth, settings.top)
     report = LocalisationReport(
         data=data,
-        judged=judged,
+        judged=found,
         protocol=protocol,
         settings=describe_run(data.val, system, run, decode),
-        numbering=class_numbers(data.classes, root),
-        paper=paper_rows(protocol, loaded, settings.scales) if is_official(data) else (),
+        numbering=class_ids(data.classes, root),
+        paper=paper_rows(protocol, nets, settings.scales) if is_official(data) else (),
     )
-    written = write_report(report, out)
+    written = [journal, *([failures_path(journal)] if found.failed else []), *write_report(report, out)]
     if as_json:
         click.echo(json.dumps(results_json(report), indent=2))
     else:
         click.echo(text_table(report, most=LONGEST_TABLE, width=terminal_width()))
-        click.echo(f"{out}: images.jsonl, {', '.join(path.name for path in written)}")
+        if found.failed:
+            click.echo(TRY_AGAIN)
+        click.echo(f"{out}: {', '.join(path.name for path in written)}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
-    return 3 if len(judged.failed) > allow_failed else 0
+    return 3 if len(found.failed) > job.allow_failed else 0
 
 
 @localise.command()
@@ -172,18 +223,22 @@ def evaluate(
 @click.option("--classifier", required=True, metavar="FILE", help="Guesses the classes, and rates the boxes.")
 @click.option("--out", required=True, type=PATH, help="Folder for drawings and predictions.")
 @click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for an image.")
-@_shared
+@with_options(BoxOptions, "boxes")
+@with_options(DecodingOptions, "decoding")
+@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
+              help="Failed images for exit code 0.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--quiet", is_flag=True, help="No progress.")
 def predict(
     images: tuple[Path, ...],
     classifier: str,
     out: Path,
     top: int,
-    nets: tuple[str, ...],
-    scales: tuple[tuple[int, ...], ...],
+    boxes: BoxOptions,
+    decoding: DecodingOptions,
+    allow_failed: int,
     as_json: bool,
     quiet: bool,
-    allow_failed: int,
-    **common: Any,
 ) -> int:
     """Locate what is on images, and draw the boxes.
 
@@ -201,20 +256,19 @@ def predict(
     from vggfeat.localisation.predict import image_files, predict_files
     from vggfeat.results.files import write_files
     from vggfeat.results.located import predictions_json, summary_lines, write_predictions
-    from vggfeat.runtime.devices import default_workers, ready_device
+    from vggfeat.runtime.devices import ready_device
 
-    files, loaded = image_files(images), _box_nets(nets)
-    workers = default_workers() if common["workers"] is None else common["workers"]
+    files, nets = image_files(images), boxes.load()
     rating = _classifier(classifier)
-    classes, words = _names(rating, loaded)
-    settings = _settings(loaded, scales, common, top=top)
-    localiser = Localiser(loaded, rating, classes, settings, device=ready_device(common["device"]))
+    classes, words = _names(rating, nets)
+    localiser = Localiser(nets, rating, classes, boxes.settings(nets, top=top), device=ready_device(boxes.device))
     make_folder(out)
-    decode = _decode(common)
     found = []
     with Progress("localise", "images", quiet=quiet) as bar:
         bar.update(0, len(files))
-        for one, png in predict_files(files, localiser, classes, words, workers=workers, decode=decode):
+        for one, png in predict_files(
+            files, localiser, classes, words, workers=decoding.processes(), decode=decoding.settings()
+        ):
             if one.drawn:
                 write_files(out, {one.drawn: png})
             found.append(one)
@@ -254,12 +308,6 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
         click.echo(json.dumps({"file": str(submission), "images": images, "guesses": guesses}, indent=2))
         return
     click.echo(f"{submission}: {images} lines, {guesses} guesses")
-
-
-def _box_nets(specs: tuple[str, ...]) -> "tuple[BoxNet, ...]":
-    from vggfeat.localisation.nets import load_box_net
-
-    return tuple(load_box_net(spec) for spec in specs)
 
 
 def _classifier(spec: str) -> "Backbone":
@@ -304,25 +352,3 @@ def _labels(
         raise ConfigError(f"--posteriors: expected those of the images and classes of {data.val.root}, found others")
     parts = (f"{part.net} {part.mode} at {list(part.scales)} ({part.sha256})" for part in fused.parts)
     return fused.top(5)[[place[name] for name in ids]], f"posteriors of {'; '.join(parts)}"
-
-
-def _settings(
-    nets: "tuple[BoxNet, ...]", scales: tuple[tuple[int, ...], ...], common: dict[str, Any], **more: Any
-) -> "LocaliseSettings":
-    from vggfeat.localisation.guesses import LocaliseSettings
-    from vggfeat.localisation.merging import MergeSettings
-
-    if len(scales) not in (0, 1, len(nets)):
-        raise ConfigError(f"--scales: expected it once, or once for each of {len(nets)} box nets, found {len(scales)}")
-    each = scales * len(nets) if len(scales) == 1 else scales or tuple((net.scale,) for net in nets)
-    merging = {name: common[name] for name in ("threshold", "average") if common[name] is not None}
-    if common["batch_pixels"]:
-        more["batch_pixels"] = common["batch_pixels"]
-    return LocaliseSettings(scales=each, merging=MergeSettings(**merging), precision=common["precision"], **more)
-
-
-def _decode(common: dict[str, Any]) -> Any:
-    from vggfeat.images.decode import DecodeSettings
-
-    limits = {"max_pixels": common["max_pixels"]} if common["max_pixels"] else {}
-    return DecodeSettings(timeout=common["time_limit"], **limits)

@@ -1,63 +1,42 @@
-"""The images of a validation list are located one group after the other, in a file that survives a crash, and judged.
+"""The images of a validation list are located group by group, in a journal that survives a crash; errors are counted.
 
 N = images of the list, G = guesses of an image, K = classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes
-from vggfeat.errors import ConfigError, ImageError
-from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.errors import ConfigError
+from vggfeat.extract import Progress, RunSettings, describe_conditions, hash_image
+from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.localisation.guesses import Ask, LocaliseSettings, Located
-from vggfeat.localisation.locate import CropLocaliser, Localiser
+from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, LocalisedImage, Localiser
+from vggfeat.localisation.maps import LocaliseSettings
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.metrics import Localised, inclusive_pixels, localisation_error
+from vggfeat.runtime.distributed import World
+from vggfeat.runtime.durable import DISK, disk_errors, temporary_path
 from vggfeat.runtime.journal import Journal
 from vggfeat.samples import LabelledImages
+from vggfeat.store.failures import failures_path, tally, write_failures
+from vggfeat.store.identity import IMAGE_SIZES, differences, other_process
 from vggfeat.weights import Backbone
 
 Protocol = Literal["gt", "dense"]
 """gt: the box of the true class, from the centre crop (protocol 1 of Appendix A, Table 8). dense: up to five guesses
-from the whole image (protocol 2, Tables 9 and 10)."""
-Progress = Callable[[float, int], None]
-"""Called with images done, earlier runs included, and images in all."""
-JOURNAL_FORMAT = "vggfeat localised images, 1"
+from the complete image (protocol 2, Tables 9 and 10)."""
+JOURNAL_FORMAT = "vggfeat localised images, 2"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How the work is cut up and guarded; nothing here changes a box by more than rounding."""
-
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
-    workers: int = 2
-    """Processes that decode images; 0 decodes in this process, without a time limit."""
-    group: int | None = None
-    """Images between two points from which a killed run goes on: 32 on the CPU, 128 on a GPU by default. So many
-    are held in memory, with their maps."""
-    overwrite: bool = False
-    """Throw away what a run of other settings has left."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or (self.group is not None and self.group < 1):
-            raise ConfigError(
-                f"run: expected workers of at least 0 and a group of at least 1, found {self.workers} and {self.group}"
-            )
-
-    def step(self) -> int:
-        """Return `group` or its default."""
-        return self.group or (32 if self.device.startswith("cpu") else 128)
-
-
-class System(NamedTuple):
+class LocalisationSystem(NamedTuple):
     """What locates: nets, and where labels come from."""
 
     protocol: Protocol
@@ -72,124 +51,148 @@ class System(NamedTuple):
     """Where the labels come from, in words and fingerprints: part of what decides the results."""
     settings: LocaliseSettings
 
+    def localiser(self, classes: Sequence[str], device: str) -> Localiser | CropLocaliser:
+        """Bring the nets to a device."""
+        if self.protocol == "gt":
+            if len(self.nets) != 1:
+                raise ConfigError(f"boxes: expected one box net for the centre crop, found {len(self.nets)}")
+            return CropLocaliser(self.nets[0], classes, self.settings, device=device)
+        if self.classifier is None and self.labels is None:
+            raise ConfigError("labels: expected a classification net or the posteriors of one, found neither")
+        return Localiser(self.nets, self.classifier, classes, self.settings, device=device, channels=self.channels)
 
-def locate_list(
+    def requests(self, images: LabelledImages, rows: range) -> list[LocalisationRequest]:
+        """Say what is to be located on the images of some rows."""
+        labels = None if self.protocol == "gt" else self.labels
+        top = self.settings.top
+        return [
+            LocalisationRequest(None if labels is None else labels[row, :top], int(images.targets[row])) for row in rows
+        ]
+
+
+def locate_images(
     images: LabelledImages,
-    system: System,
+    system: LocalisationSystem,
     out: Path,
-    run: EvaluationSettings,
+    *,
+    run: RunSettings,
     decode: DecodeSettings,
     progress: Progress | None = None,
+    world: World = World(),  # noqa: B008  frozen
 ) -> list[dict[str, Any]]:
     """Locate the objects of every image of a list, or finish the run that was doing so.
+
+    Several processes take a group each, turn by turn, and the first writes what all have found, so that the file is
+    the same whatever their number.
 
     Parameters
     ----------
     images : LabelledImages
         N.
-    system : System
+    system : LocalisationSystem
     out : Path
-        The file of a line an image; see `vggfeat.runtime.journal`.
-    run : EvaluationSettings
+        The journal, a line an image; see `vggfeat.runtime.journal`. Images that failed are listed next to it, as those
+        of a feature file are.
+    run : RunSettings
+        Its shards are the groups of images that are in memory together, with their maps: 32 on the CPU, 128 on a GPU by
+        default.
     decode : DecodeSettings
         `largest_side` is set to the largest Q here.
     progress : callable, optional
+    world : World
+        The processes that do it together; all give the same arguments, but for the device's number.
 
     Returns
     -------
     list of N dict
-        row, path, size, reason, guesses, classes, boxes, scores, windows, posteriors; see `Located`.
+        row, path, size, sha256, reason, guesses, classes, boxes, scores, windows, posteriors; see `LocalisedImage`.
+        Empty in other processes than the first.
 
     Raises
     ------
     StoreError
-        If the file is of another run, or the disk refuses.
+        If the file is of another run, the processes are not of one kind, or the disk refuses.
     ConfigError
         If settings, nets and device do not go together.
     """
-    localiser = _localiser(images.classes, system, run.device)
-    limits = DecodeSettings(**(asdict(decode) | {"largest_side": localiser.largest_side}))
-    key = _without_names(describe_run(images, system, run, limits))
-    with Journal(out, JOURNAL_FORMAT, key, len(images), run.step(), overwrite=run.overwrite) as journal:
-        rows = range(len(journal.records), len(images))
-        with Decoder(run.workers, limits) as decoder:
-            answers = decoder.stream(_requests(images, rows))
-            for start in range(rows.start, rows.stop, run.step()):
-                group = range(start, min(start + run.step(), rows.stop))
-                journal.add(_located(images, system, localiser, group, answers, progress))
-        return journal.records
+    localiser = system.localiser(images.classes, run.device)
+    decode = replace(decode, largest_side=localiser.largest_side)
+    key = _without_names(describe_run(images, system, run, decode))
+
+    journal: Journal | None = None  # In the first process alone.
+    failures: dict[int, str] = {}
+
+    def to_retry(record: dict[str, Any], sizes_changed: bool) -> bool:
+        changed = sizes_changed and hash_image(images.place(record["row"]), decode.max_bytes).hex() != record["sha256"]
+        return bool(record["reason"]) or changed
+
+    def keep(records: Sequence[dict[str, Any]]) -> None:
+        failures.update({record["row"]: record["reason"] for record in records if record["reason"]})
+
+    def report(located: float) -> None:
+        if journal is not None and progress is not None:
+            progress(min(journal.done + world.size * located, len(images)), len(images), len(failures))
+
+    with ExitStack() as stack:
+
+        def open_journal() -> tuple[dict[str, Any], list[range]]:
+            nonlocal journal
+            journal = Journal(
+                out, JOURNAL_FORMAT, key, len(images), _group_size(run), overwrite=run.overwrite,
+                retry=to_retry if run.retry_failed else None, loose=(IMAGE_SIZES,),
+            )  # fmt: skip
+            stack.enter_context(journal)
+            keep(journal.records)
+            return key, journal.pending
+
+        first_key, pending = world.on_main(open_journal)
+        if first_key != key:
+            raise other_process(out, differences(key, first_key))
+        resumed = len(images) - sum(map(len, pending))
+        try:
+            with Decoder(run.workers, decode) as decoder:
+                decoded = decoder.stream(_requests(images, pending[world.rank :: world.size]))
+                for turn in range(0, len(pending), world.size):
+                    groups = pending[turn : turn + world.size]
+                    rows = groups[world.rank] if world.rank < len(groups) else range(0)
+                    report(0)
+                    found = localiser.locate((next(decoded) for _ in rows), system.requests(images, rows), report)
+                    own = [_record(row, images, one) for row, one in zip(rows, found, strict=True)]
+                    for records in world.gather(own):
+                        if journal is not None and records:
+                            journal.add(records)
+                            keep(records)
+            report(0)
+            if journal is None:
+                return []
+            with disk_errors(out, "listing the failures", "mend it and give the same command again"):
+                write_failures(out, images, failures, temp=temporary_path(failures_path(out)), files=DISK)
+            return journal.records
+        except BaseException as error:
+            if journal is not None:
+                reasons = failures.values()
+                so_far = tally(total=len(images), done=journal.done, resumed=resumed, reasons=reasons)
+                error.add_note(f"{out}: {so_far}")
+            raise
 
 
-def describe_run(
-    images: LabelledImages, system: System, run: EvaluationSettings, decode: DecodeSettings
-) -> dict[str, Any]:
-    """Return everything that decides the results, ready for JSON; a run is continued only if all of it is equal.
-
-    The names of weights files are in it and do not count: their SHA-256 says more.
-    """
-    free = ("timeout", "memory", "largest_side")
-    return {
-        "protocol": system.protocol,
-        "box_nets": [net.describe() for net in system.nets],
-        "classifier": None if system.classifier is None else system.classifier.describe(),
-        "labels": system.labels_from,
-        **system.settings.describe(),
-        "decode": {name: value for name, value in asdict(decode).items() if name not in free},
-        "images": images.fingerprint(),
-        "group": run.step(),
-        "device": run.device.partition(":")[0],
-        "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
-    }
+def _group_size(run: RunSettings) -> int:
+    return run.shard_rows or (32 if run.device.startswith("cpu") else 128)
 
 
-def _without_names(about: Any) -> Any:
-    if isinstance(about, dict):
-        return {key: _without_names(value) for key, value in about.items() if key != "weights"}
-    return [_without_names(value) for value in about] if isinstance(about, list) else about
+def _requests(images: LabelledImages, groups: Sequence[range]) -> Iterator[Request]:
+    for group in groups:
+        for row in group:
+            place = images.place(row)
+            yield Request(place.file, (None,), place.span)
 
 
-def _localiser(classes: Sequence[str], system: System, device: str) -> Localiser | CropLocaliser:
-    if system.protocol == "gt":
-        if len(system.nets) != 1:
-            raise ConfigError(f"boxes: expected one box net for the centre crop, found {len(system.nets)}")
-        return CropLocaliser(system.nets[0], classes, system.settings, device=device)
-    if system.classifier is None and system.labels is None:
-        raise ConfigError("labels: expected a classification net or the posteriors of one, found neither")
-    return Localiser(system.nets, system.classifier, classes, system.settings, device=device, channels=system.channels)
-
-
-def _requests(images: LabelledImages, rows: range) -> Iterator[Request]:
-    for row in rows:
-        place = images.place(row)
-        yield Request(place.file, (None,), place.span)
-
-
-def _located(
-    images: LabelledImages,
-    system: System,
-    localiser: Localiser | CropLocaliser,
-    rows: range,
-    answers: Iterator[DecodedImage | ImageError],
-    progress: Progress | None,
-) -> list[dict[str, Any]]:
-    def show(done: float) -> None:
-        if progress is not None:
-            progress(rows.start + done, len(images))
-
-    labels = None if system.protocol == "gt" else system.labels
-    top = system.settings.top
-    asks = [Ask(None if labels is None else labels[row, :top], int(images.targets[row])) for row in rows]
-    show(0)
-    found = localiser.locate((next(answers) for _ in rows), asks, show)
-    show(len(rows))
-    return [_record(row, images, located) for row, located in zip(rows, found, strict=True)]
-
-
-def _record(row: int, images: LabelledImages, located: Located) -> dict[str, Any]:
+def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[str, Any]:
     return {
         "row": row,
         "path": images.paths[row].encode("utf-8", "backslashreplace").decode(),
         "size": list(located.size),
+        "sha256": located.sha256.hex(),
         "reason": located.reason.replace(f"{images.place(row).file}: ", ""),
         "guesses": located.guesses,
         "classes": located.classes.tolist(),
@@ -200,7 +203,32 @@ def _record(row: int, images: LabelledImages, located: Located) -> dict[str, Any
     }
 
 
-class Judged(NamedTuple):
+def describe_run(
+    images: LabelledImages, system: LocalisationSystem, run: RunSettings, decode: DecodeSettings
+) -> dict[str, Any]:
+    """Return everything that decides the results, ready for JSON; a run is resumed only if all of it is equal.
+
+    The names of weights files are in it and do not count: their SHA-256 says more.
+    """
+    return {
+        "protocol": system.protocol,
+        "box_nets": [net.describe() for net in system.nets],
+        "classifier": None if system.classifier is None else system.classifier.describe(),
+        "labels": system.labels_from,
+        **system.settings.describe(),
+        "images": images.fingerprint(),
+        "group": _group_size(run),
+        **describe_conditions(torch.device(run.device), decode, map(images.place, range(len(images)))),
+    }
+
+
+def _without_names(about: Any) -> Any:
+    if isinstance(about, dict):
+        return {key: _without_names(value) for key, value in about.items() if key != "weights"}
+    return [_without_names(value) for value in about] if isinstance(about, list) else about
+
+
+class LocalisationErrors(NamedTuple):
     """What the guesses of N images are worth."""
 
     guessed: Localised
@@ -222,8 +250,10 @@ class Judged(NamedTuple):
         return float((self.labels[:, :guesses] != self.targets[:, None]).all(axis=1).mean())
 
 
-def judge(records: Sequence[dict[str, Any]], images: LabelledImages, boxes: Boxes, top: int) -> Judged:
-    """Judge what `locate_list` returns by the official rules.
+def count_errors(
+    records: Sequence[dict[str, Any]], images: LabelledImages, boxes: Boxes, top: int
+) -> LocalisationErrors:
+    """Count the errors of what `locate_images` returns, by the official rules.
 
     Parameters
     ----------
@@ -237,7 +267,7 @@ def judge(records: Sequence[dict[str, Any]], images: LabelledImages, boxes: Boxe
 
     Returns
     -------
-    Judged
+    LocalisationErrors
 
     Raises
     ------
@@ -260,7 +290,7 @@ def judge(records: Sequence[dict[str, Any]], images: LabelledImages, boxes: Boxe
             known[row], placed[row, top] = target, found[record["classes"].index(target)]
     pixels = inclusive_pixels(placed)
     objects = [inclusive_pixels(boxes.of(row)) for row in range(len(records))]
-    return Judged(
+    return LocalisationErrors(
         guessed=localisation_error(images.targets, objects, labels, pixels[:, :top], counted=counted),
         true_class=localisation_error(images.targets, objects, known, pixels[:, top:], counted=counted),
         labels=labels,

@@ -1,13 +1,15 @@
 """Images become guesses: classes, and for each class a box that many windows agreed on.
 
-N = images, K = classes, T = classes of an image that are located, n = boxes of a class before merging.
+N = images, K = classes, T = classes of an image that are located, of which the first G are guesses, h, w = positions of
+a dense map, n = boxes of a class before merging.
 
-Appendix A of the VGG paper: box nets and the classification net are run densely over the whole image at one or more
+Appendix A of the VGG paper: box nets and the classification net are run densely over the complete image at one or more
 Q; each window's box of a class is rated by the class posterior that the classification net gives the same window; the
 boxes of all scales and box nets are put together, and only then merged.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,32 +18,133 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.forward import MAX_RESCALED_PIXELS, Size
+from vggfeat.forward.batching import Size
+from vggfeat.forward.runner import MAX_RESCALED_PIXELS
 from vggfeat.images.decode import DecodedImage
-from vggfeat.localisation.boxes import boxes_from_map
-from vggfeat.localisation.guesses import (
-    Ask,
-    LocaliseSettings,
-    Located,
-    class_places,
-    failed,
-    net_frames,
-    wanted_classes,
-)
-from vggfeat.localisation.maps import CentreCrop, DenseMaps
+from vggfeat.localisation.boxes import boxes_from_map, window_frames
+from vggfeat.localisation.maps import CentreCrop, DenseMaps, LocaliseSettings
 from vggfeat.localisation.merging import merge
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.nets.transforms import rescaled_size
+from vggfeat.samples import Box
 from vggfeat.weights import Backbone
 
+Progress = Callable[[float], None]
+"""Called now and then with the number of images done."""
 
-class _Work(NamedTuple):
+
+class LocalisationRequest(NamedTuple):
+    """Which classes of an image are to be located."""
+
+    labels: NDArray[np.int64] | None = None
+    """Classes to guess, best first, -1 for none; None: the classification net's own, from its dense map."""
+    truth: int | None = None
+    """The true class, which is located as well, whether it is guessed or not."""
+
+
+class Guess(NamedTuple):
+    """A class, and where it is on an image."""
+
+    label: int
+    """Number of the class."""
+    posterior: float
+    """Of the complete image, from 0 to 1; NaN without a classification net."""
+    box: Box
+    """In pixels of the file."""
+    windows: int
+    """How many windows fed the box."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalisedImage:
+    """What became of one image."""
+
+    size: Size
+    """Height and width; (0, 0) if it could not be read."""
+    sha256: bytes = bytes(32)
+    """Of the image file; zeros if it could not be read."""
+    reason: str = ""
+    """Empty, or "reason: message" of the failure; then T is 0."""
+    classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(T,) the guesses, best first, and then the true class if it is asked for and not among them."""
+    guesses: int = 0
+    """G."""
+    boxes: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    """(T, 4) edges, in pixels of the file."""
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """(T,) sum of the class posteriors of the windows that fed the box."""
+    windows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(T,) how many windows these were."""
+    posteriors: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """(T,) posterior of the class for the complete image; NaN without a classification net."""
+
+    def ranked(self) -> list[Guess]:
+        """Return the guesses, best first."""
+        columns = (self.classes, self.posteriors, self.boxes, self.windows)
+        rows = zip(*(column[: self.guesses].tolist() for column in columns), strict=True)
+        return [Guess(label, posterior, Box(*box), windows) for label, posterior, box, windows in rows]
+
+
+def class_places(net: BoxNet, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of every class among those of a box net; zeros if its outputs are those of all classes.
+
+    Raises
+    ------
+    ConfigError
+        If the net lacks one.
+    """
+    if net.kind == "scr":
+        return np.zeros(len(classes), dtype=np.int64)
+    known = {name: place for place, name in enumerate(net.classes)}
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ConfigError(
+            f"{net.backbone.source}: expected boxes of every class, found {len(known)} classes without {missing[0]!r} "
+            f"({len(missing)} are missing); take a box net of the same classes"
+        )
+    return np.array([known[name] for name in classes], dtype=np.int64)
+
+
+def _net_frames(net: BoxNet, positions: tuple[int, int], rescaled: Size, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    """Return what the outputs of a net are relative to, (h, w, 4) or (1, 1, 4), in pixels of the rescaled image."""
+    if net.frame == "image":
+        return torch.tensor([[[0.0, 0.0, rescaled[1], rescaled[0]]]], dtype=torch.float64)
+    return window_frames(positions, offset, net.window)
+
+
+def _wanted_classes(labels: NDArray[np.int64] | None, truth: int | None) -> NDArray[np.int64]:
+    """Return the classes to locate, (T,): the guesses, and the true class if it is not among them."""
+    guesses = np.zeros(0, np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    guesses = guesses[guesses >= 0]
+    return guesses if truth is None or truth in guesses else np.append(guesses, truth)
+
+
+@dataclass(eq=False)
+class _Work:
+    """An image on its way through the nets."""
+
     image: DecodedImage
-    ask: Ask
-    posteriors: dict[int, Tensor]
-    """Smallest side -> (K, h, w) log posteriors."""
-    found: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
-    """Boxes (T, n, 4) and their posteriors (T, n), of each net and scale."""
+    labels: NDArray[np.int64] | None
+    truth: int | None
+    failure: str = ""
+    posteriors: dict[int, Tensor] = field(default_factory=dict)
+    """Smallest side -> log posteriors (K, h, w)."""
+    boxes: list[NDArray[np.float64]] = field(default_factory=list)
+    """(T, h w, 4) of each net and scale."""
+    scores: list[NDArray[np.float64]] = field(default_factory=list)
+    """(T, h w) posteriors of their windows."""
+
+    @property
+    def wanted(self) -> NDArray[np.int64]:
+        return _wanted_classes(self.labels, self.truth)
+
+    def image_posteriors(self) -> NDArray[np.float64]:
+        """Posteriors (K,) of the image: class scores averaged over space, then soft-max, then averaged over scales.
+
+        The mean of log posteriors differs from that of scores by a number that is the same for all classes.
+        """
+        pooled = [torch.softmax(values.double().mean((1, 2)), 0) for values in self.posteriors.values()]
+        return torch.stack(pooled).mean(0).numpy()
 
 
 class Localiser:
@@ -79,8 +182,8 @@ class Localiser:
     ) -> None:
         if len(nets) != len(settings.scales):
             raise ConfigError(f"scales: expected those of {len(nets)} box nets, found {len(settings.scales)}")
-        self.nets, self.settings = tuple(nets), settings
-        self.places = tuple(class_places(net, classes) for net in nets)
+        self.settings, self._nets = settings, tuple(nets)
+        self._places = [class_places(net, classes) for net in nets]
         models = [net.backbone.model for net in nets] + ([classifier.model] if classifier else [])
         least = max(model.min_side for model in models)
         self._maps = [
@@ -97,95 +200,110 @@ class Localiser:
     def locate(
         self,
         images: Iterable[DecodedImage | ImageError],
-        asks: Iterable[Ask],
-        progress: Callable[[float], None] | None = None,
-    ) -> list[Located]:
+        requests: Iterable[LocalisationRequest],
+        progress: Progress | None = None,
+    ) -> list[LocalisedImage]:
         """Locate the classes of some images, all of which are held in memory.
 
         Parameters
         ----------
         images : N of DecodedImage or ImageError
-            Each whole, as its only region.
-        asks : N of Ask
+            Each uncut, as its only region.
+        requests : N of LocalisationRequest
         progress : callable, optional
-            Called now and then with the number of images done.
 
         Returns
         -------
-        list of N Located
+        list of N LocalisedImage
             An image that fails has a reason.
         """
-        rows: list[_Work | Located] = [self._started(image, ask) for image, ask in zip(images, asks, strict=True)]
+        rows = [
+            LocalisedImage(size=(0, 0), reason=f"{image.reason}: {image}")
+            if isinstance(image, ImageError)
+            else _Work(image, request.labels, request.truth, self._refusal(image, request))
+            for image, request in zip(images, requests, strict=True)
+        ]
+        work = [row for row in rows if isinstance(row, _Work)]
         passes = len(self._maps) + (self._classifier is not None)
         done = 0
 
-        def count(share: float) -> None:
+        def report(share: float) -> None:
             if progress is not None:
                 progress(len(rows) * (done + share) / passes)
 
         if self._classifier is not None:
-            self._rate(rows, self._classifier, count)
+            for one, side, _, values in _run_net(self._classifier, work, report):
+                one.posteriors[side] = values if self._channels is None else values[self._channels]
             done += 1
-        rows = [self._labelled(row) if isinstance(row, _Work) else row for row in rows]
-        for number in range(len(self._maps)):
-            self._predict(rows, number, count)
+        for one in work:
+            if not one.failure and one.labels is None:
+                one.labels = np.argsort(-one.image_posteriors(), kind="stable")[: self.settings.top]
+        for net, places, maps in zip(self._nets, self._places, self._maps, strict=True):
+            for one, side, rescaled, values in _run_net(maps, work, report):
+                _add_boxes(one, net, places, side, rescaled, values)
             done += 1
-        return [self._merged(row) if isinstance(row, _Work) else row for row in rows]
+        return [self._merge(row) if isinstance(row, _Work) else row for row in rows]
 
-    def _started(self, image: DecodedImage | ImageError, ask: Ask) -> "_Work | Located":
-        if isinstance(image, ImageError):
-            return failed(f"{image.reason}: {image}")
-        if ask.labels is not None and len(ask.labels) and (ask.labels < 0).all():
-            return failed("no-label: the system that guesses the classes failed for it", image.size)
+    def _refusal(self, image: DecodedImage, request: LocalisationRequest) -> str:
+        """Return why an image can't be located, or nothing."""
+        if request.labels is not None and len(request.labels) and (request.labels < 0).all():
+            return "no-label: the system that guesses the classes failed for it"
         height, width, _ = image.regions[0].shape
         height, width = rescaled_size(height, width, self.largest_side)
         if height * width > MAX_RESCALED_PIXELS:
-            text = f"{width}x{height} pixels at Q = {self.largest_side}, more than {MAX_RESCALED_PIXELS}"
-            return failed(f"elongated: it would become {text}", image.size)
-        return _Work(image, ask, {}, [])
+            size = f"{width}x{height} pixels at Q = {self.largest_side}"
+            return f"elongated: it would become {size}, more than {MAX_RESCALED_PIXELS}"
+        return ""
 
-    def _rate(self, rows: list[_Work | Located], maps: DenseMaps, count: Callable[[float], None]) -> None:
-        for work, side, _, values in _over(rows, maps, count):
-            work.posteriors[side] = values if self._channels is None else values[self._channels]
+    def _merge(self, work: _Work) -> LocalisedImage:
+        size, sha256 = work.image.size, work.image.sha256
+        if work.failure or work.labels is None:
+            return LocalisedImage(size=size, sha256=sha256, reason=work.failure)
+        wanted = work.wanted
+        best = merge(np.concatenate(work.boxes, axis=1), np.concatenate(work.scores, axis=1), self.settings.merging)
+        return LocalisedImage(
+            size=size,
+            sha256=sha256,
+            classes=wanted,
+            guesses=int((np.asarray(work.labels) >= 0).sum()),
+            boxes=best.boxes,
+            scores=best.scores,
+            windows=best.windows,
+            posteriors=work.image_posteriors()[wanted] if work.posteriors else np.full(len(wanted), np.nan),
+        )
 
-    def _labelled(self, work: _Work) -> "_Work | Located":
-        """Settle which classes are guessed."""
-        if work.ask.labels is not None:
-            return work
-        best = np.argsort(-self._whole(work), kind="stable")[: self.settings.top]
-        return work._replace(ask=work.ask._replace(labels=best))
 
-    def _whole(self, work: _Work) -> NDArray[np.float64]:
-        """Posteriors (K,) of the image: class scores averaged over space, then soft-max, then averaged over scales.
+def _run_net(
+    maps: DenseMaps, work: Sequence[_Work], report: Callable[[float], None]
+) -> Iterator[tuple[_Work, int, Size, Tensor]]:
+    """Run a net over the images that have not failed: image, side, rescaled size, map; those without a map fail."""
+    alive = [one for one in work if not one.failure]
+    for done, found in enumerate(maps.maps([one.image.regions[0] for one in alive]), start=1):
+        one = alive[found.image]
+        if not one.failure and found.map is None:
+            one.failure = f"out-of-memory: it does not fit into the memory of {maps.device}, even in strips"
+        elif not one.failure and found.map is not None:
+            if bool(torch.isfinite(found.map).all()):
+                yield one, maps.sides[found.scale], found.rescaled, found.map
+            else:
+                one.failure = "non-finite: the fc8 map has NaN or infinity"
+        report(done / (len(alive) * len(maps.sides)))
 
-        The mean of log posteriors differs from that of scores by a number that is the same for all classes.
-        """
-        pooled = [torch.softmax(values.double().mean((1, 2)), 0) for values in work.posteriors.values()]
-        return torch.stack(pooled).mean(0).numpy()
 
-    def _predict(self, rows: list[_Work | Located], number: int, count: Callable[[float], None]) -> None:
-        net, places = self.nets[number], self.places[number]
-        for work, side, rescaled, values in _over(rows, self._maps[number], count):
-            wanted = wanted_classes(work.ask)
-            h, w = values.shape[1:]
-            if side in work.posteriors:
-                # Of nets that round differently, one may have a position more at the end; the others are the same.
-                h, w = min(h, work.posteriors[side].shape[1]), min(w, work.posteriors[side].shape[2])
-            frames = net_frames(net, (h, w), rescaled)
-            boxes = boxes_from_map(values[:, :h, :w], places[wanted], frames, rescaled, work.image.size)
-            scores = np.ones(boxes.shape[:2])
-            if side in work.posteriors:
-                scores = work.posteriors[side][wanted, :h, :w].double().exp().flatten(1).numpy()
-            work.found.append((boxes, scores))
-
-    def _merged(self, work: _Work) -> Located:
-        wanted = wanted_classes(work.ask)
-        assert work.ask.labels is not None
-        boxes, scores = (np.concatenate(parts, axis=1) for parts in zip(*work.found, strict=True))
-        best = merge(boxes, scores, self.settings.merging)
-        whole = self._whole(work)[wanted] if work.posteriors else np.full(len(wanted), np.nan)
-        guesses = int((np.asarray(work.ask.labels) >= 0).sum())
-        return Located(wanted, guesses, best.boxes, best.scores, best.windows, whole, "", work.image.size)
+def _add_boxes(work: _Work, net: BoxNet, places: NDArray[np.int64], side: int, rescaled: Size, outputs: Tensor) -> None:
+    wanted = work.wanted
+    h, w = outputs.shape[1:]
+    posteriors = work.posteriors.get(side)  # (K, h, w)
+    if posteriors is not None:
+        # Of nets that round differently, one may have a position more at the end; the others are the same.
+        h, w = min(h, posteriors.shape[1]), min(w, posteriors.shape[2])
+    frames = _net_frames(net, (h, w), rescaled)
+    boxes = boxes_from_map(outputs[:, :h, :w], places[wanted], frames, rescaled, work.image.size)  # (T, h w, 4)
+    scores = np.ones(boxes.shape[:2])
+    if posteriors is not None:
+        scores = posteriors[wanted, :h, :w].double().exp().flatten(1).numpy()
+    work.boxes.append(boxes)
+    work.scores.append(scores)
 
 
 class CropLocaliser:
@@ -209,7 +327,7 @@ class CropLocaliser:
     def __init__(self, net: BoxNet, classes: Sequence[str], settings: LocaliseSettings, *, device: str = "cpu") -> None:
         if len(settings.scales) != 1 or len(settings.scales[0]) != 1:
             raise ConfigError(f"scales: expected one, for the centre crop, found {settings.scales}")
-        self.net, self.places = net, class_places(net, classes)
+        self._net, self._places = net, class_places(net, classes)
         least = max(net.backbone.model.min_side, net.window)
         self._crop = CentreCrop(net.backbone, settings.maps(settings.scales[0], least), device, net.window)
         self.largest_side = self._crop.sides[0]
@@ -217,41 +335,30 @@ class CropLocaliser:
     def locate(
         self,
         images: Iterable[DecodedImage | ImageError],
-        asks: Iterable[Ask],
-        progress: Callable[[float], None] | None = None,
-    ) -> list[Located]:
+        requests: Iterable[LocalisationRequest],
+        progress: Progress | None = None,
+    ) -> list[LocalisedImage]:
         """Locate the true class of some images; see `Localiser.locate`. There are no guesses."""
         held = list(images)
         rows = self._crop.rows(held, progress)
         found = []
-        for image, row, ask in zip(held, rows, asks, strict=True):
+        for image, row, request in zip(held, rows, requests, strict=True):
             if row.features is None or isinstance(image, ImageError):
-                found.append(failed(row.reason, row.size))
+                found.append(LocalisedImage(size=row.size, sha256=row.sha256, reason=row.reason))
                 continue
-            wanted = wanted_classes(ask)
+            wanted = _wanted_classes(request.labels, request.truth)
             offset, rescaled = self._crop.place(image.regions[0].shape[:2])
-            frames = net_frames(self.net, (1, 1), rescaled, offset)
-            numbers = torch.from_numpy(row.features[0, 0]).reshape(-1, 1, 1)
-            boxes = boxes_from_map(numbers, self.places[wanted], frames, rescaled, row.size)[:, 0]
-            ones = np.ones(len(wanted))
-            found.append(Located(wanted, 0, boxes, ones, ones.astype(np.int64), np.nan * ones, "", row.size))
+            frames = _net_frames(self._net, (1, 1), rescaled, offset)
+            outputs = torch.from_numpy(row.features[0, 0]).reshape(-1, 1, 1)
+            found.append(
+                LocalisedImage(
+                    size=row.size,
+                    sha256=row.sha256,
+                    classes=wanted,
+                    boxes=boxes_from_map(outputs, self._places[wanted], frames, rescaled, row.size)[:, 0],
+                    scores=np.ones(len(wanted)),
+                    windows=np.ones(len(wanted), dtype=np.int64),
+                    posteriors=np.full(len(wanted), np.nan),
+                )
+            )
         return found
-
-
-def _over(
-    rows: list[_Work | Located], maps: DenseMaps, count: Callable[[float], None]
-) -> Iterable[tuple[_Work, int, Size, Tensor]]:
-    """Run a net over the images that have not failed; those whose map is no use fail."""
-    numbers = [number for number, row in enumerate(rows) if isinstance(row, _Work)]
-    images = [row.image.regions[0] for row in rows if isinstance(row, _Work)]
-    for done, found in enumerate(maps.maps(images), start=1):
-        number = numbers[found.image]
-        work = rows[number]
-        if isinstance(work, _Work) and found.map is not None and bool(torch.isfinite(found.map).all()):
-            yield work, maps.sides[found.scale], found.rescaled, found.map
-        elif isinstance(work, _Work):
-            reason = "non-finite: the fc8 map has NaN or infinity"
-            if found.map is None:
-                reason = f"out-of-memory: it does not fit into the memory of {maps.device}, even in strips"
-            rows[number] = failed(reason, work.image.size)
-        count(done / (len(numbers) * len(maps.sides)))

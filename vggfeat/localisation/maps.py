@@ -4,19 +4,22 @@ N = images of a batch, C = channels, h, w = positions.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggfeat.errors import ConfigError
 from vggfeat.forward import BatchRunner, ForwardSettings, Size, by_size
 from vggfeat.forward.device_cache import DeviceCache
 from vggfeat.forward.features import dense_map, narrowest_strip
+from vggfeat.forward.settings import Precision
+from vggfeat.localisation.merging import MergeSettings
 from vggfeat.nets.backbone import Net
-from vggfeat.nets.transforms import rescaled_size
+from vggfeat.nets.transforms import Interpolation, rescaled_size
 from vggfeat.weights import Backbone
 
 
@@ -32,7 +35,45 @@ class MapSettings(ForwardSettings):
         return max(self.least, model.min_side)
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class LocaliseSettings:
+    """Everything that decides a guess, apart from the weights and the images."""
+
+    scales: tuple[tuple[int, ...], ...]
+    """Q of every box net, smallest image sides in pixels. Table 9 has 256 for S = 256, and 384 or {352, 384} for
+    S = 384."""
+    top: int = 5
+    """Classes guessed for an image; the official rules allow five."""
+    merging: MergeSettings = field(default_factory=MergeSettings)
+    precision: Precision = "fp32"
+    """Of the convolutions; all that follows is done in float32 or more."""
+    interpolation: Interpolation = "bilinear"
+    """How images are rescaled, always with anti-aliasing."""
+    batch_pixels: int = 1 << 20
+    """Pixels in one batch: bounds the memory. A larger image is run in exact overlapping strips."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= 5:
+            raise ConfigError(f"top: expected 1 to 5 guesses an image, found {self.top}")
+        if not self.scales:
+            raise ConfigError("scales: expected those of at least one box net, found none")
+
+    def maps(self, scales: Sequence[int], least: int) -> MapSettings:
+        """Return the settings of one net."""
+        return MapSettings(
+            scales=tuple(scales),
+            least=least,
+            precision=self.precision,
+            interpolation=self.interpolation,
+            batch_pixels=self.batch_pixels,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return all settings, ready for JSON."""
+        return asdict(self) | {"scales": [list(scales) for scales in self.scales]}
+
+
+class MapValues(NamedTuple):
     """The map of one image at one scale."""
 
     image: int
@@ -77,7 +118,7 @@ class DenseMaps(BatchRunner):
         maps = dense_map(self.model, self.ready(images), self.model.scores, pixels).float()
         return torch.log_softmax(maps, dim=1) if self._posteriors else maps
 
-    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Found]:
+    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[MapValues]:
         """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
         places, sizes = self.places([(image.shape[:2],) for image in images])
         uploads = DeviceCache(self.uploaded, images)
@@ -87,7 +128,7 @@ class DenseMaps(BatchRunner):
             self.mark()()
             for i, values in zip(batch, maps, strict=True):
                 n, s, _ = places[i]
-                yield Found(n, s, sizes[i], values)
+                yield MapValues(n, s, sizes[i], values)
 
 
 class CentreCrop(BatchRunner):

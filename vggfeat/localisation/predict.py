@@ -15,8 +15,7 @@ from vggfeat.datasets.folder import IMAGE_SUFFIXES
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.localisation.guesses import Ask, Located
-from vggfeat.localisation.locate import Localiser
+from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
 from vggfeat.samples import Box
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
@@ -31,7 +30,7 @@ class Predicted(NamedTuple):
     """What became of one image."""
 
     path: str
-    located: Located
+    located: LocalisedImage
     drawn: str
     """Name for the file with its boxes; empty if it failed."""
 
@@ -101,11 +100,11 @@ def predict_files(
         for start in range(0, len(files), AT_ONCE):
             paths = files[start : start + AT_ONCE]
             images = [next(decoded) for _ in paths]
-            found = localiser.locate(images, [Ask()] * len(paths))
+            found = localiser.locate(images, [LocalisationRequest()] * len(paths))
             for path, image, located, name in zip(paths, images, found, names[start:], strict=False):
                 if located.reason or isinstance(image, ImageError):
                     reason = located.reason.replace(f"{path.absolute()}: ", "")
-                    yield Predicted(str(path), located._replace(reason=reason), ""), b""
+                    yield Predicted(str(path), replace(located, reason=reason), ""), b""
                     continue
                 marks = [
                     Mark(guess.box, f"{title(classes[guess.label], words)} {100 * guess.posterior:.0f} %")

@@ -24,7 +24,7 @@ _LONGEST = 4096
 _MOST = 1 << 28
 
 
-class Numbering(NamedTuple):
+class ClassIds(NamedTuple):
     """How classes are numbered in a submission."""
 
     ids: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Numbering(NamedTuple):
     """Where the numbers come from, in words."""
 
 
-def class_numbers(classes: tuple[str, ...], root: Path) -> Numbering:
+def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
     """Find the number of each class: that of the development kit in or beside the root, else its place from 1.
 
     Raises
@@ -43,14 +43,12 @@ def class_numbers(classes: tuple[str, ...], root: Path) -> Numbering:
     """
     kit = kits.find_kit((root, root.parent))
     if kit is None:
-        return Numbering(
-            np.arange(1, len(classes) + 1), "places in the sorted list of classes, because there is no kit"
-        )
+        return ClassIds(np.arange(1, len(classes) + 1), "places in the sorted list of classes, because there is no kit")
     by_name = {wnid: number for number, wnid in kits.read_classes(kit)[0].items()}
     missing = [name for name in classes if name not in by_name]
     if missing:
         raise DatasetError(f"{kit.meta}: expected every class of the data, found none of the name {missing[0]}")
-    return Numbering(
+    return ClassIds(
         np.array([by_name[name] for name in classes], dtype=np.int64),
         f"the numbers of the development kit ({kit.meta.name})",
     )

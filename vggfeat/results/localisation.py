@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.localisation.evaluate import Judged
-from vggfeat.localisation.submission import Numbering, submission_text
+from vggfeat.localisation.evaluate import LocalisationErrors
+from vggfeat.localisation.submission import ClassIds, submission_text
 from vggfeat.results.classification import LONGEST_WORDS, csv_bytes, percent
 from vggfeat.results.files import write_files
 from vggfeat.results.paper_boxes import PaperRow
@@ -25,11 +25,11 @@ class LocalisationReport(NamedTuple):
     """All that is written of one evaluation."""
 
     data: ClassificationSet
-    judged: Judged
+    judged: LocalisationErrors
     protocol: str
     settings: Mapping[str, Any]
     """What decided the results, as `vggfeat.localisation.evaluate.describe_run` has it."""
-    numbering: Numbering
+    numbering: ClassIds
     paper: Sequence[PaperRow]
     """Empty where the data are not those of the paper."""
 

@@ -1,11 +1,12 @@
 """A journal: a file to which a run adds what became of each row, and from which it is resumed after it was stopped.
 
-The first line holds what decides the results; every other line is one row, in order.
+The first line holds what decides the results; every other line is one row. Rows are added in groups, which may come in
+any order; a complete journal has them in the order of the rows.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +17,12 @@ from vggfeat.runtime.locks import Lock, sole_writer
 
 _ADVICE = "what was finished is kept; mend it and give the same command again"
 
+Retry = Callable[[dict[str, Any], bool], bool]
+"""Takes a row, and whether one of the `loose` entries of the key has changed; says if the row is to be made again."""
+
 
 class Journal:
-    """JSON objects, a line each, of which only those that are complete count; a context manager.
+    """JSON objects, a line each, of which only those of complete groups count; a context manager.
 
     Parameters
     ----------
@@ -35,6 +39,11 @@ class Journal:
         same places and gives the same bits.
     overwrite : bool
         Begin again if the file is of another key.
+    retry : callable, optional
+        Drop the groups with a row for which it is true. This happens once: a run that was stopped meanwhile is resumed
+        by the same call.
+    loose : collection of str
+        Entries of the key that may have changed where rows are retried.
 
     Raises
     ------
@@ -43,19 +52,28 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, form: str, key: dict[str, Any], total: int, step: int, *, overwrite: bool = False
+        self,
+        path: Path,
+        form: str,
+        key: dict[str, Any],
+        total: int,
+        step: int,
+        *,
+        overwrite: bool = False,
+        retry: Retry | None = None,
+        loose: Collection[str] = (),
     ) -> None:
         self.path = path
-        self.records: list[dict[str, Any]] = []
-        """The lines, those of earlier runs included."""
-        self._head = {"format": form, "key": json.loads(json.dumps(key))}
+        self._groups = [range(start, min(start + step, total)) for start in range(0, total, step)]
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._head = {"format": form, "key": json.loads(json.dumps(key)), "retrying": False}
         self._lock_path = path.with_name(f"{path.name}.lock")
         with disk_errors(path, "locking", _ADVICE), sole_writer(path, self._lock_path):
             self._lock = Lock(self._lock_path)
         try:
             with disk_errors(path, "opening", _ADVICE):
-                self._begin(total, step, overwrite)
-                self._file = path.open("ab")
+                self._read(overwrite, retry, loose)
+                self._write()
         except BaseException:
             self._let_go()
             raise
@@ -66,42 +84,83 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         self._let_go()
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows so far, those of earlier runs included, in order."""
+        return [self._rows[row] for row in sorted(self._rows)]
+
+    @property
+    def done(self) -> int:
+        """Number of the rows so far."""
+        return len(self._rows)
+
+    @property
+    def pending(self) -> list[range]:
+        """Rows of the groups that are still to be added."""
+        return [group for group in self._groups if group[0] not in self._rows]
+
     def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Keep some lines for good; they are on the disk when this returns."""
+        """Keep the rows of a group for good; they are on the disk when this returns."""
         with disk_errors(self.path, "writing", _ADVICE):
-            self._file.write(b"".join(map(_line, records)))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self.records.extend(records)
+            with self.path.open("ab") as file:
+                file.write(b"".join(map(_line, records)))
+                file.flush()
+                os.fsync(file.fileno())
+            self._rows.update((record["row"], record) for record in records)
+            if not self.pending and (self._head["retrying"] or list(self._rows) != sorted(self._rows)):
+                self._head["retrying"] = False
+                self._write()
 
-    def _begin(self, total: int, step: int, overwrite: bool) -> None:
-        kept = [_line(self._head)]
-        if self.path.is_file():
-            first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
-            if self._is_same(_parsed(first), overwrite):
-                records = _readable(lines[:total])
-                count = len(records) if len(records) == total else len(records) // step * step
-                self.records = records[:count]
-                kept += [line + b"\n" for line in lines[:count]]
-        with atomic_write(DISK, self.path, temp=temporary_path(self.path)) as file:
-            file.write(b"".join(kept))
+    def _read(self, overwrite: bool, retry: Retry | None, loose: Collection[str]) -> None:
+        if not self.path.is_file():
+            return
+        first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
+        head = _parsed(first)
+        changed = self._different(head, loose if retry else (), overwrite)
+        if head is None or changed is None:
+            return
+        self._rows = self._complete_groups(lines)
+        self._head["retrying"] = head.get("retrying") is True
+        if retry is not None and (changed or not self._head["retrying"]):
+            for group in self._groups:
+                if group[0] in self._rows and any(retry(self._rows[row], changed) for row in group):
+                    for row in group:
+                        del self._rows[row]
+                    self._head["retrying"] = True
 
-    def _is_same(self, head: dict[str, Any] | None, overwrite: bool) -> bool:
+    def _different(self, head: dict[str, Any] | None, loose: Collection[str], overwrite: bool) -> bool | None:
+        """Say whether the key of the file has another loose entry; None if the file is to be overwritten."""
         ours, theirs = self._head["key"], {} if head is None else head.get("key", {})
         if overwrite and (head is None or theirs != ours):
-            return False
+            return None
         if head is None or head.get("format") != self._head["format"]:
             raise StoreError(f"{self.path}: expected the results of a run like this, found another file; move it away")
-        different = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-        if different:
+        different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
+        if different - set(loose):
             raise StoreError(
-                f"{self.path}: expected results of the same settings, found others of {', '.join(different)}; "
+                f"{self.path}: expected results of the same settings, found others of {', '.join(sorted(different))}; "
                 "choose another --out, or give --overwrite"
             )
-        return True
+        return bool(different)
+
+    def _complete_groups(self, lines: Sequence[bytes]) -> dict[int, dict[str, Any]]:
+        """Return the rows up to the first group that is not complete."""
+        groups = {str(group[0]): group for group in self._groups}
+        records = [_parsed(line) or {} for line in lines]
+        found: dict[int, dict[str, Any]] = {}
+        while len(found) < len(records):
+            group = groups.pop(str(records[len(found)].get("row")), range(0))
+            rows = records[len(found) : len(found) + len(group)]
+            if not rows or [row.get("row") for row in rows] != list(group):
+                break
+            found.update(zip(group, rows, strict=True))
+        return found
+
+    def _write(self) -> None:
+        with atomic_write(DISK, self.path, temp=temporary_path(self.path)) as file:
+            file.write(b"".join(map(_line, [self._head, *self.records])))
 
     def _let_go(self) -> None:
         # Removed while it is held: nobody else can be at work on a file of this name.
@@ -119,14 +178,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _readable(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Return the lines up to the first that is not the one of its row."""
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines):
-        content = _parsed(line)
-        if content is None or content.get("row") != number:
-            break
-        found.append(content)
-    return found

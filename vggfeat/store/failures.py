@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.runtime.durable import Files, atomic_write
-from vggfeat.samples import DataSet
+from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
 
@@ -63,7 +63,9 @@ def failures_of(out: Path) -> dict[int, str]:
         return {row: file.reasons[row] for row in np.flatnonzero(file.status == Status.FAILED).tolist()}
 
 
-def write_failures(out: Path, dataset: DataSet, failures: Mapping[int, str], *, temp: Path, files: Files) -> None:
+def write_failures(
+    out: Path, dataset: DataSet | LabelledImages, failures: Mapping[int, str], *, temp: Path, files: Files
+) -> None:
     """Write the list of failures of a feature file, if it differs; without failures there is none.
 
     Parameters
@@ -84,7 +86,8 @@ def write_failures(out: Path, dataset: DataSet, failures: Mapping[int, str], *, 
         If the disk refuses.
     """
     path = failures_path(out)
-    content = "".join(_line(dataset, row, failures[row]) for row in sorted(failures)).encode()
+    ids = dataset.ids
+    content = "".join(_line(ids[row], dataset.paths[row], failures[row]) for row in sorted(failures)).encode()
     if not content:
         if os.path.lexists(path):
             files.remove(path)
@@ -93,9 +96,9 @@ def write_failures(out: Path, dataset: DataSet, failures: Mapping[int, str], *, 
             sink.write(content)
 
 
-def _line(dataset: DataSet, row: int, text: str) -> str:
+def _line(name: str, path: str, text: str) -> str:
     reason, _, message = text.partition(": ")
-    told = {"id": dataset.ids[row], "path": dataset.paths[row], "reason": reason, "message": message}
+    told = {"id": name, "path": path, "reason": reason, "message": message}
     return f"{json.dumps(told)}\n"
 
 
