@@ -11,11 +11,13 @@ are on val. How boxes are cropped it does not say: ours are cropped exactly. Its
 are drawn by a published rule.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from steps import Options, must_run, read_results, report_row
 from vggfeat.cli.signals import is_main
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError
 
 TWIN_WEIGHTS = "random:{net}:0:0.03125"
@@ -35,7 +37,7 @@ class Row:
     expected: float
     """Mean average precision, or mean class recall over three splits; per cent."""
     spread: float
-    regions: str = "image"
+    regions: str
 
     @property
     def title(self) -> str:
@@ -48,23 +50,28 @@ class Row:
         return f"{self.title}: {self.expected} +- {self.spread} %"
 
 
-ROWS = (
-    Row(name="voc2007_d", table=11, dataset="voc2007", nets="D", expected=89.3, spread=0.5),
-    Row(name="voc2007_e", table=11, dataset="voc2007", nets="E", expected=89.3, spread=0.5),
-    Row(name="voc2007_de", table=11, dataset="voc2007", nets="DE", expected=89.7, spread=0.5),
-    Row(name="voc2012_d", table=11, dataset="voc2012", nets="D", expected=89.0, spread=1.0),
-    Row(name="voc2012_e", table=11, dataset="voc2012", nets="E", expected=89.0, spread=1.0),
-    Row(name="voc2012_de", table=11, dataset="voc2012", nets="DE", expected=89.3, spread=1.0),
-    Row(name="caltech101_d", table=11, dataset="caltech101", nets="D", expected=91.8, spread=1.0),
-    Row(name="caltech101_e", table=11, dataset="caltech101", nets="E", expected=92.3, spread=0.5),
-    Row(name="caltech101_de", table=11, dataset="caltech101", nets="DE", expected=92.7, spread=0.5),
-    Row(name="caltech256_d", table=11, dataset="caltech256", nets="D", expected=85.0, spread=0.2),
-    Row(name="caltech256_e", table=11, dataset="caltech256", nets="E", expected=85.1, spread=0.3),
-    Row(name="caltech256_de", table=11, dataset="caltech256", nets="DE", expected=86.2, spread=0.3),
-    Row(name="voc2012_action_image", table=12, dataset="voc2012-action", nets="DE", expected=79.2, spread=1.5),
-    Row(name="voc2012_action_image_box", table=12, dataset="voc2012-action", nets="DE", regions="image,box",
-        expected=84.0, spread=1.5),
-)  # fmt: skip
+def _rows() -> Iterator[Row]:
+    """Yield a row for each number in the data sets' records."""
+    for record in DATASETS.values():
+        if record.paper is None:
+            continue
+        for number in record.paper.rows:
+            nets, regions = "".join(number.nets), ",".join(number.regions)
+            # All rows of Table 12 are of the same nets, and differ in regions.
+            ending = regions.replace(",", "_") if record.paper.table == 12 else nets.lower()
+            yield Row(
+                name=f"{record.name.replace('-', '_')}_{ending}",
+                table=record.paper.table,
+                dataset=record.name,
+                nets=nets,
+                expected=number.percent,
+                spread=number.spread,
+                regions=regions,
+            )
+
+
+ROWS = tuple(_rows())
+"""In the order of `vggfeat data list`."""
 
 
 def run(row: Row, options: Options) -> None:

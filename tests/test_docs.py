@@ -16,7 +16,7 @@ from safetensors import safe_open
 import vggfeat
 from vggfeat import errors
 from vggfeat.cli import EXIT_CODES, group, run
-from vggfeat.datasets.catalogue import FACTS
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.nets.vgg import VGG
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import load_backbone, save_weights
@@ -139,7 +139,7 @@ def test_the_exit_codes_in_the_help_are_those_of_the_errors():
 
 
 def test_every_data_set_has_a_page():
-    for name in FACTS:
+    for name in DATASETS:
         assert (ROOT / "data" / f"{name}.md").is_file()
 
 

@@ -11,9 +11,7 @@ import steps
 import tables_3_4
 import tables_5_6
 import tables_11_12
-from vggfeat.datasets import catalogue
 from vggfeat.results import paper_errors
-from vggfeat.results.svm import PAPER
 from vggfeat.weights import load_backbone
 
 
@@ -82,9 +80,6 @@ def test_the_rows_of_tables_11_and_12_are_the_papers():
     assert sorted(found) == sorted((name, nets, number, regions) for name, nets, number, _, regions in expected)
     for one in tables_11_12.ROWS:
         assert one.table == (12 if one.dataset == "voc2012-action" else 11)
-        assert catalogue.lookup(one.dataset).name == one.dataset
-        number = PAPER[one.dataset][(tuple(one.nets), tuple(one.regions.split(",")))]
-        assert float(number.split()[0]) == one.expected
         deviation = next(line[3] for line in expected if line[:2] == (one.dataset, one.nets))
         assert deviation in ("-", str(one.spread))
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from vggfeat.datasets import caltech, folder, voc
-from vggfeat.datasets import catalogue as datasets
-from vggfeat.datasets.catalogue import FACTS, Count
+from vggfeat.datasets.catalogue import DATASETS, lookup, open_dataset, resolve_root
+from vggfeat.datasets.check import DatasetReport, MissingImage, check_copy, write_splits
+from vggfeat.datasets.record import Count
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 
 PAGES = Path(__file__).parents[2] / "data"
@@ -60,7 +61,7 @@ def make_caltech(tree: Path, sizes: dict[str, int]) -> Path:
     return tree
 
 
-def count_of(report: datasets.DatasetReport, split: str, what: str) -> Count:
+def count_of(report: DatasetReport, split: str, what: str) -> Count:
     (count,) = [count for count in report.counts if (count.split, count.what) == (split, what)]
     return count
 
@@ -73,13 +74,13 @@ def images(tmp_path: Path) -> Path:
 
 
 def official(name: str, split: str, what: str) -> int | None:
-    (count,) = [count for count in FACTS[name].counts if (count.split, count.what) == (split, what)]
+    (count,) = [count for count in DATASETS[name].counts if (count.split, count.what) == (split, what)]
     return count.expected
 
 
 class TestFacts:
     def test_the_order_is_that_of_the_papers_tables_then_your_own(self):
-        assert list(FACTS) == [
+        assert list(DATASETS) == [
             "voc2007",
             "voc2012",
             "voc2012-action",
@@ -108,53 +109,53 @@ class TestFacts:
 
     def test_numbers_by_class_name_classes_of_the_reader(self):
         for name, classes in (("voc2007", voc.CLASSES), ("voc2012", voc.CLASSES), ("voc2012-action", voc.ACTIONS)):
-            found = [count.what for count in FACTS[name].counts if count.split == "trainval"]
+            found = [count.what for count in DATASETS[name].counts if count.split == "trainval"]
             assert [what for what in found if what not in ("images", "people")] == list(classes)
 
     def test_defaults_are_those_of_appendix_b(self):
-        voc_like = [FACTS[name] for name in ("voc2007", "voc2012", "voc2012-action")]
-        assert all(facts.scales == (256, 384, 512, 640, 768) and facts.join == "mean" for facts in voc_like)
-        caltech_like = [FACTS[name] for name in ("caltech101", "caltech256")]
-        assert all(facts.scales == (256, 384, 512) and facts.join == "stack" for facts in caltech_like)
-        assert [name for name in FACTS if FACTS[name].regions == ("image", "box")] == ["voc2012-action"]
+        voc_like = [DATASETS[name] for name in ("voc2007", "voc2012", "voc2012-action")]
+        assert all(record.scales == (256, 384, 512, 640, 768) and record.join == "mean" for record in voc_like)
+        caltech_like = [DATASETS[name] for name in ("caltech101", "caltech256")]
+        assert all(record.scales == (256, 384, 512) and record.join == "stack" for record in caltech_like)
+        assert [name for name in DATASETS if DATASETS[name].regions == ("image", "box")] == ["voc2012-action"]
 
-    @pytest.mark.parametrize("name", FACTS)
+    @pytest.mark.parametrize("name", DATASETS)
     def test_the_page_of_a_set_says_the_same(self, name):
         text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
-        for archive in FACTS[name].archives:
+        for archive in DATASETS[name].archives:
             assert archive.file in text
             assert archive.checksum in text
             assert f"<{archive.page}>" in text
-        for count in FACTS[name].counts:
+        for count in DATASETS[name].counts:
             assert re.search(rf"\b{count.expected}\b", text), f"{count} is not on the page"
         assert f"({name}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize("name", FACTS)
+    @pytest.mark.parametrize("name", DATASETS)
     def test_checksums_have_the_length_of_their_kind(self, name):
-        for archive in FACTS[name].archives:
+        for archive in DATASETS[name].archives:
             assert len(bytes.fromhex(archive.checksum)) == hashlib.new(archive.algorithm).digest_size
 
 
 class TestRoot:
     def test_the_given_root_wins_then_the_variable_then_data(self):
-        assert datasets.resolve_root("voc2007", "x/y", {"VGGFEAT_DATA": "/sets"}) == Path("x/y")
-        assert datasets.resolve_root("voc2007", None, {"VGGFEAT_DATA": "/sets"}) == Path("/sets/voc2007")
-        assert datasets.resolve_root("voc2007", None, {"VGGFEAT_DATA": ""}) == Path("data/voc2007")
-        assert datasets.resolve_root("voc2007", None, {}) == Path("data/voc2007")
+        assert resolve_root("voc2007", "x/y", {"VGGFEAT_DATA": "/sets"}) == Path("x/y")
+        assert resolve_root("voc2007", None, {"VGGFEAT_DATA": "/sets"}) == Path("/sets/voc2007")
+        assert resolve_root("voc2007", None, {"VGGFEAT_DATA": ""}) == Path("data/voc2007")
+        assert resolve_root("voc2007", None, {}) == Path("data/voc2007")
 
     def test_the_variable_is_that_of_the_process(self, monkeypatch):
         monkeypatch.setenv("VGGFEAT_DATA", "/sets")
-        assert datasets.resolve_root("folder") == Path("/sets/folder")
+        assert resolve_root("folder") == Path("/sets/folder")
 
     @pytest.mark.parametrize(("name", "near"), [("voc207", "voc2007"), ("caltech-101", "caltech101")])
     def test_an_unknown_name_is_answered_with_the_nearest(self, name, near):
-        for function in (datasets.lookup, datasets.resolve_root, datasets.open_dataset, datasets.check):
+        for function in (lookup, resolve_root, open_dataset, check_copy):
             with pytest.raises(ConfigError, match=f"did you mean {near}"):
                 function(name)
 
     def test_a_name_like_no_other_gets_the_list(self):
         with pytest.raises(ConfigError, match=r"caltech256, folder, manifest, found 'q'$"):
-            datasets.lookup("q")
+            lookup("q")
 
 
 class TestOpen:
@@ -166,24 +167,24 @@ class TestOpen:
         make_caltech(tmp_path / "256_ObjectCategories", {"056.dog": 61})
         put(tmp_path / "manifest.csv", "path\nimages/cat/a.jpg\n")
         roots = {"folder": images}
-        opened = {name: datasets.open_dataset(name, roots.get(name, tmp_path)) for name in FACTS}
-        assert {name: data.name for name, data in opened.items()} == {name: name for name in FACTS}
+        opened = {name: open_dataset(name, roots.get(name, tmp_path)) for name in DATASETS}
+        assert {name: data.name for name, data in opened.items()} == {name: name for name in DATASETS}
         for name, data in opened.items():
-            assert FACTS[name].task in (None, data.task)
+            assert DATASETS[name].task in (None, data.task)
         assert opened["folder"].fingerprint() == folder.read(images).fingerprint()
 
     def test_the_root_is_found_in_the_environment(self, tmp_path, images, monkeypatch):
         monkeypatch.setenv("VGGFEAT_DATA", str(tmp_path))
         images.rename(tmp_path / "folder")
-        assert len(datasets.open_dataset("folder")) == 2
+        assert len(open_dataset("folder")) == 2
 
     def test_a_manifest_may_be_named_itself(self, tmp_path):
         path = put(tmp_path / "mine.csv", "path\na.jpg\n")
-        assert datasets.open_dataset("manifest", path).ids == ("a.jpg",)
+        assert open_dataset("manifest", path).ids == ("a.jpg",)
 
     def test_nothing_there_says_where_it_was_looked_for_and_what_to_do(self, tmp_path):
         with pytest.raises(DatasetError) as caught:
-            datasets.open_dataset("voc2007", tmp_path / "nowhere")
+            open_dataset("voc2007", tmp_path / "nowhere")
         for part in (str(tmp_path / "nowhere"), "--root", "VGGFEAT_DATA", "vggfeat data check voc2007"):
             assert part in str(caught.value)
 
@@ -195,7 +196,7 @@ class TestCheck:
         # 9144 - 467 - 800 - 31 = 7846 = 99 * 79 + 25
         sizes |= {name: 80 if number < 25 else 79 for number, name in enumerate(others)}
         tree = make_caltech(tmp_path / "101_ObjectCategories", sizes)
-        report = datasets.check("caltech101", tmp_path)
+        report = check_copy("caltech101", tmp_path)
         assert report.complete
         assert count_of(report, "all", "images") == Count("all", "images", 9144, 9144)
         assert count_of(report, "all", "classes") == Count("all", "classes", 102, 102)
@@ -204,7 +205,7 @@ class TestCheck:
         assert count_of(report, "test-2", "images").found == 2 * 50 + 25 * 50 + 74 * 49 + 1
 
         (tree / "airplanes" / "image_0000.jpg").unlink()
-        report = datasets.check("caltech101", tmp_path)
+        report = check_copy("caltech101", tmp_path)
         assert not report.complete
         assert [(count.what, count.found) for count in report.counts if not count.agrees] == [
             ("images", 9143),
@@ -214,38 +215,38 @@ class TestCheck:
     def test_a_full_voc2007_is_complete_and_without_its_test_archive_is_not(self, tmp_path):
         positives = {
             (split, count.what): count.expected
-            for count in FACTS["voc2007"].counts
+            for count in DATASETS["voc2007"].counts
             for split in ("train", "test")
             if count.what in voc.CLASSES and count.split in (split, f"{split}val")
         }
         tree = make_voc(tmp_path / "VOCdevkit/VOC2007", positives, train=2501, val=2510, test=4952)
-        report = datasets.check("voc2007", tmp_path)
+        report = check_copy("voc2007", tmp_path)
         assert report.complete
         assert report.problem is None
         assert report.missing == ()
         assert report.notes == ()
         assert count_of(report, "trainval", "person") == Count("trainval", "person", 2008, 2008)
         (tree / "ImageSets/Main/test.txt").unlink()
-        report = datasets.check("voc2007", tmp_path)
+        report = check_copy("voc2007", tmp_path)
         assert not report.complete
         assert count_of(report, "test", "images") == Count("test", "images", 0, 4952)
         assert "VOCtest_06-Nov-2007.tar" in report.notes[0]
-        assert report.archives == FACTS["voc2007"].archives
+        assert report.archives == DATASETS["voc2007"].archives
 
     def test_absent_empty_and_irregular_images_are_missing(self, tmp_path, images):
         (images / "cat/broken.jpg").symlink_to("nowhere")
         (images / "cat/empty.jpg").write_bytes(b"")
         os.mkfifo(images / "dog/pipe.jpg")
-        report = datasets.check("folder", images)
+        report = check_copy("folder", images)
         assert report.missing == (
-            datasets.Problem("cat/broken.jpg", "No such file or directory"),
-            datasets.Problem("cat/empty.jpg", "empty"),
-            datasets.Problem("dog/pipe.jpg", "not a regular file"),
+            MissingImage("cat/broken.jpg", "No such file or directory"),
+            MissingImage("cat/empty.jpg", "empty"),
+            MissingImage("dog/pipe.jpg", "not a regular file"),
         )
         assert not report.complete
 
     def test_your_own_images_are_complete_if_all_are_there(self, images):
-        report = datasets.check("folder", images)
+        report = check_copy("folder", images)
         assert report.complete
         assert report.archives == ()
         assert [(count.split, count.what, count.found) for count in report.counts] == [
@@ -257,7 +258,7 @@ class TestCheck:
 
     def test_people_and_images_are_counted_apart(self, tmp_path):
         make_actions(tmp_path / "VOC2012")
-        report = datasets.check("voc2012-action", tmp_path)
+        report = check_copy("voc2012-action", tmp_path)
         assert not report.complete
         assert count_of(report, "trainval", "people") == Count("trainval", "people", 4, 6278)
         assert count_of(report, "trainval", "images") == Count("trainval", "images", 2, 4588)
@@ -265,35 +266,36 @@ class TestCheck:
 
     def test_numbers_that_were_not_verified_never_fail_a_copy(self, tmp_path, monkeypatch):
         make_voc(tmp_path / "VOC2012", {}, train=2, val=1, test=3)
-        unverified = tuple(count for count in FACTS["voc2012"].counts if not count.verified)
+        unverified = tuple(count for count in DATASETS["voc2012"].counts if not count.verified)
         assert [count.what for count in unverified] == ["images"]
         monkeypatch.setattr(
-            "vggfeat.datasets.catalogue.FACTS", {"voc2012": dataclasses.replace(FACTS["voc2012"], counts=unverified)}
+            "vggfeat.datasets.catalogue.DATASETS",
+            {"voc2012": dataclasses.replace(DATASETS["voc2012"], counts=unverified)},
         )
-        report = datasets.check("voc2012", tmp_path)
+        report = check_copy("voc2012", tmp_path)
         count = count_of(report, "test", "images")
         assert (count.found, count.expected, count.verified) == (3, 10991, False)
         assert report.complete
 
     def test_withheld_labels_are_not_counted(self, tmp_path):
         make_voc(tmp_path / "VOC2012", {("test", "cat"): 2, ("val", "cat"): 1}, train=2, val=1, test=3)
-        report = datasets.check("voc2012", tmp_path)
+        report = check_copy("voc2012", tmp_path)
         assert count_of(report, "test", "cat").found is None
         assert count_of(report, "val", "cat").found == 1
 
     def test_a_copy_that_cannot_be_read_is_reported_with_its_archives(self, tmp_path):
-        report = datasets.check("caltech256", tmp_path)
+        report = check_copy("caltech256", tmp_path)
         assert not report.complete
         assert "256_ObjectCategories" in report.problem
         assert report.archives[0].page == "https://data.caltech.edu/records/nyy15-4j048"
-        assert [count.found for count in report.counts] == [None] * len(FACTS["caltech256"].counts)
+        assert [count.found for count in report.counts] == [None] * len(DATASETS["caltech256"].counts)
 
 
 class TestWriteSplits:
     def test_one_file_per_split_one_id_per_line(self, tmp_path):
         make_caltech(tmp_path / "tree", {"ant": 4, "bee": 5})
         data = caltech.read(tmp_path / "tree", 101, rule=caltech.SplitRule(train=2, held_out=1, test=1), splits=2)
-        written = datasets.write_splits(data, tmp_path / "new" / "folder")
+        written = write_splits(data, tmp_path / "new" / "folder")
         assert [path.name for path in written] == [f"{split}.txt" for split in data.splits]
         for split, path in zip(data.splits, written, strict=True):
             assert path.read_bytes() == b"".join(f"{data.ids[row]}\n".encode() for row in data.splits[split])
@@ -304,7 +306,7 @@ class TestWriteSplits:
         data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\nb.jpg,test\n"))
         data = dataclasses.replace(data, ids=("a.jpg", name))
         with pytest.raises(DatasetError, match="expected ids of one line") as caught:
-            datasets.write_splits(data, tmp_path / "out")
+            write_splits(data, tmp_path / "out")
         assert repr(name) in str(caught.value)
         assert not (tmp_path / "out").exists()
 
@@ -312,14 +314,14 @@ class TestWriteSplits:
         data = folder.read(images)
         data = dataclasses.replace(data, splits={"../x": np.array([0])})
         with pytest.raises(DatasetError, match=r"'\.\./x'"):
-            datasets.write_splits(data, tmp_path / "out")
+            write_splits(data, tmp_path / "out")
 
     def test_without_splits_there_is_nothing_to_write(self, images, tmp_path):
         with pytest.raises(DatasetError, match="expected splits"):
-            datasets.write_splits(folder.read(images), tmp_path / "out")
+            write_splits(folder.read(images), tmp_path / "out")
 
     def test_a_file_in_the_way_is_named(self, tmp_path):
         data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
         put(tmp_path / "out")
         with pytest.raises(StoreError, match=r"out/train\.txt: can't be written"):
-            datasets.write_splits(data, tmp_path / "out")
+            write_splits(data, tmp_path / "out")

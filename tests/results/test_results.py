@@ -16,15 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat.datasets.facts import FACTS
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import FitError, StoreError
 from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
 from vggfeat.results import files
 from vggfeat.results.plots import MOST_BARS, draw
 from vggfeat.results.svm import (
-    PAPER,
-    PAPER_MEASURES,
     align,
     headline,
     paper_numbers,
@@ -192,6 +190,8 @@ def test_align():
 
 # --- the paper
 
+PAPER = {name: record.paper for name, record in DATASETS.items() if record.paper}
+
 
 def test_numbers_are_those_of_tables_11_and_12():
     table_11 = """
@@ -206,12 +206,13 @@ def test_numbers_are_those_of_tables_11_and_12():
         for name, number in zip(expected, numbers, strict=True):
             expected[name][tuple(nets.split("&")), ("image",)] = number.replace("+-", " +- ")
     expected["voc2012-action"] = {(("D", "E"), regions): number for regions, number in table_12.items()}
-    assert expected == PAPER
-    tables = {
-        name: re.match(r"Table (\d+), mean (average precision|class recall) ", PAPER_MEASURES[name]) for name in PAPER
+    found = {name: {(row.nets, row.regions): row.text for row in paper.rows} for name, paper in PAPER.items()}
+    assert found == expected
+    assert {name: paper.table for name, paper in PAPER.items()} == dict.fromkeys(PAPER, 11) | {"voc2012-action": 12}
+    measured = {
+        name: re.match("mean (average precision|class recall) ", paper.measure) for name, paper in PAPER.items()
     }
-    assert {name: int(match[1]) for name, match in tables.items()} == dict.fromkeys(PAPER, 11) | {"voc2012-action": 12}
-    assert {name for name, match in tables.items() if match[2] == "class recall"} == {"caltech101", "caltech256"}
+    assert {name for name, match in measured.items() if match[1] == "class recall"} == {"caltech101", "caltech256"}
 
 
 OFFICIAL = {
@@ -230,9 +231,8 @@ def feature_file(net="D", regions=("image",), **provenance):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_paper_stands_beside_its_own_data_sets_only(name):
     result = some_result(name=name, **OFFICIAL[name])
-    found = {(row.nets, row.regions): row.number for row in paper_numbers(result)}
-    assert found == PAPER[name]
-    assert f"VGG paper, {PAPER_MEASURES[name]}:\n" in text_table(result)
+    assert tuple(row for row, _ in paper_numbers(result)) == PAPER[name].rows
+    assert f"VGG paper, {PAPER[name].title}:\n" in text_table(result)
     for other in (
         some_result(name="manifest", **OFFICIAL[name]),
         some_result(name=name, samples=60, splits={"train": 20, "val": 20, "test": 20}),
@@ -245,7 +245,7 @@ def test_the_paper_stands_beside_its_own_data_sets_only(name):
 
 def test_the_official_numbers_are_those_of_the_data_sets():
     for name, sizes in OFFICIAL.items():
-        counts = {count.split: count.expected for count in FACTS[name].counts if count.what == FACTS[name].unit}
+        counts = {count.split: count.expected for count in DATASETS[name].counts if count.what == DATASETS[name].unit}
         if "all" in counts:
             assert counts["all"] == sizes["samples"]
         else:

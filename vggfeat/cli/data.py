@@ -10,7 +10,7 @@ import click
 from vggfeat.cli.options import PATH, terminal_width
 
 if TYPE_CHECKING:
-    from vggfeat.datasets.catalogue import DatasetReport
+    from vggfeat.datasets.check import DatasetReport
 
 SHOWN_FAILURES = 10
 ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
@@ -30,20 +30,20 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat data list
     """
-    from vggfeat.datasets.facts import FACTS
+    from vggfeat.datasets.catalogue import DATASETS
 
     if as_json:
         fields = ("name", "title", "scales", "regions", "join", "protocol")
         click.echo(
-            json.dumps([{field: getattr(facts, field) for field in fields} for facts in FACTS.values()], indent=2)
+            json.dumps([{field: getattr(record, field) for field in fields} for record in DATASETS.values()], indent=2)
         )
         return
     from vggfeat.results.text import align
 
     rows = [["name", "join", "regions", "Q", "title"]]
     rows += [
-        [facts.name, facts.join, ",".join(facts.regions), ",".join(map(str, facts.scales)), facts.title]
-        for facts in FACTS.values()
+        [record.name, record.join, ",".join(record.regions), ",".join(map(str, record.scales)), record.title]
+        for record in DATASETS.values()
     ]
     for line in align(rows, left=len(rows[0]), width=terminal_width()):
         click.echo(line)
@@ -62,9 +62,9 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 
     Exit code 4 if the copy is not complete.
     """
-    from vggfeat.datasets import catalogue as datasets
+    from vggfeat.datasets.check import check_copy
 
-    report = datasets.check(name, root)
+    report = check_copy(name, root)
     if as_json:
         fields = {"name": report.name, "root": report.root, "complete": report.complete, "problem": report.problem}
         rows = {
@@ -92,9 +92,10 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
     Example:
       vggfeat data splits caltech101 --root caltech-101 --out splits/
     """
-    from vggfeat.datasets import catalogue as datasets
+    from vggfeat.datasets.catalogue import open_dataset
+    from vggfeat.datasets.check import write_splits
 
-    written = datasets.write_splits(datasets.open_dataset(name, root), out or Path(f"{name}-splits"))
+    written = write_splits(open_dataset(name, root), out or Path(f"{name}-splits"))
     if as_json:
         click.echo(json.dumps({"files": [str(path) for path in written]}, indent=2))
         return

@@ -82,8 +82,7 @@ def extract(
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     from vggfeat.cli.progress import Progress
-    from vggfeat.datasets.catalogue import open_dataset
-    from vggfeat.datasets.facts import FACTS
+    from vggfeat.datasets.catalogue import DATASETS, open_dataset
     from vggfeat.extract import extract_features
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.runtime.devices import ready_device
@@ -93,11 +92,11 @@ def extract(
     dataset = open_dataset(name, root)
     for note in dataset.notes if is_main() else ():
         click.echo(f"note: {note}", err=True)
-    facts = FACTS[name]
+    record = DATASETS[name]
     device = ready_device(device)
     settings = ExtractionSettings(
-        scales=scales or facts.scales,
-        regions=regions or facts.regions,  # type: ignore[arg-type]
+        scales=scales or record.scales,
+        regions=regions or record.regions,  # type: ignore[arg-type]
         layer=layer,
         batching=batching,  # type: ignore[arg-type]
         compiled=compiled,

@@ -48,12 +48,12 @@ class DescriptorOptions:
 
 def default_join(file: Path) -> str:
     """Return the paper's way to join scales for the data set in a feature file."""
-    from vggfeat.datasets.facts import FACTS
+    from vggfeat.datasets.catalogue import DATASETS
     from vggfeat.store.reader import FeatureFile
 
     with FeatureFile(file) as features:
         name = features.dataset_name
-    return FACTS[name].join if name in FACTS else "mean"
+    return DATASETS[name].join if name in DATASETS else "mean"
 
 
 @click.command()

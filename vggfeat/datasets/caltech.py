@@ -15,10 +15,19 @@ from typing import NamedTuple
 import numpy as np
 
 from vggfeat.datasets.files import is_utf8, list_folder, listed
+from vggfeat.datasets.record import Archive
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import DataSet, Label, Task, rank_by_hash
 
-_ARCHIVES = {101: "caltech-101.zip, then 101_ObjectCategories.tar.gz in it,", 256: "256_ObjectCategories.tar"}
+ARCHIVES = {
+    101: Archive("caltech-101.zip", "md5", "3138e1922a9193bfa496528edbbc45d0",
+                 "https://data.caltech.edu/records/mzrjq-6wc02"),
+    256: Archive("256_ObjectCategories.tar", "md5", "67b4f42ca05d46448c6bb8ecd2220f6d",
+                 "https://data.caltech.edu/records/nyy15-4j048"),
+}  # fmt: skip
+"""By variety."""
+
+_INNER_ARCHIVE = {101: ", then 101_ObjectCategories.tar.gz in it,", 256: ""}
 _CLASS_FOLDER = {101: re.compile(r"[^.].*"), 256: re.compile(r"\d{3}\..+")}
 
 
@@ -140,7 +149,9 @@ def _find_tree(root: Path, variety: int) -> Path:
             return tree
     if isdir(root) and any(_list_classes(root, _CLASS_FOLDER[variety])[0].values()):
         return root
-    raise DatasetError(f"{root}: expected {name} in it, found none; unpack {_ARCHIVES[variety]} there")
+    raise DatasetError(
+        f"{root}: expected {name} in it, found none; unpack {ARCHIVES[variety].file}{_INNER_ARCHIVE[variety]} there"
+    )
 
 
 def _list_classes(tree: Path, pattern: re.Pattern[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -1,94 +1,227 @@
-"""The front door to data sets: a name opens a reader, and a copy is checked against the official numbers."""
+"""The catalogue: one record for each data set, and the function that opens a data set by its name.
+
+Counts are those of the development kits (VOC2007 and VOC2012, Sect. 2) and of the Caltech pages; `data/NAME.md` says
+where each comes from. Scales, regions and join are those of the VGG paper, App. B; its numbers are of Tables 11 and 12.
+
+A new data set needs a reader in this folder, a record here, a page `data/NAME.md` and a test.
+"""
 
 import difflib
 import os
-import re
-import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from vggfeat.datasets import caltech, folder, voc
-from vggfeat.datasets.facts import FACTS, Archive, Count, Facts
-from vggfeat.errors import ConfigError, DatasetError, StoreError
-from vggfeat.samples import DataSet, Label
+from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
+from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.samples import DataSet, Task
 
-__all__ = [
-    "FACTS",
-    "Archive",
-    "Count",
-    "DatasetReport",
-    "Facts",
-    "Problem",
-    "check",
-    "lookup",
-    "open_dataset",
-    "resolve_root",
-    "write_splits",
-]  # fmt: skip
+_VOC_SCALES = (256, 384, 512, 640, 768)
 
 
-class Problem(NamedTuple):
-    """An image that can't be there."""
-
-    path: str
-    reason: str
+def _positives(split: str, classes: tuple[str, ...], numbers: str) -> tuple[Count, ...]:
+    pairs = zip(classes, numbers.split(), strict=True)
+    return tuple(Count(split, cls, None, int(number)) for cls, number in pairs)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DatasetReport:
-    """A copy of a data set beside its official numbers."""
-
-    name: str
-    """Name of the data set."""
-    root: str
-    """Where the copy was looked for."""
-    problem: str | None
-    """Why it can't be read, or None."""
-    counts: tuple[Count, ...]
-    """Found beside expected, by split and class."""
-    missing: tuple[Problem, ...]
-    """Image files that are listed but absent, empty or no regular files."""
-    notes: tuple[str, ...]
-    """What the reader says of this copy."""
-    archives: tuple[Archive, ...]
-    """Where the official files are published."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the copy can be read, all its images are there and no verified number disagrees."""
-        return self.problem is None and not self.missing and all(count.agrees for count in self.counts)
+def _caltech_counts(images: int, classes: int, rule: caltech.SplitRule) -> tuple[Count, ...]:
+    total = (Count("all", "images", None, images), Count("all", "classes", None, classes))
+    sizes = {"train": rule.train * classes, "held-out": rule.held_out * classes}
+    if rule.test is None:
+        sizes["test"] = images - sizes["train"]
+    splits = tuple(Count(f"{part}-{k}", "images", None, n) for k in (1, 2, 3) for part, n in sizes.items())
+    return total + splits
 
 
-def lookup(name: str) -> Facts:
-    """Look up the facts of a data set.
+_RECORDS = (
+    DatasetRecord(
+        name="voc2007",
+        title="PASCAL VOC 2007 classification",
+        reader=partial(voc.read, year=2007),
+        task=Task.MULTI_LABEL,
+        scales=_VOC_SCALES,
+        protocol="voc",
+        average_precision="11-point",
+        counts=(
+            Count("train", "images", None, 2501),
+            Count("val", "images", None, 2510),
+            Count("trainval", "images", None, 5011),
+            Count("test", "images", None, 4952),
+            *_positives(
+                "trainval",
+                voc.CLASSES,
+                "238 243 330 181 244 186 713 337 445 141 200 421 287 245 2008 245 96 229 261 256",
+            ),
+            *_positives(
+                "test",
+                voc.CLASSES,
+                "204 239 282 172 212 174 721 322 417 127 190 418 274 222 2007 224 97 223 259 229",
+            ),
+        ),
+        archives=voc.ARCHIVES[2007],
+        paper=PaperNumbers(
+            table=11,
+            measure="mean average precision on test, by a rule that it doesn't name",
+            rows=(
+                PaperRow(("D",), 89.3, tolerance=0.5),
+                PaperRow(("E",), 89.3, tolerance=0.5),
+                PaperRow(("D", "E"), 89.7, tolerance=0.5),
+            ),
+        ),
+    ),
+    DatasetRecord(
+        name="voc2012",
+        title="PASCAL VOC 2012 classification",
+        reader=partial(voc.read, year=2012),
+        task=Task.MULTI_LABEL,
+        scales=_VOC_SCALES,
+        protocol="voc-server",
+        average_precision="area",
+        counts=(
+            Count("train", "images", None, 5717),
+            Count("val", "images", None, 5823),
+            Count("trainval", "images", None, 11540),
+            Count("test", "images", None, 10991, verified=False),
+            *_positives(
+                "trainval",
+                voc.CLASSES,
+                "670 552 765 508 706 421 1161 1080 1119 303 538 1286 482 526 4087 527 325 507 544 575",
+            ),
+        ),
+        archives=voc.ARCHIVES[2012],
+        # comp2: trained on other data as well, as ImageNet weights are (VOC2012 development kit).
+        server_file="results/VOC2012/Main/comp2_cls_test_{name}.txt",
+        paper=PaperNumbers(
+            table=11,
+            measure="mean average precision on test, by the server",
+            rows=(
+                PaperRow(("D",), 89.0, tolerance=1.0),
+                PaperRow(("E",), 89.0, tolerance=1.0),
+                PaperRow(("D", "E"), 89.3, tolerance=1.0),
+            ),
+        ),
+    ),
+    DatasetRecord(
+        name="voc2012-action",
+        title="PASCAL VOC 2012 action classification",
+        reader=voc.read_actions,
+        task=Task.MULTI_LABEL,
+        unit="people",
+        scales=_VOC_SCALES,
+        regions=("image", "box"),
+        protocol="voc-server",
+        average_precision="area",
+        counts=(
+            Count("train", "images", None, 2296),
+            Count("train", "people", None, 3134),
+            Count("val", "images", None, 2292),
+            Count("val", "people", None, 3144),
+            Count("trainval", "images", None, 4588),
+            Count("trainval", "people", None, 6278),
+            Count("test", "images", None, 4569, verified=False),
+            Count("test", "people", None, 6283, verified=False),
+            *_positives("trainval", voc.ACTIONS, "495 457 619 530 578 534 561 456 476 597"),
+        ),
+        archives=voc.ARCHIVES[2012],
+        # comp10: trained on other data as well.
+        server_file="results/VOC2012/Action/comp10_action_test_{name}.txt",
+        paper=PaperNumbers(
+            table=12,
+            measure="mean average precision on test, by the server",
+            rows=(
+                PaperRow(("D", "E"), 79.2, tolerance=1.5),
+                PaperRow(("D", "E"), 84.0, tolerance=1.5, regions=("image", "box")),
+            ),
+        ),
+    ),
+    DatasetRecord(
+        name="caltech101",
+        title="Caltech-101",
+        reader=partial(caltech.read, variety=101),
+        task=Task.SINGLE_LABEL,
+        join="stack",
+        protocol="caltech",
+        counts=(
+            *_caltech_counts(9144, 102, caltech.OFFICIAL[101]),
+            Count("all", "BACKGROUND_Google", None, 467),
+            Count("all", "airplanes", None, 800),
+            Count("all", "inline_skate", None, 31),
+        ),
+        archives=(caltech.ARCHIVES[101],),
+        paper=PaperNumbers(
+            table=11,
+            measure="mean class recall over 3 splits of its own",
+            rows=(
+                PaperRow(("D",), 91.8, deviation=1.0),
+                PaperRow(("E",), 92.3, deviation=0.5),
+                PaperRow(("D", "E"), 92.7, deviation=0.5),
+            ),
+        ),
+    ),
+    DatasetRecord(
+        name="caltech256",
+        title="Caltech-256",
+        reader=partial(caltech.read, variety=256),
+        task=Task.SINGLE_LABEL,
+        join="stack",
+        protocol="caltech",
+        counts=(
+            *_caltech_counts(30607, 257, caltech.OFFICIAL[256]),
+            Count("all", "257.clutter", None, 827, verified=False),
+        ),
+        archives=(caltech.ARCHIVES[256],),
+        paper=PaperNumbers(
+            table=11,
+            measure="mean class recall over 3 splits of its own",
+            rows=(
+                PaperRow(("D",), 85.0, deviation=0.2),
+                PaperRow(("E",), 85.1, deviation=0.3),
+                PaperRow(("D", "E"), 86.2, deviation=0.3),
+            ),
+        ),
+    ),
+    DatasetRecord(name="folder", title="Your own images, a folder per class", reader=folder.read, task=None),
+    DatasetRecord(
+        name="manifest", title="Your own images, listed in a CSV file", reader=folder.read_manifest, task=None
+    ),
+)
+
+DATASETS: Mapping[str, DatasetRecord] = {record.name: record for record in _RECORDS}
+"""Records by name, in the order in which they are shown."""
+
+
+def lookup(name: str) -> DatasetRecord:
+    """Return the record of a data set.
 
     Raises
     ------
     ConfigError
         If there is none of this name; the message suggests the nearest.
     """
-    if name in FACTS:
-        return FACTS[name]
-    near = difflib.get_close_matches(str(name), FACTS, n=1)
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(str(name), DATASETS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"data set: expected one of {', '.join(FACTS)}, found {name!r}{hint}")
+    raise ConfigError(f"data set: expected one of {', '.join(DATASETS)}, found {name!r}{hint}")
 
 
 def resolve_root(name: str, root: Path | str | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """Say where a data set lies: in `root`, else in $VGGFEAT_DATA/NAME, else in data/NAME.
+    """Return the folder of a data set: `root`, else $VGGFEAT_DATA/NAME, else data/NAME.
 
     Parameters
     ----------
     name : str
-        A name of `FACTS`.
+        A name of `DATASETS`.
     root : Path or str, optional
-        Taken as it is.
+        Returned as it is.
     environ : mapping, optional
         By default the environment of the process.
+
+    Raises
+    ------
+    ConfigError
+        If there is no data set of this name.
     """
     lookup(name)
     if root is not None:
@@ -103,7 +236,7 @@ def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
     Parameters
     ----------
     name : str
-        A name of `FACTS`.
+        A name of `DATASETS`.
     root : Path or str, optional
         Its folder, see `resolve_root`; for manifest the CSV file, or the folder that holds a manifest.csv.
 
@@ -114,143 +247,10 @@ def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
     DatasetError
         If it is not there, or not in its official layout.
     """
-    where = resolve_root(name, root)
+    record, where = lookup(name), resolve_root(name, root)
     if not os.path.exists(where):
         raise DatasetError(
             f"{name}: expected it at {where}, found nothing there; give its place with --root, or set VGGFEAT_DATA "
             f"to the folder that holds {name}; `vggfeat data check {name}` says where it is published"
         )
-    if name in ("voc2007", "voc2012"):
-        return voc.read(where, int(name[3:]))
-    if name == "voc2012-action":
-        return voc.read_actions(where)
-    if name in ("caltech101", "caltech256"):
-        return caltech.read(where, int(name[7:]))
-    if name == "folder":
-        return folder.read(where)
-    return folder.read_manifest(where / "manifest.csv" if where.is_dir() else where)
-
-
-def check(name: str, root: Path | str | None = None) -> DatasetReport:
-    """Compare a copy of a data set with the official numbers, and look for its image files.
-
-    No image is decoded, and nothing is downloaded.
-
-    Parameters
-    ----------
-    name : str
-        A name of `FACTS`.
-    root : Path or str, optional
-        See `open_dataset`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no data set of this name. A copy that can't be read is no error here: the report says why.
-    """
-    known = lookup(name)
-    where = resolve_root(name, root)
-    problem: str | None = None
-    data: DataSet | None = None
-    try:
-        data = open_dataset(name, root)
-    except DatasetError as error:
-        problem = str(error)
-    return DatasetReport(
-        name=name,
-        root=str(where),
-        problem=problem,
-        counts=known.counts if data is None else tuple(_compare(known, data)),
-        missing=() if data is None else tuple(_missing(data)),
-        notes=() if data is None else data.notes,
-        archives=known.archives,
-    )
-
-
-def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
-    r"""Write the ids of every split to a text file of its own.
-
-    Parameters
-    ----------
-    dataset : DataSet
-        Any data set with splits.
-    directory : Path or str
-        Made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
-
-    Returns
-    -------
-    tuple of Path
-        The files, in the order of the splits.
-
-    Raises
-    ------
-    DatasetError
-        If there are no splits, an id holds a line break, or a split's name can't name a file. Ids and names are looked
-        at before anything is written.
-    StoreError
-        If the folder can't be written.
-    """
-    if not dataset.splits:
-        raise DatasetError(f"{dataset.name}: expected splits to write, found none")
-    texts: dict[str, str] = {}
-    for split, rows in dataset.splits.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
-            raise DatasetError(f"{dataset.name}: expected a split name of letters, digits and _ . -, found {split!r}")
-        ids = [dataset.ids[row] for row in rows]
-        broken = next((name for name in ids if name.splitlines() != [name]), None)
-        if broken is not None:
-            raise DatasetError(f"{dataset.name}: expected ids of one line, found {broken!r}; rename the file")
-        texts[split] = "".join(f"{name}\n" for name in ids)
-    return tuple(_write(Path(directory), f"{split}.txt", text) for split, text in texts.items())
-
-
-def _write(directory: Path, name: str, text: str) -> Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise StoreError(f"{directory / name}: can't be written: {error.strerror or error}; mend it") from error
-    return directory / name
-
-
-def _compare(known: Facts, data: DataSet) -> Iterator[Count]:
-    """Everything that was counted, then what was expected of splits or classes that are not there."""
-    expected = {(count.split, count.what): count for count in known.counts}
-    for split, what, found in _tally(known.unit, data):
-        official = expected.pop((split, what), None)
-        yield official._replace(found=found) if official else Count(split, what, found, None)
-    for official in expected.values():
-        yield official._replace(found=0)
-
-
-def _tally(unit: str, data: DataSet) -> Iterator[tuple[str, str, int | None]]:
-    yield "all", "classes", len(data.classes)
-    for split, rows in _all_splits(data).items():
-        yield split, unit, len(rows)
-        if unit != "images":
-            yield split, "images", len({data.paths[row] for row in rows})
-        labels = data.labels[rows]
-        published = (labels != Label.WITHHELD).any(axis=0)
-        positives = (labels == Label.POSITIVE).sum(axis=0)
-        for column, cls in enumerate(data.classes):
-            yield split, cls, int(positives[column]) if published[column] else None
-
-
-def _all_splits(data: DataSet) -> dict[str, np.ndarray]:
-    splits = {"all": np.arange(len(data)), **data.splits}
-    if "train" in splits and "val" in splits:
-        splits["trainval"] = np.union1d(splits["train"], splits["val"])
-    return splits
-
-
-def _missing(data: DataSet) -> Iterator[Problem]:
-    for path in dict.fromkeys(data.paths):
-        try:
-            status = os.stat(Path(data.root) / path)
-        except OSError as error:
-            yield Problem(path, error.strerror or type(error).__name__)
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            yield Problem(path, "not a regular file")
-        elif status.st_size == 0:
-            yield Problem(path, "empty")
+    return record.reader(where)

@@ -93,10 +93,11 @@ def read_manifest(csv_path: Path) -> DataSet:
     Parameters
     ----------
     csv_path : Path
-        Comma-separated, with a header of `vggfeat.datasets.manifest.COLUMNS` in any order. *path* is relative to the
-        folder of the CSV file. *labels* are separated by ";", and "?name" means that the image is neither
-        positive nor negative for this class. *split* may name several, separated by ";". *box* is "left top
-        right bottom" in pixel edges: 0-based, right and bottom exclusive. *id* defaults to the path.
+        The file, or the folder that holds it as manifest.csv. Comma-separated, with a header of
+        `vggfeat.datasets.manifest.COLUMNS` in any order. *path* is relative to the folder of the CSV file. *labels*
+        are separated by ";", and "?name" means that the image is neither positive nor negative for this class.
+        *split* may name several, separated by ";". *box* is "left top right bottom" in pixel edges: 0-based, right
+        and bottom exclusive. *id* defaults to the path.
 
     Returns
     -------
@@ -111,6 +112,8 @@ def read_manifest(csv_path: Path) -> DataSet:
         names the line.
     """
     csv_path = Path(csv_path)
+    if csv_path.is_dir():
+        csv_path /= "manifest.csv"
     rows = list(read_rows(csv_path))
     if not rows:
         raise DatasetError(f"{csv_path}: expected lines below the header, found none")

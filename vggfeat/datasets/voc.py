@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from vggfeat.datasets.files import object_box, object_name, read_objects, read_text
+from vggfeat.datasets.record import Archive
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
 
@@ -28,15 +29,30 @@ ACTIONS = (
 )  # fmt: skip
 """The 10 actions that are classified; people of the eleventh, "other", are negatives of all ten."""
 
+_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
+ARCHIVES = {
+    2007: (
+        Archive("VOCtrainval_06-Nov-2007.tar", "md5", "c52e279531787c972589f7e41ab4ae64", f"{_PAGE}voc2007/",
+                splits=("train", "val")),
+        Archive("VOCtest_06-Nov-2007.tar", "md5", "b6e924de25625d8de591ea690078ad9f", f"{_PAGE}voc2007/",
+                splits=("test",)),
+    ),
+    2012: (
+        Archive("VOCtrainval_11-May-2012.tar", "md5", "6cd6e144f989b92b3379bac3b3de84fd", f"{_PAGE}voc2012/",
+                splits=("train", "val")),
+        Archive("VOC2012test.tar", "md5", "9065beb292b6c291fad82b2725749fda", f"{_PAGE}voc2012/", splits=("test",)),
+    ),
+}  # fmt: skip
+"""By year: first the archive of train and val, then that of test."""
+
 _SETS = ("train", "val", "test")
 _MOST_LIST_BYTES = 64 * 2**20
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
 _INDEX = re.compile(r"[1-9][0-9]{0,4}")
 _LABELS = {"1": Label.POSITIVE, "-1": Label.NEGATIVE, "0": Label.IGNORED}
-_TRAINVAL = {2007: "VOCtrainval_06-Nov-2007.tar", 2012: "VOCtrainval_11-May-2012.tar"}
 _TEST_NOTES = {
-    2007: "There is no {}, on which this set is tested: unpack VOCtest_06-Nov-2007.tar into the same folder.",
-    2012: "There is no {}: unpack VOC2012test.tar into the same folder if you want results for the server.",
+    2007: "There is no {list}, on which this set is tested: unpack {archive} into the same folder.",
+    2012: "There is no {list}: unpack {archive} into the same folder if you want results for the server.",
 }
 
 
@@ -142,7 +158,7 @@ def read_actions(root: Path) -> DataSet:
 
 
 def _find_tree(root: Path, year: int) -> Path:
-    if year not in _TRAINVAL:
+    if year not in ARCHIVES:
         raise ConfigError(f"year: expected 2007 or 2012, found {year}")
     name = f"VOC{year}"
     for tree in (root, root / name, root / "VOCdevkit" / name):
@@ -153,7 +169,7 @@ def _find_tree(root: Path, year: int) -> Path:
             return tree
     raise DatasetError(
         f"{root}: expected ImageSets in it, in {name} or in VOCdevkit/{name}, found none; "
-        f"unpack {_TRAINVAL[year]} there"
+        f"unpack {ARCHIVES[year][0].file} there"
     )
 
 
@@ -270,4 +286,6 @@ def _consecutive(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 
 def _test_note(sets: Mapping[str, list[str]], folder: Path, year: int) -> tuple[str, ...]:
-    return () if "test" in sets else (_TEST_NOTES[year].format(f"ImageSets/{folder.name}/test.txt"),)
+    if "test" in sets:
+        return ()
+    return (_TEST_NOTES[year].format(list=f"ImageSets/{folder.name}/test.txt", archive=ARCHIVES[year][1].file),)

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from vggfeat.datasets.catalogue import DATASETS
+from vggfeat.datasets.record import ProtocolName
 from vggfeat.errors import ConfigError, FitError, check_choice
 from vggfeat.protocols.evaluation import Difficult, Evaluation, Metric, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
@@ -21,26 +23,12 @@ from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import SvmSettings, check_costs
 from vggfeat.table import DescriptorTable
 
-Protocol = Literal["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]
 RuleChoice = Literal["auto", "11-point", "area"]
 
 C_GRID = tuple(2.0**power for power in range(-5, 11))
 """1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
 (an untrained net, small images) it often lay at 64, where the grid used to end, and the four larger values add a
 quarter to the time of the solver that takes all of them together."""
-
-_OF_DATASET: dict[str, Protocol] = {
-    "voc2007": "voc",
-    "voc2012": "voc-server",
-    "voc2012-action": "voc-server",
-    "caltech101": "caltech",
-    "caltech256": "caltech",
-}
-_ARCHIVES = {
-    ("voc2007", "train"): "VOCtrainval_06-Nov-2007.tar",
-    ("voc2007", "test"): "VOCtest_06-Nov-2007.tar",
-    ("voc2012", "train"): "VOCtrainval_11-May-2012.tar",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +41,9 @@ class ProtocolSettings:
         If a value is not allowed.
     """
 
-    protocol: Protocol = "auto"
-    """auto: the paper's for its data sets; for others caltech if there is train-1, given-splits if there is train,
-    else k-fold."""
+    protocol: ProtocolName = "auto"
+    """auto: that of the data set's record in `vggfeat.datasets.catalogue`; without one caltech if there is train-1,
+    given-splits if there is train, else k-fold."""
     grid: tuple[float, ...] = C_GRID
     """Values of C to choose from; a single one is taken without a choice. The paper says that C was chosen, not
     from which values."""
@@ -68,14 +56,15 @@ class ProtocolSettings:
     difficult_in_scoring: Difficult = "ignore"
     """What label 0 means in average precision; the VOC kit ignores it, so other values make other measures."""
     rule: RuleChoice = "auto"
-    """Average precision of the headline and of the choice of C; auto: 11-point for voc, else area."""
+    """Average precision of the headline and of the choice of C; auto: the official rule of the data set under its own
+    protocol, else 11-point for voc and area for the others."""
     seed: int = 0
     """Of folds and held-out images."""
     svm: SvmSettings = field(default_factory=SvmSettings)
     """Of the solver, worker processes included."""
 
     def __post_init__(self) -> None:
-        kinds = {"protocol": Protocol, "rule": RuleChoice}
+        kinds = {"protocol": ProtocolName, "rule": RuleChoice}
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
@@ -268,7 +257,7 @@ _PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
 }
 
 
-def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> Protocol:
+def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
     if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
         raise FitError(
             f"{dataset.name}: expected labels to train on, found none; arrange the images in a folder a class, or "
@@ -277,14 +266,15 @@ def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> Protocol:
         )
     if settings.protocol != "auto":
         return settings.protocol
-    if dataset.name in _OF_DATASET:
-        return _OF_DATASET[dataset.name]
+    record = DATASETS.get(dataset.name)
+    if record is not None and record.protocol != "auto":
+        return record.protocol
     if dataset.task == Task.SINGLE_LABEL and _split_numbers(dataset):
         return "caltech"
     return "given-splits" if len(dataset.splits.get("train", ())) else "k-fold"
 
 
-def _choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: Protocol) -> Metric:
+def _choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: ProtocolName) -> Metric:
     single = dataset.task == Task.SINGLE_LABEL
     if protocol == "caltech" and not single:
         raise ConfigError(
@@ -296,9 +286,12 @@ def _choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: Proto
         if len(dataset.classes) < 2:
             raise FitError(f"{dataset.name}: expected at least 2 classes, found {', '.join(dataset.classes)}")
         return "recall"
-    if settings.rule == "auto":
-        return "ap-11-point" if protocol == "voc" else "ap-area"
-    return "ap-11-point" if settings.rule == "11-point" else "ap-area"
+    rule = settings.rule
+    if rule == "auto":
+        record = DATASETS.get(dataset.name)
+        official = record.average_precision if record is not None and record.protocol == protocol else None
+        rule = official or ("11-point" if protocol == "voc" else "area")
+    return "ap-11-point" if rule == "11-point" else "ap-area"
 
 
 def _split(dataset: DataSet, name: str) -> Rows:
@@ -306,8 +299,11 @@ def _split(dataset: DataSet, name: str) -> Rows:
     if len(rows):
         return rows
     found = ", ".join(split for split, there in dataset.splits.items() if len(there)) or "none"
-    archive = _ARCHIVES.get((dataset.name, name), _ARCHIVES.get((dataset.name.removesuffix("-action"), "train")))
-    remedy = "choose the protocol k-fold, or name splits in a CSV manifest" if archive is None else f"unpack {archive}"
+    record = DATASETS.get(dataset.name)
+    archive = None if record is None else record.archive_of(name)
+    remedy = (
+        "choose the protocol k-fold, or name splits in a CSV manifest" if archive is None else f"unpack {archive.file}"
+    )
     raise FitError(
         f"{dataset.name}: expected samples in the split {name}, found the splits {found}; {remedy}, and extract again"
     )

@@ -4,15 +4,10 @@ import gzip
 import io
 import tarfile
 
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import FitError
 from vggfeat.protocols.results import Submission
 from vggfeat.samples import DataSet
-
-SERVER_FILES = {
-    "voc2012": "results/VOC2012/Main/comp2_cls_test_{name}.txt",
-    "voc2012-action": "results/VOC2012/Action/comp10_action_test_{name}.txt",
-}
-"""comp2 and comp10: trained on other data as well, as ImageNet weights are (VOC2012 development kit)."""
 
 
 def server_archive(dataset: DataSet, submission: Submission) -> bytes:
@@ -26,8 +21,10 @@ def server_archive(dataset: DataSet, submission: Submission) -> bytes:
     FitError
         If there is no server for the data set.
     """
-    if dataset.name not in SERVER_FILES:
-        raise FitError(f"{dataset.name}: expected one of {', '.join(SERVER_FILES)}, which the server takes")
+    record = DATASETS.get(dataset.name)
+    if record is None or record.server_file is None:
+        known = ", ".join(name for name, record in DATASETS.items() if record.server_file)
+        raise FitError(f"{dataset.name}: expected one of {known}, which the server takes")
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
@@ -39,7 +36,7 @@ def server_archive(dataset: DataSet, submission: Submission) -> bytes:
             # The id of a person is image/object.
             lines = (f"{dataset.ids[row].replace('/', ' ')} {score:.12f}\n" for row, score in pairs)
             text = "".join(lines).encode()
-            entry = tarfile.TarInfo(SERVER_FILES[dataset.name].format(name=name))
+            entry = tarfile.TarInfo(record.server_file.format(name=name))
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text))
     return packed.getvalue()

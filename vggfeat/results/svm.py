@@ -11,78 +11,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.datasets.facts import FACTS
+from vggfeat.datasets.catalogue import DATASETS
+from vggfeat.datasets.record import DatasetRecord, PaperRow
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.files import write_files
 from vggfeat.results.models import model_files
 from vggfeat.results.plots import draw
-from vggfeat.results.submission import SERVER_FILES, server_archive
+from vggfeat.results.submission import server_archive
 from vggfeat.results.text import align, printable
 from vggfeat.samples import DataSet
-
-PAPER: Mapping[str, Mapping[tuple[tuple[str, ...], tuple[str, ...]], str]] = {
-    "voc2007": {
-        (("D",), ("image",)): "89.3",
-        (("E",), ("image",)): "89.3",
-        (("D", "E"), ("image",)): "89.7",
-    },
-    "voc2012": {
-        (("D",), ("image",)): "89.0",
-        (("E",), ("image",)): "89.0",
-        (("D", "E"), ("image",)): "89.3",
-    },
-    "caltech101": {
-        (("D",), ("image",)): "91.8 +- 1.0",
-        (("E",), ("image",)): "92.3 +- 0.5",
-        (("D", "E"), ("image",)): "92.7 +- 0.5",
-    },
-    "caltech256": {
-        (("D",), ("image",)): "85.0 +- 0.2",
-        (("E",), ("image",)): "85.1 +- 0.3",
-        (("D", "E"), ("image",)): "86.2 +- 0.3",
-    },
-    "voc2012-action": {
-        (("D", "E"), ("image",)): "79.2",
-        (("D", "E"), ("image", "box")): "84.0",
-    },
-}
-"""Per cent, by data set, then (nets, regions): Tables 11 and 12 of the VGG paper."""
-
-PAPER_MEASURES = {
-    "voc2007": "Table 11, mean average precision on test, by a rule that it doesn't name",
-    "voc2012": "Table 11, mean average precision on test, by the server",
-    "caltech101": "Table 11, mean class recall over 3 splits of its own",
-    "caltech256": "Table 11, mean class recall over 3 splits of its own",
-    "voc2012-action": "Table 12, mean average precision on test, by the server",
-}
-"""What those numbers are, by data set."""
 
 
 class PaperNumber(NamedTuple):
     """One number of the VGG paper for the data set of a result."""
 
-    nets: tuple[str, ...]
-    regions: tuple[str, ...]
-    number: str
-    """Per cent, with its deviation where the paper gives one."""
+    row: PaperRow
     same: bool
     """Whether the result was made with these nets, trained and of full width, and these regions."""
 
 
 def paper_numbers(result: Result) -> list[PaperNumber]:
     """Return the paper's numbers for the same data set; none if it is another, or a part or an imitation of it."""
-    if not _is_official(result):
+    record = DATASETS.get(result.dataset["name"])
+    if record is None or record.paper is None or not _is_official(result, record):
         return []
     files = result.settings.get("features", {}).get("files", [])
     nets, regions = sorted(_net(file["provenance"]) for file in files), [sorted(file["regions"]) for file in files]
     return [
-        PaperNumber(
-            nets=theirs,
-            regions=where,
-            number=number,
-            same=nets == sorted(theirs) and all(found == sorted(where) for found in regions),
-        )
-        for (theirs, where), number in PAPER[result.dataset["name"]].items()
+        PaperNumber(row, nets == sorted(row.nets) and all(found == sorted(row.regions) for found in regions))
+        for row in record.paper.rows
     ]
 
 
@@ -103,9 +60,9 @@ def text_table(result: Result, width: int | None = None) -> str:
     lines.extend(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary)
     numbers = paper_numbers(result)
     if numbers:
-        lines.append(f"VGG paper, {PAPER_MEASURES[result.dataset['name']]}:")
-        named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.number} %"] for row in numbers]
-        marks = ["  <- these nets and regions" if row.same else "" for row in numbers]
+        lines.append(f"VGG paper, {_paper_title(result)}:")
+        named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.text} %"] for row, _ in numbers]
+        marks = ["  <- these nets and regions" if same else "" for _, same in numbers]
         lines.extend(line + mark for line, mark in zip(align(named, left=2), marks, strict=True))
     return "\n".join(printable(line) for line in lines)
 
@@ -151,26 +108,25 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     if plots:
         contents["results.png"] = draw(result, headline(result))
     contents |= model_files(result)
-    if result.submission is not None and dataset.name in SERVER_FILES:
+    record = DATASETS.get(dataset.name)
+    if result.submission is not None and record is not None and record.server_file is not None:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
     return write_files(folder, contents, own=("results-*-test.tar.gz", "model.safetensors", "model-*.safetensors"))
 
 
 def results_json(result: Result) -> dict[str, Any]:
     """Return everything but the scores, ready for JSON, with the paper's numbers beside ours."""
-    paper = []
-    for row in paper_numbers(result):
-        percent, _, deviation = row.number.partition(" +- ")
-        paper.append(
-            {
-                "measure": PAPER_MEASURES[result.dataset["name"]],
-                "nets": list(row.nets),
-                "regions": list(row.regions),
-                "percent": float(percent),
-                "deviation": float(deviation) if deviation else None,
-                "same_nets_and_regions": row.same,
-            }
-        )
+    paper = [
+        {
+            "measure": _paper_title(result),
+            "nets": list(row.nets),
+            "regions": list(row.regions),
+            "percent": row.percent,
+            "deviation": row.deviation,
+            "same_nets_and_regions": same,
+        }
+        for row, same in paper_numbers(result)
+    ]
     return {"format": "vggfeat-results", "version": 1, **result.to_json(), "paper": paper}
 
 
@@ -198,11 +154,14 @@ def scores_npz(result: Result, dataset: DataSet) -> bytes:
     return packed.getvalue()
 
 
-def _is_official(result: Result) -> bool:
-    name, sizes = result.dataset["name"], result.dataset.get("splits", {}) | {"all": result.dataset["samples"]}
-    if name not in PAPER:
-        return False
-    totals = [count for count in FACTS[name].counts if count.what == FACTS[name].unit and count.verified]
+def _paper_title(result: Result) -> str:
+    paper = DATASETS[result.dataset["name"]].paper
+    return "" if paper is None else paper.title
+
+
+def _is_official(result: Result, record: DatasetRecord) -> bool:
+    sizes = result.dataset.get("splits", {}) | {"all": result.dataset["samples"]}
+    totals = [count for count in record.counts if count.what == record.unit and count.verified]
     # The splits of Caltech are anybody's own; those of VOC-2012's test can be missing.
     official = [count for count in totals if count.split in ("all", "train", "val", "test")]
     return all(sizes.get(count.split) == count.expected for count in official)
