@@ -6,7 +6,6 @@ Source: the encoding guide of Protocol Buffers, "Message Structure".
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -46,32 +45,6 @@ class ProtobufFile:
         """Return the message that is the complete file."""
         return Message(self, Span(0, os.fstat(self._file.fileno()).st_size))
 
-    def fields(self, message: Span) -> Iterator[tuple[int, int | Span]]:
-        """Go through the fields of a message: the number of each, with its integer or its bytes.
-
-        Raises
-        ------
-        WeightsError
-            If it is damaged, cut off, or has far too many fields.
-        """
-        at = message.start
-        while at < message.end:
-            tag, at = self.varint(at, message.end)
-            number, kind = tag >> 3, tag & 7
-            if kind == _VARINT:
-                value, at = self.varint(at, message.end)
-                yield number, value
-                continue
-            length = {_FOUR: 4, _EIGHT: 8}.get(kind, -1)
-            if kind == _BYTES:
-                length, at = self.varint(at, message.end)
-            if length < 0 or number == 0:
-                raise self.damaged(at, f"a field {number} of type {kind}")
-            if length > message.end - at:
-                raise self.damaged(at, f"field {number} of {length} bytes, where {message.end - at} are left")
-            yield number, Span(at, at + length)
-            at += length
-
     def varint(self, at: int, end: int) -> tuple[int, int]:
         """Read the integer at a place: its value, below 2^64, and the place behind it."""
         self._left -= 1
@@ -98,13 +71,34 @@ class ProtobufFile:
 
 
 class Message:
-    """The fields of one message, by number."""
+    """The fields of one message, by number: the integer of each, or the place of its bytes.
+
+    Raises
+    ------
+    WeightsError
+        If it is damaged, cut off, or has far too many fields.
+    """
 
     def __init__(self, file: ProtobufFile, span: Span) -> None:
         self._file, self._span = file, span
         self._fields: dict[int, list[int | Span]] = {}
-        for number, value in file.fields(span):
-            self._fields.setdefault(number, []).append(value)
+        at, end = span
+        while at < end:
+            tag, at = file.varint(at, end)
+            number, kind = tag >> 3, tag & 7
+            if kind == _VARINT:
+                value, at = file.varint(at, end)
+                self._fields.setdefault(number, []).append(value)
+                continue
+            length = {_FOUR: 4, _EIGHT: 8}.get(kind, -1)
+            if kind == _BYTES:
+                length, at = file.varint(at, end)
+            if length < 0 or number == 0:
+                raise file.damaged(at, f"a field {number} of type {kind}")
+            if length > end - at:
+                raise file.damaged(at, f"field {number} of {length} bytes, where {end - at} are left")
+            self._fields.setdefault(number, []).append(Span(at, at + length))
+            at += length
 
     def messages(self, number: int, most: int = 1000) -> list["Message"]:
         """Return the messages in a field, at most `most`; protocol buffers don't tell them from other bytes."""

@@ -41,27 +41,40 @@ _MOST_MEMBERS = 100_000
 _SVM = b'{"__metadata__":{"vggfeat-svm":'
 _CHECKPOINT = b'{"__metadata__": {"about": "{\\"run\\"'
 """How the header of what `vggfeat.training.checkpoints` writes begins."""
+_NAME = "name a file of weights"
+_OTHER_FORMAT = "take the net in one of the formats that can be read"
 _NET = "save the net alone, for instance as PyTorch state dict or Keras HDF5"
 _UNPACK = "unpack it and name the file in it"
 _AGAIN = "the download failed: take the file again, for instance with vggfeat weights fetch"
 
-_CONFUSED = (
-    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS to the file, not the file", "run git lfs pull"),
-    (b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (b"BZh", "a bzip2 archive", _UNPACK),
-    (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (b"Rar!", "a RAR archive", _UNPACK),
-    (b"\x93NUMPY", "a NumPy array", "take the net in one of the formats that can be read"),
-    (b"\x12\x01\x00\x00\x00\x00\x00\x00", "parameters of MXNet", "take the Caffe file that they were made from"),
-    (b"\x04\x00\x00\x00\x01\x00\x00\x00", "a file of Torch7 (.t7)", "take the Caffe file that it was made from"),
-    (b"GGUF", "a GGUF file", "take the net in one of the formats that can be read"),
-    (b"\xff\xd8\xff", "a JPEG image", "name a file of weights"),
-    (b"\x89PNG", "a PNG image", "name a file of weights"),
-    (b"%PDF", "a PDF document", "name a file of weights"),
+_MISTAKEN = (
+    (rb"version https://git-lfs\.github\.com/", "a pointer of Git LFS to the file, not the file", "run git lfs pull"),
+    (rb"\x1f\x8b", "a gzip archive", _UNPACK),
+    (rb"BZh", "a bzip2 archive", _UNPACK),
+    (rb"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (rb"Rar!", "a RAR archive", _UNPACK),
+    (rb"(?s:.{257})ustar", "a tar archive", _UNPACK),
+    (rb"\x93NUMPY", "a NumPy array", _OTHER_FORMAT),
+    (rb"\x12\x01\x00{6}", "parameters of MXNet", "take the Caffe file that they were made from"),
+    (rb"\x04\x00{3}\x01\x00{3}", "a file of Torch7 (.t7)", "take the Caffe file that it was made from"),
+    (rb"GGUF", "a GGUF file", _OTHER_FORMAT),
+    (rb"(?s:.{4})TFL3", "a model of TensorFlow Lite", _NET),
+    (rb"\xff\xd8\xff", "a JPEG image", _NAME),
+    (rb"\x89PNG", "a PNG image", _NAME),
+    (rb"%PDF", "a PDF document", _NAME),
+    (rb"(?i)[\xef\xbb\xbf \t\r\n]*<(!doctype html|html|head|body|\?xml|!--)", "a web page", _AGAIN),
 )
-"""First bytes, what it is, what to do."""
+"""What the first bytes match, what it is, what to do."""
+_GRAPHS = (
+    # Protobuf has no magic. ONNX begins with its version (field 1, a number from 2 up), then names its maker;
+    # TensorFlow's graphs with a node, whose first field is its name; its SavedModel with version 1.
+    (rb"\x08\x01", "a SavedModel of TensorFlow or a Core ML model", _NET),
+    (rb"\x08[\x02-\x40][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model", "take the file that it was exported from"),
+    (rb"\n[\x01-\x7f]\n|\n[\x80-\xff]{1,4}[\x00-\x7f]\n", "a graph of TensorFlow", _NET),
+)
+"""The same for what is no text."""
 
 
 def recognise(path: Path) -> str:
@@ -91,14 +104,16 @@ def recognise(path: Path) -> str:
         return "matconvnet"
     if any(start[at : at + 8] == _HDF5 for at in (0, 512, 1024, 2048)):
         return "keras"
-    _refuse_confused(path, start, end)
+    _refuse(path, start, _MISTAKEN)
+    if end == _TABLE:
+        raise _other(path, "a TensorFlow checkpoint", _NET)
     _refuse_text(path, start)
-    _refuse_graphs(path, start)
+    _refuse(path, start, _GRAPHS)
     if _starts_like_caffe(start):
         return "caffe"
     if re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
         raise _other(path, "the data of a TensorFlow checkpoint", _NET)
-    raise _other(path, f"none of these: it begins with {start[:8].hex(' ')}", "name a file of weights")
+    raise _other(path, f"none of these: it begins with {start[:8].hex(' ')}", _NAME)
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -127,12 +142,13 @@ def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
         with open(fd, "rb") as file:
             state = os.fstat(fd)
             if not stat.S_ISREG(state.st_mode):
-                raise _other(path, "something that is no file", "name a file of weights")
+                raise _other(path, "something that is no file", _NAME)
             start = file.read(_START)
             file.seek(max(0, state.st_size - 8))
             return start, file.read(8), state.st_size
     except IsADirectoryError:
-        raise _other(path, _folder(path), "name the file of weights") from None
+        saved = (path / "saved_model.pb").exists()
+        raise _other(path, "a SavedModel of TensorFlow" if saved else "a folder", "name the file of weights") from None
     except OSError as error:
         raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
 
@@ -140,10 +156,6 @@ def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
 def _other(path: Path, found: str, remedy: str) -> WeightsError:
     known = ", ".join(form.words for form in FORMATS.values())
     return WeightsError(f"{path}: expected weights ({known}), found {found}; {remedy}")
-
-
-def _folder(path: Path) -> str:
-    return "a SavedModel of TensorFlow" if (path / "saved_model.pb").exists() else "a folder"
 
 
 def _has_our_metadata(path: Path, start: bytes) -> bool:
@@ -181,39 +193,19 @@ def _recognise_zip(path: Path) -> str:
     raise _other(path, f"a zip archive of {', '.join(names[:3]) or 'nothing'}", _UNPACK)
 
 
-def _refuse_confused(path: Path, start: bytes, end: bytes) -> None:
-    for first, found, remedy in _CONFUSED:
-        if start.startswith(first):
+def _refuse(path: Path, start: bytes, patterns: tuple[tuple[bytes, str, str], ...]) -> None:
+    for pattern, found, remedy in patterns:
+        if re.match(pattern, start):
             raise _other(path, found, remedy)
-    if start[257:262] == b"ustar":
-        raise _other(path, "a tar archive", _UNPACK)
-    if start[4:8] == b"TFL3":
-        raise _other(path, "a model of TensorFlow Lite", _NET)
-    if end == _TABLE:
-        raise _other(path, "a TensorFlow checkpoint", _NET)
 
 
 def _refuse_text(path: Path, start: bytes) -> None:
-    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if re.match(rb"<(!doctype html|html|head|body|\?xml|!--)", head, re.IGNORECASE):
-        raise _other(path, "a web page", _AGAIN)
     if not re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]*", start):
         return
     if re.search(rb"(^|\n)\s*(name|input|layers?)\s*[:{]", start):
         raise _other(path, "a prototxt, the drawing of a net without its weights", "name the .caffemodel")
     words = start[:40].decode("utf-8", "replace").split("\n")[0]
-    raise _other(path, f"a text file that begins with {words!r}", "name a file of weights")
-
-
-def _refuse_graphs(path: Path, start: bytes) -> None:
-    # Protobuf has no magic. ONNX begins with its version (field 1, a number from 2 up), then names its maker;
-    # TensorFlow's graphs with a node, whose first field is its name; its SavedModel with version 1.
-    if start[:2] == b"\x08\x01":
-        raise _other(path, "a SavedModel of TensorFlow or a Core ML model", _NET)
-    if re.match(rb"\x08[\x02-\x40][\x12\x1a\x22\x28\x32\x3a\x42]", start):
-        raise _other(path, "an ONNX model", "take the file that it was exported from")
-    if re.match(rb"\n[\x01-\x7f]\n|\n[\x80-\xff]{1,4}[\x00-\x7f]\n", start):
-        raise _other(path, "a graph of TensorFlow", _NET)
+    raise _other(path, f"a text file that begins with {words!r}", _NAME)
 
 
 def _starts_like_caffe(start: bytes) -> bool:
