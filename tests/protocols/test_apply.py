@@ -238,8 +238,8 @@ def test_two_nets_are_taken_in_the_order_of_the_training(folder, tmp_path):
     ],
 )
 def test_a_model_of_unknown_features_is_refused(folder, new, tmp_path, about):
-    model, told = load_model(folder / "single" / "model.safetensors")
-    save_model(tmp_path / "model", model, {"classes": told["classes"], "task": "single-label", **about})
+    model, about_it = load_model(folder / "single" / "model.safetensors")
+    save_model(tmp_path / "model", model, {"classes": about_it["classes"], "task": "single-label", **about})
     with pytest.raises(FitError, match="expected a model that says how its features were made"):
         apply_model(tmp_path / "model", [new])
 
@@ -281,8 +281,8 @@ def test_results_of_other_settings_are_not_replaced_without_a_word(folder, tmp_p
     assert svm(*words, "1,4") == svm(*words, "1,4") == 0
     assert "replaced" not in capsys.readouterr().err
     assert svm(*words, "1,2", "--seed", 3) == 0
-    told = "results of other settings in it are replaced; other: protocol.grid, protocol.seed, protocol.svm.seed"
-    assert f"note: {tmp_path / 'out'}: {told}\n" in capsys.readouterr().err
+    note = "results of other settings in it are replaced; other: protocol.grid, protocol.seed, protocol.svm.seed"
+    assert f"note: {tmp_path / 'out'}: {note}\n" in capsys.readouterr().err
     (tmp_path / "out" / "results.json").write_text("[")
     assert svm(*words, "1,4") == 0
 

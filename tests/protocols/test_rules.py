@@ -742,7 +742,7 @@ def test_the_solver_gets_the_settings(monkeypatch):
 
 
 def test_models_are_what_the_solver_returns():
-    # The protocols score through the model only, so another solver can stand behind the same door.
+    # The protocols score through the model only, so any solver will do.
     ones = np.ones(2)
     model = LinearModel(coef=np.eye(2), intercept=np.array([0, 1.0]), C=ones, converged=ones == 1, gap=0 * ones)
     np.testing.assert_array_equal(model.scores(np.array([[2.0, 3.0]])), [[2, 4]])

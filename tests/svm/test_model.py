@@ -74,9 +74,9 @@ def test_any_model_and_anything_said_of_it_comes_back(tmp_path_factory, coef, ab
     model = some_model(len(coef), coef.shape[1], coef=coef)
     about = about | {"classes": names[: len(coef)]}
     save_model(path, model, about)
-    found, told = load_model(path)
+    found, found_about = load_model(path)
     assert_same(found, model)
-    assert told == about
+    assert found_about == about
 
 
 def test_scores_of_the_file_are_those_of_the_model(written):

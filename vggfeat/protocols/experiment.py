@@ -81,53 +81,6 @@ class Experiment:
         """The descriptors, with what all fits on rows of them have in common."""
         return SvmProblemSet(self.table.descriptors, self.svm)
 
-    def choose(self, plans: Sequence[SplitPlan]) -> list[Choice]:
-        """Choose C by training on the first rows of each pair and measuring on the second, all plans in one solve.
-
-        Average precision chooses one C for each class, recall one for all. Of equally good values it is the
-        smallest; over several pairs the mean counts.
-
-        Raises
-        ------
-        FitError
-            If no class can be trained and measured, or a label is withheld.
-        """
-        grid = np.array(self.grid)
-        if len(grid) == 1:
-            return [self._given(grid) for _ in plans]
-        for plan in plans:
-            for fit_rows, held_rows in plan.parts:
-                self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
-        what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
-        with self._timed("choice"):
-            measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
-            return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
-
-    def fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
-        """Fit all classes on rows, each with its C; `what` names the rows.
-
-        Raises
-        ------
-        FitError
-            If a class has no positive or no negative there.
-        """
-        labels = self._fittable_labels(rows, what)
-        with self._timed("fit"):
-            model = self.problems.fit(
-                rows[self.table.ok[rows]],
-                labels,
-                choice.C,
-                classes=self.classes,
-                progress=self._stage(f"training on {what}"),
-            )
-        if not model.converged.all():
-            self._note(
-                f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}: the relative "
-                f"duality gap is up to {model.gap[~model.converged].max():.0e}."
-            )
-        self._note_failed(rows, what)
-        return model
-
     def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
         """Choose C on parts of the training rows, fit on all of them, test on others.
 
@@ -142,13 +95,36 @@ class Experiment:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
             self.evaluation.truth(plan.test_rows, plan.tested)
             self._fittable_labels(plan.fit_rows, plan.fitted)
-        choices = self.choose(plans)
+        choices = self._choose(plans)
         return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
+
+    def submit(
+        self, choice: Choice, fit_rows: Rows, test_rows: Rows, *, chosen: str, fitted: str, scored: str
+    ) -> Submission:
+        """Fit on some rows and score others, whose labels are not needed.
+
+        Raises
+        ------
+        FitError
+            As `runs`, labels of the test apart.
+        """
+        self._check_apart(fit_rows, test_rows, fitted, scored)
+        model = self._fit(fit_rows, choice, fitted)
+        scores = self._score(model, test_rows, scored)
+        known = np.isfinite(scores)
+        lowest = np.min(scores, axis=0, where=known, initial=np.inf)
+        return Submission(
+            rows=test_rows,
+            scores=np.where(known, scores, np.where(np.isfinite(lowest), lowest, 0) - 1),
+            listed=self.table.dataset.labels[test_rows] != Label.UNLISTED,
+            model=model,
+            plan={"chosen": chosen, "fitted": fitted, "scored": scored},
+        )
 
     def _run(self, plan: SplitPlan, choice: Choice) -> Run:
         truth = self.evaluation.truth(plan.test_rows, plan.tested)
         signs = self._fittable_labels(plan.fit_rows, plan.fitted)
-        model = self.fit(plan.fit_rows, choice, plan.fitted)
+        model = self._fit(plan.fit_rows, choice, plan.fitted)
         scores = self._score(model, plan.test_rows, plan.tested)
         values = self.evaluation.values(truth, scores)
         without = (truth != 1).all(axis=0)
@@ -175,28 +151,41 @@ class Experiment:
             confusion=self.evaluation.confusion(truth, scores),
         )
 
-    def submit(
-        self, choice: Choice, fit_rows: Rows, test_rows: Rows, *, chosen: str, fitted: str, scored: str
-    ) -> Submission:
-        """Fit on some rows and score others, whose labels are not needed.
+    def _choose(self, plans: Sequence[SplitPlan]) -> list[Choice]:
+        """Choose C by training on the first rows of each pair and measuring on the second, all plans in one solve.
 
-        Raises
-        ------
-        FitError
-            As `runs`, labels of the test apart.
+        Average precision chooses one C for each class, recall one for all. Of equally good values it is the
+        smallest; over several pairs the mean counts.
         """
-        self._check_apart(fit_rows, test_rows, fitted, scored)
-        model = self.fit(fit_rows, choice, fitted)
-        scores = self._score(model, test_rows, scored)
-        known = np.isfinite(scores)
-        lowest = np.min(scores, axis=0, where=known, initial=np.inf)
-        return Submission(
-            rows=test_rows,
-            scores=np.where(known, scores, np.where(np.isfinite(lowest), lowest, 0) - 1),
-            listed=self.table.dataset.labels[test_rows] != Label.UNLISTED,
-            model=model,
-            plan={"chosen": chosen, "fitted": fitted, "scored": scored},
-        )
+        grid = np.array(self.grid)
+        if len(grid) == 1:
+            return [self._given(grid) for _ in plans]
+        for plan in plans:
+            for fit_rows, held_rows in plan.parts:
+                self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
+        what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
+        with self._timed("choice"):
+            measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
+            return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
+
+    def _fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
+        """Fit all classes on rows, each with its C; `what` names the rows."""
+        labels = self._fittable_labels(rows, what)
+        with self._timed("fit"):
+            model = self.problems.fit(
+                rows[self.table.ok[rows]],
+                labels,
+                choice.C,
+                classes=self.classes,
+                progress=self._stage(f"training on {what}"),
+            )
+        if not model.converged.all():
+            self._note(
+                f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}: the relative "
+                f"duality gap is up to {model.gap[~model.converged].max():.0e}."
+            )
+        self._note_failed(rows, what)
+        return model
 
     def _given(self, grid: NDArray[np.float64]) -> Choice:
         self._note(f"C = {grid[0]:g} was given, not chosen.")

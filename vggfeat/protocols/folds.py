@@ -29,25 +29,8 @@ def k_folds(paths: Sequence[str], positive: NDArray[np.bool_], folds: int, seed:
     The class with the fewest images left is dealt first, each of its images to the fold that has the fewest of
     that class, then the fewest of all; images without a positive come last.
 
-    Parameters
-    ----------
-    paths : n image paths
-        Rows with equal paths come into one fold.
-    positive : (n, K) bool
-        Which rows are positives of which class.
-    folds : int
-        From 2 to the number of images.
-    seed : int
-
-    Returns
-    -------
-    (n,) int64
-        Fold of each row, from 0.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than 2 folds, or fewer images than folds.
+    Takes the path of the image of each of n rows, and (n, K) which rows are positives of which class; returns the fold
+    of each row, (n,) from 0. ConfigError if there are fewer than 2 folds, or fewer images than folds.
     """
     groups = _group(f"{seed}/folds", paths, positive)
     count = len(groups.holds)
@@ -71,25 +54,8 @@ def hold_out(paths: Sequence[str], positive: NDArray[np.bool_], fraction: float,
     Of each class the first images by hash are held out: the rounded fraction of its images, but at least one
     where it has two, and never so many that a class is left without an image to train on.
 
-    Parameters
-    ----------
-    paths : n image paths
-        Rows with equal paths stay together.
-    positive : (n, K) bool
-        Which rows are positives of which class.
-    fraction : float
-        Above 0, below 1.
-    seed : int
-
-    Returns
-    -------
-    (n,) bool
-        True for held-out rows.
-
-    Raises
-    ------
-    ConfigError
-        If the fraction is not between 0 and 1.
+    Takes paths and positives as `k_folds`; returns (n,), True for held-out rows. ConfigError if the fraction is not
+    above 0 and below 1.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {fraction}")
