@@ -25,7 +25,7 @@ MIDDLE = (57, 57, 168, 168)
 CORNER = (1, 1, 112, 112)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
