@@ -536,7 +536,7 @@ def test_verify_of_what_is_no_net(tmp_path, capsys):
     (tmp_path / "x.caffemodel").write_bytes(PROTOTXT)
     assert run(["weights", "verify", str(tmp_path / "x.caffemodel")]) == 5
     assert "a prototxt" in capsys.readouterr().out
-    assert verify(tmp_path / "x.caffemodel").sheet is None
+    assert verify(tmp_path / "x.caffemodel").file is None
 
 
 def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path, capsys):

@@ -13,7 +13,7 @@ from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
     from vggfeat.weights.published import Published
-    from vggfeat.weights.verify import Sheet, Verdict
+    from vggfeat.weights.verify import Verification, WeightsFile
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 SHOWN_CLASSES = 5
@@ -69,11 +69,11 @@ def show(path: str, as_json: bool) -> None:
     from vggfeat.weights.load import find_file
     from vggfeat.weights.verify import examine
 
-    sheet = examine(find_file(path))
+    file = examine(find_file(path))
     if as_json:
-        click.echo(json.dumps(sheet.describe(), indent=2))
+        click.echo(json.dumps(file.describe(), indent=2))
         return
-    click.echo("\n".join(_shown(sheet)))
+    click.echo("\n".join(_shown(file)))
 
 
 @weights.command()
@@ -98,14 +98,14 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
     make_folder(target.parent)
-    sheet = convert_file(find_file(source), target, dtype="float16" if float16 else "float32")
+    file = convert_file(find_file(source), target, dtype="float16" if float16 else "float32")
     if as_json:
-        about = sheet.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
+        about = file.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
         click.echo(json.dumps(about, indent=2))
         return
-    kind, net = FORMATS[sheet.format].words, sheet.backbone.model.config
+    kind, net = FORMATS[file.format].words, file.backbone.model.config
     click.echo(f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}")
-    for name, value in sheet.backbone.imported.items():
+    for name, value in file.backbone.imported.items():
         click.echo(f"  {name}: {_words(value)}")
 
 
@@ -163,12 +163,12 @@ def verify(path: str, as_json: bool) -> int:
     from vggfeat.weights.load import find_file
     from vggfeat.weights.verify import verify as verify_file
 
-    verdict = verify_file(find_file(path))
+    verification = verify_file(find_file(path))
     if as_json:
-        click.echo(json.dumps(verdict.describe(), indent=2))
+        click.echo(json.dumps(verification.describe(), indent=2))
     else:
-        click.echo("\n".join(_judged(verdict)))
-    return 5 if verdict.problems else 0
+        click.echo("\n".join(_verified(verification)))
+    return 5 if verification.problems else 0
 
 
 @weights.command()
@@ -226,9 +226,9 @@ def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
     yield "\nErrors: percent of ILSVRC-2012 validation, single centre crop. Get one: vggfeat weights fetch NAME"
 
 
-def _shown(sheet: "Sheet") -> Iterator[str]:
-    about = sheet.describe()
-    yield f"{sheet.path}: {FORMATS[sheet.format].words}, {sheet.bytes} bytes"
+def _shown(file: "WeightsFile") -> Iterator[str]:
+    about = file.describe()
+    yield f"{file.path}: {FORMATS[file.format].words}, {file.bytes} bytes"
     yield f"  net: {about['net']}, width {about['width']:g}, {about['num_classes']} classes, {about['numbers']} numbers"
     yield f"  takes: RGB, 0 to 255, less {_words(about['mean'])}, over {_words(about['std'])}"
     yield f"  poolings: {'round up' if about['pool_rounding'] == 'ceil' else 'round down'}"
@@ -238,33 +238,33 @@ def _shown(sheet: "Sheet") -> Iterator[str]:
         for name, value in about[part].items():
             yield f"  {part}: {name}: {_words(value)}"
     yield f"  sha256: {about['sha256']}"
-    yield f"  checksum: {_known(sheet)}"
+    yield f"  checksum: {_known(file)}"
     for tensor in about["tensors"]:
         yield f"  {tensor['name']:16} {'x'.join(map(str, tensor['shape'])):>16} {tensor['numbers']:>11}"
 
 
-def _judged(verdict: "Verdict") -> Iterator[str]:
-    sheet = verdict.sheet
-    yield f"{verdict.path}: {'NOT SOUND' if verdict.problems else 'sound'}"
-    for problem in verdict.problems:
+def _verified(verification: "Verification") -> Iterator[str]:
+    file = verification.file
+    yield f"{verification.path}: {'NOT SOUND' if verification.problems else 'sound'}"
+    for problem in verification.problems:
         yield f"  problem: {problem}"
-    if sheet is None:
+    if file is None:
         return
-    numbers = sheet.describe()["numbers"]
-    yield f"  structure: net {sheet.backbone.model.config}, {numbers} numbers, all finite"
-    yield f"  checksum: {_known(sheet)}"
-    known = sheet.published
+    numbers = file.describe()["numbers"]
+    yield f"  structure: net {file.backbone.model.config}, {numbers} numbers, all finite"
+    yield f"  checksum: {_known(file)}"
+    known = file.published
     if known:
         errors = f"top-1 error {known.top1_error:.1f} %, top-5 error {known.top5_error:.1f} %"
         yield f"  to expect: {errors} on ILSVRC-2012 validation, single centre crop ({known.errors_from})"
 
 
-def _known(sheet: "Sheet") -> str:
-    if sheet.published is None:
+def _known(file: "WeightsFile") -> str:
+    if file.published is None:
         return "not known: no published file has it"
-    if sheet.format == "vggfeat":
-        return f"its own; it says that it was converted from {sheet.published.name}"
-    return f"known: {sheet.published.name}, published at {sheet.published.addresses[0]}"
+    if file.format == "vggfeat":
+        return f"its own; it says that it was converted from {file.published.name}"
+    return f"known: {file.published.name}, published at {file.published.addresses[0]}"
 
 
 def _words(value: Any) -> str:

@@ -14,7 +14,7 @@ from vggfeat.weights.sniff import FORMATS, digests, recognise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class WeightsFile:
     """All that is known of a file that could be loaded."""
 
     path: Path
@@ -49,11 +49,11 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verification:
     """Whether a file can be relied on."""
 
     path: Path
-    sheet: Sheet | None
+    file: WeightsFile | None
     """None if it can't be loaded."""
     problems: tuple[str, ...]
     """One line each; none in a sound file."""
@@ -61,15 +61,15 @@ class Verdict:
     def describe(self) -> dict[str, Any]:
         """Return it for JSON."""
         about: dict[str, Any] = {"path": str(self.path), "sound": not self.problems, "problems": list(self.problems)}
-        if self.sheet is None:
+        if self.file is None:
             return about | {"published": None}
-        known = self.sheet.published
+        known = self.file.published
         fields = ("top1_error", "top5_error", "errors_from") if known else ()
         expected = {name: getattr(known, name) for name in fields}
-        return about | dict(self.sheet.digests) | {"published": known.name if known else None} | expected
+        return about | dict(self.file.digests) | {"published": known.name if known else None} | expected
 
 
-def examine(path: Path) -> Sheet:
+def examine(path: Path) -> WeightsFile:
     """Load a file in any format and say what it holds.
 
     Raises
@@ -79,25 +79,25 @@ def examine(path: Path) -> Sheet:
     """
     kind, backbone, found = recognise(path), load_file(path), digests(path)
     source = PUBLISHED.get(str(backbone.imported.get("published"))) if kind == "vggfeat" else None
-    return Sheet(
+    return WeightsFile(
         path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
         published=identify(found) or source,
     )  # fmt: skip
 
 
-def verify(path: Path) -> Verdict:
+def verify(path: Path) -> Verification:
     """Check a file: its structure, that its numbers are finite and no layer is blank, and its checksum if it is known.
 
     A file with the name of a published one and another checksum is not sound; one with neither is just not known.
     """
     try:
-        sheet = examine(path)
+        file = examine(path)
     except WeightsError as error:
-        return Verdict(path=path, sheet=None, problems=(str(error),))
-    return Verdict(path=path, sheet=sheet, problems=tuple(_problems(sheet)))
+        return Verification(path=path, file=None, problems=(str(error),))
+    return Verification(path=path, file=file, problems=tuple(_problems(file)))
 
 
-def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
+def convert(source: Path, target: Path, *, dtype: str = "float32") -> WeightsFile:
     """Write a file in any format as a file of ours, with all that is known of where it came from.
 
     What is known stays as it is, so that converting a second time changes nothing.
@@ -109,7 +109,7 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
 
     Returns
     -------
-    Sheet
+    WeightsFile
         Of the source.
 
     Raises
@@ -119,25 +119,25 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> Sheet:
     StoreError
         If the target can't be written.
     """
-    sheet = examine(source)
-    net = sheet.backbone
-    imported = {**net.imported, **({"published": sheet.published.name} if sheet.published else {})}
+    file = examine(source)
+    net = file.backbone
+    imported = {**net.imported, **({"published": file.published.name} if file.published else {})}
     facts = {**net.facts, **({"imported": imported} if imported else {})}
     save_weights(target, net.model, mean=net.mean, std=net.std, classes=net.classes, dtype=dtype, **facts)
-    return sheet
+    return file
 
 
-def _problems(sheet: Sheet) -> Iterator[str]:
-    for name, tensor in sheet.backbone.model.layers.state_dict().items():
+def _problems(file: WeightsFile) -> Iterator[str]:
+    for name, tensor in file.backbone.model.layers.state_dict().items():
         if tensor.ndim > 1 and bool((tensor == tensor.flatten()[0]).all()):
             value = tensor.flatten()[0].item()
             yield f"{name}: expected the weights of a trained layer, found {value:g} {tensor.numel()} times"
-    if sheet.published:
+    if file.published:
         return
     for published in PUBLISHED.values():
-        if (published.file, published.format) == (sheet.path.name, sheet.format):
+        if (published.file, published.format) == (file.path.name, file.format):
             kind, value = published.checksum
             yield (
-                f"expected {kind} {value}, which {published.name} of that name has, found {sheet.digests[kind]}; "
+                f"expected {kind} {value}, which {published.name} of that name has, found {file.digests[kind]}; "
                 f"fetch it again: vggfeat weights fetch {published.name}"
             )
