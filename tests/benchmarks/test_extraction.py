@@ -1,8 +1,6 @@
-"""The benchmarks of extraction: what is counted, by hand and by PyTorch; what is measured, for consistency."""
+"""The benchmark of extraction: images and baseline against ours; what is measured, for consistency."""
 
 import json
-from collections import Counter
-from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -10,22 +8,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from vggfeat.benchmarks import ceilings
-from vggfeat.benchmarks import extraction as bench
-from vggfeat.benchmarks.ceilings import copy_rate, matrix_rate, with_threads
-from vggfeat.benchmarks.extraction import BenchSettings, default_images, measure
+from vggfeat.benchmarks.extraction import default_images, measure, summarise
 from vggfeat.benchmarks.jpegs import SHAPES, listed, make_jpegs, photograph, shapes
-from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision, read_features
-from vggfeat.benchmarks.roofline import Ceilings, measure_ceilings, roofline
-from vggfeat.benchmarks.speeds import Form, FormSpeeds, PlainSpeeds, Rates, Speeds
-from vggfeat.benchmarks.stages import Stages, run_network
+from vggfeat.benchmarks.roofline import roofline
+from vggfeat.benchmarks.stages import REFERENCE, BenchSettings, Form, Stages, run_network
 from vggfeat.cli import run
+from vggfeat.cli.bench_extraction import _lines
 from vggfeat.errors import ConfigError
-from vggfeat.extract import RunSettings
 from vggfeat.forward.features import Extraction, ExtractionSettings, requests
 from vggfeat.forward.precision import cosines
 from vggfeat.images.decode import DecodeSettings
@@ -34,146 +26,6 @@ from vggfeat.nets.vgg import VGG
 from vggfeat.weights import random_backbone
 
 CPU = torch.device("cpu")
-FIVE = (256, 384, 512, 640, 768)
-
-
-def net(config="D", width=1.0, pool="floor", classes=1000):
-    with torch.device("meta"):
-        return VGG(config, classes, width=width, pool=pool)
-
-
-# --- operations and bytes
-
-
-@pytest.mark.parametrize("config", ["A", "A-LRN", "C", "E"])
-@pytest.mark.parametrize("pool", ["floor", "ceil"])
-@pytest.mark.parametrize("layer", ["pool5", "fc6", "fc7", "fc8"])
-def test_multiply_adds_are_those_that_pytorch_counts(config, pool, layer):
-    model = net(config, 1 / 16, pool)
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, 251, 334, device="meta"), (layer,))
-    counted = sum(cost.multiply_adds for cost in layer_costs(model, 251, 334, layer))
-    assert 2 * counted == counter.get_total_flops()
-
-
-def test_a_layer_by_hand():
-    # A at 1/64: 1, 2, 4, 8, 8 channels and 64 in fc6. 225 x 300 pixels, halved with the rest left out.
-    first, second, *_ = layer_costs(net("A", 1 / 64), 225, 300)
-    assert (first.name, first.outputs, second.name, second.outputs) == (
-        "conv1_1",
-        (1, 225, 300),
-        "conv2_1",
-        (2, 112, 150),
-    )
-    assert first.multiply_adds == 27 * 225 * 300
-    assert first.weights == 27 + 1
-    # Three channels are read, a quarter of one is written.
-    assert first.fused == 3 * 225 * 300 + 112 * 150
-    # The convolution writes, ReLU reads and writes, pooling reads and writes.
-    assert first.separate == 3 * 225 * 300 + 4 * 225 * 300 + 112 * 150
-    fc6 = next(cost for cost in layer_costs(net("A", 1 / 64), 225, 300) if cost.name == "fc6")
-    assert fc6.outputs == (64, 1, 3)
-    assert fc6.multiply_adds == 8 * 49 * 64 * 3
-    assert fc6.fused == 8 * 7 * 9 + 64 * 3
-    assert fc6.separate == fc6.fused + 2 * 64 * 3
-
-
-def test_sides_that_are_rounded_up_where_the_pooling_does():
-    down, up = (layer_costs(net("A", 1 / 64, pool), 225, 301) for pool in ("floor", "ceil"))
-    assert [cost.outputs[1:] for cost in down[:2]] == [(225, 301), (112, 150)]
-    assert [cost.outputs[1:] for cost in up[:2]] == [(225, 301), (113, 151)]
-
-
-def test_a_crop_of_net_d_takes_what_torchvision_publishes():
-    found = roofline(net(), ExtractionSettings(scales=(224,), layer="fc8"), (224, 224))
-    published = models.get_model_weights("vgg16").IMAGENET1K_V1.meta["_ops"] * 1e9
-    assert found.total.multiply_adds == pytest.approx(2 * published, rel=1e-4)
-
-
-def test_five_scales_take_93_crops():
-    found = roofline(net(), ExtractionSettings(scales=FIVE), (375, 500))
-    crop = sum(cost.multiply_adds for cost in layer_costs(net(), 224, 224, "fc7"))
-    assert found.sizes == ((256, 341), (384, 512), (512, 683), (640, 853), (768, 1024))
-    assert found.total.multiply_adds == pytest.approx(1.4e12, rel=0.05)
-    assert found.total.multiply_adds / crop == pytest.approx(93, abs=2)
-
-
-def test_weights_are_read_once_a_pass():
-    model, size = net("A", 1 / 16), 256 * 341
-    alone, four = (
-        roofline(model, ExtractionSettings(scales=(256,), batch_pixels=n * 2 * size), (375, 500)) for n in (1, 4)
-    )
-    weights = sum(cost.weights for cost in layer_costs(model, 256, 341, "fc7"))
-    assert alone.total.bytes - four.total.bytes == pytest.approx(4 * weights * 3 / 4)
-    half = roofline(model, ExtractionSettings(scales=(256,), batch_pixels=2 * size, precision="bf16"), (375, 500))
-    assert 2 * half.total.bytes == alone.total.bytes
-
-
-def test_the_slower_of_both_bounds_a_layer():
-    model, settings = net("A", 1 / 16), ExtractionSettings(scales=(256, 384))
-    counted = roofline(model, settings, (300, 400))
-    assert (counted.total.seconds, counted.total.bound) == (0, "")
-    found = roofline(model, settings, (300, 400), Ceilings(device="d", multiply_adds=2e9, bytes=1e8))
-    assert {cost.bound for cost in found.layers} == {"matrix", "memory"}
-    for costs in found.each:
-        for cost in costs:
-            times = cost.multiply_adds / 2e9, cost.bytes / 1e8
-            assert cost.seconds == pytest.approx(max(times))
-            assert (
-                cost.bound
-                == ("matrix" if times[0] >= times[1] else "memory")
-                == ("matrix" if cost.intensity >= found.ceilings.ridge else "memory")
-            )
-            assert cost.separate_seconds >= cost.seconds
-    each = sum(cost.seconds for costs in found.each for cost in costs)
-    assert sum(cost.seconds for cost in found.layers) == pytest.approx(each)
-    assert sum(cost.seconds for cost in found.scales) == pytest.approx(each)
-    assert found.describe()["images_per_second"] == pytest.approx(1 / each)
-
-
-def test_an_image_without_pixels_is_refused():
-    with pytest.raises(ConfigError, match=r"shape: expected sides of at least 1 pixel, found 0x5"):
-        roofline(net("A", 1 / 64), ExtractionSettings(scales=(256,)), (0, 5))
-
-
-# --- ceilings
-
-
-def test_ceilings_are_of_this_machine(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.COPY_BYTES", {"cpu": 1 << 16})
-    for precision in ("fp32", "bf16"):
-        assert 1e6 < matrix_rate(CPU, precision, 0.01) < 1e14
-    assert 1e6 < copy_rate(CPU, 0.01) < 1e14
-    with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
-        measure_ceilings("cpu", "tf32", 0.01)
-
-
-def test_a_matrix_product_leaves_no_trace_for_which_nets_are_compiled_again(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "none"
-    try:
-        matrix_rate(CPU, "fp32", 0)
-        assert matmul.fp32_precision == "none"
-    finally:
-        matmul.fp32_precision = before
-
-
-def test_both_libraries_multiply_the_same_matrices():
-    rng = np.random.default_rng(0)
-    left, right = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
-    first, second = ceilings._products(torch.from_numpy(left), torch.from_numpy(right))
-    np.testing.assert_allclose(first().numpy(), left @ right, atol=1e-4)
-    np.testing.assert_allclose(second().numpy(), left @ right, atol=1e-4)
-
-
-def test_threads_are_given_back():
-    before = torch.get_num_threads()
-    with with_threads(before + 1) as used:
-        assert torch.get_num_threads() == used == before + 1
-    assert torch.get_num_threads() == before
 
 
 # --- images
@@ -245,19 +97,6 @@ def test_the_baseline_in_bf16_has_them_up_to_rounding(tmp_path, config, way):
     assert kept == (torch.float32 if way == "autocast" else torch.bfloat16)
 
 
-def test_the_faster_way_to_bf16_is_the_baseline(stages, monkeypatch):
-    def seconds(act, *_):
-        way = act.func.__self__.way
-        return {"autocast": 2.0, "bfloat16": 1.0}[way]
-
-    monkeypatch.setattr(bench, "_seconds", seconds)
-    settings = BenchSettings(scales=(224,), forms=(Form("bf16", "size"), Form("fp16", "size")))
-    found = bench._baselines(stages, settings, lambda name: None)
-    assert [(one.precision, one._extractor.way) for one in found] == [("fp32", "float32"), ("bf16", "bfloat16")]
-    (alone,) = bench._baselines(stages, replace(settings, forms=(Form("fp16", "size"),)), lambda name: None)
-    assert alone.precision == "fp32"
-
-
 def test_float32_of_a_plain_user_is_tf32_on_a_gpu():
     assert [plain_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "tf32"]
 
@@ -283,27 +122,11 @@ def test_the_baseline_is_torchvisions_module_where_there_is_one(config, name, mo
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     backbone = random_backbone("random:A:0:0.0625")
+    settings = BenchSettings(scales=(224,), forms=(Form("fp32", "size"),), images=3, repeat=2, workers=0)
     folder = tmp_path_factory.mktemp("stages")
     files = listed(folder, make_jpegs(folder, 3, 2))
-    extraction = Extraction(backbone, ExtractionSettings(scales=(224,)), "cpu")
     with Decoder(0, DecodeSettings()) as decoder:
-        yield Stages(backbone, extraction, files, decoder, RunSettings(workers=0, shard_rows=3), 2)
-
-
-@pytest.mark.parametrize("batching", ["size", "padded"])
-def test_the_net_alone_gets_the_batches_of_a_run(stages, batching, monkeypatch):
-    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), batching=batching), "cpu")
-    seen = []
-    for name in ("read", "read_padded"):
-        read = getattr(one, name)
-        monkeypatch.setattr(one, name, lambda images, *rest, read=read: seen.append(images) or read(images, *rest))
-    batches = stages.batches(one)
-    run_network(one, batches)
-    alone = [seen.pop(0) for _ in batches]
-    assert sum(len(images) for images in alone) == 3
-    stages.run(one, stages.often)
-    for images, other in zip(seen, alone * 2, strict=True):
-        torch.testing.assert_close(images, other, rtol=0, atol=0)
+        yield Stages(backbone, settings.runner(backbone, REFERENCE, False), files, decoder, settings)
 
 
 def test_a_batch_that_must_be_halved_ends_the_measurement(stages, monkeypatch):
@@ -327,17 +150,15 @@ def test_memory_that_runs_out_is_told_in_a_line(stages, monkeypatch, error):
         raise error
 
     one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), precision="bf16"), "cpu")
-    batches = stages.batches(one)
+    batches = stages.net_batches(one)
     monkeypatch.setattr(one, "read", refuse)
     with pytest.raises(
         ConfigError, match=r"^bf16, size: expected batches that fit into the memory of cpu, .* --batch-pixels"
     ):
         run_network(one, batches)
-    stages._batches.clear()
     monkeypatch.setattr(one, "prepared", refuse)
     with pytest.raises(ConfigError, match="or fewer --images"):
-        stages.batches(one)
-    stages._batches.clear()
+        stages.net_batches(one)
 
 
 def test_other_errors_of_the_net_are_defects(stages, monkeypatch):
@@ -347,55 +168,42 @@ def test_other_errors_of_the_net_are_defects(stages, monkeypatch):
     one = Extraction(stages.backbone, ExtractionSettings(scales=(224,)), "cpu")
     monkeypatch.setattr(one, "read", refuse)
     with pytest.raises(RuntimeError, match="shape"):
-        run_network(one, stages.batches(one))
+        run_network(one, stages.net_batches(one))
 
 
 # --- figures
 
 
-def some_speeds(**changes):
-    form = FormSpeeds(
-        form=Form("bf16", "size"),
-        network=Rates((3.0, 5.0, 4.0)),
-        together=Rates((2.0, 2.0)),
-        least_cosine=1.0,
-    )
-    plain = PlainSpeeds(precision="bf16", way="autocast", module="m", together=Rates((0.5,)), least_cosine=1.0)
-    values = {
-        "device": "d", "decoding": Rates((50.0,)), "resizing": Rates((20.0,)), "writing": Rates((90.0,)),
-        "forms": (form,), "plain": (plain,),
-        "matrix_multiply_adds": {"bf16": 16_000.0}, "image_multiply_adds": 1_000.0,
+def some_figures(form="bf16", plain=("bf16",), **changes):
+    rates = {
+        "decoding": [50.0], "resizing": [20.0], "writing": [90.0],
+        **{f"matrix product, {precision}": [15_000.0, 16_000.0] for precision in {form, *plain}},
+        f"{form}, size: network": [3.0, 5.0, 4.0], f"{form}, size: files to file": [2.0, 2.0],
+        **{f"plain baseline, {precision}: files to file": [0.5] for precision in plain},
     }  # fmt: skip
-    return Speeds(**{**values, **changes})
+    forms = [{"precision": form, "batching": "size", "least_cosine": 1.0}]
+    baselines = [{"precision": one, "way": "autocast", "module": "m", "least_cosine": 1.0} for one in plain]
+    return summarise(rates | changes, forms, baselines, 1_000.0)
 
 
 def test_shares_and_ratios_by_hand():
-    speeds = some_speeds()
-    (told,) = speeds.describe()["forms"]
-    assert told["network"] == {"median": 4.0, "rounds": [3.0, 5.0, 4.0]}
-    assert told["network_share"] == 4 * 1000 / 16_000
-    assert told["together_share"] == 2 * 1000 / 16_000
-    assert told["ratio"] == 4
-    assert told["limit"] == "network"
-    (plain,) = speeds.describe()["plain"]
+    found = some_figures()
+    (form,), (plain,) = found["forms"], found["plain"]
+    assert form["network"] == {"median": 4.0, "rounds": [3.0, 5.0, 4.0]}
+    assert form["network_share"] == 4 * 1000 / 16_000
+    assert form["together_share"] == 2 * 1000 / 16_000
+    assert (form["ratio"], form["limit"]) == (4, "network")
     assert plain["together_share"] == 0.5 * 1000 / 16_000
 
 
-def test_the_ratio_is_to_the_baseline_of_the_same_precision():
-    def plain(precision, rate):
-        return PlainSpeeds(precision=precision, way="w", module="m", together=Rates((rate,)), least_cosine=1.0)
-
-    both = some_speeds(plain=(plain("fp32", 0.1), plain("bf16", 0.5)))
-    assert both.ratio(both.forms[0]) == 4
-    for others in ((), (plain("fp32", 0.1),), (plain("tf32", 0.1),)):
-        speeds = some_speeds(plain=others)
-        assert speeds.ratio(speeds.forms[0]) is None
+@pytest.mark.parametrize(("plain", "ratio"), [(("fp32", "bf16"), 4), ((), None), (("fp32",), None), (("tf32",), None)])
+def test_the_ratio_is_to_the_baseline_of_the_same_precision(plain, ratio):
+    assert some_figures(plain=plain)["forms"][0]["ratio"] == ratio
 
 
 @pytest.mark.parametrize("slowest", ["decoding", "resizing", "writing"])
 def test_what_is_slowest_alone_holds_it_up(slowest):
-    speeds = some_speeds(**{slowest: Rates((3.9,))})
-    assert speeds.limit(speeds.forms[0]) == slowest
+    assert some_figures(**{slowest: [3.9]})["forms"][0]["limit"] == slowest
 
 
 @pytest.fixture(scope="module")
@@ -408,9 +216,9 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
         folder = tmp_path_factory.mktemp("bench")
-        speeds = measure(random_backbone("random:A:0:0.0625"), settings, folder, said.append)
+        found = measure(random_backbone("random:A:0:0.0625"), settings, folder, said.append)
     assert sorted(path.name for path in folder.iterdir()) == ["000000.jpg", "000001.jpg", "000002.jpg"]
-    return speeds, said
+    return found, said
 
 
 def test_forms_and_baselines_take_turns(measured):
@@ -422,88 +230,44 @@ def test_forms_and_baselines_take_turns(measured):
 
 
 def test_measured_figures_are_consistent(measured):
-    speeds, _ = measured
-    assert [one.form.precision for one in speeds.forms] == ["fp32", "bf16"]
-    assert [one.precision for one in speeds.plain] == ["fp32", "bf16"]
-    assert speeds.plain[0].way == "float32"
-    assert speeds.plain[1].way in ("autocast", "bfloat16")
-    told = speeds.describe()
-    for one, form, plain in zip(speeds.forms, told["forms"], speeds.plain, strict=True):
-        assert len(one.network.rounds) == len(one.together.rounds) == 2
-        ceiling = speeds.matrix_multiply_adds[one.form.precision]
-        assert form["network_share"] == pytest.approx(one.network.median * speeds.image_multiply_adds / ceiling)
-        assert form["ratio"] == pytest.approx(one.together.median / plain.together.median)
-        assert form["limit"] == min(speeds.stages(one), key=speeds.stages(one).get)
-        # The whole holds its parts: with no workers, nothing runs beside the net.
-        assert one.together.median < 1.5 * min(speeds.stages(one).values())
-    assert speeds.plain[0].least_cosine > 1 - 1e-6
-    assert 0.999 <= speeds.plain[1].least_cosine < 1 - 1e-9
-    assert speeds.forms[0].least_cosine > 1 - 1e-6
-    assert 0.9999 <= speeds.forms[1].least_cosine < 1 - 1e-9
+    found, _ = measured
+    assert (
+        [one["precision"] for one in found["forms"]] == [one["precision"] for one in found["plain"]] == ["fp32", "bf16"]
+    )
+    assert found["plain"][0]["way"] == "float32"
+    assert found["plain"][1]["way"] in ("autocast", "bfloat16")
+    for form, plain in zip(found["forms"], found["plain"], strict=True):
+        assert len(form["network"]["rounds"]) == len(form["together"]["rounds"]) == 2
+        alone = {name: found[name]["median"] for name in ("decoding", "resizing", "writing")}
+        alone["network"] = form["network"]["median"]
+        ceiling = found["matrix_multiply_adds"][form["precision"]]
+        assert form["network_share"] == pytest.approx(alone["network"] * found["image_multiply_adds"] / ceiling)
+        assert form["ratio"] == pytest.approx(form["together"]["median"] / plain["together"]["median"])
+        assert form["limit"] == min(alone, key=alone.get)
+        # The whole holds its parts: with no workers, nothing runs next to the net.
+        assert form["together"]["median"] < 1.5 * min(alone.values())
+    for exact in (found["plain"][0], found["forms"][0]):
+        assert exact["least_cosine"] > 1 - 1e-6
+    assert 0.999 <= found["plain"][1]["least_cosine"] < 1 - 1e-9
+    assert 0.9999 <= found["forms"][1]["least_cosine"] < 1 - 1e-9
 
 
 def test_multiply_adds_are_the_mean_over_the_images(measured, tmp_path):
-    speeds, _ = measured
+    found, _ = measured
     settings = ExtractionSettings(scales=(224, 240))
     counted = []
     for name in make_jpegs(tmp_path, 3, 1):
         with Image.open(tmp_path / name) as image:
             shape = image.height, image.width
-        counted.append(roofline(net("A", 1 / 16), settings, shape).total.multiply_adds)
-    assert speeds.image_multiply_adds == pytest.approx(np.mean(counted))
-
-
-def test_everything_runs_once_before_it_counts(tmp_path, monkeypatch):
-    done = []
-
-    def note(owner, name, files=lambda *args: None):
-        act = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args: done.append((name, files(*args))) or act(*args))
-
-    note(Stages, "decode")
-    note(Stages, "resize")
-    note(Stages, "write", lambda self, files: len(files))
-    note(Stages, "_cache", lambda self, extraction, files, out: len(files))
-    note(PlainExtractor, "write", lambda self, paths, out: "plain")
-    note(bench, "run_network", lambda extraction, batches: extraction.settings.batching)
-    settings = BenchSettings(
-        scales=(224,),
-        forms=(Form("fp32", "size"), Form("fp32", "padded")),
-        images=2,
-        repeat=3,
-        workers=0,
-        rounds=1,
-        seconds=1e-9,
-    )
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
-    note(bench, "matrix_rate", lambda device, precision, seconds: precision)
-    measure(random_backbone("random:A:0:0.0625"), settings, tmp_path, lambda name: done.append((name, None)))
-    start = done.index(("round 1 of 1: decoding", None))
-    before, counted = (Counter(one for one in part if one[0].isidentifier()) for part in (done[:start], done[start:]))
-    nets = {("run_network", "size"): 1, ("run_network", "padded"): 1, ("resize", None): 1, ("write", "plain"): 1,
-            ("matrix_rate", "fp32"): 1}  # fmt: skip
-    # Every image is decoded when the stages are made.
-    assert before == nets | {("write", 2): 1, ("_cache", 2): 2}
-    assert counted == nets | {("decode", None): 1, ("write", 6): 1, ("_cache", 6): 2}
-
-
-def test_what_all_are_compared_with_is_not_compiled():
-    backbone = random_backbone("random:A:0:0.0625")
-    forms = (Form("fp32", "size"), Form("bf16", "size"))
-    settings = BenchSettings(scales=(224,), forms=forms)
-    reference, found = bench._extractions(backbone, settings)
-    assert found[forms[0]] is reference
-    reference, found = bench._extractions(backbone, replace(settings, compiled=True))
-    assert not reference.settings.compiled
-    assert (reference.settings.precision, reference.settings.batching) == ("fp32", "size")
-    assert all(one.settings.compiled for one in found.values())
+        counted.append(roofline(random_backbone("random:A:0:0.0625").model, settings, shape).total.multiply_adds)
+    assert found["image_multiply_adds"] == pytest.approx(np.mean(counted))
 
 
 def test_repeated_images_fill_whole_shards():
     forms = (Form("fp32", "size"),)
 
     def rows(device, images, repeat):
-        return BenchSettings(scales=(224,), forms=forms, device=device, images=images, repeat=repeat).cache.rows()
+        return BenchSettings(scales=(224,), forms=forms, device=device, images=images, repeat=repeat).run.rows()
 
     assert rows("cuda", 24, 20) == 24
     assert rows("cuda", default_images("cuda"), 20) == rows("cuda", 512, 20) == 256
@@ -513,61 +277,13 @@ def test_repeated_images_fill_whole_shards():
         rows("cpu", 40, 2)
 
 
-# --- the commands
+# --- the command
 
 SMALL = ["--net", "A", "--width", "0.0625", "--scales", "224", "--device", "cpu"]
 
 
-@pytest.fixture
-def quick(monkeypatch):
+def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
     monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.COPY_BYTES", {"cpu": 1 << 20})
-
-
-def test_the_roofline_as_text_and_as_json(quick, capsys):
-    words = ["bench", "roofline", *SMALL, "--shape", "300x400", "--seconds", "0.01"]
-    assert run([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["format"] == "vggfeat-bench-roofline"
-    assert told["scales"][0]["size"] == [224, 299]
-    assert [layer["name"] for layer in told["layers"]][-1] == "fc7"
-    assert told["images_per_second"] == pytest.approx(1 / told["total"]["seconds"])
-    assert run(words) == 0
-    shown = capsys.readouterr().out
-    assert f"{told['total']['multiply_adds'] / 1e9:.3g}" in shown
-    assert "an image of 300 x 400, mirrored" in shown
-    for words in ("conv1_1", "224 x 299", "GB/s", "at most", "bound by"):
-        assert words in shown
-
-
-def test_counting_measures_nothing(monkeypatch, capsys):
-    monkeypatch.delattr("vggfeat.benchmarks.roofline.matrix_rate")
-    assert run(["bench", "roofline", *SMALL, "--no-measure"]) == 0
-    shown = capsys.readouterr().out
-    assert "least ms" not in shown
-    assert "at most" not in shown
-    assert run(["bench", "roofline", *SMALL, "--no-measure", "--json"]) == 0
-    assert "ceilings" not in json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("command", ["roofline", "extract"])
-def test_the_device_is_made_ready_as_for_extraction(command, quick, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr("vggfeat.runtime.devices.ready_device", lambda name: asked.append(name) or "cpu")
-    monkeypatch.setattr("vggfeat.runtime.devices.default_batch_pixels", lambda device: 12345678)
-    short = ["--images", "1", "--rounds", "1", "--no-plain", "--workers", "0"] if command == "extract" else []
-    assert run(["bench", command, *SMALL[:-1], "nothing", "--seconds", "0.01", *short, "--json"]) == 0
-    assert asked == ["nothing"]
-    assert json.loads(capsys.readouterr().out)["batch_pixels"] == 12345678
-
-
-@pytest.mark.parametrize("shape", ["375", "ax4", "0x5"])
-def test_a_shape_that_is_none_is_refused(shape, capsys):
-    assert run(["bench", "roofline", *SMALL, "--no-measure", "--shape", shape]) == 2
-    assert "expected" in capsys.readouterr().err
-
-
-def test_the_measurement_as_text_and_as_json(quick, capsys):
     words = ["bench", "extract", *SMALL, "--precision", "fp32", "--images", "2", "--workers", "0", "--threads", "1",
              "--rounds", "1", "--seconds", "0.01"]  # fmt: skip
     assert run([*words, "--json"]) == 0
@@ -589,15 +305,13 @@ def test_the_measurement_as_text_and_as_json(quick, capsys):
 
 
 def test_the_text_shows_the_figures_of_the_json():
-    from vggfeat.cli.bench_extraction import _lines
-
-    speeds = some_speeds()
-    row = next(line for line in _lines(speeds) if line.startswith("bf16, size"))
+    lines = _lines(some_figures())
+    row = next(line for line in lines if line.startswith("bf16, size"))
     assert row.split()[2:] == ["4", "25", "%", "2", "12", "%", "4.00", "1.00000000", "network"]
-    row = next(line for line in _lines(speeds) if line.startswith("plain baseline, bf16"))
+    row = next(line for line in lines if line.startswith("plain baseline, bf16"))
     assert row.split()[3:] == ["-", "-", "0.5", "3", "%", "1.00", "1.00000000", "-"]
-    assert "plain baseline: m; bf16 by torch.autocast" in _lines(speeds)
-    alone = _lines(some_speeds(plain=()))
+    assert "plain baseline: m; bf16 by torch.autocast" in lines
+    alone = _lines(some_figures(plain=()))
     assert next(line for line in alone if line.startswith("bf16, size")).split()[8:] == ["-", "1.00000000", "network"]
 
 

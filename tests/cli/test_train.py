@@ -13,7 +13,7 @@ import torch
 from torchvision.models import get_model_weights
 
 from vggfeat import synthetic
-from vggfeat.benchmarks.operations import layer_multiply_adds
+from vggfeat.benchmarks.roofline import layer_multiply_adds
 from vggfeat.benchmarks.training import TrainingSpeeds, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.cli.signals import signals_as_flag

@@ -32,19 +32,7 @@ BF16_WAYS: tuple[Way, ...] = ("autocast", "bfloat16")
 
 
 class PlainExtractor:
-    """Computes the features of one file after the other.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Its weights are copied.
-    sides : sequence of int
-        Q, smallest image sides in pixels.
-    layer : str
-        pool5, fc6, fc7 or fc8.
-    device : torch.device
-    way : float32, autocast or bfloat16
-    """
+    """Computes the features of one file after the other, with a copy of the weights, at scales Q of `sides` (S,)."""
 
     def __init__(
         self, backbone: Backbone, sides: Sequence[int], layer: str, device: torch.device, way: Way = "float32"

@@ -1,25 +1,100 @@
 """The least time that features of an image can take on a machine, layer by layer: its roofline.
 
 A layer takes at least as long as its multiply-adds at the rate of a large matrix product, and as moving its maps and
-weights at the rate of a memory copy (Williams, Waterman and Patterson 2009). Multiply-adds are those of the direct
-convolution.
+weights at the rate of a memory copy (Williams, Waterman and Patterson 2009). A multiply-add is one multiplication and
+one addition; those of the direct convolution are counted. C = channels of a map, H, W = its sides.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from vggfeat.benchmarks.ceilings import copy_rate, device_name, matrix_rate
-from vggfeat.benchmarks.operations import layer_costs
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings
 from vggfeat.forward.runner import DTYPES
-from vggfeat.nets.backbone import Pool
+from vggfeat.nets.backbone import Net, Pool
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.nets.vgg import VGG
+from vggfeat.nets.vgg import NETS, VGG, WINDOW
 from vggfeat.runtime.devices import checked_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """One convolution with its ReLU and, at the end of a block, the pooling behind it; for one image, no mirror."""
+
+    name: str
+    """conv1_1 to fc8."""
+    outputs: tuple[int, int, int]
+    """(C, H, W) of its map, before pooling."""
+    multiply_adds: int
+    """Direct ones: one for each weight and position, those on the padding included."""
+    weights: int
+    """Numbers, biases included."""
+    fused: int
+    """Activations that are read and written if ReLU, normalisation and pooling happen inside the convolution."""
+    separate: int
+    """Activations that are read and written if each of them is an operation of its own."""
+
+
+def layer_costs(model: Net, height: int, width: int, last: str = "fc8") -> tuple[LayerCost, ...]:
+    """Count all layers up to `last`, run densely over an image of height x width pixels, as the net sees it.
+
+    The weights of the model are not read: it may be on the meta device.
+    """
+    found, sides, inputs = [], (height, width), 3 * height * width
+    config = NETS[model.config]
+    for number, kernels in enumerate(config.blocks, start=1):
+        for index in range(1, len(kernels) + 1):
+            pooled = _pooled(model, sides) if index == len(kernels) else None
+            normalised = config.lrn and number == index == 1
+            found.append(_cost(model, f"conv{number}_{index}", inputs, sides, pooled, normalised))
+            inputs = _size(found[-1].outputs[0], pooled or sides)
+        sides = _pooled(model, sides)
+    dense = ("fc6", "fc7", "fc8")
+    wanted = () if last == "pool5" else (*takewhile(lambda name: name != last, dense), last)
+    sides = sides[0] - WINDOW + 1, sides[1] - WINDOW + 1
+    for name in wanted:
+        found.append(_cost(model, name, inputs, sides, None, False, activated=name != "fc8"))
+        inputs = _size(found[-1].outputs[0], sides)
+    return tuple(found)
+
+
+def layer_multiply_adds(model: Net, height: int, width: int) -> dict[str, int]:
+    """Return the multiply-adds of every layer for one image of height x width pixels, forward."""
+    return {layer.name: layer.multiply_adds for layer in layer_costs(model, height, width)}
+
+
+def _cost(
+    model: Net, name: str, inputs: int, sides: tuple[int, int], pooled: tuple[int, int] | None, normalised: bool,
+    activated: bool = True,
+) -> LayerCost:  # fmt: skip
+    weight, bias = (model.get_parameter(f"layers.{name}.{kind}") for kind in ("weight", "bias"))
+    channels = weight.shape[0]
+    written = _size(channels, sides)
+    kept = written if pooled is None else _size(channels, pooled)
+    # The convolution writes its map; ReLU and normalisation read and write it; pooling reads it.
+    separate = inputs + written * (1 + 2 * activated + 2 * normalised) + (written + kept if pooled else 0)
+    return LayerCost(
+        name=name,
+        outputs=(channels, *sides),
+        multiply_adds=weight.numel() * sides[0] * sides[1],
+        weights=weight.numel() + bias.numel(),
+        fused=inputs + kept,
+        separate=separate,
+    )
+
+
+def _pooled(model: Net, sides: tuple[int, int]) -> tuple[int, int]:
+    up = model.pool == "ceil"
+    return (sides[0] + up) // 2, (sides[1] + up) // 2
+
+
+def _size(channels: int, sides: tuple[int, int]) -> int:
+    return channels * sides[0] * sides[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +109,7 @@ class Ceilings:
 
     @property
     def ridge(self) -> float:
-        """Return the multiply-adds a byte above which the matrix rate bounds a layer, and not the memory."""
+        """The multiply-adds a byte above which the matrix rate bounds a layer, and not the memory."""
         return self.multiply_adds / self.bytes
 
 
@@ -99,17 +174,17 @@ class Roofline:
     @property
     def layers(self) -> tuple[Cost, ...]:
         """Return every layer, all scales together."""
-        return tuple(_sum(costs[0].name, costs) for costs in zip(*self.each, strict=True))
+        return tuple(_total(costs[0].name, costs) for costs in zip(*self.each, strict=True))
 
     @property
     def scales(self) -> tuple[Cost, ...]:
         """Return every scale, all layers together."""
-        return tuple(_sum(f"{h} x {w}", costs) for (h, w), costs in zip(self.sizes, self.each, strict=True))
+        return tuple(_total(f"{h} x {w}", costs) for (h, w), costs in zip(self.sizes, self.each, strict=True))
 
     @property
     def total(self) -> Cost:
         """Return all layers at all scales."""
-        return _sum("all", self.scales)
+        return _total("all", self.scales)
 
     def describe(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
@@ -126,22 +201,11 @@ class Roofline:
 
 
 def roofline(
-    model: VGG, settings: ExtractionSettings, shape: tuple[int, int], ceilings: Ceilings | None = None
+    model: Net, settings: ExtractionSettings, shape: tuple[int, int], ceilings: Ceilings | None = None
 ) -> Roofline:
-    """Count what the features of one image and its mirror take.
+    """Count what the features of one image, `shape` its height and width in the file, and of its mirror take.
 
-    Rescaling and the mean over space are not counted.
-
-    Parameters
-    ----------
-    model : VGG
-        Its weights are not read: it may be on the meta device.
-    settings : ExtractionSettings
-        Scales, layer, precision, and how many pixels go through the net in one pass.
-    shape : (int, int)
-        Height and width of the image as it is in its file.
-    ceilings : Ceilings, optional
-        Of the same precision; without them there are no times.
+    Rescaling and the mean over space are not counted. Without `ceilings`, of the same precision, there are no times.
 
     Raises
     ------
@@ -179,18 +243,18 @@ def measure_ceilings(device: str, precision: str, seconds: float) -> Ceilings:
 
 
 def _costs(
-    model: VGG, settings: ExtractionSettings, size: tuple[int, int], ceilings: Ceilings | None
+    model: Net, settings: ExtractionSettings, size: tuple[int, int], ceilings: Ceilings | None
 ) -> tuple[Cost, ...]:
-    number = DTYPES[settings.precision].itemsize
-    together = max(1, settings.batch_pixels // (2 * size[0] * size[1]))
+    item = DTYPES[settings.precision].itemsize
+    images = max(1, settings.batch_pixels // (2 * size[0] * size[1]))  # of a pass, which share the weights
     found = []
     for layer in layer_costs(model, *size, settings.layer):
-        weights = number * layer.weights / together
+        weights = item * layer.weights / images
         cost = Cost(
             name=layer.name,
             multiply_adds=2 * layer.multiply_adds,
-            bytes=2 * number * layer.fused + weights,
-            separate_bytes=2 * number * layer.separate + weights,
+            bytes=2 * item * layer.fused + weights,
+            separate_bytes=2 * item * layer.separate + weights,
         )
         found.append(cost if ceilings is None else _timed(cost, ceilings))
     return tuple(found)
@@ -199,29 +263,21 @@ def _costs(
 def _timed(cost: Cost, ceilings: Ceilings) -> Cost:
     computing = cost.multiply_adds / ceilings.multiply_adds
     moving = cost.bytes / ceilings.bytes
-    return Cost(
-        name=cost.name,
-        multiply_adds=cost.multiply_adds,
-        bytes=cost.bytes,
-        separate_bytes=cost.separate_bytes,
+    return replace(
+        cost,
         matrix_seconds=computing if computing >= moving else 0.0,
         memory_seconds=moving if moving > computing else 0.0,
         separate_seconds=max(computing, cost.separate_bytes / ceilings.bytes),
     )
 
 
-def _sum(name: str, costs: Iterable[Cost]) -> Cost:
-    parts = tuple(costs)
-
-    def over(value: Callable[[Cost], float]) -> Any:
-        return sum(map(value, parts))
-
+def _total(name: str, costs: Sequence[Cost]) -> Cost:
     return Cost(
         name=name,
-        multiply_adds=over(lambda c: c.multiply_adds),
-        bytes=over(lambda c: c.bytes),
-        separate_bytes=over(lambda c: c.separate_bytes),
-        matrix_seconds=over(lambda c: c.matrix_seconds),
-        memory_seconds=over(lambda c: c.memory_seconds),
-        separate_seconds=over(lambda c: c.separate_seconds),
+        multiply_adds=sum(cost.multiply_adds for cost in costs),
+        bytes=sum(cost.bytes for cost in costs),
+        separate_bytes=sum(cost.separate_bytes for cost in costs),
+        matrix_seconds=sum(cost.matrix_seconds for cost in costs),
+        memory_seconds=sum(cost.memory_seconds for cost in costs),
+        separate_seconds=sum(cost.separate_seconds for cost in costs),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vggfeat.benchmarks.ceilings import device_name, matrix_rate, wait_for
-from vggfeat.benchmarks.operations import layer_multiply_adds
+from vggfeat.benchmarks.roofline import layer_multiply_adds
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.vgg import VGG
@@ -77,7 +77,7 @@ def measure(
     run: TrainingSettings,
     *,
     seconds: float = 10.0,
-    progress: Callable[[str], None] | None = None,
+    report: Callable[[str], None] = lambda name: None,
 ) -> TrainingSpeeds:
     """Measure training on one device.
 
@@ -89,8 +89,8 @@ def measure(
     run : TrainingSettings
     seconds : float
         Least time of each of the measurements, after its warm-up.
-    progress : callable, optional
-        Told the name of each measurement as it begins.
+    report : callable
+        Called with the name of each measurement as it begins.
 
     Raises
     ------
@@ -100,30 +100,23 @@ def measure(
         If memory is too small, or too many images can't be read.
     """
     world = World(device=checked_device(run.device))
-    return _measure(images, recipe, run, world, seconds, progress or (lambda name: None))
-
-
-def _measure(
-    images: LabelledImages, recipe: Recipe, run: TrainingSettings, world: World, seconds: float,
-    tell: Callable[[str], None],
-) -> TrainingSpeeds:  # fmt: skip
     device = world.device
     objective = Classification(recipe, images.classes)
     model, _ = objective.first_weights()
     learner = Learner(model, objective, run, world, None, lambda sentence: None)
     with Decoder(run.workers, DecodeSettings()) as decoder:
-        tell("decoding")
+        report("decoding")
         decoding = _rate(_decoded(images, recipe, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
-        tell("loading")
+        report("loading")
         with _batches(images, recipe, world, decoder) as batches:
             loading = _rate((len(batch.targets) for batch in batches), seconds, device)
-        tell("both")
+        report("both")
+        waits: list[float] = []
         with _batches(images, recipe, world, decoder) as batches:
-            taken = _Taken(learner, batches)
-            both = _rate(taken, seconds, device)
-    tell("step")
+            both = _rate(_trained(learner, batches, waits), seconds, device)
+    report("step")
     step = _rate(_in_memory(learner, recipe, device), seconds, device)
-    tell("matrix product")
+    report("matrix product")
     return TrainingSpeeds(
         device=device_name(device),
         precision=learner.precision,
@@ -132,7 +125,7 @@ def _measure(
         loading=loading,
         step=step,
         both=both,
-        waiting=taken.waiting(both),
+        waiting=min(1.0, sum(waits[WARM_UP:]) * both / (len(waits[WARM_UP:]) * recipe.batch)),
         image_multiply_adds=training_multiply_adds(model, recipe.crop),
         matrix_multiply_adds=matrix_rate(device, learner.precision, seconds / 4),
     )
@@ -147,25 +140,12 @@ def training_multiply_adds(model: VGG, side: int) -> int:
     return 3 * sum(layers.values()) - layers["conv1_1"]
 
 
-class _Taken:
-    """Training steps by batches from files; counts images and the time spent waiting for them."""
-
-    def __init__(self, learner: Learner, batches: BatchStream) -> None:
-        self._learner, self._batches = learner, batches
-        self._waits: list[float] = []
-        self._size = 0
-
-    def __iter__(self) -> Iterator[int]:
-        for batch in self._batches:
-            self._learner.step(batch.step, batch.images, batch.targets, RATE)
-            self._waits.append(batch.waited)
-            self._size = len(batch.targets)
-            yield self._size
-
-    def waiting(self, rate: float) -> float:
-        """Return which share of the time was spent waiting, at so many images a second."""
-        counted = self._waits[WARM_UP:]
-        return min(1.0, sum(counted) * rate / (len(counted) * self._size))
+def _trained(learner: Learner, batches: BatchStream, waits: list[float]) -> Iterator[int]:
+    """Take steps by batches from files, count their images, and append the seconds that each was waited for."""
+    for batch in batches:
+        learner.step(batch.step, batch.images, batch.targets, RATE)
+        waits.append(batch.waited)
+        yield len(batch.targets)
 
 
 def _batches(images: LabelledImages, recipe: Recipe, world: World, decoder: Decoder) -> BatchStream:

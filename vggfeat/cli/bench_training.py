@@ -3,12 +3,14 @@
 import json
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import PATH, Scale
+from vggfeat.cli.bench_extraction import DEVICE_HELP, NETS, SECONDS, WIDTH, WORKERS_HELP
+from vggfeat.cli.options import PATH, Scale, option, with_options
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.training import TrainingSpeeds
@@ -17,38 +19,33 @@ if TYPE_CHECKING:
 CLASSES = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingBenchOptions:
+    """What `bench train` measures, and how long."""
+
+    root: Path | None = option(  # noqa: RUF009  a field
+        "--root", type=PATH, metavar="ROOT",
+        help="Training images, as for `vggfeat train`. [rendered ones of 500 pixels]",
+    )  # fmt: skip
+    net: str = option("--net", type=NETS, default="D")
+    width: float = option("--width", type=WIDTH, default=1.0, help="Factor on the channels of the net.")
+    scale: tuple[int, int] = option("--scale", type=Scale(), default="256", help="S, smallest image side.")
+    batch: int = option("--batch", type=click.IntRange(1), default=256, help="Images in a step.")
+    device: str | None = option("--device", help=DEVICE_HELP)
+    precision: str | None = option(
+        "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"
+    )
+    compile: bool = option("--compile", is_flag=True, help="Compile the net.")
+    micro_batch: int | None = option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
+    workers: int | None = option("--workers", type=click.IntRange(0, 256), help=WORKERS_HELP)
+    images: int = option("--images", type=click.IntRange(2 * CLASSES), default=512, help="How many to render.")
+    seconds: float = option("--seconds", type=SECONDS, default=10.0, help="Of each measurement.")
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
+
+
 @click.command("train")
-@click.option("--root", type=PATH, metavar="ROOT",
-              help="Training images, as for `vggfeat train`. [rendered ones of 500 pixels]")  # fmt: skip
-@click.option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D", show_default=True)
-@click.option("--width", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-              help="Factor on the channels of the net.")  # fmt: skip
-@click.option("--scale", type=Scale(), default="256", show_default=True, help="S, smallest image side.")
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Images in a step.")
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the net.")
-@click.option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
-@click.option("--images", type=click.IntRange(2 * CLASSES), default=512, show_default=True,
-              help="How many to render.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Of each measurement.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def bench_training(
-    root: Path | None,
-    net: str,
-    width: float,
-    scale: tuple[int, int],
-    batch: int,
-    device: str | None,
-    precision: str | None,
-    compiled: bool,
-    micro_batch: int | None,
-    workers: int | None,
-    images: int,
-    seconds: float,
-    as_json: bool,
-) -> None:
+@with_options(TrainingBenchOptions, "options")
+def bench_training(options: TrainingBenchOptions) -> None:
     """Measure images per second of decoding, of the step of SGD, and of both together, on one device.
 
     Whichever of the first two is slower alone is what holds training up. The step is also set against the product of
@@ -63,22 +60,28 @@ def bench_training(
     from vggfeat.runtime.devices import default_device, default_workers
     from vggfeat.training.recipe import Recipe, TrainingSettings
 
-    recipe = Recipe(net=net, width=width, scale=scale, batch=batch)
+    recipe = Recipe(net=options.net, width=options.width, scale=options.scale, batch=options.batch)
     run = TrainingSettings(
-        device=device or default_device(),
-        workers=default_workers() if workers is None else workers,
-        precision=precision,  # type: ignore[arg-type]
-        micro_batch=micro_batch,
-        compile=compiled,
+        device=options.device or default_device(),
+        workers=default_workers() if options.workers is None else options.workers,
+        precision=options.precision,  # type: ignore[arg-type]
+        micro_batch=options.micro_batch,
+        compile=options.compile,
     )
+    root = options.root
     with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as place:
-        data = _rendered(Path(place), images) if root is None else ilsvrc.read(root).train
-        speeds = measure(data, recipe, run, seconds=seconds, progress=lambda name: click.echo(f"{name} ...", err=True))
-    if as_json:
-        about = {"recipe": recipe.describe(), "workers": run.workers, "compile": compiled, "images": len(data)}
+        data = _rendered(Path(place), options.images) if root is None else ilsvrc.read(root).train
+        speeds = measure(
+            data, recipe, run, seconds=options.seconds, report=lambda name: click.echo(f"{name} ...", err=True)
+        )
+    if options.as_json:
+        about = {"recipe": recipe.describe(), "workers": run.workers, "compile": run.compile, "images": len(data)}
         click.echo(json.dumps(about | speeds.describe(), indent=2))
         return
-    click.echo(f"net {net}, width {width:g}, batch {batch}, {run.workers} workers; {speeds.device}, {speeds.precision}")
+    click.echo(
+        f"net {recipe.net}, width {recipe.width:g}, batch {recipe.batch}, {run.workers} workers; "
+        f"{speeds.device}, {speeds.precision}"
+    )
     for line in _lines(speeds):
         click.echo(line)
 
