@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH
-from vggfeat.cli.signals import is_main, signals_as_flag
-from vggfeat.cli.train import RUN, given, say_unless, show_json, show_run
-from vggfeat.cli.training_options import training_options
+from vggfeat.cli.options import PATH, with_options
+from vggfeat.cli.signals import is_main
+from vggfeat.cli.train import TrainingOptions, given, show_json, show_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from vggfeat.training.trainer import Outcome
 
 RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "head_std", "batch", "max_steps",
-          "learning_rate", "dropout", "momentum", "weight_decay", "colour_shift", "drops", "patience",
-          "validate_every")  # fmt: skip
+          "learning_rate")  # fmt: skip
 
 
 @click.command("train")
@@ -48,7 +46,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
 @click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
 @click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0), help="At first. [0.001]")
-@training_options
+@with_options(TrainingOptions, "options")
 def localise_train(
     root: Path,
     annotations: Path | None,
@@ -56,13 +54,7 @@ def localise_train(
     out: Path,
     resume: bool,
     scale: int,
-    full_decode: bool,
-    seed: int,
-    device: str | None,
-    compiled: bool,
-    workers: int | None,
-    as_json: bool,
-    quiet: bool,
+    options: TrainingOptions,
     **chosen: Any,
 ) -> None:
     """Train box regression from a classification net, after Appendix A of the VGG paper.
@@ -80,39 +72,22 @@ def localise_train(
     \b
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
-    from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
-    from vggfeat.training.recipe import TrainingSettings
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(weights)
-    recipe = box_recipe_for(started_from, scale, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
-    run = TrainingSettings(
-        device=device or default_device(),
-        workers=default_workers() if workers is None else workers,
-        compile=compiled,
-        **given(chosen, RUN),
-    )
-    if run.device == "cpu":
-        keep_freed_memory()
-    say = say_unless(quiet)
-    data = _read(root, annotations, quiet or not is_main())
+    recipe = box_recipe_for(started_from, scale, **options.recipe(), **given(chosen, RECIPE))
+    run = options.settings()
+    data = _read(root, annotations, options.quiet or not is_main())
     for note in (data.images.layout, *data.train.notes, *data.val.notes):
-        say(note)
-    title = f"localise train {recipe.kind}"
-    with Progress(title, "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
-
-        def progress(done: float, total: float, note: str) -> bool:
-            bar.update(done, total, note)
-            return stop()
-
+        options.say(note)
+    with options.progress(f"localise train {recipe.kind}") as progress:
         outcome = train_boxes(
-            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=say
+            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=options.say
         )
     if is_main():
-        _show(outcome, as_json)
+        _show(outcome, options.as_json)
 
 
 def _read(root: Path, annotations: Path | None, quiet: bool) -> "BoxData":

@@ -1,24 +1,114 @@
 """`vggfeat train`: labelled images in, a net out."""
 
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Scale
+from vggfeat.cli.options import PATH, Scale, option, with_options
 from vggfeat.cli.signals import is_main, signals_as_flag
-from vggfeat.cli.training_options import training_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vggfeat.training.trainer import Outcome
+    from vggfeat.training.recipe import TrainingSettings
+    from vggfeat.training.trainer import Outcome, Progress
 
 SHOWN_FAILURES = 5
-RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std", "dropout", "momentum",
-          "weight_decay", "colour_shift", "drops", "patience", "validate_every")  # fmt: skip
-RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
+RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What every training command takes: the end of the recipe, and how the work is done."""
+
+    dropout: float | None = option(
+        "--dropout", type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]"
+    )
+    momentum: float | None = option("--momentum", type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
+    weight_decay: float | None = option(
+        "--weight-decay", type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]"
+    )
+    colour_shift: float | None = option(
+        "--colour-shift", type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]"
+    )
+    full_decode: bool = option(
+        "--full-decode", is_flag=True, help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it."
+    )
+    drops: int | None = option(
+        "--drops", type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]"
+    )
+    patience: int | None = option(
+        "--patience", type=click.IntRange(1), help="Validations without a gain before that. [5]"
+    )
+    validate_every: int | None = option(
+        "--validate-every", type=click.IntRange(1), metavar="STEPS", help="Steps between validations. [an epoch]"
+    )
+    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of everything that is random.")
+    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    precision: str | None = option(
+        "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"
+    )
+    compiled: bool = option("--compile", is_flag=True, help="Compile the net: slow to start, then faster on a GPU.")
+    micro_batch: int | None = option(
+        "--micro-batch", type=click.IntRange(1), help="Images in one pass: bounds the memory. [what fits]"
+    )
+    workers: int | None = option(
+        "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
+    )
+    checkpoint_every: int | None = option(
+        "--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]"
+    )
+    log_every: int | None = option(
+        "--log-every", type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]"
+    )
+    as_json: bool = option("--json", is_flag=True, help="Print the summary as JSON.")
+    quiet: bool = option("--quiet", is_flag=True, help="No progress.")
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the fields of `vggfeat.training.recipe.Recipe` that they decide."""
+        names = ("dropout", "momentum", "weight_decay", "colour_shift", "drops", "patience", "validate_every")
+        return {"seed": self.seed, "reduced": not self.full_decode, **given(vars(self), names)}
+
+    def settings(self) -> "TrainingSettings":
+        """Return how the work is done, and prepare the process for it."""
+        from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
+        from vggfeat.training.recipe import TrainingSettings
+
+        device = self.device or default_device()
+        if device == "cpu":
+            keep_freed_memory()
+        return TrainingSettings(
+            device=device,
+            workers=default_workers() if self.workers is None else self.workers,
+            compile=self.compiled,
+            **given(vars(self), ("precision", "micro_batch", "checkpoint_every", "log_every")),
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence at once; of several processes only the first does."""
+        if is_main() and not self.quiet:
+            click.echo(f"note: {sentence}", err=True)
+
+    @contextmanager
+    def progress(self, title: str) -> "Iterator[Progress]":
+        """Show a bar, and hand out what updates it and returns whether Ctrl-C or SIGTERM has arrived."""
+        from vggfeat.cli.progress import Progress
+
+        with Progress(title, "steps", quiet=self.quiet or not is_main()) as bar, signals_as_flag() as stop:
+
+            def update(done: float, total: float, note: str) -> bool:
+                bar.update(done, total, note)
+                return stop()
+
+            yield update
+
+
+def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: chosen[name] for name in names if chosen[name] is not None}
 
 
 @click.command()
@@ -40,7 +130,7 @@ RUN = ("precision", "micro_batch", "checkpoint_every", "log_every")
               help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
 @click.option("--initialisation", type=click.Choice(["glorot", "normal", "he"]), help="Of random layers. [glorot]")
 @click.option("--normal-std", type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
-@training_options
+@with_options(TrainingOptions, "options")
 def train(
     root: Path,
     net: str,
@@ -48,13 +138,7 @@ def train(
     out: Path,
     resume: bool,
     init_from: str | None,
-    full_decode: bool,
-    seed: int,
-    device: str | None,
-    compiled: bool,
-    workers: int | None,
-    as_json: bool,
-    quiet: bool,
+    options: TrainingOptions,
     **chosen: Any,
 ) -> None:
     """Train a net by the recipe of the VGG paper; every default is that of its Sect. 3.1, or says why it is not.
@@ -73,38 +157,23 @@ def train(
     \b
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
-    from vggfeat.training.recipe import TrainingSettings, recipe_for
+    from vggfeat.training.recipe import recipe_for
     from vggfeat.training.train import train as run_training
     from vggfeat.weights import load_backbone
 
     started_from = load_backbone(init_from) if init_from else None
-    recipe = recipe_for(net, scale, started_from, seed=seed, reduced=not full_decode, **given(chosen, RECIPE))
-    run = TrainingSettings(
-        device=device or default_device(),
-        workers=default_workers() if workers is None else workers,
-        compile=compiled,
-        **given(chosen, RUN),
-    )
-    if run.device == "cpu":
-        keep_freed_memory()
+    recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
+    run = options.settings()
     data = ilsvrc.read(root)
-    say = say_unless(quiet)
     counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
-    say(f"{counts}: {data.layout}")
-    with Progress(f"train {net}", "steps", quiet=quiet or not is_main()) as bar, signals_as_flag() as stop:
-
-        def progress(done: float, total: float, note: str) -> bool:
-            bar.update(done, total, note)
-            return stop()
-
+    options.say(f"{counts}: {data.layout}")
+    with options.progress(f"train {net}") as progress:
         outcome = run_training(
-            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=say
+            recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=options.say
         )
     if is_main():
-        show_outcome(outcome, as_json)
+        show_outcome(outcome, options.as_json)
 
 
 def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
@@ -138,24 +207,9 @@ def show_run(outcome: "Outcome") -> None:
     click.echo(f"as a page: vggfeat report {shlex.quote(str(outcome.folder))}")
 
 
-def given(chosen: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {name: chosen[name] for name in names if chosen[name] is not None}
-
-
 def show_json(outcome: "Outcome") -> None:
     """Print all that is known of a run."""
     import dataclasses
     import json
 
     click.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
-
-
-def say_unless(quiet: bool) -> "Callable[[str], None]":
-    """Return what prints a sentence at once; of several processes only the first does."""
-
-    def say(sentence: str) -> None:
-        if is_main() and not quiet:
-            click.echo(f"note: {sentence}", err=True)
-
-    return say
