@@ -15,7 +15,7 @@ FLOORS = (
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
     {"forward", "protocols"},
-    {"shard_stream"},
+    {"summary"},
     {"extract"},
     {"classification", "localisation", "similar", "estimator"},
     {"results"},

@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, ImageError, WeightsError
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.weights import random_backbone
 
@@ -36,7 +36,7 @@ def images(tmp_path):
 
 def test_descriptors_are_those_of_the_extraction(images):
     found = Extractor(NET, scales=(224, 240), device="cpu").fit_transform(images)
-    rows = Extraction(random_backbone(NET), ExtractionSettings(scales=(224, 240))).rows(
+    rows = feature_runner(random_backbone(NET), ExtractionSettings(scales=(224, 240))).rows(
         [decode(Request(path, (None,)), DecodeSettings()) for path in images]
     )
     expected = np.stack([row.features.mean(axis=(0, 1)) for row in rows])

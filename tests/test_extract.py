@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from vggfeat import extract as caching
-from vggfeat import shard_stream as computing
+from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import RunSettings, extract_features
-from vggfeat.forward import BatchRunner
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward import conditions
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import IMAGES, cosines
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.store.failures import failures_path
 from vggfeat.store.reader import FeatureFile
@@ -54,7 +55,7 @@ def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
     summary = extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
     assert (summary.total, summary.resumed, summary.failures) == (10, 0, ())
-    extraction = Extraction(random_backbone(NET), SETTINGS)
+    extraction = feature_runner(random_backbone(NET), SETTINGS)
     with h5py.File(tmp_path / "x.h5") as file:  # by a reader that knows nothing of vggfeat
         for row, name in enumerate(file["ids"][:]):
             image = decode(Request(str(root / name.decode()), (None,)), DecodeSettings())
@@ -154,7 +155,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
     if changed.get("grow"):
         draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
     if "versions" in changed:
-        monkeypatch.setattr(caching, "version", lambda name: changed["versions"])
+        monkeypatch.setattr(conditions, "version", lambda name: changed["versions"])
     if "threads" in changed:
         monkeypatch.setattr(caching.torch, "get_num_threads", lambda: 99)
     with pytest.raises(StoreError, match=what):
@@ -234,7 +235,7 @@ def test_bad_images_stop_nothing_shift_nothing_and_are_named(with_bad_images, tm
     }
     assert not any(str(tmp_path) in reason for _, reason in summary.failures)
     assert any("enlarged more than eightfold" in note for note in summary.notes)
-    extraction = Extraction(random_backbone(NET), SETTINGS)
+    extraction = feature_runner(random_backbone(NET), SETTINGS)
     with FeatureFile(tmp_path / "x.h5") as file:
         for name in ("a/5.png", "a/e-wrong-suffix.jpg", "a/m-clear.png"):
             row = file.dataset.ids.index(name)
@@ -312,8 +313,7 @@ def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
 
 @pytest.fixture
 def ahead(monkeypatch):
-    compute = computing.compute
-    monkeypatch.setattr(caching, "compute", lambda *given: compute(*given[:-1], 1))
+    monkeypatch.setattr(caching, "shards_ahead", lambda device: 1)
 
 
 def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):
@@ -378,7 +378,7 @@ def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, 
 
 
 def test_a_net_that_does_not_stand_half_precision_is_named(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "LEAST_COSINE", 1.1)
+    monkeypatch.setattr(summary, "LEAST_COSINE", 1.1)
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(
         open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
@@ -401,7 +401,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr(caching, "compare", refuse)
+    monkeypatch.setattr(caching, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(
         open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE

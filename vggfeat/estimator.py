@@ -11,7 +11,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.descriptors import join_features
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, region_of
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.devices import default_device
@@ -113,12 +114,12 @@ class Extractor(TransformerMixin, BaseEstimator):
         """
         if isinstance(X, (str, os.PathLike, Image.Image)):
             raise ConfigError(f"X: expected a list of paths or PIL images, found a single {type(X).__name__}")
-        extraction = self._load()
-        decode = DecodeSettings(largest_side=max(extraction.sides))
-        blocks = [np.empty((0, *self._feature_shape(extraction)), dtype=np.float32)]
+        runner = self._load()
+        decode = DecodeSettings(largest_side=max(runner.sides))
+        blocks = [np.empty((0, *self._feature_shape(runner)), dtype=np.float32)]
         with Decoder(self.workers, decode) as decoder:
             for start, chunk in _chunks(X, self.chunk):
-                rows = extraction.rows(_images(chunk, decoder, decode))
+                rows = runner.rows(_images(chunk, decoder, decode))
                 for index, row in enumerate(rows, start=start):
                     if row.features is None:
                         reason, _, text = row.reason.partition(": ")
@@ -132,7 +133,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         length = channels * (scales if self.join == "stack" else 1)
         return np.array([f"vggfeat{index}" for index in range(length)], dtype=object)
 
-    def _load(self) -> Extraction:
+    def _load(self) -> BatchRunner:
         if self.chunk < 1:
             raise ConfigError(f"chunk: expected at least 1, found {self.chunk}")
         join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
@@ -145,11 +146,14 @@ class Extractor(TransformerMixin, BaseEstimator):
         )
         wanted = (str(self.weights), settings, self.device)
         if getattr(self, "_loaded", (None,))[0] != wanted:
-            self._loaded = (wanted, Extraction(load_backbone(self.weights), settings, self.device or default_device()))
+            self._loaded = (
+                wanted,
+                feature_runner(load_backbone(self.weights), settings, self.device or default_device()),
+            )
         return self._loaded[1]
 
-    def _feature_shape(self, extraction: Extraction) -> tuple[int, int, int]:
-        return len(extraction.sides), 1, extraction.channels
+    def _feature_shape(self, runner: BatchRunner) -> tuple[int, int, int]:
+        return len(runner.sides), 1, runner.head.channels
 
     def __getstate__(self) -> dict[str, Any]:
         # The net is found again by its name; a copy of 500 MB in every pickle helps nobody.

@@ -130,9 +130,9 @@ class DataSet:
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
 
-    def file_of(self, row: int) -> str:
-        """Return the path of the image of a row on this machine."""
-        return os.path.join(self.root, self.paths[row])
+    def place(self, row: int) -> "Place":
+        """Say where the image of a row is on this machine: a file of its own."""
+        return Place(os.path.join(self.root, self.paths[row]), None)
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that is stored of the data set (not over the images), as 64 hex digits."""

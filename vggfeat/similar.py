@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
 from vggfeat.errors import ConfigError, StoreError, WeightsError
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
@@ -323,10 +323,10 @@ def extract_query(
     settings = extraction_settings(file)
     if settings.precision == "tf32" and device.startswith("cpu"):
         settings = replace(settings, precision="fp32")  # What TF32 stands for, and all that a CPU has.
-    extraction = Extraction(backbone, settings, device)
-    decode = DecodeSettings(largest_side=max(extraction.sides), **_limits(file.provenance))
+    runner = feature_runner(backbone, settings, device)
+    decode = DecodeSettings(largest_side=max(runner.sides), **_limits(file.provenance))
     with Decoder(1, decode) as decoder:
-        (row,) = extraction.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
+        (row,) = runner.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
     if row.features is None:
         raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)

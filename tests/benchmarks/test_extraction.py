@@ -18,10 +18,11 @@ from vggfeat.benchmarks.stages import REFERENCE, BenchSettings, Form, Stages, ru
 from vggfeat.cli import run
 from vggfeat.cli.bench_extraction import _lines
 from vggfeat.errors import ConfigError
-from vggfeat.forward.features import Extraction, ExtractionSettings, requests
+from vggfeat.forward.features import ExtractionSettings, FeatureHead, feature_runner
 from vggfeat.forward.precision import cosines
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
+from vggfeat.images.requests import row_requests
 from vggfeat.nets.vgg import VGG
 from vggfeat.weights import random_backbone
 
@@ -75,8 +76,8 @@ def test_the_baseline_has_our_features(tmp_path, config, layer):
     backbone = random_backbone(f"random:{config}:1:0.0625")
     files = listed(tmp_path, make_jpegs(tmp_path, 2, 5))
     with Decoder(0, DecodeSettings()) as decoder:
-        images = list(decoder.stream(requests(files, range(2), ("image",))))
-    ours = Extraction(backbone, ExtractionSettings(scales=(224, 256), layer=layer)).rows(images)
+        images = list(decoder.stream(row_requests(files, range(2), ("image",))))
+    ours = feature_runner(backbone, ExtractionSettings(scales=(224, 256), layer=layer)).rows(images)
     theirs = PlainExtractor(backbone, (224, 256), layer, CPU)
     for row, path in zip(ours, files.paths, strict=True):
         expected = theirs.features(tmp_path / path)
@@ -130,16 +131,15 @@ def stages(tmp_path_factory):
 
 
 def test_a_batch_that_must_be_halved_ends_the_measurement(stages, monkeypatch):
-    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), batching="padded"), "cpu")
-    read = Extraction.read
+    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,), batching="padded"), "cpu")
+    values = FeatureHead.values
 
-    def small(images, *rest):
+    def small(head, model, images, *rest):
         if len(images) > 1:
             raise RuntimeError("CUDA out of memory. Tried much")
-        return read(one, images, *rest)
+        return values(head, model, images, *rest)
 
-    monkeypatch.setattr(one, "read", small)
-    monkeypatch.setattr(one, "read_padded", small)
+    monkeypatch.setattr(FeatureHead, "values", small)
     with pytest.raises(ConfigError, match=r"found 1 that had to be halved; give a --batch-pixels below 1048576"):
         stages.features(one)
 
@@ -149,14 +149,14 @@ def test_memory_that_runs_out_is_told_in_a_line(stages, monkeypatch, error):
     def refuse(*_):
         raise error
 
-    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,), precision="bf16"), "cpu")
+    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,), precision="bf16"), "cpu")
     batches = stages.net_batches(one)
-    monkeypatch.setattr(one, "read", refuse)
+    monkeypatch.setattr(FeatureHead, "values", refuse)
     with pytest.raises(
         ConfigError, match=r"^bf16, size: expected batches that fit into the memory of cpu, .* --batch-pixels"
     ):
         run_network(one, batches)
-    monkeypatch.setattr(one, "prepared", refuse)
+    monkeypatch.setattr(one, "prepare", refuse)
     with pytest.raises(ConfigError, match="or fewer --images"):
         stages.net_batches(one)
 
@@ -165,8 +165,8 @@ def test_other_errors_of_the_net_are_defects(stages, monkeypatch):
     def refuse(*_):
         raise RuntimeError("shape")
 
-    one = Extraction(stages.backbone, ExtractionSettings(scales=(224,)), "cpu")
-    monkeypatch.setattr(one, "read", refuse)
+    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,)), "cpu")
+    monkeypatch.setattr(FeatureHead, "values", refuse)
     with pytest.raises(RuntimeError, match="shape"):
         run_network(one, stages.net_batches(one))
 

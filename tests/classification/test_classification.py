@@ -19,8 +19,7 @@ from vggfeat.classification.extract import as_dataset, cache_posteriors, default
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.extract import RunSettings
-from vggfeat.forward.crops import centre, grid
-from vggfeat.forward.posteriors import Posteriors, PosteriorSettings, cut, cut_mirrored
+from vggfeat.forward.posteriors import PosteriorSettings, centre, cut, cut_mirrored, grid, posterior_runner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, decode
 from vggfeat.localisation.nets import BOX_FACTS
 from vggfeat.nets.families import initialise
@@ -62,7 +61,7 @@ def flipped(made):
 
 
 def posteriors(net, made, device="cpu", order=None, **settings):
-    rows = Posteriors(net, PosteriorSettings(**settings), device, order).rows([made])
+    rows = posterior_runner(net, PosteriorSettings(**settings), device, order).rows([made])
     assert rows[0].reason == ""
     return rows[0].features[:, 0]
 
@@ -191,7 +190,7 @@ def test_images_of_one_batch_do_not_mix():
     net = backbone()
     made = [image(100, 130, seed) for seed in range(3)]
     settings = PosteriorSettings(mode="multi-crop", scales=(230,), batch_pixels=7 * 224 * 224)
-    rows = Posteriors(net, settings).rows(made)
+    rows = posterior_runner(net, settings).rows(made)
     for one, row in zip(made, rows, strict=True):
         close(row.features[:, 0], posteriors(net, one, mode="multi-crop", scales=(230,)))
 
@@ -220,7 +219,7 @@ def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_
     most = 1
     close(posteriors(backbone(), made, mode="multi-crop", scales=(side,)), expected)
     most = 0
-    row = Posteriors(backbone(), settings).rows([made])[0]
+    row = posterior_runner(backbone(), settings).rows([made])[0]
     assert row.reason.startswith("out-of-memory")
     assert seen[-1] == 1
 

@@ -15,7 +15,7 @@ import torch
 from vggfeat.classification.evaluate import fuse
 from vggfeat.cli import features, run
 from vggfeat.datasets import ilsvrc
-from vggfeat.forward.posteriors import Posteriors
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import VGG
 from vggfeat.store.reader import FeatureFile
@@ -99,7 +99,7 @@ def test_the_errors_are_those_of_the_posteriors(made):
 
 
 def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Posteriors, "rows", None)
+    monkeypatch.setattr(BatchRunner, "launch", None)
     words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "224,240"]
     before = results_of(made / "one")
     assert run(["classify", *words, "--out", str(made / "one"), *FEW]) == 0
@@ -113,7 +113,7 @@ def test_saved_posteriors_are_fused_without_a_net(made, tmp_path, capsys, monkey
     both = ["--weights", str(made / "one.safetensors"), *words]
     assert run(["classify", *words, "--out", str(tmp_path / "two"), *FEW]) == 0
     assert run(["classify", *both, "--out", str(tmp_path / "at-once"), *FEW]) == 0
-    monkeypatch.setattr(Posteriors, "__init__", None)
+    monkeypatch.setattr(BatchRunner, "__init__", None)
     files = [*posteriors_in(made / "one"), *posteriors_in(tmp_path / "two")]
     words = [word for file in files for word in ("--posteriors", str(file))]
     assert run(["classify", *words, "--out", str(tmp_path / "fused")]) == 0

@@ -21,7 +21,8 @@ from vggfeat.cli.signals import is_main, line, stopped
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extract import RunSettings, extract_features
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.runtime.durable import DISK
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
 from vggfeat.store.writer import FeatureWriter
@@ -102,7 +103,7 @@ def broken(request, tmp_path):
 
 def extracted(tmp_path, name, *more):
     """Give the command, and return its code, and the images that went through the net."""
-    seen, original = [], Extraction.launch
+    seen, original = [], BatchRunner.launch
 
     def launch(self, images, *rest):
         taken = list(images)
@@ -110,7 +111,7 @@ def extracted(tmp_path, name, *more):
         return original(self, taken, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Extraction, "launch", launch)
+        patch.setattr(BatchRunner, "launch", launch)
         given = ["--shard-rows", "3", "--json", *more]
         code = run([str(word) for word in (*words(tmp_path / "in", tmp_path / name)[:-2], *given)])
     return code, len(seen)

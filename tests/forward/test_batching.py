@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vggfeat.forward import by_size, padded
+from vggfeat.forward.batching import by_size, padded
 
 
 def sizes(count, seed=0):

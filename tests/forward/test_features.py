@@ -8,8 +8,10 @@ import torch
 
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward import features as extraction_module
-from vggfeat.forward.features import Extraction, ExtractionSettings, check_boxes, requests, spatial_mean
+from vggfeat.forward import transfer
+from vggfeat.forward.features import ExtractionSettings, FeatureHead, check_boxes, feature_runner, spatial_mean
 from vggfeat.images.decode import DecodedImage
+from vggfeat.images.requests import row_requests
 from vggfeat.nets.transforms import rescale
 from vggfeat.nets.vgg import VGG
 from vggfeat.samples import DataSet, Task
@@ -48,7 +50,7 @@ def reference(net, pixels, side, layer="fc7"):
 def test_features_are_the_spatial_mean_over_image_and_mirror(layer):
     net = backbone()
     images = [image(100, 140, 1), image(140, 100, 2), image(100, 140, 3), image(90, 90, 4)]
-    rows = Extraction(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(images)
+    rows = feature_runner(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(images)
     for made, row in zip(images, rows, strict=True):
         assert row.reason == ""
         assert row.size == made.size
@@ -62,14 +64,14 @@ def test_features_are_the_spatial_mean_over_image_and_mirror(layer):
 def test_at_a_224_crop_there_is_one_position():
     net = backbone()
     made = image(224, 224, 5)
-    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([made])[0]
+    row = feature_runner(net, ExtractionSettings(scales=(224,))).rows([made])[0]
     close(row.features[0, 0], reference(net, made.regions[0], 224))
 
 
 def test_regions_keep_their_places():
     net = backbone()
     made = image(120, 160, 6, regions=2)
-    row = Extraction(net, ExtractionSettings(scales=SCALES, regions=("image", "box"))).rows([made])[0]
+    row = feature_runner(net, ExtractionSettings(scales=SCALES, regions=("image", "box"))).rows([made])[0]
     for s, side in enumerate(SCALES):
         for r in range(2):
             expected = reference(net, made.regions[r], side)
@@ -81,13 +83,13 @@ def test_a_mirrored_image_has_the_same_feature():
     made = image(100, 130, 7)
     flipped = DecodedImage((np.ascontiguousarray(made.regions[0][:, ::-1]),), made.size, made.sha256)
     settings = ExtractionSettings(scales=(230,))
-    one, other = (Extraction(net, settings).rows([p])[0].features for p in (made, flipped))
+    one, other = (feature_runner(net, settings).rows([p])[0].features for p in (made, flipped))
     close(one, other)
 
 
 def test_failures_keep_their_rows():
     images = [image(100, 100, 1), ImageError("empty", "nothing in it"), image(100, 100, 2)]
-    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
+    rows = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows(images)
     assert [row.features is None for row in rows] == [False, True, False]
     assert rows[1].reason == "empty: nothing in it"
     assert rows[1].size == (0, 0)
@@ -96,14 +98,14 @@ def test_failures_keep_their_rows():
 
 def test_too_elongated_images_fail_by_name():
     thin = DecodedImage((np.zeros((1, 3000, 3), dtype=np.uint8),), (1, 3000), bytes(32))
-    row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
+    row = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
     assert row.features is None
     assert row.reason.startswith("elongated: 3000x1 pixels would become 672000x224")
 
 
 def test_one_pixel_wide_images_are_enlarged():
     thin = DecodedImage((np.full((20, 1, 3), 99, dtype=np.uint8),), (20, 1), bytes(32))
-    row = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
+    row = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
     assert np.isfinite(row.features).all()
 
 
@@ -118,7 +120,7 @@ def test_scales_below_one_window_are_raised_to_it():
 def test_non_finite_features_fail_by_name():
     net = backbone()
     net.model.layers["fc7"].bias.data[3] = torch.inf
-    row = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 100)])[0]
+    row = feature_runner(net, ExtractionSettings(scales=(224,))).rows([image(100, 100)])[0]
     assert row.features is None
     assert row.reason.startswith("non-finite: the fc7 map")
 
@@ -148,7 +150,7 @@ def test_long_images_are_run_in_strips_by_the_extraction_too():
     net = backbone()
     made = image(224, 1800, 8)
     whole, strips = (
-        Extraction(net, ExtractionSettings(scales=(224,), batch_pixels=pixels)).rows([made])[0].features
+        feature_runner(net, ExtractionSettings(scales=(224,), batch_pixels=pixels)).rows([made])[0].features
         for pixels in (1 << 22, 2 * 224 * 900)
     )
     close(strips, whole)
@@ -172,9 +174,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(monkeypatch):
     net = backbone()
     images = [image(100, 130, seed) for seed in range(5)]
     settings = ExtractionSettings(scales=(224,))
-    expected = [row.features for row in Extraction(net, settings).rows(images)]
+    expected = [row.features for row in feature_runner(net, settings).rows(images)]
     sizes = starve(monkeypatch, 4)
-    starved = Extraction(net, settings)
+    starved = feature_runner(net, settings)
     found = [row.features for row in starved.rows(images)]
     assert sizes == [10, 4, 6, 2, 4]
     assert starved.halvings == 2
@@ -193,7 +195,7 @@ def test_an_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last
 
     monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
     images = [image(224, 224, 1), image(224, 1800, 2), image(224, 224, 3)]
-    rows = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
+    rows = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows(images)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
     # Image and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
     assert budgets == [(2, 1 << 20), (1, 224 * 1800), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
@@ -204,9 +206,9 @@ def test_an_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last
 def test_an_image_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, monkeypatch):
     # None of them is longer than the narrowest strip of these nets.
     made, settings = image(*sides), ExtractionSettings(scales=(min(sides),))
-    expected = Extraction(backbone(net), settings).rows([made])[0].features
+    expected = feature_runner(backbone(net), settings).rows([made])[0].features
     counts = starve(monkeypatch, 1)
-    close(Extraction(backbone(net), settings).rows([made])[0].features, expected)
+    close(feature_runner(backbone(net), settings).rows([made])[0].features, expected)
     assert counts == [2, 1, 1]
 
 
@@ -231,7 +233,7 @@ def test_every_way_to_say_out_of_memory_is_understood(text, monkeypatch):
         return spatial_mean(model, images, layer, pixels)
 
     monkeypatch.setattr(extraction_module, "spatial_mean", once)
-    extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
+    extraction = feature_runner(backbone(), ExtractionSettings(scales=(224,)))
     assert all(row.features is not None for row in extraction.rows([image(100, 130, 1), image(100, 130, 2)]))
     assert (calls, extraction.halvings) == ([4, 2, 2], 1)
 
@@ -245,7 +247,7 @@ def test_no_pass_has_more_pixels_than_allowed(monkeypatch):
 
     monkeypatch.setattr(extraction_module, "spatial_mean", watch)
     budget = 5 * 2 * 224 * 291
-    Extraction(backbone(), ExtractionSettings(scales=(224,), batch_pixels=budget)).rows(
+    feature_runner(backbone(), ExtractionSettings(scales=(224,), batch_pixels=budget)).rows(
         [image(100, 130, seed) for seed in range(12)]
     )
     assert passes == [budget, budget, 2 * 2 * 224 * 291]
@@ -254,16 +256,16 @@ def test_no_pass_has_more_pixels_than_allowed(monkeypatch):
 def test_the_callers_net_keeps_its_precision_mode_and_place():
     net = backbone()
     net.model.train()
-    first = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
-    Extraction(net, ExtractionSettings(scales=(224,), precision="bf16")).rows([image(100, 130)])
+    first = feature_runner(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
+    feature_runner(net, ExtractionSettings(scales=(224,), precision="bf16")).rows([image(100, 130)])
     assert net.model.training
     assert net.model.layers["fc7"].weight.dtype == torch.float32
-    again = Extraction(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
+    again = feature_runner(net, ExtractionSettings(scales=(224,))).rows([image(100, 130)])[0].features
     assert np.array_equal(first, again)
 
 
 def test_a_callers_autocast_changes_nothing():
-    extraction = Extraction(backbone(), ExtractionSettings(scales=(224,)))
+    extraction = feature_runner(backbone(), ExtractionSettings(scales=(224,)))
     expected = extraction.rows([image(100, 130)])[0].features
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert np.array_equal(extraction.rows([image(100, 130)])[0].features, expected)
@@ -272,7 +274,7 @@ def test_a_callers_autocast_changes_nothing():
 def test_interpolation_is_passed_on():
     made = image(100, 130)
     one, other = (
-        Extraction(backbone(), ExtractionSettings(scales=(224,), interpolation=kind)).rows([made])[0].features
+        feature_runner(backbone(), ExtractionSettings(scales=(224,), interpolation=kind)).rows([made])[0].features
         for kind in ("bilinear", "bicubic")
     )
     assert not np.allclose(one, other, rtol=1e-3)
@@ -282,7 +284,7 @@ def test_the_longest_side_at_the_largest_scale_decides_what_is_too_elongated():
     thin = DecodedImage((np.zeros((2, 600, 3), dtype=np.uint8),), (2, 600), bytes(32))
     settings = ExtractionSettings(scales=(224, 500))
     assert (
-        Extraction(backbone(), settings)
+        feature_runner(backbone(), settings)
         .rows([thin])[0]
         .reason.startswith("elongated: 600x2 pixels would become 150000x500")
     )
@@ -294,20 +296,20 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
 
     monkeypatch.setattr(extraction_module, "spatial_mean", broken)
     with pytest.raises(RuntimeError, match="a defect"):
-        Extraction(backbone(), ExtractionSettings(scales=(224,))).rows([image(100, 100)])
+        feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows([image(100, 100)])
 
 
 def test_windows_bound_what_is_held_and_change_no_value():
     net = backbone()
     images = [image(100, 130, seed) for seed in range(6)]
     small = ExtractionSettings(scales=(224,), window_bytes=2 * 100 * 130 * 3)
-    extraction = Extraction(net, small)
+    extraction = feature_runner(net, small)
     held = []
-    original = extraction._values
-    extraction._values = lambda window: held.append(len(window)) or original(window)
+    original = extraction.batches
+    extraction.batches = lambda window: held.append(len(window)) or original(window)
     found = extraction.rows(images)
     assert held == [2, 2, 2, 0]
-    expected = Extraction(net, ExtractionSettings(scales=(224,))).rows(images)
+    expected = feature_runner(net, ExtractionSettings(scales=(224,))).rows(images)
     for one, other in zip(found, expected, strict=True):
         close(one.features, other.features)
 
@@ -315,15 +317,15 @@ def test_windows_bound_what_is_held_and_change_no_value():
 def test_the_same_call_gives_the_same_bits():
     net = backbone()
     images = [image(100, 130 + seed % 2, seed) for seed in range(5)]
-    first, again = (Extraction(net, ExtractionSettings(scales=SCALES)).rows(images) for _ in range(2))
+    first, again = (feature_runner(net, ExtractionSettings(scales=SCALES)).rows(images) for _ in range(2))
     assert all(np.array_equal(a.features, b.features) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_the_direction_of_a_feature(precision):
     images = [image(100, 130, 1), image(130, 100, 2)]
-    exact = Extraction(backbone(), ExtractionSettings(scales=(224,))).rows(images)
-    half = Extraction(backbone(), ExtractionSettings(scales=(224,), precision=precision)).rows(images)
+    exact = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows(images)
+    half = feature_runner(backbone(), ExtractionSettings(scales=(224,), precision=precision)).rows(images)
     for a, b in zip(exact, half, strict=True):
         assert b.features.dtype == np.float32
         one, other = a.features.ravel().astype(float), b.features.ravel().astype(float)
@@ -341,7 +343,7 @@ def test_padding_between_images_changes_no_feature(net, layer, pool):
     weights.model.pool = pool
     images = [image(*size, seed) for seed, size in enumerate(MIXED)]
     kinds = [ExtractionSettings(scales=(225, 250), layer=layer, batching=kind) for kind in ("size", "padded")]
-    own, padded = (Extraction(weights, settings).rows(images) for settings in kinds)
+    own, padded = (feature_runner(weights, settings).rows(images) for settings in kinds)
     for one, other in zip(own, padded, strict=True):
         close(other.features, one.features)
 
@@ -358,7 +360,7 @@ def test_padded_batches_are_fewer(monkeypatch):
     images = [image(*size, seed) for seed, size in enumerate(MIXED)]
     for kind, expected in (("size", 7), ("padded", 3)):
         passes.clear()
-        Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(images)
+        feature_runner(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(images)
         assert len(passes) == expected
         assert sum(shape[0] for shape in passes) == 2 * len(MIXED)
 
@@ -367,16 +369,16 @@ def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):
     images = [image(100, 130 + seed, seed) for seed in range(4)]
     net = backbone(width=1 / 32)
     settings = ExtractionSettings(scales=(224,), batching="padded")
-    expected = Extraction(net, settings).rows(images)
-    original = Extraction.read_padded
+    expected = feature_runner(net, settings).rows(images)
+    original = FeatureHead.values
 
-    def scarce(self, tensor, sides):
+    def scarce(head, model, tensor, pixels, sides):
         if len(tensor) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, tensor, sides)
+        return original(head, model, tensor, pixels, sides)
 
-    monkeypatch.setattr(Extraction, "read_padded", scarce)
-    starved = Extraction(net, settings)
+    monkeypatch.setattr(FeatureHead, "values", scarce)
+    starved = feature_runner(net, settings)
     for one, other in zip(starved.rows(images), expected, strict=True):
         close(one.features, other.features)
     assert starved.halvings == 1
@@ -385,11 +387,11 @@ def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):
 def test_images_can_be_launched_before_others_are_finished():
     net = backbone(width=1 / 32)
     images = [image(100, 130, 1), ImageError("empty", "x"), image(130, 100, 2)]
-    extraction = Extraction(net, ExtractionSettings(scales=(224,)))
+    extraction = feature_runner(net, ExtractionSettings(scales=(224,)))
     expected = [extraction.rows([one])[0] for one in images]
-    finish = [extraction.launch([one]) for one in images]
-    for function, row in zip(reversed(finish), reversed(expected), strict=True):
-        (found,) = function()
+    launched = [extraction.launch([one]) for one in images]
+    for one, row in zip(reversed(launched), reversed(expected), strict=True):
+        (found,) = extraction.finish(one)
         assert found.reason == row.reason
         assert row.features is None or np.array_equal(found.features, row.features)
 
@@ -397,7 +399,7 @@ def test_images_can_be_launched_before_others_are_finished():
 def test_progress_counts_images():
     seen = []
     images = [image(100, 130, 1), ImageError("empty", "x"), image(120, 130, 2)]
-    Extraction(backbone(), ExtractionSettings(scales=SCALES)).rows(images, seen.append)
+    feature_runner(backbone(), ExtractionSettings(scales=SCALES)).rows(images, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(3)
 
@@ -417,7 +419,7 @@ def dataset(boxes=None):
 
 def test_requests_name_the_file_and_the_parts():
     with_boxes = dataset(np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]]))
-    made = list(requests(with_boxes, [1, 0], ("image", "box")))
+    made = list(row_requests(with_boxes, [1, 0], ("image", "box")))
     assert [request.path for request in made] == ["root/b.jpg", "root/a.jpg"]
     assert [request.boxes for request in made] == [(None, (5, 6, 7, 8)), (None, (1, 2, 3, 4))]
 
@@ -451,29 +453,29 @@ def test_settings_that_are_not_allowed_are_named(settings):
 
 def test_a_layer_that_the_net_has_not_is_named():
     with pytest.raises(ConfigError, match="layer: expected one of conv5, pool5, fc6, fc7, fc8, found 'fc9'"):
-        Extraction(backbone(), ExtractionSettings(layer="fc9"))
+        feature_runner(backbone(), ExtractionSettings(layer="fc9"))
 
 
 def test_devices_that_are_not_there_are_named():
     with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
-        Extraction(backbone(), ExtractionSettings(), "cuda:99")
+        feature_runner(backbone(), ExtractionSettings(), "cuda:99")
     with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
-        Extraction(backbone(), ExtractionSettings(), "meta")
+        feature_runner(backbone(), ExtractionSettings(), "meta")
     with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
-        Extraction(backbone(), ExtractionSettings(precision="tf32"), "cpu")
+        feature_runner(backbone(), ExtractionSettings(precision="tf32"), "cpu")
 
 
 def test_an_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
-    upload = Extraction.on_device
+    upload = transfer.to_device
 
-    def scarce(self, tensor):
+    def scarce(tensor, device):
         if tensor.shape[0] == 300:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return upload(self, tensor)
+        return upload(tensor, device)
 
-    monkeypatch.setattr(Extraction, "on_device", scarce)
+    monkeypatch.setattr(transfer, "to_device", scarce)
     images = [image(224, 224, 1), image(300, 300, 2), image(230, 240, 3)]
-    rows = Extraction(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(images)
+    rows = feature_runner(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(images)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
 
 
@@ -485,18 +487,18 @@ def test_every_pass_of_a_compiled_net_is_compiled_whatever_its_shape(batching, m
         made.append(graph)
         return lambda *given: ran.append(graph) or graph.forward(*given)
 
-    compiled, one_pass = VGG.compile, Extraction._pass
+    compiled, one_pass = VGG.compile, FeatureHead.values
     monkeypatch.setattr(VGG, "compile", lambda net, **options: compiled(net, backend=backend, **options))
-    monkeypatch.setattr(Extraction, "_pass", lambda *given: passes.append(1) or one_pass(*given))
+    monkeypatch.setattr(FeatureHead, "values", lambda *given: passes.append(1) or one_pass(*given))
     net = backbone(width=1 / 32)
     settings = ExtractionSettings(scales=(224, 256), batching=batching, batch_pixels=1 << 18)
     # Squares, images alone in a batch, maps of one position: each a form of its own to a compiler.
     sizes = [(224, 224), (224, 225), (300, 300), (500, 375), (375, 500), (375, 500), (240, 700), (230, 260), (449, 233)]
     images = [image(*size, seed) for seed, size in enumerate(sizes)]
-    plain = Extraction(net, settings).rows(images)
+    plain = feature_runner(net, settings).rows(images)
     assert not made
     passes.clear()
-    rows = Extraction(net, replace(settings, compiled=True)).rows(images)
+    rows = feature_runner(net, replace(settings, compiled=True)).rows(images)
     assert len(ran) >= len(passes) > len(made) > 0
     for row, other in zip(rows, plain, strict=True):
         np.testing.assert_allclose(row.features, other.features, rtol=1e-4, atol=1e-6)

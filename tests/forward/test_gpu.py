@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.images.decode import DecodedImage
 from vggfeat.weights import random_backbone
 
@@ -20,7 +20,7 @@ def images():
 
 def features(device, precision="fp32", **options):
     settings = ExtractionSettings(scales=(256, 384), precision=precision, **options)
-    return np.stack([row.features for row in Extraction(random_backbone(NET), settings, device).rows(images())])
+    return np.stack([row.features for row in feature_runner(random_backbone(NET), settings, device).rows(images())])
 
 
 def cosines(one, other):
@@ -50,8 +50,8 @@ def test_strips_equal_the_whole():
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same():
     many = images() * 8
     net = random_backbone(NET)
-    expected = Extraction(net, ExtractionSettings(scales=(768,)), "cuda").rows(many)
-    extraction = Extraction(net, ExtractionSettings(scales=(768,), batch_pixels=1 << 28), "cuda")
+    expected = feature_runner(net, ExtractionSettings(scales=(768,)), "cuda").rows(many)
+    extraction = feature_runner(net, ExtractionSettings(scales=(768,), batch_pixels=1 << 28), "cuda")
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(max(0, free - (3 << 30)), dtype=torch.uint8, device="cuda")
@@ -73,9 +73,9 @@ def test_padded_batches_equal_those_of_equal_size(precision):
 
 
 def test_launches_that_follow_each_other_keep_their_rows():
-    extraction = Extraction(random_backbone(NET), ExtractionSettings(scales=(256, 384)), "cuda")
+    extraction = feature_runner(random_backbone(NET), ExtractionSettings(scales=(256, 384)), "cuda")
     expected = [row.features for row in extraction.rows(images())]
     launched = [extraction.launch(images()[::order]) for order in (1, -1)]
-    for order, finish in zip((1, -1), launched, strict=True):
-        for row, wanted in zip(finish(), expected[::order], strict=True):
+    for order, one in zip((1, -1), launched, strict=True):
+        for row, wanted in zip(extraction.finish(one), expected[::order], strict=True):
             np.testing.assert_allclose(row.features, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import ImageError
-from vggfeat.forward.features import Extraction, ExtractionSettings
-from vggfeat.forward.precision import LEAST_COSINE, compare, cosines
+from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.forward.precision import LEAST_COSINE, cosine_to_float32, cosines
 from vggfeat.images.decode import DecodedImage
 from vggfeat.weights import load_backbone
 
@@ -35,22 +35,22 @@ def test_cosines_by_hand():
 def test_the_bundled_net_keeps_the_contract(precision):
     images = [image(1), ImageError("empty", "x"), image(2)]
     net = load_backbone("small")
-    exact, half = (Extraction(net, ExtractionSettings(scales=(224,), precision=p)) for p in ("fp32", precision))
-    found = compare(exact, images, features(half, images))
+    exact, half = (feature_runner(net, ExtractionSettings(scales=(224,), precision=p)) for p in ("fp32", precision))
+    found = cosine_to_float32(exact, images, features(half, images))
     assert LEAST_COSINE <= found.least < 1
     assert found.images == 2
 
 
 def test_nothing_is_claimed_where_nothing_was_compared():
-    exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
+    exact = feature_runner(load_backbone("small"), ExtractionSettings(scales=(224,)))
     failed = [ImageError("empty", "x")]
-    assert compare(exact, failed, [None]) == (None, 0)
+    assert cosine_to_float32(exact, failed, [None]) == (None, 0)
 
 
 def test_a_wrong_row_is_seen():
-    exact = Extraction(load_backbone("small"), ExtractionSettings(scales=(224,)))
+    exact = feature_runner(load_backbone("small"), ExtractionSettings(scales=(224,)))
     found = features(exact, [image(1), image(2)])
-    assert compare(exact, [image(1), image(2)], [found[0], found[0]]).least < 0.999
+    assert cosine_to_float32(exact, [image(1), image(2)], [found[0], found[0]]).least < 0.999
 
 
 def percent(folder, *options):

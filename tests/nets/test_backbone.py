@@ -7,7 +7,7 @@ import torch
 from other_nets import decoded, draw
 from toy_net import ToyResNet, parse_toy
 from vggfeat.errors import ConfigError
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.nets import families
 from vggfeat.nets.transforms import normalise, rescale, rescaled_size
 from vggfeat.weights import load_backbone, pytorch, save_weights
@@ -23,7 +23,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def features(net, images, **settings):
-    rows = Extraction(net, ExtractionSettings(scales=(40,), **settings)).rows(images)
+    rows = feature_runner(net, ExtractionSettings(scales=(40,), **settings)).rows(images)
     assert not any(row.reason for row in rows)
     return np.stack([row.features[0, 0] for row in rows])
 
@@ -56,6 +56,6 @@ def test_a_file_of_another_family_takes_rgb_and_is_saved_as_ours(toy, tmp_path):
 
 def test_what_another_family_has_not_is_named(toy, tmp_path):
     with pytest.raises(ConfigError, match="layer: expected one of pooled, residual, logits, found 'fc7'"):
-        Extraction(toy, ExtractionSettings())
+        feature_runner(toy, ExtractionSettings())
     with pytest.raises(ConfigError, match="ONNX: expected a VGG net, found toy"):
         export_onnx(toy, tmp_path / "x.onnx", layer="logits")

@@ -10,7 +10,7 @@ from torchvision import models
 from other_nets import NARROW, decoded, difference, draw, image, our_maps, torchvision_maps, torchvision_net
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, WeightsError
-from vggfeat.forward.features import Extraction, ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.nets.transforms import normalise
 from vggfeat.training.recipe import Recipe, recipe_for
 from vggfeat.weights import load_backbone, random_backbone
@@ -96,7 +96,7 @@ def test_features_are_the_same_whole_in_strips_and_with_padding(pth, layer):
     net, images = load_backbone(pth), decoded((230, 300), (250, 231), (240, 520))
     settings = ExtractionSettings(scales=(225,), layer=layer)
     expected, *others = (
-        np.stack([row.features[0, 0] for row in Extraction(net, chosen).rows(images)])
+        np.stack([row.features[0, 0] for row in feature_runner(net, chosen).rows(images)])
         for chosen in (
             settings,
             ExtractionSettings(scales=(225,), layer=layer, batch_pixels=225 * 300),

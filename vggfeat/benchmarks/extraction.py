@@ -21,10 +21,9 @@ from vggfeat.benchmarks.stages import (
     Stages,
     plain_name,
 )
-from vggfeat.extract import RunSettings
+from vggfeat.extract import RunSettings, images_ahead, shards_ahead
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
-from vggfeat.shard_stream import images_ahead
 from vggfeat.weights import Backbone
 
 
@@ -67,7 +66,7 @@ def measure(
         reference = settings.runner(backbone, REFERENCE, False)
     report(f"{settings.images} images, and features to compare")
     files = listed(folder, make_jpegs(folder, settings.images, settings.seed))
-    ahead = images_ahead(int(reference.device.type != "cpu"), settings.run.rows())
+    ahead = images_ahead(shards_ahead(reference.device), settings.run.rows())
     with Decoder(settings.workers, DecodeSettings(largest_side=max(reference.sides)), ahead=ahead) as decoder:
         stages = Stages(backbone, reference, files, decoder, settings)
         stages.resize()

@@ -24,15 +24,16 @@ from vggfeat.benchmarks.jpegs import listed
 from vggfeat.benchmarks.plain import BF16_WAYS, PlainExtractor, Way, in_torchvision, plain_precision, read_features
 from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
-from vggfeat.extract import RunSettings, run_job
-from vggfeat.forward import Row
-from vggfeat.forward.features import Extraction, ExtractionSettings, requests
+from vggfeat.extract import Job, RunSettings, run_job, to_block
+from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import cosines
+from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.forward.transfer import upload
 from vggfeat.images.decode import DecodedImage, DecodeSettings
 from vggfeat.images.pool import Decoder
+from vggfeat.images.requests import row_requests
 from vggfeat.nets.transforms import normalise, rescale, rescaled_size
-from vggfeat.samples import DataSet, Place
-from vggfeat.shard_stream import Work, to_block
+from vggfeat.samples import DataSet
 from vggfeat.store.layout import Shape
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.writer import FeatureWriter
@@ -116,13 +117,13 @@ class BenchSettings:
         forms = [form.precision for form in self.forms]
         return list(dict.fromkeys([*forms, plain_precision(device)] if self.plain else forms))
 
-    def runner(self, backbone: Backbone, form: Form, compiled: bool) -> Extraction:
+    def runner(self, backbone: Backbone, form: Form, compiled: bool) -> BatchRunner:
         """Return the net in a form."""
         options: dict[str, Any] = form._asdict()
         kept = ExtractionSettings(
             scales=self.scales, layer=self.layer, batch_pixels=self.batch_pixels, compiled=compiled, **options
         )
-        return Extraction(backbone, kept, self.device)
+        return feature_runner(backbone, kept, self.device)
 
 
 class NetBatch(NamedTuple):
@@ -138,7 +139,7 @@ class Stages:
     """Images and a net, in memory; every method does one stage for all images."""
 
     def __init__(
-        self, backbone: Backbone, reference: Extraction, files: DataSet, decoder: Decoder, settings: BenchSettings
+        self, backbone: Backbone, reference: BatchRunner, files: DataSet, decoder: Decoder, settings: BenchSettings
     ) -> None:
         self.backbone, self.reference, self.files = backbone, reference, files
         self.decoder, self.settings = decoder, settings
@@ -160,7 +161,7 @@ class Stages:
             WRITING: self.rate(self.often, partial(self.write, self.often)),
         }
 
-    def add_form(self, form: Form, runner: Extraction, timed: Timed, report: Report) -> dict[str, Any]:
+    def add_form(self, form: Form, runner: BatchRunner, timed: Timed, report: Report) -> dict[str, Any]:
         """Run a form once, add what measures it, and return what is known of it."""
         report(f"once before it counts: {form}")
         found = self.expected if runner is self.reference else self.features(runner)
@@ -176,7 +177,7 @@ class Stages:
         """Do the same with a baseline, given its precision."""
         precision, extractor = baseline
         report(f"once before it counts: {plain_name(precision)}")
-        paths = [self.files.file_of(row) for row in range(len(self.files))]
+        paths = [self.files.place(row).file for row in range(len(self.files))]
 
         def run() -> NDArray[np.float32]:
             with self.out() as out:
@@ -203,7 +204,7 @@ class Stages:
             return PlainExtractor(self.backbone, one.sides, settings.layer, one.device, way)
 
         def rate(extractor: PlainExtractor) -> float:
-            first = partial(extractor.features, self.files.file_of(0))
+            first = partial(extractor.features, self.files.place(0).file)
             first()
             return self.rate([0], first)()
 
@@ -231,7 +232,7 @@ class Stages:
     def decode(self) -> list[DecodedImage]:
         """Turn the files into pixels."""
         images = []
-        for image in self.decoder.stream(requests(self.files, range(len(self.files)), ("image",))):
+        for image in self.decoder.stream(row_requests(self.files, range(len(self.files)), ("image",))):
             if isinstance(image, ImageError):
                 raise image
             images.append(image)
@@ -242,12 +243,12 @@ class Stages:
         one = self.reference
         with torch.inference_mode():
             for image in self.images:
-                uploaded = one.uploaded(image.regions[0])  # (3, H, W)
+                uploaded = upload(image.regions[0], one.device)  # (3, H, W)
                 for side in one.sides:
                     size = rescaled_size(uploaded.shape[1], uploaded.shape[2], side)
                     normalise(rescale(uploaded, size, one.settings.interpolation), one.mean, one.std)
 
-    def net_batches(self, runner: Extraction) -> list[NetBatch]:
+    def net_batches(self, runner: BatchRunner) -> list[NetBatch]:
         """Return the batches that a form makes of the images, shard by shard.
 
         Raises
@@ -259,24 +260,23 @@ class Stages:
         with fitting(runner), torch.inference_mode():
             for start in range(0, len(self.images), step):
                 pixels = [one.regions[0] for one in self.images[start : start + step]]
-                places, sizes = runner.places([[one.shape[:2]] for one in pixels])
-                for batch in runner.batches(sizes):
-                    chosen = [(runner.uploaded(pixels[places[i][0]]), sizes[i]) for i in batch]
-                    found.append(NetBatch(*runner.prepared(chosen)))
+                for tasks in runner.task_batches([[one.shape[:2]] for one in pixels]):
+                    chosen = [(upload(pixels[task.image], runner.device), task.size) for task in tasks]
+                    found.append(NetBatch(*runner.prepare(chosen)))
         return found
 
     def write(self, files: DataSet) -> None:
         """Commit the features of files in shards, and join these to a file that is read back."""
         one = self.reference
-        shape = Shape(scales=one.settings.scales, regions=one.regions, channels=one.channels)
+        shape = Shape(scales=one.settings.scales, regions=one.regions, channels=one.head.channels)
         about, shard_rows = {"benchmark": "writing"}, self.settings.run.rows()
         with self.out() as out, FeatureWriter.open(out, files, about, shape, shard_rows=shard_rows) as writer:
             for shard in writer.pending:
                 rows = [self.rows[row % len(self.rows)] for row in writer.rows(shard)]
-                writer.append(shard, to_block(rows, shape, [""] * len(rows)))
+                writer.append(shard, to_block(rows, shape, row_requests(files, writer.rows(shard), one.regions)))
             writer.finish({})
 
-    def run(self, runner: Extraction, files: DataSet) -> None:
+    def run(self, runner: BatchRunner, files: DataSet) -> None:
         """Go from files to a feature file, as `vggfeat extract` does once the net is there.
 
         What that does after the last image of a run in bf16, fp16 or tf32 is left out: it computes four images
@@ -290,21 +290,16 @@ class Stages:
         with self.out() as out:
             self._extract(runner, files, out)
 
-    def features(self, runner: Extraction) -> NDArray[np.float32]:
+    def features(self, runner: BatchRunner) -> NDArray[np.float32]:
         """Do what `run` does, once with every file, and return the features, (N, S, C)."""
         with self.out() as out:
             self._extract(runner, self.files, out)
             with FeatureFile(out) as file:
                 return file.read()[:, :, 0]
 
-    def _extract(self, runner: Extraction, files: DataSet, out: Path) -> None:
-        work = Work(
-            dataset=files,
-            backbone=self.backbone,
-            passes=runner,
-            place=lambda row: Place(files.file_of(row), None),
-        )
-        summary = run_job(work, out, cache=self.settings.run, decode=DecodeSettings())
+    def _extract(self, runner: BatchRunner, files: DataSet, out: Path) -> None:
+        job = Job(dataset=files, images=files, runner=runner, check_precision=False)
+        summary = run_job(job, out, cache=self.settings.run, decode=DecodeSettings())
         # Halves are other batches than those of the net alone.
         if runner.halvings:
             raise unfit(runner, f"{runner.halvings} that had to be halved")
@@ -331,7 +326,7 @@ class Stages:
 
 
 @contextmanager
-def fitting(runner: Extraction) -> Iterator[None]:
+def fitting(runner: BatchRunner) -> Iterator[None]:
     """Turn what a library says when memory runs out into a ConfigError."""
     try:
         yield
@@ -341,16 +336,16 @@ def fitting(runner: Extraction) -> Iterator[None]:
         raise unfit(runner, str(error).partition(". ")[0] or "no memory left") from None
 
 
-def unfit(runner: Extraction, found: str) -> ConfigError:
+def unfit(runner: BatchRunner, found: str) -> ConfigError:
     """Return the error for batches that do not fit into memory."""
     kept = runner.settings
     return ConfigError(
-        f"{kept.precision}, {kept.batching}: expected batches that fit into the memory of {runner.device}, found "
+        f"{kept.precision}, {runner.batching}: expected batches that fit into the memory of {runner.device}, found "
         f"{found}; give a --batch-pixels below {kept.batch_pixels}, or fewer --images"
     )
 
 
-def run_network(runner: Extraction, batches: Sequence[NetBatch]) -> None:
+def run_network(runner: BatchRunner, batches: Sequence[NetBatch]) -> None:
     """Run the net alone: mirrors, precision, the layers, the means over space and mirror.
 
     Raises
@@ -361,10 +356,7 @@ def run_network(runner: Extraction, batches: Sequence[NetBatch]) -> None:
     pixels = runner.settings.batch_pixels
     with fitting(runner), runner.computing():
         for images, sides in batches:
-            if sides is None:
-                runner.read(images, pixels)
-            else:
-                runner.read_padded(images, sides)
+            runner.head.values(runner.model, images, pixels, sides)
 
 
 def least_cosine(features: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

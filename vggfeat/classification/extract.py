@@ -4,7 +4,6 @@ K = classes of the data.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
-from vggfeat.extract import RunSettings, Summary, run_job
-from vggfeat.forward.crops import CROP
-from vggfeat.forward.posteriors import Mode, Posteriors, PosteriorSettings
+from vggfeat.extract import Job, Progress, RunSettings, run_job
+from vggfeat.forward.posteriors import CROP, Mode, PosteriorSettings, posterior_runner
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.nets.backbone import BOX_FACTS
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import ClassificationSet, DataSet, Label, Task
-from vggfeat.shard_stream import Progress, Work
+from vggfeat.summary import Summary
 from vggfeat.weights import Backbone
 
 NAME = "ilsvrc"
@@ -176,18 +174,16 @@ def cache_posteriors(
         If net and data have other classes, or the settings do not go together.
     """
     order = match_classes(backbone, data.classes)
-    work = Work(
+    job = Job(
         dataset=as_dataset(data),
-        backbone=backbone,
-        passes=Posteriors(backbone, settings, cache.device, order),
-        exact=lambda: Posteriors(backbone, replace(settings, precision="fp32", compiled=False), cache.device, order),
-        place=data.val.place,
-        told=_told(data, backbone, settings),
+        images=data.val,
+        runner=posterior_runner(backbone, settings, cache.device, order),
+        provenance=_provenance(data, backbone, settings),
     )
-    return run_job(work, out, cache=cache, decode=decode, progress=progress, world=world)
+    return run_job(job, out, cache=cache, decode=decode, progress=progress, world=world)
 
 
-def _told(data: ClassificationSet, backbone: Backbone, settings: PosteriorSettings) -> dict[str, Any]:
+def _provenance(data: ClassificationSet, backbone: Backbone, settings: PosteriorSettings) -> dict[str, Any]:
     averaged = {
         "crop": "the posteriors of one crop of 224 pixels in the middle, not mirrored",
         "dense": "posteriors of the image and of its mirror are averaged",

@@ -5,7 +5,7 @@ Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net
 over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, check_choice
-from vggfeat.forward import Batching, BatchRunner, ForwardSettings, Size, padded
-from vggfeat.images.decode import Request
+from vggfeat.forward.batching import Batching, Size
+from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.transfer import to_compute_layout
 from vggfeat.nets.backbone import MapInfo, Net
-from vggfeat.nets.transforms import inside, mirror_padded
-from vggfeat.samples import DataSet, Place
+from vggfeat.nets.transforms import inside, mirror, mirror_padded
+from vggfeat.samples import DataSet
 from vggfeat.weights import Backbone
 
 Region = Literal["image", "box"]
@@ -65,80 +67,65 @@ def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
         raise ConfigError(f"regions: expected a box for every sample of {dataset.name}, found none for {name}")
 
 
-def requests(
-    dataset: DataSet, rows: Iterable[int], regions: Sequence[str], place: Callable[[int], Place] | None = None
-) -> Iterator[Request]:
-    """Say for each row which file is to be decoded and which parts of it; `check_boxes` comes first.
+@dataclass(frozen=True)
+class FeatureHead:
+    """A map of the net, averaged over space and mirror: (N, C)."""
 
-    Parameters
-    ----------
-    dataset : DataSet
-    rows : iterable of int
-    regions : sequence of str
-    place : callable, optional
-        Where the image of a row lies; by default in the file that the data set names.
-    """
-    for row in rows:
-        box = dataset[row].box
-        boxes = tuple(box if region == "box" else None for region in regions)
-        file, span = (dataset.file_of(row), None) if place is None else place(row)
-        yield Request(file, boxes, span)
+    layer: str
+    channels: int
+    copies = 2
+
+    @property
+    def name(self) -> str:
+        """What the values are, for messages."""
+        return f"{self.layer} map"
+
+    def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
+        """Return the features (N, C) of a batch, as `Head.values`."""
+        if sides is not None:
+            return self._of_padded(model, images, sides)
+        means = [spatial_mean(model, half, self.layer, pixels) for half in with_mirrors(model, images, pixels)]
+        return mean_over_mirrors(torch.cat(means))
+
+    def _of_padded(self, model: Net, images: Tensor, sides: Tensor) -> Tensor:
+        both = to_compute_layout(torch.cat([images, mirror_padded(images, sides[:, 1])]), model)  # (2N, 3, H, W)
+        sides = torch.cat([sides, sides])  # (2N, 2)
+        maps = model(both, (self.layer,), sides=sides)[self.layer]  # (2N, C, h, w)
+        within = inside(maps, model.map_side(self.layer, sides))
+        means = maps.masked_fill(~within, 0).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))  # (2N, C)
+        return mean_over_mirrors(means)
+
+    def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of an image, and those of the image with its mirror."""
+        return narrowest_strip(model, size), 2 * size[0] * size[1]
 
 
-class Extraction(BatchRunner):
-    """A net on a device, ready to turn images into features.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    settings : ExtractionSettings
-    device : str
-        cpu, cuda, cuda:1, ...
+def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> BatchRunner:
+    """Put a net on a device, ready to turn images into features.
 
     Raises
     ------
     ConfigError
         If the net has no such layer, or the device is not there or can't compute in that precision.
     """
+    check_choice("layer", settings.layer, backbone.model.maps)
+    head = FeatureHead(settings.layer, backbone.model.maps[settings.layer].channels)
+    return BatchRunner(backbone, settings, head, device, regions=settings.regions, batching=settings.batching)
 
-    settings: ExtractionSettings
 
-    def __init__(self, backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> None:
-        check_choice("layer", settings.layer, backbone.model.maps)
-        super().__init__(backbone, settings, device, settings.regions)
-        self.what = f"{settings.layer} map"
+def with_mirrors(model: Net, images: Tensor, pixels: int) -> Iterator[Tensor]:
+    """Yield images and their mirrors as the net takes them: (2N, 3, H, W) if they fit into one pass, else two of N."""
+    halves: tuple[Tensor, ...] = (images, mirror(images))
+    if 2 * images[:, 0].numel() <= pixels:
+        halves = (torch.cat(halves),)
+    for half in halves:
+        yield to_compute_layout(half, model)
 
-    @property
-    def channels(self) -> int:
-        """C, channels of the layer."""
-        return self.model.maps[self.settings.layer].channels
 
-    def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the features, (N, C), of N images of one size."""
-        layer = self.settings.layer
-        return self.over_mirror(images, pixels, lambda half: spatial_mean(self.model, half, layer, pixels))
-
-    def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of an image, and those of the image with its mirror."""
-        return narrowest_strip(self.model, size), 2 * size[0] * size[1]
-
-    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
-        """Say which of the rescaled images go through the net together."""
-        return (
-            padded(sizes, self.settings.batch_pixels // 2)
-            if self.settings.batching == "padded"
-            else super().batches(sizes)
-        )
-
-    def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
-        """Return the features, (N, C), of N images of several sizes."""
-        layer = self.settings.layer
-        both = self.ready(torch.cat([images, mirror_padded(images, sides[:, 1])]))
-        sides = torch.cat([sides, sides])
-        maps = self.model(both, (layer,), sides=sides)[layer]
-        within = inside(maps, self.model.map_side(layer, sides))
-        means = maps.masked_fill(~within, 0).sum((2, 3), dtype=torch.float32) / within.sum((2, 3))
-        return (means[: len(images)] + means[len(images) :]) / 2
+def mean_over_mirrors(values: Tensor) -> Tensor:
+    """Average the values of images and of their mirrors, (2N, C), to (N, C)."""
+    count = len(values) // 2
+    return (values[:count] + values[count:]) / 2
 
 
 def spatial_mean(

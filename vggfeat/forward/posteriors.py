@@ -14,12 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.errors import check_choice
-from vggfeat.forward import BatchRunner, ForwardSettings, Size
-from vggfeat.forward.crops import CROP, centre, grid
-from vggfeat.forward.features import narrowest_strip, spatial_mean
+from vggfeat.forward.batching import Size
+from vggfeat.forward.features import mean_over_mirrors, narrowest_strip, spatial_mean, with_mirrors
+from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.transfer import to_compute_layout, to_device
 from vggfeat.nets.backbone import Net
+from vggfeat.runtime.devices import checked_device
 from vggfeat.store.layout import POSTERIORS
 from vggfeat.weights import Backbone
+
+CROP = 224
+"""Side of a crop in pixels, of the input that the nets were trained with (Sect. 2.1)."""
+GRID = 5
+"""Crops along either side of an image."""
 
 Mode = Literal["crop", "dense", "multi-crop"]
 Softmax = Literal["after", "before"]
@@ -52,10 +60,49 @@ class PosteriorSettings(ForwardSettings):
         return {name: value for name, value in told.items() if name != "softmax" or self.mode == "dense"}
 
 
-class Posteriors(BatchRunner):
-    """A net on a device, ready to turn images into class posteriors.
+@dataclass(frozen=True, eq=False)
+class PosteriorHead:
+    """Class scores become posteriors, averaged over mirrors or crops: (N, K)."""
 
-    `rows` gives (S, 1, K) for every image: S scales, one region, and classes in the order asked for.
+    settings: PosteriorSettings
+    order: Tensor
+    """(K,) channel of fc8 for every class, on the device."""
+    copies = 2
+    name = "vector of posteriors"
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return len(self.order)
+
+    def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
+        """Return the posteriors (N, K) of images of one size, as `Head.values`."""
+        if self.settings.mode == "dense":
+            halves = [self._dense(model, half, pixels) for half in with_mirrors(model, images, pixels)]
+            found = mean_over_mirrors(torch.cat(halves))
+        elif self.settings.mode == "crop":
+            found = over_crops(model, cut(images, centre(*images.shape[2:])), pixels).mean(1)
+        else:
+            places = grid(*images.shape[2:])
+            found = over_crops(model, [*cut(images, places), *cut_mirrored(images, places)], pixels).mean(1)
+        return found[:, self.order]
+
+    def _dense(self, model: Net, images: Tensor, pixels: int) -> Tensor:
+        if self.settings.softmax == "before":
+            return spatial_mean(model, images, model.scores, pixels, softmax)
+        return softmax(spatial_mean(model, images, model.scores, pixels))
+
+    def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of an image and of two images, or of one crop and of all."""
+        if self.settings.mode == "dense":
+            return narrowest_strip(model, size), 2 * size[0] * size[1]
+        return CROP**2, CROP**2 * (1 if self.settings.mode == "crop" else 2 * len(grid(*size)))
+
+
+def posterior_runner(
+    backbone: Backbone, settings: PosteriorSettings, device: str = "cpu", order: NDArray[np.int64] | None = None
+) -> BatchRunner:
+    """Put a net on a device, ready to turn images into class posteriors, (S, 1, K) an image.
 
     Parameters
     ----------
@@ -71,59 +118,23 @@ class Posteriors(BatchRunner):
     ConfigError
         If the device is not there or can't compute in that precision.
     """
+    channels = np.arange(backbone.model.num_classes) if order is None else order
+    head = PosteriorHead(settings, to_device(torch.from_numpy(channels), checked_device(device, settings.precision)))
+    return BatchRunner(backbone, settings, head, device)
 
-    settings: PosteriorSettings
-    what = "vector of posteriors"
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        settings: PosteriorSettings,
-        device: str = "cpu",
-        order: NDArray[np.int64] | None = None,
-    ) -> None:
-        super().__init__(backbone, settings, device)
-        channels = np.arange(self.model.num_classes) if order is None else order
-        self._order = torch.from_numpy(channels).to(self.device)
+def over_crops(model: Net, crops: Sequence[Tensor], pixels: int) -> Tensor:
+    """Return the posteriors, (N, P, K), of P crops (N, 3, 224, 224) of N images.
 
-    @property
-    def channels(self) -> int:
-        """K."""
-        return len(self._order)
-
-    def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the posteriors, (N, K), of N images of one size; those of mirrors and crops are averaged."""
-        if self.settings.mode == "dense":
-            found = self.over_mirror(images, pixels, lambda half: self._dense(half, pixels))
-        elif self.settings.mode == "crop":
-            found = self._over_crops(cut(images, centre(*images.shape[2:])), pixels).mean(1)
-        else:
-            places = grid(*images.shape[2:])
-            found = self._over_crops([*cut(images, places), *cut_mirrored(images, places)], pixels).mean(1)
-        return found[:, self._order]
-
-    def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of an image and of two images, or of one crop and of all."""
-        if self.settings.mode == "dense":
-            return narrowest_strip(self.model, size), 2 * size[0] * size[1]
-        return CROP**2, CROP**2 * (1 if self.settings.mode == "crop" else 2 * len(grid(*size)))
-
-    def _dense(self, images: Tensor, pixels: int) -> Tensor:
-        if self.settings.softmax == "before":
-            return spatial_mean(self.model, images, self.model.scores, pixels, softmax)
-        return softmax(spatial_mean(self.model, images, self.model.scores, pixels))
-
-    def _over_crops(self, crops: Sequence[Tensor], pixels: int) -> Tensor:
-        """Return the posteriors, (N, P, K), of P crops (N, 3, 224, 224) of N images.
-
-        One pass may hold crops of several places and images, so that passes are full whatever N and P are.
-        """
-        flat = [image for crop in crops for image in crop]
-        step = max(1, pixels // CROP**2)
-        passes = [torch.stack(flat[start : start + step]) for start in range(0, len(flat), step)]
-        scores = self.model.scores
-        found = torch.cat([softmax(self.model(self.ready(part), (scores,))[scores]).mean((2, 3)) for part in passes])
-        return found.reshape(len(crops), -1, found.shape[1]).transpose(0, 1)
+    One pass may hold crops of several places and images, so that passes are full whatever N and P are.
+    """
+    flat = [image for crop in crops for image in crop]
+    step = max(1, pixels // CROP**2)
+    passes = [torch.stack(flat[start : start + step]) for start in range(0, len(flat), step)]
+    found = torch.cat(
+        [softmax(model(to_compute_layout(part, model), (model.scores,))[model.scores]).mean((2, 3)) for part in passes]
+    )
+    return found.reshape(len(crops), -1, found.shape[1]).transpose(0, 1)
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -140,3 +151,28 @@ def cut_mirrored(images: Tensor, places: Sequence[tuple[int, int]]) -> list[Tens
     """Cut what `cut` does, each crop flipped left and right; views of the mirrored images."""
     width = images.shape[3]
     return cut(images.flip(-1), [(top, width - CROP - left) for top, left in places])
+
+
+def grid(height: int, width: int) -> list[tuple[int, int]]:
+    """Place 25 crops of 224 x 224 on an image, from edge to edge.
+
+    Along a side of L pixels they begin at floor(i (L - 224) / 4) for i = 0 to 4: the first touches one edge, the last
+    the other. The paper says "regular", no more; rounding down gives the middle crop the place that `centre` has.
+
+    Parameters
+    ----------
+    height, width : int
+        From 224 on. At 224 all five places along the side are one, and count five times.
+
+    Returns
+    -------
+    list of (top, left)
+        25, row by row.
+    """
+    tops, lefts = ([i * (side - CROP) // (GRID - 1) for i in range(GRID)] for side in (height, width))
+    return [(top, left) for top in tops for left in lefts]
+
+
+def centre(height: int, width: int) -> list[tuple[int, int]]:
+    """Place one crop in the middle; a spare odd pixel lies below or right, as in the validation of the trainer."""
+    return [((height - CROP) // 2, (width - CROP) // 2)]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ImageError
-from vggfeat.forward import BatchRunner
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage
 
 IMAGES = 4
@@ -28,7 +28,7 @@ class PrecisionCheck(NamedTuple):
     """How many were compared."""
 
 
-def compare(
+def cosine_to_float32(
     exact: BatchRunner, images: Iterable[DecodedImage | ImageError], features: Sequence[NDArray[np.float32] | None]
 ) -> PrecisionCheck:
     """Compute images again in float32, and compare.

@@ -1,13 +1,18 @@
-"""A net on a device, and images brought to it in batches: what features and class posteriors share.
+"""A net on a device, and images brought to it in batches: what features, class posteriors and dense maps share.
 
 N = images of a batch, S = scales, R = regions, C = values per scale and region, H, W = image sides in pixels.
+An image and a size that it is rescaled to are one task: an image has S x R of them. Tasks of one size form a batch. On
+a GPU nothing waits: images are copied from pinned memory, values come back in the same way, and an event recorded
+after the last of them says when they are there.
 """
 
 import copy
-from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.batching import Size, by_size
-from vggfeat.forward.device_cache import DeviceCache
+from vggfeat.forward.batching import Batching, Size, by_size, padded
 from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.transfer import DeviceCache, to_device, wait_for
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
-from vggfeat.nets.transforms import mirror, normalise, pad, rescale, rescaled_size
+from vggfeat.nets.transforms import normalise, pad, rescale, rescaled_size
 from vggfeat.runtime.devices import checked_device, convolutions
 from vggfeat.weights import Backbone
 
@@ -29,17 +34,11 @@ MAX_RESCALED_PIXELS = 1 << 25
 """An image so elongated that it would be larger than this after rescaling fails by name."""
 
 
-_Place = tuple[int, int, int]
-"""Number of an image, of a scale and of a region."""
-_Values = list[tuple[_Place, Tensor | None]]
-"""(C,) each, on their way to the CPU; None where the image did not fit into memory."""
-
-
 class Row(NamedTuple):
-    """What became of one sample."""
+    """What became of one image."""
 
     features: NDArray[np.float32] | None
-    """(S, R, C), all finite; None if the sample failed."""
+    """(S, R, C), all finite; None if the image failed."""
     reason: str
     """Empty, or "reason: message" of the failure."""
     size: tuple[int, int]
@@ -48,17 +47,80 @@ class Row(NamedTuple):
     """32 bytes, of the image file; zeros if it could not be read."""
 
 
-class BatchRunner(ABC):
+class Task(NamedTuple):
+    """One region of one image, at one scale."""
+
+    image: int
+    scale: int
+    region: int
+    size: Size
+    """Sides after rescaling."""
+
+
+class Head(Protocol):
+    """What is computed of a batch of images by means of a net."""
+
+    @property
+    def name(self) -> str:
+        """What the values are, for messages."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+
+    @property
+    def copies(self) -> int:
+        """Images that a pass leaves room for, for each image of a batch: 2 if its mirror goes with it."""
+
+    def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None) -> Tensor:
+        """Run the net over a batch.
+
+        Parameters
+        ----------
+        model : Net
+            On the device, in the precision of the run; it takes images in `to_compute_layout`.
+        images : Tensor (N, 3, H, W), float32, on the device
+            Rescaled and normalised.
+        pixels : int
+            Pixels in one pass of the net, at most.
+        sides : Tensor (N, 2), int, or None
+            In padded batches height and width of each image, which has zeros to the right and below.
+
+        Returns
+        -------
+        Tensor (N, C), or maps (N, C, h, w); float32
+        """
+
+    def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
+        """Return the pixels of the smallest and of the largest pass that `values` makes for one image of that size."""
+
+
+@dataclass(eq=False)
+class Launched:
+    """Images that are queued for the device."""
+
+    rows: list[Row] = field(default_factory=list)
+    """One an image, still without features."""
+    values: list[tuple[Task, Tensor | None]] = field(default_factory=list)
+    """(C,) each, on their way to the CPU; None where the image did not fit into memory."""
+    event: torch.cuda.Event | None = None
+    """Comes to pass when all values are on the CPU; None if they are."""
+
+
+class BatchRunner:
     """A net on a device, ready to turn images into a row of values for every scale and region.
 
     Parameters
     ----------
     backbone : Backbone
     settings : ForwardSettings
+    head : Head
     device : str
         cpu, cuda, cuda:1, ...
     regions : sequence of str
-        R names of what is looked at in each image.
+        R names of what is computed of each image.
+    batching : "size" or "padded"
+        Which images run together; padded only with a head that takes sides.
 
     Raises
     ------
@@ -66,54 +128,66 @@ class BatchRunner(ABC):
         If the device is not there or can't compute in that precision.
     """
 
-    settings: ForwardSettings
-    what: str
-    """What `read` returns, for messages."""
-
     def __init__(
-        self, backbone: Backbone, settings: ForwardSettings, device: str, regions: Sequence[str] = ("image",)
+        self,
+        backbone: Backbone,
+        settings: ForwardSettings,
+        head: Head,
+        device: str = "cpu",
+        *,
+        regions: Sequence[str] = ("image",),
+        batching: Batching = "size",
     ) -> None:
-        self.settings = settings
+        self.backbone, self.settings, self.head = backbone, settings, head
+        self.regions, self.batching = tuple(regions), batching
         self.device = checked_device(device, settings.precision)
-        self.dtype = DTYPES[settings.precision]
         # A copy, because the caller's net must keep its precision and its mode.
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
-        self.model: Net = model.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtype = DTYPES[settings.precision]
+        self.model: Net = model.to(self.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compiled:
             self.model.compile(dynamic=True)
         self.mean = torch.tensor(backbone.mean, device=self.device)
         self.std = torch.tensor(backbone.std, device=self.device)
         self.sides = settings.sides(self.model)
-        self.regions = tuple(regions)
-        self._units = 0
-        self._progress: Callable[[float], None] | None = None
         self.halvings = 0
         """Batches that did not fit into memory and were halved so far."""
 
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """C."""
+    def in_float32(self) -> "BatchRunner":
+        """Return the same in float32 and not compiled, to compare with: a second net on the device."""
+        settings = replace(self.settings, precision="fp32", compiled=False)
+        return BatchRunner(
+            self.backbone, settings, self.head, str(self.device), regions=self.regions, batching=self.batching
+        )
 
-    @abstractmethod
-    def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Run the net over images of one size.
+    def blocks(
+        self,
+        images: Iterator[DecodedImage | ImageError],
+        lengths: Iterable[int],
+        *,
+        ahead: int = 0,
+        progress: Callable[[float], None] | None = None,
+    ) -> Iterator[list[Row]]:
+        """Yield the rows of images, block by block, in their order.
 
         Parameters
         ----------
-        images : Tensor (N, 3, H, W), float32, on the device
-            Rescaled and normalised.
-        pixels : int
-            Pixels in one pass of the net.
-
-        Returns
-        -------
-        Tensor (N, C), float32
+        images : iterator of DecodedImage or ImageError
+        lengths : iterable of int
+            Images of each block.
+        ahead : int
+            Blocks that are launched before the rows of one are waited for: a GPU then has work while these are fetched
+            and written.
+        progress : callable, optional
+            As for `rows`, for each block.
         """
-
-    @abstractmethod
-    def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the smallest and of the largest pass that `read` makes for one image of that size."""
+        queue: deque[Launched] = deque()
+        for length in lengths:
+            queue.append(self.launch(islice(images, length), progress))
+            if len(queue) > ahead:
+                yield self.finish(queue.popleft())
+        while queue:
+            yield self.finish(queue.popleft())
 
     def rows(
         self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
@@ -135,43 +209,40 @@ class BatchRunner(ABC):
         list of Row
             In the order of the images.
         """
-        return self.launch(images, progress)()
+        return self.finish(self.launch(images, progress))
 
     def launch(
         self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
-    ) -> Callable[[], list[Row]]:
-        """Queue what `rows` does, and return the function that waits for the rows.
-
-        On a GPU more images can be launched before, so that it has work while rows are fetched and written.
-        """
-        self._units, self._progress = 0, progress
-        found: list[Row] = []
-        launched: list[tuple[list[int], _Values]] = []
+    ) -> Launched:
+        """Queue the images for the device, for `finish` to wait for; parameters as for `rows`."""
+        launched = Launched()
         window: dict[int, DecodedImage] = {}
         held = 0
-        for index, image in enumerate(images):
-            found.append(self._started_row(image))
-            if found[-1].reason or isinstance(image, ImageError):
-                self._count(len(self.sides) * len(self.regions))
+        for number, image in enumerate(images):
+            launched.rows.append(self._row_to_fill(image))
+            if isinstance(image, ImageError) or launched.rows[-1].reason:
                 continue
-            window[index] = image
+            window[number] = image
             held += sum(region.nbytes for region in image.regions)
             if held >= self.settings.window_bytes:
-                launched.append(([*window], self._values([one.regions for one in window.values()])))
+                self._launch_window(window, launched, progress)
                 window, held = {}, 0
-        launched.append(([*window], self._values([one.regions for one in window.values()])))
-        wait = self.mark()
-        return lambda: self._finished(found, launched, wait)
+        self._launch_window(window, launched, progress)
+        launched.event = self.record_event()
+        return launched
 
-    def mark(self) -> Callable[[], None]:
-        """Return what waits until all that is queued by now has come to pass; later work is not waited for."""
-        if self.device.type != "cuda":
-            return lambda: None
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        return event.synchronize
+    def _launch_window(
+        self, window: dict[int, DecodedImage], launched: Launched, progress: Callable[[float], None] | None
+    ) -> None:
+        numbers, failed = list(window), sum(row.reason != "" for row in launched.rows)
+        for batch in self.batches([image.regions for image in window.values()]):
+            launched.values += [(task._replace(image=numbers[task.image]), value) for task, value in batch]
+            if progress is not None:
+                progress(failed + len(launched.values) / (len(self.sides) * len(self.regions)))
+        if progress is not None and not window:
+            progress(len(launched.rows))
 
-    def _started_row(self, image: DecodedImage | ImageError) -> Row:
+    def _row_to_fill(self, image: DecodedImage | ImageError) -> Row:
         if isinstance(image, ImageError):
             return Row(None, f"{image.reason}: {image}", (0, 0), bytes(32))
         reason = ""
@@ -184,85 +255,52 @@ class BatchRunner(ABC):
                 )
         return Row(None, reason, image.size, image.sha256)
 
-    def _finished(
-        self, found: list[Row], launched: list[tuple[list[int], _Values]], wait: Callable[[], None]
-    ) -> list[Row]:
-        wait()
-        for indices, values in launched:
-            features, unfit = self._fetched(len(indices), values)
-            for n, index in enumerate(indices):
-                reason = ""
-                if n in unfit:
-                    reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
-                elif not np.isfinite(features[n]).all():
-                    reason = f"non-finite: the {self.what} has NaN or infinity"
-                found[index] = found[index]._replace(features=None if reason else features[n], reason=reason)
-        return found
+    def finish(self, launched: Launched) -> list[Row]:
+        """Wait for the values of launched images, and return their rows; later launches are not waited for."""
+        wait_for(launched.event)
+        rows = launched.rows
+        shape = (len(rows), len(self.sides), len(self.regions), self.head.channels)
+        features = np.full(shape, np.nan, dtype=np.float32)
+        for task, value in launched.values:
+            if value is not None:
+                features[task.image, task.scale, task.region] = value.numpy()
+        unfit = {task.image for task, value in launched.values if value is None}
+        for number, row in enumerate(rows):
+            if number in unfit:
+                reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
+            elif not (row.reason or np.isfinite(features[number]).all()):
+                reason = f"non-finite: the {self.head.name} has NaN or infinity"
+            else:
+                reason = row.reason
+            rows[number] = row._replace(features=None if reason else features[number], reason=reason)
+        return rows
 
-    def _fetched(self, count: int, values: _Values) -> tuple[NDArray[np.float32], set[int]]:
-        """Put the values of N images together.
+    def batches(self, images: Sequence[Sequence[NDArray[np.uint8]]]) -> Iterator[list[tuple[Task, Tensor | None]]]:
+        """Queue N images of R regions (H, W, 3) each, and yield values batch by batch, on their way to the CPU.
 
-        Returns
-        -------
-        features : (N, S, R, C)
-        unfit : set of int
-            Numbers of images that did not fit into memory.
+        Of a task that does not fit into memory, even alone and in the narrowest strips, the values are None.
         """
-        features = np.full((count, len(self.sides), len(self.regions), self.channels), np.nan, dtype=np.float32)
-        fitting = [(place, value) for place, value in values if value is not None]
-        if fitting:
-            places, rows = zip(*fitting, strict=True)
-            features[tuple(np.array(places).T)] = torch.stack(rows).numpy()
-        return features, {place[0] for place, value in values if value is None}
+        uploads = DeviceCache([region for regions in images for region in regions], self.device)
+        for tasks in self.task_batches([[region.shape[:2] for region in regions] for regions in images]):
+            chosen = [(task.image * len(self.regions) + task.region, task.size) for task in tasks]
+            yield list(zip(tasks, self._fitting(chosen, uploads, self.settings.batch_pixels), strict=True))
 
-    def _values(self, images: Sequence[Sequence[NDArray[np.uint8]]]) -> _Values:
-        """Queue N images of R regions each, batch by batch."""
-        uploads = DeviceCache(self.uploaded, [region for regions in images for region in regions])
-        places, sizes = self.places([[region.shape[:2] for region in regions] for regions in images])
-        values: _Values = []
-        for batch in self.batches(sizes):
-            chosen = [(n * len(self.regions) + r, sizes[i]) for i in batch for n, _, r in places[i : i + 1]]
-            rows = self._batch(chosen, uploads, self.settings.batch_pixels)
-            values += zip([places[i] for i in batch], rows, strict=True)
-            self._count(len(batch))
-        return values
+    def task_batches(self, sizes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Task]]:
+        """Say what goes through the net together, of N images whose R regions have these sizes."""
+        tasks = [
+            Task(image, scale, region, rescaled_size(height, width, side))
+            for image, regions in enumerate(sizes)
+            for region, (height, width) in enumerate(regions)
+            for scale, side in enumerate(self.sides)
+        ]
+        group = padded if self.batching == "padded" else by_size
+        numbers = group([task.size for task in tasks], self.settings.batch_pixels // self.head.copies)
+        return [[tasks[number] for number in batch] for batch in numbers]
 
-    def places(self, regions: Sequence[Sequence[tuple[int, ...]]]) -> tuple[list[_Place], list[Size]]:
-        """Return (image, scale, region) and the size after rescaling, of everything that goes through the net."""
-        places, sizes = [], []
-        for n, found in enumerate(regions):
-            for r, (height, width) in enumerate(found):
-                for s, side in enumerate(self.sides):
-                    places.append((n, s, r))
-                    sizes.append(rescaled_size(height, width, side))
-        return places, sizes
-
-    def batches(self, sizes: Sequence[Size]) -> list[list[int]]:
-        """Say which of the rescaled images go through the net together, each with its mirror."""
-        return by_size(sizes, self.settings.batch_pixels // 2)
-
-    def uploaded(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return an image (H, W, 3) on the device, channels first."""
-        return self.on_device(torch.from_numpy(image)).permute(2, 0, 1)
-
-    def on_device(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor to the device; of a GPU nothing waits for the copy."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
-
-    def _count(self, units: int) -> None:
-        self._units += units
-        if self._progress is not None:
-            self._progress(self._units / (len(self.sides) * len(self.regions)))
-
-    def _batch(self, images: Sequence[tuple[int, Size]], uploads: DeviceCache, pixels: int) -> list[Tensor | None]:
-        """Return the values, (C,) each, of images and the sizes that they get; what does not fit is halved.
-
-        None stands for an image that does not fit even alone and in the narrowest strips.
-        """
+    def _fitting(self, images: Sequence[tuple[int, Size]], uploads: DeviceCache, pixels: int) -> list[Tensor | None]:
+        """Return the values of images, by their number and the size that they get; what does not fit is halved."""
         try:
-            return list(self._pass(images, uploads, pixels))
+            return list(self._forward_batch([(uploads[number], size) for number, size in images], pixels))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -274,17 +312,16 @@ class BatchRunner(ABC):
         if len(images) > 1:
             middle = len(images) // 2
             halves = (images[:middle], images[middle:])
-            return [values for half in halves for values in self._batch(half, uploads, pixels)]
-        least, most = self.pass_range(images[0][1])
+            return [values for half in halves for values in self._fitting(half, uploads, pixels)]
+        least, most = self.head.pass_range(self.model, images[0][1])
         failed = min(pixels, most)
-        return [None] if failed <= least else self._batch(images, uploads, failed // 2)
+        return [None] if failed <= least else self._fitting(images, uploads, failed // 2)
 
-    def _pass(self, images: Sequence[tuple[int, Size]], uploads: DeviceCache, pixels: int) -> Tensor:
-        """Return the values, (N, C), of N images, on their way to the CPU."""
+    def _forward_batch(self, images: Sequence[tuple[Tensor, Size]], pixels: int) -> Tensor:
+        """Return the values of a batch, (N, C) or (N, C, h, w), on their way to the CPU."""
         with self.computing():
-            batch, sides = self.prepared([(uploads[number], size) for number, size in images])
-            rows = self.read(batch, pixels) if sides is None else self.read_padded(batch, sides)
-            return rows.to("cpu", non_blocking=True)
+            batch, sides = self.prepare(images)
+            return self.head.values(self.model, batch, pixels, sides).to("cpu", non_blocking=True)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -300,13 +337,8 @@ class BatchRunner(ABC):
             return nullcontext()
         return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024)
 
-    def prepared(self, images: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
-        """Make a batch of images on the device and the sizes that they get.
-
-        Parameters
-        ----------
-        images : sequence of (Tensor (3, H, W), Size)
-            As `uploaded` returns them.
+    def prepare(self, images: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
+        """Make a batch of images on the device, (3, H, W) each, and the sizes that they get.
 
         Returns
         -------
@@ -318,33 +350,13 @@ class BatchRunner(ABC):
         rescaled = [rescale(one, size, self.settings.interpolation) for one, size in images]
         if len({size for _, size in images}) == 1:
             return normalise(torch.stack(rescaled), self.mean, self.std), None
-        sides = self.on_device(torch.tensor([size for _, size in images]))
+        sides = to_device(torch.tensor([size for _, size in images]), self.device)
         return pad([normalise(one, self.mean, self.std) for one in rescaled]), sides
 
-    def read_padded(self, images: Tensor, sides: Tensor) -> Tensor:
-        """Run the net over images of several sizes; only for those whose `batches` make such batches.
-
-        Parameters
-        ----------
-        images : Tensor (N, 3, H, W), float32, on the device
-            Rescaled, normalised, and padded with zeros to the right and below.
-        sides : Tensor (N, 2), int
-            Height and width of each.
-
-        Returns
-        -------
-        Tensor (N, C), float32
-        """
-        raise NotImplementedError
-
-    def over_mirror(self, images: Tensor, pixels: int, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """Average what `read` makes of images, (N, C), and of their mirrors; all in one pass where they fit."""
-        halves: tuple[Tensor, ...] = (images, mirror(images))
-        if 2 * images[:, 0].numel() <= pixels:
-            halves = (torch.cat(halves),)
-        rows = torch.cat([read(self.ready(half)) for half in halves])
-        return (rows[: len(images)] + rows[len(images) :]) / 2
-
-    def ready(self, images: Tensor) -> Tensor:
-        """Bring images into the precision and the order in memory that the net runs best with."""
-        return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    def record_event(self) -> torch.cuda.Event | None:
+        """Return an event that comes to pass when all that is queued by now has been done; None on the CPU."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event

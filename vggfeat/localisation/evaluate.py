@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes
 from vggfeat.errors import ConfigError
-from vggfeat.extract import Progress, RunSettings, describe_conditions, hash_image
+from vggfeat.extract import Progress, RunSettings
+from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, LocalisedImage, Localiser

@@ -3,7 +3,7 @@
 N = images of a batch, C = channels, h, w = positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError
-from vggfeat.forward import BatchRunner, ForwardSettings, Size, by_size
-from vggfeat.forward.device_cache import DeviceCache
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.forward.batching import Size
 from vggfeat.forward.features import dense_map, narrowest_strip
-from vggfeat.forward.settings import Precision
+from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.forward.settings import ForwardSettings, Precision
+from vggfeat.forward.transfer import to_compute_layout, wait_for
+from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation, rescaled_size
@@ -86,7 +88,25 @@ class MapValues(NamedTuple):
     """(C, h, w) float32 on the CPU; None if it did not fit into memory."""
 
 
-class DenseMaps(BatchRunner):
+@dataclass(frozen=True)
+class _MapHead:
+    channels: int
+    posteriors: bool
+    """Whether the channels are classes, whose scores become log posteriors at every position."""
+    copies = 1
+    name = "fc8 map"
+
+    def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
+        """Return the maps (N, C, h, w), float32, of images of one size."""
+        maps = dense_map(model, to_compute_layout(images, model), model.scores, pixels).float()
+        return torch.log_softmax(maps, dim=1) if self.posteriors else maps
+
+    def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
+        """Return the pixels of the narrowest strip of an image, and those of the image."""
+        return narrowest_strip(model, size), size[0] * size[1]
+
+
+class DenseMaps:
     """A net that gives its dense fc8 map at every scale.
 
     Parameters
@@ -98,40 +118,39 @@ class DenseMaps(BatchRunner):
         Whether the channels are classes, whose scores become log posteriors at every position.
     """
 
-    what = "fc8 map"
-
     def __init__(self, backbone: Backbone, settings: MapSettings, device: str, *, posteriors: bool = False) -> None:
-        super().__init__(backbone, settings, device)
-        self._posteriors = posteriors
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.model.num_classes
-
-    def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of the narrowest strip of an image, and those of the image."""
-        return narrowest_strip(self.model, size), size[0] * size[1]
-
-    def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return the maps (N, C, h, w), float32, of images of one size."""
-        maps = dense_map(self.model, self.ready(images), self.model.scores, pixels).float()
-        return torch.log_softmax(maps, dim=1) if self._posteriors else maps
+        head = _MapHead(backbone.model.num_classes, posteriors)
+        self._runner = BatchRunner(backbone, settings, head, device)
+        self.device, self.sides = self._runner.device, self._runner.sides
 
     def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[MapValues]:
         """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
-        places, sizes = self.places([(image.shape[:2],) for image in images])
-        uploads = DeviceCache(self.uploaded, images)
-        for batch in by_size(sizes, self.settings.batch_pixels):
-            chosen = [(places[i][0], sizes[i]) for i in batch]
-            maps = self._batch(chosen, uploads, self.settings.batch_pixels)
-            self.mark()()
-            for i, values in zip(batch, maps, strict=True):
-                n, s, _ = places[i]
-                yield MapValues(n, s, sizes[i], values)
+        for batch in self._runner.batches([(image,) for image in images]):
+            wait_for(self._runner.record_event())
+            for task, values in batch:
+                yield MapValues(task.image, task.scale, task.size, values)
 
 
-class CentreCrop(BatchRunner):
+@dataclass(frozen=True)
+class _CropHead:
+    channels: int
+    side: int
+    """Of the crop, in pixels."""
+    copies = 2
+    name = "fc8"
+
+    def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
+        """Return fc8 (N, C) of the centre crops."""
+        top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
+        crops = images[:, :, top : top + self.side, left : left + self.side]
+        return model(to_compute_layout(crops, model), (model.scores,))[model.scores][:, :, 0, 0].float()
+
+    def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
+        """Return the pixels of a crop, which can't be cut, twice."""
+        return self.side**2, self.side**2
+
+
+class CentreCrop:
     """A net that gives fc8 of the centre crop alone: one row of C values an image.
 
     Parameters
@@ -144,28 +163,17 @@ class CentreCrop(BatchRunner):
         Of the crop, in pixels.
     """
 
-    what = "fc8"
-
     def __init__(self, backbone: Backbone, settings: MapSettings, device: str, side: int) -> None:
-        super().__init__(backbone, settings, device)
-        self.side = side
+        self._runner = BatchRunner(backbone, settings, _CropHead(backbone.model.num_classes, side), device)
+        self.side, self.sides = side, self._runner.sides
 
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.model.num_classes
-
-    def pass_range(self, size: Size) -> tuple[int, int]:
-        """Return the pixels of a crop, which can't be cut, twice."""
-        return self.side**2, self.side**2
+    def rows(
+        self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
+    ) -> list[Row]:
+        """Compute fc8 of some images, (1, 1, C) each, as `BatchRunner.rows`."""
+        return self._runner.rows(images, progress)
 
     def place(self, size: Size) -> tuple[tuple[int, int], Size]:
         """Return the crop's first row and column, and the sides of the rescaled image, for a decoded image."""
         rescaled = rescaled_size(*size, self.sides[0])
         return ((rescaled[0] - self.side) // 2, (rescaled[1] - self.side) // 2), rescaled
-
-    def read(self, images: Tensor, pixels: int) -> Tensor:
-        """Return fc8 (N, C) of the centre crops."""
-        top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
-        crops = images[:, :, top : top + self.side, left : left + self.side]
-        return self.model(self.ready(crops), (self.model.scores,))[self.model.scores][:, :, 0, 0].float()

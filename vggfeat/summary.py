@@ -1,0 +1,105 @@
+"""What a run has left behind, read from the finished file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.forward.precision import LEAST_COSINE
+from vggfeat.samples import Box
+from vggfeat.store.failures import count_reasons, failures_path, tally
+from vggfeat.store.identity import resolved
+from vggfeat.store.layout import Status
+from vggfeat.store.reader import FeatureFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run has left behind."""
+
+    path: Path
+    """The feature file."""
+    total: int
+    """Samples in the data set."""
+    resumed: int
+    """Samples that an earlier run had finished."""
+    failures: tuple[tuple[str, str], ...]
+    """(id, reason) of every sample that failed, in row order, earlier runs included."""
+    seconds: float
+    """Time of this run."""
+    halvings: int
+    """Batches that did not fit into memory and were halved."""
+    enlarged: int
+    """Images that themselves, or whose boxes, had to grow more than eightfold to reach the largest scale."""
+    failures_file: Path | None = None
+    """Where they are listed, a JSON object a line; None if none failed."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, a sentence each."""
+
+    @property
+    def failed_by_reason(self) -> dict[str, int]:
+        """Return how many failed for each reason, the most frequent first."""
+        return count_reasons(reason for _, reason in self.failures)
+
+    def tally(self) -> str:
+        """Say in a line what became of the samples."""
+        reasons = (reason for _, reason in self.failures)
+        return tally(total=self.total, done=self.total, resumed=self.resumed, reasons=reasons)
+
+
+def summarise(path: Path, *, resumed: int, seconds: float, halvings: int) -> Summary:
+    """Read what a run has left behind."""
+    with FeatureFile(path) as file:
+        failed = np.flatnonzero(file.status != Status.DONE)
+        failures = tuple((file.dataset.ids[row], file.reasons[row]) for row in failed)
+        made_by = file.provenance
+        enlarged = int((8 * _smallest_sides(file) < max(made_by["sides"])).sum())
+        total = len(file.dataset)
+    return Summary(
+        path=path,
+        total=total,
+        resumed=resumed,
+        failures=failures,
+        seconds=seconds,
+        halvings=halvings,
+        enlarged=enlarged,
+        failures_file=failures_path(resolved(path)) if failures else None,
+        notes=(*_notes(made_by, enlarged, halvings), *_precision_notes(made_by)),
+    )
+
+
+def _smallest_sides(file: FeatureFile) -> NDArray[np.int64]:
+    """Return the smallest side of all regions, for every row that is done."""
+    done = np.flatnonzero(file.status == Status.DONE)
+    sizes = np.asarray(file.sizes, dtype=np.int64)[done]
+    smallest = [sizes.min(axis=1)] if "image" in file.regions else []
+    if "box" in file.regions and file.dataset.boxes is not None:
+        boxes = [Box(*box).within(*size) for box, size in zip(file.dataset.boxes[done], sizes[:, ::-1], strict=True)]
+        edges = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        smallest.append((edges[:, 2:] - edges[:, :2]).min(axis=1))
+    return np.min(smallest, axis=0)
+
+
+def _notes(made_by: dict[str, Any], enlarged: int, halvings: int) -> Iterator[str]:
+    for scale, side in zip(made_by["scales"], made_by["sides"], strict=True):
+        if side != scale:
+            yield f"Q = {scale} is too short for one 7x7 window of the net: images were enlarged to {side} instead"
+    if enlarged:
+        yield f"{enlarged} images were enlarged more than eightfold to reach Q = {max(made_by['sides'])}"
+    if halvings:
+        yield f"{halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
+
+
+def _precision_notes(made_by: dict[str, Any]) -> Iterator[str]:
+    precision, compared = made_by["precision"], made_by.get("float32_cosine")
+    if compared is None:
+        return
+    if compared["least"] is None:
+        yield f"{precision}: no image could be computed again in float32, so nothing is known of the difference"
+        return
+    again = f"{precision}: computed again in float32, the least cosine of a vector of {compared['images']} images is"
+    advice = "" if compared["least"] >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
+    yield f"{again} {compared['least']:.6f}{advice}"
