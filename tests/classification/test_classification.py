@@ -25,8 +25,8 @@ from vggfeat.localisation.nets import BOX_FACTS
 from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import rescale, rescaled_size
 from vggfeat.nets.vgg import VGG
-from vggfeat.results.classification import result_notes, results_json, text_table
-from vggfeat.results.paper_errors import PAPER, is_official, paper_errors
+from vggfeat.results.classification import classification_record, result_notes
+from vggfeat.results.paper import TABLES_3_TO_6, is_official_fusion, paper_errors
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.reader import FeatureFile
@@ -428,9 +428,9 @@ def test_images_that_cant_be_read_count_as_wrong_and_are_named(tmp_path):
     assert found.top5_error == 2 / 8
     assert found.classes[0].failed == found.classes[1].failed == 1
     assert found.pairs() == [(1, 0, 3)]
-    assert "failed: bee3: empty" in text_table(fused, found)
+    assert "failed: bee3: empty" in classification_record(fused, found).text()
     assert "2 images could not be read" in " ".join(result_notes(fused))
-    assert [row["id"] for row in results_json(fused, found)["failed"]] == ["ant1", "bee3"]
+    assert [row["id"] for row in classification_record(fused, found).content["failed"]] == ["ant1", "bee3"]
 
 
 def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
@@ -658,7 +658,7 @@ def test_a_class_without_images_has_no_error_and_an_image_without_class_is_refus
     assert np.isnan(found.classes[1].top1_error)
     assert found.top1_error == 0.5
     fused = fused_of(np.eye(3)[[0, 0]], [0, 2])
-    assert results_json(fused, found)["classes"][1]["top1_error"] is None
+    assert classification_record(fused, found).content["classes"][1]["top1_error"] is None
     with pytest.raises(FitError, match="found none for image1"):
         evaluate(fused_of(np.eye(3)[[0, 0]], [0, -1]))
 
@@ -712,19 +712,19 @@ def test_the_papers_rows_are_those_of_the_same_nets_mode_and_scales(official, pa
 
 
 def test_the_submission_is_recognised_in_any_order(official):
-    (row,) = [row for row in PAPER if len(row.nets) == 7]
+    (row,) = [row for row in TABLES_3_TO_6 if len(row.nets) == 7]
     scales = {"256": (256, 256), "384": (384, 384), "[256;512]": (256, 512)}
     parts = [part(net.net, scales[net.scale], scales=net.sides, sha=str(number)) for number, net in enumerate(row.nets)]
     assert paper_errors(replace(official, parts=tuple(parts[::-1]))) == [row]
 
 
 def test_other_images_are_not_compared_with_the_paper(official):
-    assert is_official(official)
+    assert is_official_fusion(official)
     swapped = official.targets.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     renamed = (*official.ids[:-1], "mine")
     for other in (replace(official, targets=swapped), replace(official, ids=renamed), fused_of(np.eye(3), [0, 1, 2])):
-        assert not is_official(other)
+        assert not is_official_fusion(other)
         assert paper_errors(replace(other, parts=(part(),))) == []
 
 

@@ -203,7 +203,7 @@ def test_unreadable_images_are_named_and_count_as_wrong(files, tree, tmp_path, c
     bad = sorted((tree / "val/g").iterdir())[0]
     bad.write_bytes(b"no image")
     assert dense(files, tmp_path / "out", data=tree) == 3
-    assert f"failed, counted as wrong: val/g/{bad.name}: unrecognised: " in capsys.readouterr().out
+    assert f"failed: val/g/{bad.name}: unrecognised: " in capsys.readouterr().out
     assert errors(tmp_path / "out")["localisation"] == pytest.approx(10 / 14)
     assert results(tmp_path / "out")["failed"][0]["path"] == f"val/g/{bad.name}"
     assert (tmp_path / "out/submission.txt").read_text().splitlines()[0] == "1 1 1 1 1"

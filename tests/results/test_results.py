@@ -20,7 +20,7 @@ from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import FitError, StoreError
 from vggfeat.protocols.results import METRICS, Choice, Result, Run, Submission
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-from vggfeat.results import files
+from vggfeat.results import record
 from vggfeat.results.plots import MOST_BARS, draw
 from vggfeat.results.svm import (
     align,
@@ -407,7 +407,7 @@ def test_a_disk_that_fails_leaves_the_old_files_whole(tmp_path, served, monkeypa
     sizes = [path.stat().st_size for path in write_results(*served, tmp_path, plots=False)]
     old = {name: b"old " + name.encode() for name in os.listdir(tmp_path)}
     disk = Full()
-    monkeypatch.setattr(files, "DISK", disk)
+    monkeypatch.setattr(record, "DISK", disk)
     for room in (0, sizes[0], sum(sizes) - 1):
         for name, content in old.items():
             (tmp_path / name).write_bytes(content)

@@ -99,7 +99,7 @@ def classify(
     import json
 
     from vggfeat.classification.evaluate import evaluate, fuse
-    from vggfeat.results.classification import Pace, results_json, text_table, write_classification
+    from vggfeat.results.classification import Pace, classification_record, write_classification
 
     make_folder(out)
     runs = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else []
@@ -110,11 +110,12 @@ def classify(
     notes = [f"{one.path.name}: {note}" for one in runs for note in one.notes]
     fused = fuse([*files, *new], scales=scales)
     found = evaluate(fused)
-    written = write_classification(fused, found, out, paces=paces, notes=notes)
+    record = classification_record(fused, found, paces=paces, notes=notes)
+    written = write_classification(record, fused, found, out)
     if as_json:
-        click.echo(json.dumps(results_json(fused, found, paces=paces, notes=notes), indent=2))
+        click.echo(json.dumps(record.content, indent=2))
     else:
-        click.echo(text_table(fused, found, notes=notes, most=LONGEST_TABLE, width=terminal_width()))
+        click.echo(record.text(most=LONGEST_TABLE, width=terminal_width()))
         for one in runs:
             click.echo(_run_line(one))
         if any(one.failures for one in runs):

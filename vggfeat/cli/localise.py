@@ -168,8 +168,8 @@ def evaluate(
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
     from vggfeat.localisation.evaluate import LocalisationSystem, count_errors, describe_run, locate_images
     from vggfeat.localisation.submission import class_ids
-    from vggfeat.results.localisation import LocalisationReport, results_json, text_table, write_report
-    from vggfeat.results.paper_boxes import is_official, paper_rows
+    from vggfeat.results.localisation import localisation_record, write_localisation
+    from vggfeat.results.paper import is_official_set, paper_box_errors
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.store.failures import failures_path
@@ -198,19 +198,19 @@ def evaluate(
     if not is_main():
         return 0
     found = count_errors(records, data.val, truth, settings.top)
-    report = LocalisationReport(
-        data=data,
-        judged=found,
-        protocol=protocol,
+    record = localisation_record(
+        data,
+        found,
+        protocol,
         settings=describe_run(data.val, system, run, decode),
         numbering=class_ids(data.classes, root),
-        paper=paper_rows(protocol, nets, settings.scales) if is_official(data) else (),
+        paper=paper_box_errors(protocol, nets, settings.scales) if is_official_set(data) else (),
     )
-    written = [journal, *([failures_path(journal)] if found.failed else []), *write_report(report, out)]
+    written = [journal, *([failures_path(journal)] if found.failed else []), *write_localisation(record, data, found, out)]
     if as_json:
-        click.echo(json.dumps(results_json(report), indent=2))
+        click.echo(json.dumps(record.content, indent=2))
     else:
-        click.echo(text_table(report, most=LONGEST_TABLE, width=terminal_width()))
+        click.echo(record.text(most=LONGEST_TABLE, width=terminal_width()))
         if found.failed:
             click.echo(TRY_AGAIN)
         click.echo(f"{out}: {', '.join(path.name for path in written)}")
@@ -254,8 +254,8 @@ def predict(
     from vggfeat.cli.progress import Progress
     from vggfeat.localisation.locate import Localiser
     from vggfeat.localisation.predict import image_files, predict_files
-    from vggfeat.results.files import write_files
-    from vggfeat.results.located import predictions_json, summary_lines, write_predictions
+    from vggfeat.results.localisation import summary_lines, write_box_predictions
+    from vggfeat.results.record import write_files
     from vggfeat.runtime.devices import ready_device
 
     files, nets = image_files(images), boxes.load()
@@ -273,9 +273,9 @@ def predict(
                 write_files(out, {one.drawn: png})
             found.append(one)
             bar.update(len(found), len(files))
-    write_predictions(found, classes, words, out)
+    content = write_box_predictions(found, classes, words, out)
     if as_json:
-        click.echo(json.dumps(predictions_json(found, classes, words), indent=2))
+        click.echo(json.dumps(content, indent=2))
     else:
         for line in summary_lines(found, classes, words):
             click.echo(line)

@@ -1,172 +1,84 @@
-"""Localisation results as a person reads them and as a program reads them, in files.
+"""Localisation errors next to the paper's, and boxes for a user's own images.
 
-K = classes, G = guesses of an image.
+G = guesses of an image.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from vggfeat.localisation.evaluate import LocalisationErrors
+from vggfeat.localisation.predict import Predicted, shown_path, title
 from vggfeat.localisation.submission import ClassIds, submission_text
-from vggfeat.results.classification import LONGEST_WORDS, csv_bytes, percent
-from vggfeat.results.files import write_files
-from vggfeat.results.paper_boxes import PaperRow
-from vggfeat.results.text import align, printable, shortened
+from vggfeat.results.paper import PaperBoxError
+from vggfeat.results.record import Record, json_bytes, write_files
+from vggfeat.results.text import csv_bytes, percent
 from vggfeat.samples import ClassificationSet
 
-SHOWN_FAILURES = 10
 
-
-class LocalisationReport(NamedTuple):
-    """All that is written of one evaluation."""
-
-    data: ClassificationSet
-    judged: LocalisationErrors
-    protocol: str
-    settings: Mapping[str, Any]
-    """What decided the results, as `vggfeat.localisation.evaluate.describe_run` has it."""
-    numbering: ClassIds
-    paper: Sequence[PaperRow]
-    """Empty where the data are not those of the paper."""
-
-
-class ClassRow(NamedTuple):
-    """The errors of one class, from 0 to 1; NaN where no image counts."""
-
-    name: str
-    words: str
-    images: int
-    counted: int
-    localisation: float
-    true_class: float
-    classification: float
-
-
-def class_rows(report: LocalisationReport) -> list[ClassRow]:
-    """Return the errors class by class, in the order of the classes."""
-    judged, rows = report.judged, []
-    missed = (judged.labels != judged.targets[:, None]).all(axis=1)
-    for k, name in enumerate(report.data.classes):
-        own = judged.targets == k
-        counted = own & judged.guessed.counted
-        rows.append(
-            ClassRow(
-                name=name,
-                words=report.data.words.get(name, ""),
-                images=int(own.sum()),
-                counted=int(counted.sum()),
-                localisation=_share(judged.guessed.wrong[counted].all(axis=1)),
-                true_class=_share(judged.true_class.wrong[counted].all(axis=1)),
-                classification=_share(missed[own]),
-            )
-        )
-    return rows
-
-
-def errors(report: LocalisationReport) -> dict[str, Any]:
-    """Return the errors over all images, from 0 to 1, those of guesses for protocol dense alone."""
-    judged = report.judged
-    overlaps = judged.true_class.overlaps[judged.true_class.counted, 0]
-    found: dict[str, Any] = {
-        "true_class_localisation": judged.true_class.error,
-        "true_class_mean_overlap": float(overlaps.mean()),
-    }
-    if report.protocol == "dense":
-        guesses = judged.labels.shape[1]
-        found |= {
-            "localisation": judged.guessed.error,
-            "localisation_by_guesses": [judged.guessed.error_at(k + 1) for k in range(guesses)],
-            "classification_by_guesses": [judged.classification_error(k + 1) for k in range(guesses)],
-        }
-    return found
-
-
-def results_json(report: LocalisationReport) -> dict[str, Any]:
-    """Return everything but the guesses, ready for JSON, with the paper's numbers beside ours."""
-    judged = report.judged
-    return {
-        "format": "vggfeat-localisation",
-        "version": 1,
-        "protocol": report.protocol,
-        "images": len(judged.targets),
-        "counted": int(judged.guessed.counted.sum()),
-        "layout": report.data.layout,
-        "errors": errors(report),
-        "failed": [{"path": path, "reason": reason} for path, reason in judged.failed.items()],
-        "notes": list(judged.notes),
-        "classes": [{key: _jsonable(value) for key, value in row._asdict().items()} for row in class_rows(report)],
-        "numbers": {"source": report.numbering.source, "of_classes": report.numbering.ids.tolist()},
-        "settings": dict(report.settings),
-        "paper": [row._asdict() for row in report.paper],
-    }
-
-
-def text_table(report: LocalisationReport, *, most: int | None = None, width: int | None = None) -> str:
-    """Return classes, notes, failures, headline and the paper's numbers as plain text, a line each.
+def localisation_record(
+    data: ClassificationSet,
+    found: LocalisationErrors,
+    protocol: str,
+    *,
+    settings: Mapping[str, Any],
+    numbering: ClassIds,
+    paper: Sequence[PaperBoxError],
+) -> Record:
+    """Gather the errors of one evaluation.
 
     Parameters
     ----------
-    report : LocalisationReport
-    most : int, optional
-        With more classes than so many, only those of the highest error are listed.
-    width : int, optional
-        Columns of the terminal that the table is cut to.
+    data : ClassificationSet
+    found : LocalisationErrors
+    protocol : str
+        dense or gt.
+    settings : mapping
+        What decided the results, as `vggfeat.localisation.evaluate.describe_run` has it.
+    numbering : ClassIds
+        Of the labels in a submission.
+    paper : sequence of PaperBoxError
+        Empty where the data are not those of the paper.
     """
-    dense = report.protocol == "dense"
-    notes = [*report.judged.notes, *([f"labels of submission.txt are {report.numbering.source}"] if dense else [])]
-    lines = [*_class_lines(report, most, width), "", *(f"note: {note}" for note in notes)]
-    lines += [*_failures(report), *headline(report), *map(_paper_line, report.paper)]
-    return "\n".join(printable(line) for line in lines)
-
-
-def _class_lines(report: LocalisationReport, most: int | None, width: int | None) -> list[str]:
-    dense, rows = report.protocol == "dense", class_rows(report)
-    cut = most is not None and len(rows) > most
-    if cut:
-        error = "localisation" if dense else "true_class"
-        rows = sorted(rows, key=lambda row: -np.nan_to_num(getattr(row, error), nan=-1.0))[:most]
-    header = ["class", "words", "images", "counted", *(["error %"] if dense else []), "true class %"]
-    header += [f"top-{report.judged.labels.shape[1]} class %"] if dense else []
-    table = [header]
-    for row in rows:
-        cells = [row.name, shortened(row.words, LONGEST_WORDS), str(row.images), str(row.counted)]
-        cells += [percent(row.localisation)] if dense else []
-        cells += [percent(row.true_class)]
-        table.append(cells + ([percent(row.classification)] if dense else []))
-    total = len(report.data.classes)
-    more = [f"the {most} classes of the highest error; table.txt has all {total}"] if cut else []
-    return [*align(table, left=2, width=width), *more]
-
-
-def _paper_line(row: PaperRow) -> str:
-    numbers = [f"{value} % on {part}" for part, value in (("val", row.val), ("test", row.test)) if value]
-    mark = "  <- in the same way" if row.same else ""
-    return f"VGG paper, Table {row.table}: {row.what}: {', '.join(numbers)}{mark}"
-
-
-def headline(report: LocalisationReport) -> list[str]:
-    """Return the lines to quote."""
-    judged, found = report.judged, errors(report)
-    counted = f"on {judged.guessed.counted.sum()} of {len(judged.targets)} images"
-    true = (
-        f"{percent(found['true_class_localisation'])} % {counted}, mean overlap {found['true_class_mean_overlap']:.2f}"
+    classes, errors = _class_rows(data, found), _errors(found, protocol)
+    content = {
+        "format": "vggfeat-localisation",
+        "version": 1,
+        "protocol": protocol,
+        "images": len(found.targets),
+        "counted": int(found.guessed.counted.sum()),
+        "layout": data.layout,
+        "errors": errors,
+        "failed": [{"path": path, "reason": reason} for path, reason in found.failed.items()],
+        "notes": list(found.notes),
+        "classes": classes,
+        "numbers": {"source": numbering.source, "of_classes": numbering.ids.tolist()},
+        "settings": dict(settings),
+        "paper": [row._asdict() for row in paper],
+    }
+    notes = list(found.notes)
+    columns = {"name": "class", "words": "words", "images": "images", "counted": "counted"}
+    if protocol == "dense":
+        guesses = found.labels.shape[1]
+        columns |= {"localisation": "error %", "true_class": "true class %", "classification": f"top-{guesses} class %"}
+        notes.append(f"labels of submission.txt are {numbering.source}")
+    else:
+        columns |= {"true_class": "true class %"}
+    if found.failed:
+        notes.append(f"{len(found.failed)} images failed; they count as wrong")
+    return Record(
+        content=content,
+        columns=columns,
+        classes=classes,
+        worst_by="localisation" if protocol == "dense" else "true_class",
+        failed=found.failed,
+        notes=notes,
+        headline=_headline(found, errors),
+        paper=list(map(str, paper)),
     )
-    if report.protocol == "gt":
-        return [f"localisation error of the true class, from the centre crop: {true}"]
-    guesses = judged.labels.shape[1]
-    by_class = " and ".join(f"{percent(found['classification_by_guesses'][k])} %" for k in (0, guesses - 1))
-    return [
-        f"top-{guesses} localisation error: {percent(found['localisation'])} % {counted}",
-        f"localisation error of the true class, its label given: {true}",
-        f"classification error of the guesses, top-1 and top-{guesses}: {by_class} on all images",
-    ]
 
 
-def write_report(report: LocalisationReport, folder: Path) -> list[Path]:
+def write_localisation(record: Record, data: ClassificationSet, found: LocalisationErrors, folder: Path) -> list[Path]:
     """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; each in one step.
 
     Raises
@@ -174,16 +86,11 @@ def write_report(report: LocalisationReport, folder: Path) -> list[Path]:
     StoreError
         If the folder can't be made or written.
     """
-    contents = {
-        "results.json": json.dumps(results_json(report), indent=2, allow_nan=False).encode() + b"\n",
-        "table.txt": text_table(report).encode() + b"\n",
-        "classes.csv": _classes_csv(report),
-    }
-    if report.protocol == "dense":
-        order = file_order(report.data.val.paths)
-        judged = report.judged
-        text = submission_text(judged.labels[order], judged.boxes[order], report.numbering.ids)
-        contents["submission.txt"] = text.encode()
+    rows = [list(row.values()) for row in record.classes]
+    contents = record.files() | {"classes.csv": csv_bytes(list(record.classes[0]), rows)}
+    if record.content["protocol"] == "dense":
+        order, numbers = file_order(data.val.paths), record.content["numbers"]["of_classes"]
+        contents["submission.txt"] = submission_text(found.labels[order], found.boxes[order], numbers).encode()
     return write_files(folder, contents, own=("submission.txt",))
 
 
@@ -192,21 +99,118 @@ def file_order(paths: Sequence[str]) -> list[int]:
     return sorted(range(len(paths)), key=lambda row: (paths[row].rpartition("/")[2], paths[row]))
 
 
-def _failures(report: LocalisationReport) -> list[str]:
-    failed = list(report.judged.failed.items())
-    lines = [f"failed, counted as wrong: {path}: {reason}" for path, reason in failed[:SHOWN_FAILURES]]
-    more = len(failed) - SHOWN_FAILURES
-    return lines + ([f"failed: {more} more; all of them stand in results.json"] if more > 0 else [])
+def _class_rows(data: ClassificationSet, found: LocalisationErrors) -> list[dict[str, Any]]:
+    """Return the errors class by class, from 0 to 1; None where no image counts."""
+    missed = (found.labels != found.targets[:, None]).all(axis=1)
+    rows = []
+    for k, name in enumerate(data.classes):
+        own = found.targets == k
+        counted = own & found.guessed.counted
+        rows.append(
+            {
+                "name": name,
+                "words": data.words.get(name, ""),
+                "images": int(own.sum()),
+                "counted": int(counted.sum()),
+                "localisation": _share(found.guessed.wrong[counted].all(axis=1)),
+                "true_class": _share(found.true_class.wrong[counted].all(axis=1)),
+                "classification": _share(missed[own]),
+            }
+        )
+    return rows
 
 
-def _classes_csv(report: LocalisationReport) -> bytes:
-    rows = class_rows(report)
-    return csv_bytes(ClassRow._fields, ([_jsonable(value) for value in row] for row in rows))
+def _errors(found: LocalisationErrors, protocol: str) -> dict[str, Any]:
+    """Return the errors over all images, from 0 to 1; those of the G guesses for protocol dense alone."""
+    overlaps = found.true_class.overlaps[found.true_class.counted, 0]
+    found: dict[str, Any] = {
+        "true_class_localisation": found.true_class.error,
+        "true_class_mean_overlap": float(overlaps.mean()),
+    }
+    if protocol == "dense":
+        guesses = range(1, found.labels.shape[1] + 1)
+        found["localisation"] = found.guessed.error
+        found["localisation_by_guesses"] = [found.guessed.error_at(number) for number in guesses]
+        found["classification_by_guesses"] = [found.classification_error(number) for number in guesses]
+    return found
 
 
-def _jsonable(value: Any) -> Any:
-    return None if isinstance(value, float) and np.isnan(value) else value
+def _headline(found: LocalisationErrors, errors: Mapping[str, Any]) -> list[str]:
+    counted = f"on {found.guessed.counted.sum()} of {len(found.targets)} images"
+    true = f"{percent(errors['true_class_localisation'])} % {counted}"
+    true += f", mean overlap {errors['true_class_mean_overlap']:.2f}"
+    if "localisation" not in errors:
+        return [f"localisation error of the true class, from the centre crop: {true}"]
+    guesses, by_guesses = found.labels.shape[1], errors["classification_by_guesses"]
+    first, last = percent(by_guesses[0]), percent(by_guesses[-1])
+    return [
+        f"top-{guesses} localisation error: {percent(errors['localisation'])} % {counted}",
+        f"localisation error of the true class, its label given: {true}",
+        f"classification error of the guesses, top-1 and top-{guesses}: {first} % and {last} % on all images",
+    ]
 
 
-def _share(wrong: Any) -> float:
-    return float(wrong.mean()) if len(wrong) else float("nan")
+def _share(wrong: Any) -> float | None:
+    return float(wrong.mean()) if len(wrong) else None
+
+
+def write_box_predictions(
+    found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str], folder: Path
+) -> dict[str, Any]:
+    """Write predictions.json and predictions.csv, each replaced in one step; return the content of the former.
+
+    Boxes are edges in pixels: left, top, right, bottom.
+
+    Raises
+    ------
+    StoreError
+        If the folder can't be made or written.
+    """
+    images = [
+        {
+            "path": shown_path(one.path),
+            "height": one.located.size[0],
+            "width": one.located.size[1],
+            "failed": one.located.reason,
+            "drawn": one.drawn,
+            "guesses": [
+                {
+                    "class": classes[guess.label],
+                    "words": words.get(classes[guess.label], ""),
+                    "posterior": round(guess.posterior, 6),
+                    "box": [round(edge, 2) for edge in guess.box],
+                    "windows": guess.windows,
+                }
+                for guess in one.located.ranked()
+            ],
+        }
+        for one in found
+    ]
+    content = {"format": "vggfeat-boxes", "version": 1, "images": images}
+    header = ["path", "class", "words", "posterior", "left", "top", "right", "bottom", "failed"]
+    rows = csv_bytes(header, _guess_rows(images))
+    write_files(folder, {"predictions.json": json_bytes(content), "predictions.csv": rows})
+    return content
+
+
+def _guess_rows(images: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
+    for one in images:
+        for guess in one["guesses"]:
+            edges = [f"{edge:.2f}" for edge in guess["box"]]
+            yield [one["path"], guess["class"], guess["words"], f"{guess['posterior']:.6f}", *edges, ""]
+        if one["failed"]:
+            yield [one["path"], *[""] * 7, one["failed"]]
+
+
+def summary_lines(found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    """Return a line an image: its best guess, or why there is none."""
+    lines = []
+    for one in found:
+        if one.located.reason:
+            lines.append(f"failed: {shown_path(one.path)}: {one.located.reason}")
+            continue
+        best = one.located.ranked()[0]
+        edges = " ".join(f"{edge:.0f}" for edge in best.box)
+        name = title(classes[best.label], words)
+        lines.append(f"{shown_path(one.path)}: {name} {100 * best.posterior:.0f} %, box {edges}")
+    return lines

@@ -3,9 +3,7 @@
 N = images, K = classes.
 """
 
-import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,9 @@ from numpy.typing import NDArray
 
 from vggfeat.metrics import predict_classes
 from vggfeat.protocols.apply import Predictions
-from vggfeat.results.files import write_files
-from vggfeat.results.text import align, printable, shortened
+from vggfeat.results.record import failure_lines, json_bytes, write_files
+from vggfeat.results.text import align, csv_bytes, printable, shortened
 from vggfeat.samples import Task
-
-SHOWN_FAILURES = 10
 
 
 def write_predictions(predictions: Predictions, folder: Path, *, model: Path, top: int) -> list[Path]:
@@ -29,15 +25,12 @@ def write_predictions(predictions: Predictions, folder: Path, *, model: Path, to
     StoreError
         If the folder can't be made or written.
     """
-    content = json.dumps(predictions_json(predictions, model=model, top=top), indent=2, allow_nan=False)
-    return write_files(
-        folder,
-        {
-            "predictions.csv": predictions_csv(predictions),
-            "predictions.json": content.encode() + b"\n",
-            "scores.npz": _scores_npz(predictions),
-        },
-    )
+    contents = {
+        "predictions.csv": predictions_csv(predictions),
+        "predictions.json": json_bytes(predictions_json(predictions, model=model, top=top)),
+        "scores.npz": _scores_npz(predictions),
+    }
+    return write_files(folder, contents)
 
 
 def predictions_csv(predictions: Predictions) -> bytes:
@@ -46,21 +39,17 @@ def predictions_csv(predictions: Predictions) -> bytes:
     Columns of a single-label model: id, predicted, score, failed. Of a multi-label one: id, the classes, failed.
     `failed` holds the reason where an image failed; its other cells are empty then.
     """
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
     single = predictions.task == Task.SINGLE_LABEL
-    lines.writerow(["id", *(("predicted", "score") if single else predictions.classes), "failed"])
-    best = predict_classes(predictions.scores)
+    best, rows = predict_classes(predictions.scores), []
     for row, name in enumerate(predictions.dataset.ids):
         scores = predictions.scores[row]
         if best[row] < 0:
-            cells = [""] * (2 if single else len(scores))
+            rows.append([name, *[""] * (2 if single else len(scores)), _reason(predictions, row)])
         elif single:
-            cells = [predictions.classes[best[row]], f"{scores[best[row]]:.9g}"]
+            rows.append([name, predictions.classes[best[row]], f"{scores[best[row]]:.9g}", ""])
         else:
-            cells = [f"{score:.9g}" for score in scores]
-        lines.writerow([name, *cells, predictions.reasons.get(name, "") if best[row] < 0 else ""])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+            rows.append([name, *(f"{score:.9g}" for score in scores), ""])
+    return csv_bytes(["id", *(("predicted", "score") if single else predictions.classes), "failed"], rows)
 
 
 def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict[str, Any]:
@@ -109,9 +98,8 @@ def predictions_table(predictions: Predictions, *, top: int, width: int | None =
     lines = [shortened(line, width) for line in ragged]
     failed = np.flatnonzero(np.isneginf(predictions.scores).all(axis=1)).tolist()
     lines += ["", f"{len(predictions.dataset) - len(failed)} images scored, {len(failed)} failed"]
-    lines += [f"failed: {predictions.dataset.ids[row]}: {_reason(predictions, row)}" for row in failed[:SHOWN_FAILURES]]
-    if len(failed) > SHOWN_FAILURES:
-        lines.append(f"failed: {len(failed) - SHOWN_FAILURES} more; all of them are in predictions.csv")
+    reasons = {predictions.dataset.ids[row]: _reason(predictions, row) for row in failed}
+    lines += failure_lines(reasons, "predictions.csv")
     lines += [f"note: {note}" for note in predictions.notes]
     return "\n".join(printable(line) for line in lines)
 

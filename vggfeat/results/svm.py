@@ -14,9 +14,9 @@ import numpy as np
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
 from vggfeat.protocols.results import METRICS, ClassRow, Result
-from vggfeat.results.files import write_files
 from vggfeat.results.models import model_files
 from vggfeat.results.plots import draw
+from vggfeat.results.record import write_files
 from vggfeat.results.submission import server_archive
 from vggfeat.results.text import align, printable
 from vggfeat.samples import DataSet

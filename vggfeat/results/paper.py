@@ -1,4 +1,7 @@
-"""Tables 3 to 6 of the VGG paper, and which of their rows a result may stand beside."""
+"""Tables 3 to 6 and 8 to 10 of the VGG paper, and which of their rows may be put next to a result.
+
+Those of Tables 11 and 12 are in the record of each data set (`vggfeat.datasets`).
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,9 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vggfeat.classification.evaluate import Fused, FusedPart
+from vggfeat.localisation.nets import BoxNet
+from vggfeat.samples import ClassificationSet
 
 JITTERED = "[256;512]"
-_IMAGES, _CLASSES, _OF_EACH = 50_000, 1000, 50
+VAL, CLASSES, OF_EACH = 50_000, 1000, 50
+"""Validation images of ILSVRC-2012, its classes, and images of each."""
+ENDS = ("n01440764", "n15075141")
+"""The first and the last class by WNID."""
 _FIRST = ("ILSVRC2012_val_00000001", "n01751748")
 """A validation image and its class, by the annotation in the official archive."""
 
@@ -25,7 +33,7 @@ class PaperNet(NamedTuple):
 
 
 class PaperErrors(NamedTuple):
-    """A row of the paper: errors in per cent on the 50,000 validation images."""
+    """A row of Tables 3 to 6: errors in per cent on the 50,000 validation images."""
 
     table: int
     nets: tuple[PaperNet, ...]
@@ -33,6 +41,11 @@ class PaperErrors(NamedTuple):
     """dense, multi-crop, or both."""
     top1: float
     top5: float
+
+    def __str__(self) -> str:
+        nets = ", ".join(f"{net.net} (S = {net.scale}) at Q = {', '.join(map(str, net.sides))}" for net in self.nets)
+        errors = f"top-1 error {self.top1} %, top-5 error {self.top5} %"
+        return f"VGG paper, Table {self.table}, {self.mode}, {nets}: {errors}"
 
 
 def _rows(table: int, text: str) -> list[PaperErrors]:
@@ -55,7 +68,7 @@ _SUBMISSION = (
     PaperNet("E", "256", (224, 256, 288)),
     PaperNet("E", "384", (352, 384, 416)),
 )
-PAPER: tuple[PaperErrors, ...] = (
+TABLES_3_TO_6: tuple[PaperErrors, ...] = (
     *_rows(3, """
         A      256        256  29.6  10.4
         A-LRN  256        256  29.7  10.5
@@ -93,7 +106,6 @@ PAPER: tuple[PaperErrors, ...] = (
     PaperErrors(6, (_D, _E), "multi-crop", 23.9, 7.2),
     PaperErrors(6, (_D, _E), "both", 23.7, 6.8),
 )  # fmt: skip
-"""Tables 3 to 6 of the VGG paper."""
 
 
 class TestedNet(NamedTuple):
@@ -126,14 +138,14 @@ def tested_nets(fused: Fused) -> list[TestedNet]:
 
 
 def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
-    told = parts[0].provenance
+    provenance = parts[0].provenance
     sides: dict[str, set[int]] = {}
     for part in parts:
         sides.setdefault(part.mode, set()).update(part.scales)
-    trained = told.get("trained_scale")
+    trained = provenance.get("trained_scale")
     return TestedNet(
         net=parts[0].net,
-        own=bool(told.get("trained", True)) and told.get("width", 1) == 1,
+        own=bool(provenance.get("trained", True)) and provenance.get("width", 1) == 1,
         scale=None if trained is None else str(trained[0]) if trained[0] == trained[1] else "[{};{}]".format(*trained),
         mode="both" if sides.keys() == {"dense", "multi-crop"} else " & ".join(sides),
         sides=tuple(sorted(set().union(*sides.values()))),
@@ -141,12 +153,12 @@ def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
     )
 
 
-def is_official(fused: Fused) -> bool:
-    """Say whether the images are the 50,000 validation images of ILSVRC-2012, by number, names and classes."""
+def is_official_fusion(fused: Fused) -> bool:
+    """Say whether posteriors are of the 50,000 validation images of ILSVRC-2012, by number, names and classes."""
     counts = np.bincount(fused.targets, minlength=len(fused.classes))
-    if len(fused.ids) != _IMAGES or len(fused.classes) != _CLASSES or (counts != _OF_EACH).any():
+    if len(fused.ids) != VAL or len(fused.classes) != CLASSES or (counts != OF_EACH).any():
         return False
-    if set(fused.ids) != {f"ILSVRC2012_val_{number:08d}" for number in range(1, _IMAGES + 1)}:
+    if set(fused.ids) != {f"ILSVRC2012_val_{number:08d}" for number in range(1, VAL + 1)}:
         return False
     return fused.classes[fused.targets[fused.ids.index(_FIRST[0])]] == _FIRST[1]
 
@@ -157,9 +169,9 @@ def paper_errors(fused: Fused) -> list[PaperErrors]:
     Where a weights file doesn't say at which S its net was trained, the rows of every S are returned.
     """
     nets = sorted(tested_nets(fused), key=lambda net: (net.net, net.sides))
-    if not is_official(fused) or not all(net.own and net.even for net in nets):
+    if not is_official_fusion(fused) or not all(net.own and net.even for net in nets):
         return []
-    return [row for row in PAPER if _fits(row, nets)]
+    return [row for row in TABLES_3_TO_6 if _fits(row, nets)]
 
 
 def _fits(row: PaperErrors, nets: Sequence[TestedNet]) -> bool:
@@ -168,3 +180,67 @@ def _fits(row: PaperErrors, nets: Sequence[TestedNet]) -> bool:
         (ours.net, ours.sides, ours.mode) == (net.net, net.sides, row.mode) and ours.scale in (None, net.scale)
         for ours, net in zip(nets, theirs, strict=True)
     )
+
+
+class PaperBoxError(NamedTuple):
+    """A row of Tables 8 to 10: localisation errors in per cent."""
+
+    table: int
+    what: str
+    val: float | None
+    test: float | None
+    same: bool = False
+    """Whether the result was made in the same way, by nets of the same kind."""
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{error} % on {part}" for part, error in (("val", self.val), ("test", self.test)) if error)
+        mark = "  <- in the same way" if self.same else ""
+        return f"VGG paper, Table {self.table}: {self.what}: {errors}{mark}"
+
+
+_TABLE_8 = {("scr", "fc"): 36.4, ("pcr", "fc"): 34.3, ("pcr", "all"): 33.1}
+_LAYERS = {"fc": "1st and 2nd fully connected layers", "all": "all layers"}
+_TABLE_9 = {
+    ((256, (256,)),): (29.5, None),
+    ((384, (384,)),): (28.2, 26.7),
+    ((384, (352, 384)),): (27.5, None),
+    ((256, (256,)), (384, (352, 384))): (26.9, 25.3),
+}
+_TABLE_10 = (
+    ("VGG", 26.9, 25.3),
+    ("GoogLeNet", None, 26.7),
+    ("OverFeat", 30.0, 29.9),
+    ("Krizhevsky et al.", None, 34.2),
+)
+
+
+def is_official_set(data: ClassificationSet) -> bool:
+    """Say whether the images are the validation images of ILSVRC-2012, and not a part or an imitation of them."""
+    return len(data.classes) == CLASSES and (data.classes[0], data.classes[-1]) == ENDS and len(data.val) == VAL
+
+
+def paper_box_errors(protocol: str, nets: Sequence[BoxNet], scales: Sequence[Sequence[int]]) -> list[PaperBoxError]:
+    """Return the paper's localisation errors to put next to a result on ILSVRC-2012."""
+    if protocol == "gt":
+        found = (nets[0].kind, nets[0].layers, nets[0].scale, [list(sides) for sides in scales])
+        return [
+            PaperBoxError(
+                8,
+                f"{kind.upper()}, {_LAYERS[layers]} learnt",
+                error,
+                None,
+                same=_is_theirs(nets[0]) and found == (kind, layers, 384, [[384]]),
+            )
+            for (kind, layers), error in _TABLE_8.items()
+        ]
+    full = all(_is_theirs(net) and net.kind == "pcr" for net in nets)
+    ours = sorted((net.scale, tuple(sorted(q))) for net, q in zip(nets, scales, strict=True))
+    rows = []
+    for combination, (val, test) in _TABLE_9.items():
+        named = " and ".join(f"S = {s} at Q = {', '.join(map(str, q))}" for s, q in combination)
+        rows.append(PaperBoxError(9, named, val, test, full and ours == sorted(combination)))
+    return rows + [PaperBoxError(10, name, val, test) for name, val, test in _TABLE_10]
+
+
+def _is_theirs(net: BoxNet) -> bool:
+    return net.backbone.model.config == "D" and net.backbone.model.width == 1 and net.backbone.trained

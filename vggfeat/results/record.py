@@ -1,0 +1,123 @@
+"""What a command found, as one record, and the one renderer of it: results.json, table.txt, and the terminal's text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import StoreError
+from vggfeat.results.text import align, percent, printable, shortened
+from vggfeat.runtime.durable import DISK, atomic_write, temporary_path
+
+SHOWN_CONFUSIONS, SHOWN_FAILURES = 10, 10
+LONGEST_WORDS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a command found."""
+
+    content: Mapping[str, Any]
+    """results.json: plain values, no NaN. The page is made from it."""
+    columns: Mapping[str, str]
+    """Key in `classes` -> heading of the text table; below a heading that ends in "%" are proportions in per cent."""
+    classes: Sequence[Mapping[str, Any]]
+    """A row a class."""
+    worst_by: str = ""
+    """Key of the error by which a shortened table is sorted, the highest first."""
+    confusions: Sequence[tuple[str, str, int]] = ()
+    """True class, what it was taken for, number of images; the commonest first."""
+    remarks: Sequence[str] = ()
+    """Lines below the table of classes."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Image -> reason."""
+    notes: Sequence[str] = ()
+    headline: Sequence[str]
+    """Lines to quote: each names its measure."""
+    paper: Sequence[str] = ()
+    """Lines with the VGG paper's numbers."""
+
+    def text(self, *, most: int | None = None, width: int | None = None) -> str:
+        """Render as plain text, a line each, never wrapped.
+
+        Parameters
+        ----------
+        most : int, optional
+            With more classes than so many, only those of the highest error are listed.
+        width : int, optional
+            Columns of the terminal that the tables are cut to.
+        """
+        lines = [*self._class_lines(most, width), "", *self._confusion_lines(width), *self.remarks]
+        lines += [*failure_lines(self.failed, "results.json"), *(f"note: {note}" for note in self.notes)]
+        return "\n".join(printable(line) for line in [*lines, *self.headline, *self.paper])
+
+    def files(self) -> dict[str, bytes]:
+        """Render results.json and table.txt."""
+        return {"results.json": json_bytes(self.content), "table.txt": self.text().encode() + b"\n"}
+
+    def _class_lines(self, most: int | None, width: int | None) -> list[str]:
+        rows, more = self.classes, []
+        if most is not None and len(rows) > most:
+            errors = [-1.0 if row[self.worst_by] is None else row[self.worst_by] for row in rows]
+            worst = sorted(range(len(rows)), key=lambda k: -errors[k])[:most]
+            rows = [rows[k] for k in worst]
+            more = [f"the {most} classes of the highest error; table.txt has all {len(self.classes)}"]
+        cells = [[_cell(row[key], heading) for key, heading in self.columns.items()] for row in rows]
+        left = 2 if "words" in self.columns else 1
+        return [*align([list(self.columns.values()), *cells], left=left, width=width), *more]
+
+    def _confusion_lines(self, width: int | None) -> list[str]:
+        if not self.confusions:
+            return []
+        cells = [[true, f"-> {guess}", str(count)] for true, guess, count in self.confusions[:SHOWN_CONFUSIONS]]
+        indented = align(cells, left=2, width=None if width is None else width - 2)
+        return ["most often taken for another:", *(f"  {line}" for line in indented), ""]
+
+
+def _cell(value: Any, heading: str) -> str:
+    if heading.endswith("%"):
+        return percent(value)
+    return "" if value is None else shortened(str(value), LONGEST_WORDS if heading == "words" else None)
+
+
+def failure_lines(failed: Mapping[str, str], file: str) -> list[str]:
+    """Name the first images that failed, and the file that names all of them."""
+    lines = [f"failed: {name}: {reason}" for name, reason in list(failed.items())[:SHOWN_FAILURES]]
+    more = len(failed) - len(lines)
+    return lines + ([f"failed: {more} more; all of them are in {file}"] if more else [])
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Write JSON as it is in files."""
+    return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[str] = ()) -> list[Path]:
+    """Write files into a folder, which is made if needed.
+
+    Parameters
+    ----------
+    folder : Path
+    contents : mapping
+        File name -> bytes; files of the same names are replaced, each in one step.
+    own : sequence of str
+        Patterns of names that only such results have. Files of an earlier run that fit one, and are not written now,
+        are removed: next to these results they would be taken for theirs.
+
+    Raises
+    ------
+    StoreError
+        If the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():
+            (folder / stale).unlink()
+        for name, content in contents.items():
+            with atomic_write(DISK, folder / name, temp=temporary_path(folder / name)) as file:
+                file.write(content)
+    except OSError as error:
+        cause = error.strerror or error
+        raise StoreError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
+    return [folder / name for name in contents]
