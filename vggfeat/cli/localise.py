@@ -206,7 +206,11 @@ def evaluate(
         numbering=class_ids(data.classes, root),
         paper=paper_box_errors(protocol, nets, settings.scales) if is_official_set(data) else (),
     )
-    written = [journal, *([failures_path(journal)] if found.failed else []), *write_localisation(record, data, found, out)]
+    written = [
+        journal,
+        *([failures_path(journal)] if found.failed else []),
+        *write_localisation(record, data, found, out),
+    ]
     if as_json:
         click.echo(json.dumps(record.content, indent=2))
     else:

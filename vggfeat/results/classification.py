@@ -119,7 +119,7 @@ def write_classification(record: Record, fused: Fused, found: ClassificationErro
         commonest.setdefault(true, (names[guess], count))
     rows = [[*row.values(), *commonest.get(k, ("", 0))] for k, row in enumerate(record.classes)]
     contents = {
-        "classes.csv": csv_bytes([*COLUMNS, "most_taken_for", "images_taken"], rows),
+        "classes.csv": csv_bytes(["class", *list(COLUMNS)[1:], "most_taken_for", "images_taken"], rows),
         "confusions.csv": csv_bytes(
             ["class", "taken_for", "images"], ([names[true], names[guess], count] for true, guess, count in pairs)
         ),

@@ -123,16 +123,16 @@ def _class_rows(data: ClassificationSet, found: LocalisationErrors) -> list[dict
 def _errors(found: LocalisationErrors, protocol: str) -> dict[str, Any]:
     """Return the errors over all images, from 0 to 1; those of the G guesses for protocol dense alone."""
     overlaps = found.true_class.overlaps[found.true_class.counted, 0]
-    found: dict[str, Any] = {
+    errors: dict[str, Any] = {
         "true_class_localisation": found.true_class.error,
         "true_class_mean_overlap": float(overlaps.mean()),
     }
     if protocol == "dense":
         guesses = range(1, found.labels.shape[1] + 1)
-        found["localisation"] = found.guessed.error
-        found["localisation_by_guesses"] = [found.guessed.error_at(number) for number in guesses]
-        found["classification_by_guesses"] = [found.classification_error(number) for number in guesses]
-    return found
+        errors["localisation"] = found.guessed.error
+        errors["localisation_by_guesses"] = [found.guessed.error_at(number) for number in guesses]
+        errors["classification_by_guesses"] = [found.classification_error(number) for number in guesses]
+    return errors
 
 
 def _headline(found: LocalisationErrors, errors: Mapping[str, Any]) -> list[str]:
