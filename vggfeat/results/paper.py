@@ -4,13 +4,17 @@ Those of Tables 11 and 12 are in the record of each data set (`vggfeat.datasets`
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vggfeat.classification.evaluate import Fused, FusedPart
-from vggfeat.localisation.nets import BoxNet
 from vggfeat.samples import ClassificationSet
+
+if TYPE_CHECKING:
+    from vggfeat.localisation.nets import (
+        BoxNet,
+    )  # Its module loads PyTorch, which fusing saved posteriors does not need.
 
 JITTERED = "[256;512]"
 VAL, CLASSES, OF_EACH = 50_000, 1000, 50
@@ -219,7 +223,7 @@ def is_official_set(data: ClassificationSet) -> bool:
     return len(data.classes) == CLASSES and (data.classes[0], data.classes[-1]) == ENDS and len(data.val) == VAL
 
 
-def paper_box_errors(protocol: str, nets: Sequence[BoxNet], scales: Sequence[Sequence[int]]) -> list[PaperBoxError]:
+def paper_box_errors(protocol: str, nets: Sequence["BoxNet"], scales: Sequence[Sequence[int]]) -> list[PaperBoxError]:
     """Return the paper's localisation errors to put next to a result on ILSVRC-2012."""
     if protocol == "gt":
         found = (nets[0].kind, nets[0].layers, nets[0].scale, [list(sides) for sides in scales])
@@ -242,5 +246,5 @@ def paper_box_errors(protocol: str, nets: Sequence[BoxNet], scales: Sequence[Seq
     return rows + [PaperBoxError(10, name, val, test) for name, val, test in _TABLE_10]
 
 
-def _is_theirs(net: BoxNet) -> bool:
+def _is_theirs(net: "BoxNet") -> bool:
     return net.backbone.model.config == "D" and net.backbone.model.width == 1 and net.backbone.trained
