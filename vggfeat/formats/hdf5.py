@@ -1,18 +1,17 @@
-"""HDF5 files that others may have written: nothing is read before it was looked at.
+"""HDF5 files that others may have written, read with care; and how we write our own.
 
-HDF5 follows links, external storage and virtual data sets to other files without asking, and allocates what a
-file declares. Here only plain data sets that lie within the file get through.
+Reading: HDF5 follows links, external storage and virtual data sets to other files without asking, and allocates what a
+file declares. Here only plain data sets that lie within the file get through, and each is checked before it is read.
 
-HDF5 data sets as we write them: contiguous, without time stamps, each with its checksum.
-
-Strings have a fixed width, that of the longest: a variable-length one says its own length, and HDF5 believes it.
-File names that are no UTF-8 keep their bytes (Python's "surrogateescape").
+Writing: data sets are contiguous, without time stamps, each with its checksum. Texts have a fixed width, that of the
+longest: a text of variable length says its own length, and HDF5 believes it. File names that are no UTF-8 keep their
+bytes (Python's "surrogateescape").
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 from vggfeat.errors import StoreError
 
 TEXT = "UTF-8 text of fixed width"
+"""Type of a column of texts, where numbers have a numpy type name."""
 _LARGEST_ATTRIBUTE = 1 << 22
-_CHUNK_BYTES = 1 << 24
+_ROWS_AT_A_TIME = 65536
 
 
 class UntrustedHDF5:
-    """An open HDF5 file, for looking and then reading.
+    """An open HDF5 file whose parts are checked before they are read.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class UntrustedHDF5:
         return StoreError(f"{self.where}: {what}: expected {expected}, found {found}")
 
     def members(self, group: h5py.Group, expected: frozenset[str] | None = None) -> list[str]:
-        """List the names in a group, after checking that all are hard links."""
+        """List the names in a group, after checking that all are hard links, and those that are `expected`."""
         if len(group) > 1000:
             raise self.refuse(group.name, "a feature file's few members", f"{len(group)}")
         names = list(group)
@@ -63,7 +63,7 @@ class UntrustedHDF5:
         return names
 
     def column(self, group: h5py.Group, name: str, dims: tuple[int | None, ...], dtype: str) -> h5py.Dataset:
-        """Hand out a data set that is safe to read.
+        """Return a data set that is safe to read.
 
         Parameters
         ----------
@@ -85,30 +85,28 @@ class UntrustedHDF5:
         data = group.get(name)
         if not isinstance(data, h5py.Dataset):
             raise self.refuse(name, "a data set", type(data).__name__)
-        _look_at_type(self, name, data.id.get_type(), dtype)
+        self._check_type(name, data.id.get_type(), dtype)
         shape = data.shape
-        if not _fits(shape, dims):
+        if (
+            shape is None
+            or len(shape) != len(dims)
+            or any(n not in (None, m) for n, m in zip(dims, shape, strict=True))
+        ):
             raise self.refuse(name, f"shape {dims}", shape)
         plan = data.id.get_create_plist()
         if plan.get_layout() != h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count():
             raise self.refuse(name, "plain contiguous bytes in this file", "chunks, filters or other files")
-        self._look_at_extent(name, data)
-        return data
-
-    def _look_at_extent(self, name: str, data: h5py.Dataset) -> None:
         declared, offset = int(data.id.get_type().get_size()), data.id.get_offset()
-        for length in data.shape:
+        for length in shape:
             declared *= int(length)
-        if declared == 0:
-            return
-        if offset is None or data.id.get_storage_size() != declared or offset + declared > self.size:
+        stored = declared == 0 or (offset is not None and data.id.get_storage_size() == declared)
+        if not stored or (declared and offset + declared > self.size):
             raise self.refuse(name, f"at most the {self.size} bytes of the file", f"{declared} bytes declared")
+        return data
 
     def text(self, name: str, owner: Any = None) -> str:
         """Read a text attribute of the root, or of `owner`."""
-        kind, value = self._attribute(name, owner)
-        _look_at_type(self, name, kind, TEXT)
-        return bytes(value()).decode("utf-8", "surrogateescape")
+        return bytes(self._attribute(name, TEXT, owner)()).decode("utf-8", "surrogateescape")
 
     def json(self, name: str) -> dict[str, Any]:
         """Read a JSON object from a text attribute of the root."""
@@ -119,36 +117,27 @@ class UntrustedHDF5:
 
     def number(self, name: str) -> int:
         """Read an int64 attribute of the root."""
-        kind, value = self._attribute(name, None)
-        _look_at_type(self, name, kind, "<i8")
-        return int(value())
+        return int(self._attribute(name, "<i8")())
 
-    def _attribute(self, name: str, owner: Any) -> tuple[h5t.TypeID, Any]:
+    def _attribute(self, name: str, dtype: str, owner: Any = None) -> Callable[[], Any]:
         owner = self.file if owner is None else owner
         if not h5a.exists(owner.id, name.encode()):
             raise self.refuse(name, "an attribute", "none")
         attribute = h5a.open(owner.id, name.encode())
-        kind, size = attribute.get_type(), int(attribute.get_storage_size())
+        size = int(attribute.get_storage_size())
         if attribute.get_space().get_simple_extent_type() != h5s.SCALAR or size > _LARGEST_ATTRIBUTE:
             raise self.refuse(name, "one value", f"{size} bytes of shape {attribute.shape}")
-        return kind, lambda: owner.attrs[name]
+        self._check_type(name, attribute.get_type(), dtype)
+        return lambda: owner.attrs[name]
 
-
-def read_texts(data: h5py.Dataset) -> tuple[str, ...]:
-    """(n,) texts of a checked column."""
-    texts: list[str] = []
-    for start in range(0, len(data), TEXT_ROWS):
-        rows = data[start : start + TEXT_ROWS]
-        texts.extend(row.decode("utf-8", "surrogateescape") for row in rows.tolist())
-    return tuple(texts)
-
-
-def chunks(data: h5py.Dataset) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first row, rows) of a checked column, some 16 MiB at a time."""
-    row_bytes = max(1, data.nbytes // max(1, len(data)))
-    step = max(1, _CHUNK_BYTES // row_bytes)
-    for start in range(0, len(data), step):
-        yield start, data[start : start + step]
+    def _check_type(self, name: str, kind: h5t.TypeID, expected: str) -> None:
+        if expected == TEXT:
+            is_text = isinstance(kind, h5t.TypeStringID) and not kind.is_variable_str()
+            fits = is_text and kind.get_cset() == h5t.CSET_UTF8
+        else:
+            fits = kind.equal(h5t.py_create(np.dtype(expected)))
+        if not fits:
+            raise self.refuse(name, expected, f"another type (HDF5 class {kind.get_class()})")
 
 
 @contextmanager
@@ -164,30 +153,23 @@ def hdf5_errors(where: str) -> Iterator[None]:
         raise StoreError(f"{where}: expected a feature file, found one that can't be read ({error})") from error
 
 
-def _look_at_type(source: UntrustedHDF5, name: str, kind: h5t.TypeID, expected: str) -> None:
-    if expected == TEXT:
-        fits = isinstance(kind, h5t.TypeStringID) and not kind.is_variable_str() and kind.get_cset() == h5t.CSET_UTF8
-    else:
-        fits = kind.equal(h5t.py_create(np.dtype(expected)))
-    if not fits:
-        raise source.refuse(name, expected, f"another type (HDF5 class {kind.get_class()})")
-
-
-def _fits(shape: tuple[int, ...] | None, dims: tuple[int | None, ...]) -> bool:
-    if shape is None or len(shape) != len(dims):
-        return False
-    return all(wanted in (None, found) for wanted, found in zip(dims, shape, strict=True))
-
-
-TEXT_ROWS = 65536
-"""Texts that are encoded or decoded at a time."""
+def read_values(data: h5py.Dataset, rows: slice = slice(None)) -> Any:
+    """Read rows of a checked column: an array, or a tuple of texts."""
+    if data.dtype.kind != "S":
+        return data[rows]
+    texts: list[str] = []
+    first, stop, _ = rows.indices(len(data))
+    for start in range(first, stop, _ROWS_AT_A_TIME):
+        some = data[start : min(start + _ROWS_AT_A_TIME, stop)]
+        texts.extend(row.decode("utf-8", "surrogateescape") for row in some.tolist())
+    return tuple(texts)
 
 
 def new_file(stream: BinaryIO | io.RawIOBase) -> h5py.File:
     """Make an HDF5 file in an empty stream, in the oldest format whose metadata carries checksums (HDF5 1.8).
 
-    Nothing in it carries a time, or a resumed run would differ from an unbroken one; `h5py.File` has no say in
-    that for the root before its version 3.14.
+    Nothing in it carries a time, or a resumed run would differ from an unbroken one; `h5py.File` can't say so
+    for the root before its version 3.14.
     """
     plan, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
     plan.set_obj_track_times(False)
@@ -220,21 +202,23 @@ class ChecksummedDataset:
     group : h5py.Group
         Where to create it.
     name : str
-        Its name.
     dims : tuple of int
         Final shape.
-    dtype : dtype
-        Little-endian, or from `text_type`.
+    dtype : str
+        A numpy type name, little-endian, or `TEXT`.
+    width : int
+        Bytes of the longest text.
     """
 
-    def __init__(self, group: h5py.Group, name: str, dims: tuple[int, ...], dtype: Any) -> None:
-        self._data = new_data_set(group, name, dims, dtype)
+    def __init__(self, group: h5py.Group, name: str, dims: tuple[int, ...], dtype: str, width: int = 0) -> None:
+        self._dtype, self._width = dtype, width
+        self._data = new_data_set(group, name, dims, _stored_type(dtype, width))
         self._digest = hashlib.sha256()
         self._next = 0
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows."""
-        rows = np.ascontiguousarray(rows, dtype=self._data.dtype)
+    def append(self, values: Any) -> None:
+        """Write the next rows: an array, or texts."""
+        rows = encoded(values, self._dtype, self._width)
         stop = self._next + len(rows)
         if rows.size:
             self._data[self._next : stop] = rows
@@ -249,30 +233,26 @@ class ChecksummedDataset:
         return self._digest.hexdigest()
 
 
-def write_column(group: h5py.Group, name: str, rows: NDArray[Any]) -> str:
-    """Write a whole array as a `Column` and return its SHA-256."""
-    column = ChecksummedDataset(group, name, rows.shape, rows.dtype.newbyteorder("<"))
-    column.append(rows)
-    return column.close()
-
-
-def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> str:
-    """Write a list of texts as a `Column` and return its SHA-256."""
-    width = text_width(texts, name)
-    column = ChecksummedDataset(group, name, (len(texts),), text_type(width))
-    for start in range(0, len(texts), TEXT_ROWS):
-        column.append(encode_texts(texts[start : start + TEXT_ROWS], width))
-    return column.close()
+def write_column(group: h5py.Group, name: str, values: Any, dtype: str) -> None:
+    """Write an array, or a sequence of texts, as a `ChecksummedDataset`."""
+    width = text_width(values, name) if dtype == TEXT else 0
+    dims = (len(values),) if dtype == TEXT else values.shape
+    column = ChecksummedDataset(group, name, dims, dtype, width)
+    for start in range(0, len(values), _ROWS_AT_A_TIME):
+        column.append(values[start : start + _ROWS_AT_A_TIME])
+    column.close()
 
 
 def write_text_attribute(owner: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
     """Write one text as an attribute."""
-    owner.attrs.create(name, encode_texts([text], text_width([text], name)).reshape(()))
+    owner.attrs.create(name, encoded([text], TEXT, text_width([text], name)).reshape(()))
 
 
-def text_type(width: int) -> np.dtype[Any]:
-    """UTF-8 text of `width` bytes, at least 1."""
-    return h5py.string_dtype("utf-8", max(1, width))
+def encoded(values: Any, dtype: str, width: int = 0) -> NDArray[Any]:
+    """Return values as they are stored: numbers of type `dtype`, texts as bytes that fill `width`."""
+    if dtype == TEXT:
+        values = [text.encode("utf-8", "surrogateescape") for text in values]
+    return np.ascontiguousarray(values, dtype=_stored_type(dtype, width))
 
 
 def text_width(texts: Iterable[str], what: str) -> int:
@@ -283,12 +263,16 @@ def text_width(texts: Iterable[str], what: str) -> int:
     StoreError
         If one holds a NUL or half a UTF-16 pair, which no file name has.
     """
-    return max((len(_bytes_of(text, what)) for text in texts), default=0)
-
-
-def encode_texts(texts: Sequence[str], width: int) -> NDArray[np.bytes_]:
-    """(n,) texts as bytes that fill `width`."""
-    return np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=text_type(width))
+    width = 0
+    for text in texts:
+        try:
+            content = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            content = b"\0"
+        if b"\0" in content:
+            raise StoreError(f"{what}: expected a text that a file name can be, found {text!a}; rename it")
+        width = max(width, len(content))
+    return width
 
 
 def canonical_json(value: object, what: str) -> str:
@@ -305,11 +289,5 @@ def canonical_json(value: object, what: str) -> str:
         raise StoreError(f"{what}: expected texts, finite numbers, lists and dictionaries: {error}") from None
 
 
-def _bytes_of(text: str, what: str) -> bytes:
-    try:
-        encoded = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
-        raise StoreError(f"{what}: expected a text that a file name can be, found {text!a}; rename it")
-    return encoded
+def _stored_type(dtype: str, width: int) -> np.dtype[Any]:
+    return h5py.string_dtype("utf-8", max(1, width)) if dtype == TEXT else np.dtype(dtype)

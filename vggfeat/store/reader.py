@@ -1,4 +1,4 @@
-"""The feature file, read and proved: what `vggfeat.store.layout` lists, for whoever computes with features.
+"""The feature file, read and verified, for whoever computes with features: the columns of `vggfeat.store.layout`.
 
 N = rows, S = scales, R = regions, C = channels, K = classes.
 """
@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
-from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, chunks, hdf5_errors, read_texts
+from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, read_values
 from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import BLOCK_COLUMNS, FORMAT, Block, Shape, Status, check_layout, open_file
+
+_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,6 @@ class FileReport:
     """What a feature file holds, and what is wrong with it."""
 
     path: Path
-    """The file."""
     dataset: str
     """Name of the data set."""
     shape: Shape
@@ -40,9 +41,9 @@ class FileReport:
     failed: int
     """Rows without, for a reason."""
     pending: int
-    """Rows that nothing was tried on; 0 in a file that `write` made."""
+    """Rows that nothing was tried on; 0 in a file that `FeatureWriter` made."""
     reasons: dict[str, int] = field(default_factory=dict)
-    """Failed rows by reason, the commonest first."""
+    """Failed rows by reason, the most frequent first."""
     problems: tuple[str, ...] = ()
     """What `validate` found, a sentence each; empty if nothing."""
 
@@ -50,17 +51,16 @@ class FileReport:
 class FeatureFile:
     """A feature file, open for reading; a context manager.
 
-    Opening looks at the structure and reads no features. It follows no link and reads no other file.
+    Opening checks the structure and reads no features. It follows no link and reads no other file.
 
     Parameters
     ----------
     path : str or Path
-        The file.
 
     Raises
     ------
     StoreError
-        If it is missing, not a whole feature file, or of a version that this program does not know.
+        If it is missing, not a complete feature file, or of a version that this program does not know.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -68,9 +68,12 @@ class FeatureFile:
         self._file, size = open_file(self.path)
         try:
             with hdf5_errors(str(self.path)):
-                self._source = UntrustedHDF5(self._file, str(self.path), size)
-                self._columns = check_layout(self._source)
-                self._read_head()
+                self._source = source = UntrustedHDF5(self._file, str(self.path), size)
+                self._columns = check_layout(source)
+                self.dataset_name, self.fingerprint = source.text("dataset"), source.text("fingerprint")
+                self.key, self.provenance = source.json("key"), source.json("provenance")
+                scales, regions = self._values("scales"), self._values("regions")
+                self.shape = Shape(scales=tuple(scales.tolist()), regions=regions, channels=self.features.shape[3])
         except BaseException:
             self.close()
             raise
@@ -87,21 +90,6 @@ class FeatureFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _read_head(self) -> None:
-        source = self._source
-        self.dataset_name, self.fingerprint = source.text("dataset"), source.text("fingerprint")
-        self.key, self.provenance = source.json("key"), source.json("provenance")
-        scales = tuple(self._columns["scales"][...].tolist())
-        self.shape = Shape(scales=scales, regions=self._texts("regions"), channels=self.features.shape[3])
-
-    def _texts(self, name: str) -> tuple[str, ...]:
-        return read_texts(self._columns[name])
-
-    def _array(self, name: str, rows: Any = ...) -> NDArray[Any]:
-        with hdf5_errors(str(self.path)):
-            array: NDArray[Any] = self._columns[name][rows]
-        return array
 
     @property
     def features(self) -> h5py.Dataset:
@@ -126,7 +114,7 @@ class FeatureFile:
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """(N,) values of `vggfeat.store.layout.Status`."""
-        status = self._array("status")
+        status: NDArray[np.uint8] = self._values("status")
         if status.size and status.max() > max(Status):
             raise self._source.refuse("status", "0, 1 or 2", status.max())
         return status
@@ -134,35 +122,32 @@ class FeatureFile:
     @cached_property
     def reasons(self) -> tuple[str, ...]:
         """N reasons, empty where a row did not fail."""
-        with hdf5_errors(str(self.path)):
-            return self._texts("reasons")
+        return tuple(self._values("reasons"))
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
         """(N, 2) height and width of the image in pixels, 0 where it gave none."""
-        return self._array("sizes")
+        sizes: NDArray[np.int32] = self._values("sizes")
+        return sizes
 
     @cached_property
     def sha256(self) -> NDArray[np.uint8]:
         """(N, 32) digest of the image file's bytes."""
-        return self._array("sha256")
+        digests: NDArray[np.uint8] = self._values("sha256")
+        return digests
 
     @cached_property
     def dataset(self) -> DataSet:
         """The data set that the features are of, without its root and notes."""
-        boxes = self._array("boxes")
-        splits = {name[7:]: self._array(name) for name in self._columns if name.startswith("splits/")}
+        boxes = self._values("boxes")
         try:
             with hdf5_errors(str(self.path)):
                 return DataSet(
                     name=self.dataset_name,
                     task=Task(self._source.text("task")),
-                    classes=self._texts("classes"),
-                    ids=self._texts("ids"),
-                    paths=self._texts("paths"),
-                    labels=self._array("labels"),
                     boxes=None if np.isnan(boxes).all() else boxes,
-                    splits=splits,
+                    splits={name[7:]: self._values(name) for name in self._columns if name.startswith("splits/")},
+                    **{name: self._values(name) for name in ("classes", "ids", "paths", "labels")},
                 )
         except DatasetError as error:
             raise StoreError(f"{self.path}: {error}") from None
@@ -178,17 +163,22 @@ class FeatureFile:
         Returns
         -------
         (n, S, R, C) float32
-            In the order asked for; NaN in rows that are not done.
+            In the order of `rows`; NaN in rows that are not done.
 
         Raises
         ------
         IndexError
             If there is no such row.
         """
-        wanted = _numbers(len(self), rows)
+        index = slice(None) if rows is None else rows
+        if not isinstance(index, slice):
+            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
+        wanted = np.arange(len(self))[index]
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
+        # HDF5 reads a stretch of rows that follow one another far faster than a list of rows.
+        starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
         with hdf5_errors(str(self.path)):
-            for start, stop in _runs(wanted):
+            for start, stop in zip(starts, np.append(starts, len(wanted))[1:], strict=True):
                 first = int(wanted[start])
                 self.features.read_direct(out, np.s_[first : first + stop - start], np.s_[start:stop])
         return out
@@ -196,10 +186,7 @@ class FeatureFile:
     def block(self, rows: range) -> Block:
         """Read all that a run has computed of consecutive rows."""
         taken = slice(rows.start, rows.stop)
-        values: dict[str, Any] = {}
-        for column in BLOCK_COLUMNS:
-            values[column.name] = self.reasons[taken] if column.dtype == TEXT else self._array(column.name, taken)
-        return Block(**values)
+        return Block(**{column.name: self._values(column.name, taken) for column in BLOCK_COLUMNS})
 
     def report(self) -> FileReport:
         """Count rows by status and reason; no features are read."""
@@ -243,7 +230,9 @@ class FeatureFile:
 
     def _problems_of(self, name: str, data: h5py.Dataset) -> Iterator[str]:
         digest, bad = hashlib.sha256(), None
-        for start, rows in chunks(data):
+        step = max(1, _CHUNK_BYTES // max(1, data.nbytes // max(1, len(data))))
+        for start in range(0, len(data), step):
+            rows = data[start : start + step]
             digest.update(rows.data)
             if name == "features" and bad is None:
                 finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
@@ -253,6 +242,10 @@ class FeatureFile:
             yield f"{name}: the bytes don't fit their SHA-256"
         if bad is not None:
             yield f"{name}: row {bad} is done and has values that are not finite"
+
+    def _values(self, name: str, rows: slice = slice(None)) -> Any:
+        with hdf5_errors(str(self.path)):
+            return read_values(self._columns[name], rows)
 
 
 def is_damaged(path: Path) -> bool:
@@ -271,7 +264,7 @@ def is_damaged(path: Path) -> bool:
 
 
 def validate(path: str | os.PathLike[str]) -> FileReport:
-    """Read a whole feature file and report what it holds and every problem found.
+    """Read a feature file to its end and report what it holds and every problem found.
 
     Raises
     ------
@@ -280,17 +273,3 @@ def validate(path: str | os.PathLike[str]) -> FileReport:
     """
     with FeatureFile(path) as file:
         return replace(file.report(), problems=tuple(file.problems()))
-
-
-def _numbers(count: int, rows: Any) -> NDArray[np.int64]:
-    index = slice(None) if rows is None else rows
-    if not isinstance(index, slice):
-        index = np.asarray(index, dtype=None if np.size(index) else np.int64)
-    return np.arange(count)[index]
-
-
-def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the stretches of `rows` that count upwards by one."""
-    if len(rows):
-        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-        yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True)

@@ -20,17 +20,15 @@ from vggfeat.formats.hdf5 import (
     ChecksummedDataset,
     UntrustedHDF5,
     canonical_json,
-    encode_texts,
+    encoded,
     hdf5_errors,
     new_data_set,
     new_file,
     new_group,
-    read_texts,
-    text_type,
+    read_values,
     text_width,
     write_column,
     write_text_attribute,
-    write_texts,
 )
 from vggfeat.runtime.durable import LatchedFile
 from vggfeat.samples import DataSet
@@ -40,7 +38,6 @@ from vggfeat.store.layout import (
     FORMAT,
     VERSION,
     Block,
-    Column,
     Shape,
     Status,
     data_set_values,
@@ -104,10 +101,9 @@ def encode(block: Block, *, index: int, token: str) -> bytes:
         write_text_attribute(file, "format", _SHARD_FORMAT)
         write_text_attribute(file, "manifest", token)
         file.attrs["index"] = np.int64(index)
+        width = text_width(block.reasons, "reasons")
         for column in BLOCK_COLUMNS:
-            values = getattr(block, column.name)
-            if column.dtype == TEXT:
-                values = encode_texts(values, text_width(values, column.name))
+            values = encoded(getattr(block, column.name), column.dtype, width)
             new_data_set(file, column.name, values.shape, values.dtype)[...] = values
     image = memory.getvalue()
     return _head(image) + image
@@ -136,7 +132,7 @@ def decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where
         values: dict[str, Any] = {}
         for column in BLOCK_COLUMNS:
             data = source.column(file, column.name, dims_of(column, lengths), column.dtype)
-            values[column.name] = read_texts(data) if column.dtype == TEXT else data[...]
+            values[column.name] = read_values(data)
         return checked(Block(**values), rows, shape, where)
 
 
@@ -195,36 +191,21 @@ def write_feature_file(
         file.attrs["version"] = np.int64(VERSION)
         values = data_set_values(dataset, shape)
         for column in DATA_SET_COLUMNS:
-            _write_known(file, column, values[column.name])
+            write_column(file, column.name, values[column.name], column.dtype)
         splits = new_group(file, "splits")
         for name, rows in sorted(dataset.splits.items()):
-            write_column(splits, name, np.asarray(rows, "<i8"))
-        _write_blocks(file, sink, shape.lengths(len(dataset)), blocks, text_type(reason_width))
-
-
-def _write_known(file: h5py.File, column: Column, values: Any) -> None:
-    if column.dtype == TEXT:
-        write_texts(file, column.name, values)
-    else:
-        write_column(file, column.name, values.astype(column.dtype, copy=False))
-
-
-def _write_blocks(
-    file: h5py.File, sink: LatchedFile, lengths: dict[str, int], blocks: Iterable[Block], texts: np.dtype[Any]
-) -> None:
-    written = {
-        column.name: ChecksummedDataset(
-            file, column.name, dims_of(column, lengths), texts if column.dtype == TEXT else column.dtype
-        )
-        for column in BLOCK_COLUMNS
-    }
-    counts: Counter[int] = Counter()
-    for block in blocks:
-        for column in BLOCK_COLUMNS:
-            values = getattr(block, column.name)
-            written[column.name].append(encode_texts(values, texts.itemsize) if column.dtype == TEXT else values)
-        counts.update(block.status.tolist())
-        sink.raise_first_error()
-    digests = {name: data.close() for name, data in written.items()}
-    write_text_attribute(file, "features_sha256", digests["features"])
-    file.attrs["done"], file.attrs["failed"] = np.int64(counts[Status.DONE]), np.int64(counts[Status.FAILED])
+            write_column(splits, name, rows, "<i8")
+        lengths = shape.lengths(len(dataset))
+        written = {
+            column.name: ChecksummedDataset(file, column.name, dims_of(column, lengths), column.dtype, reason_width)
+            for column in BLOCK_COLUMNS
+        }
+        counts: Counter[int] = Counter()
+        for block in blocks:
+            for name, data in written.items():
+                data.append(getattr(block, name))
+            counts.update(block.status.tolist())
+            sink.raise_first_error()
+        digests = {name: data.close() for name, data in written.items()}
+        write_text_attribute(file, "features_sha256", digests["features"])
+        file.attrs["done"], file.attrs["failed"] = np.int64(counts[Status.DONE]), np.int64(counts[Status.FAILED])
