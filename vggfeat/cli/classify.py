@@ -2,20 +2,33 @@
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.options import LONGEST_TABLE, PATH, TRY_AGAIN, Numbers, make_folder, terminal_width
+from vggfeat.cli.options import (
+    LONGEST_TABLE,
+    PATH,
+    TRY_AGAIN,
+    DecodingOptions,
+    ForwardOptions,
+    JobOptions,
+    Numbers,
+    make_folder,
+    option,
+    terminal_width,
+    with_options,
+)
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from vggfeat.extract import Summary
-    from vggfeat.runtime.distributed import World
-    from vggfeat.samples import ClassificationSet
+    from vggfeat.forward.posteriors import PosteriorSettings
+    from vggfeat.weights import Backbone
 
 SETTLED = (
     "mode",
@@ -31,32 +44,44 @@ SETTLED = (
 MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PosteriorOptions:
+    """How posteriors are computed."""
+
+    mode: str = option(
+        "--mode", type=click.Choice(list(MODES)), default="dense",
+        help="Centre crop; complete images; 5x5 crops; or the last two averaged.",
+    )  # fmt: skip
+    scales: tuple[int, ...] | None = option(
+        "--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the net's S]"
+    )
+    softmax: str = option(
+        "--softmax", type=click.Choice(["after", "before"]), default="after",
+        help="After the spatial average of dense class scores, or before it.",
+    )  # fmt: skip
+
+    def settings(self, backbone: "Backbone", mode: Any, **forward: Any) -> "PosteriorSettings":
+        """Return the settings of one net and mode."""
+        from vggfeat.classification.extract import default_scales
+        from vggfeat.forward.posteriors import PosteriorSettings
+
+        scales = self.scales or default_scales(backbone, mode)
+        return PosteriorSettings(mode=mode, scales=scales, softmax=self.softmax, **forward)  # type: ignore[arg-type]
+
+
 @click.command()
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
 @click.option("--root", type=PATH, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
-@click.option("--mode", type=click.Choice(list(MODES)), default="dense", show_default=True,
-              help="Centre crop; whole images; 5x5 crops; or the last two averaged.")  # fmt: skip
-@click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the net's S]")
-@click.option("--softmax", type=click.Choice(["after", "before"]), default="after", show_default=True,
-              help="After the spatial average of dense class scores, or before it.")  # fmt: skip
+@with_options(PosteriorOptions, "posteriors")
 @click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
               help="Folder for posteriors and results.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear", show_default=True,
-              help="How images are rescaled.")  # fmt: skip
+@with_options(ForwardOptions, "forward")
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
-@click.option("--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]")
-@click.option("--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points.")
-@click.option("--time-limit", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds an image.")
-@click.option("--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]")
-@click.option("--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey.")
-@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True, help="Failures for exit code 0.")
-@click.option("--retry-failed", is_flag=True, help="Compute anew what failed, or has changed, since.")
-@click.option("--overwrite", is_flag=True, help="Replace posteriors that are damaged or of other settings.")
+@with_options(DecodingOptions, "decoding")
+@with_options(JobOptions, "job")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -65,20 +90,21 @@ def classify(
     weights: tuple[str, ...],
     root: Path | None,
     files: tuple[Path, ...],
-    mode: str,
-    scales: tuple[int, ...] | None,
+    posteriors: PosteriorOptions,
     out: Path,
-    allow_failed: int,
+    forward: ForwardOptions,
+    device: str | None,
+    decoding: DecodingOptions,
+    job: JobOptions,
     as_json: bool,
     quiet: bool,
-    **chosen: Any,
 ) -> int:
     """Measure top-1 and top-5 errors on the validation images, as in Sections 3.2 and 4 of the VGG paper.
 
     Posteriors are averaged over mirrors or crops, then over scales, then over modes, then over nets. Those of every
-    net and mode are kept in DIR, an HDF5 file each, in which every scale has its own; a run that was stopped goes on
-    when the same command is given again. With --posteriors, saved ones are fused without running a net, and --scales
-    picks some of theirs. DIR also receives results.json, table.txt, classes.csv and confusions.csv.
+    net and mode are kept in DIR, an HDF5 file each, in which every scale has its own; a run that was stopped is
+    resumed when the same command is given again. With --posteriors, saved ones are fused without running a net, and
+    --scales picks some of theirs. DIR also receives results.json, table.txt, classes.csv and confusions.csv.
 
     \b
     Examples:
@@ -102,13 +128,13 @@ def classify(
     from vggfeat.results.classification import Pace, classification_record, write_classification
 
     make_folder(out)
-    runs = _run_nets(weights, root, out, mode, scales, quiet, chosen) if root is not None else []
+    runs = [] if root is None else _run_nets(weights, root, out, posteriors, forward, device, decoding, job, quiet)
     if not is_main():
         return 0
     new = [one.path for one in runs]
     paces = [Pace(one.path.name, one.total - one.resumed, one.seconds, one.resumed) for one in runs]
     notes = [f"{one.path.name}: {note}" for one in runs for note in one.notes]
-    fused = fuse([*files, *new], scales=scales)
+    fused = fuse([*files, *new], scales=posteriors.scales)
     found = evaluate(fused)
     record = classification_record(fused, found, paces=paces, notes=notes)
     written = write_classification(record, fused, found, out)
@@ -123,7 +149,7 @@ def classify(
         lists = [one.failures_file for one in runs if one.failures_file is not None]
         click.echo(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
         click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
-    return 3 if len(fused.failed) > allow_failed else 0
+    return 3 if len(fused.failed) > job.allow_failed else 0
 
 
 def _refuse_settled(context: click.Context) -> None:
@@ -134,70 +160,40 @@ def _refuse_settled(context: click.Context) -> None:
 
 
 def _run_nets(
-    weights: tuple[str, ...], root: Path, out: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
-    chosen: dict[str, Any],
+    weights: tuple[str, ...], root: Path, out: Path, posteriors: PosteriorOptions, forward: ForwardOptions,
+    device: str | None, decoding: DecodingOptions, job: JobOptions, quiet: bool,
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
-    from vggfeat.classification.extract import match_classes
+    from vggfeat.classification.extract import cache_posteriors, match_classes
+    from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.weights import load_backbone
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
-    with open_world(ready_device(chosen["device"]), os.environ, lost=StoreError) as world:
+    with open_world(ready_device(device), os.environ, lost=StoreError) as world:
         data = ilsvrc.read(root)
-        nets = {}
-        # All nets are looked at before the first is run, which may take hours.
+        nets: dict[str, Backbone] = {}
+        # All nets are loaded and checked before the first is run, which may take hours.
         for spec in weights:
             backbone = load_backbone(spec)
             match_classes(backbone, data.classes)
             if backbone.sha256 in nets:
                 raise ConfigError(f"--weights: expected each net once, found that of {spec} twice; leave one out")
             nets[backbone.sha256] = backbone
-        return [
-            _run_net(data, net, out / f"{net.model.config}-{sha256[:8]}-{one}.h5", one, scales, quiet, chosen, world)
-            for sha256, net in nets.items()
-            for one in MODES[mode]
-        ]
-
-
-def _run_net(
-    data: "ClassificationSet", backbone: Any, file: Path, mode: str, scales: tuple[int, ...] | None, quiet: bool,
-    chosen: dict[str, Any], world: "World",
-) -> "Summary":  # fmt: skip
-    from vggfeat.classification.extract import cache_posteriors, default_scales
-    from vggfeat.cli.progress import Progress
-    from vggfeat.extract import RunSettings
-    from vggfeat.forward.posteriors import PosteriorSettings
-    from vggfeat.images.decode import DecodeSettings
-    from vggfeat.runtime.devices import default_batch_pixels, default_workers
-
-    limits = {"max_pixels": chosen["max_pixels"]} if chosen["max_pixels"] else {}
-    settings = PosteriorSettings(
-        mode=mode,  # type: ignore[arg-type]
-        scales=scales or default_scales(backbone, mode),  # type: ignore[arg-type]
-        **{name: chosen[name] for name in ("softmax", "precision", "interpolation")},
-        batch_pixels=chosen["batch_pixels"] or default_batch_pixels(str(world.device)),
-    )
-    cache = RunSettings(
-        device=str(world.device),
-        workers=default_workers() if chosen["workers"] is None else chosen["workers"],
-        shard_rows=chosen["shard_rows"],
-        overwrite=chosen["overwrite"],
-        retry_failed=chosen["retry_failed"],
-    )
-    with Progress(f"classify {file.stem}", "images", quiet=quiet or not is_main()) as bar:
-        return cache_posteriors(
-            data,
-            backbone,
-            file,
-            settings,
-            cache=cache,
-            decode=DecodeSettings(timeout=chosen["time_limit"], allow_truncated=chosen["allow_truncated"], **limits),
-            progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
-            world=world,
-        )
+        runs = []
+        for sha256, backbone in nets.items():
+            for mode in MODES[posteriors.mode]:
+                file = out / f"{backbone.model.config}-{sha256[:8]}-{mode}.h5"
+                settings = posteriors.settings(backbone, mode, **forward.given(str(world.device)))
+                with Progress(f"classify {file.stem}", "images", quiet=quiet or not is_main()) as bar:
+                    summary = cache_posteriors(
+                        data, backbone, file, settings, decode=decoding.settings(), progress=bar.update_failed,
+                        cache=job.settings(str(world.device), decoding.processes()), world=world,
+                    )  # fmt: skip
+                runs.append(summary)
+        return runs
 
 
 def _run_line(summary: "Summary") -> str:

@@ -118,7 +118,7 @@ def extract(
             settings,
             cache=job.settings(str(world.device), decoding.processes()),
             decode=decoding.settings(),
-            progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+            progress=bar.update_failed,
             world=world,
         )
     if not is_main():

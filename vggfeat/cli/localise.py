@@ -193,7 +193,7 @@ def evaluate(
         with Progress("localise", "images", quiet=quiet) as bar:
             records = locate_images(
                 data.val, system, journal, run=run, decode=decode, world=world,
-                progress=lambda done, total, failed: bar.update(done, total, f"{failed} failed" if failed else ""),
+                progress=bar.update_failed,
             )  # fmt: skip
     if not is_main():
         return 0

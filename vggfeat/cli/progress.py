@@ -69,6 +69,10 @@ class Progress:
             if now - self.shown >= SECONDS_BETWEEN_LINES:
                 self._say(now)
 
+    def update_failed(self, done: float, total: float, failed: int) -> None:
+        """Show how far it is, and how many failed, as jobs over images report it."""
+        self.update(done, total, f"{failed} failed" if failed else "")
+
     def _say(self, now: float) -> None:
         if self.text:
             click.echo(self.text, err=True)
