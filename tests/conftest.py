@@ -11,7 +11,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with Ctrl-C ignored, which the programs under test would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        # Else every process that a test starts would compile all libraries anew.
+        # Else every process that a test starts would compile all libraries again.
         compiled = tempfile.TemporaryDirectory()
         os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
         config.add_cleanup(compiled.cleanup)

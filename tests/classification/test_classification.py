@@ -536,7 +536,7 @@ def test_fusing_needs_one_table_however_many_files_there_are(tmp_path, monkeypat
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # The files hold 6 tables. Beside one there are labels of a byte each, twice, what is made to check them, and 16 MiB
+    # The files hold 6 tables. Next to one there are labels of a byte each, twice, what checks them, and 16 MiB
     # for the checksums.
     assert peak < table + 5 * count * classes + (1 << 24) + (1 << 21)
 
@@ -663,7 +663,7 @@ def test_a_class_without_images_has_no_error_and_an_image_without_class_is_refus
         evaluate(fused_of(np.eye(3)[[0, 0]], [0, -1]))
 
 
-# The paper beside it.
+# The paper next to it.
 
 
 @pytest.fixture(scope="module")

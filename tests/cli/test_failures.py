@@ -336,7 +336,7 @@ def send_at(running, *moments):
     return running.returncode, said
 
 
-LINE = "vggfeat: stopped by {}; what was finished is kept, and the same command goes on from there\n"
+LINE = "vggfeat: stopped by {}; what was finished is kept, and the same command resumes from there\n"
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (1, "SIGHUP")])
@@ -347,10 +347,10 @@ def test_a_signal_ends_with_one_line_and_its_own_code(number, name):
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        ("extract --dataset folder", "; what was finished is kept, and the same command goes on from there"),
-        ("data pack --root x", "; what was finished is kept, and the same command goes on from there"),
-        ("train --net A", "; the newest checkpoint is kept, and the same command with --resume goes on from there"),
-        ("localise train", "; the newest checkpoint is kept, and the same command with --resume goes on from there"),
+        ("extract --dataset folder", "; what was finished is kept, and the same command resumes from there"),
+        ("data pack --root x", "; what was finished is kept, and the same command resumes from there"),
+        ("train --net A", "; the newest checkpoint is kept, and the same command with --resume resumes from there"),
+        ("localise train", "; the newest checkpoint is kept, and the same command with --resume resumes from there"),
         ("bench train", ""),
         ("svm --features extract", ""),
         ("", ""),

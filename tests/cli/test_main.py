@@ -285,7 +285,7 @@ def test_signals_end_in_order_and_the_run_goes_on(images, tmp_path, number, code
     said = running.communicate(timeout=30)[1]
     assert running.returncode == code
     assert time.monotonic() - asked < 10
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     assert "Traceback" not in said
     kept = len(list(parts.glob("s*.h5")))
     assert kept >= 3

@@ -190,7 +190,7 @@ def test_signals_save_first_and_the_run_goes_on(images, tmp_path, number, code):
     running.send_signal(number)
     said = running.communicate(timeout=60)[1]
     assert running.returncode == code
-    assert "the newest checkpoint is kept, and the same command with --resume goes on from there" in said
+    assert "the newest checkpoint is kept, and the same command with --resume resumes from there" in said
     assert "Traceback" not in said
     assert not (tmp_path / "x" / "weights.safetensors").exists()
     newest = max((tmp_path / "x" / "checkpoints").glob("*.safetensors"))

@@ -149,7 +149,7 @@ def test_without_validation_images_a_tenth_of_each_class_is_held_out_by_hash(tmp
         (["train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg"], "found only in train: a, c; add images"),
         (["train/a/1.jpg", "val/b/1.jpg", "val/a/1.jpg"], "found only in val: b"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/2.jpg"], "found both, for instance val/2.jpg"),
-        (["val/a/1.jpg", "val/b/1.jpg"], "expected train beside val"),
+        (["val/a/1.jpg", "val/b/1.jpg"], "expected train next to val"),
         (["a/1.jpg", "a/2.jpg", "b/1.jpg"], "at least 2 images in each class, .* found 1 in b"),
         ([*TRAIN, *VAL], "expected labels of the flat validation images, found none; unpack ILSVRC2012_devkit_t12"),
         ([*TRAIN, "val/readme.txt"], "found only in train: n01440764, n01751748, n02119789"),

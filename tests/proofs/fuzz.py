@@ -148,7 +148,7 @@ def attempt(reader: Reader, place: Path, wanted: str | None) -> str:
 
 
 def forget_peak() -> int:
-    """Let the kernel measure the peak of memory anew; return what is in use."""
+    """Let the kernel measure the peak of memory again; return what is in use."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 

@@ -1,7 +1,7 @@
 """Killed with SIGKILL at random moments, again and again into the same extraction, its resumptions included.
 
 Full: 200 kills. Short: 3. Two at a time in a loop of the same output, so that most kills meet a run that goes on from
-an earlier kill; runs that end before their kill are begun anew.
+an earlier kill; runs that end before their kill are begun again.
 """
 
 import os

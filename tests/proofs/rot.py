@@ -1,7 +1,7 @@
 """One flipped bit in what vggfeat keeps: always found, never computed with.
 
-Shards are computed anew and the file ends the same; feature files, checkpoints and models are refused, or read as they
-were where the bit means nothing (blanks, and gaps of HDF5); a shard of a packed copy is made anew by the same command.
+Shards are computed again and the file ends the same; feature files, checkpoints and models are refused, or read as they
+were where the bit means nothing (blanks, and gaps of HDF5); a shard of a packed copy is made again by the same command.
 Full: 100 flips of each. Short: 8.
 """
 
@@ -48,7 +48,7 @@ def kept(name: str, ending: str, count: int, rng: random.Random, folder: Path, r
         except reader.error:
             report.count(f"{name}: refused")
         else:
-            outcome = "told" if found is None else "as it was" if name != "parts" else "computed anew"
+            outcome = "told" if found is None else "as it was" if name != "parts" else "computed again"
             report.count(f"{name}: {outcome}")
             report.check(found in (None, wanted), f"{name}, flip {number}: read as something else than was written")
         mutants.remove(place)
@@ -66,4 +66,4 @@ def packed(count: int, rng: random.Random, folder: Path, report: Report) -> None
         path.write_bytes(flipped(shards[path], rng))
         pack(data, out, settings, workers=0)
         report.check(path.read_bytes() == shards[path], f"packed copy, flip {number}: {path.name} was left damaged")
-        report.count("packed: made anew")
+        report.count("packed: made again")

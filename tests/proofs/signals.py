@@ -120,6 +120,6 @@ def held_still(pid: int, number: int) -> str:
 def judge(ended: Ended, expected: int, where: str, report: Report) -> None:
     report.check(ended.code == expected, f"{where}: expected {expected}, found {ended.code}: {ended.err[-300:]}")
     report.check(ended.clean, f"{where}: said {ended.err[-1500:]}")
-    report.check("the same command goes on from there" in ended.err, f"{where}: said {ended.err!r}")
+    report.check("the same command resumes from there" in ended.err, f"{where}: said {ended.err!r}")
     if "images done" in ended.err:
         report.count("told how far it came")

@@ -465,7 +465,7 @@ def test_results_of_other_commands_give_figures_tables_and_the_rest(tmp_path):
         "settings": {"scales": [256, 384]},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "table.txt").write_text("is not needed beside tables")
+    (tmp_path / "table.txt").write_text("is not needed next to tables")
     page = Parsed(make_page([tmp_path]).content)
     assert page.texts("strong") == ["ilsvrc: top-1 error 25.0 %"]
     figures = [("25.0 %", "top-1 error"), ("50.0 %", "localisation error"), ("0.125", "mean overlap")]

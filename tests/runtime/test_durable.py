@@ -68,7 +68,7 @@ def test_failed_call_leaves_the_old_file_and_no_other(tmp_path, call):
 
 
 def put_in_the_way(path, kind, other):
-    """Put something at `path` that is no file; a link leads to another's, to nothing beside it, or to itself."""
+    """Put something at `path` that is no file; a link leads to another's, to nothing next to it, or to itself."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":

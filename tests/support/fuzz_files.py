@@ -249,7 +249,7 @@ def edit_arrays(rng, content):
 
 
 def edit_zip(rng, content):
-    """PyTorch: damage a member, and write the archive anew, so that its checksums are right."""
+    """PyTorch: damage a member, and write the archive again, so that its checksums are right."""
     if not content.startswith(b"PK"):
         return content
     target = io.BytesIO()

@@ -1,4 +1,4 @@
-"""VGG nets as other libraries define them, narrow, and their maps of an image beside ours."""
+"""VGG nets as other libraries define them, narrow, and their maps of an image next to ours."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Caffe's .caffemodel: beside OpenCV's own reader and forward pass, however it was written; and what is refused."""
+"""Caffe's .caffemodel: next to OpenCV's own reader and forward pass, however it was written; and what is refused."""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""Keras's files of every age, beside Keras's own forward pass; and HDF5 that leads elsewhere."""
+"""Keras's files of every age, next to Keras's own forward pass; and HDF5 that leads elsewhere."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""MatConvNet's .mat files, saved by SciPy, beside a forward pass in SciPy; and files made to do harm."""
+"""MatConvNet's .mat files, saved by SciPy, next to a forward pass in SciPy; and files made to do harm."""
 
 import struct
 import tracemalloc

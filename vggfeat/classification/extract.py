@@ -152,7 +152,7 @@ def cache_posteriors(
         Columns of the file stand in the order of its classes, whatever order the net has.
     backbone : Backbone
     out : Path
-        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work stands beside it in
+        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work stands next to it in
         `out` + ".parts".
     settings : PosteriorSettings
     cache : RunSettings

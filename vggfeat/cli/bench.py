@@ -1,4 +1,4 @@
-"""`vggfeat bench`: measurements of speed, each beside what it has to be compared with."""
+"""`vggfeat bench`: measurements of speed, each next to what it has to be compared with."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ OTHER_SAMPLE = 24
 
 @click.group()
 def bench() -> None:
-    """Measure speed, beside other programs or what the machine can do."""
+    """Measure speed, next to other programs or what the machine can do."""
 
 
 @bench.command("svm")

@@ -157,7 +157,7 @@ def pack(
 ) -> None:
     """Copy a training set into few large files, with images shrunk to what training needs.
 
-    `train` reads the copy like the original, with fewer and cheaper reads. A run that was stopped goes on when the
+    `train` reads the copy like the original, with fewer and cheaper reads. A run that was stopped resumes when the
     same command is given again.
 
     \b

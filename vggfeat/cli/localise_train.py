@@ -24,7 +24,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
 @click.option("--annotations", type=PATH, metavar="DIR",
-              help="Folder with train and val of the boxes' XML files. [looked for in ROOT and beside it]")  # fmt: skip
+              help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]")  # fmt: skip
 @click.option("--weights", required=True, metavar="FILE|NAME",
               help="Classification net to start from, trained at the same S.")  # fmt: skip
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")

@@ -54,7 +54,7 @@ class Progress:
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show how far it is.
 
-        Rates count from the first call, so that resumed work has an honest one; and anew where `done` falls back,
+        Rates count from the first call, so that resumed work has an honest one; and again where `done` falls back,
         because another stage has begun.
         """
         now = self.clock()

@@ -31,7 +31,7 @@ def report(
 ) -> None:
     """Show the results in folders of `svm`, `train` and others as one page, a file that can be opened and mailed.
 
-    It holds the headline by its rule beside the paper's number, a table of classes that sorts, curves, confusions,
+    It holds the headline by its rule next to the paper's number, a table of classes that sorts, curves, confusions,
     the images that explain each class, failures, settings and times; nothing is loaded from elsewhere. Runs of the
     same classes stand side by side, with their differences and what other test images could change (a paired
     bootstrap).

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
-_KEPT = "; what was finished is kept, and the same command goes on from there"
-_KEPT_BY_TRAINING = "; the newest checkpoint is kept, and the same command with --resume goes on from there"
+_KEPT = "; what was finished is kept, and the same command resumes from there"
+_KEPT_BY_TRAINING = "; the newest checkpoint is kept, and the same command with --resume resumes from there"
 _RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate")
 _KEPT_BY = dict.fromkeys(_RESUMED, _KEPT) | dict.fromkeys(("train", "localise train"), _KEPT_BY_TRAINING)
-"""By command; all others begin anew, or say it themselves."""
+"""By command; all others begin again, or say it themselves."""
 _LATER = 0.01
 """Seconds."""
 

@@ -144,7 +144,7 @@ def train(
     """Train a net by the recipe of the VGG paper; every default is that of its Sect. 3.1, or says why it is not.
 
     DIR receives the settings, a log, the last two checkpoints, curves, and weights.safetensors, which `extract`
-    takes. A run that was stopped goes on with --resume and ends with the same weights. Several GPUs or machines: give
+    takes. A run that was stopped resumes with --resume and ends with the same weights. Several GPUs or machines: give
     the same command to torchrun; --batch stays the batch of all processes together.
 
     \b

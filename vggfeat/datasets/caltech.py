@@ -173,7 +173,7 @@ def _list_classes(tree: Path, pattern: re.Pattern[str]) -> tuple[dict[str, list[
 
 
 def _is_image(path: Path) -> bool:
-    # macOS leaves ._image_0001.jpg beside image_0001.jpg.
+    # macOS leaves ._image_0001.jpg next to image_0001.jpg.
     named = path.suffix.lower() == ".jpg" and not path.name.startswith(".")
     return named and is_utf8(path.name) and not isdir(path)
 

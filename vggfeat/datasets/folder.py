@@ -57,7 +57,7 @@ def read(root: Path) -> DataSet:
     Raises
     ------
     DatasetError
-        If there is no image, or images lie both in class folders and beside them.
+        If there is no image, or images lie both in class folders and next to them.
     """
     root = Path(root)
     found = _walk(root)
@@ -178,12 +178,12 @@ def _is_image(path: str) -> bool:
 
 
 def _check_one_level(root: Path, parts: Sequence[list[str]], depth: int) -> None:
-    # 2: in a class folder; 1: directly in the root or in a split folder; 0: beside the split folders
+    # 2: in a class folder; 1: directly in the root or in a split folder; 0: next to the split folders
     examples = {min(len(names) - depth, 2): "/".join(names) for names in parts}
     if len(examples) > 1:
         flat, inner = (examples[level] for level in sorted(examples)[:2])
         raise DatasetError(
-            f"{root}: expected all images in class folders or none, found {flat!r} beside {inner!r}; "
+            f"{root}: expected all images in class folders or none, found {flat!r} next to {inner!r}; "
             "move them, or list them in a manifest"
         )
 
@@ -200,7 +200,7 @@ def _notes(found: _Found, tops: set[str], depth: int) -> tuple[str, ...]:
         ("Folders without images, and ignored", empty),
         ("Links to folders that are read under another name, and ignored", found.repeated),
         ("Names that are not UTF-8, and left out; rename them to use them", found.unnameable),
-        ("Read as classes, not as splits, because other folders stand beside them or train is missing", split_like),
+        ("Read as classes, not as splits, because other folders stand next to them or train is missing", split_like),
     ]
     return tuple(f"{what}: {listed(names)}." for what, names in notes if names)
 

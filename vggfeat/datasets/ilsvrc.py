@@ -32,7 +32,7 @@ def read(root: Path | str) -> ClassificationSet:
 
     - A packed copy, made by `vggfeat data pack`.
     - train/CLASS and val/CLASS, with images at any depth below; the classes of ILSVRC are WNIDs.
-    - train/WNID and a flat val, labelled by the development kit (ILSVRC2012_devkit_t12, in the root or beside it) or
+    - train/WNID and a flat val, labelled by the development kit (ILSVRC2012_devkit_t12, in the root or next to it) or
       by LOC_val_solution.csv.
     - The Kaggle tree: ILSVRC/Data/CLS-LOC/train and val, with the development kit or LOC_val_solution.csv.
     - CLASS/IMAGE, or train/CLASS/IMAGE alone: of each class, the tenth of the paths with the least SHA-256
@@ -64,7 +64,7 @@ def read(root: Path | str) -> ClassificationSet:
         next((base + name for name in names if (root / base / name).is_dir()), "") for names in (_TRAIN, _VAL)
     )
     if val and not train:
-        raise DatasetError(f"{root}: expected train beside {val}, found none; give a folder with {_WANTED}")
+        raise DatasetError(f"{root}: expected train next to {val}, found none; give a folder with {_WANTED}")
     files = _class_files(root, train or base)
     kit = kits.find_kit((root, root.parent))
     if not val:
@@ -75,8 +75,8 @@ def read(root: Path | str) -> ClassificationSet:
     sorted_val = _class_files(root, val)
     if flat and sorted_val:
         raise DatasetError(
-            f"{root / val}: expected images in class folders or beside each other, found both, "
-            f"for instance {flat[0]} beside folders; move them"
+            f"{root / val}: expected images in class folders or side by side, found both, "
+            f"for instance {flat[0]} next to folders; move them"
         )
     if sorted_val or not flat:
         return _checked(root, files, sorted_val, kit, "train and val in class folders")

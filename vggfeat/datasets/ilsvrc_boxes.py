@@ -103,8 +103,8 @@ def read_boxes(
     """Read the boxes of a list of images.
 
     The file of an image is CLASS/NAME.xml or NAME.xml, in one of the folders that the official archives make, below
-    the root or beside it: ILSVRC/Annotations/CLS-LOC/train or val (Kaggle), Annotations, Annotation, bbox, each with or
-    without train or val in it, or those two alone. What a file says its image is called does not count.
+    the root or next to it: ILSVRC/Annotations/CLS-LOC/train or val (Kaggle), Annotations, Annotation, bbox, each with
+    or without train or val in it, or those two alone. What a file says its image is called does not count.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def _places(root: Path, part: Subset, annotations: Path | None) -> Iterator[Path
 
 
 def _names(place: Path, images: LabelledImages) -> tuple[list[str], bool]:
-    """Return a name for each row, and whether the files lie beside each other instead of in class folders."""
+    """Return a name for each row, and whether the files lie side by side instead of in class folders."""
     here = set(list_folder(place))
     inside = {name: set(list_folder(place / name)) for name in images.classes if name in here}
     names = []

@@ -56,8 +56,8 @@ class PosteriorSettings(ForwardSettings):
 
     def describe(self) -> dict[str, Any]:
         """Return all settings that a value depends on, ready for JSON."""
-        told = super().describe() | {"layer": POSTERIORS}
-        return {name: value for name, value in told.items() if name != "softmax" or self.mode == "dense"}
+        described = super().describe() | {"layer": POSTERIORS}
+        return {name: value for name, value in described.items() if name != "softmax" or self.mode == "dense"}
 
 
 @dataclass(frozen=True, eq=False)

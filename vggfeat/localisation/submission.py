@@ -34,7 +34,7 @@ class ClassIds(NamedTuple):
 
 
 def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
-    """Find the number of each class: that of the development kit in or beside the root, else its place from 1.
+    """Find the number of each class: that of the development kit in or next to the root, else its place from 1.
 
     Raises
     ------

@@ -37,7 +37,7 @@ def classification_record(
     """Gather errors, confusions, failures, notes and the paper's rows; `notes` are added to `result_notes`."""
     chance = dict(zip(("top1_error", "top5_error"), chance_errors(len(fused.classes)), strict=True))
     headline = _headline(fused, found, chance)
-    told = [*result_notes(fused), *notes]
+    all_notes = [*result_notes(fused), *notes]
     classes = [
         {
             "name": row.name,
@@ -77,7 +77,7 @@ def classification_record(
         ],
         "failed": [{"id": name, "reason": reason} for name, reason in fused.failed.items()],
         "failed_by_reason": count_reasons(fused.failed.values()),
-        "notes": told,
+        "notes": all_notes,
         "paper": [
             {
                 "table": row.table,
@@ -96,7 +96,7 @@ def classification_record(
         worst_by="top1_error",
         confusions=[(_called(fused, true), _called(fused, guess), count) for true, guess, count in pairs],
         failed=fused.failed,
-        notes=told,
+        notes=all_notes,
         headline=[headline],
         paper=[f"  {row}" for row in paper],
     )

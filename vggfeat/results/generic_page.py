@@ -37,7 +37,7 @@ class OtherPart:
 
 
 def other_part(run: OtherRun) -> OtherPart:
-    """Sort out what stands in results.json."""
+    """Sort out what is in results.json."""
     results = dict(run.results)
     headline, notes = results.pop("headline", ""), results.pop("notes", ())
     figures = _figures(results)

@@ -16,7 +16,7 @@ def check_page_place(path: Path) -> None:
     Raises
     ------
     StoreError
-        If something else stands there.
+        If something else has that name.
     """
     if not os.path.exists(path):
         return

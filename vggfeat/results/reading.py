@@ -1,4 +1,4 @@
-"""Folders that commands leave behind, read back: what stands on a page, and nothing that the page doesn't need.
+"""Folders that commands leave behind, read back: what is on a page, and nothing that the page doesn't need.
 
 m = rows of a test, K = classes.
 """

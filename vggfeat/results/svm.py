@@ -47,7 +47,7 @@ def text_table(result: Result, width: int | None = None) -> str:
     """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
 
     A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
-    where they differ, and its measures in per cent, averaged over runs; "-" stands where there is none. A "!" marks
+    where they differ, and its measures in per cent, averaged over runs; "-" where there is none. A "!" marks
     a C whose SVM did not converge. Long names give way where the table would be wider than `width`.
     """
     rows = result.class_rows()
@@ -115,7 +115,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
 
 
 def results_json(result: Result) -> dict[str, Any]:
-    """Return everything but the scores, ready for JSON, with the paper's numbers beside ours."""
+    """Return everything but the scores, ready for JSON, with the paper's numbers next to ours."""
     paper = [
         {
             "measure": _paper_title(result),

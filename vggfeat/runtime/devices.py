@@ -80,10 +80,10 @@ def cores() -> int:
 
 def default_workers() -> int:
     """Return one decoding process a core, at most 16; processes that torchrun started share the cores of a machine."""
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not beside.isdecimal() or int(beside) < 1:
-        raise ConfigError(f"LOCAL_WORLD_SIZE: expected how many processes share this machine, found {beside!r}")
-    return max(1, min(16, cores() // int(beside)))
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not processes.isdecimal() or int(processes) < 1:
+        raise ConfigError(f"LOCAL_WORLD_SIZE: expected how many processes share this machine, found {processes!r}")
+    return max(1, min(16, cores() // int(processes)))
 
 
 def default_batch_pixels(device: str) -> int:

@@ -76,7 +76,7 @@ def write(
     table : Table
         What to write.
     overwrite : bool
-        Replace a file that stands there.
+        Replace a file that exists.
     files : Files
         Carries out all that changes the disk.
 

@@ -1,4 +1,4 @@
-"""The images of a run that failed: counted by reason, and as a list beside the feature file.
+"""The images of a run that failed: counted by reason, and as a list next to the feature file.
 
 A reason in the store reads "reason: message"; its first word is for counting.
 """
@@ -39,14 +39,14 @@ def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str
     """
     counts = count_reasons(reasons)
     failed = sum(counts.values())
-    told = [f"{done - failed} of {total} images done"]
+    found = [f"{done - failed} of {total} images done"]
     if failed:
-        told.append(f"{failed} failed ({', '.join(f'{count} {reason}' for reason, count in counts.items())})")
+        found.append(f"{failed} failed ({', '.join(f'{count} {reason}' for reason, count in counts.items())})")
     if done < total:
-        told.append(f"{total - done} left")
+        found.append(f"{total - done} left")
     if resumed:
-        told.append(f"{resumed} by earlier runs")
-    return ", ".join(told)
+        found.append(f"{resumed} by earlier runs")
+    return ", ".join(found)
 
 
 def failures_path(out: Path) -> Path:
@@ -98,8 +98,8 @@ def write_failures(
 
 def _line(name: str, path: str, text: str) -> str:
     reason, _, message = text.partition(": ")
-    told = {"id": name, "path": path, "reason": reason, "message": message}
-    return f"{json.dumps(told)}\n"
+    found = {"id": name, "path": path, "reason": reason, "message": message}
+    return f"{json.dumps(found)}\n"
 
 
 def _holds(path: Path, content: bytes) -> bool:

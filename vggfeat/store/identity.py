@@ -23,7 +23,7 @@ IMAGE_SIZES = "image_sizes_sha256"
 """Of a key: the sizes in bytes of all image files."""
 _MEANING: dict[tuple[str, ...], str] = {
     ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
-    (IMAGE_SIZES,): " (image files have come, gone or changed: --retry-failed makes those of a finished file anew)",
+    (IMAGE_SIZES,): " (image files have come, gone or changed: --retry-failed makes those of a finished file again)",
 }
 
 
