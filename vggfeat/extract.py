@@ -176,7 +176,7 @@ def run_job(
 def _opened_writer(
     job: Job, out: Path, key: dict[str, Any], cache: RunSettings, decode: DecodeSettings, world: World
 ) -> Iterator[FeatureWriter]:
-    """Open the feature file in the first process, then in the others; none resumes before all have it."""
+    """Open the feature file in the first process, then in the others; none proceeds before all have it."""
     runner = job.runner
     shape = Shape(scales=runner.settings.scales, regions=runner.regions, channels=runner.head.channels)
     opened = partial(
