@@ -10,7 +10,6 @@ release = version = version_of("vggfeat")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 html_theme = "furo"
 html_title = f"vggfeat {release}"
-exclude_patterns = ["data/report*"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and units, which types do not
