@@ -19,7 +19,9 @@ def entry_point(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     listen(lambda number: line(stopped(number, arguments)))
     from vggfeat.cli.main import run
+    from vggfeat.cli.output import say_defect
 
+    sys.excepthook = say_defect
     code = run(arguments)
     stop_listening()
     sys.exit(code)

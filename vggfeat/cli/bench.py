@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ def bench_svm(
       vggfeat bench svm
       vggfeat bench svm --size caltech101 --device cuda --json
     """
-    import json
-
     if alone and sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.benchmarks.features import make_problem
@@ -59,10 +58,10 @@ def bench_svm(
     solved = sample or PEER_SAMPLE.get(size, OTHER_SAMPLE)
     found = compare(problem, threads=threads or cores(), device=device, sample=solved, alone=alone)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        say_json(found.to_json())
         return
     for line in _lines(found):
-        click.echo(line)
+        say(line)
 
 
 def _lines(found: "Comparison") -> list[str]:

@@ -1,6 +1,5 @@
 """`vggfeat bench extract`: how fast extraction is, and what holds it up."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from vggfeat.cli.options import Numbers, Words, option, with_options
+from vggfeat.cli.output import say, say_json
 
 NETS = click.Choice(["A", "A-LRN", "B", "C", "D", "E"])
 LAYERS = click.Choice(["pool5", "fc6", "fc7", "fc8"])
@@ -96,19 +96,19 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
     )
     with tempfile.TemporaryDirectory() as place, with_threads(options.threads) as used:
         backbone = random_backbone(f"random:{options.net}:{options.seed}:{options.width!r}")
-        found = measure(backbone, settings, Path(place), lambda name: click.echo(f"{name} ...", err=True))
+        found = measure(backbone, settings, Path(place), lambda name: say(f"{name} ...", err=True))
     if options.as_json:
         about = {"format": "vggfeat-bench-extract", "net": options.net, "width": options.width, "threads": used}
-        click.echo(json.dumps(about | settings.describe() | found, indent=2))
+        say_json(about | settings.describe() | found)
         return
     scales = ", ".join(map(str, options.scales))
-    click.echo(f"net {options.net}, width {options.width:g}, Q = {scales}, {options.layer}; {found['device']}")
-    click.echo(
+    say(f"net {options.net}, width {options.width:g}, Q = {scales}, {options.layer}; {found['device']}")
+    say(
         f"files: {settings.images}, {options.repeat} times; processes that decode: {settings.workers}; "
         f"pixels in a pass: {settings.batch_pixels}"
     )
     for line in _lines(found):
-        click.echo(line)
+        say(line)
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

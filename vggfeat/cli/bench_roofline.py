@@ -1,6 +1,5 @@
 """`vggfeat bench roofline`: what features of an image take at least."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import click
 
 from vggfeat.cli.bench_extraction import DEVICE_HELP, LAYERS, NETS, SECONDS, THREADS, WIDTH
 from vggfeat.cli.options import Numbers, Sides, option, with_options
+from vggfeat.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.roofline import Cost, Roofline
@@ -76,15 +76,15 @@ def bench_roofline(options: RooflineOptions) -> None:
         names = ("net", "width", "pool", "layer", "precision", "shape")
         about = {name: value for name, value in asdict(options).items() if name in names}
         about |= {"format": "vggfeat-bench-roofline", "batch_pixels": settings.batch_pixels}
-        click.echo(json.dumps(about | found.describe(), indent=2))
+        say_json(about | found.describe())
         return
     height, width = options.shape
-    click.echo(
+    say(
         f"net {options.net}, width {options.width:g}, up to {options.layer}, {options.precision}; "
         f"an image of {height} x {width}, mirrored"
     )
     for line in _lines(found):
-        click.echo(line)
+        say(line)
 
 
 def _lines(found: "Roofline") -> list[str]:

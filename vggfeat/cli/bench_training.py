@@ -1,6 +1,5 @@
 """`vggfeat bench train`: what holds training up."""
 
-import json
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import click
 
 from vggfeat.cli.bench_extraction import DEVICE_HELP, NETS, SECONDS, WIDTH, WORKERS_HELP
 from vggfeat.cli.options import PATH, Scale, option, with_options
+from vggfeat.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.training import TrainingSpeeds
@@ -71,19 +71,17 @@ def bench_training(options: TrainingBenchOptions) -> None:
     root = options.root
     with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as place:
         data = _rendered(Path(place), options.images) if root is None else ilsvrc.read(root).train
-        speeds = measure(
-            data, recipe, run, seconds=options.seconds, report=lambda name: click.echo(f"{name} ...", err=True)
-        )
+        speeds = measure(data, recipe, run, seconds=options.seconds, report=lambda name: say(f"{name} ...", err=True))
     if options.as_json:
         about = {"recipe": recipe.describe(), "workers": run.workers, "compile": run.compile, "images": len(data)}
-        click.echo(json.dumps(about | speeds.describe(), indent=2))
+        say_json(about | speeds.describe())
         return
-    click.echo(
+    say(
         f"net {recipe.net}, width {recipe.width:g}, batch {recipe.batch}, {run.workers} workers; "
         f"{speeds.device}, {speeds.precision}"
     )
     for line in _lines(speeds):
-        click.echo(line)
+        say(line)
 
 
 def _rendered(place: Path, images: int) -> "LabelledImages":
@@ -92,7 +90,7 @@ def _rendered(place: Path, images: int) -> "LabelledImages":
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import default_workers
 
-    click.echo(f"rendering {images} images ...", err=True)
+    say(f"rendering {images} images ...", err=True)
     size = synthetic.Settings(image_side=500, classes=CLASSES, train=-(-images // CLASSES), val=CLASSES)
     synthetic.write("ilsvrc", place, size=size, workers=default_workers())
     return ilsvrc.read(place).train

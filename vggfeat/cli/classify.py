@@ -22,6 +22,7 @@ from vggfeat.cli.options import (
     terminal_width,
     with_options,
 )
+from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
@@ -122,7 +123,6 @@ def classify(
         raise ConfigError("--weights: expected a net with --root, or --posteriors, found neither; give one of them")
     if not weights:
         _refuse_settled(context)
-    import json
 
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.results.classification import Pace, classification_record, write_classification
@@ -139,16 +139,16 @@ def classify(
     record = classification_record(fused, found, paces=paces, notes=notes)
     written = write_classification(record, fused, found, out)
     if as_json:
-        click.echo(json.dumps(record.content, indent=2))
+        say_json(record.content)
     else:
-        click.echo(record.text(most=LONGEST_TABLE, width=terminal_width()))
+        say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
         for one in runs:
-            click.echo(_run_line(one))
+            say(_run_line(one))
         if any(one.failures for one in runs):
-            click.echo(TRY_AGAIN)
+            say(TRY_AGAIN)
         lists = [one.failures_file for one in runs if one.failures_file is not None]
-        click.echo(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
-        click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
+        say(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
+        say(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(fused.failed) > job.allow_failed else 0
 
 

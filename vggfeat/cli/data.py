@@ -1,6 +1,5 @@
 """`vggfeat data`: what data sets there are, whether a copy is whole, its splits, and rendered imitations."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.options import PATH, terminal_width
+from vggfeat.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
@@ -34,9 +34,7 @@ def list_(as_json: bool) -> None:
 
     if as_json:
         fields = ("name", "title", "scales", "regions", "join", "protocol")
-        click.echo(
-            json.dumps([{field: getattr(record, field) for field in fields} for record in DATASETS.values()], indent=2)
-        )
+        say_json([{field: getattr(record, field) for field in fields} for record in DATASETS.values()])
         return
     from vggfeat.results.text import align
 
@@ -46,7 +44,7 @@ def list_(as_json: bool) -> None:
         for record in DATASETS.values()
     ]
     for line in align(rows, left=len(rows[0]), width=terminal_width()):
-        click.echo(line)
+        say(line)
 
 
 @data.command()
@@ -73,10 +71,10 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
             "notes": list(report.notes),
             "archives": [archive._asdict() for archive in report.archives],
         }
-        click.echo(json.dumps(fields | rows, indent=2))
+        say_json(fields | rows)
         return 0 if report.complete else 4
     for line in _lines(report):
-        click.echo(line)
+        say(line)
     return 0 if report.complete else 4
 
 
@@ -97,10 +95,10 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
 
     written = write_splits(open_dataset(name, root), out or Path(f"{name}-splits"))
     if as_json:
-        click.echo(json.dumps({"files": [str(path) for path in written]}, indent=2))
+        say_json({"files": [str(path) for path in written]})
         return
     for path in written:
-        click.echo(str(path))
+        say(str(path))
 
 
 @data.command()
@@ -130,9 +128,9 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
     if as_json:
         facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
-        click.echo(json.dumps(facts, indent=2))
+        say_json(facts)
         return
-    click.echo(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
+    say(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
 
 
 @data.command()
@@ -177,14 +175,14 @@ def pack(
     if as_json:
         left_out = [{"path": path, "reason": reason} for path, reason in packed.unreadable]
         facts = {"folder": str(out), "images": packed.images, "bytes": packed.bytes, "left_out": left_out}
-        click.echo(json.dumps(facts, indent=2))
+        say_json(facts)
         return
-    click.echo(f"{out}: {packed.images} images, {packed.bytes / 1e6:.0f} MB")
+    say(f"{out}: {packed.images} images, {packed.bytes / 1e6:.0f} MB")
     for path, reason in packed.unreadable[:SHOWN_FAILURES]:
-        click.echo(f"left out: {path}: {reason}")
+        say(f"left out: {path}: {reason}")
     if len(packed.unreadable) > SHOWN_FAILURES:
         more = len(packed.unreadable) - SHOWN_FAILURES
-        click.echo(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
+        say(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
 
 
 def _lines(report: "DatasetReport") -> Iterator[str]:

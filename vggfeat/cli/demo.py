@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.output import say, say_json
 
 NET = "small"
 
@@ -44,7 +45,7 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
                 return code
     found = _found(out, nets)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say_json(found)
         return 0
     _show(found)
     return 0
@@ -85,12 +86,12 @@ def _found(out: Path, nets: dict[str, str]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    click.echo("")
+    say()
     for run in found["runs"]:
-        click.echo(f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %")
-    click.echo(f"chance: {100 * found['chance']:.1f} %")
-    click.echo("The images are rendered, not photographs: the numbers say nothing about VOC-2007.")
+        say(f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %")
+    say(f"chance: {100 * found['chance']:.1f} %")
+    say("The images are rendered, not photographs: the numbers say nothing about VOC-2007.")
     if len(found["runs"]) == 1:
-        click.echo("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
+        say("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
     folders = ", ".join(run["folder"] for run in found["runs"])
-    click.echo(f"images {found['images']}, features and results {folders}, to look at {found['page']}")
+    say(f"images {found['images']}, features and results {folders}, to look at {found['page']}")

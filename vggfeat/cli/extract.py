@@ -1,7 +1,6 @@
 """`vggfeat extract`: images in, one feature file out."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from vggfeat.cli.options import (
     make_folder,
     with_options,
 )
+from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 
@@ -91,7 +91,7 @@ def extract(
 
     dataset = open_dataset(name, root)
     for note in dataset.notes if is_main() else ():
-        click.echo(f"note: {note}", err=True)
+        say_note(note)
     record = DATASETS[name]
     device = ready_device(device)
     settings = ExtractionSettings(
@@ -104,7 +104,7 @@ def extract(
     )
     backbone = load_backbone(weights)
     if not backbone.trained and is_main():
-        click.echo(f"note: {backbone.source} is an untrained net: good for trials, not for results", err=True)
+        say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
     target = out or Path(f"{_stem(name, root)}.h5")
     make_folder(target.parent)
     with (
@@ -130,19 +130,19 @@ def extract(
 def show_summary(summary: "Summary", as_json: bool = False) -> None:
     """Print what a run has left behind."""
     if as_json:
-        click.echo(json.dumps(_summary_json(summary), indent=2))
+        say_json(_summary_json(summary))
         return
     from vggfeat.cli.progress import duration
 
-    click.echo(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
+    say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
     for note in summary.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     for name, reason in summary.failures[:SHOWN_FAILURES]:
-        click.echo(f"failed: {name}: {reason}")
+        say(f"failed: {name}: {reason}")
     if summary.failures:
         more = len(summary.failures) - SHOWN_FAILURES
-        click.echo(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
-        click.echo(TRY_AGAIN)
+        say(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
+        say(TRY_AGAIN)
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:

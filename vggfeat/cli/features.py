@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.options import PATH, Words, make_folder, option, with_options
+from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,18 +94,18 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
         "problems": list(report.problems),
     }
     if as_json:
-        click.echo(json.dumps(facts | {"failures": dict(failures)}, indent=2))
+        say_json(facts | {"failures": dict(failures)})
     else:
         for name, value in facts.items():
             if name not in ("provenance", "problems"):
-                click.echo(f"{name:11} {_plain(value)}")
+                say(f"{name:11} {_plain(value)}")
         for name, value in sorted(provenance.items()):
-            click.echo(f"  {name:22} {_short(_plain(value))}")
+            say(f"  {name:22} {_short(_plain(value))}")
         for name, why in failures if failed else []:
-            click.echo(f"failed: {name}: {why}")
+            say(f"failed: {name}: {why}")
         for problem in report.problems:
-            click.echo(f"problem: {problem}")
-        click.echo("sound: every checksum fits" if not report.problems else "NOT SOUND: make it again")
+            say(f"problem: {problem}")
+        say("sound: every checksum fits" if not report.problems else "NOT SOUND: make it again")
     return 6 if report.problems else 0
 
 
@@ -148,10 +149,10 @@ def export(
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
     if as_json:
         facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
-        click.echo(json.dumps(facts, indent=2))
+        say_json(facts)
         return
     left_out = f", {missing} failed images left out" if missing else ""
-    click.echo(f"{target}: {count} descriptors of {length} values, join {join}{left_out}")
+    say(f"{target}: {count} descriptors of {length} values, join {join}{left_out}")
 
 
 def _plain(value: object) -> str:

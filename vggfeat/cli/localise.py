@@ -21,6 +21,7 @@ from vggfeat.cli.options import (
     terminal_width,
     with_options,
 )
+from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
@@ -160,8 +161,6 @@ def evaluate(
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
-    import json
-
     from vggfeat.classification.extract import match_classes
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
@@ -212,13 +211,13 @@ def evaluate(
         *write_localisation(record, data, found, out),
     ]
     if as_json:
-        click.echo(json.dumps(record.content, indent=2))
+        say_json(record.content)
     else:
-        click.echo(record.text(most=LONGEST_TABLE, width=terminal_width()))
+        say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
         if found.failed:
-            click.echo(TRY_AGAIN)
-        click.echo(f"{out}: {', '.join(path.name for path in written)}")
-        click.echo(f"as a page: vggfeat report {shlex.quote(str(out))}")
+            say(TRY_AGAIN)
+        say(f"{out}: {', '.join(path.name for path in written)}")
+        say(f"as a page: vggfeat report {shlex.quote(str(out))}")
     return 3 if len(found.failed) > job.allow_failed else 0
 
 
@@ -253,8 +252,6 @@ def predict(
     Example:
       vggfeat localise predict --boxes B384.safetensors --classifier D384.safetensors holiday/ --out holiday.boxes
     """
-    import json
-
     from vggfeat.cli.progress import Progress
     from vggfeat.localisation.locate import Localiser
     from vggfeat.localisation.predict import image_files, predict_files
@@ -279,12 +276,12 @@ def predict(
             bar.update(len(found), len(files))
     content = write_box_predictions(found, classes, words, out)
     if as_json:
-        click.echo(json.dumps(content, indent=2))
+        say_json(content)
     else:
         for line in summary_lines(found, classes, words):
-            click.echo(line)
+            say(line)
         drawn = sum(bool(one.drawn) for one in found)
-        click.echo(f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv")
+        say(f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv")
     return 3 if sum(not one.drawn for one in found) > allow_failed else 0
 
 
@@ -303,15 +300,13 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     Example:
       vggfeat localise check B384.dense/submission.txt
     """
-    import json
-
     from vggfeat.localisation.submission import read_submission
 
     guesses = sum(len(line) for line in read_submission(submission, images=images, classes=classes))
     if as_json:
-        click.echo(json.dumps({"file": str(submission), "images": images, "guesses": guesses}, indent=2))
+        say_json({"file": str(submission), "images": images, "guesses": guesses})
         return
-    click.echo(f"{submission}: {images} lines, {guesses} guesses")
+    say(f"{submission}: {images} lines, {guesses} guesses")
 
 
 def _classifier(spec: str) -> "Backbone":

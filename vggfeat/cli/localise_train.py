@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH, with_options
+from vggfeat.cli.output import say
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import TrainingOptions, given, show_json, show_run
 
@@ -112,13 +113,13 @@ def _show(outcome: "Outcome", as_json: bool) -> None:
     found = outcome.validation
     if found is not None:
         error, overlap = (found.figures[name] for name in ("localisation_error", "mean_overlap"))
-        click.echo(
+        say(
             f"centre crops of {found.images} validation images, their class given, step {found.step}: "
             f"localisation error {100 * error:.1f} %, mean overlap {overlap:.3f}"
         )
     if outcome.weights is not None:
-        click.echo(f"weights: {outcome.weights}; to use them:")
-        click.echo(
+        say(f"weights: {outcome.weights}; to use them:")
+        say(
             f"  vggfeat localise evaluate --root ROOT --boxes {shlex.quote(str(outcome.weights))} "
             "--classifier FILE --protocol dense --out DIR"
         )

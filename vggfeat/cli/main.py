@@ -19,6 +19,7 @@ from vggfeat.cli.demo import demo
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
+from vggfeat.cli.output import say, say_lines, say_note
 from vggfeat.cli.report import report
 from vggfeat.cli.signals import Terminated, breaking_off, is_main, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
@@ -89,8 +90,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        with _dropping_errors():
-            error.show()
+        _show_usage(error)
         return error.exit_code
     except VggfeatError as error:
         _say(str(error), error)
@@ -144,9 +144,19 @@ def _dropping_errors() -> Iterator[None]:
         _drop(sys.stderr)
 
 
+def _show_usage(error: click.ClickException) -> None:
+    """Say what is wrong with the words of a command, and where its help is."""
+    with _dropping_errors():
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            say_lines(context.get_usage(), err=True)
+            say(f"Try '{context.command_path} --help' for help.", err=True)
+        say(f"Error: {' '.join(error.format_message().split())}", err=True)
+
+
 def _say(message: str, error: BaseException) -> None:
     """Say why the command ends, after what the error has been told on its way: how far the work has come."""
     with _dropping_errors():
         for note in getattr(error, "__notes__", ()) if is_main() else ():
-            click.echo(f"note: {note}", err=True)
-        click.echo(line(message), err=True)
+            say_note(note)
+        say(line(message), err=True)

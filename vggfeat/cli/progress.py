@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import click
+from vggfeat.cli.output import say
+from vggfeat.results.text import printable
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -29,7 +30,7 @@ class Progress:
     def __init__(
         self, title: str, unit: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.title, self.unit, self.quiet, self.clock = title, unit, quiet, clock
+        self.title, self.unit, self.quiet, self.clock = printable(title), unit, quiet, clock
         self.started = self.shown = clock()
         self.first: float | None = None
         self.last = 0.0
@@ -57,7 +58,7 @@ class Progress:
         Rates count from the first call, so that resumed work has an honest one; and again where `done` falls back,
         because another stage has begun.
         """
-        now = self.clock()
+        note, now = printable(note), self.clock()
         if self.first is None or done < self.last:
             self.first, self.started = done, now
         self.last = done
@@ -75,7 +76,7 @@ class Progress:
 
     def _say(self, now: float) -> None:
         if self.text:
-            click.echo(self.text, err=True)
+            say(self.text, err=True)
         self.shown, self.text = now, ""
 
 
@@ -115,10 +116,10 @@ def _rich_bar() -> Any:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     return RichProgress(*columns, console=Console(stderr=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.output import say, say_json
 
 
 @click.command()
@@ -42,8 +43,6 @@ def report(
       vggfeat report D.svm E.svm DE.svm --root VOCdevkit --out voc2007.html
       vggfeat report nets/A-256 nets/A-384
     """
-    import json
-
     from vggfeat.cli.progress import Progress
     from vggfeat.metrics.bootstrap import BootstrapSettings
     from vggfeat.results.page import PageSettings, make_page, page_json
@@ -62,16 +61,16 @@ def report(
     write_page(out, page.content)
     found = page_json(page)
     if as_json:
-        click.echo(json.dumps({"page": str(out), **found}, indent=2))
+        say_json({"page": str(out), **found})
         return
     for group in found["groups"]:
         for run in group["runs"]:
-            click.echo(f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}")
+            say(f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}")
         for one in group["differences"]:
-            click.echo(f"{one['second']} - {one['first']}: {_difference(one)}")
+            say(f"{one['second']} - {one['first']}: {_difference(one)}")
     if page.missing:
-        click.echo(f"note: {page.missing} images are missing or damaged; the page says which")
-    click.echo(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.images} images")
+        say(f"note: {page.missing} images are missing or damaged; the page says which")
+    say(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.images} images")
 
 
 def _value(run: dict) -> str:

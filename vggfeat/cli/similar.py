@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH, Words, make_folder, terminal_width
+from vggfeat.cli.output import say, say_json, say_lines
 
 if TYPE_CHECKING:
     from vggfeat.similar import Neighbours
@@ -50,8 +51,6 @@ def similar(
       vggfeat similar voc2007.h5 --query 000012
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
-    import json
-
     from vggfeat.cli.features import default_join
     from vggfeat.errors import ConfigError
     from vggfeat.results.page_files import check_page_place
@@ -70,9 +69,12 @@ def similar(
         content = _content(features, query, row, found, settings)
         if out is not None:
             _write_page(features, out, images, content, row, query)
-    click.echo(json.dumps(content, indent=2) if as_json else _table(content))
-    if out is not None and not as_json:
-        click.echo(str(out))
+    if as_json:
+        say_json(content)
+        return
+    say_lines(_table(content))
+    if out is not None:
+        say(str(out))
 
 
 def _descriptor(

@@ -2,8 +2,7 @@
 
 import shlex
 
-import click
-
+from vggfeat.cli.output import say
 from vggfeat.cli.signals import is_main
 
 
@@ -13,5 +12,5 @@ def run_step(*arguments: object) -> int:
 
     words = [str(argument) for argument in arguments]
     if is_main():
-        click.echo(f"$ vggfeat {shlex.join(words)}")
+        say(f"$ vggfeat {shlex.join(words)}")
     return run(words)

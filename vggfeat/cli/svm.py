@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from vggfeat.cli.features import DescriptorOptions
 from vggfeat.cli.options import PATH, Numbers, make_folder, option, terminal_width, with_options
+from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
 
@@ -134,7 +135,6 @@ def svm(
     if context.get_parameter_source("top") != ParameterSource.DEFAULT:
         raise ConfigError("--top: expected together with --apply, found alone; leave it out")
     settings = protocol.settings()
-    import json
 
     from vggfeat.cli.progress import Progress
     from vggfeat.protocols.rules import run_protocol
@@ -152,11 +152,11 @@ def svm(
     _note_replaced(folder, content["settings"])
     written = write_results(result, table.dataset, folder)
     if as_json:
-        click.echo(json.dumps(content, indent=2))
+        say_json(content)
         return
-    click.echo(text_table(result, terminal_width()))
-    click.echo(f"{folder}: {', '.join(path.name for path in written)}")
-    click.echo(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
+    say_lines(text_table(result, terminal_width()))
+    say(f"{folder}: {', '.join(path.name for path in written)}")
+    say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
 
 
 def _refuse_others(context: click.Context) -> None:
@@ -181,7 +181,7 @@ def _note_replaced(folder: Path, settings: Any) -> None:
     if names:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         named = f"{', '.join(names[:MOST_NAMED])}{more}"
-        click.echo(f"note: {folder}: results of other settings in it are replaced; other: {named}", err=True)
+        say_note(f"{folder}: results of other settings in it are replaced; other: {named}")
 
 
 def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
@@ -191,7 +191,6 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
 
 
 def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json: bool) -> None:
-    import json
 
     from vggfeat.protocols.apply import apply_model
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
@@ -201,7 +200,7 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
     make_folder(folder)
     written = write_predictions(predictions, folder, model=model, top=top)
     if as_json:
-        click.echo(json.dumps(predictions_json(predictions, model=model, top=top), indent=2))
+        say_json(predictions_json(predictions, model=model, top=top))
         return
-    click.echo(predictions_table(predictions, top=top, width=terminal_width()))
-    click.echo(f"{folder}: {', '.join(path.name for path in written)}")
+    say_lines(predictions_table(predictions, top=top, width=terminal_width()))
+    say(f"{folder}: {', '.join(path.name for path in written)}")

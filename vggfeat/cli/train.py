@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH, Scale, option, with_options
+from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class TrainingOptions:
     def say(self, sentence: str) -> None:
         """Print a sentence at once; of several processes only the first does."""
         if is_main() and not self.quiet:
-            click.echo(f"note: {sentence}", err=True)
+            say_note(sentence)
 
     @contextmanager
     def progress(self, title: str) -> "Iterator[Progress]":
@@ -186,10 +187,10 @@ def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
     if found is not None:
         top1, top5 = (100 * found.figures[name] for name in ("top1_error", "top5_error"))
         errors = f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %"
-        click.echo(f"centre crops of {found.images} validation images, step {found.step}: {errors}")
+        say(f"centre crops of {found.images} validation images, step {found.step}: {errors}")
     if outcome.weights is not None:
-        click.echo(f"weights: {outcome.weights}; to use them:")
-        click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")
+        say(f"weights: {outcome.weights}; to use them:")
+        say(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")
 
 
 def show_run(outcome: "Outcome") -> None:
@@ -197,19 +198,18 @@ def show_run(outcome: "Outcome") -> None:
     from vggfeat.cli.progress import duration
 
     resumed = f", {outcome.resumed} of them by earlier runs" if outcome.resumed else ""
-    click.echo(f"{outcome.folder}: {outcome.step} steps{resumed}, in {duration(outcome.seconds)}")
+    say(f"{outcome.folder}: {outcome.step} steps{resumed}, in {duration(outcome.seconds)}")
     for note in outcome.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     for path, reason in outcome.unreadable[:SHOWN_FAILURES]:
-        click.echo(f"left out: {path}: {reason}")
+        say(f"left out: {path}: {reason}")
     if len(outcome.unreadable) > SHOWN_FAILURES:
-        click.echo(f"left out: {len(outcome.unreadable) - SHOWN_FAILURES} more; all: {outcome.folder}/unreadable.jsonl")
-    click.echo(f"as a page: vggfeat report {shlex.quote(str(outcome.folder))}")
+        say(f"left out: {len(outcome.unreadable) - SHOWN_FAILURES} more; all: {outcome.folder}/unreadable.jsonl")
+    say(f"as a page: vggfeat report {shlex.quote(str(outcome.folder))}")
 
 
 def show_json(outcome: "Outcome") -> None:
     """Print all that is known of a run."""
     import dataclasses
-    import json
 
-    click.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
+    say_json(dataclasses.asdict(outcome))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH
+from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def list_(as_json: bool) -> None:
         paths = {name: str(path) for name, path in there.items()}
         rows = [asdict(published) | {"path": paths.get(published.file)} for published in PUBLISHED.values()]
         files = [{"path": str(path), "bytes": path.stat().st_size} for path in there.values()]
-        click.echo(json.dumps({"published": rows, "folder": str(folder), "files": files}, indent=2))
+        say_json({"published": rows, "folder": str(folder), "files": files})
         return
-    click.echo("\n".join(_listed(list(PUBLISHED.values()), there)))
-    click.echo(f"\nin {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small")
+    say_lines("\n".join(_listed(list(PUBLISHED.values()), there)))
+    say()
+    say(f"in {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small")
 
 
 @weights.command()
@@ -71,9 +73,9 @@ def show(path: str, as_json: bool) -> None:
 
     file = examine(find_file(path))
     if as_json:
-        click.echo(json.dumps(file.describe(), indent=2))
+        say_json(file.describe())
         return
-    click.echo("\n".join(_shown(file)))
+    say_lines("\n".join(_shown(file)))
 
 
 @weights.command()
@@ -101,12 +103,12 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     file = convert_file(find_file(source), target, dtype="float16" if float16 else "float32")
     if as_json:
         about = file.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
-        click.echo(json.dumps(about, indent=2))
+        say_json(about)
         return
     kind, net = FORMATS[file.format].words, file.backbone.model.config
-    click.echo(f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}")
+    say(f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}")
     for name, value in file.backbone.imported.items():
-        click.echo(f"  {name}: {_words(value)}")
+        say(f"  {name}: {_words(value)}")
 
 
 @weights.command()
@@ -134,18 +136,18 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     check_choice("name", name, PUBLISHED)
     published, folder = PUBLISHED[name], out or weights_folder()
     make_folder(folder)
-    click.echo(f"note: {published.file}: licence: {published.licence}", err=True)
+    say_note(f"{published.file}: licence: {published.licence}")
     with Progress(f"fetch {name}", "MB", quiet=quiet) as bar:
         fetched = download(
             published, folder, progress=lambda done, total: bar.update(done / 1e6, max(done, total) / 1e6)
         )
     if as_json:
-        click.echo(json.dumps({"name": name} | asdict(fetched), indent=2, default=str))
+        say_json({"name": name} | asdict(fetched))
         return
     how = f"from {fetched.address}" if fetched.address else "was there"
-    click.echo(f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:")
+    say(f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:")
     known = name if folder == weights_folder() else fetched.path
-    click.echo(f"  vggfeat extract --dataset NAME --root ROOT --weights {known}")
+    say(f"  vggfeat extract --dataset NAME --root ROOT --weights {known}")
 
 
 @weights.command()
@@ -165,9 +167,9 @@ def verify(path: str, as_json: bool) -> int:
 
     verification = verify_file(find_file(path))
     if as_json:
-        click.echo(json.dumps(verification.describe(), indent=2))
+        say_json(verification.describe())
     else:
-        click.echo("\n".join(_verified(verification)))
+        say_lines("\n".join(_verified(verification)))
     return 5 if verification.problems else 0
 
 
@@ -205,13 +207,11 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
     else:
         about = export_torchvision(load_backbone(path), out, fold=not as_is)
     if as_json:
-        click.echo(json.dumps({"path": str(out)} | about, indent=2))
+        say_json({"path": str(out)} | about)
         return
-    click.echo(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in about.items() if name != 'exact')}")
+    say(f"{out}: {'; '.join(f'{name}: {_words(value)}' for name, value in about.items() if name != 'exact')}")
     if not about.get("exact", True):
-        click.echo(
-            "  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is"
-        )
+        say("  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is")
 
 
 def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
