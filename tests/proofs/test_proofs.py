@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proofs import fuzz, mutants, power
+from tests.proofs import commands, fuzz, mutants, power
 from tests.proofs.common import Ended, Report
 from tests.proofs.readers import READERS, Reader
 from vggfeat.errors import StoreError
@@ -41,6 +41,10 @@ def test_no_promise_is_broken():
 def test_no_other_promise_is_broken(name):
     (found,) = prove(name)
     assert found["failures"] == 0
+
+
+def test_every_command_that_writes_is_among_those_that_are_killed_and_starved():
+    assert {case.command for case in commands.CASES} | commands.ELSEWHERE.keys() == set(commands.writing())
 
 
 # The model of power loss, by hand
