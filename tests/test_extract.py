@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from folder_world import FolderWorld
 from vggfeat import extract as caching
 from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
@@ -112,6 +114,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(root, tmp_path, back
     assert seen[0][:2] == (4, 10)
     assert seen[-1][:2] == (10, 10)
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_another_engine_is_another_world(root, tmp_path, backbone):
+    dataset, folder = open_dataset("folder", root), tmp_path / "exchange"
+    folder.mkdir()
+    worlds = [FolderWorld(rank=rank, size=3, folder=folder) for rank in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        runs = [
+            pool.submit(extract_features, dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE, world=world)
+            for world in worlds
+        ]
+        assert {run.result().total for run in runs} == {10}
+    extract_features(dataset, backbone, tmp_path / "alone.h5", SETTINGS, cache=CACHE)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 
 
 def test_workers_change_no_byte(root, tmp_path, backbone):
