@@ -5,15 +5,16 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GridSearchCV
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from vggfeat.errors import ConfigError
-from vggfeat.svm import LinearOneVsRest
+from vggfeat.svm import LinearOneVsRest, LinearOneVsRestCV
 
 
-@parametrize_with_checks([LinearOneVsRest()])
+@parametrize_with_checks([LinearOneVsRest(), LinearOneVsRestCV(Cs=(0.1, 1.0), cv=2)])
 def test_scikit_learn_takes_it_for_an_estimator(estimator, check):
     check(estimator)
 
@@ -61,3 +62,51 @@ def test_it_works_in_a_grid_search():
     x, y = blobs(3)
     search = GridSearchCV(clone(LinearOneVsRest()), {"C": [0.01, 1.0]}, cv=3).fit(x, y)
     assert search.best_score_ > 0.5
+
+
+def indicators(seed=0):
+    x, y = blobs(4, seed)
+    return x, np.stack([y == 0, y < 2, y != 3], axis=1).astype(int)
+
+
+def test_each_column_of_an_indicator_matrix_is_a_problem_of_its_own():
+    x, y = indicators()
+    model = LinearOneVsRest(C=[0.1, 1.0, 10.0], tol=1e-12).fit(x, y)
+    for k, cost in enumerate((0.1, 1.0, 10.0)):
+        alone = LinearOneVsRest(C=cost, tol=1e-12).fit(x, y[:, k])
+        np.testing.assert_allclose(model.decision_function(x)[:, k], alone.decision_function(x), atol=1e-5)
+        np.testing.assert_array_equal(model.predict(x)[:, k], alone.predict(x))
+    two = LinearOneVsRest().fit(x, y[:, :2])
+    assert two.decision_function(x).shape == two.predict(x).shape == (150, 2)
+
+
+def test_labels_of_several_kinds_at_once_are_refused():
+    x, y = blobs(4)
+    with pytest.raises(ValueError, match="multiclass-multioutput"):
+        LinearOneVsRest().fit(x, np.stack([y, y], axis=1))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_one_c_for_all_labels_is_that_of_a_grid_search(classes):
+    x, y = blobs(classes)
+    costs = [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
+    mine = LinearOneVsRestCV(costs, cv=3, tol=1e-10).fit(x, y)
+    peer = GridSearchCV(LinearSVC(max_iter=10**6, tol=1e-8), {"C": costs}, cv=3).fit(x, y)
+    assert peer.best_params_["C"] == mine.C_
+    np.testing.assert_allclose(mine.cv_scores_.mean(axis=1), peer.cv_results_["mean_test_score"], atol=0.01)
+    np.testing.assert_array_equal(mine.predict(x), LinearOneVsRest(C=mine.C_).fit(x, y).predict(x))
+
+
+def test_each_column_gets_the_c_of_its_best_average_precision():
+    x, y = indicators()
+    costs, folds = [1e-4, 1e-2, 1.0, 100.0], KFold(4)
+    model = LinearOneVsRestCV(costs, cv=folds).fit(x, y)
+    assert model.cv_scores_.shape == (4, 4, 3)
+    for k in range(3):
+        found = np.zeros((4, 4))
+        for g, cost in enumerate(costs):
+            for f, (train, test) in enumerate(folds.split(x)):
+                alone = LinearOneVsRest(C=cost).fit(x[train], y[train, k])
+                found[g, f] = average_precision_score(y[test, k], alone.decision_function(x[test]))
+        np.testing.assert_allclose(model.cv_scores_[:, :, k], found, atol=0.01)
+        assert model.C_[k] == costs[model.cv_scores_[:, :, k].mean(axis=1).argmax()]

@@ -18,7 +18,7 @@ from vggfeat.svm.settings import SOLVERS, SvmSettings
 
 if TYPE_CHECKING:
     from vggfeat.svm.arrays import check_device
-    from vggfeat.svm.estimator import LinearOneVsRest
+    from vggfeat.svm.estimator import LinearOneVsRest, LinearOneVsRestCV
     from vggfeat.svm.model import LinearModel, Sweep, load_model, save_model
     from vggfeat.svm.solve import Split, SvmProblemSet, check_costs, fittable_classes
 
@@ -26,6 +26,7 @@ __all__ = [
     "SOLVERS",
     "LinearModel",
     "LinearOneVsRest",
+    "LinearOneVsRestCV",
     "Split",
     "SvmProblemSet",
     "SvmSettings",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "estimator": ("LinearOneVsRest",),
+    "estimator": ("LinearOneVsRest", "LinearOneVsRestCV"),
     "arrays": ("check_device",),
     "model": ("LinearModel", "Sweep", "load_model", "save_model"),
     "solve": ("Split", "SvmProblemSet", "check_costs", "fittable_classes"),
