@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from svm_reference import fit, objective, reference, sweep_rows
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import Split, SvmProblemSet, SvmSettings, kernel, newton, newton_steps
+from vggfeat.svm import Split, SvmProblemSet, SvmSettings, arrays, kernel, newton, newton_steps
 
 KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
 EXACT = SvmSettings(tolerance=1e-12)
@@ -264,8 +264,42 @@ def test_too_little_memory_is_said_in_one_line_and_other_errors_are_not_hidden(m
 
         monkeypatch.setattr(kernel.Gram, "kernel", fail)
         for call in (lambda s: s.fit(np.arange(20), labels, 1.0), lambda s: s.sweep([part], [1.0])):
-            with pytest.raises(expected, match=r"on cpu for fits on 20 rows of length 5|^no$"):
+            with pytest.raises(
+                expected, match=r"GiB of memory and more on cpu for fits on 20 rows of length 5, found too little|^no$"
+            ):
                 call(SvmProblemSet(x, SvmSettings(device="cpu")))
+
+
+@pytest.mark.parametrize(("length", "needed"), [(400, 20 * 300**2), (50, 20 * 300 * 51)])
+def test_memory_that_is_not_there_is_not_asked_for(length, needed, monkeypatch):
+    x, labels = features(300, length, 1)
+    shared, rows = SvmProblemSet(x), np.arange(300)
+    monkeypatch.setattr(arrays, "free_memory", lambda: needed - 1)
+    monkeypatch.setattr(kernel.Gram, "kernel", lambda *given: pytest.fail("memory was asked for"))
+    part = Split(rows=rows, labels=labels, held_out=rows)
+    for call in (lambda: shared.fit(rows, labels, 1.0), lambda: shared.sweep([part], [1.0])):
+        with pytest.raises(FitError, match=r"expected 0\.0 GiB of memory and more on the CPU for fits on 300 rows"):
+            call()
+    monkeypatch.undo()
+    monkeypatch.setattr(arrays, "free_memory", lambda: needed)
+    assert shared.fit(rows, labels, 1.0).converged.all()
+    monkeypatch.setattr(arrays, "free_memory", lambda: 4 * 300**2 if length == 400 else needed)
+    assert shared.fit(rows, labels, 2.0).converged.all(), "what is known is not counted twice"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max", 6 << 20), (str(5 << 20), (5 << 20) - (3 << 20) + (1 << 20)), ("", 6 << 20)]
+)
+def test_free_memory_is_that_of_the_machine_or_what_a_control_group_leaves(tmp_path, limit, expected):
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    assert arrays.free_memory(tmp_path) is None
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 8192 kB\nMemAvailable: 4096 kB\nSwapFree: 2048 kB\n")
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text(f"{3 << 20}\n")
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 20}\nactive_file 7\n")
+    assert arrays.free_memory(tmp_path) == expected
 
 
 @pytest.mark.parametrize("device", ["nothing", "meta", "cuda:99"])

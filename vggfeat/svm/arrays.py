@@ -3,7 +3,10 @@
 N = rows of the table, n = rows that are meant, D = length of a descriptor, P = problems.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,10 @@ class NumpyArrays:
     def zeros(self, *shape: int) -> Array:
         """Return float64 zeros."""
         return np.zeros(shape)
+
+    def free_bytes(self) -> int | None:
+        """Return how much memory can still be had, in bytes; None where the system doesn't say."""
+        return free_memory()
 
     def solve_positive(self, matrix: Array, right: Array) -> Array | None:
         """Solve a positive definite system (k, k) of one right side (k,); None if by its numbers it isn't one."""
@@ -93,6 +100,14 @@ class TorchArrays:
         """Return float64 zeros."""
         return self.xp.zeros(shape, dtype=self.xp.float64, device=self._device)
 
+    def free_bytes(self) -> int | None:
+        """Return how much memory can still be had on the device, in bytes; None where it doesn't say."""
+        if self._device.type == "cuda":
+            unused: int = self.xp.cuda.mem_get_info(self._device)[0]
+            held = self.xp.cuda.memory_reserved(self._device) - self.xp.cuda.memory_allocated(self._device)
+            return unused + held
+        return free_memory() if self._device.type == "cpu" else None
+
     def solve_positive(self, matrix: Array, right: Array) -> Array | None:
         """Solve a positive definite system (k, k) of one right side (k,); None if by its numbers it isn't one."""
         factor, failed = self.xp.linalg.cholesky_ex(matrix)
@@ -131,6 +146,25 @@ def combine(
     for part in _slices(x, rows):
         product += left[:, part] @ arrays.asarray(x[rows[part]])
     return arrays.to_numpy(product)
+
+
+def free_memory(system: Path = Path("/")) -> int | None:
+    """Return how much memory this process can still have, swap included, in bytes; None where Linux doesn't say.
+
+    It is what the machine has, or what the limit of the process's control group (a container, a batch job) leaves.
+    """
+    try:
+        lines = (system / "proc/meminfo").read_text().splitlines()
+        sizes = {name: 1024 * int(words.split()[0]) for name, _, words in (line.partition(":") for line in lines)}
+        free = sizes["MemAvailable"] + sizes["SwapFree"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = system / "sys/fs/cgroup"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        free = min(free, limit - used + (int(cached[1]) if cached else 0))
+    return free
 
 
 def _slices(x: NDArray[np.floating], rows: Rows) -> Iterator[slice]:

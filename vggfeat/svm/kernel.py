@@ -238,6 +238,19 @@ class Gram:
         places = self._arrays.index(order[np.searchsorted(self._known, rows, sorter=order)])
         return HeldKernel(self._gram[places][:, places], self._arrays)
 
+    def bytes_for(self, rows: Rows) -> int:
+        """Return the memory that `kernel` takes for n rows, and products with it in float32.
+
+        Counted are K in float64, once more while it is computed or of some of the known rows, and in float32; or the
+        rows themselves, likewise.
+        """
+        count, length = len(rows), self._x.shape[1]
+        if count > _ROWS_FROM * length:
+            return 20 * count * (length + 1)
+        if np.array_equal(rows, self._known):
+            return 4 * count**2
+        return (12 if np.isin(rows, self._known).all() else 20) * count**2
+
     def _learn(self, new: Rows, needed: Rows) -> None:
         total = len(self._known) + len(new)
         if not len(self._known) or 8 * total**2 > _KEPT_BYTES:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError, out_of_memory
-from vggfeat.svm.arrays import arrays_of, combine, times
+from vggfeat.svm.arrays import Rows, arrays_of, combine, times
 from vggfeat.svm.kernel import Gram, Kernel, bounded, duality_gaps
 from vggfeat.svm.model import Sweep
 from vggfeat.svm.newton_steps import State, solve
@@ -62,7 +62,7 @@ class NewtonSolver(Solver):
         count, values = problems.costs.shape
         coef, intercept = np.empty((count, values, self.x.shape[1])), np.empty((count, values))
         beta, gap = np.empty((values, *problems.signs.shape)), np.empty((count, values))
-        with self._memory(len(problems.rows)):
+        with self._memory(problems.rows):
             for part, kept, _ in self._batches(problems, report, None):
                 beta[:, part] = kept
                 for g in range(values):
@@ -88,7 +88,7 @@ class NewtonSolver(Solver):
         alike = all(len(split.rows) >= _TOGETHER * len(rows) for split in splits)
         sweeps = []
         for together in [splits] if alike and splits else [[split] for split in splits]:
-            with self._memory(max(len(split.rows) for split in together)):
+            with self._memory(np.unique(np.concatenate([split.rows for split in together]))):
                 sweeps += self._sweep_together(together, costs, report)
         return sweeps
 
@@ -184,15 +184,20 @@ class NewtonSolver(Solver):
         return scores.reshape(*beta.shape[:2], len(held))
 
     @contextmanager
-    def _memory(self, rows: int) -> Iterator[None]:
-        """Say in one line that there was too little memory."""
+    def _memory(self, rows: Rows) -> Iterator[None]:
+        """Say in one line that there is too little memory, before it is asked for where the system says how much."""
+        needed, free = self._gram.bytes_for(rows), self._arrays.free_bytes()
+        if free is not None and needed > free:
+            raise self._too_little(len(rows), needed, f"{free / 2**30:.1f} GiB free")
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            where = self.settings.device or "the CPU"
-            raise FitError(
-                f"SVM: expected memory on {where} for fits on {rows} rows of length {self.x.shape[1]}, found too "
-                f"little; use another device, or fewer rows"
-            ) from error
+            raise self._too_little(len(rows), needed, "too little") from error
+
+    def _too_little(self, rows: int, needed: int, found: str) -> FitError:
+        return FitError(
+            f"SVM: expected {needed / 2**30:.1f} GiB of memory and more on {self.settings.device or 'the CPU'} for "
+            f"fits on {rows} rows of length {self.x.shape[1]}, found {found}; use another device, or fewer rows"
+        )
