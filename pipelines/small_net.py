@@ -22,7 +22,7 @@ from steps import TWIN_TRAINING, Options, must_run, read_results
 from vggfeat.cli.progress import Progress
 from vggfeat.errors import WeightsError
 from vggfeat.runtime.devices import default_workers
-from vggfeat.synthetic import SIZES, Settings, write
+from vggfeat.synthetic import LAYOUTS, Settings, write
 from vggfeat.weights import load_backbone, save_weights
 
 MOST_BYTES = 6_000_000
@@ -81,7 +81,7 @@ def _make(options: Options) -> Path:
 
 
 def _train(stage: Stage, before: Path | None, options: Options) -> Path:
-    images = SIZES["tiny"]["ilsvrc"] if options.twin else stage.images
+    images = LAYOUTS["ilsvrc"].tiny if options.twin else stage.images
     # Stages with the same images share them.
     data, out = options.out / f"images-{images.classes}", options.out / stage.name
     with Progress("rendering", "images") as bar:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat import synthetic
 from vggfeat.cli.options import PATH, terminal_width
 from vggfeat.cli.output import say, say_json
 
@@ -102,15 +103,10 @@ def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> Non
 
 
 @data.command()
-@click.argument("name", metavar="[voc2007|voc2012|voc2012-action|caltech101|caltech256|ilsvrc|folder]")
+@click.argument("name", metavar=f"[{'|'.join(synthetic.LAYOUTS)}]")
 @click.option("--root", type=PATH, required=True, help="A folder that is new or empty.")
-@click.option(
-    "--size",
-    type=click.Choice(["tiny", "demo", "large"]),
-    default="demo",
-    show_default=True,
-    help="Counts and sides of the images.",
-)
+@click.option("--size", type=click.Choice(synthetic.SIZES), default="demo", show_default=True,
+              help="Counts and sides of the images.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other images.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -121,7 +117,6 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
     Example:
       vggfeat data synth voc2007 --root data/voc2007
     """
-    from vggfeat import synthetic
     from vggfeat.cli.progress import Progress
 
     with Progress(f"synth {name}", "images") as bar:
@@ -130,7 +125,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
         facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
         say_json(facts)
         return
-    say(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'stood there already'}")
+    say(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'was there already'}")
 
 
 @data.command()

@@ -2,7 +2,7 @@
 
 The images show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
 outline with a pattern (`vggfeat.synthetic.families`), never a background; only the later classes of ILSVRC have a
-usual colour and finish as well (`vggfeat.synthetic.materials`). No two sets share a class, but all are of one kind,
+usual colour and finish as well (`vggfeat.synthetic.everyday`). No two sets share a class, but all are of one kind,
 so that features learnt on one can serve another.
 
 An image depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
@@ -10,34 +10,148 @@ Pillow and NumPy give the same bytes.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
-from vggfeat.synthetic.class_trees import write_caltech101, write_caltech256, write_folder
-from vggfeat.synthetic.ilsvrc_tree import write_ilsvrc
-from vggfeat.synthetic.jobs import Progress, Render, render
-from vggfeat.synthetic.settings import NAMES, SIZES, Settings
-from vggfeat.synthetic.voc_trees import write_actions, write_objects
-
-__all__ = ["MARKER", "NAMES", "SIZES", "Settings", "write"]
 
 MARKER = "RENDERED.txt"
 """File in the root of a rendered set: it says in words and in JSON what the images are."""
 
+_SMALLEST_SIDE = 32
 _IMAGES = (".jpg", ".jpeg", ".png")
 
-_WRITERS: dict[str, Callable[[Path, Settings, int, Render], None]] = {
-    "voc2007": partial(write_objects, 2007),
-    "voc2012": partial(write_objects, 2012),
-    "voc2012-action": write_actions,
-    "caltech101": write_caltech101,
-    "caltech256": write_caltech256,
-    "ilsvrc": write_ilsvrc,
-    "folder": write_folder,
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Counts of one rendered set; fields that its layout does not have are not read.
+
+    Raises
+    ------
+    ConfigError
+        If a count is negative or `image_side` is below 32.
+    """
+
+    image_side: int
+    """Longer side of the images, in pixels."""
+    train: int = 0
+    """Images of the training list (VOC), or of each class (ILSVRC)."""
+    val: int = 0
+    """Images of the validation list."""
+    test: int = 0
+    """Images of the test list."""
+    unlisted: int = 0
+    """Images that lie in VOC-2012's folder but belong to no list."""
+    classes: int = 0
+    """Classes (Caltech with its background or clutter, ILSVRC, folder)."""
+    per_class: int = 0
+    """Images of a class, or a few more (Caltech, folder)."""
+
+    def __post_init__(self) -> None:
+        if self.image_side < _SMALLEST_SIDE:
+            raise ConfigError(f"image_side: expected at least {_SMALLEST_SIDE}, found {self.image_side}")
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"{field.name}: expected 0 or more, found {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A layout that can be rendered."""
+
+    home: str
+    """Module and function that writes it, imported when it is called."""
+    least: Mapping[str, int]
+    """The smallest counts that it can do with, by field of `Settings`."""
+    most_classes: int = 0
+    """0 where the classes are those of the original."""
+    tiny: Settings
+    """For tests."""
+    demo: Settings
+    """For a first look in well under a minute."""
+    large: Settings
+    """For the training of small nets."""
+
+    def settings(self, name: str, size: str | Settings) -> Settings:
+        """Return the counts of a named size, or the given ones, checked.
+
+        Raises
+        ------
+        ConfigError
+            If the name is none of `SIZES`, a count is too small, or there are too many classes.
+        """
+        if not isinstance(size, Settings):
+            check_choice("size", size, SIZES)
+        found: Settings = size if isinstance(size, Settings) else getattr(self, size)
+        for field, least in self.least.items():
+            if getattr(found, field) < least:
+                raise ConfigError(f"{name}: expected {field} of at least {least}, found {getattr(found, field)}")
+        if found.classes > self.most_classes > 0:
+            raise ConfigError(f"{name}: expected at most {self.most_classes} classes, found {found.classes}")
+        return found
+
+
+SIZES = ("tiny", "demo", "large")
+"""Named sizes, fields of `Layout`."""
+
+LAYOUTS: Mapping[str, Layout] = {
+    "voc2007": Layout(
+        home="voc_trees:write_voc2007",
+        least={"train": 20, "val": 20, "test": 1},
+        tiny=Settings(image_side=96, train=40, val=40, test=40),
+        demo=Settings(image_side=500, train=140, val=140, test=260),
+        large=Settings(image_side=500, train=1000, val=1000, test=2000),
+    ),
+    "voc2012": Layout(
+        home="voc_trees:write_voc2012",
+        least={"train": 20, "val": 20, "test": 1},
+        tiny=Settings(image_side=96, train=40, val=40, test=20, unlisted=6),
+        demo=Settings(image_side=500, train=140, val=140, test=60, unlisted=20),
+        large=Settings(image_side=500, train=1000, val=1000, test=400, unlisted=100),
+    ),
+    "voc2012-action": Layout(
+        home="voc_trees:write_actions",
+        least={"train": 20, "val": 20, "test": 1},
+        tiny=Settings(image_side=120, train=40, val=40, test=20),
+        demo=Settings(image_side=500, train=140, val=140, test=60),
+        large=Settings(image_side=500, train=800, val=800, test=200),
+    ),
+    "caltech101": Layout(
+        home="class_trees:write_caltech101",
+        least={"classes": 3, "per_class": 31},
+        most_classes=102,
+        tiny=Settings(image_side=72, classes=6, per_class=32),
+        demo=Settings(image_side=300, classes=8, per_class=45),
+        large=Settings(image_side=300, classes=102, per_class=45),
+    ),
+    "caltech256": Layout(
+        home="class_trees:write_caltech256",
+        least={"classes": 3, "per_class": 61},
+        most_classes=257,
+        tiny=Settings(image_side=72, classes=5, per_class=64),
+        demo=Settings(image_side=300, classes=5, per_class=80),
+        large=Settings(image_side=300, classes=257, per_class=80),
+    ),
+    "ilsvrc": Layout(
+        home="class_trees:write_ilsvrc",
+        least={"classes": 2, "train": 2, "val": 1},
+        most_classes=240,
+        tiny=Settings(image_side=96, classes=6, train=12, val=24, test=6),
+        demo=Settings(image_side=300, classes=20, train=40, val=200, test=40),
+        large=Settings(image_side=300, classes=100, train=200, val=2000, test=200),
+    ),
+    "folder": Layout(
+        home="class_trees:write_folder",
+        least={"classes": 2, "per_class": 4},
+        most_classes=40,
+        tiny=Settings(image_side=96, classes=4, per_class=12),
+        demo=Settings(image_side=300, classes=8, per_class=40),
+        large=Settings(image_side=300, classes=40, per_class=60),
+    ),
 }
+"""Name -> layout. `vggfeat data synth` offers all."""
 
 
 def write(
@@ -47,20 +161,20 @@ def write(
     seed: int = 0,
     size: str | Settings = "demo",
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Render a data set.
 
     Parameters
     ----------
     name : str
-        One of `NAMES`.
+        A key of `LAYOUTS`.
     root : Path
         A folder that is new or empty, or that an earlier call with the same arguments has left.
     seed : int
         Another number, other images.
     size : str or Settings
-        A key of `SIZES`, or counts.
+        One of `SIZES`, or counts.
     workers : int
         Processes, from 1.
     progress : callable, optional
@@ -69,7 +183,7 @@ def write(
     Returns
     -------
     bool
-        False if the same set stood there already, complete, and nothing was done.
+        False if the same set was there already, complete, and nothing was done.
 
     Raises
     ------
@@ -80,17 +194,24 @@ def write(
     StoreError
         If it can't be written.
     """
-    settings = _settings(name, size)
+    check_choice("data set", name, LAYOUTS)
+    layout = LAYOUTS[name]
+    settings = layout.settings(name, size)
     if seed < 0 or workers < 1:
         raise ConfigError(f"expected a seed from 0 and workers from 1, found seed {seed} and workers {workers}")
     root = Path(root)
     wanted = {"set": name, "seed": seed, **asdict(settings)}
+    module, _, function = layout.home.partition(":")
     try:
-        if _stands(root, wanted):
+        if _is_complete(root, wanted):
             return False
+        from vggfeat.synthetic.jobs import render
+
         root.mkdir(parents=True, exist_ok=True)
         _mark(root, wanted, images=None)
-        _WRITERS[name](root, settings, seed, lambda jobs: render(jobs, workers, progress))
+        getattr(import_module(f"vggfeat.synthetic.{module}"), function)(
+            root, settings, lambda jobs: render(jobs, seed=seed, name=name, workers=workers, progress=progress)
+        )
         _mark(root, wanted, images=_count(root))
     except OSError as error:
         cause = error.strerror or error
@@ -98,16 +219,8 @@ def write(
     return True
 
 
-def _settings(name: str, size: str | Settings) -> Settings:
-    check_choice("data set", name, NAMES)
-    if isinstance(size, Settings):
-        return size
-    check_choice("size", size, SIZES)
-    return SIZES[size][name]
-
-
-def _stands(root: Path, wanted: dict[str, object]) -> bool:
-    """Tell whether this very set is there, whole; False if there is nothing, or only a part of it."""
+def _is_complete(root: Path, wanted: dict[str, object]) -> bool:
+    """Whether this very set is there, whole; False if there is nothing, or only a part of it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     found = _read_marker(root)
@@ -136,14 +249,11 @@ def _count(root: Path) -> int:
 
 def _mark(root: Path, wanted: dict[str, object], *, images: int | None) -> None:
     """Say what the folder holds; the number of images comes last, when all are there."""
-    words = "\n".join(
-        [
-            "The images in this folder were rendered by vggfeat; nobody photographed them.",
-            f"They imitate the layout of {wanted['set']}, and none of them comes from it.",
-            "Results on them say nothing about results on the real data set.",
-            "",
-            json.dumps({**wanted, "images": images}),
-            "",
-        ]
-    )
+    words = f"""\
+The images in this folder were rendered by vggfeat; nobody photographed them.
+They imitate the layout of {wanted["set"]}, and none of them comes from it.
+Results on them say nothing about results on the real data set.
+
+{json.dumps({**wanted, "images": images})}
+"""
     (root / MARKER).write_text(words, encoding="utf-8")

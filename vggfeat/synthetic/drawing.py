@@ -5,7 +5,7 @@ H, W = sides of the image in pixels; h, w = sides of a patch of it. Pixels are f
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from vggfeat.synthetic.families import PATTERNS, Family, Plane
-from vggfeat.synthetic.outlines import OUTLINES, Points
+from vggfeat.synthetic.families import OUTLINES, PATTERNS, Family, Plane, Points
 
 Pixels = NDArray[np.floating[Any]]
 """(h, w, 3) float32 RGB, 0 to 255."""
@@ -23,15 +22,7 @@ OVERSAMPLING = 3
 
 
 def generator(seed: int, name: str, image: str) -> Generator:
-    """Random numbers that belong to one image, however many others are made.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the whole set.
-    name, image : str
-        Name of the set, and id of the image within it.
-    """
+    """Random numbers of one image, however many others are made, from the set's seed and name and the image's id."""
     digest = hashlib.sha256(f"{seed}/{name}/{image}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
 
@@ -39,15 +30,10 @@ def generator(seed: int, name: str, image: str) -> Generator:
 class Canvas:
     """An image in the making, and which object is seen at each pixel.
 
-    Parameters
-    ----------
-    pixels : (H, W, 3) float32
-        The ground, RGB, 0 to 255; it is painted over.
-
     Attributes
     ----------
     pixels : (H, W, 3) float32
-        RGB, 0 to 255.
+        RGB, 0 to 255; at first the ground, which is painted over.
     owner : (H, W) uint8
         Number of the object seen there, 0 where there is none.
     drawn : list of int
@@ -66,12 +52,12 @@ class Canvas:
         return min(self.owner.shape)
 
     def add(self, left: int, top: int, colours: Pixels, cover: Plane, own: NDArray[np.bool_]) -> None:
-        """Lay a patch over the image as a new object.
+        """Lay a patch over the image as a new object; it may reach over the edges.
 
         Parameters
         ----------
         left, top : int
-            Place of the patch; it may reach over the edges.
+            Place of the patch.
         colours : (h, w, 3) float32
             RGB, 0 to 255.
         cover : (h, w) float32
@@ -80,37 +66,44 @@ class Canvas:
             Which pixels belong to the object; the others that are covered hide what lies behind.
         """
         self.drawn.append(float(own.sum()))
-        inside, outside = self._overlap(left, top, cover.shape)
-        self._blend(outside, colours[inside], cover[inside])
+        inside, outside = self.litter(left, top, colours, cover)
         seen = self.owner[outside]
         seen[cover[inside] >= 0.5] = 0
         seen[own[inside]] = len(self.drawn)
 
-    def litter(self, left: int, top: int, colours: Pixels, cover: Plane) -> None:
-        """Lay a patch over the image that belongs to nothing."""
-        inside, outside = self._overlap(left, top, cover.shape)
-        self._blend(outside, colours[inside], cover[inside])
-
-    def _overlap(self, left: int, top: int, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], ...]:
+    def litter(self, left: int, top: int, colours: Pixels, cover: Plane) -> tuple[tuple[slice, slice], ...]:
+        """Lay a patch over the image that belongs to nothing; the part inside, in the patch and in the image."""
         height, width = self.owner.shape
-        rows = slice(*np.clip((top, top + shape[0]), 0, height).tolist())
-        columns = slice(*np.clip((left, left + shape[1]), 0, width).tolist())
+        rows = slice(*np.clip((top, top + cover.shape[0]), 0, height).tolist())
+        columns = slice(*np.clip((left, left + cover.shape[1]), 0, width).tolist())
         inside = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+        under = self.pixels[rows, columns]
+        under += (colours[inside] - under) * cover[inside][..., None]
         return inside, (rows, columns)
-
-    def _blend(self, place: tuple[slice, slice], colours: Pixels, cover: Plane) -> None:
-        under = self.pixels[place]
-        under += (colours - under) * cover[..., None]
 
     def photograph(self, rng: Generator) -> Image.Image:
         """Light it from one side, blur it a little, add noise; an RGB image."""
-        height, width = self.owner.shape
-        light = slope(rng, width, height) * np.float32(rng.uniform(0.0, 0.35)) + np.float32(rng.uniform(0.8, 1.1))
-        pixels = self.pixels * light[..., None]
-        pixels += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 9))
-        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        image = to_image(grained(rng, lit(rng, self.pixels)))
         blur = rng.uniform(0, 0.0025) * self.side
         return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else image
+
+
+def lit(rng: Generator, pixels: Pixels) -> Pixels:
+    """(H, W, 3) pixels in a light from one side."""
+    height, width, _ = pixels.shape
+    light = slope(rng, width, height) * np.float32(rng.uniform(0, 0.35)) + np.float32(rng.uniform(0.8, 1.1))
+    return pixels * light[..., None]
+
+
+def grained(rng: Generator, pixels: Pixels) -> Pixels:
+    """(H, W, 3) pixels with a camera's noise."""
+    noise = rng.standard_normal((*pixels.shape[:2], 1), dtype=np.float32)
+    return pixels + noise * np.float32(rng.uniform(0, 9))
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """Make an RGB image of (H, W, 3) pixels."""
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def random_colour(rng: Generator) -> Pixels:
@@ -119,13 +112,12 @@ def random_colour(rng: Generator) -> Pixels:
     return np.clip(grey + rng.uniform(-1, 1, 3) * rng.uniform(10, 110), 0, 255).astype(np.float32)
 
 
-def _pair(rng: Generator, apart: float) -> tuple[Pixels, Pixels]:
-    """Choose two colours whose mean brightness differs by at least `apart`."""
-    first = random_colour(rng)
+def contrasting(rng: Generator, first: Pixels, choose: Callable[[Generator], Pixels], apart: float) -> Pixels:
+    """Choose a colour whose mean brightness differs from that of the first by at least `apart`."""
     while True:
-        second = random_colour(rng)
+        second = choose(rng)
         if abs(float(first.mean() - second.mean())) >= apart:
-            return first, second
+            return second
 
 
 def slope(rng: Generator, width: int, height: int) -> Plane:
@@ -197,20 +189,8 @@ def add_object(
 ) -> None:
     """Draw one object of a family: turned, stretched, coloured and shaded at random.
 
-    Parameters
-    ----------
-    canvas : Canvas
-        Where to draw; the object becomes its newest.
-    rng : Generator
-        Source of everything random.
-    family : Family
-        Outline and pattern.
-    centre : (x, y)
-        Pixels.
-    reach : float
-        Distance from the centre to the farthest corner before stretching, in pixels.
-    opacity : float
-        1 for an object in full view, less for one that is hard to see.
+    `centre` is x, y in pixels, and `reach` the distance from there to the farthest corner before stretching; an
+    object of an opacity below 1 is hard to see.
     """
     frequency = family.frequency * rng.uniform(0.85, 1.2)
     left, top, colours, cover = _surface(rng, OUTLINES[family.outline], family.pattern, frequency, centre, reach)
@@ -236,11 +216,11 @@ def _surface(
 ) -> tuple[int, int, Pixels, Plane]:
     """Colour an outline: left and top of the patch, (h, w, 3) colours, (h, w) opacity."""
     patch = place(rng, rings, centre, reach, most_border=0.1)
-    first, second = _pair(rng, apart=60)
+    first = random_colour(rng)
+    second = contrasting(rng, first, random_colour, apart=60)
     mix = PATTERNS[pattern](patch.x, patch.y, frequency)[..., None]
     colours = first + mix * (second - first)
-    light = 1 + np.float32(rng.uniform(0, 0.25)) * (patch.x * np.float32(rng.uniform(-1, 1)) - patch.y)
-    colours = colours * light[..., None]
+    colours = colours * slanting(rng, patch)[..., None]
     colours += (random_colour(rng) * np.float32(0.5) - colours) * patch.edge[..., None]
     return patch.left, patch.top, colours, patch.cover
 
@@ -289,6 +269,10 @@ def _stencil(
         if border >= 1:
             closed = [*corners, corners[0]]
             ImageDraw.Draw(line).line(closed, fill=255, width=round(border * OVERSAMPLING))
-    planes = (np.asarray(image.reduce(OVERSAMPLING), dtype=np.float32) / 255 for image in (whole, line))
-    cover, edge = planes
+    cover, edge = (np.asarray(image.reduce(OVERSAMPLING), dtype=np.float32) / 255 for image in (whole, line))
     return cover, edge
+
+
+def slanting(rng: Generator, patch: Patch) -> Plane:
+    """(h, w) light from above, a little from one side."""
+    return 1 + np.float32(rng.uniform(0, 0.25)) * (patch.x * np.float32(rng.uniform(-1, 1)) - patch.y)

@@ -1,58 +1,48 @@
-"""Images to render, one after the other or in several processes."""
+"""Images to render, one after the other or in several processes, and the files that annotate them."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from numpy.random import Generator
-from PIL import Image
 
 from vggfeat.synthetic.drawing import generator
 from vggfeat.synthetic.scenes import Scene, Thing, cut_out
 
-Progress = Callable[[int, int], None]
-"""Told the number of images that are done, and of all."""
+DATABASE = "rendered by vggfeat"
 
 
 class Form(Enum):
-    """How an image is stored, whatever the ending of its name says."""
+    """How an image is stored, whatever the ending of its name says: Pillow's format and mode."""
 
-    JPEG = "JPEG, colour"
-    GREY = "JPEG, one channel"
-    CMYK = "JPEG, four channels"
-    PNG = "PNG, colour"
-    CUT_OUT = "PNG, transparent around the things"
+    JPEG = "JPEG", "RGB"
+    GREY = "JPEG", "L"
+    CMYK = "JPEG", "CMYK"
+    PNG = "PNG", "RGB"
+    CUT_OUT = "PNG", "RGBA"
+    """Transparent around the things."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One image to render.
-
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    key : (int, str, str)
-        Seed, set and image id: all that its random numbers depend on.
-    draw : callable
-        Makes the scene from random numbers; a module's function, bound with `functools.partial`.
-    form : Form
-        How it is stored.
-    """
+    """One image to render."""
 
     path: Path
-    key: tuple[int, str, str]
+    image: str
+    """Its id: with the seed and the name of the set all that its random numbers depend on."""
     draw: Callable[[Generator], Scene]
+    """Makes the scene from random numbers; a module's function, bound with `functools.partial`."""
     form: Form = Form.JPEG
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What stands in an image: (width, height) in pixels, and its things."""
+    """What an image shows: (width, height) in pixels, and its things."""
 
     size: tuple[int, int]
     things: tuple[Thing, ...]
@@ -61,44 +51,58 @@ class Rendered:
 Render = Callable[[Sequence[Job]], list[Rendered]]
 
 
-def render(jobs: Sequence[Job], workers: int, progress: Progress | None) -> list[Rendered]:
-    """Render images in the order of their jobs.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-        The folders of their paths are made here.
-    workers : int
-        Processes; 1 works in this one.
-    progress : callable, optional
-        Called after each image.
-    """
+def render(
+    jobs: Sequence[Job], *, seed: int, name: str, workers: int, progress: Callable[[int, int], None] | None
+) -> list[Rendered]:
+    """Render the images of a set in the order of their jobs, in this process or in several; make their folders."""
     for folder in sorted({job.path.parent for job in jobs}):
         folder.mkdir(parents=True, exist_ok=True)
+    render_one = partial(_render_one, seed, name)
     # A process that is forked while other threads run can hang, so new ones start from nothing.
     start = multiprocessing.get_context("spawn")
     done: list[Rendered] = []
     with ProcessPoolExecutor(workers, mp_context=start) if workers > 1 else nullcontext() as pool:
-        for rendered in pool.map(_render_one, jobs, chunksize=8) if pool else map(_render_one, jobs):
+        for rendered in pool.map(render_one, jobs, chunksize=8) if pool else map(render_one, jobs):
             done.append(rendered)
             if progress:
                 progress(len(done), len(jobs))
     return done
 
 
-def _render_one(job: Job) -> Rendered:
-    rng = generator(*job.key)
+def _render_one(seed: int, name: str, job: Job) -> Rendered:
+    rng = generator(seed, name, job.image)
     scene = job.draw(rng)
-    _save(scene, job, quality=int(rng.integers(65, 96)))
+    file_format, mode = job.form.value
+    image = cut_out(scene) if job.form is Form.CUT_OUT else scene.image.convert(mode)
+    image.save(job.path, file_format, quality=int(rng.integers(65, 96)))  # PNG has no quality
     return Rendered(scene.image.size, scene.things)
 
 
-def _save(scene: Scene, job: Job, quality: int) -> None:
-    image: Image.Image = scene.image
-    if job.form is Form.PNG:
-        image.save(job.path, "PNG")
-    elif job.form is Form.CUT_OUT:
-        cut_out(scene).save(job.path, "PNG")
-    else:
-        mode = {Form.JPEG: "RGB", Form.GREY: "L", Form.CMYK: "CMYK"}[job.form]
-        image.convert(mode).save(job.path, "JPEG", quality=quality)
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, each line ended; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def write_annotation(path: Path, folder: str, filename: str, image: Rendered, objects: Iterable[str]) -> None:
+    """Write the XML of one image, as PASCAL VOC and ILSVRC have it, from its objects' lines."""
+    width, height = image.size
+    head = [
+        f"<folder>{folder}</folder>",
+        f"<filename>{filename}</filename>",
+        f"<source><database>{DATABASE}</database></source>",
+        f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+        "<segmented>0</segmented>",
+    ]
+    body = [f"\t{line}" for line in (*head, *objects)]
+    write_lines(path, ["<annotation>", *body, "</annotation>"])
+
+
+def object_line(thing: Thing) -> str:
+    """XML of an object as in VOC's main task."""
+    xmin, ymin, xmax, ymax = thing.box
+    box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+    return (
+        f"<object><name>{thing.name}</name><pose>Unspecified</pose><truncated>{thing.truncated:d}</truncated>"
+        f"<difficult>{thing.difficult:d}</difficult><bndbox>{box}</bndbox></object>"
+    )

@@ -5,7 +5,7 @@ towards the side that the figure faces. The figure's frame has its hips at (0, 0
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -24,48 +24,38 @@ _AHEAD, _BEHIND, _UP, _DOWN = 0.85, 0.85, 0.85, 0.65
 """How far a patch reaches from the hips, so that every pose and thing lies inside."""
 
 
-@dataclass(frozen=True)
-class Legs:
-    """Angles of one way to stand, sit or go: thigh and shin of the far leg, of the near leg; lean of the trunk."""
+class Limbs(NamedTuple):
+    """Angles of one way to hold the legs (thigh and shin) or the arms (upper arm and forearm)."""
 
     far: tuple[float, float]
     near: tuple[float, float]
     lean: float = 0.0
+    """Of the trunk; legs only."""
     thing: str = ""
-    """What carries the person: bicycle, horse or stool."""
-
-
-@dataclass(frozen=True)
-class Arms:
-    """Angles of one way to hold the arms: upper arm and forearm of the far arm, of the near arm."""
-
-    far: tuple[float, float]
-    near: tuple[float, float]
-    thing: str = ""
-    """What the hands hold or touch."""
+    """What carries the person (bicycle, horse or stool), or what the hands hold or touch."""
 
 
 LEGS = {
-    "standing": Legs((6, 3), (-6, -3)),
-    "walking": Legs((26, 14), (-22, -38), lean=4),
-    "running": Legs((68, -12), (-32, -100), lean=16),
-    "jumping": Legs((55, 30), (-55, -30)),
-    "sitting": Legs((84, 2), (78, -4), thing="stool"),
-    "cycling": Legs((72, -8), (28, -42), lean=32, thing="bicycle"),
-    "riding": Legs((38, -6), (34, -10), lean=3, thing="horse"),
+    "standing": Limbs((6, 3), (-6, -3)),
+    "walking": Limbs((26, 14), (-22, -38), lean=4),
+    "running": Limbs((68, -12), (-32, -100), lean=16),
+    "jumping": Limbs((55, 30), (-55, -30)),
+    "sitting": Limbs((84, 2), (78, -4), thing="stool"),
+    "cycling": Limbs((72, -8), (28, -42), lean=32, thing="bicycle"),
+    "riding": Limbs((38, -6), (34, -10), lean=3, thing="horse"),
 }
 ARMS = {
-    "hanging": Arms((8, 12), (-8, -2)),
-    "akimbo": Arms((45, -45), (-45, 45)),
-    "swinging": Arms((28, 45), (-28, -8)),
-    "pumping": Arms((55, 145), (-55, 35)),
-    "raised": Arms((150, 172), (-150, -172)),
-    "phoning": Arms((8, 12), (38, 168), thing="phone"),
-    "reading": Arms((40, 92), (30, 82), thing="book"),
-    "playing": Arms((55, 88), (-30, 72), thing="guitar"),
-    "filming": Arms((62, 152), (56, 146), thing="camera"),
-    "typing": Arms((38, 86), (30, 80), thing="computer"),
-    "steering": Arms((50, 62), (46, 60)),
+    "hanging": Limbs((8, 12), (-8, -2)),
+    "akimbo": Limbs((45, -45), (-45, 45)),
+    "swinging": Limbs((28, 45), (-28, -8)),
+    "pumping": Limbs((55, 145), (-55, 35)),
+    "raised": Limbs((150, 172), (-150, -172)),
+    "phoning": Limbs((8, 12), (38, 168), thing="phone"),
+    "reading": Limbs((40, 92), (30, 82), thing="book"),
+    "playing": Limbs((55, 88), (-30, 72), thing="guitar"),
+    "filming": Limbs((62, 152), (56, 146), thing="camera"),
+    "typing": Limbs((38, 86), (30, 80), thing="computer"),
+    "steering": Limbs((50, 62), (46, 60)),
 }
 
 POSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -158,20 +148,8 @@ def add_person(
 ) -> None:
     """Draw a person; the thing that is held or ridden is drawn too, but does not belong to the person.
 
-    Parameters
-    ----------
-    canvas : Canvas
-        Where to draw; the person becomes its newest object.
-    rng : Generator
-        Source of everything random: joints, side, build and colours.
-    actions : sequence of str
-        One key of `POSES`, or a pair of `TOGETHER`.
-    hips : (x, y)
-        Pixels.
-    stature : float
-        Height of the person upright, in pixels.
-    opacity : float
-        1 for a person in full view, less for one who is hard to see.
+    `actions` is one key of `POSES`, or a pair of `TOGETHER`; `hips` is x, y in pixels, and `stature` the height of the
+    person upright. A person of an opacity below 1 is hard to see.
     """
     legs = LEGS[str(rng.choice(POSES[actions[0]][0]))]
     arms = ARMS[str(rng.choice(POSES[actions[-1]][1]))]
@@ -182,7 +160,7 @@ def add_person(
     canvas.add(left, top, colours, cover * np.float32(opacity), person)
 
 
-def _draw_figure(pen: _Pen, rng: Generator, legs: Legs, arms: Arms) -> None:
+def _draw_figure(pen: _Pen, rng: Generator, legs: Limbs, arms: Limbs) -> None:
     """From back to front: far limbs, what carries, trunk and head, near leg, what is held, near arm."""
     skin, shirt, trousers, hair, thing = _skin(rng), _ink(rng), _ink(rng), _ink(rng), _ink(rng)
     thick = rng.uniform(0.85, 1.25)

@@ -20,55 +20,38 @@ PHOTO_SHAPES: Shapes = ((500, 375, 12), (375, 500, 4), (500, 333, 2), (333, 500,
 SMALL_SHAPES: Shapes = ((500, 333, 5), (500, 400, 3), (333, 500, 2), (500, 500, 2), (430, 500, 2), (500, 230, 1))
 
 _FEWEST_PIXELS = 9
-_HIDDEN, _TOUCHED = 0.35, 0.9
-"""An object of which less than this share is seen counts as difficult, or as occluded."""
+_HIDDEN = 0.35
+"""An object of which less than this share is seen counts as difficult."""
 _IDLE = (("other",), ("walking",), ("running",), ("jumping",))
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What is annotated of one object.
-
-    Parameters
-    ----------
-    name : str
-        Its class.
-    box : (xmin, ymin, xmax, ymax)
-        Pixels of its visible part, 1-based, inclusive.
-    difficult, truncated, occluded : bool
-        Marked as hard to recognise; cut by the edge of the image; partly behind something.
-    actions : tuple of str
-        What a person does; empty for everything else.
-    point : (x, y)
-        A visible pixel of it, 1-based.
-    """
+    """What is annotated of one object."""
 
     name: str
     box: tuple[int, int, int, int]
+    """xmin, ymin, xmax, ymax of its visible part in pixels, 1-based, inclusive."""
     difficult: bool
+    """Hard to recognise."""
     truncated: bool
-    occluded: bool
+    """Cut by the edge of the image."""
     actions: tuple[str, ...]
+    """What a person does; empty for everything else."""
     point: tuple[int, int]
+    """x, y of a visible pixel of it, 1-based."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with its annotation.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        RGB, H x W.
-    things : tuple of Thing
-        Objects from left to right.
-    owner : (H, W) uint8
-        Number of the thing (from 1) that is seen at each pixel; 0 where there is none.
-    """
+    """An image with its annotation."""
 
     image: Image.Image
+    """RGB, H x W."""
     things: tuple[Thing, ...]
+    """From left to right."""
     owner: NDArray[np.uint8]
+    """(H, W) number of the thing (from 1) that is seen at each pixel; 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ def blank(rng: Generator, shapes: Shapes, side: int) -> Canvas:
 
 
 def shape_of(rng: Generator, shapes: Shapes, side: int) -> tuple[int, int]:
-    """Choose width and height of an image, in pixels; `side` is the length of a side of 500."""
+    """Choose width and height of an image in pixels, as for `blank`."""
     weights = np.array([shape[2] for shape in shapes], dtype=np.float64)
     width, height, _ = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
     return max(round(width * side / 500), 1), max(round(height * side / 500), 1)
@@ -98,16 +81,8 @@ def shape_of(rng: Generator, shapes: Shapes, side: int) -> tuple[int, int]:
 def several_objects(rng: Generator, *, side: int, classes: Sequence[tuple[str, Family | None]], first: int) -> Scene:
     """Draw an image in the manner of VOC: one object that is well seen, and up to four others behind it.
 
-    Parameters
-    ----------
-    rng : Generator
-        Source of everything random.
-    side : int
-        Pixels of a side of 500.
-    classes : sequence of (str, Family or None)
-        Name and look of each class; None is a person.
-    first : int
-        Row in `classes` of the object that is well seen.
+    `side` is the length in pixels of a side of 500, `classes` gives the name and look of each class, None for a
+    person, and `first` is the row there of the object that is well seen.
     """
     canvas = blank(rng, PHOTO_SHAPES, side)
     notes = []
@@ -128,18 +103,8 @@ def people_at_work(
 ) -> Scene:
     """Draw an image of one to three people, sometimes with an object, or a passer-by who is not annotated.
 
-    Parameters
-    ----------
-    rng : Generator
-        Source of everything random.
-    side : int
-        Pixels of a side of 500.
-    actions : sequence of str
-        What the others may do; "other" is more frequent.
-    first : str
-        What the person does that is well seen.
-    extras : sequence of (str, Family)
-        Objects that may stand there.
+    `side` is the length in pixels of a side of 500, `first` what the person does that is well seen, `actions` what
+    the others may do, where "other" is more frequent, and `extras` the objects that may be there.
     """
     canvas = blank(rng, PHOTO_SHAPES, side)
     height, width = canvas.owner.shape
@@ -178,24 +143,10 @@ def one_subject(
     sizes: tuple[float, float],
     most: int,
 ) -> Scene:
-    """Draw an image of one class, in the manner of Caltech and ILSVRC; without a family it is clutter alone.
+    """Draw an image of one class, in the manner of Caltech; without a family it is clutter alone.
 
-    Parameters
-    ----------
-    rng : Generator
-        Source of everything random.
-    side : int
-        Pixels of a side of 500.
-    name : str
-        The class.
-    family : Family or None
-        Its look.
-    shapes : Shapes
-        Shapes of the image.
-    sizes : (float, float)
-        Range of an object's reach, as a share of the smaller side.
-    most : int
-        Objects at most; one is the most frequent.
+    `side` is the length in pixels of a side of 500, `sizes` the range of an object's reach as a share of the smaller
+    side. There are at most `most` objects, and mostly one.
     """
     canvas = blank(rng, shapes, side)
     if family is None:
@@ -244,24 +195,10 @@ def find_spot(canvas: Canvas, rng: Generator, reach: float, margin: float) -> tu
 
 
 def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note], photograph: Camera = Canvas.photograph) -> Scene:
-    """Photograph a canvas and note what can be seen of each object.
+    """Photograph a canvas and note what can be seen of each object, which `notes` name in the order of drawing.
 
-    Parameters
-    ----------
-    canvas : Canvas
-        The finished painting.
-    rng : Generator
-        Source of the camera's noise and of the points.
-    notes : sequence of Note
-        What is known of its objects, in the order in which they were drawn.
-    photograph : callable
-        Makes an image of the canvas.
-
-    Returns
-    -------
-    Scene
-        Objects of fewer than 9 visible pixels, and those not listed, are left out. Difficult are the faint ones and
-        those of which less than 35 % is seen; occluded, or cut off, those of which less than 90 % is seen.
+    Objects of fewer than 9 visible pixels, and those not listed, are left out. Difficult are the faint ones and those
+    of which less than 35 % is seen.
     """
     seen = []
     for number, note in enumerate(notes, start=1):
@@ -278,7 +215,6 @@ def annotate(canvas: Canvas, rng: Generator, notes: Sequence[Note], photograph: 
             box=box,
             difficult=note.faint or share < _HIDDEN,
             truncated=cut,
-            occluded=share < _TOUCHED,
             actions=note.actions,
             point=(int(columns[middle]) + 1, int(rows[middle]) + 1),
         )
