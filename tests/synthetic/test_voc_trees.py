@@ -200,13 +200,24 @@ def test_action_boxes_and_points_lie_inside_in_the_official_tag_order(actions):
             xmin, ymin, xmax, ymax = box(item)
             assert 1 <= xmin <= xmax <= width
             assert 1 <= ymin <= ymax <= height
-            if item.findtext("name") == "person":
-                assert [tag.tag for tag in item.find("bndbox")] == ["xmax", "xmin", "ymax", "ymin"]
-                assert xmin <= float(item.findtext("point/x")) <= xmax
-                assert ymin <= float(item.findtext("point/y")) <= ymax
-                assert item.findtext("difficult") == "0"
-                decimal += "." in item.findtext("bndbox/xmax")
+            assert [tag.tag for tag in item.find("bndbox")] == ["xmax", "xmin", "ymax", "ymin"]
+            assert xmin <= float(item.findtext("point/x")) <= xmax
+            assert ymin <= float(item.findtext("point/y")) <= ymax
+            assert item.findtext("difficult") == "0"
+            decimal += "." in item.findtext("bndbox/xmax")
     assert decimal > 0
+
+
+@pytest.mark.parametrize("name", ["voc2007", "voc2012", "voc2012-action"])
+def test_the_development_kit_can_read_every_annotation(tree, name):
+    needed = ("folder", "filename", "segmented", *(f"size/{tag}" for tag in ("width", "height", "depth")))
+    (folder,) = (tree(name) / "VOCdevkit").glob("VOC*/Annotations")
+    for path in folder.iterdir():
+        xml = ElementTree.parse(path).getroot()
+        assert [tag.tag for tag in xml.find("source")] == ["database", "annotation", "image"]
+        assert all(xml.findtext(tag) for tag in (*needed, "source/database", "source/annotation", "source/image"))
+        # its VOCreadrecxml.m makes one array of the objects, and reads the inner tags of each if any has them
+        assert len({tuple(sorted(tag.tag for tag in item)) for item in xml.findall("object")}) == 1
 
 
 def test_boxes_hold_what_is_seen_and_no_more(tree, actions):

@@ -189,7 +189,8 @@ def _write_annotations(root: Path, found: Mapping[str, Mapping[_RenderedImage, R
                 continue
             path = root / "ILSVRC" / "Annotations" / _TASK / part / f"{image.path}.xml"
             folder = image.synset.wnid if part == "train" else part
-            write_annotation(path, folder, path.stem, rendered, map(object_line, rendered.things))
+            objects = map(object_line, rendered.things)
+            write_annotation(path, folder, path.stem, rendered, objects, source=("database",))
 
 
 def _write_lists(root: Path, classes: Sequence[Synset], found: Mapping[str, Mapping[_RenderedImage, Rendered]]) -> None:

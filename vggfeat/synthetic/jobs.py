@@ -14,7 +14,8 @@ from numpy.random import Generator
 from vggfeat.synthetic.drawing import generator
 from vggfeat.synthetic.scenes import Scene, Thing, cut_out
 
-DATABASE = "rendered by vggfeat"
+SOURCE = "rendered by vggfeat"
+"""What every tag of an annotation's source says."""
 
 
 class Form(Enum):
@@ -84,13 +85,16 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def write_annotation(path: Path, folder: str, filename: str, image: Rendered, objects: Iterable[str]) -> None:
-    """Write the XML of one image, as PASCAL VOC and ILSVRC have it, from its objects' lines."""
+def write_annotation(
+    path: Path, folder: str, filename: str, image: Rendered, objects: Iterable[str], source: Sequence[str]
+) -> None:
+    """Write the XML of one image, as PASCAL VOC and ILSVRC have it, from its objects' lines and its source's tags."""
     width, height = image.size
+    sources = "".join(f"<{tag}>{SOURCE}</{tag}>" for tag in source)
     head = [
         f"<folder>{folder}</folder>",
         f"<filename>{filename}</filename>",
-        f"<source><database>{DATABASE}</database></source>",
+        f"<source>{sources}</source>",
         f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
         "<segmented>0</segmented>",
     ]

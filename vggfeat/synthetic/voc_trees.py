@@ -95,7 +95,9 @@ def _write_ids(folder: Path, sets: Mapping[str, Iterable[str]]) -> dict[str, lis
 
 
 def _annotate(tree: Path, image: str, rendered: Rendered, objects: Iterable[str]) -> None:
-    write_annotation(tree / "Annotations" / f"{image}.xml", tree.name, f"{image}.jpg", rendered, objects)
+    path = tree / "Annotations" / f"{image}.xml"
+    # The development kit's reader stops where one of the three is missing.
+    write_annotation(path, tree.name, f"{image}.jpg", rendered, objects, source=("database", "annotation", "image"))
 
 
 def write_actions(root: Path, settings: Settings, render: Render) -> None:
@@ -119,8 +121,7 @@ def write_actions(root: Path, settings: Settings, render: Render) -> None:
     for image, rendered in images.items():
         shown = () if image in sets["test"] else published(image)
         ending = ".0" if image.endswith("5") else ""
-        lines = (_person_line(t, shown, ending) if t.name == "person" else object_line(t) for t in rendered.things)
-        _annotate(tree, image, rendered, lines)
+        _annotate(tree, image, rendered, (_action_line(thing, shown, ending) for thing in rendered.things))
 
 
 def _action_id(number: int) -> str:
@@ -145,11 +146,12 @@ def _action_rows(images: Mapping[str, Rendered], action: str, *, labelled: bool)
                 yield f"{image} {number:>2}" + (f" {1 if action in thing.actions else -1:>2}" if labelled else "")
 
 
-def _person_line(thing: Thing, actions: Iterable[str], ending: str) -> str:
-    """XML of a person as in the action task: other tags, in another order.
+def _action_line(thing: Thing, actions: Iterable[str], ending: str) -> str:
+    """XML of an object as in the action task: other tags, in another order.
 
-    `actions` are those that are published for this person, done or not; `ending` follows each coordinate, as real
-    files have whole numbers and decimal ones.
+    `actions` are those that are published for the image, done or not. Other objects than people have them too: the
+    development kit's reader stops where only some objects of an image have a tag that has tags inside. `ending`
+    follows each coordinate, as real files have whole numbers and decimal ones.
     """
     xmin, ymin, xmax, ymax = (f"{value}{ending}" for value in thing.box)
     marks = "".join(f"<{name}>{name in thing.actions:d}</{name}>" for name in actions)
