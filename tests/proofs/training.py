@@ -1,28 +1,20 @@
 """Training: killed at random, resumed to the same bits; and of two processes one is lost, stopped, or short of memory.
 
-Full: 20 kills. Short: 3. The runs themselves stand in tests/support/train_runs.py.
+Full: 20 kills. Short: 3. The runs themselves are in tests/support/train_runs.py.
 """
 
-import json
-import subprocess
-import sys
+from train_runs import run_script
 
-from . import SUPPORT
 from .common import Options, Report, scratch
 
 
 def run(options: Options) -> Report:
     report = Report()
     with scratch() as folder:
-        killed(start("kill", folder, 20 if options.full else 3, options.seed), report)
+        killed(run_script("kill", folder, 20 if options.full else 3, options.seed), report)
     with scratch() as folder:
-        lost(start("world", folder, 2), report)
+        lost(run_script("world", folder, 2), report)
     return report
-
-
-def start(*words: object) -> dict:
-    command = [sys.executable, "-W", "error", str(SUPPORT / "train_runs.py"), *map(str, words)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def killed(found: dict, report: Report) -> None:

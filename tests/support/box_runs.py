@@ -1,4 +1,4 @@
-"""A classifying net to start box nets from, and boxes written by hand."""
+"""A classifying net that training starts from, and boxes written by hand."""
 
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from vggfeat.weights import Backbone
 NAMES = ("ant", "bee")
 
 
-def classifier(net="A", *, width=1 / 64, classes=7, **other) -> Backbone:
+def classifier(net="A", *, width=1 / 64, classes=7, bias=0.0, **other) -> Backbone:
     model = VGG(net, classes, width=width)
     draw_weights(model, Recipe(), torch.Generator().manual_seed(5))
+    for layer in model.layers.values():
+        torch.nn.init.constant_(layer.bias, bias)
     given = {"source": "classes", "sha256": "0" * 64, "mean": (100.0, 110.0, 120.0), **other}
     return Backbone(model=model.eval().requires_grad_(False), **given)
 

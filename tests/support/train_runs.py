@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -124,6 +125,12 @@ def finish(child: int) -> int:
 
 def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run_script(*words: object) -> dict:
+    """Run this file in a process of its own, which must end in peace, and return what it saw."""
+    command = [sys.executable, "-W", "error", __file__, *map(str, words)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def kill(folder: Path, kills: int, seed: int) -> dict:

@@ -1,15 +1,12 @@
 """Checkpoints are whole, proven and recent, whatever happens while they are written."""
 
 import errno
-import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from train_runs import run_script
 from vggfeat.errors import StoreError, TrainingError
 from vggfeat.runtime.durable import DISK, Files
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
@@ -144,15 +141,9 @@ def test_whichever_call_fails_a_sound_checkpoint_stays(tmp_path, dead):
     pytest.fail("it never ran to its end")
 
 
-def killed_runs(folder: Path, kills: int, seed: int) -> dict:
-    script = Path(__file__).parents[1] / "support" / "train_runs.py"
-    command = [sys.executable, "-W", "error", str(script), "kill", str(folder), str(kills), str(seed)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_runs_end_with_the_same_bits(tmp_path, kills):
-    report = killed_runs(tmp_path, kills, seed=kills)
+    report = run_script("kill", tmp_path, kills, kills)
     assert (report["first"], report["last"], report["killed"]) == (0, 0, kills)
     assert any(0 < step < 10 for step in report["steps"])
     assert report["weights"][0] == report["weights"][1]

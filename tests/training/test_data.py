@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from box_runs import listed
 from decoding_hooks import obey
 from odd_images import encode
 from vggfeat.errors import TrainingError
@@ -405,9 +406,7 @@ def test_a_stream_can_be_given_up_at_any_time(images):
 
 
 def test_the_seconds_that_were_waited_are_those_of_slow_decoding(images):
-    slow = LabelledImages(
-        root=Path("sleep/0.1"), paths=tuple("0123"), targets=np.zeros(4, np.int64), classes=("a", "b")
-    )
+    slow = listed(Path("sleep/0.1"), list("0123"))
     with (
         Decoder(1, DecodeSettings(), decode=obey) as decoder,
         batches(slow, decoder, replace(SMALL, batch=4)) as stream,
@@ -448,13 +447,10 @@ def test_mean_and_covariance_are_those_of_numpy_with_images_of_equal_weight(tmp_
     for n, array in enumerate(arrays):
         (tmp_path / f"{n}.png").write_bytes(encode(Image.fromarray(array), "PNG"))
     (tmp_path / "3.png").write_bytes(b"")
-    listed = LabelledImages(
-        root=tmp_path, paths=("0.png", "1.png", "2.png", "3.png"), targets=np.zeros(4, np.int64), classes=("a", "b")
-    )
-    told = []
+    images, told = listed(tmp_path, [f"{n}.png" for n in range(4)]), []
     with Decoder(0, DecodeSettings()) as decoder:
         found = pixel_statistics(
-            listed, decoder, cache=tmp_path / "cache", progress=lambda done, total: told.append((done, total))
+            images, decoder, cache=tmp_path / "cache", progress=lambda done, total: told.append((done, total))
         )
     values = np.concatenate([array.reshape(-1, 3) for array in arrays]).astype(float)
     weights = np.concatenate([np.full(h * w, 1 / (h * w)) for h, w in sizes])
@@ -503,6 +499,6 @@ def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(images
 
 
 def test_no_image_that_can_be_read_is_an_error(tmp_path):
-    listed = save_images(tmp_path, count=2, bad=(0, 1))
+    images = save_images(tmp_path, count=2, bad=(0, 1))
     with Decoder(0, DecodeSettings()) as decoder, pytest.raises(TrainingError, match="found none that can be read"):
-        pixel_statistics(listed, decoder, cache=tmp_path)
+        pixel_statistics(images, decoder, cache=tmp_path)

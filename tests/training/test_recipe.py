@@ -1,10 +1,68 @@
-"""When the learning rate drops and training ends, by sequences of accuracies that can be followed by hand."""
+"""The recipe against the paper, and when the learning rate drops, by accuracies that can be followed by hand."""
+
+import inspect
+import math
+from dataclasses import fields
 
 import pytest
 
-from vggfeat.training.recipe import Plateau, Recipe
+from box_runs import classifier
+from vggfeat.errors import ConfigError
+from vggfeat.training import recipe as module
+from vggfeat.training.recipe import Plateau, Recipe, TrainingSettings, recipe_for
 
 RECIPE = Recipe(patience=2, least_gain=0.01)
+
+
+def test_the_recipe_is_the_papers():
+    recipe = Recipe()
+    paper = {"batch": 256, "momentum": 0.9, "weight_decay": 5e-4, "dropout": 0.5, "learning_rate": 1e-2}
+    paper |= {"drop_factor": 10, "drops": 3, "max_steps": 370_000, "crop": 224, "scale": (256, 256)}
+    assert {name: getattr(recipe, name) for name in paper} == paper
+    assert recipe.normal_std**2 == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(("scale", "middle"), [((256, 256), 256), ((384, 384), 384), ((256, 512), 384)])
+def test_validation_is_at_s_or_the_middle_of_its_range(scale, middle):
+    assert Recipe(scale=scale).validation_scale == middle
+
+
+def test_the_learning_rate_is_lower_from_the_same_net_but_not_from_a():
+    net_a, net_d = classifier("A", source="old"), classifier("D", source="old")
+    assert recipe_for("D").learning_rate == 1e-2
+    from_a = recipe_for("D", (256, 256), net_a)
+    assert (from_a.start, from_a.learning_rate, from_a.width) == ("A", 1e-2, 1 / 64)
+    larger = recipe_for("D", (384, 384), net_d)
+    assert (larger.start, larger.learning_rate) == ("same net", 1e-3)
+    assert recipe_for("D", (256, 512), net_d, learning_rate=5e-4).learning_rate == 5e-4
+    with pytest.raises(ConfigError, match="old: expected weights of net E or A to start from, found net D"):
+        recipe_for("E", (256, 256), net_d)
+    with pytest.raises(ConfigError, match="expected weights of net A-LRN to start from, found net A"):
+        recipe_for("A-LRN", (256, 256), net_a)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"net": "F"}, {"scale": (200, 256)}, {"scale": (512, 256)}, {"batch": 0}, {"momentum": 1.0}, {"drop_factor": 0},
+        {"learning_rate": math.nan}, {"learning_rate": -1}, {"weight_decay": math.inf}, {"validate_every": 0},
+        {"initialisation": "zeros"}, {"start": "B"}, {"start": "A", "net": "A"}, {"mirror": 1.5}, {"seed": -1},
+    ],
+)  # fmt: skip
+def test_values_that_can_not_be_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
+def test_every_setting_is_explained():
+    # Docstrings of fields are in the source only.
+    source = inspect.getsource(module)
+    for setting in (*fields(Recipe), *fields(TrainingSettings)):
+        after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
+        assert after.startswith('    """'), setting.name
+
+
+# The learning rate
 
 
 def follow(accuracies, recipe=RECIPE):

@@ -1,313 +1,29 @@
-"""Training: the recipe against the paper, a step against slow arithmetic, whole runs against their claims."""
+"""Whole runs against their claims: learning, stopping, resuming, several processes, images from files."""
 
 import json
 import math
 import os
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
-import train_runs
-from train_runs import CLASSES, StripeFeed, figures, run_small, small_recipe, stripes
-from vggfeat.errors import ConfigError, StoreError, TrainingError, out_of_memory
-from vggfeat.nets.vgg import VGG
-from vggfeat.runtime.distributed import World
+from train_runs import CLASSES, StripeFeed, figures, run_script, run_small, small_recipe, stripes
+from vggfeat.errors import StoreError, TrainingError
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.learner import Learner, dropout_masks
-from vggfeat.training.objective import Classification, draw_weights, first_weights
-from vggfeat.training.recipe import Recipe, TrainingSettings, recipe_for
+from vggfeat.training.recipe import TrainingSettings
 from vggfeat.training.run_folder import read_log
 from vggfeat.training.train import train
-from vggfeat.weights import Backbone, load_backbone, random_backbone
-
-ALONE = World()
-
-
-def learner_of(recipe: Recipe, **run) -> Learner:
-    objective = Classification(recipe, CLASSES)
-    return Learner(objective.first_weights()[0], objective, TrainingSettings(**run), ALONE, None, print)
-
-
-def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
-
-
-def starting_weights(net: str, num_classes: int = 4, **other) -> Backbone:
-    model = VGG(net, num_classes, width=1 / 64)
-    draw_weights(model, Recipe(), torch.Generator().manual_seed(5))
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.fill_(0.5)
-    return Backbone(model=model.eval().requires_grad_(False), source="old", sha256="0" * 64, **other)
-
-
-# The recipe
-
-
-def test_the_recipe_is_the_papers():
-    recipe = Recipe()
-    paper = {"batch": 256, "momentum": 0.9, "weight_decay": 5e-4, "dropout": 0.5, "learning_rate": 1e-2}
-    paper |= {"drop_factor": 10, "drops": 3, "max_steps": 370_000, "crop": 224, "scale": (256, 256)}
-    assert {name: getattr(recipe, name) for name in paper} == paper
-    assert recipe.normal_std**2 == pytest.approx(1e-2)
-
-
-@pytest.mark.parametrize(("scale", "middle"), [((256, 256), 256), ((384, 384), 384), ((256, 512), 384)])
-def test_validation_is_at_s_or_the_middle_of_its_range(scale, middle):
-    assert Recipe(scale=scale).validation_scale == middle
-
-
-def test_the_learning_rate_is_lower_from_the_same_net_but_not_from_a():
-    net_a, net_d = starting_weights("A"), starting_weights("D")
-    assert recipe_for("D").learning_rate == 1e-2
-    from_a = recipe_for("D", (256, 256), net_a)
-    assert (from_a.start, from_a.learning_rate, from_a.width) == ("A", 1e-2, 1 / 64)
-    larger = recipe_for("D", (384, 384), net_d)
-    assert (larger.start, larger.learning_rate) == ("same net", 1e-3)
-    assert recipe_for("D", (256, 512), net_d, learning_rate=5e-4).learning_rate == 5e-4
-    with pytest.raises(ConfigError, match="old: expected weights of net E or A to start from, found net D"):
-        recipe_for("E", (256, 256), net_d)
-    with pytest.raises(ConfigError, match="expected weights of net A-LRN to start from, found net A"):
-        recipe_for("A-LRN", (256, 256), net_a)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"net": "F"}, {"scale": (200, 256)}, {"scale": (512, 256)}, {"batch": 0}, {"momentum": 1.0}, {"drop_factor": 0},
-        {"learning_rate": math.nan}, {"learning_rate": -1}, {"weight_decay": math.inf}, {"validate_every": 0},
-        {"initialisation": "zeros"}, {"start": "B"}, {"start": "A", "net": "A"}, {"mirror": 1.5}, {"seed": -1},
-    ],
-)  # fmt: skip
-def test_values_that_can_not_be_are_refused_by_name(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Recipe(**wrong)
-
-
-def test_every_setting_is_explained():
-    # Docstrings of fields are in the source only.
-    source = Path(train_runs.loop.__file__).with_name("recipe.py").read_text()
-    for setting in (*fields(Recipe), *fields(TrainingSettings)):
-        after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
-        assert after.startswith('    """'), setting.name
-
-
-# First weights
-
-
-def test_glorot_has_the_variance_of_its_paper():
-    model = VGG("A", 10, width=1 / 4)
-    draw_weights(model, Recipe(), torch.Generator().manual_seed(0))
-    # (fan-in, fan-out): a convolution feeds each input to 9 positions of every channel; fc6 has a single position.
-    for name, fans in {"conv3_2": (64 * 9, 64 * 9), "fc6": (128 * 49, 1024), "fc7": (1024, 1024)}.items():
-        weight = model.get_parameter(f"layers.{name}.weight")
-        assert weight.var().item() == pytest.approx(2 / sum(fans), rel=0.02), name
-        assert weight.abs().max().item() <= math.sqrt(6 / sum(fans))
-        assert (model.get_parameter(f"layers.{name}.bias") == 0).all()
-
-
-@pytest.mark.parametrize(("kind", "deviation"), [("normal", 0.1), ("he", math.sqrt(2 / (64 * 9)))])
-def test_normal_weights_have_the_deviation_asked_for(kind, deviation):
-    model = VGG("A", 10, width=1 / 4)
-    draw_weights(model, Recipe(initialisation=kind), torch.Generator().manual_seed(0))
-    assert model.get_parameter("layers.conv3_2.weight").std().item() == pytest.approx(deviation, rel=0.02)
-
-
-def test_first_weights_depend_on_the_seed_alone():
-    torch.manual_seed(1)
-    one = first_weights(small_recipe(), CLASSES, None)[0].state_dict()
-    torch.manual_seed(2)
-    two = first_weights(small_recipe(), CLASSES, None)[0].state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    three = first_weights(small_recipe(seed=1), CLASSES, None)[0].state_dict()
-    assert not torch.equal(one["layers.fc7.weight"], three["layers.fc7.weight"])
-
-
-@pytest.mark.parametrize("net", ["B", "C", "D", "E"])
-def test_from_a_come_four_convolutions_and_the_fully_connected_layers(net):
-    old = starting_weights("A")
-    model, notes = first_weights(recipe_for(net, (256, 256), old), CLASSES, old)
-    fresh, _ = first_weights(Recipe(net=net, width=1 / 64), CLASSES, None)
-    copied = {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
-    for name, tensor in model.layers.state_dict().items():
-        source = old.model if name.split(".")[0] in copied else fresh
-        assert torch.equal(tensor, source.layers.state_dict()[name]), name
-    assert notes == []
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_from_the_same_net_come_all_layers():
-    old = starting_weights("A")
-    model, _ = first_weights(recipe_for("A", (384, 384), old), CLASSES, old)
-    assert all(torch.equal(t, old.model.state_dict()[name]) for name, t in model.state_dict().items())
-
-
-@pytest.mark.parametrize(("count", "names"), [(7, ()), (4, ("ant", "bee", "cat", "elk"))])
-def test_other_classes_get_a_last_layer_of_zeros(count, names):
-    old = replace(starting_weights("A", count), classes=names)
-    model, notes = first_weights(recipe_for("A", (256, 256), old), CLASSES, old)
-    assert model.num_classes == 4
-    for kind in ("weight", "bias"):
-        assert (model.get_parameter(f"layers.fc8.{kind}") == 0).all()
-    assert torch.equal(model.get_parameter("layers.fc7.weight"), old.model.get_parameter("layers.fc7.weight"))
-    assert (model.get_parameter("layers.fc7.bias") == 0.5).all()
-    assert notes == ["fc8 starts at zero, because old was trained for other classes"]
-
-
-def test_weights_for_divided_pixels_are_adapted():
-    old = starting_weights("A", std=(58.0, 57.0, 56.0))
-    model, _ = first_weights(recipe_for("A", (256, 256), old), CLASSES, old)
-    images = stripes(2, 0)[0]
-    divided = images / torch.tensor(old.std)[:, None, None]
-    torch.testing.assert_close(model.eval()(images)["fc8"], old.model(divided)["fc8"], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "old", "told"),
-    [
-        (Recipe(net="D", width=1 / 64, start="A"), None, "starts from weights of net A, found none"),
-        (Recipe(net="D", width=1 / 64, start="A"), "D", "starts from weights of net A, found net D"),
-        (Recipe(net="A", width=1 / 64), "A", "starts from none, found net A"),
-        (Recipe(net="A", width=1 / 32, start="same net"), "A", "width: expected 0.03125, as in the recipe"),
-    ],
-)
-def test_other_weights_than_the_recipes_are_refused(recipe, old, told):
-    with pytest.raises(ConfigError, match=told):
-        first_weights(recipe, CLASSES, starting_weights(old) if old else None)
-
-
-# A step
-
-
-def test_dropout_masks_are_a_function_of_seed_and_step():
-    recipe, cpu = Recipe(batch=64), torch.device("cpu")
-    masks = dropout_masks(1000, recipe, 3, cpu)
-    assert set(masks["fc6"].unique().tolist()) == {0.0, 2.0}
-    assert (masks["fc6"] == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
-    assert not torch.equal(masks["fc6"], masks["fc7"])
-    torch.manual_seed(1)
-    assert torch.equal(masks["fc7"], dropout_masks(1000, recipe, 3, cpu)["fc7"])
-    for other in (dropout_masks(1000, recipe, 4, cpu), dropout_masks(1000, replace(recipe, seed=1), 3, cpu)):
-        assert not torch.equal(masks["fc6"], other["fc6"])
-    quarter = dropout_masks(1000, replace(recipe, dropout=0.25), 3, cpu)["fc6"]
-    assert quarter.mean().item() == pytest.approx(1, abs=0.01)
-
-
-def test_masks_take_the_place_of_dropout():
-    model = random_backbone("random:A:0:0.015625").model
-    images = stripes(3, 0)[0]
-    generator = torch.Generator().manual_seed(0)
-    masks = {name: torch.rand((3, 64), generator=generator) for name in ("fc6", "fc7")}
-    found = model.train()(images, ("fc6", "fc7", "fc8"), masks)
-    layers = model.layers
-    seven = F.relu(layers["fc7"](found["fc6"] * masks["fc6"][:, :, None, None]))
-    torch.testing.assert_close(found["fc7"], seven)
-    torch.testing.assert_close(found["fc8"], layers["fc8"](seven * masks["fc7"][:, :, None, None]))
-
-
-def test_two_steps_are_those_of_the_formula():
-    recipe = small_recipe(weight_decay=0.1, momentum=0.5, dropout=0.0)
-    learner = learner_of(recipe)
-    for bias in learner.optimiser.param_groups[1]["params"]:
-        bias.data.fill_(0.5)
-    momenta = {name: torch.zeros_like(weight) for name, weight in weights_of(learner).items()}
-    for step, rate in enumerate((1e-3, 1e-4)):
-        before = weights_of(learner)
-        images, targets = stripes(recipe.batch, step)
-        loss = F.cross_entropy(learner.model(images)["fc8"].flatten(1), targets)
-        gradients = dict(zip(before, torch.autograd.grad(loss, list(learner.model.parameters())), strict=True))
-        learner.step(step, images, targets, rate)
-        for name, after in weights_of(learner).items():
-            decay = 0.1 * before[name] if name.endswith("weight") else 0.0
-            momenta[name] = 0.5 * momenta[name] + gradients[name] + decay
-            change = -rate * momenta[name]
-            torch.testing.assert_close(
-                after - before[name], change, rtol=1e-3, atol=1e-7 + 1e-3 * change.abs().max().item()
-            )
-        assert learner.take_sums(rate).loss == pytest.approx(recipe.batch * loss.item(), rel=1e-5)
-
-
-def test_an_image_that_could_not_be_read_counts_nowhere():
-    recipe = small_recipe(dropout=0.0)
-    with_gap, without = learner_of(recipe), learner_of(recipe, micro_batch=3)
-    images, targets = stripes(4, 0)
-    targets[3] = -100
-    with_gap.step(0, images, targets, 1e-3)
-    # A step of the first three, divided by the batch of the recipe, 4, as well.
-    without._part(images[:3], targets[:3], {name: torch.ones((3, 64)) for name in ("fc6", "fc7")})
-    for group in without.optimiser.param_groups:
-        group["lr"] = 1e-3
-    without.optimiser.step()
-    for name, weight in weights_of(with_gap).items():
-        torch.testing.assert_close(weight, weights_of(without)[name], rtol=1e-5, atol=1e-6)
-    assert with_gap.take_sums(0).images == 3
-
-
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro_batch):
-    recipe = small_recipe(dropout=0.5, width=1 / 32)
-    whole, parts = learner_of(recipe), learner_of(recipe, micro_batch=micro_batch)
-    for learner in (whole, parts):
-        learner.step(7, *stripes(recipe.batch, 0), 1.0)
-    before = weights_of(learner_of(recipe))
-    for name, weight in weights_of(whole).items():
-        change, other = weight - before[name], weights_of(parts)[name] - before[name]
-        torch.testing.assert_close(change, other, rtol=1e-4, atol=1e-4 * change.abs().max().item())
-
-
-def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
-    recipe, told = small_recipe(), []
-    expected, small = learner_of(recipe, micro_batch=1), learner_of(recipe)
-    small.say = told.append
-    whole = Learner._part
-
-    def full(self, images, targets, masks):
-        if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(self, images, targets, masks)
-
-    monkeypatch.setattr(Learner, "_part", full)
-    for learner in (expected, small):
-        learner.step(0, *stripes(recipe.batch, 0), 1e-3)
-    assert told == [f"memory is too small for the batch at once: {n} images at a time from here on" for n in (2, 1)]
-    assert all(torch.equal(weight, weights_of(expected)[name]) for name, weight in weights_of(small).items())
-    monkeypatch.setattr(Learner, "_part", lambda *_: (_ for _ in ()).throw(MemoryError("std::bad_alloc")))
-    with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 images.*bad_alloc.*narrower"):
-        small.step(1, *stripes(recipe.batch, 1), 1e-3)
-
-
-def test_out_of_memory_is_told_from_other_errors():
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("shapes differ"))
-    assert not out_of_memory(ValueError("out of memory"))
-
-
-def test_bf16_trains_close_to_float32():
-    recipe = small_recipe(width=1 / 16, dropout=0.0)
-    losses = {}
-    for precision in ("fp32", "bf16"):
-        learner = learner_of(recipe, precision=precision)
-        for step in range(3):
-            learner.step(step, *stripes(recipe.batch, step), 1e-3)
-        losses[precision] = learner.take_sums(0).loss
-        assert all(weight.dtype == torch.float32 for weight in weights_of(learner).values())
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
-    assert losses["bf16"] != losses["fp32"]
+from vggfeat.weights import load_backbone
 
 
 @pytest.mark.parametrize(("initialisation", "std"), [("normal", 0.1), ("he", 0.1)])
@@ -504,13 +220,6 @@ def test_nan_stops_the_run_and_is_not_saved(tmp_path, bad_step):
     assert not (out / "weights.safetensors").exists()
 
 
-def test_weights_that_are_no_numbers_are_not_saved():
-    learner = learner_of(small_recipe())
-    learner.model.get_parameter("layers.fc8.bias").data[0] = math.inf
-    with pytest.raises(TrainingError, match="step 5: a weight is NaN or infinite"):
-        learner.snapshot(5, 1e-2)
-
-
 def test_the_learning_rate_drops_and_the_run_ends_when_validation_is_stuck(tmp_path):
     # A gain of 2 is out of reach, so every validation after the first brings nothing.
     recipe = small_recipe(validate_every=1, patience=1, drops=2, least_gain=2, max_steps=100)
@@ -655,9 +364,7 @@ def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
-    script = Path(__file__).parents[1] / "support" / "train_runs.py"
-    command = [sys.executable, "-W", "error", str(script), "world", str(tmp_path), "2"]
-    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    report = run_script("world", tmp_path, 2)
     assert report["codes"] == [0, 0, 0]
     one, two = report["logs"]
     for kind, key in (("train", "loss"), ("validation", "top1_error")):
