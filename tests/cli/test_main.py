@@ -213,6 +213,7 @@ def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, ca
         (["data", "check", "voc2007", "--root", "nowhere"], 4, "NOT COMPLETE"),
         (["data", "splits", "caltech101", "--root", "nowhere"], 4, "nowhere"),
         (["data", "synth", "voc2007", "--root", "{images}"], 4, "new or empty"),
+        (["data", "synth", "voc2013", "--root", "nowhere"], 2, "expected one of voc2007"),
         (["svm", "--features", "{features}", "--features", "{features}"], 2, "twice"),
         (["svm", "--features", "{features}", "--regions", "box"], 2, "regions"),
         (["svm", "--features", "{features}", "--out", "{image}"], 6, "expected a folder"),

@@ -9,7 +9,7 @@ from vggfeat.synthetic import LAYOUTS, class_trees, voc_trees
 from vggfeat.synthetic.drawing import Canvas, add_object, background, generator
 from vggfeat.synthetic.everyday import FINISHES, TINTS, Material, everyday
 from vggfeat.synthetic.families import COUNT, OUTLINES, PATTERNS, family
-from vggfeat.synthetic.people import LEGS, POSES, TOGETHER, add_person
+from vggfeat.synthetic.people import POSES, TOGETHER, add_person
 from vggfeat.synthetic.scenes import PHOTO_SHAPES, Note, annotate, cut_out, one_subject, people_at_work
 
 
@@ -49,6 +49,7 @@ def test_generator_is_seeded_by_the_sha256_of_its_key():
 
 def test_families_are_distinct_and_no_two_sets_share_one():
     assert len({family(number) for number in range(COUNT)}) == COUNT == 2 * len(OUTLINES) * len(PATTERNS)
+    assert len({family(number).title for number in range(COUNT)}) == COUNT
     voc = [look for _, look in voc_trees.FAMILIES if look is not None]
     assert len(voc) == 19
     everything = voc + [synset.look for synset in class_trees.synsets(LAYOUTS["ilsvrc"].most_classes)]
@@ -59,10 +60,6 @@ def test_families_are_distinct_and_no_two_sets_share_one():
     ):
         everything += [family(first + k) for k in range(LAYOUTS[name].most_classes)]
     assert len(set(everything)) == len(everything)
-
-
-def test_titles_name_families_apart():
-    assert len({family(number).title for number in range(COUNT)}) == COUNT
 
 
 @pytest.mark.parametrize("name", OUTLINES)
@@ -283,12 +280,6 @@ def test_a_person_is_apart_from_what_carries_it(action):
         assert wider <= 4
     assert changed.min() > 0  # the patch holds all of it
     assert changed.max() < 399
-
-
-def test_riders_ride():
-    assert {legs.thing for legs in LEGS.values()} == {"", "stool", "bicycle", "horse"}
-    assert LEGS[POSES["ridingbike"][0][0]].thing == "bicycle"
-    assert LEGS[POSES["ridinghorse"][0][0]].thing == "horse"
 
 
 def test_passers_by_are_seen_and_not_annotated():

@@ -72,7 +72,7 @@ class Canvas:
         seen[own[inside]] = len(self.drawn)
 
     def litter(self, left: int, top: int, colours: Pixels, cover: Plane) -> tuple[tuple[slice, slice], ...]:
-        """Lay a patch over the image that belongs to nothing; the part inside, in the patch and in the image."""
+        """Lay a patch over the image that belongs to nothing; return the seen part of it, and where that is."""
         height, width = self.owner.shape
         rows = slice(*np.clip((top, top + cover.shape[0]), 0, height).tolist())
         columns = slice(*np.clip((left, left + cover.shape[1]), 0, width).tolist())
