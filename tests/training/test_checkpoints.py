@@ -73,7 +73,7 @@ def test_a_short_file_is_found(tmp_path, length):
         read_checkpoint(path)
 
 
-def test_behind_a_damaged_one_stands_the_one_before(tmp_path):
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path):
     checkpoints = Checkpoints(tmp_path, DISK)
     checkpoints.save(1, tensors(1), {"step": 1})
     newest = checkpoints.save(2, tensors(2), {"step": 2})

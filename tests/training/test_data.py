@@ -447,16 +447,16 @@ def test_mean_and_covariance_are_those_of_numpy_with_images_of_equal_weight(tmp_
     for n, array in enumerate(arrays):
         (tmp_path / f"{n}.png").write_bytes(encode(Image.fromarray(array), "PNG"))
     (tmp_path / "3.png").write_bytes(b"")
-    images, told = listed(tmp_path, [f"{n}.png" for n in range(4)]), []
+    images, seen = listed(tmp_path, [f"{n}.png" for n in range(4)]), []
     with Decoder(0, DecodeSettings()) as decoder:
         found = pixel_statistics(
-            images, decoder, cache=tmp_path / "cache", progress=lambda done, total: told.append((done, total))
+            images, decoder, cache=tmp_path / "cache", progress=lambda done, total: seen.append((done, total))
         )
     values = np.concatenate([array.reshape(-1, 3) for array in arrays]).astype(float)
     weights = np.concatenate([np.full(h * w, 1 / (h * w)) for h, w in sizes])
     assert found.mean == pytest.approx(np.average(values, axis=0, weights=weights))
     assert found.covariance == pytest.approx(np.cov(values.T, aweights=weights, bias=True))
-    assert (found.images, told) == (3, [(1, 4), (2, 4), (3, 4), (4, 4)])
+    assert (found.images, seen) == (3, [(1, 4), (2, 4), (3, 4), (4, 4)])
 
 
 def test_statistics_are_kept_for_the_list_and_the_settings(images, tmp_path, monkeypatch):

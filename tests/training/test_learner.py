@@ -102,9 +102,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro_batch):
 
 
 def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
-    recipe, told = small_recipe(), []
+    recipe, said = small_recipe(), []
     expected, small = learner_of(recipe, micro_batch=1), learner_of(recipe)
-    small.say = told.append
+    small.say = said.append
     whole = Learner._part
 
     def full(self, images, targets, masks):
@@ -115,14 +115,14 @@ def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
     monkeypatch.setattr(Learner, "_part", full)
     for learner in (expected, small):
         learner.step(0, *stripes(recipe.batch, 0), 1e-3)
-    assert told == [f"memory is too small for the batch at once: {n} images at a time from here on" for n in (2, 1)]
+    assert said == [f"memory is too small for the batch at once: {n} images at a time from here on" for n in (2, 1)]
     assert all(torch.equal(weight, weights_of(expected)[name]) for name, weight in weights_of(small).items())
     monkeypatch.setattr(Learner, "_part", lambda *_: (_ for _ in ()).throw(MemoryError("std::bad_alloc")))
     with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 images.*bad_alloc.*narrower"):
         small.step(1, *stripes(recipe.batch, 1), 1e-3)
 
 
-def test_out_of_memory_is_told_from_other_errors():
+def test_out_of_memory_is_distinguished_from_other_errors():
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
     assert out_of_memory(MemoryError())

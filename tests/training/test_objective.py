@@ -85,7 +85,7 @@ def test_weights_for_divided_pixels_are_adapted():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "old", "told"),
+    ("recipe", "old", "message"),
     [
         (Recipe(net="D", width=1 / 64, start="A"), None, "starts from weights of net A, found none"),
         (Recipe(net="D", width=1 / 64, start="A"), "D", "starts from weights of net A, found net D"),
@@ -93,6 +93,6 @@ def test_weights_for_divided_pixels_are_adapted():
         (Recipe(net="A", width=1 / 32, start="same net"), "A", "width: expected 0.03125, as in the recipe"),
     ],
 )
-def test_other_weights_than_the_recipes_are_refused(recipe, old, told):
-    with pytest.raises(ConfigError, match=told):
+def test_other_weights_than_the_recipes_are_refused(recipe, old, message):
+    with pytest.raises(ConfigError, match=message):
         first_weights(recipe, CLASSES, classifier(old, **START) if old else None)

@@ -60,11 +60,11 @@ def pixels(images, row):
 
 
 def test_a_packed_copy_is_read_as_the_tree_was(tree, tmp_path):
-    data, told = ilsvrc.read(tree), []
-    done = pack(data, tmp_path / "out", SMALL, workers=0, progress=lambda *numbers: told.append(numbers))
+    data, seen = ilsvrc.read(tree), []
+    done = pack(data, tmp_path / "out", SMALL, workers=0, progress=lambda *numbers: seen.append(numbers))
     copy = ilsvrc.read(tmp_path / "out")
     assert (done.images, done.unreadable) == (14, [])
-    assert told == [(n, 14) for n in range(1, 15)]
+    assert seen == [(n, 14) for n in range(1, 15)]
     assert copy.layout == "packed, smallest side at most 32, JPEG quality 92, from: train and val in class folders"
     assert (copy.classes, copy.words) == (data.classes, data.words)
     for one, other in ((data.train, copy.train), (data.val, copy.val)):

@@ -83,7 +83,7 @@ def test_drops_by_ten_when_two_validations_bring_nothing():
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
 
 
-def test_an_improvement_starts_the_count_anew():
+def test_an_improvement_starts_the_count_again():
     _, rates = follow([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     assert rates == [1e-2] * 6
 

@@ -71,12 +71,12 @@ def test_the_weights_say_how_they_were_made(whole):
     assert (backbone.classes, backbone.mean, backbone.std) == (CLASSES, (120.0, 121.0, 122.0), (1.0, 1.0, 1.0))
     header = (out / "weights.safetensors").read_bytes()
     length = int.from_bytes(header[:8], "little")
-    told = json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["vggfeat"])
-    assert told["pool"] == "floor"
-    assert told["training"]["recipe"]["batch"] == 4
-    assert told["training"]["data"] == {"train": "stripes", "validation": "32", "classes": 4}
-    assert (told["training"]["step"], told["training"]["validation_scale"]) == (10, 256)
-    assert told["training"]["validation"]["top1_error"] == outcome.validation.top1_error
+    metadata = json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["vggfeat"])
+    assert metadata["pool"] == "floor"
+    assert metadata["training"]["recipe"]["batch"] == 4
+    assert metadata["training"]["data"] == {"train": "stripes", "validation": "32", "classes": 4}
+    assert (metadata["training"]["step"], metadata["training"]["validation_scale"]) == (10, 256)
+    assert metadata["training"]["validation"]["top1_error"] == outcome.validation.top1_error
     trained = read_checkpoint(out / "checkpoints" / "step-00000010.safetensors").tensors
     for name, tensor in backbone.model.state_dict().items():
         assert torch.equal(tensor, trained[f"model.{name}"])
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_pa
         (small_recipe(), 33, r"data.validation: expected 33, found 32"),
     ],
 )
-def test_another_run_is_not_gone_on_with(tmp_path, recipe, images, field):
+def test_another_run_is_not_resumed(tmp_path, recipe, images, field):
     out = tmp_path / "run"
     run_small(out, small_recipe(max_steps=1))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

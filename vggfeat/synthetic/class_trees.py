@@ -131,7 +131,7 @@ def synsets(count: int) -> list[Synset]:
 
 
 def write_ilsvrc(root: Path, settings: Settings, render: Render) -> None:
-    """Write `ILSVRC`, the lists beside it, and `ILSVRC2012_devkit_t12`.
+    """Write `ILSVRC`, the lists next to it, and `ILSVRC2012_devkit_t12`.
 
     Every object of an image's class has a box, in four of five training images and in all of validation. One
     training image is a PNG and one is CMYK, though they are named .JPEG; some are grey.

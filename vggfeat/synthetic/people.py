@@ -1,6 +1,6 @@
 """Jointed figures: what a person does shows in the pose, and in the thing that is held or ridden.
 
-Lengths are in statures (1 = head to foot of somebody who stands), angles in degrees from straight down, positive
+Lengths are in statures (1 = head to foot of somebody upright), angles in degrees from straight down, positive
 towards the side that the figure faces. The figure's frame has its hips at (0, 0), x forward, y down.
 """
 
