@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"samples", "formats", "nets", "runtime", "metrics", "svm", "descriptors"},
+    {"runtime"},
+    {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
     {"forward", "protocols"},

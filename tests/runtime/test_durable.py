@@ -1,8 +1,11 @@
 """Durable files and locks: whole or not at all, and free as soon as the holder is gone."""
 
 import errno
+import fcntl
 import io
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -11,7 +14,18 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors, open_bounded, write_all
+from vggfeat.runtime import durable
+from vggfeat.runtime.durable import (
+    DISK,
+    Files,
+    LatchedFile,
+    atomic_write,
+    disk_errors,
+    make_folders,
+    open_bounded,
+    sweep,
+    write_all,
+)
 from vggfeat.runtime.locks import Lock, holder
 
 
@@ -35,6 +49,10 @@ class Recording(Files):
     def sync(self, fd):
         self._note("sync")
         super().sync(fd)
+
+    def make_folder(self, folder):
+        self._note("make_folder")
+        super().make_folder(folder)
 
     def sync_folder(self, folder):
         self._note("sync_folder")
@@ -106,11 +124,119 @@ def test_file_that_its_writer_refuses_never_gets_its_name(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_temporary_file_never_goes_through_a_link(tmp_path):
-    (tmp_path / "a.tmp").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError), atomic_write(DISK, tmp_path / "a"):
+@pytest.mark.parametrize("given", [True, False])
+def test_temporary_file_never_goes_through_a_link(tmp_path, monkeypatch, given):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    temp = tmp_path / "a.tmp" if given else tmp_path / f".a.{durable._machine()}.00000000.tmp"
+    temp.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError), atomic_write(DISK, tmp_path / "a", temp=temp if given else None):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_never_replaced(tmp_path, kind):
+    put_in_the_way(tmp_path / "a", kind, None)
+    with pytest.raises(StoreError, match="expected a regular file"), atomic_write(DISK, tmp_path / "a"):
+        pass
+    assert os.listdir(tmp_path) == ["a"]
+    assert not (tmp_path / "a").is_file()
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    (tmp_path / "a").write_bytes(b"private")
+    (tmp_path / "a").chmod(0o600)
+    with atomic_write(DISK, tmp_path / "a") as sink:
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600, 0o600], "while it is written too"
+        sink.write(b"new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+WRITER = """
+import pathlib, sys, time
+from vggfeat.runtime.durable import DISK, atomic_write
+with atomic_write(DISK, pathlib.Path(sys.argv[1])) as sink:
+    sink.write(b"half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def writer_of(path):
+    """Start a process that is writing a file, and wait until it is at it."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def test_what_killed_writers_left_is_swept_and_a_living_one_is_not_disturbed(tmp_path):
+    """Their process number is no help: in every container it is 1."""
+    for _ in range(2):
+        killed = writer_of(tmp_path / "a")
+        killed.kill()
+        killed.communicate()
+    (left,) = tmp_path.iterdir()
+    living = writer_of(tmp_path / "a")
+    (at_work,) = tmp_path.iterdir()
+    assert at_work != left
+    others = [tmp_path / ".ab.00000000.00000000.tmp", tmp_path / ".a.notes.tmp", tmp_path / "a.tmp"]
+    for path in others:
+        path.write_bytes(b"another's")
+    with atomic_write(DISK, tmp_path / "a") as sink:
+        sink.write(b"whole")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", at_work, *others}
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    living.kill()
+    living.communicate()
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(23, True), (25, False)])
+def test_of_another_machine_only_what_is_old_is_swept(tmp_path, hours, stays):
+    """Its locks may not reach us: not every network file system carries them."""
+    left = tmp_path / ".a.0123abcd.4567abcd.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 3600 * hours,) * 2)
+    sweep(DISK, tmp_path / "a")
+    assert left.exists() is stays
+
+
+def test_a_file_system_without_locks_is_written_to_and_nothing_is_swept(tmp_path, monkeypatch):
+    def refuse(fd, operation):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    left = tmp_path / f".a.{durable._machine()}.4567abcd.tmp"
+    left.write_bytes(b"half")
+    with atomic_write(DISK, tmp_path / "a") as sink:
+        sink.write(b"whole")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", left}
+
+
+def test_a_file_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    real, seen = fcntl.flock, []
+
+    def swept(fd, operation):
+        if not seen:
+            seen.extend(tmp_path.iterdir())
+            seen[0].unlink()
+        real(fd, operation)
+
+    monkeypatch.setattr("fcntl.flock", swept)
+    with atomic_write(DISK, tmp_path / "a") as sink:
+        sink.write(b"whole")
+    assert seen
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_folders_are_made_durably_from_the_top(tmp_path):
+    files = Recording()
+    make_folders(tmp_path / "a" / "b", files)
+    assert (tmp_path / "a" / "b").is_dir()
+    assert files.calls == ["make_folder", "sync_folder", "make_folder", "sync_folder"]
+    make_folders(tmp_path / "a" / "b", files)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="something else has this name"):
+        make_folders(tmp_path / "file", files)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
@@ -212,8 +338,6 @@ def test_lock_is_held_by_one_and_names_its_process(tmp_path):
 
 def test_lock_on_a_removed_file_is_no_lock(tmp_path, monkeypatch):
     """The last holder removes the file between our opening and locking it: we must lock the next one."""
-    import fcntl
-
     real, removed = fcntl.flock, []
 
     def flock(fd, operation):

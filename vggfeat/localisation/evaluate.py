@@ -24,10 +24,10 @@ from vggfeat.localisation.maps import LocaliseSettings
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.metrics import Localised, inclusive_pixels, localisation_error
 from vggfeat.runtime.distributed import World
-from vggfeat.runtime.durable import DISK, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, disk_errors
 from vggfeat.runtime.journal import Journal
 from vggfeat.samples import LabelledImages
-from vggfeat.store.failures import failures_path, tally, write_failures
+from vggfeat.store.failures import tally, write_failures
 from vggfeat.store.identity import IMAGE_SIZES, differences, other_process
 from vggfeat.weights import Backbone
 
@@ -167,7 +167,7 @@ def locate_images(
             if journal is None:
                 return []
             with disk_errors(out, "listing the failures", "mend it and give the same command again"):
-                write_failures(out, images, failures, temp=temporary_path(failures_path(out)), files=DISK)
+                write_failures(out, images, failures, files=DISK)
             return journal.records
         except BaseException as error:
             if journal is not None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded, temporary_path
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
 
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""
@@ -38,9 +38,8 @@ def write_page(path: Path, content: bytes) -> None:
         If it can't be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = temporary_path(path)
     with (
         disk_errors(path, "writing the page", "mend it, or choose another --out"),
-        atomic_write(DISK, path, temp=temporary) as file,
+        atomic_write(DISK, path) as file,
     ):
         file.write(content)

@@ -8,7 +8,7 @@ from typing import Any
 
 from vggfeat.errors import StoreError
 from vggfeat.results.text import align, percent, printable, shortened
-from vggfeat.runtime.durable import DISK, atomic_write, temporary_path
+from vggfeat.runtime.durable import DISK, atomic_write
 
 SHOWN_CONFUSIONS, SHOWN_FAILURES = 10, 10
 LONGEST_WORDS = 40
@@ -115,7 +115,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[st
         for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():
             (folder / stale).unlink()
         for name, content in contents.items():
-            with atomic_write(DISK, folder / name, temp=temporary_path(folder / name)) as file:
+            with atomic_write(DISK, folder / name) as file:
                 file.write(content)
     except OSError as error:
         cause = error.strerror or error

@@ -1,15 +1,24 @@
 """Durable files: every call that changes the disk goes through `Files`, and a file appears complete or not at all.
 
 Rename is atomic only for bytes that are synced first, and durable only once its folder is synced.
+
+Until then the bytes have a name of their own, `.NAME.MACHINE.RANDOM.tmp`, which no other writer has, whatever its
+process number; the writer holds a lock on them. What killed writers of a file left is removed by its next writer.
 """
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import io
 import os
+import re
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +28,8 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+_ABANDONED = 24 * 3600.0
+"""Seconds without a write after which nobody on another machine is at work on a temporary file."""
 
 
 class Files:
@@ -165,18 +176,28 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     files : Files
         Carries out the calls.
     path : Path
-        Final name. A file there is replaced in one step.
+        Final name. A file or link there is replaced in one step, and the new file has the permissions of the old one.
     temp : Path, optional
-        Name until then, on the same file system. By default `path` with ".tmp" after it.
+        Name until then, on the same file system, which its owner removes if a killed process has left it. By default
+        a name next to `path` that no other writer has.
 
     Raises
     ------
     OSError
         The first call that failed, after clearing up.
+    StoreError
+        If a folder, pipe or device has the name.
     """
-    temp = temp or path.with_name(f"{path.name}.tmp")
-    fd = files.create(temp)
+    mode = _mode_of_replaced(path)
+    if temp is None:
+        sweep(files, path)
+        temp, fd = _create_temporary(files, path)
+    else:
+        fd = files.create(temp)
     try:
+        if mode is not None:
+            with contextlib.suppress(OSError):  # Some file systems have no permissions.
+                os.fchmod(fd, mode)
         sink = LatchedFile(files, fd)
         yield sink
         sink.raise_first_error()
@@ -191,9 +212,80 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     files.sync_folder(path.parent)
 
 
-def temporary_path(path: Path) -> Path:
-    """Name for the content of `path` until it is complete, next to it; no other process takes that name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _mode_of_replaced(path: Path) -> int | None:
+    """Return the permissions of the file that is to be replaced; None if there is none, or a link."""
+    with contextlib.suppress(FileNotFoundError):
+        state = os.lstat(path)
+        if not stat.S_ISLNK(state.st_mode):
+            check_regular(path, state)
+            return stat.S_IMODE(state.st_mode)
+    return None
+
+
+def _create_temporary(files: Files, path: Path) -> tuple[Path, int]:
+    """Create and lock the file that is to become `path`."""
+    while True:
+        temp = path.with_name(f".{path.name}.{_machine()}.{secrets.token_hex(4)}.tmp")
+        fd = files.create(temp)
+        with contextlib.suppress(OSError):  # A sweeper has it, or this file system has no locks.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(temp)):
+                return temp, fd
+        os.close(fd)  # It was swept in the moment before it was locked.
+
+
+def sweep(files: Files, path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` have left; those of living writers stay.
+
+    A lock tells of a writer on this machine, and on others where the file system carries locks between them. Where it
+    may not, only a file that nobody has written to for a day is removed.
+    """
+    ours = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.[0-9a-f]{{8}}\.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        for match in filter(None, map(ours.fullmatch, os.listdir(path.parent))):
+            with contextlib.suppress(OSError, StoreError):
+                _remove_abandoned(files, path.with_name(match[0]), here=match[1] == _machine())
+
+
+def _remove_abandoned(files: Files, temp: Path, *, here: bool) -> None:
+    fd = os.open(temp, os.O_RDWR | _READ)
+    try:
+        state = os.fstat(fd)
+        check_regular(temp, state)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if here or time.time() - state.st_mtime > _ABANDONED:
+            files.remove(temp)
+    finally:
+        os.close(fd)
+
+
+@cache
+def _machine() -> str:
+    """Name this running system: processes in different containers of one kernel share it, and their locks."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        name = os.uname().nodename
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def make_folders(folder: Path, files: Files = DISK) -> None:
+    """Make a folder with those above it, each durably; one that is there is fine.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses, or something else has the name.
+    """
+    if folder.is_dir():
+        return
+    make_folders(folder.parent, files)
+    with contextlib.suppress(FileExistsError):
+        files.make_folder(folder)
+    if not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, "something else has this name", str(folder))
+    files.sync_folder(folder.parent)
 
 
 def open_bounded(path: Path) -> BinaryIO:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, sole_writer
 
 _ADVICE = "what was finished is kept; mend it and give the same command again"
@@ -159,7 +159,7 @@ class Journal:
         return found
 
     def _write(self) -> None:
-        with atomic_write(DISK, self.path, temp=temporary_path(self.path)) as file:
+        with atomic_write(DISK, self.path) as file:
             file.write(b"".join(map(_line, [self._head, *self.records])))
 
     def _let_go(self) -> None:

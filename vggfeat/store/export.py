@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError, check_choice
-from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63
@@ -92,9 +92,8 @@ def write(
     if os.path.lexists(target) and (target.is_dir() or not overwrite):
         advice = "" if target.is_dir() else "give --overwrite, or "
         raise StoreError(f"{target}: expected a new file, found one there; {advice}choose another name")
-    temp = temporary_path(target)
     advice = "nothing was left; mend it and run the same again"
-    with disk_errors(target, "writing the export", advice), atomic_write(files, target, temp=temp) as sink:
+    with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
         _WRITERS[kind](sink, table)
     return target
 

@@ -64,7 +64,7 @@ def failures_of(out: Path) -> dict[int, str]:
 
 
 def write_failures(
-    out: Path, dataset: DataSet | LabelledImages, failures: Mapping[int, str], *, temp: Path, files: Files
+    out: Path, dataset: DataSet | LabelledImages, failures: Mapping[int, str], *, files: Files, temp: Path | None = None
 ) -> None:
     """Write the list of failures of a feature file, if it differs; without failures there is none.
 
@@ -75,10 +75,10 @@ def write_failures(
     dataset : DataSet
     failures : mapping of int to str
         Row -> "reason: message".
-    temp : Path
-        Name of the list until it is complete.
     files : Files
         Carries out what changes the disk.
+    temp : Path, optional
+        Name of the list until it is complete; see `vggfeat.runtime.durable.atomic_write`.
 
     Raises
     ------
@@ -91,6 +91,7 @@ def write_failures(
     if not content:
         if os.path.lexists(path):
             files.remove(path)
+            files.sync_folder(path.parent)
     elif not _holds(path, content):
         with atomic_write(files, path, temp=temp) as sink:
             sink.write(content)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import text_width
-from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
-from vggfeat.store.failures import failures_of, failures_path, write_failures
+from vggfeat.store.failures import failures_of, write_failures
 from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
 from vggfeat.store.layout import Block, Shape, Status, file_bytes, storable
 from vggfeat.store.parts import PartsFolder
@@ -280,7 +280,7 @@ class FeatureWriter:
             raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
         # Read once more, because another run may have replaced the file meanwhile, and its list.
         self.failures = failures_of(self.out)
-        self._write_failures(temporary_path(failures_path(self.out)))
+        self._write_failures()
 
     def _begin(self) -> None:
         found = self._parts.read_manifest()
@@ -362,7 +362,7 @@ class FeatureWriter:
         self._done += len(reasons)
         del self._pending[shard]
 
-    def _write_failures(self, temp: Path) -> None:
+    def _write_failures(self, temp: Path | None = None) -> None:
         with self._disk_errors("writing the list of failures"):
             write_failures(self.out, self._dataset, self.failures, temp=temp, files=self._files)
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError, StoreError
+from vggfeat.errors import FitError
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.svm.arrays import times
 
 VERSION = 1
@@ -105,17 +106,8 @@ def save_model(path: str | os.PathLike[str], model: LinearModel, about: Mapping[
     """
     path = Path(path)
     content = model_bytes(model, about)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        cause = error.strerror or error
-        raise StoreError(f"{path}: writing the model failed: {cause}; choose another place") from error
+    with disk_errors(path, "writing the model", "choose another place"), atomic_write(DISK, path) as file:
+        file.write(content)
 
 
 def model_bytes(model: LinearModel, about: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.nets.backbone import Backbone
 from vggfeat.nets.vgg import VGG
 from vggfeat.nets.vgg_bn import EPSILON
-from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors
 from vggfeat.weights.pytorch import BATCH_NORM_TENSORS, TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 
 TORCHVISION_CLASSES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
@@ -198,6 +198,6 @@ def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:
 
 
 def _write(path: Path, write: Callable[[LatchedFile], Any]) -> None:
-    temporary, advice = temporary_path(path), "mend it, or choose another place"
-    with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path, temp=temporary) as file:
+    advice = "mend it, or choose another place"
+    with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path) as file:
         write(file)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from vggfeat.errors import WeightsError, check_choice
 from vggfeat.nets.backbone import Backbone, Net
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, temporary_path
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.weights.importing import check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
@@ -67,9 +67,8 @@ def save_weights(
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"{path}: {name}: expected numbers that {dtype} can hold, found NaN or infinity")
     content = save(tensors, metadata={"vggfeat": json.dumps(about, sort_keys=True)})
-    temporary = temporary_path(path)
     advice = "mend it, or choose another place"
-    with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path, temp=temporary) as file:
+    with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path) as file:
         file.write(content)
 
 
