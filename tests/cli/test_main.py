@@ -220,9 +220,9 @@ def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, ca
         (
             ["export", "{features}", "--to", "npz", "--out", "{features}", "--overwrite"],
             2,
-            "another file than the feat",
+            "another file than the inputs",
         ),
-        (["similar", "{features}", "--query", "down/00.jpg", "--out", "{features}"], 6, "page of vggfeat or no file"),
+        (["similar", "{features}", "--query", "down/00.jpg", "--out", "{features}"], 2, "another file than the inputs"),
         (["report", "nowhere.svm", "--out", "{features}"], 6, "page of vggfeat or no file"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "{features}"], 5, "a feature file"),
         (["nonsense"], 2, "nonsense"),

@@ -159,7 +159,7 @@ def test_existing_file_is_replaced_only_when_asked(tmp_path):
     assert (tmp_path / "x.npz").read_bytes() == b"mine"
     write(tmp_path / "x.npz", "npz", make_table(), overwrite=True)
     assert (tmp_path / "x.npz").read_bytes()[:2] == b"PK"
-    with pytest.raises(StoreError, match="found one there"):
+    with pytest.raises(StoreError, match="found a folder"):
         write(tmp_path, "npz", make_table(), overwrite=True)
     with pytest.raises(StoreError, match="No such file"):
         write(tmp_path / "none" / "x.npz", "npz", make_table())

@@ -17,7 +17,8 @@ from vggfeat.cli.options import (
     ForwardOptions,
     JobOptions,
     Numbers,
-    make_folder,
+    claim_folder,
+    net_files,
     option,
     terminal_width,
     with_options,
@@ -42,6 +43,7 @@ SETTLED = (
     "overwrite",
 )
 """How posteriors are made, which for saved ones is settled."""
+RESULTS = ("results.json", "table.txt", "classes.csv", "confusions.csv")
 MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
 
 
@@ -127,8 +129,10 @@ def classify(
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.results.classification import Pace, classification_record, write_classification
 
-    make_folder(out)
-    runs = [] if root is None else _run_nets(weights, root, out, posteriors, forward, device, decoding, job, quiet)
+    claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
+    runs = (
+        [] if root is None else _run_nets(weights, root, out, files, posteriors, forward, device, decoding, job, quiet)
+    )
     if not is_main():
         return 0
     new = [one.path for one in runs]
@@ -160,8 +164,8 @@ def _refuse_settled(context: click.Context) -> None:
 
 
 def _run_nets(
-    weights: tuple[str, ...], root: Path, out: Path, posteriors: PosteriorOptions, forward: ForwardOptions,
-    device: str | None, decoding: DecodingOptions, job: JobOptions, quiet: bool,
+    weights: tuple[str, ...], root: Path, out: Path, files: tuple[Path, ...], posteriors: PosteriorOptions,
+    forward: ForwardOptions, device: str | None, decoding: DecodingOptions, job: JobOptions, quiet: bool,
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
     from vggfeat.classification.extract import cache_posteriors, match_classes
@@ -169,6 +173,7 @@ def _run_nets(
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
+    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights import load_backbone
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
@@ -186,6 +191,7 @@ def _run_nets(
         for sha256, backbone in nets.items():
             for mode in MODES[posteriors.mode]:
                 file = out / f"{backbone.model.config}-{sha256[:8]}-{mode}.h5"
+                check_target(file, inputs=[*files, *net_files(*weights)], ours=anything)
                 settings = posteriors.settings(backbone, mode, **forward.given(str(world.device)))
                 with Progress(f"classify {file.stem}", "images", quiet=quiet or not is_main()) as bar:
                     summary = cache_posteriors(

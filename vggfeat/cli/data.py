@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
 
 SHOWN_FAILURES = 10
+PACKED = ("index.json", "packing.json", "train.npz", "val.npz", "unreadable.jsonl")
 ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
 
@@ -83,18 +84,20 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 @click.argument("name")
 @ROOT
 @click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def splits(name: str, root: Path | None, out: Path | None, as_json: bool) -> None:
+def splits(name: str, root: Path | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Write the ids of every split to a text file of its own.
 
     \b
     Example:
       vggfeat data splits caltech101 --root caltech-101 --out splits/
     """
-    from vggfeat.datasets.catalogue import open_dataset
+    from vggfeat.datasets.catalogue import open_dataset, resolve_root
     from vggfeat.datasets.check import write_splits
 
-    written = write_splits(open_dataset(name, root), out or Path(f"{name}-splits"))
+    folder, inputs = out or Path(f"{name}-splits"), [resolve_root(name, root)]
+    written = write_splits(open_dataset(name, root), folder, overwrite=overwrite, inputs=inputs)
     if as_json:
         say_json({"files": [str(path) for path in written]})
         return
@@ -118,7 +121,9 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
       vggfeat data synth voc2007 --root data/voc2007
     """
     from vggfeat.cli.progress import Progress
+    from vggfeat.runtime.targets import check_folder
 
+    check_folder(root, [synthetic.MARKER], kinds=(), overwrite=True, option="--root")
     with Progress(f"synth {name}", "images") as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
     if as_json:
@@ -160,9 +165,11 @@ def pack(
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import default_workers
+    from vggfeat.runtime.targets import check_folder
     from vggfeat.training.packing import PackSettings
     from vggfeat.training.packing import pack as write
 
+    check_folder(out, PACKED, kinds=(), overwrite=True)  # What is in it, packing itself looks at.
     settings = PackSettings(side=side, quality=quality, shard_images=shard_images)
     count = default_workers() if workers is None else workers
     with Progress("pack", "images", quiet=quiet) as bar:

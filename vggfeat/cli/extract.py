@@ -16,6 +16,7 @@ from vggfeat.cli.options import (
     Numbers,
     Words,
     make_folder,
+    net_files,
     with_options,
 )
 from vggfeat.cli.output import say, say_json, say_note
@@ -87,8 +88,11 @@ def extract(
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
+    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights import load_backbone
 
+    target = out or Path(f"{_stem(name, root)}.h5")
+    check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
     dataset = open_dataset(name, root)
     for note in dataset.notes if is_main() else ():
         say_note(note)
@@ -105,7 +109,6 @@ def extract(
     backbone = load_backbone(weights)
     if not backbone.trained and is_main():
         say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
-    target = out or Path(f"{_stem(name, root)}.h5")
     make_folder(target.parent)
     with (
         open_world(device, os.environ, lost=StoreError) as world,

@@ -1,7 +1,6 @@
 """`vggfeat inspect` and `vggfeat export`: show a feature file, write its descriptors for other programs."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import click
 
 from vggfeat.cli.options import PATH, Words, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json
-from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.table import DescriptorTable
@@ -134,16 +132,16 @@ def export(
     Example:
       vggfeat export voc2007.h5 --to parquet --split train --split val
     """
+    from vggfeat.runtime.targets import check_target
     from vggfeat.store.export import write
     from vggfeat.table import rows_of, to_table
 
+    target = out or files[0].with_suffix(f".{kind}")
+    check_target(target, inputs=files, overwrite=overwrite)
     table = descriptors.read(files)
     join = table.settings["join"]
     rows = rows_of(table.dataset, splits or None)
     kept = rows[table.ok[rows]]
-    target = out or files[0].with_suffix(f".{kind}")
-    if any(os.path.realpath(target) == os.path.realpath(file) for file in files):
-        raise ConfigError(f"--out: expected another file than the features, found {target}; choose another name")
     make_folder(target.parent)
     write(target, kind, to_table(table, kept), overwrite=overwrite)
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)

@@ -16,7 +16,8 @@ from vggfeat.cli.options import (
     DecodingOptions,
     JobOptions,
     Numbers,
-    make_folder,
+    claim_folder,
+    net_files,
     option,
     terminal_width,
     with_options,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from vggfeat.localisation.nets import BoxNet
     from vggfeat.samples import ClassificationSet
     from vggfeat.weights import Backbone
+
+EVALUATION = ("results.json", "table.txt", "classes.csv", "submission.txt", "images.jsonl",
+              "images.jsonl.failures.jsonl")  # fmt: skip
+PREDICTIONS = ("predictions.json", "predictions.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,10 @@ def evaluate(
     from vggfeat.store.failures import failures_path
 
     journal, quiet = out / "images.jsonl", quiet or not is_main()
+    inputs = [*files, *net_files(classifier, *boxes.specs)]
+    claim_folder(
+        out, EVALUATION, "vggfeat-localisation", "vggfeat localised images", inputs=inputs, overwrite=job.overwrite
+    )
     with open_world(ready_device(boxes.device), os.environ, lost=StoreError) as world:
         # All nets are loaded before the annotations, which may take minutes.
         nets = boxes.load()
@@ -188,7 +197,6 @@ def evaluate(
             truth = read_boxes(root, data.val, "val", annotations=annotations, progress=bar.update)
         system = LocalisationSystem(protocol, nets, rating, channels, labels, labels_from, settings)  # type: ignore[arg-type]
         run, decode = job.settings(str(world.device), decoding.processes()), decoding.settings()
-        make_folder(out)
         with Progress("localise", "images", quiet=quiet) as bar:
             records = locate_images(
                 data.val, system, journal, run=run, decode=decode, world=world,
@@ -254,16 +262,18 @@ def predict(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.localisation.locate import Localiser
-    from vggfeat.localisation.predict import image_files, predict_files
+    from vggfeat.localisation.predict import drawing_names, image_files, predict_files
     from vggfeat.results.localisation import summary_lines, write_box_predictions
     from vggfeat.results.record import write_files
     from vggfeat.runtime.devices import ready_device
 
-    files, nets = image_files(images), boxes.load()
+    files = image_files(images)
+    inputs = [*files, *net_files(classifier, *boxes.specs)]
+    claim_folder(out, [*PREDICTIONS, *drawing_names(files)], "vggfeat-boxes", inputs=inputs)
+    nets = boxes.load()
     rating = _classifier(classifier)
     classes, words = _names(rating, nets)
     localiser = Localiser(nets, rating, classes, boxes.settings(nets, top=top), device=ready_device(boxes.device))
-    make_folder(out)
     found = []
     with Progress("localise", "images", quiet=quiet) as bar:
         bar.update(0, len(files))

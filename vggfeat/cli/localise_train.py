@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, with_options
+from vggfeat.cli.options import PATH, net_files, with_options
 from vggfeat.cli.output import say
 from vggfeat.cli.signals import is_main
-from vggfeat.cli.train import TrainingOptions, given, show_json, show_run
+from vggfeat.cli.train import RUN, TrainingOptions, given, show_json, show_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,10 @@ def localise_train(
     """
     from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
+    from vggfeat.runtime.targets import check_folder
     from vggfeat.weights import load_backbone
 
+    check_folder(out, RUN, kinds=(), inputs=net_files(weights), overwrite=True)
     started_from = load_backbone(weights)
     recipe = box_recipe_for(started_from, scale, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.errors import StoreError
+from vggfeat.cli.signals import is_main
+from vggfeat.errors import StoreError, VggfeatError
 
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
@@ -194,6 +195,57 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
 
 
+def net_files(*specs: str | None) -> list[Path]:
+    """Return the files of nets that are given by file or name; of others there are none."""
+    from vggfeat.weights.load import find_file
+
+    found = []
+    for spec in specs:
+        with contextlib.suppress(VggfeatError):  # Whoever loads it says what is wrong.
+            found.append(find_file(spec))
+    return found
+
+
+def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterable[str | Path] = (),
+                 overwrite: bool | None = None) -> None:  # fmt: skip
+    """Check before any work that a command may write its files into a folder, make it, and note that it is at work.
+
+    Parameters
+    ----------
+    folder : Path
+    names : sequence of str
+        Patterns of the names of what it writes.
+    kinds : str
+        What the "format" of its JSON files begins with: by them a folder of an earlier run is known.
+    inputs : iterable of str or Path
+        What it reads.
+    overwrite : bool, optional
+        Whether files of others may be replaced; None where the command has no such option.
+
+    Raises
+    ------
+    ConfigError
+        If an input would be replaced.
+    StoreError
+        If a file of another would be, or the folder can't be made.
+    """
+    from vggfeat.runtime.targets import check_folder, claim, unclaim
+
+    check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
+    make_folder(folder)
+    if not is_main():
+        return
+    try:
+        claim(folder, kinds)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: can't be written to: {error.strerror or error}; mend it, or choose another"
+        ) from None
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(partial(unclaim, folder, names, kinds))
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder of a result, before the work whose result it is; an empty one is removed at the end.
 
@@ -206,8 +258,10 @@ def make_folder(folder: Path) -> None:
     missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     if context is not None and missing:
         context.call_on_close(partial(_remove_empty, missing))
+    from vggfeat.runtime.durable import make_folders
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise StoreError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
 

@@ -54,7 +54,7 @@ def report(
         bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
         workers=default_workers() if workers is None else workers,
     )
-    check_page_place(out)
+    check_page_place(out, runs)
     make_folder(out.parent)
     with Progress("report", "parts", quiet=quiet) as bar:
         page = make_page(runs, settings, progress=lambda doing, done, total: bar.update(done, total, doing))

@@ -60,7 +60,7 @@ def similar(
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
-        check_page_place(out)
+        check_page_place(out, [file, *([images] if images else []), query])
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
     with FeatureFile(file) as features:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.options import PATH, Numbers, make_folder, option, terminal_width, with_options
+from vggfeat.cli.options import PATH, Numbers, claim_folder, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
@@ -23,6 +23,10 @@ WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}
 MOST_NAMED = 8
 """Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
+
+RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-*.safetensors",
+           "results-*-test.tar.gz")  # fmt: skip
+PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +145,11 @@ def svm(
     from vggfeat.results.svm import results_json, text_table, write_results
     from vggfeat.svm import check_device
 
-    table = descriptors.read(files)
-    check_device(settings.svm.device)
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
-    make_folder(folder)
+    claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
+    table = descriptors.read(files)
+    check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
     content = results_json(result)
@@ -196,8 +200,8 @@ def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
+    claim_folder(folder, PREDICTIONS, "vggfeat-predictions", inputs=[model, *files])
     predictions = apply_model(model, files)
-    make_folder(folder)
     written = write_predictions(predictions, folder, model=model, top=top)
     if as_json:
         say_json(predictions_json(predictions, model=model, top=top))

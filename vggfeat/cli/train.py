@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Scale, option, with_options
+from vggfeat.cli.options import PATH, Scale, net_files, option, with_options
 from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vggfeat.training.trainer import Outcome, Progress
 
 SHOWN_FAILURES = 5
+RUN = ("run.json", "log.jsonl", "curves.png", "weights.safetensors", "unreadable.jsonl", "statistics-*.json")
+"""Files of a run. What is in its folder already, the run itself looks at."""
 RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std")
 
 
@@ -159,10 +161,12 @@ def train(
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
     from vggfeat.datasets import ilsvrc
+    from vggfeat.runtime.targets import check_folder
     from vggfeat.training.recipe import recipe_for
     from vggfeat.training.train import train as run_training
     from vggfeat.weights import load_backbone
 
+    check_folder(out, RUN, kinds=(), inputs=net_files(init_from), overwrite=True)
     started_from = load_backbone(init_from) if init_from else None
     recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()

@@ -82,8 +82,9 @@ def show(path: str, as_json: bool) -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST.safetensors", type=PATH)
 @click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @JSON
-def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
+def convert(source: str, target: Path, float16: bool, overwrite: bool, as_json: bool) -> None:
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
 
     How each of them was settled, and the source's SHA-256, is kept in the file; `show` prints it.
@@ -94,13 +95,16 @@ def convert(source: str, target: Path, float16: bool, as_json: bool) -> None:
     """
     from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
+    from vggfeat.runtime.targets import check_target
     from vggfeat.weights.load import find_file
     from vggfeat.weights.verify import convert as convert_file
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
-    make_folder(target.parent)
-    file = convert_file(find_file(source), target, dtype="float16" if float16 else "float32")
+    path = find_file(source)
+    real = check_target(target, inputs=[path], overwrite=overwrite, option="DST")
+    make_folder(real.parent)
+    file = convert_file(path, real, dtype="float16" if float16 else "float32")
     if as_json:
         about = file.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
         say_json(about)
@@ -129,12 +133,17 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     from vggfeat.cli.options import make_folder
     from vggfeat.cli.progress import Progress
     from vggfeat.errors import check_choice
+    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights.download import fetch as download
+    from vggfeat.weights.download import is_download, is_note
     from vggfeat.weights.load import weights_folder
     from vggfeat.weights.published import PUBLISHED
 
     check_choice("name", name, PUBLISHED)
     published, folder = PUBLISHED[name], out or weights_folder()
+    check_target(folder / published.file, ours=anything)  # Its checksum says whether it is the file.
+    check_target(folder / f"{published.file}.part", ours=is_download, called="part of a download")
+    check_target(folder / f"{published.file}.part.json", ours=is_note, called="what is known of a download")
     make_folder(folder)
     say_note(f"{published.file}: licence: {published.licence}")
     with Progress(f"fetch {name}", "MB", quiet=quiet) as bar:
@@ -179,8 +188,9 @@ def verify(path: str, as_json: bool) -> int:
 @click.option("--out", type=PATH, required=True, help="The file to write.")
 @click.option("--layer", help="ONNX: the map to give out: conv5, pool5, fc6, fc7 or fc8. [fc8]")
 @click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @JSON
-def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as_json: bool) -> None:
+def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, overwrite: bool, as_json: bool) -> None:
     """Write a net for torchvision's classes, or as ONNX.
 
     ONNX takes RGB from 0 to 255, N, H and W free, with the normalisation inside. For torchvision the normalisation
@@ -191,21 +201,23 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, as
       vggfeat weights export vgg16-caffe --to torchvision --out vgg16.pth
       vggfeat weights export D.safetensors --to onnx --layer fc7 --out vgg16-fc7.onnx
     """
-    from vggfeat.cli.options import make_folder
+    from vggfeat.cli.options import make_folder, net_files
     from vggfeat.errors import ConfigError
+    from vggfeat.runtime.targets import check_target
     from vggfeat.weights import load_backbone
     from vggfeat.weights.export import export_onnx, export_torchvision
 
     if (layer and target != "onnx") or (as_is and target != "torchvision"):
         raise ConfigError(f"export to {target}: expected no {'--layer' if layer else '--as-is'}, found one")
-    make_folder(out.parent)
+    real = check_target(out, inputs=net_files(path), overwrite=overwrite)
+    make_folder(real.parent)
     about: dict[str, Any]
     if target == "onnx":
         layer = layer or "fc8"
-        export_onnx(load_backbone(path), out, layer=layer)
+        export_onnx(load_backbone(path), real, layer=layer)
         about = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
     else:
-        about = export_torchvision(load_backbone(path), out, fold=not as_is)
+        about = export_torchvision(load_backbone(path), real, fold=not as_is)
     if as_json:
         say_json({"path": str(out)} | about)
         return

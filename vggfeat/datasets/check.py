@@ -3,8 +3,9 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 from vggfeat.datasets.catalogue import lookup, open_dataset, resolve_root
 from vggfeat.datasets.record import Archive, Count, DatasetRecord
 from vggfeat.errors import DatasetError, StoreError
+from vggfeat.runtime.durable import DISK, atomic_write, make_folders
+from vggfeat.runtime.targets import check_target
 from vggfeat.samples import DataSet, Label
 
 
@@ -83,7 +86,13 @@ def check_copy(name: str, root: Path | str | None = None) -> DatasetReport:
     )
 
 
-def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
+def write_splits(
+    dataset: DataSet,
+    directory: Path | str,
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[Path] = (),
+) -> tuple[Path, ...]:
     r"""Write the ids of every split to a text file of its own.
 
     Parameters
@@ -92,6 +101,10 @@ def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
         Any data set with splits.
     directory : Path or str
         Made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
+    overwrite : bool
+        Replace files that have other content.
+    inputs : sequence of Path
+        Files and folders of the data set, in which nothing is replaced.
 
     Returns
     -------
@@ -104,7 +117,7 @@ def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
         If there are no splits, an id holds a line break, or a split's name can't name a file. Ids and names are
         checked before anything is written.
     StoreError
-        If the folder can't be written.
+        If the folder can't be written, or has files of these names with other content.
     """
     if not dataset.splits:
         raise DatasetError(f"{dataset.name}: expected splits to write, found none")
@@ -117,16 +130,29 @@ def write_splits(dataset: DataSet, directory: Path | str) -> tuple[Path, ...]:
         if broken is not None:
             raise DatasetError(f"{dataset.name}: expected ids of one line, found {broken!r}; rename the file")
         texts[split] = "".join(f"{name}\n" for name in ids)
-    return tuple(_write(Path(directory), f"{split}.txt", text) for split, text in texts.items())
+    contents = {Path(directory) / f"{split}.txt": text.encode() for split, text in texts.items()}
+    targets = {
+        path: check_target(
+            path, inputs=inputs, overwrite=overwrite, ours=partial(_holds, content), called="the same list"
+        )
+        for path, content in contents.items()
+    }
+    for path, content in contents.items():
+        _write(targets[path], content)
+    return tuple(contents)
 
 
-def _write(directory: Path, name: str, text: str) -> Path:
+def _holds(content: bytes, path: Path) -> bool:
+    return path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text, encoding="utf-8", newline="\n")
+        make_folders(path.parent)
+        with atomic_write(DISK, path) as file:
+            file.write(content)
     except OSError as error:
-        raise StoreError(f"{directory / name}: can't be written: {error.strerror or error}; mend it") from error
-    return directory / name
+        raise StoreError(f"{path}: can't be written: {error.strerror or error}; mend it") from error
 
 
 def _compare(record: DatasetRecord, data: DataSet) -> Iterator[Count]:

@@ -93,7 +93,7 @@ def predict_files(
     png : bytes
         The drawing; empty if the image failed.
     """
-    names = _drawing_names(files)
+    names = drawing_names(files)
     # The images are drawn on, so they are decoded at full size.
     with Decoder(workers, replace(decode, largest_side=None)) as decoder:
         decoded = decoder.stream(Request(str(path.absolute()), (None,)) for path in files)
@@ -123,7 +123,7 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _drawing_names(files: Sequence[Path]) -> list[str]:
+def drawing_names(files: Sequence[Path]) -> list[str]:
     """Names of the drawings; images of one name in several folders are numbered."""
     names: dict[str, None] = {}
     for path in files:

@@ -1,32 +1,33 @@
 """A page takes its name in one step."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
+from vggfeat.runtime.targets import check_target
 
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""
 
 
-def check_page_place(path: Path) -> None:
+def check_page_place(path: Path, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Check, before the work for a page, that nothing but another page would be replaced by it.
 
     Raises
     ------
+    ConfigError
+        If it is one of the inputs.
     StoreError
         If something else has that name.
     """
-    if not os.path.exists(path):
-        return
-    try:
-        with open_bounded(Path(os.path.realpath(path))) as file:
-            ours = MARK in file.read(1024)
-    except OSError as error:
-        raise StoreError(f"{path}: expected a page of vggfeat or no file, found: {error.strerror or error}") from None
-    if not ours:
-        raise StoreError(f"{path}: expected a page of vggfeat or no file, found another file; choose another --out")
+    check_target(path, inputs=inputs, ours=is_page, called="a page of vggfeat")
+
+
+def is_page(path: Path) -> bool:
+    """Say whether a file is a page of ours."""
+    with open_bounded(path) as file:
+        return MARK in file.read(1024)
 
 
 def write_page(path: Path, content: bytes) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError, check_choice
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
+from vggfeat.runtime.targets import check_target
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63
@@ -88,10 +89,7 @@ def write(
         If the file exists, the table does not fit the format, or the disk fails.
     """
     check_choice("export", kind, KINDS)
-    target = Path(os.path.realpath(path))
-    if os.path.lexists(target) and (target.is_dir() or not overwrite):
-        advice = "" if target.is_dir() else "give --overwrite, or "
-        raise StoreError(f"{target}: expected a new file, found one there; {advice}choose another name")
+    target = check_target(path, overwrite=overwrite)
     advice = "nothing was left; mend it and run the same again"
     with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
         _WRITERS[kind](sink, table)

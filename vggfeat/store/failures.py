@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.runtime.durable import Files, atomic_write
+from vggfeat.errors import StoreError
+from vggfeat.runtime.durable import Files, atomic_write, open_bounded
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
+
+_FIELDS = ("id", "path", "reason", "message")
+_LONGEST_LINE = 1 << 20
 
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
@@ -55,6 +59,15 @@ def failures_path(out: Path) -> Path:
     It has the whole name of the file in its own, as the folder of its parts has: several files may stand in one folder.
     """
     return out.with_name(f"{out.name}.failures.jsonl")
+
+
+def is_failures_list(path: Path) -> bool:
+    """Say whether a file is a list of failures, by its first line."""
+    try:
+        with open_bounded(path) as file:
+            return list(json.loads(file.readline(_LONGEST_LINE))) == list(_FIELDS)
+    except (OSError, StoreError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def failures_of(out: Path) -> dict[int, str]:
@@ -99,7 +112,7 @@ def write_failures(
 
 def _line(name: str, path: str, text: str) -> str:
     reason, _, message = text.partition(": ")
-    found = {"id": name, "path": path, "reason": reason, "message": message}
+    found = dict(zip(_FIELDS, (name, path, reason, message), strict=True))
     return f"{json.dumps(found)}\n"
 
 

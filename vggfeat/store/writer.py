@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import text_width
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors
+from vggfeat.runtime.targets import check_target
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
-from vggfeat.store.failures import failures_of, write_failures
+from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
 from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
 from vggfeat.store.layout import Block, Shape, Status, file_bytes, storable
 from vggfeat.store.parts import PartsFolder
@@ -109,6 +110,7 @@ class FeatureWriter:
             `ticket`, the arguments are not those of that process.
         """
         target, dataset = identity.resolved(Path(out)), storable(dataset)
+        check_target(failures_path(target), ours=is_failures_list, called="a list of failures")
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
         manifest = identity.describe(dataset, key, shape, shard_rows)

@@ -259,6 +259,19 @@ class _Download:
         self.note.write_text(json.dumps({"address": address, "version": version}), encoding="utf-8")
 
 
+def is_note(path: Path) -> bool:
+    """Say whether a file says of a download where it comes from."""
+    try:
+        return {"address", "version"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def is_download(path: Path) -> bool:
+    """Say whether a file is a download that was stopped."""
+    return not path.stat().st_size or is_note(path.with_name(f"{path.name}.json"))
+
+
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follow a server elsewhere, but not from https to anything less."""
 
