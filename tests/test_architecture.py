@@ -37,7 +37,7 @@ DOORWAYS = {
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks"},
     "joblib": {"svm", "benchmarks"},
-    "scipy": {"svm", "store", "synthetic", "benchmarks"},
+    "scipy": {"svm", "synthetic", "benchmarks"},
     "pyarrow": {"store.export"},
     "matplotlib": {"results", "training"},
     "tensorboard": {"training"},
@@ -49,7 +49,7 @@ DOORWAYS = {
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
-LATE_IN = {"svm": {"torch"}, "store": {"scipy"}, "synthetic": {"scipy"}}
+LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 
 def module_of(path: Path) -> str:

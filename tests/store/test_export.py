@@ -3,6 +3,8 @@
 import csv
 import errno
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -77,7 +79,8 @@ def test_mat_comes_back_with_names_that_matlab_allows_and_rows_from_one(tmp_path
     found = loadmat(write(tmp_path / "x.mat", "mat", make_table()), chars_as_strings=True)
     assert same_bits(found["descriptors"])
     assert found["descriptors"].dtype == np.float32
-    assert tuple(cell.item() for cell in found["ids"].ravel()) == IDS
+    shown = [name.replace("𝄞", r"\U0001d11e") for name in IDS]
+    assert [cell.item() for cell in found["ids"].ravel()] == shown, "SciPy, MATLAB and Octave count it differently"
     assert [cell.item() for cell in found["classes"].ravel()] == list(CLASSES)
     assert found["labels"].dtype == np.int8
     assert (found["labels"] == LABELS).all()
@@ -85,6 +88,35 @@ def test_mat_comes_back_with_names_that_matlab_allows_and_rows_from_one(tmp_path
     assert splits.dtype.names == ("train_1", "train_1_2", "s_1st")
     assert splits["train_1"].ravel().tolist() == [1, 3, 6]
     assert splits["train_1_2"].ravel().tolist() == [2]
+
+
+ODD = ("Käse/ä.jpg", "日本語", "ﬀ\u0301", "no 😀", "", "plain")
+
+
+def test_mat_holds_every_text_in_utf_16_with_the_count_of_its_units(tmp_path):
+    """MATLAB and Octave take the count at its word: of UTF-8 they would read the first bytes only."""
+    path = write(tmp_path / "x.mat", "mat", make_table(paths=ODD))
+    shown = [text.replace("😀", r"\U0001f600") for text in ODD]
+    assert ["".join(cell) for cell in loadmat(path)["paths"].ravel()] == shown
+    raw = path.read_bytes()
+    for text in filter(None, shown):
+        units = text.encode("utf-16-le")
+        dims = np.array([5, 8, 1, len(text), 1, 0], "<i4").tobytes()  # miINT32, its bytes, 1 x n; no name
+        data = np.array([17, len(units)], "<i4").tobytes()  # miUTF16, its bytes
+        assert dims + data + units in raw
+
+
+@pytest.mark.skipif(shutil.which("octave") is None, reason="needs Octave")
+def test_octave_reads_a_mat_file(tmp_path):
+    path = write(tmp_path / "x.mat", "mat", make_table(paths=ODD))
+    program = (
+        f"x = load('{path}'); for k = 1:numel(x.paths), printf('%s|', x.paths{{k}}); end; printf('%s ', class("
+        "x.descriptors)); printf('%d ', size(x.descriptors), x.labels(:, 1), x.splits.train_1, x.splits.train_1_2)"
+    )
+    found = subprocess.run(["octave-cli", "--norc", "--eval", program], capture_output=True, check=True)
+    texts, _, rest = found.stdout.decode().rpartition("|")
+    assert texts.split("|") == [text.replace("😀", r"\U0001f600") for text in ODD]
+    assert rest.split() == ["single", str(N), str(D), *map(str, LABELS[:, 0]), "1", "3", "6", "2"]
 
 
 def test_long_split_names_fit_into_matlab(tmp_path):

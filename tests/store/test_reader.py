@@ -54,6 +54,52 @@ def copy(good, tmp_path):
     return shutil.copy(good, tmp_path / "copy.h5")
 
 
+# Who else has it open.
+
+HANDLES = [
+    {"mode": "r"}, {"mode": "r+"}, {"mode": "a"}, {"mode": "r", "swmr": True}, {"mode": "r", "locking": False},
+    {"mode": "r+", "locking": True}, {"mode": "r+", "libver": "latest"}, {"mode": "r", "driver": "core"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("handle", HANDLES, ids=str)
+def test_a_file_that_the_program_has_open_in_any_way_is_read(copy, handle):
+    """As in a notebook: HDF5 itself refuses a second handle with other flags."""
+    with h5py.File(copy, **handle) as theirs, FeatureFile(copy) as ours:
+        ours.check()
+        np.testing.assert_array_equal(ours.read(), theirs["features"][...])
+
+
+@pytest.mark.parametrize("handle", HANDLES, ids=str)
+def test_a_file_that_we_have_open_can_be_opened_in_any_way(copy, handle):
+    with FeatureFile(copy) as ours:
+        with h5py.File(copy, **handle) as theirs:
+            np.testing.assert_array_equal(ours.read(), theirs["features"][...])
+        ours.check()
+
+
+def test_a_file_that_another_process_has_open_is_read_and_no_descriptor_is_left(copy):
+    words = f"import h5py; file = h5py.File({str(copy)!r}, 'r+', locking=True); print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", words], stdin=pipe, stdout=pipe) as process:
+        process.stdout.readline()
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            assert validate(copy).problems == ()
+        assert os.listdir("/proc/self/fd") == before
+        process.communicate(b"\n")
+
+
+def test_a_disk_that_fails_while_it_is_read_is_named(copy, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with FeatureFile(copy) as ours:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(StoreError, match=r"copy\.h5.*Input/output error"):
+            ours.read()
+
+
 # What is in it.
 
 

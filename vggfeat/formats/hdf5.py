@@ -11,6 +11,7 @@ bytes (Python's "surrogateescape").
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -138,6 +139,54 @@ class UntrustedHDF5:
             fits = kind.equal(h5t.py_create(np.dtype(expected)))
         if not fits:
             raise self.refuse(name, expected, f"another type (HDF5 class {kind.get_class()})")
+
+
+class _PositionalFile(io.RawIOBase):
+    """A file open for reading, whose position no forked process shares."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self._at = 0
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
+        self._at = offset + (os.fstat(self._fd).st_size if base is None else base)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < view.nbytes:  # One call of the system takes 2 GiB at most, and HDF5 does not ask twice.
+            count = os.preadv(self._fd, [view[done:]], self._at)
+            if not count:
+                break
+            done, self._at = done + count, self._at + count
+        return done
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
+    """Open an HDF5 file for reading, whoever else has it open and how; OSError if it is none.
+
+    HDF5 opens a file once a process: it refuses one that the program has open with other flags. It also locks it, which
+    some disks refuse. A file that it reads through Python shares nothing with others; ours never change under their
+    names.
+    """
+    return h5py.File(_PositionalFile(path), "r")
 
 
 @contextmanager

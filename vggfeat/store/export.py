@@ -5,10 +5,10 @@
     parquet  a row per sample: id, path, descriptor (a list of fixed size D, float32), an int8 column label_<class>
              for every class, a boolean column split_<name> for every split
     csv      the same columns, but d0 ... d<D-1> for the descriptor, last
-    mat      MATLAB 5: the names of npz; cells of text; splits is a struct of row numbers from 1
+    mat      MATLAB 5: the names of npz; cells of text in UTF-16; splits is a struct of row numbers from 1
 
 Labels: 1 positive, -1 negative, 0 ignored, 2 withheld, 3 not listed. Names of files that are no UTF-8 show their
-odd bytes as \\xff in every kind but npz.
+odd bytes as \\xff in every kind but npz; a mat file shows characters beyond 16 bits, such as emoji, as \\U0001f600.
 """
 
 import os
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError, check_choice
+from vggfeat.formats.mat5_write import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
 
@@ -157,32 +158,22 @@ def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
 
 
 def _write_mat(sink: LatchedFile, table: Table) -> None:
-    from scipy.io import savemat
-
     if table.descriptors.nbytes >= _MAT_BYTES:
         size = f"{table.descriptors.nbytes / 2**30:.1f} GiB"
         raise StoreError(f"mat: expected descriptors below 2 GiB, all that MATLAB 5 files hold, found {size}; use npz")
     names = _mat_names(list(table.splits))
-    rows = [np.asarray(split, np.float64) + 1 for split in table.splits.values()]
-    savemat(
+    rows = [np.asarray(split, "<f8").reshape(-1, 1) + 1 for split in table.splits.values()]
+    write_mat5(
         sink,
         {
-            "ids": _cells(table.ids),
-            "paths": _cells(table.paths),
-            "descriptors": table.descriptors,
-            "labels": table.labels,
-            "classes": _cells(table.classes),
+            "ids": [_shown(text) for text in table.ids],
+            "paths": [_shown(text) for text in table.paths],
+            "descriptors": table.descriptors.astype("<f4", copy=False),
+            "labels": table.labels.astype(np.int8, copy=False),
+            "classes": [_shown(text) for text in table.classes],
             "splits": dict(zip(names, rows, strict=True)),
         },
-        long_field_names=True,
-        oned_as="column",
     )
-
-
-def _cells(texts: Sequence[str]) -> NDArray[np.object_]:
-    cells = np.empty((len(texts), 1), dtype=object)
-    cells[:, 0] = [_shown(text) for text in texts]
-    return cells
 
 
 def _mat_names(names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors, text_width
+from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors, open_hdf5, text_width
 from vggfeat.samples import DataSet
 
 POSTERIORS = "posteriors"
@@ -208,8 +208,7 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
     if not stat.S_ISREG(state.st_mode):
         raise StoreError(f"{path}: expected a feature file, found a folder, pipe or device")
     with hdf5_errors(str(path)):
-        # The file never changes under its name, so a lock would only fail on disks that can't lock.
-        return h5py.File(path, "r", locking=False), state.st_size
+        return open_hdf5(path), state.st_size
 
 
 def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
-from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, read_values
+from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, open_hdf5, read_values
 from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import BLOCK_COLUMNS, FORMAT, Block, Shape, Status, check_layout, open_file
@@ -255,7 +255,7 @@ def is_damaged(path: Path) -> bool:
             size = os.fstat(file.fileno()).st_size
         if not h5py.is_hdf5(path):
             return not size
-        with h5py.File(path, "r") as opened:
+        with open_hdf5(path) as opened:
             return UntrustedHDF5(opened, str(path), size).text("format") == FORMAT
     except StoreError:
         return False

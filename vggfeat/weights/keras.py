@@ -15,7 +15,7 @@ import h5py
 from torch import Tensor
 
 from vggfeat.errors import StoreError, WeightsError
-from vggfeat.formats.hdf5 import UntrustedHDF5
+from vggfeat.formats.hdf5 import UntrustedHDF5, open_hdf5
 from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
 from vggfeat.nets.vgg import WINDOW
 from vggfeat.weights.importing import ParsedNet, finish, to_tensor
@@ -51,7 +51,7 @@ def load_keras(path: Path) -> Backbone:
         If it is damaged, leads to other files, is of another network, or has no fully connected layers ('notop').
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if "features" in file and "features_sha256" in file.attrs:
                 raise WeightsError(f"{path}: expected a net, found a feature file; give it to `vggfeat svm --features`")
             _check_config(path, file)
