@@ -367,6 +367,23 @@ def test_processes_of_another_machine_are_named_with_it(tmp_path, content, named
     assert holder(tmp_path / "LOCK") == named
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_refuses_locks_is_told_from_one_that_refuses_files(tmp_path, monkeypatch, number):
+    sharing = Lock(tmp_path / "shared")
+
+    def refuse(fd, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    expected = rf"LOCK: expected a file system that can lock a file, .* \({os.strerror(number)}\); choose an output on"
+    for joining in (False, True):
+        with pytest.raises(StoreError, match=expected):
+            Lock(tmp_path / "LOCK", joining=joining)
+    with pytest.raises(StoreError, match=expected.replace("LOCK", "shared")):
+        sharing.share()
+    sharing.release()
+
+
 def test_machine_of_an_odd_name_is_written_so_that_it_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node\n3 \x1b é" + "x" * 100))
     lock = Lock(tmp_path / "LOCK")

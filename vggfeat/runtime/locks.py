@@ -5,6 +5,7 @@ join. As long as one of them lives, no other run can take it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -18,6 +19,8 @@ from vggfeat.runtime.durable import check_regular, open_bounded
 _LONGEST = 1 << 12
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _LINE = re.compile(r"([0-9]{1,20})(?: ([A-Za-z0-9._-]{1,64}))?")
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 _held: set[int] = set()
 
@@ -50,10 +53,11 @@ class Lock:
     OSError
         If the file can't be opened.
     StoreError
-        If it is no regular file.
+        If it is no regular file, or on a file system without locks.
     """
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:
+        self._path = path
         self._fd: int | None = _lock(path, fcntl.LOCK_SH if joining else fcntl.LOCK_EX)
         _held.add(self._fd)
         with contextlib.suppress(OSError):
@@ -70,7 +74,7 @@ class Lock:
             If another process has taken it alone in the moment in which the kind of lock changes.
         """
         if self._fd is not None:
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            flock(self._fd, fcntl.LOCK_SH, self._path)
 
     def release(self) -> None:
         """Release it. In a forked child, and the second time, this does nothing."""
@@ -78,6 +82,28 @@ class Lock:
             _held.discard(self._fd)
             os.close(self._fd)
         self._fd = None
+
+
+def flock(fd: int, kind: int, path: Path) -> None:
+    """Lock an open file, or change its lock, without waiting.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has it.
+    StoreError
+        If the file system has no locks.
+    """
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise StoreError(
+            f"{path}: expected a file system that can lock a file, found one that refuses the lock ({error.strerror}); "
+            "choose an output on another disk, or mount this one with locks (NFS: without nolock, and with its lock "
+            "service running; Lustre: with flock)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -124,7 +150,7 @@ def _lock(path: Path, kind: int) -> int:
             raise
         try:
             check_regular(path, os.fstat(fd))
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            flock(fd, kind, path)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
                     return fd

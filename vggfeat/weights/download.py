@@ -23,6 +23,7 @@ from typing import Any
 
 from vggfeat.errors import WeightsError
 from vggfeat.runtime.durable import DISK, Files, disk_errors, write_all
+from vggfeat.runtime.locks import flock
 from vggfeat.weights.published import Published
 from vggfeat.weights.sniff import digests
 
@@ -344,7 +345,7 @@ def _check_present(published: Published, path: Path) -> str:
 def _locked(part: Path) -> Iterator[int]:
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(fd, fcntl.LOCK_EX, part)
         # Whoever had the lock a moment ago may have given the finished file its name.
         if not part.exists() or not os.path.samestat(os.fstat(fd), part.stat()):
             raise BlockingIOError
