@@ -412,7 +412,10 @@ def test_pipe_in_the_folder_of_parts_is_not_waited_for(out, name):
 # Other settings.
 
 CHANGED_KEYS = [
-    ({"weights_sha256": "cd" * 32}, r"weights_sha256: found \"abab.*expected \"cdcd"),
+    (
+        {"weights_sha256": "cd" * 32},
+        r'found "abababab\.\.\.", expected "cdcdcdcd\.\.\." \(another weights',
+    ),
     ({"network": "E"}, r'network: found "D", expected "E"'),
     ({"layer": "fc6"}, r'layer: found "fc7", expected "fc6"'),
     ({"precision": "bf16"}, r'precision: found "fp32", expected "bf16"'),
@@ -464,6 +467,15 @@ def refused(other, words, **changes):
 @pytest.mark.parametrize(("change", "words"), CHANGED_KEYS)
 def test_other_key_is_refused_and_named(other, change, words):
     refused(other, words, key=KEY | change)
+
+
+def test_of_a_finished_file_the_weights_are_named(tmp_path):
+    out = tmp_path / "x.h5"
+    with open_parts(out) as parts:
+        for shard in parts.pending:
+            parts.append(shard, make_block(parts.rows(shard), parts.shape))
+        parts.finish(PROVENANCE | {"weights": "D.safetensors"})
+    refused(out, 'the file was made with "D.safetensors"', key=KEY | {"weights_sha256": "cd" * 32})
 
 
 def test_missing_key_is_refused_and_named(other):

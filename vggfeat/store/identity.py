@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ _LONGEST_ROW = 1000
 _LONGEST_LINE = 1 << 16
 _MOST_SHOWN = 50
 _DEEPEST = 8
+_DIGEST = re.compile(r'"[0-9a-f]{64}"')
 IMAGE_SIZES = "image_sizes_sha256"
 """Of a key: the sizes in bytes of all image files."""
 _MEANING: dict[tuple[str, ...], str] = {
     ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
+    ("weights_sha256",): " (another weights file)",
     (IMAGE_SIZES,): " (image files have come, gone or changed: --retry-failed makes those of a finished file again)",
 }
 
@@ -92,6 +95,7 @@ def matching(
             expected["key"] = expected["key"] | {IMAGE_SIZES: sizes}
         different = differences(found, expected)
         if different:
+            different += _made_with(different, file.provenance)
             raise ReplaceableError(
                 f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
                 "choose another output, or ask to overwrite it (--overwrite)"
@@ -195,6 +199,14 @@ def _told(name: tuple[str, ...], found: str | None, expected: str | None) -> str
     return f"{_name(name)}: found {_short(found)}, expected {_short(expected)}{_MEANING.get(name[-1:], '')}"
 
 
+def _made_with(different: list[str], provenance: Any) -> list[str]:
+    """Say by name which weights a file is of, if others are asked for."""
+    weights = provenance.get("weights") if isinstance(provenance, dict) else None
+    if not isinstance(weights, str) or not any(line.startswith("weights_sha256:") for line in different):
+        return []
+    return [f"the file was made with {_short(json.dumps(weights))}"]
+
+
 def _name(name: tuple[str, ...]) -> str:
     return _short(json.dumps(".".join(name).removeprefix("key."))[1:-1])
 
@@ -202,4 +214,6 @@ def _name(name: tuple[str, ...]) -> str:
 def _short(text: str | None, longest: int = _LONGEST_SHOWN) -> str:
     if text is None:
         return "none"
+    if _DIGEST.fullmatch(text):
+        return f'"{text[1:9]}..."'
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
