@@ -153,7 +153,7 @@ class Shards(NamedTuple):
     files: tuple[str, ...]
     """Names of the files, relative to the root of the images."""
     places: NDArray[np.int64]
-    """(N, 3): number of the file, first byte in it, bytes."""
+    """(N, 3): number of the file, first byte in it, bytes; or (N, 4) with the CRC-32 of these bytes."""
 
 
 class Place(NamedTuple):
@@ -161,8 +161,9 @@ class Place(NamedTuple):
 
     file: str
     """Absolute path."""
-    span: tuple[int, int] | None
-    """First byte and number of bytes of the image in the file; None if it is the whole file."""
+    span: tuple[int, ...] | None
+    """First byte and number of bytes of the image in the file, and their CRC-32 where it is known; None if it is the
+    whole file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +189,8 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         n = len(self.paths)
-        if self.targets.shape != (n,) or (self.shards is not None and self.shards.places.shape != (n, 3)):
+        shapes = ((n, 3), (n, 4))
+        if self.targets.shape != (n,) or (self.shards is not None and self.shards.places.shape not in shapes):
             raise DatasetError(f"{self.root}: expected a target and a place for each of {n} images, found others")
         if n and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise DatasetError(f"{self.root}: expected targets from 0 to {len(self.classes) - 1}, found others")
@@ -209,8 +211,8 @@ class LabelledImages:
         """Say where the image of a row lies."""
         if self.shards is None:
             return Place(os.path.join(self.root, self.paths[row]), None)
-        shard, start, length = self.shards.places[row].tolist()
-        return Place(os.path.join(self.root, self.shards.files[shard]), (start, length))
+        shard, *span = self.shards.places[row].tolist()
+        return Place(os.path.join(self.root, self.shards.files[shard]), tuple(span))
 
     def fingerprint(self) -> str:
         """SHA-256 over names, targets and places (not over the root and the images), as 64 hex digits."""

@@ -339,7 +339,7 @@ def test_results_of_other_settings_are_not_mixed(files, tmp_path, capsys):
 def test_a_foreign_file_is_left_alone(files, tmp_path, capsys):
     (tmp_path / "images.jsonl").write_text("mine\n")
     assert dense(files, tmp_path) == 6
-    assert "found another file; move it away" in capsys.readouterr().err
+    assert "images.jsonl: expected a new file, found one there" in capsys.readouterr().err
     assert (tmp_path / "images.jsonl").read_text() == "mine\n"
 
 

@@ -467,7 +467,7 @@ def test_converting_twice_changes_nothing(pth, tmp_path):
     assert run(["weights", "convert", str(pth), str(once)]) == 0
     assert run(["weights", "convert", str(once), str(twice)]) == 0
     assert once.read_bytes() == twice.read_bytes()
-    assert run(["weights", "convert", str(once), str(once)]) == 0
+    assert run(["weights", "convert", str(once), str(once), "--overwrite"]) == 2, "it may be the only copy"
     assert once.read_bytes() == twice.read_bytes()
 
 
@@ -546,7 +546,7 @@ def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path,
     assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth")]) == 0
     assert set(torch.load(tmp_path / "t.pth", weights_only=True)) == set(state_dict_of(net()))
     assert "its mean is not torchvision's" in capsys.readouterr().out
-    assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth"), "--as-is"]) == 0
+    assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth"), "--as-is", "--overwrite"]) == 0
     assert "not torchvision's" not in capsys.readouterr().out
     assert run([*words, "onnx", "--layer", "fc7", "--out", str(tmp_path / "o.onnx"), "--json"]) == 0
     capsys.readouterr()

@@ -204,8 +204,7 @@ def test_what_cant_be_written_is_refused_and_leaves_nothing(tmp_path, about, wor
 def test_a_place_that_cant_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     for place in ("missing/model", "folder"):
-        expected = r"writing the model failed: .*; choose another place|expected a regular file, found a .*folder"
-        with pytest.raises(StoreError, match=f"{place}: ({expected})"):
+        with pytest.raises(StoreError, match=f"{place}: writing the model failed: .*; choose another place"):
             save_model(tmp_path / place, some_model(), ABOUT)
     assert os.listdir(tmp_path) == ["folder"]
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -93,10 +94,11 @@ def test_shards_are_tar_files_of_the_same_bytes(tree, tmp_path):
             found |= {member.name: tar.extractfile(member).read() for member in tar}
     assert list(found) == list(copy.train.paths)
     for row, name in enumerate(copy.train.paths):
-        file, (start, length) = copy.train.place(row)
+        file, (start, length, crc32) = copy.train.place(row)
         with open(file, "rb") as shard:
             shard.seek(start)
             assert shard.read(length) == found[name]
+        assert crc32 == zlib.crc32(found[name])
     command = ["tar", "tf", str(tmp_path / "out/shards/val-00000.tar")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == list(copy.val.paths)
 
@@ -126,7 +128,7 @@ def test_small_clean_jpegs_are_kept_byte_for_byte_and_everything_else_becomes_on
     train = ilsvrc.read(tmp_path / "out").train
     assert set(train.paths) == set(kept) | set(changed)
     for row, name in enumerate(train.paths):
-        file, (start, length) = train.place(row)
+        file, (start, length, _) = train.place(row)
         with open(file, "rb") as shard:
             data = shard.read()[start : start + length]
         if name in kept:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError
+from vggfeat.runtime.checksums import unsealed
 from vggfeat.samples import ClassificationSet, LabelledImages, Shards
 
 INDEX = "index.json"
 BEGUN = "packing.json"
 """Written first: what is being packed, and how."""
-FORMAT = "vggfeat packed images, 1"
+FORMAT = "vggfeat packed images, 2"
 LISTS = ("train", "val")
 _SHARD = re.compile(r"shards/[a-z]+-\d{5,}\.tar")
 _AGAIN = "give the same `data pack` command again"
@@ -33,7 +34,7 @@ class Columns(NamedTuple):
     targets: NDArray[np.int64]
     """(N,) numbers of classes."""
     places: NDArray[np.int64]
-    """(N, 3) as in `Shards`."""
+    """(N, 4) as in `Shards`."""
 
 
 def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Columns:
@@ -63,6 +64,7 @@ def read(root: Path) -> ClassificationSet:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise DatasetError(f"{path}: expected the format {FORMAT!r}, found {index['format']!r}; {_AGAIN}")
+        index = unsealed(index)
         lists = {name: _images(root, name, index) for name in LISTS}
         layout = (
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"

@@ -12,6 +12,7 @@ import os
 import stat
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ class Request(NamedTuple):
     boxes: tuple[Box | None, ...]
     """In pixels of the upright image, that is after the EXIF orientation has been applied. Each is rounded outwards
     to whole pixels and clipped to the image; None is the whole of it."""
-    span: tuple[int, int] | None = None
-    """First byte and number of bytes of the image in the file; None if it is the whole file."""
+    span: tuple[int, ...] | None = None
+    """First byte and number of bytes of the image in the file, and their CRC-32 where it is known; None if it is the
+    whole file."""
     side: int | None = None
     """The smallest side that will be asked for, where a reduced image will do: it takes the place of
     `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
@@ -121,7 +123,10 @@ class Request(NamedTuple):
     @property
     def name(self) -> str:
         """What a message calls the image."""
-        return self.path if self.span is None else f"{self.path}, bytes {self.span[0]} to {sum(self.span) - 1}"
+        if self.span is None:
+            return self.path
+        first, length, *_ = self.span
+        return f"{self.path}, bytes {first} to {first + length - 1}"
 
 
 def decode(request: Request, settings: DecodeSettings) -> DecodedImage:
@@ -251,13 +256,13 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text.encode("utf-8", "backslashreplace").decode())
 
 
-def read_bytes(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes:
-    """Read the bytes of an image, all of its file or those of a span (first byte, number of bytes).
+def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes:
+    """Read the bytes of an image, all of its file or those of a span (first byte, number of bytes, their CRC-32).
 
     Raises
     ------
     ImageError
-        If it is no regular file of 1 to `max_bytes` bytes, or can't be read.
+        If it is no regular file of 1 to `max_bytes` bytes, can't be read, or a span has another CRC-32.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
@@ -271,7 +276,7 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
-        start, length = span or (0, status.st_size)
+        start, length, *checksums = span or (0, status.st_size)
         if not 0 < length <= max_bytes:
             reason = "too-large" if length > 0 else "empty"
             raise ImageError(reason, f"expected 1 to {max_bytes} bytes, found {length}")
@@ -279,7 +284,10 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, int] | None) -> bytes
             raise ImageError("truncated", f"expected at least {start + length} bytes, found {status.st_size}")
         with open(descriptor, "rb", closefd=False) as file:
             file.seek(start)
-            return file.read(length)
+            data = file.read(length)
+        if any(zlib.crc32(data) != checksum for checksum in checksums):
+            raise ImageError("damaged", "expected the bytes that were packed, found others; give `data pack` again")
+        return data
     except OSError as error:
         raise ImageError(
             "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"

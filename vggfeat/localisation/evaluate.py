@@ -34,7 +34,7 @@ from vggfeat.weights import Backbone
 Protocol = Literal["gt", "dense"]
 """gt: the box of the true class, from the centre crop (protocol 1 of Appendix A, Table 8). dense: up to five guesses
 from the complete image (protocol 2, Tables 9 and 10)."""
-JOURNAL_FORMAT = "vggfeat localised images, 2"
+JOURNAL_FORMAT = "vggfeat localised images, 3"
 
 
 class LocalisationSystem(NamedTuple):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, read_json
+from vggfeat.runtime.checksums import ENTRY, unsealed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,11 +204,17 @@ def _training_run(folder: Path, name: str) -> TrainingRun:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file; a line that a killed process has not finished is left out."""
-    for text in _text(path).splitlines():
+    """Yield the JSON objects of a file, without their checksums; the last line may be unfinished, and is left out."""
+    lines = _text(path).split("\n")
+    sealed = any(f'"{ENTRY}"' in text for text in lines)  # Logs of before have no checksums.
+    for number, text in enumerate(lines, start=1):
         try:
             line = parse(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
+            found = unsealed(line) if sealed else dict(line)
+        except (ValueError, TypeError) as error:
+            if number == len(lines) or not text:
+                continue
+            raise StoreError(
+                f"{path}: line {number}: expected an object that fits its checksum, found damage ({error}); remove it"
+            ) from None
+        yield found

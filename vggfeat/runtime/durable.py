@@ -184,9 +184,7 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     Raises
     ------
     OSError
-        The first call that failed, after clearing up.
-    StoreError
-        If a folder, pipe or device has the name.
+        The first call that failed, after clearing up; or if a folder, pipe or device has the name.
     """
     mode = _mode_of_replaced(path)
     if temp is None:
@@ -216,9 +214,12 @@ def _mode_of_replaced(path: Path) -> int | None:
     """Return the permissions of the file that is to be replaced; None if there is none, or a link."""
     with contextlib.suppress(FileNotFoundError):
         state = os.lstat(path)
-        if not stat.S_ISLNK(state.st_mode):
-            check_regular(path, state)
+        if stat.S_ISDIR(state.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if stat.S_ISREG(state.st_mode):
             return stat.S_IMODE(state.st_mode)
+        if not stat.S_ISLNK(state.st_mode):
+            raise FileExistsError(errno.EEXIST, "a pipe, socket or device has this name", str(path))
     return None
 
 

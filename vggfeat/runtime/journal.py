@@ -1,7 +1,8 @@
 """A journal: a file to which a run adds what became of each row, and from which it is resumed after it was stopped.
 
-The first line holds what decides the results; every other line is one row. Rows are added in groups, which may come in
-any order; a complete journal has them in the order of the rows.
+The first line holds what decides the results; every other line is one row, with its checksum. Rows are added in groups,
+which may come in any order; a complete journal has them in the order of the rows. A group with a damaged row is made
+again.
 """
 
 import json
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.checksums import sealed_line, unsealed_line
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, sole_writer
 
@@ -105,7 +107,7 @@ class Journal:
         """Keep the rows of a group for good; they are on the disk when this returns."""
         with disk_errors(self.path, "writing", _ADVICE):
             with self.path.open("ab") as file:
-                file.write(b"".join(map(_line, records)))
+                file.write(b"".join(map(sealed_line, records)))
                 file.flush()
                 os.fsync(file.fileno())
             self._rows.update((record["row"], record) for record in records)
@@ -117,7 +119,7 @@ class Journal:
         if not self.path.is_file():
             return
         first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
-        head = _parsed(first)
+        head = unsealed_line(first)
         changed = self._different(head, loose if retry else (), overwrite)
         if head is None or changed is None:
             return
@@ -146,35 +148,20 @@ class Journal:
         return bool(different)
 
     def _complete_groups(self, lines: Sequence[bytes]) -> dict[int, dict[str, Any]]:
-        """Return the rows up to the first group that is not complete."""
-        groups = {str(group[0]): group for group in self._groups}
-        records = [_parsed(line) or {} for line in lines]
-        found: dict[int, dict[str, Any]] = {}
-        while len(found) < len(records):
-            group = groups.pop(str(records[len(found)].get("row")), range(0))
-            rows = records[len(found) : len(found) + len(group)]
-            if not rows or [row.get("row") for row in rows] != list(group):
-                break
-            found.update(zip(group, rows, strict=True))
-        return found
+        """Return the rows of groups that have all of theirs, undamaged, in the order in which the groups came."""
+        rows: dict[int, dict[str, Any]] = {}
+        for record in filter(None, map(unsealed_line, lines)):
+            if type(record.get("row")) is int:
+                rows.setdefault(record["row"], record)
+        place = {row: number for number, row in enumerate(rows)}
+        complete = [group for group in self._groups if all(row in rows for row in group)]
+        return {row: rows[row] for group in sorted(complete, key=lambda group: place[group[0]]) for row in group}
 
     def _write(self) -> None:
         with atomic_write(DISK, self.path) as file:
-            file.write(b"".join(map(_line, [self._head, *self.records])))
+            file.write(b"".join(map(sealed_line, [self._head, *self.records])))
 
     def _let_go(self) -> None:
         # Removed while it is held: nobody else can be at work on a file of this name.
         self._lock_path.unlink(missing_ok=True)
         self._lock.release()
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, allow_nan=False).encode() + b"\n"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

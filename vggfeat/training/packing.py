@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
+from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
@@ -90,8 +92,8 @@ class ShardRecord(NamedTuple):
     """Of the tar file."""
     sha256: str
     """Of the tar file, 64 hex digits."""
-    places: list[tuple[int, int, int]]
-    """Row in its list, first byte, bytes."""
+    places: list[tuple[int, int, int, int]]
+    """Row in its list, first byte, bytes, and their CRC-32."""
     unreadable: list[tuple[str, str]]
     """Path and reason of what was left out."""
 
@@ -173,7 +175,7 @@ class _Packer:
         (self.out / "shards").mkdir(exist_ok=True)
         for left in (*self.out.glob("*.tmp"), *self.out.glob("shards/*.tmp")):
             left.unlink()
-        _save(self.out / BEGUN, json.dumps(self.what, indent=1).encode())
+        _save(self.out / BEGUN, json.dumps(sealed(self.what), indent=1).encode())
 
     def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None]) -> None:
         """Write the shards that are not there, not as their records say, or not with all of their images."""
@@ -205,7 +207,7 @@ class _Packer:
             file = io.BytesIO()
             np.savez(file, names=names, targets=targets, places=places)
             _save(self.out / f"{name}.npz", file.getvalue())
-        _save(self.out / INDEX, json.dumps(self._index(), indent=1).encode())
+        _save(self.out / INDEX, json.dumps(sealed(self._index()), indent=1).encode())
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
 
@@ -216,7 +218,7 @@ class _Packer:
     def _columns(self, name: str) -> Columns:
         parts = [self.records[shard].places for shard in self.shards if shard.list == name]
         rows = [(row, number, *span) for number, part in enumerate(parts) for row, *span in part]
-        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        table = np.array(rows, dtype=np.int64).reshape(-1, 5)
         paths, targets = self.lists[name].paths, self.lists[name].targets
         return columns(tuple(paths[row] for row in table[:, 0].tolist()), targets[table[:, 0]], table[:, 1:])
 
@@ -278,7 +280,7 @@ def _write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterato
     for each row of the shard.
     """
     path = out / shard.file
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int, int, int]] = []
     unreadable: list[tuple[str, str]] = []
     with atomic_write(DISK, path) as sink:
         with tarfile.open(fileobj=cast(Any, sink), mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -287,11 +289,11 @@ def _write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterato
                     unreadable.append(unreadable_image(names[row], answer))
                     continue
                 data = answer.regions[0].tobytes()
-                places.append((row, _add_file(tar, names[row], data), len(data)))
+                places.append((row, _add_file(tar, names[row], data), len(data), zlib.crc32(data)))
         sink.seek(0)
         sha256 = hashlib.file_digest(cast(Any, sink), "sha256").hexdigest()
     record = ShardRecord(path.stat().st_size, sha256, places, unreadable)
-    _save(path.with_suffix(".json"), json.dumps(record._asdict()).encode())
+    _save(path.with_suffix(".json"), json.dumps(sealed(record._asdict())).encode())
     return record
 
 
@@ -308,7 +310,7 @@ def _complete_record(out: Path, shard: Shard) -> ShardRecord | None:
 def _load(path: Path) -> dict[str, Any]:
     """Read a JSON object; one that is damaged counts as empty. Raises OSError."""
     try:
-        return dict(json.loads(path.read_bytes()))
+        return unsealed(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError):
         return {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import TrainingError
+from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import Checkpoint, Checkpoints
@@ -86,8 +87,8 @@ class RunFolder:
         known = dict(_read_pairs(path))
         both = {**known, **dict(found)}
         if both != known:
-            lines = [json.dumps({"path": name, "reason": reason}) for name, reason in sorted(both.items())]
-            self.write(path.name, "".join(f"{line}\n" for line in lines).encode())
+            lines = [sealed_line({"path": name, "reason": reason}) for name, reason in sorted(both.items())]
+            self.write(path.name, b"".join(lines))
         return tuple(sorted(both.items()))
 
     def close(self) -> None:
@@ -142,7 +143,7 @@ class Log:
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
             with atomic_write(files, self.path) as file:
-                file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
+                file.write(b"".join(map(sealed_line, kept)))
             self._file = self.path.open("a", encoding="utf-8")
         self._board = _open_board(folder / "tensorboard", step)
         self._last = {line["kind"]: line["step"] for line in kept}
@@ -155,7 +156,7 @@ class Log:
         """Add a line."""
         line = {"kind": kind, "step": step, **{key: _rounded(value) for key, value in values.items()}}
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
-            self._file.write(f"{json.dumps(line)}\n")
+            self._file.write(sealed_line(line).decode())
             self._file.flush()
         self._last[kind] = step
         if self._board is not None:
@@ -171,15 +172,14 @@ class Log:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a log; a line that a killed process has not finished is left out."""
+    """Yield the lines of a log; one that is damaged, or that a killed process has not finished, is left out."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    yield line
+            line = unsealed_line(text)
+            if line is not None and isinstance(line.get("step"), int):
+                yield line
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
@@ -250,7 +250,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         return
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line)
+            found = unsealed(json.loads(line))
             yield str(found["path"]), str(found["reason"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(

@@ -1,5 +1,6 @@
 """Our own files: safetensors, with everything that the net needs to be known of in their metadata."""
 
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,7 @@ def save_weights(
         tensors[name] = tensor.detach().to("cpu", _DTYPES[dtype], memory_format=torch.contiguous_format)
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"{path}: {name}: expected numbers that {dtype} can hold, found NaN or infinity")
+    about["checksum"] = _checksum(about, tensors)
     content = save(tensors, metadata={"vggfeat": json.dumps(about, sort_keys=True)})
     advice = "mend it, or choose another place"
     with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path) as file:
@@ -90,13 +92,28 @@ def load_own(path: Path) -> Backbone:
             tensors = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
+    # Files of before have none.
+    if about.get("checksum") not in (None, _checksum(about, tensors)):
+        raise WeightsError(
+            f"{path}: expected the numbers that its checksum is of, found others: it is damaged; copy it again"
+        )
     fill(path, model, tensors)
     mean, std, classes = (tuple(about[name]) for name in ("mean", "std", "classes"))
-    facts = {name: value for name, value in about.items() if name not in (*_NEEDED, "imported")}
+    facts = {name: value for name, value in about.items() if name not in (*_NEEDED, "imported", "checksum")}
     return Backbone(
         model=model, source=path.name, sha256=hash_file(path), mean=mean, std=std, classes=classes, facts=facts,
         imported=about.get("imported", {}),
     )  # fmt: skip
+
+
+def _checksum(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over all that is known of a net, and its tensors as they are stored."""
+    known = {name: value for name, value in about.items() if name != "checksum"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"\n{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
