@@ -230,13 +230,13 @@ def test_a_file_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkey
 
 def test_folders_are_made_durably_from_the_top(tmp_path):
     files = Recording()
-    make_folders(tmp_path / "a" / "b", files)
+    make_folders(files, tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert files.calls == ["make_folder", "sync_folder", "make_folder", "sync_folder"]
-    make_folders(tmp_path / "a" / "b", files)
+    make_folders(files, tmp_path / "a" / "b")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="something else has this name"):
-        make_folders(tmp_path / "file", files)
+    with pytest.raises(OSError, match="File exists"):
+        make_folders(files, tmp_path / "file")
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])

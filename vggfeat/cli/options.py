@@ -276,10 +276,10 @@ def make_folder(folder: Path) -> None:
     missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     if context is not None and missing:
         context.call_on_close(partial(_remove_empty, missing))
-    from vggfeat.runtime.durable import make_folders
+    from vggfeat.runtime.durable import DISK, make_folders
 
     try:
-        make_folders(folder)
+        make_folders(DISK, folder)
     except OSError as error:
         raise StoreError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
 

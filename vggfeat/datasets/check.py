@@ -148,7 +148,7 @@ def _holds(content: bytes, path: Path) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        make_folders(path.parent)
+        make_folders(DISK, path.parent)
         with atomic_write(DISK, path) as file:
             file.write(content)
     except OSError as error:

@@ -186,16 +186,14 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     OSError
         The first call that failed, after clearing up; or if a folder, pipe or device has the name.
     """
-    mode = _mode_of_replaced(path)
+    _check_replaceable(path)
     if temp is None:
         sweep(files, path)
-        temp, fd = _create_temporary(files, path)
+        temp, fd = create_temporary(files, path)
     else:
         fd = files.create(temp)
     try:
-        if mode is not None:
-            with contextlib.suppress(OSError):  # Some file systems have no permissions.
-                os.fchmod(fd, mode)
+        keep_mode(fd, path)
         sink = LatchedFile(files, fd)
         yield sink
         sink.raise_first_error()
@@ -210,23 +208,32 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     files.sync_folder(path.parent)
 
 
-def _mode_of_replaced(path: Path) -> int | None:
-    """Return the permissions of the file that is to be replaced; None if there is none, or a link."""
-    with contextlib.suppress(FileNotFoundError):
+def keep_mode(fd: int, path: Path) -> None:
+    """Give an open file the permissions of the file that it will replace, if there is one: 0600 stays 0600."""
+    with contextlib.suppress(OSError):  # There is none, or the file system has no permissions.
         state = os.lstat(path)
-        if stat.S_ISDIR(state.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if stat.S_ISREG(state.st_mode):
-            return stat.S_IMODE(state.st_mode)
-        if not stat.S_ISLNK(state.st_mode):
+            os.fchmod(fd, stat.S_IMODE(state.st_mode) & 0o777)
+
+
+def _check_replaceable(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             raise FileExistsError(errno.EEXIST, "a pipe, socket or device has this name", str(path))
-    return None
 
 
-def _create_temporary(files: Files, path: Path) -> tuple[Path, int]:
-    """Create and lock the file that is to become `path`."""
+def temporary_path(path: Path) -> Path:
+    """Name for the content of `path` until it is complete, next to it; no other process takes that name."""
+    return path.with_name(f".{path.name}.{_machine()}.{secrets.token_hex(4)}.tmp")
+
+
+def create_temporary(files: Files, path: Path) -> tuple[Path, int]:
+    """Create and lock the file that is to become `path`; nobody sweeps it until it is closed."""
     while True:
-        temp = path.with_name(f".{path.name}.{_machine()}.{secrets.token_hex(4)}.tmp")
+        temp = temporary_path(path)
         fd = files.create(temp)
         with contextlib.suppress(OSError):  # A sweeper has it, or this file system has no locks.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +278,7 @@ def _machine() -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
-def make_folders(folder: Path, files: Files = DISK) -> None:
+def make_folders(files: Files, folder: Path) -> None:
     """Make a folder with those above it, each durably; one that is there is fine.
 
     Raises
@@ -281,11 +288,11 @@ def make_folders(folder: Path, files: Files = DISK) -> None:
     """
     if folder.is_dir():
         return
-    make_folders(folder.parent, files)
-    with contextlib.suppress(FileExistsError):
+    make_folders(files, folder.parent)
+    with contextlib.suppress(FileExistsError):  # Another process was faster.
         files.make_folder(folder)
     if not folder.is_dir():
-        raise FileExistsError(errno.EEXIST, "something else has this name", str(folder))
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
     files.sync_folder(folder.parent)
 
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.distributed import World
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.crops import EpochOrder, colour_axes
 from vggfeat.training.data import BatchStream, LabelledBatch, Labels, training_batches, validation_batches
@@ -208,7 +207,7 @@ def _measure(
 def read_statistics(path: Path) -> PixelStatistics | None:
     """Return what an earlier run has measured; None if the file is missing or damaged: it is measured again."""
     try:
-        kept = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        kept = json.loads(path.read_text(encoding="utf-8"))
         mean, covariance = np.array(kept["mean"], dtype=float), np.array(kept["covariance"], dtype=float)
         if mean.shape != (3,) or covariance.shape != (3, 3) or not np.isfinite(covariance).all():
             return None
@@ -224,6 +223,6 @@ def _save(path: Path, measured: PixelStatistics) -> None:
         "images": measured.images,
     }
     with disk_errors(path, "writing the pixel statistics", "free some space or choose another folder"):
-        make_folders(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(DISK, path) as sink:
-            sink.write(json.dumps(sealed(kept), indent=1).encode())
+            sink.write(json.dumps(kept, indent=1).encode())
