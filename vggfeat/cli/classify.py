@@ -43,7 +43,7 @@ SETTLED = (
     "overwrite",
 )
 """How posteriors are made, which for saved ones is settled."""
-RESULTS = ("results.json", "table.txt", "classes.csv", "confusions.csv")
+RESULTS = ("results.json", "table.txt", "classes.csv", "confusions.csv", "run.sha256")
 MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), "both": ("dense", "multi-crop")}
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vggfeat.weights import Backbone
 
 EVALUATION = ("results.json", "table.txt", "classes.csv", "submission.txt", "images.jsonl",
-              "images.jsonl.failures.jsonl")  # fmt: skip
+              "images.jsonl.failures.jsonl", "run.sha256")  # fmt: skip
 PREDICTIONS = ("predictions.json", "predictions.csv")
 
 

@@ -25,8 +25,8 @@ MOST_NAMED = 8
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
 RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-*.safetensors",
-           "results-*-test.tar.gz")  # fmt: skip
-PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz")
+           "results-*-test.tar.gz", "run.sha256")  # fmt: skip
+PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@
 4. Any other file is replaced if it is one of ours that the command makes again, or with --overwrite.
 """
 
+import contextlib
 import os
 import re
 import stat
@@ -153,7 +154,8 @@ def unclaim(folder: Path, names: Iterable[str], kinds: tuple[str, ...]) -> None:
     """Remove the claim, unless the files that are there would not be known as ours without it."""
     present = list(_present(folder, tuple(names)))
     if not present or any(path.suffix in _JSON and _names_format(path, kinds) for path in present):
-        (folder / CLAIM).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # It is gone, or it can stay.
+            (folder / CLAIM).unlink()
 
 
 def _names_format(path: Path, kinds: tuple[str, ...]) -> bool:
