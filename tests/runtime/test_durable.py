@@ -21,9 +21,11 @@ from vggfeat.runtime.durable import (
     LatchedFile,
     atomic_write,
     disk_errors,
+    is_temporary,
     make_folders,
     open_bounded,
     sweep,
+    temporary_path,
     write_all,
 )
 from vggfeat.runtime.locks import Lock, holder
@@ -188,6 +190,13 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_is_not_disturbed(tmp
     assert (tmp_path / "a").read_bytes() == b"whole"
     living.kill()
     living.communicate()
+
+
+def test_a_name_of_an_unfinished_file_is_known(tmp_path):
+    for name in ("a", "a.tar", "x\ny"):
+        assert is_temporary(temporary_path(tmp_path / name).name)
+    for name in ("a", ".a.tmp", ".a.0123abcd.tmp", "a.0123abcd.4567abcd.tmp", ".a.0123abcd.4567abcd.tmp.h5"):
+        assert not is_temporary(name)
 
 
 @pytest.mark.parametrize(("hours", "stays"), [(23, True), (25, False)])

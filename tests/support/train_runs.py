@@ -177,7 +177,7 @@ def newest(out: Path) -> int:
 def figures(out: Path) -> list[dict]:
     """Lines of the log, without times and notes."""
     lines = [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()]
-    timed = ("images_per_s", "waiting")
+    timed = ("images_per_s", "waiting", "checksum")  # of a line with times
     return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] != "note"]
 
 

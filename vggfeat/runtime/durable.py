@@ -28,6 +28,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _ABANDONED = 24 * 3600.0
 """Seconds without a write after which nobody on another machine is at work on a temporary file."""
 
@@ -243,17 +244,23 @@ def create_temporary(files: Files, path: Path) -> tuple[Path, int]:
         os.close(fd)  # It was swept in the moment before it was locked.
 
 
+def is_temporary(name: str) -> bool:
+    """Say whether a file name is one of those that files have until they are complete."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def sweep(files: Files, path: Path) -> None:
     """Remove the temporary files that killed writers of `path` have left; those of living writers stay.
 
     A lock tells of a writer on this machine, and on others where the file system carries locks between them. Where it
     may not, only a file that nobody has written to for a day is removed.
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.[0-9a-f]{{8}}\.tmp")
     with contextlib.suppress(FileNotFoundError):
-        for match in filter(None, map(ours.fullmatch, os.listdir(path.parent))):
-            with contextlib.suppress(OSError, StoreError):
-                _remove_abandoned(files, path.with_name(match[0]), here=match[1] == _machine())
+        for name in os.listdir(path.parent):
+            match = _TEMPORARY.fullmatch(name)
+            if match and match["name"] == path.name:
+                with contextlib.suppress(OSError, StoreError):
+                    _remove_abandoned(files, path.with_name(name), here=match["machine"] == _machine())
 
 
 def _remove_abandoned(files: Files, temp: Path, *, here: bool) -> None:

@@ -114,8 +114,8 @@ class Checkpoints:
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
 
     def _sweep(self) -> None:
-        # A killed process leaves its unfinished file behind, and `atomic_write` takes no name that exists.
-        for path in self.folder.glob("step-*.tmp"):
+        # A killed process leaves its unfinished file behind, of no use, and large.
+        for path in self.folder.glob(".step-*.tmp"):
             with contextlib.suppress(OSError):
                 self.files.remove(path)
 

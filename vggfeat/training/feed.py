@@ -224,5 +224,7 @@ def _save(path: Path, measured: PixelStatistics) -> None:
     }
     with disk_errors(path, "writing the pixel statistics", "free some space or choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed run left.
+        path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
         with atomic_write(DISK, path) as sink:
             sink.write(json.dumps(kept, indent=1).encode())

@@ -27,7 +27,7 @@ from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
 from vggfeat.runtime.checksums import sealed, unsealed
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.data import Unreadable, check_readable, unreadable_image
@@ -156,7 +156,7 @@ class _Packer:
         self.what = {"format": FORMAT, **wanted, **asdict(settings)}
 
     def __enter__(self) -> Self:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folders(DISK, self.out)
         self._check_owner()
         try:
             self.lock = Lock(self.out / "LOCK")
@@ -172,7 +172,7 @@ class _Packer:
 
     def claim(self) -> None:
         """Record what is packed here, and remove what an interrupted run has left."""
-        (self.out / "shards").mkdir(exist_ok=True)
+        make_folders(DISK, self.out / "shards")
         for left in (*self.out.glob("*.tmp"), *self.out.glob("shards/*.tmp")):
             left.unlink()
         _save(self.out / BEGUN, json.dumps(sealed(self.what), indent=1).encode())
@@ -252,7 +252,8 @@ class _Packer:
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))
 
     def _check_owner(self) -> None:
-        names = {path.name for path in self.out.iterdir()} - {"LOCK", "shards", BEGUN, f"{BEGUN}.tmp"}
+        there = {path.name for path in self.out.iterdir() if not is_temporary(path.name)}
+        names = there - {"LOCK", "shards", BEGUN}
         if (self.out / BEGUN).is_file():
             found = _load(self.out / BEGUN)
             if found != self.what:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
-from vggfeat.runtime.durable import Files, atomic_write, disk_errors
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors, is_temporary
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import Checkpoint, Checkpoints
 
@@ -60,13 +60,13 @@ class RunFolder:
         with disk_errors(self.path, "making the folder", ADVICE):
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
-        present = {entry.name for entry in self.path.iterdir()} - {"LOCK"}
+        present = {entry.name for entry in self.path.iterdir() if not is_temporary(entry.name)} - {"LOCK"}
         if present and not resume:
             raise TrainingError(
                 f"{self.path}: expected an empty folder, found {min(present)}; --resume goes on with a run, "
                 "another folder begins one"
             )
-        if present and not present & {"run.json", "run.json.tmp", "checkpoints"}:
+        if present and not present & {"run.json", "checkpoints"}:
             raise TrainingError(f"{self.path}: expected a run to go on with, found other files; give another folder")
         self._sweep()
         self._compare(self.path / "run.json", _read_json(self.path / "run.json"), identity)
@@ -112,7 +112,7 @@ class RunFolder:
             ) from None
 
     def _sweep(self) -> None:
-        # A killed process leaves unfinished files behind, and `atomic_write` takes no name that exists.
+        # A killed process leaves unfinished files behind; they are of no use, and large.
         for path in [*self.path.glob("*.tmp"), *self.path.glob(".*.tmp")]:
             with contextlib.suppress(OSError):
                 self.files.remove(path)
