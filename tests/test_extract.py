@@ -55,7 +55,7 @@ def backbone():
 
 def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    summary = extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    summary = extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
     assert (summary.total, summary.resumed, summary.failures) == (10, 0, ())
     extraction = feature_runner(random_backbone(NET), SETTINGS)
     with h5py.File(tmp_path / "x.h5") as file:  # by a reader that knows nothing of vggfeat
@@ -71,7 +71,7 @@ def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
 
 
 def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
-    extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
     with FeatureFile(tmp_path / "x.h5") as file:
         told = file.provenance
     assert told["weights"] == NET
@@ -84,9 +84,9 @@ def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
 
 def test_a_second_run_finds_everything_done(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
     before = (tmp_path / "x.h5").stat()
-    summary = extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    summary = extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE)
     assert summary.resumed == 10
     assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
 
@@ -97,18 +97,18 @@ class Stop(Exception):  # noqa: N818
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "whole.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, backbone, tmp_path / "whole.h5", SETTINGS, run=CACHE)
 
     def stop(done, total, failed):
         if done >= 6:
             raise Stop
 
     with pytest.raises(Stop):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=stop)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=stop)
     assert not (tmp_path / "x.h5").exists()
     seen = []
     summary = extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=lambda *now: seen.append(now)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=lambda *now: seen.append(now)
     )
     assert summary.resumed == 4
     assert seen[0][:2] == (4, 10)
@@ -122,11 +122,11 @@ def test_another_engine_is_another_world(root, tmp_path, backbone):
     worlds = [FolderWorld(rank=rank, size=3, folder=folder) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
         runs = [
-            pool.submit(extract_features, dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE, world=world)
+            pool.submit(extract_features, dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE, world=world)
             for world in worlds
         ]
         assert {run.result().total for run in runs} == {10}
-    extract_features(dataset, backbone, tmp_path / "alone.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, backbone, tmp_path / "alone.h5", SETTINGS, run=CACHE)
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 
 
@@ -134,7 +134,7 @@ def test_workers_change_no_byte(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
     for workers in (0, 2):
         cache = replace(CACHE, workers=workers)
-        extract_features(dataset, random_backbone(NET), tmp_path / f"{workers}.h5", SETTINGS, cache=cache)
+        extract_features(dataset, random_backbone(NET), tmp_path / f"{workers}.h5", SETTINGS, run=cache)
     assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
 
 
@@ -166,7 +166,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
 
     dataset = open_dataset("folder", tmp_path / "in")
     with pytest.raises(Stop):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=stop)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=stop)
     before = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
     if changed.get("grow"):
         draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
@@ -180,7 +180,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
             random_backbone(changed.get("net", NET)),
             tmp_path / "x.h5",
             changed.get("settings", SETTINGS),
-            cache=changed.get("cache", CACHE),
+            run=changed.get("cache", CACHE),
             decode=changed.get("decode", DecodeSettings()),
         )
     after = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
@@ -192,20 +192,20 @@ def test_what_changes_no_value_is_no_obstacle(root, tmp_path, backbone):
     for name in ("one", "other"):
         save_weights(tmp_path / f"{name}.safetensors", model, mean=backbone.mean)
     dataset = open_dataset("folder", root)
-    extract_features(dataset, load_backbone(tmp_path / "one.safetensors"), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, load_backbone(tmp_path / "one.safetensors"), tmp_path / "x.h5", SETTINGS, run=CACHE)
     renamed = load_backbone(tmp_path / "other.safetensors")
     patient = DecodeSettings(timeout=99, memory=1 << 40)
-    summary = extract_features(dataset, renamed, tmp_path / "x.h5", SETTINGS, cache=CACHE, decode=patient)
+    summary = extract_features(dataset, renamed, tmp_path / "x.h5", SETTINGS, run=CACHE, decode=patient)
     assert summary.resumed == 10
 
 
 def test_overwrite_replaces_a_file_of_other_settings(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
     other = replace(SETTINGS, layer="fc6")
     with pytest.raises(StoreError, match="layer"):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, cache=CACHE)
-    extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, cache=replace(CACHE, overwrite=True))
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=CACHE)
+    extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=replace(CACHE, overwrite=True))
     with FeatureFile(tmp_path / "x.h5") as file:
         assert file.provenance["layer"] == "fc6"
 
@@ -236,7 +236,7 @@ def with_bad_images(tmp_path) -> Path:
 def test_bad_images_stop_nothing_shift_nothing_and_are_named(with_bad_images, tmp_path, workers):
     dataset = open_dataset("folder", with_bad_images)
     summary = extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=replace(CACHE, workers=workers)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=replace(CACHE, workers=workers)
     )
     reasons = {name.split("/")[1]: reason.partition(":")[0] for name, reason in summary.failures}
     assert reasons == {
@@ -266,7 +266,7 @@ def test_only_enlarging_more_than_eightfold_is_worth_a_note(tmp_path, backbone):
     draw(tmp_path / "in" / "a" / "0.png", 0, (40, 29))  # 224 / 29 = 7.7
     draw(tmp_path / "in" / "a" / "1.png", 1, (40, 27))  # 224 / 27 = 8.3
     dataset = open_dataset("folder", tmp_path / "in")
-    assert extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, cache=CACHE).enlarged == 1
+    assert extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE).enlarged == 1
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_a_box_is_enlarged_as_much_as_it_is_small(regions, expected, tmp_path, b
     boxes = [[-9, 0, 41, 28], [0, 0, 28, 60], [40, 3, 900, 30.5], [60, 50, 90, 90], [8, 8, 8, 9]]
     with_boxes = replace(dataset, boxes=np.array(boxes, dtype=float))
     settings = replace(SETTINGS, regions=regions)
-    summary = extract_features(with_boxes, backbone, tmp_path / "x.h5", settings, cache=CACHE)
+    summary = extract_features(with_boxes, backbone, tmp_path / "x.h5", settings, run=CACHE)
     assert (summary.enlarged, len(summary.failures)) == (expected, int("box" in regions))
 
 
 def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):
     settings = replace(SETTINGS, regions=("image", "box"))
     with pytest.raises(ConfigError, match="expected a box"):
-        extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", settings, cache=CACHE)
+        extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", settings, run=CACHE)
     assert not (tmp_path / "x.h5").exists()
 
 
@@ -339,11 +339,11 @@ def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):
     monkeypatch.setattr(BatchRunner, "launch", lambda *given: events.append("launch") or launch(*given))
     monkeypatch.setattr(FeatureWriter, "append", lambda *given: events.append("commit") or commit(*given))
     extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE, progress=lambda *now: seen.append(now)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=lambda *now: seen.append(now)
     )
     assert events == ["launch", *["launch", "commit"] * 2, "commit"]
     monkeypatch.undo()
-    extract_features(dataset, random_backbone(NET), tmp_path / "whole.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, random_backbone(NET), tmp_path / "whole.h5", SETTINGS, run=CACHE)
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     done = [now[0] for now in seen]
     assert done == sorted(done)
@@ -363,7 +363,7 @@ def test_a_disk_that_fails_when_more_is_launched_ends_the_run_and_keeps_what_was
 
     monkeypatch.setattr(FeatureWriter, "append", fail)
     with pytest.raises(StoreError, match="the disk is full"):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE)
     assert [path.name for path in (tmp_path / "x.h5.parts").glob("s*.h5")] == ["s00000.h5"]
     assert not (tmp_path / "x.h5").exists()
 
@@ -379,26 +379,24 @@ def compared(out):
 def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, tmp_path):
     dataset, out = open_dataset("folder", root), tmp_path / "x.h5"
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(dataset, random_backbone(NET), out, settings, cache=CACHE)
+    done = extract_features(dataset, random_backbone(NET), out, settings, run=CACHE)
     found = compared(out)
     assert found["images"] == IMAGES
     rows = [0, 3, 6, 9]
-    extract_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, cache=CACHE)
+    extract_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, run=CACHE)
     with FeatureFile(out) as half, FeatureFile(tmp_path / "exact.h5") as exact:
         # Alone in a batch, an image gets other last bits.
         assert found["least"] == pytest.approx(cosines(half.features[rows], exact.features[rows]).min(), abs=1e-6)
     assert 0.999 < found["least"] < 1
     assert done.notes[-1].endswith(f"the least cosine of a vector of 4 images is {found['least']:.6f}")
-    assert extract_features(dataset, random_backbone(NET), out, settings, cache=CACHE).notes == done.notes
+    assert extract_features(dataset, random_backbone(NET), out, settings, run=CACHE).notes == done.notes
     assert compared(tmp_path / "exact.h5") is None
 
 
 def test_a_net_that_does_not_stand_half_precision_is_named(root, tmp_path, monkeypatch):
     monkeypatch.setattr(summary, "LEAST_COSINE", 1.1)
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(
-        open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
-    )
+    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE)
     assert done.notes[-1].endswith("below 1.1: with this net take --precision fp32")
 
 
@@ -407,7 +405,7 @@ def test_where_every_image_fails_nothing_is_compared(tmp_path):
     (tmp_path / "in" / "a.png").write_bytes(b"no image")
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(
-        open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
+        open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE
     )
     assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
     assert done.notes[-1].endswith("so nothing is known of the difference")
@@ -419,9 +417,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
 
     monkeypatch.setattr(caching, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(
-        open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, cache=CACHE
-    )
+    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE)
     assert done.failures == ()
     assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
 
@@ -430,15 +426,15 @@ def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, mo
     draw(tmp_path / "in" / "a.png", 1)
     (tmp_path / "in" / "b.png").write_bytes(b"no image")
     out, net = tmp_path / "x.h5", random_backbone(NET)
-    extract_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, cache=CACHE)
+    extract_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, run=CACHE)
     told = failures_path(out).read_text()
     assert '"reason": "unrecognised"' in told
     draw(tmp_path / "in" / "b.png", 2)
     monkeypatch.setattr(FeatureWriter, "finish", lambda *_, **__: (_ for _ in ()).throw(StoreError("the disk is full")))
     other, cache = replace(SETTINGS, scales=(240,)), replace(CACHE, overwrite=True)
     with pytest.raises(StoreError, match="full"):
-        extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, cache=cache)
+        extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, run=cache)
     assert failures_path(out).read_text() == told
     monkeypatch.undo()
-    extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, cache=cache)
+    extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, run=cache)
     assert not failures_path(out).exists()

@@ -60,7 +60,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
             found = f"workers {self.workers}, shard_rows {self.shard_rows}"
-            raise ConfigError(f"cache: expected workers of at least 0 and shard_rows of at least 1, found {found}")
+            raise ConfigError(f"run: expected workers of at least 0 and shard_rows of at least 1, found {found}")
 
     def rows(self) -> int:
         """Return `shard_rows` or its default."""
@@ -73,7 +73,7 @@ def extract_features(
     out: Path,
     settings: ExtractionSettings,
     *,
-    cache: RunSettings = RunSettings(),
+    run: RunSettings = RunSettings(),
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
@@ -87,7 +87,7 @@ def extract_features(
     out : Path
         The feature file. Unfinished work is next to it in `out` + ".parts".
     settings : ExtractionSettings
-    cache : RunSettings
+    run : RunSettings
     decode : DecodeSettings
         Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
@@ -114,10 +114,10 @@ def extract_features(
     job = Job(
         dataset=dataset,
         images=dataset,
-        runner=feature_runner(backbone, settings, cache.device),
+        runner=feature_runner(backbone, settings, run.device),
         provenance={"mirror": "features of the image and of its mirror are averaged"},
     )
-    return run_job(job, out, cache=cache, decode=decode, progress=progress, world=world)
+    return run_job(job, out, run=run, decode=decode, progress=progress, world=world)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,7 +143,7 @@ def run_job(
     job: Job,
     out: Path,
     *,
-    cache: RunSettings,
+    run: RunSettings,
     decode: DecodeSettings,
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
@@ -155,12 +155,12 @@ def run_job(
     begun = time.monotonic()
     decode = replace(decode, largest_side=max(job.runner.sides))
     key = describe_run(job, decode)
-    with _opened_writer(job, out, key, cache, decode, world) as writer:
+    with _opened_writer(job, out, key, run, decode, world) as writer:
         resumed = writer.done_rows
         try:
             if not writer.complete:
-                write_shards(job, writer, cache.workers, decode, progress, world)
-            world.on_main(lambda: _finish(job, writer, key, cache.workers, decode))
+                write_shards(job, writer, run.workers, decode, progress, world)
+            world.on_main(lambda: _finish(job, writer, key, run.workers, decode))
             return world.on_main(
                 lambda: summarise(out, resumed=resumed, seconds=time.monotonic() - begun, halvings=job.runner.halvings)
             )
@@ -174,21 +174,21 @@ def run_job(
 
 @contextmanager
 def _opened_writer(
-    job: Job, out: Path, key: dict[str, Any], cache: RunSettings, decode: DecodeSettings, world: World
+    job: Job, out: Path, key: dict[str, Any], run: RunSettings, decode: DecodeSettings, world: World
 ) -> Iterator[FeatureWriter]:
     """Open the feature file in the first process, then in the others; none proceeds before all have it."""
     runner = job.runner
     shape = Shape(scales=runner.settings.scales, regions=runner.regions, channels=runner.head.channels)
     opened = partial(
-        FeatureWriter.open, out, job.dataset, key, shape, shard_rows=cache.rows(), overwrite=cache.overwrite,
-        retry=cache.retry_failed,
+        FeatureWriter.open, out, job.dataset, key, shape, shard_rows=run.rows(), overwrite=run.overwrite,
+        retry=run.retry_failed,
     )  # fmt: skip
     with ExitStack() as stack:
         held: list[FeatureWriter] = []
 
         def begin() -> RunTicket | None:
             held.append(stack.enter_context(opened()))
-            if cache.retry_failed and not held[0].complete:
+            if run.retry_failed and not held[0].complete:
                 _reuse_shards(held[0], job, decode)
             return held[0].share() if world.size > 1 else None
 

@@ -343,7 +343,7 @@ SETTINGS = PosteriorSettings(scales=(224, 240))
 
 def test_every_row_is_the_posterior_of_its_own_image_in_the_order_of_the_data(data, root, tmp_path):
     net = backbone(classes=("cat", "ant", "bee"), count=3)
-    summary = cache_posteriors(data, net, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    summary = cache_posteriors(data, net, tmp_path / "x.h5", SETTINGS, run=CACHE)
     assert (summary.total, summary.failures) == (12, ())
     with FeatureFile(tmp_path / "x.h5") as file:
         assert file.dataset.classes == ("ant", "bee", "cat")
@@ -368,16 +368,16 @@ class Stop(Exception):  # noqa: N818
 @pytest.mark.parametrize("mode", ["dense", "crop"])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(data, tmp_path, mode):
     settings = replace(SETTINGS, mode=mode)
-    cache_posteriors(data, backbone(count=3), tmp_path / "whole.h5", settings, cache=CACHE)
+    cache_posteriors(data, backbone(count=3), tmp_path / "whole.h5", settings, run=CACHE)
 
     def stop(done, total, failed):
         if done >= 6:
             raise Stop
 
     with pytest.raises(Stop):
-        cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", settings, cache=CACHE, progress=stop)
+        cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", settings, run=CACHE, progress=stop)
     assert not (tmp_path / "x.h5").exists()
-    summary = cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", settings, cache=CACHE)
+    summary = cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", settings, run=CACHE)
     assert summary.resumed == 4
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
@@ -387,16 +387,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(data, tmp_path, mode
     [("mode", {"mode": "crop"}), ("softmax", {"softmax": "before"}), ("scales", {"scales": (224,)})],
 )
 def test_posteriors_of_other_settings_are_refused_with_the_difference_named(data, tmp_path, what, changed):
-    cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", SETTINGS, run=CACHE)
     with pytest.raises(StoreError, match=what):
-        cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", replace(SETTINGS, **changed), cache=CACHE)
+        cache_posteriors(data, backbone(count=3), tmp_path / "x.h5", replace(SETTINGS, **changed), run=CACHE)
 
 
 def test_a_packed_copy_gives_the_posteriors_of_its_images(data, tmp_path):
     pack(data, tmp_path / "packed")
     packed = ilsvrc.read(tmp_path / "packed")
     net = backbone(count=3)
-    cache_posteriors(packed, net, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    cache_posteriors(packed, net, tmp_path / "x.h5", SETTINGS, run=CACHE)
     with FeatureFile(tmp_path / "x.h5") as file:
         for row in (0, 7):
             place = packed.val.place(row)
@@ -415,7 +415,7 @@ def test_images_that_cant_be_read_count_as_wrong_and_are_named(tmp_path):
     read = ilsvrc.read(tmp_path / "in")
     net = backbone(count=2)
     net.model.layers["fc8"].bias.data[0] += 1000  # Everything is an ant.
-    cache_posteriors(read, net, tmp_path / "x.h5", SETTINGS, cache=CACHE)
+    cache_posteriors(read, net, tmp_path / "x.h5", SETTINGS, run=CACHE)
     fused = fuse(tmp_path / "x.h5")
     assert list(fused.failed) == ["ant1", "bee3"]
     assert fused.failed["bee3"].startswith("empty")

@@ -262,7 +262,7 @@ def test_whatever_ends_a_run_is_told_how_far_it_has_come(root, tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt) as stopped:
-            extract_features(dataset, load_backbone(NET), tmp_path / "x.h5", settings, cache=cache, progress=stop)
+            extract_features(dataset, load_backbone(NET), tmp_path / "x.h5", settings, run=cache, progress=stop)
         (note,) = stopped.value.__notes__
         assert note == f"{tmp_path / 'x.h5'}: {told}"
 

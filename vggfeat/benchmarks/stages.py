@@ -299,7 +299,7 @@ class Stages:
 
     def _extract(self, runner: BatchRunner, files: DataSet, out: Path) -> None:
         job = Job(dataset=files, images=files, runner=runner, check_precision=False)
-        summary = run_job(job, out, cache=self.settings.run, decode=DecodeSettings())
+        summary = run_job(job, out, run=self.settings.run, decode=DecodeSettings())
         # Halves are other batches than those of the net alone.
         if runner.halvings:
             raise unfit(runner, f"{runner.halvings} that had to be halved")

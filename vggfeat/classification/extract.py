@@ -139,7 +139,7 @@ def cache_posteriors(
     out: Path,
     settings: PosteriorSettings,
     *,
-    cache: RunSettings = RunSettings(),  # noqa: B008  frozen
+    run: RunSettings = RunSettings(),  # noqa: B008  frozen
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
@@ -155,7 +155,7 @@ def cache_posteriors(
         The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work stands next to it in
         `out` + ".parts".
     settings : PosteriorSettings
-    cache : RunSettings
+    run : RunSettings
     decode : DecodeSettings
         Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
@@ -177,10 +177,10 @@ def cache_posteriors(
     job = Job(
         dataset=as_dataset(data),
         images=data.val,
-        runner=posterior_runner(backbone, settings, cache.device, order),
+        runner=posterior_runner(backbone, settings, run.device, order),
         provenance=_provenance(data, backbone, settings),
     )
-    return run_job(job, out, cache=cache, decode=decode, progress=progress, world=world)
+    return run_job(job, out, run=run, decode=decode, progress=progress, world=world)
 
 
 def _provenance(data: ClassificationSet, backbone: Backbone, settings: PosteriorSettings) -> dict[str, Any]:

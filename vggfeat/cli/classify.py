@@ -196,7 +196,7 @@ def _run_nets(
                 with Progress(f"classify {file.stem}", "images", quiet=quiet or not is_main()) as bar:
                     summary = cache_posteriors(
                         data, backbone, file, settings, decode=decoding.settings(), progress=bar.update_failed,
-                        cache=job.settings(str(world.device), decoding.processes()), world=world,
+                        run=job.settings(str(world.device), decoding.processes()), world=world,
                     )  # fmt: skip
                 runs.append(summary)
         return runs

@@ -119,7 +119,7 @@ def extract(
             backbone,
             target,
             settings,
-            cache=job.settings(str(world.device), decoding.processes()),
+            run=job.settings(str(world.device), decoding.processes()),
             decode=decoding.settings(),
             progress=bar.update_failed,
             world=world,
