@@ -255,7 +255,7 @@ def sweep(files: Files, path: Path) -> None:
     A lock tells of a writer on this machine, and on others where the file system carries locks between them. Where it
     may not, only a file that nobody has written to for a day is removed.
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
             match = _TEMPORARY.fullmatch(name)
             if match and match["name"] == path.name:
