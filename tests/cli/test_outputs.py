@@ -198,6 +198,16 @@ def test_a_link_is_written_through_and_stays(command, there, places, tmp_path):
     assert [path.name for path in real.parent.iterdir()] == ["file"]
 
 
+def test_the_demo_replaces_no_features_but_those_of_a_demo(places, tmp_path, capsys):
+    """Its files have the names that real ones have by default."""
+    features = Path(places["features"]).rename(tmp_path / "voc2007.h5")
+    before = features.read_bytes()
+    assert run(["demo", "--out", str(tmp_path), "--size", "tiny", "--weights", NET, "--scales", "224"]) == 6
+    assert f"{features}: expected one of a demo or no file" in capsys.readouterr().err
+    assert features.read_bytes() == before
+    assert not (tmp_path / "voc2007").exists()
+
+
 def test_own_results_are_replaced_and_a_run_that_was_killed_is_known_again(places, tmp_path, monkeypatch, capsys):
     given = tmp_path / "given"
     svm = [*words("svm", given, places), "--grid", "1"]

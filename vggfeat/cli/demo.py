@@ -35,8 +35,13 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
       vggfeat demo --out /tmp/vggfeat-demo
     """
     from vggfeat.cli.steps import run_step
+    from vggfeat.runtime.targets import check_target
+    from vggfeat.synthetic import MARKER
 
     nets = _nets(weights)
+    for name in nets:
+        # The features of an earlier demo may be replaced, those that somebody else has put there may not.
+        check_target(out / f"{name}.h5", ours=lambda _: (out / "voc2007" / MARKER).is_file(), called="one of a demo")
     make_folder(out)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         for step in _steps(out, nets, scales, size):
