@@ -28,7 +28,7 @@ from vggfeat.samples import LabelledImages
 from vggfeat.store.shards import HEAD
 from vggfeat.svm.model import LinearModel, load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.feed import read_statistics
+from vggfeat.training.feed import PixelStatistics, read_statistics, save_statistics
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import RunFolder
 
@@ -302,8 +302,7 @@ def read_packed_copy(place: Path) -> str:
 
 
 def statistics(place: Path) -> None:
-    kept = {"mean": [1.0, 2.0, 3.0], "covariance": np.eye(3).tolist(), "images": 7}
-    (place / "statistics.json").write_text(json.dumps(kept))
+    save_statistics(place / "statistics.json", PixelStatistics(np.array([1.0, 2.0, 3.0]), np.eye(3), 7))
 
 
 READERS = {

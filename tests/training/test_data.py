@@ -1,6 +1,6 @@
 """The data side of training: draws, crops, colours, batches, and statistics of the images."""
 
-import json
+import errno
 import math
 import threading
 import time
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from box_runs import listed
 from decoding_hooks import obey
 from odd_images import encode
-from vggfeat.errors import TrainingError
+from vggfeat.errors import StoreError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size
@@ -35,7 +35,7 @@ from vggfeat.training.crops import (
     resample,
 )
 from vggfeat.training.data import NO_TARGET, Prefetch, training_batches, validation_batches
-from vggfeat.training.feed import StatisticsSettings, pixel_statistics
+from vggfeat.training.feed import PixelStatistics, StatisticsSettings, pixel_statistics, save_statistics
 from vggfeat.training.recipe import Recipe
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -470,13 +470,31 @@ def test_statistics_are_kept_for_the_list_and_the_settings(images, tmp_path, mon
         sampled = measure(most=7)
         assert (sampled.images, once.images) == (7, 40)
         assert len(list((tmp_path / "cache").iterdir())) == 2
-        kept.write_text(json.dumps({**json.loads(kept.read_text()), "mean": [1, 2, 3]}))
+        other = PixelStatistics(np.array([1.0, 2.0, 3.0]), np.eye(3), 40)
+        save_statistics(kept, other)
         assert measure().mean.tolist() == [1, 2, 3]
-        for damage in ("", "{}", '{"mean": [1, 2], "covariance": 3, "images": 1}'):
+        flipped = kept.read_text().replace("2.0", "3.0")
+        for damage in ("", "{}", "[]", '{"mean": [1, 2], "covariance": 3, "images": 1}', flipped):
             kept.write_text(damage)
             again = measure()
             assert again.mean.tolist() == once.mean.tolist()
             assert again.covariance.tolist() == once.covariance.tolist()
+
+
+def test_statistics_that_can_not_be_read_now_are_not_measured_again(images, tmp_path, monkeypatch):
+    with Decoder(0, DecodeSettings()) as decoder:
+        pixel_statistics(images, decoder, cache=tmp_path)
+        (kept,) = tmp_path.iterdir()
+        before = kept.read_bytes()
+
+        def refuse(path):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refuse)
+            with pytest.raises(StoreError, match="reading the pixel statistics failed: Input/output error"):
+                pixel_statistics(images, decoder, cache=tmp_path)
+        assert kept.read_bytes() == before
 
 
 def test_a_run_that_ends_while_statistics_are_written_leaves_no_half_file(images, tmp_path, monkeypatch):

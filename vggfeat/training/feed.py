@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, ImageError, TrainingError
+from vggfeat.errors import ConfigError, ImageError, StoreError, TrainingError
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.crops import EpochOrder, colour_axes
 from vggfeat.training.data import BatchStream, LabelledBatch, Labels, training_batches, validation_batches
@@ -179,7 +179,7 @@ def pixel_statistics(
     found = read_statistics(path)
     if found is None:
         found = _measure(images, decoder, settings, progress)
-        _save(path, found)
+        save_statistics(path, found)
     return found
 
 
@@ -205,26 +205,44 @@ def _measure(
 
 
 def read_statistics(path: Path) -> PixelStatistics | None:
-    """Return what an earlier run has measured; None if the file is missing or damaged: it is measured again."""
+    """Return what an earlier run has measured; None if the file is missing or damaged: it is measured again.
+
+    Raises
+    ------
+    StoreError
+        If it can't be read.
+    """
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        with disk_errors(path, "reading the pixel statistics", "make it readable, or remove it"):
+            kept = json.loads(path.read_bytes())
+        if kept.pop("sha256") != _digest(kept):
+            return None
         mean, covariance = np.array(kept["mean"], dtype=float), np.array(kept["covariance"], dtype=float)
         if mean.shape != (3,) or covariance.shape != (3, 3) or not np.isfinite(covariance).all():
             return None
         return PixelStatistics(mean, covariance, int(kept["images"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
-def _save(path: Path, measured: PixelStatistics) -> None:
-    kept = {
+def _digest(kept: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def save_statistics(path: Path, measured: PixelStatistics) -> None:
+    """Write what `read_statistics` reads; StoreError if the disk refuses."""
+    kept: dict[str, Any] = {
         "mean": measured.mean.tolist(),
         "covariance": measured.covariance.tolist(),
         "images": measured.images,
     }
     with disk_errors(path, "writing the pixel statistics", "free some space or choose another folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(DISK, path.parent)
         # What a killed run left.
         path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
         with atomic_write(DISK, path) as sink:
-            sink.write(json.dumps(kept, indent=1).encode())
+            sink.write(json.dumps({**kept, "sha256": _digest(kept)}, indent=1).encode())
