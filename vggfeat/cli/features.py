@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import PATH, LazyChoice, Words, make_folder, option, with_options
+from vggfeat.cli.options import PATH, Words, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json
+from vggfeat.store.kinds import KINDS
 
 if TYPE_CHECKING:
     from vggfeat.table import DescriptorTable
@@ -107,15 +108,9 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
     return 6 if report.problems else 0
 
 
-def _kinds() -> tuple[str, ...]:
-    from vggfeat.store.export import KINDS
-
-    return KINDS
-
-
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("--to", "kind", type=LazyChoice(_kinds), required=True)
+@click.option("--to", "kind", type=click.Choice(list(KINDS)), required=True)
 @click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
 @with_options(DescriptorOptions, "descriptors")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")

@@ -52,24 +52,6 @@ class Parsed(click.ParamType):
             self.fail(f"expected {self.expected}, found {value!r}", param, ctx)
 
 
-class LazyChoice(click.Choice):
-    """One of some words that are asked for when they are needed: what knows them takes long to import.
-
-    Parameters
-    ----------
-    words : callable
-        Returns them.
-    """
-
-    def __init__(self, words: Callable[[], tuple[str, ...]]) -> None:
-        self._words, self.case_sensitive = words, True
-
-    @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The words."""
-        return self._words()
-
-
 def Numbers(kind: type[int] | type[float]) -> Parsed:  # noqa: N802  it is used as a type
     """Return the type of numbers separated by commas."""
     return Parsed("N,N,...", "numbers separated by commas", lambda text: tuple(map(kind, text.split(","))))

@@ -212,7 +212,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = parse(text)
             found = unsealed(line) if sealed else dict(line)
         except (ValueError, TypeError) as error:
-            if number == len(lines) or not text:
+            if number == len(lines) or not sealed:
                 continue
             raise StoreError(
                 f"{path}: line {number}: expected an object that fits its checksum, found damage ({error}); remove it"

@@ -13,7 +13,7 @@ odd bytes as \\xff in every kind but npz; a mat file shows characters beyond 16 
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vggfeat.errors import StoreError, check_choice
 from vggfeat.formats.mat5_write import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
+from vggfeat.store.kinds import KINDS
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63
@@ -74,7 +75,7 @@ def write(
     path : path
         The file; its suffix is not looked at.
     kind : str
-        One of `KINDS`.
+        One of `vggfeat.store.kinds.KINDS`.
     table : Table
         What to write.
     overwrite : bool
@@ -93,11 +94,12 @@ def write(
     target = check_target(path, overwrite=overwrite)
     advice = "nothing was left; mend it and run the same again"
     with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
-        _WRITERS[kind](sink, table)
+        globals()[KINDS[kind]](sink, table)
     return target
 
 
-def _write_npz(sink: LatchedFile, table: Table) -> None:
+def write_npz(sink: LatchedFile, table: Table) -> None:
+    """Write arrays by name."""
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.array(table.ids, dtype=np.str_),
         "paths": np.array(table.paths, dtype=np.str_),
@@ -109,7 +111,8 @@ def _write_npz(sink: LatchedFile, table: Table) -> None:
     np.savez(sink, **arrays)  # type: ignore[arg-type]
 
 
-def _write_parquet(sink: LatchedFile, table: Table) -> None:
+def write_parquet(sink: LatchedFile, table: Table) -> None:
+    """Write a row a sample, the descriptor as a list."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +128,8 @@ def _write_parquet(sink: LatchedFile, table: Table) -> None:
             sink.raise_first_error()
 
 
-def _write_csv(sink: LatchedFile, table: Table) -> None:
+def write_csv(sink: LatchedFile, table: Table) -> None:
+    """Write a line a sample, the descriptor last."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -157,7 +161,8 @@ def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
         yield [*columns, *(mask[part] for mask in masks)], table.descriptors[part]
 
 
-def _write_mat(sink: LatchedFile, table: Table) -> None:
+def write_mat(sink: LatchedFile, table: Table) -> None:
+    """Write variables of MATLAB 5."""
     if table.descriptors.nbytes >= _MAT_BYTES:
         size = f"{table.descriptors.nbytes / 2**30:.1f} GiB"
         raise StoreError(f"mat: expected descriptors below 2 GiB, all that MATLAB 5 files hold, found {size}; use npz")
@@ -191,13 +196,3 @@ def _mat_names(names: Sequence[str]) -> list[str]:
 
 def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-_WRITERS: dict[str, Callable[[LatchedFile, Table], None]] = {
-    "npz": _write_npz,
-    "parquet": _write_parquet,
-    "csv": _write_csv,
-    "mat": _write_mat,
-}
-KINDS = tuple(_WRITERS)
-"""Kinds of files that `write` knows."""
