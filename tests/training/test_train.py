@@ -17,6 +17,7 @@ from PIL import Image
 
 from train_runs import CLASSES, StripeFeed, figures, run_script, run_small, small_recipe, stripes
 from vggfeat.errors import StoreError, TrainingError
+from vggfeat.runtime.checksums import unsealed_line
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
@@ -255,7 +256,7 @@ def test_unreadable_images_are_listed(tmp_path):
     found = (("a.jpg", "damaged: cut"), ("b.jpg", "empty: 0 bytes"))
     outcome = run_small(out, recipe, feed=StripeFeed(recipe, unreadable=found[:1]), resume=True)
     assert outcome.unreadable == found
-    lines = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
+    lines = [unsealed_line(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
     assert lines == [{"path": path, "reason": reason} for path, reason in found]
 
 
