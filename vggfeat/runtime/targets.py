@@ -77,7 +77,7 @@ def check_target(
     state = _state(real)
     if state is None:
         return real
-    where = f"{path}" if Path(path) == real else f"{path} (which is {real})"
+    where = f"{path}" if os.path.abspath(path) == str(real) else f"{path} (which is {real})"
     if not stat.S_ISREG(state.st_mode):
         raise StoreError(f"{where}: expected the name of a file, found {_kind(state)}; choose another {option}")
     known, folders = _identities(inputs)
