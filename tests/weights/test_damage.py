@@ -33,10 +33,11 @@ def check_fuzzing(cases, seed):
     assert done.returncode == 0, done.stdout + done.stderr
     counts = re.findall(r"(\w+): (\d+) cases .*: (\d+) loaded, (\d+) refused, (\d+) failed", done.stdout)
     assert [name for name, *_ in counts] == list(SAMPLES)
-    for _, *numbers in counts:
+    for name, *numbers in counts:
         tried, loaded, refused, failed = map(int, numbers)
         assert (tried, loaded + refused, failed) == (cases, cases, 0)
-        assert loaded > 0.02 * cases
+        # Of our own format, a checksum finds what is damaged but not broken.
+        assert loaded > (0 if name == "safetensors" else 0.02) * cases
         assert refused > 0.3 * cases
 
 
