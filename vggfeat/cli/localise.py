@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 EVALUATION = ("results.json", "table.txt", "classes.csv", "submission.txt", "images.jsonl",
               "images.jsonl.failures.jsonl", "run.sha256")  # fmt: skip
-PREDICTIONS = ("predictions.json", "predictions.csv")
+PREDICTIONS = ("predictions.json", "predictions.csv", "run.sha256")
 
 
 @dataclass(frozen=True, kw_only=True)

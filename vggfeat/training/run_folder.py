@@ -9,8 +9,9 @@ from typing import Any
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
-from vggfeat.runtime.durable import Files, atomic_write, disk_errors, is_temporary
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, holder
+from vggfeat.runtime.temporary import is_temporary
 from vggfeat.training.checkpoints import Checkpoint, Checkpoints
 
 ADVICE = "make room or choose another folder"
