@@ -69,7 +69,7 @@ def report(
         for one in group["differences"]:
             say(f"{one['second']} - {one['first']}: {_difference(one)}")
     if page.missing:
-        say(f"note: {page.missing} images are missing or damaged; the page says which")
+        say(f"note: {page.missing} images are missing, damaged or outside {images}; the page says which")
     say(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.images} images")
 
 

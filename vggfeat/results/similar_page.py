@@ -40,7 +40,7 @@ def neighbours_page(
         copies = small_copies(root, [*keys, *([asked] if asked else [])])
     if asked is None:
         asked = Key(os.path.abspath(query), None)
-        copies |= small_copies(Path(), [asked])
+        copies |= small_copies(None, [asked])
     found = list(zip(content["nearest"], keys, strict=True))
     return render("similar.html", content=content, found=found, asked=asked, copies=copies)
 

@@ -29,6 +29,8 @@ QUALITY = 78
 BUDGET = 1000
 """Small copies on a page; at some 3.5 kB each this makes the few megabytes that a page may have."""
 MOST_PER_LIST = 8
+OUTSIDE = "outside the given folder"
+"""Why there is no small copy of an image whose path leads elsewhere."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of small copies made, and that of all."""
@@ -117,24 +119,45 @@ def find_root(root: Path, dataset: str, paths: Sequence[str]) -> Path:
     places = [root]
     with suppress(VggfeatError):
         places.append(Path(open_dataset(dataset, root).root))
-    for place in places if root.is_dir() else reversed(places):
-        if any((place / path).is_file() for path in some):
+    if root.is_dir():
+        places = [place for place in places if is_below(root, os.path.realpath(place))]
+    for place in reversed(places):
+        if any(os.path.isfile(image) for path in some if (image := image_below(place, path))):
             return place
     raise ConfigError(
-        f"--root {root}: expected the images of {dataset} there, found none of {len(some)}, the first is "
-        f"{some[0] if some else '-'!r}; give the root that `vggfeat extract` was given"
+        f"--root {root}: expected the images of {dataset} there, found none of {len(some)} in it, the first is "
+        f"{some[0] if some else '-'!r}; give the root that `vggfeat extract` was given, or, where that holds links to "
+        "other folders, the folder that they lead to"
     )
 
 
+def image_below(root: Path, path: str) -> str | None:
+    """Follow all links of a path that a file names; None if it leads out of the folder `root`.
+
+    The file may come from anybody, and the page goes to others: ../../secret.png must not get onto it.
+    """
+    try:
+        image = os.path.realpath(root / path)
+    except (OSError, ValueError):  # No name of a file, for instance with a zero byte in it.
+        return None
+    return image if is_below(root, image) and image != os.path.realpath(root) else None
+
+
+def is_below(root: Path, real: str) -> bool:
+    """Say whether a path without links is that of `root` or lies in it."""
+    base = os.path.realpath(root)
+    return os.path.commonpath([base, real]) == base
+
+
 def small_copies(
-    root: Path, keys: Iterable[Key], *, workers: int = 1, progress: Progress | None = None
+    root: Path | None, keys: Iterable[Key], *, workers: int = 1, progress: Progress | None = None
 ) -> dict[Key, str]:
     """Make small JPEGs.
 
     Parameters
     ----------
-    root : Path
-        Folder that the paths are relative to.
+    root : Path or None
+        Folder that the paths are relative to, and that none may leave; None for paths that the user has given.
     keys : iterable of Key
     workers : int
         Processes that decode; 0 decodes in this one, without limits.
@@ -145,17 +168,19 @@ def small_copies(
         Key -> address with the image in it ("data:image/jpeg;base64,..."), or the reason why there is none.
     """
     wanted = list(dict.fromkeys(keys))
-    found: dict[Key, str] = {}
+    images = {key: os.path.abspath(key.path) if root is None else image_below(root, key.path) for key in wanted}
+    found = {key: OUTSIDE for key, image in images.items() if image is None}
     with Decoder(workers, DecodeSettings(timeout=20.0)) as decoder:
-        asked = (Request(os.path.abspath(root / key.path), (None,), side=max(SIDES)) for key in wanted)
-        for key, answer in zip(wanted, decoder.stream(asked), strict=True):
+        inside = [(key, image) for key, image in images.items() if image is not None]
+        requests = (Request(image, (None,), side=max(SIDES)) for _, image in inside)
+        for (key, _), answer in zip(inside, decoder.stream(requests), strict=True):
             if isinstance(answer, ImageError):
                 found[key] = answer.reason
             else:
                 found[key] = _address(answer.regions[0], answer.size, key.box)
             if progress is not None:
                 progress(len(found), len(wanted))
-    return found
+    return {key: found[key] for key in wanted}
 
 
 def is_image(address: str) -> bool:
