@@ -184,7 +184,7 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
 def _images(chunk: Sequence[Any], decoder: Decoder, settings: DecodeSettings) -> Iterator[DecodedImage | ImageError]:
     for item in chunk:
         if not isinstance(item, str | os.PathLike | Image.Image):
-            advice = "; give PIL.Image.fromarray of it" if hasattr(item, "__array__") else ""
+            advice = "; give PIL.Image.fromarray of it, 0 to 255 as uint8" if hasattr(item, "__array__") else ""
             raise ConfigError(f"X: expected paths or PIL images, found {type(item).__name__}{advice}")
     paths = [os.path.abspath(item) for item in chunk if not isinstance(item, Image.Image)]
     files = decoder.stream(Request(path, (None,)) for path in paths)

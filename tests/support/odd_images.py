@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from tiffs import write_tiff
+
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
@@ -66,6 +68,21 @@ def flat_jpeg(samples: tuple[int, ...], adobe_transform: int | None = None) -> b
     return out + scan + b"\xff\xd9"
 
 
+def bit_fields(rows, bits, masks, *, header=40, compression=3, top_down=False):
+    """A BMP of 16 or 32 bits a pixel. rows: numbers (H, W), the highest first; masks: of red, green, blue, alpha."""
+    height, width = len(rows), len(rows[0])
+    lines = [np.array(row, f"<u{bits // 8}").tobytes() for row in (rows if top_down else rows[::-1])]
+    pixels = b"".join(line + bytes(-len(line) % 4) for line in lines)
+    head = struct.pack(
+        "<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, compression, len(pixels), 0, 0, 0, 0
+    )
+    fields = struct.pack(f"<{len(masks)}I", *masks)
+    if header > 40:
+        fields = fields.ljust(header - 40, b"\0")
+    start = 14 + len(head) + len(fields)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + head + fields + pixels
+
+
 def scan_bomb(side: int, repeats: int) -> bytes:
     """A small progressive JPEG whose last scan is repeated, each time at the price of the whole image."""
     jpeg = encode(Image.new("L", (side, side), 90), "JPEG", progressive=True)
@@ -95,3 +112,9 @@ def good_images():
     yield encode(alpha, "WEBP", lossless=True)
     yield encode(colour, "WEBP", exif=exif)
     yield encode(colour, "PPM")
+    yield encode(colour, "AVIF", quality=90, exif=exif)
+    deep = noise[..., :3].astype(int) * 257
+    yield write_tiff(deep, 16, photometric=2, planar=True, compression=5, predictor=2, rows=16)
+    yield write_tiff(deep // 16, 12, photometric=2, order=">", tile=(16, 16), compression=8)
+    yield write_tiff(noise[..., :1], 8, photometric=3, colour_map=(noise.ravel()[:768].astype(int) * 257).tolist())
+    yield bit_fields(deep[..., 0], 16, (0xF800, 0x7E0, 0x1F))

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -13,8 +13,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What brings an image of an EXIF orientation upright; 1 needs nothing."""
 _STRIP = 1 << 20
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -33,8 +33,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         Of mode RGB; it may be the same object.
     """
     loaded = _load(image)
-    # Only now: PNG may hold the EXIF block after the pixels, and TIFF is turned by Pillow while it loads.
-    turn = _TURNS.get(orientation(loaded))
+    # Only now: PNG may hold the EXIF block after the pixels.
+    turn = TURNS.get(orientation(loaded))
     rgb = to_rgb(loaded)
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -43,8 +43,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Turn a loaded image into RGB.
 
     Alpha, and colours that PNG or GIF declare transparent, are laid over white: (value * a + 255 * (255 - a)) / 255,
-    rounded. Greys of more than 8 bits are scaled by the range that their file gives them, see `grey_range`; of
-    colours of 16 bits Pillow keeps the higher 8.
+    rounded. Greys of more than 8 bits are scaled by their range, see `grey_range`; of colours of 16 bits Pillow keeps
+    the higher 8.
 
     Parameters
     ----------
@@ -71,36 +71,38 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def grey_range(image: Image.Image, values: NDArray) -> tuple[float, float]:
+def grey_range(mode: str, values: NDArray) -> tuple[float, float]:
     """Say which values of a grey image of more than 8 bits are black and white.
 
-    0 and 2**bits - 1 for unsigned integers of up to 16 bits; 0 and 1 for floats that all lie there. Other floats,
-    and integers that are signed or of 32 bits, have no customary range: their own smallest and largest finite values,
-    and a constant image is mid-grey. A TIFF that says "white is zero" has the two exchanged.
+    0 and 65535 for integers, 0 and 1 for floats that all lie there. Other floats have no customary range: their own
+    smallest and largest finite values, and a constant image is mid-grey.
 
     Parameters
     ----------
-    image : Image
-        Of mode I;16 (any byte order), I or F.
+    mode : str
+        I;16 (any byte order) or I, as Pillow reads PNG and PPM; or F.
     values : ndarray (H, W)
-        Its pixels.
+        The pixels.
 
     Returns
     -------
     tuple of float
         Black and white; never equal.
     """
-    tags = getattr(image, "tag_v2", {})
-    if image.mode.startswith("I;16") or (image.mode == "I" and not tags):
-        low, high = 0.0, 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
-    else:
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        if image.mode == "F" and low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-    if low == high:
-        low, high = low - 1, high + 1
-    return (high, low) if tags.get(_PHOTOMETRIC) == 0 else (low, high)
+    if mode != "F":
+        return 0.0, 65535.0
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return (low - 1, high + 1) if low == high else (low, high)
+
+
+def over_white(rgb: NDArray[np.uint8], opacity: NDArray[np.uint8], *, premultiplied: bool) -> NDArray[np.uint8]:
+    """Lay colours (..., 3) of an opacity (...), 0 to 255, over white."""
+    alpha = opacity[..., None].astype(np.uint32)
+    light = rgb.astype(np.uint32) * 255 if premultiplied else rgb * alpha
+    return np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
 
 
 def _load(image: Image.Image) -> Image.Image:
@@ -113,7 +115,7 @@ def _load(image: Image.Image) -> Image.Image:
     top = {"L;2": 3, "L;4": 15}.get(rawmode) if isinstance(rawmode, str) else None
     if top and isinstance(key, int) and key <= top:
         mended: int | tuple[int, ...] = key * 255 // top
-    elif rawmode == "RGB;16B" and isinstance(key, tuple):
+    elif isinstance(key, tuple) and (rawmode == "RGB;16B" or max(key) > 255):
         mended = tuple(value >> 8 for value in key)
     else:
         return image
@@ -133,7 +135,7 @@ def orientation(image: Image.Image) -> int:
 
 def _deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    black, white = grey_range(image, values)
+    black, white = grey_range(image.mode, values)
     key = image.info.get("transparency")
     grey = np.empty(values.shape, np.uint8)
     # In strips, because the arithmetic takes many times the memory of the result.

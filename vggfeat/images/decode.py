@@ -20,14 +20,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Pillow would otherwise look for these two by importing every plugin it has.
+# Pillow would otherwise look for these by importing every plugin it has.
+import PIL.AvifImagePlugin
 import PIL.TiffImagePlugin
-import PIL.WebPImagePlugin  # noqa: F401
+import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images.bmp import has_bit_fields, read_bit_fields
 from vggfeat.images.colours import orientation, upright_rgb
+from vggfeat.images.memory import read_memory
+from vggfeat.images.metadata import without_metadata
+from vggfeat.images.recognise import FORMATS, ends_early, is_read, is_tiff, odd_jpeg, refuse_other_formats
+from vggfeat.images.tiff import read_tiff, too_large
 from vggfeat.samples import Box
 
 MEANINGS = {
@@ -40,7 +46,7 @@ MEANINGS = {
     "unrecognised": "The content is none of the allowed formats, whatever the name says.",
     "truncated": "The file ends before the image does.",
     "damaged": "The file begins like an image, but its content is broken.",
-    "unsupported": "The file is of an allowed format in a variant that can't be decoded.",
+    "unsupported": "The file is of a known format, or of a variant of one, that is not decoded.",
     "bad-box": "The box has no area inside the image.",
     "elongated": "The image is so long and thin that it would not fit into memory after rescaling.",
     "out-of-memory": "Decoding needed more memory than a worker may have.",
@@ -52,11 +58,8 @@ MEANINGS = {
 REASONS: tuple[str, ...] = tuple(MEANINGS)
 """Why an image has no pixels, or no features; one word each."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-"""The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""
 REDUCING_GAP = 3
 """Box reduction leaves at least so many pixels for each one that is asked for; the rest is done by anti-aliasing."""
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II", b"MM", b"RIFF", *(b"P%d" % n for n in range(1, 7)))
 # Pillow's limits and Python's warning filters belong to the whole process.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -186,21 +189,27 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     except ImageError as error:
         raise failure(request.name, error.reason, str(error)) from None
     except Image.DecompressionBombError:
-        raise failure(request.name, "too-large", f"expected at most {settings.max_pixels} pixels, found more") from None
+        raise failure(request.name, "too-large", str(too_large(settings.max_pixels))) from None
     except Exception as error:
         # Hostile files make Pillow raise far more than it documents, and none of that may stop a run.
-        raise failure(request.name, _reason(error, data), _text(error)) from error
+        raise failure(request.name, _reason(error, data), _text(error, data)) from error
 
 
 def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
-    opened = _opened(data, settings.max_pixels)
+    refuse_other_formats(data)
+    if is_tiff(data):
+        upright = read_tiff(data, settings.max_pixels, partial=settings.allow_truncated)
+        return Loaded(data, upright, (upright.height, upright.width), ready=False)
+    if has_bit_fields(data):
+        upright = read_bit_fields(data, settings.max_pixels, partial=settings.allow_truncated)
+        return Loaded(data, upright, (upright.height, upright.width), ready=False)
+    opened = _opened(without_metadata(data), settings.max_pixels)
     full, mode = opened.size, opened.mode
     if request.side and all(box is None for box in request.boxes):
         opened.draft(None, (request.side, request.side))
     reduced = opened.size != full
     upright = upright_rgb(opened)
     turned = orientation(opened)
-    # Pillow turns a TIFF while it loads, so only of what was reduced, a JPEG, are the full sides turned here.
     width, height = upright.size if not reduced else full if turned <= 4 else full[::-1]
     ready = opened.format == "JPEG" and mode in ("RGB", "L") and turned == 1
     return Loaded(data, upright, (height, width), ready)
@@ -214,7 +223,7 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
     image : PIL Image
         Of any mode, opened by any means; it is loaded, and otherwise left as it is.
     settings : DecodeSettings
-        Of these, `largest_side` and `allow_truncated` count.
+        Of these, `largest_side`, `max_pixels` and `allow_truncated` count.
 
     Returns
     -------
@@ -224,15 +233,17 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
     Raises
     ------
     ImageError
-        If it can't be loaded or turned into RGB.
+        If it can't be loaded or turned into RGB, or what its values mean can't be known, see `read_memory`.
     """
+    name = str(getattr(image, "filename", "") or "image in memory")
     try:
         with _pillow(settings):
-            whole = upright_rgb(image)
+            whole = read_memory(image, settings.max_pixels, partial=settings.allow_truncated)
             region = _region(whole, None, settings.largest_side)
+    except ImageError as error:
+        raise failure(name, error.reason, str(error)) from None
     except Exception as error:
-        name = str(getattr(image, "filename", "") or "image in memory")
-        raise failure(name, _reason(error, b""), _text(error)) from error
+        raise failure(name, _reason(error, b""), _text(error, b"")) from error
     return DecodedImage((region,), (whole.height, whole.width), bytes(32))
 
 
@@ -309,16 +320,19 @@ def _pillow(settings: DecodeSettings) -> Iterator[None]:
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = settings.max_pixels, settings.allow_truncated
+        # Else AVIF takes a thread, and memory, for each core.
+        threads, PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = PIL.AvifImagePlugin.DEFAULT_MAX_THREADS, 1
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+            PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = threads
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
-        raise ImageError("too-large", f"expected at most {max_pixels} pixels, found {image.width}x{image.height}")
+        raise too_large(max_pixels, image.width, image.height)
     return image
 
 
@@ -342,27 +356,22 @@ def _reason(error: Exception, data: bytes) -> str:
         return "out-of-memory"
     if isinstance(error, Image.DecompressionBombError):
         return "too-large"
-    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
+    if isinstance(error, UnidentifiedImageError) and not is_read(data):
         return "unrecognised"
-    if isinstance(error, EOFError) or "truncated" in text or "not enough" in text or _ends_early(data):
+    if odd_jpeg(data):
+        return "unsupported"
+    if isinstance(error, EOFError) or "truncated" in text or "not enough" in text or ends_early(data):
         return "truncated"
     if isinstance(error, NotImplementedError) or "not supported" in text or "unsupported" in text:
         return "unsupported"
     return "damaged"
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception, data: bytes) -> str:
+    odd = odd_jpeg(data)
+    if odd:
+        return f"expected a JPEG of 8 bits and Huffman codes, found {odd}; convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
         # Pillow's own words hold an address in memory, and equal runs must give equal reasons.
         return f"expected an image of the formats {', '.join(FORMATS)}, found none"
     return f"expected an image that can be decoded, found {type(error).__name__}: {error}"
-
-
-def _ends_early(data: bytes) -> bool:
-    """Say whether the mark or the length that tells the end of a file is not kept; it only refines a failure."""
-    if data.startswith(b"RIFF"):
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if data.startswith(b"BM"):
-        return len(data) < int.from_bytes(data[2:6], "little")
-    ends = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND", b"GIF8": b";"}
-    return any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())
