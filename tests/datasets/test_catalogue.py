@@ -188,6 +188,19 @@ class TestOpen:
         for part in (str(tmp_path / "nowhere"), "--root", "VGGFEAT_DATA", "vggfeat data check voc2007"):
             assert part in str(caught.value)
 
+    @pytest.mark.parametrize("name", ["folder", "manifest"])
+    def test_of_your_own_images_nobody_else_knows_a_place(self, tmp_path, name):
+        (tmp_path / "photos").mkdir()
+        for place, remedy in (("photso", f"did you mean {tmp_path / 'photos'}?"), ("xyz", "correct --root")):
+            with pytest.raises(DatasetError) as caught:
+                open_dataset(name, tmp_path / place)
+            assert str(caught.value).endswith(remedy)
+            assert "published" not in str(caught.value)
+
+    def test_a_folder_without_a_list_is_no_copy_to_unpack(self, tmp_path):
+        with pytest.raises(DatasetError, match=r"manifest.csv: expected the list of the images, found none"):
+            open_dataset("manifest", tmp_path)
+
 
 class TestCheck:
     def test_a_full_caltech101_is_complete_and_one_image_less_is_not(self, tmp_path):

@@ -2,9 +2,13 @@
 
 import csv
 import io
+import json
 import os
 import re
 import socket
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +63,6 @@ class TestLayouts:
         data = folder.read(put(tmp_path, "train/1.jpg", "test/2.jpg"))
         assert data.task == Task.UNLABELLED
         assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [1], "test": [0]}
-
-    @pytest.mark.parametrize("names", [["train/1.jpg", "test/2.jpg", "other/3.jpg"], ["val/1.jpg", "test/1.jpg"]])
-    def test_split_names_among_other_folders_are_classes_and_a_note_says_so(self, tmp_path, names):
-        data = folder.read(put(tmp_path, *names))
-        assert set(data.classes) == {name.split("/")[0] for name in names}
-        assert data.splits == {}
-        assert "Read as classes" in data.notes[0]
 
     @pytest.mark.parametrize(
         "names",
@@ -148,8 +145,8 @@ class TestNames:
         put(tmp_path, "b/B.jpg", "b/a.jpg", "a b/1.jpg", "a/10.jpg", "a/9.jpg", "\u00e4/1.jpg")
         wanted = folder.read(tmp_path)
         assert wanted.ids == ("a b/1.jpg", "a/10.jpg", "a/9.jpg", "b/B.jpg", "b/a.jpg", "\u00e4/1.jpg")
-        honest = os.listdir
-        monkeypatch.setattr(files.os, "listdir", lambda path: sorted(honest(path), reverse=True))
+        honest = os.scandir
+        monkeypatch.setattr(files.os, "scandir", lambda path: nullcontext(reversed(list(honest(path)))))
         assert folder.read(tmp_path).fingerprint() == wanted.fingerprint()
 
     def test_hundreds_of_levels_are_read(self, tmp_path):
@@ -388,3 +385,73 @@ class TestManifestProperties:
         assert isinstance(data, DataSet)
         assert not any(".." in path.split("/") or path.startswith("/") for path in data.paths)
         assert data.boxes is None or np.isfinite(data.boxes[~np.isnan(data.boxes)]).all()
+
+
+class TestManifestSplits:
+    def test_other_spellings_of_a_split_are_read_and_named(self, tmp_path):
+        data = folder.read_manifest(
+            write(tmp_path, "path,split\na.jpg,TRAIN\nb.jpg,train\nc.jpg,valid\nd.jpg,Test-1\n")
+        )
+        assert {name: rows.tolist() for name, rows in data.splits.items()} == {
+            "train": [0, 1],
+            "val": [2],
+            "test-1": [3],
+        }
+        assert data.notes == ("Read as splits: TRAIN as train, valid as val, Test-1 as test-1.",)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("a.jpg,train\nb.jpg,vall\n", r"line 3: expected a split train, val, test or another name, found 'vall'"),
+            (
+                "a.jpg,dev\nb.jpg,val\n",
+                r"line 3: expected one name for the split val, found 'val', and 'dev' in line 2",
+            ),
+        ],
+    )
+    def test_a_slip_and_two_names_of_one_split_are_refused(self, tmp_path, text, words):
+        with pytest.raises(DatasetError, match=words):
+            folder.read_manifest(write(tmp_path, f"path,split\n{text}"))
+
+    @pytest.mark.parametrize("joined", ["a,b", "a|b", "b / c", "x&b"])
+    def test_labels_that_look_joined_are_one_class_and_a_note_says_so(self, tmp_path, joined):
+        data = folder.read_manifest(write(tmp_path, f'path,labels\n1.jpg,"{joined}"\n2.jpg,b\n3.jpg,c\n'))
+        assert joined in data.classes
+        assert len(data.classes) == 3
+        (note,) = data.notes
+        assert note == f"Read as one class each: {joined!r}; several labels of an image are separated by ';'."
+
+    def test_a_comma_in_the_name_of_a_class_is_no_reason_for_a_note(self, tmp_path):
+        text = 'path,labels\n1.jpg,"kit fox, Vulpes macrotis"\n2.jpg,"tench, Tinca tinca"\n'
+        assert folder.read_manifest(write(tmp_path, text)).notes == ()
+
+    def test_a_class_that_is_in_one_split_alone_is_reported(self, tmp_path):
+        text = "path,labels,split\n1.jpg,a,train\n2.jpg,b,train\n3.jpg,a,test\n4.jpg,c,test\n5.jpg,d,\n"
+        assert folder.read_manifest(write(tmp_path, text)).notes == (
+            "Classes that occur in one split only: b (train), c (test).",
+        )
+
+
+@pytest.mark.parametrize(("encoding", "code"), [("1", 0), ("0", 4)], ids=["utf-8", "another"])
+@pytest.mark.parametrize("name", ["folder", "manifest"])
+def test_names_beyond_ascii_are_right_or_refused_whatever_the_locale(tmp_path, name, encoding, code):
+    """Under a locale of another code the bytes of é would be stored as other letters, or not be found."""
+    put(tmp_path, "caf\u00e9/1.jpg")
+    (tmp_path / "manifest.csv").write_bytes("path\ncaf\u00e9/1.jpg\n".encode())
+    plain = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": encoding}
+    words = [sys.executable, "-m", "vggfeat", "data", "check", name, "--root", str(tmp_path), "--json"]
+    done = subprocess.run(words, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    report = json.loads(done.stdout)
+    if code:
+        assert "expected a locale with UTF-8 for names such as caf" in report["problem"]
+        assert "set PYTHONUTF8=1" in report["problem"]
+    elif name == "folder":
+        assert "caf\u00e9" in {count["what"] for count in report["counts"]}
+
+
+def test_every_file_name_that_is_read_goes_through_that_check():
+    """`os.listdir` and `os.scandir` are called in one place of the readers."""
+    readers = Path(folder.__file__).parent.glob("*.py")
+    calls = {path.name: len(re.findall(r"os\.(listdir|scandir|walk)\(", path.read_text())) for path in readers}
+    assert {name: count for name, count in calls.items() if count} == {"catalogue.py": 1, "files.py": 1}

@@ -3,6 +3,7 @@
 import os
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from vggfeat.cli.options import (
+    LAYOUT,
     LONGEST_TABLE,
     PATH,
     TRY_AGAIN,
@@ -28,11 +30,16 @@ from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
     from vggfeat.forward.posteriors import PosteriorSettings
+    from vggfeat.samples import ClassificationSet
     from vggfeat.weights import Backbone
 
 SETTLED = (
+    "layout",
     "mode",
     "softmax",
     "precision",
@@ -76,6 +83,7 @@ class PosteriorOptions:
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
 @click.option("--root", type=PATH, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
+@LAYOUT
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
               help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
 @with_options(PosteriorOptions, "posteriors")
@@ -92,6 +100,7 @@ def classify(
     context: click.Context,
     weights: tuple[str, ...],
     root: Path | None,
+    layout: "Layout | None",
     files: tuple[Path, ...],
     posteriors: PosteriorOptions,
     out: Path,
@@ -127,12 +136,14 @@ def classify(
         _refuse_settled(context)
 
     from vggfeat.classification.evaluate import evaluate, fuse
+    from vggfeat.datasets import ilsvrc
     from vggfeat.results.classification import Pace, classification_record, write_classification
 
     claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
-    runs = (
-        [] if root is None else _run_nets(weights, root, out, files, posteriors, forward, device, decoding, job, quiet)
-    )
+    runs = []
+    if root is not None:
+        read = partial(ilsvrc.read, root, layout)
+        runs = _run_nets(weights, root, read, out, files, posteriors, forward, device, decoding, job, quiet)
     if not is_main():
         return 0
     new = [one.path for one in runs]
@@ -164,13 +175,13 @@ def _refuse_settled(context: click.Context) -> None:
 
 
 def _run_nets(
-    weights: tuple[str, ...], root: Path, out: Path, files: tuple[Path, ...], posteriors: PosteriorOptions,
+    weights: tuple[str, ...], root: Path, read: "Callable[[], ClassificationSet]", out: Path, files: tuple[Path, ...],
+    posteriors: PosteriorOptions,
     forward: ForwardOptions, device: str | None, decoding: DecodingOptions, job: JobOptions, quiet: bool,
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
     from vggfeat.classification.extract import cache_posteriors, match_classes
     from vggfeat.cli.progress import Progress
-    from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.runtime.targets import anything, check_target
@@ -178,7 +189,7 @@ def _run_nets(
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
     with open_world(ready_device(device), os.environ, lost=StoreError) as world:
-        data = ilsvrc.read(root)
+        data = read()
         nets: dict[str, Backbone] = {}
         # All nets are loaded and checked before the first is run, which may take hours.
         for spec in weights:

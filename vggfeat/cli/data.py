@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import PATH, terminal_width
+from vggfeat.cli.options import LAYOUT, PATH, terminal_width
 from vggfeat.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
+    from vggfeat.datasets.levels import Layout
 
 SHOWN_FAILURES = 10
 PACKED = ("index.json", "packing.json", "train.npz", "val.npz", "unreadable.jsonl")
@@ -52,8 +53,9 @@ def list_(as_json: bool) -> None:
 @data.command()
 @click.argument("name")
 @ROOT
+@LAYOUT
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def check(name: str, root: Path | None, as_json: bool) -> int:
+def check(name: str, root: Path | None, layout: "Layout | None", as_json: bool) -> int:
     """Compare a copy with the official numbers, and name what is missing and where it is published.
 
     \b
@@ -64,7 +66,7 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
     """
     from vggfeat.datasets.check import check_copy
 
-    report = check_copy(name, root)
+    report = check_copy(name, root, layout)
     if as_json:
         fields = {"name": report.name, "root": report.root, "complete": report.complete, "problem": report.problem}
         rows = {
@@ -83,10 +85,13 @@ def check(name: str, root: Path | None, as_json: bool) -> int:
 @data.command()
 @click.argument("name")
 @ROOT
+@LAYOUT
 @click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def splits(name: str, root: Path | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
+def splits(
+    name: str, root: Path | None, layout: "Layout | None", out: Path | None, overwrite: bool, as_json: bool
+) -> None:
     """Write the ids of every split to a text file of its own.
 
     \b
@@ -97,7 +102,7 @@ def splits(name: str, root: Path | None, out: Path | None, overwrite: bool, as_j
     from vggfeat.datasets.check import write_splits
 
     folder, inputs = out or Path(f"{name}-splits"), [resolve_root(name, root)]
-    written = write_splits(open_dataset(name, root), folder, overwrite=overwrite, inputs=inputs)
+    written = write_splits(open_dataset(name, root, layout), folder, overwrite=overwrite, inputs=inputs)
     if as_json:
         say_json({"files": [str(path) for path in written]})
         return
@@ -135,6 +140,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
 
 @data.command()
 @click.option("--root", type=PATH, required=True, help="Training images, as for `train`.")
+@LAYOUT
 @click.option("--out", type=PATH, required=True, help="A folder that is new or empty.")
 @click.option("--side", type=click.IntRange(1), default=512, show_default=True,
               help="Smallest side that images are shrunk to: the largest S to train at.")  # fmt: skip
@@ -145,6 +151,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
 @click.option("--quiet", is_flag=True, help="No progress.")
 def pack(
     root: Path,
+    layout: "Layout | None",
     out: Path,
     side: int,
     quality: int,
@@ -173,7 +180,7 @@ def pack(
     settings = PackSettings(side=side, quality=quality, shard_images=shard_images)
     count = default_workers() if workers is None else workers
     with Progress("pack", "images", quiet=quiet) as bar:
-        packed = write(ilsvrc.read(root), out, settings, workers=count, progress=bar.update)
+        packed = write(ilsvrc.read(root, layout), out, settings, workers=count, progress=bar.update)
     if as_json:
         left_out = [{"path": path, "reason": reason} for path, reason in packed.unreadable]
         facts = {"folder": str(out), "images": packed.images, "bytes": packed.bytes, "left_out": left_out}

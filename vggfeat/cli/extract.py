@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import (
+    LAYOUT,
     PATH,
     TRY_AGAIN,
     DecodingOptions,
@@ -24,6 +25,7 @@ from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 
 if TYPE_CHECKING:
+    from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
 
 SHOWN_FAILURES = 10
@@ -32,6 +34,7 @@ SHOWN_FAILURES = 10
 @click.command()
 @click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
 @click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
+@LAYOUT
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
 @click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
@@ -50,6 +53,7 @@ SHOWN_FAILURES = 10
 def extract(
     name: str,
     root: Path | None,
+    layout: "Layout | None",
     weights: str | None,
     out: Path | None,
     scales: tuple[int, ...] | None,
@@ -93,7 +97,7 @@ def extract(
 
     target = out or Path(f"{_stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
-    dataset = open_dataset(name, root)
+    dataset = open_dataset(name, root, layout)
     for note in dataset.notes if is_main() else ():
         say_note(note)
     record = DATASETS[name]

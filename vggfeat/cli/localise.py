@@ -10,6 +10,7 @@ import click
 
 from vggfeat.cli.localise_train import localise_train
 from vggfeat.cli.options import (
+    LAYOUT,
     LONGEST_TABLE,
     PATH,
     TRY_AGAIN,
@@ -27,6 +28,7 @@ from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from vggfeat.datasets.levels import Layout
     from vggfeat.localisation.maps import LocaliseSettings
     from vggfeat.localisation.nets import BoxNet
     from vggfeat.samples import ClassificationSet
@@ -119,6 +121,7 @@ localise.add_command(localise_train)
 @localise.command()
 @click.option("--root", required=True, type=PATH, metavar="ROOT",
               help="ILSVRC, or class folders with annotations.")  # fmt: skip
+@LAYOUT
 @click.option("--annotations", type=PATH, help="Folder of the boxes, if not in the data's tree.")
 @click.option("--classifier", metavar="FILE", help="Rates the boxes; and guesses the classes, without --posteriors.")
 @click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
@@ -133,6 +136,7 @@ localise.add_command(localise_train)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
     root: Path,
+    layout: "Layout | None",
     annotations: Path | None,
     classifier: str | None,
     files: tuple[Path, ...],
@@ -190,7 +194,7 @@ def evaluate(
         if protocol == "gt" and (boxes.threshold, boxes.average) != (None, None):
             raise ConfigError("--protocol gt: a centre crop gives one box, so leave out --threshold and --merge")
         settings = boxes.settings(nets)
-        data = ilsvrc.read(root)
+        data = ilsvrc.read(root, layout)
         channels = None if rating is None else match_classes(rating, data.classes)
         labels, labels_from = _labels(files, data, protocol, rating)
         with Progress("boxes", "files", quiet=quiet) as bar:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, net_files, with_options
+from vggfeat.cli.options import LAYOUT, PATH, net_files, with_options
 from vggfeat.cli.output import say
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import RUN, TrainingOptions, given, show_json, show_run
@@ -14,6 +14,7 @@ from vggfeat.cli.train import RUN, TrainingOptions, given, show_json, show_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vggfeat.datasets.levels import Layout
     from vggfeat.localisation.train import BoxData
     from vggfeat.training.trainer import Outcome
 
@@ -24,6 +25,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.command("train")
 @click.option("--root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
+@LAYOUT
 @click.option("--annotations", type=PATH, metavar="DIR",
               help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]")  # fmt: skip
 @click.option("--weights", required=True, metavar="FILE|NAME",
@@ -50,6 +52,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @with_options(TrainingOptions, "options")
 def localise_train(
     root: Path,
+    layout: "Layout | None",
     annotations: Path | None,
     weights: str,
     out: Path,
@@ -82,7 +85,7 @@ def localise_train(
     started_from = load_backbone(weights)
     recipe = box_recipe_for(started_from, scale, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()
-    data = _read(root, annotations, options.quiet or not is_main())
+    data = _read(root, layout, annotations, options.quiet or not is_main())
     for note in (data.images.layout, *data.train.notes, *data.val.notes):
         options.say(note)
     with options.progress(f"localise train {recipe.kind}") as progress:
@@ -93,13 +96,13 @@ def localise_train(
         _show(outcome, options.as_json)
 
 
-def _read(root: Path, annotations: Path | None, quiet: bool) -> "BoxData":
+def _read(root: Path, layout: "Layout | None", annotations: Path | None, quiet: bool) -> "BoxData":
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
     from vggfeat.localisation.train import BoxData
 
-    images = ilsvrc.read(root)
+    images = ilsvrc.read(root, layout)
     with Progress("boxes", "files", quiet=quiet) as bar:
         progress: Callable[[int, int], None] = bar.update
         train = read_boxes(root, images.train, "train", annotations=annotations, progress=progress)

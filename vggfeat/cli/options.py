@@ -24,6 +24,9 @@ LONGEST_TABLE = 40
 TRY_AGAIN = "failed: to try them again, give the same command with --retry-failed"
 PATH = click.Path(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
+LAYOUT = click.option("--layout", type=click.Choice(["splits", "classes"]),
+                      help="What the folders at the top of your own images are, where it can't be told.")  # fmt: skip
+"""For all commands that read class folders."""
 
 
 class Parsed(click.ParamType):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Scale, net_files, option, with_options
+from vggfeat.cli.options import LAYOUT, PATH, Scale, net_files, option, with_options
 from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 
 if TYPE_CHECKING:
+    from vggfeat.datasets.levels import Layout
     from vggfeat.training.recipe import TrainingSettings
     from vggfeat.training.trainer import Outcome, Progress
 
@@ -117,6 +118,7 @@ def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 @click.command()
 @click.option("--root", type=PATH, required=True, metavar="ROOT",
               help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
+@LAYOUT
 @click.option(
     "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
 )
@@ -136,6 +138,7 @@ def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 @with_options(TrainingOptions, "options")
 def train(
     root: Path,
+    layout: "Layout | None",
     net: str,
     scale: tuple[int, int],
     out: Path,
@@ -170,7 +173,7 @@ def train(
     started_from = load_backbone(init_from) if init_from else None
     recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()
-    data = ilsvrc.read(root)
+    data = ilsvrc.read(root, layout)
     counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     options.say(f"{counts}: {data.layout}")
     with options.progress(f"train {net}") as progress:

@@ -11,10 +11,12 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from vggfeat.datasets import caltech, folder, voc
+from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, check_choice
 from vggfeat.samples import DataSet, Task
 
 _VOC_SCALES = (256, 384, 512, 640, 768)
@@ -230,7 +232,7 @@ def resolve_root(name: str, root: Path | str | None = None, environ: Mapping[str
     return Path(base or "data") / name
 
 
-def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
+def open_dataset(name: str, root: Path | str | None = None, layout: Layout | None = None) -> DataSet:
     """Read a data set by its name.
 
     Parameters
@@ -239,18 +241,42 @@ def open_dataset(name: str, root: Path | str | None = None) -> DataSet:
         A name of `DATASETS`.
     root : Path or str, optional
         Its folder, see `resolve_root`; for manifest the CSV file, or the folder that holds a manifest.csv.
+    layout : "splits" or "classes", optional
+        What the folders of the first level of "folder" are, where their names and content do not tell.
 
     Raises
     ------
     ConfigError
-        If there is no data set of this name.
+        If there is no data set of this name, or it is not "folder" and a layout is given.
     DatasetError
         If it is not there, or not in its official layout.
     """
     record, where = lookup(name), resolve_root(name, root)
+    if layout is not None:
+        check_choice("layout", layout, get_args(Layout))
+        if name != "folder":
+            raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {name}")
     if not os.path.exists(where):
-        raise DatasetError(
-            f"{name}: expected it at {where}, found nothing there; give its place with --root, or set VGGFEAT_DATA "
-            f"to the folder that holds {name}; `vggfeat data check {name}` says where it is published"
-        )
-    return record.reader(where)
+        raise DatasetError(f"{name}: expected it at {where}, found nothing there; {_remedy(record, where, root)}")
+    return record.reader(where) if layout is None else folder.read(where, layout)
+
+
+def _remedy(record: DatasetRecord, where: Path, root: Path | str | None) -> str:
+    """Say how to come to a data set that is not there; of your own images nobody else knows a place."""
+    near = None if root is None else _near(where)
+    remedies = [f"did you mean {near}?"] if near else []
+    if record.archives:
+        remedies.append(f"give its place with --root, or set VGGFEAT_DATA to the folder that holds {record.name}")
+        remedies.append(f"`vggfeat data check {record.name}` says where it is published")
+    elif not near:
+        remedies.append("give the place of your images with --root" if root is None else "correct --root")
+    return "; ".join(remedies)
+
+
+def _near(where: Path) -> Path | None:
+    """Return what is there and called nearly so."""
+    try:
+        names = difflib.get_close_matches(where.name, os.listdir(where.parent), n=1)
+    except OSError:
+        return None
+    return where.with_name(names[0]) if names else None

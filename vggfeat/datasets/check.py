@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vggfeat.datasets.catalogue import lookup, open_dataset, resolve_root
+from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.record import Archive, Count, DatasetRecord
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, make_folders
@@ -50,7 +51,7 @@ class DatasetReport:
         return self.problem is None and not self.missing and all(count.agrees for count in self.counts)
 
 
-def check_copy(name: str, root: Path | str | None = None) -> DatasetReport:
+def check_copy(name: str, root: Path | str | None = None, layout: Layout | None = None) -> DatasetReport:
     """Compare a copy of a data set with the official numbers, and list missing image files.
 
     No image is decoded, and nothing is downloaded.
@@ -59,7 +60,7 @@ def check_copy(name: str, root: Path | str | None = None) -> DatasetReport:
     ----------
     name : str
         A name of `DATASETS`.
-    root : Path or str, optional
+    root, layout : optional
         See `open_dataset`.
 
     Raises
@@ -72,7 +73,7 @@ def check_copy(name: str, root: Path | str | None = None) -> DatasetReport:
     problem: str | None = None
     data: DataSet | None = None
     try:
-        data = open_dataset(name, root)
+        data = open_dataset(name, root, layout)
     except DatasetError as error:
         problem = str(error)
     return DatasetReport(

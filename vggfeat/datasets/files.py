@@ -3,7 +3,8 @@
 import math
 import os
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,17 +17,42 @@ MOST_XML_DEPTH = 16
 
 
 def list_folder(path: Path) -> list[str]:
-    """Names in a folder, sorted by code point, whatever the locale and the file system.
+    """Names in a folder, sorted by code point; raises as `list_entries`."""
+    return [entry.name for entry in list_entries(path)]
+
+
+def list_entries(path: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder, sorted by the code points of their names.
 
     Raises
     ------
     DatasetError
-        If it is no folder, or can't be read.
+        If it is no folder, or can't be read, or `check_locale` refuses a name.
     """
     try:
-        return sorted(os.listdir(path))
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{path}: expected a folder that can be read: {error.strerror}") from error
+    check_locale(path, (entry.name for entry in found))
+    return found
+
+
+def check_locale(where: Path, names: Iterable[str]) -> None:
+    """Refuse names beyond ASCII where Python takes the bytes of file names for another code than UTF-8.
+
+    Raises
+    ------
+    DatasetError
+        If there is one; it would be stored as other letters than it has, or would not be found.
+    """
+    code = sys.getfilesystemencoding()
+    odd = None if code == "utf-8" else next((name for name in names if not name.isascii()), None)
+    if odd is not None:
+        raise DatasetError(
+            f"{where}: expected a locale with UTF-8 for names such as {listed([odd])}, found {code}; set PYTHONUTF8=1, "
+            "or LC_ALL to a locale with UTF-8"
+        )
 
 
 def is_utf8(name: str) -> bool:

@@ -4,30 +4,32 @@ K = classes. A class is a number in the order of the sorted names, as in Caffe, 
 The development kit numbers the classes in another order of its own.
 """
 
-import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vggfeat.datasets import devkit as kits
 from vggfeat.datasets import packed
-from vggfeat.datasets.files import is_utf8, listed
-from vggfeat.datasets.folder import IMAGE_SUFFIXES
+from vggfeat.datasets.files import listed
+from vggfeat.datasets.levels import Layout, class_of, find_level, split_name
+from vggfeat.datasets.tree import is_image, walk
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
 
 HELD_OUT = 0.1
 """Share of each class that validates where a copy has no validation images."""
 
-_TRAIN = ("train", "ILSVRC2012_img_train")
-_VAL = ("val", "ILSVRC2012_img_val", "validation")
 _WANTED = "train/CLASS/IMAGE with val/CLASS/IMAGE or a flat val, or CLASS/IMAGE"
+
+_WNID = re.compile(r"n\d{8}")
 
 Files = dict[str, list[str]]
 """Class -> paths of its images, sorted, relative to the root."""
 
 
-def read(root: Path | str) -> ClassificationSet:
+def read(root: Path | str, layout: Layout | None = None) -> ClassificationSet:
     """Read a training set, in whichever of these layouts it lies.
 
     - A packed copy, made by `vggfeat data pack`.
@@ -41,7 +43,9 @@ def read(root: Path | str) -> ClassificationSet:
     Parameters
     ----------
     root : Path or str
-        Links to files and to class folders are followed; hidden names are passed over.
+        Links to files and to folders are followed; hidden names are passed over.
+    layout : "splits" or "classes", optional
+        What the folders of the first level are; by default `vggfeat.datasets.levels.find_level` tells.
 
     Returns
     -------
@@ -51,73 +55,72 @@ def read(root: Path | str) -> ClassificationSet:
     Raises
     ------
     DatasetError
-        If there are no images or a single class, a class is in one of the two lists only, or the labels of a flat
-        val are missing or disagree with it.
+        If there are no images or a single class, a class is in one of the two lists only, the labels of a flat
+        val are missing or disagree with it, or the first level may be splits as well as classes.
     """
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: expected a folder with {_WANTED}, found none; give the place of the images")
     if packed.is_packed(root):
         return packed.read(root)
-    base = next((part for part in ("ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/") if (root / part).is_dir()), "")
-    train, val = (
-        next((base + name for name in names if (root / base / name).is_dir()), "") for names in (_TRAIN, _VAL)
-    )
-    if val and not train:
-        raise DatasetError(f"{root}: expected train next to {val}, found none; give a folder with {_WANTED}")
-    files = _class_files(root, train or base)
+    base = next((part for part in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC") if (root / part).is_dir()), "")
+    found = walk(root / base)
+    images = sorted([*found.images, *_odd_names(root / base, found.unnameable)])
+    level = find_level(root / base, images, layout)
+    splits = {name: _by_class(images, folder, base) for name, folder in level.folders.items()}
+    if level.splits and "train" not in splits:
+        raise DatasetError(
+            f"{root}: expected train next to {listed(list(splits))}, found none; give a folder with {_WANTED}"
+        )
+    files = splits["train" if level.splits else ""][0]
     kit = kits.find_kit((root, root.parent))
-    if not val:
+    notes = "".join(f"; {note.rstrip('.')}" for note in level.notes)
+    if "val" not in splits:
+        if any(split_name(name) == "val" for name in found.folders) and level.splits:
+            return _checked(root, files, {}, kit, "")
         kept, held = _hold_out(root, files)
-        layout = f"class folders, {HELD_OUT:.0%} of each class held out for validation by the SHA-256 of its path"
-        return _checked(root, kept, held, kit, layout)
-    flat = _images(root, val, deep=False)
-    sorted_val = _class_files(root, val)
+        words = f"class folders, {HELD_OUT:.0%} of each class held out for validation by the SHA-256 of its path"
+        return _checked(root, kept, held, kit, words + notes)
+    sorted_val, flat = splits["val"]
     if flat and sorted_val:
         raise DatasetError(
-            f"{root / val}: expected images in class folders or side by side, found both, "
+            f"{root / base / level.splits['val']}: expected images in class folders or side by side, found both, "
             f"for instance {flat[0]} next to folders; move them"
         )
-    if sorted_val or not flat:
-        return _checked(root, files, sorted_val, kit, "train and val in class folders")
-    found, source = _labelled(root, flat, kit)
-    return _checked(root, files, found, kit, f"train in class folders, flat val labelled by {source}")
+    if sorted_val:
+        return _checked(root, files, sorted_val, kit, f"train and val in class folders{notes}")
+    labelled, source = _labelled(root, flat, kit, official(files))
+    return _checked(root, files, labelled, kit, f"train in class folders, flat val labelled by {source}{notes}")
 
 
-def _class_files(root: Path, folder: str) -> Files:
-    try:
-        with os.scandir(root / folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise DatasetError(f"{root / folder}: expected a folder that can be read: {error.strerror}") from error
-    odd = [name for name in names if not is_utf8(name)]
-    if odd:
-        raise DatasetError(f"{root / folder}: expected class names in UTF-8, found {listed(odd)}; rename them")
-    prefix = folder if not folder or folder.endswith("/") else f"{folder}/"
-    found = {name: _images(root, prefix + name, deep=True) for name in names if name != "__MACOSX"}
-    return {name: paths for name, paths in found.items() if paths}
+def _odd_names(root: Path, paths: list[str]) -> list[str]:
+    """Return the images whose names are not UTF-8, which need no id here; refuse such folders, which may be classes."""
+    folders = [path for path in paths if not is_image(path) and (root / path).is_dir()]
+    if folders:
+        raise DatasetError(f"{root}: expected class names in UTF-8, found {listed(folders)}; rename them")
+    return [path for path in paths if is_image(path)]
 
 
-def _images(root: Path, folder: str, *, deep: bool) -> list[str]:
-    """Sorted paths relative to the root. The kind of an entry comes with its name: a million files, and no stat."""
-    found, folders = [], [folder]
-    while folders:
-        here = folders.pop()
-        try:
-            with os.scandir(root / here) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                        found.append(f"{here}/{entry.name}")
-                    elif deep and entry.is_dir(follow_symlinks=False):
-                        folders.append(f"{here}/{entry.name}")
-        except OSError as error:
-            raise DatasetError(f"{root / here}: expected a folder that can be read: {error.strerror}") from error
-    return sorted(found)
+def _by_class(images: list[str], folder: str, base: str) -> tuple[Files, list[str]]:
+    """Return the images of each class below a folder, and those directly in it; relative to the root."""
+    files: Files = {}
+    flat = []
+    prefix = f"{base}/" if base else ""
+    for path in images:
+        cls = class_of(path, folder)
+        if cls:
+            files.setdefault(cls, []).append(prefix + path)
+        elif cls is not None:
+            flat.append(prefix + path)
+    return files, flat
 
 
-def _labelled(root: Path, flat: list[str], kit: kits.Kit | None) -> tuple[Files, str]:
+def official(classes: Iterable[str]) -> bool:
+    """Whether classes are called as those of ILSVRC, by WNIDs; the remedies of ILSVRC help nobody else."""
+    return all(_WNID.fullmatch(name) for name in classes)
+
+
+def _labelled(root: Path, flat: list[str], kit: kits.Kit | None, of_ilsvrc: bool) -> tuple[Files, str]:
     """Sort the images of a flat val by class, and name the file that says so."""
     solution = next((path for path in (root / kits.SOLUTION, root.parent / kits.SOLUTION) if path.is_file()), None)
     if kit is not None:
@@ -135,10 +138,10 @@ def _labelled(root: Path, flat: list[str], kit: kits.Kit | None) -> tuple[Files,
             raise DatasetError(f"{source}: expected a label for every image of val, found none for {listed(missing)}")
         labels = [known[stem] for stem in stems]
     else:
-        raise DatasetError(
-            f"{root / flat[0]}: expected labels of the flat validation images, found none; unpack "
-            f"{kits.KIT}.tar.gz into {root}, or put {kits.SOLUTION} there"
-        )
+        remedy = "put them into class folders like those of train, or remove them, so that some of train validate"
+        if of_ilsvrc:
+            remedy = f"unpack {kits.KIT}.tar.gz into {root}, or put {kits.SOLUTION} there"
+        raise DatasetError(f"{root / flat[0]}: expected labels of the flat validation images, found none; {remedy}")
     files: Files = {}
     for path, label in zip(flat, labels, strict=True):
         files.setdefault(label, []).append(path)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.datasets.files import list_folder, listed, object_box, object_name, read_annotation, read_text
+from vggfeat.datasets.ilsvrc import official
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, LabelledImages
 
@@ -202,15 +203,19 @@ def _find_files(root: Path, images: LabelledImages, part: Subset, annotations: P
         if len(missing) == len(names):
             continue
         if flat and missing:
+            remedy = f"unpack {_ARCHIVES[part]} whole" if official(images.classes) else "add them, or remove the images"
             raise DatasetError(
-                f"{place}: expected an annotation of every {part} image, found none for {listed(missing)}; "
-                f"unpack {_ARCHIVES[part]} whole"
+                f"{place}: expected an annotation of every {part} image, found none for {listed(missing)}; {remedy}"
             )
         return place, names
-    where = annotations or root
+    remedy = (
+        f"unpack {_ARCHIVES[part]} there, or give"
+        if official(images.classes)
+        else "put an XML file an image there, or give"
+    )
     raise DatasetError(
-        f"{where}: expected annotations of the {part} images, for instance in Annotations/CLS-LOC/{part}, found "
-        f"none; unpack {_ARCHIVES[part]} there, or give the folder that holds them"
+        f"{annotations or root}: expected annotations of the {part} images, for instance in "
+        f"Annotations/CLS-LOC/{part}, found none; {remedy} the folder that holds them"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from vggfeat.datasets.files import read_text
+from vggfeat.datasets.files import check_locale, read_text
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, Label
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     labels: dict[str, int]
     """Class name -> `Label.POSITIVE` or `Label.IGNORED`."""
     splits: list[str]
-    """Names of the splits that it belongs to."""
+    """Names of the splits that it belongs to, as they are written."""
     box: Box | None
     """Pixel edges."""
 
@@ -58,7 +58,9 @@ def read_rows(path: Path) -> Iterator[Row]:
             if not columns:
                 columns = _check_header(where, fields)
             elif fields:
-                yield _row(where, line, columns, fields)
+                row = _row(where, line, columns, fields)
+                check_locale(path, [row.path])
+                yield row
             line = reader.line_num + 1
     except csv.Error as error:
         raise DatasetError(f"{path}, line {line}: expected comma-separated values: {error}") from error
