@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import average_precision
 from vggfeat.protocols import experiment
 from vggfeat.protocols import rules as protocols
+from vggfeat.protocols.evaluation import Evaluation
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
 from vggfeat.samples import DataSet, Task
@@ -746,3 +747,68 @@ def test_models_are_what_the_solver_returns():
     ones = np.ones(2)
     model = LinearModel(coef=np.eye(2), intercept=np.array([0, 1.0]), C=ones, converged=ones == 1, gap=0 * ones)
     np.testing.assert_array_equal(model.scores(np.array([[2.0, 3.0]])), [[2, 4]])
+
+
+# --- chance levels, by hand
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_chance_of_recall_is_one_of_all_classes_however_few_a_fold_holds(folds):
+    """12 images of 2 classes in 10 folds: most hold one class, which a guess meets half of the time."""
+    dataset = data_set(one_hot([0, 1] * 6), name="folder", task=Task.SINGLE_LABEL)
+    result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0,), folds=folds))
+    assert [run.chance for run in result.runs] == [0.5] * folds
+    assert result.chance == 0.5
+    assert result.to_json()["chance"] == {"value": 0.5, "formula": "1 / number of classes"}
+
+
+def test_chance_of_recall_where_the_test_lacks_a_class():
+    splits = {"train": range(60), "test": [row for row in range(60, 90) if row % 3]}
+    assert run_protocol(table_of(own(splits)), FAST).chance == pytest.approx(1 / 3)
+
+
+def test_chance_of_recall_is_what_random_guesses_reach():
+    truth = one_hot([0, 0, 0, 1, 2, 2], 4)  # Class 3 does not occur.
+    evaluation = Evaluation(dataset=data_set(truth, task=Task.SINGLE_LABEL), metric="recall")
+    rng = np.random.default_rng(0)
+    guessed = [evaluation.means(evaluation.values(truth, s), truth, s) for s in rng.random((4000, 6, 4))]
+    assert np.mean([one["recall"] for one in guessed]) == pytest.approx(evaluation.chance(truth), abs=0.01)
+    assert np.mean([one["accuracy"] for one in guessed]) == pytest.approx(evaluation.chance(truth), abs=0.01)
+
+
+@pytest.mark.parametrize("metric", ["ap-area", "ap-11-point"])
+def test_chance_of_average_precision_is_that_of_all_orders(metric):
+    truth = np.array([[1, 1, -1], [-1, 1, -1], [-1, -1, -1], [0, -1, -1]], dtype=np.int8)
+    evaluation = Evaluation(dataset=data_set(truth), metric=metric)
+    rule = metric.removeprefix("ap-")
+
+    def mean_of_orders(labels):
+        return np.mean([average_precision(np.array(one), -np.arange(len(one)), rule) for one in permutations(labels)])
+
+    # A sample that is ignored is in no order; a class without positives has no value.
+    by_hand = np.mean([mean_of_orders([1, -1, -1]), mean_of_orders([1, 1, -1, -1])])
+    assert mean_of_orders([1, -1, -1]) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert evaluation.chance(truth) == pytest.approx(by_hand, abs=0.05)
+    assert np.isnan(evaluation.chance(truth[:, 2:]))
+
+
+# --- who is at fault
+
+
+@pytest.mark.parametrize("lonely", [0, 1])
+def test_a_class_with_one_image_is_named_and_not_the_other(lonely):
+    dataset = data_set(one_hot([1 - lonely] * 9 + [lonely]), name="folder", task=Task.SINGLE_LABEL, classes=["a", "b"])
+    with pytest.raises(FitError, match=f"class {'ab'[lonely]}: .*found 0 positive .* the data set has 1 of it: add"):
+        run_protocol(table_of(dataset), FAST)
+
+
+def test_images_that_failed_are_the_reason_where_they_are():
+    dataset = own({"train": range(60), "test": range(60, 90)})
+    failed = range(1, 60, 3)
+    with pytest.raises(FitError, match=r"class class1: .*0 positive and 40 negative, because 20 image"):
+        run_protocol(table_of(dataset, failed=failed), FAST)
+
+
+def test_splits_that_take_no_part_are_named_with_what_is_lost():
+    dataset = own({"train": range(30), "test": range(30, 60), "holdout": range(50, 90), "both": range(60)})
+    assert run_protocol(table_of(dataset), FAST).description.endswith("tested on test. Not used: holdout (30 samples).")

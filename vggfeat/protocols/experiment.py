@@ -273,14 +273,26 @@ class Experiment:
 
     def _fittable_labels(self, rows: Rows, what: str) -> NDArray[np.int8]:
         """Labels (n, K) to train on, of the rows that have a descriptor."""
-        labels = self.evaluation.training_labels(rows, what)[self.table.ok[rows]]
-        for k in np.flatnonzero(~fittable_classes(labels)).tolist():
-            raise FitError(
-                f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
-                f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative; add samples of "
-                f"it or leave the class out of the data set"
-            )
+        given, ok = self.evaluation.training_labels(rows, what), self.table.ok[rows]
+        labels = given[ok]
+        without = ~fittable_classes(labels)
+        if without.any():
+            # Of two classes one without positives leaves the other without negatives: the former is at fault.
+            positives = (labels == 1).sum(axis=0)
+            k = int(np.where(without, positives, len(labels) + 1).argmin())
+            raise FitError(self._unfittable(k, labels, given[~ok], what))
         return labels
+
+    def _unfittable(self, k: int, labels: NDArray[np.int8], failed: NDArray[np.int8], what: str) -> str:
+        """Say what a class lacks in rows to train on: `labels` (n, K) of those in use, and of those that failed."""
+        whole = int((self.table.dataset.labels[:, k] == Label.POSITIVE).sum())
+        lost = int((failed[:, k] == 1).sum())
+        images = f", because {lost} image(s) of it failed" if lost else ""
+        return (
+            f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
+            f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative{images}; the data set has "
+            f"{whole} of it: add samples of it, or leave the class out of the data set"
+        )
 
     def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
         with self._timed("test"):

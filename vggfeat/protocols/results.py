@@ -24,7 +24,7 @@ METRICS = {
 CHANCE = {
     "ap": "mean over classes of the average precision, by the same rule, of 100 random orders of the test samples "
     "that count",
-    "recall": "1 / number of classes that occur in the test",
+    "recall": "1 / number of classes",
 }
 """How the chance level is computed, by the first word of the measure's key."""
 

@@ -219,9 +219,18 @@ def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Ou
     test = dataset.splits[tested]
     plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
     return _Outcome(
-        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
+        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}."
+        f"{_unused(dataset, plan)}",
         experiment.runs([plan]),
     )
+
+
+def _unused(dataset: DataSet, plan: SplitPlan) -> str:
+    """Name the splits that took no part, with the number of their samples that are in no other."""
+    used = _union(plan.fit_rows, plan.test_rows)
+    lost = {name: len(np.setdiff1d(rows, used)) for name, rows in dataset.splits.items()}
+    names = [f"{name} ({count} samples)" for name, count in lost.items() if count]
+    return f" Not used: {', '.join(names)}." if names else ""
 
 
 def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
