@@ -176,15 +176,26 @@ def test_the_submission_is_official_and_in_file_order(files, tmp_path, capsys):
     assert "no kit" in results(tmp_path)["numbers"]["source"]
 
 
-def test_the_submission_gives_the_same_error_by_the_official_loops(files, tmp_path):
-    assert dense(files, tmp_path) == 0
-    right = 0
-    for number, line in enumerate((tmp_path / "submission.txt").read_text().splitlines(), start=1):
+@pytest.mark.parametrize("best", ["g", "a"])
+@pytest.mark.parametrize("failed", [None, *CLASSES])
+def test_the_submission_gives_the_same_errors_by_the_official_loops(files, tree, tmp_path, best, failed):
+    """An image that failed is right nowhere, whichever class it has and the net likes best."""
+    if failed:
+        sorted((tree / "val" / failed).iterdir())[0].write_bytes(b"no image")
+    liked = [float(k if best == "g" else -k) for k in range(7)]
+    save_constant(tmp_path / "cls.safetensors", 7, liked, classes=CLASSES)
+    words = ["--classifier", tmp_path / "cls.safetensors", "--allow-failed", 1]
+    assert evaluate(files, tmp_path / "out", *words, data=tree) == 0
+    placed = named = 0
+    for number, line in enumerate((tmp_path / "out/submission.txt").read_text().splitlines(), start=1):
         true = 7 - (number - 1) // 2
         boxes = [MIDDLE] if number % 2 else [CORNER, MIDDLE] if true == 2 else [CORNER]
         fields = np.array(line.split(), dtype=int).reshape(-1, 5)
-        right += any(label == true and tuple(box) in boxes for label, *box in fields.tolist())
-    assert errors(tmp_path)["localisation"] == pytest.approx(1 - right / 14)
+        placed += any(label == true and tuple(box) in boxes for label, *box in fields.tolist())
+        named += true in fields[:, 0].tolist()
+    found = errors(tmp_path / "out")
+    assert found["localisation"] == pytest.approx(1 - placed / 14)
+    assert found["classification_by_guesses"][4] == pytest.approx(1 - named / 14)
 
 
 def test_the_blacklist_counts_for_classification_alone(files, tree, tmp_path):
@@ -207,7 +218,7 @@ def test_unreadable_images_are_named_and_count_as_wrong(files, tree, tmp_path, c
     assert f"failed: val/g/{bad.name}: unrecognised: " in capsys.readouterr().out
     assert errors(tmp_path / "out")["localisation"] == pytest.approx(10 / 14)
     assert results(tmp_path / "out")["failed"][0]["path"] == f"val/g/{bad.name}"
-    assert (tmp_path / "out/submission.txt").read_text().splitlines()[0] == "1 1 1 1 1"
+    assert (tmp_path / "out/submission.txt").read_text().splitlines()[0] == "0 0 0 0 0"
     assert dense(files, tmp_path / "out", "--allow-failed", 1, data=tree) == 0
 
 

@@ -25,7 +25,7 @@ def test_a_line_has_label_and_box_of_every_guess():
     labels = [[2, 0, -1], [1, -1, -1], [-1, -1, -1]]
     boxes = [[BOX, [1, 1, 2, 2], [0, 0, 0, 0]], [[7, 7, 7, 7]] * 3, [[0, 0, 0, 0]] * 3]
     text = submission_text(labels, boxes, [10, 20, 30])
-    assert text == "30 3 5 20 40 10 1 1 2 2\n20 7 7 7 7\n1 1 1 1 1\n"
+    assert text == "30 3 5 20 40 10 1 1 2 2\n20 7 7 7 7\n0 0 0 0 0\n"
 
 
 def test_what_is_written_is_read_back(file):
@@ -42,6 +42,11 @@ def test_what_is_written_is_read_back(file):
 @pytest.mark.parametrize("line", ["1 1 1 1 1", "1000 1 1 1 1 " * 5, "3\t1.5  2e1 3 40.25", "7 -3 0 5 5", "7 1 1 2 2\r"])
 def test_what_the_format_allows_is_taken(file, line):
     assert len(read_submission(file(f"{line}\n1 1 1 2 2"), images=2)) == 2
+
+
+def test_five_zeros_are_no_guess(file):
+    found = read_submission(file("0 0 0 0 0\n3 1 1 2 2 0 0 0 0 0\n0 0 0 0 0 3 1 1 2 2\n"), images=3)
+    assert [guesses.tolist() for guesses in found] == [[], [[3, 1, 1, 2, 2]], [[3, 1, 1, 2, 2]]]
 
 
 @pytest.mark.parametrize(

@@ -307,8 +307,8 @@ def predict(
 def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     """Check a submission file against the official format.
 
-    A line an image, in the order of file names: label xmin ymin xmax ymax, one to five times. The first line that is
-    not so is named.
+    A line an image, in the order of file names: label xmin ymin xmax ymax, one to five times. Five zeros are no
+    guess. The first line that is not so is named.
 
     \b
     Example:

@@ -16,9 +16,10 @@ from vggfeat.datasets.files import read_text
 from vggfeat.errors import DatasetError
 from vggfeat.metrics import GUESSES
 
-FILLER = "1 1 1 1 1"
-"""Line of an image without a guess: readers of the official script's kind skip empty lines, which would give every
-later guess to another image."""
+FILLER = "0 0 0 0 0"
+"""Line of an image without a guess. No class has the number 0, so it is never right; the official script reads the
+same where a line has fewer guesses than another, because `dlmread` fills up with zeros. An empty line would be skipped,
+which would give every later guess to another image."""
 _FIELDS = 5
 _LONGEST = 4096
 _MOST = 1 << 28
@@ -92,7 +93,7 @@ def read_submission(path: Path, *, images: int, classes: int = 1000) -> list[NDA
     Returns
     -------
     list of N arrays (G, 5), float64
-        label, xmin, ymin, xmax, ymax of each guess; G from 1 to 5.
+        label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are no guess.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def _guesses(where: str, line: str, classes: int) -> NDArray[np.float64]:
             f"{where}: expected label xmin ymin xmax ymax once to {GUESSES} times, found {len(fields)} fields"
         )
     guesses = np.array([_number(where, field) for field in fields]).reshape(-1, _FIELDS)
+    guesses = guesses[guesses.any(axis=1)]
     for label, xmin, ymin, xmax, ymax in guesses.tolist():
         if label != int(label) or not 1 <= label <= classes:
             raise DatasetError(f"{where}: expected labels from 1 to {classes}, found {label:g}")
