@@ -71,6 +71,12 @@ class TrainingError(VggfeatError):
     exit_code = 8
 
 
+class ResourceError(VggfeatError):
+    """Processes, open files or memory that the system does not give; no fault of an image or a file."""
+
+    exit_code = 9
+
+
 class ImageError(VggfeatError):
     """An image that gives no pixels.
 

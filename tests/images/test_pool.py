@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import signal
@@ -12,10 +13,10 @@ from PIL import Image
 
 from decoding_hooks import crew, obey, orders, pid_of
 from odd_images import encode, good_images, png, scan_bomb
-from vggfeat.errors import ConfigError, ImageError, VggfeatError
+from vggfeat.errors import ConfigError, ImageError, ResourceError, VggfeatError
 from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
-from vggfeat.images.worker import Line
+from vggfeat.images.worker import Line, environment
 from vggfeat.samples import Box
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -336,6 +337,100 @@ def test_a_worker_that_ends_while_starting_is_an_error(monkeypatch):
     monkeypatch.setattr("vggfeat.images.worker._BOOT", "import os; os._exit(9)")
     with crew() as decoder, pytest.raises(VggfeatError, match="exit code 9"):
         list(decoder.stream(orders("show/-")))
+
+
+@pytest.mark.parametrize("boot", ["import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)", "raise ValueError",
+    "import socket, sys; socket.socket(fileno=int(sys.argv[2])).send(b'\\0\\0\\0\\3abc')"])  # fmt: skip
+def test_a_worker_that_is_never_ready_is_no_image_s_fault(monkeypatch, boot):
+    monkeypatch.setattr("vggfeat.images.worker._BOOT", boot)
+    with crew(2) as decoder, pytest.raises(ResourceError, match=r"decoding process: .*fewer workers") as caught:
+        list(decoder.stream(orders(*["show/-"] * 5)))
+    assert caught.value.exit_code == 9
+
+
+def failing(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOENT, errno.EACCES])
+@pytest.mark.parametrize("call", ["subprocess.Popen", "socket.socketpair"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_system_that_gives_no_process_ends_the_stream_by_its_cause(monkeypatch, call, number, first):
+    with crew() as decoder:
+        if not first:
+            # A worker that has to be replaced in the midst of a run.
+            os.kill(pid := pid_of(decoder), signal.SIGKILL)
+            assert gone(pid, 5)
+        monkeypatch.setattr(call, failing(number))
+        with pytest.raises(ResourceError, match=os.strerror(number)) as caught:
+            list(decoder.stream(orders("show/-")))
+    assert "--workers" in str(caught.value)
+
+
+def test_an_interpreter_that_is_not_known_or_not_there_is_the_cause(monkeypatch, tmp_path):
+    for path, found in ((None, "sys.executable"), (str(tmp_path / "python"), "No such file")):
+        monkeypatch.setattr(sys, "executable", path)
+        with crew() as decoder, pytest.raises(ResourceError, match=found):
+            list(decoder.stream(orders("show/-")))
+
+
+def test_a_thread_that_cannot_start_is_the_cause(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    with crew() as decoder:
+        monkeypatch.setattr("threading.Thread.start", start)
+        with pytest.raises(ResourceError, match="can't start new thread"):
+            list(decoder.stream(orders("show/-")))
+
+
+def test_a_limit_on_open_files_is_never_an_image_s_fault(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1, 1, 8, 0, [b"\x07"]))
+    body = (
+        "import os, resource\n"
+        "from vggfeat.errors import ImageError, ResourceError\n"
+        "from vggfeat.images.decode import DecodeSettings, Request\n"
+        "from vggfeat.images.pool import Decoder\n"
+        "used = len(os.listdir('/proc/self/fd'))\n"
+        "for more in range(-1, 9):\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "    for workers in (0, 1):\n"
+        "        try:\n"
+        "            with Decoder(workers, DecodeSettings()) as decoder:\n"
+        f"                answer = next(decoder.stream([Request({str(tmp_path / 'a.png')!r}, (None,))]))\n"
+        "            print(type(answer).__name__)\n"
+        "        except ResourceError as error:\n"
+        "            print('ResourceError')\n"
+    )
+    with script(body) as done:
+        found = done.stdout.read().split()
+    assert set(found) == {"ResourceError", "DecodedImage"}
+    assert found[:2] == ["ResourceError"] * 2
+    assert found[-2:] == ["DecodedImage"] * 2
+
+
+def test_a_worker_gets_of_the_environment_what_it_needs_and_no_secrets(monkeypatch):
+    secrets = (
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "GITHUB_TOKEN",
+        "DATABASE_URL",
+        "SSH_AUTH_SOCK",
+        "MY_OWN",
+        "LC",
+        "PYTHON_KEY",
+    )
+    for name in (*secrets, "LC_ALL", "LANG", "TMPDIR", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, "C" if name in ("LC_ALL", "LANG") else "/tmp")
+    with crew() as decoder:
+        found = set(str(next(decoder.stream(orders("environment/-")))).split())
+    assert {"PATH", "LC_ALL", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"} <= found
+    assert not found & set(secrets)
+    kept = {"PATH": "a", "LC_CTYPE": "b", "KEY": "c"}
+    assert {name: value for name, value in environment(kept).items() if name in kept} == {"PATH": "a", "LC_CTYPE": "b"}
 
 
 # Mutants

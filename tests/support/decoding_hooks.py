@@ -52,6 +52,10 @@ def list_modules(argument, verb):
     raise ImageError("missing", " ".join(sorted(sys.modules)))
 
 
+def list_environment(argument, verb):
+    raise ImageError("missing", " ".join(sorted(os.environ)))
+
+
 def tell_pid(argument, verb):
     raise ImageError("missing", str(os.getpid()))
 
@@ -78,6 +82,7 @@ DEEDS = {
     "half": half_an_answer,
     "ignore": ignore_signals,
     "modules": list_modules,
+    "environment": list_environment,
     "pid": tell_pid,
     "swell": swell,
     "defect": defect,

@@ -39,6 +39,7 @@ Exit codes:
   6    file that can't be written, read or continued
   7    SVM stage that can't be carried out
   8    training that can't be carried out
+  9    processes, open files or memory that the system does not give
   129  stopped by SIGHUP: its terminal was closed
   130  stopped by Ctrl-C
   141  stopped because nobody reads the output any more

@@ -27,7 +27,7 @@ import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, ImageError, ResourceError
 from vggfeat.images.bmp import has_bit_fields, read_bit_fields
 from vggfeat.images.colours import orientation, upright_rgb
 from vggfeat.images.memory import read_memory
@@ -188,6 +188,8 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
             yield _loaded(data, request, settings)
     except ImageError as error:
         raise failure(request.name, error.reason, str(error)) from None
+    except ResourceError:
+        raise
     except Image.DecompressionBombError:
         raise failure(request.name, "too-large", str(too_large(settings.max_pixels))) from None
     except Exception as error:
@@ -274,11 +276,18 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
     ------
     ImageError
         If it is no regular file of 1 to `max_bytes` bytes, can't be read, or a span has another CRC-32.
+    ResourceError
+        If this process may open no more files.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ResourceError(
+                f"{shown(path)}: expected to open one more file, found: {error.strerror}; "
+                "raise the limit on open files (ulimit -n), or decode with fewer workers (--workers)"
+            ) from None
         raise ImageError(
             _reason_to_stay_closed(error),
             f"expected a readable file, found: {getattr(error, 'strerror', None) or error}",

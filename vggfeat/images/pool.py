@@ -13,10 +13,10 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, ImageError, ResourceError
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
-from vggfeat.images.worker import Worker
+from vggfeat.images.worker import Worker, not_started
 
 Answer = DecodedImage | ImageError
 AHEAD = 3
@@ -105,8 +105,9 @@ class Decoder:
 
         Raises
         ------
-        VggfeatError
-            While iterating, if a worker can't be started.
+        ResourceError
+            While iterating, if a worker can't be started; or if the system refuses something else, such as one more
+            open file, that is no fault of the image.
         RuntimeError
             If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the image.
         """
@@ -129,7 +130,7 @@ class Decoder:
                 while self._wants_more(waiting, largest) and (drawn := list(islice(source, 1))):
                     if self._closed:
                         raise CancelledError
-                    waiting.join(self._threads.submit(self._in_worker, drawn[0]))
+                    waiting.join(self._submit(drawn[0]))
                 if not len(waiting):
                     return
                 answer = waiting.take()
@@ -141,6 +142,14 @@ class Decoder:
             raise RuntimeError("the decoder was closed before its stream had been read to the end") from None
         finally:
             waiting.cancel()
+
+    def _submit(self, request: Request) -> Future[Answer]:
+        try:
+            return self._threads.submit(self._in_worker, request)
+        except RuntimeError as error:
+            if self._closed:
+                raise CancelledError from None
+            raise not_started(str(error)) from None
 
     def _wants_more(self, waiting: "_Line", largest: int) -> bool:
         if len(waiting) <= self.workers:
@@ -155,6 +164,8 @@ class Decoder:
             try:
                 worker = worker if worker and worker.alive() else self._replace(worker)
                 return worker.decode(request)
+            except ResourceError:
+                raise
             except ImageError as error:
                 return ImageError(error.reason, str(error))
             except TimeoutError:

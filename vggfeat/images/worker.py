@@ -5,6 +5,7 @@ image that takes over its decoder must not reach further than its own process.
 """
 
 import ctypes
+import errno
 import importlib
 import json
 import math
@@ -17,14 +18,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vggfeat.errors import ImageError, VggfeatError
+from vggfeat.errors import ImageError, ResourceError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.samples import Box
 
@@ -35,10 +36,23 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from vggfeat.images.worker import work; work(int(sys.argv[2]))"
 )
+# Whatever else is in the environment, keys and tokens above all, is none of a decoder's business.
+_PASSED = frozenset((
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONUTF8",
+    "PYTHONCOERCECLOCALE", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX",
+    "PYTHONHASHSEED", "PYTHONMALLOC", "PYTHONFAULTHANDLER", "PYTHONWARNINGS", "__PYVENV_LAUNCHER__",
+))  # fmt: skip
 # The arithmetic libraries would else reserve memory for a thread on each core.
 _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 # Else the C library gives the pixels' memory back after each image, and a third of the time goes into page faults.
 _ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+_REMEDIES = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close files of other programs",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u, or pids of the container)",
+    errno.ENOMEM: "free memory",
+}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -102,11 +116,21 @@ class Worker:
         A function at the top of a module that can be imported, or `functools.partial` of one with named arguments
         that JSON can hold.
     settings : DecodeSettings
+
+    Raises
+    ------
+    ResourceError
+        If the system gives no process.
     """
 
     def __init__(self, decode: Decode, settings: DecodeSettings) -> None:
         function, named = (decode.func, decode.keywords) if isinstance(decode, partial) else (decode, {})
-        near, far = socket.socketpair()
+        if not sys.executable:
+            raise not_started("no path of the Python interpreter (sys.executable)")
+        try:
+            near, far = socket.socketpair()
+        except OSError as error:
+            raise not_started(error) from None
         self.timeout = settings.timeout
         self._line = Line(near)
         self._setup = {
@@ -114,33 +138,38 @@ class Worker:
             "settings": asdict(settings),
             "parent": os.getpid(),
         }
-        with far:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
-                pass_fds=[far.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
-            )
+        try:
+            with far:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
+                    pass_fds=[far.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment(os.environ),
+                )
+        except OSError as error:
+            near.close()
+            raise not_started(error) from None
 
     def greet(self) -> None:
         """Wait until the process is ready.
 
         Raises
         ------
-        VggfeatError
+        ResourceError
             If it ends before, or is not ready within a minute.
         """
         self._line.left = _START_LIMIT
         try:
             self._line.send(self._setup)
             found = self._line.receive().get("failed", "")
-        except (EOFError, OSError):
+        except TimeoutError:
+            self.end()
+            found = f"none within {_START_LIMIT:g} s"
+        except (EOFError, OSError, ValueError):
             found = f"that it ended with {self.end()}"
         if found:
-            raise VggfeatError(
-                f"decoding process: expected it to start, found {found}; mend that, or decode with 0 workers"
-            )
+            raise not_started(found)
 
     def alive(self) -> bool:
         """Say whether the process has not ended."""
@@ -157,8 +186,10 @@ class Worker:
             If the time of the settings is over.
         EOFError, OSError
             If the process ended.
+        ResourceError
+            If the system refused the worker something that is no fault of the image.
         RuntimeError
-            If the worker's function failed in a way that is no fault of the image.
+            If the worker's function failed in another such way.
         """
         self._line.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
@@ -166,6 +197,8 @@ class Worker:
         answer = self._line.receive()
         if "reason" in answer:
             raise ImageError(answer["reason"], answer["message"])
+        if "refused" in answer:
+            raise ResourceError(answer["refused"])
         if "defect" in answer:
             raise RuntimeError(f"decoding {request.name}: {answer['defect']}")
         regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
@@ -189,6 +222,22 @@ class Worker:
         finally:
             self._line.end.close()
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what a worker is given of an environment: paths, language, Python's own settings, and no more."""
+    passed = {name: value for name, value in given.items() if name in _PASSED or name.startswith("LC_")}
+    return passed | _ENVIRONMENT
+
+
+def not_started(cause: OSError | str) -> ResourceError:
+    """Make the error for a worker that did not come to work, which is no fault of the image that waits for it."""
+    found, remedy = cause, "mend that"
+    if isinstance(cause, OSError):
+        found = f"{type(cause).__name__}: {cause.strerror or cause}"
+        remedy = _REMEDIES.get(cause.errno or 0, remedy)
+    expected = "decoding process: expected the system to start it"
+    return ResourceError(f"{expected}, found {found}; {remedy}, or decode with fewer workers (--workers), or with 0")
 
 
 def work(descriptor: int) -> None:
@@ -228,6 +277,8 @@ def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
         regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in image.regions]
     except ImageError as error:
         line.send({"reason": error.reason, "message": str(error)})
+    except ResourceError as error:
+        line.send({"refused": str(error)})
     except Exception:
         line.send({"defect": traceback.format_exc()})
     else:
