@@ -438,3 +438,21 @@ def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, mo
     monkeypatch.undo()
     extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, run=cache)
     assert not failures_path(out).exists()
+
+
+def test_failed_images_are_tried_again_with_a_larger_limit_on_pixels_and_no_smaller_one(tmp_path, backbone):
+    for number in range(5):
+        draw(tmp_path / "in" / "a" / f"{number}.png", number, (90, 90) if number == 3 else (70, 60))
+    dataset, out, again = open_dataset("folder", tmp_path / "in"), tmp_path / "x.h5", replace(CACHE, retry_failed=True)
+    first = extract_features(dataset, backbone, out, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=5000))
+    assert len(first.failures) == 1
+    assert "raise --max-pixels" in first.failures[0][1]
+    with pytest.raises(StoreError, match="max_pixels"):
+        extract_features(dataset, backbone, out, SETTINGS, cache=again, decode=DecodeSettings(max_pixels=4000))
+    with pytest.raises(StoreError, match="max_pixels"):
+        extract_features(dataset, backbone, out, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=9000))
+    mended = extract_features(dataset, backbone, out, SETTINGS, cache=again, decode=DecodeSettings(max_pixels=9000))
+    assert mended.failures == ()
+    whole = tmp_path / "whole.h5"
+    extract_features(dataset, backbone, whole, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=9000))
+    assert out.read_bytes() == whole.read_bytes()

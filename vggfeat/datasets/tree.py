@@ -8,9 +8,14 @@ from typing import NamedTuple
 from vggfeat.datasets.files import is_utf8, list_entries
 from vggfeat.errors import DatasetError
 
+UNREAD_SUFFIXES = (
+    ".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef", ".raf",
+    ".rw2", ".svg",
+)  # fmt: skip
+"""Images in formats that are not read: each fails by name, with the way out, rather than being passed over."""
 IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-    ".webp",
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp", *UNREAD_SUFFIXES,
 )  # fmt: skip
 """Files with one of these endings, in any case, count as images."""
 

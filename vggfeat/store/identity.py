@@ -68,7 +68,7 @@ def matching(
     sound : bool
         Read every byte.
     other_images : bool
-        Take it for the same run if image files have other sizes by now.
+        Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
 
     Raises
     ------
@@ -93,6 +93,8 @@ def matching(
         moved = other_images and sizes != expected["key"].get(IMAGE_SIZES)
         if moved:
             expected["key"] = expected["key"] | {IMAGE_SIZES: sizes}
+        if other_images:
+            expected["key"] = _with_smaller_limit(expected["key"], file.key)
         different = differences(found, expected)
         if different:
             different += _made_with(different, file.provenance)
@@ -106,6 +108,16 @@ def matching(
             return FinishedRun(file.report(), moved)
         except StoreError as error:
             raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
+
+
+def _with_smaller_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return our key with the limit on pixels of theirs if that is smaller: with ours, no row of theirs is another."""
+    before, now = (key.get("decode") for key in (theirs, ours))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ours
+    limit, own = before.get("max_pixels"), now.get("max_pixels")
+    smaller = isinstance(limit, int) and isinstance(own, int) and limit < own
+    return ours | {"decode": now | {"max_pixels": limit}} if smaller else ours
 
 
 def describe(dataset: DataSet, key: dict[str, Any], shape: Shape, shard_rows: int) -> dict[str, Any]:
