@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from tiffs import write_tiff
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.features import ExtractionSettings, feature_runner
@@ -86,6 +87,20 @@ def test_a_bad_image_in_memory_is_named_too(images, tmp_path):
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     with Image.open(tmp_path / "half.png") as half, pytest.raises(ImageError, match="image 1: "):
         Extractor(NET, scales=(224,), device="cpu").transform([images[0], half])
+
+
+def test_a_deep_image_is_its_file_as_long_as_it_has_its_tags(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40, 1))
+    (tmp_path / "a.tif").write_bytes(write_tiff(values, 12, photometric=1))
+    extractor = Extractor(NET, scales=(224,), device="cpu")
+    with Image.open(tmp_path / "a.tif") as image:
+        expected = extractor.transform([tmp_path / "a.tif"])
+        np.testing.assert_array_equal(extractor.transform([image]), expected)
+        for derived in (image.copy(), image.crop((0, 0, 40, 30)), pickle.loads(pickle.dumps(image))):
+            with pytest.raises(ImageError, match=r"image 1: .*mode I;16, whose black and white are not known"):
+                extractor.transform([tmp_path / "a.tif", derived])
+    shallow = Image.fromarray((values[..., 0] // 16).astype(np.uint8))
+    assert float((extractor.transform([shallow]) @ expected.T)[0, 0]) > 0.999
 
 
 @pytest.mark.parametrize(

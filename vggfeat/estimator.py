@@ -99,6 +99,8 @@ class Extractor(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : n paths, PIL images, or both
+            An image in memory of more than 8 bits has to be as `PIL.Image.open` returned it: copies, crops and pickles
+            no longer say what is black and white.
 
         Returns
         -------
@@ -108,9 +110,12 @@ class Extractor(TransformerMixin, BaseEstimator):
         Raises
         ------
         ImageError
-            For the first image that gives no pixels, by its number and name. Nothing is skipped or replaced.
+            For the first image that gives no pixels, or whose values can't be known, by its number and name. Nothing
+            is skipped or replaced.
         ConfigError
             If an item is neither a path nor a PIL image.
+        ResourceError
+            If the system gives no process to decode in.
         """
         if isinstance(X, (str, os.PathLike, Image.Image)):
             raise ConfigError(f"X: expected a list of paths or PIL images, found a single {type(X).__name__}")

@@ -391,6 +391,36 @@ def test_broken_codes_are_damaged(read, compression):
     assert isinstance(found, np.ndarray) or found == "damaged"
 
 
+def test_an_orientation_that_only_xmp_holds_is_applied(read):
+    xmp = list(b'<rdf:Description tiff:Orientation="6"/> ')
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    wanted = read(encode(image, "TIFF", tiffinfo={274: 6}))
+    assert wanted.shape == (3, 2, 3)
+    for options in ({}, {"compression": "tiff_lzw"}):
+        data = encode(image, "TIFF", tiffinfo={700: bytes(xmp)}, **options)
+        assert (read(data) == wanted).all()
+        assert read(encode(image, "TIFF", tiffinfo={274: 1, 700: bytes(xmp)}, **options)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "group4", "tiff_lzw"])
+def test_metadata_beside_pixels_of_any_codec_loses_nothing(read, codec):
+    image = smooth().convert("1" if codec == "group4" else "RGB")
+    wanted = read(encode(image, "TIFF", compression=codec))
+    for info in (
+        {700: b"\xff\0broken" * 200_000},
+        {34675: b"no profile"},
+        {33723: b"\x1c"},
+        {34377: b"8BIM" * 3},
+        {270: "x" * (3 << 20)},
+    ):
+        assert (read(encode(image, "TIFF", compression=codec, tiffinfo=info)) == wanted).all(), info.keys()
+
+
+def test_a_jpeg_in_a_tiff_that_ends_early_is_truncated(read):
+    data = jpeg_in_tiff(smooth(), YCBCR)
+    assert read(data[:-200]) == "truncated"
+
+
 def test_metadata_that_is_broken_loses_nothing(read):
     values = numbers(8, "u", 3)
     wanted = read(write_tiff(values, 8, photometric=RGB))

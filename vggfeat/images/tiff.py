@@ -67,6 +67,8 @@ def read_tiff(
     if layout.width * layout.height > max_pixels:
         raise too_large(max_pixels, layout.width, layout.height)
     if layout.by_pillow:
+        if (layout.counts + layout.offsets[: len(layout.counts)] > len(data)).any() and not partial:
+            raise ImageError("truncated", f"expected more pixels, found the end of the file at byte {len(data)}")
         return _by_pillow(data, page, layout)
     rows = layout.cells_down * layout.cell_height
     if rows * layout.cells_across * layout.cell_bytes * layout.planes > _BYTES_A_PIXEL * max(max_pixels, 1 << 16):

@@ -4,6 +4,7 @@ Pillow picks one of its modes for every TIFF, and some of its picks give other p
 tags are read here, and they alone decide.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -23,16 +24,16 @@ _FAX = {2, 3, 4, 32771}
 _JPEG = 7
 _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3}
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned"}
-_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_COUNTS, _PLANAR = 273, 274, 277, 278, 279, 284
 _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 317, 320, 322, 323, 324, 325
 _INK_SET, _EXTRA, _FORMAT = 332, 338, 339
-_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
+_TYPE, _SUB_DIRECTORIES, _XMP, _DNG_VERSION = 254, 330, 700, 50706
 _WANTED = frozenset((
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS,
     _STRIP_COUNTS, _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _INK_SET,
-    _EXTRA, _FORMAT, _TYPE, _SUB_DIRECTORIES, _DNG_VERSION,
+    _EXTRA, _FORMAT, _TYPE, _SUB_DIRECTORIES, _XMP, _DNG_VERSION,
 ))  # fmt: skip
 _MOST_VALUES = 1 << 22
 _MOST_SAMPLES = 32
@@ -143,6 +144,8 @@ def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray
     if count * kind.itemsize > room:
         (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
     if place + count * kind.itemsize > len(data):
+        if tag == _XMP:
+            return tag, None
         raise ImageError("truncated", _CUT)
     return tag, np.frombuffer(data, kind, count, place).astype(np.int64)
 
@@ -184,7 +187,7 @@ def read_layout(order: str, tags: Tags) -> Layout:
         compression=compression,
         predictor=one(_PREDICTOR, 1) if compression in _PREDICTED else 1,
         fill_order=one(_FILL_ORDER, 1),
-        orientation=one(_ORIENTATION, 1),
+        orientation=one(_ORIENTATION, _orientation_of(tags.get(_XMP, none))),
         tiled=tiled,
         cell_height=one(_TILE_HEIGHT, 0) if tiled else min(one(_ROWS, height), height),
         cell_width=one(_TILE_WIDTH, 0) if tiled else width,
@@ -194,6 +197,11 @@ def read_layout(order: str, tags: Tags) -> Layout:
     )
     _check(layout, one(_INK_SET, 1))
     return layout
+
+
+def _orientation_of(xmp: NDArray[np.int64]) -> int:
+    found = re.search(rb"tiff:Orientation(?:=\"|>)([1-8])", bytes((xmp & 255).astype(np.uint8)))
+    return int(found[1]) if found else 1
 
 
 def _same(values: NDArray[np.int64], samples: int, what: str) -> int:
