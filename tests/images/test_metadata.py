@@ -120,6 +120,18 @@ def test_a_file_that_ends_early_is_left_alone(kind, size):
     assert data.startswith(without_metadata(data))
 
 
+def test_broken_exif_of_an_avif_loses_nothing(read):
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    data = encode(Image.fromarray(noise), "AVIF", exif=exif)
+    at = data.index(b"MM\0*") if b"MM\0*" in data else data.index(b"II*\0")
+    wanted = read(encode(Image.fromarray(noise), "AVIF"))
+    assert (read(data) == wanted).all()
+    for block in (b"\xff" * 8, b"MM\0*\xff\xff\xff\xff"):
+        assert (read(data[:at] + block + data[at + 8 :]) == wanted).all()
+
+
 def test_other_formats_are_left_alone():
     data = encode(Image.new("L", (8, 8)), "GIF")
     assert without_metadata(data) is data

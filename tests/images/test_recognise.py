@@ -48,6 +48,7 @@ def ftyp(*brands):
         (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>', "SVG"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg/>', "SVG"),
         (b"8BPS\0\1" + bytes(40), "Photoshop"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI\x50\0\x20\2" + bytes(40), "PNG in Apple's own form (CgBI)"),
         (b"II\xbc\x01" + bytes(40), "JPEG XR"),
     ],
 )

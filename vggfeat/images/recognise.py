@@ -26,6 +26,7 @@ _OTHERS = (
     (0, b"\0MRM", "camera raw (MRW)"),
     (0, b"II\xbc\x01", "JPEG XR"),
     (0, b"8BPS", "Photoshop"),
+    (12, b"CgBI", "PNG in Apple's own form (CgBI)"),
     (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (0, b"P7\n", "PAM"),
     (0, b"PF\n", "PFM in colour"),
@@ -44,7 +45,7 @@ def is_tiff(data: bytes) -> bool:
 
 def is_read(data: bytes) -> bool:
     """Say whether a file begins like one of `FORMATS`."""
-    return data.startswith(_SIGNATURES) or _is_avif(data)
+    return data.startswith(_SIGNATURES) or is_avif(data)
 
 
 def refuse_other_formats(data: bytes) -> None:
@@ -74,7 +75,7 @@ def _name(data: bytes) -> str | None:
         if data.startswith(sign, at):
             return name
     brands = _brands(data)
-    if brands and not _is_avif(data) and (brands[0] in _HEIF + _HEIF_ANY or set(brands) & set(_HEIF)):
+    if brands and not is_avif(data) and (brands[0] in _HEIF + _HEIF_ANY or set(brands) & set(_HEIF)):
         return "HEIC/HEIF"
     head = data[:4096]
     if b"%PDF-" in head[:1024] and not data.startswith(_SIGNATURES):
@@ -92,7 +93,8 @@ def _brands(data: bytes) -> list[bytes]:
     return [data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))]
 
 
-def _is_avif(data: bytes) -> bool:
+def is_avif(data: bytes) -> bool:
+    """Say whether a file begins as an AVIF does."""
     brands = _brands(data)
     return bool(brands) and (brands[0] in _AVIF or (brands[0] in _HEIF_ANY and bool(set(brands) & set(_AVIF))))
 
@@ -134,7 +136,7 @@ def ends_early(data: bytes) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"BM"):
         return len(data) < int.from_bytes(data[2:6], "little")
-    if _is_avif(data):
+    if is_avif(data):
         return _boxes_end_early(data)
     ends = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND", b"GIF8": b";"}
     return any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())
