@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from odd_images import encode, flat_jpeg, png, tiff
+from odd_images import bit_fields, encode, flat_jpeg, png, tiff
 from tiffs import DEFLATE, NONE, write_tiff
 from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodeSettings, Request, decode, region_of
@@ -64,6 +64,11 @@ def files():
     yield "png, 16 bit, transparent", png(2, 1, 16, 0, [b"\x12\x34\x12\x35"], (b"tRNS", b"\x12\x34"))
     yield "gif", encode(colour.quantize(8), "GIF", transparency=2)
     yield "bmp", encode(colour, "BMP")
+    numbers = noise.view(np.uint32)[..., 0]
+    yield "bmp, 565", bit_fields(numbers & 0xFFFF, 16, (0xF800, 0x7E0, 0x1F))
+    yield "bmp, 555", bit_fields(numbers & 0xFFFF, 16, (), compression=0)
+    yield "bmp, opacity", bit_fields(numbers, 32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000), header=56)
+    yield "bmp, no opacity", bit_fields(numbers, 32, (0xFF000000, 0xFF0000, 0xFF00))
     yield "webp", encode(alpha, "WEBP", lossless=True, exif=rotated())
     yield "ppm, 16 bit", b"P5\n2 1\n65535\n\x12\x34\x56\x78"
     yield "tiff, turned", encode(colour, "TIFF", tiffinfo={274: 6})

@@ -10,8 +10,7 @@ from vggfeat.errors import ImageError
 from vggfeat.images.colours import over_white
 from vggfeat.images.tiff import too_large
 
-_PLAIN, _FIELDS, _FIELDS_AND_ALPHA = 0, 3, 6
-_MASKS_OF_16 = (0x7C00, 0x3E0, 0x1F, 0)
+_FIELDS, _FIELDS_AND_ALPHA = 3, 6
 _STRIP = 1 << 20
 
 
@@ -20,15 +19,12 @@ def has_bit_fields(data: bytes) -> bool:
     if not data.startswith(b"BM") or len(data) < 54:
         return False
     header, bits, compression = _header(data)[0], *_header(data)[3:5]
-    if header not in (40, 52, 56, 108, 124) or bits not in (16, 32):
-        return False
-    return (compression == _PLAIN and bits == 16) or (compression in (_FIELDS, _FIELDS_AND_ALPHA) and any(_masks(data)))
+    known = header in (40, 52, 56, 108, 124) and bits in (16, 32) and compression in (_FIELDS, _FIELDS_AND_ALPHA)
+    return known and any(_masks(data))
 
 
 def read_bit_fields(data: bytes, max_pixels: int, *, partial: bool = False) -> Image.Image:
-    """Read a BMP of bit fields; each colour is scaled to 0 to 255 and rounded, opacity laid over white.
-
-    Opacity that is 0 everywhere means, as elsewhere, that the writer left it out.
+    """Read a BMP of bit fields; each colour is scaled to 0 to 255 and rounded down, as Pillow does, opacity over white.
 
     Parameters
     ----------
@@ -52,7 +48,7 @@ def read_bit_fields(data: bytes, max_pixels: int, *, partial: bool = False) -> I
     rows = _rows(data, width, height, bits, partial=partial)
     fields = [_field(mask, bits) for mask in _masks(data)]
     out = np.empty((height, width, 3), np.uint8)
-    opaque = not _masks(data)[3] or not any((part & fields[3][2]).any() for part in rows)
+    opaque = not _masks(data)[3]
     step = max(1, _STRIP // width)
     for top in range(0, height, step):
         pixels = rows[top : top + step]
@@ -70,23 +66,21 @@ def _header(data: bytes) -> tuple[int, int, int, int, int]:
 
 def _masks(data: bytes) -> tuple[int, int, int, int]:
     header, _, _, _, compression = _header(data)
-    if compression == _PLAIN:
-        return _MASKS_OF_16
     red, green, blue, alpha = struct.unpack_from("<4I", data + bytes(4), 54)
     return red, green, blue, alpha if header >= 56 or compression == _FIELDS_AND_ALPHA else 0
 
 
-def _field(mask: int, bits: int) -> tuple[int, int, int]:
-    """Return how far a field lies from the lowest bit, its largest number, and its mask."""
+def _field(mask: int, bits: int) -> tuple[int, int]:
+    """Return how far a field lies from the lowest bit, and its largest number."""
     shift = (mask & -mask).bit_length() - 1 if mask else 0
     most = mask >> shift
     if most & (most + 1) or mask >> bits:
         raise ImageError("unsupported", f"expected masks of bits side by side, found {mask:#x}; convert it to PNG")
-    return shift, most, mask
+    return shift, most
 
 
-def _scaled(pixels: NDArray, shift: int, most: int, _: int) -> NDArray[np.uint8]:
-    return np.rint((pixels >> shift & most) * (255.0 / max(1, most))).astype(np.uint8)
+def _scaled(pixels: NDArray, shift: int, most: int) -> NDArray[np.uint8]:
+    return ((pixels >> shift & most).astype(np.uint64) * 255 // max(1, most)).astype(np.uint8)
 
 
 def _rows(data: bytes, width: int, height: int, bits: int, *, partial: bool) -> NDArray:

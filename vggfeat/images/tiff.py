@@ -29,7 +29,7 @@ from vggfeat.images.tiff_tags import (
 
 _STRIP = 1 << 20
 _BYTES_A_PIXEL = 8
-_COMPLETE_CORELDRAW = 999
+_CORELDRAW = 999  # what it writes for opacity
 _MIRRORED_BITS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1)[:, 0]
 
 
@@ -70,9 +70,7 @@ def read_tiff(
         if (layout.counts + layout.offsets[: len(layout.counts)] > len(data)).any() and not partial:
             raise ImageError("truncated", f"expected more pixels, found the end of the file at byte {len(data)}")
         return _by_pillow(data, page, layout)
-    rows = layout.cells_down * layout.cell_height
-    if rows * layout.cells_across * layout.cell_bytes * layout.planes > _BYTES_A_PIXEL * max(max_pixels, 1 << 16):
-        raise too_large(max_pixels, layout.width, layout.height)
+    _check_bytes(layout, max_pixels)
     rgb = Image.fromarray(_colours(_planes(data, layout, partial=partial), layout))
     turn = TURNS.get(layout.orientation)
     return rgb if turn is None else rgb.transpose(turn)
@@ -82,6 +80,15 @@ def too_large(max_pixels: int, width: int | None = None, height: int | None = No
     """Make the error for an image of too many pixels."""
     found = f"found {f'{width}x{height}' if width else 'more'}; raise --max-pixels (max_pixels) to read it"
     return ImageError("too-large", f"expected at most {max_pixels} pixels, {found}")
+
+
+def _check_bytes(layout: Layout, max_pixels: int) -> None:
+    """Refuse numbers that take far more memory than the pixels that are allowed; tiles may outgrow the image."""
+    found = layout.cells_down * layout.cell_height * layout.cells_across * layout.cell_bytes * layout.planes
+    most = _BYTES_A_PIXEL * max(max_pixels, 1 << 16)
+    if found > most:
+        expected = f"expected at most {most} bytes of samples ({_BYTES_A_PIXEL} for each pixel allowed)"
+        raise ImageError("too-large", f"{expected}, found {found}; raise --max-pixels (max_pixels) to read it")
 
 
 def _by_pillow(data: bytes, page: int, layout: Layout) -> Image.Image:
@@ -270,7 +277,7 @@ def _alpha(layout: Layout) -> int | None:
     """Return which number of a pixel is its opacity."""
     if not layout.extra and layout.samples > layout.colours:
         return layout.colours
-    places = [place for place, meaning in enumerate(layout.extra) if meaning in (1, 2, _COMPLETE_CORELDRAW)]
+    places = [place for place, meaning in enumerate(layout.extra) if meaning in (1, 2, _CORELDRAW)]
     return layout.colours + places[0] if places else None
 
 
