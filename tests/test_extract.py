@@ -284,6 +284,28 @@ def test_a_box_is_enlarged_as_much_as_it_is_small(regions, expected, tmp_path, b
     assert (summary.enlarged, len(summary.failures)) == (expected, int("box" in regions))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_official_boxes_turn_with_their_image(orientation, tmp_path, backbone):
+    """VOC's boxes are of stored pixels: EXIF makes no difference to what is in them but the way it stands."""
+    box = (150, 4, 198, 44)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 200, 3), dtype=np.uint8)
+    exif, folder = Image.Exif(), tmp_path / "in" / "a"
+    exif[0x0112] = orientation
+    folder.mkdir(parents=True)
+    Image.fromarray(pixels).save(folder / "1.png", exif=exif)
+    cut = Image.fromarray(pixels).crop(box)
+    cut.save(folder / "2.png", exif=exif)
+    dataset = replace(
+        open_dataset("folder", tmp_path / "in"), name="voc2012-action", boxes=np.array([box, (0, 0, 48, 40)], float)
+    )
+    settings = replace(SETTINGS, regions=("box",))
+    summary = extract_features(dataset, backbone, tmp_path / "x.h5", settings, cache=CACHE)
+    assert summary.failures == ()
+    with FeatureFile(tmp_path / "x.h5") as file:
+        whole, alone = file.read(np.arange(2))
+    np.testing.assert_allclose(whole, alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+
+
 def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):
     settings = replace(SETTINGS, regions=("image", "box"))
     with pytest.raises(ConfigError, match="expected a box"):

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError
 
+STORED_FRAME = frozenset({"voc2012-action"})
+"""Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""
+
 
 class Label(IntEnum):
     """What a data set says of one sample and one class."""
@@ -129,6 +132,15 @@ class DataSet:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
+
+    @property
+    def boxes_as_stored(self) -> bool:
+        """Whether boxes are in the pixels of the files as they are stored; else in those of the upright images.
+
+        The tools of PASCAL VOC do not turn images by their EXIF orientation, those that people mark their own images
+        with do.
+        """
+        return self.name in STORED_FRAME
 
     def place(self, row: int) -> "Place":
         """Say where the image of a row is on this machine: a file of its own."""

@@ -77,8 +77,10 @@ def _smallest_sides(file: FeatureFile) -> NDArray[np.int64]:
     sizes = np.asarray(file.sizes, dtype=np.int64)[done]
     smallest = [sizes.min(axis=1)] if "image" in file.regions else []
     if "box" in file.regions and file.dataset.boxes is not None:
-        boxes = [Box(*box).within(*size) for box, size in zip(file.dataset.boxes[done], sizes[:, ::-1], strict=True)]
-        edges = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        boxes = zip(file.dataset.boxes[done], sizes[:, ::-1], strict=True)
+        # A box of the stored pixels may lie in an image whose sides have changed places since.
+        inside = [Box(*box).within(*size) or Box(*box).within(*size[::-1]) for box, size in boxes]
+        edges = np.array(inside, dtype=np.int64).reshape(-1, 4)
         smallest.append((edges[:, 2:] - edges[:, :2]).min(axis=1))
     return np.min(smallest, axis=0)
 

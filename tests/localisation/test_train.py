@@ -47,7 +47,7 @@ def asked(boxes, crops, *, size=(256, 512), training=True, **recipe) -> list[lis
     labels = BoxTargets(
         listed(Path(), ["a.jpg"], [1]), boxes_of(boxes, sizes=[size]), BoxRecipe(**recipe), training=training
     )
-    target = labels.of(np.array([0]), np.array([size]), crops)[0]
+    target = labels.of(np.array([0]), np.array([size]), np.array([1]), crops)[0]
     if target[0] == NO_TARGET:
         return []
     assert target[0] == 1
@@ -108,13 +108,16 @@ def test_images_that_are_no_likeness_of_their_annotation_are_left_out():
         BoxRecipe(), training=False,
     )  # fmt: skip
     crops = Crops(*[np.array([[256, 256]] * 3)] * 2, np.zeros((3, 2), np.int64), np.zeros(3, bool), 224)
-    targets = labels.of(np.arange(3), np.array([[192, 256], [500, 375], [193, 256]]), crops)
+    targets = labels.of(np.arange(3), np.array([[192, 256], [500, 375], [193, 256]]), np.ones(3, int), crops)
     assert (targets[:, 0] == NO_TARGET).tolist() == [False, True, False]
     assert labels.unlike == {"b.jpg": "annotation: it says 500 x 375 pixels, the image has 375 x 500"}
 
 
-def paint(root: Path) -> tuple[LabelledImages, Boxes]:
-    """Images of many sizes, black but for a box; some are far larger than S, one is smaller than its annotation."""
+def paint(root: Path, turned: bool) -> tuple[LabelledImages, Boxes]:
+    """Images of many sizes, black but for a box; some are far larger than S, one is smaller than its annotation.
+
+    Boxes are in stored pixels; `turned`, EXIF turns the images, each another way.
+    """
     sizes = [(300, 420), (420, 300), (1300, 1600), (260, 260), (2000, 900), (600, 800)]
     rng, rows, paths = np.random.default_rng(0), [], []
     for number, (height, width) in enumerate(sizes):
@@ -127,13 +130,16 @@ def paint(root: Path) -> tuple[LabelledImages, Boxes]:
         image = Image.fromarray(pixels)
         if number == 5:
             image = image.resize((400, 300))
-        image.save(root / paths[-1], quality=100, subsampling=0)
+        exif = Image.Exif()
+        exif[0x0112] = (6, 3, 8, 2, 5, 7)[number] if turned else 1
+        image.save(root / paths[-1], quality=100, subsampling=0, exif=exif)
     return listed(root, paths), boxes_of(*rows, sizes=sizes)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("side", [224, 64])
-def test_the_box_is_where_the_crop_shows_it(tmp_path, side):
-    images, boxes = paint(tmp_path)
+def test_the_box_is_where_the_crop_shows_it(tmp_path, side, turned):
+    images, boxes = paint(tmp_path, turned)
     recipe = BoxRecipe(least_inside=1e-9)
     drawn = Recipe(scale=(256, 300), crop=side, seed=3, batch=24)
     centred = Recipe(scale=(256, 256), crop=side)

@@ -361,6 +361,19 @@ def test_small_copies_are_small_and_have_their_box(made, tmp_path):
                                atol=12)  # fmt: skip
 
 
+@pytest.mark.parametrize(("dataset", "place"), [("voc2012-action", (80, 30)), ("manifest", (20, 10))])
+def test_official_boxes_are_drawn_where_the_turned_image_has_them(tmp_path, dataset, place):
+    """An image that EXIF turns by 180 degrees: the box around (20, 10) of its stored pixels is around (80, 30)."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (100, 40), "black").save(tmp_path / "a.png", exif=exif)
+    key = Key("a.png", (15.0, 6.0, 25.0, 14.0))
+    pixels = np.asarray(opened(small_copies(tmp_path, [key], dataset=dataset, workers=0)[key])).astype(int)
+    rows, columns = np.nonzero(pixels[..., 0] > 100)
+    assert abs(columns.mean() - place[0]) < 2
+    assert abs(rows.mean() - place[1]) < 2
+
+
 @pytest.mark.parametrize("box", [(0, 0, 200, 100), (199, 99, 200, 100), (-5, -5, 500, 500), (10, 10, 10, 10)])
 def test_boxes_at_the_edge_do_no_harm(made, box):
     root, results, _ = made

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from vggfeat.images.bmp import has_bit_fields, read_bit_fields
 from vggfeat.images.colours import orientation, upright_rgb
 from vggfeat.images.memory import read_memory
 from vggfeat.images.metadata import without_metadata
+from vggfeat.images.orientation import known_orientation, turn_boxes
 from vggfeat.images.recognise import FORMATS, ends_early, is_read, is_tiff, odd_jpeg, refuse_other_formats
 from vggfeat.images.tiff import read_tiff, too_large
 from vggfeat.samples import Box
@@ -105,6 +107,8 @@ class DecodedImage(NamedTuple):
     """Height and width of the whole upright image, before any reduction."""
     sha256: bytes
     """32 bytes, of the file as it is on the disk."""
+    orientation: int = 1
+    """By which EXIF orientation, 1 to 8, the image was turned; see `vggfeat.images.orientation`."""
 
 
 class Request(NamedTuple):
@@ -113,8 +117,8 @@ class Request(NamedTuple):
     path: str
     """Absolute."""
     boxes: tuple[Box | None, ...]
-    """In pixels of the upright image, that is after the EXIF orientation has been applied. Each is rounded outwards
-    to whole pixels and clipped to the image; None is the whole of it."""
+    """In pixels of the upright image, that is after the EXIF orientation has been applied, unless `stored` says
+    otherwise. Each is rounded outwards to whole pixels and clipped to the image; None is the whole of it."""
     span: tuple[int, ...] | None = None
     """First byte and number of bytes of the image in the file, and their CRC-32 where it is known; None if it is the
     whole file."""
@@ -122,6 +126,8 @@ class Request(NamedTuple):
     """The smallest side that will be asked for, where a reduced image will do: it takes the place of
     `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
     as long as no side falls below this."""
+    stored: bool = False
+    """Whether boxes are in the pixels of the file as they are stored, and are turned with the image."""
 
     @property
     def name(self) -> str:
@@ -154,9 +160,12 @@ def decode(request: Request, settings: DecodeSettings) -> DecodedImage:
     """
     boxes = [None if box is None else Box(*box) for box in request.boxes]
     with loaded(request, settings) as found:
+        if request.stored:
+            turned = partial(turn_boxes, orientation=found.orientation, size=found.size)
+            boxes = [None if box is None else Box(*turned(box).tolist()) for box in boxes]
         largest = request.side or settings.largest_side
         regions = tuple(_region(found.upright, box, largest) for box in boxes)
-    return DecodedImage(regions, found.size, hashlib.sha256(found.data).digest())
+    return DecodedImage(regions, found.size, hashlib.sha256(found.data).digest(), found.orientation)
 
 
 class Loaded(NamedTuple):
@@ -170,6 +179,8 @@ class Loaded(NamedTuple):
     """Height and width before any reduction."""
     ready: bool
     """Whether it is a JPEG of RGB or grey that stands upright, so that others will read the same from `data`."""
+    orientation: int
+    """By which it was turned."""
 
 
 @contextmanager
@@ -200,11 +211,11 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
 def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
     refuse_other_formats(data)
     if is_tiff(data):
-        upright = read_tiff(data, settings.max_pixels, partial=settings.allow_truncated)
-        return Loaded(data, upright, (upright.height, upright.width), ready=False)
+        upright, turned = read_tiff(data, settings.max_pixels, partial=settings.allow_truncated)
+        return Loaded(data, upright, (upright.height, upright.width), False, known_orientation(turned))
     if has_bit_fields(data):
         upright = read_bit_fields(data, settings.max_pixels, partial=settings.allow_truncated)
-        return Loaded(data, upright, (upright.height, upright.width), ready=False)
+        return Loaded(data, upright, (upright.height, upright.width), False, 1)
     opened = _opened(without_metadata(data), settings.max_pixels)
     full, mode = opened.size, opened.mode
     if request.side and all(box is None for box in request.boxes):
@@ -214,7 +225,7 @@ def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
     turned = orientation(opened)
     width, height = upright.size if not reduced else full if turned <= 4 else full[::-1]
     ready = opened.format == "JPEG" and mode in ("RGB", "L") and turned == 1
-    return Loaded(data, upright, (height, width), ready)
+    return Loaded(data, upright, (height, width), ready, known_orientation(turned))
 
 
 def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:

@@ -63,7 +63,7 @@ def _by_tags(image: TiffImageFile, max_pixels: int, *, partial: bool) -> Image.I
         data = file.read()
     finally:
         file.seek(place)
-    return read_tiff(data, max_pixels, partial=partial, at=image.tag_v2.offset, page=image.tell())
+    return read_tiff(data, max_pixels, partial=partial, at=image.tag_v2.offset, page=image.tell())[0]
 
 
 def _check_loaded_tiff(image: TiffImageFile) -> None:

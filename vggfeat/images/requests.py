@@ -25,4 +25,4 @@ def row_requests(
         box = dataset[row].box
         boxes = tuple(box if region == "box" else None for region in regions)
         file, span = images.place(row)
-        yield Request(file, boxes, span)
+        yield Request(file, boxes, span, stored=dataset.boxes_as_stored)

@@ -4,9 +4,10 @@ import hashlib
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, loaded
+from vggfeat.images.orientation import TURNS_BACK
 
 
 def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: int) -> DecodedImage:
@@ -14,7 +15,7 @@ def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: in
 
     What is small enough already, and an upright JPEG of RGB or grey, is kept byte for byte. Anything else is decoded
     (a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `side`), resampled bilinearly with anti-aliasing
-    and stored as a JPEG of RGB with 4:2:0 colours.
+    and stored as a JPEG of RGB with 4:2:0 colours; in the EXIF orientation that it had, which boxes depend on.
 
     Parameters
     ----------
@@ -46,7 +47,11 @@ def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: in
             if shortest > side:
                 sides = [(2 * edge * side + shortest) // (2 * shortest) for edge in (width, height)]
                 image = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
+            exif = Image.Exif()
+            if found.orientation != 1:
+                exif[ExifTags.Base.Orientation] = found.orientation
+                image = image.transpose(TURNS_BACK[found.orientation])
             file = io.BytesIO()
-            image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+            image.save(file, "JPEG", quality=quality, subsampling="4:2:0", exif=exif)
             data = file.getvalue()
     return DecodedImage((np.frombuffer(data, np.uint8),), found.size, hashlib.sha256(found.data).digest())

@@ -35,7 +35,7 @@ _MIRRORED_BITS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, Non
 
 def read_tiff(
     data: bytes, max_pixels: int, *, partial: bool = False, at: int | None = None, page: int = 0
-) -> Image.Image:
+) -> tuple[Image.Image, int]:
     """Read a page of a TIFF.
 
     Unsigned numbers of up to 16 bits span 0 to 2**bits - 1: greys and short numbers are scaled and rounded, of longer
@@ -55,8 +55,10 @@ def read_tiff(
 
     Returns
     -------
-    Image
+    image : Image
         Of mode RGB, upright.
+    orientation : int
+        By which it was turned.
 
     Raises
     ------
@@ -69,11 +71,11 @@ def read_tiff(
     if layout.by_pillow:
         if (layout.counts + layout.offsets[: len(layout.counts)] > len(data)).any() and not partial:
             raise ImageError("truncated", f"expected more pixels, found the end of the file at byte {len(data)}")
-        return _by_pillow(data, page, layout)
+        return _by_pillow(data, page, layout), layout.orientation
     _check_bytes(layout, max_pixels)
     rgb = Image.fromarray(_colours(_planes(data, layout, partial=partial), layout))
     turn = TURNS.get(layout.orientation)
-    return rgb if turn is None else rgb.transpose(turn)
+    return (rgb if turn is None else rgb.transpose(turn)), layout.orientation
 
 
 def too_large(max_pixels: int, width: int | None = None, height: int | None = None) -> ImageError:

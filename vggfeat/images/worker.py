@@ -205,7 +205,7 @@ class Worker:
         for region in regions:
             self._line.fill(region.data.cast("B"))
         height, width = answer["size"]
-        return DecodedImage(regions, (height, width), bytes.fromhex(answer["sha256"]))
+        return DecodedImage(regions, (height, width), bytes.fromhex(answer["sha256"]), answer["orientation"])
 
     def kill(self) -> None:
         """End the process without waiting; any thread may call it."""
@@ -286,6 +286,7 @@ def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
             "shapes": [region.shape for region in regions],
             "size": image.size,
             "sha256": image.sha256.hex(),
+            "orientation": image.orientation,
         }
         line.send(head, *(region.data.cast("B") for region in regions))
 

@@ -18,6 +18,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.orientation import annotated_orientation, stored_size, turn_back
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, LocalisedImage, Localiser
 from vggfeat.localisation.maps import LocaliseSettings
@@ -106,8 +107,8 @@ def locate_images(
     Returns
     -------
     list of N dict
-        row, path, size, sha256, reason, guesses, classes, boxes, scores, windows, posteriors; see `LocalisedImage`.
-        Empty in other processes than the first.
+        row, path, size, orientation, sha256, reason, guesses, classes, boxes, scores, windows, posteriors; see
+        `LocalisedImage`. Empty in other processes than the first.
 
     Raises
     ------
@@ -193,6 +194,7 @@ def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[s
         "row": row,
         "path": images.paths[row].encode("utf-8", "backslashreplace").decode(),
         "size": list(located.size),
+        "orientation": located.orientation,
         "sha256": located.sha256.hex(),
         "reason": located.reason.replace(f"{images.place(row).file}: ", ""),
         "guesses": located.guesses,
@@ -239,7 +241,7 @@ class LocalisationErrors(NamedTuple):
     labels: NDArray[np.int64]
     """(N, G) guessed classes, -1 for none."""
     boxes: NDArray[np.int64]
-    """(N, G, 4) their boxes in inclusive pixels."""
+    """(N, G, 4) their boxes in inclusive pixels of the annotated images."""
     targets: NDArray[np.int64]
     """(N,) true classes."""
     failed: dict[str, str]
@@ -282,8 +284,7 @@ def count_errors(
     placed = np.zeros((len(records), top + 1, 4))
     known = np.full((len(records), 1), -1, dtype=np.int64)
     for row, record in enumerate(records):
-        factors = _factors(record["size"], boxes.sizes[row], images)
-        found = np.array(record["boxes"], dtype=np.float64).reshape(-1, 4) * factors
+        found = _as_annotated(record, boxes.sizes[row], images)
         guesses, target = record["guesses"], int(images.targets[row])
         labels[row, :guesses] = record["classes"][:guesses]
         placed[row, :guesses] = found[:guesses]
@@ -302,18 +303,32 @@ def count_errors(
     )
 
 
-def _factors(found: Sequence[int], annotated: NDArray[np.int64], images: LabelledImages) -> NDArray[np.float64]:
-    """Return what brings boxes from the pixels of a packed copy to those of the annotation."""
-    if images.shards is None or not (annotated.all() and all(found)):
-        return np.ones(4)
-    return np.array([annotated[1] / found[1], annotated[0] / found[0]] * 2)
+def _as_annotated(record: dict[str, Any], annotated: NDArray[np.int64], images: LabelledImages) -> NDArray[np.float64]:
+    """Return the boxes (T, 4) of an image as the annotation has them: not turned, and in the pixels of its size.
+
+    The official script compares them so, and reads them so from a submission.
+    """
+    size, orientation = _annotated_frame(record, annotated)
+    found = np.array(record["boxes"], dtype=np.float64).reshape(-1, 4)
+    turned = turn_back(found, orientation, (record["size"][0], record["size"][1]))
+    if images.shards is None or not (annotated.all() and all(size)):
+        return turned
+    return turned * np.array([annotated[1] / size[1], annotated[0] / size[0]] * 2)  # A packed copy is smaller.
+
+
+def _annotated_frame(record: dict[str, Any], annotated: NDArray[np.int64]) -> tuple[tuple[int, int], int]:
+    """Return height and width of an image as its annotation sees it, and by which orientation it is turned then."""
+    upright = (int(record["size"][0]), int(record["size"][1]))
+    orientation = annotated_orientation(record["orientation"], upright, (int(annotated[0]), int(annotated[1])))
+    return stored_size(upright, orientation), orientation
 
 
 def _notes(records: Sequence[dict[str, Any]], boxes: Boxes, images: LabelledImages) -> Iterator[str]:
     if images.shards is not None:
         yield "the images are of a packed copy: their boxes were brought to the sizes that the annotations declare"
         return
-    sizes = np.array([record["size"] for record in records]).reshape(-1, 2)
+    frames = [_annotated_frame(record, size) for record, size in zip(records, boxes.sizes, strict=True)]
+    sizes = np.array([size for size, _ in frames]).reshape(-1, 2)
     other = (sizes != boxes.sizes).any(axis=1) & sizes.all(axis=1) & boxes.sizes.all(axis=1)
     if other.any():
         first = images.paths[int(np.argmax(other))]

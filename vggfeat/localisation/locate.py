@@ -50,7 +50,7 @@ class Guess(NamedTuple):
     posterior: float
     """Of the complete image, from 0 to 1; NaN without a classification net."""
     box: Box
-    """In pixels of the file."""
+    """In pixels of the upright image."""
     windows: int
     """How many windows fed the box."""
 
@@ -60,9 +60,11 @@ class LocalisedImage:
     """What became of one image."""
 
     size: Size
-    """Height and width; (0, 0) if it could not be read."""
+    """Height and width of the upright image; (0, 0) if it could not be read."""
     sha256: bytes = bytes(32)
     """Of the image file; zeros if it could not be read."""
+    orientation: int = 1
+    """By which EXIF orientation it was turned."""
     reason: str = ""
     """Empty, or "reason: message" of the failure; then T is 0."""
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -70,7 +72,7 @@ class LocalisedImage:
     guesses: int = 0
     """G."""
     boxes: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
-    """(T, 4) edges, in pixels of the file."""
+    """(T, 4) edges, in pixels of the upright image."""
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """(T,) sum of the class posteriors of the windows that fed the box."""
     windows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -256,14 +258,15 @@ class Localiser:
         return ""
 
     def _merge(self, work: _Work) -> LocalisedImage:
-        size, sha256 = work.image.size, work.image.sha256
+        size, sha256, turned = work.image.size, work.image.sha256, work.image.orientation
         if work.failure or work.labels is None:
-            return LocalisedImage(size=size, sha256=sha256, reason=work.failure)
+            return LocalisedImage(size=size, sha256=sha256, orientation=turned, reason=work.failure)
         wanted = work.wanted
         best = merge(np.concatenate(work.boxes, axis=1), np.concatenate(work.scores, axis=1), self.settings.merging)
         return LocalisedImage(
             size=size,
             sha256=sha256,
+            orientation=turned,
             classes=wanted,
             guesses=int((np.asarray(work.labels) >= 0).sum()),
             boxes=best.boxes,
@@ -354,6 +357,7 @@ class CropLocaliser:
                 LocalisedImage(
                     size=row.size,
                     sha256=row.sha256,
+                    orientation=image.orientation,
                     classes=wanted,
                     boxes=boxes_from_map(outputs, self._places[wanted], frames, rescaled, row.size)[:, 0],
                     scores=np.ones(len(wanted)),

@@ -19,6 +19,7 @@ from torch import Tensor
 from vggfeat.datasets.ilsvrc_boxes import Boxes, select_images
 from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decode import DecodeSettings
+from vggfeat.images.orientation import annotated_orientation, stored_size, turn_boxes
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.boxes import areas, class_outputs, decode, encode, intersect, overlaps
 from vggfeat.localisation.nets import BoxRecipe, init_box_net
@@ -93,10 +94,13 @@ class BoxTargets:
         """Return targets without a class."""
         return np.full((count, 1 + 4 * (1 if self._largest_only else self._most)), NO_TARGET, np.float32)
 
-    def of(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], crops: Crops) -> NDArray[np.float32]:
+    def of(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], orientations: NDArray[np.int64], crops: Crops
+    ) -> NDArray[np.float32]:
         """Return targets, (n, 1 + 4 k), float32; k is 1 where one box is the target."""
         windows = _rectangles(crops.offset, np.full_like(crops.offset, crops.side))  # (n, 1, 4)
-        boxes = self._rescaled(rows, crops)  # (n, k, 4)
+        edges, annotated = self._upright(rows, sizes, orientations)
+        boxes = torch.from_numpy(edges * (crops.rescaled / annotated)[:, None, [1, 0, 1, 0]])  # (n, k, 4)
         inside = intersect(boxes, windows)
         inside_areas = areas(inside)  # (n, k)
         if self._training:
@@ -111,23 +115,29 @@ class BoxTargets:
             largest = inside_areas.nan_to_num(-1.0).argmax(1)
             coordinates = coordinates[torch.arange(len(rows)), largest][:, None]  # (n, 1, 4)
         targets = self.unreadable(len(rows))
-        good = self._match_annotation(rows, sizes) & (~coordinates[..., 0].isnan()).any(1).numpy()
+        good = self._match_annotation(rows, sizes, annotated) & (~coordinates[..., 0].isnan()).any(1).numpy()
         targets[good, 0] = self._images.targets[rows[good]]
         targets[good, 1:] = coordinates[good].flatten(1)
         return targets
 
-    def _rescaled(self, rows: NDArray[np.int64], crops: Crops) -> Tensor:
-        """Return boxes in pixels of the rescaled images, (n, k, 4), NaN where there are no more."""
+    def _upright(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], orientations: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return boxes, (n, k, 4), NaN where there are no more, and annotated sides, (n, 2), turned as the images."""
         edges = np.full((len(rows), self._most, 4), np.nan)
-        for slot, row in zip(edges, rows.tolist(), strict=True):
-            own = self._boxes.of(row)
-            slot[: len(own)] = own
-        factor = crops.rescaled / np.maximum(self._boxes.sizes[rows], 1)
-        return torch.from_numpy(edges * factor[:, None, [1, 0, 1, 0]])
-
-    def _match_annotation(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say whose boxes can be trusted: those of another shape may have been annotated lying on their side."""
         annotated = np.maximum(self._boxes.sizes[rows], 1)
+        for number, (row, declared) in enumerate(zip(rows.tolist(), orientations.tolist(), strict=True)):
+            own, (height, width) = self._boxes.of(row), annotated[number].tolist()
+            found = (int(sizes[number, 0]), int(sizes[number, 1]))
+            orientation = annotated_orientation(declared, found, (height, width))
+            annotated[number] = stored_size((height, width), orientation)
+            edges[number, : len(own)] = turn_boxes(own, orientation, (annotated[number, 0], annotated[number, 1]))
+        return edges, annotated
+
+    def _match_annotation(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], annotated: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Say whose boxes can be trusted: not those of an image of another shape than the one annotated."""
         alike = np.abs(np.log(sizes[:, 0] * annotated[:, 1] / (sizes[:, 1] * annotated[:, 0]))) < SHAPE_TOLERANCE
         for number in np.flatnonzero(~alike).tolist():
             (height, width), found = annotated[number].tolist(), sizes[number].tolist()

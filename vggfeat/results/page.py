@@ -109,7 +109,7 @@ def _copies(
         )
     root = find_root(settings.images, names[0], test.paths)
     keys = islice((one.key for one in _examples(groups)), BUDGET)
-    return small_copies(root, keys, workers=settings.workers, progress=progress)
+    return small_copies(root, keys, dataset=names[0], workers=settings.workers, progress=progress)
 
 
 def _examples(groups: Sequence[Group]) -> Iterable[Example]:

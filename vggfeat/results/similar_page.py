@@ -37,7 +37,7 @@ def neighbours_page(
     asked: Key | None = None if own is None else _key(*own)
     if images is not None:
         root = find_root(images, dataset, [key.path for key in keys])
-        copies = small_copies(root, [*keys, *([asked] if asked else [])])
+        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset)
     if asked is None:
         asked = Key(os.path.abspath(query), None)
         copies |= small_copies(None, [asked])

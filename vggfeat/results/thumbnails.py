@@ -19,9 +19,11 @@ from PIL import Image, ImageDraw
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, ImageError, VggfeatError
 from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.orientation import turn_boxes
 from vggfeat.images.pool import Decoder
 from vggfeat.metrics import predict_classes
 from vggfeat.results.reading import Scores
+from vggfeat.samples import STORED_FRAME
 
 SIDES = (128, 96)
 """Largest width and height of a small copy in pixels."""
@@ -150,7 +152,12 @@ def is_below(root: Path, real: str) -> bool:
 
 
 def small_copies(
-    root: Path | None, keys: Iterable[Key], *, workers: int = 1, progress: Progress | None = None
+    root: Path | None,
+    keys: Iterable[Key],
+    *,
+    dataset: str = "",
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> dict[Key, str]:
     """Make small JPEGs.
 
@@ -159,6 +166,8 @@ def small_copies(
     root : Path or None
         Folder that the paths are relative to, and that none may leave; None for paths that the user has given.
     keys : iterable of Key
+    dataset : str
+        Name of the data set that the boxes are of: some are in stored pixels and turn with the image.
     workers : int
         Processes that decode; 0 decodes in this one, without limits.
 
@@ -177,7 +186,10 @@ def small_copies(
             if isinstance(answer, ImageError):
                 found[key] = answer.reason
             else:
-                found[key] = _address(answer.regions[0], answer.size, key.box)
+                box = key.box
+                if box is not None and dataset in STORED_FRAME:
+                    box = tuple(turn_boxes(box, answer.orientation, answer.size).tolist())
+                found[key] = _address(answer.regions[0], answer.size, box)
             if progress is not None:
                 progress(len(found), len(wanted))
     return {key: found[key] for key in wanted}

@@ -50,7 +50,9 @@ class Labels(Protocol):
     def unreadable(self, count: int) -> NDArray[Any]:
         """Return the targets, (count, ...), of as many images that can't be read."""
 
-    def of(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], crops: Crops) -> NDArray[Any]:
+    def of(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], orientations: NDArray[np.int64], crops: Crops
+    ) -> NDArray[Any]:
         """Return the targets, (n, ...), of crops of the images of n rows.
 
         Parameters
@@ -58,7 +60,9 @@ class Labels(Protocol):
         rows : ndarray (n,)
             Of the list.
         sizes : ndarray (n, 2)
-            Height and width of the images before any reduction.
+            Height and width of the upright images before any reduction.
+        orientations : ndarray (n,)
+            By which EXIF orientation each was turned.
         crops : Crops
             Of the decoded images.
         """
@@ -74,7 +78,9 @@ class ClassLabels:
         """Return (count,) times `NO_TARGET`."""
         return np.full(count, NO_TARGET)
 
-    def of(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], crops: Crops) -> NDArray[np.int64]:
+    def of(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], orientations: NDArray[np.int64], crops: Crops
+    ) -> NDArray[np.int64]:
         """Return (n,) numbers of classes."""
         return self._targets[rows]
 
@@ -271,7 +277,8 @@ class BatchStream:
         pixels = [one.regions[0] for one in decoded]
         crops = place_crops(plan.draws.part(good), _sizes(one.shape for one in pixels), self._side)
         targets = self._labels.unreadable(len(answers))
-        targets[good] = self._labels.of(plan.rows[good], _sizes(one.size for one in decoded), crops)
+        turned = np.array([one.orientation for one in decoded], dtype=np.int64)
+        targets[good] = self._labels.of(plan.rows[good], _sizes(one.size for one in decoded), turned, crops)
         shift = plan.draws.alphas @ self._colours.T - self._mean  # (n, 3)
         # On a CPU one image at a time is fastest, because it stays in the cache.
         groups = group_crops(pixels, crops, most=GROUP_BYTES if self._cuda else 1)
