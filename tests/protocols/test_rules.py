@@ -523,7 +523,7 @@ def test_a_chosen_protocol_wins():
     dataset = voc_like("voc2007")
     result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0,), protocol="k-fold"))
     assert result.protocol == "k-fold"
-    assert "The splits train, val, test were not used" in result.description
+    assert any(note.endswith("from all samples: train, val, test.") for note in result.notes)
 
 
 # --- what is said of weak points
@@ -811,4 +811,7 @@ def test_images_that_failed_are_the_reason_where_they_are():
 
 def test_splits_that_take_no_part_are_named_with_what_is_lost():
     dataset = own({"train": range(30), "test": range(30, 60), "holdout": range(50, 90), "both": range(60)})
-    assert run_protocol(table_of(dataset), FAST).description.endswith("tested on test. Not used: holdout (30 samples).")
+    assert "Splits that were not used: holdout (30 samples)." in run_protocol(table_of(dataset), FAST).notes
+    dataset = own({"monday": range(45), "tuesday": range(45, 90)})
+    (note,) = run_protocol(table_of(dataset), FAST).notes
+    assert note == "Splits that were not used, because folds are drawn from all samples: monday, tuesday."

@@ -189,7 +189,8 @@ def _tops(folders: set[str], base: str) -> dict[str, _Top]:
 def _kind(place: Path, tops: Mapping[str, _Top]) -> Layout:
     named = {name for name in tops if split_name(name)}
     loose = [_loose_name(name) for name in tops]
-    if len(named) == len(tops) or (len(tops) > 1 and None not in loose and len(set(loose)) == len(tops)):
+    mixed = None not in loose and len(set(loose)) > 1  # seg_train, seg_test; or train_cat, train_dog, test_cat
+    if len(named) == len(tops) or (mixed and len(set(loose)) == len(tops)):
         return "splits"
     inner = [top.inside - _FILLERS for top in tops.values()]
     nested = len(tops) > 1 and all("" not in top.inside for top in tops.values())
@@ -200,11 +201,12 @@ def _kind(place: Path, tops: Mapping[str, _Top]) -> Layout:
             "put the splits at the top, list the images in a manifest, or give --layout classes to read classes "
             "without splits"
         )
-    if nested and len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+    same = nested and bool(inner[0]) and all(names == inner[0] for names in inner)
+    if same and len(inner[0]) > 1:
         return "splits"
     # A train may well be a class, next to car and bus.
     train_only = all(name.lower() == "train" and "" in tops[name].inside for name in named)
-    if train_only and not (nested and _alike(inner)):
+    if train_only and not mixed and not same and not (nested and _alike(inner)):
         return "classes"
     classes = sorted(set[str]().union(*inner) - {""})
     as_splits = f"splits of the classes {listed(classes)}" if classes else "splits without classes"

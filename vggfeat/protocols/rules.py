@@ -218,19 +218,18 @@ def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Ou
     words = {"chosen": chosen, "fitted": fitted, "tested": tested}
     test = dataset.splits[tested]
     plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
+    experiment.notes += _unused(dataset, _union(fit_rows, test))
     return _Outcome(
-        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}."
-        f"{_unused(dataset, plan)}",
+        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
         experiment.runs([plan]),
     )
 
 
-def _unused(dataset: DataSet, plan: SplitPlan) -> str:
-    """Name the splits that took no part, with the number of their samples that are in no other."""
-    used = _union(plan.fit_rows, plan.test_rows)
+def _unused(dataset: DataSet, used: Rows) -> list[str]:
+    """Return a note of the splits with samples that take no part."""
     lost = {name: len(np.setdiff1d(rows, used)) for name, rows in dataset.splits.items()}
     names = [f"{name} ({count} samples)" for name, count in lost.items() if count]
-    return f" Not used: {', '.join(names)}." if names else ""
+    return [f"Splits that were not used: {', '.join(names)}."] if names else []
 
 
 def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
@@ -249,7 +248,9 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
         parts = [(np.setdiff1d(fit_rows, held), held)]
         plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
-    left_out += f" The splits {', '.join(dataset.splits)} were not used." if dataset.splits else ""
+    if dataset.splits:
+        names = ", ".join(dataset.splits)
+        experiment.notes.append(f"Splits that were not used, because folds are drawn from all samples: {names}.")
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
         f"{_by(experiment)} on {settings.held_out:.0%} of these.{left_out}",
