@@ -228,8 +228,8 @@ def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Ou
 def _unused(dataset: DataSet, used: Rows) -> list[str]:
     """Return a note of the splits with samples that take no part."""
     lost = {name: len(np.setdiff1d(rows, used)) for name, rows in dataset.splits.items()}
-    names = [f"{name} ({count} samples)" for name, count in lost.items() if count]
-    return [f"Splits that were not used: {', '.join(names)}."] if names else []
+    names = ", ".join(f"{name} ({count} samples)" for name, count in lost.items() if count)
+    return [f"Splits that were not used: {names}."] * bool(names)
 
 
 def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
@@ -248,9 +248,8 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
         parts = [(np.setdiff1d(fit_rows, held), held)]
         plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
-    if dataset.splits:
-        names = ", ".join(dataset.splits)
-        experiment.notes.append(f"Splits that were not used, because folds are drawn from all samples: {names}.")
+    names = ", ".join(dataset.splits)
+    experiment.notes += [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names)
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
         f"{_by(experiment)} on {settings.held_out:.0%} of these.{left_out}",
