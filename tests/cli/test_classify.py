@@ -59,7 +59,7 @@ def test_a_run_leaves_posteriors_and_results(made):
     folder = made / "one"
     (file,) = posteriors_in(folder)
     results = results_of(folder)
-    names = {"results.json", "table.txt", "classes.csv", "confusions.csv", file.name}
+    names = {"results.json", "table.txt", "classes.csv", "confusions.csv", "run.sha256", file.name}
     assert {path.name for path in folder.iterdir()} == names
     assert (results["format"], results["version"]) == ("vggfeat-classification", 1)
     assert results["dataset"]["images"] == 7

@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 
+from dying_disk import Dying, Killed
 from vggfeat.cli import run
 from vggfeat.errors import FitError, StoreError
 from vggfeat.protocols.apply import MADE_WITH, apply_model
+from vggfeat.results import record
 from vggfeat.results.predictions import predictions_csv, predictions_json, predictions_table
+from vggfeat.results.reading import read_runs
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.writer import FeatureWriter
@@ -255,6 +259,72 @@ def test_damaged_files_are_refused(folder, new, tmp_path):
     new.write_bytes(content)
     with pytest.raises(StoreError, match=r"new\.h5"):
         apply_model(folder / "single" / "model.safetensors", [new])
+
+
+@pytest.fixture(scope="module")
+def two_runs(folder):
+    """Files of two runs of other settings, by the value of C that is in the settings of each."""
+    for cost in ("2", "8"):
+        words = ("--features", folder / "single.h5", "--grid", cost, "--join", "max", "--out", folder / cost)
+        assert svm(*words) == 0
+    names = ("results.json", "table.txt", "scores.npz", "model.safetensors")
+    return {cost: {name: (folder / cost / name).read_bytes() for name in names} for cost in ("2", "8")}
+
+
+def readers(place, features):
+    """The value of C of the run that `report` and `svm --apply` take a folder for; None if they refuse it."""
+    model = place / "model.safetensors"
+    return [
+        taken(lambda: read_runs([place])[0].results["runs"][0]["C"]),
+        taken(lambda: apply_model(model, [features]) and load_model(model)[0].C),
+    ]
+
+
+def taken(read):
+    try:
+        return f"{read()[0]:g}"
+    except (StoreError, FitError) as error:
+        said = str(error)
+    assert re.search("expected .*[;:] give |expected a model file, found none", said)
+    return None
+
+
+@pytest.mark.parametrize("before", [None, "2"], ids=["empty folder", "old run"])
+def test_a_run_killed_while_it_is_written_is_never_mixed_with_another(folder, tmp_path, monkeypatch, two_runs, before):
+    seen = []
+    for calls in range(100):
+        place = tmp_path / str(calls)
+        if before:
+            record.write_run(place, two_runs[before], last="results.json")
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "DISK", Dying(calls))
+            try:
+                record.write_run(place, two_runs["8"], last="results.json")
+            except Killed:
+                seen.append(readers(place, folder / "single.h5"))
+            else:
+                break
+    assert readers(place, folder / "single.h5") == ["8", "8"]
+    assert {tuple(found) for found in seen} == {(before, before), (None, None), ("8", "8")}
+
+
+def test_files_of_two_runs_are_refused_by_every_reader(folder, tmp_path, two_runs):
+    for name in two_runs["2"]:
+        place = tmp_path / name
+        record.write_run(place, two_runs["2"], last="results.json")
+        (place / name).write_bytes(two_runs["8"][name])
+        assert readers(place, folder / "single.h5") == [None, None]
+
+
+def test_a_model_that_an_earlier_run_left_is_refused_and_a_copy_elsewhere_is_not(folder, tmp_path, two_runs):
+    place = tmp_path / "x"
+    record.write_run(place, two_runs["2"], last="results.json")
+    (place / "model-fold-3.safetensors").write_bytes(two_runs["8"]["model.safetensors"])
+    with pytest.raises(StoreError, match=r"model-fold-3\.safetensors: .*found a model that an earlier run left"):
+        apply_model(place / "model-fold-3.safetensors", [folder / "single.h5"])
+    for copy in (place / "mine.safetensors", tmp_path / "model.safetensors"):
+        copy.write_bytes(two_runs["8"]["model.safetensors"])
+        apply_model(copy, [folder / "single.h5"])
 
 
 @pytest.mark.parametrize("words", [["--join", "mean"], ["--grid", "1"], ["--solver", "newton"], ["--seed", "0"]])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from page_runs import BOX, HOSTILE, SIDE, Parsed, make_images, make_run, make_table
+from page_runs import BOX, HOSTILE, SIDE, Parsed, edited, make_images, make_run, make_table
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
@@ -154,7 +154,7 @@ def test_headline_and_classes_are_those_of_the_scores(made):
 
 
 def test_the_papers_row_stands_beside_the_same_nets(made, tmp_path):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
     file = tmp_path / "x.svm" / "results.json"
     told = {"measure": "Table 11, of it", "regions": ["image"], "deviation": None}
     rows = [
@@ -197,7 +197,7 @@ def test_runs_that_cant_be_compared_say_why(made, tmp_path):
 
 
 def test_rows_are_matched_by_their_ids(made, tmp_path):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "turned.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "turned.svm"))
     with np.load(tmp_path / "turned.svm" / "scores.npz") as found:
         arrays = {name: values[::-1] if name.endswith("_1") else values for name, values in found.items()}
     np.savez(tmp_path / "turned.svm" / "scores.npz", **arrays)
@@ -214,7 +214,7 @@ def test_runs_of_other_classes_stand_apart(made):
 
 
 def test_a_class_without_a_value_comes_last(made, tmp_path):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
     file = tmp_path / "x.svm" / "results.json"
     results = json.loads(file.read_text())
     results["classes"][0]["values"] = dict.fromkeys(results["classes"][0]["values"])
@@ -574,14 +574,14 @@ def test_axes_hold_their_values_and_end_at_round_numbers():
 
 @pytest.mark.parametrize("content", [b"no zip", b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
 def test_damaged_scores_are_an_error_of_one_line(made, tmp_path, content):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
     (tmp_path / "x.svm" / "scores.npz").write_bytes(content)
-    with pytest.raises(StoreError, match=r"x\.svm: expected results as vggfeat writes them, found some that can't"):
+    with pytest.raises(StoreError, match=r"scores\.npz: expected the scores that results\.json is about, found others"):
         read_runs([tmp_path / "x.svm"])
 
 
 def test_scores_that_dont_fit_are_refused(made, tmp_path):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
     with np.load(tmp_path / "x.svm" / "scores.npz") as found:
         arrays = dict(found)
     changes = [
@@ -621,7 +621,7 @@ def test_folders_of_one_name_are_told_apart(made, tmp_path):
 
 
 def test_folders_of_vggfeat_before_it_kept_paths_make_a_page_without_images(made, tmp_path):
-    shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
     with np.load(tmp_path / "x.svm" / "scores.npz") as found:
         arrays = {name: values for name, values in found.items() if not name.startswith(("paths", "boxes"))}
     np.savez(tmp_path / "x.svm" / "scores.npz", **arrays)

@@ -6,10 +6,12 @@ import random
 import re
 import shutil
 import time
+import tracemalloc
 
+import numpy as np
 import pytest
 
-from page_runs import make_run
+from page_runs import edited, make_run
 from tests.proofs.mutants import mutate
 from vggfeat.errors import StoreError
 from vggfeat.results.checked_json import DEEPEST
@@ -42,6 +44,8 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("sound")
     make_run(root / "multi.svm", failed=(20,), rows=24)
     make_run(root / "single.svm", single=True, rows=24)
+    for name in ("multi.svm", "single.svm"):
+        edited(root / name)
     (root / "other").mkdir()
     (root / "other" / "results.json").write_text(json.dumps(OTHER))
     (root / "training").mkdir()
@@ -185,6 +189,35 @@ def test_what_is_no_json_or_too_deep_is_refused(tmp_path, raw):
     (tmp_path / "results.json").write_bytes(raw.encode("latin-1"))
     with pytest.raises(StoreError, match=r"results\.json: expected "):
         read_runs([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["scores_1", "labels_1", "paths_1", "boxes_1", "other"])
+def test_scores_that_would_fill_the_memory_are_refused_unread(folders, tmp_path, name):
+    folder = shutil.copytree(folders / "multi.svm", tmp_path / "x.svm")
+    with np.load(folder / "scores.npz") as found:
+        arrays = dict(found)
+    kind = {"labels_1": np.int8, "paths_1": "U4"}.get(name, np.float64)
+    np.savez_compressed(folder / "scores.npz", **(arrays | {name: np.zeros((4 << 20, 1), kind)}))
+    assert (folder / "scores.npz").stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        if name == "other":  # What nobody asks for is not unpacked.
+            read_runs([folder])
+        else:
+            with pytest.raises(StoreError, match=rf"scores\.npz: .*{name}|at most \d+ bytes, found"):
+                read_runs([folder])
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_links_in_the_folder_of_a_run_do_not_bring_other_files_onto_the_page(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "results.json").write_text('{"format": "x"}')
+    (tmp_path / "x" / "table.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError, match=r"table\.txt: expected a regular file, found a link"):
+        read_runs([tmp_path / "x"])
 
 
 def test_what_is_as_deep_as_it_may_be_is_shown(tmp_path):

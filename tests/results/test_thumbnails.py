@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from page_runs import Parsed, make_images, make_run
+from page_runs import Parsed, edited, make_images, make_run
 from vggfeat.errors import ConfigError
 from vggfeat.results.page import PageSettings, make_page
 from vggfeat.results.similar_page import neighbours_page
@@ -92,7 +92,7 @@ def test_no_image_from_outside_gets_onto_the_page_of_runs(place):
     ways = [way for way in ways_out(place) if "\0" not in way]
     paths = arrays["paths_1"].tolist()
     arrays["paths_1"] = np.array([*paths[:1], *(ways * 2)[: len(paths) - 1]])
-    np.savez(folder / "scores.npz", **arrays)
+    np.savez(edited(folder) / "scores.npz", **arrays)
     page = make_page([folder], PageSettings(images=place / "root", workers=0))
     assert page.images <= 1
     assert page.missing > 5

@@ -67,6 +67,12 @@ def make_run(folder, **changes):
     return result, table.dataset
 
 
+def edited(folder):
+    """The same folder as one that a person has changed: without the checksums that would show it."""
+    (folder / "run.sha256").unlink()
+    return folder
+
+
 def make_images(root, dataset):
     rng = np.random.default_rng(1)
     for path in dataset.paths:

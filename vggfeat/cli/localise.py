@@ -268,7 +268,7 @@ def predict(
     from vggfeat.localisation.locate import Localiser
     from vggfeat.localisation.predict import drawing_names, image_files, predict_files
     from vggfeat.results.localisation import summary_lines, write_box_predictions
-    from vggfeat.results.record import write_files
+    from vggfeat.results.record import write_file
     from vggfeat.runtime.devices import ready_device
 
     files = image_files(images)
@@ -285,7 +285,7 @@ def predict(
             files, localiser, classes, words, workers=decoding.processes(), decode=decoding.settings()
         ):
             if one.drawn:
-                write_files(out, {one.drawn: png})
+                write_file(out / one.drawn, png)
             found.append(one)
             bar.update(len(found), len(files))
     content = write_box_predictions(found, classes, words, out)

@@ -6,14 +6,14 @@ shards/train-00000.tar, ... Reading an image takes its file and its bytes, and n
 
 import json
 import re
-import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError
+from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.runtime.checksums import unsealed
 from vggfeat.samples import ClassificationSet, LabelledImages, Shards
 
@@ -70,7 +70,7 @@ def read(root: Path) -> ClassificationSet:
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
         words = {str(name): str(text) for name, text in index["words"].items()}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DatasetError(
             f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"
         ) from error
@@ -89,11 +89,11 @@ def _images(root: Path, name: str, index: dict[str, Any]) -> LabelledImages:
     path = root / f"{name}.npz"
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"something that is no file in the place of {path.name}")
-    # Opened here, because NumPy leaves a file open that it finds damaged.
+    wanted = {"names": Wanted("u", (None,)), "targets": Wanted("i", (None,)), "places": Wanted("i", (None, 3))}
     with open(path, "rb") as file:
-        _check_uncompressed(file)
-        with np.load(file, allow_pickle=False) as arrays:
-            names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
+        # They are stored, not compressed, and can't be larger than their file.
+        arrays = read_arrays(file, wanted, path.stat().st_size)
+    names, targets, places = (arrays[key] for key in ("names", "targets", "places"))
     paths = names.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(targets) else []
     return LabelledImages(
         root=root,
@@ -102,10 +102,3 @@ def _images(root: Path, name: str, index: dict[str, Any]) -> LabelledImages:
         classes=tuple(index["classes"]),
         shards=Shards(tuple(shard["file"] for shard in shards), places.astype(np.int64)),
     )
-
-
-def _check_uncompressed(file: BinaryIO) -> None:
-    # Compressed, a small file may become gigabytes.
-    if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(file).infolist()):
-        raise ValueError("compressed arrays, which vggfeat does not write")
-    file.seek(0)

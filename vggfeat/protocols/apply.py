@@ -6,6 +6,7 @@ N = samples, K = classes.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError
+from vggfeat.runtime.run_files import RunFiles
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.reader import FeatureFile
 from vggfeat.svm.model import load_model
@@ -23,6 +25,9 @@ MADE_WITH = (
     "sides",
 )  # fmt: skip
 """Fields of a feature file's provenance that must be those of the model's; scales, regions and channels as well."""
+
+MODEL_NAMES = ("model.safetensors", "model-*.safetensors")
+"""Patterns of the names of models in a folder of `vggfeat svm`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,9 +66,10 @@ def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[
         If the model can't be read, or a file was made with another net, layer, scales, regions or preprocessing; the
         field is named, with what was expected and found.
     StoreError
-        If a feature file is damaged, or the files are of different images.
+        If a feature file is damaged, the files are of different images, or the model is next to files of another run.
     """
     model, about = load_model(path)
+    _check_run(Path(os.path.realpath(path)))
     recipe, task = _recipe(Path(path), about)
     made = recipe["files"]
     if len(made) != len(files):
@@ -92,6 +98,14 @@ def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[
         reasons=reasons,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _check_run(model: Path) -> None:
+    """Refuse a model in the folder of a run that it is not part of; one that was copied elsewhere is as good."""
+    run = RunFiles(model.parent)
+    run.check()
+    if run.sums and model.name not in run.sums and any(fnmatch(model.name, pattern) for pattern in MODEL_NAMES):
+        raise run.refused(model.name, "a model that an earlier run left")
 
 
 def _recipe(path: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], Task]:

@@ -39,18 +39,16 @@ def parse(text: str) -> Any:
         raise ValueError("nested too deeply to be read") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file with a JSON object.
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    """Read a JSON object that was in a file.
 
     Raises
     ------
     StoreError
         If it is none, or nested too deeply to be shown.
-    OSError
-        As the disk raised it.
     """
     try:
-        content = parse(path.read_bytes().decode("utf-8"))
+        content = parse(text.decode("utf-8"))
     except ValueError as error:
         raise StoreError(f"{path}: expected a JSON object, found damage ({error}); make it again") from None
     if not isinstance(content, dict):
@@ -185,8 +183,8 @@ def _class(runs: int) -> Check:
 
 def _run(classes: int) -> Check:
     shape = _entries(
-        name=_TEXT, plan=_entries(tested=_TEXT), grid=_many(_COST, least=1), C=_many(_COST, classes),
-        curve=_many(_many(_SHARE, least=1)),
+        ("tested",), name=_TEXT, plan=_entries(tested=_TEXT), grid=_many(_COST, least=1), C=_many(_COST, classes),
+        curve=_many(_many(_SHARE, least=1)), tested=_COUNT,
     )  # fmt: skip
 
     def check(value: Any, where: str) -> None:

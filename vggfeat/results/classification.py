@@ -8,7 +8,7 @@ import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
-from vggfeat.results.record import LONGEST_WORDS, Record, write_files
+from vggfeat.results.record import LONGEST_WORDS, Record, write_run
 from vggfeat.results.text import csv_bytes, shortened
 from vggfeat.store.failures import count_reasons
 
@@ -103,7 +103,7 @@ def classification_record(
 
 
 def write_classification(record: Record, fused: Fused, found: ClassificationErrors, folder: Path) -> list[Path]:
-    """Write results.json, table.txt, classes.csv and confusions.csv, each replaced in one step.
+    """Write results.json, table.txt, classes.csv and confusions.csv, all replaced in one step.
 
     classes.csv has a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken
     for; confusions.csv a line a confusion that occurs, the commonest first.
@@ -124,7 +124,7 @@ def write_classification(record: Record, fused: Fused, found: ClassificationErro
             ["class", "taken_for", "images"], ([names[true], names[guess], count] for true, guess, count in pairs)
         ),
     }
-    return write_files(folder, record.files() | contents)
+    return write_run(folder, record.files() | contents, last="results.json")
 
 
 def _headline(fused: Fused, found: ClassificationErrors, chance: Mapping[str, float]) -> str:

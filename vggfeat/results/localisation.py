@@ -11,7 +11,7 @@ from vggfeat.localisation.evaluate import LocalisationErrors
 from vggfeat.localisation.predict import Predicted, shown_path, title
 from vggfeat.localisation.submission import ClassIds, submission_text
 from vggfeat.results.paper import PaperBoxError
-from vggfeat.results.record import Record, json_bytes, write_files
+from vggfeat.results.record import Record, json_bytes, write_run
 from vggfeat.results.text import csv_bytes, percent
 from vggfeat.samples import ClassificationSet
 
@@ -79,7 +79,7 @@ def localisation_record(
 
 
 def write_localisation(record: Record, data: ClassificationSet, found: LocalisationErrors, folder: Path) -> list[Path]:
-    """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; each in one step.
+    """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; all in one step.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def write_localisation(record: Record, data: ClassificationSet, found: Localisat
     if record.content["protocol"] == "dense":
         order, numbers = file_order(data.val.paths), record.content["numbers"]["of_classes"]
         contents["submission.txt"] = submission_text(found.labels[order], found.boxes[order], numbers).encode()
-    return write_files(folder, contents, own=("submission.txt",))
+    return write_run(folder, contents, last="results.json", own=("submission.txt",))
 
 
 def file_order(paths: Sequence[str]) -> list[int]:
@@ -157,7 +157,7 @@ def _share(wrong: Any) -> float | None:
 def write_box_predictions(
     found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str], folder: Path
 ) -> dict[str, Any]:
-    """Write predictions.json and predictions.csv, each replaced in one step; return the content of the former.
+    """Write predictions.json and predictions.csv, both replaced in one step; return the content of the former.
 
     Boxes are edges in pixels: left, top, right, bottom.
 
@@ -189,7 +189,7 @@ def write_box_predictions(
     content = {"format": "vggfeat-boxes", "version": 1, "images": images}
     header = ["path", "class", "words", "posterior", "left", "top", "right", "bottom", "failed"]
     rows = csv_bytes(header, _guess_rows(images))
-    write_files(folder, {"predictions.json": json_bytes(content), "predictions.csv": rows})
+    write_run(folder, {"predictions.json": json_bytes(content), "predictions.csv": rows}, last="predictions.json")
     return content
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from vggfeat.metrics import predict_classes
 from vggfeat.protocols.apply import Predictions
-from vggfeat.results.record import failure_lines, json_bytes, write_files
+from vggfeat.results.record import failure_lines, json_bytes, write_run
 from vggfeat.results.text import align, csv_bytes, printable, shortened
 from vggfeat.samples import Task
 
 
 def write_predictions(predictions: Predictions, folder: Path, *, model: Path, top: int) -> list[Path]:
-    """Write predictions.csv, predictions.json and scores.npz; files of these names are replaced, each in one step.
+    """Write predictions.csv, predictions.json and scores.npz; files of these names are replaced, all in one step.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def write_predictions(predictions: Predictions, folder: Path, *, model: Path, to
         "predictions.json": json_bytes(predictions_json(predictions, model=model, top=top)),
         "scores.npz": _scores_npz(predictions),
     }
-    return write_files(folder, contents)
+    return write_run(folder, contents, last="predictions.json")
 
 
 def predictions_csv(predictions: Predictions) -> bytes:

@@ -3,8 +3,8 @@
 m = rows of a test, K = classes.
 """
 
-import zipfile
-import zlib
+import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, read_json
+from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
+from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
 from vggfeat.runtime.checksums import ENTRY, unsealed
+from vggfeat.runtime.run_files import RunFiles
+
+MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
+"""Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,11 +90,6 @@ class OtherRun:
     """table.txt; empty if there is none."""
 
 
-_UNREADABLE = (
-    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-
 AnyRun = SvmRun | TrainingRun | OtherRun
 
 
@@ -132,14 +132,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> AnyRun:
+    files = RunFiles(folder)
     with _reading(folder):
-        if (folder / "results.json").is_file():
-            results = read_json(folder / "results.json")
-            if results.get("format") == SVM_FORMAT:
-                return _svm_run(folder, name, results)
-            return OtherRun(name=name, results=results, table=_text(folder / "table.txt"))
-        if (folder / "log.jsonl").is_file():
-            return _training_run(folder, name)
+        if files.sums or _is_there(folder / "results.json"):
+            return _run_with_results(files, name)
+        if _is_there(folder / "log.jsonl"):
+            return _training_run(files, name)
     raise StoreError(
         f"{folder}: expected the folder of a run, with results.json or log.jsonl in it, found neither; give the "
         "folder that `vggfeat svm --out` or `vggfeat train --out` was given"
@@ -150,62 +148,91 @@ def _read(folder: Path, name: str) -> AnyRun:
 def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
-    except _UNREADABLE as error:
+    except (*UNREADABLE, AttributeError) as error:
         raise StoreError(
             f"{folder}: expected results as vggfeat writes them, found some that can't be read "
             f"({type(error).__name__}: {error}); make them again"
         ) from error
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
-def _svm_run(folder: Path, name: str, results: dict[str, Any]) -> SvmRun:
-    check_svm(folder / "results.json", results)
-    tests: tuple[Scores, ...] = ()
-    if (folder / "scores.npz").is_file():
-        # Opened here, because NumPy leaves a file open that it can't read.
-        with (folder / "scores.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-            tests = tuple(_scores(found, number) for number in range(1, len(results["runs"]) + 1))
-    run = SvmRun(name=name, results=results, tests=tests)
-    if any(one.scores.shape[1] != len(run.classes) for one in tests):
-        raise ValueError("results.json and scores.npz: expected the same classes in both")
+def _run_with_results(files: RunFiles, name: str) -> SvmRun | OtherRun:
+    path = files.folder / "results.json"
+    if not _is_there(path):
+        raise files.refused("results.json", "none")
+    results = parse_object(path, files.read("results.json", MOST_JSON))
+    run: SvmRun | OtherRun
+    if results.get("format") == SVM_FORMAT:
+        check_svm(path, results)
+        run = SvmRun(name=name, results=results, tests=_tests(files, results))
+    else:
+        run = OtherRun(name=name, results=results, table=_text(files, "table.txt"))
+    files.check()
     return run
 
 
-def _scores(found: Any, number: int) -> Scores:
-    def texts(what: str) -> tuple[str, ...]:
-        return tuple(map(str, found[f"{what}_{number}"].tolist()))
+def _text(files: RunFiles, name: str) -> str:
+    """Read a text; empty if there is none. No link is followed, as the page shows it."""
+    if not _is_there(files.folder / name):
+        return ""
+    return files.read(name, MOST_TEXT).decode("utf-8", "replace")
 
-    boxes = found.get(f"boxes_{number}")
+
+def _tests(files: RunFiles, results: Mapping[str, Any]) -> tuple[Scores, ...]:
+    if not _is_there(files.folder / "scores.npz"):
+        return ()
+    content, classes = files.read("scores.npz", MOST_SCORES), len(results["classes"])
+    wanted: dict[str, Wanted] = {}
+    for number, run in enumerate(results["runs"], start=1):
+        rows = run.get("tested")
+        wanted |= {f"{what}_{number}": Wanted("U", (rows,)) for what in ("ids", "paths")}
+        wanted |= {f"scores_{number}": Wanted("f", (rows, classes)), f"labels_{number}": Wanted("i", (rows, classes))}
+        wanted[f"boxes_{number}"] = Wanted("f", (rows, 4))
+    try:
+        found = read_arrays(io.BytesIO(content), wanted, MOST_SCORES)
+        return tuple(_scores(found, number) for number in range(1, len(results["runs"]) + 1))
+    except UNREADABLE as error:
+        raise StoreError(
+            f"{files.folder / 'scores.npz'}: expected the scores that results.json is about, found others "
+            f"({type(error).__name__}: {error}); make them again with `vggfeat svm`"
+        ) from error
+
+
+def _scores(found: Mapping[str, NDArray[Any]], number: int) -> Scores:
+    ids, paths = (found.get(f"{what}_{number}") for what in ("ids", "paths"))
+    if ids is None:
+        raise ValueError(f"ids_{number}: expected the names of samples, found none")
     test = Scores(
-        ids=texts("ids"),
-        paths=texts("paths") if f"paths_{number}" in found else None,
-        boxes=boxes,
-        labels=found[f"labels_{number}"].astype(np.int8),
-        scores=found[f"scores_{number}"].astype(np.float64),
+        ids=tuple(ids.tolist()),
+        paths=None if paths is None else tuple(paths.tolist()),
+        boxes=found.get(f"boxes_{number}"),
+        labels=found[f"labels_{number}"].astype(np.int8, copy=False),
+        scores=found[f"scores_{number}"].astype(np.float64, copy=False),
     )
-    rows = len(test.ids)
-    shapes = (test.scores.shape, test.labels.shape)
-    fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[0][0] == rows
-    if not fits or len(test.images) != rows or (boxes is not None and boxes.shape != (rows, 4)):
-        raise ValueError(f"scores.npz: expected arrays of equal length, found {rows} ids and {shapes}")
+    columns = (test.images, test.labels, test.scores, *([] if test.boxes is None else [test.boxes]))
+    lengths = {len(column) for column in columns}
+    if lengths != {len(test.ids)}:
+        raise ValueError(f"expected arrays of equal length, found {len(test.ids)} ids and {sorted(lengths)}")
     if np.isnan(test.scores).any():
-        raise ValueError("scores.npz: expected scores to rank by, found NaN")
+        raise ValueError("expected scores to rank by, found NaN")
     return test
 
 
-def _training_run(folder: Path, name: str) -> TrainingRun:
-    settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    lines = tuple(line for line in _lines(folder / "log.jsonl") if type(line.get("step")) is int)
-    left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(folder / "unreadable.jsonl")]
+def _training_run(files: RunFiles, name: str) -> TrainingRun:
+    settings = {}
+    if _is_there(files.folder / "run.json"):
+        settings = parse_object(files.folder / "run.json", files.read("run.json", MOST_JSON))
+    lines = tuple(line for line in _lines(files, "log.jsonl") if type(line.get("step")) is int)
+    left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(files, "unreadable.jsonl")]
     return TrainingRun(name=name, settings=settings, log=lines, unreadable=tuple(left_out))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(files: RunFiles, name: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file, without their checksums; the last line may be unfinished, and is left out."""
-    lines = _text(path).split("\n")
+    lines = _text(files, name).split("\n")
     sealed = any(f'"{ENTRY}"' in text for text in lines)  # Logs of before have no checksums.
     for number, text in enumerate(lines, start=1):
         try:
@@ -214,7 +241,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, TypeError) as error:
             if number == len(lines) or not sealed:
                 continue
+            where = f"{files.folder / name}: line {number}"
             raise StoreError(
-                f"{path}: line {number}: expected an object that fits its checksum, found damage ({error}); remove it"
+                f"{where}: expected an object that fits its checksum, found damage ({error}); remove it"
             ) from None
         yield found

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import StoreError
 from vggfeat.results.text import align, percent, printable, shortened
-from vggfeat.runtime.durable import DISK, atomic_write
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.runtime.run_files import replace_run
 
 SHOWN_CONFUSIONS, SHOWN_FAILURES = 10, 10
 LONGEST_WORDS = 40
@@ -93,31 +94,42 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def write_files(folder: Path, contents: Mapping[str, bytes], *, own: Sequence[str] = ()) -> list[Path]:
-    """Write files into a folder, which is made if needed.
+def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()) -> list[Path]:
+    """Write the files of a run into a folder, which is made if needed; they become current together.
 
     Parameters
     ----------
-    folder : Path
-    contents : mapping
-        File name -> bytes; files of the same names are replaced, each in one step.
-    own : sequence of str
-        Patterns of names that only such results have. Files of an earlier run that fit one, and are not written now,
-        are removed: next to these results they would be taken for theirs.
+    folder, contents, last, own
+        As of `vggfeat.runtime.run_files.replace_run`.
+
+    Returns
+    -------
+    list of Path
+        Of all files.
 
     Raises
     ------
     StoreError
         If the folder can't be made or written.
     """
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():
-            (folder / stale).unlink()
-        for name, content in contents.items():
-            with atomic_write(DISK, folder / name) as file:
-                file.write(content)
-    except OSError as error:
-        cause = error.strerror or error
-        raise StoreError(f"{folder}: writing the results failed: {cause}; mend it, or choose another folder") from error
-    return [folder / name for name in contents]
+        return replace_run(DISK, folder, contents, last=last, own=own)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file into a folder, which is made if needed, in one step.
+
+    Raises
+    ------
+    StoreError
+        If the folder can't be made or written.
+    """
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(DISK, path) as file:
+            file.write(content)
+
+
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    return disk_errors(folder, "writing the results", "mend it, or choose another folder")

@@ -13,10 +13,11 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
+from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.models import model_files
 from vggfeat.results.plots import draw
-from vggfeat.results.record import write_files
+from vggfeat.results.record import write_run
 from vggfeat.results.submission import server_archive
 from vggfeat.results.text import align, printable
 from vggfeat.samples import DataSet
@@ -85,15 +86,15 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     dataset : DataSet
         That of the descriptors.
     folder : Path
-        Made if needed; files of the same names are replaced, each in one step.
+        Made if needed; files of the same names are replaced, all of them in one step.
     plots : bool
         Whether to draw.
 
     Returns
     -------
     list of Path
-        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.results.models`), and
-        results-NAME-test.tar.gz, as far as there is one.
+        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.results.models`),
+        results-NAME-test.tar.gz, as far as there is one, and run.sha256.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     record = DATASETS.get(dataset.name)
     if result.submission is not None and record is not None and record.server_file is not None:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
-    return write_files(folder, contents, own=("results-*-test.tar.gz", "model.safetensors", "model-*.safetensors"))
+    return write_run(folder, contents, last="results.json", own=("results.png", "results-*-test.tar.gz", *MODEL_NAMES))
 
 
 def results_json(result: Result) -> dict[str, Any]:

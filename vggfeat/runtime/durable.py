@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vggfeat.errors import StoreError
 from vggfeat.runtime.temporary import create_temporary, sweep
@@ -234,7 +234,7 @@ def make_folders(files: Files, folder: Path) -> None:
     files.sync_folder(folder.parent)
 
 
-def open_bounded(path: Path) -> BinaryIO:
+def open_bounded(path: Path) -> io.BufferedReader:
     """Open for reading a file that we wrote; StoreError if it is no regular file.
 
     No link is followed, and no pipe or device is waited for.

@@ -1,0 +1,180 @@
+"""The files of one run in a folder: they become current together, and nobody reads those of two runs as one.
+
+run.sha256 holds the SHA-256 of each, as `sha256sum -c run.sha256` reads it. A run is replaced in three steps:
+
+1. Every file is written under another name and synced. The old run is whole until here.
+2. run.sha256 takes its name, then the others do; the file that is named last in it, for instance results.json, comes
+   last. Whatever is in the folder meanwhile does not fit run.sha256, and every reader refuses it.
+3. With the last file the new run is whole. What only an earlier run has is removed.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vggfeat.errors import StoreError
+from vggfeat.runtime.durable import Files, disk_errors, keep_mode, open_bounded, read_bounded, temporary_path, write_all
+
+SUMS = "run.sha256"
+_LONGEST_SUMS = 1 << 20
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]{0,250})")
+
+
+def replace_run(
+    files: Files, folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()
+) -> list[Path]:
+    """Make files current in a folder, in one step.
+
+    Parameters
+    ----------
+    files : Files
+        Carries out the calls.
+    folder : Path
+        It exists.
+    contents : mapping
+        File name -> bytes; files of the same names are replaced.
+    last : str
+        The one of them without which there is no run.
+    own : sequence of str
+        Patterns of names that only such runs have; those of an earlier run that fit one and are not written now are
+        removed.
+
+    Returns
+    -------
+    list of Path
+        Those of `contents` in its order, and run.sha256.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses. The old run is whole unless that happened among the renames.
+    StoreError
+        If a folder, pipe or device has one of the names.
+    """
+    names = [*(name for name in contents if name != last), last]
+    sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in names)
+    for name in (SUMS, *names):
+        _check_place(folder / name)
+    staged: dict[Path, Path] = {}
+    try:
+        for name, content in {SUMS: sums.encode(), **{name: contents[name] for name in names}}.items():
+            staged[folder / name] = _stage(files, folder / name, content)
+        for path in list(staged):
+            if path.name == last:
+                files.sync_folder(folder)
+            files.rename(staged[path], path)
+            del staged[path]
+            if path.name in (SUMS, last):
+                files.sync_folder(folder)
+    except BaseException:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                files.remove(temporary)
+        raise
+    for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():
+        files.remove(folder / stale)
+    return [folder / name for name in (*contents, SUMS)]
+
+
+class RunFiles:
+    """Files of a folder, read only if they are of one run. Folders without run.sha256 are taken as they are.
+
+    Raises
+    ------
+    StoreError
+        If run.sha256 can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sums = _read_sums(folder / SUMS)
+        """File name -> 64 hex digits, the one that is written last at the end; empty without run.sha256."""
+        self._known: set[str] = set()
+
+    def read(self, name: str, most: int) -> bytes:
+        """Read a file of at most `most` bytes.
+
+        Raises
+        ------
+        StoreError
+            If it is not of this run, too large, or no regular file.
+        OSError
+            If it is not there, or the disk refuses.
+        """
+        content = read_bounded(self.folder / name, most)
+        self._compare(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def check(self, *needed: str) -> None:
+        """Check that all files are of one run; those that were removed since do no harm, but the last and `needed` do.
+
+        Raises
+        ------
+        StoreError
+            If they are not.
+        """
+        for name in self.sums.keys() - self._known:
+            path = self.folder / name
+            with (
+                disk_errors(path, "reading", "mend it"),
+                contextlib.suppress(FileNotFoundError),
+                open_bounded(path) as file,
+            ):
+                self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
+        missing = [name for name in (*list(self.sums)[-1:], *needed) if not (self.folder / name).is_file()]
+        if self.sums and missing:
+            raise self.refused(missing[0], "none")
+
+    def refused(self, name: str, found: str) -> StoreError:
+        """Return the error that says which file is not of this run, and what to do."""
+        return StoreError(
+            f"{self.folder / name}: expected the file of the run that {SUMS} lists, found {found}; a run was stopped "
+            "while it replaced the files of this folder, or the file was changed: give the command of the run again, "
+            f"or, if the file was changed on purpose, remove {SUMS}"
+        )
+
+    def _compare(self, name: str, digest: str) -> None:
+        if self.sums.get(name, digest) != digest:
+            raise self.refused(name, "other bytes")
+        self._known.add(name)
+
+
+def _check_place(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise StoreError(f"{path}: expected a file to replace, or none, found a folder, pipe or device; move it")
+
+
+def _stage(files: Files, path: Path, content: bytes) -> Path:
+    """Write the content of a file durably under a name of its own, which is returned."""
+    temporary = temporary_path(path)
+    fd = files.create(temporary)
+    try:
+        keep_mode(fd, path)
+        write_all(files, fd, memoryview(content), 0)
+        files.sync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove(temporary)
+        raise
+    finally:
+        os.close(fd)
+    return temporary
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    try:
+        lines: Iterable[str] = read_bounded(path, _LONGEST_SUMS).decode("ascii").splitlines()
+        found = [_LINE.fullmatch(line) for line in lines]
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: expected checksums of the files of a run, found: {error}; move it away") from None
+    if not all(found):
+        raise StoreError(f"{path}: expected a SHA-256 and a name of a file in each line, found others; move it away")
+    return {match[2]: match[1] for match in found if match}
