@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_an_image_finds_itself_by_its_name_its_bytes_and_its_pixels(extracted, c
     assert by_bytes["nearest"] == by_id["nearest"]
     assert "dog/2.png" not in [one["id"] for one in by_id["nearest"]]
     assert (by_id["rows"], len(by_id["nearest"])) == (7, 7)
-    by_pixels = told(capsys, ["similar", file, "--query", str(again), "--top", "3", "--json", "--device", "cpu"])
+    by_pixels = told(capsys, ["similar", file, "--query", str(again), "--weights", NET, "--top", "3", "--json"])
     assert by_pixels["query_id"] is None
     assert by_pixels["nearest"][0]["id"] == "dog/2.png"
     assert by_pixels["nearest"][0]["cosine"] == pytest.approx(1, abs=1e-5)
@@ -210,7 +211,7 @@ def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys
 
     page = tmp_path / "new" / "like.html"
     words = ["similar", str(extracted / "x.h5"), "--query", str(extracted / "again.bmp"), "--out", str(page)]
-    assert run([*words, "--root", str(extracted / "p"), "--device", "cpu"]) == 0
+    assert run([*words, "--root", str(extracted / "p"), "--weights", NET, "--device", "cpu"]) == 0
     parsed = Parsed(page.read_bytes())
     assert len(parsed.attributes("img", "src")) == 1 + 8
     assert "b" not in parsed.tags()
@@ -222,10 +223,13 @@ def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys
 def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypatch):
     monkeypatch.setenv("VGGFEAT_WEIGHTS", str(tmp_path))
     with FeatureFile(extracted / "x.h5") as file:
-        assert net_of(file).sha256 == file.provenance["weights_sha256"]
         assert net_of(file, NET).sha256 == file.provenance["weights_sha256"]
-        with pytest.raises(WeightsError, match=r"random:A:1:0.03125: expected the weights that .*x\.h5 was made with"):
+        other = (
+            r"^random:A:1:0.03125: expected the weights that .*x\.h5 was made with, random:A:0:0.03125 \(net A\), fo"
+        )
+        with pytest.raises(WeightsError, match=other) as raised:
             net_of(file, "random:A:1:0.03125")
+        assert file.provenance["weights_sha256"][:8] not in str(raised.value), "names say more than digits"
     model = load_backbone(NET).model
     save_weights(tmp_path / "other-name.safetensors", model, mean=(1, 2, 3))
     save_weights(tmp_path / "another.safetensors", model, mean=(1, 2, 4))
@@ -234,8 +238,33 @@ def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypa
         file.provenance = file.provenance | {"weights": "gone.safetensors", "weights_sha256": sha}
         assert net_of(file).mean == (1, 2, 3)
         file.provenance = file.provenance | {"weights_sha256": "00" * 32}
-        with pytest.raises(WeightsError, match="found none of this SHA-256; give them with --weights"):
+        with pytest.raises(WeightsError, match="found no file of these bytes; give them with --weights"):
             net_of(file)
+        file.provenance = file.provenance | {"weights_sha256": load_backbone("small").sha256, "weights": "small"}
+        assert net_of(file).source == "small"
+
+
+@pytest.mark.parametrize("named", ["random:A:0:0.03125", "random:E:0:3", "/dev/zero", "{tmp}/x.safetensors", "../x",
+                                   "{tmp}/pipe", "pipe", "x\0", "", ".", "small\x1b[31m"])  # fmt: skip
+def test_no_net_that_a_file_names_is_built_or_opened_before_its_bytes_are_known(
+    extracted, tmp_path, monkeypatch, named
+):
+    from vggfeat.weights import load
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VGGFEAT_WEIGHTS", raising=False)
+    for name in ("random_backbone", "load_file"):
+        monkeypatch.setattr(load, name, lambda *_: pytest.fail("loaded"))
+    hashed, hash_file = [], search.hash_file
+    monkeypatch.setattr(search, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    with FeatureFile(extracted / "x.h5") as file:
+        file.provenance = file.provenance | {"weights": named.format(tmp=tmp_path)}
+        with pytest.raises(WeightsError, match="give them with --weights"):
+            net_of(file)
+    assert [path.name for path in hashed] == ["small.safetensors"], "the net of the package alone was looked at"
 
 
 def test_a_file_in_tf32_is_asked_in_float32_where_there_is_no_gpu(extracted):

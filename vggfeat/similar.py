@@ -9,7 +9,7 @@ An image that is not in a feature file gets the features that it would have ther
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from vggfeat.samples import Box
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import Backbone, load_backbone
-from vggfeat.weights.load import weights_folder
+from vggfeat.weights.importing import hash_file
+from vggfeat.weights.load import BUNDLED, find_file, weights_folder
 
 BLOCK_BYTES = 1 << 23
 """Features in memory at a time; larger blocks are slower, because they no longer fit into the caches."""
@@ -247,44 +248,43 @@ def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
     ----------
     file : FeatureFile
     weights : str, optional
-        As for `vggfeat extract --weights`; by default what the file names, looked for in the weights folder, then any
-        file there of the same SHA-256.
+        As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
+        current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
+        known to be those, and random weights are not built: the feature file may come from anybody.
 
     Raises
     ------
     WeightsError
         If it is another net, or none is found.
     """
-    wanted = str(file.provenance.get("weights_sha256"))
-    if weights is not None:
-        backbone = load_backbone(weights)
-        if backbone.sha256 != wanted:
-            raise WeightsError(
-                f"{weights}: expected the weights that {file.path} was made with ({file.provenance.get('weights')}, "
-                f"SHA-256 {wanted[:16]}...), found SHA-256 {backbone.sha256[:16]}...; cosines between features of two "
-                "nets mean nothing"
-            )
-        return backbone
-    for candidate in _candidates(file, wanted):
-        try:
-            backbone = load_backbone(candidate)
-        except (WeightsError, ConfigError):
-            continue
-        if backbone.sha256 == wanted:
-            return backbone
-    raise WeightsError(
-        f"{file.path}: expected the weights that it was made with ({file.provenance.get('weights')}, SHA-256 "
-        f"{wanted[:16]}...) in {weights_folder()}/, found none of this SHA-256; give them with --weights"
-    )
+    wanted, name = str(file.provenance.get("weights_sha256")), _name_of_weights(file)
+    found = weights or _weights_of(wanted, str(file.provenance.get("weights")))
+    if found is None:
+        raise WeightsError(
+            f"{file.path}: expected the weights that it was made with, {name}, in {weights_folder()}/, found no file "
+            "of these bytes; give them with --weights"
+        )
+    backbone = load_backbone(found)
+    if backbone.sha256 != wanted:
+        raise WeightsError(
+            f"{found}: expected the weights that {file.path} was made with, {name}, found another net "
+            f"({backbone.model.config}); cosines between features of two nets mean nothing"
+        )
+    return backbone
 
 
-def _candidates(file: FeatureFile, wanted: str) -> Iterator[str]:
-    yield str(file.provenance.get("weights"))
-    for path in sorted(weights_folder().glob("*")):
-        if path.is_file():
-            with path.open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() == wanted:
-                    yield str(path)
+def _name_of_weights(file: FeatureFile) -> str:
+    return f"{file.provenance.get('weights')} (net {file.provenance.get('net')})"[:100]
+
+
+def _weights_of(sha256: str, name: str) -> str | None:
+    """Find the file of weights with a SHA-256; a name that leads to another folder is not followed."""
+    package = find_file(BUNDLED)
+    own = [Path(name)] if name == Path(name).name else []
+    for path in (*own, *sorted(weights_folder().glob("*")), package):
+        if os.path.isfile(path) and hash_file(path) == sha256:
+            return BUNDLED if path == package else str(path)
+    return None
 
 
 def extract_query(

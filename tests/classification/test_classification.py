@@ -704,6 +704,9 @@ def part(net="D", scale=(256, 512), mode="dense", scales=(256, 384, 512), sha="a
         ((part(width=0.5),), []),
         ((part(trained=False),), []),
         ((part(), part(mode="multi-crop", scales=(256,))), []),
+        ((part(scale=None, imported={"published": "vgg16-torchvision"}),), []),
+        ((part(scale=None, imported={"published": "vgg16-timm"}, scales=(384,)),), []),
+        ((part(scale=None, imported={"published": "vgg16-caffe"}, scales=(384,)),), [(3, 25.6, 8.1)]),
     ],
 )
 def test_the_papers_rows_are_those_of_the_same_nets_mode_and_scales(official, parts, expected):

@@ -224,8 +224,11 @@ OFFICIAL = {
 }
 
 
-def feature_file(net="D", regions=("image",), **provenance):
-    return {"regions": list(regions), "provenance": {"net": net, "width": 1.0, "trained": True} | provenance}
+def feature_file(net="D", regions=("image",), scales=(256, 384, 512, 640, 768), **provenance):
+    """What the settings say of a feature file, by default one of the authors' nets, as Appendix B has it for VOC."""
+    published = {"D": "vgg16-caffe", "E": "vgg19-keras"}.get(net)
+    made = {"net": net, "width": 1.0, "trained": True, "layer": "fc7", "imported": {"published": published}}
+    return {"regions": list(regions), "scales": list(scales), "provenance": made | provenance}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -252,8 +255,15 @@ def test_the_official_numbers_are_those_of_the_data_sets():
             assert sizes["splits"].items() <= counts.items()
 
 
-def marked(*files, name="voc2012-action"):
-    result = some_result(name=name, **OFFICIAL[name], files=files)
+def in_their_way(name, *files, protocol=None, **features):
+    """A result on an official data set, made as the paper's unless something else is given."""
+    result = some_result(name=name, **OFFICIAL[name], protocol=protocol or DATASETS[name].protocol)
+    features = {"join": DATASETS[name].join, "normalisation": "blocks", "files": list(files)} | features
+    return replace(result, settings=result.settings | {"features": features})
+
+
+def marked(*files, name="voc2012-action", **changes):
+    result = in_their_way(name, *files, **changes)
     lines = [line for line in text_table(result).split("\n") if "<- these nets and regions" in line]
     same = [row for row in results_json(result)["paper"] if row["same_nets_and_regions"]]
     assert len(lines) == len(same) <= 1
@@ -277,7 +287,17 @@ BOTH = ("image", "box")
         ([feature_file("D"), feature_file("E"), feature_file("E")], None),
         ([feature_file("D", width=0.25), feature_file("E")], None),
         ([feature_file("D", trained=False), feature_file("E")], None),
-        ([{"regions": ["image"], "provenance": {}}] * 2, None),
+        ([feature_file("D", imported={"published": "vgg16-torchvision"}), feature_file("E")], None),
+        ([feature_file("D", imported={"published": "vgg16-timm"}), feature_file("E")], None),
+        ([feature_file("D", imported={"published": "vgg19-caffe"}), feature_file("E")], None),
+        ([feature_file("D", imported={"format": "Caffe"}), feature_file("E")], None),
+        ([feature_file("D", imported=None), feature_file("E")], None),
+        ([feature_file("D", imported={"published": "vgg16-matconvnet"}), feature_file("E")], "79.2"),
+        ([feature_file("D", layer="fc6"), feature_file("E")], None),
+        ([feature_file("D", layer="pool5"), feature_file("E", layer="pool5")], None),
+        ([feature_file("D", scales=(256, 384, 512)), feature_file("E")], None),
+        ([feature_file("D", scales=(256,)), feature_file("E", scales=(256,))], None),
+        ([{"regions": ["image"], "scales": [256], "provenance": {}}] * 2, None),
         ([], None),
     ],
 )
@@ -286,8 +306,9 @@ def test_the_row_of_the_same_nets_and_regions_is_marked(files, number):
 
 
 def test_a_single_net_is_marked_in_its_own_row():
-    assert marked(feature_file("E"), name="caltech101") == "0.5"
-    result = some_result(name="caltech101", **OFFICIAL["caltech101"], files=[feature_file("E")])
+    theirs = feature_file("E", scales=(256, 384, 512))
+    assert marked(theirs, name="caltech101") == "0.5"
+    result = in_their_way("caltech101", theirs)
     assert text_table(result).split("\n")[-3:] == [
         "  D, image:      91.8 +- 1.0 %",
         "  E, image:      92.3 +- 0.5 %  <- these nets and regions",
@@ -295,12 +316,30 @@ def test_a_single_net_is_marked_in_its_own_row():
     ]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"join": "max"}, {"join": "stack"}, {"normalisation": "none"}, {"protocol": "k-fold"}], ids=str
+)
+def test_another_join_normalisation_or_protocol_is_not_the_papers(changes):
+    assert marked(feature_file("D"), feature_file("E")) == "79.2"
+    assert marked(feature_file("D"), feature_file("E"), **changes) is None
+
+
+def test_the_papers_join_of_caltech_is_another():
+    theirs = feature_file("D", scales=(256, 384, 512))
+    assert marked(theirs, name="caltech256") == "0.2"
+    assert marked(theirs, name="caltech256", join="mean") is None
+    assert marked(feature_file("D"), name="caltech256") is None
+
+
 # --- JSON
 
 
 def test_json_has_these_keys_and_nothing_that_json_lacks():
     run = make_run({"ap-area": [0.5, np.nan], "ap-11-point": [np.nan, np.nan]}, scores=np.full((2, 2), -np.inf))
-    result = make_result(run, name="caltech256", **OFFICIAL["caltech256"], files=[feature_file("D", note=float("inf"))])
+    theirs = feature_file("D", scales=(256, 384, 512), note=float("inf"))
+    result = make_result(run, name="caltech256", **OFFICIAL["caltech256"], protocol="caltech")
+    made = {"join": "stack", "normalisation": "blocks", "files": [theirs]}
+    result = replace(result, settings=result.settings | {"features": made})
     content = json.loads(json.dumps(results_json(result), allow_nan=False))
     assert list(content) == [
         "format", "version", "protocol", "description", "metric", "headline", "deviation", "secondary", "chance",

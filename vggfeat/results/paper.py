@@ -3,13 +3,14 @@
 Those of Tables 11 and 12 are in the record of each data set (`vggfeat.datasets`).
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vggfeat.classification.evaluate import Fused, FusedPart
 from vggfeat.samples import ClassificationSet
+from vggfeat.weights.published import PUBLISHED, Published
 
 if TYPE_CHECKING:
     from vggfeat.localisation.nets import (
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     )  # Its module loads PyTorch, which fusing saved posteriors does not need.
 
 JITTERED = "[256;512]"
+LAYER = "fc7"
+"""The penultimate layer, whose features Appendix B takes."""
 VAL, CLASSES, OF_EACH = 50_000, 1000, 50
 """Validation images of ILSVRC-2012, its classes, and images of each."""
 ENDS = ("n01440764", "n15075141")
@@ -112,14 +115,29 @@ TABLES_3_TO_6: tuple[PaperErrors, ...] = (
 )  # fmt: skip
 
 
+def authors_net(provenance: Mapping[str, Any]) -> str | None:
+    """Name the net of the paper if weights hold the numbers that its authors published; None for all others.
+
+    Others have trained nets of the same names, torchvision for instance; theirs are not the paper's.
+    """
+    published, net = _published(provenance), provenance.get("net")
+    is_theirs = published is not None and published.authors and published.net == net
+    return str(net) if is_theirs and provenance.get("trained", True) and provenance.get("width", 1) == 1 else None
+
+
+def _published(provenance: Mapping[str, Any]) -> Published | None:
+    imported = provenance.get("imported")
+    return PUBLISHED.get(str(imported.get("published"))) if isinstance(imported, Mapping) else None
+
+
 class TestedNet(NamedTuple):
     """One net of a result: what its files have in common."""
 
     net: str
     own: bool
-    """Whether it is trained and of full width, as the paper's nets are."""
+    """Whether it may be the paper's: trained, of full width, and not known as a net that others have trained."""
     scale: str | None
-    """S by the weights file; None where it doesn't say."""
+    """S by the weights file, or as the authors published it; None where that is not known."""
     mode: str
     """crop, dense, multi-crop, both, or several of them in words."""
     sides: tuple[int, ...]
@@ -142,15 +160,17 @@ def tested_nets(fused: Fused) -> list[TestedNet]:
 
 
 def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
-    provenance = parts[0].provenance
+    provenance, published = parts[0].provenance, _published(parts[0].provenance)
     sides: dict[str, set[int]] = {}
     for part in parts:
         sides.setdefault(part.mode, set()).update(part.scales)
     trained = provenance.get("trained_scale")
+    scale = None if trained is None else str(trained[0]) if trained[0] == trained[1] else "[{};{}]".format(*trained)
+    own = bool(provenance.get("trained", True)) and provenance.get("width", 1) == 1
     return TestedNet(
         net=parts[0].net,
-        own=bool(provenance.get("trained", True)) and provenance.get("width", 1) == 1,
-        scale=None if trained is None else str(trained[0]) if trained[0] == trained[1] else "[{};{}]".format(*trained),
+        own=own and (published is None or published.authors),
+        scale=JITTERED if published is not None and published.authors else scale,
         mode="both" if sides.keys() == {"dense", "multi-crop"} else " & ".join(sides),
         sides=tuple(sorted(set().union(*sides.values()))),
         even=len({frozenset(found) for found in sides.values()}) == 1,

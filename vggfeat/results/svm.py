@@ -16,6 +16,7 @@ from vggfeat.datasets.record import DatasetRecord, PaperRow
 from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.models import model_files
+from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
 from vggfeat.results.record import write_run
 from vggfeat.results.submission import server_archive
@@ -28,7 +29,8 @@ class PaperNumber(NamedTuple):
 
     row: PaperRow
     same: bool
-    """Whether the result was made with these nets, trained and of full width, and these regions."""
+    """Whether the result was made as the number was: by its nets, as the authors published them, its layer, regions,
+    scales and join, under its protocol."""
 
 
 def paper_numbers(result: Result) -> list[PaperNumber]:
@@ -36,12 +38,25 @@ def paper_numbers(result: Result) -> list[PaperNumber]:
     record = DATASETS.get(result.dataset["name"])
     if record is None or record.paper is None or not _is_official(result, record):
         return []
-    files = result.settings.get("features", {}).get("files", [])
-    nets, regions = sorted(_net(file["provenance"]) for file in files), [sorted(file["regions"]) for file in files]
+    made = result.settings.get("features", {})
+    nets = [authors_net(file["provenance"]) for file in made.get("files", [])]
+    alike = result.protocol == record.protocol and _is_their_way(made, record)
     return [
-        PaperNumber(row, nets == sorted(row.nets) and all(found == sorted(row.regions) for found in regions))
+        PaperNumber(row, alike and sorted(map(str, nets)) == sorted(row.nets) and _has_regions(made, row))
         for row in record.paper.rows
     ]
+
+
+def _is_their_way(made: Mapping[str, Any], record: DatasetRecord) -> bool:
+    """Say whether descriptors were made of features as Appendix B does for a data set, by whatever nets."""
+    return (made.get("join"), made.get("normalisation") == "none") == (record.join, False) and all(
+        file["provenance"].get("layer") == LAYER and sorted(file["scales"]) == sorted(record.scales)
+        for file in made.get("files", [])
+    )
+
+
+def _has_regions(made: Mapping[str, Any], row: PaperRow) -> bool:
+    return all(sorted(file["regions"]) == sorted(row.regions) for file in made.get("files", []))
 
 
 def text_table(result: Result, width: int | None = None) -> str:
@@ -166,11 +181,6 @@ def _is_official(result: Result, record: DatasetRecord) -> bool:
     # The splits of Caltech are anybody's own; those of VOC-2012's test can be missing.
     official = [count for count in totals if count.split in ("all", "train", "val", "test")]
     return all(sizes.get(count.split) == count.expected for count in official)
-
-
-def _net(provenance: Mapping[str, Any]) -> str:
-    own = provenance.get("trained", True) and provenance.get("width", 1) == 1
-    return str(provenance.get("net")) if own else "another"
 
 
 def _cells(row: ClassRow, metrics: Sequence[str]) -> list[str]:

@@ -124,7 +124,8 @@ class RunFiles:
                 contextlib.suppress(FileNotFoundError),
                 open_bounded(path) as file,
             ):
-                self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
+                digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # a BufferedReader
+                self._compare(name, digest.hexdigest())
         missing = [name for name in (*list(self.sums)[-1:], *needed) if not (self.folder / name).is_file()]
         if self.sums and missing:
             raise self.refused(missing[0], "none")
