@@ -39,7 +39,7 @@ DOORWAYS = {
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "pyarrow": {"store.export"},
-    "matplotlib": {"results", "training"},
+    "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
     "markupsafe": {"results"},

@@ -718,6 +718,15 @@ def test_few_classes_are_all_in_the_image_with_their_values(monkeypatch):
     assert order == ["dog", "$a_b$", "nothing"], "from best to worst"
 
 
+def test_names_in_letters_that_no_font_has_can_be_read(monkeypatch):
+    result = make_result(
+        make_run({"ap-area": [0.1, 0.2]}), classes=("\U0001f400\U0001f401", "Größe"), name="\U0001f400"
+    )
+    texts = drawn_texts(result, monkeypatch)
+    assert {r"\U0001f400\U0001f401", "Größe"} <= set(texts)
+    assert [text for text in texts if text.startswith(r"\U0001f400: mean average precision")]
+
+
 def test_of_many_classes_the_best_and_the_worst_are_named(monkeypatch):
     result = some_result(100)
     texts = drawn_texts(result, monkeypatch)

@@ -4,7 +4,6 @@ K = classes, G = values of C.
 """
 
 import io
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.results import Result, Run
 from vggfeat.results.text import printable
+from vggfeat.runtime.fonts import Fonts, fonts_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,15 +52,14 @@ def draw(result: Result, title: str) -> bytes:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    bars = _bars(result)
+    fonts = fonts_for([printable(text) for text in (title, *result.classes, *(run.name for run in result.runs))])
+    bars = _bars(result, fonts)
     own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.style.context(["default", own]), warnings.catch_warnings():
-        # The font of matplotlib lacks many scripts; such letters become boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
         few = len(bars) <= MOST_BARS
         shown = bars if few else _ends(bars)
         figure = Figure(figsize=(11, max(4.5, 1.2 + 0.22 * len(shown))), layout="constrained")
-        figure.suptitle(_clear(title, 150))
+        figure.suptitle(_clear(title, fonts, 150))
         if few:
             left, right = figure.subplots(1, 2)
         else:
@@ -68,15 +67,15 @@ def draw(result: Result, title: str) -> bytes:
             left, right = axes["bars"], axes["choice"]
             _draw_histogram(axes["all"], bars, result)
         _draw_bars(left, shown, result)
-        _draw_choice(right, result)
+        _draw_choice(right, result, fonts)
         drawn = io.BytesIO()
         # No version of the drawing library in the file.
         figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
     return drawn.getvalue()
 
 
-def _bars(result: Result) -> list[_Bar]:
-    values = [(row.name, 100 * row.values[result.metric]) for row in result.class_rows()]
+def _bars(result: Result, fonts: Fonts) -> list[_Bar]:
+    values = [(_clear(row.name, fonts), 100 * row.values[result.metric]) for row in result.class_rows()]
     bars = [_Bar(name, value, "no value" if np.isnan(value) else f"{value:.1f}") for name, value in values]
     return sorted(bars, key=lambda bar: np.inf if np.isnan(bar.value) else -bar.value)
 
@@ -96,7 +95,7 @@ def _draw_bars(axes: "Axes", bars: Sequence[_Bar], result: Result) -> None:
         patch = {"facecolor": _BLUE if long else "white", "edgecolor": "none", "pad": 0.5}
         text = axes.text(at, place, bar.label, va="center", bbox=patch if bar.label else None)
         text.set(ha="right" if long else "left", color="white" if long else "black")
-    axes.set_yticks(places, [_clear(bar.name) for bar in bars])
+    axes.set_yticks(places, [bar.name for bar in bars])
     axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel=_measure(result))
     axes.tick_params(axis="y", length=0)
     _draw_levels(axes, result)
@@ -120,13 +119,13 @@ def _draw_levels(axes: "Axes", result: Result) -> None:
             axes.axvline(100 * value, linewidth=1.2, color=color, linestyle=style, label=label)
 
 
-def _draw_choice(axes: "Axes", result: Result) -> None:
+def _draw_choice(axes: "Axes", result: Result, fonts: Fonts) -> None:
     grid = result.runs[0].choice.grid
     if all(np.isnan(run.choice.curve).all() for run in result.runs):
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"C = {grid[0]:g} was given, not chosen.", ha="center", transform=axes.transAxes)
         return
-    names = [run.name for run in result.runs] if 1 < len(result.runs) <= MOST_RUNS else ["all classes"]
+    names = [_clear(run.name, fonts) for run in result.runs] if 1 < len(result.runs) <= MOST_RUNS else ["all classes"]
     for number, run in enumerate(result.runs):
         _draw_curves(axes, run, number, names[number] if number < len(names) else None, len(result.runs))
     axes.set_xscale("log")
@@ -160,6 +159,6 @@ def _measure(result: Result) -> str:
     return f"{result.metric_name.removeprefix('mean ')}, %"
 
 
-def _clear(name: str, longest: int = LONGEST_NAME) -> str:
-    text = printable(name)
+def _clear(name: str, fonts: Fonts, longest: int = LONGEST_NAME) -> str:
+    text = fonts.shown(printable(name))
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

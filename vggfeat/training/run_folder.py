@@ -3,19 +3,22 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, atomic_write, disk_errors
+from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.runtime.temporary import is_temporary
 from vggfeat.training.checkpoints import Checkpoint, Checkpoints
 
 ADVICE = "make room or choose another folder"
 LOG_ADVICE = "make room, then go on with --resume"
+FEW_POINTS = 10
+"""Of a curve, which are marked one by one."""
 _BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
 _ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "frameon": False}
 
@@ -205,16 +208,18 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str
 
     train = [line for line in lines if line["kind"] == "train"]
     validation = [line for line in lines if line["kind"] == "validation"]
+    fonts = fonts_for([title])
     own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.style.context(["default", own]):
+    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(fonts.shown(title))
         left, right = figure.subplots(1, 2)
         _curve(left, train, "loss", "loss of the training batches", _BLUE)
         left.set(ylabel="loss", ylim=(0, None))
         rates = left.twinx()
         _curve(rates, train, "lr", "learning rate", _GREY, drawstyle="steps-pre")
         rates.set(yscale="log", ylabel="learning rate")
+        _mark_rates(rates, {line["lr"] for line in train})
         first = next(iter(errors))
         _curve(right, train, first, f"{errors[first]}, training batches", _GREY)
         for key, color in zip(errors, (_BLUE, _ORANGE), strict=False):
@@ -275,4 +280,14 @@ def _open_board(folder: Path, step: int) -> Any:
 def _curve(axes: Any, lines: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
     factor = 100 if key.endswith("error") else 1
     steps = [line["step"] for line in lines]
+    # A line of one point shows nothing: a run shorter than `log_every` has no more.
+    style = {"marker": "." if len(lines) < FEW_POINTS else "", **style}
     axes.plot(steps, [factor * line[key] for line in lines], label=label, color=color, linewidth=1.3, **style)
+
+
+def _mark_rates(axes: Any, rates: Collection[float]) -> None:
+    """Write learning rates as plain numbers, for a log axis marks with powers in TeX: few at each, many at decades."""
+    axes.minorticks_off()
+    if len(rates) < FEW_POINTS:
+        axes.set_yticks(sorted(rates))
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")

@@ -1,0 +1,55 @@
+"""Fonts for names in images: one that has the letters where one is installed, else the letters in escaped form."""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
+OWN = "DejaVu Sans"
+"""Comes with matplotlib, and has Latin, Greek, Cyrillic and some more."""
+_NOT_FOR_NAMES = ("Last Resort", "STIX", "cm", "DejaVu")
+"""Beginnings of fonts whose glyphs are boxes, or formulas."""
+
+
+class Fonts(NamedTuple):
+    """How some texts can be drawn."""
+
+    families: tuple[str, ...]
+    """For matplotlib's font.family: a letter is taken from the first that has it."""
+    missing: frozenset[str]
+    """Letters that none has."""
+
+    def shown(self, text: str) -> str:
+        """Return a text with the letters that can't be drawn as \\u732b."""
+        return "".join(ascii(char)[1:-1] if char in self.missing else char for char in text)
+
+
+def fonts_for(texts: Iterable[str]) -> Fonts:
+    """Find fonts that are installed and have the letters of some texts; as few as will do."""
+    wanted = {char for text in texts for char in text if not char.isascii()}
+    families = [OWN]
+    if wanted:
+        wanted -= _letters(OWN)
+    while wanted:
+        most, name = max(((len(wanted & _letters(name)), name) for name in _others()), default=(0, ""))
+        if not most:
+            break
+        families.append(name)
+        wanted -= _letters(name)
+    return Fonts(tuple(families), frozenset(wanted))
+
+
+def _others() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    return sorted({font.name for font in fontManager.ttflist if not font.name.startswith(_NOT_FOR_NAMES)})
+
+
+@cache
+def _letters(family: str) -> frozenset[str]:
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(findfont(FontProperties(family=[family]))).get_charmap()))
+    except (OSError, RuntimeError, ValueError):  # No outline font, or one that can't be read.
+        return frozenset()
