@@ -195,10 +195,29 @@ def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsy
     found = list(found) if isinstance(found, tuple) else found
     assert svm("--apply", model, "--features", file, "--out", tmp_path / "out") == 7
     message = capsys.readouterr().err
-    assert message.startswith(f"vggfeat: {file}: {field}: expected {expected[field]}, ")
-    assert f"found {found}; extract it " in message
+    if field != "weights_sha256":  # The test below.
+        assert message.startswith(f"vggfeat: {file}: {field}: expected {expected[field]}, ")
+        assert f"found {found}; extract it " in message
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_are_called_by_their_names(folder, tmp_path):
+    trained = write_file(tmp_path / "a.h5", data_set(), weights="D.safetensors")
+    assert svm("--features", trained, "--grid", "1", "--join", "max", "--out", tmp_path / "a") == 0
+    for name, said in (
+        (
+            "torchvision.pth",
+            "expected D.safetensors (net D), as in a.h5 that the model was trained on, found torchvision",
+        ),
+        ("D.safetensors", "found D.safetensors (net D) of SHA-256 cdcdcdcd...; extract it in the same way"),
+    ):
+        other = write_file(tmp_path / name, new_images(), weights=name, weights_sha256="cd" * 32)
+        with pytest.raises(FitError) as raised:
+            apply_model(tmp_path / "a" / "model.safetensors", [other])
+        assert f"{other}: weights: expected D.safetensors (net D)" in str(raised.value)
+        assert said in str(raised.value)
+        assert "cd" * 8 not in str(raised.value)
 
 
 def test_another_precision_is_said_and_taken(folder, tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -649,3 +650,6 @@ def test_the_command_writes_the_page_and_says_what_it_found(made, tmp_path, caps
     assert told["groups"][0]["runs"] == runs
     assert list(difference) == ["first", "second", "mean", "interval", "level", "resamples", "seed", "images"]
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "page.html"]
+    (tmp_path / "new" / "page.html").chmod(0o600)
+    assert run(words) == 0
+    assert stat.S_IMODE((tmp_path / "new" / "page.html").stat().st_mode) == 0o600, "as it was"

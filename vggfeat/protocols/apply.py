@@ -133,6 +133,8 @@ def _compare(expected: Mapping[str, Any], file: FeatureFile) -> Iterator[str]:
     fields += [("scales", expected["scales"], list(file.scales)), ("channels", expected["channels"], file.channels)]
     for name, wanted, found in fields:
         if wanted != found:
+            if name == "weights_sha256":  # Names say more than digits.
+                name, wanted, found = "weights", *_weights(theirs, file.provenance)
             raise FitError(
                 f"{file.path}: {name}: expected {_short(wanted)}, as in {_short(expected.get('file'))} that the model "
                 f"was trained on, found {_short(found)}; extract it in the same way"
@@ -146,6 +148,14 @@ def _compare(expected: Mapping[str, Any], file: FeatureFile) -> Iterator[str]:
     precisions = theirs.get("precision"), file.provenance.get("precision")
     if precisions[0] != precisions[1]:
         yield f"{file.path.name} was extracted in {precisions[1]}, the model's features in {precisions[0]}."
+
+
+def _weights(*made: Mapping[str, Any]) -> list[str]:
+    """Name the weights of two provenances; where the names are equal, with the beginnings of their SHA-256."""
+    names = [f"{one.get('weights')} (net {one.get('net')})" for one in made]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} of SHA-256 {str(one.get('weights_sha256'))[:8]}..." for name, one in zip(names, made, strict=True)]
 
 
 def _short(value: object) -> str:
