@@ -7,8 +7,7 @@ import pytest
 from browsing import browser, chromium
 from page_runs import HOSTILE, make_images, make_run, make_table
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.results.page import PageSettings, make_page
-from vggfeat.results.similar_page import neighbours_page
+from vggfeat.results.page import PageSettings, make_page, neighbours_page
 from vggfeat.results.text import printable
 
 pytestmark = pytest.mark.skipif(

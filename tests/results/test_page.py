@@ -21,8 +21,8 @@ from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results import curves
 from vggfeat.results import page as building
 from vggfeat.results import thumbnails as images
-from vggfeat.results.charts import Axis, Line, chart, linear_axis, log_axis, thinned
-from vggfeat.results.confusion import confusion_of
+from vggfeat.results.charts import Axis, Curve, chart, linear_axis, log_axis, thinned
+from vggfeat.results.comparison import confusion_of
 from vggfeat.results.page import PageSettings, make_page
 from vggfeat.results.reading import Scores, SvmRun, read_runs
 from vggfeat.results.text import printable
@@ -544,11 +544,11 @@ def test_curves_worked_out_by_hand():
 
 def test_points_lie_where_the_axes_say():
     axis = Axis(label="", low=0, high=10, ticks=(0, 5, 10))
-    drawn = chart("", axis, axis, [Line(name="", x=[0, 0, 5, 10, 0], y=[0, 10, np.nan, 10, 0], style="c0")])
+    drawn = chart("", axis, axis, [Curve(name="", x=[0, 0, 5, 10, 0], y=[0, 10, np.nan, 10, 0], style="c0")])
     ends = {"l": drawn.left, "r": drawn.right, "b": drawn.bottom, "t": drawn.top}
     assert drawn.lines[0].path == "M{l:g} {b:g}L{l:g} {t:g}M{r:g} {t:g}L{l:g} {b:g}".format(**ends), "a gap at NaN"
     assert float(drawn.x_ticks[1].at) == (drawn.left + drawn.right) / 2
-    alone = chart("", axis, axis, [Line(name="", x=[0, 5, 10], y=[0, np.nan, 10], style="c0")]).lines[0]
+    alone = chart("", axis, axis, [Curve(name="", x=[0, 5, 10], y=[0, np.nan, 10], style="c0")]).lines[0]
     assert (alone.path, len(alone.points)) == ("", 2), (
         "a value without a neighbour is a point, for a path shows nothing"
     )

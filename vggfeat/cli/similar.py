@@ -137,8 +137,8 @@ def _table(content: dict[str, Any]) -> str:
 def _write_page(
     features: "FeatureFile", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
 ) -> None:
+    from vggfeat.results.page import neighbours_page
     from vggfeat.results.page_files import write_page
-    from vggfeat.results.similar_page import neighbours_page
 
     make_folder(out.parent)
     own = (features.dataset[row].path, features.dataset[row].box) if row is not None else None

@@ -39,7 +39,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Line:
+class Curve:
     """One curve."""
 
     name: str
@@ -93,7 +93,7 @@ class Chart:
     bottom: float = HEIGHT - _BOTTOM
 
 
-def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Chart:
+def chart(title: str, x: Axis, y: Axis, lines: Sequence[Curve]) -> Chart:
     """Place curves between axes."""
     return Chart(
         title=title,
@@ -158,7 +158,7 @@ def _down(axis: Axis, values: ArrayLike) -> NDArray[np.float64]:
     return HEIGHT - _BOTTOM - axis.share(values) * (HEIGHT - _BOTTOM - _TOP)
 
 
-def _drawn(line: Line, x: Axis, y: Axis) -> Drawn:
+def _drawn(line: Curve, x: Axis, y: Axis) -> Drawn:
     across, down = _across(x, line.x), _down(y, line.y)
     there = np.isfinite(across) & np.isfinite(down)
     places = [(_short(a), _short(b)) for a, b in zip(across[there], down[there], strict=True)]

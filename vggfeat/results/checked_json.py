@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vggfeat.errors import StoreError
 
@@ -15,14 +15,6 @@ DEEPEST = 40
 _LONGEST_WHOLE = 16
 """Digits of a whole number; beyond that it becomes a float, which no arithmetic fails with."""
 _LONGEST_SHOWN = 60
-
-Check = Callable[[Any, str], None]
-"""Given a value and where it stands, raises `_Wrong` if it is not what it should be."""
-
-
-class _Wrong(Exception):  # noqa: N818  it becomes an error
-    def __init__(self, where: str, expected: str, found: str) -> None:
-        super().__init__(f"{where.lstrip('.')}: expected {expected}, found {found}")
 
 
 def parse(text: str) -> Any:
@@ -67,132 +59,128 @@ def check_svm(path: Path, results: dict[str, Any]) -> None:
         For the first entry that is missing or another than it should be.
     """
     try:
-        _entries(version=_is(f"{SVM_VERSION}", lambda found: found == SVM_VERSION))(results, "")
-        _SVM(results, "")
+        _check(results, {"version": _Kind(f"{SVM_VERSION}", lambda found: found == SVM_VERSION)}, "")
+        _check(results, _RESULTS, "")
         classes, runs = len(results["classes"]), len(results["runs"])
-        _many(_class(runs))(results["classes"], "classes")
-        _many(_run(classes))(results["runs"], "runs")
+        _check(results["classes"], _Many(_class_of(runs)), "classes")
+        _check(results["runs"], _Many(_run_of(classes)), "runs")
+        for number, run in enumerate(results["runs"]):
+            width = 1 if run["curve"] and len(run["curve"][0]) == 1 else classes
+            _check(run["curve"], _Many(_Many(_SHARE, width), len(run["grid"])), f"runs[{number}].curve")
         if results["deviation"] is not None:
-            _entries(values=_each(_SHARE))(results["deviation"], "deviation")
+            _check(results["deviation"], {"values": {_ANY: _SHARE}}, "deviation")
         if results["confusion"]:
-            _many(_many(_COUNT, classes), classes)(results["confusion"], "confusion")
+            _check(results["confusion"], _Many(_Many(_COUNT, classes), classes), "confusion")
     except _Wrong as error:
         raise StoreError(f"{path}: {error}; make it again with `vggfeat svm`") from None
 
 
-def _is(expected: str, holds: Callable[[Any], bool]) -> Check:
-    def check(value: Any, where: str) -> None:
-        if not holds(value):
-            raise _Wrong(where, expected, _shown(value))
-
-    return check
+class _Wrong(Exception):  # noqa: N818  it becomes an error
+    def __init__(self, where: str, expected: str, found: Any) -> None:
+        super().__init__(f"{where.lstrip('.')}: expected {expected}, found {found}")
 
 
-def _between(low: float, high: float, *, or_null: bool = False) -> Check:
+class _Kind(NamedTuple):
+    """A value by itself."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+class _Many(NamedTuple):
+    """A list, of so many values or at least so many."""
+
+    each: "_Form"
+    length: int | None = None
+    least: int = 0
+
+
+_Form = _Kind | _Many | dict[str, Any]
+"""What a value should be. An object is a dict of the forms of its entries: of a name, of a name that may be missing
+(with a ? at its end), or of all that there are (`_ANY`); further entries are free."""
+_ANY = "*"
+
+
+def _check(value: Any, form: _Form, where: str) -> None:
+    """Raise `_Wrong` for the first value that is not of its form."""
+    if isinstance(form, _Kind):
+        if not form.holds(value):
+            raise _Wrong(where, form.expected, _shown(value))
+    elif isinstance(form, _Many):
+        _check_list(value, form, where)
+    else:
+        _check(value, _OBJECT, where)
+        for name, inner in form.items():
+            known = name.removesuffix("?")
+            if name == _ANY:
+                for key, one in value.items():
+                    _check(one, inner, f"{where}.{_shown(key)[1:-1]}")
+            elif known in value:
+                _check(value[known], inner, f"{where}.{known}")
+            elif known == name:
+                raise _Wrong(f"{where}.{name}", "an entry of this name", "none")
+
+
+def _check_list(value: Any, form: _Many, where: str) -> None:
+    if not isinstance(value, list):
+        raise _Wrong(where, "a list", _shown(value))
+    if len(value) < form.least or form.length not in (None, len(value)):
+        count = f"at least {form.least}" if form.length is None else form.length
+        raise _Wrong(where, f"a list of {count}", len(value))
+    for place, one in enumerate(value):
+        _check(one, form.each, f"{where}[{place}]")
+
+
+def _number(low: float, high: float, *, or_null: bool = False) -> _Kind:
     def holds(value: Any) -> bool:
         known = isinstance(value, int | float) and not isinstance(value, bool)
         return (value is None and or_null) or (known and math.isfinite(value) and low <= value <= high)
 
-    return _is(f"a number from {low:g} to {high:g}{' or null' if or_null else ''}", holds)
+    return _Kind(f"a number from {low:g} to {high:g}{' or null' if or_null else ''}", holds)
 
 
-def _many(each: Check, length: int | None = None, *, least: int = 0) -> Check:
-    """Expect a list, of so many values or at least so many."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise _Wrong(where, "a list", _shown(value))
-        if len(value) < least or length not in (None, len(value)):
-            raise _Wrong(where, f"a list of {f'at least {least}' if length is None else length}", f"{len(value)}")
-        for place, one in enumerate(value):
-            each(one, f"{where}[{place}]")
-
-    return check
-
-
-def _each(check: Check) -> Check:
-    """Expect an object whose values are all alike."""
-
-    def checked(value: Any, where: str) -> None:
-        _OBJECT(value, where)
-        for name, one in value.items():
-            check(one, f"{where}.{_shown(name)[1:-1]}")
-
-    return checked
-
-
-def _entries(optional: tuple[str, ...] = (), **checks: Check) -> Check:
-    """Expect an object with entries of these names; others are free."""
-
-    def check(value: Any, where: str) -> None:
-        _OBJECT(value, where)
-        for name, one in checks.items():
-            if name in value:
-                one(value[name], f"{where}.{name}")
-            elif name not in optional:
-                raise _Wrong(f"{where}.{name}", "an entry of this name", "none")
-
-    return check
-
-
-_OBJECT = _is("an object", lambda value: isinstance(value, dict))
-_TEXT = _is("a text", lambda value: isinstance(value, str))
-_FLAG = _is("true or false", lambda value: isinstance(value, bool))
-_COUNT = _is("a whole number from 0", lambda value: type(value) is int and value >= 0)
-_SHARE = _between(0, 1 + 1e-9, or_null=True)
+_OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
+_TEXT = _Kind("a text", lambda value: isinstance(value, str))
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_COUNT = _Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
+_SHARE = _number(0, 1 + 1e-9, or_null=True)
 """A mean of ones may be larger by rounding."""
-_COST = _is("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf)
-_LARGE = _between(0, 1e12)
-_PAPER = _entries(
-    measure=_TEXT,
-    nets=_many(_TEXT),
-    regions=_many(_TEXT),
-    percent=_LARGE,
-    deviation=_between(0, 1e12, or_null=True),
-    same_nets_and_regions=_FLAG,
-)
-_SVM = _entries(
-    metric=_entries(key=_is(f"one of {', '.join(MEASURES)}", lambda key: key in MEASURES), name=_TEXT),
-    dataset=_entries(
-        ("failures",), name=_TEXT, task=_TEXT, failed=_COUNT, failures=_many(_entries(id=_TEXT, reason=_TEXT))
-    ),
-    headline=_SHARE,
-    deviation=_is("an object or null", lambda value: isinstance(value, dict | None)),
-    secondary=_each(_entries(name=_TEXT, value=_SHARE)),
-    chance=_entries(value=_SHARE),
-    convergence=_each(_entries(problems=_COUNT, converged=_COUNT)),
-    settings=_OBJECT,
-    seconds=_each(_LARGE),
-    notes=_many(_TEXT),
-    paper=_many(_PAPER),
-    protocol=_TEXT,
-    description=_TEXT,
-    classes=_many(_OBJECT, least=1),
-    runs=_many(_OBJECT, least=1),
-    confusion=_is("a list or null", lambda value: isinstance(value, list | None)),
-)
+_COST = _Kind("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf)
+_LARGE = _number(0, 1e12)
+_PAPER: _Form = {
+    "measure": _TEXT, "nets": _Many(_TEXT), "regions": _Many(_TEXT), "percent": _LARGE,
+    "deviation": _number(0, 1e12, or_null=True), "same_nets_and_regions": _FLAG,
+}  # fmt: skip
+_RESULTS: _Form = {
+    "metric": {"key": _Kind(f"one of {', '.join(MEASURES)}", lambda key: key in MEASURES), "name": _TEXT},
+    "dataset": {
+        "name": _TEXT, "task": _TEXT, "failed": _COUNT, "failures?": _Many({"id": _TEXT, "reason": _TEXT}),
+    },
+    "headline": _SHARE,
+    "deviation": _Kind("an object or null", lambda value: isinstance(value, dict | None)),
+    "secondary": {_ANY: {"name": _TEXT, "value": _SHARE}},
+    "chance": {"value": _SHARE},
+    "convergence": {_ANY: {"problems": _COUNT, "converged": _COUNT}},
+    "settings": _OBJECT, "seconds": {_ANY: _LARGE}, "notes": _Many(_TEXT), "paper": _Many(_PAPER),
+    "protocol": _TEXT, "description": _TEXT,
+    "classes": _Many(_OBJECT, least=1), "runs": _Many(_OBJECT, least=1),
+    "confusion": _Kind("a list or null", lambda value: isinstance(value, list | None)),
+}  # fmt: skip
 
 
-def _class(runs: int) -> Check:
-    counts = _many(_COUNT, runs)
-    return _entries(
-        name=_TEXT, values=_each(_SHARE), C=_many(_COST, runs), converged=_many(_FLAG, runs),
-        train_positives=counts, test_positives=counts,
-    )  # fmt: skip
+def _class_of(runs: int) -> _Form:
+    counts = _Many(_COUNT, runs)
+    return {
+        "name": _TEXT, "values": {_ANY: _SHARE}, "C": _Many(_COST, runs), "converged": _Many(_FLAG, runs),
+        "train_positives": counts, "test_positives": counts,
+    }  # fmt: skip
 
 
-def _run(classes: int) -> Check:
-    shape = _entries(
-        ("tested",), name=_TEXT, plan=_entries(tested=_TEXT), grid=_many(_COST, least=1), C=_many(_COST, classes),
-        curve=_many(_many(_SHARE, least=1)), tested=_COUNT,
-    )  # fmt: skip
-
-    def check(value: Any, where: str) -> None:
-        shape(value, where)
-        width = 1 if value["curve"] and len(value["curve"][0]) == 1 else classes
-        _many(_many(_SHARE, width), len(value["grid"]))(value["curve"], f"{where}.curve")
-
-    return check
+def _run_of(classes: int) -> _Form:
+    return {
+        "name": _TEXT, "plan": {"tested": _TEXT}, "grid": _Many(_COST, least=1), "C": _Many(_COST, classes),
+        "curve": _Many(_Many(_SHARE, least=1)), "tested?": _COUNT,
+    }  # fmt: skip
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vggfeat.metrics import precision_recall
-from vggfeat.results.charts import COLOURS, Axis, Chart, Line, chart, linear_axis, log_axis, thinned
+from vggfeat.results.charts import COLOURS, Axis, Chart, Curve, chart, linear_axis, log_axis, thinned
 from vggfeat.results.reading import Scores, SvmRun
 
 MOST_TESTS = 5
@@ -32,7 +32,7 @@ def overview(runs: Sequence[SvmRun]) -> Chart | None:
                 lines += _grey(_LEVELS, there)
             if there:
                 name = run.name if len(runs) > 1 else "mean"
-                lines.append(Line(name=name, x=_LEVELS, y=np.mean(there, axis=0), style=f"c{place % COLOURS}"))
+                lines.append(Curve(name=name, x=_LEVELS, y=np.mean(there, axis=0), style=f"c{place % COLOURS}"))
     several = f", {runs[0].results['runs'][0]['name']}" if len(runs[0].results["runs"]) > 1 else ""
     title = f"best precision at each recall or beyond, mean over classes{several}"
     return chart(title, _RECALL, _PRECISION, lines) if lines else None
@@ -47,7 +47,7 @@ def ranking(runs: Sequence[SvmRun], k: int) -> Chart | None:
             if len(hits):
                 name = run.name if number == 0 and len(runs) > 1 else ""
                 kept = hits[thinned(len(hits))]
-                lines.append(Line(name=name, x=kept[:, 0], y=kept[:, 1], style=f"c{place % COLOURS}"))
+                lines.append(Curve(name=name, x=kept[:, 0], y=kept[:, 1], style=f"c{place % COLOURS}"))
     title = f"precision over recall, {runs[0].classes[k]}"
     return chart(title, _RECALL, _PRECISION, lines) if lines else None
 
@@ -67,14 +67,14 @@ def choice(runs: Sequence[SvmRun], k: int) -> Chart | None:
 def choices(run: SvmRun) -> Chart | None:
     """Draw what C was chosen by, for all classes of the first test, or for all tests where one C serves all classes."""
     tests = run.results["runs"]
-    lines: list[Line] = []
+    lines: list[Curve] = []
     if _numbers(tests[0]["curve"]).shape[1] > 1:
         curve, grid = 100 * _numbers(tests[0]["curve"]), tests[0]["grid"]
         lines += _grey(grid, list(curve.T))
         there = ~np.isnan(curve).all(axis=0)
         if there.any():
             known = np.where(np.isnan(curve), 0, curve).sum(axis=1) / np.maximum(1, (~np.isnan(curve)).sum(axis=1))
-            lines.append(Line(name="mean", x=grid, y=known, style="c0"))
+            lines.append(Curve(name="mean", x=grid, y=known, style="c0"))
     else:
         for number, test in enumerate(tests[:COLOURS]):
             name = str(test["name"]) if len(tests) > 1 else ""
@@ -83,15 +83,15 @@ def choices(run: SvmRun) -> Chart | None:
     return _over_costs(there, run) if there else None
 
 
-def _chosen(grid: Sequence[float], curve: Any, cost: float, style: str, name: str) -> list[Line]:
+def _chosen(grid: Sequence[float], curve: Any, cost: float, style: str, name: str) -> list[Curve]:
     at = int(np.abs(np.asarray(grid) - cost).argmin())
     return [
-        Line(name=name, x=grid, y=curve, style=style),
-        Line(name="", x=[grid[at]], y=[curve[at]], style=style, marks=True),
+        Curve(name=name, x=grid, y=curve, style=style),
+        Curve(name="", x=[grid[at]], y=[curve[at]], style=style, marks=True),
     ]
 
 
-def _over_costs(lines: Sequence[Line], run: SvmRun) -> Chart:
+def _over_costs(lines: Sequence[Curve], run: SvmRun) -> Chart:
     measure = f"{str(run.results['metric']['name']).removeprefix('mean ')}, %"
     values = np.concatenate([np.asarray(line.y, dtype=np.float64) for line in lines])
     costs = np.concatenate([np.asarray(line.x, dtype=np.float64) for line in lines])
@@ -118,6 +118,6 @@ def _best(hits: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return best[np.minimum(np.searchsorted(hits[:, 0], _LEVELS - 1e-12), len(best) - 1)]
 
 
-def _grey(x: ArrayLike, curves: Sequence[ArrayLike]) -> list[Line]:
+def _grey(x: ArrayLike, curves: Sequence[ArrayLike]) -> list[Curve]:
     """One line a class; the first is named, so that the legend has them once."""
-    return [Line(name="" if place else "a class", x=x, y=y, style="grey") for place, y in enumerate(curves)]
+    return [Curve(name="" if place else "a class", x=x, y=y, style="grey") for place, y in enumerate(curves)]

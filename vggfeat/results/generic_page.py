@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from vggfeat.results.reading import OtherRun
-from vggfeat.results.svm_page import DASH, Cell, Table, percent
+from vggfeat.results.svm_page import DASH, Cell, SortableTable, percent
 
 MOST_ROWS = 2000
 """Of one table."""
@@ -29,7 +29,7 @@ class OtherPart:
     figures: tuple[tuple[str, str], ...]
     """Name, value."""
     notes: tuple[str, ...]
-    tables: tuple[tuple[str, int, Table, bool], ...]
+    tables: tuple[tuple[str, int, SortableTable, bool], ...]
     """Name, number of all rows, the first of them, and whether they are seen without a click; see `FIRST`."""
     text: str
     """table.txt, where results.json has no table."""
@@ -55,13 +55,13 @@ def other_part(run: OtherRun) -> OtherPart:
     )
 
 
-def summary(parts: Sequence[OtherPart]) -> Table | None:
+def summary(parts: Sequence[OtherPart]) -> SortableTable | None:
     """Put the figures of several folders into one table."""
     names = list(dict.fromkeys(name for part in parts for name, _ in part.figures))
     if len(parts) < 2 or not names:
         return None
     rows = [(Cell(part.name), *(_figure(dict(part.figures).get(name)) for name in names)) for part in parts]
-    return Table(header=("run", *names), rows=tuple(rows))
+    return SortableTable(header=("run", *names), rows=tuple(rows))
 
 
 def _figure(shown: str | None) -> Cell:
@@ -90,15 +90,15 @@ def _words(classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _shown_table(
     name: str, rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]
-) -> tuple[str, int, Table, bool]:
+) -> tuple[str, int, SortableTable, bool]:
     table = _table(rows[:MOST_ROWS], {} if name == "classes" else words)
     return _title(name), len(rows), table, name in FIRST and len(rows) <= MOST_OPEN
 
 
-def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> SortableTable:
     names = list(islice(dict.fromkeys(str(name) for row in rows for name in row), MOST_COLUMNS))
     kinds = [(name, any(_is_number(row.get(name)) for row in rows)) for name in names]  # Whether it holds numbers.
-    return Table(
+    return SortableTable(
         header=tuple(f"{_title(name)}{' %' if name.endswith('error') else ''}" for name in names),
         rows=tuple(tuple(_cell(name, row.get(name), numbers, words) for name, numbers in kinds) for row in rows),
     )

@@ -1,6 +1,7 @@
-"""A page from folders of results: read, compared, images made, rendered."""
+"""Pages: of folders of results, which are read, compared and shown with images; and of the images most like one."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,9 @@ from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.comparison import compare_runs
 from vggfeat.results.generic_page import other_part, summary
+from vggfeat.results.page_files import render
 from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
-from vggfeat.results.svm_page import Card, Group, group_runs, make_group
-from vggfeat.results.templates_env import render
+from vggfeat.results.svm_page import Card, RunGroup, group_runs, make_group
 from vggfeat.results.thumbnails import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.results.training_page import side_by_side, training_part
 
@@ -43,7 +44,7 @@ class Page:
     """Small copies on it."""
     missing: int
     """Images that it would show, had they been found and sound."""
-    groups: tuple[Group, ...]
+    groups: tuple[RunGroup, ...]
     """The SVM runs."""
 
 
@@ -92,7 +93,7 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
 
 
 def _copies(
-    runs: Sequence[SvmRun], groups: Sequence[Group], settings: PageSettings, progress: Callable[[int, int], None]
+    runs: Sequence[SvmRun], groups: Sequence[RunGroup], settings: PageSettings, progress: Callable[[int, int], None]
 ) -> dict[Key, str]:
     if settings.images is None:
         return {}
@@ -112,7 +113,7 @@ def _copies(
     return small_copies(root, keys, dataset=names[0], workers=settings.workers, progress=progress)
 
 
-def _examples(groups: Sequence[Group]) -> Iterable[Example]:
+def _examples(groups: Sequence[RunGroup]) -> Iterable[Example]:
     """Yield the rows that are shown, those of the worst classes first."""
     for group in groups:
         for part in group.classes:
@@ -143,7 +144,7 @@ def _run_json(card: Card) -> dict[str, Any]:
     return {"name": card.name, "headline": card.headline, "deviation": card.deviation, "tested": card.tested}
 
 
-def _difference_json(group: Group, found: Any) -> dict[str, Any]:
+def _difference_json(group: RunGroup, found: Any) -> dict[str, Any]:
     names = {"first": group.cards[found.first].name, "second": group.cards[found.second].name}
     if found.difference is None:
         return {**names, "reason": found.reason}
@@ -157,3 +158,43 @@ def _difference_json(group: Group, found: Any) -> dict[str, Any]:
         "seed": settings.seed,
         "images": found.difference.images,
     }
+
+
+def neighbours_page(
+    content: Mapping[str, Any], dataset: str, own: tuple[str, Any] | None, query: Path, images: Path | None
+) -> bytes:
+    """Render the images most like one.
+
+    Parameters
+    ----------
+    content : mapping
+        As `vggfeat similar --json` prints it.
+    dataset : str
+        Name of the data set.
+    own : (path, box), optional
+        Of the query, if it is in the file.
+    query : Path
+        The image, if it is not.
+    images : Path, optional
+        Root of the data set; without it the page has names only.
+
+    Raises
+    ------
+    ConfigError
+        If the images are not there.
+    """
+    keys = [_key(one["path"], one["box"]) for one in content["nearest"]]
+    copies: dict[Key, str] = {}
+    asked: Key | None = None if own is None else _key(*own)
+    if images is not None:
+        root = find_root(images, dataset, [key.path for key in keys])
+        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset)
+    if asked is None:
+        asked = Key(os.path.abspath(query), None)
+        copies |= small_copies(None, [asked])
+    found = list(zip(content["nearest"], keys, strict=True))
+    return render("similar.html", content=content, found=found, asked=asked, copies=copies)
+
+
+def _key(path: str, box: Any) -> Key:
+    return Key(path, None if box is None else tuple(box))

@@ -1,14 +1,26 @@
-"""A page takes its name in one step."""
+"""Pages: templates become one file of HTML, which takes its name in one step.
 
+Everything in it that comes from outside is escaped, and nothing is loaded.
+"""
+
+import base64
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from vggfeat.results.svm_page import percent, points
+from vggfeat.results.text import printable
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
 from vggfeat.runtime.targets import check_target
 
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""
+_FILES = resources.files("vggfeat.results").joinpath("templates")
+_SCRIPT, _STYLE = "sort.js", "page.css"
 
 
 def check_page_place(path: Path, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -44,3 +56,57 @@ def write_page(path: Path, content: bytes) -> None:
         atomic_write(DISK, path) as file,
     ):
         file.write(content)
+
+
+def render(template: str, **content: Any) -> bytes:
+    """Fill in a template.
+
+    Parameters
+    ----------
+    template : str
+        page.html or similar.html.
+    **content
+        What it shows. Texts are escaped, and control characters in them, line breaks and marks of writing direction
+        among them, stand in their escaped form.
+
+    Returns
+    -------
+    bytes
+        UTF-8. The page's own policy lets no other script run than the one that sorts tables, and loads nothing.
+    """
+    from markupsafe import Markup
+
+    script = _read(_SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shared = {"style": Markup(_read(_STYLE)), "script": Markup(script), "script_sha256": digest}
+    return _environment().get_template(template).render(**content, **shared).encode() + b"\n"
+
+
+@cache
+def _environment() -> Any:
+    """Keep the templates compiled, which takes longer than to fill them in."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def plain(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        autoescape=True,
+        loader=FunctionLoader(_read),
+        undefined=StrictUndefined,
+        finalize=plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points}
+    environment.tests |= {"listing": lambda value: isinstance(value, list | tuple), "facts": _is_mapping}
+    return environment
+
+
+def _read(name: str) -> str:
+    return _FILES.joinpath(name).read_text(encoding="utf-8")
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)

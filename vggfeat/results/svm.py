@@ -3,7 +3,6 @@
 K = classes, m = rows of a test.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,10 @@ from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
 from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
-from vggfeat.results.models import model_files
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
 from vggfeat.results.record import write_run
-from vggfeat.results.submission import server_archive
+from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, printable
 from vggfeat.samples import DataSet
 
@@ -108,7 +106,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     Returns
     -------
     list of Path
-        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.results.models`),
+        results.json, table.txt, scores.npz, results.png, the models (see `vggfeat.results.svm_files`),
         results-NAME-test.tar.gz, as far as there is one, and run.sha256.
 
     Raises
@@ -144,30 +142,6 @@ def results_json(result: Result) -> dict[str, Any]:
         for row, same in paper_numbers(result)
     ]
     return {"format": "vggfeat-results", "version": 1, **result.to_json(), "paper": paper}
-
-
-def scores_npz(result: Result, dataset: DataSet) -> bytes:
-    """Return the scores as an npz file without pickle.
-
-    It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where an image failed,
-    labels_i (m, K) of 1, -1, 0 as they were scored, and boxes_i (m, 4) where the samples have boxes; and for withheld
-    labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of the class.
-    """
-    arrays: dict[str, Any] = {"classes": np.array(result.classes, dtype=np.str_)}
-    for number, run in enumerate(result.runs, start=1):
-        arrays[f"ids_{number}"] = np.array([dataset.ids[row] for row in run.rows], dtype=np.str_)
-        arrays[f"paths_{number}"] = np.array([dataset.paths[row] for row in run.rows], dtype=np.str_)
-        if dataset.boxes is not None:
-            arrays[f"boxes_{number}"] = dataset.boxes[run.rows]
-        arrays[f"scores_{number}"] = run.scores
-        arrays[f"labels_{number}"] = run.truth
-    if result.submission is not None:
-        arrays["ids_submission"] = np.array([dataset.ids[row] for row in result.submission.rows], dtype=np.str_)
-        arrays["scores_submission"] = result.submission.scores
-        arrays["listed_submission"] = result.submission.listed
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
-    return packed.getvalue()
 
 
 def _paper_title(result: Result) -> str:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.results.charts import COLOURS, Chart
-from vggfeat.results.comparison import Comparison
-from vggfeat.results.confusion import Confusion, confusion_of
+from vggfeat.results.comparison import Confusion, RunPair, confusion_of
 from vggfeat.results.curves import choice, choices, overview, ranking
 from vggfeat.results.reading import SvmRun
 from vggfeat.results.thumbnails import Examples, examples_of, per_list
@@ -31,7 +30,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class SortableTable:
     """A sortable table."""
 
     header: tuple[str, ...]
@@ -83,7 +82,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
+class RunGroup:
     """Runs of the same classes and measure."""
 
     title: str
@@ -91,8 +90,8 @@ class Group:
     """Whether an image has one class."""
     measure: str
     cards: tuple[Card, ...]
-    comparisons: tuple[Comparison, ...]
-    table: Table
+    comparisons: tuple[RunPair, ...]
+    table: SortableTable
     overviews: tuple[Chart, ...]
     """Precision and recall of all classes and their means; and the choice of C, of a run that stands alone."""
     classes: tuple[ClassPart, ...]
@@ -109,20 +108,20 @@ def group_runs(runs: Sequence[SvmRun]) -> list[list[SvmRun]]:
     return list(groups.values())
 
 
-def make_group(runs: Sequence[SvmRun], comparisons: Sequence[Comparison], lists: int) -> Group:
+def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: int) -> RunGroup:
     """Gather what the page says of runs of the same classes and measure.
 
     Parameters
     ----------
     runs : sequence of SvmRun
-    comparisons : sequence of Comparison
+    comparisons : sequence of RunPair
     lists : int
         Lists of images on the whole page, which share its budget.
     """
     first = runs[0]
     single = first.results["dataset"]["task"] == "single-label"
     several = len(first.results["runs"]) > 1
-    return Group(
+    return RunGroup(
         title=str(first.results["dataset"]["name"]),
         single=single,
         measure=str(first.results["metric"]["name"]),
@@ -198,7 +197,7 @@ def _warnings(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(runs: Sequence[SvmRun], comparisons: Sequence[Comparison]) -> Table:
+def _table(runs: Sequence[SvmRun], comparisons: Sequence[RunPair]) -> SortableTable:
     """Every class; the headline's measure of all runs first, then what differs, then the rest."""
     own = runs[0].metric
     keys = [own, *(key for key in runs[0].results["classes"][0]["values"] if key != own)]
@@ -220,7 +219,7 @@ def _table(runs: Sequence[SvmRun], comparisons: Sequence[Comparison]) -> Table:
         cells += [_measured(one["values"].get(key)) for key in keys[1:] for one in rows_of]
         cells += [_costs(one) for one in rows_of]
         rows.append(tuple(cells))
-    return Table(header=tuple(header), rows=tuple(rows))
+    return SortableTable(header=tuple(header), rows=tuple(rows))
 
 
 def _head(key: str, run: SvmRun, several: bool) -> str:
@@ -237,7 +236,7 @@ def _measured(value: float | None, *, bar: bool = False) -> Cell:
     return Cell(percent(value), float(value) if known else float("nan"), float(value) if known and bar else None)  # type: ignore[arg-type]
 
 
-def _differing(found: Comparison, k: int) -> Cell:
+def _differing(found: RunPair, k: int) -> Cell:
     difference = found.difference
     assert difference is not None
     low, high = difference.class_intervals[k].tolist()

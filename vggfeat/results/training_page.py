@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vggfeat.results.charts import COLOURS, Chart, Line, chart, linear_axis, log_axis, thinned
+from vggfeat.results.charts import COLOURS, Chart, Curve, chart, linear_axis, log_axis, thinned
 from vggfeat.results.reading import TrainingRun
 
 _TITLES = {"loss": "loss", "lr": "learning rate", "images_per_s": "images per second"}
@@ -70,7 +70,7 @@ def _charts(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str
     return [_chart(key, lines) for key, lines in shown if lines]
 
 
-def _chart(key: str, lines: Sequence[Line]) -> Chart:
+def _chart(key: str, lines: Sequence[Curve]) -> Chart:
     steps = linear_axis("step", np.concatenate([np.asarray(line.x, dtype=np.float64) for line in lines]), low=0)
     values = np.concatenate([np.asarray(line.y, dtype=np.float64) for line in lines])
     name = f"{_name(key)}, %" if key.endswith("error") else _name(key)
@@ -78,11 +78,11 @@ def _chart(key: str, lines: Sequence[Line]) -> Chart:
     return chart(f"{_name(key)} over steps", steps, axis, lines)
 
 
-def _line(name: str, lines: Sequence[Mapping[str, Any]], key: str, style: str) -> Line:
+def _line(name: str, lines: Sequence[Mapping[str, Any]], key: str, style: str) -> Curve:
     there = [line for line in lines if isinstance(line.get(key), int | float)]
     kept = [there[place] for place in thinned(len(there), 400)] if there else []
     factor = 100 if key.endswith("error") else 1
-    return Line(name=name, x=[line["step"] for line in kept], y=[factor * line[key] for line in kept], style=style)
+    return Curve(name=name, x=[line["step"] for line in kept], y=[factor * line[key] for line in kept], style=style)
 
 
 def _of_kind(run: TrainingRun, kind: str) -> list[Mapping[str, Any]]:
