@@ -29,7 +29,7 @@ from vggfeat.results.svm import (
     results_json,
     scores_npz,
     server_archive,
-    text_table,
+    svm_record,
     write_results,
 )
 from vggfeat.runtime.durable import Files
@@ -38,6 +38,10 @@ from vggfeat.svm import LinearModel, SvmSettings, load_model
 from vggfeat.table import DescriptorTable
 
 GRID = np.array([0.25, 0.5, 1.0, 2.0])
+
+
+def text_table(result, width=None):
+    return svm_record(result).text(width=width)
 
 
 def make_run(values, name="test", *, secondary=None, costs=None, converged=True, grid=GRID, curve=None, **changes):

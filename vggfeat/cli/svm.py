@@ -142,7 +142,7 @@ def svm(
 
     from vggfeat.cli.progress import Progress
     from vggfeat.protocols.rules import run_protocol
-    from vggfeat.results.svm import results_json, text_table, write_results
+    from vggfeat.results.svm import svm_record, write_results
     from vggfeat.svm import check_device
 
     folder = out or files[0].with_suffix(".svm")
@@ -152,13 +152,13 @@ def svm(
     check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
-    content = results_json(result)
-    _note_replaced(folder, content["settings"])
+    record = svm_record(result)
+    _note_replaced(folder, record.content["settings"])
     written = write_results(result, table.dataset, folder)
     if as_json:
-        say_json(content)
+        say_json(record.content)
         return
-    say_lines(text_table(result, terminal_width()))
+    say_lines(record.text(width=terminal_width()))
     say(f"{folder}: {', '.join(path.name for path in written)}")
     say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
 

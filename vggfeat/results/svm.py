@@ -3,12 +3,9 @@
 K = classes, m = rows of a test.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
@@ -16,9 +13,9 @@ from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
-from vggfeat.results.record import write_run
+from vggfeat.results.record import Record, write_run
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
-from vggfeat.results.text import align, printable
+from vggfeat.results.text import align, percent
 from vggfeat.samples import DataSet
 
 
@@ -57,28 +54,26 @@ def _has_regions(made: Mapping[str, Any], row: PaperRow) -> bool:
     return all(sorted(file["regions"]) == sorted(row.regions) for file in made.get("files", []))
 
 
-def text_table(result: Result, width: int | None = None) -> str:
-    """Return classes, notes, headline and the paper's numbers as plain text, a line each, never wrapped.
+def svm_record(result: Result) -> Record:
+    """Gather what a protocol found: classes, convergence, notes, headline and the paper's numbers.
 
     A class has its positives in training and test (a range where runs differ), the C that was chosen, one a run
-    where they differ, and its measures in per cent, averaged over runs; "-" where there is none. A "!" marks
-    a C whose SVM did not converge. Long names give way where the table would be wider than `width`.
+    where they differ, and its measures averaged over runs. A "!" marks a C whose SVM did not converge.
     """
     rows = result.class_rows()
     metrics = [key for key in (result.metric, *result.secondary) if key in rows[0].values]
-    header = ["class", "train pos", "test pos", "C", *(f"{key} %" for key in metrics)]
-    lines = align([header, *(_cells(row, metrics) for row in rows)], left=1, width=width)
-    lines.extend(["", *_convergence(result)])
-    lines.extend(f"note: {note}" for note in result.notes)
-    lines.append(headline(result))
-    lines.extend(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary)
-    numbers = paper_numbers(result)
-    if numbers:
-        lines.append(f"VGG paper, {_paper_title(result)}:")
-        named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.text} %"] for row, _ in numbers]
-        marks = ["  <- these nets and regions" if same else "" for _, same in numbers]
-        lines.extend(line + mark for line, mark in zip(align(named, left=2), marks, strict=True))
-    return "\n".join(printable(line) for line in lines)
+    return Record(
+        content=results_json(result),
+        columns={"name": "class", "train": "train pos", "test": "test pos", "C": "C"} | {k: f"{k} %" for k in metrics},
+        classes=[_class_json(row) for row in rows],
+        remarks=_convergence(result),
+        notes=result.notes,
+        headline=[
+            headline(result),
+            *(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary),
+        ],
+        paper=_paper_lines(result),
+    )
 
 
 def headline(result: Result) -> str:
@@ -86,7 +81,7 @@ def headline(result: Result) -> str:
     tested = f"on {result.runs[0].plan['tested']}" if len(result.runs) == 1 else f"over {len(result.runs)} runs"
     return (
         f"{result.dataset['name']}: {result.metric_name}: {_with_deviation(result, result.metric)} {tested} "
-        f"(chance {_percent(result.chance)} %)"
+        f"(chance {percent(result.chance)} %)"
     )
 
 
@@ -114,11 +109,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     StoreError
         If the folder can't be made or written.
     """
-    contents = {
-        "results.json": json.dumps(results_json(result), indent=2, allow_nan=False).encode() + b"\n",
-        "table.txt": text_table(result).encode() + b"\n",
-        "scores.npz": scores_npz(result, dataset),
-    }
+    contents = svm_record(result).files() | {"scores.npz": scores_npz(result, dataset)}
     if plots:
         contents["results.png"] = draw(result, headline(result))
     contents |= model_files(result)
@@ -157,15 +148,25 @@ def _is_official(result: Result, record: DatasetRecord) -> bool:
     return all(sizes.get(count.split) == count.expected for count in official)
 
 
-def _cells(row: ClassRow, metrics: Sequence[str]) -> list[str]:
+def _class_json(row: ClassRow) -> dict[str, Any]:
     costs = "/".join(f"{value:g}" for value in dict.fromkeys(row.C))
-    return [
-        row.name,
-        _range(row.train_positives),
-        _range(row.test_positives),
-        costs if all(row.converged) else f"{costs}!",
-        *(_percent(row.values[key]) for key in metrics),
-    ]
+    return {
+        "name": row.name,
+        "train": _range(row.train_positives),
+        "test": _range(row.test_positives),
+        "C": costs if all(row.converged) else f"{costs}!",
+        **row.values,
+    }
+
+
+def _paper_lines(result: Result) -> list[str]:
+    numbers = paper_numbers(result)
+    if not numbers:
+        return []
+    named = [[f"  {' & '.join(row.nets)}, {' and '.join(row.regions)}:", f"{row.text} %"] for row, _ in numbers]
+    marks = ["  <- these nets and regions" if same else "" for _, same in numbers]
+    lines = [line + mark for line, mark in zip(align(named, left=2), marks, strict=True)]
+    return [f"VGG paper, {_paper_title(result)}:", *lines]
 
 
 def _convergence(result: Result) -> list[str]:
@@ -188,8 +189,4 @@ def _range(counts: Sequence[int]) -> str:
 
 def _with_deviation(result: Result, metric: str) -> str:
     deviation = result.deviation(metric)
-    return f"{_percent(result.mean(metric))} %" + ("" if deviation is None else f" +- {_percent(deviation)}")
-
-
-def _percent(value: float) -> str:
-    return "-" if not np.isfinite(value) else f"{100 * value:.1f}"
+    return f"{percent(result.mean(metric))} %" + ("" if deviation is None else f" +- {percent(deviation)}")
