@@ -10,6 +10,13 @@ from vggfeat.localisation.predict import Mark, draw_boxes
 from vggfeat.samples import Box
 
 
+def test_a_label_in_letters_that_no_font_has_is_drawn_in_escaped_form():
+    plain = np.full((240, 400, 3), 200, np.uint8)
+    box = Box(40, 60, 380, 200)
+    escaped = draw_boxes(plain, [Mark(box, "Größe \U0001f400 93 %")])
+    assert escaped != draw_boxes(plain, [Mark(box, "Größe \U0001f401 93 %")]), "no two boxes that look alike"
+
+
 def opened(png):
     with Image.open(io.BytesIO(png)) as image:
         assert image.format == "PNG"

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import font_manager, get_data_path
 
 from made_font import make_font
-from vggfeat.runtime.fonts import OWN, fonts_for
+from vggfeat.runtime.fonts import OWN, font_file, fonts_for
 
 LETTERS = "\U0001f400\U0001f401\U0001f402"
 """Of no font that text is written in."""
@@ -36,6 +36,15 @@ def test_fonts_that_have_the_letters_are_taken_as_few_as_will_do(installed):
     assert fonts.families == (OWN, "Test A few", "Test C other")
     assert fonts.missing == {"猫"}
     assert fonts.shown(LETTERS + "猫") == LETTERS + "\\u732b"
+
+
+def test_of_one_font_that_with_the_most_letters_is_taken(installed):
+    installed("Test D few", "ab" + LETTERS[:1])
+    installed("Test E more", "ab" + LETTERS)
+    assert font_file("Größe")[0].endswith("DejaVuSans.ttf")
+    file, text = font_file(f"ab {LETTERS}")
+    assert (file.rpartition("/")[2], text) == ("Test E more.ttf", f"ab {LETTERS}")
+    assert font_file("ab猫")[1] == "ab\\u732b"
 
 
 def test_plain_text_needs_no_search(monkeypatch):

@@ -16,6 +16,7 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
+from vggfeat.runtime.fonts import font_file
 from vggfeat.samples import Box
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
@@ -154,13 +155,14 @@ def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(min(canvas.size) / 150))
-    font = ImageFont.load_default(size=max(10, round(min(canvas.size) / 25)))
+    size = max(10, round(min(canvas.size) / 25))
     coloured = [(mark, COLOURS[number % len(COLOURS)]) for number, mark in enumerate(marks)]
     for mark, colour in reversed(coloured):
         _draw_frame(pen, canvas.size, mark.box, colour, line)
     taken: list[tuple[float, float, float, float]] = []
     for mark, colour in coloured:
-        _draw_label(pen, canvas.size, mark, colour, font, taken)
+        text, font = _label(mark.text, size)
+        _draw_label(pen, canvas.size, mark.box, text, colour, font, taken)
     drawn = io.BytesIO()
     canvas.save(drawn, format="PNG")
     return drawn.getvalue()
@@ -181,21 +183,30 @@ def _draw_frame(
             pen.rectangle(corners, outline=fill, width=width)
 
 
+def _label(text: str, size: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:
+    """Return what a label says, in a font that has its letters where one is installed."""
+    text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
+    if text.isascii():
+        return text, ImageFont.load_default(size=size)
+    file, text = font_file(text)
+    return text, ImageFont.truetype(file, size)
+
+
 def _draw_label(
     pen: ImageDraw.ImageDraw,
     size: tuple[int, int],
-    mark: Mark,
+    box: Box,
+    text: str,
     colour: tuple[int, int, int],
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     taken: list[tuple[float, float, float, float]],
 ) -> None:
     """Write the label in the upper left corner of its box, below the labels that are there already."""
-    text = mark.text if len(mark.text) <= LONGEST_LABEL else f"{mark.text[: LONGEST_LABEL - 3]}..."
     x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
     pad = max(2, round((y1 - y0) / 4))
     width, height = x1 - x0 + 2 * pad, y1 - y0 + 2 * pad
-    left = min(max(0, round(mark.box.left)), max(0, size[0] - width))
-    top = min(max(0, round(mark.box.top)), max(0, size[1] - height))
+    left = min(max(0, round(box.left)), max(0, size[0] - width))
+    top = min(max(0, round(box.top)), max(0, size[1] - height))
 
     def covered() -> float | None:
         """Return where the first label ends that this one would cover."""

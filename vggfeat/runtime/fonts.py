@@ -38,18 +38,30 @@ def fonts_for(texts: Iterable[str]) -> Fonts:
     return Fonts(tuple(families), frozenset(wanted))
 
 
+def font_file(text: str) -> tuple[str, str]:
+    """Return the file of the one font that has most letters of a text, and the text with the others escaped."""
+    wanted = frozenset(text)
+    family = max((OWN, *_others()), key=lambda name: len(wanted & _letters(name)))
+    return _file(family), Fonts((family,), wanted - _letters(family)).shown(text)
+
+
 def _others() -> list[str]:
     from matplotlib.font_manager import fontManager
 
     return sorted({font.name for font in fontManager.ttflist if not font.name.startswith(_NOT_FOR_NAMES)})
 
 
+def _file(family: str) -> str:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    return str(findfont(FontProperties(family=[family])))
+
+
 @cache
 def _letters(family: str) -> frozenset[str]:
-    from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 
     try:
-        return frozenset(map(chr, FT2Font(findfont(FontProperties(family=[family]))).get_charmap()))
+        return frozenset(map(chr, FT2Font(_file(family)).get_charmap()))
     except (OSError, RuntimeError, ValueError):  # No outline font, or one that can't be read.
         return frozenset()
