@@ -67,7 +67,7 @@ def located(made: Path) -> list[object]:
 CASES = (
     Case("extract", lambda made, out: ["extract", "--dataset", "folder", "--root", made / "in", "--weights", NET,
          "--scales", "224", *QUIETLY, "--shard-rows", "4", "--out", out], "f.h5"),
-    Case("svm", svm, "run", needs=("f.h5",), timed=("results.json",)),
+    Case("svm", svm, "run", needs=("f.h5",), timed=("results.json", "run.sha256")),
     Case("svm", lambda made, out: ["svm", made / "f.h5", "--apply", made / "run" / "model.safetensors",
          "--out", out], "applied", needs=("run",)),
     Case("report", lambda made, out: ["report", made / "run", "--quiet", "--out", out], "page.html", needs=("run",)),

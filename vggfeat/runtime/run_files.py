@@ -2,7 +2,7 @@
 
 run.sha256 holds the SHA-256 of each, as `sha256sum -c run.sha256` reads it. A run is replaced in three steps:
 
-1. Every file is written under another name and synced. The old run is whole until here.
+1. Every file is written under another name. The old run is whole until here.
 2. run.sha256 takes its name, then the others do; the file that is named last in it, for instance results.json, comes
    last. Whatever is in the folder meanwhile does not fit run.sha256, and every reader refuses it.
 3. With the last file the new run is whole. What only an earlier run has is removed.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import Files, disk_errors, keep_mode, open_bounded, read_bounded, temporary_path, write_all
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors, open_bounded, read_bounded, temporary_path
 
 SUMS = "run.sha256"
 _LONGEST_SUMS = 1 << 20
@@ -51,7 +51,7 @@ def replace_run(
     Raises
     ------
     OSError
-        If the disk refuses. The old run is whole unless that happened among the renames.
+        If the disk refuses. The old run is whole, unless that was as the files took their names.
     StoreError
         If a folder, pipe or device has one of the names.
     """
@@ -59,22 +59,14 @@ def replace_run(
     sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in names)
     for name in (SUMS, *names):
         _check_place(folder / name)
-    staged: dict[Path, Path] = {}
-    try:
-        for name, content in {SUMS: sums.encode(), **{name: contents[name] for name in names}}.items():
-            staged[folder / name] = _stage(files, folder / name, content)
-        for path in list(staged):
-            if path.name == last:
-                files.sync_folder(folder)
-            files.rename(staged[path], path)
-            del staged[path]
-            if path.name in (SUMS, last):
-                files.sync_folder(folder)
-    except BaseException:
-        for temporary in staged.values():
-            with contextlib.suppress(OSError):
-                files.remove(temporary)
-        raise
+    everything = {SUMS: sums.encode(), **{name: contents[name] for name in names}}
+    with contextlib.ExitStack() as stack:
+        # They take their names as the stack unwinds, the last one first, and none if any can't be written.
+        for name, content in reversed(everything.items()):
+            path = folder / name
+            file = stack.enter_context(atomic_write(files, path, temp=temporary_path(path)))
+            file.write(content)
+            file.raise_first_error()
     for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():
         files.remove(folder / stale)
     return [folder / name for name in (*contents, SUMS)]
@@ -149,23 +141,6 @@ def _check_place(path: Path) -> None:
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             raise StoreError(f"{path}: expected a file to replace, or none, found a folder, pipe or device; move it")
-
-
-def _stage(files: Files, path: Path, content: bytes) -> Path:
-    """Write the content of a file durably under a name of its own, which is returned."""
-    temporary = temporary_path(path)
-    fd = files.create(temporary)
-    try:
-        keep_mode(fd, path)
-        write_all(files, fd, memoryview(content), 0)
-        files.sync(fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.remove(temporary)
-        raise
-    finally:
-        os.close(fd)
-    return temporary
 
 
 def _read_sums(path: Path) -> dict[str, str]:
