@@ -116,7 +116,7 @@ class RunFiles:
                 contextlib.suppress(FileNotFoundError),
                 open_bounded(path) as file,
             ):
-                digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # a BufferedReader
+                digest = hashlib.file_digest(file, "sha256")
                 self._compare(name, digest.hexdigest())
         missing = [name for name in (*list(self.sums)[-1:], *needed) if not (self.folder / name).is_file()]
         if self.sums and missing:
