@@ -190,14 +190,27 @@ def test_signals_save_first_and_the_run_goes_on(images, tmp_path, number, code):
     running.send_signal(number)
     said = running.communicate(timeout=60)[1]
     assert running.returncode == code
-    assert "the newest checkpoint is kept, and the same command with --resume resumes from there" in said
-    assert "Traceback" not in said
-    assert not (tmp_path / "x" / "weights.safetensors").exists()
     newest = max((tmp_path / "x" / "checkpoints").glob("*.safetensors"))
     step = int(newest.stem.partition("-")[2])
+    assert f"the checkpoint of step {step} is kept, and the same command with --resume resumes from there" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "x" / "weights.safetensors").exists()
     assert step >= 2
     assert run([*words, "--steps", str(step + 1), "--resume", "--quiet"]) == 0
     assert load_backbone(tmp_path / "x" / "weights.safetensors").facts["training"]["step"] == step + 1
+
+
+def test_a_signal_before_the_first_checkpoint_does_not_speak_of_one(images, tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / "run.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vggfeat.training.train.train", stopped)
+    assert run(train(images, tmp_path / "x")) == 130
+    said = capsys.readouterr().err
+    assert "no checkpoint was made yet; the same command with --resume begins at step 0 again" in said
+    assert "is kept" not in said
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -139,6 +140,7 @@ def kill(folder: Path, kills: int, seed: int) -> dict:
     first = finish(start(lambda: run_small(whole, recipe, run)))
     rng = random.Random(seed)
     killed, early, steps = 0, 0, []
+    out.mkdir()
     while killed < kills:
         child = start(lambda: run_small(out, recipe, run, resume=True))
         wait_for(child, out, newest(out) + rng.randint(0, 3))
@@ -150,6 +152,7 @@ def kill(folder: Path, kills: int, seed: int) -> dict:
         else:
             early += 1
             shutil.rmtree(out)
+            out.mkdir()
     last = finish(start(lambda: run_small(out, recipe, run, resume=True)))
     return {
         "first": first,
@@ -159,7 +162,12 @@ def kill(folder: Path, kills: int, seed: int) -> dict:
         "steps": steps,
         "weights": [hash_of(place / "weights.safetensors") for place in (whole, out)],
         "logs": [figures(place) for place in (whole, out)],
-        "left": sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
+        # Not counted: the logs of those that were killed before their first checkpoint.
+        "left": sorted(
+            str(path.relative_to(out))
+            for path in out.rglob("*")
+            if path.is_file() and not re.fullmatch(r"log\.\d+\.jsonl", path.name)
+        ),
     }
 
 

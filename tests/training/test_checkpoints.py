@@ -1,7 +1,10 @@
 """Checkpoints are whole, proven and recent, whatever happens while they are written."""
 
 import errno
+import io
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,12 +94,78 @@ def test_a_damaged_one_gives_way_to_the_one_before(tmp_path):
     assert [read_checkpoint(path).about["step"] for path in checkpoints.paths()] == [1, 2]
 
 
-def test_with_all_damaged_nothing_is_begun_in_silence(tmp_path):
+def test_with_all_damaged_nothing_is_renamed_or_begun(tmp_path):
     checkpoints = Checkpoints(tmp_path, DISK)
     for step in (1, 2):
         checkpoints.save(step, tensors(), {}).write_bytes(b"?")
-    with pytest.raises(TrainingError, match="expected an undamaged checkpoint, found 2 damaged"):
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="expected an undamaged checkpoint, found only damaged ones"):
+            checkpoints.newest()
+        assert len(checkpoints.paths()) == 2
+    for path in checkpoints.paths():  # as earlier versions left them
+        path.rename(f"{path}.bad")
+    with pytest.raises(TrainingError, match=r"found only damaged ones \(step-00000001.safetensors.bad, step-0"):
         checkpoints.newest()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("fails", ["open", "read", "list"])
+def test_what_can_not_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, number, fails):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", DISK)
+    for step in (1, 2):
+        checkpoints.save(step, tensors(step), {"step": step})
+    before = {path: path.read_bytes() for path in checkpoints.paths()}
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    class Failing(io.FileIO):
+        readinto = readall = read = refuse
+
+    def opened(path, mode="r", **_):
+        return refuse() if fails == "open" else io.BufferedReader(Failing(str(path), "rb"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "listdir", refuse) if fails == "list" else (Path, "open", opened)))
+        with pytest.raises(StoreError, match=f"{os.strerror(number)}; nothing was changed: make it readable"):
+            checkpoints.newest()
+    assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+    found, notes = checkpoints.newest()
+    assert found is not None
+    assert (found.about, notes) == ({"step": 2}, [])
+
+
+def test_the_one_before_that_can_not_be_read_leaves_the_damaged_one_its_name(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, DISK)
+    first, second = (checkpoints.save(step, tensors(step), {"step": step}) for step in (1, 2))
+    second.write_bytes(b"?")
+    whole = Path.open
+
+    def opened(path, *arguments, **options):
+        if path == first:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(StoreError, match=r"step-00000001.safetensors: reading a checkpoint failed: Input/output error"):
+        checkpoints.newest()
+    assert checkpoints.paths() == [first, second]
+
+
+def test_a_new_folder_of_checkpoints_is_synced_in_its_parent(tmp_path):
+    calls = []
+
+    class Recording(Files):
+        def make_folder(self, folder):
+            calls.append(("make", folder))
+            super().make_folder(folder)
+
+        def sync_folder(self, folder):
+            calls.append(("sync", folder))
+            super().sync_folder(folder)
+
+    Checkpoints(tmp_path / "run", Recording()).save(1, tensors(), {})
+    assert calls == [("make", tmp_path / "run"), ("sync", tmp_path), ("sync", tmp_path / "run")]
 
 
 class FailingFiles(Files):

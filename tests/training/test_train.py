@@ -1,8 +1,10 @@
 """Whole runs against their claims: learning, stopping, resuming, several processes, images from files."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -136,9 +138,51 @@ def test_a_longer_run_begins_as_a_shorter_one(whole, tmp_path):
     assert (again.resumed, again.step, again.validation) == (10, 10, outcome.validation)
 
 
-def test_resume_with_nothing_there_begins(tmp_path):
-    outcome = run_small(tmp_path / "run", small_recipe(max_steps=1), resume=True)
+def test_resume_in_an_empty_folder_begins_and_says_so(tmp_path):
+    out, said = tmp_path / "run", []
+    with pytest.raises(TrainingError, match="expected the folder of a run to resume, found none; look at its name"):
+        run_small(out, small_recipe(max_steps=1), resume=True)
+    assert not out.exists()
+    out.mkdir()
+    outcome = run_small(out, small_recipe(max_steps=1), resume=True, say=said.append)
     assert (outcome.resumed, outcome.step) == (0, 1)
+    assert said == [f"{out}: no checkpoint to resume from was found: training begins at step 0"]
+
+
+def test_a_run_that_begins_again_keeps_the_log(whole, tmp_path):
+    out, recipe = tmp_path / "run", small_recipe()
+    logs = []
+    for number in (1, 2):
+        run_small(out, replace(recipe, max_steps=4), resume=number > 1)
+        logs.append((out / "log.jsonl").read_bytes())
+        shutil.rmtree(out / "checkpoints")
+        outcome = run_small(out, replace(recipe, max_steps=1), resume=True)
+        assert outcome.notes == (
+            f"{out}: no checkpoint to resume from was found: training begins at step 0; the log so far is now "
+            f"log.{2 * number - 1}.jsonl",
+        )
+        shutil.rmtree(out / "checkpoints")
+    assert [(out / f"log.{n}.jsonl").read_bytes() for n in (1, 3)] == logs
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl", "unreadable.jsonl"])
+def test_what_can_not_be_read_now_stops_a_run_and_changes_nothing(whole, tmp_path, monkeypatch, name):
+    out, recipe = tmp_path / "run", small_recipe()
+    run_small(out, replace(recipe, max_steps=6), feed=StripeFeed(recipe, unreadable=(("b.jpg", "empty"),)))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    read = Path.read_text
+
+    def refuse(path, *arguments, **options):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        with pytest.raises(StoreError, match=f"{name}: reading failed: Input/output error"):
+            run_small(out, replace(recipe, max_steps=6), resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert run_small(out, recipe, resume=True).weights.read_bytes() == whole[1].weights.read_bytes()
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tmp_path):

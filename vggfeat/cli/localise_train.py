@@ -31,7 +31,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--weights", required=True, metavar="FILE|NAME",
               help="Classification net to start from, trained at the same S.")  # fmt: skip
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
+@click.option("--resume", is_flag=True, help="Resume from the newest sound checkpoint in DIR, which exists.")
 @click.option("--kind", type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
 @click.option("--layers", type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
 @click.option("--scale", type=click.IntRange(1), default=256, show_default=True,
@@ -88,7 +88,7 @@ def localise_train(
     data = _read(root, layout, annotations, options.quiet or not is_main())
     for note in (data.images.layout, *data.train.notes, *data.val.notes):
         options.say(note)
-    with options.progress(f"localise train {recipe.kind}") as progress:
+    with options.progress(f"localise train {recipe.kind}", out) as progress:
         outcome = train_boxes(
             recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=options.say
         )

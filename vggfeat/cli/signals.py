@@ -20,10 +20,8 @@ from types import FrameType
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 _KEPT = "; what was finished is kept, and the same command resumes from there"
-_KEPT_BY_TRAINING = "; the newest checkpoint is kept, and the same command with --resume resumes from there"
 _RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate")
-_KEPT_BY = dict.fromkeys(_RESUMED, _KEPT) | dict.fromkeys(("train", "localise train"), _KEPT_BY_TRAINING)
-"""By command; all others begin again, or say it themselves."""
+"""All other commands begin again, or say it themselves."""
 _LATER = 0.01
 """Seconds."""
 
@@ -48,8 +46,8 @@ class Terminated(KeyboardInterrupt):
 def stopped(number: int, arguments: Sequence[str] | None) -> str:
     """Say what ended the command with these words, and how to go on."""
     words = sys.argv[1:] if arguments is None else arguments
-    kept = next((_KEPT_BY[name] for name in (words[0], " ".join(words[:2])) if name in _KEPT_BY), "") if words else ""
-    return f"stopped by {NAMES[number]}{kept}"
+    kept = any(" ".join(words[:count]) in _RESUMED for count in (1, 2))
+    return f"stopped by {NAMES[number]}{_KEPT if kept else ''}"
 
 
 def rank() -> str:

@@ -97,17 +97,26 @@ class TrainingOptions:
             say_note(sentence)
 
     @contextmanager
-    def progress(self, title: str) -> "Iterator[Progress]":
-        """Show a bar, and hand out what updates it and returns whether Ctrl-C or SIGTERM has arrived."""
+    def progress(self, title: str, out: Path) -> "Iterator[Progress]":
+        """Show a bar, and hand out what updates it and returns whether Ctrl-C or SIGTERM has arrived.
+
+        A signal is raised at the end, with a note of what the run has left in `out`.
+        """
         from vggfeat.cli.progress import Progress
+        from vggfeat.training.run_folder import what_is_kept
 
-        with Progress(title, "steps", quiet=self.quiet or not is_main()) as bar, signals_as_flag() as stop:
+        try:
+            with Progress(title, "steps", quiet=self.quiet or not is_main()) as bar, signals_as_flag() as stop:
 
-            def update(done: float, total: float, note: str) -> bool:
-                bar.update(done, total, note)
-                return stop()
+                def update(done: float, total: float, note: str) -> bool:
+                    bar.update(done, total, note)
+                    return stop()
 
-            yield update
+                yield update
+        except KeyboardInterrupt as error:
+            if kept := what_is_kept(out):
+                error.add_note(kept)
+            raise
 
 
 def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 @click.option("--scale", type=Scale(), default="256", show_default=True,
               help="S, smallest image side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in DIR.")
+@click.option("--resume", is_flag=True, help="Resume from the newest sound checkpoint in DIR, which exists.")
 @click.option("--init-from", metavar="FILE|NAME", help="Weights to start from: of net A, or of this net. [random]")
 @click.option("--width", type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
 @click.option("--pool", type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
@@ -176,7 +185,7 @@ def train(
     data = ilsvrc.read(root, layout)
     counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     options.say(f"{counts}: {data.layout}")
-    with options.progress(f"train {net}") as progress:
+    with options.progress(f"train {net}", out) as progress:
         outcome = run_training(
             recipe, data, out, started_from=started_from, resume=resume, run=run, progress=progress, say=options.say
         )

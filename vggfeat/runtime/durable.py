@@ -21,6 +21,8 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+LONGEST_NAME = 180
+"""Bytes of the name of an output. File systems allow 255, of which ".failures.jsonl", process and ".tmp" take some."""
 
 
 class Files:
@@ -274,3 +276,43 @@ def disk_errors(where: Path, doing: str, advice: str) -> Iterator[None]:
         if error.errno in _FULL:
             cause = f"the disk is full ({cause})"
         raise StoreError(f"{where}: {doing} failed: {cause}; {advice}") from error
+
+
+def append(files: Files, path: Path, data: bytes) -> None:
+    """Add bytes to the end of a file; they are on the disk when this returns, and none is there if it fails.
+
+    Raises
+    ------
+    OSError
+        The first call that failed. (A buffered file would try again when it is closed, and that error would take the
+        place of the first.)
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            write_all(files, fd, memoryview(data), size)
+            files.sync(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                files.truncate(fd, size)
+            raise
+    finally:
+        with contextlib.suppress(OSError):  # All is synced, or there is an error already.
+            os.close(fd)
+
+
+def check_name(out: Path) -> None:
+    """Check before the work that an output, and the files written next to it, can have their names.
+
+    Raises
+    ------
+    StoreError
+        If its name is so long that lists and temporary files named after it can't be made.
+    """
+    name = os.fsencode(Path(os.path.realpath(out)).name)
+    if len(name) > LONGEST_NAME:
+        raise StoreError(
+            f"{out}: expected a name of at most {LONGEST_NAME} bytes, because files next to it have longer ones, "
+            f"found {len(name)}; choose a shorter --out"
+        )

@@ -6,14 +6,15 @@ A file holds tensors by name, and in its metadata a JSON object about them and a
 import contextlib
 import hashlib
 import json
+import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vggfeat.errors import TrainingError
@@ -22,6 +23,9 @@ from vggfeat.runtime.durable import Files, atomic_write, disk_errors
 KEPT = 2
 """Should the newest be damaged, there is one before it."""
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_ASIDE = re.compile(r"step-\d{8,}\.safetensors\.bad")
+_LONGEST_HEADER, _MOST_SIDES = 1 << 26, 8
+READ_ADVICE = "nothing was changed: make it readable, then give the same command again"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Checkpoints:
         with disk_errors(path, "writing a checkpoint", "make room, then go on with --resume"):
             if not self.folder.is_dir():
                 self.files.make_folder(self.folder)
+                self.files.sync_folder(self.folder.parent)
             with atomic_write(self.files, path) as file:
                 file.write(_header(tensors, metadata))
                 # One by one: in a single piece they would need their memory twice more.
@@ -83,35 +88,48 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that is undamaged, or None if there has never been one.
 
-        Damaged ones get the ending ".bad", and are named in the sentences returned with it.
+        Damaged ones get the ending ".bad" once an undamaged one is found, and are named in the sentences returned with
+        it. A file that can't be read is not taken for a damaged one.
 
         Raises
         ------
         TrainingError
             If there are checkpoints and all are damaged.
+        StoreError
+            If one can't be read, or the folder.
         """
         self._sweep()
-        notes: list[str] = []
-        paths = self.paths()
-        for path in reversed(paths):
+        damaged: dict[Path, TrainingError] = {}
+        for path in reversed(self.paths()):
             try:
-                return read_checkpoint(path), notes
+                found = read_checkpoint(path)
             except TrainingError as error:
-                notes.append(f"{error}; it is now named {path.name}.bad, and the one before it is taken")
-            with disk_errors(path, "renaming a damaged checkpoint", "rename or remove it by hand"):
-                self.files.rename(path, path.with_name(f"{path.name}.bad"))
-        if paths:
+                damaged[path] = error
+                continue
+            return found, [self._set_aside(*pair) for pair in damaged.items()]
+        if damaged or (damaged_before := self._matching(_ASIDE)):
+            names = ", ".join(path.name for path in damaged or damaged_before)
             raise TrainingError(
-                f"{self.folder}: expected an undamaged checkpoint, found {len(paths)} damaged; "
-                "begin again in another folder"
+                f"{self.folder}: expected an undamaged checkpoint, found only damaged ones ({names}); put a copy of "
+                "one there, or begin again in another folder"
             )
-        return None, notes
+        return None, []
 
     def paths(self) -> list[Path]:
-        """List the checkpoints, by step."""
-        if not self.folder.is_dir():
-            return []
-        return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
+        """List the checkpoints, by step; StoreError if the folder can't be read."""
+        return sorted(self._matching(_NAME), key=_step)
+
+    def _matching(self, names: re.Pattern[str]) -> list[Path]:
+        with disk_errors(self.folder, "listing the checkpoints", READ_ADVICE):
+            try:
+                return [self.folder / name for name in sorted(os.listdir(self.folder)) if names.fullmatch(name)]
+            except FileNotFoundError:
+                return []
+
+    def _set_aside(self, path: Path, damage: TrainingError) -> str:
+        with disk_errors(path, "renaming a damaged checkpoint", "rename or remove it by hand"):
+            self.files.rename(path, path.with_name(f"{path.name}.bad"))
+        return f"{damage}; it is now named {path.name}.bad, and the one before it is taken"
 
     def _sweep(self) -> None:
         # A killed process leaves its unfinished file behind, of no use, and large.
@@ -126,18 +144,62 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises
     ------
     TrainingError
-        If it can't be read or is damaged.
+        If its bytes are damaged.
+    StoreError
+        If they can't be read.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path}: expected a checkpoint, found a damaged file ({error})") from None
+    # Not through a memory map, as the library of the format reads: there a failing disk ends the process by SIGBUS.
+    with disk_errors(path, "reading a checkpoint", READ_ADVICE), path.open("rb") as file:
+        metadata, shapes = _read_header(path, file)
+        tensors = {name: _read_tensor(path, file, shape) for name, shape in shapes.items()}
     text = metadata.get("about", "")
     if _digest(text, tensors) != metadata.get("sha256"):
         raise TrainingError(f"{path}: expected the SHA-256 that it was written with, found a damaged file")
     return Checkpoint(path, _parsed(path, text), tensors)
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Return metadata and shapes, by name in the order of the bytes, of a file that is as long as they say."""
+    length = int.from_bytes(file.read(8), "little")
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if length > min(size, _LONGEST_HEADER):
+            raise ValueError(f"a header of {length} bytes")
+        entries = json.loads(file.read(length))
+        metadata = entries.pop("__metadata__")
+        shapes = {name: entry["shape"] for name, entry in sorted(entries.items())}
+        expected, end = _entries(shapes)
+        if entries != expected or size != 8 + length + end or not all(isinstance(t, str) for t in metadata.values()):
+            raise ValueError("a header that does not fit the file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
+    return metadata, shapes
+
+
+def _entries(shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Any], int]:
+    """Return what a header says of float32 tensors, sorted by name, and how many bytes they have together."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name in sorted(shapes):
+        if len(shapes[name]) > _MOST_SIDES or not all(type(side) is int and side >= 0 for side in shapes[name]):
+            raise ValueError(f"a shape of {name!r:.100} that is none")
+        start, end = end, end + 4 * math.prod(shapes[name])
+        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+    return entries, end
+
+
+def _read_tensor(path: Path, file: BinaryIO, shape: Sequence[int]) -> Tensor:
+    tensor = torch.empty(math.prod(shape))
+    view = _bytes(tensor)
+    while view and (count := file.readinto(view)):  # type: ignore[attr-defined]
+        view = view[count:]
+    if view:
+        raise _damaged(path, "it ends too early")
+    return tensor.reshape(shape)
+
+
+def _damaged(path: Path, reason: str) -> TrainingError:
+    return TrainingError(f"{path}: expected a checkpoint, found a damaged file ({reason:.200})")
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -162,12 +224,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Return what precedes the tensors in a safetensors file: the length of a JSON object, and the object."""
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name in sorted(tensors):
-        start, end = end, end + tensors[name].nbytes
-        entries[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(entries).encode()
+    entries, _ = _entries({name: tensor.shape for name, tensor in tensors.items()})
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

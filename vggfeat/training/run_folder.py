@@ -3,19 +3,22 @@
 import contextlib
 import io
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
-from vggfeat.runtime.durable import Files, atomic_write, disk_errors
+from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, make_folders
 from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.runtime.temporary import is_temporary
-from vggfeat.training.checkpoints import Checkpoint, Checkpoints
+from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints
 
 ADVICE = "make room or choose another folder"
+
 LOG_ADVICE = "make room, then go on with --resume"
 FEW_POINTS = 10
 """Of a curve, which are marked one by one."""
@@ -46,25 +49,33 @@ class RunFolder:
         identity : mapping
             What must be equal for a run to be resumed, ready for JSON.
         resume : bool
-            Whether to resume a run that is there; without one, it begins.
+            Whether to resume a run that is there; in a folder that is empty, or without a checkpoint, it begins, and
+            a note says so.
 
         Returns
         -------
         checkpoint : Checkpoint or None
         notes : list of str
-            Sentences about damaged checkpoints.
+            Sentences about damaged checkpoints, or that there is none.
 
         Raises
         ------
         TrainingError
-            If another process is training there, it holds anything without `resume`, or a run of other settings.
+            If another process is training there, it holds anything without `resume`, or a run of other settings; or,
+            with `resume`, if there is no such folder.
         StoreError
             If the disk refuses.
         """
         with disk_errors(self.path, "making the folder", ADVICE):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if resume and not os.path.lexists(self.path):
+                raise TrainingError(
+                    f"{self.path}: expected the folder of a run to resume, found none; look at its name, or leave "
+                    "--resume out to begin a run"
+                )
+            make_folders(self.files, self.path)
         self._lock_folder()
-        present = {entry.name for entry in self.path.iterdir() if not is_temporary(entry.name)} - {"LOCK"}
+        with disk_errors(self.path, "reading the folder", READ_ADVICE):
+            present = {entry.name for entry in self.path.iterdir() if not is_temporary(entry.name)} - {"LOCK"}
         if present and not resume:
             raise TrainingError(
                 f"{self.path}: expected an empty folder, found {min(present)}; --resume goes on with a run, "
@@ -77,6 +88,10 @@ class RunFolder:
         found, notes = self.checkpoints.newest()
         if found is not None:
             self._compare(found.path, found.about.get("run"), identity)
+        elif resume:
+            notes = [
+                f"{self.path}: no checkpoint to resume from was found: training begins at step 0{self._keep_log()}"
+            ]
         self.write("run.json", json.dumps(identity, indent=2).encode())
         return found, notes
 
@@ -102,6 +117,18 @@ class RunFolder:
                 self.files.remove(self.path / "LOCK")
             self._lock.release()
             self._lock = None
+
+    def _keep_log(self) -> str:
+        """Give the log of a run that begins once more another name, and say which."""
+        log = self.path / "log.jsonl"
+        lines = (_read_text(log) or "").splitlines()
+        if len(lines) == sum(line["kind"] == "note" for line in read_log(log)):
+            return ""
+        kept = next(path for n in count(1) if not os.path.lexists(path := self.path / f"log.{n}.jsonl"))
+        with disk_errors(log, "renaming the log", LOG_ADVICE):
+            self.files.rename(log, kept)
+            self.files.sync_folder(self.path)
+        return f"; the log so far is now {kept.name}"
 
     def _lock_folder(self) -> None:
         try:
@@ -133,6 +160,17 @@ class RunFolder:
                 )
 
 
+def what_is_kept(folder: Path) -> str:
+    """Say what a run that was stopped has left in its folder, and how it is resumed; nothing if there is none."""
+    newest = max((path.stem for path in (folder / "checkpoints").glob("step-*.safetensors")), default="")
+    if newest:
+        step = int(newest.removeprefix("step-"))
+        return f"{folder}: the checkpoint of step {step} is kept, and the same command with --resume resumes from there"
+    if (folder / "run.json").is_file():
+        return f"{folder}: no checkpoint was made yet; the same command with --resume begins at step 0 again"
+    return ""
+
+
 class Log:
     """Lines of training and validation figures in log.jsonl, for one process to write.
 
@@ -143,12 +181,10 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, files: Files) -> None:
-        self.path = folder / "log.jsonl"
+        self.path, self.files = folder / "log.jsonl", files
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
-        with disk_errors(self.path, "writing the log", LOG_ADVICE):
-            with atomic_write(files, self.path) as file:
-                file.write(b"".join(map(sealed_line, kept)))
-            self._file = self.path.open("a", encoding="utf-8")
+        with disk_errors(self.path, "writing the log", LOG_ADVICE), atomic_write(files, self.path) as file:
+            file.write(b"".join(map(sealed_line, kept)))
         self._board = _open_board(folder / "tensorboard", step)
         self._last = {line["kind"]: line["step"] for line in kept}
 
@@ -160,30 +196,31 @@ class Log:
         """Add a line."""
         line = {"kind": kind, "step": step, **{key: _rounded(value) for key, value in values.items()}}
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
-            self._file.write(sealed_line(line).decode())
-            self._file.flush()
-        self._last[kind] = step
-        if self._board is not None:
+            append(self.files, self.path, sealed_line(line))
+            self._last[kind] = step
             for key, value in values.items():
-                if isinstance(value, (int, float)):
+                if self._board is not None and isinstance(value, (int, float)):
                     self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
+        """Close what TensorBoard reads; the log has nothing that is still to be written."""
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # It writes what it could not write before.
+                self._board.close()
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a log; one that is damaged, or that a killed process has not finished, is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            line = unsealed_line(text)
-            if line is not None and isinstance(line.get("step"), int):
-                yield line
+    """Yield the lines of a log; one that is damaged, or that a killed process has not finished, is left out.
+
+    Raises
+    ------
+    StoreError
+        If it can't be read.
+    """
+    for text in (_read_text(path) or "").splitlines():
+        line = unsealed_line(text)
+        if line is not None and isinstance(line.get("step"), int):
+            yield line
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
@@ -243,19 +280,26 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _read_text(path: Path) -> str | None:
+    """Read a file of a run; None if there is none."""
+    with disk_errors(path, "reading", READ_ADVICE):
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+
 def _read_json(path: Path) -> Any:
     # A damaged run.json is no harm: every checkpoint holds the same.
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(_read_text(path) or "null")
+    except (ValueError, RecursionError):
         return None
 
 
 def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.exists():
-        return
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in (_read_text(path) or "").splitlines():
             found = unsealed(json.loads(line))
             yield str(found["path"]), str(found["reason"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:

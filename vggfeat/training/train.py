@@ -48,7 +48,8 @@ def train(
     started_from : Backbone, optional
         The weights that `recipe.start` asks for.
     resume : bool
-        Resume from the newest checkpoint in `out`; if there is none, begin.
+        Resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no checkpoint
+        yet, begin, and say so.
     run : TrainingSettings
     decode : DecodeSettings
         Limits for an image.
@@ -125,7 +126,7 @@ def learn(
         state = TrainingState.read(saved, objective) if saved else TrainingState()
         trainer = Trainer(objective, feed, run, world, folder, state, identity, progress, say, clock)
         stack.callback(trainer.close)
-        for note in damaged if saved else notes:
+        for note in [*damaged, *([] if saved else notes)]:
             trainer.note(note)
         try:
             mean = trainer.prepare_feed()
