@@ -27,7 +27,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} 
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
     "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
-              "runtime.distributed", "runtime.devices", "svm", "benchmarks"},
+              "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
     "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",

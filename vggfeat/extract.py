@@ -161,9 +161,9 @@ def run_job(
             if not writer.complete:
                 write_shards(job, writer, run.workers, decode, progress, world)
             world.on_main(lambda: _finish(job, writer, key, run.workers, decode))
-            return world.on_main(
-                lambda: summarise(out, resumed=resumed, seconds=time.monotonic() - begun, halvings=job.runner.halvings)
-            )
+            seconds, halvings = time.monotonic() - begun, job.runner.halvings
+            found = world.on_main(lambda: summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json())
+            return Summary.from_json(found)
         except BaseException as error:
             so_far = tally(
                 total=writer.total_rows, done=writer.done_rows, resumed=resumed, reasons=writer.failures.values()
@@ -186,15 +186,15 @@ def _opened_writer(
     with ExitStack() as stack:
         held: list[FeatureWriter] = []
 
-        def begin() -> RunTicket | None:
+        def begin() -> dict[str, Any] | None:
             held.append(stack.enter_context(opened()))
             if run.retry_failed and not held[0].complete:
                 _reuse_shards(held[0], job, decode)
-            return held[0].share() if world.size > 1 else None
+            return held[0].share()._asdict() if world.size > 1 else None
 
         ticket = world.on_main(begin)
         if not held:
-            held.append(stack.enter_context(opened(ticket=ticket)))
+            held.append(stack.enter_context(opened(ticket=RunTicket(**(ticket or {})))))
         world.barrier()
         yield held[0]
 
@@ -246,9 +246,9 @@ def write_shards(
     if not world.is_main:
         writer.close()  # The first takes the folder away, which a network disk refuses while a file in it is open.
     world.barrier(poll)
-    for made, halvings in world.gather((writer.made, runner.halvings))[1:]:
+    for made, halvings in world.gather((list(writer.made.items()), runner.halvings))[1:]:
         if world.is_main:
-            writer.merge_ranks(made)
+            writer.merge_ranks(dict(made))
             runner.halvings += halvings
     report()
 

@@ -1,7 +1,7 @@
 """What a run has left behind, read from the finished file."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ class Summary:
     def failed_by_reason(self) -> dict[str, int]:
         """Return how many failed for each reason, the most frequent first."""
         return count_reasons(reason for _, reason in self.failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return {**asdict(self), "path": str(self.path), "failures_file": self.failures_file and str(self.failures_file)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Summary":
+        """Return what `to_json` was made from."""
+        file, failures = fields["failures_file"], tuple((name, reason) for name, reason in fields["failures"])
+        more = {
+            "path": Path(fields["path"]),
+            "failures": failures,
+            "failures_file": None if file is None else Path(file),
+        }
+        return cls(**{**fields, **more, "notes": tuple(fields["notes"])})
 
     def tally(self) -> str:
         """Say in a line what became of the samples."""

@@ -141,6 +141,10 @@ class Run:
             path.unlink(missing_ok=True)
         return Ended(code, out, err, seconds)
 
+    def said(self) -> str:
+        """Return what it has printed on standard error so far."""
+        return self._said[1].read_text(errors="backslashreplace") if self._said[1].exists() else ""
+
     def ended(self) -> bool:
         if not self._ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             self._ended = time.monotonic()

@@ -126,14 +126,14 @@ def test_processes_started_by_hand_make_the_same_file(seen):
 
 
 def test_who_waits_for_others_names_them_once_and_heeds_signals(seen):
-    (code, said, seconds), second = seen["by_hand"]["first"]
+    # The others never come: that a process ended at all was the signal's doing.
+    (code, said), second = seen["by_hand"]["first"]
     assert code == 130
-    assert seconds < 5
-    assert re.findall("^note: waiting .*", said, re.MULTILINE) == ["note: waiting for processes 1, 3 of 4"]
+    (note,) = re.findall("^note: waiting .*", said, re.MULTILINE)
+    assert re.fullmatch("note: waiting for processes 1,( 2,)? 3 of 4", note)  # The second may have been late.
     assert second[0] in (143, 6)
-    [(code, said, seconds)] = seen["by_hand"]["other"]
+    [(code, said)] = seen["by_hand"]["other"]
     assert code == 130
-    assert seconds < 5
     told = re.findall("^note: .*", said, re.MULTILINE)
     assert len(told) == 1
     assert re.fullmatch(r"note: process 1: waiting for process 0 of 4 at 127\.0\.0\.1, port [0-9]+", told[0])
@@ -185,6 +185,22 @@ def test_a_port_that_is_taken_is_told_by_the_first():
         with pytest.raises(ConfigError) as caught, open_world("cpu", TWO | place, lost=StoreError):
             pass
     assert f"free port of it, found localhost, {place['MASTER_PORT']}: " in str(caught.value)
+
+
+def test_no_message_is_a_pickle():
+    # PyTorch's collectives of objects unpickle in one process what another has sent.
+    for path in sorted((ROOT / "vggfeat").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search("(gather|broadcast|scatter|send|recv)_object", text), path
+
+
+def test_what_processes_send_comes_back_as_json_and_errors_as_their_class(seen):
+    first, second = seen["messages"]
+    assert first == second
+    told, stopped, refused = first
+    assert told == [[{"rank": 0, "x": None}, {"rank": 1, "x": [1.5, "\udc80"]}], {"1": [2, 3]}]
+    assert stopped == ["Stopped", "enough"]
+    assert "process 0: expected a message of 1 to 1000 bytes, found 2002; what is finished is kept" in refused
 
 
 @pytest.mark.long

@@ -20,11 +20,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from vggfeat.errors import TrainingError, VggfeatError
+from vggfeat.runtime import meeting
 from vggfeat.runtime.distributed import World, open_world, share
 from vggfeat.training import train as loop
 from vggfeat.training.data import LabelledBatch
@@ -198,6 +200,7 @@ def world(folder: Path, processes: int) -> dict:
         "logs": [figures(folder / name) for name in ("one", "many")],
         "stopped": stopped(folder, processes, recipe),
         "lost": lost(folder, processes),
+        "paused": paused(folder, processes, recipe),
         "micro_batches": [finish(child) for child in start_world(folder / "narrow", processes, recipe, action=narrow)],
     }
 
@@ -233,6 +236,43 @@ def lost(folder: Path, processes: int) -> dict:
     recipe, begun = small_recipe(batch=6, max_steps=10**6, validate_every=10**6), time.monotonic()
     children = start_world(folder / "lost", processes, recipe, stop=lambda rank, step: rank and step == 2 and die())
     return {"codes": [finish(child) for child in children], "seconds": time.monotonic() - begun}
+
+
+def paused(folder: Path, processes: int, recipe: Recipe) -> dict:
+    """The last process is stopped by SIGSTOP before its third step, until another one has named it."""
+    meeting.LONGEST_SILENCE = timedelta(seconds=1)
+
+    def progress(rank: int, step: int) -> bool:
+        if step == 0:
+            sys.stderr = (folder / f"said {rank}").open("w")
+        if rank and step == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return False
+
+    children = start_world(folder / "paused", processes, recipe, stop=progress)
+    os.waitid(os.P_PID, children[-1], os.WSTOPPED | os.WNOWAIT)
+    deadline = time.monotonic() + 60
+    while "waiting" not in (folder / "said 0").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    addresses = sorted({address for child in children for address in listening(child)})
+    os.kill(children[-1], signal.SIGCONT)
+    codes = [finish(child) for child in children]
+    meeting.LONGEST_SILENCE = timedelta(seconds=10)
+    weights = [hash_of(folder / name / "weights.safetensors") for name in ("many", "paused")]
+    return {
+        "codes": codes,
+        "said": [(folder / f"said {rank}").read_text() for rank in range(processes)],
+        "listening": addresses,
+        "weights": weights,
+    }
+
+
+def listening(child: int) -> list[str]:
+    """Return the addresses, in hexadecimal, at which a process takes connections."""
+    links = [link for link in Path(f"/proc/{child}/fd").iterdir() if link.is_symlink()]
+    own = {os.readlink(link).removeprefix("socket:[").rstrip("]") for link in links}
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    return [words[1].partition(":")[0] for words in lines if words[3] == "0A" and words[9] in own]
 
 
 def die() -> None:

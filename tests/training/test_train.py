@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -423,6 +424,11 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert report["micro_batches"] == [2, 2]
     assert report["lost"]["codes"] == [TrainingError.exit_code, -signal.SIGKILL]
     assert report["lost"]["seconds"] < 20
+    paused = report["paused"]
+    assert (paused["codes"], paused["weights"][0]) == ([0, 0], paused["weights"][1])
+    assert paused["said"][0] == "note: waiting for process 1 of 2, not heard of for 1 s: stopped, or out of reach\n"
+    # The store of the first process, and Gloo of both: nobody from another machine reaches them.
+    assert paused["listening"] == ["0100007F"]
 
 
 # From files

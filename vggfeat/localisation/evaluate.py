@@ -3,6 +3,7 @@
 N = images of the list, G = guesses of an image, K = classes.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -119,7 +120,7 @@ def locate_images(
     """
     localiser = system.localiser(images.classes, run.device)
     decode = replace(decode, largest_side=localiser.largest_side)
-    key = _without_names(describe_run(images, system, run, decode))
+    key = json.loads(json.dumps(_without_names(describe_run(images, system, run, decode))))
 
     journal: Journal | None = None  # In the first process alone.
     failures: dict[int, str] = {}
@@ -137,7 +138,7 @@ def locate_images(
 
     with ExitStack() as stack:
 
-        def open_journal() -> tuple[dict[str, Any], list[range]]:
+        def open_journal() -> tuple[dict[str, Any], list[tuple[int, int]]]:
             nonlocal journal
             journal = Journal(
                 out, JOURNAL_FORMAT, key, len(images), _group_size(run), overwrite=run.overwrite,
@@ -145,9 +146,10 @@ def locate_images(
             )  # fmt: skip
             stack.enter_context(journal)
             keep(journal.records)
-            return key, journal.pending
+            return key, [(group.start, group.stop) for group in journal.pending]
 
-        first_key, pending = world.on_main(open_journal)
+        first_key, groups_left = world.on_main(open_journal)
+        pending = [range(start, stop) for start, stop in groups_left]
         if first_key != key:
             raise other_process(out, differences(key, first_key))
         resumed = len(images) - sum(map(len, pending))

@@ -211,7 +211,8 @@ class Trainer:
     def _step(self, batches: Iterator[LabelledBatch]) -> None:
         batch = next(batches)
         self.waited += batch.waited
-        self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
+        with self.world.together():
+            self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
         self.state = replace(self.state, step=self.state.step + 1)
         self.timed += 1
         if self.state.step % self.run.log_every == 0:
@@ -311,7 +312,7 @@ class Trainer:
         self.since += self.clock() - start
 
     def _all_unreadable(self) -> list[tuple[str, str]]:
-        return [pair for found in self.world.gather(self.feed.unreadable()) for pair in found]
+        return [(path, why) for found in self.world.gather(self.feed.unreadable()) for path, why in found]
 
     def _write_weights(self, path: Path, mean: tuple[float, ...]) -> None:
         found = self.state.validation
