@@ -26,6 +26,7 @@ from vggfeat.images.decode import DecodeSettings, Request, shown
 from vggfeat.images.pool import Decoder
 from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
+from vggfeat.runtime.durable import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
 from vggfeat.store.identity import RunTicket
@@ -152,6 +153,7 @@ def run_job(
 
     Parameters, returned value and errors are those of `extract_features`.
     """
+    check_name(out)
     begun = time.monotonic()
     decode = replace(decode, largest_side=max(job.runner.sides))
     key = describe_run(job, decode)

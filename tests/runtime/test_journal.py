@@ -1,8 +1,14 @@
 """The journal: complete groups of rows are kept, everything else is done again."""
 
+import errno
+import os
+import re
+from pathlib import Path
+
 import pytest
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.durable import Files
 from vggfeat.runtime.journal import Journal
 
 ROWS = [{"row": row, "score": row / 4} for row in range(7)]
@@ -68,6 +74,49 @@ def test_file_of_another_kind_stays(path, content):
 def test_second_writer_is_refused_and_names_the_first(path):
     with opened(path), pytest.raises(StoreError, match="expected to be its only writer, found process"):
         opened(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+def test_a_group_that_the_disk_refuses_is_one_error_and_leaves_what_was_kept(path, monkeypatch, number):
+    class Refusing(Files):
+        def write(self, fd, data, offset):
+            if offset > 200:
+                raise OSError(number, os.strerror(number))
+            return super().write(fd, data[:40], offset)  # a torn write
+
+    with opened(path) as journal:
+        journal.add(ROWS[:3])
+        before = path.read_bytes()
+    with opened(path) as journal, monkeypatch.context() as patch, pytest.raises(StoreError) as caught:  # noqa: PT012
+        patch.setattr("vggfeat.runtime.journal.DISK", Refusing())
+        journal.add([{**row, "reason": "x" * 300} for row in ROWS[3:6]])
+    assert re.search(rf"x.jsonl: writing failed: .*{os.strerror(number)}.*what was finished is kept", str(caught.value))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_journal_that_can_not_be_read_now_is_not_begun_again(path, monkeypatch, number):
+    def refuse(path):
+        raise OSError(number, os.strerror(number))
+
+    with opened(path) as journal:
+        journal.add(ROWS)
+    before = path.read_bytes()
+    for overwrite in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refuse)
+            with pytest.raises(StoreError, match=os.strerror(number)):
+                opened(path, overwrite=overwrite)
+        assert path.read_bytes() == before
+
+
+def test_a_name_too_long_for_the_files_next_to_it_is_refused_before_the_work(tmp_path):
+    with pytest.raises(StoreError, match=r"expected a name of at most 180 bytes, .* found 245; choose a shorter"):
+        opened(tmp_path / ("x" * 245))
+    assert list(tmp_path.iterdir()) == []
+    with opened(tmp_path / ("x" * 180)) as journal:
+        journal.add(ROWS)
 
 
 def failed(record, changed):

@@ -315,11 +315,32 @@ def test_a_full_disk_is_one_line_and_leaves_a_run_to_go_on_with(whole, tmp_path)
             return super().write(fd, data, offset)
 
     files, out = Full(), tmp_path / "run"
-    with pytest.raises(StoreError, match=r"writing a checkpoint failed: the disk is full.*--resume"):
+    with pytest.raises(StoreError, match=r"writing the log failed: the disk is full.*--resume"):
         run_small(out, small_recipe(), files=files, progress=lambda *_: setattr(files, "full", True))
     files.full = False
     outcome = run_small(out, small_recipe(), files=files, resume=True)
     assert outcome.weights.read_bytes() == (whole[0] / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_log_that_the_disk_refuses_is_one_error_and_no_torn_line(whole, tmp_path, number):
+    class Torn(Files):
+        step = 0
+
+        def write(self, fd, data, offset):
+            if self.step >= 5 and data[:8] == b'{"kind":':
+                if len(data) < 30:
+                    raise OSError(number, os.strerror(number))
+                return super().write(fd, data[: len(data) // 2], offset)
+            return super().write(fd, data, offset)
+
+    files, out = Torn(), tmp_path / "run"
+    with pytest.raises(StoreError, match=rf"log.jsonl: writing the log failed: .*{os.strerror(number)}.*--resume"):
+        run_small(out, small_recipe(), files=files, progress=lambda step, *_: setattr(files, "step", step))
+    assert (out / "log.jsonl").read_bytes().endswith(b"}\n")
+    outcome = run_small(out, small_recipe(), resume=True)
+    assert outcome.weights.read_bytes() == (whole[0] / "weights.safetensors").read_bytes()
+    assert figures(out) == figures(whole[0])
 
 
 def test_stop_breaks_a_validation_off_and_it_is_done_again(whole, tmp_path):

@@ -5,8 +5,8 @@ which may come in any order; a complete journal has them in the order of the row
 again.
 """
 
+import contextlib
 import json
-import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from vggfeat.errors import StoreError
 from vggfeat.runtime.checksums import sealed_line, unsealed_line
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.runtime.durable import DISK, append, atomic_write, check_name, disk_errors
 from vggfeat.runtime.locks import Lock, sole_writer
 
 _ADVICE = "what was finished is kept; mend it and give the same command again"
@@ -50,7 +50,8 @@ class Journal:
     Raises
     ------
     StoreError
-        If the file is of another key, or is no journal; another process has it; or the disk refuses.
+        If the file is of another key, or is no journal; another process has it; its name is too long for those of the
+        files next to it; or the disk refuses.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Journal:
         self._rows: dict[int, dict[str, Any]] = {}
         self._head = {"format": form, "key": json.loads(json.dumps(key)), "retrying": False}
         self._lock_path = path.with_name(f"{path.name}.lock")
+        check_name(path)
         with disk_errors(path, "locking", _ADVICE), sole_writer(path, self._lock_path):
             self._lock = Lock(self._lock_path)
         try:
@@ -106,19 +108,17 @@ class Journal:
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Keep the rows of a group for good; they are on the disk when this returns."""
         with disk_errors(self.path, "writing", _ADVICE):
-            with self.path.open("ab") as file:
-                file.write(b"".join(map(sealed_line, records)))
-                file.flush()
-                os.fsync(file.fileno())
+            append(DISK, self.path, b"".join(map(sealed_line, records)))
             self._rows.update((record["row"], record) for record in records)
             if not self.pending and (self._head["retrying"] or list(self._rows) != sorted(self._rows)):
                 self._head["retrying"] = False
                 self._write()
 
     def _read(self, overwrite: bool, retry: Retry | None, loose: Collection[str]) -> None:
-        if not self.path.is_file():
+        try:
+            first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
+        except FileNotFoundError:
             return
-        first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
         head = unsealed_line(first)
         changed = self._different(head, loose if retry else (), overwrite)
         if head is None or changed is None:
@@ -163,5 +163,6 @@ class Journal:
 
     def _let_go(self) -> None:
         # Removed while it is held: nobody else can be at work on a file of this name.
-        self._lock_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._lock_path.unlink()
         self._lock.release()
