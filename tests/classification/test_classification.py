@@ -622,6 +622,16 @@ def fused_of(values, targets, **changed):
     return Fused(**(columns | changed))
 
 
+@pytest.mark.parametrize("classes", [2, 5, 6])
+def test_the_top_5_error_is_reported_where_five_guesses_can_be_wrong(classes):
+    fused = fused_of(np.random.default_rng(0).dirichlet(np.ones(classes), 20), np.arange(20) % classes)
+    record = classification_record(fused, evaluate(fused))
+    five = classes > 5
+    assert ("top-5" in record.headline[0]) == ("top5_error" in record.columns) == five
+    assert (record.content["top5_error"] is not None) == five
+    assert ("top5_error" in record.content["chance"]) == ("top5_error" in record.classes[0]) == five
+
+
 def test_errors_are_those_of_scikit_learn():
     rng = np.random.default_rng(2)
     values, targets = rng.dirichlet(np.full(20, 0.1), 500), rng.integers(0, 20, 500)

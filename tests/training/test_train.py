@@ -24,7 +24,8 @@ from vggfeat.runtime.checksums import unsealed_line
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.recipe import TrainingSettings
+from vggfeat.training.objective import Classification
+from vggfeat.training.recipe import Plateau, Recipe, TrainingSettings
 from vggfeat.training.run_folder import read_log
 from vggfeat.training.train import train
 from vggfeat.weights import load_backbone
@@ -62,7 +63,7 @@ def test_a_run_leaves_what_it_says(whole):
         "checkpoints", "curves.png", "log.jsonl", "run.json", "weights.safetensors",
     }  # fmt: skip
     assert (outcome.step, outcome.resumed, outcome.weights, outcome.notes) == (10, 0, out / "weights.safetensors", ())
-    assert [line["step"] for line in figures(out) if line["kind"] == "train"] == [2, 4, 6, 8, 10]
+    assert [line["step"] for line in figures(out) if line["kind"] == "train"] == [1, 2, 4, 6, 8, 10]
     assert [line["step"] for line in figures(out) if line["kind"] == "validation"] == [4, 8, 10]
     assert seen[-1][:2] == (10, 10)
     with Image.open(out / "curves.png") as image:
@@ -91,7 +92,17 @@ def test_the_last_validation_is_right(whole):
     images, targets = stripes(12, 10**6)
     scores = load_backbone(out / "weights.safetensors").model(images)["fc8"].flatten(1).numpy()
     assert outcome.validation.top1_error == pytest.approx(np.mean(scores.argmax(1) != targets.numpy()))
-    assert (outcome.validation.top5_error, outcome.validation.images) == (0.0, 12)  # of four classes
+    assert outcome.validation.images == 12
+
+
+@pytest.mark.parametrize("classes", [2, 4, 5, 6, 20])
+def test_the_top_5_error_is_measured_where_five_guesses_can_be_wrong(classes):
+    objective = Classification(Recipe(), tuple(f"class {k}" for k in range(classes)))
+    outputs = -torch.arange(classes, dtype=torch.float32).repeat(4, 1)  # Class 0 is best, the last is worst.
+    found = objective.validation(1, objective.rate(outputs, torch.tensor([0, 1, classes - 1, -100])).tolist())
+    assert (found.error, found.images) == (pytest.approx(2 / 3), 3)
+    assert found.figures == {"top1_error": found.error} | ({"top5_error": pytest.approx(1 / 3)} if classes > 5 else {})
+    assert list(objective.errors) == list(found.figures)
 
 
 @pytest.mark.parametrize("stopped_after", [3, 4, 7, 10])
@@ -124,7 +135,7 @@ def test_a_run_killed_between_a_validation_and_its_checkpoint_tells_of_it_once(w
     with pytest.raises(InterruptedError):
         run_small(out, small_recipe(), run)
     monkeypatch.undo()
-    assert [line["kind"] for line in figures(out)] == ["train", "train", "validation"]
+    assert [line["kind"] for line in figures(out)] == ["train", "train", "train", "validation"]
     run_small(out, small_recipe(), run, resume=True)
     assert figures(out) == figures(whole[0])
 
@@ -273,6 +284,33 @@ def test_the_learning_rate_drops_and_the_run_ends_when_validation_is_stuck(tmp_p
     rates = [line["lr"] for line in figures(tmp_path / "run") if line["kind"] == "train"]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
     assert (outcome.step, outcome.learning_rate) == (4, pytest.approx(1e-4))
+    (note,) = outcome.notes
+    assert note.startswith("training ended at step 4 of at most 100: validation has not improved 1 times in a row")
+    assert note in [line["text"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "note"]
+
+
+@pytest.mark.parametrize(("patience", "drops", "every"), [(1, 2, 1), (2, 1, 2), (5, 0, 1)])
+def test_the_end_that_is_foreseen_is_the_end(tmp_path, patience, drops, every):
+    recipe = small_recipe(validate_every=every, patience=patience, drops=drops, least_gain=2, max_steps=100)
+    seen: list = []
+    outcome = run_small(tmp_path / "run", recipe, progress=lambda *now: seen.append(now))
+    assert {total for _, total, _ in seen} == {outcome.step} == {(1 + patience * (1 + drops)) * every}
+    assert all(note.endswith("to step 100 while validation improves") for *_, note in seen)
+    shorter = replace(recipe, max_steps=3)
+    run_small(tmp_path / "shorter", shorter, progress=lambda *now: seen.append(now))
+    assert seen[-1][1:] == (3, seen[-1][2])
+    assert "improves" not in seen[-1][2]
+
+
+def test_an_improvement_puts_the_end_off():
+    recipe = small_recipe(patience=3, drops=1)
+    plateau, left = Plateau(), []
+    for accuracy in (0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6):
+        left.append(plateau.validations_left(recipe))
+        plateau = plateau.after(accuracy, recipe)
+    # 6 without a gain after the first; each gain gives back those since the last drop.
+    assert left == [7, 6, 5, 4, 6, 5, 4, 3, 3, 2, 1]
+    assert plateau.ended(recipe)
 
 
 def test_what_validations_have_shown_survives_a_stop(tmp_path):
@@ -325,14 +363,13 @@ def test_a_full_disk_is_one_line_and_leaves_a_run_to_go_on_with(whole, tmp_path)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_log_that_the_disk_refuses_is_one_error_and_no_torn_line(whole, tmp_path, number):
     class Torn(Files):
-        step = 0
+        step, torn = 0, False
 
         def write(self, fd, data, offset):
-            if self.step >= 5 and data[:8] == b'{"kind":':
-                if len(data) < 30:
-                    raise OSError(number, os.strerror(number))
-                return super().write(fd, data[: len(data) // 2], offset)
-            return super().write(fd, data, offset)
+            if self.torn:
+                raise OSError(number, os.strerror(number))
+            self.torn = self.step >= 5 and data[:8] == b'{"kind":'
+            return super().write(fd, data[: len(data) // 2] if self.torn else data, offset)
 
     files, out = Torn(), tmp_path / "run"
     with pytest.raises(StoreError, match=rf"log.jsonl: writing the log failed: .*{os.strerror(number)}.*--resume"):
@@ -375,8 +412,8 @@ def test_the_rest_of_a_run_is_logged_once_and_with_its_rate(tmp_path):
     run, clock = TrainingSettings(log_every=50, checkpoint_every=1), ticks.__next__
     for resume in (False, True, True):
         run_small(out, recipe, run, resume=resume, clock=clock)
-    (line,) = (line for line in read_log(out / "log.jsonl") if line["kind"] == "train")
-    assert (line["step"], line["images_per_s"] > 0) == (3, True)
+    lines = [line for line in read_log(out / "log.jsonl") if line["kind"] == "train"]
+    assert [(line["step"], line["images_per_s"] > 0) for line in lines] == [(1, True), (3, True)]
 
 
 def test_validations_and_checkpoints_do_not_slow_the_rate_down(tmp_path):
@@ -404,7 +441,7 @@ def test_validations_and_checkpoints_do_not_slow_the_rate_down(tmp_path):
     run = TrainingSettings(log_every=5, checkpoint_every=1)
     run_small(tmp_path / "run", recipe, run, feed=Slow(recipe), files=SlowFiles(), clock=lambda: now[0])
     rates = [line["images_per_s"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
-    assert rates == [recipe.batch, recipe.batch]
+    assert rates == [recipe.batch] * 3
 
 
 def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):

@@ -201,9 +201,8 @@ def show_outcome(outcome: "Outcome", as_json: bool = False) -> None:
     show_run(outcome)
     found = outcome.validation
     if found is not None:
-        top1, top5 = (100 * found.figures[name] for name in ("top1_error", "top5_error"))
-        errors = f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %"
-        say(f"centre crops of {found.images} validation images, step {found.step}: {errors}")
+        errors = (f"top-{name[3]} error {100 * value:.1f} %" for name, value in found.figures.items())
+        say(f"centre crops of {found.images} validation images, step {found.step}: {', '.join(errors)}")
     if outcome.weights is not None:
         say(f"weights: {outcome.weights}; to use them:")
         say(f"  vggfeat extract --dataset NAME --root ROOT --weights {shlex.quote(str(outcome.weights))}")

@@ -35,7 +35,7 @@ def classification_record(
     fused: Fused, found: ClassificationErrors, *, paces: Sequence[Pace] = (), notes: Sequence[str] = ()
 ) -> Record:
     """Gather errors, confusions, failures, notes and the paper's rows; `notes` are added to `result_notes`."""
-    chance = dict(zip(("top1_error", "top5_error"), chance_errors(len(fused.classes)), strict=True))
+    chance = chance_errors(len(fused.classes))
     headline = _headline(fused, found, chance)
     all_notes = [*result_notes(fused), *notes]
     classes = [
@@ -45,7 +45,7 @@ def classification_record(
             "images": row.images,
             "failed": row.failed,
             "top1_error": _number(row.top1_error),
-            "top5_error": _number(row.top5_error),
+            **({"top5_error": _number(row.top5_error)} if "top5_error" in chance else {}),
         }
         for row in found.classes
     ]
@@ -56,7 +56,7 @@ def classification_record(
         "version": 1,
         "headline": headline,
         "top1_error": found.top1_error,
-        "top5_error": found.top5_error,
+        "top5_error": found.top5_error if "top5_error" in chance else None,
         "chance": chance,
         "dataset": {**fused.dataset, **counts, "official": is_official_fusion(fused)},
         "posteriors": [_part_json(part) for part in fused.parts],
@@ -91,7 +91,7 @@ def classification_record(
     }
     return Record(
         content=content,
-        columns=COLUMNS,
+        columns={key: title for key, title in COLUMNS.items() if key in classes[0]},
         classes=classes,
         worst_by="top1_error",
         confusions=[(_called(fused, true), _called(fused, guess), count) for true, guess, count in pairs],
@@ -119,7 +119,7 @@ def write_classification(record: Record, fused: Fused, found: ClassificationErro
         commonest.setdefault(true, (names[guess], count))
     rows = [[*row.values(), *commonest.get(k, ("", 0))] for k, row in enumerate(record.classes)]
     contents = {
-        "classes.csv": csv_bytes(["class", *list(COLUMNS)[1:], "most_taken_for", "images_taken"], rows),
+        "classes.csv": csv_bytes(["class", *list(record.columns)[1:], "most_taken_for", "images_taken"], rows),
         "confusions.csv": csv_bytes(
             ["class", "taken_for", "images"], ([names[true], names[guess], count] for true, guess, count in pairs)
         ),
@@ -130,16 +130,18 @@ def write_classification(record: Record, fused: Fused, found: ClassificationErro
 def _headline(fused: Fused, found: ClassificationErrors, chance: Mapping[str, float]) -> str:
     nets = " + ".join(map(str, tested_nets(fused)))
     by_chance = " and ".join(f"{100 * error:.1f} %" for error in chance.values())
+    errors = f"top-1 error {100 * found.top1_error:.1f} %"
+    if "top5_error" in chance:
+        errors += f", top-5 error {100 * found.top5_error:.1f} %"
     return (
-        f"{fused.dataset['name']}: top-1 error {100 * found.top1_error:.1f} %, top-5 error "
-        f"{100 * found.top5_error:.1f} % on {len(fused.ids)} images of {len(fused.classes)} classes: {nets} "
+        f"{fused.dataset['name']}: {errors} on {len(fused.ids)} images of {len(fused.classes)} classes: {nets} "
         f"(chance {by_chance})"
     )
 
 
-def chance_errors(classes: int) -> tuple[float, float]:
-    """Top-1 and top-5 error of guesses at random, from 0 to 1."""
-    return 1 - 1 / classes, max(0.0, 1 - 5 / classes)
+def chance_errors(classes: int) -> dict[str, float]:
+    """Errors of guesses at random, from 0 to 1; top-5 only where five guesses can be wrong."""
+    return {f"top{k}_error": 1 - k / classes for k in (1, 5) if k == 1 or k < classes}
 
 
 def result_notes(fused: Fused) -> list[str]:

@@ -19,6 +19,7 @@ from vggfeat.training.data import NO_TARGET
 from vggfeat.training.recipe import Recipe
 from vggfeat.weights import Backbone
 
+MOST_GUESSES = 5
 COPIED_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 """Layers that B to E take from net A (VGG paper, Sect. 3.1)."""
 
@@ -33,8 +34,9 @@ class Validation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the objective has added."""
-        return {name: value for name, value in asdict(self).items() if name not in ("step", "images")}
+        """What the objective has added and measured."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("step", "images")}
+        return {name: value for name, value in own.items() if value is not None}
 
     @property
     def error(self) -> float:
@@ -104,8 +106,8 @@ class ClassValidation(Validation):
 
     top1_error: float
     """Share of the images whose class does not have the highest score."""
-    top5_error: float
-    """Share of the images whose class is not among the five highest scores."""
+    top5_error: float | None = None
+    """Share of the images whose class is not among the five highest scores; None for up to five classes."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,13 @@ class Classification:
     """K names of the classes."""
     started_from: Backbone | None = None
 
-    errors: ClassVar[Mapping[str, str]] = {"top1_error": "top-1", "top5_error": "top-5"}
     rated: ClassVar[tuple[str, ...]] = ("hits", "hits among the five highest scores", "images")
     facts: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def errors(self) -> Mapping[str, str]:
+        """Top-1, and top-5 where five guesses can be wrong."""
+        return {"top1_error": "top-1"} | ({"top5_error": "top-5"} if len(self.channels) > MOST_GUESSES else {})
 
     def first_weights(self) -> tuple[VGG, list[str]]:
         """Draw or copy them, as the recipe says."""
@@ -137,7 +143,7 @@ class Classification:
 
     def rate(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Count in (3,) float64."""
-        best = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+        best = outputs.topk(min(MOST_GUESSES, outputs.shape[1]), dim=1).indices
         found = (best == targets[:, None]) & (targets != NO_TARGET)[:, None]
         counts = torch.stack([found[:, 0].sum(), found.any(1).sum(), (targets != NO_TARGET).sum()])
         return counts.double()
@@ -145,9 +151,8 @@ class Classification:
     def validation(self, step: int, sums: list[float]) -> ClassValidation:
         """Return top-1 and top-5 error."""
         hits, among_five, images = sums
-        return ClassValidation(
-            step=step, top1_error=1 - hits / images, top5_error=1 - among_five / images, images=int(images)
-        )
+        top5 = 1 - among_five / images if "top5_error" in self.errors else None
+        return ClassValidation(step=step, top1_error=1 - hits / images, top5_error=top5, images=int(images))
 
     def read_validation(self, fields: dict[str, Any]) -> ClassValidation:
         """Return the same figures."""

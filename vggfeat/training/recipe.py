@@ -146,7 +146,7 @@ class TrainingSettings:
     checkpoint_every: int = 1000
     """Steps between two checkpoints. There is also one after every validation."""
     log_every: int = 50
-    """Steps between two lines of the log."""
+    """Steps between two lines of the log. There is also one of the first step, and one of the last."""
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -185,6 +185,12 @@ class Plateau:
     def learning_rate(self, recipe: Recipe) -> float:
         """Return the learning rate of the next step."""
         return recipe.learning_rate / recipe.drop_factor ** min(self.drops, recipe.drops)
+
+    def validations_left(self, recipe: Recipe) -> int:
+        """Return how many more there will be if none brings an improvement, the first of all apart."""
+        if self.ended(recipe):
+            return 0
+        return (self.best < 0) + recipe.patience - self.stale + (recipe.drops - self.drops) * recipe.patience
 
     def ended(self, recipe: Recipe) -> bool:
         """Say whether training is to end."""

@@ -54,8 +54,8 @@ def train(
     decode : DecodeSettings
         Limits for an image.
     progress : callable
-        Called by every process after every step with steps done, steps at most, and a note; returns True to end the
-        run with a checkpoint.
+        Called by every process after every step with steps done, the step at which training ends if validation
+        improves no more, and a note; returns True to end the run with a checkpoint.
     say : callable
         Called by the first process with a sentence that a user should read at once.
 

@@ -23,7 +23,8 @@ from vggfeat.weights import save_weights
 
 SECONDS_BETWEEN_CURVES = 60.0
 Progress = Callable[[float, float, str], bool | None]
-"""Called with steps done, steps at most, and a note; returns True to end the run with a checkpoint."""
+"""Called with steps done, the step at which training ends if validation improves no more, and a note; returns True to
+end the run with a checkpoint."""
 
 
 class Stopped(TrainingError):  # noqa: N818  it is none
@@ -159,6 +160,12 @@ class Trainer:
         self._save_checkpoint()
         if not finished:
             return self.outcome(None)
+        if self.state.step < self.recipe.max_steps:
+            self.note(
+                f"training ended at step {self.state.step} of at most {self.recipe.max_steps}: validation has not "
+                f"improved {self.recipe.patience} times in a row at the lowest learning rate, and its least error is "
+                f"{100 * (1 - self.state.plateau.best):.1f} %; --patience and --drops decide when it ends"
+            )
         if self.state.sums.images and self.log is not None and not self.log.has("train", self.state.step):
             self._log_sums(self.log)
         weights = self.folder.path / "weights.safetensors"
@@ -192,9 +199,19 @@ class Trainer:
         """How often the training images have been gone through."""
         return self.state.step * self.recipe.batch / self.feed.images
 
+    @property
+    def expected_end(self) -> int:
+        """Step at which training ends if validation improves no more."""
+        validations = self.state.validation.step // self.every if self.state.validation else 0
+        end = (validations + self.state.plateau.validations_left(self.recipe)) * self.every
+        return max(self.state.step, min(end, self.recipe.max_steps))
+
     def _report(self, note: str) -> bool:
         """Report progress, and return whether the run is to stop."""
-        return bool(self.progress(self.state.step, self.recipe.max_steps, note))
+        end = self.expected_end
+        if end < self.recipe.max_steps:
+            note += f"{', ' if note else ''}to step {self.recipe.max_steps} while validation improves"
+        return bool(self.progress(self.state.step, end, note))
 
     def _train_steps(self) -> bool:
         """Train to the last step; return False if the run was stopped before."""
@@ -215,7 +232,7 @@ class Trainer:
             self.learner.step(self.state.step, batch.images, batch.targets, self.learning_rate)
         self.state = replace(self.state, step=self.state.step + 1)
         self.timed += 1
-        if self.state.step % self.run.log_every == 0:
+        if self.state.step % self.run.log_every == 0 or self.state.step == 1:
             self._take_sums()
             if self.log is not None:
                 self._log_sums(self.log)
