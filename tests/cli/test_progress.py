@@ -84,3 +84,23 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (0.5, "0.05"), (25, "2.5"), (12345, "1234")])
 def test_rates(count, text):
     assert rate_of(count, 10) == text
+
+
+def test_work_that_stands_still_is_given_no_time_left(capsys):
+    clock = Clock()
+    with Progress("extract", "images", clock=clock) as bar:
+        for second in range(0, 200, 5):
+            clock.now = second
+            bar.update(min(second, 90) + 1, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2] == "extract: 91 of 100 images, 1.0 images/s, 9s left"
+    assert lines[-1] == "extract: 91 of 100 images, no progress for 1m45s, 0.46 images/s"
+
+
+def test_a_stage_that_counts_in_its_note_does_not_stand_still(capsys):
+    clock = Clock()
+    with Progress("train A", "steps", clock=clock) as bar:
+        for second in range(100):
+            clock.now = second
+            bar.update(0, 10, f"mean pixel: {second} of 100 images")
+    assert "no progress" not in capsys.readouterr().err

@@ -10,6 +10,8 @@ from vggfeat.cli.output import say
 from vggfeat.results.text import printable
 
 SECONDS_BETWEEN_LINES = 30.0
+STALLED = 30.0
+"""Seconds without progress after which no time left is foretold."""
 
 
 class Progress:
@@ -31,9 +33,9 @@ class Progress:
         self, title: str, unit: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.title, self.unit, self.quiet, self.clock = printable(title), unit, quiet, clock
-        self.started = self.shown = clock()
+        self.started = self.shown = self.advanced = clock()
         self.first: float | None = None
-        self.last = 0.0
+        self.last, self.note = 0.0, ""
         self.text = ""
         self.bar: Any = None
         self.task: Any = None
@@ -61,12 +63,17 @@ class Progress:
         note, now = printable(note), self.clock()
         if self.first is None or done < self.last:
             self.first, self.started = done, now
-        self.last = done
+        if (done, note) != (self.last, self.note):
+            self.last, self.note, self.advanced = done, note, now
+        stalled = now - self.advanced if now - self.advanced > STALLED else 0.0
+        if stalled:
+            note = f"{note}{', ' if note else ''}no progress for {duration(stalled)}"
         if self.bar is not None:
             rate = _pace(done - self.first, self.unit, now - self.started, note)
             self.bar.update(self.task, completed=done, total=total, rate=rate)
         elif not self.quiet:
-            self.text = line(self.title, self.unit, done, total, self.first, now - self.started, note)
+            seconds = now - self.started
+            self.text = line(self.title, self.unit, done, total, self.first, seconds, note, foretell=not stalled)
             if now - self.shown >= SECONDS_BETWEEN_LINES:
                 self._say(now)
 
@@ -80,10 +87,12 @@ class Progress:
         self.shown, self.text = now, ""
 
 
-def line(title: str, unit: str, done: float, total: float, first: float, seconds: float, note: str) -> str:
-    """Say in one line how far it is, how fast, and how long it will take."""
+def line(
+    title: str, unit: str, done: float, total: float, first: float, seconds: float, note: str, *, foretell: bool = True
+) -> str:
+    """Say in one line how far it is, how fast, and how long it will take, if that is to be foretold."""
     fresh = done - first
-    left = "" if done >= total or fresh <= 0 else f", {duration((total - done) * seconds / fresh)} left"
+    left = "" if done >= total or fresh <= 0 or not foretell else f", {duration((total - done) * seconds / fresh)} left"
     pace = _pace(fresh, unit, seconds, note)
     return f"{title}: {done:.0f} of {total:.0f} {unit}{', ' if pace else ''}{pace}{left}"
 
