@@ -18,7 +18,7 @@ from vggfeat import extract as caching
 from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.extract import RunSettings, extract_features
+from vggfeat.extract import RunSettings, extract_features, run_job
 from vggfeat.forward import conditions
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import IMAGES, cosines
@@ -31,7 +31,7 @@ from vggfeat.weights import load_backbone, random_backbone, save_weights
 
 NET = "random:A:0:0.03125"
 SETTINGS = ExtractionSettings(scales=(224,))
-CACHE = RunSettings(workers=0, shard_rows=4)
+RUN = RunSettings(workers=0, shard_rows=4)
 
 
 def draw(path: Path, seed: int, size=(70, 60)) -> None:
@@ -55,7 +55,7 @@ def backbone():
 
 def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    summary = extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
+    summary = extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=RUN)
     assert (summary.total, summary.resumed, summary.failures) == (10, 0, ())
     extraction = feature_runner(random_backbone(NET), SETTINGS)
     with h5py.File(tmp_path / "x.h5") as file:  # by a reader that knows nothing of vggfeat
@@ -71,7 +71,7 @@ def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
 
 
 def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
-    extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
+    extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, run=RUN)
     with FeatureFile(tmp_path / "x.h5") as file:
         told = file.provenance
     assert told["weights"] == NET
@@ -84,9 +84,9 @@ def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
 
 def test_a_second_run_finds_everything_done(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=RUN)
     before = (tmp_path / "x.h5").stat()
-    summary = extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE)
+    summary = extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN)
     assert summary.resumed == 10
     assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
 
@@ -97,18 +97,18 @@ class Stop(Exception):  # noqa: N818
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "whole.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, backbone, tmp_path / "whole.h5", SETTINGS, run=RUN)
 
     def stop(done, total, failed):
         if done >= 6:
             raise Stop
 
     with pytest.raises(Stop):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=stop)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN, progress=stop)
     assert not (tmp_path / "x.h5").exists()
     seen = []
     summary = extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=lambda *now: seen.append(now)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN, progress=lambda *now: seen.append(now)
     )
     assert summary.resumed == 4
     assert seen[0][:2] == (4, 10)
@@ -122,18 +122,18 @@ def test_another_engine_is_another_world(root, tmp_path, backbone):
     worlds = [FolderWorld(rank=rank, size=3, folder=folder) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
         runs = [
-            pool.submit(extract_features, dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE, world=world)
+            pool.submit(extract_features, dataset, backbone, tmp_path / "x.h5", SETTINGS, run=RUN, world=world)
             for world in worlds
         ]
         assert {run.result().total for run in runs} == {10}
-    extract_features(dataset, backbone, tmp_path / "alone.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, backbone, tmp_path / "alone.h5", SETTINGS, run=RUN)
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 
 
 def test_workers_change_no_byte(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
     for workers in (0, 2):
-        cache = replace(CACHE, workers=workers)
+        cache = replace(RUN, workers=workers)
         extract_features(dataset, random_backbone(NET), tmp_path / f"{workers}.h5", SETTINGS, run=cache)
     assert (tmp_path / "0.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
 
@@ -152,7 +152,7 @@ def test_workers_change_no_byte(root, tmp_path, backbone):
         ("max_pixels", {"decode": DecodeSettings(max_pixels=10**7)}),
         ("torch", {"versions": "9.9"}),
         ("image_sizes", {"grow": True}),
-        ("shard_rows", {"cache": replace(CACHE, shard_rows=3)}),
+        ("shard_rows", {"cache": replace(RUN, shard_rows=3)}),
         ("threads", {"threads": 1}),
     ],
 )
@@ -166,7 +166,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
 
     dataset = open_dataset("folder", tmp_path / "in")
     with pytest.raises(Stop):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=stop)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN, progress=stop)
     before = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
     if changed.get("grow"):
         draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
@@ -180,7 +180,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
             random_backbone(changed.get("net", NET)),
             tmp_path / "x.h5",
             changed.get("settings", SETTINGS),
-            run=changed.get("cache", CACHE),
+            run=changed.get("cache", RUN),
             decode=changed.get("decode", DecodeSettings()),
         )
     after = {path.name: path.read_bytes() for path in (tmp_path / "x.h5.parts").iterdir()}
@@ -192,20 +192,20 @@ def test_what_changes_no_value_is_no_obstacle(root, tmp_path, backbone):
     for name in ("one", "other"):
         save_weights(tmp_path / f"{name}.safetensors", model, mean=backbone.mean)
     dataset = open_dataset("folder", root)
-    extract_features(dataset, load_backbone(tmp_path / "one.safetensors"), tmp_path / "x.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, load_backbone(tmp_path / "one.safetensors"), tmp_path / "x.h5", SETTINGS, run=RUN)
     renamed = load_backbone(tmp_path / "other.safetensors")
     patient = DecodeSettings(timeout=99, memory=1 << 40)
-    summary = extract_features(dataset, renamed, tmp_path / "x.h5", SETTINGS, run=CACHE, decode=patient)
+    summary = extract_features(dataset, renamed, tmp_path / "x.h5", SETTINGS, run=RUN, decode=patient)
     assert summary.resumed == 10
 
 
 def test_overwrite_replaces_a_file_of_other_settings(root, tmp_path, backbone):
     dataset = open_dataset("folder", root)
-    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=RUN)
     other = replace(SETTINGS, layer="fc6")
     with pytest.raises(StoreError, match="layer"):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=CACHE)
-    extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=replace(CACHE, overwrite=True))
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=RUN)
+    extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", other, run=replace(RUN, overwrite=True))
     with FeatureFile(tmp_path / "x.h5") as file:
         assert file.provenance["layer"] == "fc6"
 
@@ -236,7 +236,7 @@ def with_bad_images(tmp_path) -> Path:
 def test_bad_images_stop_nothing_shift_nothing_and_are_named(with_bad_images, tmp_path, workers):
     dataset = open_dataset("folder", with_bad_images)
     summary = extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=replace(CACHE, workers=workers)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=replace(RUN, workers=workers)
     )
     reasons = {name.split("/")[1]: reason.partition(":")[0] for name, reason in summary.failures}
     assert reasons == {
@@ -266,7 +266,7 @@ def test_only_enlarging_more_than_eightfold_is_worth_a_note(tmp_path, backbone):
     draw(tmp_path / "in" / "a" / "0.png", 0, (40, 29))  # 224 / 29 = 7.7
     draw(tmp_path / "in" / "a" / "1.png", 1, (40, 27))  # 224 / 27 = 8.3
     dataset = open_dataset("folder", tmp_path / "in")
-    assert extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=CACHE).enlarged == 1
+    assert extract_features(dataset, backbone, tmp_path / "x.h5", SETTINGS, run=RUN).enlarged == 1
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_box_is_enlarged_as_much_as_it_is_small(regions, expected, tmp_path, b
     boxes = [[-9, 0, 41, 28], [0, 0, 28, 60], [40, 3, 900, 30.5], [60, 50, 90, 90], [8, 8, 8, 9]]
     with_boxes = replace(dataset, boxes=np.array(boxes, dtype=float))
     settings = replace(SETTINGS, regions=regions)
-    summary = extract_features(with_boxes, backbone, tmp_path / "x.h5", settings, run=CACHE)
+    summary = extract_features(with_boxes, backbone, tmp_path / "x.h5", settings, run=RUN)
     assert (summary.enlarged, len(summary.failures)) == (expected, int("box" in regions))
 
 
@@ -299,7 +299,7 @@ def test_official_boxes_turn_with_their_image(orientation, tmp_path, backbone):
         open_dataset("folder", tmp_path / "in"), name="voc2012-action", boxes=np.array([box, (0, 0, 48, 40)], float)
     )
     settings = replace(SETTINGS, regions=("box",))
-    summary = extract_features(dataset, backbone, tmp_path / "x.h5", settings, cache=CACHE)
+    summary = extract_features(dataset, backbone, tmp_path / "x.h5", settings, run=RUN)
     assert summary.failures == ()
     with FeatureFile(tmp_path / "x.h5") as file:
         whole, alone = file.read(np.arange(2))
@@ -309,7 +309,7 @@ def test_official_boxes_turn_with_their_image(orientation, tmp_path, backbone):
 def test_boxes_must_be_there_when_they_are_asked_for(root, tmp_path, backbone):
     settings = replace(SETTINGS, regions=("image", "box"))
     with pytest.raises(ConfigError, match="expected a box"):
-        extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", settings, run=CACHE)
+        extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", settings, run=RUN)
     assert not (tmp_path / "x.h5").exists()
 
 
@@ -361,11 +361,11 @@ def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):
     monkeypatch.setattr(BatchRunner, "launch", lambda *given: events.append("launch") or launch(*given))
     monkeypatch.setattr(FeatureWriter, "append", lambda *given: events.append("commit") or commit(*given))
     extract_features(
-        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE, progress=lambda *now: seen.append(now)
+        dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN, progress=lambda *now: seen.append(now)
     )
     assert events == ["launch", *["launch", "commit"] * 2, "commit"]
     monkeypatch.undo()
-    extract_features(dataset, random_backbone(NET), tmp_path / "whole.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, random_backbone(NET), tmp_path / "whole.h5", SETTINGS, run=RUN)
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     done = [now[0] for now in seen]
     assert done == sorted(done)
@@ -385,7 +385,7 @@ def test_a_disk_that_fails_when_more_is_launched_ends_the_run_and_keeps_what_was
 
     monkeypatch.setattr(FeatureWriter, "append", fail)
     with pytest.raises(StoreError, match="the disk is full"):
-        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=CACHE)
+        extract_features(dataset, random_backbone(NET), tmp_path / "x.h5", SETTINGS, run=RUN)
     assert [path.name for path in (tmp_path / "x.h5.parts").glob("s*.h5")] == ["s00000.h5"]
     assert not (tmp_path / "x.h5").exists()
 
@@ -401,24 +401,24 @@ def compared(out):
 def test_a_faster_precision_is_compared_with_float32_and_the_file_says_so(root, tmp_path):
     dataset, out = open_dataset("folder", root), tmp_path / "x.h5"
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(dataset, random_backbone(NET), out, settings, run=CACHE)
+    done = extract_features(dataset, random_backbone(NET), out, settings, run=RUN)
     found = compared(out)
     assert found["images"] == IMAGES
     rows = [0, 3, 6, 9]
-    extract_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, run=CACHE)
+    extract_features(dataset, random_backbone(NET), tmp_path / "exact.h5", SETTINGS, run=RUN)
     with FeatureFile(out) as half, FeatureFile(tmp_path / "exact.h5") as exact:
         # Alone in a batch, an image gets other last bits.
         assert found["least"] == pytest.approx(cosines(half.features[rows], exact.features[rows]).min(), abs=1e-6)
     assert 0.999 < found["least"] < 1
     assert done.notes[-1].endswith(f"the least cosine of a vector of 4 images is {found['least']:.6f}")
-    assert extract_features(dataset, random_backbone(NET), out, settings, run=CACHE).notes == done.notes
+    assert extract_features(dataset, random_backbone(NET), out, settings, run=RUN).notes == done.notes
     assert compared(tmp_path / "exact.h5") is None
 
 
 def test_a_net_that_does_not_stand_half_precision_is_named(root, tmp_path, monkeypatch):
     monkeypatch.setattr(summary, "LEAST_COSINE", 1.1)
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE)
+    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN)
     assert done.notes[-1].endswith("below 1.1: with this net take --precision fp32")
 
 
@@ -427,7 +427,7 @@ def test_where_every_image_fails_nothing_is_compared(tmp_path):
     (tmp_path / "in" / "a.png").write_bytes(b"no image")
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(
-        open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE
+        open_dataset("folder", tmp_path / "in"), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN
     )
     assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
     assert done.notes[-1].endswith("so nothing is known of the difference")
@@ -439,7 +439,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
 
     monkeypatch.setattr(caching, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
-    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=CACHE)
+    done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN)
     assert done.failures == ()
     assert compared(tmp_path / "x.h5") == {"least": None, "images": 0}
 
@@ -448,12 +448,12 @@ def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, mo
     draw(tmp_path / "in" / "a.png", 1)
     (tmp_path / "in" / "b.png").write_bytes(b"no image")
     out, net = tmp_path / "x.h5", random_backbone(NET)
-    extract_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, run=CACHE)
+    extract_features(open_dataset("folder", tmp_path / "in"), net, out, SETTINGS, run=RUN)
     told = failures_path(out).read_text()
     assert '"reason": "unrecognised"' in told
     draw(tmp_path / "in" / "b.png", 2)
     monkeypatch.setattr(FeatureWriter, "finish", lambda *_, **__: (_ for _ in ()).throw(StoreError("the disk is full")))
-    other, cache = replace(SETTINGS, scales=(240,)), replace(CACHE, overwrite=True)
+    other, cache = replace(SETTINGS, scales=(240,)), replace(RUN, overwrite=True)
     with pytest.raises(StoreError, match="full"):
         extract_features(open_dataset("folder", tmp_path / "in"), net, out, other, run=cache)
     assert failures_path(out).read_text() == told
@@ -465,16 +465,36 @@ def test_a_file_that_can_not_be_replaced_keeps_its_list_of_failures(tmp_path, mo
 def test_failed_images_are_tried_again_with_a_larger_limit_on_pixels_and_no_smaller_one(tmp_path, backbone):
     for number in range(5):
         draw(tmp_path / "in" / "a" / f"{number}.png", number, (90, 90) if number == 3 else (70, 60))
-    dataset, out, again = open_dataset("folder", tmp_path / "in"), tmp_path / "x.h5", replace(CACHE, retry_failed=True)
-    first = extract_features(dataset, backbone, out, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=5000))
+    dataset, out, again = open_dataset("folder", tmp_path / "in"), tmp_path / "x.h5", replace(RUN, retry_failed=True)
+    first = extract_features(dataset, backbone, out, SETTINGS, run=RUN, decode=DecodeSettings(max_pixels=5000))
     assert len(first.failures) == 1
     assert "raise --max-pixels" in first.failures[0][1]
     with pytest.raises(StoreError, match="max_pixels"):
-        extract_features(dataset, backbone, out, SETTINGS, cache=again, decode=DecodeSettings(max_pixels=4000))
+        extract_features(dataset, backbone, out, SETTINGS, run=again, decode=DecodeSettings(max_pixels=4000))
     with pytest.raises(StoreError, match="max_pixels"):
-        extract_features(dataset, backbone, out, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=9000))
-    mended = extract_features(dataset, backbone, out, SETTINGS, cache=again, decode=DecodeSettings(max_pixels=9000))
+        extract_features(dataset, backbone, out, SETTINGS, run=RUN, decode=DecodeSettings(max_pixels=9000))
+    mended = extract_features(dataset, backbone, out, SETTINGS, run=again, decode=DecodeSettings(max_pixels=9000))
     assert mended.failures == ()
     whole = tmp_path / "whole.h5"
-    extract_features(dataset, backbone, whole, SETTINGS, cache=CACHE, decode=DecodeSettings(max_pixels=9000))
+    extract_features(dataset, backbone, whole, SETTINGS, run=RUN, decode=DecodeSettings(max_pixels=9000))
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_name_that_leaves_no_room_for_the_list_of_failures_is_refused_before_the_work(tmp_path):
+    def nothing(_):
+        raise AssertionError("work")
+
+    job = type("Job", (), {"__getattr__": nothing})()
+    with pytest.raises(StoreError, match="expected a name of at most 180 bytes"):
+        run_job(job, tmp_path / f"{'x' * 242}.h5", run=RunSettings(), decode=DecodeSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_summary_comes_back_from_json_as_it_was(tmp_path):
+    path = tmp_path / "x.h5"
+    for failures in ((), (("a\udc80", "empty"), ("b", "damaged"))):
+        one = summary.Summary(
+            path=path, total=9, resumed=2, failures=failures, seconds=1.5, halvings=1, enlarged=3, notes=("n",),
+            failures_file=failures_path(path) if failures else None,
+        )  # fmt: skip
+        assert summary.Summary.from_json(json.loads(json.dumps(one.to_json()))) == one

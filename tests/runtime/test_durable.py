@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -19,7 +20,9 @@ from vggfeat.runtime.durable import (
     DISK,
     Files,
     LatchedFile,
+    append,
     atomic_write,
+    check_name,
     disk_errors,
     make_folders,
     open_bounded,
@@ -446,3 +449,80 @@ def test_holder_of_an_unreadable_lock_is_another_process(tmp_path, content):
     (tmp_path / "LOCK").write_bytes(content)
     assert holder(tmp_path / "LOCK") == "another process"
     assert holder(tmp_path / "none") == "another process"
+
+
+class Recorded(Files):
+    """Remembers what folders were made and synced."""
+
+    def __init__(self):
+        self.calls = []
+
+    def make_folder(self, folder):
+        self.calls.append(("make", folder.name))
+        super().make_folder(folder)
+
+    def sync_folder(self, folder):
+        self.calls.append(("sync", folder.name))
+        super().sync_folder(folder)
+
+
+def test_folders_are_made_from_the_top_and_synced_in_the_folder_that_holds_them(tmp_path):
+    files = Recorded()
+    make_folders(files, tmp_path / "a" / "b")
+    assert files.calls == [
+        ("make", "a"), ("sync", "a"), ("sync", tmp_path.name), ("make", "b"), ("sync", "b"), ("sync", "a"),
+    ]  # fmt: skip
+    make_folders(files, tmp_path / "a" / "b")
+    assert len(files.calls) == 6
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "c"):
+        with pytest.raises(NotADirectoryError):
+            make_folders(files, place)
+
+
+class Torn(Files):
+    """Writes half, then fails at a call."""
+
+    def __init__(self, fails):
+        self.fails, self.writes = fails, 0
+
+    def write(self, fd, data, offset):
+        self.writes += 1
+        if self.fails == "write" and self.writes == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(fd, data[: len(data) // 2 + 1], offset)
+
+    def sync(self, fd):
+        if self.fails == "sync":
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(fd)
+
+
+def test_what_is_added_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    path.write_bytes(b"first\n")
+    append(Torn(""), path, b"second line\n")
+    whole = path.read_bytes()
+    assert whole == b"first\nsecond line\n"
+    close = os.close
+
+    def refuse(fd):
+        close(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "close", refuse)
+    for fails, number in (("write", errno.ENOSPC), ("sync", errno.EIO)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            append(Torn(fails), path, b"third line\n")
+        assert caught.value.errno == number
+        assert path.read_bytes() == whole
+
+
+def test_a_name_must_leave_room_for_those_of_the_files_next_to_it(tmp_path):
+    for name in ("x" * 180, "é" * 90):
+        check_name(tmp_path / name)
+        check_name(Path(name))
+    (tmp_path / "short").symlink_to("y" * 200)
+    for name in ("x" * 181, "é" * 91, "x" * 245, "short"):
+        with pytest.raises(StoreError, match=r"expected a name of at most 180 bytes, .*choose a shorter --out"):
+            check_name(tmp_path / name)
