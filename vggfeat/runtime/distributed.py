@@ -92,13 +92,13 @@ class World:
             except VggfeatError as error:
                 failed = error
         self.barrier()
-        told = self._send([value, failed and [type(failed).__name__, str(failed)]], 0)
-        if told[1] is not None:
-            raise failed or _error_of(*told[1])
-        return value if self.is_main else told[0]
+        answer, error_of_main = self._send([value, failed and [type(failed).__name__, str(failed)]], 0)
+        if error_of_main is not None:
+            raise failed or _error_of(*error_of_main)
+        return value if self.is_main else answer
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank; what was said of `on_main` is true of them too."""
+        """Return the values of all processes, by rank, as JSON makes them: lists for tuples, strings for keys."""
         if self.size == 1:
             return [value]
         self.barrier()
@@ -145,7 +145,7 @@ class World:
 
 
 class MessageError(RuntimeError):
-    """Another process has sent what none of a run sends."""
+    """A process has sent what none of a run sends."""
 
 
 def _error_of(kind: str, message: str) -> VggfeatError:
@@ -214,15 +214,15 @@ def open_world(
             dist.destroy_process_group()
 
 
-def _farewell(error: RuntimeError, point: "Point", lost: type[VggfeatError]) -> VggfeatError:
+def _farewell(error: RuntimeError, point: Point, lost: type[VggfeatError]) -> VggfeatError:
     found = str(error) if isinstance(error, MessageError) else "lost touch with one; its own message says why"
-    told = lost(
+    farewell = lost(
         f"process {point.rank} of {point.size}: expected all processes of the run, {found}; what is finished is kept: "
         "start all again (training: with --resume)"
     )
     for note in getattr(error, "__notes__", ()):
-        told.add_note(note)
-    return told
+        farewell.add_note(note)
+    return farewell
 
 
 def _lost(error: RuntimeError) -> bool:

@@ -31,6 +31,7 @@ LONGEST_SILENCE = timedelta(seconds=10)
 """Of a process that waits for others, before it says for which."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.5
 """Seconds between two looks whether all are there."""
+_WORD = re.compile("[0-9a-f]{32}")
 
 
 def wait_for(come: Callable[[], bool], longest: timedelta, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -155,24 +156,28 @@ def _agree(common: "dist.Store", point: Point) -> str:
     """
     word, rank = uuid.uuid4().hex, point.rank
 
+    def words(key: str) -> list[str]:
+        # Of whoever has reached the store: what is no word of a process is not there.
+        return _WORD.findall(common.get(key).decode("ascii", "replace")[:99]) if common.check([key]) else []
+
     def missing() -> list[int]:
         return [other for other in range(1, point.size) if not common.check([f"{word} {other}"])]
 
     def all_here() -> bool:
         for other in range(1, point.size):
-            if common.check([f"here {other}"]):
-                common.set(f"welcome {other}", f"{common.get(f'here {other}').decode()} {word}")
+            for theirs in words(f"here {other}"):
+                common.set(f"welcome {other}", f"{theirs} {word}")
         return common.check([f"{word} {other}" for other in range(1, point.size)])
 
     def welcome() -> bool:
-        return common.check([f"welcome {rank}"]) and common.get(f"welcome {rank}").decode().startswith(word)
+        return len(found := words(f"welcome {rank}")) == 2 and found[0] == word
 
     if rank == 0:
         wait_for(all_here, LONGEST_START, _note_of(point, missing))
         return word
     common.set(f"here {rank}", word)
     wait_for(welcome, LONGEST_START, _note_of(point, lambda: [0]))
-    name = common.get(f"welcome {rank}").decode().split()[1]
+    _, name = words(f"welcome {rank}")
     common.set(f"{name} {rank}", "")
     return name
 
