@@ -140,7 +140,7 @@ def test_deeper_nets_start_from_net_a(images, trained, tmp_path):
         (["--root", "{empty}"], 4, "found none"),
         (["--root", "{single}"], 4, "expected at least 2 classes, found only one"),
         (["--root", "{lopsided}"], 4, "found only in train: b"),
-        (["--out", "{file}/x", "--steps", "1"], 6, "Not a directory"),
+        (["--out", "{file}/x", "--steps", "1"], 6, "File exists"),
     ],
 )
 def test_mistakes_give_one_line_and_a_code(words, code, said, images, trained, tmp_path, monkeypatch, capsys):
