@@ -90,6 +90,7 @@ def _train(stage: Stage, before: Path | None, options: Options) -> Path:
     chosen = [*shlex.split(stage.training), *(TWIN_TRAINING if options.twin else ()), *options.more]
     if before is not None:
         chosen += ["--init-from", str(before)]
+    out.mkdir(parents=True, exist_ok=True)  # --resume takes no folder that is not there.
     must_run("train", "--root", data, "--out", out, "--resume", *chosen)
     return out / "weights.safetensors"
 

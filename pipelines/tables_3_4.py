@@ -128,6 +128,7 @@ def _train(net: str, scale: str, options: Options) -> Path:
         chosen += TWIN_TRAINING
     if before is not None and "--init-from" not in options.more:
         chosen += ["--init-from", _weights_before(before, options)]
+    folder.mkdir(parents=True, exist_ok=True)  # --resume takes no folder that is not there.
     must_run("train", "--root", options.data("ilsvrc"), *chosen)
     return folder / WEIGHTS
 

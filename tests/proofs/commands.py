@@ -152,8 +152,9 @@ class Trial:
         return Run(words, self.made, files).wait()
 
     def names(self) -> list[str]:
-        """Return what is there, folders apart."""
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
+        """Return what is there, but for folders, and for the logs of training that died before its first checkpoint."""
+        found = [path for path in self.folder.rglob("*") if not path.is_dir() and not path.match("log.[0-9]*.jsonl")]
+        return sorted(str(path.relative_to(self.folder)) for path in found)
 
     def contents(self) -> dict[str, str]:
         """Return the SHA-256 of the files that are equal in every run."""
