@@ -4,6 +4,7 @@ Every message is one line and says what was expected, what was found, where, and
 prints the message alone and ends with the exit code of its class; anything else that escapes is a defect.
 """
 
+import re
 from collections.abc import Iterable
 
 
@@ -26,6 +27,20 @@ class ConfigError(VggfeatError):
     """A setting that is not allowed, or two that do not go together."""
 
     exit_code = 2
+
+
+def quoted(text: object, limit: int = 80) -> str:
+    """Return text that others wrote as it can be shown in a message: in quotes, cut, without control characters."""
+    if text is None:
+        return "none"
+    if not isinstance(text, str):
+        return f"a {type(text).__name__}"  # whose own text may be of any length
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}..."
+
+
+def named(name: object) -> str:
+    """Return a name that others gave, as it can begin a message: as it is if it is a plain word, else `quoted`."""
+    return name if isinstance(name, str) and re.fullmatch(r"[\w./:-]{1,80}", name) else quoted(name)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

@@ -17,7 +17,7 @@ from vggfeat.weights.export import export_onnx
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.setitem(families.FAMILIES, "toy", ToyResNet)
-    monkeypatch.setattr(pytorch, "STATE_DICTS", (*pytorch.STATE_DICTS, parse_toy))
+    monkeypatch.setitem(pytorch.STATE_DICTS, "toy", parse_toy)
     torch.save(draw(ToyResNet()).layers.state_dict(), tmp_path / "toy.pth")
     return load_backbone(tmp_path / "toy.pth")
 

@@ -19,21 +19,19 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from fuzz_files import SAMPLES, Corpus
+from reading import load_here
 from vggfeat.errors import WeightsError
-from vggfeat.weights.caffe import load_caffe
-from vggfeat.weights.keras import load_keras
-from vggfeat.weights.matconvnet import load_matconvnet
 from vggfeat.weights.native import load_own
-from vggfeat.weights.pytorch import load_pickled, load_safetensors
 from vggfeat.weights.sniff import recognise
 
-LOAD = {"caffe": load_caffe, "matconvnet": load_matconvnet, "keras": load_keras, "safetensors": load_own}
-LOAD |= {"torchvision": load_pickled, "timm": load_safetensors}
+KINDS = {"caffe": "caffe", "matconvnet": "matconvnet", "keras": "keras", "torchvision": "pytorch", "timm": "timm"}
+LOAD = {name: partial(load_here, kind=kind) for name, kind in KINDS.items()} | {"safetensors": load_own}
 MOST_SECONDS = 10
 MOST_MEMORY = 64 << 20
 """Bytes that loading may take beyond 8 times the file: what libraries need once lies within."""

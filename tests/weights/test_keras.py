@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+import zipfile
 from types import SimpleNamespace
 
 import h5py
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from other_nets import NARROW, difference, image, our_maps
-from vggfeat.errors import WeightsError
-from vggfeat.weights import IMAGENET_MEAN, load_backbone
+from reading import load_here
+from vggfeat.classification.extract import match_classes
+from vggfeat.errors import ConfigError, WeightsError
+from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.weights import IMAGENET_MEAN, load_backbone, save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras meets NumPy 2
 
@@ -133,10 +137,55 @@ def rewrite(saved, path, **changes):
     return path
 
 
-def test_without_top_is_refused_with_the_reason(saved, tmp_path):
-    path = rewrite(saved, tmp_path / "notop.h5", fc1=None, fc2=None, predictions=None)
-    with pytest.raises(WeightsError, match=r"notop\.h5: .*without fc6, fc7, fc8 \(a file 'without top'\)"):
-        load_backbone(path)
+@pytest.mark.parametrize(
+    ("missing", "last", "noted"),
+    [
+        (("fc1", "fc2", "predictions"), "pool5", "fc6, fc7, fc8"),
+        (("fc2", "predictions"), "fc6", "fc7, fc8"),
+        (("predictions",), "fc7", "fc8"),
+        (("fc2",), "fc6", "fc7, and fc8 of no use behind them"),
+    ],
+)
+def test_a_file_without_some_of_the_last_layers_serves_for_what_it_holds(saved, tmp_path, missing, last, noted):
+    backbone = load_backbone(rewrite(saved, tmp_path / "notop.h5", **dict.fromkeys(missing)))
+    assert (backbone.model.last, backbone.imported["without"]) == (last, noted)
+    there = dict(list(saved.maps.items())[: list(saved.maps).index(last) + 1])
+    assert max(difference(there, our_maps(backbone, image())).values()) < 1e-4
+    assert (backbone.model.num_classes, list(backbone.model.maps)) == (0, list(there))
+    with pytest.raises(ConfigError, match=f"layer: expected one of conv5, .*{last}, found 'fc8'"):
+        feature_runner(backbone, ExtractionSettings(layer="fc8"))
+    with pytest.raises(ConfigError, match="expected 1000 classes, as the data have, found 0"):
+        match_classes(backbone, [f"n{number}" for number in range(1000)])
+    save_weights(tmp_path / "own.safetensors", backbone.model, mean=backbone.mean)
+    again = load_backbone(tmp_path / "own.safetensors")
+    assert max(difference(there, our_maps(again, image())).values()) < 1e-4
+
+
+def test_keras_archives_are_read_with_a_checked_size(keras, saved, tmp_path):
+    for model in (saved.model, build(keras, named=False)):
+        model.save(tmp_path / "net.keras")
+        backbone = load_backbone(tmp_path / "net.keras")
+        shares = difference(saved.maps, our_maps(backbone, image()))  # both have the same numbers
+        assert max(shares.values()) < 1e-4, shares
+    members = {}
+    with zipfile.ZipFile(tmp_path / "net.keras") as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+
+    def archive_of(**changes):
+        with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in (members | changes).items():
+                archive.writestr(name, content)
+        return tmp_path / "x.keras"
+
+    assert load_backbone(archive_of()).model.config == "D"  # packed again, as people do
+    bomb = members["model.weights.h5"] + bytes(20 << 20)
+    with pytest.raises(WeightsError, match=r"x\.keras: model\.weights\.h5: expected at most \d+ bytes, found \d+;"):
+        load_backbone(archive_of(**{"model.weights.h5": bomb}))
+    other = members["config.json"].replace(b'"activation": "relu"', b'"activation": "elu"')
+    with pytest.raises(WeightsError, match=r"x\.keras: .*'Conv2D' with activation 'elu'"):
+        load_backbone(archive_of(**{"config.json": other}))
+    with pytest.raises(WeightsError, match=r"x\.keras: expected a file of Keras, found one that can't be read"):
+        load_backbone(archive_of(**{"config.json": b"[" * 100_000}))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +211,7 @@ def test_layers_that_weights_do_not_show_are_refused(keras, saved, tmp_path):
     layers = keras.layers
     start = layers.Input((224, 224, 3))
     keras.Model(start, saved.model(layers.Rescaling(1 / 255)(start))).save(tmp_path / "x.h5")
-    with pytest.raises(WeightsError, match=r"x\.h5: .*found one of kind Rescaling"):
+    with pytest.raises(WeightsError, match=r"x\.h5: .*found one of kind 'Rescaling'"):
         load_backbone(tmp_path / "x.h5")
 
 
@@ -170,8 +219,8 @@ def test_layers_that_weights_do_not_show_are_refused(keras, saved, tmp_path):
     ("old", "new", "message"),
     [
         ("channels_last", "channels_first", "expected channels_last, found channels_first"),
-        ('"activation": "relu"', '"activation": "elu"', "with ReLU .* found a Conv2D with activation elu"),
-        ('"padding": "valid"', '"padding": "same"', "found a MaxPooling2D with .* padding same"),
+        ('"activation": "relu"', '"activation": "elu"', "with ReLU .* found a 'Conv2D' with activation 'elu'"),
+        ('"padding": "valid"', '"padding": "same"', "found a 'MaxPooling2D' with .* padding 'same'"),
     ],
 )
 def test_layers_that_are_set_otherwise_are_refused(saved, tmp_path, old, new, message):
@@ -241,7 +290,7 @@ def test_any_flipped_byte_is_an_error_of_ours_or_still_loads(saved, tmp_path):
     for position in range(0, 9000, 193):
         (tmp_path / "x.h5").write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
         try:
-            load_backbone(tmp_path / "x.h5")
+            load_here(tmp_path / "x.h5")
         except WeightsError as error:
             messages.add(str(error))
     assert len(messages) > 3

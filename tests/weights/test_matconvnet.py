@@ -13,11 +13,11 @@ from scipy.io import savemat
 from caffe_files import layers_of
 from mat_files import MEAN, cell, forward, save, simplenn
 from other_nets import difference, image, our_maps
+from reading import load_here
 from vggfeat.errors import WeightsError
 from vggfeat.formats import mat5
 from vggfeat.formats.mat5 import MOST_DEPTH, MOST_INFLATED
 from vggfeat.weights import IMAGENET_MEAN
-from vggfeat.weights.matconvnet import load_matconvnet
 
 
 def narrow(config="A", **settings):
@@ -26,7 +26,7 @@ def narrow(config="A", **settings):
 
 def load(tmp_path, variables, **how):
     save(tmp_path / "net.mat", variables, **how)
-    return load_matconvnet(tmp_path / "net.mat")
+    return load_here(tmp_path / "net.mat", "matconvnet")
 
 
 def scipy_maps(layers, pixels, **how):
@@ -109,7 +109,10 @@ def test_the_mean_is_a_pixel_or_that_of_an_image_or_the_published_one(tmp_path):
     variables = simplenn(narrow())
     del variables["meta"]
     backbone = load(tmp_path, variables)
-    assert (backbone.mean, backbone.imported["mean_from"]) == (IMAGENET_MEAN, "published with the authors' nets")
+    assert (backbone.mean, backbone.imported["mean_from"]) == (
+        IMAGENET_MEAN,
+        "assumed: published with the authors' nets",
+    )
     for wrong in (np.zeros((2, 2)), np.array([1.0, np.nan, 2.0]), "grey", np.full((4, 4, 3), 1e308)):
         with pytest.raises(WeightsError, match="averageImage: expected"):
             settled(wrong)
@@ -144,7 +147,7 @@ def test_whole_numbers_are_stored_in_fewer_bytes(tmp_path):
     at = content.index(marked)
     short = element(14, biases[8:] + bytes(len(marked) - len(biases)))  # the rest of the array is passed over
     (tmp_path / "net.mat").write_bytes(content[:at] + short + content[at + len(marked) :])
-    assert load_matconvnet(tmp_path / "net.mat").model.layers["fc8"].bias.tolist() == [-1.0, 2.0]
+    assert load_here(tmp_path / "net.mat", "matconvnet").model.layers["fc8"].bias.tolist() == [-1.0, 2.0]
 
 
 def change_layer(name, **fields):
@@ -207,10 +210,10 @@ def test_files_of_version_7_3_and_4(tmp_path):
     with (tmp_path / "net.mat").open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
     with pytest.raises(WeightsError, match=r"found version 7.3 \(HDF5\); .* save\('-v7', ...\)"):
-        load_matconvnet(tmp_path / "net.mat")
+        load_here(tmp_path / "net.mat", "matconvnet")
     savemat(tmp_path / "net.mat", {"x": np.zeros((20, 20))}, format="4")
     with pytest.raises(WeightsError, match="expected a MATLAB file of version 5 to 7, found another"):
-        load_matconvnet(tmp_path / "net.mat")
+        load_here(tmp_path / "net.mat", "matconvnet")
 
 
 def element(kind, content):
@@ -270,7 +273,10 @@ BOMB = zlib.compress(BOMB + bytes(64 << 20))
         ([layers_variable(b"", (1,) * 33)], "an array with 33 axes"),
         ([layers_variable(element(1, b"x"), kind=3)], "layer 1: expected a struct"),
         ([element(14, head(17, (1, 1), b"net"))], "SimpleNN"),
-        ([element(14, head(3, (1, 1), b"net"))], "net: expected a SimpleNN struct, found object"),
+        (
+            [element(14, head(3, (1, 1), b"net"))],
+            "net: expected the struct of a SimpleNN, found object, as DagNN are",
+        ),
         ([layers_variable(element(14, head(1, (0, 0))) * 500, (1, 500))], "more than 500 arrays"),
         ([element(14, b"")] * 501, "more than 500 arrays"),
         ([layers_variable(element(14, b"") * 501, (1, 501))], "more than 500 arrays"),
@@ -285,7 +291,7 @@ def test_damaged_and_hostile_files(tmp_path, monkeypatch, elements, message):
     path = write(tmp_path, *elements)
     tracemalloc.start()
     with pytest.raises(WeightsError, match=message):
-        load_matconvnet(path)
+        load_here(path, "matconvnet")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 30 << 20
@@ -297,7 +303,7 @@ def test_an_array_may_inflate_to_a_few_times_its_size_but_no_further(tmp_path):
     bomb = zlib.compress(element(14, content))
     assert length > MOST_INFLATED * len(bomb)
     with pytest.raises(WeightsError, match=f"{length} bytes, where at most [0-9]+ can be left"):
-        load_matconvnet(write(tmp_path, struct.pack("<II", 15, len(bomb)) + bomb))
+        load_here(write(tmp_path, struct.pack("<II", 15, len(bomb)) + bomb), "matconvnet")
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -310,7 +316,7 @@ def test_a_file_that_is_cut_off_anywhere(tmp_path, compressed):
     for length in range(0, len(content), len(content) // 50):
         path.write_bytes(content[:length])
         with pytest.raises(WeightsError, match=r"net\.mat"):
-            load_matconvnet(path)
+            load_here(path, "matconvnet")
 
 
 def test_a_changed_byte_in_compressed_numbers_is_noticed(tmp_path):
@@ -320,18 +326,18 @@ def test_a_changed_byte_in_compressed_numbers_is_noticed(tmp_path):
     for position in range(136, len(content), len(content) // 40):
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
         with pytest.raises(WeightsError, match=r"net\.mat"):
-            load_matconvnet(path)
+            load_here(path, "matconvnet")
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x10]))  # of the checksum
     with pytest.raises(WeightsError, match="incorrect data check"):
-        load_matconvnet(path)
+        load_here(path, "matconvnet")
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_memory_stays_within_a_small_multiple_of_the_file(tmp_path, compressed):
     save(tmp_path / "net.mat", simplenn(narrow("D", width=8, fc=512)), compressed=compressed)
-    load_matconvnet(tmp_path / "net.mat")
+    load_here(tmp_path / "net.mat", "matconvnet")
     tracemalloc.start()
-    load_matconvnet(tmp_path / "net.mat")
+    load_here(tmp_path / "net.mat", "matconvnet")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2.5 * (tmp_path / "net.mat").stat().st_size + (1 << 20)

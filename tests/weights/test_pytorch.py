@@ -1,7 +1,9 @@
 """State dicts of PyTorch: torchvision's, those converted from Caffe, timm's; and what is to be refused."""
 
+import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,8 +12,10 @@ from torchvision.models import VGG16_Weights
 from torchvision.transforms.v2 import functional as tvf
 
 from other_nets import NARROW, difference, draw, image, our_maps, torchvision_maps, torchvision_net
+from reading import load_here
 from vggfeat.errors import WeightsError
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
+from vggfeat.weights.preprocessing import notes
 
 TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
 
@@ -152,7 +156,7 @@ def test_tensors_without_plain_numbers_are_refused(tmp_path):
     state = dict(torchvision_net("A").state_dict())
     for odd in (torch.zeros(4, 3, 3, 3, dtype=torch.int8), torch.zeros(4, 3, 3, 3).to_sparse()):
         torch.save(state | {"features.0.weight": odd}, tmp_path / "x.pth")
-        with pytest.raises(WeightsError, match=r"conv1_1\.weight: expected floating-point numbers"):
+        with pytest.raises(WeightsError, match=r"'features\.0\.weight': expected floating-point numbers"):
             load_backbone(tmp_path / "x.pth")
 
 
@@ -165,10 +169,105 @@ def test_more_numbers_than_bytes_are_refused_before_they_are_made(tmp_path):
         load_backbone(tmp_path / "x.pth")
 
 
-def test_convolutions_alone_are_refused_with_the_reason(tmp_path):
-    state = {name: t for name, t in torchvision_net("D").state_dict().items() if name.startswith("features")}
+@pytest.mark.parametrize(
+    ("missing", "last", "noted"),
+    [
+        (("classifier.0", "classifier.3", "classifier.6"), "pool5", "fc6, fc7, fc8"),
+        (("classifier.3", "classifier.6"), "fc6", "fc7, fc8"),
+        (("classifier.6",), "fc7", "fc8"),
+        (("classifier.0",), "pool5", "fc6, and fc7, fc8 of no use behind them"),
+    ],
+)
+def test_a_file_without_some_of_the_last_layers_serves_for_what_it_holds(tmp_path, missing, last, noted):
+    net, pixels = torchvision_net("B"), image()
+    state = {name: t for name, t in net.state_dict().items() if not name.startswith(missing)}
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="without fc6, fc7, fc8"):
+    backbone = load_backbone(tmp_path / "x.pth")
+    assert (backbone.model.config, backbone.model.last, backbone.imported["without"]) == ("B", last, noted)
+    expected = torchvision_maps(net, as_torchvision_wants(pixels))
+    there = {name: expected[name] for name in backbone.model.maps if name in expected}
+    assert last in there
+    assert max(difference(there, our_maps(backbone, pixels)).values()) < 1e-4
+    assert any("the file is incomplete" in note for note in notes(backbone))
+
+
+def data_parallel_of_features(state):
+    return {name.replace("features.", "features.module."): tensor for name, tensor in state.items()}
+
+
+def prefixed(prefix):
+    return lambda state: {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def best_of(state):
+    args = argparse.Namespace(lr=0.1, arch="vgg11")
+    more = {"epoch": 90, "best_acc1": np.float64(71.5), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+    return {**more, "arch": "vgg11", "args": args, "state_dict": prefixed("module.")(state)}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "noted"),
+    [
+        (prefixed("module."), {"names_less": "'module.'"}),
+        (prefixed("_orig_mod."), {"names_less": "'_orig_mod.'"}),
+        (prefixed("module._orig_mod.model."), {"names_less": "'module.' and '_orig_mod.' and 'model.'"}),
+        (prefixed("net.backbone."), {"names_less": "'net.backbone.'"}),
+        (data_parallel_of_features, {"names_less": "'module.'"}),
+        (lambda state: {"state_dict": state}, {"taken_from": "'state_dict'"}),
+        (
+            lambda state: {"model": state, "ema": state, "epoch": 3},
+            {"taken_from": "'model'", "next_to": "'ema', 'epoch'"},
+        ),
+        (lambda state: {"model_state_dict": state}, {"taken_from": "'model_state_dict'"}),
+        (lambda state: {"net": state, "acc": 70.1}, {"taken_from": "'net'", "next_to": "'acc'"}),
+        (lambda state: {"ema": state}, {"taken_from": "'ema'"}),
+        (lambda state: {"my_vgg": state}, {"taken_from": "'my_vgg'"}),
+        (lambda state: {"checkpoint": 1, "model": {"state_dict": state}}, {"taken_from": "'model' / 'state_dict'"}),
+        (lambda state: dict(state) | {"epoch": 3}, {"left_out": "'epoch'"}),
+        (best_of, {"taken_from": "'state_dict'", "names_less": "'module.'"}),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_checkpoints_and_wrapped_nets_are_read_and_the_way_is_noted(tmp_path, wrap, noted, legacy):
+    state = torchvision_net("A").state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save(wrap(state), tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    plain, backbone = load_backbone(tmp_path / "plain.pth"), load_backbone(tmp_path / "x.pth")
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, backbone.model.state_dict()[name])
+    found = {name: backbone.imported.get(name) for name in ("taken_from", "next_to", "left_out", "names_less")}
+    assert noted.items() <= found.items(), found
+    said = " ".join(notes(backbone))
+    assert all(text in said for text in noted.values())
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state.pop("classifier.3.bias") is not None and state,
+    lambda state: state | {"attention.weight": torch.zeros(2)},
+    lambda state: {name.replace("classifier.6.weight", "classifier.6.wieght"): t for name, t in state.items()},
+])  # fmt: skip
+def test_the_keys_at_fault_are_named(tmp_path, change):
+    sound = torchvision_net("D").state_dict()
+    state = change(dict(sound))
+    for wrapped in (state, prefixed("net.")(state), {"state_dict": state}):
+        torch.save(wrapped, tmp_path / "x.pth")
+        with pytest.raises(
+            WeightsError, match=r"x\.pth: expected the keys of torchvision's net [CD], found "
+        ) as caught:
+            load_backbone(tmp_path / "x.pth")
+        for name in state.keys() ^ sound.keys():
+            assert repr(name) in str(caught.value)
+        assert "features.0" not in str(caught.value)
+
+
+def test_keys_of_no_family_are_refused_with_all_families_and_the_way_to_add_one(tmp_path):
+    torch.save({f"layer{number}.\x1b[31m{'x' * 500}": torch.zeros(1) for number in range(50)}, tmp_path / "x.pth")
+    with pytest.raises(
+        WeightsError, match=r"torchvision's, timm's or jcjohnson's .* 50 others: .* and 47 more; .*Another"
+    ):
+        load_backbone(tmp_path / "x.pth")
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"found 'torch.nn.modules.linear.Linear' in it.*not safe to load: save the"):
         load_backbone(tmp_path / "x.pth")
 
 
@@ -179,7 +278,7 @@ def test_any_flipped_byte_of_a_state_dict_is_an_error_of_ours_or_still_loads(tmp
     for position in [*range(0, 4000, 61), *range(len(whole) - 6000, len(whole), 97)]:
         (tmp_path / "x.pth").write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
         try:
-            found.add(type(load_backbone(tmp_path / "x.pth")))
+            found.add(type(load_here(tmp_path / "x.pth")))
         except WeightsError as error:
             found.add(str(error))
     assert len(found) > 5

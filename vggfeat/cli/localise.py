@@ -330,6 +330,8 @@ def _classifier(spec: str) -> "Backbone":
     backbone = load_backbone(spec)
     if is_box_net(backbone):
         raise ConfigError(f"--classifier: expected a classification net, found {spec}, which answers with boxes")
+    if backbone.model.last:
+        raise ConfigError(f"--classifier: expected a complete net, found {spec}, which ends at {backbone.model.last}")
     return backbone
 
 

@@ -198,8 +198,8 @@ def _long_axis(images: Tensor) -> int:
 
 def narrowest_strip(model: Net, size: Size) -> int:
     """Return the pixels of the narrowest strip, of one position, that an image can be cut into, if it can be."""
-    scores = model.maps[model.scores]
-    return min(size) * min(max(size), scores.stride * (scores.window + 2 * _halo(scores)))
+    deepest = model.maps[model.last or model.scores]
+    return min(size) * min(max(size), deepest.stride * (deepest.window + 2 * _halo(deepest)))
 
 
 def _halo(info: MapInfo) -> int:

@@ -55,6 +55,8 @@ class Net(nn.Module, ABC):
     """What a forward pass can return, the shallowest first."""
     scores: str
     """Name of the map of class scores before the soft-max, (N, num_classes, h, w)."""
+    last: str = ""
+    """The deepest map there is, where the file had no weights for those behind it; empty for a complete net."""
     min_side: int
     """The shortest image side, in pixels, that gives every map a position."""
 
@@ -125,5 +127,6 @@ class Backbone:
             "mean": list(self.mean),
             "std": list(self.std),
             "trained": self.trained,
+            **({"last": self.model.last} if self.model.last else {}),
             **({"imported": dict(self.imported)} if self.imported else {}),
         }

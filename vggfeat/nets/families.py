@@ -18,8 +18,8 @@ FAMILIES: dict[str, Callable[..., Net]] = dict.fromkeys(NETS, VGG) | dict.fromke
 """The class that builds each net, by the name of the net: one line a family."""
 
 
-def build(config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Pool = "floor") -> Net:
-    """Build a net by its name.
+def build(config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Pool = "floor", last: str = "") -> Net:
+    """Build a net by its name; with `last`, up to that map alone, where its family allows that.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def build(config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Poo
         If there is no such net, or it can't be of that width.
     """
     check_choice("net", config, FAMILIES)
-    return FAMILIES[config](config, num_classes, width=width, pool=pool)
+    return FAMILIES[config](config, num_classes, width=width, pool=pool, **({"last": last} if last else {}))
 
 
 def allocated(model: AnyModule) -> AnyModule:

@@ -24,6 +24,7 @@ WINDOW = 7
 """Side of the fc6 kernel, in positions of pool5."""
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS = 4096
+_ENDS = ("pool5", "fc6", "fc7", "fc8")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class VGG(Net):
         Factor on every channel count but the 3 of the input and the `num_classes` of fc8, for small nets.
     pool : "floor" or "ceil"
         Rounding of the pooling output. It belongs to the weights: floor for torchvision's, ceil for the authors'.
+    last : "", "pool5", "fc6" or "fc7"
+        The deepest map, where the weights behind it are missing: then there are no scores and no classes.
     dropout : float
         Probability of dropping an activation of fc6 and of fc7 in training (Sect. 3.1).
 
@@ -79,6 +82,7 @@ class VGG(Net):
         *,
         width: float = 1.0,
         pool: Pool = "floor",
+        last: str = "",
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
@@ -87,12 +91,15 @@ class VGG(Net):
             raise ConfigError(f"pool: expected floor or ceil, found {pool!r}")
         if not (math.isfinite(width) and 0 < width <= 4):
             raise ConfigError(f"width: expected a number above 0 and at most 4, found {width}")
-        if num_classes < 1:
+        check_choice("last", last, ("", *_ENDS))
+        if num_classes < 1 and not last:
             raise ConfigError(f"num_classes: expected at least 1, found {num_classes}")
-        self.config, self.num_classes, self.width = config, num_classes, width
+        self.config, self.num_classes, self.width, self.last = config, 0 if last else num_classes, width, last
         self.pool: Pool = pool
         self.dropout = dropout
-        self.layers = nn.ModuleDict(_layers(self.nets[config], num_classes, width))
+        missing = _ENDS[_ENDS.index(last) + 1 :] if last else ()
+        layers = _layers(self.nets[config], max(1, num_classes), width)
+        self.layers = nn.ModuleDict({name: layer for name, layer in layers.items() if name not in missing})
         # One 7x7 window of pool5: 224 with floor, 193 with ceil.
         self.min_side = STRIDE * WINDOW if pool == "floor" else STRIDE * (WINDOW - 1) + 1
         # Each convolution adds half of its kernel, in positions of its block, 2 ** block pixels apart.
@@ -105,6 +112,8 @@ class VGG(Net):
             "fc7": MapInfo(channels=hidden, stride=STRIDE, window=WINDOW, reach=reach),
             "fc8": MapInfo(channels=num_classes, stride=STRIDE, window=WINDOW, reach=reach),
         }
+        for name in missing:
+            del self.maps[name]
 
     def forward(
         self,

@@ -44,8 +44,10 @@ class BatchNormVGG(VGG):
 
     nets = BATCH_NORM_NETS
 
-    def __init__(self, config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Pool = "floor") -> None:
-        super().__init__(config, num_classes, width=width, pool=pool)
+    def __init__(
+        self, config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Pool = "floor", last: str = ""
+    ) -> None:
+        super().__init__(config, num_classes, width=width, pool=pool, last=last)
         layers: dict[str, nn.Module] = {}
         for name, layer in self.layers.items():
             layers[name] = layer

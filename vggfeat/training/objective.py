@@ -231,6 +231,10 @@ def _copy(model: VGG, recipe: Recipe, classes: Sequence[str], started_from: Back
 
 def copy_layers(model: VGG, started_from: Backbone, names: Sequence[str]) -> None:
     """Copy layers, conv1_1 among them, from a net into another, which takes pixels that are not divided."""
+    if missing := [name for name in names if name not in started_from.model.layers]:
+        raise ConfigError(
+            f"{started_from.source}: expected {', '.join(missing)}, found a net without; take a complete one"
+        )
     with torch.no_grad():
         for name in names:
             for kind in ("weight", "bias"):

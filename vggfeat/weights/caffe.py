@@ -4,7 +4,8 @@ Numbers of fields and defaults are those of caffe.proto. Only what says which ne
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import WeightsError, named
 from vggfeat.formats.protobuf import Message, ProtobufFile
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
-from vggfeat.weights.importing import ParsedNet, finish, to_tensor
+from vggfeat.nets.backbone import IMAGENET_MEAN
+from vggfeat.weights.importing import ParsedNet, to_tensor
 from vggfeat.weights.match_layers import Step, match_steps
 
 _V1 = {"name": 4, "type": 5, "blobs": 6, "convolution": 10, "full": 17, "lrn": 18, "pooling": 19, "relu": 30}
@@ -62,8 +63,9 @@ class _Layer:
         return self.message.last(self.numbers[field])
 
 
-def load_caffe(path: Path) -> Backbone:
-    """Load a .caffemodel.
+@contextmanager
+def open_caffe(path: Path) -> Iterator[ParsedNet]:
+    """Open a .caffemodel.
 
     Caffe's nets take BGR pixels from 0 to 255 less a mean, round the output of a pooling up unless the layer says
     otherwise, and have the inputs of fully connected layers in the order C, H, W (pooling_layer.cpp,
@@ -76,7 +78,7 @@ def load_caffe(path: Path) -> Backbone:
     """
     try:
         with path.open("rb") as file:
-            return finish(path, _parse(path, ProtobufFile(path, file).message()))
+            yield _parse(path, ProtobufFile(path, file).message())
     except OSError as error:
         raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
 
@@ -98,7 +100,7 @@ def _parse(path: Path, net: Message) -> ParsedNet:
         channel_order="BGR",
         fc6_order="C,H,W",
         **_preprocessing(path, form, layers),
-        notes={"caffe_layers": form, "name_in_file": net.text(1), "layer_names": names},
+        notes={"caffe_layers": form, "name_in_file": net.text(1), "layer_names": names, **matched.notes},
     )
 
 
@@ -125,7 +127,7 @@ def _layer(path: Path, message: Message, numbers: Mapping[str, int]) -> _Layer:
     name = message.text(numbers["name"])
     blobs = [] if kind not in _WEIGHTED else [_blob(path, name, blob) for blob in message.messages(numbers["blobs"])]
     if kind in _WEIGHTED and len(blobs) != 2:
-        raise WeightsError(f"{path}: {name}: expected weights and biases, found {len(blobs)} arrays")
+        raise WeightsError(f"{path}: {named(name)}: expected weights and biases, found {len(blobs)} arrays")
     return _Layer(name=name, type=kind, blobs=blobs, message=message, numbers=numbers)
 
 
@@ -164,8 +166,8 @@ def _step(path: Path, layer: _Layer) -> Step:
         return Step(kind="lrn", name=layer.name, numbers=(size, k, alpha / max(size, 1), beta))
     if layer.type != "ReLU":
         raise WeightsError(
-            f"{path}: {layer.name}: expected the layers of a net of the VGG paper, found one of type "
-            f"{layer.type or 'none'}; it is of another network"
+            f"{path}: {named(layer.name)}: expected the layers of a net of the VGG paper, found one of type "
+            f"{named(layer.type)}; it is of another network"
         )
     _expect(path, layer, "negative_slope", layer.settings("relu").floats(1).tolist(), 0)
     return Step(kind="relu", name=layer.name)
@@ -179,7 +181,7 @@ def _all_around(pad: tuple[int, ...]) -> tuple[int, int, int, int]:
 def _expect(path: Path, layer: _Layer, name: str, found: Sequence[float], expected: int) -> None:
     if any(value != expected for value in found):
         raise WeightsError(
-            f"{path}: {layer.name}: expected {name} = {expected}, found {', '.join(map(str, found))}; "
+            f"{path}: {named(layer.name)}: expected {name} = {expected}, found {', '.join(map(str, found))}; "
             "it is of another network"
         )
 
@@ -190,7 +192,7 @@ def _blob(path: Path, layer: str, message: Message) -> _Blob:
     numbers = message.bytes_of(8) // 8 or message.bytes_of(5) // 4
     if len(shape) > _MOST_AXES or math.prod(shape) != numbers:
         raise WeightsError(
-            f"{path}: {layer}: expected as many numbers as its shape {list(shape)[:5]} says, found {numbers}; "
+            f"{path}: {named(layer)}: expected as many numbers as its shape {list(shape)[:5]} says, found {numbers}; "
             "it is damaged or holds no weights"
         )
     return _Blob(shape=shape, message=message)
@@ -206,9 +208,10 @@ def _preprocessing(path: Path, form: str, layers: Sequence[_Layer]) -> dict[str,
     scale, values, file = said.pop() if said else (1.0, (), "")
     if len(values) not in (0, 1, 3) or not all(map(math.isfinite, (*values, 1 / scale if scale > 0 else math.inf))):
         raise WeightsError(f"{path}: expected 3 mean values and a scale above 0, found {list(values)[:5]} and {scale}")
-    published = "published with the authors' nets" + (f", in the place of {file}" if file else "")
+    published = "published with the authors' nets" + (f", in the place of {named(file)}" if file else "")
     mean = tuple(values * 3)[:3] or IMAGENET_MEAN[::-1]
-    return {"mean": mean, "std": (1 / scale,) * 3, "mean_from": "the file" if values else published}
+    about = {"mean_from": "the file" if values else published, "assumed": not values}
+    return {"mean": mean, "std": (1 / scale,) * 3, **about}
 
 
 def _transform(settings: Message, scale: int, file: int, mean: int) -> tuple[float, tuple[float, ...], str]:

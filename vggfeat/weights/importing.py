@@ -7,7 +7,7 @@ in `vggfeat.weights.sniff.FORMATS` for a file format, in `vggfeat.weights.pytorc
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, WeightsError
+from vggfeat.errors import ConfigError, WeightsError, named, quoted
 from vggfeat.nets.backbone import Backbone, Net
 from vggfeat.nets.families import build
+from vggfeat.weights.preprocessing import ASSUMED
 
 Read = Callable[[str], Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -44,6 +45,10 @@ class ParsedNet:
     """The file, or who published it."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """In `channel_order`, 0 to 255."""
+    assumed: bool = False
+    """Whether the file says nothing of all this, and its format or its names only suggest it."""
+    pixel_range: Literal[1, 255] = 255
+    """Highest value of a pixel for those who made the net; mean and std are stated in such units."""
     fc6_order: str
     """In which order the file has the inputs of fc6: C,H,W in Caffe; H,W,C in Keras; or convolution."""
     classes: tuple[str, ...] = ()
@@ -52,8 +57,19 @@ class ParsedNet:
     """What else is worth knowing, ready for JSON."""
 
 
-def finish(path: Path, parsed: ParsedNet) -> Backbone:
-    """Make a net of what an importer found.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateDict:
+    """Tensors that a file has names for, in the layout of PyTorch; which net they are of, the names will say."""
+
+    shapes: Shapes
+    read: Read
+    """From a name in `shapes` to the numbers."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What was passed over to get at them, ready for JSON."""
+
+
+def finish(path: Path, parsed: ParsedNet, *, sha256: str = "", published: str = "") -> Backbone:
+    """Make a net of what an importer found; `published` is the name of the file, if its checksum is known.
 
     The shapes are compared with those of the net before any number is read. A first layer that takes BGR is flipped,
     with the mean, which changes nothing but the order of its inputs.
@@ -82,16 +98,18 @@ def finish(path: Path, parsed: ParsedNet) -> Backbone:
         mean, std = (mean[2], mean[1], mean[0]), (std[2], std[1], std[0])
         order = f"BGR, turned to RGB in {model.first}"
     fill(path, model, tensors)
-    sha256 = hash_file(path)
+    sha256 = sha256 or hash_file(path)
+    assumed = ASSUMED if parsed.assumed and not published else ""
     imported = {
         "format": parsed.format,
         "file": path.name,
         "file_sha256": sha256,
         "channel_order": order,
-        "mean_from": parsed.mean_from,
+        "mean_from": f"{assumed}{parsed.mean_from}",
         "fc6_order": parsed.fc6_order,
         "pool_rounding": model.pool,
         **parsed.notes,
+        **({"published": published} if published else {}),
     }
     return Backbone(
         model=model, source=path.name, sha256=sha256, mean=mean, std=std, classes=parsed.classes, imported=imported
@@ -108,9 +126,10 @@ def empty_model(path: Path, about: Mapping[str, Any]) -> Net:
     """
     try:
         with torch.device("meta"):
-            return build(about["config"], int(about["num_classes"]), width=float(about["width"]), pool=about["pool"])
-    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-        raise WeightsError(f"{path}: its metadata describe no net of the VGG paper: {error}") from None
+            named = {name: about.get(name, "") for name in ("pool", "last")}
+            return build(about["config"], int(about["num_classes"]), width=float(about["width"]), **named)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, ConfigError) as error:
+        raise WeightsError(f"{path}: its metadata describe no net of the VGG paper: {quoted(str(error))}") from None
 
 
 def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> None:
@@ -121,15 +140,20 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> N
     WeightsError
         For the first that is missing, unknown or of another shape.
     """
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found or name not in expected:
-            verb = "misses" if name not in found else "has an unexpected"
-            raise WeightsError(f"{path}: {verb} tensor {name}; it is of another network or damaged")
+    sides = (("misses", expected.keys() - found.keys()), ("has an unexpected", found.keys() - expected.keys()))
+    if differ := [f"{verb} tensor {_listed(names)}" for verb, names in sides if names]:
+        raise WeightsError(f"{path}: {' and '.join(differ)}; it is of another network or damaged")
+    for name in found:
         if tuple(expected[name].shape) != found[name]:
             raise WeightsError(
                 f"{path}: {name}: expected shape {tuple(expected[name].shape)}, found {found[name]}; "
                 "it is of another network or damaged"
             )
+
+
+def _listed(names: Collection[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return named(min(names)) + more
 
 
 def fill(path: Path, model: Net, tensors: Mapping[str, Tensor]) -> None:

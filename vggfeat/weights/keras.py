@@ -1,12 +1,14 @@
-"""Keras's VGG nets in HDF5, of any age: the published weights, complete models, and .weights.h5 files.
+"""Keras's VGG nets of any age: the published weights, complete models, .weights.h5 files, and .keras archives.
 
 Keras stores kernels as (height, width, in, out) and flattens pool5 as H, W, C. Where a file puts a layer depends on
 the version that wrote it; in all of them the two variables of a layer lie in one group, named after the layer.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ from typing import Any
 import h5py
 from torch import Tensor
 
-from vggfeat.errors import StoreError, WeightsError
+from vggfeat.errors import StoreError, WeightsError, quoted
+from vggfeat.formats.archive import read_member
 from vggfeat.formats.hdf5 import UntrustedHDF5, open_hdf5
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
+from vggfeat.nets.backbone import IMAGENET_MEAN
 from vggfeat.nets.vgg import WINDOW
-from vggfeat.weights.importing import ParsedNet, finish, to_tensor
-from vggfeat.weights.match_layers import as_convolution, layers_in_order, match_kernels
+from vggfeat.weights.importing import ParsedNet, to_tensor
+from vggfeat.weights.match_layers import as_convolution, layers_in_order, match_kernels, usable_top
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
 """Where the layers are: in a complete model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""
 _DEPTH = 6
+_MOST_CONFIG = 8 << 20
 _FC = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 _MODELS = ("Model", "Functional", "Sequential")
 _KINDS = ("InputLayer", "Conv2D", "Convolution2D", "ZeroPadding2D", "MaxPooling2D", "Flatten", "Dense", "Dropout")
@@ -38,8 +42,9 @@ class _Layer:
     bias: h5py.Dataset
 
 
-def load_keras(path: Path) -> Backbone:
-    """Load a VGG net that Keras saved as HDF5.
+@contextmanager
+def open_keras(path: Path) -> Iterator[ParsedNet]:
+    """Open a VGG net that Keras saved as HDF5.
 
     The files hold the authors' nets, so they take BGR, 0 to 255, less the mean pixel (Keras's preprocess_input of
     mode 'caffe'). Poolings round down in Keras, unlike in Caffe. fc6 has its inputs in the order H, W, C, which is
@@ -48,29 +53,55 @@ def load_keras(path: Path) -> Backbone:
     Raises
     ------
     WeightsError
-        If it is damaged, leads to other files, is of another network, or has no fully connected layers ('notop').
+        If it is damaged, leads to other files, or is of another network.
     """
+    with _damage(path), open_hdf5(path) as file:
+        if "features" in file and "features_sha256" in file.attrs:
+            raise WeightsError(f"{path}: expected a net, found a feature file; give it to `vggfeat svm --features`")
+        config = file.attrs.get("model_config")
+        yield _parse(path, file, path.stat().st_size, None if config is None else json.loads(config))
+
+
+@contextmanager
+def open_keras_archive(path: Path) -> Iterator[ParsedNet]:
+    """Open a VGG net in a .keras archive, which has the layers in config.json and the weights in model.weights.h5.
+
+    Raises
+    ------
+    WeightsError
+        As for `open_keras`; and if the archive declares more than it can hold.
+    """
+    config = read_member(path, "config.json", _MOST_CONFIG)
+    content = read_member(path, "model.weights.h5")
+    with _damage(path), h5py.File(io.BytesIO(content), "r") as file:
+        yield _parse(path, file, len(content), json.loads(config))
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
     try:
-        with open_hdf5(path) as file:
-            if "features" in file and "features_sha256" in file.attrs:
-                raise WeightsError(f"{path}: expected a net, found a feature file; give it to `vggfeat svm --features`")
-            _check_config(path, file)
-            return _import(path, list(_layers(path, UntrustedHDF5(file, str(path), path.stat().st_size))))
+        yield
     except WeightsError:
         raise
     except StoreError as error:
         raise WeightsError(f"{error}; it is damaged, or not a file of Keras") from None
     except Exception as error:  # h5py lets OSError, RuntimeError, KeyError, ValueError and others out
         raise WeightsError(
-            f"{path}: expected an HDF5 file of Keras, found one that can't be read ({error}); "
+            f"{path}: expected a file of Keras, found one that can't be read ({quoted(str(error))}); "
             "it is damaged or cut off: take it again"
         ) from error
 
 
-def _import(path: Path, layers: list[_Layer]) -> Backbone:
+def _parse(path: Path, file: h5py.File, size: int, config: Any) -> ParsedNet:
+    if config is not None:
+        _check_config(path, config)
+    layers = list(_layers(path, UntrustedHDF5(file, str(path), size)))
     ours = _names(path, layers)
+    top, notes = usable_top([f"{name}.weight" for name in ours])
     shapes, stored = {}, {}
     for name, layer in ours.items():
+        if name.startswith("fc") and name not in top:
+            continue
         shapes[f"{name}.weight"] = _our_shape(name, layer.kernel.shape)
         shapes[f"{name}.bias"] = layer.bias.shape
         stored[f"{name}.weight"], stored[f"{name}.bias"] = layer.kernel, layer.bias
@@ -83,19 +114,18 @@ def _import(path: Path, layers: list[_Layer]) -> Backbone:
             tensor = tensor[None, None]
         return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
 
-    red, green, blue = IMAGENET_MEAN
-    parsed = ParsedNet(
+    return ParsedNet(
         model=match_kernels(path, shapes, "floor"),
         format="Keras",
         shapes=shapes,
         read=read,
         channel_order="BGR",
-        mean=(blue, green, red),
+        mean=IMAGENET_MEAN[::-1],
         mean_from="published with the authors' nets",
+        assumed=True,
         fc6_order="H,W,C",
-        notes={"first_kernel": str(layers[0].kernel.name)},
+        notes={"first_kernel": str(layers[0].kernel.name), **notes},
     )
-    return finish(path, parsed)
 
 
 def _our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -182,23 +212,21 @@ def _layer_name(group: h5py.Group) -> str:
     return name if isinstance(name, str) and name else parent
 
 
-def _check_config(path: Path, file: h5py.File) -> None:
+def _check_config(path: Path, model: Any) -> None:
     """Refuse what the weights of a complete model don't show: other layers, or the same ones with other settings."""
-    text = file.attrs.get("model_config")
-    if text is None:
-        return
-    for layer in _described(json.loads(text)):
+    for layer in _described(model):
         kind, config = layer.get("class_name"), layer.get("config")
         if kind not in _HARMLESS:
             raise WeightsError(
-                f"{path}: expected the layers of a VGG net, found one of kind {kind}, whose effect would be lost"
+                f"{path}: expected the layers of a VGG net, found one of kind {quoted(kind)}, whose "
+                "effect would be lost"
             )
         config = config if isinstance(config, dict) else {}
         activation, padding = config.get("activation"), config.get("padding", config.get("border_mode"))
         if activation not in _ACTIVATIONS or (kind == "MaxPooling2D" and padding not in (None, "valid")):
             raise WeightsError(
-                f"{path}: expected the layers of a VGG net, with ReLU and poolings without padding, found a {kind} "
-                f"with activation {activation} and padding {padding}"
+                f"{path}: expected the layers of a VGG net, with ReLU and poolings without padding, found a "
+                f"{quoted(kind)} with activation {quoted(activation)} and padding {quoted(padding)}"
             )
         order = config.get("data_format", config.get("dim_ordering"))
         if order in ("channels_first", "th"):

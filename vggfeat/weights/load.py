@@ -7,22 +7,26 @@ import hashlib
 import os
 from dataclasses import replace
 from functools import cache
-from importlib import import_module, resources
+from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggfeat.errors import ConfigError, WeightsError
-from vggfeat.weights.published import PUBLISHED
-from vggfeat.weights.sniff import FORMATS, recognise
+from vggfeat.weights.isolated import opened, start
+from vggfeat.weights.preprocessing import Preprocessing
+from vggfeat.weights.published import PUBLISHED, identify
+from vggfeat.weights.sniff import digests, recognise
 
 if TYPE_CHECKING:
     from vggfeat.nets.backbone import Backbone
 
 BUNDLED = "small"
 """The name of the net that comes with the package."""
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5", ".keras")
 """Of what counts as a net in the folder of nets. What a file is, its content says."""
+_LEAST_PUBLISHED = 400 << 20
+"""Bytes: no published file has fewer."""
 
 
 def weights_folder() -> Path:
@@ -77,22 +81,55 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     return load_file(find_file(spec, folder))
 
 
-def load_file(path: Path) -> "Backbone":
+def load_file(path: Path, stated: Preprocessing | None = None) -> "Backbone":
     """Load a file in any format; its content says which.
+
+    Files of other libraries are read in a process with limits (`vggfeat.weights.isolated`), ours in this one.
+
+    Parameters
+    ----------
+    path : Path
+    stated : Preprocessing, optional
+        Which pixels the net of another library takes, where its file does not say.
 
     Raises
     ------
     WeightsError
         If it is damaged, of an unknown format, or of another network.
+    ConfigError
+        If what is stated can't be, or the file is one of ours.
     """
     kind = recognise(path)
-    module, _, function = FORMATS[kind].reader.partition(".")
-    backbone: Backbone = getattr(import_module(f"vggfeat.weights.{module}"), function)(path)
+    if kind == "vggfeat":
+        if stated and stated.stated():
+            raise ConfigError(
+                f"{path}: expected a file of another library to state {', '.join(stated.stated())} of, found one of "
+                "vggfeat, which says it itself; give the file that it was made from"
+            )
+        from vggfeat.weights.native import load_own
+
+        return load_own(path)
+    start()
+    from vggfeat.weights.importing import ParsedNet, finish
+    from vggfeat.weights.pytorch import parse_state
+
+    with opened(kind, path) as found:
+        parsed = found if isinstance(found, ParsedNet) else parse_state(path, found)
+        parsed = stated.apply(path, parsed) if stated else parsed
+        hashes = digests(path, _checksum_kinds(path, kind))
+        published = identify(hashes)
+        backbone = finish(path, parsed, sha256=hashes["sha256"], published=published.name if published else "")
     wnids = tuple(wnid for wnid, _ in imagenet_classes())
-    if kind == "vggfeat" or backbone.classes or backbone.model.num_classes != len(wnids):
+    if backbone.classes or backbone.model.num_classes != len(wnids):
         return backbone
     note = "ILSVRC-2012 sorted by WNID, because there are 1000 without names"
     return replace(backbone, classes=wnids, imported={**backbone.imported, "classes_from": note})
+
+
+def _checksum_kinds(path: Path, kind: str) -> set[str]:
+    """Return which checksums tell whether it is a published file: each takes a second for 500 MB."""
+    large = path.stat().st_size >= _LEAST_PUBLISHED
+    return {"sha256"} | {one.checksum[0] for one in PUBLISHED.values() if one.format == kind and large}
 
 
 def load_bundled(file: Traversable | None = None) -> "Backbone":

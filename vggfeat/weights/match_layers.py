@@ -1,6 +1,6 @@
 """Which VGG net a file holds: by the kernels of its layers, or by all its layers in the order in which they are run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -8,12 +8,29 @@ from typing import Literal
 
 import numpy as np
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import WeightsError, named, quoted
 from vggfeat.nets.backbone import Net, Pool
 from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS, WINDOW, NetConfig
 from vggfeat.weights.importing import Shapes, empty_model
 
+TOP = ("fc6", "fc7", "fc8")
+"""What may be missing, from the last one on."""
 _LRN = (5, 2, 1e-4, 0.75)
+
+
+def usable_top(names: Collection[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return which of fc6, fc7 and fc8 can be run: those that no layer is missing before; and what to note of it.
+
+    Parameters
+    ----------
+    names : conv1_1.weight, ..., those of tensors of ours that a file has
+    """
+    there = [layer for layer in TOP if f"{layer}.weight" in names]
+    top = tuple(layer for layer, ours in zip(there, TOP, strict=False) if layer == ours)
+    if len(top) == len(TOP):
+        return top, {}
+    unused = f", and {', '.join(there[len(top) :])} of no use behind them" if len(there) > len(top) else ""
+    return top, {"without": ", ".join(layer for layer in TOP if layer not in there) + unused}
 
 
 def match_kernels(path: Path, shapes: Shapes, pool: Pool, nets: Mapping[str, NetConfig] = NETS) -> Net:
@@ -29,16 +46,10 @@ def match_kernels(path: Path, shapes: Shapes, pool: Pool, nets: Mapping[str, Net
     WeightsError
         If there is none.
     """
-    missing = [name for name in ("fc6", "fc7", "fc8") if f"{name}.weight" not in shapes]
-    if len(missing) == 3 and shapes:
-        raise WeightsError(
-            f"{path}: expected a complete net, found convolutions without {', '.join(missing)} (a file 'without top'); "
-            "features come from these layers: take the complete file"
-        )
     blocks = ([shapes.get(f"conv{number}_{index}.weight") for index in range(1, 5)] for number in range(1, 6))
     sides = tuple(tuple(s[2] if len(s) == 4 else 0 for s in block if s is not None) for block in blocks)
     for config, net in nets.items():
-        if not missing and not net.lrn and sides == net.blocks:
+        if not net.lrn and sides == net.blocks:
             return sized_net(path, config, shapes, pool)
     found = ", ".join(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
     raise WeightsError(
@@ -48,9 +59,11 @@ def match_kernels(path: Path, shapes: Shapes, pool: Pool, nets: Mapping[str, Net
 
 
 def sized_net(path: Path, config: str, shapes: Shapes, pool: Pool) -> Net:
-    """Build a net as wide as the weights conv1_1 of a file, with as many classes as its fc8, without memory."""
-    width, classes = shapes["conv1_1.weight"][0] / BLOCK_CHANNELS[0], (*shapes["fc8.weight"], 0)[0]
-    return empty_model(path, {"config": config, "num_classes": classes, "width": width, "pool": pool})
+    """Build a net as wide as the weights conv1_1 of a file, as deep, and with as many classes, without memory."""
+    width, top = shapes["conv1_1.weight"][0] / BLOCK_CHANNELS[0], usable_top(shapes)[0]
+    last = "" if len(top) == len(TOP) else ("pool5", *top)[-1]
+    classes = 0 if last else (*shapes["fc8.weight"], 0)[0]
+    return empty_model(path, {"config": config, "num_classes": classes, "width": width, "pool": pool, "last": last})
 
 
 def layers_in_order(path: Path, kernels: Sequence[int]) -> tuple[str, ...]:
@@ -103,6 +116,8 @@ class MatchedNet:
     """conv1_1 ... fc8: the number of the step."""
     shapes: Shapes
     """conv1_1.weight ... fc8.weight, in our layout: those of fully connected layers as convolutions."""
+    notes: Mapping[str, str]
+    """That some of the last layers are missing."""
 
 
 def match_steps(path: Path, steps: Sequence[Step]) -> MatchedNet:
@@ -115,7 +130,7 @@ def match_steps(path: Path, steps: Sequence[Step]) -> MatchedNet:
     """
     config = _nearest(path, steps)
     names = {}
-    for number, (step, (kind, name, _)) in enumerate(zip(steps, _pattern(NETS[config]), strict=True)):
+    for number, (step, (kind, name, _)) in enumerate(zip(steps, _pattern(NETS[config]), strict=False)):
         if kind in ("conv", "full"):
             names[name] = number
         _check(path, step)
@@ -125,7 +140,8 @@ def match_steps(path: Path, steps: Sequence[Step]) -> MatchedNet:
             f"{path}: expected one rounding of all poolings, found floor and ceil; it is of another network"
         )
     shapes = {f"{name}.weight": as_convolution(name, steps[number].shape) for name, number in names.items()}
-    return MatchedNet(model=sized_net(path, config, shapes, roundings.pop()), steps=names, shapes=shapes)
+    model = sized_net(path, config, shapes, roundings.pop())
+    return MatchedNet(model=model, steps=names, shapes=shapes, notes=usable_top(shapes)[1])
 
 
 def _pattern(net: NetConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -150,13 +166,13 @@ def _nearest(path: Path, steps: Sequence[Step]) -> str:
     }
     config = max(agreed, key=lambda config: agreed[config])
     number, pattern = agreed[config], patterns[config]
-    if number == len(steps) == len(pattern):
-        return config
+    if number == len(steps) and ("pool", "pool5", (2, 2)) in pattern[:number]:
+        return config  # complete, or without some of fc6, fc7 and fc8
     expected = f"{pattern[number][1]} of net {config}" if number < len(pattern) else f"the end of net {config}"
     found = "the end"
     if number < len(steps):
         step = steps[number]
-        found = f"{step.kind} {step.name!r}{f' of shape {step.shape}' if step.shape else ''}"
+        found = f"{step.kind} {quoted(step.name)}{f' of shape {step.shape}' if step.shape else ''}"
     raise WeightsError(
         f"{path}: expected the layers of a net of the VGG paper, for instance {expected} as layer {number + 1}, found "
         f"{found}; it is of another network"
@@ -176,7 +192,7 @@ def _check(path: Path, step: Step) -> None:
     # The file has these settings in float32.
     if step.kind == "lrn" and not np.allclose(step.numbers, _LRN, rtol=1e-6, atol=0):
         raise WeightsError(
-            f"{path}: {step.name}: expected local response normalisation with n = 5, k = 2, alpha = 0.0001, "
+            f"{path}: {named(step.name)}: expected local response normalisation with n = 5, k = 2, alpha = 0.0001, "
             f"beta = 0.75, found {', '.join(format(v, 'g') for v in step.numbers)}"
         )
     side = step.shape[2] if step.kind == "conv" else 1
@@ -184,7 +200,7 @@ def _check(path: Path, step: Step) -> None:
     pad, stride = (0 if side == WINDOW else side // 2,) * 4, 2 if step.kind == "pool" else 1
     if set(step.stride) != {stride} or step.pad != pad:
         raise WeightsError(
-            f"{path}: {step.name}: expected stride {stride} and padding {pad[0]}, found stride "
+            f"{path}: {named(step.name)}: expected stride {stride} and padding {pad[0]}, found stride "
             f"{list(step.stride)} and padding {list(step.pad)}; it is of another network"
         )
 

@@ -3,28 +3,34 @@
 Source: vl_simplenn, vl_simplenn_tidy and vl_nnpool of MatConvNet. Kernels are (height, width, in, out), RGB.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import WeightsError, named, quoted
 from vggfeat.formats.mat5 import Numbers, Other, read_mat
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone, Pool
-from vggfeat.weights.importing import ParsedNet, finish, to_tensor
+from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
+from vggfeat.weights.importing import ParsedNet, to_tensor
 from vggfeat.weights.match_layers import Step, match_steps
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""
 
+_FROM_DAGNN = (
+    "take the SimpleNN of the same net (vggfeat weights fetch vgg16-matconvnet), or put the DagNN's numbers into one "
+    "in MATLAB: net.layers{i}.weights = {params(k).value, params(k + 1).value}"
+)
 _MOST_NUMBERS = 8
 """In a setting of a layer."""
 
 
-def load_matconvnet(path: Path) -> Backbone:
-    """Load a .mat file of MatConvNet.
+@contextmanager
+def open_matconvnet(path: Path) -> Iterator[ParsedNet]:
+    """Open a .mat file of MatConvNet.
 
     A pooling whose padding is [0 1 0 1] rounds its output up, as in the nets that were converted from Caffe; one
     without padding rounds it down. A mean image becomes the mean of its pixels, since dense maps have no place
@@ -46,7 +52,7 @@ def load_matconvnet(path: Path) -> Backbone:
         numbers[f"{ours}.weight"], numbers[f"{ours}.bias"] = used[index]["weights"]
     biases = {name: (array.array().size,) for name, array in numbers.items() if name.endswith(".bias")}
     mean, mean_from = _mean(path, net)
-    parsed = ParsedNet(
+    yield ParsedNet(
         model=matched.model,
         format="MatConvNet",
         shapes={**matched.shapes, **biases},
@@ -55,14 +61,15 @@ def load_matconvnet(path: Path) -> Backbone:
         channel_order="RGB",
         mean=mean,
         mean_from=mean_from,
+        assumed="file" not in mean_from,
         fc6_order="convolution",
         classes=_classes(net),
         notes={
             "matconvnet": "before 1.0-beta17" if "filters" in used[0] else "1.0-beta17 or later",
             "layer_names": {ours: used[index]["name"] for ours, index in matched.steps.items()},
+            **matched.notes,
         },
     )
-    return finish(path, parsed)
 
 
 def _net(path: Path) -> Mapping[str, Any]:
@@ -70,12 +77,15 @@ def _net(path: Path) -> Mapping[str, Any]:
     found = read_mat(path, ("layers", "meta", "normalization", "classes", "net", "params"))
     net = found.get("net", found)
     if isinstance(net, Other):
-        raise WeightsError(f"{path}: net: expected a SimpleNN struct, found {net.kind}; save(..., '-struct', 'net')")
+        raise WeightsError(
+            f"{path}: net: expected the struct of a SimpleNN, found {net.kind}, as DagNN are saved; {_FROM_DAGNN}, "
+            "and save it with save(..., '-struct', 'net')"
+        )
     if not isinstance(net, dict) or "layers" not in net:
         variables = ", ".join(found) or "none of them"
         raise WeightsError(f"{path}: expected the variables layers and meta of a SimpleNN, found {variables}")
     if "params" in net:
-        raise WeightsError(f"{path}: expected a SimpleNN, found a DagNN; take the file of the same net as SimpleNN")
+        raise WeightsError(f"{path}: expected a SimpleNN, found a DagNN; {_FROM_DAGNN}")
     # Older files have normalization and classes next to the layers.
     about = net["meta"] if isinstance(net.get("meta"), dict) else net
     return {**about, "layers": net["layers"]}
@@ -93,7 +103,7 @@ def _layer(path: Path, number: int, layer: Any) -> dict[str, Any]:
     if layer["type"] == "conv":
         weights = layer.get("weights", [layer.get("filters"), layer.get("biases")])
         if not isinstance(weights, list) or len(weights) != 2 or not all(isinstance(w, Numbers) for w in weights):
-            raise WeightsError(f"{path}: {layer['name']}: expected weights and biases as numbers, found others")
+            raise WeightsError(f"{path}: {named(layer['name'])}: expected weights and biases as numbers, found others")
         layer["weights"] = weights
     return layer
 
@@ -109,7 +119,7 @@ def _step(path: Path, layer: Mapping[str, Any]) -> Step:
         return Step(kind="conv", name=name, shape=shape, pad=_pad(path, layer), stride=stride)
     if kind == "pool":
         if layer.get("method", "max") != "max":
-            raise WeightsError(f"{path}: {name}: expected method max, found {layer['method']!r}")
+            raise WeightsError(f"{path}: {named(name)}: expected method max, found {quoted(layer['method'])}")
         height, width = (_numbers(path, layer, "pool", 0) * 2)[:2]
         pad, stride = _pad(path, layer), _numbers(path, layer, "stride", 1)
         window = (int(height), int(width))
@@ -122,7 +132,7 @@ def _step(path: Path, layer: Mapping[str, Any]) -> Step:
         return Step(kind="lrn", name=name, numbers=(*_numbers(path, layer, "param", 0), 0, 0, 0)[:4])
     if kind != "relu":
         raise WeightsError(
-            f"{path}: {name}: expected the layers of a net of the VGG paper, found one of type {kind}; "
+            f"{path}: {named(name)}: expected the layers of a net of the VGG paper, found one of type {named(kind)}; "
             "it is of another network"
         )
     _expect(path, layer, "leak", 0)
@@ -135,14 +145,14 @@ def _numbers(path: Path, layer: Mapping[str, Any], name: str, default: int) -> t
     if isinstance(value, Numbers) and 0 < value.array().size <= _MOST_NUMBERS:
         return tuple(int(v) if float(v).is_integer() else float(v) for v in value.array().ravel())
     if value is not default:
-        raise WeightsError(f"{path}: {layer['name']}: {name}: expected a number or a few, found none or others")
+        raise WeightsError(f"{path}: {named(layer['name'])}: {name}: expected a number or a few, found none or others")
     return (default,)
 
 
 def _pad(path: Path, layer: Mapping[str, Any]) -> tuple[float, float, float, float]:
     pad = _numbers(path, layer, "pad", 0)
     if len(pad) not in (1, 4):
-        raise WeightsError(f"{path}: {layer['name']}: pad: expected 1 or 4 numbers, found {len(pad)}")
+        raise WeightsError(f"{path}: {named(layer['name'])}: pad: expected 1 or 4 numbers, found {len(pad)}")
     top, bottom, left, right = pad * (4 // len(pad))
     return top, bottom, left, right
 
@@ -150,7 +160,7 @@ def _pad(path: Path, layer: Mapping[str, Any]) -> tuple[float, float, float, flo
 def _expect(path: Path, layer: Mapping[str, Any], name: str, expected: int) -> None:
     found = _numbers(path, layer, name, expected)
     if set(found) != {expected}:
-        raise WeightsError(f"{path}: {layer['name']}: expected {name} = {expected}, found {list(found)}")
+        raise WeightsError(f"{path}: {named(layer['name'])}: expected {name} = {expected}, found {list(found)}")
 
 
 def _read(path: Path, name: str, numbers: Numbers) -> Tensor:

@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vggfeat.errors import WeightsError, check_choice
+from vggfeat.errors import WeightsError, check_choice, quoted
 from vggfeat.nets.backbone import Backbone, Net
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.weights.importing import check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
+_MOST_HEADER = 8 << 20
 _NEEDED = ("format", "config", "width", "pool", "num_classes", "mean", "std", "classes")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -60,7 +61,7 @@ def save_weights(
     check_choice("dtype", dtype, _DTYPES)
     about = {**facts, "format": METADATA_VERSION, "config": model.config, "width": model.width, "pool": model.pool}
     about |= {"num_classes": model.num_classes, "mean": [float(v) for v in mean], "std": [float(v) for v in std]}
-    about |= {"classes": [str(name) for name in classes]}
+    about |= {"classes": [str(name) for name in classes], **({"last": model.last} if model.last else {})}
     _check_about(path, about)
     tensors = {}
     for name, tensor in model.layers.state_dict().items():
@@ -82,6 +83,7 @@ def load_own(path: Path) -> Backbone:
     WeightsError
         If it is damaged, or another program's.
     """
+    _check_header(path)
     try:
         with safe_open(path, "pt") as file:
             about = _read_metadata(path, file.metadata() or {})
@@ -91,7 +93,7 @@ def load_own(path: Path) -> Backbone:
             check_shapes(path, expected, shapes)
             tensors = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
+        raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {quoted(str(error))}") from error
     # Files of before have none.
     if about.get("checksum") not in (None, _checksum(about, tensors)):
         raise WeightsError(
@@ -99,7 +101,7 @@ def load_own(path: Path) -> Backbone:
         )
     fill(path, model, tensors)
     mean, std, classes = (tuple(about[name]) for name in ("mean", "std", "classes"))
-    facts = {name: value for name, value in about.items() if name not in (*_NEEDED, "imported", "checksum")}
+    facts = {name: value for name, value in about.items() if name not in (*_NEEDED, "last", "imported", "checksum")}
     return Backbone(
         model=model, source=path.name, sha256=hash_file(path), mean=mean, std=std, classes=classes, facts=facts,
         imported=about.get("imported", {}),
@@ -116,17 +118,25 @@ def _checksum(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     return digest.hexdigest()
 
 
+def _check_header(path: Path) -> None:
+    # safetensors itself takes headers of 100 MB; that of a net has some thousand bytes, and its classes.
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MOST_HEADER:
+        raise WeightsError(f"{path}: expected a header of at most {_MOST_HEADER} bytes, found {length}; it is damaged")
+
+
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(metadata["vggfeat"])
         version = about["format"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise WeightsError(
             f"{path}: expected metadata of a vggfeat net (config, width, pool, mean), found none that can be read; "
             "it was written by another program"
         ) from None
     if version != METADATA_VERSION:
-        raise WeightsError(f"{path}: expected metadata version {METADATA_VERSION}, found {version}")
+        raise WeightsError(f"{path}: expected metadata version {METADATA_VERSION}, found {quoted(str(version))}")
     _check_about(path, about)
     return dict(about)
 
@@ -137,9 +147,13 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
         values = about.get(name)
         numbers = isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
         if not numbers or not all(math.isfinite(v) and v > least for v in values):  # type: ignore[union-attr]
-            raise WeightsError(f"{path}: {name}: expected 3 finite numbers (RGB, 0 to 255), found {values}")
+            raise WeightsError(
+                f"{path}: {name}: expected 3 finite numbers (RGB, 0 to 255), found {quoted(str(values))}"
+            )
     if not isinstance(about.get("imported", {}), dict):
-        raise WeightsError(f"{path}: imported: expected what is known of the source, found {about['imported']!r}")
+        raise WeightsError(
+            f"{path}: imported: expected what is known of the source, found {quoted(str(about['imported']))}"
+        )
     classes = about.get("classes")
     if not isinstance(classes, list) or len(classes) not in (0, about.get("num_classes")):
         raise WeightsError(f"{path}: classes: expected a name for each of the fc8 channels or none, found others")

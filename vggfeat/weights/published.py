@@ -156,10 +156,10 @@ def identify(digests: Mapping[str, str]) -> Published | None:
     Parameters
     ----------
     digests : {"sha256": ..., "sha1": ..., "md5": ...}
-        Hex digits of the complete file.
+        Hex digits of the complete file, of all kinds or of some.
     """
     for published in _ALL:
         kind, value = published.checksum
-        if digests[kind].startswith(value):
+        if digests.get(kind, "").startswith(value):
             return published
     return None

@@ -1,26 +1,24 @@
-"""PyTorch state dicts of VGG nets, read without running anything that they hold.
+"""State dicts of PyTorch: which net they are of, by the names of their tensors.
 
-Three sets of names, by which a file is recognised: torchvision's, that of nets which were converted from Caffe for an
-older torchvision (jcjohnson's), and timm's; the first and the last with batch normalisation or without.
+Three sets of names for VGG nets: torchvision's, that of nets which were converted from Caffe for an older torchvision
+(jcjohnson's), and timm's; the first and the last with batch normalisation or without. A net of another family brings
+a function of its own: its line in `STATE_DICTS`.
 """
 
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from vggfeat.errors import WeightsError
-from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone, Pool
+from vggfeat.errors import WeightsError, quoted
+from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
 from vggfeat.nets.vgg import NETS, NetConfig
 from vggfeat.nets.vgg_bn import BATCH_NORM_NETS
-from vggfeat.weights.importing import ParsedNet, Read, Shapes, finish
-from vggfeat.weights.match_layers import as_convolution, match_kernels
+from vggfeat.weights.importing import ParsedNet, Read, Shapes, StateDict
+from vggfeat.weights.match_layers import TOP, as_convolution, match_kernels, usable_top
 
 TORCHVISION_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 TORCHVISION_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -45,6 +43,8 @@ _TORCHVISION: dict[str, Any] = {
     "mean": TORCHVISION_MEAN,
     "std": TORCHVISION_STD,
     "mean_from": "torchvision's documentation (0.485, 0.456, 0.406 of 1)",
+    "assumed": True,
+    "pixel_range": 1,
 }
 NAMINGS = (
     Naming(
@@ -68,88 +68,142 @@ NAMINGS = (
             "channel_order": "BGR",
             "mean": IMAGENET_MEAN[::-1],
             "mean_from": "published with the authors' nets",
+            "assumed": True,
             "fc6_order": "C,H,W",
         },
     ),
 )
 
-
-def load_pickled(path: Path) -> Backbone:
-    """Load a state dict saved by `torch.save`: torchvision's, timm's, or one converted from Caffe (jcjohnson's).
-
-    torchvision's and timm's take RGB, 0 to 1, less the mean and over the deviation that torchvision documents, and
-    their poolings round down. Converted ones, with layers classifier.1, .4 and .6, are the authors' nets: BGR, 0 to
-    255, less the mean pixel, and poolings that round up, as Caffe's do. fc6 has its inputs in the order C, H, W in
-    both; in timm's files it is a convolution already.
-
-    Raises
-    ------
-    WeightsError
-        If it is damaged, not safe to load, of another network, or holds NaN, as IMAGENET1K_FEATURES does in fc6 to
-        fc8.
-    """
-    state = _read_state(path)
-    return _from_state(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__)
+Parse = Callable[[Path, Shapes, Read], ParsedNet | None]
+_WRAPPING = ("module", "_orig_mod")
+"""What DataParallel and torch.compile put into names, in front of them or within."""
+_SHOWN = 3
 
 
-def load_safetensors(path: Path) -> Backbone:
-    """Load a state dict in safetensors; the names settle the preprocessing, as in `load_pickled`.
+def parse_state(path: Path, state: StateDict) -> ParsedNet:
+    """Find the net of a state dict by its names, whatever it was wrapped in when it was saved.
 
     Raises
     ------
     WeightsError
-        If it is damaged or of another network.
+        If no net has such names; says which keys the nearest one misses or has too much.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return _from_state(path, shapes, file.get_tensor)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
-
-
-def _from_state(path: Path, shapes: Shapes, read: Read) -> Backbone:
-    # How many batches the statistics were taken from changes nothing.
-    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".num_batches_tracked")}
-    for parse in STATE_DICTS:
-        parsed = parse(path, shapes, read)
-        if parsed is not None:
-            return finish(path, parsed)
-    raise WeightsError(
-        f"{path}: expected the keys of torchvision's or timm's vgg11, vgg13, vgg16 or vgg19, with batch normalisation "
-        f"or without, found {len(shapes)} others, for instance {min(shapes, default='none')!r}"
-    )
+    names = _unwrapped(path, state.shapes)
+    for prefix in _prefixes(names):
+        ours = {name.removeprefix(prefix): theirs for name, theirs in names.items()}
+        shapes = {name: state.shapes[theirs] for name, theirs in ours.items()}
+        for parse in STATE_DICTS.values():
+            parsed = parse(path, shapes, _reader(state, ours))
+            if parsed is not None:
+                notes = {"names_less": _said(state.shapes, prefix)} if ours.keys() != set(ours.values()) else {}
+                return replace(parsed, notes={**state.notes, **notes, **parsed.notes})
+    raise WeightsError(f"{path}: {_difference(names)}")
 
 
 def parse_vgg(path: Path, shapes: Shapes, read: Read) -> ParsedNet | None:
-    """Return the VGG net of a state dict; None if the names are those of none."""
-    for naming in NAMINGS:
-        for config in naming.nets:  # C and D have the same names: the kernels tell them apart
-            names = _names(naming.nets[config], config in BATCH_NORM_NETS, naming.fc)
-            convolutions = {ours: theirs for ours, theirs in names.items() if not ours.startswith("fc")}
-            for found in (names, convolutions):
+    """Return the VGG net of a state dict, complete or without some of fc6, fc7 and fc8; None if it is of another."""
+    for naming, config, names in _known():
+        for count in (3, 2, 1, 0):
+            for top in combinations(TOP, count):
+                found = {ours: theirs for ours, theirs in names.items() if ours[:2] != "fc" or ours[:3] in top}
                 if set(found.values()) == shapes.keys():
-                    nets = BATCH_NORM_NETS if config in BATCH_NORM_NETS else NETS
+                    nets = BATCH_NORM_NETS if config in BATCH_NORM_NETS else NETS  # kernels tell C and D apart
                     return _parsed(path, naming, nets, found, shapes, read)
     return None
 
 
-STATE_DICTS: tuple[Callable[[Path, Shapes, Read], ParsedNet | None], ...] = (parse_vgg,)
-"""Importers of state dicts: each returns None where the names are not its own."""
+STATE_DICTS: dict[str, Parse] = {
+    "torchvision's, timm's or jcjohnson's vgg11, vgg13, vgg16 or vgg19, torchvision's and timm's with _bn": parse_vgg
+}
+"""Importers of state dicts, by the words for what they know: each returns None where the names are not its own."""
 
 
 def _parsed(
     path: Path, naming: Naming, nets: Mapping[str, NetConfig], names: Mapping[str, str], shapes: Shapes, read: Read
 ) -> ParsedNet:
+    top, notes = usable_top(names)
+    names = {ours: theirs for ours, theirs in names.items() if ours[:2] != "fc" or ours[:3] in top}
     # Linear (out, in) with in = C,H,W becomes a convolution (out, C, H, W) without moving a value.
     ours = {name: as_convolution(name.partition(".")[0], shapes[theirs]) for name, theirs in names.items()}
     return ParsedNet(
         model=match_kernels(path, ours, naming.pool, nets),
         shapes=ours,
-        read=lambda name: _plain(path, name, read(names[name])).reshape(ours[name]),
-        notes={"fc_layers": ", ".join(naming.fc)},
+        read=lambda name: _reshaped(path, name, read(names[name]), ours[name]),
+        notes={"fc_layers": ", ".join(naming.fc[: len(top)]), **notes},
         **naming.facts,
     )
+
+
+def _reshaped(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if name.startswith("fc") and tensor.isnan().all():
+        raise WeightsError(
+            f"{path}: {name}: expected finite numbers, found NaN alone; a file of convolutions, as torchvision's "
+            "IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth), can't give fc6 and fc7: take IMAGENET1K_V1 "
+            "(vgg16-397923af.pth) or the authors' nets"
+        )
+    return tensor.reshape(shape)
+
+
+def _unwrapped(path: Path, shapes: Shapes) -> dict[str, str]:
+    """Return the names without what wraps them, each with the name in the file."""
+    # How many batches the statistics were taken from changes nothing.
+    theirs = [name for name in shapes if not name.endswith("num_batches_tracked")]
+    names = {".".join(part for part in name.split(".") if part not in _WRAPPING): name for name in theirs}
+    if len(names) < len(theirs):
+        raise WeightsError(f"{path}: expected one net, found keys that are the same but for {' and '.join(_WRAPPING)}")
+    return names
+
+
+def _prefixes(names: Mapping[str, str]) -> Iterator[str]:
+    """Return what all names begin with, up to a dot: nothing first, then more and more."""
+    yield ""
+    first, last = min(names, default="").split("."), max(names, default="").split(".")
+    for count in range(1, min(len(first), len(last))):
+        if first[:count] != last[:count]:
+            return
+        yield ".".join(first[:count]) + "."
+
+
+def _said(shapes: Shapes, prefix: str) -> str:
+    wrapping = [f"{part}." for part in _WRAPPING if any(part in name.split(".") for name in shapes)]
+    return " and ".join(quoted(part) for part in [*wrapping, prefix] if part)
+
+
+def _reader(state: StateDict, names: Mapping[str, str]) -> Read:
+    return lambda name: state.read(names[name])
+
+
+def _known() -> Iterator[tuple[Naming, str, dict[str, str]]]:
+    for naming in NAMINGS:
+        for config in naming.nets:
+            yield naming, config, _names(naming.nets[config], config in BATCH_NORM_NETS, naming.fc)
+
+
+def _difference(found: Mapping[str, str]) -> str:
+    """Say in what these names differ from those of the nearest net, or which families there are."""
+    best: tuple[int, str, set[str], set[str]] = (0, "", set(), set())
+    for prefix in {name[: -len(end)] for end in ("features.0.weight",) for name in found if name.endswith(end)} | {""}:
+        names = {name.removeprefix(prefix) for name in found}
+        for naming, config, known in _known():
+            missing, more = set(known.values()) - names, names - set(known.values())
+            shared = len(known) - len(missing) - len(more)
+            if shared > best[0]:
+                best = shared, f"{naming.facts['format']}'s net {config}", missing, more
+    _, net, missing, more = best
+    sides = [
+        f"{_listed(sorted(keys))} {'missing' if keys is missing else 'too much'}" for keys in (missing, more) if keys
+    ]
+    if net:
+        return f"expected the keys of {net}, found {' and '.join(sides)}; rename or remove the keys that differ"
+    return (
+        f"expected the keys of {'; or of '.join(STATE_DICTS)}; found {len(found)} others: {_listed(sorted(found))}; "
+        "for a net of one's own see 'Another network' in docs/weights.md"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(quoted, names[:_SHOWN])) + more if names else "none"
 
 
 def torchvision_names(config: str) -> dict[str, str]:
@@ -171,51 +225,3 @@ def _names(net: NetConfig, batch_norm: bool, fc: tuple[str, str, str]) -> dict[s
     for ours, theirs in zip(("fc6", "fc7", "fc8"), fc, strict=True):
         names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
     return names
-
-
-def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
-    # Sparse, quantised and meta tensors, and subclasses, pass through weights_only and fail much later.
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
-    if not plain or not tensor.dtype.is_floating_point:
-        kind = str(tensor.dtype) if plain else f"{tensor.dtype} in another form"
-        raise WeightsError(f"{path}: {name}: expected floating-point numbers, found {kind}")
-    if name.startswith("fc") and tensor.isnan().all():
-        raise WeightsError(
-            f"{path}: {name}: expected finite numbers, found NaN alone; a file of convolutions, as torchvision's "
-            "IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth), can't give fc6 and fc7: take IMAGENET1K_V1 "
-            "(vgg16-397923af.pth) or the authors' nets"
-        )
-    return tensor.detach()
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    _check_zip(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
-        other = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
-        reason = "other objects than tensors, which is not safe to load" if other else "a damaged file; take it again"
-        raise WeightsError(
-            f"{path}: expected safetensors or a state dict saved by torch.save, found {reason}"
-        ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        entries = f" with {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
-        raise WeightsError(
-            f"{path}: expected a state dict of tensors, found {type(state).__name__}{entries}; "
-            "save the net's state_dict() alone"
-        )
-    return {str(name): tensor for name, tensor in state.items()}
-
-
-def _check_zip(path: Path) -> None:
-    # Deflated members would unpack to any size before the first tensor is checked.
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise WeightsError(f"{path}: expected a PyTorch file, found a damaged archive: {error}") from None
-    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-        raise WeightsError(f"{path}: expected a PyTorch file with uncompressed members, found compressed ones")

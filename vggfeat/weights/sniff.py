@@ -8,11 +8,12 @@ import os
 import re
 import stat
 import struct
-import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import WeightsError, quoted
+from vggfeat.formats.archive import list_members
 
 
 class Format(NamedTuple):
@@ -20,16 +21,17 @@ class Format(NamedTuple):
 
     words: str
     reader: str
-    """Module of this folder and its function, imported when it is needed: each brings a library of its own."""
+    """Module of this folder and its function, which opens a file in `vggfeat.weights.isolated`, but for our own."""
 
 
 FORMATS = {
     "vggfeat": Format("safetensors of vggfeat", "native.load_own"),
-    "timm": Format("safetensors of another library", "pytorch.load_safetensors"),
-    "pytorch": Format("PyTorch state dict", "pytorch.load_pickled"),
-    "keras": Format("Keras HDF5", "keras.load_keras"),
-    "matconvnet": Format("MatConvNet .mat", "matconvnet.load_matconvnet"),
-    "caffe": Format("Caffe .caffemodel", "caffe.load_caffe"),
+    "timm": Format("safetensors of another library", "tensor_files.open_safetensors"),
+    "pytorch": Format("PyTorch state dict", "tensor_files.open_pickled"),
+    "keras": Format("Keras HDF5", "keras.open_keras"),
+    "keras-archive": Format("Keras archive (.keras)", "keras.open_keras_archive"),
+    "matconvnet": Format("MatConvNet .mat", "matconvnet.open_matconvnet"),
+    "caffe": Format("Caffe .caffemodel", "caffe.open_caffe"),
 }
 
 _START = 4096
@@ -37,7 +39,6 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MOST_HEADER = 100 << 20
 _TABLE = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last bytes of the index of a TensorFlow checkpoint."""
-_MOST_MEMBERS = 100_000
 _SVM = b'{"__metadata__":{"vggfeat-svm":'
 _CHECKPOINT = b'{"__metadata__": {"about": "{\\"run\\"'
 """How the header of what `vggfeat.training.checkpoints` writes begins."""
@@ -116,15 +117,15 @@ def recognise(path: Path) -> str:
     raise _other(path, f"none of these: it begins with {start[:8].hex(' ')}", _NAME)
 
 
-def digests(path: Path) -> dict[str, str]:
-    """SHA-256, SHA-1 and MD5 of a file, as hex digits, in one pass.
+def digests(path: Path, kinds: Iterable[str] = ("sha256", "sha1", "md5")) -> dict[str, str]:
+    """Checksums of a file, as hex digits, in one pass.
 
     Raises
     ------
     WeightsError
         If it can't be read.
     """
-    hashes = [hashlib.new(kind, usedforsecurity=False) for kind in ("sha256", "sha1", "md5")]
+    hashes = [hashlib.new(kind, usedforsecurity=False) for kind in kinds]
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -178,19 +179,18 @@ def _refuse_ours(path: Path, start: bytes) -> None:
 
 def _recognise_zip(path: Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()[:_MOST_MEMBERS]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        names = [member.filename for member in list_members(path)]
+    except WeightsError:
         return "pytorch"  # its reader says what is wrong
     if any(re.search(r"(^|/)code/|(^|/)constants\.pkl$", name) for name in names):
         raise _other(path, "a TorchScript archive", "save the net's state_dict() with torch.save")
     if any(re.search(r"(^|/)data\.pkl$", name) for name in names):
         return "pytorch"
     if "model.weights.h5" in names:
-        raise _other(path, "a .keras archive", "unzip it and name the model.weights.h5 in it")
+        return "keras-archive"
     if names and all(name.endswith(".npy") for name in names):
         raise _other(path, "NumPy arrays (.npz)", "take the file that they were made from")
-    raise _other(path, f"a zip archive of {', '.join(names[:3]) or 'nothing'}", _UNPACK)
+    raise _other(path, f"a zip archive of {', '.join(map(quoted, names[:3])) or 'nothing'}", _UNPACK)
 
 
 def _refuse(path: Path, start: bytes, patterns: tuple[tuple[bytes, str, str], ...]) -> None:
@@ -205,7 +205,7 @@ def _refuse_text(path: Path, start: bytes) -> None:
     if re.search(rb"(^|\n)\s*(name|input|layers?)\s*[:{]", start):
         raise _other(path, "a prototxt, the drawing of a net without its weights", "name the .caffemodel")
     words = start[:40].decode("utf-8", "replace").split("\n")[0]
-    raise _other(path, f"a text file that begins with {words!r}", _NAME)
+    raise _other(path, f"a text file that begins with {quoted(words)}", _NAME)
 
 
 def _starts_like_caffe(start: bytes) -> bool:

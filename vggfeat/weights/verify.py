@@ -9,6 +9,7 @@ from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import Backbone
 from vggfeat.weights.load import load_file
 from vggfeat.weights.native import save_weights
+from vggfeat.weights.preprocessing import Preprocessing
 from vggfeat.weights.published import PUBLISHED, Published, identify
 from vggfeat.weights.sniff import FORMATS, digests, recognise
 
@@ -69,15 +70,15 @@ class Verification:
         return about | dict(self.file.digests) | {"published": known.name if known else None} | expected
 
 
-def examine(path: Path) -> WeightsFile:
-    """Load a file in any format and say what it holds.
+def examine(path: Path, stated: Preprocessing | None = None) -> WeightsFile:
+    """Load a file in any format and say what it holds; `stated` is for `load_file`.
 
     Raises
     ------
     WeightsError
         If it can't be loaded.
     """
-    kind, backbone, found = recognise(path), load_file(path), digests(path)
+    kind, backbone, found = recognise(path), load_file(path, stated), digests(path)
     source = PUBLISHED.get(str(backbone.imported.get("published"))) if kind == "vggfeat" else None
     return WeightsFile(
         path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
@@ -97,7 +98,7 @@ def verify(path: Path) -> Verification:
     return Verification(path=path, file=file, problems=tuple(_problems(file)))
 
 
-def convert(source: Path, target: Path, *, dtype: str = "float32") -> WeightsFile:
+def convert(source: Path, target: Path, *, dtype: str = "float32", stated: Preprocessing | None = None) -> WeightsFile:
     """Write a file in any format as a file of ours, with all that is known of where it came from.
 
     What is known stays as it is, so that converting a second time changes nothing.
@@ -106,6 +107,8 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> WeightsFil
     ----------
     source, target : Path
     dtype : "float32" or "float16"
+    stated : Preprocessing, optional
+        Which pixels the net takes, where its file does not say.
 
     Returns
     -------
@@ -116,10 +119,12 @@ def convert(source: Path, target: Path, *, dtype: str = "float32") -> WeightsFil
     ------
     WeightsError
         If the source can't be loaded.
+    ConfigError
+        If what is stated can't be.
     StoreError
         If the target can't be written.
     """
-    file = examine(source)
+    file = examine(source, stated)
     net = file.backbone
     imported = {**net.imported, **({"published": file.published.name} if file.published else {})}
     facts = {**net.facts, **({"imported": imported} if imported else {})}

@@ -1,0 +1,186 @@
+"""The far end of `vggfeat.weights.isolated`: the process that imports the readers once, and forks for each file."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vggfeat.errors import VggfeatError, WeightsError
+from vggfeat.weights.sniff import FORMATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vggfeat.weights.importing import ParsedNet, StateDict
+
+_MOST_JSON = 32 << 20
+"""Bytes of a message: names and shapes of a file's tensors, or the names of its classes."""
+LONGEST_ERROR = 2000
+_TICK = 0.5
+
+
+class Limits(NamedTuple):
+    """What reading a file may take."""
+
+    seconds: float
+    """Of a processor; three times that on the clock."""
+    memory: int
+    """Bytes, beyond those of the libraries."""
+
+    @classmethod
+    def of(cls, size: int) -> "Limits":
+        """Return those of a file of so many bytes: three copies in float32 of what may be float16."""
+        return cls(seconds=10 + size / 5e6, memory=(1 << 30) + 6 * size)
+
+
+class Line:
+    """Messages over a socket, each a length and JSON; within a time that only counts while this process runs."""
+
+    def __init__(self, end: socket.socket, left: float) -> None:
+        self._end, self._left = end, left
+
+    def send(self, message: dict[str, Any], *blocks: memoryview) -> None:
+        """Write a message and the bytes that belong to it."""
+        text = json.dumps(message).encode()
+        self._end.settimeout(None)
+        self._end.sendall(struct.pack(">I", len(text)) + text)
+        for block in blocks:
+            self._end.sendall(block)
+
+    def receive(self) -> dict[str, Any]:
+        """Read a message. Raises EOFError if the other end is closed, TimeoutError if the time is over."""
+        head = bytearray(4)
+        self.fill(memoryview(head))
+        length = struct.unpack(">I", head)[0]
+        if length > _MOST_JSON:
+            raise EOFError
+        text = bytearray(length)
+        self.fill(memoryview(text))
+        message = json.loads(text)
+        return dict(message)
+
+    def fill(self, view: memoryview) -> None:
+        """Read as many bytes as there is room for. Raises as `receive`."""
+        while view:
+            begun = time.monotonic()
+            self._end.settimeout(_TICK)
+            try:
+                count = self._end.recv_into(view)
+            except TimeoutError:
+                if self._left <= 0:
+                    raise
+                continue
+            finally:
+                self._left -= min(time.monotonic() - begun, 2 * _TICK)
+            if not count:
+                raise EOFError
+            view = view[count:]
+
+
+def tensor_bytes(tensor: "Tensor") -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU."""
+    return tensor.numpy().reshape(-1).view("u1").data
+
+
+def opened_here(kind: str, path: Path) -> AbstractContextManager["ParsedNet | StateDict"]:
+    """Read a file in this process, without limits: what the reader process does, and what tests of damage do."""
+    module, _, function = FORMATS[kind].reader.partition(".")
+    context: AbstractContextManager[Any] = getattr(import_module(f"vggfeat.weights.{module}"), function)(path)
+    return context
+
+
+def serve(descriptor: int) -> None:
+    """Be the reader process, until the other end of the socket is closed."""
+    import torch
+
+    control = socket.socket(fileno=descriptor)
+    for form in FORMATS.values():
+        import_module(f"vggfeat.weights.{form.reader.partition('.')[0]}")
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)  # libraries complain there
+    while True:
+        asked, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not asked:
+            os.killpg(0, signal.SIGKILL)  # forks that are stuck too
+        with socket.socket(fileno=descriptors[0]) as end:
+            line = Line(end, float("inf"))
+            try:
+                fork = os.fork()
+            except OSError as error:
+                line.send({"failed": str(error.strerror or error)})
+                continue
+            if fork == 0:
+                control.close()
+                with contextlib.suppress(BaseException):
+                    _read_file(line)
+                os._exit(0)
+
+
+def _read_file(line: Line) -> None:
+    line.send({})
+    request = line.receive()
+    path, limits = Path(request["path"]), Limits(*request["limits"])
+    try:
+        if request["folder"] is not None:
+            os.chdir(request["folder"])
+        _limit(limits)
+        with opened_here(request["kind"], path) as found:
+            line.send(_described(found))
+            while True:
+                name = line.receive()["name"]
+                tensor = found.read(name)
+                if tuple(tensor.shape) != found.shapes[name]:
+                    raise WeightsError(f"{path}: {name}: expected shape {found.shapes[name]}, found {tensor.shape}")
+                line.send({}, tensor_bytes(tensor.detach().float().contiguous()))
+    except VggfeatError as error:
+        line.send({"error": str(error)[:LONGEST_ERROR]})
+    except (MemoryError, RecursionError) as error:
+        what = (
+            "too many levels" if isinstance(error, RecursionError) else f"more than {limits.memory >> 20} MiB of memory"
+        )
+        line.send({"error": f"{path}: expected a file that can be read, found one that takes {what}; it is damaged"})
+    except EOFError:
+        return
+    except Exception:
+        line.send({"defect": traceback.format_exc()[-LONGEST_ERROR:]})
+
+
+def _described(found: "ParsedNet | StateDict") -> dict[str, Any]:
+    from vggfeat.weights.importing import StateDict
+
+    if isinstance(found, StateDict):
+        return {"shapes": dict(found.shapes), "notes": dict(found.notes)}
+    names = ("format", "channel_order", "mean", "mean_from", "std", "fc6_order", "classes")
+    net = {name: getattr(found.model, name) for name in ("config", "num_classes", "width", "pool", "last")}
+    about = {name: getattr(found, name) for name in names}
+    return about | {"net": net, "shapes": dict(found.shapes), "notes": dict(found.notes)}
+
+
+def _limit(limits: Limits) -> None:
+    """Bound what this process may take from now on; it may write no file, either."""
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        resource.setrlimit(kind, (0, 0))
+    seconds = int(limits.seconds)
+    _lower(resource.RLIMIT_CPU, seconds)
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        _lower(resource.RLIMIT_AS, now + limits.memory)
+
+
+def _lower(kind: int, wanted: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (least, least))
