@@ -20,6 +20,7 @@ from vggfeat.cli.options import (
     JobOptions,
     Numbers,
     claim_folder,
+    load_net,
     net_files,
     option,
     terminal_width,
@@ -185,7 +186,6 @@ def _run_nets(
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.runtime.targets import anything, check_target
-    from vggfeat.weights import load_backbone
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
     with open_world(ready_device(device), os.environ, lost=StoreError) as world:
@@ -193,7 +193,7 @@ def _run_nets(
         nets: dict[str, Backbone] = {}
         # All nets are loaded and checked before the first is run, which may take hours.
         for spec in weights:
-            backbone = load_backbone(spec)
+            backbone = load_net(spec)
             match_classes(backbone, data.classes)
             if backbone.sha256 in nets:
                 raise ConfigError(f"--weights: expected each net once, found that of {spec} twice; leave one out")

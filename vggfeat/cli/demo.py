@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.options import PATH, load_net, make_folder
 from vggfeat.cli.output import say, say_json
 
 NET = "small"
@@ -72,9 +72,7 @@ def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[
 
 def _nets(weights: str) -> dict[str, str]:
     """Name the runs, and their weights: the net asked for, and the same net untrained unless it is that already."""
-    from vggfeat.weights import load_backbone
-
-    backbone = load_backbone(weights)
+    backbone = load_net(weights)
     if not backbone.trained:
         return {"voc2007": weights}
     return {"voc2007": weights, "voc2007-untrained": f"random:{backbone.model.config}:0:{backbone.model.width!r}"}

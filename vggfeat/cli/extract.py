@@ -16,6 +16,7 @@ from vggfeat.cli.options import (
     JobOptions,
     Numbers,
     Words,
+    load_net,
     make_folder,
     net_files,
     with_options,
@@ -93,7 +94,6 @@ def extract(
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.runtime.targets import anything, check_target
-    from vggfeat.weights import load_backbone
 
     target = out or Path(f"{_stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
@@ -110,7 +110,7 @@ def extract(
         compiled=compiled,
         **forward.given(device),
     )
-    backbone = load_backbone(weights)
+    backbone = load_net(weights)
     if not backbone.trained and is_main():
         say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
     make_folder(target.parent)

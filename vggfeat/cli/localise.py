@@ -18,6 +18,7 @@ from vggfeat.cli.options import (
     JobOptions,
     Numbers,
     claim_folder,
+    load_net,
     net_files,
     option,
     terminal_width,
@@ -325,9 +326,8 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
 
 def _classifier(spec: str) -> "Backbone":
     from vggfeat.localisation.nets import is_box_net
-    from vggfeat.weights import load_backbone
 
-    backbone = load_backbone(spec)
+    backbone = load_net(spec)
     if is_box_net(backbone):
         raise ConfigError(f"--classifier: expected a classification net, found {spec}, which answers with boxes")
     if backbone.model.last:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import LAYOUT, PATH, net_files, with_options
+from vggfeat.cli.options import LAYOUT, PATH, load_net, net_files, with_options
 from vggfeat.cli.output import say
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import RUN, TrainingOptions, given, show_json, show_run
@@ -79,10 +79,9 @@ def localise_train(
     from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
     from vggfeat.runtime.targets import check_folder
-    from vggfeat.weights import load_backbone
 
     check_folder(out, RUN, kinds=(), inputs=net_files(weights), overwrite=True)
-    started_from = load_backbone(weights)
+    started_from = load_net(weights)
     recipe = box_recipe_for(started_from, scale, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()
     data = _read(root, layout, annotations, options.quiet or not is_main())

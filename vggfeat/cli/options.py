@@ -18,6 +18,8 @@ from vggfeat.errors import StoreError, VggfeatError
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
     from vggfeat.images.decode import DecodeSettings
+    from vggfeat.nets.backbone import Backbone
+    from vggfeat.weights.preprocessing import Preprocessing
 
 LONGEST_TABLE = 40
 """Classes of ILSVRC that are printed."""
@@ -191,6 +193,51 @@ class JobOptions:
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions:
+    """Which pixels a net takes, for a file of another library that does not say it."""
+
+    mean: tuple[float, ...] | None = option(
+        "--mean", type=Numbers(float),
+        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by format]",
+    )  # fmt: skip
+    std: tuple[float, ...] | None = option(
+        "--std", type=Numbers(float), help="Divided by after that, as --mean. [by format]"
+    )
+    channels: str | None = option("--channels", type=click.Choice(["rgb", "bgr"]), help="Their order. [by format]")
+    highest: str | None = option(
+        "--range", type=click.Choice(["1", "255"]), help="Highest value of a pixel. [by format]"
+    )
+    pool_rounding: str | None = option(
+        "--pool-rounding", type=click.Choice(["floor", "ceil"]), help="Of the poolings' outputs. [by format]"
+    )
+
+    def stated(self) -> "Preprocessing":
+        """Return them as `vggfeat.weights.load.load_file` takes them."""
+        from vggfeat.weights.preprocessing import Preprocessing
+
+        about: dict[str, Any] = {name: getattr(self, name) for name in ("mean", "std", "channels", "pool_rounding")}
+        return Preprocessing(**about, range=int(self.highest) if self.highest else None)  # type: ignore[arg-type]
+
+
+def load_net(spec: str | None) -> "Backbone":
+    """Load a net by `vggfeat.load_backbone`, and note what its user should know of it."""
+    from vggfeat.weights import load_backbone
+
+    backbone = load_backbone(spec)
+    print_notes(backbone)
+    return backbone
+
+
+def print_notes(backbone: "Backbone") -> None:
+    """Write to standard error what was assumed of a net's file, and what was passed over in it."""
+    from vggfeat.cli.output import say_note
+    from vggfeat.weights.preprocessing import notes
+
+    for note in notes(backbone):
+        say_note(note)
 
 
 def terminal_width() -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import LAYOUT, PATH, Scale, net_files, option, with_options
+from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option, with_options
 from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 
@@ -176,10 +176,9 @@ def train(
     from vggfeat.runtime.targets import check_folder
     from vggfeat.training.recipe import recipe_for
     from vggfeat.training.train import train as run_training
-    from vggfeat.weights import load_backbone
 
     check_folder(out, RUN, kinds=(), inputs=net_files(init_from), overwrite=True)
-    started_from = load_backbone(init_from) if init_from else None
+    started_from = load_net(init_from) if init_from else None
     recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()
     data = ilsvrc.read(root, layout)

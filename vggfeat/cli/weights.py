@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH
+from vggfeat.cli.options import PATH, PreprocessingOptions, load_net, print_notes, with_options
 from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.weights.sniff import FORMATS
 
@@ -83,15 +83,20 @@ def show(path: str, as_json: bool) -> None:
 @click.argument("target", metavar="DST.safetensors", type=PATH)
 @click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@with_options(PreprocessingOptions, "preprocessing")
 @JSON
-def convert(source: str, target: Path, float16: bool, overwrite: bool, as_json: bool) -> None:
+def convert(
+    source: str, target: Path, float16: bool, overwrite: bool, preprocessing: PreprocessingOptions, as_json: bool
+) -> None:
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
 
-    How each of them was settled, and the source's SHA-256, is kept in the file; `show` prints it.
+    How each of them was settled, and the source's SHA-256, is kept in the file; `show` prints it. Most formats don't
+    say which pixels a net takes: what is assumed from the format is noted, and can be stated instead.
 
     \b
-    Example:
+    Examples:
       vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
+      vggfeat weights convert places365.caffemodel P.safetensors --mean 104,113,116 --channels bgr --range 255
     """
     from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
@@ -104,9 +109,11 @@ def convert(source: str, target: Path, float16: bool, overwrite: bool, as_json: 
     path = find_file(source)
     real = check_target(target, inputs=[path], overwrite=overwrite, option="DST")
     make_folder(real.parent)
-    file = convert_file(path, real, dtype="float16" if float16 else "float32")
+    dtype = "float16" if float16 else "float32"
+    file = convert_file(path, real, dtype=dtype, stated=preprocessing.stated())
+    print_notes(file.backbone)
     if as_json:
-        about = file.describe() | {"converted_to": str(target), "stored": "float16" if float16 else "float32"}
+        about = file.describe() | {"converted_to": str(target), "stored": dtype}
         say_json(about)
         return
     kind, net = FORMATS[file.format].words, file.backbone.model.config
@@ -204,7 +211,6 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
     from vggfeat.cli.options import make_folder, net_files
     from vggfeat.errors import ConfigError
     from vggfeat.runtime.targets import check_target
-    from vggfeat.weights import load_backbone
     from vggfeat.weights.export import export_onnx, export_torchvision
 
     if (layer and target != "onnx") or (as_is and target != "torchvision"):
@@ -214,10 +220,10 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
     about: dict[str, Any]
     if target == "onnx":
         layer = layer or "fc8"
-        export_onnx(load_backbone(path), real, layer=layer)
+        export_onnx(load_net(path), real, layer=layer)
         about = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
     else:
-        about = export_torchvision(load_backbone(path), real, fold=not as_is)
+        about = export_torchvision(load_net(path), real, fold=not as_is)
     if as_json:
         say_json({"path": str(out)} | about)
         return
