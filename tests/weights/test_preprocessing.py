@@ -60,7 +60,7 @@ def test_means_of_0_to_1_are_stated_as_they_are_documented(converted):
 
 def test_another_net_in_the_authors_format_is_not_called_theirs(tmp_path):
     path = tmp_path / "places365.caffemodel"
-    path.write_bytes(caffemodel(layers_of("D", width=2, fc=64, classes=365)))
+    path.write_bytes(caffemodel(layers_of("D", width=1, fc=64, classes=365)))
     backbone = load_file(path)
     assert backbone.imported["mean_from"] == "assumed: published with the authors' nets"
     assert len(notes(backbone)) == 1

@@ -21,15 +21,18 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError
+from vggfeat.errors import WeightsError, quoted
 from vggfeat.runtime.durable import DISK, Files, disk_errors, write_all
 from vggfeat.runtime.locks import flock
+from vggfeat.weights.connection import AddressError, Patience, open_url
 from vggfeat.weights.published import Published
 from vggfeat.weights.sniff import digests
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there, and those of the complete file, 0 if that is not known."""
 
+_LONGEST = 120
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -39,8 +42,10 @@ class FetchSettings:
 
     timeout: float = 30.0
     """Seconds without a byte after which a connection counts as lost."""
+    least_rate: float = 1000.0
+    """Bytes a second below which a connection counts as lost, after `timeout`."""
     attempts: int = 5
-    """In a row that bring nothing more, at one address, before it is given up."""
+    """In a row that bring not even `chunk` more, at one address, before it is given up."""
     pause: float = 1.0
     """Seconds before the second attempt, doubled for each further one."""
     chunk: int = 1 << 18
@@ -60,10 +65,6 @@ class Fetched:
     resumed_at: int
     """Bytes that an earlier download had brought."""
     sha256: str
-
-
-class AddressError(Exception):
-    """A failure that the same address will repeat."""
 
 
 class _TransientError(Exception):
@@ -159,20 +160,19 @@ class _Download:
         OSError
             If the disk fails.
         """
-        opener = _opener()
         # What came from elsewhere is only given up for an answer from here.
         best, failures = self.have if self._version(address) is not None else 0, 0
         while True:
             try:
-                return self._attempt(opener, address)
+                return self._attempt(address)
             except _TransientError as error:
-                failures = failures + 1 if self.have <= best else 1
+                failures = failures + 1 if self.have < best + self.settings.chunk else 1
                 best = max(best, self.have)
                 if failures >= self.settings.attempts:
                     raise AddressError(f"{error}, {failures} times in a row") from None
                 self.sleep(self.settings.pause * 2 ** (failures - 1))
 
-    def _attempt(self, opener: urllib.request.OpenerDirector, address: str) -> None:
+    def _attempt(self, address: str) -> None:
         version = self._version(address)
         request = urllib.request.Request(address, headers={"User-Agent": "vggfeat", "Accept-Encoding": "identity"})
         if self.have and version is not None:
@@ -180,7 +180,8 @@ class _Download:
             if version:
                 request.add_header("If-Range", version)
         try:
-            answer = opener.open(request, timeout=self.settings.timeout)
+            patience = Patience(self.settings.timeout, self.settings.least_rate)
+            answer = open_url(request, patience, self.settings.timeout)
         except urllib.error.HTTPError as error:
             error.close()
             return self._check_refusal(error)
@@ -192,12 +193,14 @@ class _Download:
     def _check_refusal(self, error: urllib.error.HTTPError) -> None:
         """Return if there is nothing more to come, and raise otherwise."""
         if error.code == 416:
-            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+            total = re.fullmatch(r"bytes \*/([0-9]{1,18})", error.headers.get("Content-Range") or "")
             if total and int(total[1]) == self.have:
                 return
             self.restart()
             raise _TransientError("a file that is shorter than what was here")
-        answer = f"the answer {error.code} {error.reason}"
+        if error.code in _REDIRECTS:
+            raise AddressError(f"the answer {error.code}, to ways on that lead in a circle or nowhere")
+        answer = f"the answer {error.code} {_plain(str(error.reason))}"
         raise _TransientError(answer) if error.code in _TRANSIENT else AddressError(answer)
 
     def _store(self, address: str, answer: Any) -> None:
@@ -210,6 +213,7 @@ class _Download:
             raise OSError(errno.ENOSPC, f"{total - begin} bytes are to come, {free} are free")
         self.progress(begin, total)
         most = total or self.settings.most_bytes
+        answer.begin_file(most - begin)
         while block := self._read(answer):
             at = self.have
             if at + len(block) > most:
@@ -223,7 +227,7 @@ class _Download:
     def _read(self, answer: Any) -> bytes:
         try:
             return bytes(answer.read(self.settings.chunk))
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # sizes of chunks that are no numbers
             raise _TransientError(_reason(error)) from None
 
     def _range(self, status: int, headers: Message) -> tuple[int, int]:
@@ -231,10 +235,11 @@ class _Download:
         if "html" in (headers.get("Content-Type") or ""):
             raise AddressError("a web page")
         if (headers.get("Content-Encoding") or "identity") != "identity":
-            raise AddressError(f"a file packed with {headers['Content-Encoding']}")
-        begin, total = 0, int(headers["Content-Length"]) if (headers.get("Content-Length") or "").isdigit() else 0
+            raise AddressError(f"a file packed with {quoted(headers['Content-Encoding'])}")
+        length = re.fullmatch(r"[0-9]{1,18}", headers.get("Content-Length") or "")
+        begin, total = 0, int(length[0]) if length else 0
         if status == 206:
-            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range") or "")
+            place = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", headers.get("Content-Range") or "")
             if not place or int(place[1]) != self.have:
                 self.restart()
                 raise _TransientError("another part of the file than was asked for")
@@ -273,33 +278,15 @@ def is_download(path: Path) -> bool:
     return not path.stat().st_size or is_note(path.with_name(f"{path.name}.json"))
 
 
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow a server elsewhere, but not from https to anything less."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        """Return the request to make instead."""
-        if req.type == "https" and not newurl.startswith("https:"):
-            raise AddressError(f"a way on to {newurl}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    # Not urlopen: that would follow a server to ftp as well, and use whatever a program has installed globally.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), Redirects(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
-    ):  # fmt: skip
-        opener.add_handler(handler)
-    return opener
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         error = error.reason
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return _plain(str(getattr(error, "strerror", None) or error or type(error).__name__))
+
+
+def _plain(text: str) -> str:
+    """Return what a server or a library says: as it is if it is short and plain, else quoted."""
+    return text if len(text) <= _LONGEST and text.isascii() and text.isprintable() else quoted(text, _LONGEST)
 
 
 def _from_any_address(published: Published, job: _Download) -> tuple[str, str]:

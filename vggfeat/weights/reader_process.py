@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -162,7 +163,7 @@ def _described(found: "ParsedNet | StateDict") -> dict[str, Any]:
 
     if isinstance(found, StateDict):
         return {"shapes": dict(found.shapes), "notes": dict(found.notes)}
-    names = ("format", "channel_order", "mean", "mean_from", "std", "fc6_order", "classes")
+    names = {one.name for one in fields(found)} - {"model", "shapes", "read", "notes"}
     net = {name: getattr(found.model, name) for name in ("config", "num_classes", "width", "pool", "last")}
     about = {name: getattr(found, name) for name in names}
     return about | {"net": net, "shapes": dict(found.shapes), "notes": dict(found.notes)}

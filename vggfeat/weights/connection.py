@@ -1,0 +1,170 @@
+"""HTTP connections that end, whatever the server does: within a time for the answer to begin, and at a least rate.
+
+Python's client bounds the time between two bytes, the length of a header line and their number, but neither the time
+of all of them, nor how often "100 Continue" comes, nor what a redirection or the end of a chunked body brings along.
+"""
+
+import http.client
+import io
+import time
+import urllib.request
+from typing import IO, Any
+
+from vggfeat.errors import quoted
+
+MOST_BEFORE = 1 << 18
+"""Bytes of one answer before the file begins: status, headers, and the text that a redirection has."""
+
+
+class AddressError(Exception):
+    """A failure that the same address will repeat."""
+
+
+class Patience:
+    """How long one request, with all its redirections, may take.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds for one byte, and half of those until the file begins.
+    least_rate : float
+        Bytes a second that the file must come with, after that time.
+    """
+
+    def __init__(self, timeout: float, least_rate: float) -> None:
+        self._timeout, self._least_rate = timeout, least_rate
+        self._end = time.monotonic() + 2 * timeout
+
+    def begin_file(self) -> None:
+        """Say that the answer has begun, and that from now on the rate counts."""
+        self._end = time.monotonic() + self._timeout
+
+    def left(self) -> float:
+        """Return the seconds in which the next byte must come.
+
+        Raises
+        ------
+        TimeoutError
+            If the time is over.
+        """
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"an answer that drips (fewer than {self._least_rate:g} bytes a second)")
+        return min(left, self._timeout)
+
+    def came(self, count: int) -> None:
+        """Give more time for bytes of the file."""
+        self._end += count / self._least_rate
+
+
+class _Stream(io.RawIOBase):
+    """The bytes of a connection, as many as are allowed, in time."""
+
+    def __init__(self, raw: io.RawIOBase, sock: Any, patience: Patience) -> None:
+        self._raw, self._sock, self._patience = raw, sock, patience
+        self._allowed = MOST_BEFORE
+        self._counts = False
+
+    def allow(self, count: int) -> None:
+        self._allowed, self._counts = count, True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._patience.left())
+        view = memoryview(buffer)[: max(0, self._allowed)]
+        if not len(view):
+            raise OSError("more bytes than the file has")
+        try:
+            count = self._raw.readinto(view) or 0
+        except TimeoutError:
+            self._patience.left()  # says it, if the time for all is over
+            raise
+        self._allowed -= count
+        if self._counts:
+            self._patience.came(count)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class Answer(http.client.HTTPResponse):
+    """An answer whose bytes come through a `_Stream`."""
+
+    patience: Patience
+
+    def __init__(self, sock: Any, *args: Any, **named: Any) -> None:
+        super().__init__(sock, *args, **named)
+        self._stream = _Stream(self.fp.detach(), sock, self.patience)
+        self.fp = io.BufferedReader(self._stream)
+
+    def begin_file(self, most: int) -> None:
+        """Allow so many bytes of the file; twice as many may come, for a server may frame each byte."""
+        self.patience.begin_file()
+        self._stream.allow(2 * most + MOST_BEFORE)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow a server elsewhere, a few times, but not from https to anything less."""
+
+    max_redirections = 5
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request to make instead."""
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise AddressError(f"a way on to {quoted(newurl)}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, answers: type[Answer]) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_connections(http.client.HTTPConnection, self._answers), req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, answers: type[Answer]) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_connections(http.client.HTTPSConnection, self._answers), req)
+
+
+def _connections(base: Any, answers: type[Answer]) -> Any:
+    return type(f"Timed{base.__name__}", (base,), {"response_class": answers})
+
+
+def open_url(request: urllib.request.Request, patience: Patience, timeout: float) -> Answer:
+    """Ask a server, and return its answer once all headers of it have come.
+
+    Raises
+    ------
+    urllib.error.HTTPError
+        If it refuses.
+    AddressError
+        If it leads to what is no address.
+    OSError, http.client.HTTPException
+        If there is no connection, no answer in time, or one that is none.
+    """
+    kind = type("TimedAnswer", (Answer,), {"patience": patience})
+    # Not urlopen: that would follow a server to ftp as well, and use whatever a program has installed globally.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(), _Http(kind), _Https(kind), Redirects(),
+        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
+    ):  # fmt: skip
+        opener.add_handler(handler)
+    try:
+        answer: Answer = opener.open(request, timeout=timeout)
+    except (http.client.InvalidURL, ValueError) as error:  # UnicodeError among them
+        raise AddressError(f"a way on to what is no address ({quoted(str(error))})") from None
+    return answer
