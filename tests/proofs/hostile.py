@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 import torch
 
+from reading import load_here
 from vggfeat.cli import run as command
 from vggfeat.errors import VggfeatError
 from vggfeat.store.reader import FeatureFile
-from vggfeat.weights import load_backbone
 
 from .common import NET, Options, Report, draw, load_all, scratch
 from .mutants import write
@@ -120,7 +120,7 @@ def bombs(blocks: int):
 
 
 LOADERS: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {
-    "weights": (None, "net.pth", lambda place: load_backbone(place / "net.pth")),
+    "weights": (None, "net.pth", lambda place: load_here(place / "net.pth")),
     "features": (None, "x.h5", lambda place: FeatureFile(place / "x.h5").close()),
     "model": (None, "m.safetensors", READERS["model"].read),
     "checkpoint": (None, "step-00000003.safetensors", READERS["checkpoint"].read),
@@ -234,7 +234,7 @@ def hdf5(folder: Path, name: str, make: Callable, report: Report) -> None:
         file["x"] = np.zeros(100_000, "f4")
     for kind, group, data, action in (
         ("features", "/", "features", lambda place: FeatureFile(place / "x.h5").close()),
-        ("keras", "block1_conv1/block1_conv1", "kernel:0", lambda place: load_backbone(place / "x.h5")),
+        ("keras", "block1_conv1/block1_conv1", "kernel:0", lambda place: load_here(place / "x.h5")),
     ):
         content = around_file(folder, "features")["x.h5"] if kind == "features" else keras_file()
         buffer = io.BytesIO(content)

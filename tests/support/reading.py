@@ -1,6 +1,7 @@
 """Files of other libraries read in the process of the test, for cases by the hundred."""
 
 from vggfeat.weights.importing import ParsedNet, finish
+from vggfeat.weights.native import load_own
 from vggfeat.weights.pytorch import parse_state
 from vggfeat.weights.reader_process import opened_here
 from vggfeat.weights.sniff import recognise
@@ -8,5 +9,8 @@ from vggfeat.weights.sniff import recognise
 
 def load_here(path, kind=None):
     """Return the net of a file, as `load_file` does, but read without limits."""
-    with opened_here(kind or recognise(path), path) as found:
+    kind = kind or recognise(path)
+    if kind == "vggfeat":
+        return load_own(path)
+    with opened_here(kind, path) as found:
         return finish(path, found if isinstance(found, ParsedNet) else parse_state(path, found))

@@ -146,10 +146,14 @@ class _ReaderProcess:
     def start(self) -> socket.socket:
         """Start it, unless it runs; return the socket at which it waits."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None or self._control is None:
+            if self._control is None or self._process is None or (self._is_ours() and self._process.poll() is not None):
                 self._begin()
             assert self._control is not None
             return self._control
+
+    def _is_ours(self) -> bool:
+        # A process that was forked from the one that started it may use it, but can't wait for it and shall not end it.
+        return self._owner == os.getpid()
 
     def _begin(self) -> None:
         near, far = socket.socketpair()
@@ -202,7 +206,9 @@ class _ReaderProcess:
     def kill(self) -> None:
         """End it and all its forks at once; the next file starts another."""
         with self._lock:
-            if self._process is not None and self._owner == os.getpid():  # not that of a process that forked this one
+            if self._process is not None and not self._is_ours():
+                self._process = None
+            if self._process is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
