@@ -13,8 +13,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from other_nets import NARROW, difference, draw, image, our_maps, torchvision_maps, torchvision_net
 from reading import load_here
-from vggfeat.errors import WeightsError
+from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
+from vggfeat.weights.export import export_torchvision
 from vggfeat.weights.preprocessing import notes
 
 TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
@@ -189,6 +190,8 @@ def test_a_file_without_some_of_the_last_layers_serves_for_what_it_holds(tmp_pat
     assert last in there
     assert max(difference(there, our_maps(backbone, pixels)).values()) < 1e-4
     assert any("the file is incomplete" in note for note in notes(backbone))
+    with pytest.raises(ConfigError, match=f"expected a complete net, found x.pth up to {last}"):
+        export_torchvision(backbone, tmp_path / "y.pth")
 
 
 def data_parallel_of_features(state):

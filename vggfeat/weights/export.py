@@ -60,6 +60,8 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     """
     model = backbone.model
     check_choice("export to torchvision: net", model.config, TORCHVISION_CLASSES)
+    if model.last:
+        raise ConfigError(f"export to torchvision: expected a complete net, found {backbone.source} up to {model.last}")
     tensors = model.layers.state_dict()
     if fold:
         tensors["conv1_1.weight"], tensors["conv1_1.bias"] = _fold(backbone)
