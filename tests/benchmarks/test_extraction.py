@@ -1,7 +1,8 @@
 """The benchmark of extraction: images and baseline against ours; what is measured, for consistency."""
 
 import json
-from importlib.metadata import version
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from vggfeat.benchmarks.extraction import default_images, measure, summarise
+from vggfeat.benchmarks.extraction import Plan, default_images, measure, summarise
 from vggfeat.benchmarks.jpegs import SHAPES, listed, make_jpegs, photograph, shapes
-from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision, read_features
-from vggfeat.benchmarks.roofline import roofline
-from vggfeat.benchmarks.stages import REFERENCE, BenchSettings, Form, Stages, run_network
+from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision
+from vggfeat.benchmarks.roofline import image_costs
+from vggfeat.benchmarks.stages import Stages, enough_memory
 from vggfeat.cli import run
-from vggfeat.cli.bench_extraction import _lines
 from vggfeat.errors import ConfigError
+from vggfeat.extract import RunSettings
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, feature_runner
 from vggfeat.forward.precision import cosines
 from vggfeat.images.decode import DecodeSettings
@@ -90,8 +91,7 @@ def test_the_baseline_in_bf16_has_them_up_to_rounding(tmp_path, config, way):
     backbone = random_backbone(f"random:{config}:1:0.0625")
     (name,) = make_jpegs(tmp_path, 1, 5)
     exact, rounded = (PlainExtractor(backbone, (224, 256), "fc7", CPU, form) for form in ("float32", way))
-    rounded.write([tmp_path / name], tmp_path / "out.h5")
-    (found,), expected = read_features(tmp_path / "out.h5"), exact.features(tmp_path / name)
+    (found,), expected = rounded.run([tmp_path / name], tmp_path / "out.h5"), exact.features(tmp_path / name)
     assert found.dtype == expected.dtype == np.float32
     assert 0.999 < cosines(found, expected).min() < 1 - 1e-9
     kept = next(rounded.net.parameters()).dtype
@@ -102,19 +102,25 @@ def test_float32_of_a_plain_user_is_tf32_on_a_gpu():
     assert [plain_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "tf32"]
 
 
-@pytest.mark.parametrize(("config", "name"), [("A", "vgg11"), ("D", "vgg16")])
-def test_the_baseline_is_torchvisions_module_where_there_is_one(config, name, monkeypatch):
+@pytest.mark.parametrize(("config", "name"), [("A", "vgg11"), ("B", "vgg13"), ("D", "vgg16"), ("E", "vgg19")])
+def test_the_baseline_is_torchvisions_module_layer_by_layer(config, name):
     with torch.device("meta"):
-        module = models.get_model(name)
-        found, by_hand = plain_net(VGG(config), "fc8"), None
-        monkeypatch.setattr("vggfeat.benchmarks.plain.TORCHVISION", {})
-        by_hand = plain_net(VGG(config), "fc8")
-    linear = [layer for layer in module.classifier if isinstance(layer, nn.Linear)]
-    assert [repr(layer) for layer in found[: len(module.features)]] == [repr(layer) for layer in module.features]
-    assert [layer.weight[0].numel() for layer in found if isinstance(layer, nn.Conv2d)][-3:] == [
-        layer.in_features for layer in linear
-    ]
-    assert [repr(layer) for layer in found] == [repr(layer) for layer in by_hand]
+        theirs, found = models.get_model(name), plain_net(VGG(config), "fc8")
+    assert [repr(layer) for layer in found[: len(theirs.features)]] == [repr(layer) for layer in theirs.features]
+    dense = [layer for layer in found[len(theirs.features) :] if isinstance(layer, nn.Conv2d)]
+    linear = [layer for layer in theirs.classifier if isinstance(layer, nn.Linear)]
+    assert [layer.weight.flatten(1).shape for layer in dense] == [layer.weight.shape for layer in linear]
+    assert sum(isinstance(layer, nn.ReLU) for layer in found) == sum(
+        isinstance(layer, nn.ReLU) for layer in theirs.modules()
+    )
+
+
+def test_the_baseline_has_its_own_weights():
+    backbone = random_backbone("random:A:1:0.0625")
+    net = plain_net(backbone.model, "fc7")
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert backbone.model.layers["conv1_1"].weight.abs().min() > 0
 
 
 # --- stages
@@ -123,15 +129,23 @@ def test_the_baseline_is_torchvisions_module_where_there_is_one(config, name, mo
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     backbone = random_backbone("random:A:0:0.0625")
-    settings = BenchSettings(scales=(224,), forms=(Form("fp32", "size"),), images=3, repeat=2, workers=0)
+    reference = feature_runner(backbone, ExtractionSettings(scales=(224,)))
     folder = tmp_path_factory.mktemp("stages")
     files = listed(folder, make_jpegs(folder, 3, 2))
     with Decoder(0, DecodeSettings()) as decoder:
-        yield Stages(backbone, settings.runner(backbone, REFERENCE, False), files, decoder, settings)
+        yield Stages(reference, files, 2, decoder, RunSettings(workers=0, shard_rows=3))
+
+
+def test_every_stage_says_how_many_images_it_has_done(stages):
+    subjects = stages.shared() | stages.of_form(stages.reference)
+    assert {name: subject.act() for name, subject in subjects.items()} == {
+        "decoding": 3, "resizing": 3, "writing": 6, "network, fp32, size": 3, "files to file, fp32, size": 6,
+    }  # fmt: skip
+    assert list(Path(stages.files.root).glob("*/")) == []  # nothing is left of the feature files
 
 
 def test_a_batch_that_must_be_halved_ends_the_measurement(stages, monkeypatch):
-    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,), batching="padded"), "cpu")
+    one = feature_runner(stages.reference.backbone, ExtractionSettings(scales=(224,), batching="padded"))
     values = FeatureHead.values
 
     def small(head, model, images, *rest):
@@ -140,134 +154,114 @@ def test_a_batch_that_must_be_halved_ends_the_measurement(stages, monkeypatch):
         return values(head, model, images, *rest)
 
     monkeypatch.setattr(FeatureHead, "values", small)
-    with pytest.raises(ConfigError, match=r"found 1 that had to be halved; give a --batch-pixels below 1048576"):
+    message = r"^cpu: expected batches .*, found 1 that had to be halved; give a --batch-pixels below 1048576"
+    with pytest.raises(ConfigError, match=message), enough_memory("cpu", 1 << 20):
         stages.features(one)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried much"), MemoryError()])
-def test_memory_that_runs_out_is_told_in_a_line(stages, monkeypatch, error):
-    def refuse(*_):
+def test_memory_that_runs_out_is_told_in_a_line(error):
+    expected = r"^cuda: expected batches that fit into its memory, found .*--batch-pixels below 7, or fewer --images$"
+    with pytest.raises(ConfigError, match=expected), enough_memory("cuda", 7):
         raise error
 
-    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,), precision="bf16"), "cpu")
-    batches = stages.net_batches(one)
-    monkeypatch.setattr(FeatureHead, "values", refuse)
-    with pytest.raises(
-        ConfigError, match=r"^bf16, size: expected batches that fit into the memory of cpu, .* --batch-pixels"
-    ):
-        run_network(one, batches)
-    monkeypatch.setattr(one, "prepare", refuse)
-    with pytest.raises(ConfigError, match="or fewer --images"):
-        stages.net_batches(one)
 
-
-def test_other_errors_of_the_net_are_defects(stages, monkeypatch):
-    def refuse(*_):
+def test_other_errors_of_the_net_are_defects():
+    with pytest.raises(RuntimeError, match="shape"), enough_memory("cpu", 7):
         raise RuntimeError("shape")
-
-    one = feature_runner(stages.backbone, ExtractionSettings(scales=(224,)), "cpu")
-    monkeypatch.setattr(FeatureHead, "values", refuse)
-    with pytest.raises(RuntimeError, match="shape"):
-        run_network(one, stages.net_batches(one))
 
 
 # --- figures
 
 
-def some_figures(form="bf16", plain=("bf16",), **changes):
+def some_rows(form="bf16", plain=("bf16",), **changes):
     rates = {
         "decoding": [50.0], "resizing": [20.0], "writing": [90.0],
-        **{f"matrix product, {precision}": [15_000.0, 16_000.0] for precision in {form, *plain}},
-        f"{form}, size: network": [3.0, 5.0, 4.0], f"{form}, size: files to file": [2.0, 2.0],
-        **{f"plain baseline, {precision}: files to file": [0.5] for precision in plain},
-    }  # fmt: skip
-    forms = [{"precision": form, "batching": "size", "least_cosine": 1.0}]
-    baselines = [{"precision": one, "way": "autocast", "module": "m", "least_cosine": 1.0} for one in plain]
-    return summarise(rates | changes, forms, baselines, 1_000.0)
+        f"network, {form}, size": [3.0, 5.0, 4.0], f"files to file, {form}, size": [2.0, 2.0],
+        **{f"plain loop, {precision}": [0.5] for precision in plain},
+    } | changes  # fmt: skip
+    facts = {name: {"precision": name.split(", ")[1]} if ", " in name else {} for name in rates}
+    matrix = {f"matrix product, {precision}": [15_000.0, 16_000.0] for precision in {form, *plain}}
+    return {row["name"]: row for row in summarise(rates | matrix, facts, 1_000.0)}
 
 
 def test_shares_and_ratios_by_hand():
-    found = some_figures()
-    (form,), (plain,) = found["forms"], found["plain"]
-    assert form["network"] == {"median": 4.0, "rounds": [3.0, 5.0, 4.0]}
-    assert form["network_share"] == 4 * 1000 / 16_000
-    assert form["together_share"] == 2 * 1000 / 16_000
-    assert (form["ratio"], form["limit"]) == (4, "network")
-    assert plain["together_share"] == 0.5 * 1000 / 16_000
+    rows = some_rows()
+    network, together, plain = (rows[name] for name in list(rows)[3:])
+    assert (network["rate"], network["rounds"]) == (4.0, [3.0, 5.0, 4.0])
+    assert network["share"] == 4 * 1000 / 16_000
+    assert together["share"] == 2 * 1000 / 16_000
+    assert (together["ratio"], together["held_up_by"]) == (4, "network")
+    assert (plain["share"], plain["ratio"]) == (0.5 * 1000 / 16_000, 1)
+    assert not {"share", "ratio", "held_up_by"} & rows["decoding"].keys()
 
 
 @pytest.mark.parametrize(("plain", "ratio"), [(("fp32", "bf16"), 4), ((), None), (("fp32",), None), (("tf32",), None)])
 def test_the_ratio_is_to_the_baseline_of_the_same_precision(plain, ratio):
-    assert some_figures(plain=plain)["forms"][0]["ratio"] == ratio
+    assert some_rows(plain=plain)["files to file, bf16, size"].get("ratio") == ratio
 
 
 @pytest.mark.parametrize("slowest", ["decoding", "resizing", "writing"])
 def test_what_is_slowest_alone_holds_it_up(slowest):
-    assert some_figures(**{slowest: [3.9]})["forms"][0]["limit"] == slowest
+    assert some_rows(**{slowest: [3.9]})["files to file, bf16, size"]["held_up_by"] == slowest
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    forms = tuple(Form(*words) for words in (("fp32", "padded"), ("bf16", "size")))
-    settings = BenchSettings(
-        scales=(224, 240), forms=forms, images=3, repeat=2, workers=0, rounds=2, seconds=0.01, seed=1
-    )
+def measured():
+    first = ExtractionSettings(scales=(224, 240), batching="padded")
+    forms = [first, replace(first, precision="bf16", batching="size")]
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
-        folder = tmp_path_factory.mktemp("bench")
-        found = measure(random_backbone("random:A:0:0.0625"), settings, folder, said.append)
-    assert sorted(path.name for path in folder.iterdir()) == ["000000.jpg", "000001.jpg", "000002.jpg"]
-    return found, said
+        plan = Plan(images=3, repeat=2, rounds=2, seconds=0.01, seed=1)
+        report = measure(random_backbone("random:A:0:0.0625"), forms, plan, RunSettings(workers=0), say=said.append)
+    return report, said
 
 
 def test_forms_and_baselines_take_turns(measured):
-    _, said = measured
+    report, said = measured
     turns = [name.split(": ", 1)[1] for name in said if name.startswith("round")]
     assert turns[: len(turns) // 2] == turns[len(turns) // 2 :]
-    assert turns[-2:] == ["plain baseline, fp32: files to file", "plain baseline, bf16: files to file"]
-    assert len(set(turns)) == 3 + 2 * 3 + 2
+    names = [
+        "decoding", "resizing", "writing", "network, fp32, padded", "files to file, fp32, padded",
+        "network, bf16, size", "files to file, bf16, size", "plain loop, fp32", "plain loop, bf16",
+    ]  # fmt: skip
+    assert [row["name"] for row in report.rows] == names
+    assert turns[len(turns) // 2 :] == [*names, "matrix product, fp32", "matrix product, bf16"]
 
 
 def test_measured_figures_are_consistent(measured):
-    found, _ = measured
-    assert (
-        [one["precision"] for one in found["forms"]] == [one["precision"] for one in found["plain"]] == ["fp32", "bf16"]
-    )
-    assert found["plain"][0]["way"] == "float32"
-    assert found["plain"][1]["way"] in ("autocast", "bfloat16")
-    for form, plain in zip(found["forms"], found["plain"], strict=True):
-        assert len(form["network"]["rounds"]) == len(form["together"]["rounds"]) == 2
-        alone = {name: found[name]["median"] for name in ("decoding", "resizing", "writing")}
-        alone["network"] = form["network"]["median"]
-        ceiling = found["matrix_multiply_adds"][form["precision"]]
-        assert form["network_share"] == pytest.approx(alone["network"] * found["image_multiply_adds"] / ceiling)
-        assert form["ratio"] == pytest.approx(form["together"]["median"] / plain["together"]["median"])
-        assert form["limit"] == min(alone, key=alone.get)
-        # The whole holds its parts: with no workers, nothing runs next to the net.
-        assert form["together"]["median"] < 1.5 * min(alone.values())
-    for exact in (found["plain"][0], found["forms"][0]):
-        assert exact["least_cosine"] > 1 - 1e-6
-    assert 0.999 <= found["plain"][1]["least_cosine"] < 1 - 1e-9
-    assert 0.9999 <= found["forms"][1]["least_cosine"] < 1 - 1e-9
+    report, _ = measured
+    rows = {row["name"]: row for row in report.rows}
+    for precision, batching in (("fp32", "padded"), ("bf16", "size")):
+        form, plain = rows[f"files to file, {precision}, {batching}"], rows[f"plain loop, {precision}"]
+        alone = {name: rows[name]["rate"] for name in ("decoding", "resizing", "writing")}
+        alone["network"] = rows[f"network, {precision}, {batching}"]["rate"]
+        ceiling = report.figures["matrix_multiply_adds"][precision]
+        assert len(form["rounds"]) == 2
+        assert form["share"] == pytest.approx(form["rate"] * report.figures["image_multiply_adds"] / ceiling)
+        assert form["ratio"] == pytest.approx(form["rate"] / plain["rate"])
+        assert form["held_up_by"] == min(alone, key=alone.get)
+    for exact in ("files to file, fp32, padded", "plain loop, fp32"):
+        assert rows[exact]["least_cosine"] > 1 - 1e-6
+    for rounded in ("files to file, bf16, size", "plain loop, bf16"):
+        assert 0.999 <= rows[rounded]["least_cosine"] < 1 - 1e-9
+    assert rows["plain loop, bf16"]["way"] in ("autocast", "bfloat16")
 
 
 def test_multiply_adds_are_the_mean_over_the_images(measured, tmp_path):
-    found, _ = measured
     settings = ExtractionSettings(scales=(224, 240))
     counted = []
     for name in make_jpegs(tmp_path, 3, 1):
         with Image.open(tmp_path / name) as image:
-            shape = image.height, image.width
-        counted.append(roofline(random_backbone("random:A:0:0.0625").model, settings, shape).total.multiply_adds)
-    assert found["image_multiply_adds"] == pytest.approx(np.mean(counted))
+            costs = image_costs(random_backbone("random:A:0:0.0625").model, settings, (image.height, image.width))
+        counted.append(sum(cost.multiply_adds for cost in costs))
+    assert measured[0].figures["image_multiply_adds"] == pytest.approx(np.mean(counted))
 
 
 def test_repeated_images_fill_whole_shards():
-    forms = (Form("fp32", "size"),)
-
     def rows(device, images, repeat):
-        return BenchSettings(scales=(224,), forms=forms, device=device, images=images, repeat=repeat).run.rows()
+        return Plan(images=images, repeat=repeat).shards(RunSettings(device=device)).rows()
 
     assert rows("cuda", 24, 20) == 24
     assert rows("cuda", default_images("cuda"), 20) == rows("cuda", 512, 20) == 256
@@ -287,32 +281,20 @@ def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
     words = ["bench", "extract", *SMALL, "--precision", "fp32", "--images", "2", "--workers", "0", "--threads", "1",
              "--rounds", "1", "--seconds", "0.01"]  # fmt: skip
     assert run([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["format"] == "vggfeat-bench-extract"
-    assert told["device"] == "cpu, 1 thread"
-    assert [form["precision"] for form in told["forms"]] == ["fp32"]
-    (plain,) = told["plain"]
-    assert plain["least_cosine"] > 1 - 1e-6
-    expected = {"images": 2, "repeat": 1, "workers": 0, "threads": 1, "rounds": 1, "seconds": 0.01,
-                "batch_pixels": 1 << 20, "shard_rows": 2, "compiled": False, "seed": 0}  # fmt: skip
-    assert {name: told[name] for name in expected} == expected
-    assert told["versions"]["torch"] == version("torch")
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "vggfeat-bench-extract"
+    assert found["machine"]["device"] == "cpu, 1 thread"
+    assert [row["name"] for row in found["rows"]][3:] == ["network, fp32, size", "files to file, fp32, size",
+                                                          "plain loop, fp32"]  # fmt: skip
+    assert found["rows"][-1]["least_cosine"] > 1 - 1e-6
+    expected = {"weights": "random:A:0:0.0625", "scales": [224], "layer": "fc7", "images": 2, "repeat": 1, "seed": 0,
+                "workers": 0, "rounds": 1, "seconds": 0.01, "batch_pixels": 1 << 20, "compiled": False}  # fmt: skip
+    assert {name: found["settings"][name] for name in expected} == expected
     assert run([*words, "--no-plain"]) == 0
     shown = capsys.readouterr().out
-    assert "plain baseline" not in shown
-    assert "fp32, size" in shown
-    assert f"{told['image_multiply_adds'] / 1e9:.4g} G" in shown
-
-
-def test_the_text_shows_the_figures_of_the_json():
-    lines = _lines(some_figures())
-    row = next(line for line in lines if line.startswith("bf16, size"))
-    assert row.split()[2:] == ["4", "25", "%", "2", "12", "%", "4.00", "1.00000000", "network"]
-    row = next(line for line in lines if line.startswith("plain baseline, bf16"))
-    assert row.split()[3:] == ["-", "-", "0.5", "3", "%", "1.00", "1.00000000", "-"]
-    assert "plain baseline: m; bf16 by torch.autocast" in lines
-    alone = _lines(some_figures(plain=()))
-    assert next(line for line in alone if line.startswith("bf16, size")).split()[8:] == ["-", "1.00000000", "network"]
+    assert "plain loop" not in shown
+    assert "files to file, fp32, size" in shown
+    assert f"{found['image_multiply_adds'] / 1e9:.4g} G" in shown
 
 
 @pytest.mark.parametrize(

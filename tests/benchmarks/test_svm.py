@@ -9,8 +9,8 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from vggfeat.benchmarks import svm as bench
-from vggfeat.benchmarks.features import HIDDEN, SIZES, Size, make_descriptors, make_problem
 from vggfeat.benchmarks.peer import FORMS, PeerForm, Tried, fastest, objectives, solve, try_forms
+from vggfeat.benchmarks.problems import SIZES, Size, make_descriptors, make_problem
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 
@@ -22,7 +22,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def measured(tiny):
-    return bench.compare(tiny, threads=1)
+    return bench.measure(tiny, threads=1)
 
 
 # --- the data
@@ -36,10 +36,7 @@ def test_descriptors_resemble_real_ones(tiny):
 
 
 def test_descriptors_are_correlated():
-    size = Size(
-        classes=1, images=900, blocks=1, averaged=1, channels=300, splits=1, training=0, single=False, strength=0.5,
-        note="",
-    )  # fmt: skip
+    size = Size(classes=1, images=900, channels=300, note="")
     rng = np.random.default_rng(0)
     x = make_descriptors(np.where(rng.random((900, 1)) < 0.5, 1, -1), size, rng)
 
@@ -68,7 +65,7 @@ def test_equal_seeds_give_equal_problems():
     ],
 )
 def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, fit, held_out, refit):
-    monkeypatch.setattr("vggfeat.benchmarks.features.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    monkeypatch.setattr("vggfeat.benchmarks.problems.make_descriptors", lambda labels, size, rng: labels[:, :1])
     problem, size = make_problem(name), SIZES[name]
     assert problem.labels.shape == (rows, classes)
     assert size.blocks * size.channels == length
@@ -77,13 +74,13 @@ def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, 
         assert not set(split.fit) & set(split.held_out)
         assert set(split.fit) | set(split.held_out) == set(split.refit)
         assert max(split.refit) < rows
-        if problem.single:
+        if problem.size.single:
             held = (problem.labels[split.held_out] == 1).sum(axis=0)
             assert set(held.tolist()) == {held_out // classes}
 
 
 def test_classes_of_voc_are_as_uneven_as_the_real_ones(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.features.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    monkeypatch.setattr("vggfeat.benchmarks.problems.make_descriptors", lambda labels, size, rng: labels[:, :1])
     shares = (make_problem("voc").labels == 1).mean(axis=0)
     assert shares[0] == pytest.approx(0.4, abs=0.03)
     assert np.median(shares) < 0.1
@@ -179,15 +176,16 @@ def test_peak_memory_counts_what_was_held():
 
 
 def test_both_solve_all_problems_to_the_same_objectives(measured):
-    assert measured.own.problems == measured.own.solved == 12 * 5 + 5
-    assert measured.own.converged == 65
-    (peer,) = measured.peers
-    assert (peer.problems, peer.solved) == (65, 65)
-    assert peer.same_choices == peer.choices == 5
-    assert abs(peer.lead) < 1e-3
-    assert peer.excess < 1e-2
-    assert 0 <= measured.own.worst_gap < 1e-3
-    assert measured.ratios == (peer.total_seconds / measured.own.total_seconds,)
+    own, peer = measured.rows
+    for row in measured.rows:
+        assert row["problems"] == row["solved"] == row["converged"] == 12 * 5 + 5
+        assert 0 <= row["worst_gap"] < 1e-2
+        assert row["seconds"] == row["choice_seconds"] + row["fit_seconds"]
+        assert row["memory"] > 1e7
+    assert own["worst_gap"] < 1e-5
+    assert -1e-3 < peer["lead"] <= peer["excess"] < 1e-2
+    assert peer["same_choices"] == 1
+    assert peer["ratio"] == peer["seconds"] / own["seconds"]
 
 
 def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
@@ -199,24 +197,30 @@ def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
         return found._replace(preparing=100.0, solving=10.0 * len(costs))
 
     monkeypatch.setattr(bench, "solve", watched)
-    (peer,) = bench.compare(tiny, threads=1, sample=4).peers
+    report = bench.measure(tiny, threads=1, sample=4)
+    peer = report.rows[1]
     assert [len(costs) for costs in solved] == [4, 4]
     assert solved[0][0] == bench.GRID[0]
     assert solved[0][-1] == bench.GRID[-1]
-    assert (peer.choice_seconds, peer.fit_seconds) == (100 + 10 * 60, 100 + 10 * 5)
-    assert (peer.solved, peer.problems, peer.same_choices) == (8, 65, None)
+    assert (peer["choice_seconds"], peer["fit_seconds"]) == (100 + 10 * 60, 100 + 10 * 5)
+    assert (peer["solved"], peer["problems"], peer["same_choices"]) == (8, 65, None)
+    assert f"{peer['solver']}: 8 of 65 problems solved, seconds extrapolated" in report.notes
 
 
 def test_one_class_an_image_means_one_c_a_split(monkeypatch):
-    small = Size(
-        classes=4, images=15, blocks=2, averaged=1, channels=40, splits=2, training=10, single=True, strength=1.0,
-        note="small",
-    )  # fmt: skip
+    small = Size(classes=4, images=15, blocks=2, channels=40, splits=2, training=10, strength=1.0, note="small")
     monkeypatch.setitem(SIZES, "tiny", small)
-    found = bench.compare(make_problem("tiny"), threads=1)
-    assert found.own.problems == 2 * (12 * 4 + 4)
-    assert [str(peer.solver).endswith("reduced by QR") for peer in found.peers] == [False, True]
-    assert all((peer.same_choices, peer.choices) == (2, 2) for peer in found.peers)
+    own, *peers = bench.measure(make_problem("tiny"), threads=1).rows
+    assert own["problems"] == 2 * (12 * 4 + 4)
+    assert [peer["solver"].endswith("reduced by QR") for peer in peers] == [False, True]
+    assert all(peer["same_choices"] == 1 for peer in peers)
+
+
+def test_of_equal_curves_the_smallest_c_is_chosen(tiny):
+    held_out = tiny.splits[0].held_out
+    right = (tiny.labels[held_out].T == 1).astype(float)
+    scores = np.stack([-right, *[right] * 11])
+    assert bench.choose(tiny, held_out, scores).tolist() == [bench.GRID[1]] * 5
 
 
 def test_a_stronger_signal_is_easier_to_see():
@@ -224,28 +228,26 @@ def test_a_stronger_signal_is_easier_to_see():
     labels = np.where(rng.random((400, 1)) < 0.5, 1, -1)
     apart = []
     for strength in (0.0, 2.0):
-        size = Size(
-            classes=1, images=400, blocks=1, averaged=1, channels=64, splits=1, training=0, single=False,
-            strength=strength, note="",
-        )  # fmt: skip
+        size = Size(classes=1, images=400, channels=64, strength=strength, note="")
         x = make_descriptors(labels, size, np.random.default_rng(1))
         apart.append(np.linalg.norm(x[labels[:, 0] == 1].mean(axis=0) - x[labels[:, 0] == -1].mean(axis=0)))
     assert apart[1] > 3 * apart[0]
-    assert HIDDEN > 64
 
 
 def test_the_command_prints_a_table_or_json(capsys):
     assert run(["bench", "svm", "--size", "tiny", "--threads", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "200 x 64 float32, 5 classes, 12 values of C" in shown
+    assert "rows 200; length 64; classes 5; values of C 12" in shown
     assert "LinearSVC" in shown
     assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--sample", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == "vggfeat-bench-svm"
-    assert found["shape"] == [200, 64]
-    assert found["peers"][0]["solved"] == 6
-    assert len(found["ratios"]) == len(found["peers"])
-    assert {"form", "seconds", "objective"} == set(found["tried"][0])
+    assert found["machine"]["device"] == "cpu, 1 thread"
+    own, peer = found["rows"]
+    assert (own["solved"], peer["solved"]) == (65, 6)
+    documented = {"solver", "choice_seconds", "fit_seconds", "seconds", "worst_gap", "memory"}
+    assert documented <= own.keys()
+    assert documented | {"ratio", "excess", "lead"} <= peer.keys()
 
 
 def test_the_command_can_leave_the_peer_out(capsys):

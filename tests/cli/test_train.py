@@ -1,4 +1,4 @@
-"""`vggfeat train`, `data pack` and `bench train` as a user meets them; the training itself is tested elsewhere."""
+"""`vggfeat train` and `data pack` as a user meets them; the training itself is tested elsewhere."""
 
 import json
 import os
@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import get_model_weights
 
 from vggfeat import synthetic
-from vggfeat.benchmarks.roofline import layer_multiply_adds
-from vggfeat.benchmarks.training import TrainingSpeeds, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.cli.signals import signals_as_flag
 from vggfeat.nets.vgg import VGG
@@ -240,40 +237,6 @@ def test_a_packed_copy_is_trained_on_like_the_original(images, tmp_path, capsys)
     assert (
         "24 images to train on, 6 to validate, 3 classes: packed, smallest side at most 48" in capsys.readouterr().err
     )
-
-
-@pytest.mark.parametrize(("config", "name"), [("A", "vgg11"), ("B", "vgg13"), ("D", "vgg16"), ("E", "vgg19")])
-def test_multiply_adds_are_those_that_torchvision_publishes(config, name):
-    with torch.device("meta"):
-        model = VGG(config)
-    published = get_model_weights(name).IMAGENET1K_V1.meta["_ops"]  # in 10^9, to three digits after the point
-    layers = layer_multiply_adds(model, 224, 224)
-    assert sum(layers.values()) / 1e9 == pytest.approx(published, abs=6e-4)
-    assert layers["conv1_1"] == 224 * 224 * 64 * 27
-    assert training_multiply_adds(model, 224) == 3 * sum(layers.values()) - 224 * 224 * 64 * 27
-
-
-def test_the_share_of_the_matrix_rate_by_hand():
-    speeds = TrainingSpeeds(
-        device="d", precision="fp32", micro_batch=1, decoding=80.0, loading=50.0, step=20.0, both=19.0, waiting=0.0,
-        image_multiply_adds=3_000, matrix_multiply_adds=120_000.0,
-    )  # fmt: skip
-    assert speeds.share == pytest.approx(0.5)
-    assert speeds.bottleneck == "step"
-
-
-def test_bench_train_measures_and_names_what_holds_training_up(images, capsys):
-    words = ["bench", "train", "--root", images, "--net", "A", *SMALL, "--seconds", 0.1]
-    assert run([str(word) for word in [*words, "--json"]]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert all(told[name] > 0 for name in ("decoding", "loading", "step", "both", "matrix_multiply_adds"))
-    assert told["bottleneck"] == ("loading" if told["loading"] < told["step"] else "step")
-    assert 0 <= told["waiting"] <= 1
-    assert told["images"] == 24
-    assert run([str(word) for word in words]) == 0
-    shown = capsys.readouterr().out
-    for words in ("decoding alone", "loading alone", "step alone", "both", "% of the matrix rate", "held up by: "):
-        assert words in shown
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vggfeat.benchmarks.measure import wait_for
 from vggfeat.forward.runner import DTYPES
 
 MATRIX_SIDE = {"cpu": 1920, "cuda": 8192}
@@ -42,31 +43,6 @@ def copy_rate(device: torch.device, seconds: float) -> float:
     size = COPY_BYTES[device.type]
     source, target = (torch.zeros(size // 4, device=device) for _ in range(2))
     return 2 * size / _shortest(lambda: target.copy_(source), device, seconds)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a reader of figures has to know of a device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} {'thread' if threads == 1 else 'threads'}"
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def with_threads(count: int | None) -> Iterator[int]:
-    """Let PyTorch use so many cores for a while, and hand out their number; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shortest(act: Callable[[], object], device: torch.device, seconds: float) -> float:

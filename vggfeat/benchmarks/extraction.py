@@ -1,30 +1,75 @@
 """How fast extraction is, stage by stage and from JPEG files to HDF5, next to what a user would write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from vggfeat.benchmarks.ceilings import device_name, matrix_rate
+from vggfeat.benchmarks.ceilings import matrix_rate
 from vggfeat.benchmarks.jpegs import listed, make_jpegs
-from vggfeat.benchmarks.stages import (
-    CPU_IMAGES,
-    MATRIX,
-    NETWORK,
-    REFERENCE,
-    STAGES,
-    TOGETHER,
-    BenchSettings,
-    Form,
-    Report,
-    Stages,
-    plain_name,
-)
+from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
+from vggfeat.benchmarks.plain import WAYS, PlainExtractor, Way, plain_precision
+from vggfeat.benchmarks.stages import NETWORK, PLAIN, STAGES, TOGETHER, Stages, enough_memory
+from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings, images_ahead, shards_ahead
+from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.weights import Backbone
+
+CPU_IMAGES = 24
+MATRIX = "matrix product, "
+COLUMNS = {
+    "name": Column(""),
+    "rate": Column("images/s"),
+    "share": Column("of the matrix rate", ".0%"),
+    "ratio": Column("ratio to plain", ".2f"),
+    "least_cosine": Column("least cosine", ".8f"),
+    "held_up_by": Column("held up by"),
+}
+NOTES = (
+    "decoding: files to pixels; resizing: pixels to images of all scales on the device; writing: features to the file",
+    "least cosine: to the features of fp32, size; held up by: the stage that is the slowest alone",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured, and how long."""
+
+    images: int = CPU_IMAGES
+    """JPEG files. The runs from files to file go through them shard by shard, a shard being no larger than this."""
+    repeat: int = 1
+    """How many times writing, and the run from files to file, go through them."""
+    seed: int = 0
+    """Of the images."""
+    rounds: int = 3
+    """Times that everything is measured, in turns."""
+    seconds: float = 2.0
+    """Least time of each measurement: it goes through the images as often as that takes."""
+    plain: bool = True
+    """Measure the plain loop as well."""
+
+    def shards(self, run: RunSettings) -> RunSettings:
+        """Return how the runs from files to file are cut up: every shard has the same images, in the same batches.
+
+        Raises
+        ------
+        ConfigError
+            If the images do not fill shards.
+        """
+        rows = run.rows()
+        if self.repeat > 1 and self.images > rows and self.images % rows:
+            raise ConfigError(
+                f"images: expected at most {rows}, or a multiple of it, because they are repeated in shards of "
+                f"{rows}; found {self.images}"
+            )
+        return replace(run, shard_rows=min(rows, self.images))
 
 
 def default_images(device: str) -> int:
@@ -33,112 +78,129 @@ def default_images(device: str) -> int:
 
 
 def measure(
-    backbone: Backbone, settings: BenchSettings, folder: Path, report: Report = lambda name: None
-) -> dict[str, Any]:
-    """Measure extraction on one device.
-
-    Everything runs once before it counts, through the images once, and the features of that are compared. Then every
-    round measures all stages, forms and baselines one after the other, so that whatever else the machine does hurts all
-    of them alike.
+    backbone: Backbone,
+    forms: Sequence[ExtractionSettings],
+    plan: Plan,
+    run: RunSettings,
+    *,
+    say: Say = lambda name: None,
+) -> Report:
+    """Measure extraction on one device, with everything run once before it counts.
 
     Parameters
     ----------
     backbone : Backbone
-    settings : BenchSettings
-    folder : Path
-        Empty; gets the images and, one after the other, the feature files.
-    report : callable
-        Called with the name of what is about to be measured.
+    forms : sequence of ExtractionSettings
+        Ways to compute the same features: they differ in precision and batching alone.
+    plan : Plan
+    run : RunSettings
+    say : callable
 
     Returns
     -------
-    dict
-        All figures, ready for JSON; `bench extract` prints them.
+    Report
+        Rows: every stage alone; of every form the net alone, and files to file; the plain loop from files to file in
+        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision; `ratio`:
+        to the plain loop in the same precision.
 
     Raises
     ------
     ConfigError
-        If a form can't be run on the device, or a batch does not fit into its memory.
+        If a form can't be run on the device, a batch does not fit into its memory, or an image fails.
     """
-    runners = {form: settings.runner(backbone, form, settings.compiled) for form in settings.forms}
-    reference = runners.get(REFERENCE)
-    if reference is None or settings.compiled:
-        reference = settings.runner(backbone, REFERENCE, False)
-    report(f"{settings.images} images, and features to compare")
-    files = listed(folder, make_jpegs(folder, settings.images, settings.seed))
-    ahead = images_ahead(shards_ahead(reference.device), settings.run.rows())
-    with Decoder(settings.workers, DecodeSettings(largest_side=max(reference.sides)), ahead=ahead) as decoder:
-        stages = Stages(backbone, reference, files, decoder, settings)
-        stages.resize()
-        stages.write(files)
-        timed = stages.timed()
-        # Before the forms, because what these products set in PyTorch would have compiled nets compiled again.
-        for precision in settings.precisions(reference.device):
-            matrix_rate(reference.device, precision, 0)
-            timed[MATRIX + precision] = partial(matrix_rate, reference.device, precision, settings.seconds)
-        forms = [stages.add_form(form, runner, timed, report) for form, runner in runners.items()]
-        plain = [stages.add_plain(one, timed, report) for one in stages.baselines(report).items()]
-        rates: dict[str, list[float]] = {name: [] for name in timed}
-        for number in range(1, settings.rounds + 1):
-            for name, act in timed.items():
-                report(f"round {number} of {settings.rounds}: {name}")
-                rates[name].append(act())
-    return {"device": device_name(reference.device), **summarise(rates, forms, plain, stages.multiply_adds())}
+    exact = replace(forms[0], precision="fp32", batching="size", compiled=False)
+    runners = {form: feature_runner(backbone, form, run.device) for form in (exact, *forms)}
+    reference, run = runners[exact], plan.shards(run)
+    device = reference.device
+    precisions = [form.precision for form in forms] + [plain_precision(device)] * plan.plain
+    products = {f"{MATRIX}{one}": partial(matrix_rate, device, one) for one in precisions}
+    # Before the nets, because what these products set in PyTorch would have compiled nets compiled again.
+    for product in products.values():
+        product(0)
+    with enough_memory(run.device, exact.batch_pixels), _stages(reference, plan, run, say) as stages:
+        subjects = stages.shared()
+        for form in forms:
+            say(f"once before it counts: {form.precision}, {form.batching}")
+            subjects |= stages.of_form(runners[form])
+        for precision, loop in plain_loops(backbone, stages, forms, plan.seconds, say).items() if plan.plain else ():
+            say(f"once before it counts: {PLAIN}{precision}")
+            subjects |= stages.of_plain(precision, loop)
+        timed = {name: partial(rate, subject.act, device, plan.seconds) for name, subject in subjects.items()}
+        matrix = {name: partial(product, plan.seconds) for name, product in products.items()}
+        rates, multiply_adds = in_turns(timed | matrix, plan.rounds, say), stages.multiply_adds(exact.layer)
+    best = {name.removeprefix(MATRIX): max(rates[name]) for name in products}
+    facts = {name: subject.facts for name, subject in subjects.items()}
+    settings = {"weights": backbone.source, **exact.describe(), **asdict(plan), "workers": run.workers}
+    given = ", ".join(f"{name} {value / 1e9:.4g} G" for name, value in best.items())
+    return Report(
+        name="extract",
+        settings={name: value for name, value in settings.items() if name not in ("precision", "batching", "plain")},
+        machine=machine(device),
+        columns=COLUMNS,
+        rows=summarise(rates, facts, multiply_adds),
+        figures={"image_multiply_adds": multiply_adds, "matrix_multiply_adds": best},
+        notes=[
+            f"matrix product: {given} multiply-adds/s; an image takes {multiply_adds / 1e9:.4g} G",
+            *NOTES,
+            *(f"{name}: by {WAYS[about['way']]}" for name, about in facts.items() if "way" in about),
+        ],
+    )
+
+
+@contextmanager
+def _stages(reference: BatchRunner, plan: Plan, run: RunSettings, say: Say) -> Iterator[Stages]:
+    say(f"{plan.images} images, and features to compare")
+    ahead = images_ahead(shards_ahead(reference.device), run.rows())
+    decode = DecodeSettings(largest_side=max(reference.sides))
+    with TemporaryDirectory() as folder, Decoder(run.workers, decode, ahead=ahead) as decoder:
+        files = listed(Path(folder), make_jpegs(Path(folder), plan.images, plan.seed))
+        yield Stages(reference, files, plan.repeat, decoder, run)
+
+
+def plain_loops(
+    backbone: Backbone, stages: Stages, forms: Sequence[ExtractionSettings], seconds: float, say: Say
+) -> dict[str, PlainExtractor]:
+    """Return the plain loops by their precision; of the two ways to bf16 the faster one, by one image."""
+    one, first = stages.reference, stages.files.place(0).file
+
+    def made(way: Way) -> PlainExtractor:
+        return PlainExtractor(backbone, one.sides, forms[0].layer, one.device, way)
+
+    def speed(loop: PlainExtractor) -> float:
+        return rate(lambda: len(loop.features(first)), one.device, seconds, warm_up=1)
+
+    found = {plain_precision(one.device): made("float32")}
+    if any(form.precision == "bf16" for form in forms):
+        say(f"{PLAIN}bf16: autocast or bfloat16")
+        found["bf16"] = max(made("autocast"), made("bfloat16"), key=speed)
+    return found
 
 
 def summarise(
-    rates: Mapping[str, Sequence[float]],
-    forms: Sequence[Mapping[str, Any]],
-    plain: Sequence[Mapping[str, Any]],
-    image_multiply_adds: float,
-) -> dict[str, Any]:
-    """Return all figures, ready for JSON.
+    rates: Mapping[str, Sequence[float]], facts: Mapping[str, Mapping[str, Any]], multiply_adds: float
+) -> list[dict[str, Any]]:
+    """Return a row for each subject.
 
     Parameters
     ----------
     rates : mapping of str to sequence of float
         Images per second of everything that was measured, round by round; of matrix products multiply-adds per second.
-    forms, plain : sequence of mapping
-        Of `Stages.add_form` and `Stages.add_plain`.
-    image_multiply_adds : float
+    facts : mapping of str to mapping
+        What is known of each subject; `precision` where its share is of the matrix rate.
+    multiply_adds : float
         Of an image and its mirror at all scales.
-
-    Returns
-    -------
-    dict
-        `share`: of the matrix rate of the precision, reached by the median; `ratio`: of files to file, to the plain
-        baseline of the same precision; `limit`: the stage that is the slowest alone.
     """
-    matrix = {name.removeprefix(MATRIX): max(values) for name, values in rates.items() if name.startswith(MATRIX)}
-    baselines = {one["precision"]: median(rates[plain_name(one["precision"]) + TOGETHER]) for one in plain}
-
-    def figures(key: str, precision: str, values: Sequence[float]) -> dict[str, Any]:
-        share = median(values) * image_multiply_adds / matrix[precision]
-        return {key: _rounds(values), f"{key}_share": share}
-
-    def of_form(form: Mapping[str, Any]) -> dict[str, Any]:
-        name, precision = str(Form(form["precision"], form["batching"])), form["precision"]
-        network, together = rates[name + NETWORK], rates[name + TOGETHER]
-        alone = {stage: median(rates[stage]) for stage in STAGES} | {"network": median(network)}
-        return {
-            **form,
-            **figures("network", precision, network),
-            **figures("together", precision, together),
-            "ratio": median(together) / baselines[precision] if precision in baselines else None,
-            "limit": min(alone, key=alone.__getitem__),
-        }
-
-    return {
-        "image_multiply_adds": image_multiply_adds,
-        "matrix_multiply_adds": matrix,
-        **{stage: _rounds(rates[stage]) for stage in STAGES},
-        "forms": [of_form(form) for form in forms],
-        "plain": [
-            {**one, **figures("together", one["precision"], rates[plain_name(one["precision"]) + TOGETHER])}
-            for one in plain
-        ],
-    }
-
-
-def _rounds(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": median(values), "rounds": list(values)}
+    medians = {name: median(values) for name, values in rates.items()}
+    rows = []
+    for name, about in facts.items():
+        row: dict[str, Any] = {"name": name, "rate": medians[name], "rounds": rates[name], **about}
+        if "precision" in about:
+            row["share"] = medians[name] * multiply_adds / max(rates[MATRIX + about["precision"]])
+        plain = medians.get(f"{PLAIN}{about.get('precision')}")
+        if name.startswith((TOGETHER, PLAIN)) and plain:
+            row["ratio"] = medians[name] / plain
+        if name.startswith(TOGETHER):
+            network = NETWORK + name.removeprefix(TOGETHER)
+            row["held_up_by"] = min((*STAGES, network), key=medians.__getitem__).partition(",")[0]
+        rows.append(row)
+    return rows

@@ -1,22 +1,25 @@
 """How fast training is, and what holds it up: decoding, the step, or both together.
 
-N = images of a batch. A multiply-add is one multiplication and one addition.
+A multiply-add is one multiplication and one addition.
 """
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vggfeat.benchmarks.ceilings import device_name, matrix_rate, wait_for
-from vggfeat.benchmarks.roofline import layer_multiply_adds
+from vggfeat import synthetic
+from vggfeat.benchmarks.ceilings import matrix_rate
+from vggfeat.benchmarks.measure import Column, Report, Say, machine, rate
+from vggfeat.benchmarks.roofline import layer_costs
+from vggfeat.datasets import ilsvrc
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.vgg import VGG
-from vggfeat.runtime.devices import checked_device
+from vggfeat.runtime.devices import checked_device, default_workers
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import LabelledImages
 from vggfeat.training.crops import EpochOrder, draw
@@ -25,50 +28,20 @@ from vggfeat.training.learner import Learner
 from vggfeat.training.objective import Classification
 from vggfeat.training.recipe import Recipe, TrainingSettings
 
+CLASSES = 8
+"""Of rendered images."""
 MEAN = (120.0, 115.0, 105.0)
 """Subtracted from every pixel; its value has no influence on speed."""
 RATE = 0.0
 """The learning rate: with it the weights stay finite, whatever was drawn."""
 WARM_UP = 3
-"""Batches that are not counted: buffers fill, kernels are chosen and compiled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSpeeds:
-    """What was measured, in images per second unless a field says otherwise."""
-
-    device: str
-    precision: str
-    micro_batch: int
-    """Images in one pass through the net, after any halving for want of memory."""
-    decoding: float
-    """Files to pixels by the workers, nothing else running."""
-    loading: float
-    """Files to batches of crops on the device: decoding, and resampling where it is done in training."""
-    step: float
-    """Updates of the weights by a batch that lies in the device's memory."""
-    both: float
-    """Training: batches from files, and an update by each."""
-    waiting: float
-    """Share of the time of `both` spent waiting for images, 0 to 1."""
-    image_multiply_adds: int
-    """Of one training image, forward and backward, by the table of layers."""
-    matrix_multiply_adds: float
-    """Per second, of a product of two large square matrices in the same precision: what the device can do."""
-
-    @property
-    def share(self) -> float:
-        """Return which share of the matrix rate the step reaches, 0 to 1."""
-        return self.step * self.image_multiply_adds / self.matrix_multiply_adds
-
-    @property
-    def bottleneck(self) -> str:
-        """Say which of the two is slower alone."""
-        return "loading" if self.loading < self.step else "step"
-
-    def describe(self) -> dict[str, Any]:
-        """Return all figures, ready for JSON."""
-        return {**asdict(self), "share": self.share, "bottleneck": self.bottleneck}
+"""Batches that are not counted."""
+COLUMNS = {
+    "name": Column(""),
+    "rate": Column("images/s"),
+    "share": Column("of the matrix rate", ".0%"),
+    "waiting": Column("waiting for images", ".0%"),
+}
 
 
 def measure(
@@ -77,8 +50,8 @@ def measure(
     run: TrainingSettings,
     *,
     seconds: float = 10.0,
-    report: Callable[[str], None] = lambda name: None,
-) -> TrainingSpeeds:
+    say: Say = lambda name: None,
+) -> Report:
     """Measure training on one device.
 
     Parameters
@@ -89,8 +62,13 @@ def measure(
     run : TrainingSettings
     seconds : float
         Least time of each of the measurements, after its warm-up.
-    report : callable
-        Called with the name of each measurement as it begins.
+    say : callable
+
+    Returns
+    -------
+    Report
+        Rows: files to pixels; files to batches of crops on the device; updates of the weights by a batch that lies in
+        its memory; and both, with the share of time that was spent waiting for images. `held_up_by` is the slower one.
 
     Raises
     ------
@@ -100,35 +78,62 @@ def measure(
         If memory is too small, or too many images can't be read.
     """
     world = World(device=checked_device(run.device))
-    device = world.device
     objective = Classification(recipe, images.classes)
     model, _ = objective.first_weights()
     learner = Learner(model, objective, run, world, None, lambda sentence: None)
+    timed = partial(rate, device=world.device, seconds=seconds, warm_up=WARM_UP)
+    waits: list[float] = []
     with Decoder(run.workers, DecodeSettings()) as decoder:
-        report("decoding")
-        decoding = _rate(_decoded(images, recipe, decoder), seconds, device, warm_up=WARM_UP * max(1, run.workers))
-        report("loading")
-        with _batches(images, recipe, world, decoder) as batches:
-            loading = _rate((len(batch.targets) for batch in batches), seconds, device)
-        report("both")
-        waits: list[float] = []
-        with _batches(images, recipe, world, decoder) as batches:
-            both = _rate(_trained(learner, batches, waits), seconds, device)
-    report("step")
-    step = _rate(_in_memory(learner, recipe, device), seconds, device)
-    report("matrix product")
-    return TrainingSpeeds(
-        device=device_name(device),
-        precision=learner.precision,
-        micro_batch=learner.micro_batch,
-        decoding=decoding,
-        loading=loading,
-        step=step,
-        both=both,
-        waiting=min(1.0, sum(waits[WARM_UP:]) * both / (len(waits[WARM_UP:]) * recipe.batch)),
-        image_multiply_adds=training_multiply_adds(model, recipe.crop),
-        matrix_multiply_adds=matrix_rate(device, learner.precision, seconds / 4),
-    )
+        opened = partial(
+            training_batches, images, recipe, mean=MEAN, colours=torch.eye(3).numpy(), decoder=decoder, world=world
+        )
+        say("decoding")
+        decoding = timed(_decoding(images, recipe, decoder), warm_up=WARM_UP * max(1, run.workers))
+        say("loading")
+        with opened() as batches:
+            loading = timed(lambda: len(next(batches).targets))
+        say("both")
+        with opened() as batches:
+            both = timed(partial(_train, learner, batches, waits))
+    say("step")
+    step = timed(_stepping(learner, recipe))
+    say("matrix product")
+    matrix = matrix_rate(world.device, learner.precision, seconds / 4)
+    multiply_adds = training_multiply_adds(model, recipe.crop)
+    waits = waits[WARM_UP:]
+    held_up_by = "loading" if loading < step else "step"
+    return Report(
+        name="train",
+        settings={
+            "net": recipe.net, "width": recipe.width, "scale": list(recipe.scale), "batch": recipe.batch,
+            "micro_batch": learner.micro_batch, "precision": learner.precision, "compiled": run.compile,
+            "workers": run.workers, "images": len(images),
+        },
+        machine=machine(world.device),
+        columns=COLUMNS,
+        rows=[
+            {"name": "decoding alone", "rate": decoding},
+            {"name": "loading alone", "rate": loading},
+            {"name": "step alone", "rate": step, "share": step * multiply_adds / matrix},
+            {"name": "both", "rate": both, "waiting": min(1.0, sum(waits) * both / (len(waits) * recipe.batch))},
+        ],
+        figures={
+            "held_up_by": held_up_by, "image_multiply_adds": multiply_adds, "matrix_multiply_adds": matrix,
+        },
+        notes=[
+            f"matrix product: {matrix / 1e9:.4g} G multiply-adds/s; an image in training takes "
+            f"{multiply_adds / 1e9:.3g} G",
+            "decoding: files to pixels; loading: files to batches on the device; step: on a batch in memory",
+            f"held up by: {held_up_by}",
+        ],
+    )  # fmt: skip
+
+
+def rendered(folder: Path, count: int) -> LabelledImages:
+    """Render images of the sizes that ILSVRC-2012 has on average."""
+    size = synthetic.Settings(image_side=500, classes=CLASSES, train=-(-count // CLASSES), val=CLASSES)
+    synthetic.write("ilsvrc", folder, size=size, workers=default_workers())
+    return ilsvrc.read(folder).train
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:
@@ -136,23 +141,19 @@ def training_multiply_adds(model: VGG, side: int) -> int:
 
     Forward once, backward once for the weights and once for the inputs, which the first layer does not need.
     """
-    layers = layer_multiply_adds(model, side, side)
-    return 3 * sum(layers.values()) - layers["conv1_1"]
+    layers = layer_costs(model, side, side)
+    return 3 * sum(layer.multiply_adds for layer in layers) - layers[0].multiply_adds
 
 
-def _trained(learner: Learner, batches: BatchStream, waits: list[float]) -> Iterator[int]:
-    """Take steps by batches from files, count their images, and append the seconds that each was waited for."""
-    for batch in batches:
-        learner.step(batch.step, batch.images, batch.targets, RATE)
-        waits.append(batch.waited)
-        yield len(batch.targets)
+def _train(learner: Learner, batches: BatchStream, waits: list[float]) -> int:
+    """Take a step by a batch from files, and append the seconds that were waited for it."""
+    batch = next(batches)
+    learner.step(batch.step, batch.images, batch.targets, RATE)
+    waits.append(batch.waited)
+    return len(batch.targets)
 
 
-def _batches(images: LabelledImages, recipe: Recipe, world: World, decoder: Decoder) -> BatchStream:
-    return training_batches(images, recipe, mean=MEAN, colours=torch.eye(3).numpy(), decoder=decoder, world=world)
-
-
-def _decoded(images: LabelledImages, recipe: Recipe, decoder: Decoder) -> Iterator[int]:
+def _decoding(images: LabelledImages, recipe: Recipe, decoder: Decoder) -> Callable[[], int]:
     def requests() -> Iterator[Request]:
         order = EpochOrder(len(images), recipe.seed)
         for start in count(0, len(images)):
@@ -161,29 +162,23 @@ def _decoded(images: LabelledImages, recipe: Recipe, decoder: Decoder) -> Iterat
                 file, span = images.place(row)
                 yield Request(file, (None,), span, scale if recipe.reduced else None)
 
-    return (1 for _ in decoder.stream(requests()))
+    decoded: Iterator[Any] = decoder.stream(requests())
+
+    def decode_one() -> int:
+        next(decoded)
+        return 1
+
+    return decode_one
 
 
-def _in_memory(learner: Learner, recipe: Recipe, device: torch.device) -> Iterator[int]:
+def _stepping(learner: Learner, recipe: Recipe) -> Callable[[], int]:
+    device, numbers = learner.world.device, count()
     images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 50
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.arange(recipe.batch, device=device) % learner.model.num_classes
-    for step in count():
-        learner.step(step, images, targets, RATE)
-        yield recipe.batch
 
+    def step() -> int:
+        learner.step(next(numbers), images, targets, RATE)
+        return recipe.batch
 
-def _rate(counts: Any, seconds: float, device: torch.device, warm_up: int = WARM_UP) -> float:
-    """Return how many a second an endless iterable counts, after its first few."""
-    numbers = iter(counts)
-    for _ in range(warm_up):
-        next(numbers)
-    wait_for(device)
-    start = time.perf_counter()
-    total = 0
-    for number in numbers:
-        total += number
-        if time.perf_counter() - start >= seconds:
-            break
-    wait_for(device)
-    return total / (time.perf_counter() - start)
+    return step

@@ -1,18 +1,127 @@
 """`vggfeat bench`: measurements of speed, each next to what it has to be compared with."""
 
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, option, with_options
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vggfeat.benchmarks.svm import Comparison, Timing
+    from vggfeat.benchmarks.measure import Report
 
 PEER_SAMPLE = {"tiny": None, "voc": None}
 """How many problems of each stage the peer solves by default: all at these sizes."""
 OTHER_SAMPLE = 24
+SIZES = click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part"])
+THREADS = click.IntRange(1, 1024)
+SECONDS = click.FloatRange(0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetOptions:
+    """The net, and where it runs."""
+
+    net: str = option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D")
+    width: float = option(
+        "--width", type=click.FloatRange(0, min_open=True), default=1.0, help="Factor on the channels of the net."
+    )
+    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    seconds: float = option("--seconds", type=SECONDS, default=2.0, help="Least time of each measurement.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(NetOptions):
+    """Which features are computed, and in what passes."""
+
+    scales: tuple[int, ...] = option(
+        "--scales", type=Numbers(int), default="256,384,512,640,768", help="Q, smallest image sides in pixels."
+    )
+    layer: str = option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7")
+    batch_pixels: int | None = option(
+        "--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]"
+    )
+    threads: int | None = option("--threads", type=THREADS, help="Cores of the CPU for the net. [all]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
+    """What `bench extract` measures, and how long."""
+
+    precision: tuple[str, ...] = option(
+        "--precision", type=Words(), default="fp32,bf16", help="Any of fp32, tf32, bf16, fp16."
+    )
+    batching: tuple[str, ...] = option("--batching", type=Words(), default="size", help="size, padded, or both.")
+    compiled: bool = option("--compile", is_flag=True, help="Compile the nets, which takes minutes at first.")
+    images: int | None = option(
+        "--images", type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]"
+    )
+    repeat: int = option(
+        "--repeat", type=click.IntRange(1), default=1,
+        help="How often a run from files to file goes through them; for a GPU, 10 and more.",
+    )  # fmt: skip
+    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of images and weights.")
+    rounds: int = option("--rounds", type=click.IntRange(1), default=3, help="Times that all is measured.")
+    no_plain: bool = option("--no-plain", is_flag=True, help="Without the plain loop.")
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON, every round included.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineOptions(FeatureOptions):
+    """What `bench roofline` counts and measures."""
+
+    shape: tuple[int, int] = option("--shape", type=Sides(), default="375x500", help="Of the image, in pixels.")
+    pool: str = option(
+        "--pool", type=click.Choice(["floor", "ceil"]), default="floor",
+        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.",
+    )  # fmt: skip
+    precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
+    counted: bool = option("--no-measure", is_flag=True, help="Operations and bytes only.")
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBenchOptions(NetOptions, WorkerOptions):
+    """What `bench train` measures, and how long."""
+
+    seconds: float = option("--seconds", type=SECONDS, default=10.0, help="Least time of each measurement.")
+    root: Path | None = option(  # noqa: RUF009  a field
+        "--root", type=PATH, metavar="ROOT",
+        help="Training images, as for `vggfeat train`. [rendered ones of 500 pixels]",
+    )  # fmt: skip
+    scale: tuple[int, int] = option("--scale", type=Scale(), default="256", help="S, smallest image side.")
+    batch: int = option("--batch", type=click.IntRange(1), default=256, help="Images in a step.")
+    precision: str | None = option(
+        "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"
+    )
+    compiled: bool = option("--compile", is_flag=True, help="Compile the net.")
+    micro_batch: int | None = option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
+    images: int = option("--images", type=click.IntRange(16), default=512, help="How many to render.")
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SvmBenchOptions:
+    """What `bench svm` solves."""
+
+    size: str = option(
+        "--size", type=SIZES, default="voc",
+        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split.",
+    )  # fmt: skip
+    threads: int | None = option("--threads", type=THREADS, help="Cores for either solver. [all]")
+    device: str | None = option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
+    sample: int | None = option(
+        "--sample", type=click.IntRange(1),
+        help="SVMs a stage that LinearSVC solves; all times follow from theirs. [tiny, voc: all; else 24]",
+    )  # fmt: skip
+    alone: bool = option("--no-peer", is_flag=True, help="Time vggfeat's solver only.")
+    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of the descriptors.")
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
 
 
 @click.group()
@@ -20,23 +129,91 @@ def bench() -> None:
     """Measure speed, next to other programs or what the machine can do."""
 
 
+@bench.command("extract")
+@with_options(ExtractionBenchOptions, "options")
+def bench_extraction(options: ExtractionBenchOptions) -> None:
+    """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
+
+    The images are made on the fly, with the sides of VOC-2007's; the weights are random. All combinations of
+    --precision and --batching are measured, each as `vggfeat extract` runs it, but for the four images that this
+    computes again in float32 after a run in another precision. The stage that is the slowest alone is what holds a form
+    up. Figures are medians of the rounds, after a run that does not count.
+
+    Next to them is a plain loop as one would write it with torchvision: one image and scale at a time, decoded by the
+    same process, the mirror as a second pass. It is in PyTorch's float32, whose convolutions are TF32 on a GPU, and in
+    bf16 if that is among the precisions, by torch.autocast or with the net in bfloat16, whichever is faster. The ratio
+    of a form is to the plain loop in its own precision.
+
+    \b
+    Examples:
+      vggfeat bench extract --net D --images 6
+      vggfeat bench extract --device cuda --precision bf16 --batching size,padded --repeat 20
+    """
+    from vggfeat.benchmarks.extraction import Plan, default_images, measure
+    from vggfeat.benchmarks.measure import with_threads
+    from vggfeat.extract import RunSettings
+    from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.runtime.devices import default_batch_pixels, ready_device
+    from vggfeat.weights import random_backbone
+
+    device = ready_device(options.device)
+    forms = [
+        ExtractionSettings(
+            scales=options.scales,
+            layer=options.layer,
+            precision=precision,  # type: ignore[arg-type]
+            batching=batching,  # type: ignore[arg-type]
+            batch_pixels=options.batch_pixels or default_batch_pixels(device),
+            compiled=options.compiled,
+        )
+        for precision, batching in dict.fromkeys(product(options.precision, options.batching))
+    ]
+    plan = Plan(
+        images=options.images or default_images(device),
+        plain=not options.no_plain,
+        **{name: getattr(options, name) for name in ("repeat", "seed", "rounds", "seconds")},
+    )
+    run = RunSettings(device=device, workers=options.processes())
+    with with_threads(options.threads):
+        backbone = random_backbone(f"random:{options.net}:{options.seed}:{options.width!r}")
+        _show(measure(backbone, forms, plan, run, say=_say), options.as_json)
+
+
+@bench.command("roofline")
+@with_options(RooflineOptions, "options")
+def bench_roofline(options: RooflineOptions) -> None:
+    """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
+
+    The least time of a layer is that of its multiply-adds at the rate of a large matrix product, or of its bytes at the
+    rate of a memory copy, whichever is longer; both rates are measured first. Bytes: maps are read and written in the
+    precision of the net, weights once a pass.
+
+    \b
+    Examples:
+      vggfeat bench roofline --net D
+      vggfeat bench roofline --net D --precision bf16 --device cuda --json
+    """
+    from vggfeat.benchmarks.measure import with_threads
+    from vggfeat.benchmarks.roofline import empty_net, measure
+    from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.runtime.devices import default_batch_pixels, ready_device
+
+    device = ready_device(options.device)
+    settings = ExtractionSettings(
+        scales=options.scales,
+        layer=options.layer,
+        precision=options.precision,  # type: ignore[arg-type]
+        batch_pixels=options.batch_pixels or default_batch_pixels(device),
+    )
+    model = empty_net(options.net, options.width, options.pool)  # type: ignore[arg-type]
+    seconds = None if options.counted else options.seconds
+    with with_threads(options.threads):
+        _show(measure(model, settings, options.shape, device=device, seconds=seconds, say=_say), options.as_json)
+
+
 @bench.command("svm")
-@click.option(
-    "--size", type=click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part"]), default="voc",
-    show_default=True, help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split.",
-)  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 1024), help="Cores for either solver. [all]")
-@click.option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
-@click.option(
-    "--sample", type=click.IntRange(1),
-    help="SVMs a stage that LinearSVC solves; all times follow from theirs. [tiny, voc: all; else 24]",
-)  # fmt: skip
-@click.option("--no-peer", "alone", is_flag=True, help="Time vggfeat's solver only.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the descriptors.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def bench_svm(
-    size: str, threads: int | None, device: str | None, sample: int | None, alone: bool, seed: int, as_json: bool
-) -> None:
+@with_options(SvmBenchOptions, "options")
+def bench_svm(options: SvmBenchOptions) -> None:
     """Time the SVM stage of a protocol by vggfeat's solver and by scikit-learn's LinearSVC, on the same arrays.
 
     C is chosen among 12 values on held-out rows, then all classes are fitted again. LinearSVC is taken in its fastest
@@ -48,60 +225,59 @@ def bench_svm(
       vggfeat bench svm
       vggfeat bench svm --size caltech101 --device cuda --json
     """
-    if alone and sample:
+    if options.alone and options.sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
-    from vggfeat.benchmarks.features import make_problem
-    from vggfeat.benchmarks.svm import compare
+    from vggfeat.benchmarks.problems import make_problem
+    from vggfeat.benchmarks.svm import measure
     from vggfeat.runtime.devices import cores
 
-    problem = make_problem(size, seed)
-    solved = sample or PEER_SAMPLE.get(size, OTHER_SAMPLE)
-    found = compare(problem, threads=threads or cores(), device=device, sample=solved, alone=alone)
-    if as_json:
-        say_json(found.to_json())
-        return
-    for line in _lines(found):
-        say(line)
+    report = measure(
+        make_problem(options.size, options.seed),
+        threads=options.threads or cores(),
+        device=options.device,
+        sample=options.sample or PEER_SAMPLE.get(options.size, OTHER_SAMPLE),
+        peer=not options.alone,
+        say=_say,
+    )
+    _show(report, options.as_json)
 
 
-def _lines(found: "Comparison") -> list[str]:
-    from vggfeat.results.text import align
+@bench.command("train")
+@with_options(TrainingBenchOptions, "options")
+def bench_training(options: TrainingBenchOptions) -> None:
+    """Measure images per second of decoding, of the step of SGD, and of both together, on one device.
 
-    rows, length = found.shape
-    splits = f", {found.splits} splits" if found.splits > 1 else ""
-    header = ["", "choice s", "fit s", "all s", "ratio", "gap", "not converged", "objective", "same C", "memory GB"]
-    ratios = (1.0, *found.ratios)
-    cells = [_cells(one, ratio) for one, ratio in zip((found.own, *found.peers), ratios, strict=True)]
-    lines = [
-        f"{found.note}",
-        f"{rows} x {length} float32, {found.classes} classes, {len(found.grid)} values of C{splits}; "
-        f"{found.threads} {'core' if found.threads == 1 else 'cores'}; made-up descriptors",
-        "",
-        *align([header, *cells], left=1),
-        "",
-        "gap: the largest relative duality gap. objective: the largest excess over vggfeat's on the same problem.",
-    ]
-    for peer in found.peers:
-        if peer.solved < peer.problems:
-            lines.append(f"{peer.solver}: {peer.solved} of {peer.problems} problems solved, seconds extrapolated")
-        lines.append(f"{peer.solver}: vggfeat's objective exceeds its by {peer.lead:.1e} at most, relative")
-    if not found.tried:
-        return lines
-    tried = ", ".join(f"{one.form} {one.seconds:.2f} s" for one in found.tried)
-    lines.append(f"LinearSVC on one class, three values of C: {tried}")
-    return lines
+    Whichever of the first two is slower alone is what holds training up. The step is also set against the product of
+    two large matrices, which is what the device can do.
+
+    \b
+    Example:
+      vggfeat bench train --net D --root ILSVRC
+    """
+    from vggfeat.benchmarks.training import measure, rendered
+    from vggfeat.datasets import ilsvrc
+    from vggfeat.runtime.devices import default_device
+    from vggfeat.training.recipe import Recipe, TrainingSettings
+
+    recipe = Recipe(net=options.net, width=options.width, scale=options.scale, batch=options.batch)
+    run = TrainingSettings(
+        device=options.device or default_device(),
+        workers=options.processes(),
+        precision=options.precision,  # type: ignore[arg-type]
+        micro_batch=options.micro_batch,
+        compile=options.compiled,
+    )
+    root = options.root
+    with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as place:
+        if root is None:
+            _say(f"rendering {options.images} images")
+        data = rendered(Path(place), options.images) if root is None else ilsvrc.read(root).train
+        _show(measure(data, recipe, run, seconds=options.seconds, say=_say), options.as_json)
 
 
-def _cells(one: "Timing", ratio: float) -> list[str]:
-    return [
-        one.solver,
-        f"{one.choice_seconds:.2f}",
-        f"{one.fit_seconds:.2f}",
-        f"{one.total_seconds:.2f}",
-        f"{ratio:.1f}",
-        f"{one.worst_gap:.1e}",
-        f"{one.solved - one.converged} of {one.solved}",
-        "-" if one.excess is None else f"{one.excess:+.1e}",
-        f"{one.same_choices} of {one.choices}" if one.same_choices is not None else "-",
-        f"{one.memory / 1e9:.2f}",
-    ]
+def _say(name: str) -> None:
+    click.echo(f"{name} ...", err=True)
+
+
+def _show(report: "Report", as_json: bool) -> None:
+    click.echo(report.json() if as_json else report.text(), nl=not as_json)

@@ -10,9 +10,6 @@ from typing import Any, TextIO
 import click
 
 from vggfeat.cli.bench import bench
-from vggfeat.cli.bench_extraction import bench_extraction
-from vggfeat.cli.bench_roofline import bench_roofline
-from vggfeat.cli.bench_training import bench_training
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
 from vggfeat.cli.demo import demo
@@ -76,8 +73,6 @@ def group() -> None:
     """
 
 
-for _command in (bench_extraction, bench_roofline, bench_training):
-    bench.add_command(_command)
 for _command in (extract, svm, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo):
     group.add_command(_command)
 

@@ -139,12 +139,24 @@ class ForwardOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingOptions:
-    """How image files are decoded."""
+class WorkerOptions:
+    """Who decodes image files."""
 
     workers: int | None = option(
         "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
     )
+
+    def processes(self) -> int:
+        """Return how many processes decode."""
+        from vggfeat.runtime.devices import default_workers
+
+        return default_workers() if self.workers is None else self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions(WorkerOptions):
+    """How image files are decoded."""
+
     time_limit: float = option("--time-limit", type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
     max_pixels: int | None = option(
         "--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"
@@ -159,12 +171,6 @@ class DecodingOptions:
 
         limits = {"max_pixels": self.max_pixels} if self.max_pixels else {}
         return DecodeSettings(timeout=self.time_limit, allow_truncated=self.allow_truncated, **limits)
-
-    def processes(self) -> int:
-        """Return how many processes decode."""
-        from vggfeat.runtime.devices import default_workers
-
-        return default_workers() if self.workers is None else self.workers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,64 +31,62 @@ class TaskSplit(NamedTuple):
     """To train on with the chosen C."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Problem:
-    """What a protocol gives to the solver."""
-
-    name: str
-    descriptors: NDArray[np.float32]
-    """(N, D)"""
-    labels: NDArray[np.int8]
-    """(N, K) of 1 and -1."""
-    single: bool
-    """Whether an image has one class; then one C serves all classes."""
-    splits: tuple[TaskSplit, ...]
-    note: str
-    """What is behind the numbers of rows."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """How large a problem is."""
 
+    note: str
+    """What is behind the numbers of rows."""
     classes: int
     """K."""
     images: int
     """Multi-label: all; single-label: of each class."""
-    blocks: int
+    blocks: int = 1
     """D / channels: nets times stacked scales."""
-    averaged: int
+    averaged: int = 1
     """Scales that are averaged in each block."""
-    channels: int
-    splits: int
-    training: int
-    """Single-label: images of a class in a split's training part, of which a fifth is held out."""
-    single: bool
-    strength: float
+    channels: int = 4096
+    splits: int = 1
+    training: int = 0
+    """Single-label: images of a class in a split's training part, of which a fifth is held out. 0: multi-label."""
+    strength: float = 0.5
     """Of the classes, against what else images differ by."""
-    note: str
+
+    @property
+    def single(self) -> bool:
+        """Say whether an image has one class; then one C serves all classes."""
+        return self.training > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """What a protocol gives to the solver."""
+
+    size: Size
+    descriptors: NDArray[np.float32]
+    """(N, D)"""
+    labels: NDArray[np.int8]
+    """(N, K) of 1 and -1."""
+    splits: tuple[TaskSplit, ...]
 
 
 SIZES = {
-    "tiny": Size(
-        classes=5, images=200, blocks=1, averaged=2, channels=64, splits=1, training=0, single=False, strength=0.5,
-        note="for trials of the command itself",
-    ),
+    "tiny": Size(note="for trials of the command itself", classes=5, images=200, averaged=2, channels=64),
     "voc": Size(
-        classes=20, images=5011, blocks=1, averaged=5, channels=4096, splits=1, training=0, single=False,
-        strength=0.3, note="VOC-2007: C on train (2501) and val (2510), refit on both",
+        note="VOC-2007: C on train (2501) and val (2510), refit on both", classes=20, images=5011, averaged=5,
+        strength=0.3,
     ),
     "caltech101": Size(
-        classes=102, images=60, blocks=3, averaged=1, channels=4096, splits=3, training=30, single=True,
-        strength=0.5, note="Caltech-101: 3 splits of 30 training images a class, a fifth of them held out for C",
+        note="Caltech-101: 3 splits of 30 training images a class, a fifth of them held out for C", classes=102,
+        images=60, blocks=3, splits=3, training=30,
     ),
     "caltech256": Size(
-        classes=257, images=64, blocks=6, averaged=1, channels=4096, splits=3, training=60, single=True,
-        strength=0.5, note="Caltech-256, two nets: 3 splits of 60 training images a class, a fifth held out for C",
+        note="Caltech-256, two nets: 3 splits of 60 training images a class, a fifth held out for C", classes=257,
+        images=64, blocks=6, splits=3, training=60,
     ),
     "caltech256-part": Size(
-        classes=64, images=64, blocks=6, averaged=1, channels=4096, splits=1, training=60, single=True,
-        strength=0.4, note="a part of Caltech-256, two nets: 64 of its 257 classes, 1 of its 3 splits",
+        note="a part of Caltech-256, two nets: 64 of its 257 classes, 1 of its 3 splits", classes=64, images=64,
+        blocks=6, training=60, strength=0.4,
     ),
 }  # fmt: skip
 
@@ -114,7 +112,7 @@ def make_problem(name: str, seed: int = 0) -> Problem:
         half, rows = size.images // 2, np.arange(size.images)
         splits = (TaskSplit(rows[:half], rows[half:], rows),)
     descriptors = make_descriptors(labels, size, rng)
-    return Problem(name=name, descriptors=descriptors, labels=labels, single=size.single, splits=splits, note=size.note)
+    return Problem(size=size, descriptors=descriptors, labels=labels, splits=splits)
 
 
 def make_descriptors(labels: NDArray[np.int8], size: Size, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,0 +1,50 @@
+"""The benchmark of training: what is counted, what is measured, and what holds training up."""
+
+import json
+
+import pytest
+import torch
+
+from vggfeat import synthetic
+from vggfeat.benchmarks.roofline import layer_costs
+from vggfeat.benchmarks.training import rendered, training_multiply_adds
+from vggfeat.cli import run
+from vggfeat.nets.vgg import VGG
+
+
+def test_training_goes_through_every_layer_three_times_but_the_first():
+    with torch.device("meta"):
+        model = VGG("A")
+    forward = sum(layer.multiply_adds for layer in layer_costs(model, 224, 224))
+    assert training_multiply_adds(model, 224) == 3 * forward - 224 * 224 * 64 * 27
+
+
+def test_rendered_images_are_as_many_as_are_asked_for(tmp_path):
+    images = rendered(tmp_path, 17)
+    assert len(images) == 24  # the same number of each of eight classes
+    assert len(images.classes) == 8
+
+
+def test_the_command_measures_and_names_what_holds_training_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
+    size = synthetic.Settings(image_side=64, classes=3, train=8, val=6, test=1)
+    synthetic.write("ilsvrc", tmp_path, size=size)
+    words = ["bench", "train", "--root", str(tmp_path), "--net", "A", "--width", "0.03125", "--batch", "8",
+             "--workers", "0", "--device", "cpu", "--seconds", "0.1"]  # fmt: skip
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["decoding alone", "loading alone", "step alone", "both"]
+    assert all(row["rate"] > 0 for row in rows.values())
+    slower = min("loading", "step", key=lambda name: rows[f"{name} alone"]["rate"])
+    assert found["held_up_by"] == slower
+    step = rows["step alone"]
+    expected = step["rate"] * found["image_multiply_adds"] / found["matrix_multiply_adds"]
+    assert step["share"] == pytest.approx(expected)
+    assert 0 <= rows["both"]["waiting"] <= 1
+    assert found["settings"]["images"] == 24
+    assert found["settings"]["micro_batch"] == found["settings"]["batch"] == 8
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    for words in ("decoding alone", "loading alone", "step alone", "both", "of the matrix rate", "held up by: "):
+        assert words in shown
