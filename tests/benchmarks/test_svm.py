@@ -9,7 +9,7 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from vggfeat.benchmarks import svm as bench
-from vggfeat.benchmarks.peer import FORMS, PeerForm, Tried, fastest, objectives, solve, try_forms
+from vggfeat.benchmarks.peer import FORMS, PeerForm, Trial, fastest, objectives, solve, try_forms
 from vggfeat.benchmarks.problems import SIZES, Size, make_descriptors, make_problem
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
@@ -146,20 +146,20 @@ def test_the_gap_bounds_what_is_above_the_minimum():
 
 
 def test_the_fastest_form_must_find_the_minimum():
-    def tried(seconds, objective, reduced=False):
-        return Tried(PeerForm("float64", seconds > 1, reduced), seconds, objective)
-
-    gave_up, slow, good = tried(0.1, 10.2), tried(3, 10), tried(2, 10.05)
-    assert fastest([gave_up, slow, good], reduced=False) == good.form
-    assert fastest([gave_up, slow, good], reduced=True) is None
-    assert fastest([gave_up, slow, tried(5, 10, True)], reduced=True) == PeerForm("float64", True, True)
+    forms = [form for form in FORMS if not form.reduced]
+    tried = dict(zip(forms, [Trial(0.1, 10.2), Trial(3, 10), Trial(2, 10.05)], strict=False))  # the first gave up
+    assert fastest(tried, reduced=False) == forms[2]
+    assert fastest(tried, reduced=True) is None
+    assert fastest(tried | {FORMS[-1]: Trial(5, 10)}, reduced=True) == FORMS[-1]
+    assert fastest({}, reduced=False) is None
 
 
 def test_reducing_is_tried_where_it_can_help():
+    assert len(set(FORMS)) == 8
     x, signs, _ = some_problems(n=30, length=50)
-    assert {one.form for one in try_forms(x, signs[:, 0])} == set(FORMS)
+    assert set(try_forms(x, signs[:, 0])) == set(FORMS)
     x, signs, _ = some_problems(n=60, length=8)
-    assert {one.form for one in try_forms(x, signs[:, 0])} == {form for form in FORMS if not form.reduced}
+    assert set(try_forms(x, signs[:, 0])) == {form for form in FORMS if not form.reduced}
 
 
 def test_peak_memory_counts_what_was_held():
@@ -170,6 +170,15 @@ def test_peak_memory_counts_what_was_held():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 390e6 < int(done.stdout) < 450e6
+
+
+def test_the_memory_of_the_solvers_is_measured_without_pytorch():
+    script = (
+        "import sys; from vggfeat.cli import run; "
+        "code = run(['bench', 'svm', '--size', 'tiny', '--threads', '1', '--json']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
 
 
 # --- both
@@ -244,6 +253,7 @@ def test_the_command_prints_a_table_or_json(capsys):
     assert found["format"] == "vggfeat-bench-svm"
     assert found["machine"]["device"] == "cpu, 1 thread"
     own, peer = found["rows"]
+    assert len(found["trial_seconds"]) == 4
     assert (own["solved"], peer["solved"]) == (65, 6)
     documented = {"solver", "choice_seconds", "fit_seconds", "seconds", "worst_gap", "memory"}
     assert documented <= own.keys()

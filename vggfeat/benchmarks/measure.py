@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.results.record import json_bytes
 from vggfeat.results.text import align, printable
+
+# PyTorch is loaded where it is needed: what it takes would be counted as memory of the SVM solvers.
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = ("vggfeat", "torch", "torchvision", "numpy", "scikit-learn", "h5py", "pillow")
 Say = Callable[[str], None]
@@ -83,12 +85,15 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
 
 
-def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+def machine(device: "torch.device | str", threads: int | None = None) -> dict[str, Any]:
     """Return what figures depend on besides the settings, ready for JSON; by default with the threads of PyTorch."""
-    threads = threads or torch.get_num_threads()
-    cpu = f"cpu, {threads} {'thread' if threads == 1 else 'threads'}"
+    gpu = str(device).startswith("cuda")
+    if gpu or threads is None:
+        import torch
+
+        threads = threads or torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": torch.cuda.get_device_name(device) if gpu else f"cpu, {threads} thread{'s' * (threads != 1)}",
         "threads": threads,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -106,7 +111,7 @@ def in_turns(subjects: Mapping[str, Callable[[], float]], rounds: int, say: Say)
     return rates
 
 
-def rate(act: Callable[[], int], device: torch.device, seconds: float, warm_up: int = 0) -> float:
+def rate(act: Callable[[], int], device: "torch.device", seconds: float, warm_up: int = 0) -> float:
     """Return how much an act does a second, repeated for so many seconds at least.
 
     Parameters
@@ -129,15 +134,19 @@ def rate(act: Callable[[], int], device: torch.device, seconds: float, warm_up: 
     return done / (time.perf_counter() - start)
 
 
-def wait_for(device: torch.device) -> None:
+def wait_for(device: "torch.device") -> None:
     """Wait until a device has done all that it was given."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def with_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch use so many cores for a while; None leaves it as it is."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -7,6 +7,8 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +37,11 @@ class PeerForm(NamedTuple):
         return f"{self.dtype} {solver}{', rows reduced by QR' if self.reduced else ''}"
 
 
-FORMS = tuple(
+FORMS = [
     PeerForm(dtype, dual, reduced)
-    for reduced in (False, True)
-    for dual in (True, False)
-    for dtype in ("float64", "float32")
-)
+    for reduced, dual, dtype in product((False, True), (True, False), ("float64", "float32"))
+]
+"""The reduced ones last."""
 
 
 class Solutions(NamedTuple):
@@ -60,37 +61,34 @@ class Solutions(NamedTuple):
     """Peak resident bytes of the worker processes together; 0 if there were none."""
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
     """One form on a few problems, one after the other."""
 
-    form: PeerForm
     seconds: float
     """Without the preparation, which serves all problems on the same rows."""
     objective: float
     """Sum over the problems."""
 
 
-def try_forms(x: NDArray[np.float32], signs: NDArray[np.int8]) -> list[Tried]:
+def try_forms(x: NDArray[np.float32], signs: NDArray[np.int8]) -> dict[PeerForm, Trial]:
     """Solve one class, signs (n,), at three values of C in every form that fits the shape of x (n, D)."""
     rows = np.linspace(0, len(x) - 1, min(len(x), TRIED_ROWS)).astype(np.int64)
-    x, signs = x[rows], np.repeat(signs[rows][:, None], len(TRIED_COSTS), axis=1)
-    costs = np.array(TRIED_COSTS)
+    x, signs, costs = x[rows], np.repeat(signs[rows][:, None], len(TRIED_COSTS), axis=1), np.array(TRIED_COSTS)
     few = np.argsort(signs[:, 0], kind="stable")[[0, -1]]
     solve(x[few], signs[few], costs, FORMS[0], threads=1)  # The first call of all is slower than the others.
-    tried = []
-    for form in FORMS:
-        if not form.reduced or x.shape[0] < x.shape[1]:
-            found = solve(x, signs, costs, form, threads=1)
-            values, _ = objectives(x, signs, costs, found.coef, found.intercept)
-            tried.append(Tried(form, found.solving, float(values.sum())))
+    tried = {}
+    for form in FORMS if len(x) < x.shape[1] else FORMS[:4]:
+        found = solve(x, signs, costs, form, threads=1)
+        values, _ = objectives(x, signs, costs, found.coef, found.intercept)
+        tried[form] = Trial(found.solving, float(values.sum()))
     return tried
 
 
-def fastest(tried: list[Tried], *, reduced: bool) -> PeerForm | None:
+def fastest(tried: Mapping[PeerForm, Trial], *, reduced: bool) -> PeerForm | None:
     """Return the fastest form that finds the minimum, within 1 %."""
-    best = min((one.objective for one in tried), default=0.0)
-    good = [one for one in tried if one.form.reduced == reduced and one.objective <= 1.01 * best]
-    return min(good, key=lambda one: one.seconds).form if good else None
+    best = min((one.objective for one in tried.values()), default=0.0)
+    good = [form for form, one in tried.items() if form.reduced == reduced and one.objective <= 1.01 * best]
+    return min(good, key=lambda form: tried[form].seconds, default=None)
 
 
 def solve(

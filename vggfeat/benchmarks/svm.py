@@ -5,15 +5,15 @@ C is chosen by held-out rows, then all classes are fitted again. N = images, K =
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vggfeat.benchmarks.measure import Column, Report, Say, machine
-from vggfeat.benchmarks.peer import PeerForm, Solutions, fastest, objectives, peak_memory, solve, try_forms
+from vggfeat.benchmarks.peer import PeerForm, Solutions, Trial, fastest, objectives, peak_memory, solve, try_forms
 from vggfeat.benchmarks.problems import Problem
 from vggfeat.metrics import average_precision, mean_class_recall
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings
@@ -41,17 +41,11 @@ NOTES = (
 )
 
 
-class Costs(NamedTuple):
-    """vggfeat's solver with its rows, and the C that it has chosen for every class of every split."""
-
-    solver: SvmProblemSet
-    chosen: list[NDArray[np.float64]]
-    """(K,) for each split."""
-
-
 class Measured(NamedTuple):
     """The peer on problems of the same rows."""
 
+    seconds: float
+    """For all problems, extrapolated if need be."""
     problems: int
     """All of them."""
     found: Solutions
@@ -61,10 +55,66 @@ class Measured(NamedTuple):
     excess: NDArray[np.float64]
     """Of its objective over that of vggfeat's solution of the same problem, relative."""
 
-    @property
-    def seconds(self) -> float:
-        """Return those for all problems, extrapolated if need be."""
-        return self.found.preparing + self.found.solving * self.problems / len(self.found.intercept)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Peer:
+    """`LinearSVC` in one form, to be compared with vggfeat's solver on the same rows."""
+
+    problem: Problem
+    solver: SvmProblemSet
+    form: PeerForm
+    threads: int
+    sample: int | None
+    """How many problems of each stage are solved, spread over classes and C; None = all."""
+
+    def solve(self, rows: NDArray[np.int64], classes: NDArray[np.int64], costs: NDArray[np.float64]) -> Measured:
+        """Solve P problems, classes (P,) at costs (P,), or a sample of them."""
+        count = len(costs)
+        if self.sample is not None and self.sample < count:
+            spread = np.linspace(0, count - 1, self.sample).round().astype(np.int64)
+            classes, costs = classes[spread], costs[spread]
+        x, signs = self.problem.descriptors[rows], self.problem.labels[rows][:, classes]
+        found = solve(x, signs, costs, self.form, self.threads)
+        theirs, gap = objectives(x, signs, costs, found.coef, found.intercept)
+        model = self.solver.fit(rows, signs, costs)
+        ours, _ = objectives(x, signs, costs, model.coef, model.intercept)
+        seconds = found.preparing + found.solving * count / len(costs)
+        return Measured(seconds, count, found, gap, theirs / ours - 1)
+
+    def row(self, chosen: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+        """Solve all stages, every last fit at the C (K,) that vggfeat's solver has chosen for the split."""
+        splits, classes = self.problem.splits, np.arange(self.problem.labels.shape[1])
+        tiled, grid = np.tile(classes, len(GRID)), np.repeat(GRID, len(classes))
+        choices = [self.solve(split.fit, tiled, grid) for split in splits]
+        fits = [self.solve(split.refit, classes, costs) for split, costs in zip(splits, chosen, strict=True)]
+        measured = choices + fits
+        choice_seconds, fit_seconds = (sum(one.seconds for one in stage) for stage in (choices, fits))
+        return {
+            "solver": f"LinearSVC, {self.form}",
+            "choice_seconds": choice_seconds,
+            "fit_seconds": fit_seconds,
+            "seconds": choice_seconds + fit_seconds,
+            "worst_gap": float(max(one.gap.max() for one in measured)),
+            "problems": sum(one.problems for one in measured),
+            "solved": sum(len(one.gap) for one in measured),
+            "converged": int(sum((one.found.converged & (one.gap < LOST)).sum() for one in measured)),
+            "excess": float(max(one.excess.max() for one in measured)),
+            "lead": float(min(one.excess.min() for one in measured)),
+            "same_choices": self._same_choices(choices, chosen),
+            "memory": max(one.found.memory for one in measured) or peak_memory(),
+        }
+
+    def _same_choices(self, choices: Sequence[Measured], chosen: Sequence[NDArray[np.float64]]) -> float | None:
+        """Return the share of the choices of C that are vggfeat's; None if not every problem was solved."""
+        same = []
+        for split, one, ours in zip(self.problem.splits, choices, chosen, strict=True):
+            if len(one.gap) < one.problems:
+                return None
+            held_out = self.problem.descriptors[split.held_out].astype(np.float64)
+            scores = held_out @ one.found.coef.T + one.found.intercept  # (m, G * K)
+            theirs = choose(self.problem, split.held_out, scores.T.reshape(len(GRID), -1, len(held_out)))
+            same.append(theirs == ours)
+        return float(np.mean(same))
 
 
 def measure(
@@ -104,17 +154,16 @@ def measure(
 
     with threadpool_limits(threads):
         say("vggfeat")
-        costs, own = run_own(problem, SvmSettings(device=device), clock)
-        rows, forms = [own], []
+        solver, chosen, own = run_own(problem, SvmSettings(device=device), clock)
+        rows, tried = [own], dict[PeerForm, Trial]()
         if peer:
             say("LinearSVC: which form is the fastest")
-            forms = try_forms(*_middling_class(problem))
-        for form in [fastest(forms, reduced=reduced) for reduced in (False, True)]:
-            if form is not None:
-                say(f"LinearSVC, {form}")
-                row = run_peer(problem, costs, form, threads, sample)
-                rows.append(row | {"ratio": row["seconds"] / own["seconds"]})
-    trial = ", ".join(f"{one.form} {one.seconds:.2f} s" for one in forms)
+            tried = try_forms(*_middling_class(problem))
+        for form in filter(None, (fastest(tried, reduced=reduced) for reduced in (False, True))):
+            say(f"LinearSVC, {form}")
+            row = Peer(problem=problem, solver=solver, form=form, threads=threads, sample=sample).row(chosen)
+            rows.append(row | {"ratio": row["seconds"] / own["seconds"]})
+    trial = {str(form): one.seconds for form, one in tried.items()}
     count, length = problem.descriptors.shape
     return Report(
         name="svm",
@@ -122,22 +171,28 @@ def measure(
             "task": problem.size.note, "rows": count, "length": length, "classes": problem.labels.shape[1],
             "values_of_C": len(GRID), "splits": len(problem.splits),
         },
-        machine=machine(torch.device(device or "cpu"), threads),
+        machine=machine(device or "cpu", threads),
         columns=COLUMNS,
         rows=rows,
+        figures={"trial_seconds": trial},
         notes=[
             *NOTES,
             *(
                 f"{row['solver']}: {row['solved']} of {row['problems']} problems solved, seconds extrapolated"
                 for row in rows if row["solved"] < row["problems"]
             ),
-            *([f"LinearSVC on one class, three values of C: {trial}"] if forms else []),
+            *([f"LinearSVC on one class, three values of C, s: {_listed(trial)}"] if trial else []),
         ],
     )  # fmt: skip
 
 
-def run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float]) -> tuple[Costs, dict[str, Any]]:
-    """Time vggfeat's solver; the gap of its choice of C, whose weights are not kept, is what the solver says."""
+def run_own(
+    problem: Problem, settings: SvmSettings, clock: Callable[[], float]
+) -> tuple[SvmProblemSet, list[NDArray[np.float64]], dict[str, Any]]:
+    """Time vggfeat's solver; return it, the C (K,) that it has chosen for each split, and its row.
+
+    The gap of its choice of C, whose weights are not kept, is what the solver says.
+    """
     SvmProblemSet(np.eye(4, 3), settings).fit(np.arange(4), [[1], [1], [-1], [-1]], 1.0)  # warm-up
     labels, splits = problem.labels, problem.splits
     begun = clock()
@@ -154,67 +209,25 @@ def run_own(problem: Problem, settings: SvmSettings, clock: Callable[[], float])
     ]
     converged = [sweep.converged for sweep in sweeps] + [model.converged for model in models]
     count = sum(one.size for one in converged)
-    return Costs(solver, chosen), {
-        "solver": f"vggfeat, newton, {settings.device or 'CPU'}",
-        "choice_seconds": solved - begun,
-        "fit_seconds": ended - refitted,
-        "seconds": solved - begun + ended - refitted,
-        "worst_gap": float(max(one.max() for one in (*gaps, *(sweep.gap for sweep in sweeps)))),
-        "problems": count,
-        "solved": count,
-        "converged": int(sum(one.sum() for one in converged)),
-        "memory": peak_memory(),
-    }
+    return (
+        solver,
+        chosen,
+        {
+            "solver": f"vggfeat, newton, {settings.device or 'CPU'}",
+            "choice_seconds": solved - begun,
+            "fit_seconds": ended - refitted,
+            "seconds": solved - begun + ended - refitted,
+            "worst_gap": float(max(one.max() for one in (*gaps, *(sweep.gap for sweep in sweeps)))),
+            "problems": count,
+            "solved": count,
+            "converged": int(sum(one.sum() for one in converged)),
+            "memory": peak_memory(),
+        },
+    )
 
 
-def run_peer(problem: Problem, costs: Costs, form: PeerForm, threads: int, sample: int | None) -> dict[str, Any]:
-    """Time the peer, with every last fit at the C that vggfeat's solver has chosen for its class."""
-    classes = np.arange(problem.labels.shape[1])
-    grid = np.repeat(GRID, len(classes))
-
-    def solved(rows: NDArray[np.int64], classes: NDArray[np.int64], values: NDArray[np.float64]) -> Measured:
-        if sample is None or sample >= len(values):
-            return _solve(problem, costs.solver, rows, classes, values, form, threads)
-        spread = np.linspace(0, len(values) - 1, sample).round().astype(np.int64)
-        some = _solve(problem, costs.solver, rows, classes[spread], values[spread], form, threads)
-        return some._replace(problems=len(values))
-
-    choices = [solved(split.fit, np.tile(classes, len(GRID)), grid) for split in problem.splits]
-    fits = [solved(one.refit, classes, chosen) for one, chosen in zip(problem.splits, costs.chosen, strict=True)]
-    measured = choices + fits
-    seconds = [sum(one.seconds for one in stage) for stage in (choices, fits)]
-    return {
-        "solver": f"LinearSVC, {form}",
-        "choice_seconds": seconds[0],
-        "fit_seconds": seconds[1],
-        "seconds": sum(seconds),
-        "worst_gap": float(max(one.gap.max() for one in measured)),
-        "problems": sum(one.problems for one in measured),
-        "solved": sum(len(one.gap) for one in measured),
-        "converged": int(sum((one.found.converged & (one.gap < LOST)).sum() for one in measured)),
-        "excess": float(max(one.excess.max() for one in measured)),
-        "lead": float(min(one.excess.min() for one in measured)),
-        "same_choices": _same_choices(problem, costs, choices) if sample is None else None,
-        "memory": max(one.found.memory for one in measured) or peak_memory(),
-    }
-
-
-def _solve(
-    problem: Problem,
-    solver: SvmProblemSet,
-    rows: NDArray[np.int64],
-    classes: NDArray[np.int64],
-    costs: NDArray[np.float64],
-    form: PeerForm,
-    threads: int,
-) -> Measured:
-    """Solve P problems, classes (P,) at costs (P,), by the peer, and compare with vggfeat's solver."""
-    x, signs = problem.descriptors[rows], problem.labels[rows][:, classes]
-    found = solve(x, signs, costs, form, threads)
-    theirs, gap = objectives(x, signs, costs, found.coef, found.intercept)
-    model = solver.fit(rows, signs, costs)
-    ours, _ = objectives(x, signs, costs, model.coef, model.intercept)
-    return Measured(len(costs), found, gap, theirs / ours - 1)
+def _listed(seconds: Mapping[str, float]) -> str:
+    return "; ".join(f"{name} {value:.2f}" for name, value in seconds.items())
 
 
 def _middling_class(problem: Problem) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
@@ -222,17 +235,6 @@ def _middling_class(problem: Problem) -> tuple[NDArray[np.float32], NDArray[np.i
     rows = problem.splits[0].fit
     middle = int(np.argsort((problem.labels == 1).sum(axis=0))[problem.labels.shape[1] // 2])
     return problem.descriptors[rows], problem.labels[rows, middle]
-
-
-def _same_choices(problem: Problem, costs: Costs, choices: Sequence[Measured]) -> float:
-    """Return the share of the choices of C that the peer makes as vggfeat's solver does."""
-    same = []
-    for split, chosen, one in zip(problem.splits, costs.chosen, choices, strict=True):
-        held_out = problem.descriptors[split.held_out].astype(np.float64)
-        scores = held_out @ one.found.coef.T + one.found.intercept  # (m, G * K)
-        theirs = choose(problem, split.held_out, scores.T.reshape(len(GRID), -1, len(held_out)))
-        same.append(theirs == chosen)
-    return float(np.mean(same))
 
 
 def choose(problem: Problem, held_out: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:

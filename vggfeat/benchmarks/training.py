@@ -3,17 +3,17 @@
 A multiply-add is one multiplication and one addition.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
 
 from vggfeat import synthetic
 from vggfeat.benchmarks.ceilings import matrix_rate
-from vggfeat.benchmarks.measure import Column, Report, Say, machine, rate
+from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
 from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.datasets import ilsvrc
 from vggfeat.images.decode import DecodeSettings, Request
@@ -36,6 +36,7 @@ RATE = 0.0
 """The learning rate: with it the weights stay finite, whatever was drawn."""
 WARM_UP = 3
 """Batches that are not counted."""
+MATRIX = "matrix product"
 COLUMNS = {
     "name": Column(""),
     "rate": Column("images/s"),
@@ -81,27 +82,22 @@ def measure(
     objective = Classification(recipe, images.classes)
     model, _ = objective.first_weights()
     learner = Learner(model, objective, run, world, None, lambda sentence: None)
-    timed = partial(rate, device=world.device, seconds=seconds, warm_up=WARM_UP)
-    waits: list[float] = []
     with Decoder(run.workers, DecodeSettings()) as decoder:
-        opened = partial(
-            training_batches, images, recipe, mean=MEAN, colours=torch.eye(3).numpy(), decoder=decoder, world=world
-        )
-        say("decoding")
-        decoding = timed(_decoding(images, recipe, decoder), warm_up=WARM_UP * max(1, run.workers))
-        say("loading")
-        with opened() as batches:
-            loading = timed(lambda: len(next(batches).targets))
-        say("both")
-        with opened() as batches:
-            both = timed(partial(_train, learner, batches, waits))
-    say("step")
-    step = timed(_stepping(learner, recipe))
-    say("matrix product")
-    matrix = matrix_rate(world.device, learner.precision, seconds / 4)
-    multiply_adds = training_multiply_adds(model, recipe.crop)
-    waits = waits[WARM_UP:]
-    held_up_by = "loading" if loading < step else "step"
+        stages = Stages(images, recipe, learner, decoder, seconds)
+        subjects = {
+            "decoding alone": lambda: stages.decoding(WARM_UP * max(1, run.workers)),
+            "loading alone": stages.loading,
+            "step alone": stages.step,
+            "both": stages.both,
+            MATRIX: lambda: matrix_rate(world.device, learner.precision, seconds / 4),
+        }
+        rates = {name: found[0] for name, found in in_turns(subjects, 1, say).items()}
+    matrix, multiply_adds = rates.pop(MATRIX), training_multiply_adds(model, recipe.crop)
+    held_up_by = "loading" if rates["loading alone"] < rates["step alone"] else "step"
+    more = {
+        "step alone": {"share": rates["step alone"] * multiply_adds / matrix},
+        "both": {"waiting": min(1.0, rates["both"] * stages.waited)},
+    }
     return Report(
         name="train",
         settings={
@@ -111,22 +107,80 @@ def measure(
         },
         machine=machine(world.device),
         columns=COLUMNS,
-        rows=[
-            {"name": "decoding alone", "rate": decoding},
-            {"name": "loading alone", "rate": loading},
-            {"name": "step alone", "rate": step, "share": step * multiply_adds / matrix},
-            {"name": "both", "rate": both, "waiting": min(1.0, sum(waits) * both / (len(waits) * recipe.batch))},
-        ],
-        figures={
-            "held_up_by": held_up_by, "image_multiply_adds": multiply_adds, "matrix_multiply_adds": matrix,
-        },
+        rows=[{"name": name, "rate": found, **more.get(name, {})} for name, found in rates.items()],
+        figures={"held_up_by": held_up_by, "image_multiply_adds": multiply_adds, "matrix_multiply_adds": matrix},
         notes=[
-            f"matrix product: {matrix / 1e9:.4g} G multiply-adds/s; an image in training takes "
-            f"{multiply_adds / 1e9:.3g} G",
+            f"{MATRIX}: {matrix / 1e9:.4g} G multiply-adds/s; an image in training takes {multiply_adds / 1e9:.3g} G",
             "decoding: files to pixels; loading: files to batches on the device; step: on a batch in memory",
             f"held up by: {held_up_by}",
         ],
     )  # fmt: skip
+
+
+class Stages:
+    """Loading, the step, and both together: each method returns its images per second."""
+
+    def __init__(
+        self, images: LabelledImages, recipe: Recipe, learner: Learner, decoder: Decoder, seconds: float
+    ) -> None:
+        self.images, self.recipe, self.learner, self.decoder = images, recipe, learner, decoder
+        self.world = learner.world
+        self.timed = partial(rate, device=self.world.device, seconds=seconds)
+        self.waited = 0.0
+        """Seconds that `both` has waited for images, for each of them."""
+
+    def decoding(self, warm_up: int) -> float:
+        """Turn files into pixels."""
+        decoded = self.decoder.stream(self._requests())
+        return self.timed(lambda: len([next(decoded)]), warm_up=warm_up)
+
+    def loading(self) -> float:
+        """Turn files into batches of crops on the device."""
+        with self._batches() as batches:
+            return self.timed(lambda: len(next(batches).targets), warm_up=WARM_UP)
+
+    def step(self) -> float:
+        """Update the weights by a batch that lies in the device's memory."""
+        recipe, device, numbers = self.recipe, self.world.device, count()
+        images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 50
+        images = images.contiguous(memory_format=torch.channels_last)
+        targets = torch.arange(recipe.batch, device=device) % self.learner.model.num_classes
+
+        def update() -> int:
+            self.learner.step(next(numbers), images, targets, RATE)
+            return recipe.batch
+
+        return self.timed(update, warm_up=WARM_UP)
+
+    def both(self) -> float:
+        """Update the weights by batches from files."""
+        waits: list[float] = []
+
+        def update() -> int:
+            batch = next(batches)
+            self.learner.step(batch.step, batch.images, batch.targets, RATE)
+            waits.append(batch.waited / len(batch.targets))
+            return len(batch.targets)
+
+        with self._batches() as batches:
+            found = self.timed(update, warm_up=WARM_UP)
+        self.waited = mean(waits[WARM_UP:])
+        return found
+
+    def _batches(self) -> BatchStream:
+        colours = torch.eye(3).numpy()
+        return training_batches(
+            self.images, self.recipe, mean=MEAN, colours=colours, decoder=self.decoder, world=self.world
+        )
+
+    def _requests(self) -> Iterator[Request]:
+        recipe, number = self.recipe, len(self.images)
+        order = EpochOrder(number, recipe.seed)
+        for start in count(0, number):
+            epochs, rows = order.take(start, start + number)
+            for row, scale in zip(rows.tolist(), draw(recipe, epochs, rows).scale.tolist(), strict=True):
+                file, span = self.images.place(row)
+                yield Request(file, (None,), span, scale if recipe.reduced else None)
 
 
 def rendered(folder: Path, count: int) -> LabelledImages:
@@ -143,42 +197,3 @@ def training_multiply_adds(model: VGG, side: int) -> int:
     """
     layers = layer_costs(model, side, side)
     return 3 * sum(layer.multiply_adds for layer in layers) - layers[0].multiply_adds
-
-
-def _train(learner: Learner, batches: BatchStream, waits: list[float]) -> int:
-    """Take a step by a batch from files, and append the seconds that were waited for it."""
-    batch = next(batches)
-    learner.step(batch.step, batch.images, batch.targets, RATE)
-    waits.append(batch.waited)
-    return len(batch.targets)
-
-
-def _decoding(images: LabelledImages, recipe: Recipe, decoder: Decoder) -> Callable[[], int]:
-    def requests() -> Iterator[Request]:
-        order = EpochOrder(len(images), recipe.seed)
-        for start in count(0, len(images)):
-            epochs, rows = order.take(start, start + len(images))
-            for row, scale in zip(rows.tolist(), draw(recipe, epochs, rows).scale.tolist(), strict=True):
-                file, span = images.place(row)
-                yield Request(file, (None,), span, scale if recipe.reduced else None)
-
-    decoded: Iterator[Any] = decoder.stream(requests())
-
-    def decode_one() -> int:
-        next(decoded)
-        return 1
-
-    return decode_one
-
-
-def _stepping(learner: Learner, recipe: Recipe) -> Callable[[], int]:
-    device, numbers = learner.world.device, count()
-    images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 50
-    images = images.contiguous(memory_format=torch.channels_last)
-    targets = torch.arange(recipe.batch, device=device) % learner.model.num_classes
-
-    def step() -> int:
-        learner.step(next(numbers), images, targets, RATE)
-        return recipe.batch
-
-    return step

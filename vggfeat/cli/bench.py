@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.measure import Report
+    from vggfeat.forward.features import ExtractionSettings
 
 PEER_SAMPLE = {"tiny": None, "voc": None}
 """How many problems of each stage the peer solves by default: all at these sizes."""
@@ -24,7 +25,14 @@ SECONDS = click.FloatRange(0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetOptions:
+class BenchOptions:
+    """What all benchmarks take."""
+
+    as_json: bool = option("--json", is_flag=True, help="Print as JSON, every round included.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetOptions(BenchOptions):
     """The net, and where it runs."""
 
     net: str = option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D")
@@ -48,6 +56,14 @@ class FeatureOptions(NetOptions):
     )
     threads: int | None = option("--threads", type=THREADS, help="Cores of the CPU for the net. [all]")
 
+    def settings(self, device: str, **more: Any) -> "ExtractionSettings":
+        """Return what decides the features."""
+        from vggfeat.forward.features import ExtractionSettings
+        from vggfeat.runtime.devices import default_batch_pixels
+
+        batch_pixels = self.batch_pixels or default_batch_pixels(device)
+        return ExtractionSettings(scales=self.scales, layer=self.layer, batch_pixels=batch_pixels, **more)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
@@ -68,7 +84,6 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of images and weights.")
     rounds: int = option("--rounds", type=click.IntRange(1), default=3, help="Times that all is measured.")
     no_plain: bool = option("--no-plain", is_flag=True, help="Without the plain loop.")
-    as_json: bool = option("--json", is_flag=True, help="Print as JSON, every round included.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,6 @@ class RooflineOptions(FeatureOptions):
     )  # fmt: skip
     precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
     counted: bool = option("--no-measure", is_flag=True, help="Operations and bytes only.")
-    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +116,10 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     compiled: bool = option("--compile", is_flag=True, help="Compile the net.")
     micro_batch: int | None = option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
     images: int = option("--images", type=click.IntRange(16), default=512, help="How many to render.")
-    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SvmBenchOptions:
+class SvmBenchOptions(BenchOptions):
     """What `bench svm` solves."""
 
     size: str = option(
@@ -121,7 +134,6 @@ class SvmBenchOptions:
     )  # fmt: skip
     alone: bool = option("--no-peer", is_flag=True, help="Time vggfeat's solver only.")
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of the descriptors.")
-    as_json: bool = option("--json", is_flag=True, help="Print as JSON.")
 
 
 @click.group()
@@ -152,20 +164,12 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
     from vggfeat.benchmarks.extraction import Plan, default_images, measure
     from vggfeat.benchmarks.measure import with_threads
     from vggfeat.extract import RunSettings
-    from vggfeat.forward.features import ExtractionSettings
-    from vggfeat.runtime.devices import default_batch_pixels, ready_device
+    from vggfeat.runtime.devices import ready_device
     from vggfeat.weights import random_backbone
 
     device = ready_device(options.device)
     forms = [
-        ExtractionSettings(
-            scales=options.scales,
-            layer=options.layer,
-            precision=precision,  # type: ignore[arg-type]
-            batching=batching,  # type: ignore[arg-type]
-            batch_pixels=options.batch_pixels or default_batch_pixels(device),
-            compiled=options.compiled,
-        )
+        options.settings(device, precision=precision, batching=batching, compiled=options.compiled)
         for precision, batching in dict.fromkeys(product(options.precision, options.batching))
     ]
     plan = Plan(
@@ -195,16 +199,10 @@ def bench_roofline(options: RooflineOptions) -> None:
     """
     from vggfeat.benchmarks.measure import with_threads
     from vggfeat.benchmarks.roofline import empty_net, measure
-    from vggfeat.forward.features import ExtractionSettings
-    from vggfeat.runtime.devices import default_batch_pixels, ready_device
+    from vggfeat.runtime.devices import ready_device
 
     device = ready_device(options.device)
-    settings = ExtractionSettings(
-        scales=options.scales,
-        layer=options.layer,
-        precision=options.precision,  # type: ignore[arg-type]
-        batch_pixels=options.batch_pixels or default_batch_pixels(device),
-    )
+    settings = options.settings(device, precision=options.precision)
     model = empty_net(options.net, options.width, options.pool)  # type: ignore[arg-type]
     seconds = None if options.counted else options.seconds
     with with_threads(options.threads):
