@@ -32,16 +32,11 @@ def test_a_column_that_no_row_has_is_left_out():
 
 def test_the_json_names_format_settings_machine_and_rows():
     rows = [{"name": "ours", "rate": 3e9, "rounds": [2e9, 3e9]}]
-    found = json.loads(some_report(rows, figures={"total": 7}).json())
+    found = json.loads(json.dumps(some_report(rows, figures={"total": 7}).content()))
     assert list(found) == ["format", "version", "settings", "machine", "total", "rows"]
     assert found["format"] == "vggfeat-bench-test"
     assert (found["rows"], found["total"]) == (rows, 7)
     assert found["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-
-
-def test_the_json_has_finite_numbers_only():
-    with pytest.raises(ValueError, match="JSON compliant"):
-        some_report([{"name": "ours", "rate": float("nan")}]).json()
 
 
 def test_subjects_take_turns():

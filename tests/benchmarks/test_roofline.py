@@ -159,7 +159,7 @@ def test_the_roofline_as_text_and_as_json(monkeypatch, capsys):
     monkeypatch.setattr("vggfeat.benchmarks.ceilings.COPY_BYTES", {"cpu": 1 << 20})
     words = ["bench", "roofline", *SMALL, "--shape", "300x400", "--seconds", "0.01"]
     assert run([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
     assert found["format"] == "vggfeat-bench-roofline"
     assert found["settings"]["image"] == "300 x 400, mirrored"
     assert [row["name"] for row in found["rows"]][-3:] == ["fc7", "224 x 299", "all"]
@@ -179,7 +179,7 @@ def test_counting_measures_nothing(capsys):
     assert "least ms" not in shown
     assert "at most" not in shown
     assert run(["bench", "roofline", *SMALL, "--no-measure", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
     assert found["ceilings"] is found["machine"] is None
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vggfeat.results.record import json_bytes
-from vggfeat.results.text import align, printable
+from vggfeat.results.text import align
 
 # PyTorch is loaded where it is needed: what it takes would be counted as memory of the SVM solvers.
 if TYPE_CHECKING:
@@ -66,19 +65,18 @@ class Report:
         table = align([[one.heading for one in columns.values()], *cells], left=1)
         place = [self.machine["device"]] if self.machine else []
         lines = ["; ".join(given), *place, "", *table, "", *self.notes]
-        return "\n".join(map(printable, lines))
+        return "\n".join(lines)
 
-    def json(self) -> str:
-        """Render as JSON, every number of it finite."""
-        content = {
+    def content(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        return {
             "format": f"vggfeat-bench-{self.name}",
             "version": 2,
             "settings": self.settings,
             "machine": self.machine,
             **self.figures,
-            "rows": self.rows,
+            "rows": list(self.rows),
         }
-        return json_bytes(content).decode()
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, option, with_options
+from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -274,8 +275,11 @@ def bench_training(options: TrainingBenchOptions) -> None:
 
 
 def _say(name: str) -> None:
-    click.echo(f"{name} ...", err=True)
+    say(f"{name} ...", err=True)
 
 
 def _show(report: "Report", as_json: bool) -> None:
-    click.echo(report.json() if as_json else report.text(), nl=not as_json)
+    if as_json:
+        say_json(report.content())
+    else:
+        say_lines(report.text())
