@@ -69,6 +69,7 @@ def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, 
     problem, size = make_problem(name), SIZES[name]
     assert problem.labels.shape == (rows, classes)
     assert size.blocks * size.channels == length
+    assert size.sample == (None if name == "voc" else 24)
     for split in problem.splits:
         assert (len(split.fit), len(split.held_out), len(split.refit)) == (fit, held_out, refit)
         assert not set(split.fit) & set(split.held_out)

@@ -1,13 +1,15 @@
 """The benchmark of training: what is counted, what is measured, and what holds training up."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from vggfeat import synthetic
 from vggfeat.benchmarks.roofline import layer_costs
-from vggfeat.benchmarks.training import rendered, training_multiply_adds
+from vggfeat.benchmarks.training import training_images, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.nets.vgg import VGG
 
@@ -19,10 +21,15 @@ def test_training_goes_through_every_layer_three_times_but_the_first():
     assert training_multiply_adds(model, 224) == 3 * forward - 224 * 224 * 64 * 27
 
 
-def test_rendered_images_are_as_many_as_are_asked_for(tmp_path):
-    images = rendered(tmp_path, 17)
-    assert len(images) == 24  # the same number of each of eight classes
-    assert len(images.classes) == 8
+def test_without_a_folder_images_are_rendered_at_least_as_many_as_are_asked_for():
+    said = []
+    with training_images(None, 17, said.append) as images:
+        assert (len(images), len(images.classes)) == (24, 8)  # the same number of each class
+        file = Path(images.place(0).file)
+        with Image.open(file) as image:
+            assert max(image.size) == 500
+    assert said == ["rendering 17 images"]
+    assert not file.exists()
 
 
 def test_the_command_measures_and_names_what_holds_training_up(tmp_path, monkeypatch, capsys):

@@ -51,6 +51,8 @@ class Size:
     """Single-label: images of a class in a split's training part, of which a fifth is held out. 0: multi-label."""
     strength: float = 0.5
     """Of the classes, against what else images differ by."""
+    sample: int | None = None
+    """How many problems of each stage the peer solves by default; None = all."""
 
     @property
     def single(self) -> bool:
@@ -78,15 +80,15 @@ SIZES = {
     ),
     "caltech101": Size(
         note="Caltech-101: 3 splits of 30 training images a class, a fifth of them held out for C", classes=102,
-        images=60, blocks=3, splits=3, training=30,
+        images=60, blocks=3, splits=3, training=30, sample=24,
     ),
     "caltech256": Size(
         note="Caltech-256, two nets: 3 splits of 60 training images a class, a fifth held out for C", classes=257,
-        images=64, blocks=6, splits=3, training=60,
+        images=64, blocks=6, splits=3, training=60, sample=24,
     ),
     "caltech256-part": Size(
         note="a part of Caltech-256, two nets: 64 of its 257 classes, 1 of its 3 splits", classes=64, images=64,
-        blocks=6, training=60, strength=0.4,
+        blocks=6, training=60, strength=0.4, sample=24,
     ),
 }  # fmt: skip
 

@@ -137,8 +137,8 @@ def measure(
     device : str, optional
         Of vggfeat's solver, as in `SvmSettings`. The peer always runs on the CPU.
     sample : int, optional
-        How many problems of each stage the peer solves, spread over classes and C; its seconds are extrapolated.
-        None = all.
+        How many problems of each stage the peer solves, spread over classes and C; its seconds are extrapolated. By
+        default those of the size.
     peer : bool
         Measure `LinearSVC`: in its fastest form, and in the fastest one on rows reduced by QR, where that is possible.
     clock : callable
@@ -161,7 +161,9 @@ def measure(
             tried = try_forms(*_middling_class(problem))
         for form in filter(None, (fastest(tried, reduced=reduced) for reduced in (False, True))):
             say(f"LinearSVC, {form}")
-            row = Peer(problem=problem, solver=solver, form=form, threads=threads, sample=sample).row(chosen)
+            row = Peer(
+                problem=problem, solver=solver, form=form, threads=threads, sample=sample or problem.size.sample
+            ).row(chosen)
             rows.append(row | {"ratio": row["seconds"] / own["seconds"]})
     trial = {str(form): one.seconds for form, one in tried.items()}
     count, length = problem.descriptors.shape

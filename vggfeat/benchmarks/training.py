@@ -4,10 +4,12 @@ A multiply-add is one multiplication and one addition.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -132,7 +134,12 @@ class Stages:
     def decoding(self, warm_up: int) -> float:
         """Turn files into pixels."""
         decoded = self.decoder.stream(self._requests())
-        return self.timed(lambda: len([next(decoded)]), warm_up=warm_up)
+
+        def decode() -> int:
+            next(decoded)
+            return 1
+
+        return self.timed(decode, warm_up=warm_up)
 
     def loading(self) -> float:
         """Turn files into batches of crops on the device."""
@@ -183,11 +190,17 @@ class Stages:
                 yield Request(file, (None,), span, scale if recipe.reduced else None)
 
 
-def rendered(folder: Path, count: int) -> LabelledImages:
-    """Render images of the sizes that ILSVRC-2012 has on average."""
+@contextmanager
+def training_images(root: Path | None, count: int, say: Say) -> Iterator[LabelledImages]:
+    """Lend the training images below a folder, or so many rendered ones of ILSVRC-2012's average size."""
+    if root is not None:
+        yield ilsvrc.read(root).train
+        return
+    say(f"rendering {count} images")
     size = synthetic.Settings(image_side=500, classes=CLASSES, train=-(-count // CLASSES), val=CLASSES)
-    synthetic.write("ilsvrc", folder, size=size, workers=default_workers())
-    return ilsvrc.read(folder).train
+    with TemporaryDirectory() as folder:
+        synthetic.write("ilsvrc", Path(folder), size=size, workers=default_workers())
+        yield ilsvrc.read(Path(folder)).train
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:

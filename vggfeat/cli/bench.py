@@ -1,7 +1,5 @@
 """`vggfeat bench`: measurements of speed, each next to what it has to be compared with."""
 
-import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
     from vggfeat.benchmarks.measure import Report
     from vggfeat.forward.features import ExtractionSettings
 
-PEER_SAMPLE = {"tiny": None, "voc": None}
-"""How many problems of each stage the peer solves by default: all at these sizes."""
-OTHER_SAMPLE = 24
 SIZES = click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part"])
 THREADS = click.IntRange(1, 1024)
 SECONDS = click.FloatRange(0.01)
@@ -234,7 +229,7 @@ def bench_svm(options: SvmBenchOptions) -> None:
         make_problem(options.size, options.seed),
         threads=options.threads or cores(),
         device=options.device,
-        sample=options.sample or PEER_SAMPLE.get(options.size, OTHER_SAMPLE),
+        sample=options.sample,
         peer=not options.alone,
         say=_say,
     )
@@ -253,8 +248,7 @@ def bench_training(options: TrainingBenchOptions) -> None:
     Example:
       vggfeat bench train --net D --root ILSVRC
     """
-    from vggfeat.benchmarks.training import measure, rendered
-    from vggfeat.datasets import ilsvrc
+    from vggfeat.benchmarks.training import measure, training_images
     from vggfeat.runtime.devices import default_device
     from vggfeat.training.recipe import Recipe, TrainingSettings
 
@@ -266,12 +260,8 @@ def bench_training(options: TrainingBenchOptions) -> None:
         micro_batch=options.micro_batch,
         compile=options.compiled,
     )
-    root = options.root
-    with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as place:
-        if root is None:
-            _say(f"rendering {options.images} images")
-        data = rendered(Path(place), options.images) if root is None else ilsvrc.read(root).train
-        _show(measure(data, recipe, run, seconds=options.seconds, say=_say), options.as_json)
+    with training_images(options.root, options.images, _say) as images:
+        _show(measure(images, recipe, run, seconds=options.seconds, say=_say), options.as_json)
 
 
 def _say(name: str) -> None:
