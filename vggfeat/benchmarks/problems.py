@@ -65,6 +65,7 @@ class Problem:
     """What a protocol gives to the solver."""
 
     size: Size
+    seed: int
     descriptors: NDArray[np.float32]
     """(N, D)"""
     labels: NDArray[np.int8]
@@ -114,7 +115,7 @@ def make_problem(name: str, seed: int = 0) -> Problem:
         half, rows = size.images // 2, np.arange(size.images)
         splits = (TaskSplit(rows[:half], rows[half:], rows),)
     descriptors = make_descriptors(labels, size, rng)
-    return Problem(size=size, descriptors=descriptors, labels=labels, splits=splits)
+    return Problem(size=size, seed=seed, descriptors=descriptors, labels=labels, splits=splits)
 
 
 def make_descriptors(labels: NDArray[np.int8], size: Size, rng: np.random.Generator) -> NDArray[np.float32]:

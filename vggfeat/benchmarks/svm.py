@@ -5,7 +5,7 @@ C is chosen by held-out rows, then all classes are fitted again. N = images, K =
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,9 +35,9 @@ COLUMNS = {
     "same_choices": Column("same C", ".0%"),
     "memory": Column("memory GB", ".2f", 1e9),
 }
-NOTES = (
-    "gap: the largest relative duality gap; objective: how far it is above and below vggfeat's at most, relative",
-    "same C: share of the choices that agree with vggfeat's; memory: the most that was held, data included",
+NOTE = "gap: the largest relative duality gap; memory: the most that was held, data included"
+PEER_NOTE = (
+    "objective: how far it is above and below vggfeat's at most, relative; same C: share of choices that are vggfeat's"
 )
 
 
@@ -124,7 +124,6 @@ def measure(
     device: str | None = None,
     sample: int | None = None,
     peer: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
     say: Say = lambda name: None,
 ) -> Report:
     """Measure both solvers.
@@ -141,8 +140,6 @@ def measure(
         default those of the size.
     peer : bool
         Measure `LinearSVC`: in its fastest form, and in the fastest one on rows reduced by QR, where that is possible.
-    clock : callable
-        Seconds, for vggfeat's solver.
     say : callable
 
     Returns
@@ -154,7 +151,7 @@ def measure(
 
     with threadpool_limits(threads):
         say("vggfeat")
-        solver, chosen, own = run_own(problem, SvmSettings(device=device), clock)
+        solver, chosen, own = run_own(problem, SvmSettings(device=device))
         rows, tried = [own], dict[PeerForm, Trial]()
         if peer:
             say("LinearSVC: which form is the fastest")
@@ -172,13 +169,15 @@ def measure(
         settings={
             "task": problem.size.note, "rows": count, "length": length, "classes": problem.labels.shape[1],
             "values_of_C": len(GRID), "splits": len(problem.splits),
+            "seed": problem.seed,
         },
         machine=machine(device or "cpu", threads),
         columns=COLUMNS,
         rows=rows,
         figures={"trial_seconds": trial},
         notes=[
-            *NOTES,
+            NOTE,
+            *([PEER_NOTE] if peer else []),
             *(
                 f"{row['solver']}: {row['solved']} of {row['problems']} problems solved, seconds extrapolated"
                 for row in rows if row["solved"] < row["problems"]
@@ -188,23 +187,21 @@ def measure(
     )  # fmt: skip
 
 
-def run_own(
-    problem: Problem, settings: SvmSettings, clock: Callable[[], float]
-) -> tuple[SvmProblemSet, list[NDArray[np.float64]], dict[str, Any]]:
+def run_own(problem: Problem, settings: SvmSettings) -> tuple[SvmProblemSet, list[NDArray[np.float64]], dict[str, Any]]:
     """Time vggfeat's solver; return it, the C (K,) that it has chosen for each split, and its row.
 
     The gap of its choice of C, whose weights are not kept, is what the solver says.
     """
     SvmProblemSet(np.eye(4, 3), settings).fit(np.arange(4), [[1], [1], [-1], [-1]], 1.0)  # warm-up
     labels, splits = problem.labels, problem.splits
-    begun = clock()
+    begun = time.perf_counter()
     solver = SvmProblemSet(problem.descriptors, settings)
     sweeps = solver.sweep([Split(rows=one.fit, labels=labels[one.fit], held_out=one.held_out) for one in splits], GRID)
-    solved = clock()
+    solved = time.perf_counter()
     chosen = [choose(problem, split.held_out, sweep.scores) for split, sweep in zip(splits, sweeps, strict=True)]
-    refitted = clock()
+    refitted = time.perf_counter()
     models = [solver.fit(split.refit, labels[split.refit], cost) for split, cost in zip(splits, chosen, strict=True)]
-    ended = clock()
+    ended = time.perf_counter()
     gaps = [
         objectives(problem.descriptors[split.refit], labels[split.refit], cost, model.coef, model.intercept)[1]
         for split, cost, model in zip(splits, chosen, models, strict=True)
