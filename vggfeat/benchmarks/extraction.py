@@ -109,7 +109,7 @@ def measure(
         If a form can't be run on the device, a batch does not fit into its memory, or an image fails.
     """
     exact = replace(forms[0], precision="fp32", batching="size", compiled=False)
-    runners = {form: feature_runner(backbone, form, run.device) for form in (exact, *forms)}
+    runners = {form: feature_runner(backbone, form, run.device) for form in dict.fromkeys((exact, *forms))}
     reference, run = runners[exact], plan.shards(run)
     device = reference.device
     precisions = [form.precision for form in forms] + [plain_precision(device)] * plan.plain

@@ -89,12 +89,12 @@ class Stages:
         """Run a form once, and return the net alone and the run from files to file."""
         precision, batching = runner.settings.precision, runner.batching
         facts = {"precision": precision, "batching": batching}
-        least = least_cosine(self.features(runner), self.expected)
+        found = self.expected if runner is self.reference else self.features(runner)
         if batching not in self.batches:
             self.batches[batching] = self.net_batches(runner)
         network = Subject(partial(self.forward, runner), facts)
         network.act()
-        together = Subject(partial(self.run, runner), facts | {"least_cosine": least})
+        together = Subject(partial(self.run, runner), facts | {"least_cosine": least_cosine(found, self.expected)})
         return {f"{NETWORK}{precision}, {batching}": network, f"{TOGETHER}{precision}, {batching}": together}
 
     def of_plain(self, precision: str, loop: PlainExtractor) -> Subjects:
