@@ -61,3 +61,16 @@ def test_threads_are_given_back():
     with with_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_a_gpu_is_named_and_waited_for_before_and_after(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"name of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    assert machine(torch.device("cuda:1"))["device"] == machine("cuda:1", 4)["device"] == "name of cuda:1"
+    assert rate(lambda: order.append("act") or 1, torch.device("cuda:1"), 0.0, warm_up=2) > 0
+    assert order == ["act", "act", "wait", "act", "wait"]
+
+
+def test_a_cpu_is_named_with_its_threads():
+    assert [machine("cpu", count)["device"] for count in (1, 3)] == ["cpu, 1 thread", "cpu, 3 threads"]
