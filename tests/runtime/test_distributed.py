@@ -66,7 +66,11 @@ def test_a_killed_process_loses_its_shard_alone_and_another_number_goes_on(seen)
             rf"^{name}: process {rank} of 3: .* lost touch with one; .*$", first["err"][rank], re.MULTILINE
         )
         assert "Traceback" not in first["err"][rank]
-    assert "6 of 7 images done, 1 left" in first["err"][0]
+    # The first has made 3, and may have lost touch before the third had made its last.
+    assert re.search(
+        "(3 of 7 images done, 4|4 of 7 images done, 3|5 of 7 images done, 2|6 of 7 images done, 1) left",
+        first["err"][0],
+    )
     ended_well(seen["killed"]["again"], 2)
     assert json.loads(seen["killed"]["again"]["out"][0])["resumed"] == 6
 
