@@ -25,6 +25,8 @@ ENDINGS = ((), ("--overwrite",), ("--resume",))
 QUIETLY = ("--device", "cpu", "--workers", "0", "--quiet")
 SIZES = (0, 1 << 9, 1 << 14)
 """Limits on the size of files, in bytes."""
+TIMED = ("results.json", "run.sha256")
+"""Files that hold how long a run took, and the checksums of these."""
 FAULTS = ("full", "full for good", "broken", "nothing")
 
 
@@ -83,9 +85,9 @@ CASES = (
          "net.safetensors", needs=("net.torchvision",), codes=(5, 6)),
     Case("classify", lambda made, out: ["classify", "--root", made / "ilsvrc", "--weights",
          made / "net" / "weights.safetensors", "--scales", "256", *QUIETLY, "--out", out], "classified",
-         needs=("net",)),
+         needs=("net",), timed=TIMED),
     Case("localise evaluate", lambda made, out: ["localise", "evaluate", "--root", made / "ilsvrc", *located(made),
-         *QUIETLY, "--out", out], "located", needs=("boxes",)),
+         *QUIETLY, "--out", out], "located", needs=("boxes",), timed=TIMED),
     Case("localise predict", lambda made, out: ["localise", "predict", made / "in" / "train" / "a" / "000.png",
          *located(made), *QUIETLY, "--out", out], "drawn", needs=("boxes",)),
     Case("train", train, "net", needs=("ilsvrc",), same="**/*.safetensors", codes=(6, 8)),

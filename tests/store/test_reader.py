@@ -1,6 +1,7 @@
 """Feature files: they hold what was put in, plain h5py reads them, and nothing hostile gets past the look at them."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -8,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -30,7 +32,7 @@ from feature_rows import (
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile, validate
+from vggfeat.store.reader import FeatureFile, is_damaged, validate
 
 EVERY = np.array(
     [
@@ -547,3 +549,15 @@ def test_file_is_closed_when_refused(copy):
         FeatureFile(copy)
     if before:
         assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    assert is_damaged(tmp_path / "x.h5")
+
+    def fail(path, *given):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(StoreError, match="reading failed: Input/output error; nothing was changed"):
+        is_damaged(tmp_path / "x.h5")

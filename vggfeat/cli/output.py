@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from vggfeat.cli.signals import is_main
 from vggfeat.results.text import printable
 
 
@@ -30,8 +31,12 @@ def say_lines(text: str, *, err: bool = False) -> None:
 
 
 def say_note(text: str) -> None:
-    """Print a note on standard error, where it does not disturb a program that reads standard output."""
-    say(f"note: {text}", err=True)
+    """Print a note on standard error, where it does not disturb a program that reads standard output.
+
+    Of the processes that torchrun starts, only the first does.
+    """
+    if is_main():
+        say(f"note: {text}", err=True)
 
 
 def say_json(content: Any) -> None:

@@ -302,7 +302,7 @@ def append(files: Files, path: Path, data: bytes) -> None:
             os.close(fd)
 
 
-def check_name(out: Path) -> None:
+def check_name(out: Path, option: str = "--out") -> None:
     """Check before the work that an output, and the files written next to it, can have their names.
 
     Raises
@@ -314,5 +314,5 @@ def check_name(out: Path) -> None:
     if len(name) > LONGEST_NAME:
         raise StoreError(
             f"{out}: expected a name of at most {LONGEST_NAME} bytes, because files next to it have longer ones, "
-            f"found {len(name)}; choose a shorter --out"
+            f"found {len(name)}; choose a shorter {option}"
         )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import Files, atomic_write, disk_errors, open_bounded, read_bounded, temporary_path
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors, open_bounded, read_bounded
 
 SUMS = "run.sha256"
 _LONGEST_SUMS = 1 << 20
@@ -64,7 +64,7 @@ def replace_run(
         # They take their names as the stack unwinds, the last one first, and none if any can't be written.
         for name, content in reversed(everything.items()):
             path = folder / name
-            file = stack.enter_context(atomic_write(files, path, temp=temporary_path(path)))
+            file = stack.enter_context(atomic_write(files, path))
             file.write(content)
             file.raise_first_error()
     for stale in {path.name for pattern in own for path in folder.glob(pattern)} - contents.keys():

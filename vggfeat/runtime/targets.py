@@ -15,16 +15,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, open_bounded
+from vggfeat.runtime.durable import DISK, atomic_write, check_name, open_bounded
 
 Ours = Callable[[Path], bool]
 """Says by its content whether a regular file is one that this command makes, and may make again."""
 CLAIM = ".unfinished.json"
 """In a folder of results while a command writes there, so that it is known again after a kill."""
 _JSON = (".json", ".jsonl")
-_LONGEST_NAME = 255
-_ADDED = 40
-"""Bytes that may be added to a name, as by `.failures.jsonl` and by the name of a temporary file."""
 _FORMAT = re.compile(rb'"format": ?"([^"]{1,60})"')
 _CHUNK = 1 << 20
 
@@ -73,7 +70,7 @@ def check_target(
         If it may not be replaced, or its name is too long.
     """
     real = Path(os.path.realpath(path))
-    _check_name(real, option)
+    check_name(real, option)
     state = _state(real)
     if state is None:
         return real
@@ -129,7 +126,7 @@ def check_folder(
         If one may not be replaced, or the folder is none.
     """
     real = Path(os.path.realpath(folder))
-    _check_name(real, option)
+    check_name(real, option)
     state = _state(real)
     if state is not None and not stat.S_ISDIR(state.st_mode):
         raise StoreError(f"{folder}: expected a folder, found {_kind(state)}; choose another {option}")
@@ -187,13 +184,6 @@ def _state(real: Path) -> os.stat_result | None:
         return os.lstat(real)  # A link that is left here leads in a circle.
     except OSError:
         return None  # Whoever makes it says what is wrong with its folder.
-
-
-def _check_name(real: Path, option: str) -> None:
-    most = _LONGEST_NAME - _ADDED
-    if len(os.fsencode(real.name)) > most:
-        shown = f"{real.name[:40]}..."
-        raise StoreError(f"{real.parent}/{shown}: expected a name of at most {most} bytes; choose another {option}")
 
 
 def _identities(inputs: Iterable[str | os.PathLike[str]]) -> tuple[set[tuple[int, int]], list[Path]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, open_hdf5, read_values
-from vggfeat.runtime.durable import open_bounded
+from vggfeat.runtime.durable import disk_errors
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import BLOCK_COLUMNS, FORMAT, Block, Shape, Status, check_layout, open_file
 
@@ -249,10 +249,23 @@ class FeatureFile:
 
 
 def is_damaged(path: Path) -> bool:
-    """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read."""
+    """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read.
+
+    Raises
+    ------
+    StoreError
+        If the disk doesn't give its bytes now, which says nothing of them.
+    """
+    if not path.is_file():
+        return False
+    with (
+        disk_errors(path, "reading", "nothing was changed; mend it and give the same command again"),
+        path.open("rb") as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        while file.read(_CHUNK_BYTES):
+            pass
     try:
-        with open_bounded(path) as file:
-            size = os.fstat(file.fileno()).st_size
         if not h5py.is_hdf5(path):
             return not size
         with open_hdf5(path) as opened:

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
+from vggfeat.runtime.durable import DISK, atomic_write
+from vggfeat.runtime.temporary import is_temporary
 
 MARKER = "RENDERED.txt"
 """File in the root of a rendered set: it says in words and in JSON what the images are."""
@@ -221,7 +223,7 @@ def write(
 
 def _is_complete(root: Path, wanted: dict[str, object]) -> bool:
     """Whether this very set is there, whole; False if there is nothing, or only a part of it."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    if not root.exists() or (root.is_dir() and all(is_temporary(path.name) for path in root.iterdir())):
         return False
     found = _read_marker(root)
     if found is None:
@@ -256,4 +258,5 @@ Results on them say nothing about results on the real data set.
 
 {json.dumps({**wanted, "images": images})}
 """
-    (root / MARKER).write_text(words, encoding="utf-8")
+    with atomic_write(DISK, root / MARKER) as file:
+        file.write(words.encode())
