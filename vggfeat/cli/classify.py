@@ -14,6 +14,7 @@ from vggfeat.cli.options import (
     LAYOUT,
     LONGEST_TABLE,
     PATH,
+    SPREADSHEET_SAFE,
     TRY_AGAIN,
     DecodingOptions,
     ForwardOptions,
@@ -94,6 +95,7 @@ class PosteriorOptions:
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
+@SPREADSHEET_SAFE
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -109,6 +111,7 @@ def classify(
     device: str | None,
     decoding: DecodingOptions,
     job: JobOptions,
+    spreadsheet_safe: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -153,7 +156,7 @@ def classify(
     fused = fuse([*files, *new], scales=posteriors.scales)
     found = evaluate(fused)
     record = classification_record(fused, found, paces=paces, notes=notes)
-    written = write_classification(record, fused, found, out)
+    written = write_classification(record, fused, found, out, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(record.content)
     else:

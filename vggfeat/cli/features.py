@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import PATH, Words, make_folder, option, with_options
+from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Words, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json
+from vggfeat.errors import ConfigError
 from vggfeat.store.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @with_options(DescriptorOptions, "descriptors")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@SPREADSHEET_SAFE
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
     files: tuple[Path, ...],
@@ -123,6 +125,7 @@ def export(
     descriptors: DescriptorOptions,
     splits: tuple[str, ...],
     overwrite: bool,
+    spreadsheet_safe: bool,
     as_json: bool,
 ) -> None:
     """Write descriptors, labels and ids for other programs, joined as `svm` joins them.
@@ -137,6 +140,8 @@ def export(
     from vggfeat.store.export import write
     from vggfeat.table import rows_of, to_table
 
+    if spreadsheet_safe and kind != "csv":
+        raise ConfigError(f"--spreadsheet-safe: expected with --to csv, found {kind}; leave it out")
     target = out or files[0].with_suffix(f".{kind}")
     check_target(target, inputs=files, overwrite=overwrite)
     table = descriptors.read(files)
@@ -144,7 +149,7 @@ def export(
     rows = rows_of(table.dataset, splits or None)
     kept = rows[table.ok[rows]]
     make_folder(target.parent)
-    write(target, kind, to_table(table, kept), overwrite=overwrite)
+    write(target, kind, to_table(table, kept), overwrite=overwrite, spreadsheet_safe=spreadsheet_safe)
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
     if as_json:
         facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}

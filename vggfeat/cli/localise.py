@@ -13,6 +13,7 @@ from vggfeat.cli.options import (
     LAYOUT,
     LONGEST_TABLE,
     PATH,
+    SPREADSHEET_SAFE,
     TRY_AGAIN,
     DecodingOptions,
     JobOptions,
@@ -133,6 +134,7 @@ localise.add_command(localise_train)
 @with_options(BoxOptions, "boxes")
 @with_options(DecodingOptions, "decoding")
 @with_options(GroupOptions, "job")
+@SPREADSHEET_SAFE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
@@ -146,6 +148,7 @@ def evaluate(
     boxes: BoxOptions,
     decoding: DecodingOptions,
     job: GroupOptions,
+    spreadsheet_safe: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -221,7 +224,7 @@ def evaluate(
     written = [
         journal,
         *([failures_path(journal)] if found.failed else []),
-        *write_localisation(record, data, found, out),
+        *write_localisation(record, data, found, out, spreadsheet_safe=spreadsheet_safe),
     ]
     if as_json:
         say_json(record.content)
@@ -243,6 +246,7 @@ def evaluate(
 @with_options(DecodingOptions, "decoding")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
               help="Failed images for exit code 0.")  # fmt: skip
+@SPREADSHEET_SAFE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def predict(
@@ -253,6 +257,7 @@ def predict(
     boxes: BoxOptions,
     decoding: DecodingOptions,
     allow_failed: int,
+    spreadsheet_safe: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -289,7 +294,7 @@ def predict(
                 write_file(out / one.drawn, png)
             found.append(one)
             bar.update(len(found), len(files))
-    content = write_box_predictions(found, classes, words, out)
+    content = write_box_predictions(found, classes, words, out, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(content)
     else:

@@ -114,6 +114,13 @@ def with_options(group: type, name: str) -> Callable[[Callable[..., Any]], Calla
     return decorate
 
 
+SPREADSHEET_SAFE = click.option(
+    "--spreadsheet-safe",
+    is_flag=True,
+    help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForwardOptions:
     """How a net runs over images."""

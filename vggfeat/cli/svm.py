@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.options import PATH, Numbers, claim_folder, option, terminal_width, with_options
+from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Numbers, claim_folder, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
@@ -18,7 +18,7 @@ from vggfeat.svm import SOLVERS
 if TYPE_CHECKING:
     from vggfeat.protocols.rules import ProtocolSettings
 
-WITH_APPLY = {"files", "more_files", "model", "top", "out", "as_json", "quiet"}
+WITH_APPLY = {"files", "more_files", "model", "top", "out", "spreadsheet_safe", "as_json", "quiet"}
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
@@ -94,6 +94,7 @@ class ProtocolOptions:
 @with_options(DescriptorOptions, "descriptors")
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
+@SPREADSHEET_SAFE
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -106,6 +107,7 @@ def svm(
     descriptors: DescriptorOptions,
     protocol: ProtocolOptions,
     out: Path | None,
+    spreadsheet_safe: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -134,10 +136,12 @@ def svm(
         raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
         _refuse_others(context)
-        _apply(model, files, top, out or files[0].with_suffix(".applied"), as_json)
+        _apply(model, files, top, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
         return
-    if context.get_parameter_source("top") != ParameterSource.DEFAULT:
-        raise ConfigError("--top: expected together with --apply, found alone; leave it out")
+    for name in ("top", "spreadsheet_safe"):
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: expected together with --apply, found alone; leave it out")
     settings = protocol.settings()
 
     from vggfeat.cli.progress import Progress
@@ -194,15 +198,14 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
         raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
 
 
-def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, as_json: bool) -> None:
-
+def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, spreadsheet_safe: bool, as_json: bool) -> None:
     from vggfeat.protocols.apply import apply_model
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
     claim_folder(folder, PREDICTIONS, "vggfeat-predictions", inputs=[model, *files])
     predictions = apply_model(model, files)
-    written = write_predictions(predictions, folder, model=model, top=top)
+    written = write_predictions(predictions, folder, model=model, top=top, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(predictions_json(predictions, model=model, top=top))
         return

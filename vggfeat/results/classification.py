@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
+from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record, write_run
-from vggfeat.results.text import csv_bytes, shortened
+from vggfeat.results.text import shortened
 from vggfeat.store.failures import count_reasons
 
 MOST_CONFUSIONS = 100
@@ -102,7 +103,9 @@ def classification_record(
     )
 
 
-def write_classification(record: Record, fused: Fused, found: ClassificationErrors, folder: Path) -> list[Path]:
+def write_classification(
+    record: Record, fused: Fused, found: ClassificationErrors, folder: Path, *, spreadsheet_safe: bool = False
+) -> list[Path]:
     """Write results.json, table.txt, classes.csv and confusions.csv, all replaced in one step.
 
     classes.csv has a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken
@@ -119,9 +122,15 @@ def write_classification(record: Record, fused: Fused, found: ClassificationErro
         commonest.setdefault(true, (names[guess], count))
     rows = [[*row.values(), *commonest.get(k, ("", 0))] for k, row in enumerate(record.classes)]
     contents = {
-        "classes.csv": csv_bytes(["class", *list(record.columns)[1:], "most_taken_for", "images_taken"], rows),
+        "classes.csv": csv_bytes(
+            ["class", *list(record.columns)[1:], "most_taken_for", "images_taken"],
+            rows,
+            spreadsheet_safe=spreadsheet_safe,
+        ),
         "confusions.csv": csv_bytes(
-            ["class", "taken_for", "images"], ([names[true], names[guess], count] for true, guess, count in pairs)
+            ["class", "taken_for", "images"],
+            ([names[true], names[guess], count] for true, guess, count in pairs),
+            spreadsheet_safe=spreadsheet_safe,
         ),
     }
     return write_run(folder, record.files() | contents, last="results.json")

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.localisation.evaluate import LocalisationErrors
 from vggfeat.localisation.predict import Predicted, shown_path, title
 from vggfeat.localisation.submission import ClassIds, submission_text
 from vggfeat.results.paper import PaperBoxError
 from vggfeat.results.record import Record, json_bytes, write_run
-from vggfeat.results.text import csv_bytes, percent
+from vggfeat.results.text import percent
 from vggfeat.samples import ClassificationSet
 
 
@@ -78,7 +79,14 @@ def localisation_record(
     )
 
 
-def write_localisation(record: Record, data: ClassificationSet, found: LocalisationErrors, folder: Path) -> list[Path]:
+def write_localisation(
+    record: Record,
+    data: ClassificationSet,
+    found: LocalisationErrors,
+    folder: Path,
+    *,
+    spreadsheet_safe: bool = False,
+) -> list[Path]:
     """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; all in one step.
 
     Raises
@@ -87,7 +95,9 @@ def write_localisation(record: Record, data: ClassificationSet, found: Localisat
         If the folder can't be made or written.
     """
     rows = [list(row.values()) for row in record.classes]
-    contents = record.files() | {"classes.csv": csv_bytes(list(record.classes[0]), rows)}
+    contents = record.files() | {
+        "classes.csv": csv_bytes(list(record.classes[0]), rows, spreadsheet_safe=spreadsheet_safe)
+    }
     if record.content["protocol"] == "dense":
         order, numbers = file_order(data.val.paths), record.content["numbers"]["of_classes"]
         contents["submission.txt"] = submission_text(found.labels[order], found.boxes[order], numbers).encode()
@@ -155,7 +165,12 @@ def _share(wrong: Any) -> float | None:
 
 
 def write_box_predictions(
-    found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str], folder: Path
+    found: Sequence[Predicted],
+    classes: Sequence[str],
+    words: Mapping[str, str],
+    folder: Path,
+    *,
+    spreadsheet_safe: bool = False,
 ) -> dict[str, Any]:
     """Write predictions.json and predictions.csv, both replaced in one step; return the content of the former.
 
@@ -188,7 +203,7 @@ def write_box_predictions(
     ]
     content = {"format": "vggfeat-boxes", "version": 1, "images": images}
     header = ["path", "class", "words", "posterior", "left", "top", "right", "bottom", "failed"]
-    rows = csv_bytes(header, _guess_rows(images))
+    rows = csv_bytes(header, _guess_rows(images), spreadsheet_safe=spreadsheet_safe)
     write_run(folder, {"predictions.json": json_bytes(content), "predictions.csv": rows}, last="predictions.json")
     return content
 

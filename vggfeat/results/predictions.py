@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.metrics import predict_classes
 from vggfeat.protocols.apply import Predictions
 from vggfeat.results.record import failure_lines, json_bytes, write_run
-from vggfeat.results.text import align, csv_bytes, printable, shortened
+from vggfeat.results.text import align, printable, shortened
 from vggfeat.samples import Task
 
 
-def write_predictions(predictions: Predictions, folder: Path, *, model: Path, top: int) -> list[Path]:
+def write_predictions(
+    predictions: Predictions, folder: Path, *, model: Path, top: int, spreadsheet_safe: bool = False
+) -> list[Path]:
     """Write predictions.csv, predictions.json and scores.npz; files of these names are replaced, all in one step.
 
     Raises
@@ -26,14 +29,14 @@ def write_predictions(predictions: Predictions, folder: Path, *, model: Path, to
         If the folder can't be made or written.
     """
     contents = {
-        "predictions.csv": predictions_csv(predictions),
+        "predictions.csv": predictions_csv(predictions, spreadsheet_safe=spreadsheet_safe),
         "predictions.json": json_bytes(predictions_json(predictions, model=model, top=top)),
         "scores.npz": _scores_npz(predictions),
     }
     return write_run(folder, contents, last="predictions.json")
 
 
-def predictions_csv(predictions: Predictions) -> bytes:
+def predictions_csv(predictions: Predictions, *, spreadsheet_safe: bool = False) -> bytes:
     """Return a line an image, in the order of the feature file, as UTF-8.
 
     Columns of a single-label model: id, predicted, score, failed. Of a multi-label one: id, the classes, failed.
@@ -49,7 +52,8 @@ def predictions_csv(predictions: Predictions) -> bytes:
             rows.append([name, predictions.classes[best[row]], f"{scores[best[row]]:.9g}", ""])
         else:
             rows.append([name, *(f"{score:.9g}" for score in scores), ""])
-    return csv_bytes(["id", *(("predicted", "score") if single else predictions.classes), "failed"], rows)
+    header = ["id", *(("predicted", "score") if single else predictions.classes), "failed"]
+    return csv_bytes(header, rows, spreadsheet_safe=spreadsheet_safe)
 
 
 def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict[str, Any]:

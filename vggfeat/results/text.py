@@ -1,12 +1,9 @@
-"""Plain text for terminals and CSV: names from anywhere, in straight columns."""
+"""Plain text for terminals: names from anywhere, in straight columns."""
 
-import csv
-import io
 import math
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 SHORTEST = 8
 """Columns of a terminal that a name keeps, however narrow the terminal is."""
@@ -53,15 +50,6 @@ def printable(text: str) -> str:
 def percent(value: float | None, missing: str = "-") -> str:
     """Write a proportion in per cent."""
     return missing if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
-
-
-def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Write a header and rows as CSV; None becomes an empty cell."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(header)
-    lines.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _width(text: str) -> int:

@@ -14,7 +14,7 @@ odd bytes as \\xff in every kind but npz; a mat file shows characters beyond 16 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError, check_choice
+from vggfeat.formats.csv_cells import spreadsheet_cell
 from vggfeat.formats.mat5_write import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
@@ -66,7 +67,13 @@ class Table:
 
 
 def write(
-    path: str | os.PathLike[str], kind: str, table: Table, *, overwrite: bool = False, files: Files = DISK
+    path: str | os.PathLike[str],
+    kind: str,
+    table: Table,
+    *,
+    overwrite: bool = False,
+    spreadsheet_safe: bool = False,
+    files: Files = DISK,
 ) -> Path:
     """Write a table in the form of another program; the file appears whole or not at all.
 
@@ -80,6 +87,8 @@ def write(
         What to write.
     overwrite : bool
         Replace a file that exists.
+    spreadsheet_safe : bool
+        Put ' before ids and paths that a spreadsheet would run as formulas.
     files : Files
         Carries out all that changes the disk.
 
@@ -92,6 +101,10 @@ def write(
     """
     check_choice("export", kind, KINDS)
     target = check_target(path, overwrite=overwrite)
+    if spreadsheet_safe:
+        # Names of classes and splits come after label_ and split_.
+        ids, paths = ([*map(spreadsheet_cell, names)] for names in (table.ids, table.paths))
+        table = replace(table, ids=ids, paths=paths)
     advice = "nothing was left; mend it and run the same again"
     with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
         globals()[KINDS[kind]](sink, table)
