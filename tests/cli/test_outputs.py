@@ -214,7 +214,11 @@ def test_own_results_are_replaced_and_a_run_that_was_killed_is_known_again(place
     assert run(svm) == 0, capsys.readouterr().err
     assert not (given / ".unfinished.json").exists()
     assert run(svm) == 0, "its own results"
+    (given / "results.json").write_text("[")
+    assert run(svm) == 0, "damaged results, but the checksums of a run"
+    assert run(words("classify", given, places)) == 6, "another command's"
     (given / "results.json").unlink()
+    (given / "run.sha256").unlink()
     assert run(svm) == 6, "what is left is not known any more"
     (given / ".unfinished.json").write_text('{"format": "vggfeat-results"}\n')
     assert run(words("classify", given, places)) == 6, "another command's"

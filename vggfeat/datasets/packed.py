@@ -89,7 +89,7 @@ def _images(root: Path, name: str, index: dict[str, Any]) -> LabelledImages:
     path = root / f"{name}.npz"
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"something that is no file in the place of {path.name}")
-    wanted = {"names": Wanted("u", (None,)), "targets": Wanted("i", (None,)), "places": Wanted("i", (None, 3))}
+    wanted = {"names": Wanted("u", (None,)), "targets": Wanted("i", (None,)), "places": Wanted("i", (None, 4))}
     with open(path, "rb") as file:
         # They are stored, not compressed, and can't be larger than their file.
         arrays = read_arrays(file, wanted, path.stat().st_size)

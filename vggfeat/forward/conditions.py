@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vggfeat.errors import ImageError
-from vggfeat.images.decode import DecodeSettings, read_bytes
+from vggfeat.images.decode import DecodeSettings
+from vggfeat.images.image_bytes import read_bytes
 from vggfeat.samples import Place
 from vggfeat.store.identity import IMAGE_SIZES
 

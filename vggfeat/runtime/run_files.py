@@ -83,7 +83,7 @@ class RunFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.sums = _read_sums(folder / SUMS)
+        self.sums = read_sums(folder / SUMS)
         """File name -> 64 hex digits, the one that is written last at the end; empty without run.sha256."""
         self._known: set[str] = set()
 
@@ -143,7 +143,8 @@ def _check_place(path: Path) -> None:
             raise StoreError(f"{path}: expected a file to replace, or none, found a folder, pipe or device; move it")
 
 
-def _read_sums(path: Path) -> dict[str, str]:
+def read_sums(path: Path) -> dict[str, str]:
+    """Return file name -> 64 hex digits of a run.sha256; nothing if there is none. StoreError if it is damaged."""
     try:
         lines: Iterable[str] = read_bounded(path, _LONGEST_SUMS).decode("ascii").splitlines()
         found = [_LINE.fullmatch(line) for line in lines]

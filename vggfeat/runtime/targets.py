@@ -16,11 +16,13 @@ from pathlib import Path
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, check_name, open_bounded
+from vggfeat.runtime.run_files import SUMS, read_sums
 
 Ours = Callable[[Path], bool]
 """Says by its content whether a regular file is one that this command makes, and may make again."""
 CLAIM = ".unfinished.json"
 """In a folder of results while a command writes there, so that it is known again after a kill."""
+_ANY_FORMAT = "vggfeat-"
 _JSON = (".json", ".jsonl")
 _FORMAT = re.compile(rb'"format": ?"([^"]{1,60})"')
 _CHUNK = 1 << 20
@@ -104,8 +106,8 @@ def check_folder(
 ) -> Path:
     """Check that files may be written into a folder, and return where it really is.
 
-    Files of these names are ours, and are replaced, where one of them says that it is of the format, or where a command
-    that was stopped has left its claim. Links in the folder are not ours.
+    Files of these names are ours, and are replaced, where one of them says that it is of the format, where the folder
+    has the checksums of a run, or where a command that was stopped has left its claim. A link in it is not ours.
 
     Parameters
     ----------
@@ -131,7 +133,7 @@ def check_folder(
     if state is not None and not stat.S_ISDIR(state.st_mode):
         raise StoreError(f"{folder}: expected a folder, found {_kind(state)}; choose another {option}")
     present, inputs = list(_present(real, (*names, CLAIM))), tuple(inputs)
-    own = any(path.suffix in _JSON and _names_format(path, kinds) for path in present)
+    own = _is_ours(real, present, kinds)
     for path in present:
         if stat.S_ISLNK(os.lstat(path).st_mode):
             raise StoreError(f"{path}: expected a file of vggfeat, found a link; move it away")
@@ -153,6 +155,21 @@ def unclaim(folder: Path, names: Iterable[str], kinds: tuple[str, ...]) -> None:
     if not present or any(path.suffix in _JSON and _names_format(path, kinds) for path in present):
         with contextlib.suppress(OSError):  # It is gone, or it can stay.
             (folder / CLAIM).unlink()
+
+
+def _is_ours(folder: Path, present: list[Path], kinds: tuple[str, ...]) -> bool:
+    """Say whether the files in a folder are of a command whose formats begin so.
+
+    Results that are damaged say nothing; then the checksums of a run do, unless another file names another command's.
+    """
+    named = [path for path in present if path.suffix in _JSON]
+    if any(_names_format(path, kinds) for path in named):
+        return True
+    try:
+        run = bool(read_sums(folder / SUMS))
+    except StoreError:
+        return False
+    return run and not any(_names_format(path, (_ANY_FORMAT,)) for path in named)
 
 
 def _names_format(path: Path, kinds: tuple[str, ...]) -> bool:
