@@ -343,8 +343,8 @@ def extraction_settings(file: FeatureFile) -> ExtractionSettings:
         If the file doesn't say.
     """
     try:
-        told = {name: file.provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
-        return ExtractionSettings(scales=file.scales, regions=("image",), **told)
+        same = {name: file.provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
+        return ExtractionSettings(scales=file.scales, regions=("image",), **same)
     except (KeyError, TypeError, ConfigError) as error:
         raise StoreError(
             f"{file.path}: expected a feature file that says how it was extracted, found one that doesn't ({error}); "

@@ -59,11 +59,11 @@ def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
 
 
 def _trained_scale(backbone: Backbone) -> tuple[int, int] | None:
-    told: Any = backbone.facts
+    found: Any = backbone.facts
     for name in ("training", "recipe", "scale"):
-        told = told.get(name) if hasattr(told, "get") else None
-    if isinstance(told, (list, tuple)) and len(told) == 2 and all(type(q) is int and 224 <= q <= 4000 for q in told):
-        return int(told[0]), int(told[1])
+        found = found.get(name) if hasattr(found, "get") else None
+    if isinstance(found, (list, tuple)) and len(found) == 2 and all(type(q) is int and 224 <= q <= 4000 for q in found):
+        return int(found[0]), int(found[1])
     return None
 
 
@@ -152,7 +152,7 @@ def cache_posteriors(
         Columns of the file stand in the order of its classes, whatever order the net has.
     backbone : Backbone
     out : Path
-        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work stands next to it in
+        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in
         `out` + ".parts".
     settings : PosteriorSettings
     run : RunSettings

@@ -44,7 +44,7 @@ RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "
 @click.option("--several", type=click.Choice(["largest", "closest"]),
               help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
 @click.option("--unit", type=click.FloatRange(0, min_open=True),
-              help="What an output of 1 stands for, in sides of the frame. [0.2]")  # fmt: skip
+              help="What an output of 1 means, in sides of the frame. [0.2]")  # fmt: skip
 @click.option("--head-std", type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
 @click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
 @click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")

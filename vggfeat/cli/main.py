@@ -151,7 +151,7 @@ def _show_usage(error: click.ClickException) -> None:
 
 
 def _say(message: str, error: BaseException) -> None:
-    """Say why the command ends, after what the error has been told on its way: how far the work has come."""
+    """Say why the command ends, after the notes that it has got on its way: how far the work has come."""
     with _dropping_errors():
         for note in getattr(error, "__notes__", ()) if is_main() else ():
             say_note(note)

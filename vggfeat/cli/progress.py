@@ -98,7 +98,7 @@ def line(
 
 
 def _pace(fresh: float, unit: str, seconds: float, note: str) -> str:
-    # A stage that is told of when it is over, all at once, has no rate.
+    # A stage that is reported at its end alone has no rate.
     rate = f"{rate_of(fresh, seconds)} {unit}/s" if fresh > 0 else ""
     return ", ".join(part for part in (note, rate) if part)
 

@@ -150,7 +150,7 @@ def _join(*parts: str) -> str:
 
 
 def _inside(folders: Iterable[str], base: str) -> dict[str, set[str]]:
-    """Names in a folder -> names in each of them; "" stands for images of its own."""
+    """Names in a folder -> names in each of them; "" means images of its own."""
     found: dict[str, set[str]] = {}
     for folder in folders:
         if folder == base:

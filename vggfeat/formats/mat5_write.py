@@ -66,7 +66,7 @@ def _text(text: str) -> bytes:
 
 def _struct(name: str, fields: Mapping[str, NDArray[Any]]) -> bytes:
     names = b"".join(field.encode("ascii").ljust(_NAME, b"\0") for field in fields)
-    length = struct.pack("<HHi", _INT32, 4, _NAME)  # A small element: its size stands beside its type.
+    length = struct.pack("<HHi", _INT32, 4, _NAME)  # A small element: its size is next to its type.
     content = length + _element(_INT8, names) + b"".join(map(_numbers, fields.values()))
     return _matrix(name, _STRUCT, (1, 1), content)
 

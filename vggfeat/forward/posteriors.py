@@ -41,7 +41,7 @@ class PosteriorSettings(ForwardSettings):
     """dense: the whole image and its mirror. multi-crop: 5 x 5 crops and their mirrors. crop: the one in the middle,
     not mirrored, as trainers validate."""
     softmax: Softmax = "after"
-    """Where the soft-max of dense evaluation stands: after the spatial average of the class scores, or before it, at
+    """Where the soft-max of dense evaluation is taken: after the spatial average of the class scores, or before it, at
     every position. Sect. 3.2 averages the "class score map" to a vector first, then speaks of soft-max posteriors of
     image and mirror; hence after. A crop has one position, so there it is the same."""
 

@@ -18,7 +18,7 @@ _STRIP = 1 << 20
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Load an image and bring it to RGB and to the orientation that its EXIF block tells.
+    """Load an image and bring it to RGB and to the orientation that its EXIF block gives.
 
     A broken EXIF block, or an orientation that is none of 1 to 8, is ignored.
 

@@ -175,7 +175,7 @@ class Loaded(NamedTuple):
     size: tuple[int, int]
     """Height and width before any reduction."""
     ready: bool
-    """Whether it is a JPEG of RGB or grey that stands upright, so that others will read the same from `data`."""
+    """Whether it is a JPEG of RGB or grey that is upright, so that others will read the same from `data`."""
     orientation: int
     """By which it was turned."""
 

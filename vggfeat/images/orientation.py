@@ -81,7 +81,7 @@ def annotated_orientation(orientation: int, size: tuple[int, int], annotated: tu
     """Return the orientation by which boxes of an annotation turn: 1 if they are meant in the upright image.
 
     They are meant in the stored pixels, unless the annotation's height and width say that it is the upright image that
-    stands or lies as they do.
+    is upright or flat as they are.
     """
     turned = _TURNS[orientation][0]
     return 1 if turned and (annotated[0] - annotated[1]) * (size[0] - size[1]) > 0 else orientation

@@ -206,30 +206,30 @@ def _strips(planes: list[NDArray[np.uint8]], layout: Layout) -> Iterator[tuple[i
 
 def _numbers(rows: NDArray[np.uint8], layout: Layout) -> NDArray:
     """Turn bytes (rows, bytes a row) into numbers (rows, W, S / P)."""
-    count, beside = len(rows), layout.samples // layout.planes
+    count, interleaved = len(rows), layout.samples // layout.planes
     cells = np.ascontiguousarray(rows).reshape(-1, layout.cell_bytes)  # (rows * tiles across, bytes)
-    length = layout.cell_width * beside
+    length = layout.cell_width * interleaved
     if layout.predictor == 3:
-        numbers = _undo_float_prediction(cells, layout.bits // 8, beside).view(_kind(">", layout))
+        numbers = _undo_float_prediction(cells, layout.bits // 8, interleaved).view(_kind(">", layout))
     elif layout.bits in (8, 16, 32, 64):
         numbers = cells.view(_kind(layout.order, layout))
         if layout.predictor == 2:
             whole = numbers.view(numbers.dtype.str.replace("f", "u").replace("i", "u"))
-            native = whole.astype(whole.dtype.newbyteorder("=")).reshape(len(cells), -1, beside)
+            native = whole.astype(whole.dtype.newbyteorder("=")).reshape(len(cells), -1, interleaved)
             sums = np.cumsum(native, axis=1, dtype=native.dtype).reshape(len(cells), -1)
             numbers = sums.view(_kind("=", layout))
     else:
         numbers = _short_numbers(cells, length, layout)
-    return numbers.reshape(count, -1, beside)[:, : layout.width]
+    return numbers.reshape(count, -1, interleaved)[:, : layout.width]
 
 
 def _kind(order: str, layout: Layout) -> str:
     return f"{order}{layout.kind[0]}{layout.bits // 8}".replace("s", "i")
 
 
-def _undo_float_prediction(cells: NDArray[np.uint8], size: int, beside: int) -> NDArray[np.uint8]:
+def _undo_float_prediction(cells: NDArray[np.uint8], size: int, interleaved: int) -> NDArray[np.uint8]:
     """Put together floats, most significant byte first, from planes of bytes that were stored as differences."""
-    sums = np.cumsum(cells.reshape(len(cells), -1, beside), axis=1, dtype=np.uint8)
+    sums = np.cumsum(cells.reshape(len(cells), -1, interleaved), axis=1, dtype=np.uint8)
     return np.ascontiguousarray(sums.reshape(len(cells), size, -1).swapaxes(1, 2)).reshape(len(cells), -1)
 
 

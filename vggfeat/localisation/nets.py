@@ -57,7 +57,7 @@ class BoxRecipe:
     largest area inside the crop, for a net can't answer with two. closest: the one nearest to the net's answer, for
     the test accepts any."""
     unit: float = 0.2
-    """What an output of 1 stands for, in sides of the frame. The loss is half the squared distance between the four
+    """What an output of 1 means, in sides of the frame. The loss is half the squared distance between the four
     outputs and their targets, averaged over the batch: the Euclidean loss of Caffe, of which the paper's program was
     a branch (Sect. 3.3). The unit decides how much of it reaches the layers below the last, where gradients grow by
     its inverse square; the last layer learns equally fast with any. On rendered images the four targets have

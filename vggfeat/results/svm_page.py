@@ -1,4 +1,4 @@
-"""Runs of the same classes and measure, side by side: their headlines, their table, and what stands behind each class.
+"""Runs of the same classes and measure, side by side: their headlines, their table, and what is behind each class.
 
 K = classes.
 """
@@ -39,7 +39,7 @@ class SortableTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassPart:
-    """What stands behind the value of one class."""
+    """What is behind the value of one class."""
 
     name: str
     values: tuple[str, ...]
@@ -93,7 +93,7 @@ class RunGroup:
     comparisons: tuple[RunPair, ...]
     table: SortableTable
     overviews: tuple[Chart, ...]
-    """Precision and recall of all classes and their means; and the choice of C, of a run that stands alone."""
+    """Precision and recall of all classes and their means; and the choice of C, of a run that is alone."""
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
     shown_test: str

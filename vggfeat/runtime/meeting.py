@@ -204,7 +204,7 @@ def _say(point: Point, sentence: str) -> None:
 @functools.cache
 def _meeting_point(point: Point) -> "dist.Store":
     # Once a process: a second one of the first process would be mistaken for the one that it is closing. Who is missing
-    # is seen, and told, in `_agree`.
+    # is seen, and named, in `_agree`.
     return dist.TCPStore(
         point.address, point.port, is_master=point.hosts, timeout=LONGEST_START, wait_for_workers=False,
         multi_tenant=point.hosts, master_listen_fd=_listen(point) if point.hosts else None,

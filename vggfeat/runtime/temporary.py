@@ -50,7 +50,7 @@ def is_temporary(name: str) -> bool:
 def sweep(files: "Files", path: Path) -> None:
     """Remove the temporary files that killed writers of `path` have left; those of living writers stay.
 
-    A lock tells of a writer on this machine, and on others where the file system carries locks between them. Where it
+    A lock shows a writer on this machine, and on others where the file system carries locks between them. Where it
     may not, only a file that nobody has written to for a day is removed.
     """
     with contextlib.suppress(OSError):

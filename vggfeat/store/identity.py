@@ -142,12 +142,12 @@ def _description(name: str, fingerprint: str, rows: int, key: dict[str, Any], sh
 def differences(found: Any, expected: dict[str, Any]) -> list[str]:
     """Name everything in which a description that was read differs from ours, with both values; 50 and how many more.
 
-    What stands deeper than 8 levels is one value, so that no description takes more than its own size.
+    What is deeper than 8 levels is one value, so that no description takes more than its own size.
     """
     ours, theirs = dict(_flat(expected)), dict(_flat(found))
     names = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    told = [_told(name, theirs.get(name), ours.get(name)) for name in names[:_MOST_SHOWN]]
-    return told if len(names) <= _MOST_SHOWN else [*told, f"and {len(names) - _MOST_SHOWN} more"]
+    shown = [_difference(name, theirs.get(name), ours.get(name)) for name in names[:_MOST_SHOWN]]
+    return shown if len(names) <= _MOST_SHOWN else [*shown, f"and {len(names) - _MOST_SHOWN} more"]
 
 
 def other_run(folder: Path, inputs: Path, different: list[str], dataset: DataSet) -> StoreError:
@@ -207,7 +207,7 @@ def _flat(value: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield name, json.dumps(value, sort_keys=True)
 
 
-def _told(name: tuple[str, ...], found: str | None, expected: str | None) -> str:
+def _difference(name: tuple[str, ...], found: str | None, expected: str | None) -> str:
     return f"{_name(name)}: found {_short(found)}, expected {_short(expected)}{_MEANING.get(name[-1:], '')}"
 
 

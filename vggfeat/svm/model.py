@@ -153,7 +153,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[LinearModel, dict[str, Any
         raise FitError(f"{path}: expected a model that `vggfeat svm` wrote, found another file, or a damaged one")
     digest = hashlib.sha256(content[:start] + _BLANK + content[stop:]).hexdigest()
     if digest.encode() != content[start:stop]:
-        raise FitError(f"{path}: expected the bytes that its SHA-256 tells, found others; write or copy it again")
+        raise FitError(f"{path}: expected the bytes that its SHA-256 is of, found others; write or copy it again")
     try:
         arrays = load(content)
         head = json.loads(json.loads(content[8 : 8 + _head_bytes(content)])["__metadata__"][_ENTRY])

@@ -145,7 +145,7 @@ def _rough(rng: Generator, width: int, height: int) -> Pixels:
 
 
 def _patterned(rng: Generator, width: int, height: int) -> Pixels:
-    """Paint (H, W, 3) with a pattern, which then tells nothing of the class."""
+    """Paint (H, W, 3) with a pattern, which then says nothing of the class."""
     pattern = list(PATTERNS.values())[int(rng.integers(len(PATTERNS)))]
     angle, scale = rng.uniform(0, np.pi), rng.uniform(1, 5) / min(width, height)
     x = np.arange(width, dtype=np.float32)[None, :] * np.float32(scale)

@@ -23,7 +23,7 @@ _HIGHEST_UNIT = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a net takes, as stated; None stands for what the file says or its format suggests."""
+    """What a net takes, as stated; None means what the file says or its format suggests."""
 
     mean: tuple[float, ...] | None = None
     """3 numbers, in the order of `channels` and the units of `range`."""
