@@ -414,7 +414,7 @@ class TestManifestSplits:
         with pytest.raises(DatasetError, match=words):
             folder.read_manifest(write(tmp_path, f"path,split\n{text}"))
 
-    @pytest.mark.parametrize("joined", ["a,b", "a|b", "b / c", "x&b"])
+    @pytest.mark.parametrize("joined", ["a,b", "a|b", "b / c", "x&b", "a\uff1bb", "['b']", "['a', 'b']"])
     def test_labels_that_look_joined_are_one_class_and_a_note_says_so(self, tmp_path, joined):
         data = folder.read_manifest(write(tmp_path, f'path,labels\n1.jpg,"{joined}"\n2.jpg,b\n3.jpg,c\n'))
         assert joined in data.classes
@@ -425,6 +425,33 @@ class TestManifestSplits:
     def test_a_comma_in_the_name_of_a_class_is_no_reason_for_a_note(self, tmp_path):
         text = 'path,labels\n1.jpg,"kit fox, Vulpes macrotis"\n2.jpg,"tench, Tinca tinca"\n'
         assert folder.read_manifest(write(tmp_path, text)).notes == ()
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["Cat", "cat"], ["cafe\u0301", "caf\u00e9"], ["great  dane", "great dane"], ["01", "1"], ["1", "1.0"],
+            ["cat", "cat\u200b"],
+        ],
+    )  # fmt: skip
+    def test_classes_whose_names_hardly_differ_are_reported(self, tmp_path, names):
+        words = "Read as different classes, though their names are nearly the same: "
+        text = "path,labels\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate([*names, "dog"]))
+        listed = folder.read_manifest(write(tmp_path, text))
+        put(tmp_path / "tree", *(f"{name}/1.jpg" for name in [*names, "dog"]))
+        for data in (listed, folder.read(tmp_path / "tree")):
+            assert sorted(data.classes) == sorted([*names, "dog"])
+            assert data.notes == (f"{words}{names[0]!a} and {names[1]!a}.",)
+
+    @pytest.mark.parametrize("names", [["1", "10", "2"], ["a1", "a01"], ["-1", "1"], ["c", "c#"], ["ann's", "bob's"]])
+    def test_names_that_differ_are_no_reason_for_a_note(self, tmp_path, names):
+        text = "path,labels\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate(names))
+        assert folder.read_manifest(write(tmp_path, text)).notes == ()
+
+    def test_classes_that_are_called_as_kinds_of_files_are_reported(self, tmp_path):
+        put(tmp_path, "train/images/1.png", "train/masks/1.png", "val/images/2.png", "val/masks/2.png")
+        assert "Read as classes, though their names are those of kinds of files: images, masks;" in (
+            " ".join(folder.read(tmp_path).notes)
+        )
 
     def test_a_class_that_is_in_one_split_alone_is_reported(self, tmp_path):
         text = "path,labels,split\n1.jpg,a,train\n2.jpg,b,train\n3.jpg,a,test\n4.jpg,c,test\n5.jpg,d,\n"

@@ -99,6 +99,7 @@ def test_folders_for_kinds_of_files_are_no_classes(tmp_path, inner):
         ["photos/cat/1.jpg", "photos/dog/1.jpg", "photos/dev/1.jpg"],
         ["train_cat/1.jpg", "train_dog/1.jpg", "test_cat/1.jpg", "test_dog/1.jpg"],
         ["monday/cat/1.jpg", "tuesday/cat/1.jpg"],
+        ["a/cat/1.jpg", "a/dog/1.jpg", "b/cat/1.jpg", "b/dog/1.jpg", "c/cat/1.jpg"],
     ],
 )
 def test_what_can_not_be_told_is_refused_with_both_readings_and_the_option(tmp_path, names):

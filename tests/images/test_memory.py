@@ -117,6 +117,33 @@ def test_a_derived_image_gives_the_pixels_of_its_file_or_is_refused(tmp_path, na
         assert refused == {}
 
 
+GREYS = np.arange(0, 240, 20).reshape(3, 4, 1)
+MISREAD = {
+    "planes of grey": {"values": GREYS, "photometric": 0, "planar": True, "rows": 1},
+    "planes of grey with opacity": {
+        "values": np.concatenate([GREYS, 255 - GREYS], 2), "photometric": 1, "planar": True, "extra": (2,),
+        "compression": DEFLATE,
+    },
+    "planes of reversed bits": {
+        "values": np.repeat(GREYS, 3, 2), "photometric": 2, "planar": True, "fill_order": 2,
+    },
+    "a palette of 8 bits": {
+        "values": GREYS, "photometric": 3, "colour_map": [*range(256), *range(255, -1, -1), *range(256)],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MISREAD)
+def test_a_loaded_tiff_that_pillow_misreads_is_refused_and_an_opened_one_is_read(tmp_path, how):
+    (tmp_path / "image.tif").write_bytes(write_tiff(bits=8, **MISREAD[how]))
+    expected = decode(Request(str(tmp_path / "image.tif"), (None,)), SETTINGS).regions[0]
+    with Image.open(tmp_path / "image.tif") as image:
+        assert (region_of(image, SETTINGS).regions[0] == expected).all()
+        image.load()
+        with pytest.raises(ImageError, match="has been loaded already; give its path"):
+            region_of(image, SETTINGS)
+
+
 @pytest.mark.parametrize("page", [0, 1, 2])
 def test_the_page_that_was_sought_is_read(page):
     pages = [Image.fromarray(np.full((2, 3), value, np.uint16)) for value in (0, 257, 65535)]

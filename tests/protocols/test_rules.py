@@ -815,3 +815,20 @@ def test_splits_that_take_no_part_are_named_with_what_is_lost():
     dataset = own({"monday": range(45), "tuesday": range(45, 90)})
     (note,) = run_protocol(table_of(dataset), FAST).notes
     assert note == "Splits that were not used, because folds are drawn from all samples: monday, tuesday."
+
+
+def test_splits_that_caltech_does_not_know_are_named():
+    given = caltech_like(splits=1)
+    splits = dict(given.splits) | {"val-1": given.splits["test-1"][:3], "test-2": given.splits["test-1"][:2]}
+    dataset = data_set(given.labels, splits, task=Task.SINGLE_LABEL)
+    assert "Splits that were not used: val-1 (3 samples), test-2 (2 samples)." in run_protocol(table_of(dataset)).notes
+    assert not any("not used" in note for note in run_protocol(table_of(given)).notes)
+
+
+def test_an_image_that_is_trained_on_and_tested_on_as_two_samples_is_named():
+    splits = {"train": range(30), "test": range(30, 60)}
+    labels = one_hot([row % 3 for row in range(60)])
+    paths = [f"{row}.jpg" for row in (*range(30), *range(25, 30), *range(35, 60))]
+    dataset = data_set(labels, splits, task=Task.SINGLE_LABEL, paths=paths)
+    words = "5 image(s) are in train and, with other samples of them, in test as well, the first is 25.jpg"
+    assert any(note.startswith(words) for note in run_protocol(table_of(dataset), FAST).notes)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.datasets.files import listed
-from vggfeat.datasets.levels import SPLITS, Layout, Level, class_of, find_level, listed_split
+from vggfeat.datasets.levels import SPLITS, Layout, Level, class_name_notes, class_of, find_level, listed_split
 from vggfeat.datasets.manifest import Row, read_rows
 from vggfeat.datasets.tree import IMAGE_SUFFIXES, Found, walk
 from vggfeat.errors import DatasetError
@@ -71,7 +71,12 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         labels=labels,
         splits=_arrays(splits),
         root=str(root),
-        notes=(*level.notes, *_split_notes(classes, labels, splits), *_notes(found, level)),
+        notes=(
+            *level.notes,
+            *class_name_notes(classes),
+            *_split_notes(classes, labels, splits),
+            *_notes(found, level),
+        ),
     )
 
 
@@ -125,7 +130,12 @@ def read_manifest(csv_path: Path) -> DataSet:
         boxes=_box_matrix(rows),
         splits=_arrays(splits),
         root=str(csv_path.parent),
-        notes=(*renamed, *_manifest_notes(rows, classes), *_split_notes(classes, labels, splits)),
+        notes=(
+            *renamed,
+            *_manifest_notes(rows, classes),
+            *class_name_notes(classes),
+            *_split_notes(classes, labels, splits),
+        ),
     )
 
 
@@ -216,10 +226,12 @@ def _read_splits(path: Path, rows: Sequence[Row]) -> tuple[dict[str, list[int]],
 
 def _manifest_notes(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
     notes = []
-    parts = {name: [part.strip() for part in re.split(r"[,|/&+\t]", name)] for name in classes}
-    seen = Counter(part for several in parts.values() for part in set(several))
+    # Lists of Python and JSON too, and the commas of Chinese.
+    apart = re.compile(r"[,|/&+\t\uff0c\uff1b\u3001]")
+    parts = {name: {part.strip(" []'\"") for part in apart.split(name)} - {""} for name in classes}
+    seen = Counter(part for several in parts.values() for part in several)
     joined = [
-        repr(name) for name, several in parts.items() if len(several) > 1 and any(seen[one] > 1 for one in several)
+        repr(name) for name, several in parts.items() if several != {name} and any(seen[one] > 1 for one in several)
     ]
     if joined:
         notes.append(f"Read as one class each: {listed(joined)}; several labels of an image are separated by ';'.")

@@ -13,7 +13,7 @@ import numpy as np
 from vggfeat.datasets import devkit as kits
 from vggfeat.datasets import packed
 from vggfeat.datasets.files import listed
-from vggfeat.datasets.levels import Layout, class_of, find_level, split_name
+from vggfeat.datasets.levels import Layout, class_name_notes, class_of, find_level, split_name
 from vggfeat.datasets.tree import is_image, walk
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
@@ -74,7 +74,8 @@ def read(root: Path | str, layout: Layout | None = None) -> ClassificationSet:
         )
     files = splits["train" if level.splits else ""][0]
     kit = kits.find_kit((root, root.parent))
-    notes = "".join(f"; {note.rstrip('.')}" for note in level.notes)
+    said = (*level.notes, *class_name_notes(sorted(files)))
+    notes = "".join(f"; {note.rstrip('.')}" for note in said)
     if "val" not in splits:
         if any(split_name(name) == "val" for name in found.folders) and level.splits:
             return _checked(root, files, {}, kit, "")

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -133,6 +134,32 @@ def class_of(path: str, folder: str) -> str | None:
     return first if below else ""
 
 
+def class_name_notes(classes: Iterable[str]) -> list[str]:
+    """Name the classes whose names differ only in what is hardly seen, and those that are called as kinds of files.
+
+    That is capitals, blanks, the form of accents in Unicode, and how a number is written.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_looks(name), []).append(name)
+    pairs = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    notes = [f"Read as different classes, though their names are nearly the same: {listed(pairs)}."] if pairs else []
+    if len(alike) > 1 and all(name in _FILLERS for name in alike):
+        names = [name for several in alike.values() for name in several]
+        notes.append(
+            f"Read as classes, though their names are those of kinds of files: {listed(names)}; if they are none, list "
+            "the images in a manifest."
+        )
+    return notes
+
+
+def _looks(name: str) -> str:
+    text = unicodedata.normalize("NFKC", name).casefold()
+    seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf" and not letter.isspace())
+    number = re.fullmatch(r"([-+]?)0*(\d+)(?:\.0*)?", seen)
+    return f"{number[1].strip('+')}{number[2]}" if number else seen
+
+
 def _words(text: str) -> list[str]:
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
     words = re.findall(r"[^\W\d_]+|\d+", apart)
@@ -220,7 +247,7 @@ def _alike(inner: list[frozenset[str]]) -> bool:
     """Whether most folders in each are in others as well."""
     for number, names in enumerate(inner):
         others = frozenset().union(*inner[:number], *inner[number + 1 :])
-        if len(names & others) < 2 or 2 * len(names & others) <= len(names):
+        if len(names & others) < min(2, len(names)) or 2 * len(names & others) <= len(names):
             return False
     return True
 
@@ -246,9 +273,9 @@ def _check_shared(place: Path, splits: Mapping[str, tuple[str, _Top]]) -> None:
         others = top.inside - {""}
         if name != "train" and classes and others and not classes & others:
             raise DatasetError(
-                f"{place / folder}: expected classes of the training images ({listed(sorted(classes))}), or images "
-                f"without classes, found {listed(sorted(others))}; name its folders like those of train, move the "
-                "images up if they have no class, or give --layout splits if these are further classes"
+                f"{place / folder}: expected classes of the training images ({listed(sorted(classes))}), found "
+                f"{listed(sorted(others))}; name its folders like those of train, or give --layout splits if these are "
+                "further classes"
             )
 
 

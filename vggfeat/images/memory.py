@@ -16,6 +16,7 @@ from vggfeat.images.colours import upright_rgb
 from vggfeat.images.tiff import read_tiff
 from vggfeat.images.tiff_tags import Layout, read_layout
 
+_PLANAR, _IN_PLANES = 284, 2
 _SCALE = "np.rint(np.clip((np.asarray(image, float) - black) * 255 / (white - black), 0, 255)).astype(np.uint8)"
 
 
@@ -77,6 +78,14 @@ def _check_loaded_tiff(image: TiffImageFile) -> None:
         raise _refusal(str(error)) from None
     if layout.bits > 8 or layout.kind != "unsigned":
         raise _refusal(f"a TIFF of {layout.kind} samples of {layout.bits} bits that has been loaded already")
+    misread = {
+        "planes of grey, a palette or reversed bits": tags.get(_PLANAR) == _IN_PLANES
+        and (layout.colours == 1 or layout.fill_order != 1),
+        "a palette of 8 bits": len(layout.colour_map) > 0 and layout.colour_map.max() < 256,
+    }
+    for what, found in misread.items():
+        if found:
+            raise _refusal(f"a TIFF with {what} that has been loaded already")
 
 
 def _layout(tags: Any) -> Layout:

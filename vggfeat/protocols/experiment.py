@@ -308,6 +308,13 @@ class Experiment:
                 f"splits: expected no sample both in {fitted} and in {tested}, found {len(both)}, the first is "
                 f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
             )
+        paths = self.table.dataset.paths
+        shared = {paths[row] for row in fit_rows.tolist()} & {paths[row] for row in test_rows.tolist()}
+        if shared:
+            self._note(
+                f"{len(shared)} image(s) are in {fitted} and, with other samples of them, in {tested} as well, the "
+                f"first is {min(shared)}: the figures may be too good."
+            )
 
     def _note_failed(self, rows: Rows, what: str) -> None:
         failed = (~self.table.ok[rows]).sum()

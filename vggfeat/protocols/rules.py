@@ -194,6 +194,8 @@ def _run_caltech(experiment: Experiment, settings: ProtocolSettings) -> _Outcome
         words = {"chosen": chosen, "fitted": f"train-{number}", "tested": f"test-{number}"}
         parts = [(np.setdiff1d(train, held), held)]
         plans.append(SplitPlan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
+    read = {f"{kind}-{number}" for kind in ("train", "held-out", "test") for number in _split_numbers(dataset)}
+    experiment.notes += _note_unused({name: len(rows) for name, rows in dataset.splits.items() if name not in read})
     return _Outcome(
         f"For each of {len(plans)} splits one C for all classes was chosen by mean class recall on held-out training "
         "images; then the SVM was trained on all training images and tested on the test images.",
@@ -216,18 +218,16 @@ def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Ou
         rest, chosen = np.setdiff1d(train, held), f"{settings.held_out:.0%} of train, after training on its rest"
     tested = "test" if has_test else "val"
     words = {"chosen": chosen, "fitted": fitted, "tested": tested}
-    test = dataset.splits[tested]
-    plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=test, **words)
-    experiment.notes += _unused(dataset, _union(fit_rows, test))
+    plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=dataset.splits[tested], **words)
+    lost = {name: len(np.setdiff1d(rows, _union(fit_rows, plan.test_rows))) for name, rows in dataset.splits.items()}
+    experiment.notes += _note_unused(lost)
     return _Outcome(
         f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
         experiment.runs([plan]),
     )
 
 
-def _unused(dataset: DataSet, used: Rows) -> list[str]:
-    """Return a note of the splits with samples that take no part."""
-    lost = {name: len(np.setdiff1d(rows, used)) for name, rows in dataset.splits.items()}
+def _note_unused(lost: dict[str, int]) -> list[str]:
     names = ", ".join(f"{name} ({count} samples)" for name, count in lost.items() if count)
     return [f"Splits that were not used: {names}."] * bool(names)
 
