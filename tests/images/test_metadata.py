@@ -108,6 +108,14 @@ def test_a_jpeg_is_read_whatever_is_written_beside_its_pixels(read):
         assert without_metadata(plain[:2] + extra + plain[2:]) in (plain, plain[:2] + b"\xff\xff" + plain[2:])
 
 
+@pytest.mark.parametrize(("marker", "name", "least"), [(0xE0, b"JFIF\0", 14), (0xEE, b"Adobe", 12)])
+def test_a_marker_that_breaks_off_costs_nothing(read, marker, name, least):
+    plain = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)), "JPEG")
+    for length in range(len(name), least):
+        broken = plain[:2] + segment(marker, name.ljust(length, b"\0")) + plain[2:]
+        assert (read(broken) == read(plain)).all(), length
+
+
 def test_adobe_s_transform_of_a_jpeg_is_kept():
     data = encode(Image.new("CMYK", (8, 8), (1, 2, 3, 4)), "JPEG")
     assert without_metadata(data) is data

@@ -17,6 +17,8 @@ _MOST_TEXT = 1 << 20
 _AVIF_EXIF = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 # JFIF, EXIF and XMP, and Adobe's transform of colours.
 _JPEG_APPLICATION, _JPEG_KEPT, _JPEG_COMMENT = range(0xE0, 0xF0), (0xE0, 0xE1, 0xEE), 0xFE
+# Shorter ones say nothing to libjpeg, and end Pillow.
+_JPEG_LEAST = {0xE0: 14, 0xEE: 12}
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -88,5 +90,6 @@ def _jpeg_pieces(data: bytes) -> Iterator[tuple[int, int, bool]]:
     for marker, body in jpeg_segments(data):
         # Fill bytes may come before the marker.
         end = data.index(bytes((0xFF, marker)), at) + 4 + len(body)
-        yield at, end, marker != _JPEG_COMMENT and (marker not in _JPEG_APPLICATION or marker in _JPEG_KEPT)
+        used = marker in _JPEG_KEPT and len(body) >= _JPEG_LEAST.get(marker, 0)
+        yield at, end, marker != _JPEG_COMMENT and (marker not in _JPEG_APPLICATION or used)
         at = end
