@@ -184,3 +184,10 @@ def test_the_advice_works():
 def test_arrays_of_8_bits_are_taken_as_they_are(dtype):
     values = np.array([[0, 1]], dtype)
     assert region_of(Image.fromarray(values), SETTINGS).regions[0][0, 1, 0] == (255 if dtype == np.bool_ else 1)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_without_pixels_is_refused(mode, size):
+    with pytest.raises(ImageError, match=f"expected sides above 0, found {size[0]}x{size[1]}"):
+        region_of(Image.new(mode, size), SETTINGS)

@@ -45,6 +45,8 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     ImageError
         If what its values mean can't be known, or its file can't be read.
     """
+    if not min(image.size):
+        raise ImageError("damaged", f"expected sides above 0, found {image.width}x{image.height}")
     if isinstance(image, TiffImageFile):
         if image.tile and image.fp is not None:
             return _by_tags(image, max_pixels, partial=partial)
