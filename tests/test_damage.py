@@ -25,7 +25,7 @@ from vggfeat.runtime.durable import DISK
 from vggfeat.runtime.journal import Journal
 from vggfeat.training.feed import read_statistics
 from vggfeat.training.packing import PackSettings, pack
-from vggfeat.training.run_folder import Log, read_log
+from vggfeat.training.run_folder import Log, RunFolder, read_log
 from vggfeat.weights import load_backbone, save_weights
 
 FLIPS = 24
@@ -79,6 +79,18 @@ def read_report(place):
     return list(run.log)[:3]
 
 
+def settings(place):
+    folder = RunFolder(place, DISK)
+    folder.begin({"recipe": {"net": "A", "width": 0.25}, "data": {"train": "0123"}}, resume=False)
+    folder.close()
+    log(place)
+
+
+def read_settings(place):
+    (run,) = read_runs([place])
+    return {name: run.settings[name] for name in ("recipe", "data") if name in run.settings}
+
+
 def tree(place):
     for number in range(6):
         part = "train" if number < 4 else "val"
@@ -123,6 +135,7 @@ KEPT = {
     "SVM model": (of_proofs("model"), "*.safetensors"),
     "checkpoint of training": (of_proofs("checkpoint"), "*.safetensors"),
     "settings of a training run": (of_proofs("run-folder"), "run.json"),
+    "settings of a training run, by report": (Kept(settings, read_settings), "run.json"),
     "images left out of a training run": (of_proofs("run-folder"), "unreadable.jsonl"),
     "pixel statistics": (Kept(READERS["statistics"].make, statistics), "statistics.json"),
     "log of a training run, by report": (Kept(log, read_report), "log.jsonl"),

@@ -1,12 +1,13 @@
 """Drawings of boxes against the pixels that they must have."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat.localisation.predict import Mark, draw_boxes
+from vggfeat.localisation.predict import Mark, draw_boxes, drawing_names
 from vggfeat.samples import Box
 
 
@@ -60,3 +61,8 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     drawn = opened(draw_boxes(plain, [Mark(Box(20, 20, 280, 280), f"class {k}") for k in range(5)]))
     seen = {tuple(pixel) for pixel in drawn[:, 40]}
     assert {(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167)} <= seen
+
+
+def test_no_two_drawings_have_one_name_where_the_disk_ignores_case():
+    files = [Path("x/A.png"), Path("x/a.png"), Path("y/a.png")]
+    assert drawing_names(files) == ["A.png.boxes.png", "a.png-2.boxes.png", "a.png-3.boxes.png"]

@@ -1,6 +1,7 @@
 """Folders of results that are damaged in any way make a page, or an error of one line that names the file."""
 
 import copy
+import errno
 import json
 import random
 import re
@@ -17,6 +18,7 @@ from vggfeat.errors import StoreError
 from vggfeat.results.checked_json import DEEPEST
 from vggfeat.results.page import make_page
 from vggfeat.results.reading import read_runs
+from vggfeat.runtime.run_files import RunFiles
 
 OTHER = {
     "format": "vggfeat-classification",
@@ -238,3 +240,17 @@ def test_numbers_too_large_for_arithmetic_are_shown(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert make_page([tmp_path / name for name in "abc"]).content
+
+
+@pytest.mark.parametrize("name", ["results.json", "run.json"])
+def test_what_cannot_be_read_now_is_not_to_be_made_again(folders, monkeypatch, name):
+    kind = "single.svm" if name == "results.json" else "training"
+
+    def unreadable(self, found, most, read=RunFiles.read):
+        if found == name:
+            raise OSError(errno.EIO, "Input/output error", str(self.folder / found))
+        return read(self, found, most)
+
+    monkeypatch.setattr(RunFiles, "read", unreadable)
+    with pytest.raises(StoreError, match=rf"{re.escape(name)}: reading failed: Input/output error; mend it"):
+        read_runs([folders / kind])

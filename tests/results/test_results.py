@@ -420,11 +420,13 @@ def test_all_files_are_written_and_say_the_same(tmp_path, served):
 def test_files_are_replaced_and_others_left_alone(tmp_path, served):
     (tmp_path / "table.txt").write_text("old")
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "model-old.safetensors").write_text("mine")
+    (tmp_path / "model-fold-3.safetensors").write_text("of an earlier run")
     written = write_results(*served, tmp_path, plots=False)
     assert "results.png" not in [path.name for path in written]
     assert (tmp_path / "table.txt").read_text() == text_table(served[0]) + "\n"
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert len(os.listdir(tmp_path)) == 7
+    assert [(tmp_path / name).read_text() for name in ("mine.txt", "model-old.safetensors")] == ["mine", "mine"]
+    assert len(os.listdir(tmp_path)) == 8, "the model of an earlier run is removed"
 
 
 def test_no_archive_without_withheld_labels_or_without_a_server(tmp_path):

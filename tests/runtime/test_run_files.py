@@ -1,5 +1,6 @@
 """The files of a run are current together, whenever the process that writes them dies."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from dying_disk import Dying, Killed
 from vggfeat.errors import StoreError
+from vggfeat.runtime import run_files
 from vggfeat.runtime.durable import Files
 from vggfeat.runtime.run_files import SUMS, RunFiles, replace_run
 
@@ -113,3 +115,14 @@ def test_no_link_is_followed(tmp_path):
     (tmp_path / "run" / "table.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(StoreError, match=r"table\.txt: expected a regular file, found a link"):
         RunFiles(tmp_path / "run").read("table.txt", 100)
+
+
+def test_checksums_that_cannot_be_read_now_are_not_to_be_moved_away(tmp_path, monkeypatch):
+    write(tmp_path, OLD)
+
+    def unreadable(path, most):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(run_files, "read_bounded", unreadable)
+    with pytest.raises(StoreError, match=r"run\.sha256: reading failed: Input/output error; mend it"):
+        RunFiles(tmp_path)

@@ -92,3 +92,14 @@ def test_a_link_in_a_folder_of_results_is_refused(tmp_path):
     (tmp_path / "model-1.safetensors").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"model-1\.safetensors: expected a file of vggfeat, found a link; move it"):
         check_folder(tmp_path, RESULTS, kinds=OURS, overwrite=True)
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_another(tmp_path):
+    def unreadable(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "page.html").write_text("ours")
+    with pytest.raises(
+        StoreError, match=r"page\.html: reading failed: Permission denied; nothing was changed; mend it"
+    ):
+        check_target(tmp_path / "page.html", ours=unreadable)

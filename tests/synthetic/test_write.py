@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from rendered_files import contents
 from vggfeat import synthetic
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.synthetic import LAYOUTS, MARKER, Settings
 
 FEW = Settings(image_side=48, classes=2, per_class=4)
@@ -141,3 +142,14 @@ def test_settings_that_cannot_be_are_refused_by_name(counts, words):
 def test_every_layout_can_be_rendered_at_its_named_sizes(name):
     sides = [LAYOUTS[name].settings(name, size).image_side for size in synthetic.SIZES]
     assert sides[0] < sides[1] == sides[2]
+
+
+def test_a_set_that_cannot_be_read_now_is_not_taken_for_other_files(tmp_path, monkeypatch):
+    (tmp_path / MARKER).write_text("{}")
+
+    def unreadable(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    with pytest.raises(StoreError, match=rf"{MARKER}: .*Permission denied"):
+        synthetic.write("voc2007", tmp_path, size="tiny")

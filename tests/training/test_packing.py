@@ -6,6 +6,7 @@ import os
 import subprocess
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,3 +369,32 @@ def test_a_run_that_was_killed_as_it_began_is_begun_again(tree, tmp_path):
     temporary.temporary_path(out / "packing.json").write_bytes(b"half")
     pack(ilsvrc.read(tree), out, SMALL, workers=0)
     assert not [path for path in out.rglob("*") if temporary.is_temporary(path.name)]
+
+
+def test_shards_of_others_are_left_alone(tree, tmp_path):
+    mine = tmp_path / "out" / "shards" / "train-00000.tar"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"the only copy")
+    with pytest.raises(TrainingError, match="expected a new or empty folder, found shards in it"):
+        pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+    assert mine.read_bytes() == b"the only copy"
+
+
+def test_temporary_files_of_others_are_left_alone(tree, tmp_path):
+    out = tmp_path / "out"
+    pack(ilsvrc.read(tree), out, SMALL, workers=0)
+    for name in ("notes.tmp", "shards/notes.tmp"):
+        (out / name).write_text("mine")
+    pack(ilsvrc.read(tree), out, SMALL, workers=0)
+    assert [(out / name).read_text() for name in ("notes.tmp", "shards/notes.tmp")] == ["mine", "mine"]
+
+
+def test_an_index_that_cannot_be_read_now_is_not_to_be_made_again(tree, tmp_path, monkeypatch):
+    pack(ilsvrc.read(tree), tmp_path / "out", SMALL, workers=0)
+
+    def unreadable(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    with pytest.raises(DatasetError, match=r"index\.json: reading failed: Permission denied; make it readable"):
+        ilsvrc.read(tmp_path / "out")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -378,6 +379,28 @@ def test_a_full_disk_keeps_what_came_and_says_so(server, tmp_path):
     assert (tmp_path / "net.bin.part").stat().st_size == 60_000
     get(server, tmp_path)
     assert ranges(server)[-1] == "bytes=60000-"
+
+
+def test_a_full_disk_leaves_no_half_of_what_is_known_of_a_download(server, tmp_path):
+    with pytest.raises(StoreError, match="the disk is full"):
+        get(server, tmp_path, files=FullDisk(0))
+    assert names(tmp_path) == ["net.bin.part"]
+
+
+def test_what_came_is_kept_where_it_cannot_be_read_now_of_what_it_is(server, tmp_path, monkeypatch):
+    stop_at(server, tmp_path, 50_000)
+
+    def unreadable(path, read=Path.read_bytes):
+        if path.suffix == ".json":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", unreadable)
+        with pytest.raises(StoreError, match="Permission denied"):
+            get(server, tmp_path)
+    assert (tmp_path / "net.bin.part").stat().st_size == 50_000
+    assert get(server, tmp_path).resumed_at == 50_000
 
 
 def test_too_little_room_is_said_before_the_first_byte(server, tmp_path):

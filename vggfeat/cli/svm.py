@@ -24,8 +24,8 @@ MOST_NAMED = 8
 """Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
-RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-*.safetensors",
-           "results-*-test.tar.gz", "run.sha256")  # fmt: skip
+RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-split-*.safetensors",
+           "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
 PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256")
 
 

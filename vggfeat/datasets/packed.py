@@ -70,6 +70,10 @@ def read(root: Path) -> ClassificationSet:
             f"packed, smallest side at most {index['side']}, JPEG quality {index['quality']}, from: {index['layout']}"
         )
         words = {str(name): str(text) for name, text in index["words"].items()}
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename or root}: reading failed: {error.strerror or error}; make it readable"
+        ) from error
     except UNREADABLE as error:
         raise DatasetError(
             f"{path}: expected the index of a packed copy, found {type(error).__name__}: {error}; {_AGAIN}"

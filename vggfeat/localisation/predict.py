@@ -125,14 +125,14 @@ def shown_path(path: str) -> str:
 
 
 def drawing_names(files: Sequence[Path]) -> list[str]:
-    """Names of the drawings; images of one name in several folders are numbered."""
-    names: dict[str, None] = {}
+    """Names of the drawings; images of one name, in whatever case (some disks ignore it), are numbered."""
+    names: dict[str, str] = {}
     for path in files:
         stem, number = shown_path(path.name), 1
-        while (name := f"{stem}{'' if number == 1 else f'-{number}'}.boxes.png") in names:
+        while (name := f"{stem}{'' if number == 1 else f'-{number}'}.boxes.png").casefold() in names:
             number += 1
-        names[name] = None
-    return list(names)
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:

@@ -26,7 +26,7 @@ MADE_WITH = (
 )  # fmt: skip
 """Fields of a feature file's provenance that must be those of the model's; scales, regions and channels as well."""
 
-MODEL_NAMES = ("model.safetensors", "model-*.safetensors")
+MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")
 """Patterns of the names of models in a folder of `vggfeat svm`."""
 
 

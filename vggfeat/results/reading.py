@@ -148,6 +148,9 @@ def _read(folder: Path, name: str) -> AnyRun:
 def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise StoreError(f"{error.filename or folder}: reading failed: {cause}; mend it") from error
     except (*UNREADABLE, AttributeError) as error:
         raise StoreError(
             f"{folder}: expected results as vggfeat writes them, found some that can't be read "
@@ -222,12 +225,22 @@ def _scores(found: Mapping[str, NDArray[Any]], number: int) -> Scores:
 
 
 def _training_run(files: RunFiles, name: str) -> TrainingRun:
-    settings = {}
+    settings: Mapping[str, Any] = {}
     if _is_there(files.folder / "run.json"):
-        settings = parse_object(files.folder / "run.json", files.read("run.json", MOST_JSON))
+        settings = _settings(files.folder / "run.json", files.read("run.json", MOST_JSON))
     lines = tuple(line for line in _lines(files, "log.jsonl") if type(line.get("step")) is int)
     left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(files, "unreadable.jsonl")]
     return TrainingRun(name=name, settings=settings, log=lines, unreadable=tuple(left_out))
+
+
+def _settings(path: Path, content: bytes) -> Mapping[str, Any]:
+    found = parse_object(path, content)
+    try:
+        return unsealed(found) if ENTRY in found else found  # Those of before have no checksum.
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: expected settings that fit their checksum, found others ({error}); remove it"
+        ) from None
 
 
 def _lines(files: RunFiles, name: str) -> Iterator[dict[str, Any]]:

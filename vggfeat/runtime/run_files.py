@@ -150,7 +150,9 @@ def read_sums(path: Path) -> dict[str, str]:
         found = [_LINE.fullmatch(line) for line in lines]
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StoreError(f"{path}: reading failed: {error.strerror or error}; mend it") from error
+    except UnicodeDecodeError as error:
         raise StoreError(f"{path}: expected checksums of the files of a run, found: {error}; move it away") from None
     if not all(found):
         raise StoreError(f"{path}: expected a SHA-256 and a name of a file in each line, found others; move it away")

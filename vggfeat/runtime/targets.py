@@ -15,11 +15,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, check_name, open_bounded
+from vggfeat.runtime.durable import DISK, atomic_write, check_name, disk_errors, open_bounded
 from vggfeat.runtime.run_files import SUMS, read_sums
 
 Ours = Callable[[Path], bool]
-"""Says by its content whether a regular file is one that this command makes, and may make again."""
+"""Says by its content whether a regular file is one that this command makes, and may make again; OSError if it can't be
+read."""
 CLAIM = ".unfinished.json"
 """In a folder of results while a command writes there, so that it is known again after a kill."""
 _ANY_FORMAT = "vggfeat-"
@@ -84,8 +85,9 @@ def check_target(
         raise ConfigError(
             f"{option}: expected another file than the inputs, found {where}, which is one; choose another name"
         )
-    if ours(real):
-        return real
+    with disk_errors(real, "reading", "nothing was changed; mend it"):
+        if ours(real):
+            return real
     if any(real.is_relative_to(folder) for folder in folders):
         raise ConfigError(f"{option}: expected no file of the inputs, found {where} among them; choose another name")
     if not overwrite:

@@ -62,11 +62,11 @@ def failures_path(out: Path) -> Path:
 
 
 def is_failures_list(path: Path) -> bool:
-    """Say whether a file is a list of failures, by its first line."""
+    """Say whether a file is a list of failures, by its first line; OSError if it can't be read."""
     try:
         with open_bounded(path) as file:
             return list(json.loads(file.readline(_LONGEST_LINE))) == list(_FIELDS)
-    except (OSError, StoreError, ValueError, TypeError, RecursionError):
+    except (StoreError, ValueError, TypeError, RecursionError):
         return False
 
 

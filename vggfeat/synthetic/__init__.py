@@ -240,7 +240,12 @@ def _is_complete(root: Path, wanted: dict[str, object]) -> bool:
 def _read_marker(root: Path) -> dict[str, object] | None:
     try:
         found = json.loads((root / MARKER).read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        IndexError,
+    ):  # Any other OSError is no sign of other files.
         return None
     return found if isinstance(found, dict) else None
 

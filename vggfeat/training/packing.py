@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -174,8 +175,9 @@ class _Packer:
     def claim(self) -> None:
         """Record what is packed here, and remove what an interrupted run has left."""
         make_folders(DISK, self.out / "shards")
-        for left in (*self.out.glob("*.tmp"), *self.out.glob("shards/*.tmp")):
-            left.unlink()
+        for left in (*self.out.iterdir(), *(self.out / "shards").iterdir()):
+            if is_temporary(left.name):
+                left.unlink()
         _save(self.out / BEGUN, json.dumps(sealed(self.what), indent=1).encode())
 
     def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None]) -> None:
@@ -263,8 +265,16 @@ class _Packer:
                     f"{self.out}: expected a packed copy of the same images and settings, found another ({differs} "
                     "differ); choose another folder or delete it"
                 )
-        elif names:
+        elif names or not self._is_untouched():
+            names = names or {"shards"}
             raise TrainingError(f"{self.out}: expected a new or empty folder, found {min(names)} in it; choose another")
+
+    def _is_untouched(self) -> bool:
+        """Say whether no shard can be there: a run claims the folder before it writes one."""
+        shards = self.out / "shards"
+        return not os.path.lexists(shards) or (
+            shards.is_dir() and not shards.is_symlink() and all(is_temporary(path.name) for path in shards.iterdir())
+        )
 
 
 def _counted(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import TrainingError
-from vggfeat.runtime.checksums import sealed_line, unsealed, unsealed_line
+from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, make_folders
 from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
@@ -92,7 +92,7 @@ class RunFolder:
             notes = [
                 f"{self.path}: no checkpoint to resume from was found: training begins at step 0{self._keep_log()}"
             ]
-        self.write("run.json", json.dumps(identity, indent=2).encode())
+        self.write("run.json", json.dumps(sealed(identity), indent=2).encode())
         return found, notes
 
     def write(self, name: str, content: bytes) -> None:
@@ -292,7 +292,8 @@ def _read_text(path: Path) -> str | None:
 def _read_json(path: Path) -> Any:
     # A damaged run.json is no harm: every checkpoint holds the same.
     try:
-        return json.loads(_read_text(path) or "null")
+        found = json.loads(_read_text(path) or "null")
+        return unsealed(found) if isinstance(found, dict) and ENTRY in found else found
     except (ValueError, RecursionError):
         return None
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import WeightsError, quoted
-from vggfeat.runtime.durable import DISK, Files, disk_errors, write_all
+from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
 from vggfeat.runtime.locks import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
 from vggfeat.weights.published import Published
@@ -253,23 +253,24 @@ class _Download:
     def _version(self, address: str) -> str | None:
         """Return the version that is half here, "" if its server names none, None if it is from elsewhere."""
         try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
+            note = json.loads(self.note.read_bytes())
             return str(note["version"]) if note["address"] == address else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # Any other OSError may pass.
             return None
 
     def _write_note(self, address: str, headers: Message) -> None:
         tag = headers.get("ETag") or ""
         weak = tag.startswith("W/")  # it may name two versions, so a server may not resume by it (RFC 9110, 13.1.5)
         version = tag if tag and not weak else headers.get("Last-Modified") or ""
-        self.note.write_text(json.dumps({"address": address, "version": version}), encoding="utf-8")
+        with atomic_write(self.files, self.note) as sink:
+            sink.write(json.dumps({"address": address, "version": version}).encode())
 
 
 def is_note(path: Path) -> bool:
-    """Say whether a file says of a download where it comes from."""
+    """Say whether a file says of a download where it comes from; OSError if it can't be read."""
     try:
-        return {"address", "version"} <= set(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return {"address", "version"} <= set(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return False
 
 
