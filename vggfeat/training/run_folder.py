@@ -144,9 +144,10 @@ class RunFolder:
 
     def _sweep(self) -> None:
         # A killed process leaves unfinished files behind; they are of no use, and large.
-        for path in [*self.path.glob("*.tmp"), *self.path.glob(".*.tmp")]:
-            with contextlib.suppress(OSError):
-                self.files.remove(path)
+        for path in self.path.glob(".*.tmp"):
+            if is_temporary(path.name):
+                with contextlib.suppress(OSError):
+                    self.files.remove(path)
 
     def _compare(self, where: Path, found: Any, expected: Mapping[str, Any]) -> None:
         if found is None:
