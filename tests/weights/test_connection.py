@@ -87,9 +87,19 @@ HOSTILE = {
     "a way on to half an IPv6 address": (redirect(b"http://[::1"), "a way on to what is no address"),
     "a way on to a name with an empty part": (redirect(b"http://a..b/"), "a way on to what is no address"),
     "a way on to a port that is none": (redirect(b"http://127.0.0.1:port/"), "a way on to what is no address"),
+    "a way on to a port of 30 digits": (redirect(b"http://127.0.0.1:" + b"9" * 30), "a way on to what is no address"),
+    "a way on with a text of any length": (
+        once(b"HTTP/1.1 302 Found\r\nLocation: /file\r\nContent-Length: " + b"9" * 15 + b"\r\n\r\n" + BODY),
+        "the answer 302, to ways on that lead in a circle",
+    ),
+    "a way on with a chunk of any length": (
+        once(b"HTTP/1.1 302 Found\r\nLocation: /file\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffff\r\n" + BODY),
+        "the answer 302, to ways on that lead in a circle",
+    ),
     "ways on in a circle": (redirect(b"/file"), "the answer 302, to ways on that lead in a circle"),
     "a way on with a text without an end": (
-        then(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", forever(b"x" * 65536)), "more bytes than the file has",
+        then(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", forever(b"x" * 65536)),
+        "the answer 302, to ways on that lead in a circle",
     ),
     "a chunk below zero": (once(OK, b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n"), "2 times in a row|another"),
     "a chunk that is no number": (once(OK, b"Transfer-Encoding: chunked\r\n\r\nfive\r\nabcde\r\n"), "2 times in a row"),

@@ -131,6 +131,13 @@ def test_a_reader_that_cannot_start_is_not_blamed_on_the_file(reader, sound, mon
     assert not isinstance(caught.value, WeightsError)
 
 
+@pytest.mark.parametrize("path", ["", None])
+def test_a_python_without_a_path_of_its_own_is_named(reader, sound, monkeypatch, path):
+    monkeypatch.setattr("sys.executable", path)
+    with pytest.raises(VggfeatError, match="expected Python to start, found no path of the Python interpreter"):
+        load_backbone(sound)
+
+
 def test_text_of_others_is_cut_and_without_control_characters():
     assert quoted("a\x1b[2J\u202eb\n") == r"'a\x1b[2J\u202eb\n'"
     assert quoted("x" * 100, 5) == "'xxxxx'..."

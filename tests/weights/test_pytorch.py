@@ -213,6 +213,7 @@ def best_of(state):
     [
         (prefixed("module."), {"names_less": "'module.'"}),
         (prefixed("_orig_mod."), {"names_less": "'_orig_mod.'"}),
+        (lambda state: {"n_averaged": torch.tensor(3)} | prefixed("module.")(state), {"names_less": "'module.'"}),
         (prefixed("module._orig_mod.model."), {"names_less": "'module.' and '_orig_mod.' and 'model.'"}),
         (prefixed("net.backbone."), {"names_less": "'net.backbone.'"}),
         (data_parallel_of_features, {"names_less": "'module.'"}),

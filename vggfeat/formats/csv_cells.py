@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_RUN = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet takes for a formula and may run."""
+_RUN = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell begins with that a spreadsheet takes for a formula and may run; the last four are full-width = + - @."""
 
 
 def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]], *, spreadsheet_safe: bool = False) -> bytes:

@@ -118,6 +118,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         """Return the request to make instead."""
         if req.type == "https" and not newurl.startswith("https:"):
             raise AddressError(f"a way on to {quoted(newurl)}, which is not https")
+        fp.close()  # urllib would read its text, of any length that the server says, at once
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -165,6 +166,6 @@ def open_url(request: urllib.request.Request, patience: Patience, timeout: float
         opener.add_handler(handler)
     try:
         answer: Answer = opener.open(request, timeout=timeout)
-    except (http.client.InvalidURL, ValueError) as error:  # UnicodeError among them
+    except (http.client.InvalidURL, ValueError, OverflowError) as error:  # UnicodeError; ports of many digits
         raise AddressError(f"a way on to what is no address ({quoted(str(error))})") from None
     return answer

@@ -156,6 +156,8 @@ class _ReaderProcess:
         return self._owner == os.getpid()
 
     def _begin(self) -> None:
+        if not sys.executable:
+            raise _no_start("no path of the Python interpreter (sys.executable)")
         near, far = socket.socketpair()
         self._owner = os.getpid()
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -222,8 +224,8 @@ class _ReaderProcess:
 
 def _no_start(found: str) -> VggfeatError:
     return VggfeatError(
-        f"process that reads files of weights: expected {sys.executable} to start, found {found}; free what it lacks "
-        "(processes, memory, open files), and try again"
+        f"process that reads files of weights: expected {sys.executable or 'Python'} to start, found {found}; give it "
+        "what it lacks (interpreter, processes, memory, open files), and try again"
     )
 
 

@@ -77,6 +77,8 @@ NAMINGS = (
 Parse = Callable[[Path, Shapes, Read], ParsedNet | None]
 _WRAPPING = ("module", "_orig_mod")
 """What DataParallel and torch.compile put into names, in front of them or within."""
+_COUNTS = ("num_batches_tracked", "n_averaged")
+"""Of the batches behind the statistics, and of the models in the mean of an AveragedModel: they change nothing."""
 _SHOWN = 3
 
 
@@ -146,8 +148,7 @@ def _reshaped(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> 
 
 def _unwrapped(path: Path, shapes: Shapes) -> dict[str, str]:
     """Return the names without what wraps them, each with the name in the file."""
-    # How many batches the statistics were taken from changes nothing.
-    theirs = [name for name in shapes if not name.endswith("num_batches_tracked")]
+    theirs = [name for name in shapes if name.rpartition(".")[2] not in _COUNTS]
     names = {".".join(part for part in name.split(".") if part not in _WRAPPING): name for name in theirs}
     if len(names) < len(theirs):
         raise WeightsError(f"{path}: expected one net, found keys that are the same but for {' and '.join(_WRAPPING)}")
