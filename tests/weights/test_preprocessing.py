@@ -58,6 +58,13 @@ def test_means_of_0_to_1_are_stated_as_they_are_documented(converted):
     assert load_file(converted / "renamed.pth", bgr).mean == (191.25, 63.75, 127.5)
 
 
+@pytest.mark.parametrize("stated", [{"range": 1}, {"std": (0.5, 0.5, 0.5)}, {"pool_rounding": "ceil"}])
+def test_a_mean_that_was_not_stated_stays_assumed(converted, stated):
+    backbone = load_file(converted / "renamed.pth", Preprocessing(**stated))
+    assert backbone.imported["mean_from"].startswith("assumed: ")
+    assert any("is assumed from its format" in note for note in notes(backbone))
+
+
 def test_another_net_in_the_authors_format_is_not_called_theirs(tmp_path):
     path = tmp_path / "places365.caffemodel"
     path.write_bytes(caffemodel(layers_of("D", width=1, fc=64, classes=365)))

@@ -58,14 +58,16 @@ class Preprocessing:
             )
         for name in ("mean", "std"):
             _check(name, getattr(self, name), highest)
-        changes: dict[str, Any] = {"channel_order": order, "pixel_range": highest, "mean_from": "stated"}
+        changes: dict[str, Any] = {"channel_order": order, "pixel_range": highest}
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None:
                 changes[name] = tuple(value * 255 / highest for value in values)
+        if self.mean is not None:  # any other alone says nothing of the mean
+            changes |= {"mean_from": "stated", "assumed": False}
         if self.pool_rounding is not None:
             changes["model"] = _rebuilt(path, parsed.model, self.pool_rounding)
         notes = {**parsed.notes, "stated": self.stated()}
-        return replace(parsed, assumed=False, notes=notes, **changes)
+        return replace(parsed, notes=notes, **changes)
 
 
 def notes(backbone: "Backbone") -> list[str]:
