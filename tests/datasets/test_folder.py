@@ -165,6 +165,14 @@ class TestLinks:
         assert data.ids == ("cat/a.jpg",)
         assert data.notes == ("Links to folders that are read under another name, and ignored: cat/loop, cat/self.",)
 
+    def test_links_that_lead_in_a_circle_are_no_folders(self, tmp_path):
+        put(tmp_path, "cat/a.jpg", "dog/a.jpg")
+        (tmp_path / "one").symlink_to("two")
+        (tmp_path / "two").symlink_to("one")
+        (tmp_path / "cat" / "self.jpg").symlink_to("self.jpg")
+        data = folder.read(tmp_path)
+        assert data.ids == ("cat/a.jpg", "cat/self.jpg", "dog/a.jpg"), "what is named as an image fails by name"
+
     def test_a_folder_keeps_its_own_name_and_not_that_of_a_link(self, tmp_path):
         put(tmp_path, "dog/a.jpg")
         (tmp_path / "alias").symlink_to("dog")

@@ -61,7 +61,7 @@ def walk(root: Path) -> Found:
             link = entry.is_symlink()
             if not is_utf8(entry.name):
                 found.unnameable.append(path)
-            elif not (link and is_image(path)) and entry.is_dir():
+            elif not (link and is_image(path)) and _is_folder(entry):
                 (links if link else folders).append(path)
             else:
                 (found.images if is_image(path) else found.others).append(path)
@@ -72,6 +72,13 @@ def walk(root: Path) -> Found:
 def is_image(path: str) -> bool:
     """Whether a name ends like that of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads in a circle, or to where this user may not look.
+        return False
 
 
 def _stat(root: Path, folder: str) -> os.stat_result:
