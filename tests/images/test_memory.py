@@ -191,3 +191,13 @@ def test_arrays_of_8_bits_are_taken_as_they_are(dtype):
 def test_an_image_without_pixels_is_refused(mode, size):
     with pytest.raises(ImageError, match=f"expected sides above 0, found {size[0]}x{size[1]}"):
         region_of(Image.new(mode, size), SETTINGS)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+def test_a_closed_image_is_called_closed(form, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x", form)
+    image = Image.open(tmp_path / "x")
+    image.close()
+    with pytest.raises(ImageError, match="expected an open image, found a closed one; load it") as caught:
+        region_of(image, SETTINGS)
+    assert caught.value.reason == "unreadable"

@@ -64,6 +64,15 @@ def test_a_name_that_leaves_no_room_for_those_made_from_it_is_refused_before_the
                 check(tmp_path / ("x" * length))
 
 
+def test_results_do_not_go_into_the_folder_of_the_inputs(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to("images")
+    for out in ("images", "link"):
+        with pytest.raises(ConfigError, match="--out: expected another folder than the inputs"):
+            check_folder(tmp_path / out, ("table.txt",), kinds=("vggfeat-x",), inputs=[tmp_path / "images"])
+    check_folder(tmp_path / "images" / "new", ("table.txt",), kinds=("vggfeat-x",), inputs=[tmp_path / "images"])
+
+
 def test_a_folder_is_ours_by_its_results_or_its_claim(tmp_path):
     (tmp_path / "table.txt").write_text("mine")
     (tmp_path / "notes.txt").write_text("not in the way")

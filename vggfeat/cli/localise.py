@@ -278,7 +278,7 @@ def predict(
     from vggfeat.runtime.devices import ready_device
 
     files = image_files(images)
-    inputs = [*files, *net_files(classifier, *boxes.specs)]
+    inputs = [*images, *files, *net_files(classifier, *boxes.specs)]
     claim_folder(out, [*PREDICTIONS, *drawing_names(files)], "vggfeat-boxes", inputs=inputs)
     nets = boxes.load()
     rating = _classifier(classifier)

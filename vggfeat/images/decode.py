@@ -253,6 +253,9 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
     except ImageError as error:
         raise failure(name, error.reason, str(error)) from None
     except Exception as error:
+        if "closed" in str(error):  # of Pillow's image, or of the file below it
+            text = "expected an open image, found a closed one; load it (image.load()) before its file is closed"
+            raise failure(name, "unreadable", text) from None
         raise failure(name, _reason(error, b""), _text(error, b"")) from error
     return DecodedImage((region,), (whole.height, whole.width), bytes(32))
 

@@ -125,7 +125,7 @@ def check_folder(
     Raises
     ------
     ConfigError
-        If one of the files is an input.
+        If the folder, or one of the files, is an input.
     StoreError
         If one may not be replaced, or the folder is none.
     """
@@ -135,6 +135,8 @@ def check_folder(
     if state is not None and not stat.S_ISDIR(state.st_mode):
         raise StoreError(f"{folder}: expected a folder, found {_kind(state)}; choose another {option}")
     present, inputs = list(_present(real, (*names, CLAIM))), tuple(inputs)
+    if real in _identities(inputs)[1]:
+        raise ConfigError(f"{option}: expected another folder than the inputs, found {folder}; choose another")
     own = _is_ours(real, present, kinds)
     for path in present:
         if stat.S_ISLNK(os.lstat(path).st_mode):
