@@ -270,7 +270,7 @@ def test_a_model_of_unknown_features_is_refused(folder, new, tmp_path, about):
 def test_damaged_files_are_refused(folder, new, tmp_path):
     model = (folder / "single" / "model.safetensors").read_bytes()
     (tmp_path / "model").write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
-    with pytest.raises(FitError, match="expected the bytes that its SHA-256 tells, found others"):
+    with pytest.raises(FitError, match="expected the bytes that its SHA-256 is of, found others"):
         apply_model(tmp_path / "model", [new])
     content = bytearray(new.read_bytes())
     place = content.find(np.float32(np.nan).tobytes())

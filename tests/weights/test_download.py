@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import hashlib
 import http.server
+import io
 import os
 import re
 import signal
@@ -322,8 +323,12 @@ def test_redirections_are_followed_also_when_resuming(server, tmp_path):
 def test_no_redirection_leads_out_of_https(other):
     request = urllib.request.Request("https://127.0.0.1/file")
     with pytest.raises(AddressError, match="not https"):
-        Redirects().redirect_request(request, None, 302, "Found", {}, other)
-    assert Redirects().redirect_request(request, None, 302, "Found", {}, "https://127.0.0.1/x").full_url.endswith("/x")
+        Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, other)
+    assert (
+        Redirects()
+        .redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://127.0.0.1/x")
+        .full_url.endswith("/x")
+    )
 
 
 def test_the_next_address_is_tried(server, tmp_path):
