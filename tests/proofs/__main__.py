@@ -10,7 +10,7 @@ from pathlib import Path
 
 NAMES = ("kills", "random_kills", "retries", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training",
          "soak", "flat", "images", "hostile", "fuzz", "commands")  # fmt: skip
-QUICK = ("kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz")
+QUICK = ("kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz", "commands")
 """Those that `quick` stands for, a part of the test suite; `pytest -m long` has the short forms of the others."""
 
 

@@ -3,7 +3,7 @@
 A command that died leaves nothing that keeps it from its work: given again (with --overwrite or --resume where it asks
 for that) it ends well, with the files of an undisturbed run and no others. A disk that is full or broken ends it with
 one line and the exit code of its kind, never with a traceback or a signal. Full: each command at 40 calls, and under
-limits on the size of files. Short: three commands at 2 calls.
+limits on the size of files. Short: three commands at one call each.
 """
 
 import random
@@ -127,7 +127,7 @@ def run(options: Options) -> Report:
             draw(folder / "in" / split / "ab"[number % 2] / f"{number:03d}.png", number)
         for case in cases:
             prepare(case.needs, folder)
-            undisturbed(Trial(case, folder, report), rng, options.cases or (40 if options.full else 2))
+            undisturbed(Trial(case, folder, report), rng, options.cases or (40 if options.full else 1))
     return report
 
 
@@ -215,7 +215,7 @@ def undisturbed(trial: Trial, rng: random.Random, points: int) -> None:
             where = f"{kind} at call {number} of {len(calls)}, {calls[number - 1]}"
             fault(trial, where, trial.start(files=failing(number, kind)))
             trial.again(where, names, contents)
-    for size in SIZES if points > 2 else SIZES[:1]:
+    for size in SIZES if points > 1 else SIZES[:1]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:

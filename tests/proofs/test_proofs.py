@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.proofs import commands, fuzz, mutants, power
+from tests.proofs.__main__ import QUICK
 from tests.proofs.common import Ended, Report
 from tests.proofs.readers import READERS, Reader
 from vggfeat.errors import StoreError
@@ -29,10 +30,22 @@ def prove(*words):
 
 def test_no_promise_is_broken():
     found = {told["family"]: told for told in prove("quick")}
-    assert found.keys() == {"kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz"}
+    assert found.keys() == {
+        "kills",
+        "retries",
+        "disk",
+        "power",
+        "signals",
+        "keys",
+        "rot",
+        "hostile",
+        "fuzz",
+        "commands",
+    }
     assert found["kills"]["points"] >= 4
     assert found["retries"]["points"] >= 4
     assert found["disk"]["faults"] >= 8
+    assert found["commands"]["killed"] >= 3
     assert found["fuzz"].keys() >= READERS.keys()
 
 
