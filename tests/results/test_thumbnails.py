@@ -37,7 +37,7 @@ def ways_out(place):
     return [
         "../out/secret.png", "sub/../../out/secret.png", "../rootsecret.png", str(place / "out" / "secret.png"),
         f"sub/{place}/../../out/secret.png", "link.png", "relative.png", "folder/secret.png", "./folder/../link.png",
-        f"{place}/root/folder/secret.png", "..", ".", "", "/dev/zero", "/dev/stdin", "/etc/passwd", "a\0b",
+        str(place / "root" / "folder" / "secret.png"), "..", ".", "", "/dev/zero", "/dev/stdin", "/etc/passwd", "a\0b",
     ]  # fmt: skip
 
 

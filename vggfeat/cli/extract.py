@@ -98,7 +98,7 @@ def extract(
     target = out or Path(f"{_stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
     dataset = open_dataset(name, root, layout)
-    for note in dataset.notes if is_main() else ():
+    for note in dataset.notes:
         say_note(note)
     record = DATASETS[name]
     device = ready_device(device)
@@ -111,7 +111,7 @@ def extract(
         **forward.given(device),
     )
     backbone = load_net(weights)
-    if not backbone.trained and is_main():
+    if not backbone.trained:
         say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
     make_folder(target.parent)
     with (

@@ -18,7 +18,7 @@ from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.output import say, say_lines, say_note
 from vggfeat.cli.report import report
-from vggfeat.cli.signals import Terminated, breaking_off, is_main, line, stop_listening, stopped
+from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
@@ -153,6 +153,6 @@ def _show_usage(error: click.ClickException) -> None:
 def _say(message: str, error: BaseException) -> None:
     """Say why the command ends, after the notes that it has got on its way: how far the work has come."""
     with _dropping_errors():
-        for note in getattr(error, "__notes__", ()) if is_main() else ():
+        for note in getattr(error, "__notes__", ()):
             say_note(note)
         say(line(message), err=True)

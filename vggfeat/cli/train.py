@@ -93,7 +93,7 @@ class TrainingOptions:
 
     def say(self, sentence: str) -> None:
         """Print a sentence at once; of several processes only the first does."""
-        if is_main() and not self.quiet:
+        if not self.quiet:
             say_note(sentence)
 
     @contextmanager

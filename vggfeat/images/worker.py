@@ -1,37 +1,29 @@
-"""One process that decodes, and the line to it: both ends.
-
-A message is a length, JSON text of that length, and after an answer the bytes of the regions. Nothing is pickled: a
-image that takes over its decoder must not reach further than its own process.
-"""
+"""One process that decodes, and the line to it: both ends. After an answer come the bytes of the regions."""
 
 import ctypes
 import errno
 import importlib
 import json
-import math
 import os
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from vggfeat.errors import ImageError, ResourceError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.runtime.lines import Line
 from vggfeat.samples import Box
 
 Decode = Callable[[Request, DecodeSettings], DecodedImage]
 _START_LIMIT = 60.0
-_TICK = 0.5
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from vggfeat.images.worker import work; work(int(sys.argv[2]))"
@@ -54,55 +46,6 @@ _REMEDIES = {
     errno.ENOMEM: "free memory",
 }
 _PR_SET_PDEATHSIG = 1
-
-
-class Line:
-    """Messages over a socket, within a time that is counted down.
-
-    Time counts in ticks during which this process itself was running: a run that was suspended and goes on must not
-    find that all its images are late.
-    """
-
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
-        self.left = math.inf
-        """Seconds that may still pass in waiting."""
-
-    def send(self, message: dict[str, Any], *blocks: memoryview) -> None:
-        """Write a message and the raw bytes that belong to it."""
-        text = json.dumps(message).encode()
-        self.end.settimeout(None if self.left == math.inf else max(self.left, _TICK))
-        self.end.sendall(struct.pack(">I", len(text)) + text)
-        for block in blocks:
-            self.end.sendall(block)
-
-    def receive(self) -> dict[str, Any]:
-        """Read a message. Raises EOFError if the other end is closed, TimeoutError if the time is over."""
-        head = bytearray(4)
-        self.fill(memoryview(head))
-        text = bytearray(struct.unpack(">I", head)[0])
-        self.fill(memoryview(text))
-        return json.loads(text)
-
-    def fill(self, view: memoryview) -> None:
-        """Read as many bytes as there is room for. Raises as `receive`."""
-        while view:
-            if self.left <= 0:
-                raise TimeoutError
-            view = view[self._some(view) :]
-
-    def _some(self, view: memoryview) -> int:
-        start = time.monotonic()
-        self.end.settimeout(None if self.left == math.inf else min(_TICK, self.left))
-        try:
-            count = self.end.recv_into(view)
-        except TimeoutError:
-            return 0
-        finally:
-            self.left -= min(time.monotonic() - start, 2 * _TICK)
-        if not count:
-            raise EOFError
-        return count
 
 
 class Worker:

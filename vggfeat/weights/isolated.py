@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import VggfeatError, WeightsError
-from vggfeat.weights.reader_process import LONGEST_ERROR, Limits, Line, tensor_bytes
+from vggfeat.runtime.lines import Line
+from vggfeat.weights.reader_process import LONGEST_ERROR, Limits, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,14 +1,11 @@
 """The far end of `vggfeat.weights.isolated`: the process that imports the readers once, and forks for each file."""
 
 import contextlib
-import json
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
-import time
 import traceback
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import VggfeatError, WeightsError
+from vggfeat.runtime.lines import Line
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
@@ -24,10 +22,7 @@ if TYPE_CHECKING:
 
     from vggfeat.weights.importing import ParsedNet, StateDict
 
-_MOST_JSON = 32 << 20
-"""Bytes of a message: names and shapes of a file's tensors, or the names of its classes."""
 LONGEST_ERROR = 2000
-_TICK = 0.5
 
 
 class Limits(NamedTuple):
@@ -42,50 +37,6 @@ class Limits(NamedTuple):
     def of(cls, size: int) -> "Limits":
         """Return those of a file of so many bytes: three copies in float32 of what may be float16."""
         return cls(seconds=10 + size / 5e6, memory=(1 << 30) + 6 * size)
-
-
-class Line:
-    """Messages over a socket, each a length and JSON; within a time that only counts while this process runs."""
-
-    def __init__(self, end: socket.socket, left: float) -> None:
-        self._end, self._left = end, left
-
-    def send(self, message: dict[str, Any], *blocks: memoryview) -> None:
-        """Write a message and the bytes that belong to it."""
-        text = json.dumps(message).encode()
-        self._end.settimeout(None)
-        self._end.sendall(struct.pack(">I", len(text)) + text)
-        for block in blocks:
-            self._end.sendall(block)
-
-    def receive(self) -> dict[str, Any]:
-        """Read a message. Raises EOFError if the other end is closed, TimeoutError if the time is over."""
-        head = bytearray(4)
-        self.fill(memoryview(head))
-        length = struct.unpack(">I", head)[0]
-        if length > _MOST_JSON:
-            raise EOFError
-        text = bytearray(length)
-        self.fill(memoryview(text))
-        message = json.loads(text)
-        return dict(message)
-
-    def fill(self, view: memoryview) -> None:
-        """Read as many bytes as there is room for. Raises as `receive`."""
-        while view:
-            begun = time.monotonic()
-            self._end.settimeout(_TICK)
-            try:
-                count = self._end.recv_into(view)
-            except TimeoutError:
-                if self._left <= 0:
-                    raise
-                continue
-            finally:
-                self._left -= min(time.monotonic() - begun, 2 * _TICK)
-            if not count:
-                raise EOFError
-            view = view[count:]
 
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:
@@ -116,7 +67,7 @@ def serve(descriptor: int) -> None:
         if not asked:
             os.killpg(0, signal.SIGKILL)  # forks that are stuck too
         with socket.socket(fileno=descriptors[0]) as end:
-            line = Line(end, float("inf"))
+            line = Line(end)
             try:
                 fork = os.fork()
             except OSError as error:

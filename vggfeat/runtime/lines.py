@@ -1,0 +1,67 @@
+"""Messages between a process and one that it has started: a length, JSON text of that length, then raw bytes.
+
+Nothing is pickled: a file that takes over the process which reads it must not reach further than that process.
+"""
+
+import json
+import math
+import socket
+import struct
+import time
+from typing import Any
+
+LONGEST_MESSAGE = 32 << 20
+"""Bytes of JSON; a length beyond it makes no sense, and the other end counts as lost."""
+_TICK = 0.5
+
+
+class Line:
+    """Messages over a socket, within a time that is counted down.
+
+    Time counts in ticks during which this process itself was running: a run that was suspended and goes on must not
+    find that all its images are late.
+    """
+
+    def __init__(self, end: socket.socket, left: float = math.inf) -> None:
+        self.end = end
+        self.left = left
+        """Seconds that may still pass in waiting."""
+
+    def send(self, message: dict[str, Any], *blocks: memoryview) -> None:
+        """Write a message and the raw bytes that belong to it."""
+        text = json.dumps(message).encode()
+        self.end.settimeout(None if self.left == math.inf else max(self.left, _TICK))
+        self.end.sendall(struct.pack(">I", len(text)) + text)
+        for block in blocks:
+            self.end.sendall(block)
+
+    def receive(self) -> dict[str, Any]:
+        """Read a message. Raises EOFError if the other end is closed, TimeoutError if the time is over."""
+        head = bytearray(4)
+        self.fill(memoryview(head))
+        length = struct.unpack(">I", head)[0]
+        if length > LONGEST_MESSAGE:
+            raise EOFError
+        text = bytearray(length)
+        self.fill(memoryview(text))
+        return dict(json.loads(text))
+
+    def fill(self, view: memoryview) -> None:
+        """Read as many bytes as there is room for. Raises as `receive`."""
+        while view:
+            if self.left <= 0:
+                raise TimeoutError
+            view = view[self._some(view) :]
+
+    def _some(self, view: memoryview) -> int:
+        start = time.monotonic()
+        self.end.settimeout(None if self.left == math.inf else min(_TICK, self.left))
+        try:
+            count = self.end.recv_into(view)
+        except TimeoutError:
+            return 0
+        finally:
+            self.left -= min(time.monotonic() - start, 2 * _TICK)
+        if not count:
+            raise EOFError
+        return count
