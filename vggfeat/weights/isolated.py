@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _START_LIMIT = 120.0
 """Seconds, for the imports of a machine that is busy."""
+_LAST_MOMENT = 1.0
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from vggfeat.weights.reader_process import serve; serve(int(sys.argv[2]))"
@@ -215,12 +217,22 @@ class _ReaderProcess:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+                _wait_for_group(self._process.pid)
 
     def close(self) -> None:
         """Let it end."""
         if self._control is not None:
             self._control.close()
         self.kill()
+
+
+def _wait_for_group(number: int) -> None:
+    """Wait, for a moment, until the forks of a reader that was killed have ended too: they are no children of ours."""
+    end = time.monotonic() + _LAST_MOMENT
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < end:
+            os.killpg(number, 0)
+            time.sleep(0.01)
 
 
 def _no_start(found: str) -> VggfeatError:
