@@ -267,11 +267,10 @@ def orphans(folder, _):
 
     def hold(tell):
         open_parts(out)
-        worker = os.fork()
-        if worker == 0:
+        if os.fork() == 0:
+            tell(os.getpid())  # By now the fork has left the lock to its parent; the parent may say so too early.
             signal.pause()
             os._exit(0)
-        tell(worker)
         signal.pause()
 
     child, pipe = in_child(hold)
