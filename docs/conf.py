@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `uv run sphinx-build -W -b html docs build/docs`."""
+"""How Sphinx builds the site: `uv run --group docs sphinx-build -W -b html docs build/docs`."""
 
 import shutil
 from importlib.metadata import version as version_of

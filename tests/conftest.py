@@ -8,8 +8,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts background jobs with Ctrl-C ignored, which the programs under test would inherit.
+    # A shell starts background jobs with Ctrl-C ignored, and nohup SIGHUP; the programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         # Else every process that a test starts would compile all libraries again.
         compiled = tempfile.TemporaryDirectory()

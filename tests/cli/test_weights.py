@@ -171,9 +171,9 @@ def tarred(path):
 
 
 def onnx_model(path):
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
     for version in (3, 8, 10):
         path.write_bytes(helper.make_model(graph, ir_version=version, producer_name="p").SerializeToString())
@@ -539,7 +539,7 @@ def test_verify_of_what_is_no_net(tmp_path, capsys):
 
 
 def test_export_to_torchvision_and_onnx_writes_what_was_asked_for(own, tmp_path, capsys):
-    import onnxruntime
+    onnxruntime = pytest.importorskip("onnxruntime")
 
     words = ["weights", "export", str(own), "--to"]
     assert run([*words, "torchvision", "--out", str(tmp_path / "t.pth")]) == 0

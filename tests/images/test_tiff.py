@@ -6,13 +6,14 @@ import struct
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from odd_images import encode, flat_jpeg
 from tiffs import DEFLATE, LZMA, LZW, NONE, OLD_DEFLATE, PACKBITS, assemble, write_tiff
 from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodeSettings, Request, decode
+
+tifffile = pytest.importorskip("tifffile")
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}

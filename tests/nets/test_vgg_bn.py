@@ -1,7 +1,6 @@
 """The batch-normalised VGG nets against those of torchvision and timm, and through all that a net goes through."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,8 @@ from vggfeat.training.recipe import Recipe, recipe_for
 from vggfeat.weights import load_backbone, random_backbone
 from vggfeat.weights.export import export_onnx, export_torchvision
 from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD
+
+onnxruntime = pytest.importorskip("onnxruntime")
 
 LETTERS = ("A", "B", "D", "E")
 SIZES = {11: "A", 13: "B", 16: "D", 19: "E"}

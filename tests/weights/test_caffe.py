@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,8 @@ from reading import load_here
 from vggfeat.errors import WeightsError
 from vggfeat.formats import protobuf as wire
 from vggfeat.weights import IMAGENET_MEAN
+
+cv2 = pytest.importorskip("cv2")
 
 BGR_MEAN = (103.939, 116.779, 123.68)  # as in the authors' deploy files
 

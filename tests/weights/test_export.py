@@ -4,8 +4,6 @@ import json
 import sys
 from dataclasses import replace
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torchvision import models
@@ -17,6 +15,9 @@ from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import VGG
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
 from vggfeat.weights.export import export_onnx, export_torchvision
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 OURS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 

@@ -29,9 +29,7 @@ def keras():
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("KERAS_BACKEND", "torch")
         warnings.simplefilter("ignore")  # Keras's own, of NumPy's and of its old formats
-        import keras
-
-        yield keras
+        yield pytest.importorskip("keras")
 
 
 def build(keras, letter="D", *, named=True, side=224):
