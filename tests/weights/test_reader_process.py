@@ -13,15 +13,15 @@ import torch
 
 from other_nets import torchvision_net
 from vggfeat.errors import VggfeatError, WeightsError, quoted
-from vggfeat.weights import isolated, load_backbone
+from vggfeat.weights import load_backbone, reader_process
 from vggfeat.weights.reader_process import Limits
 
 
 @pytest.fixture
 def reader(monkeypatch):
     """A reader process of the test's own."""
-    one = isolated._ReaderProcess()
-    monkeypatch.setattr(isolated, "_READER", one)
+    one = reader_process._ReaderProcess()
+    monkeypatch.setattr(reader_process, "_READER", one)
     yield one
     one.close()
 

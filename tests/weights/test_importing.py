@@ -11,10 +11,10 @@ from caffe_files import caffemodel, layers_of
 from other_nets import difference, image, our_maps, torchvision_net
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
-from vggfeat.weights import IMAGENET_MEAN, load, load_backbone, published
+from vggfeat.weights import IMAGENET_MEAN, load, load_backbone, sources
+from vggfeat.weights.importing import Preprocessing, notes
 from vggfeat.weights.load import load_file
-from vggfeat.weights.preprocessing import Preprocessing, notes
-from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.sources import PUBLISHED
 
 AS_CAFFE = ["--channels", "bgr", "--range", "255", "--mean", "103.939,116.779,123.68", "--std", "1,1,1"]
 AS_CAFFE += ["--pool-rounding", "ceil"]
@@ -78,7 +78,7 @@ def test_another_net_in_the_authors_format_is_not_called_theirs(tmp_path):
 def test_a_published_file_is_known_by_its_checksum(converted, monkeypatch):
     sha256 = hashlib.sha256((converted / "old.pth").read_bytes()).hexdigest()
     known = dataclasses.replace(PUBLISHED["vgg16-jcjohnson"], checksum=("sha256", sha256))
-    monkeypatch.setattr(published, "_ALL", (known,))
+    monkeypatch.setattr(sources, "_ALL", (known,))
     backbone = load_backbone(converted / "old.pth")
     assert (backbone.mean, backbone.imported["mean_from"]) == (IMAGENET_MEAN, "published with the authors' nets")
     assert backbone.imported["published"] == "vgg16-jcjohnson"
