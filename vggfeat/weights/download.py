@@ -181,7 +181,7 @@ class _Download:
                 request.add_header("If-Range", version)
         try:
             patience = Patience(self.settings.timeout, self.settings.least_rate)
-            answer = open_url(request, patience, self.settings.timeout)
+            answer = open_url(request, patience)
         except urllib.error.HTTPError as error:
             error.close()
             return self._check_refusal(error)

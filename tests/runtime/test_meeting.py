@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch.distributed as dist
 
-from vggfeat.runtime.watch import Watch, named
+from vggfeat.runtime.meeting import Watch, named
 
 SILENCE = 1.0
 
