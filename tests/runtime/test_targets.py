@@ -124,5 +124,5 @@ def test_results_that_cannot_be_read_now_are_not_taken_for_anothers(tmp_path, mo
     monkeypatch.setattr(targets, "open_bounded", unreadable)
     unclaim(tmp_path, RESULTS, OURS)
     assert (tmp_path / CLAIM).exists(), "nobody could tell that it is not needed"
-    with pytest.raises(StoreError, match=r"results\.json: reading failed: Permission denied; nothing was changed"):
+    with pytest.raises(StoreError, match=r"\.json: reading failed: Permission denied; nothing was changed"):
         check_folder(tmp_path, RESULTS, kinds=OURS, overwrite=True)

@@ -129,18 +129,23 @@ def test_the_only_file_of_weights_is_found_and_two_are_named(hub, tmp_path):
     assert load_backbone("hf://me/two/b.pth").imported["file"] == "b.pth"
 
 
-@pytest.mark.parametrize("spec", ["hf://nobody/none", "hf://timm/vgg11.x/none.pth", "hf://timm/vgg11.x@none"])
-def test_what_is_not_there_is_one_line(hub, spec):
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("hf://nobody/none", "no model of that name that may be read"),
+        ("hf://timm/vgg11.x/none.pth", "no file of that name"),
+        ("hf://timm/vgg11.x@none", "no revision of that name"),
+    ],
+)
+def test_what_is_not_there_is_one_line(hub, spec, found):
     with pytest.raises(
-        WeightsError, match=rf"^{spec}: expected a file that the Hugging Face Hub gives, found '"
-    ) as caught:
+        WeightsError, match=rf"^{spec}: expected a file that the Hugging Face Hub gives, found {found};"
+    ):
         load_backbone(spec)
-    assert len(str(caught.value)) < 600
-    assert str(caught.value).isprintable()
 
 
 def test_without_a_download_only_what_is_cached_is_found(hub):
-    with pytest.raises(WeightsError, match="expected a file that the Hugging Face Hub gives"):
+    with pytest.raises(WeightsError, match="found no connection, and no such file in the cache"):
         find_file("hf://timm/vgg11.x", download=False)
     assert hub.seen == []
     path = find_file("hf://timm/vgg11.x")

@@ -25,6 +25,14 @@ _USUAL_FILE = "model.safetensors"
 """The name of the weights in most repositories of the Hub."""
 _CACHED = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/(.+)")
 """Where the library of the Hub keeps a file."""
+_HUB_REASONS = {
+    "RepositoryNotFoundError": "no model of that name that may be read",
+    "GatedRepoError": "a model that may be read only by those who asked its owner",
+    "RevisionNotFoundError": "no revision of that name",
+    "RemoteEntryNotFoundError": "no file of that name",
+    "LocalEntryNotFoundError": "no connection, and no such file in the cache",
+}
+"""By the errors of its library."""
 
 Kind = Literal["sha256", "sha1", "md5"]
 
@@ -214,7 +222,8 @@ def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = 
     folder = Path(folder) if folder is not None else weights_folder()
     remedy = (
         "ways to get one: --weights FILE (Caffe, MatConvNet, Keras, PyTorch or safetensors, for instance "
-        f"vgg16-397923af.pth), a file put into {folder}/, a published net by name (vggfeat weights list), --weights "
+        f"vgg16-397923af.pth), a file put into {folder}/, a published net by name (vggfeat weights list), "
+        "--weights hf://OWNER/NAME for one on the Hugging Face Hub, --weights "
         "small for the small net that comes with vggfeat, or --weights random:D:0 for a trial without training"
     )
     if spec is None:
@@ -251,32 +260,45 @@ def _find_on_hub(spec: str, download: bool) -> Path:
     if not asked:
         raise ConfigError(f"weights: expected hf://OWNER/NAME[/FILE][@REVISION], found {quoted(spec)}")
     try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import errors, utils
     except ImportError:
         raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
-    repository, name, revision = asked.groups()
-    where: dict[str, Any] = {"revision": revision, "endpoint": os.environ.get("HF_ENDPOINT") or None}
+    model, name, revision = asked.groups()
+    verbosity = utils.logging.get_verbosity()
+    utils.logging.set_verbosity_error()  # it would tell each of its attempts
+    try:
+        return _get_from_hub(spec, model, name, revision, download)
+    except (OSError, ValueError, errors.EntryNotFoundError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _HUB_REASONS.get(type(error).__name__) or quoted(said, 300)
+        raise WeightsError(
+            f"{spec}: expected a file that the Hugging Face Hub gives, found {reason}; compare the names of owner, "
+            "model, file and revision, and log in (hf auth login) where the model asks for it"
+        ) from None
+    finally:
+        utils.logging.set_verbosity(verbosity)
+
+
+def _get_from_hub(spec: str, model: str, name: str | None, revision: str | None, download: bool) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
 
     def get(name: str) -> Path:
-        return Path(hf_hub_download(repository, name, local_files_only=not download, library_name="vggfeat", **where))
+        return Path(hf_hub_download(
+            model, name, revision=revision, endpoint=endpoint, local_files_only=not download, library_name="vggfeat"
+        ))  # fmt: skip
 
+    if name:
+        return get(name)
     try:
-        if name:
-            return get(name)
-        try:
-            return get(_USUAL_FILE)
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-        api = HfApi(endpoint=where["endpoint"], library_name="vggfeat")
-        return get(_only_net(spec, api.list_repo_files(repository, revision=revision)))
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(
-            f"{spec}: expected a file that the Hugging Face Hub gives, found {quoted(reason, 300)}; compare the names "
-            "of owner, model, file and revision, and log in (hf auth login) where the model asks for it"
-        ) from None
+        return get(_USUAL_FILE)
+    except LocalEntryNotFoundError:
+        raise  # there is no connection, or nothing shall be downloaded
+    except EntryNotFoundError:
+        names = HfApi(endpoint=endpoint, library_name="vggfeat").list_repo_files(model, revision=revision)
+        return get(_only_net(spec, names))
 
 
 def _only_net(spec: str, names: list[str]) -> str:
