@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from torchvision.models import VGG16_Weights
 
 from caffe_files import caffemodel, layers_of
 from other_nets import difference, image, our_maps, torchvision_net
@@ -82,6 +83,17 @@ def test_a_published_file_is_known_by_its_checksum(converted, monkeypatch):
     backbone = load_backbone(converted / "old.pth")
     assert (backbone.mean, backbone.imported["mean_from"]) == (IMAGENET_MEAN, "published with the authors' nets")
     assert backbone.imported["published"] == "vgg16-jcjohnson"
+    assert notes(backbone) == []
+
+
+def test_the_net_of_convolutions_that_torchvision_has_keeps_its_own_mean(converted, monkeypatch):
+    sha256 = hashlib.sha256((converted / "renamed.pth").read_bytes()).hexdigest()
+    preset = VGG16_Weights.IMAGENET1K_FEATURES.transforms()
+    assert f"-{load._FEATURES_ONLY}." in VGG16_Weights.IMAGENET1K_FEATURES.url
+    monkeypatch.setattr(load, "_FEATURES_ONLY", sha256[:8])
+    backbone = load_backbone(converted / "renamed.pth")
+    assert backbone.mean == pytest.approx([255 * value for value in preset.mean])
+    assert backbone.std == pytest.approx([255 * value for value in preset.std])
     assert notes(backbone) == []
 
 

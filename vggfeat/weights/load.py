@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 BUNDLED_SHA256 = "be3a4ec25efe8b69c812570d30be67525d1d9a888f39024cfb2a7fbce90d1de8"
 """Of the net that comes with the package."""
+_FEATURES_ONLY = "88682ab5"
+"""How the SHA-256 of torchvision's IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth) begins."""
+_FEATURES_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+"""RGB: what its documentation subtracts; nothing is divided by. Its names are those of nets with another mean."""
 _LEAST_PUBLISHED = 400 << 20
 """Bytes: no published file has fewer."""
 
@@ -115,8 +119,11 @@ def _load_other(path: Path, kind: str, stated: "Preprocessing | None") -> "Backb
 
     with opened(kind, path) as found:
         parsed = found if isinstance(found, ParsedNet) else parse_state(path, found)
-        parsed = stated.apply(path, parsed) if stated else parsed
         hashes = digests(path, _checksum_kinds(path, kind))
+        if hashes["sha256"].startswith(_FEATURES_ONLY):
+            known = "torchvision's documentation of IMAGENET1K_FEATURES"
+            parsed = replace(parsed, mean=_FEATURES_MEAN, std=(1.0, 1.0, 1.0), mean_from=known, assumed=False)
+        parsed = stated.apply(path, parsed) if stated else parsed
         published = identify(hashes)
         backbone = finish(path, parsed, sha256=hashes["sha256"], published=published.name if published else "")
     wnids = tuple(wnid for wnid, _ in imagenet_classes())
