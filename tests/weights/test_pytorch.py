@@ -298,6 +298,10 @@ def test_checkpoints_and_wrapped_nets_are_read_and_the_way_is_noted(tmp_path, wr
             "expected one net, found 2, whose keys begin with 'student.net.' and 'teacher.net.'; save one",
         ),
         (
+            lambda state: state | prefixed("ema.")(state) | {"loss.weight": torch.zeros(1)},
+            "expected one net, found 2, whose keys begin with 'ema.' and ''; save one",
+        ),
+        (
             lambda state: state | prefixed("module.")(state),
             "found two, whose keys differ by module or _orig_mod alone, for instance 'features.0.weight' and "
             "'module.features.0.weight'; save one",

@@ -94,10 +94,11 @@ def parse_state(path: Path, state: StateDict) -> ParsedNet:
     """
     names = _unwrapped(path, state.shapes)
     found = dict(_nets(path, state, names))
-    if len(found) > 1:
-        prefixes = " and ".join(map(quoted, found))
+    prefixes = [*found, *(twin for prefix in found if len(found) == 1 for twin in _twins(names, prefix))]
+    if len(prefixes) > 1:
         raise WeightsError(
-            f"{path}: expected one net, found {len(found)}, whose keys begin with {prefixes}; {_ONE_ALONE}"
+            f"{path}: expected one net, found {len(prefixes)}, whose keys begin with "
+            f"{' and '.join(map(quoted, prefixes))}; {_ONE_ALONE}"
         )
     for prefix, parsed in found.items():
         others = sorted(theirs for name, theirs in names.items() if not name.startswith(prefix))
@@ -173,6 +174,14 @@ def _nets(path: Path, state: StateDict, names: Mapping[str, str]) -> Iterator[tu
             if prefix.startswith(head) and (net := _parsed_behind(path, state, group, prefix)):
                 yield prefix, net
                 break
+
+
+def _twins(names: Iterable[str], prefix: str) -> set[str]:
+    """Return what other keys begin with that are, but for it, keys of the net behind a prefix."""
+    own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    others = [name for name in names if not name.startswith(prefix)]
+    ends = ((name, name.split(".", count)[-1]) for name in others for count in range(name.count(".")))
+    return {name.removesuffix(end) for name, end in ends if end in own}
 
 
 def _prefixes(names: Iterable[str]) -> Iterator[str]:
