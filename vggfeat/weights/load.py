@@ -93,7 +93,10 @@ def load_file(path: Path, stated: "Preprocessing | None" = None) -> "Backbone":
     ConfigError
         If what is stated can't be, or the file is one of ours.
     """
-    kind = recognise(path)
+    return _load(path, recognise(path), stated)
+
+
+def _load(path: Path, kind: str, stated: "Preprocessing | None") -> "Backbone":
     backbone = _load_own(path, stated) if kind == "vggfeat" else _load_other(path, kind, stated)
     if origin := hub_origin(path):
         return replace(backbone, source=origin, imported={**backbone.imported, "hub": origin})
@@ -269,7 +272,8 @@ def examine(path: Path, stated: "Preprocessing | None" = None) -> WeightsFile:
     WeightsError
         If it can't be loaded.
     """
-    kind, backbone, found = recognise(path), load_file(path, stated), digests(path)
+    kind = recognise(path)
+    backbone, found = _load(path, kind, stated), digests(path)
     source = PUBLISHED.get(str(backbone.imported.get("published"))) if kind == "vggfeat" else None
     return WeightsFile(
         path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
