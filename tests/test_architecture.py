@@ -29,6 +29,7 @@ DOORWAYS = {
     "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
+    "huggingface_hub": {"weights.sources"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
     "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
             "benchmarks", "estimator"},
@@ -48,7 +49,7 @@ DOORWAYS = {
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {"onnx", "huggingface_hub", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -27,7 +27,7 @@ from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
-from vggfeat.runtime.durable import check_name
+from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
 from vggfeat.store.identity import RunTicket

@@ -28,7 +28,7 @@ from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.importing import hash_file
-from vggfeat.weights.load import BUNDLED, find_file, weights_folder
+from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
 
 BLOCK_BYTES = 1 << 23
 """Features in memory at a time; larger blocks are slower, because they no longer fit into the caches."""

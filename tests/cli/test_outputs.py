@@ -16,7 +16,7 @@ from PIL import Image
 from feature_files import data_set, write_file
 from vggfeat.cli import group, run
 from vggfeat.weights import random_backbone, save_weights
-from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.sources import PUBLISHED
 
 NET = "random:A:0:0.03125"
 FETCHED = PUBLISHED["vgg16-caffe"].file

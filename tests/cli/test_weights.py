@@ -30,12 +30,10 @@ from vggfeat.cli import run
 from vggfeat.errors import WeightsError
 from vggfeat.nets.families import initialise
 from vggfeat.nets.vgg import VGG
-from vggfeat.weights import imagenet_classes, load_backbone, save_weights
-from vggfeat.weights import load as finding
-from vggfeat.weights.load import load_file
-from vggfeat.weights.published import PUBLISHED, identify
+from vggfeat.weights import imagenet_classes, load_backbone, save_weights, sources
+from vggfeat.weights.load import examine, load_file, verify
 from vggfeat.weights.sniff import FORMATS, recognise
-from vggfeat.weights.verify import examine, verify
+from vggfeat.weights.sources import PUBLISHED, identify
 
 PAGE = Path(__file__).parents[2] / "data" / "weights.md"
 
@@ -367,7 +365,7 @@ def test_the_table_is_consistent():
         assert all(address.startswith("http") for address in one.addresses)
         assert one.addresses[0].startswith("https://")
         assert one.net == {11: "A", 13: "B", 16: "D", 19: "E"}[int(name[3:5])] + ("-BN" if "-bn" in name else "")
-        assert Path(one.file).suffix in finding.SUFFIXES
+        assert Path(one.file).suffix in sources.SUFFIXES
         assert 20 < one.top1_error < 32 > 3 * one.top5_error - 3
     for facts in ("file", "checksum", "addresses"):
         assert len({getattr(one, facts) for one in PUBLISHED.values()}) == len(PUBLISHED)
@@ -396,9 +394,8 @@ def known(monkeypatch, path, name="vgg11-torchvision", **changes):
     """Let the content of a file be a published one."""
     checksum = ("sha256", hashlib.sha256(path.read_bytes()).hexdigest())
     one = dataclasses.replace(PUBLISHED[name], checksum=checksum, file=path.name, bytes=path.stat().st_size, **changes)
-    from vggfeat.weights import published
 
-    monkeypatch.setattr(published, "_ALL", (one,))
+    monkeypatch.setattr(sources, "_ALL", (one,))
     monkeypatch.setitem(PUBLISHED, name, one)
     return one
 

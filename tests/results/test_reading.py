@@ -18,7 +18,7 @@ from vggfeat.errors import StoreError
 from vggfeat.results.checked_json import DEEPEST
 from vggfeat.results.page import make_page
 from vggfeat.results.reading import read_runs
-from vggfeat.runtime.run_files import RunFiles
+from vggfeat.runtime.checksums import RunFiles
 
 OTHER = {
     "format": "vggfeat-classification",

@@ -15,21 +15,23 @@ import numpy as np
 import pytest
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime import temporary
+from vggfeat.runtime import durable
 from vggfeat.runtime.durable import (
     DISK,
     Files,
     LatchedFile,
     append,
     atomic_write,
-    check_name,
     disk_errors,
+    is_temporary,
     make_folders,
     open_bounded,
+    sweep,
+    temporary_path,
     write_all,
 )
 from vggfeat.runtime.locks import Lock, holder
-from vggfeat.runtime.temporary import is_temporary, sweep, temporary_path
+from vggfeat.runtime.targets import check_name
 
 
 class Recording(Files):
@@ -130,7 +132,7 @@ def test_file_that_its_writer_refuses_never_gets_its_name(tmp_path):
 @pytest.mark.parametrize("given", [True, False])
 def test_temporary_file_never_goes_through_a_link(tmp_path, monkeypatch, given):
     monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
-    temp = tmp_path / "a.tmp" if given else tmp_path / f".a.{temporary._machine()}.00000000.tmp"
+    temp = tmp_path / "a.tmp" if given else tmp_path / f".a.{durable._machine()}.00000000.tmp"
     temp.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError), atomic_write(DISK, tmp_path / "a", temp=temp if given else None):
         pass
@@ -140,7 +142,10 @@ def test_temporary_file_never_goes_through_a_link(tmp_path, monkeypatch, given):
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_what_is_no_file_is_never_replaced(tmp_path, kind):
     put_in_the_way(tmp_path / "a", kind, None)
-    with pytest.raises(OSError, match=r"a pipe, socket or device|Is a directory"), atomic_write(DISK, tmp_path / "a"):
+    with (
+        pytest.raises(OSError, match=r"(device|folder) has the name a"),
+        atomic_write(DISK, tmp_path / "a"),
+    ):
         pass
     assert os.listdir(tmp_path) == ["a"]
     assert not (tmp_path / "a").is_file()
@@ -215,7 +220,7 @@ def test_a_file_system_without_locks_is_written_to_and_nothing_is_swept(tmp_path
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    left = tmp_path / f".a.{temporary._machine()}.4567abcd.tmp"
+    left = tmp_path / f".a.{durable._machine()}.4567abcd.tmp"
     left.write_bytes(b"half")
     with atomic_write(DISK, tmp_path / "a") as sink:
         sink.write(b"whole")

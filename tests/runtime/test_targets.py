@@ -5,6 +5,7 @@ import os
 import pytest
 
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime import targets
 from vggfeat.runtime.targets import CLAIM, check_folder, check_target, claim, unclaim
 
 RESULTS = ("results.json", "table.txt", "model-*.safetensors")
@@ -112,3 +113,16 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_another(tmp_path):
         StoreError, match=r"page\.html: reading failed: Permission denied; nothing was changed; mend it"
     ):
         check_target(tmp_path / "page.html", ours=unreadable)
+
+
+def test_results_that_cannot_be_read_now_are_not_taken_for_anothers(tmp_path, monkeypatch):
+    def unreadable(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "results.json").write_text('{"format": "vggfeat-results"}')
+    claim(tmp_path, OURS)
+    monkeypatch.setattr(targets, "open_bounded", unreadable)
+    unclaim(tmp_path, RESULTS, OURS)
+    assert (tmp_path / CLAIM).exists(), "nobody could tell that it is not needed"
+    with pytest.raises(StoreError, match=r"\.json: reading failed: Permission denied; nothing was changed"):
+        check_folder(tmp_path, RESULTS, kinds=OURS, overwrite=True)

@@ -27,8 +27,8 @@ import torch
 from fuzz_files import SAMPLES, Corpus
 from reading import load_here
 from vggfeat.errors import WeightsError
-from vggfeat.weights.native import load_own
 from vggfeat.weights.sniff import recognise
+from vggfeat.weights.tensor_files import load_own
 
 KINDS = {"caffe": "caffe", "matconvnet": "matconvnet", "keras": "keras", "torchvision": "pytorch", "timm": "timm"}
 LOAD = {name: partial(load_here, kind=kind) for name, kind in KINDS.items()} | {"safetensors": load_own}

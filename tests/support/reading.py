@@ -1,10 +1,10 @@
 """Files of other libraries read in the process of the test, for cases by the hundred."""
 
 from vggfeat.weights.importing import ParsedNet, finish
-from vggfeat.weights.native import load_own
 from vggfeat.weights.pytorch import parse_state
 from vggfeat.weights.reader_process import opened_here
 from vggfeat.weights.sniff import recognise
+from vggfeat.weights.tensor_files import load_own
 
 
 def load_here(path, kind=None):

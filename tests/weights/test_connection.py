@@ -11,7 +11,7 @@ import pytest
 
 from vggfeat.errors import WeightsError
 from vggfeat.weights.download import FetchSettings, fetch
-from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.sources import PUBLISHED
 
 BODY = bytes(range(251)) * 100
 QUICK = FetchSettings(timeout=0.6, pause=0.0, attempts=2, chunk=1000, least_rate=20_000, most_bytes=1 << 20)

@@ -28,8 +28,7 @@ def run(*arguments):
     )
 
 
-def check_fuzzing(cases, seed):
-    done = run(SUPPORT / "fuzz_weights.py", "--cases", cases, "--seed", seed)
+def check_fuzzing(done, cases):
     assert done.returncode == 0, done.stdout + done.stderr
     counts = re.findall(r"(\w+): (\d+) cases .*: (\d+) loaded, (\d+) refused, (\d+) failed", done.stdout)
     assert [name for name, *_ in counts] == list(SAMPLES)
@@ -41,13 +40,23 @@ def check_fuzzing(cases, seed):
         assert refused > 0.3 * cases
 
 
-def test_a_hundred_damaged_files_of_each_format():
-    check_fuzzing(100, 1)
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """A hundred damaged files of each format, then a reader that meets one fault after the other, in one process."""
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(SUPPORT)]!r}; import test_damage as test; "
+    code += "failed = test.fuzz_weights.main(['--cases', '100', '--seed', '1']); "
+    return run(
+        "-c", code + f"test.break_the_reader(test.Path({str(tmp_path_factory.mktemp('x'))!r})); sys.exit(failed)"
+    )
+
+
+def test_a_hundred_damaged_files_of_each_format(seen):
+    check_fuzzing(seen, 100)
 
 
 @pytest.mark.long
 def test_ten_thousand_damaged_files_of_each_format():
-    check_fuzzing(10_000, 0)
+    check_fuzzing(run(SUPPORT / "fuzz_weights.py", "--cases", 10_000, "--seed", 0), 10_000)
 
 
 def test_a_case_can_be_had_again(tmp_path):
@@ -110,11 +119,8 @@ def break_the_reader(folder):
     print(json.dumps([counts.loaded + counts.refused, counts.failed]))
 
 
-def test_each_kind_of_failure_is_seen_and_the_next_case_still_runs(tmp_path):
-    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(SUPPORT)]!r}; import test_damage as test; "
-    done = run("-c", code + f"test.break_the_reader(test.Path({str(tmp_path)!r}))")
-    assert done.returncode == 0, done.stderr
-    peaceful, failed = json.loads(done.stdout)
+def test_each_kind_of_failure_is_seen_and_the_next_case_still_runs(seen):
+    peaceful, failed = json.loads(seen.stdout.splitlines()[-1])
     assert peaceful == 2
     assert len(failed) == len(FAULTS)
     for number, (found, expected) in enumerate(zip(failed, FAULTS.values(), strict=True)):

@@ -22,8 +22,8 @@ from vggfeat.runtime.durable import Files
 from vggfeat.weights import download as fetching
 from vggfeat.weights.connection import AddressError, Redirects
 from vggfeat.weights.download import FetchSettings, fetch
-from vggfeat.weights.published import PUBLISHED
 from vggfeat.weights.sniff import digests
+from vggfeat.weights.sources import PUBLISHED
 
 BODY = bytes(range(251)) * 1000
 SHA1 = hashlib.sha1(BODY).hexdigest()
@@ -502,7 +502,7 @@ def test_so_does_kill_minus_9(server, tmp_path):
 import dataclasses, os, signal
 from pathlib import Path
 from vggfeat.weights.download import FetchSettings, fetch
-from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.sources import PUBLISHED
 one = dataclasses.replace(PUBLISHED["vgg16-caffe"], file="net.bin", checksum=("sha1", {SHA1!r}), bytes=None,
                           addresses={published(server).addresses!r})
 def progress(done, total):

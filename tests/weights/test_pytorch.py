@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from reading import load_here
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.weights import IMAGENET_MEAN, Backbone, load_backbone
 from vggfeat.weights.export import export_torchvision
-from vggfeat.weights.preprocessing import notes
+from vggfeat.weights.importing import notes
+from vggfeat.weights.load import convert, verify
+from vggfeat.weights.reader_process import opened_here
+from vggfeat.weights.sniff import recognise
 
 TIMM = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
 
@@ -126,13 +131,40 @@ def test_a_file_that_timm_itself_wrote_in_full_width(tmp_path):
     assert backbone.classes[0] == "n01440764"
 
 
-def test_the_file_with_nan_in_its_classifier_is_refused_with_the_reason(tmp_path):
-    state = torchvision_net("D").state_dict()
-    for name, tensor in state.items():
-        if name.startswith("classifier"):
-            tensor.fill_(torch.nan)
+@pytest.mark.parametrize(
+    ("broken", "last", "named"),
+    [
+        ("classifier", "pool5", r"fc6\.weight, fc6\.bias, fc7\.weight, fc7\.bias and 2 more"),
+        ("classifier.6.bias", "fc7", r"fc8\.bias"),
+        ("classifier.3.weight", "fc6", r"fc7\.weight"),
+    ],
+)
+def test_a_file_with_nan_in_its_last_layers_serves_for_those_before(tmp_path, broken, last, named):
+    net, pixels = torchvision_net("D"), image()
+    expected = torchvision_maps(net, as_torchvision_wants(pixels))
+    state = net.state_dict()
+    for name in state:  # torchvision's IMAGENET1K_FEATURES has NaN in all of its classifier
+        if name.startswith(broken):
+            state[name].view(-1)[-1] = torch.nan
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"NaN alone.*IMAGENET1K_FEATURES.*can't give fc6 and fc7: take"):
+    backbone = load_backbone(tmp_path / "x.pth")
+    assert (backbone.model.last, backbone.model.num_classes, backbone.classes) == (last, 0, ())
+    there = {name: expected[name] for name in backbone.model.maps if name in expected}
+    assert max(difference(there, our_maps(backbone, pixels)).values()) < 1e-4
+    assert any(re.search(f"before those with NaN or infinity: {named}$", note) for note in notes(backbone))
+    backbone.check_layer(last)
+    with pytest.raises(ConfigError, match=rf"found 'fc8'; x\.pth has NaN or infinity in {named}$"):
+        backbone.check_layer("fc8")
+    assert any(re.match(named, problem) for problem in verify(tmp_path / "x.pth").problems)
+    convert(tmp_path / "x.pth", tmp_path / "own.safetensors")
+    assert load_backbone(tmp_path / "own.safetensors").imported["not_finite"] == backbone.imported["not_finite"]
+
+
+def test_a_convolution_with_nan_serves_for_nothing(tmp_path):
+    state = torchvision_net("A").state_dict()
+    state["features.3.weight"][0, 0, 0, 0] = torch.inf
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"conv2_1\.weight: expected finite numbers, found NaN or infinity"):
         load_backbone(tmp_path / "x.pth")
 
 
@@ -227,6 +259,15 @@ def best_of(state):
         (lambda state: {"ema": state}, {"taken_from": "'ema'"}),
         (lambda state: {"my_vgg": state}, {"taken_from": "'my_vgg'"}),
         (lambda state: {"checkpoint": 1, "model": {"state_dict": state}}, {"taken_from": "'model' / 'state_dict'"}),
+        (lambda state: {"checkpoint": {"model": state}}, {"taken_from": "'checkpoint' / 'model'"}),
+        (
+            lambda state: {"checkpoint": {"vgg": {"weights": state}}, "rng": {"torch": torch.zeros(9)}},
+            {"taken_from": "'checkpoint' / 'vgg' / 'weights'", "next_to": "'rng'"},
+        ),
+        (
+            lambda state: {"state_dict": prefixed("model.vgg.")(state) | {"loss.weight": torch.zeros(3)}, "epoch": 3},
+            {"taken_from": "'state_dict'", "next_to": "'epoch', 'loss.weight'", "names_less": "'model.vgg.'"},
+        ),
         (lambda state: dict(state) | {"epoch": 3}, {"left_out": "'epoch'"}),
         (best_of, {"taken_from": "'state_dict'", "names_less": "'module.'"}),
     ],
@@ -243,6 +284,55 @@ def test_checkpoints_and_wrapped_nets_are_read_and_the_way_is_noted(tmp_path, wr
     assert noted.items() <= found.items(), found
     said = " ".join(notes(backbone))
     assert all(text in said for text in noted.values())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (
+            lambda state: {"state_dict": prefixed("model.")(state) | prefixed("model_ema.module.")(state)},
+            "expected one net, found 2, whose keys begin with 'model.' and 'model_ema.'; save one of them alone: torch",
+        ),
+        (
+            lambda state: prefixed("teacher.net.")(state) | prefixed("student.net.")(state) | {"t": torch.zeros(1)},
+            "expected one net, found 2, whose keys begin with 'student.net.' and 'teacher.net.'; save one",
+        ),
+        (
+            lambda state: state | prefixed("ema.")(state) | {"loss.weight": torch.zeros(1)},
+            "expected one net, found 2, whose keys begin with 'ema.' and ''; save one",
+        ),
+        (
+            lambda state: state | prefixed("module.")(state),
+            "found two, whose keys differ by module or _orig_mod alone, for instance 'features.0.weight' and "
+            "'module.features.0.weight'; save one",
+        ),
+        (
+            lambda state: {"epoch": 3, "left": state, "right": {"vgg": state}},
+            "found dict with 'epoch', 'left', 'right', 2 of them at 'left', 'right' / 'vgg'; save",
+        ),
+    ],
+)
+def test_two_nets_in_a_file_are_named_and_not_guessed_between(tmp_path, wrap, named):
+    torch.save(wrap(torchvision_net("A").state_dict()), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=re.escape(named)):
+        load_backbone(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (20_000, r"expected the tensors of a net, at most 16384, found 20000"),
+        (130_000, r"found safetensors with a header of \d{7,8} bytes, where that of a net has at most 8388608"),
+    ],
+)
+def test_safetensors_of_far_too_many_tensors_are_refused_at_once(tmp_path, count, message):
+    path, entry = tmp_path / "x.safetensors", {"dtype": "F32", "shape": []}
+    header = json.dumps({f"t{n}": entry | {"data_offsets": [4 * n, 4 * n + 4]} for n in range(count)}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 * count))
+    begun = time.process_time()
+    with pytest.raises(WeightsError, match=message), opened_here(recognise(path), path):
+        pass
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("change", [

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from small_net import MOST_BYTES, SEED, STAGES
-from vggfeat.weights import load_backbone
+from vggfeat.errors import WeightsError
+from vggfeat.weights import load, load_backbone
+from vggfeat.weights.sources import find_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +23,14 @@ def small():
 def test_it_is_small_enough_for_the_package():
     file = importlib.resources.files("vggfeat.weights") / "small.safetensors"
     assert len(file.read_bytes()) <= MOST_BYTES
+
+
+def test_other_bytes_than_those_of_the_package_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "BUNDLED_SHA256", "0" * 64)
+    with pytest.raises(WeightsError, match=r"small: expected the net of the package, SHA-256 0000.*install vggfeat"):
+        load_backbone("small")
+    with pytest.raises(WeightsError, match="small: expected the net of the package"):
+        load.examine(find_file("small"))  # `weights show small`
 
 
 def test_it_is_net_a_at_an_eighth_of_the_width(small):

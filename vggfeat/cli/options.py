@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
     from vggfeat.images.decode import DecodeSettings
     from vggfeat.nets.backbone import Backbone
-    from vggfeat.weights.preprocessing import Preprocessing
+    from vggfeat.weights.importing import Preprocessing
 
 LONGEST_TABLE = 40
 """Classes of ILSVRC that are printed."""
@@ -229,7 +229,7 @@ class PreprocessingOptions:
 
     def stated(self) -> "Preprocessing":
         """Return them as `vggfeat.weights.load.load_file` takes them."""
-        from vggfeat.weights.preprocessing import Preprocessing
+        from vggfeat.weights.importing import Preprocessing
 
         about: dict[str, Any] = {name: getattr(self, name) for name in ("mean", "std", "channels", "pool_rounding")}
         return Preprocessing(**about, range=int(self.highest) if self.highest else None)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def load_net(spec: str | None) -> "Backbone":
 def print_notes(backbone: "Backbone") -> None:
     """Write to standard error what was assumed of a net's file, and what was passed over in it."""
     from vggfeat.cli.output import say_note
-    from vggfeat.weights.preprocessing import notes
+    from vggfeat.weights.importing import notes
 
     for note in notes(backbone):
         say_note(note)
@@ -260,12 +260,12 @@ def terminal_width() -> int | None:
 
 def net_files(*specs: str | None) -> list[Path]:
     """Return the files of nets that are given by file or name; of others there are none."""
-    from vggfeat.weights.load import find_file
+    from vggfeat.weights.sources import find_file
 
     found = []
     for spec in specs:
         with contextlib.suppress(VggfeatError):  # Whoever loads it says what is wrong.
-            found.append(find_file(spec))
+            found.append(find_file(spec, download=False))
     return found
 
 

@@ -13,8 +13,8 @@ from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
-    from vggfeat.weights.published import Published
-    from vggfeat.weights.verify import Verification, WeightsFile
+    from vggfeat.weights.load import Verification, WeightsFile
+    from vggfeat.weights.sources import Published
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 SHOWN_CLASSES = 5
@@ -42,8 +42,7 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat weights list
     """
-    from vggfeat.weights.load import nets_in, weights_folder
-    from vggfeat.weights.published import PUBLISHED
+    from vggfeat.weights.sources import PUBLISHED, nets_in, weights_folder
 
     folder = weights_folder()
     there = {path.name: path for path in nets_in(folder)}
@@ -68,8 +67,8 @@ def show(path: str, as_json: bool) -> None:
     Example:
       vggfeat weights show VGG_ILSVRC_16_layers.caffemodel
     """
-    from vggfeat.weights.load import find_file
-    from vggfeat.weights.verify import examine
+    from vggfeat.weights.load import examine
+    from vggfeat.weights.sources import find_file
 
     file = examine(find_file(path))
     if as_json:
@@ -101,8 +100,8 @@ def convert(
     from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
     from vggfeat.runtime.targets import check_target
-    from vggfeat.weights.load import find_file
-    from vggfeat.weights.verify import convert as convert_file
+    from vggfeat.weights.load import convert as convert_file
+    from vggfeat.weights.sources import find_file
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
@@ -143,8 +142,7 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights.download import fetch as download
     from vggfeat.weights.download import is_download, is_note
-    from vggfeat.weights.load import weights_folder
-    from vggfeat.weights.published import PUBLISHED
+    from vggfeat.weights.sources import PUBLISHED, weights_folder
 
     check_choice("name", name, PUBLISHED)
     published, folder = PUBLISHED[name], out or weights_folder()
@@ -178,8 +176,8 @@ def verify(path: str, as_json: bool) -> int:
 
     Exit code 5 if it is not sound.
     """
-    from vggfeat.weights.load import find_file
-    from vggfeat.weights.verify import verify as verify_file
+    from vggfeat.weights.load import verify as verify_file
+    from vggfeat.weights.sources import find_file
 
     verification = verify_file(find_file(path))
     if as_json:
@@ -262,6 +260,8 @@ def _shown(file: "WeightsFile") -> Iterator[str]:
 
 
 def _verified(verification: "Verification") -> Iterator[str]:
+    from vggfeat.nets.backbone import NOT_FINITE
+
     file = verification.file
     yield f"{verification.path}: {'NOT SOUND' if verification.problems else 'sound'}"
     for problem in verification.problems:
@@ -269,7 +269,8 @@ def _verified(verification: "Verification") -> Iterator[str]:
     if file is None:
         return
     numbers = file.describe()["numbers"]
-    yield f"  structure: net {file.backbone.model.config}, {numbers} numbers, all finite"
+    finite = "" if NOT_FINITE in file.backbone.imported else ", all finite"
+    yield f"  structure: net {file.backbone.model.config}, {numbers} numbers{finite}"
     yield f"  checksum: {_known(file)}"
     known = file.published
     if known:

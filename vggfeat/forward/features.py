@@ -108,7 +108,7 @@ def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str
     ConfigError
         If the net has no such layer, or the device is not there or can't compute in that precision.
     """
-    check_choice("layer", settings.layer, backbone.model.maps)
+    backbone.check_layer(settings.layer)
     head = FeatureHead(settings.layer, backbone.model.maps[settings.layer].channels)
     return BatchRunner(backbone, settings, head, device, regions=settings.regions, batching=settings.batching)
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from vggfeat.errors import ConfigError
+
 Pool = Literal["floor", "ceil"]
 """Rounding of the pooling output: floor in torchvision, ceil in the nets that the authors published (Caffe)."""
 
@@ -19,6 +21,9 @@ IMAGENET_MEAN = (123.68, 116.779, 103.939)
 """Mean RGB pixel of the ILSVRC training set, 0 to 255, as published with the authors' nets."""
 BOX_FACTS = "localisation"
 """What a file of ours has among its facts if its last layer answers with boxes; see `vggfeat.localisation.nets`."""
+
+NOT_FINITE = "not_finite"
+"""What `imported` says of a file that has NaN or infinity in its last layers, which the net therefore ends before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,21 @@ class Backbone:
     """What else a file of ours says of its net, for instance the recipe and the accuracy; nothing depends on it."""
     imported: Mapping[str, Any] = field(default_factory=dict)
     """For a net of another library: its format, its file, and how each question of preprocessing was settled."""
+
+    def check_layer(self, layer: str) -> None:
+        """Check that the net has a map.
+
+        Raises
+        ------
+        ConfigError
+            If it has not; says why, if the file had not all of its layers.
+        """
+        if layer in self.model.maps:
+            return
+        reasons = {"without": "has no", NOT_FINITE: "has NaN or infinity in"}
+        told = [(words, self.imported[name]) for name, words in reasons.items() if name in self.imported]
+        why = "".join(f"; {self.source} {words} {layers}" for words, layers in told)
+        raise ConfigError(f"layer: expected one of {', '.join(self.model.maps)}, found {layer!r}{why}")
 
     def describe(self) -> dict[str, Any]:
         """Return what belongs into the provenance of anything computed with the net, ready for JSON."""

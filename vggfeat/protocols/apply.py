@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import FitError
-from vggfeat.runtime.run_files import RunFiles
+from vggfeat.runtime.checksums import RunFiles
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.reader import FeatureFile
 from vggfeat.svm.model import load_model

@@ -10,7 +10,7 @@ import numpy as np
 
 from vggfeat.classification.evaluate import Fused, FusedPart
 from vggfeat.samples import ClassificationSet
-from vggfeat.weights.published import PUBLISHED, Published
+from vggfeat.weights.sources import PUBLISHED, Published
 
 if TYPE_CHECKING:
     from vggfeat.localisation.nets import (

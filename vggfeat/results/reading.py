@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
-from vggfeat.runtime.checksums import ENTRY, unsealed
-from vggfeat.runtime.run_files import RunFiles
+from vggfeat.runtime.checksums import ENTRY, RunFiles, unsealed
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""

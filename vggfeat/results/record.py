@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.results.text import align, percent, printable, shortened
+from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
-from vggfeat.runtime.run_files import replace_run
 
 SHOWN_CONFUSIONS, SHOWN_FAILURES = 10, 10
 LONGEST_WORDS = 40
@@ -100,7 +100,7 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
     Parameters
     ----------
     folder, contents, last, own
-        As of `vggfeat.runtime.run_files.replace_run`.
+        As of `vggfeat.runtime.checksums.replace_run`.
 
     Returns
     -------

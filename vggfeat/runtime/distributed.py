@@ -18,8 +18,7 @@ from torch import Tensor
 
 from vggfeat.errors import VggfeatError
 from vggfeat.runtime.devices import checked_device
-from vggfeat.runtime.meeting import LONGEST_START, Point, join, number, point_of, talking_on_loopback, wait_for
-from vggfeat.runtime.watch import Watch
+from vggfeat.runtime.meeting import LONGEST_START, Point, Watch, join, number, point_of, talking_on_loopback, wait_for
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=100)

@@ -1,28 +1,36 @@
 """Durable files: every call that changes the disk goes through `Files`, and a file appears complete or not at all.
 
-Rename is atomic only for bytes that are synced first, and durable only once its folder is synced.
+Rename is atomic only for bytes that are synced first, and durable only once its folder is synced. Until it is complete,
+a file is `.NAME.MACHINE.RANDOM.tmp`, which no other writer has, whatever its process. The writer holds a lock on it;
+what killed writers of a file have left is removed by the next.
 """
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import io
 import os
+import re
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.temporary import create_temporary, sweep
-from vggfeat.runtime.temporary import temporary_path as temporary_path
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_SWEEP = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_ABANDONED = 24 * 3600.0
+"""Seconds without a write after which nobody on another machine is at work on a temporary file."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
-LONGEST_NAME = 180
-"""Bytes of the name of an output. File systems allow 255, of which ".failures.jsonl", process and ".tmp" take some."""
 
 
 class Files:
@@ -213,9 +221,67 @@ def _check_replaceable(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise IsADirectoryError(errno.EISDIR, f"a folder has the name {path.name}", str(path))
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise FileExistsError(errno.EEXIST, "a pipe, socket or device has this name", str(path))
+            raise FileExistsError(errno.EEXIST, f"a pipe, socket or device has the name {path.name}", str(path))
+
+
+def temporary_path(path: Path) -> Path:
+    """Name for the content of `path` until it is complete, next to it; no other process takes that name."""
+    return path.with_name(f".{path.name}.{_machine()}.{secrets.token_hex(4)}.tmp")
+
+
+def create_temporary(files: Files, path: Path) -> tuple[Path, int]:
+    """Create and lock the file that is to become `path`; nobody sweeps it until it is closed."""
+    while True:
+        temp = temporary_path(path)
+        fd = files.create(temp)
+        with contextlib.suppress(OSError):  # A sweeper has it, or this file system has no locks.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.lstat(temp)):
+                return temp, fd
+        os.close(fd)  # It was swept in the moment before it was locked.
+
+
+def is_temporary(name: str) -> bool:
+    """Say whether a file name is one of those that files have until they are complete."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(files: Files, path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` have left; those of living writers stay.
+
+    A lock shows a writer on this machine, and on others where the file system carries locks between them. Where it
+    may not, only a file that nobody has written to for a day is removed.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            match = _TEMPORARY.fullmatch(name)
+            if match and match["name"] == path.name:
+                with contextlib.suppress(OSError):
+                    _remove_abandoned(files, path.with_name(name), here=match["machine"] == _machine())
+
+
+def _remove_abandoned(files: Files, temp: Path, *, here: bool) -> None:
+    fd = os.open(temp, _SWEEP)
+    try:
+        state = os.fstat(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISREG(state.st_mode) and (here or time.time() - state.st_mtime > _ABANDONED):
+            files.remove(temp)
+    finally:
+        os.close(fd)
+
+
+@cache
+def _machine() -> str:
+    """Name this running system: processes in different containers of one kernel share it, and their locks."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        name = os.uname().nodename
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def make_folders(files: Files, folder: Path) -> None:
@@ -300,19 +366,3 @@ def append(files: Files, path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # All is synced, or there is an error already.
             os.close(fd)
-
-
-def check_name(out: Path, option: str = "--out") -> None:
-    """Check before the work that an output, and the files written next to it, can have their names.
-
-    Raises
-    ------
-    StoreError
-        If its name is so long that lists and temporary files named after it can't be made.
-    """
-    name = os.fsencode(Path(os.path.realpath(out)).name)
-    if len(name) > LONGEST_NAME:
-        raise StoreError(
-            f"{out}: expected a name of at most {LONGEST_NAME} bytes, because files next to it have longer ones, "
-            f"found {len(name)}; choose a shorter {option}"
-        )

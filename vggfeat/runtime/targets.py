@@ -15,12 +15,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, check_name, disk_errors, open_bounded
-from vggfeat.runtime.run_files import SUMS, read_sums
+from vggfeat.runtime.checksums import SUMS, read_sums
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
 
 Ours = Callable[[Path], bool]
 """Says by its content whether a regular file is one that this command makes, and may make again; OSError if it can't be
 read."""
+LONGEST_NAME = 180
+"""Bytes of the name of an output. File systems allow 255, of which ".failures.jsonl", process and ".tmp" take some."""
 CLAIM = ".unfinished.json"
 """In a folder of results while a command writes there, so that it is known again after a kill."""
 _ANY_FORMAT = "vggfeat-"
@@ -37,6 +39,22 @@ def anything(_: Path) -> bool:
 def nothing(_: Path) -> bool:
     """Take no file for ours."""
     return False
+
+
+def check_name(out: Path, option: str = "--out") -> None:
+    """Check before the work that an output, and the files written next to it, can have their names.
+
+    Raises
+    ------
+    StoreError
+        If its name is so long that lists and temporary files named after it can't be made.
+    """
+    name = os.fsencode(Path(os.path.realpath(out)).name)
+    if len(name) > LONGEST_NAME:
+        raise StoreError(
+            f"{out}: expected a name of at most {LONGEST_NAME} bytes, because files next to it have longer ones, "
+            f"found {len(name)}; choose a shorter {option}"
+        )
 
 
 def check_target(
@@ -156,8 +174,8 @@ def claim(folder: Path, kinds: tuple[str, ...]) -> None:
 def unclaim(folder: Path, names: Iterable[str], kinds: tuple[str, ...]) -> None:
     """Remove the claim, unless the files that are there would not be known as ours without it."""
     present = list(_present(folder, tuple(names)))
-    if not present or any(path.suffix in _JSON and _names_format(path, kinds) for path in present):
-        with contextlib.suppress(OSError):  # It is gone, or it can stay.
+    with contextlib.suppress(OSError, StoreError):  # It is gone, or it can stay.
+        if not present or any(path.suffix in _JSON and _names_format(path, kinds) for path in present):
             (folder / CLAIM).unlink()
 
 
@@ -177,16 +195,17 @@ def _is_ours(folder: Path, present: list[Path], kinds: tuple[str, ...]) -> bool:
 
 
 def _names_format(path: Path, kinds: tuple[str, ...]) -> bool:
-    """Say whether a file is JSON that names a format which begins so."""
-    try:
-        with open_bounded(path) as file:
-            before = b""
-            while block := file.read(_CHUNK):
-                if any(name.decode(errors="replace").startswith(kinds) for name in _FORMAT.findall(before + block)):
-                    return True
-                before = block[-80:]
-    except (OSError, StoreError):
-        pass
+    """Say whether a file is JSON that names a format which begins so; StoreError if the disk refuses to say."""
+    with disk_errors(path, "reading", "nothing was changed; mend it"):
+        try:
+            with open_bounded(path) as file:
+                before = b""
+                while block := file.read(_CHUNK):
+                    if any(name.decode(errors="replace").startswith(kinds) for name in _FORMAT.findall(before + block)):
+                        return True
+                    before = block[-80:]
+        except (FileNotFoundError, StoreError):
+            pass  # It is gone, or no regular file, of which `check_folder` says so.
     return False
 
 

@@ -16,8 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
-from vggfeat.runtime.durable import DISK, atomic_write
-from vggfeat.runtime.temporary import is_temporary
+from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
 
 MARKER = "RENDERED.txt"
 """File in the root of a rendered set: it says in words and in JSON what the images are."""

@@ -28,9 +28,8 @@ from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
 from vggfeat.runtime.checksums import sealed, unsealed
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.locks import Lock, holder
-from vggfeat.runtime.temporary import is_temporary
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.data import Unreadable, check_readable, unreadable_image
 

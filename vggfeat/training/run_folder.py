@@ -11,10 +11,9 @@ from typing import Any
 
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, unsealed, unsealed_line
-from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, make_folders
+from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
-from vggfeat.runtime.temporary import is_temporary
 from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints
 
 ADVICE = "make room or choose another folder"

@@ -3,18 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vggfeat.weights.load import imagenet_classes, load_backbone, load_bundled, random_backbone, weights_folder
+from vggfeat.weights.load import imagenet_classes, load_backbone, load_bundled, random_backbone
+from vggfeat.weights.sources import weights_folder
 
 if TYPE_CHECKING:
     from vggfeat.nets.backbone import IMAGENET_MEAN, Backbone
-    from vggfeat.weights.native import save_weights
     from vggfeat.weights.pytorch import torchvision_names
+    from vggfeat.weights.tensor_files import save_weights
 
 # Imported when they are first used, so that what needs no PyTorch does not wait for it.
 _HOMES = {
     "IMAGENET_MEAN": "nets.backbone",
     "Backbone": "nets.backbone",
-    "save_weights": "weights.native",
+    "save_weights": "weights.tensor_files",
     "torchvision_names": "weights.pytorch",
 }
 

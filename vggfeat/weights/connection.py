@@ -8,6 +8,7 @@ import http.client
 import io
 import time
 import urllib.request
+from functools import partial
 from typing import IO, Any
 
 from vggfeat.errors import quoted
@@ -32,25 +33,19 @@ class Patience:
     """
 
     def __init__(self, timeout: float, least_rate: float) -> None:
-        self._timeout, self._least_rate = timeout, least_rate
+        self.timeout, self._least_rate = timeout, least_rate
         self._end = time.monotonic() + 2 * timeout
 
     def begin_file(self) -> None:
         """Say that the answer has begun, and that from now on the rate counts."""
-        self._end = time.monotonic() + self._timeout
+        self._end = time.monotonic() + self.timeout
 
     def left(self) -> float:
-        """Return the seconds in which the next byte must come.
-
-        Raises
-        ------
-        TimeoutError
-            If the time is over.
-        """
+        """Return the seconds in which the next byte must come; TimeoutError if the time is over."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"an answer that drips (fewer than {self._least_rate:g} bytes a second)")
-        return min(left, self._timeout)
+        return min(left, self.timeout)
 
     def came(self, count: int) -> None:
         """Give more time for bytes of the file."""
@@ -62,8 +57,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, raw: io.RawIOBase, sock: Any, patience: Patience) -> None:
         self._raw, self._sock, self._patience = raw, sock, patience
-        self._allowed = MOST_BEFORE
-        self._counts = False
+        self._allowed, self._counts = MOST_BEFORE, False
 
     def allow(self, count: int) -> None:
         self._allowed, self._counts = count, True
@@ -94,17 +88,35 @@ class _Stream(io.RawIOBase):
 class Answer(http.client.HTTPResponse):
     """An answer whose bytes come through a `_Stream`."""
 
-    patience: Patience
-
-    def __init__(self, sock: Any, *args: Any, **named: Any) -> None:
+    def __init__(self, sock: Any, *args: Any, patience: Patience, **named: Any) -> None:
         super().__init__(sock, *args, **named)
-        self._stream = _Stream(self.fp.detach(), sock, self.patience)
+        self._patience, self._stream = patience, _Stream(self.fp.detach(), sock, patience)
         self.fp = io.BufferedReader(self._stream)
 
     def begin_file(self, most: int) -> None:
         """Allow so many bytes of the file; twice as many may come, for a server may frame each byte."""
-        self.patience.begin_file()
+        self._patience.begin_file()
         self._stream.allow(2 * most + MOST_BEFORE)
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    """Connections whose answers are of class `Answer`."""
+
+    def __init__(self, patience: Patience) -> None:
+        super().__init__()
+        self._answer = partial(Answer, patience=patience)
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        def connect(host: str, **settings: Any) -> http.client.HTTPConnection:
+            secure = request.type == "https"
+            made = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(host, **settings)
+            made.response_class = self._answer  # type: ignore[assignment]
+            return made
+
+        return self.do_open(connect, request)
+
+    https_open = http_open
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
@@ -122,29 +134,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, answers: type[Answer]) -> None:
-        super().__init__()
-        self._answers = answers
-
-    def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_connections(http.client.HTTPConnection, self._answers), req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, answers: type[Answer]) -> None:
-        super().__init__()
-        self._answers = answers
-
-    def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_connections(http.client.HTTPSConnection, self._answers), req)
-
-
-def _connections(base: Any, answers: type[Answer]) -> Any:
-    return type(f"Timed{base.__name__}", (base,), {"response_class": answers})
-
-
-def open_url(request: urllib.request.Request, patience: Patience, timeout: float) -> Answer:
+def open_url(request: urllib.request.Request, patience: Patience) -> Answer:
     """Ask a server, and return its answer once all headers of it have come.
 
     Raises
@@ -156,16 +146,15 @@ def open_url(request: urllib.request.Request, patience: Patience, timeout: float
     OSError, http.client.HTTPException
         If there is no connection, no answer in time, or one that is none.
     """
-    kind = type("TimedAnswer", (Answer,), {"patience": patience})
     # Not urlopen: that would follow a server to ftp as well, and use whatever a program has installed globally.
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(), _Http(kind), _Https(kind), Redirects(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
+        urllib.request.ProxyHandler(), _Handler(patience), Redirects(), urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
     ):  # fmt: skip
         opener.add_handler(handler)
     try:
-        answer: Answer = opener.open(request, timeout=timeout)
+        answer: Answer = opener.open(request, timeout=patience.timeout)
     except (http.client.InvalidURL, ValueError, OverflowError) as error:  # UnicodeError; ports of many digits
         raise AddressError(f"a way on to what is no address ({quoted(str(error))})") from None
     return answer

@@ -25,8 +25,8 @@ from vggfeat.errors import WeightsError, quoted
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
 from vggfeat.runtime.locks import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
-from vggfeat.weights.published import Published
 from vggfeat.weights.sniff import digests
+from vggfeat.weights.sources import Published
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there, and those of the complete file, 0 if that is not known."""
@@ -181,7 +181,7 @@ class _Download:
                 request.add_header("If-Range", version)
         try:
             patience = Patience(self.settings.timeout, self.settings.least_rate)
-            answer = open_url(request, patience, self.settings.timeout)
+            answer = open_url(request, patience)
         except urllib.error.HTTPError as error:
             error.close()
             return self._check_refusal(error)

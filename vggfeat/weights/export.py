@@ -13,8 +13,9 @@ from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.nets.backbone import Backbone
 from vggfeat.nets.vgg import VGG
 from vggfeat.nets.vgg_bn import EPSILON
-from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors
+from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write
 from vggfeat.weights.pytorch import BATCH_NORM_TENSORS, TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
+from vggfeat.weights.tensor_files import writing_weights
 
 TORCHVISION_CLASSES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 TORCHVISION_CLASSES |= {f"{config}-BN": f"{name}_bn" for config, name in TORCHVISION_CLASSES.items()}
@@ -108,7 +109,7 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     """
     if not isinstance(backbone.model, VGG):
         raise ConfigError(f"export to ONNX: expected a VGG net, found {backbone.model.config}")
-    check_choice("layer", layer, backbone.model.maps)
+    backbone.check_layer(layer)
     path = Path(path)
     graph = _Graph(backbone, backbone.model)
     size = 4 * sum(tensor.numel() for tensor in backbone.model.parameters())
@@ -200,6 +201,5 @@ def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:
 
 
 def _write(path: Path, write: Callable[[LatchedFile], Any]) -> None:
-    advice = "mend it, or choose another place"
-    with disk_errors(path, "writing the weights", advice), atomic_write(DISK, path) as file:
+    with writing_weights(path), atomic_write(DISK, path) as file:
         write(file)

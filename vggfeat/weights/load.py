@@ -1,42 +1,35 @@
-"""Which net is meant: a file in any format, a name, the small net of the package, or a seed.
+"""A net by what it is called, and all that is known of its file: what it holds, and whether it can be relied on.
 
 PyTorch and the readers of the formats are imported when a net is loaded: names and classes don't wait for them.
 """
 
 import hashlib
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError, WeightsError
-from vggfeat.weights.isolated import opened, start
-from vggfeat.weights.preprocessing import Preprocessing
-from vggfeat.weights.published import PUBLISHED, identify
-from vggfeat.weights.sniff import digests, recognise
+from vggfeat.weights.reader_process import opened, start
+from vggfeat.weights.sniff import FORMATS, digests, recognise
+from vggfeat.weights.sources import BUNDLED, PUBLISHED, Published, find_file, hub_origin, identify
 
 if TYPE_CHECKING:
     from vggfeat.nets.backbone import Backbone
+    from vggfeat.weights.importing import Preprocessing
 
-BUNDLED = "small"
-"""The name of the net that comes with the package."""
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5", ".keras")
-"""Of what counts as a net in the folder of nets. What a file is, its content says."""
+BUNDLED_SHA256 = "be3a4ec25efe8b69c812570d30be67525d1d9a888f39024cfb2a7fbce90d1de8"
+"""Of the net that comes with the package."""
+_FEATURES_ONLY = "88682ab5"
+"""How the SHA-256 of torchvision's IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth) begins."""
+_FEATURES_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+"""RGB: what its documentation subtracts; nothing is divided by. Its names are those of nets with another mean."""
 _LEAST_PUBLISHED = 400 << 20
 """Bytes: no published file has fewer."""
-
-
-def weights_folder() -> Path:
-    """Return the folder of nets known by name: $VGGFEAT_WEIGHTS, else `weights` in the current folder."""
-    return Path(os.environ.get("VGGFEAT_WEIGHTS") or "weights")
-
-
-def nets_in(folder: Path) -> list[Path]:
-    """List the files of a folder that count as nets, sorted by name."""
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
 @cache
@@ -63,7 +56,8 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     spec : str, path or None
         A file in any format of `vggfeat.weights.sniff.FORMATS`; the name of a file in `folder`, with or without
         suffix; the name of a published net that was fetched into `folder`, for instance vgg16-caffe; small, the net
-        that comes with vggfeat; random:NET[:SEED[:WIDTH]]; or None for the only file in `folder`.
+        that comes with vggfeat; hf://OWNER/NAME[/FILE][@REVISION], a file on the Hugging Face Hub;
+        random:NET[:SEED[:WIDTH]]; or None for the only file in `folder`.
     folder : Path, optional
         `weights_folder()` by default.
 
@@ -72,7 +66,7 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     WeightsError
         If there is none, or it is damaged, of an unknown format, or of another network.
     ConfigError
-        If random:... is not understood.
+        If random:... or hf://... is not understood.
     """
     if spec == BUNDLED:
         return load_bundled()
@@ -81,10 +75,10 @@ def load_backbone(spec: str | os.PathLike[str] | None = None, folder: Path | Non
     return load_file(find_file(spec, folder))
 
 
-def load_file(path: Path, stated: Preprocessing | None = None) -> "Backbone":
+def load_file(path: Path, stated: "Preprocessing | None" = None) -> "Backbone":
     """Load a file in any format; its content says which.
 
-    Files of other libraries are read in a process with limits (`vggfeat.weights.isolated`), ours in this one.
+    Files of other libraries are read in a process with limits (`vggfeat.weights.reader_process`), ours in this one.
 
     Parameters
     ----------
@@ -99,24 +93,40 @@ def load_file(path: Path, stated: Preprocessing | None = None) -> "Backbone":
     ConfigError
         If what is stated can't be, or the file is one of ours.
     """
-    kind = recognise(path)
-    if kind == "vggfeat":
-        if stated and stated.stated():
-            raise ConfigError(
-                f"{path}: expected a file of another library to state {', '.join(stated.stated())} of, found one of "
-                "vggfeat, which says it itself; give the file that it was made from"
-            )
-        from vggfeat.weights.native import load_own
+    return _load(path, recognise(path), stated)
 
-        return load_own(path)
+
+def _load(path: Path, kind: str, stated: "Preprocessing | None") -> "Backbone":
+    backbone = _load_own(path, stated) if kind == "vggfeat" else _load_other(path, kind, stated)
+    if origin := hub_origin(path):
+        return replace(backbone, source=origin, imported={**backbone.imported, "hub": origin})
+    return backbone
+
+
+def _load_own(path: Path, stated: "Preprocessing | None") -> "Backbone":
+    if stated and stated.stated():
+        raise ConfigError(
+            f"{path}: expected a file of another library to state {', '.join(stated.stated())} of, found one of "
+            "vggfeat, which says it itself; give the file that it was made from"
+        )
+    from vggfeat.weights.tensor_files import load_own
+
+    backbone = load_own(path)
+    return _checked_bundled(backbone) if path == find_file(BUNDLED) else backbone
+
+
+def _load_other(path: Path, kind: str, stated: "Preprocessing | None") -> "Backbone":
     start()
     from vggfeat.weights.importing import ParsedNet, finish
     from vggfeat.weights.pytorch import parse_state
 
     with opened(kind, path) as found:
         parsed = found if isinstance(found, ParsedNet) else parse_state(path, found)
-        parsed = stated.apply(path, parsed) if stated else parsed
         hashes = digests(path, _checksum_kinds(path, kind))
+        if hashes["sha256"].startswith(_FEATURES_ONLY):
+            known = "torchvision's documentation of IMAGENET1K_FEATURES"
+            parsed = replace(parsed, mean=_FEATURES_MEAN, std=(1.0, 1.0, 1.0), mean_from=known, assumed=False)
+        parsed = stated.apply(path, parsed) if stated else parsed
         published = identify(hashes)
         backbone = finish(path, parsed, sha256=hashes["sha256"], published=published.name if published else "")
     wnids = tuple(wnid for wnid, _ in imagenet_classes())
@@ -145,45 +155,21 @@ def load_bundled(file: Traversable | None = None) -> "Backbone":
     WeightsError
         If the package was installed without it, or it is damaged.
     """
-    file = file or resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")
-    if not file.is_file():
-        raise WeightsError(f"{BUNDLED}: expected the net of the package at {file}, found none; install vggfeat again")
-    with resources.as_file(file) as path:
-        return replace(load_file(path), source=BUNDLED)
+    one = file or resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")
+    if not one.is_file():
+        raise WeightsError(f"{BUNDLED}: expected the net of the package at {one}, found none; install vggfeat again")
+    with resources.as_file(one) as path:
+        backbone = replace(load_file(path), source=BUNDLED)
+        return backbone if file else _checked_bundled(backbone)
 
 
-def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None) -> Path:
-    """Find the file that `load_backbone` would load, if it would load one.
-
-    Raises
-    ------
-    WeightsError
-        If there is none, or more than one without a name.
-    """
-    folder = Path(folder) if folder is not None else weights_folder()
-    remedy = (
-        "ways to get one: --weights FILE (Caffe, MatConvNet, Keras, PyTorch or safetensors, for instance "
-        f"vgg16-397923af.pth), a file put into {folder}/, a published net by name (vggfeat weights list), --weights "
-        "small for the small net that comes with vggfeat, or --weights random:D:0 for a trial without training"
-    )
-    if spec is None:
-        files = nets_in(folder)
-        if len(files) == 1:
-            return files[0]
-        found = ", ".join(path.name for path in files) if files else "none"
-        raise WeightsError(f"{folder}/: expected one net to use by default, found {found}; {remedy}")
-    if spec == BUNDLED:
-        return Path(str(resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")))
-    published = PUBLISHED.get(str(spec))
-    names = [f"{spec}{suffix}" for suffix in ("", *SUFFIXES)] + ([published.file] if published else [])
-    for path in (Path(spec), *(folder / name for name in names)):
-        if path.is_file():
-            return path
-    if published:
-        raise WeightsError(f"{spec}: found no {published.file} in {folder}/; get it with vggfeat weights fetch {spec}")
-    if Path(spec).exists():
-        return Path(spec)  # a folder or a device: the reader says so
-    raise WeightsError(f"{spec}: found neither as a file nor in {folder}/; {remedy}")
+def _checked_bundled(backbone: "Backbone") -> "Backbone":
+    if backbone.sha256 != BUNDLED_SHA256:
+        raise WeightsError(
+            f"{BUNDLED}: expected the net of the package, SHA-256 {BUNDLED_SHA256}, found other bytes "
+            f"({backbone.sha256}); install vggfeat again"
+        )
+    return backbone
 
 
 def random_backbone(spec: str) -> "Backbone":
@@ -220,3 +206,146 @@ def random_backbone(spec: str) -> "Backbone":
         digest.update(tensor.numpy().tobytes())
     canonical = f"random:{net}:{seed}:{repr(width).removesuffix('.0')}"
     return Backbone(model=model.eval(), source=canonical, sha256=digest.hexdigest(), trained=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """All that is known of a file that could be loaded."""
+
+    path: Path
+    format: str
+    """A key of `vggfeat.weights.sniff.FORMATS`."""
+    bytes: int
+    digests: Mapping[str, str]
+    """sha256, sha1 and md5 of the file."""
+    backbone: "Backbone"
+    published: Published | None
+    """Which published file it is, or which it was converted from."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON, with a row for every tensor."""
+        tensors = [
+            {"name": name, "shape": list(tensor.shape), "numbers": tensor.numel()}
+            for name, tensor in self.backbone.model.layers.state_dict().items()
+        ]
+        return {
+            "path": str(self.path),
+            "format": FORMATS[self.format].words,
+            "bytes": self.bytes,
+            **self.digests,
+            "published": self.published.name if self.published else None,
+            **self.backbone.describe(),
+            "imported": dict(self.backbone.imported),
+            "facts": dict(self.backbone.facts),
+            "classes": list(self.backbone.classes),
+            "numbers": sum(tensor["numbers"] for tensor in tensors),
+            "tensors": tensors,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Whether a file can be relied on."""
+
+    path: Path
+    file: WeightsFile | None
+    """None if it can't be loaded."""
+    problems: tuple[str, ...]
+    """One line each; none in a sound file."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        about: dict[str, Any] = {"path": str(self.path), "sound": not self.problems, "problems": list(self.problems)}
+        if self.file is None:
+            return about | {"published": None}
+        known = self.file.published
+        fields = ("top1_error", "top5_error", "errors_from") if known else ()
+        expected = {name: getattr(known, name) for name in fields}
+        return about | dict(self.file.digests) | {"published": known.name if known else None} | expected
+
+
+def examine(path: Path, stated: "Preprocessing | None" = None) -> WeightsFile:
+    """Load a file in any format and say what it holds; `stated` is for `load_file`.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be loaded.
+    """
+    kind = recognise(path)
+    backbone, found = _load(path, kind, stated), digests(path)
+    source = PUBLISHED.get(str(backbone.imported.get("published"))) if kind == "vggfeat" else None
+    return WeightsFile(
+        path=path, format=kind, bytes=path.stat().st_size, digests=found, backbone=backbone,
+        published=identify(found) or source,
+    )  # fmt: skip
+
+
+def verify(path: Path) -> Verification:
+    """Check a file: its structure, that its numbers are finite and no layer is blank, and its checksum if it is known.
+
+    A file with the name of a published one and another checksum is not sound; one with neither is just not known.
+    """
+    try:
+        file = examine(path)
+    except WeightsError as error:
+        return Verification(path=path, file=None, problems=(str(error),))
+    return Verification(path=path, file=file, problems=tuple(_problems(file)))
+
+
+def convert(
+    source: Path, target: Path, *, dtype: str = "float32", stated: "Preprocessing | None" = None
+) -> WeightsFile:
+    """Write a file in any format as a file of ours, with all that is known of where it came from.
+
+    What is known stays as it is, so that converting a second time changes nothing.
+
+    Parameters
+    ----------
+    source, target : Path
+    dtype : "float32" or "float16"
+    stated : Preprocessing, optional
+        Which pixels the net takes, where its file does not say.
+
+    Returns
+    -------
+    WeightsFile
+        Of the source.
+
+    Raises
+    ------
+    WeightsError
+        If the source can't be loaded.
+    ConfigError
+        If what is stated can't be.
+    StoreError
+        If the target can't be written.
+    """
+    from vggfeat.weights.tensor_files import save_weights
+
+    file = examine(source, stated)
+    net = file.backbone
+    imported = {**net.imported, **({"published": file.published.name} if file.published else {})}
+    facts = {**net.facts, **({"imported": imported} if imported else {})}
+    save_weights(target, net.model, mean=net.mean, std=net.std, classes=net.classes, dtype=dtype, **facts)
+    return file
+
+
+def _problems(file: WeightsFile) -> Iterator[str]:
+    from vggfeat.nets.backbone import NOT_FINITE
+
+    if names := file.backbone.imported.get(NOT_FINITE):
+        yield f"{names}: expected finite numbers, found NaN or infinity"
+    for name, tensor in file.backbone.model.layers.state_dict().items():
+        if tensor.ndim > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            value = tensor.flatten()[0].item()
+            yield f"{name}: expected the weights of a trained layer, found {value:g} {tensor.numel()} times"
+    if file.published:
+        return
+    for published in PUBLISHED.values():
+        if (published.file, published.format) == (file.path.name, file.format):
+            kind, value = published.checksum
+            yield (
+                f"expected {kind} {value}, which {published.name} of that name has, found {file.digests[kind]}; "
+                f"fetch it again: vggfeat weights fetch {published.name}"
+            )

@@ -5,13 +5,10 @@ Three sets of names for VGG nets: torchvision's, that of nets which were convert
 a function of its own: its line in `STATE_DICTS`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from vggfeat.errors import WeightsError, quoted
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
@@ -79,6 +76,11 @@ _WRAPPING = ("module", "_orig_mod")
 """What DataParallel and torch.compile put into names, in front of them or within."""
 _COUNTS = ("num_batches_tracked", "n_averaged")
 """Of the batches behind the statistics, and of the models in the mean of an AveragedModel: they change nothing."""
+_MOST_GROUPS = 20
+_ONE_ALONE = (
+    "save one of them alone: torch.save({name.removeprefix(PREFIX): tensor for name, tensor in state.items() "
+    "if name.startswith(PREFIX)}, FILE)"
+)
 _SHOWN = 3
 
 
@@ -88,29 +90,34 @@ def parse_state(path: Path, state: StateDict) -> ParsedNet:
     Raises
     ------
     WeightsError
-        If no net has such names; says which keys the nearest one misses or has too much.
+        If there are two, or no net has such names; says which keys the nearest one misses or has too much.
     """
     names = _unwrapped(path, state.shapes)
-    for prefix in _prefixes(names):
-        ours = {name.removeprefix(prefix): theirs for name, theirs in names.items()}
-        shapes = {name: state.shapes[theirs] for name, theirs in ours.items()}
-        for parse in STATE_DICTS.values():
-            parsed = parse(path, shapes, _reader(state, ours))
-            if parsed is not None:
-                notes = {"names_less": _said(state.shapes, prefix)} if ours.keys() != set(ours.values()) else {}
-                return replace(parsed, notes={**state.notes, **notes, **parsed.notes})
+    found = dict(_nets(path, state, names))
+    prefixes = [*found, *(twin for prefix in found if len(found) == 1 for twin in _twins(names, prefix))]
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{path}: expected one net, found {len(prefixes)}, whose keys begin with "
+            f"{' and '.join(map(quoted, prefixes))}; {_ONE_ALONE}"
+        )
+    for prefix, parsed in found.items():
+        others = sorted(theirs for name, theirs in names.items() if not name.startswith(prefix))
+        beside = [*filter(None, (state.notes.get("next_to"), _listed(others) if others else ""))]
+        notes = {**state.notes, **({"next_to": ", ".join(beside)} if beside else {})}
+        if prefix or any(name != theirs for name, theirs in names.items()):
+            notes["names_less"] = _said(state.shapes, prefix)
+        return replace(parsed, notes={**notes, **parsed.notes})
     raise WeightsError(f"{path}: {_difference(names)}")
 
 
 def parse_vgg(path: Path, shapes: Shapes, read: Read) -> ParsedNet | None:
     """Return the VGG net of a state dict, complete or without some of fc6, fc7 and fc8; None if it is of another."""
     for naming, config, names in _known():
-        for count in (3, 2, 1, 0):
-            for top in combinations(TOP, count):
-                found = {ours: theirs for ours, theirs in names.items() if ours[:2] != "fc" or ours[:3] in top}
-                if set(found.values()) == shapes.keys():
-                    nets = BATCH_NORM_NETS if config in BATCH_NORM_NETS else NETS  # kernels tell C and D apart
-                    return _parsed(path, naming, nets, found, shapes, read)
+        top = {ours[:3] for ours, theirs in names.items() if ours[:3] in TOP and theirs in shapes}
+        found = {ours: theirs for ours, theirs in names.items() if ours[:2] != "fc" or ours[:3] in top}
+        if set(found.values()) == shapes.keys():
+            nets = BATCH_NORM_NETS if config in BATCH_NORM_NETS else NETS  # kernels tell C and D apart
+            return _parsed(path, naming, nets, found, shapes, read)
     return None
 
 
@@ -130,32 +137,54 @@ def _parsed(
     return ParsedNet(
         model=match_kernels(path, ours, naming.pool, nets),
         shapes=ours,
-        read=lambda name: _reshaped(path, name, read(names[name]), ours[name]),
+        read=lambda name: read(names[name]).reshape(ours[name]),
         notes={"fc_layers": ", ".join(naming.fc[: len(top)]), **notes},
         **naming.facts,
     )
 
 
-def _reshaped(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if name.startswith("fc") and tensor.isnan().all():
-        raise WeightsError(
-            f"{path}: {name}: expected finite numbers, found NaN alone; a file of convolutions, as torchvision's "
-            "IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth), can't give fc6 and fc7: take IMAGENET1K_V1 "
-            "(vgg16-397923af.pth) or the authors' nets"
-        )
-    return tensor.reshape(shape)
-
-
 def _unwrapped(path: Path, shapes: Shapes) -> dict[str, str]:
     """Return the names without what wraps them, each with the name in the file."""
-    theirs = [name for name in shapes if name.rpartition(".")[2] not in _COUNTS]
-    names = {".".join(part for part in name.split(".") if part not in _WRAPPING): name for name in theirs}
-    if len(names) < len(theirs):
-        raise WeightsError(f"{path}: expected one net, found keys that are the same but for {' and '.join(_WRAPPING)}")
+    names: dict[str, str] = {}
+    for theirs in shapes:
+        if theirs.rpartition(".")[2] in _COUNTS:
+            continue
+        name = ".".join(part for part in theirs.split(".") if part not in _WRAPPING)
+        if name in names:
+            raise WeightsError(
+                f"{path}: expected one net, found two, whose keys differ by {' or '.join(_WRAPPING)} alone, for "
+                f"instance {quoted(names[name])} and {quoted(theirs)}; {_ONE_ALONE}"
+            )
+        names[name] = theirs
     return names
 
 
-def _prefixes(names: Mapping[str, str]) -> Iterator[str]:
+def _nets(path: Path, state: StateDict, names: Mapping[str, str]) -> Iterator[tuple[str, ParsedNet]]:
+    """Find the nets by what their names begin with: what is common to all, or else what a group of them has."""
+    prefixes = list(_prefixes(names))
+    for prefix in prefixes:
+        if net := _parsed_behind(path, state, names, prefix):
+            yield prefix, net
+            return
+    common = len(prefixes[-1])
+    heads = sorted({name[: name.find(".", common) + 1] for name in names} - {""})
+    for head in heads if len(heads) <= _MOST_GROUPS else ():
+        group = {name: theirs for name, theirs in names.items() if name.startswith(head)}
+        for prefix in _prefixes(group):
+            if prefix.startswith(head) and (net := _parsed_behind(path, state, group, prefix)):
+                yield prefix, net
+                break
+
+
+def _twins(names: Iterable[str], prefix: str) -> set[str]:
+    """Return what other keys begin with that are, but for it, keys of the net behind a prefix."""
+    own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    others = [name for name in names if not name.startswith(prefix)]
+    ends = ((name, name.split(".", count)[-1]) for name in others for count in range(name.count(".")))
+    return {name.removesuffix(end) for name, end in ends if end in own}
+
+
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
     """Return what all names begin with, up to a dot: nothing first, then more and more."""
     yield ""
     first, last = min(names, default="").split("."), max(names, default="").split(".")
@@ -165,13 +194,16 @@ def _prefixes(names: Mapping[str, str]) -> Iterator[str]:
         yield ".".join(first[:count]) + "."
 
 
+def _parsed_behind(path: Path, state: StateDict, names: Mapping[str, str], prefix: str) -> ParsedNet | None:
+    ours = {name.removeprefix(prefix): theirs for name, theirs in names.items()}
+    shapes = {name: state.shapes[theirs] for name, theirs in ours.items()}
+    nets = (parse(path, shapes, lambda name: state.read(ours[name])) for parse in STATE_DICTS.values())
+    return next((net for net in nets if net), None)
+
+
 def _said(shapes: Shapes, prefix: str) -> str:
     wrapping = [f"{part}." for part in _WRAPPING if any(part in name.split(".") for name in shapes)]
     return " and ".join(quoted(part) for part in [*wrapping, prefix] if part)
-
-
-def _reader(state: StateDict, names: Mapping[str, str]) -> Read:
-    return lambda name: state.read(names[name])
 
 
 def _known() -> Iterator[tuple[Naming, str, dict[str, str]]]:

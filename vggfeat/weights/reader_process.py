@@ -1,13 +1,26 @@
-"""The far end of `vggfeat.weights.isolated`: the process that imports the readers once, and forks for each file."""
+"""Files of other libraries, read in a process of its own with limits of time and memory: both ends of it.
 
+A pickle of 400 bytes can keep the unpickler busy for ever, in C, where no signal is heard; HDF5 and inflated arrays can
+swell or crash. The reader process imports the readers once, waits, and forks for each file; the fork reads and dies.
+Nothing comes back but JSON of limited length and the bytes of float32 numbers, and both are checked here.
+
+PyTorch is imported late: meanwhile the reader process imports it too.
+"""
+
+import atexit
 import contextlib
+import json
 import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
+import threading
+import time
 import traceback
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +36,16 @@ if TYPE_CHECKING:
     from vggfeat.weights.importing import ParsedNet, StateDict
 
 LONGEST_ERROR = 2000
+_START_LIMIT = 120.0
+"""Seconds, for the imports of a machine that is busy."""
+_LAST_MOMENT = 1.0
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from vggfeat.weights.reader_process import serve; serve(int(sys.argv[2]))"
+)
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""Of the environment; the rest, secrets included, is not the business of a process that may be taken over."""
+_THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
 class Limits(NamedTuple):
@@ -37,6 +60,216 @@ class Limits(NamedTuple):
     def of(cls, size: int) -> "Limits":
         """Return those of a file of so many bytes: three copies in float32 of what may be float16."""
         return cls(seconds=10 + size / 5e6, memory=(1 << 30) + 6 * size)
+
+
+@contextmanager
+def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
+    """Let the reader process read a file; its tensors come when they are asked for.
+
+    Parameters
+    ----------
+    kind : a key of `vggfeat.weights.sniff.FORMATS`
+    path : Path
+
+    Raises
+    ------
+    WeightsError
+        If it is damaged or of another kind, or takes more than the limits.
+    VggfeatError
+        If the reader process can't be started.
+    """
+    try:
+        limits = Limits.of(path.stat().st_size)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
+    end = _READER.connect()
+    remote = _Remote(path, Line(end, 3 * limits.seconds), limits)
+    try:
+        with end:
+            yield remote.open(kind)
+    except VggfeatError:
+        raise
+    except BaseException:  # an interrupt, or what came back made no sense: who knows what it is doing
+        _READER.kill()
+        raise
+
+
+def start() -> None:
+    """Start the reader process without waiting for it, so that it gets ready while this one imports PyTorch."""
+    _READER.start()
+
+
+class _Remote:
+    """A file that a fork of the reader process has open."""
+
+    def __init__(self, path: Path, line: Line, limits: Limits) -> None:
+        self._path, self._line, self._limits = path, line, limits
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def open(self, kind: str) -> "ParsedNet | StateDict":
+        """Return what the file holds."""
+        request = {"kind": kind, "path": str(self._path), "folder": _current_folder(), "limits": self._limits}
+        return self._rebuild(self._ask(request))
+
+    def _rebuild(self, head: dict[str, Any]) -> "ParsedNet | StateDict":
+        from vggfeat.weights.importing import ParsedNet, StateDict, empty_model
+
+        self._shapes = {str(name): tuple(map(int, shape)) for name, shape in head.pop("shapes").items()}
+        if "net" not in head:
+            return StateDict(shapes=self._shapes, read=self._read, notes=head["notes"])
+        model = empty_model(self._path, head.pop("net"))
+        lists = {name: tuple(head.pop(name)) for name in ("mean", "std", "classes")}
+        return ParsedNet(model=model, shapes=self._shapes, read=self._read, **lists, **head)  # type: ignore[arg-type]
+
+    def _read(self, name: str) -> "Tensor":
+        import torch
+
+        self._ask({"name": name})
+        tensor = torch.empty(self._shapes[name], dtype=torch.float32)
+        self._attempt(lambda: self._line.fill(tensor_bytes(tensor)))
+        return tensor
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            self._line.send(request)
+            return self._line.receive()
+
+        answer = self._attempt(ask)
+        if "error" in answer:
+            raise WeightsError(str(answer["error"])[:LONGEST_ERROR])
+        if "defect" in answer:
+            raise RuntimeError(f"reading {self._path}: {answer['defect']}")
+        return answer
+
+    def _attempt(self, step: Any) -> Any:
+        seconds, memory = self._limits
+        try:
+            return step()
+        except TimeoutError:
+            _READER.kill()
+            found = f"one that takes more than {3 * seconds:.0f} s"
+        except (EOFError, OSError):
+            found = (
+                f"one that ended the process which reads it, within {seconds:.0f} s and {memory >> 20} MiB of memory"
+            )
+        raise WeightsError(
+            f"{self._path}: expected a file that can be read, found {found}; it is damaged, or made to do harm"
+        )
+
+
+class _ReaderProcess:
+    """The process that waits for files. It and its forks end when this process does."""
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> socket.socket:
+        """Start it, unless it runs; return the socket at which it waits."""
+        with self._lock:
+            if self._control is None or self._process is None or (self._is_ours() and self._process.poll() is not None):
+                self._begin()
+            assert self._control is not None
+            return self._control
+
+    def _is_ours(self) -> bool:
+        # A process that was forked from the one that started it may use it, but can't wait for it and shall not end it.
+        return self._owner == os.getpid()
+
+    def _begin(self) -> None:
+        if not sys.executable:
+            raise _no_start("no path of the Python interpreter (sys.executable)")
+        near, far = socket.socketpair()
+        self._owner = os.getpid()
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        try:
+            with far:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
+                    pass_fds=[far.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment | _THREADS,
+                    start_new_session=True,  # a group of its own, which is ended as one
+                )
+        except OSError as error:
+            near.close()
+            raise _no_start(str(error.strerror or error)) from None
+        if self._control is not None:
+            self._control.close()
+        self._control = near
+
+    def connect(self) -> socket.socket:
+        """Return a line to a fork of it, which will read one file.
+
+        Raises
+        ------
+        VggfeatError
+            If it can't start, or can't fork.
+        """
+        for _ in range(2):  # it may have ended a moment ago
+            near, far = socket.socketpair()
+            with far, contextlib.suppress(OSError):
+                socket.send_fds(self.start(), [b"!"], [far.fileno()])
+            try:
+                answer = Line(near, _START_LIMIT).receive()
+            except BaseException as error:
+                near.close()
+                if not isinstance(error, OSError | EOFError):
+                    raise
+                self.kill()
+                continue
+            if "failed" in answer:
+                near.close()
+                raise _no_start(answer["failed"])
+            return near
+        code = self._process.returncode if self._process else None
+        raise _no_start(f"that it ended with exit code {code}")
+
+    def kill(self) -> None:
+        """End it and all its forks at once; the next file starts another."""
+        with self._lock:
+            if self._process is not None and not self._is_ours():
+                self._process = None
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                _wait_for_group(self._process.pid)
+
+    def close(self) -> None:
+        """Let it end."""
+        if self._control is not None:
+            self._control.close()
+        self.kill()
+
+
+def _wait_for_group(number: int) -> None:
+    """Wait, for a moment, until the forks of a reader that was killed have ended too: they are no children of ours."""
+    end = time.monotonic() + _LAST_MOMENT
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < end:
+            os.killpg(number, 0)
+            time.sleep(0.01)
+
+
+def _no_start(found: str) -> VggfeatError:
+    return VggfeatError(
+        f"process that reads files of weights: expected {sys.executable or 'Python'} to start, found {found}; give it "
+        "what it lacks (interpreter, processes, memory, open files), and try again"
+    )
+
+
+_READER = _ReaderProcess()
+atexit.register(_READER.close)
+
+
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:

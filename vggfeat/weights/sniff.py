@@ -21,11 +21,11 @@ class Format(NamedTuple):
 
     words: str
     reader: str
-    """Module of this folder and its function, which opens a file in `vggfeat.weights.isolated`, but for our own."""
+    """Module of this folder and its function, which is called in `vggfeat.weights.reader_process`, but for our own."""
 
 
 FORMATS = {
-    "vggfeat": Format("safetensors of vggfeat", "native.load_own"),
+    "vggfeat": Format("safetensors of vggfeat", "tensor_files.load_own"),
     "timm": Format("safetensors of another library", "tensor_files.open_safetensors"),
     "pytorch": Format("PyTorch state dict", "tensor_files.open_pickled"),
     "keras": Format("Keras HDF5", "keras.open_keras"),
@@ -36,7 +36,10 @@ FORMATS = {
 
 _START = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MOST_HEADER = 100 << 20
+_LONGEST_HEADER = 100 << 20
+"""Of safetensors, by their library."""
+_MOST_HEADER = 8 << 20
+"""Of a net: it has some thousand bytes, and its classes."""
 _TABLE = struct.pack("<Q", 0xDB4775248B80FB57)
 """The last bytes of the index of a TensorFlow checkpoint."""
 _SVM = b'{"__metadata__":{"vggfeat-svm":'
@@ -94,8 +97,11 @@ def recognise(path: Path) -> str:
     start, end, size = _read_ends(path)
     if not size:
         raise _other(path, "an empty file", _AGAIN)
-    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < _MOST_HEADER:
+    if start[8:9] == b"{" and 2 <= (header := int.from_bytes(start[:8], "little")) < _LONGEST_HEADER:
         _refuse_ours(path, start)
+        if header > _MOST_HEADER:
+            found = f"safetensors with a header of {header} bytes, where that of a net has at most {_MOST_HEADER}"
+            raise _other(path, found, _NAME)
         return "vggfeat" if _has_our_metadata(path, start) else "timm"
     if start.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)

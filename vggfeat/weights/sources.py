@@ -1,11 +1,38 @@
-"""The files in which nets of the VGG paper were published: where they lie, how to know them, what to expect of them.
+"""Where nets come from: the files that were published, those in a folder, and those on the Hugging Face Hub.
 
-Facts only; nothing here reads a file or asks a server. The same facts for people: data/weights.md.
+Of each published file: where it lies, how to know it, what to expect of it. The same facts for people: data/weights.md.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from vggfeat.errors import ConfigError, WeightsError, quoted
+
+BUNDLED = "small"
+"""The name of the net that comes with the package."""
+HUB = "hf://"
+"""How the name of a file on the Hugging Face Hub begins: hf://OWNER/NAME[/FILE][@REVISION]."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5", ".keras")
+"""Of what counts as a net in the folder of nets, and on the Hub. What a file is, its content says."""
+_HUB_SPEC = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?")
+_USUAL_FILE = "model.safetensors"
+"""The name of the weights in most repositories of the Hub."""
+_CACHED = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/(.+)")
+"""Where the library of the Hub keeps a file."""
+_HUB_REASONS = {
+    "RepositoryNotFoundError": "no model of that name that may be read",
+    "GatedRepoError": "a model that may be read only by those who asked its owner",
+    "RevisionNotFoundError": "no revision of that name",
+    "RemoteEntryNotFoundError": "no file of that name",
+    "LocalEntryNotFoundError": "no connection, and no such file in the cache",
+}
+"""By the errors of its library."""
 
 Kind = Literal["sha256", "sha1", "md5"]
 
@@ -163,3 +190,125 @@ def identify(digests: Mapping[str, str]) -> Published | None:
         if digests.get(kind, "").startswith(value):
             return published
     return None
+
+
+def weights_folder() -> Path:
+    """Return the folder of nets known by name: $VGGFEAT_WEIGHTS, else `weights` in the current folder."""
+    return Path(os.environ.get("VGGFEAT_WEIGHTS") or "weights")
+
+
+def nets_in(folder: Path) -> list[Path]:
+    """List the files of a folder that count as nets, sorted by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None, *, download: bool = True) -> Path:
+    """Find the file that `load_backbone` would load, if it would load one.
+
+    Parameters
+    ----------
+    spec, folder
+        As for `load_backbone`.
+    download : bool
+        Whether a file of the Hub may be downloaded, if it is not there yet.
+
+    Raises
+    ------
+    WeightsError
+        If there is none, or more than one without a name.
+    ConfigError
+        If a name of the Hub is not understood, or its library is not installed.
+    """
+    folder = Path(folder) if folder is not None else weights_folder()
+    remedy = (
+        "ways to get one: --weights FILE (Caffe, MatConvNet, Keras, PyTorch or safetensors, for instance "
+        f"vgg16-397923af.pth), a file put into {folder}/, a published net by name (vggfeat weights list), "
+        "--weights hf://OWNER/NAME for one on the Hugging Face Hub, --weights "
+        "small for the small net that comes with vggfeat, or --weights random:D:0 for a trial without training"
+    )
+    if spec is None:
+        files = nets_in(folder)
+        if len(files) == 1:
+            return files[0]
+        found = ", ".join(path.name for path in files) if files else "none"
+        raise WeightsError(f"{folder}/: expected one net to use by default, found {found}; {remedy}")
+    if spec == BUNDLED:
+        return Path(str(resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")))
+    if isinstance(spec, str) and spec.startswith(HUB):
+        return _find_on_hub(spec, download)
+    published = PUBLISHED.get(str(spec))
+    names = [f"{spec}{suffix}" for suffix in ("", *SUFFIXES)] + ([published.file] if published else [])
+    for path in (Path(spec), *(folder / name for name in names)):
+        if path.is_file():
+            return path
+    if published:
+        raise WeightsError(f"{spec}: found no {published.file} in {folder}/; get it with vggfeat weights fetch {spec}")
+    if Path(spec).exists():
+        return Path(spec)  # a folder or a device: the reader says so
+    raise WeightsError(f"{spec}: found neither as a file nor in {folder}/; {remedy}")
+
+
+def hub_origin(path: Path) -> str:
+    """Name a file that lies in the cache of the Hub's library, with its commit; empty for any other file."""
+    found = _CACHED.fullmatch(path.as_posix())
+    return f"{HUB}{found[1]}/{found[2]}/{found[4]}@{found[3]}" if found else ""
+
+
+@cache  # a branch means the same commit as long as a command runs
+def _find_on_hub(spec: str, download: bool) -> Path:
+    asked = _HUB_SPEC.fullmatch(spec)
+    if not asked:
+        raise ConfigError(f"weights: expected hf://OWNER/NAME[/FILE][@REVISION], found {quoted(spec)}")
+    try:
+        from huggingface_hub import errors, utils
+    except ImportError:
+        raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
+    model, name, revision = asked.groups()
+    verbosity = utils.logging.get_verbosity()
+    utils.logging.set_verbosity_error()  # it would tell each of its attempts
+    try:
+        return _get_from_hub(spec, model, name, revision, download)
+    except (OSError, ValueError, errors.EntryNotFoundError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _HUB_REASONS.get(type(error).__name__) or quoted(said, 300)
+        raise WeightsError(
+            f"{spec}: expected a file that the Hugging Face Hub gives, found {reason}; compare the names of owner, "
+            "model, file and revision, and log in (hf auth login) where the model asks for it"
+        ) from None
+    finally:
+        utils.logging.set_verbosity(verbosity)
+
+
+def _get_from_hub(spec: str, model: str, name: str | None, revision: str | None, download: bool) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+
+    def get(name: str) -> Path:
+        return Path(hf_hub_download(
+            model, name, revision=revision, endpoint=endpoint, local_files_only=not download, library_name="vggfeat"
+        ))  # fmt: skip
+
+    if name:
+        return get(name)
+    try:
+        return get(_USUAL_FILE)
+    except LocalEntryNotFoundError:
+        raise  # there is no connection, or nothing shall be downloaded
+    except EntryNotFoundError:
+        names = HfApi(endpoint=endpoint, library_name="vggfeat").list_repo_files(model, revision=revision)
+        return get(_only_net(spec, names))
+
+
+def _only_net(spec: str, names: list[str]) -> str:
+    """Choose among the files of a model: the only one that counts as a net, safetensors before others."""
+    nets = [name for name in sorted(names) if PurePosixPath(name).suffix in SUFFIXES]
+    safe = [name for name in nets if name.endswith(SUFFIXES[0])]
+    for some in (safe, nets):
+        if len(some) == 1:
+            return some[0]
+    found = ", ".join(map(quoted, nets[:10])) or "none"
+    raise WeightsError(
+        f"{spec}: expected a model with one file of weights, found {found}; name one: hf://OWNER/NAME/FILE"
+    )

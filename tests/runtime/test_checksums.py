@@ -9,9 +9,9 @@ import pytest
 
 from dying_disk import Dying, Killed
 from vggfeat.errors import StoreError
-from vggfeat.runtime import run_files
+from vggfeat.runtime import checksums
+from vggfeat.runtime.checksums import SUMS, RunFiles, replace_run
 from vggfeat.runtime.durable import Files
-from vggfeat.runtime.run_files import SUMS, RunFiles, replace_run
 
 OLD = {"results.json": b"old results", "scores.npz": b"old scores", "model-fold-9.safetensors": b"old model"}
 NEW = {"results.json": b"new results", "scores.npz": b"new scores", "model.safetensors": b"new model"}
@@ -123,6 +123,6 @@ def test_checksums_that_cannot_be_read_now_are_not_to_be_moved_away(tmp_path, mo
     def unreadable(path, most):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(run_files, "read_bounded", unreadable)
+    monkeypatch.setattr(checksums, "read_bounded", unreadable)
     with pytest.raises(StoreError, match=r"run\.sha256: reading failed: Input/output error; mend it"):
         RunFiles(tmp_path)

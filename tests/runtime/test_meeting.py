@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch.distributed as dist
 
-from vggfeat.runtime.watch import Watch, named
+from vggfeat.runtime.meeting import Watch, named
 
 SILENCE = 1.0
 
@@ -72,8 +72,8 @@ def test_processes_that_compute_for_long_are_not_named():
     seen = Seen(2)
     with seen.alive(0, 1) as (first, second):
         with first.waiting(), second.waiting():
-            time.sleep(2 * SILENCE)
-        time.sleep(2 * SILENCE)
+            time.sleep(1.5 * SILENCE)
+        time.sleep(1.5 * SILENCE)
     assert seen.said == []
 
 

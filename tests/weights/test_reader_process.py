@@ -13,17 +13,30 @@ import torch
 
 from other_nets import torchvision_net
 from vggfeat.errors import VggfeatError, WeightsError, quoted
-from vggfeat.weights import isolated, load_backbone
+from vggfeat.weights import load_backbone, reader_process
 from vggfeat.weights.reader_process import Limits
 
 
-@pytest.fixture
-def reader(monkeypatch):
-    """A reader process of the test's own."""
-    one = isolated._ReaderProcess()
-    monkeypatch.setattr(isolated, "_READER", one)
+@pytest.fixture(scope="module")
+def shared():
+    """A reader process of these tests' own, started where the environment holds a secret."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        one = reader_process._ReaderProcess()
+        one.start()
     yield one
     one.close()
+
+
+@pytest.fixture
+def reader(shared, monkeypatch):
+    monkeypatch.setattr(reader_process, "_READER", shared)
+    return shared
+
+
+@pytest.fixture
+def unstarted(monkeypatch):
+    monkeypatch.setattr(reader_process, "_READER", reader_process._ReaderProcess())
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +52,26 @@ def nested_key(path, depth):
         archive.writestr("a/data.pkl", b"\x80\x02})" + b"q\x00h\x00\x86" * depth + b"K\x01s.")
         archive.writestr("a/version", b"3\n")
     return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_the_reader_is_not_given_secrets(reader):
+    environment = Path(f"/proc/{reader._process.pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"hush" not in environment
+
+
+def test_several_threads_read_at_once_and_by_names_relative_to_the_current_folder(reader, sound, monkeypatch):
+    monkeypatch.chdir(sound.parent)
+    with ThreadPoolExecutor(4) as threads:
+        nets = list(threads.map(lambda _: load_backbone(Path("net.pth")), range(4)))
+    assert len({net.sha256 for net in nets}) == 1
+
+
+def test_a_reader_that_was_killed_is_started_again(reader, sound):
+    load_backbone(sound)
+    os.kill(reader._process.pid, signal.SIGKILL)
+    assert load_backbone(sound).model.config == "A"
 
 
 def test_a_small_pickle_that_would_never_end_is_ended(reader, tmp_path, monkeypatch):
@@ -101,30 +134,7 @@ def test_dictionaries_without_an_end_are_refused(tmp_path):
         load_backbone(tmp_path / "x.pth")
 
 
-def test_a_reader_that_was_killed_is_started_again(reader, sound):
-    load_backbone(sound)
-    os.kill(reader._process.pid, signal.SIGKILL)
-    assert load_backbone(sound).model.config == "A"
-
-
-def test_several_threads_read_at_once_and_by_names_relative_to_the_current_folder(reader, sound, monkeypatch):
-    reader.start()
-    monkeypatch.chdir(sound.parent)
-    with ThreadPoolExecutor(4) as threads:
-        nets = list(threads.map(lambda _: load_backbone(Path("net.pth")), range(4)))
-    assert len({net.sha256 for net in nets}) == 1
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-def test_the_reader_is_not_given_secrets(reader, monkeypatch, sound):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    load_backbone(sound)
-    environment = Path(f"/proc/{reader._process.pid}/environ").read_bytes()
-    assert b"PATH=" in environment
-    assert b"hush" not in environment
-
-
-def test_a_reader_that_cannot_start_is_not_blamed_on_the_file(reader, sound, monkeypatch):
+def test_a_reader_that_cannot_start_is_not_blamed_on_the_file(unstarted, sound, monkeypatch):
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(VggfeatError, match="expected /nowhere/python to start, found No such file") as caught:
         load_backbone(sound)
@@ -132,7 +142,7 @@ def test_a_reader_that_cannot_start_is_not_blamed_on_the_file(reader, sound, mon
 
 
 @pytest.mark.parametrize("path", ["", None])
-def test_a_python_without_a_path_of_its_own_is_named(reader, sound, monkeypatch, path):
+def test_a_python_without_a_path_of_its_own_is_named(unstarted, sound, monkeypatch, path):
     monkeypatch.setattr("sys.executable", path)
     with pytest.raises(VggfeatError, match="expected Python to start, found no path of the Python interpreter"):
         load_backbone(sound)

@@ -6,15 +6,16 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from torchvision.models import VGG16_Weights
 
 from caffe_files import caffemodel, layers_of
 from other_nets import difference, image, our_maps, torchvision_net
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
-from vggfeat.weights import IMAGENET_MEAN, load, load_backbone, published
+from vggfeat.weights import IMAGENET_MEAN, load, load_backbone, sources
+from vggfeat.weights.importing import Preprocessing, notes
 from vggfeat.weights.load import load_file
-from vggfeat.weights.preprocessing import Preprocessing, notes
-from vggfeat.weights.published import PUBLISHED
+from vggfeat.weights.sources import PUBLISHED
 
 AS_CAFFE = ["--channels", "bgr", "--range", "255", "--mean", "103.939,116.779,123.68", "--std", "1,1,1"]
 AS_CAFFE += ["--pool-rounding", "ceil"]
@@ -78,10 +79,21 @@ def test_another_net_in_the_authors_format_is_not_called_theirs(tmp_path):
 def test_a_published_file_is_known_by_its_checksum(converted, monkeypatch):
     sha256 = hashlib.sha256((converted / "old.pth").read_bytes()).hexdigest()
     known = dataclasses.replace(PUBLISHED["vgg16-jcjohnson"], checksum=("sha256", sha256))
-    monkeypatch.setattr(published, "_ALL", (known,))
+    monkeypatch.setattr(sources, "_ALL", (known,))
     backbone = load_backbone(converted / "old.pth")
     assert (backbone.mean, backbone.imported["mean_from"]) == (IMAGENET_MEAN, "published with the authors' nets")
     assert backbone.imported["published"] == "vgg16-jcjohnson"
+    assert notes(backbone) == []
+
+
+def test_the_net_of_convolutions_that_torchvision_has_keeps_its_own_mean(converted, monkeypatch):
+    sha256 = hashlib.sha256((converted / "renamed.pth").read_bytes()).hexdigest()
+    preset = VGG16_Weights.IMAGENET1K_FEATURES.transforms()
+    assert f"-{load._FEATURES_ONLY}." in VGG16_Weights.IMAGENET1K_FEATURES.url
+    monkeypatch.setattr(load, "_FEATURES_ONLY", sha256[:8])
+    backbone = load_backbone(converted / "renamed.pth")
+    assert backbone.mean == pytest.approx([255 * value for value in preset.mean])
+    assert backbone.std == pytest.approx([255 * value for value in preset.std])
     assert notes(backbone) == []
 
 
