@@ -22,10 +22,9 @@ from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.precision import IMAGES, PrecisionCheck, cosine_to_float32
 from vggfeat.forward.runner import BatchRunner, Row
-from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
-from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import check_name
 from vggfeat.samples import DataSet, LabelledImages

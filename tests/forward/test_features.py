@@ -10,8 +10,7 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward import features as extraction_module
 from vggfeat.forward import transfer
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, check_boxes, feature_runner, spatial_mean
-from vggfeat.images.decode import DecodedImage
-from vggfeat.images.requests import row_requests
+from vggfeat.images.decode import DecodedImage, row_requests
 from vggfeat.nets.transforms import rescale
 from vggfeat.nets.vgg import VGG
 from vggfeat.samples import DataSet, Task
