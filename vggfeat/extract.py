@@ -6,8 +6,9 @@ Of several processes each makes every so-many-th pending shard. A shard depends 
 the same bytes whoever makes it, and nothing must be agreed upon in between.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,14 +19,13 @@ import numpy as np
 import torch
 
 from vggfeat.errors import ConfigError, out_of_memory
-from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.precision import IMAGES, PrecisionCheck, cosine_to_float32
 from vggfeat.forward.runner import BatchRunner, Row
-from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.forward.settings import describe_conditions, hash_image
+from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
-from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
@@ -136,7 +136,7 @@ class Job:
     check_precision: bool = True
     """Whether some rows of a faster precision are compared with float32 in the end."""
 
-    def requests(self, rows: Sequence[int]) -> Iterator[Request]:
+    def requests(self, rows: Iterable[int]) -> Iterator[Request]:
         """Say what is to be decoded for some rows."""
         return row_requests(self.dataset, rows, self.runner.regions, self.images)
 
@@ -225,13 +225,14 @@ def write_shards(
     StoreError
         If the disk refuses.
     """
-    runner, pending = job.runner, writer.pending
+    runner, pending, is_main = job.runner, writer.pending, world.is_main
     shards = pending[world.rank :: world.size]
-    theirs = sorted(set(pending) - set(shards)) if world.is_main else []
+    theirs = sorted(set(pending) - set(shards)) if is_main else []
+    rows = [writer.rows(shard) for shard in shards]
     ahead = shards_ahead(runner.device)
 
     def report(done: float = 0) -> None:
-        if progress is not None and world.is_main:
+        if progress is not None and is_main:
             progress(writer.done_rows + done, writer.total_rows, len(writer.failures))
 
     def poll() -> None:
@@ -239,18 +240,17 @@ def write_shards(
         report()
 
     poll()
-    with Decoder(workers, decode, ahead=images_ahead(ahead, len(writer.rows(0)))) as decoder:
-        images = decoder.stream(job.requests([row for shard in shards for row in writer.rows(shard)]))
-        lengths = [len(writer.rows(shard)) for shard in shards]
-        blocks = runner.blocks(images, lengths, ahead=ahead, progress=None if ahead else report)
-        for shard, rows in zip(shards, blocks, strict=True):
-            writer.append(shard, to_block(rows, writer.shape, job.requests(writer.rows(shard))))
+    with Decoder(workers, decode, ahead=images_ahead(ahead, max(map(len, rows), default=0))) as decoder:
+        images = decoder.stream(job.requests(itertools.chain(*rows)))
+        blocks = runner.blocks(images, map(len, rows), ahead=ahead, progress=None if ahead else report)
+        for shard, numbers, block in zip(shards, rows, blocks, strict=True):
+            writer.append(shard, to_block(block, writer.shape, job.requests(numbers)))
             poll()
-    if not world.is_main:
+    if not is_main:
         writer.close()  # The first takes the folder away, which a network disk refuses while a file in it is open.
     world.barrier(poll)
     for made, halvings in world.gather((list(writer.made.items()), runner.halvings))[1:]:
-        if world.is_main:
+        if is_main:
             writer.merge_ranks(dict(made))
             runner.halvings += halvings
     report()

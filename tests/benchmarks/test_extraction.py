@@ -21,9 +21,8 @@ from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, feature_runner
 from vggfeat.forward.precision import cosines
-from vggfeat.images.decode import DecodeSettings
+from vggfeat.images.decode import DecodeSettings, row_requests
 from vggfeat.images.pool import Decoder
-from vggfeat.images.requests import row_requests
 from vggfeat.nets.vgg import VGG
 from vggfeat.weights import random_backbone
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vggfeat.images.decode import DecodeSettings, Request, decode
+from vggfeat.images.decode import DecodeSettings, Request, decode, row_requests
 from vggfeat.images.orientation import annotated_orientation, stored_size, turn_back, turn_boxes
 from vggfeat.images.pool import Decoder
-from vggfeat.images.requests import row_requests
 from vggfeat.images.shrinking import shrink
 from vggfeat.samples import Box, DataSet, Task
 

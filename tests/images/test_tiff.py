@@ -137,8 +137,8 @@ def test_strips_tiles_predictors_bit_orders_and_big_files_hold_the_same(read, ki
     for cell, planar, order, predictor, compression, fill_order in itertools.product(
         cells, (False, True), "<>", predictors, (NONE, LZW, DEFLATE), (1, 2)
     ):
-        if predictor != 1 and compression == NONE:
-            continue
+        if (predictor != 1 and compression == NONE) or (planar and photometric != RGB and cell != {"rows": 3}):
+            continue  # planes of one number a pixel are no other layout
         options = {"planar": planar, "order": order, "predictor": predictor, "compression": compression, **cell}
         big = fill_order == 2
         found = read(write_tiff(values, bits, kind, photometric=photometric, fill_order=fill_order, big=big, **options))

@@ -1,6 +1,5 @@
 """`vggfeat extract`: images in, one feature file out."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,13 +152,9 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:
-    counts = {"done": summary.total - len(summary.failures), "failed": len(summary.failures)}
-    return dataclasses.asdict(summary) | {
-        "path": str(summary.path),
-        **counts,
-        "failed_by_reason": summary.failed_by_reason,
-        "failures_file": None if summary.failures_file is None else str(summary.failures_file),
-    }
+    failed = len(summary.failures)
+    counts = {"done": summary.total - failed, "failed": failed, "failed_by_reason": summary.failed_by_reason}
+    return summary.to_json() | counts
 
 
 def _stem(name: str, root: Path | None) -> str:

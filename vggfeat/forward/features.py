@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, check_choice
-from vggfeat.forward.batching import Batching, Size
+from vggfeat.forward.batching import Batching, Size, to_compute_layout
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.forward.settings import ForwardSettings
-from vggfeat.forward.transfer import to_compute_layout
 from vggfeat.nets.backbone import MapInfo, Net
 from vggfeat.nets.transforms import inside, mirror, mirror_padded
 from vggfeat.samples import DataSet

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.batching import Batching, Size, by_size, padded
+from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padded, to_device, wait_for
 from vggfeat.forward.settings import ForwardSettings
-from vggfeat.forward.transfer import DeviceCache, to_device, wait_for
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import normalise, pad, rescale, rescaled_size

@@ -15,8 +15,8 @@ _STRIP = 1 << 20
 
 
 def has_bit_fields(data: bytes) -> bool:
-    """Say whether a file is a BMP of bit fields."""
-    if not data.startswith(b"BM") or len(data) < 54:
+    """Say whether a BMP has bit fields."""
+    if len(data) < 54:
         return False
     header, bits, compression = _header(data)[0], *_header(data)[3:5]
     known = header in (40, 52, 56, 108, 124) and bits in (16, 32) and compression in (_FIELDS, _FIELDS_AND_ALPHA)

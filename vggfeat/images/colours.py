@@ -2,41 +2,35 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What brings an image of an EXIF orientation upright; 1 needs nothing."""
+from vggfeat.images.orientation import TURNS, pillow_orientation
+
 _STRIP = 1 << 20
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Load an image and bring it to RGB and to the orientation that its EXIF block gives.
-
-    A broken EXIF block, or an orientation that is none of 1 to 8, is ignored.
+def upright_rgb(image: Image.Image, orientation: int | None = None) -> tuple[Image.Image, int]:
+    """Load an image and bring it to RGB, and upright.
 
     Parameters
     ----------
     image : Image
         Best not loaded yet; apart from loading it is left as it is.
+    orientation : int, optional
+        By default the one that Pillow knows.
 
     Returns
     -------
-    Image
+    image : Image
         Of mode RGB; it may be the same object.
+    orientation : int
+        By which it was turned, 1 to 8.
     """
     loaded = _load(image)
     # Only now: PNG may hold the EXIF block after the pixels.
-    turn = TURNS.get(orientation(loaded))
+    turned = pillow_orientation(loaded) if orientation is None else orientation
     rgb = to_rgb(loaded)
-    return rgb if turn is None else rgb.transpose(turn)
+    return (rgb if turned == 1 else rgb.transpose(TURNS[turned])), turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -122,15 +116,6 @@ def _load(image: Image.Image) -> Image.Image:
     copy = image.copy()
     copy.info["transparency"] = mended
     return copy
-
-
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8 in sound files; from 5 on, the sides change places. 1 if there is none."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        # A broken EXIF block is no reason to lose the image.
-        return 1
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:

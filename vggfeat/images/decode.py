@@ -9,7 +9,7 @@ import hashlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +26,23 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vggfeat.errors import ConfigError, ImageError, ResourceError
 from vggfeat.images.bmp import has_bit_fields, read_bit_fields
-from vggfeat.images.colours import orientation, upright_rgb
-from vggfeat.images.image_bytes import read_bytes, shown
+from vggfeat.images.colours import upright_rgb
+from vggfeat.images.image_bytes import (
+    FORMATS,
+    ends_early,
+    is_bmp,
+    is_read,
+    is_tiff,
+    odd_jpeg,
+    read_bytes,
+    refuse_other_formats,
+    shown,
+    without_metadata,
+)
 from vggfeat.images.memory import read_memory
-from vggfeat.images.metadata import without_metadata
-from vggfeat.images.orientation import known_orientation, turn_boxes
-from vggfeat.images.recognise import FORMATS, ends_early, is_read, is_tiff, odd_jpeg, refuse_other_formats
+from vggfeat.images.orientation import turn_boxes, written_orientation
 from vggfeat.images.tiff import read_tiff, too_large
-from vggfeat.samples import Box
+from vggfeat.samples import Box, DataSet, LabelledImages
 
 MEANINGS = {
     "missing": "There is no file of this name.",
@@ -135,6 +144,28 @@ class Request(NamedTuple):
         return f"{self.path}, bytes {first} to {first + length - 1}"
 
 
+def row_requests(
+    dataset: DataSet, rows: Iterable[int], regions: Sequence[str], images: DataSet | LabelledImages | None = None
+) -> Iterator[Request]:
+    """Say for each row of a data set which file is to be decoded, and which parts of it.
+
+    Parameters
+    ----------
+    dataset : DataSet
+        With a box in every row if one is asked for.
+    rows : iterable of int
+    regions : sequence of "image" or "box"
+    images : DataSet or LabelledImages, optional
+        Says where the image of a row is; by default the data set itself.
+    """
+    for row in rows:
+        box = dataset[row].box
+        file, span = (images or dataset).place(row)
+        yield Request(
+            file, tuple(box if region == "box" else None for region in regions), span, stored=dataset.boxes_as_stored
+        )
+
+
 def decode(request: Request, settings: DecodeSettings) -> DecodedImage:
     """Decode one image in this process, without limits of time and memory.
 
@@ -209,20 +240,21 @@ def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
     refuse_other_formats(data)
     if is_tiff(data):
         upright, turned = read_tiff(data, settings.max_pixels, partial=settings.allow_truncated)
-        return Loaded(data, upright, (upright.height, upright.width), False, known_orientation(turned))
-    if has_bit_fields(data):
+        return Loaded(data, upright, (upright.height, upright.width), False, turned)
+    if is_bmp(data) and has_bit_fields(data):
         upright = read_bit_fields(data, settings.max_pixels, partial=settings.allow_truncated)
         return Loaded(data, upright, (upright.height, upright.width), False, 1)
-    opened = _opened(without_metadata(data), settings.max_pixels)
+    opened = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
     full, mode = opened.size, opened.mode
+    if full[0] * full[1] > settings.max_pixels:
+        raise too_large(settings.max_pixels, *full)
     if request.side and all(box is None for box in request.boxes):
         opened.draft(None, (request.side, request.side))
     reduced = opened.size != full
-    upright = upright_rgb(opened)
-    turned = orientation(opened)
+    upright, turned = upright_rgb(opened, written_orientation(data))
     width, height = upright.size if not reduced else full if turned <= 4 else full[::-1]
     ready = opened.format == "JPEG" and mode in ("RGB", "L") and turned == 1
-    return Loaded(data, upright, (height, width), ready, known_orientation(turned))
+    return Loaded(data, upright, (height, width), ready, turned)
 
 
 def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
@@ -289,13 +321,6 @@ def _pillow(settings: DecodeSettings) -> Iterator[None]:
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
             PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = threads
-
-
-def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > max_pixels:
-        raise too_large(max_pixels, image.width, image.height)
-    return image
 
 
 def _region(whole: Image.Image, box: Box | None, largest_side: int | None) -> NDArray[np.uint8]:

@@ -55,7 +55,7 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     if deep and not isinstance(image, PngImageFile | PpmImageFile):
         raise _refusal(f"mode {image.mode}, whose black and white are not known without the tags of its file")
     _check_transparency(image)
-    return upright_rgb(image)
+    return upright_rgb(image)[0]
 
 
 def _by_tags(image: TiffImageFile, max_pixels: int, *, partial: bool) -> Image.Image:

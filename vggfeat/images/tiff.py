@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggfeat.errors import ImageError
-from vggfeat.images.colours import TURNS, over_white, to_rgb
+from vggfeat.images.colours import over_white, to_rgb
+from vggfeat.images.orientation import TURNS
 from vggfeat.images.tiff_tags import (
     ASSOCIATED,
     CMYK,
@@ -74,8 +75,8 @@ def read_tiff(
         return _by_pillow(data, page, layout), layout.orientation
     _check_bytes(layout, max_pixels)
     rgb = Image.fromarray(_colours(_planes(data, layout, partial=partial), layout))
-    turn = TURNS.get(layout.orientation)
-    return (rgb if turn is None else rgb.transpose(turn)), layout.orientation
+    turned = layout.orientation
+    return (rgb if turned == 1 else rgb.transpose(TURNS[turned])), turned
 
 
 def too_large(max_pixels: int, width: int | None = None, height: int | None = None) -> ImageError:

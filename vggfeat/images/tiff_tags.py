@@ -4,14 +4,15 @@ Pillow picks one of its modes for every TIFF, and some of its picks give other p
 tags are read here, and they alone decide.
 """
 
-import re
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ImageError
+from vggfeat.images.orientation import known_orientation, xmp_orientation
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of PhotometricInterpretation."""
@@ -39,7 +40,8 @@ _MOST_VALUES = 1 << 22
 _MOST_SAMPLES = 32
 _CUT = "expected the tags of a TIFF, found the end of the file"
 
-Tags = dict[int, NDArray[np.int64]]
+Tags = dict[int, NDArray[Any]]
+"""Number of the tag -> its values, int64; of XMP as they are in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,12 @@ def read_tags(data: bytes, at: int | None = None) -> tuple[str, Tags]:
         raise ImageError("truncated", _CUT) from None
 
 
-def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray[np.int64] | None]:
+def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray[Any] | None]:
     tag, number, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
     if tag not in _WANTED or number not in _TYPES or not count:
         return tag, None
     kind = np.dtype(order + _TYPES[number])
-    count = min(count, _MOST_VALUES)
+    count = count if tag == _XMP else min(count, _MOST_VALUES)
     place, room = (at + 12, 8) if big else (at + 8, 4)
     if count * kind.itemsize > room:
         (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
@@ -147,7 +149,8 @@ def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray
         if tag == _XMP:
             return tag, None
         raise ImageError("truncated", _CUT)
-    return tag, np.frombuffer(data, kind, count, place).astype(np.int64)
+    values = np.frombuffer(data, kind, count, place)
+    return tag, values if tag == _XMP else values.astype(np.int64)
 
 
 def read_layout(order: str, tags: Tags) -> Layout:
@@ -171,6 +174,7 @@ def read_layout(order: str, tags: Tags) -> Layout:
 
     if _DNG_VERSION in tags or (_SUB_DIRECTORIES in tags and one(_TYPE, 0) & 1):
         raise unsupported("a camera raw file, or one that begins with a reduced copy of its image")
+    xmp = tags[_XMP].astype(np.uint8).tobytes() if _XMP in tags else b""
     none = np.zeros(0, np.int64)
     width, height, tiled = one(_WIDTH, 0), one(_HEIGHT, 0), _TILE_OFFSETS in tags
     samples, compression = one(_SAMPLES, 1), one(_COMPRESSION, UNCOMPRESSED)
@@ -187,7 +191,7 @@ def read_layout(order: str, tags: Tags) -> Layout:
         compression=compression,
         predictor=one(_PREDICTOR, 1) if compression in _PREDICTED else 1,
         fill_order=one(_FILL_ORDER, 1),
-        orientation=one(_ORIENTATION, _orientation_of(tags.get(_XMP, none))),
+        orientation=known_orientation(one(_ORIENTATION, xmp_orientation(xmp))),
         tiled=tiled,
         cell_height=one(_TILE_HEIGHT, 0) if tiled else min(one(_ROWS, height), height),
         cell_width=one(_TILE_WIDTH, 0) if tiled else width,
@@ -197,11 +201,6 @@ def read_layout(order: str, tags: Tags) -> Layout:
     )
     _check(layout, one(_INK_SET, 1))
     return layout
-
-
-def _orientation_of(xmp: NDArray[np.int64]) -> int:
-    found = re.search(rb"tiff:Orientation(?:=\"|>)([1-8])", bytes((xmp & 255).astype(np.uint8)))
-    return int(found[1]) if found else 1
 
 
 def _same(values: NDArray[np.int64], samples: int, what: str) -> int:

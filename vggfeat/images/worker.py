@@ -5,7 +5,6 @@ import errno
 import importlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import numpy as np
 
 from vggfeat.errors import ImageError, ResourceError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
-from vggfeat.runtime.lines import Line
+from vggfeat.runtime.lines import Line, limit_memory, silence_libraries
 from vggfeat.samples import Box
 
 Decode = Callable[[Request, DecodeSettings], DecodedImage]
@@ -198,8 +197,8 @@ def work(descriptor: int) -> None:
         _settle(setup["parent"])
         module, name, named = setup["decode"]
         decode: Decode = partial(getattr(importlib.import_module(module), name), **named)
-        _limit(settings.memory)
-        _silence()
+        limit_memory(settings.memory)
+        silence_libraries()
     except Exception as error:
         line.send({"failed": f"{type(error).__name__}: {error}"})
         return
@@ -242,20 +241,3 @@ def _settle(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise ProcessLookupError("the parent process ended")
-
-
-def _silence() -> None:
-    # The C libraries below Pillow write their complaints to standard error.
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-
-
-def _limit(memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    if sys.platform != "linux":
-        return
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = now + memory
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

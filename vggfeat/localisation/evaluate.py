@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vggfeat.datasets.ilsvrc_boxes import Boxes
 from vggfeat.errors import ConfigError
 from vggfeat.extract import Progress, RunSettings
-from vggfeat.forward.conditions import describe_conditions, hash_image
+from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.orientation import annotated_orientation, stored_size, turn_back
 from vggfeat.images.pool import Decoder

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.forward.batching import Size
+from vggfeat.forward.batching import Size, to_compute_layout, wait_for
 from vggfeat.forward.features import dense_map, narrowest_strip
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.forward.settings import ForwardSettings, Precision
-from vggfeat.forward.transfer import to_compute_layout, wait_for
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.nets.backbone import Net

@@ -1,12 +1,16 @@
-"""Messages between a process and one that it has started: a length, JSON text of that length, then raw bytes.
+"""Processes that read the files of strangers: what they may take, and the messages to and from them.
 
-Nothing is pickled: a file that takes over the process which reads it must not reach further than that process.
+A message is a length, JSON text of that length, then raw bytes. Nothing is pickled: a file that takes over the process
+which reads it must not reach further than that process.
 """
 
 import json
 import math
+import os
+import resource
 import socket
 import struct
+import sys
 import time
 from typing import Any
 
@@ -65,3 +69,25 @@ class Line:
         if not count:
             raise EOFError
         return count
+
+
+def lower_limit(kind: int, wanted: int) -> None:
+    """Lower a limit of this process for good, unless it is lower already."""
+    hard = resource.getrlimit(kind)[1]
+    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (least, least))
+
+
+def limit_memory(more: int) -> None:
+    """Let this process take so many bytes more than it has (Linux only), and leave no image of itself if it dies."""
+    lower_limit(resource.RLIMIT_CORE, 0)
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        lower_limit(resource.RLIMIT_AS, now + more)
+
+
+def silence_libraries() -> None:
+    """Close standard error, to which the C libraries below us write their complaints."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)

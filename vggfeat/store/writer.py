@@ -58,6 +58,7 @@ class FeatureWriter:
         self._overwrite, self._retry = overwrite, retry
         self._parts = PartsFolder(out, manifest, shape, files)
         self._reusable = False
+        self._read_through = False  # whether `open` has compared a complete file with its checksums
         self._pending: dict[int, None] = {}
         self._done = len(dataset)
 
@@ -268,7 +269,7 @@ class FeatureWriter:
         return self.out
 
     def verify(self) -> None:
-        """Compare the complete file with its checksums, and write its list of failures if that differs.
+        """Compare the complete file with its checksums, if `open` has not, and write its list of failures anew.
 
         Raises
         ------
@@ -276,8 +277,9 @@ class FeatureWriter:
             If the file is damaged, or the disk fails.
         """
         try:
-            with FeatureFile(self.out) as file:
-                file.check()
+            if not self._read_through:
+                with FeatureFile(self.out) as file:
+                    file.check()
         except StoreError as error:
             raise StoreError(f"{error}; make it again with --overwrite, or delete it") from None
         # Read once more, because another run may have replaced the file meanwhile, and its list.
@@ -287,7 +289,8 @@ class FeatureWriter:
     def _begin(self) -> None:
         found = self._parts.read_manifest()
         try:
-            finished = self._finished(sound=self._overwrite or self._retry)
+            self._read_through = self._overwrite or self._retry
+            finished = self._finished(sound=self._read_through)
         except StoreError:
             if found is None:
                 self._parts.remove()

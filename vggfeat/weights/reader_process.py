@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import VggfeatError, WeightsError
-from vggfeat.runtime.lines import Line
+from vggfeat.runtime.lines import Line, limit_memory, lower_limit, silence_libraries
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
@@ -293,8 +293,7 @@ def serve(descriptor: int) -> None:
         import_module(f"vggfeat.weights.{form.reader.partition('.')[0]}")
     torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)  # libraries complain there
+    silence_libraries()
     while True:
         asked, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not asked:
@@ -320,7 +319,9 @@ def _read_file(line: Line) -> None:
     try:
         if request["folder"] is not None:
             os.chdir(request["folder"])
-        _limit(limits)
+        lower_limit(resource.RLIMIT_FSIZE, 0)
+        lower_limit(resource.RLIMIT_CPU, int(limits.seconds))
+        limit_memory(limits.memory)
         with opened_here(request["kind"], path) as found:
             line.send(_described(found))
             while True:
@@ -351,21 +352,3 @@ def _described(found: "ParsedNet | StateDict") -> dict[str, Any]:
     net = {name: getattr(found.model, name) for name in ("config", "num_classes", "width", "pool", "last")}
     about = {name: getattr(found, name) for name in names}
     return about | {"net": net, "shapes": dict(found.shapes), "notes": dict(found.notes)}
-
-
-def _limit(limits: Limits) -> None:
-    """Bound what this process may take from now on; it may write no file, either."""
-    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
-        resource.setrlimit(kind, (0, 0))
-    seconds = int(limits.seconds)
-    _lower(resource.RLIMIT_CPU, seconds)
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        _lower(resource.RLIMIT_AS, now + limits.memory)
-
-
-def _lower(kind: int, wanted: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(kind, (least, least))
