@@ -34,7 +34,7 @@ from vggfeat.training.crops import (
     place_crops,
     resample,
 )
-from vggfeat.training.data import NO_TARGET, Prefetch, training_batches, validation_batches
+from vggfeat.training.data import NO_TARGET, Prefetch, say_lost, training_batches, validation_batches
 from vggfeat.training.feed import PixelStatistics, StatisticsSettings, pixel_statistics, save_statistics
 from vggfeat.training.recipe import Recipe
 
@@ -386,6 +386,20 @@ def test_too_many_unreadable_images_stop_the_run_but_ten_never_do(tmp_path):
     ):
         taken.extend(stream)
     assert [batch.step for batch in taken] == list(range(10))
+
+
+def test_classes_that_are_lost_are_named_where_too_many_images_are(tmp_path):
+    images = save_images(tmp_path, bad=range(12))
+    targets = np.array([0] * 6 + [1] * 5 + [2] * 29)
+    images = replace(images, targets=targets, classes=("cat", "dog", "fox", "owl"))  # Of owls there has never been one.
+    lost = r"found 12 of 40, .*; no image that can be read is left of cat, dog; mend or remove them"
+    with (
+        Decoder(0, DecodeSettings()) as decoder,
+        batches(images, decoder, replace(SMALL, batch=40)) as stream,
+        pytest.raises(TrainingError, match=lost),
+    ):
+        next(stream)
+    assert say_lost([f"c{k}" for k in range(12)]).endswith("c9 and 2 more classes")
 
 
 def test_a_stream_can_be_given_up_at_any_time(images):

@@ -6,7 +6,8 @@ N = images of a list, n = images of a batch that are this process's share, C = s
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count, islice, tee
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -40,6 +41,8 @@ MOST_UNREADABLE = 0.01
 """Share of images that may be unreadable before training stops."""
 LEAST_SEEN = 1000
 """The share is taken of so many where fewer have been seen: ten images may always be unreadable."""
+SHOWN_CLASSES = 10
+"""Classes that a sentence names."""
 _CLOSING_SECONDS = 5.0
 T = TypeVar("T")
 
@@ -101,12 +104,31 @@ def unreadable_image(path: str, error: ImageError) -> Unreadable:
     return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
 
 
-def check_readable(where: str, seen: int, unreadable: int, first: Unreadable | None) -> None:
-    """Raise TrainingError if more than 1 % of the images seen, and more than ten, can't be read; name the first."""
+def lost_classes(images: LabelledImages, unreadable: Collection[int]) -> list[str]:
+    """Return the names of the classes of which no image is left without those of some rows."""
+    of_class = partial(np.bincount, minlength=len(images.classes))
+    left = of_class(images.targets) - of_class(images.targets[sorted(unreadable)])
+    return [images.classes[k] for k in np.flatnonzero((left == 0) & (of_class(images.targets) > 0))]
+
+
+def say_lost(classes: Sequence[str]) -> str:
+    """Say of which classes no image that can be read is left; nothing if there are none."""
+    more = f" and {len(classes) - SHOWN_CLASSES} more classes" if len(classes) > SHOWN_CLASSES else ""
+    return f"no image that can be read is left of {', '.join(classes[:SHOWN_CLASSES])}{more}" if classes else ""
+
+
+def check_readable(
+    where: str, seen: int, unreadable: int, first: Unreadable | None, lost: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Raise TrainingError if more than 1 % of the images seen, and more than ten, can't be read.
+
+    The message names the first, and the classes that are `lost` with them.
+    """
     if first is not None and unreadable > MOST_UNREADABLE * max(seen, LEAST_SEEN):
         raise TrainingError(
             f"{where}: expected at most {MOST_UNREADABLE:.0%} of the images to be unreadable, found {unreadable} of "
-            f"{seen}, the first is {first.path} ({first.reason}); mend or remove them"
+            f"{seen}, the first is {first.path} ({first.reason}){'; '.join(['', *filter(None, [say_lost(lost())])])}; "
+            "mend or remove them"
         )
 
 
@@ -313,7 +335,8 @@ class BatchStream:
                 self.unread += 1
                 self._unreadable.setdefault(row, unreadable_image(self._images.paths[row], answer))
         self.seen += len(answers)
-        check_readable(str(self._images.root), self.seen, self.unread, next(iter(self._unreadable.values()), None))
+        first, lost = next(iter(self._unreadable.values()), None), partial(lost_classes, self._images, self._unreadable)
+        check_readable(str(self._images.root), self.seen, self.unread, first, lost)
 
 
 def training_batches(

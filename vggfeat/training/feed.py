@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.crops import EpochOrder, colour_axes
-from vggfeat.training.data import BatchStream, LabelledBatch, Labels, training_batches, validation_batches
+from vggfeat.training.data import BatchStream, LabelledBatch, Labels, lost_classes, training_batches, validation_batches
 from vggfeat.training.recipe import Recipe
 
 
@@ -44,6 +44,9 @@ class Feed(Protocol):
 
     def unreadable(self) -> list[tuple[str, str]]:
         """List (path, reason) of what this process could not read so far."""
+
+    def lost(self, unreadable: Collection[str]) -> list[str]:
+        """Name the classes, of training or of validation, of which no image is left without these paths."""
 
 
 class ImageFeed:
@@ -120,6 +123,14 @@ class ImageFeed:
         for batches in self._streams.values():
             self._unreadable.update(batches.unreadable)
         return sorted(self._unreadable.items())
+
+    def lost(self, unreadable: Collection[str]) -> list[str]:
+        """Name them with the list that they are lost in."""
+        found = []
+        for name, images in (("training", self._data.train), ("validation", self._data.val)):
+            rows = [row for row, path in enumerate(images.paths) if path in unreadable]
+            found += [f"{cls} ({name})" for cls in lost_classes(images, rows)]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
