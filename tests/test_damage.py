@@ -23,9 +23,9 @@ from vggfeat.results.reading import read_runs
 from vggfeat.runtime.checksums import sealed, sealed_line, short_checksum, unsealed, unsealed_line
 from vggfeat.runtime.durable import DISK
 from vggfeat.runtime.journal import Journal
-from vggfeat.training.feed import read_statistics
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import Log, RunFolder, read_log
+from vggfeat.training.statistics import read_statistics
 from vggfeat.weights import load_backbone, save_weights
 
 FLIPS = 24

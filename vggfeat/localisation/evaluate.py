@@ -158,7 +158,8 @@ def locate_images(
         resumed = len(images) - sum(map(len, pending))
         try:
             with Decoder(run.workers, decode) as decoder:
-                decoded = decoder.stream(_requests(images, pending[world.rank :: world.size]))
+                places = (images.place(row) for group in pending[world.rank :: world.size] for row in group)
+                decoded = decoder.stream(Request(file, (None,), span) for file, span in places)
                 for turn in range(0, len(pending), world.size):
                     groups = pending[turn : turn + world.size]
                     rows = groups[world.rank] if world.rank < len(groups) else range(0)
@@ -185,13 +186,6 @@ def locate_images(
 
 def _group_size(run: RunSettings) -> int:
     return run.shard_rows or (32 if run.device.startswith("cpu") else 128)
-
-
-def _requests(images: LabelledImages, groups: Sequence[range]) -> Iterator[Request]:
-    for group in groups:
-        for row in group:
-            place = images.place(row)
-            yield Request(place.file, (None,), place.span)
 
 
 def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[str, Any]:

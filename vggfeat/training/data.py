@@ -6,7 +6,7 @@ N = images of a list, n = images of a batch that are this process's share, C = s
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import count, islice, tee
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vggfeat.errors import ImageError, TrainingError
+from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodedImage, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World, share
@@ -34,15 +34,10 @@ from vggfeat.training.crops import (
     resample,
 )
 from vggfeat.training.recipe import Recipe
+from vggfeat.training.statistics import Unreadable, check_readable, lost_classes, unreadable_image
 
 NO_TARGET = -100
 """Target of an image that counts nowhere, because it can't be read."""
-MOST_UNREADABLE = 0.01
-"""Share of images that may be unreadable before training stops."""
-LEAST_SEEN = 1000
-"""The share is taken of so many where fewer have been seen: ten images may always be unreadable."""
-SHOWN_CLASSES = 10
-"""Classes that a sentence names."""
 _CLOSING_SECONDS = 5.0
 T = TypeVar("T")
 
@@ -86,50 +81,6 @@ class ClassLabels:
     ) -> NDArray[np.int64]:
         """Return (n,) numbers of classes."""
         return self._targets[rows]
-
-
-class Unreadable(NamedTuple):
-    """An image that was left out."""
-
-    path: str
-    """As in `LabelledImages.paths`."""
-    reason: str
-    """"reason: message" as the decoder found it, without the path."""
-
-
-def unreadable_image(path: str, error: ImageError) -> Unreadable:
-    """Return what is reported of an image that was left out; `path` as in `LabelledImages.paths`."""
-    message = str(error)
-    # The message begins with the full path, which is reported already, and which is another on every machine.
-    return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
-
-
-def lost_classes(images: LabelledImages, unreadable: Collection[int]) -> list[str]:
-    """Return the names of the classes of which no image is left without those of some rows."""
-    of_class = partial(np.bincount, minlength=len(images.classes))
-    left = of_class(images.targets) - of_class(images.targets[sorted(unreadable)])
-    return [images.classes[k] for k in np.flatnonzero((left == 0) & (of_class(images.targets) > 0))]
-
-
-def say_lost(classes: Sequence[str]) -> str:
-    """Say of which classes no image that can be read is left; nothing if there are none."""
-    more = f" and {len(classes) - SHOWN_CLASSES} more classes" if len(classes) > SHOWN_CLASSES else ""
-    return f"no image that can be read is left of {', '.join(classes[:SHOWN_CLASSES])}{more}" if classes else ""
-
-
-def check_readable(
-    where: str, seen: int, unreadable: int, first: Unreadable | None, lost: Callable[[], Sequence[str]] = tuple
-) -> None:
-    """Raise TrainingError if more than 1 % of the images seen, and more than ten, can't be read.
-
-    The message names the first, and the classes that are `lost` with them.
-    """
-    if first is not None and unreadable > MOST_UNREADABLE * max(seen, LEAST_SEEN):
-        raise TrainingError(
-            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the images to be unreadable, found {unreadable} of "
-            f"{seen}, the first is {first.path} ({first.reason}){'; '.join(['', *filter(None, [say_lost(lost())])])}; "
-            "mend or remove them"
-        )
 
 
 class LabelledBatch(NamedTuple):

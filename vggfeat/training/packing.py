@@ -32,7 +32,7 @@ from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folder
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.runtime.temporary import is_temporary
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.data import Unreadable, check_readable, unreadable_image
+from vggfeat.training.statistics import Unreadable, check_readable, unreadable_image
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -192,7 +192,8 @@ class _Packer:
             (self.out / INDEX).unlink(missing_ok=True)
         work = partial(shrink, side=self.settings.side, quality=self.settings.quality)
         with Decoder(workers, limits, decode=work) as decoder:
-            stream = decoder.stream(self._request(shard, row) for shard in todo for row in shard.rows)
+            places = (self.lists[shard.list].place(row) for shard in todo for row in shard.rows)
+            stream = decoder.stream(Request(file, (None,), span) for file, span in places)
             answers = _counted(stream, done, total, progress)
             for shard in todo:
                 share = islice(answers, len(shard.rows))
@@ -213,10 +214,6 @@ class _Packer:
         _save(self.out / INDEX, json.dumps(sealed(self._index()), indent=1).encode())
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
-
-    def _request(self, shard: Shard, row: int) -> Request:
-        file, span = self.lists[shard.list].place(row)
-        return Request(file, (None,), span)
 
     def _columns(self, name: str) -> Columns:
         parts = [self.records[shard].places for shard in self.shards if shard.list == name]

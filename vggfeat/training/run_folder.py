@@ -210,7 +210,8 @@ class Log:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Add a line."""
-        line = {"kind": kind, "step": step, "run": self.run, **{key: _rounded(value) for key, value in values.items()}}
+        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
+        line = {"kind": kind, "step": step, "run": self.run, **rounded}
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
             append(self.files, self.path, sealed_line(line))
             self._last[kind] = step
@@ -324,10 +325,6 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}: expected a path and a reason in each line, found {type(error).__name__}: {error}; remove the "
             "file, what can't be read is found again"
         ) from None
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _open_board(folder: Path, step: int) -> Any:

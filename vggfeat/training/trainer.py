@@ -14,12 +14,12 @@ import torch
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
-from vggfeat.training.data import LabelledBatch, say_lost
-from vggfeat.training.feed import Feed
+from vggfeat.training.data import LabelledBatch
 from vggfeat.training.learner import Learner, Sums
-from vggfeat.training.objective import Objective, Validation
+from vggfeat.training.objective import Feed, Objective, Validation
 from vggfeat.training.recipe import Plateau, TrainingSettings
 from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
+from vggfeat.training.statistics import say_lost
 from vggfeat.weights import save_weights
 
 SECONDS_BETWEEN_CURVES = 60.0
