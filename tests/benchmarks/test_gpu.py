@@ -1,12 +1,18 @@
 """The first hour on a GPU, rehearsed on the CPU: every part is measured, kept, and costs no other."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from vggfeat.benchmarks.gpu import BATCHINGS, PRECISIONS, Bench, Extent, parts
+from vggfeat.benchmarks import gpu as gpu_bench
+from vggfeat.benchmarks.gpu import BATCHINGS, PRECISIONS, TINY, Bench, Extent, count_tests, parts
 from vggfeat.cli import run
 from vggfeat.runtime.checksums import unsealed, unsealed_line
+
+NONE = {"passed": 0, "failed": 0, "skipped": 0}
 
 
 def gpu(out, *words):
@@ -18,8 +24,16 @@ def rows(out):
     return {row["name"]: row for row in found["rows"]}, found
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_tests():
+    """Rehearse with tests that need no PyTorch; those of a GPU would all be skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_bench, "TINY", replace(TINY, tests=("tests/formats/test_csv_cells.py",)))
+        yield
+
+
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
+def rehearsed(tmp_path_factory, quick_tests):
     out = tmp_path_factory.mktemp("gpu")
     assert gpu(out) == 0
     return out
@@ -33,8 +47,8 @@ def test_every_part_is_measured(rehearsed):
     assert {name for name in measured if name.startswith("extract")} == {
         f"extract, {precision}, {batching}" for precision in PRECISIONS["cpu"] for batching in BATCHINGS
     }
-    assert measured["tests"]["failed"] == 0 < measured["tests"]["skipped"]
-    assert measured["train"]["batch"] == 2
+    assert {name: measured["tests"][name] for name in ("passed", "failed", "skipped")} == NONE
+    assert measured["train"]["settings"]["batch"] == 2
     assert measured["svm"]["worst_gap"] < 1e-5
 
 
@@ -52,6 +66,8 @@ def test_figures_of_extraction_fit_together(rehearsed):
 
 def test_the_table_says_what_was_measured(rehearsed):
     table = (rehearsed / "gpu.txt").read_text()
+    (train,) = (line.split() for line in table.splitlines() if line.startswith("train"))
+    assert "A" not in train  # The name of the net is no time of it.
     for words in (*parts("cpu"), "images/s", "Tflop/s", "of the roofline", "wait ms", "cpu, "):
         assert words in table
 
@@ -87,6 +103,38 @@ def test_a_part_that_fails_costs_no_other_and_is_tried_again(tmp_path, monkeypat
     again, _ = rows(tmp_path)
     assert again["svm"]["worst_gap"] < 1e-5
     assert again["memory copy"] == measured["memory copy"] == found["rows"][0]
+
+
+def test_a_part_that_ended_the_whole_process_comes_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("vggfeat.benchmarks.gpu.parts", lambda device: ["memory copy", "svm", "matrix product, fp32"])
+    asked = []
+
+    def deadly(bench, part):
+        asked.append(part)
+        if asked == ["memory copy"]:
+            raise SystemExit(139)
+        return {"part": part, "error": "", "found": {"name": part}}
+
+    monkeypatch.setattr(Bench, "measure", deadly)
+    gpu(tmp_path)
+    assert gpu(tmp_path) == 0
+    assert asked == ["memory copy", "svm", "matrix product, fp32", "memory copy"]
+    assert [path.name for path in sorted(tmp_path.glob("gpu*"))] == ["gpu.json", "gpu.jsonl", "gpu.txt"]
+
+
+def test_a_figure_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr("vggfeat.benchmarks.gpu.parts", lambda device: ["memory copy"])
+    monkeypatch.setattr("vggfeat.benchmarks.gpu.copy_rate", lambda *_, **__: float("nan"))
+    assert gpu(tmp_path) == 0
+    assert rows(tmp_path)[0]["memory copy"]["error"].startswith("ValueError: Out of range float values")
+
+
+def test_tests_that_fail_are_counted_and_named():
+    cases = '<testcase name="a"/><testcase name="b"><failure/></testcase><testcase name="c"><skipped/></testcase>'
+    found = count_tests(ElementTree.fromstring(f"<testsuites><testsuite>{cases}</testsuite></testsuites>"))
+    assert found == {"passed": 1, "failed": 1, "skipped": 1, "error": "tests: b"}
+    assert count_tests(ElementTree.fromstring("<testsuites/>")) == NONE
+    assert all((Path(__file__).parents[2] / file).is_file() for file in (*TINY.tests, *Extent().tests))
 
 
 def test_when_time_is_over_the_rest_is_left_for_the_next_run(tmp_path, capsys):

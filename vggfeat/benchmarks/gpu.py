@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import torch
 
 from vggfeat.benchmarks.extraction import open_stages
-from vggfeat.benchmarks.jpegs import images_on_disk
+from vggfeat.benchmarks.jpegs import images_on_disk, listed
 from vggfeat.benchmarks.measure import Column, Report, Say, machine, peak_memory, rate
 from vggfeat.benchmarks.roofline import copy_rate, empty_net, image_costs, layer_costs, matrix_rate, summarise
 from vggfeat.benchmarks.stages import STAGES, Stages, enough_memory
@@ -36,7 +36,7 @@ from vggfeat.runtime.journal import Journal
 from vggfeat.samples import DataSet
 from vggfeat.weights import random_backbone
 
-FILES = JOURNAL, JSON, TABLE = "gpu.jsonl", "gpu.json", "gpu.txt"
+FILES = JOURNAL, JSON, TABLE, BEGUN = "gpu.jsonl", "gpu.json", "gpu.txt", "gpu.begun"
 FORMAT = "vggfeat-bench-gpu"
 PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("bf16", "tf32", "fp16", "fp32")}
 BATCHINGS = ("size", "padded")
@@ -72,7 +72,8 @@ COLUMNS = {
     "error": Column("failed because"),
 }
 NOTES = (
-    "extract: JPEG files to HDF5; decode, resize, net: of an image, alone; wait: what else an image takes of the whole",
+    "extract: JPEG files to HDF5; decode, resize, net: of an image, alone",
+    "wait: what else an image takes of the whole, the start of all processes included",
     "of the roofline: of the rate at which matrix products and memory copies alone would allow the net",
     "a multiply-add is two operations; s: of the whole part, for svm of the solver; memory: of the device, at most",
 )
@@ -87,6 +88,8 @@ class Extent:
     scales: tuple[int, ...] = (256, 384, 512, 640, 768)
     images: tuple[int, int] = (32, 256)
     """JPEG files: fewest and most."""
+    repeat: int = 4
+    """How often a run from files to file goes through them, so that its start counts little; in float32 once."""
     seconds: float = 2.0
     """Least time of each measurement."""
     svm: str = "voc"
@@ -101,7 +104,7 @@ class Extent:
 
 
 TINY = Extent(
-    net="A", width=1 / 32, scales=(224,), images=(2, 2), seconds=0.01, svm="tiny", batch=2, tests=TESTS[:1],
+    net="A", width=1 / 32, scales=(224,), images=(2, 2), repeat=1, seconds=0.01, svm="tiny", batch=2, tests=TESTS[:1],
     matrix_side=256, copy_bytes=1 << 20,
 )  # fmt: skip
 """To rehearse the command."""
@@ -153,15 +156,23 @@ def measure(
         Journal(out / JOURNAL, f"{FORMAT} parts, 1", key, len(names), 1, overwrite=overwrite, retry=_failed) as journal,
         Bench(device, extent, workers, journal) as bench,
     ):
-        for (number,) in journal.pending:
+        for number in _in_order([number for (number,) in journal.pending], out / BEGUN, names):
             if time.monotonic() > end:
                 break
             say(names[number])
+            write_file(out / BEGUN, names[number].encode())
             journal.add([{"row": number, **bench.measure(names[number])}])
+            (out / BEGUN).unlink()
         report = _report(device, extent, about, journal.records, [names[number] for (number,) in journal.pending])
     write_file(out / JSON, json.dumps(sealed(report.content()), indent=1).encode())
     write_file(out / TABLE, f"{report.text()}\n".encode())
     return report
+
+
+def _in_order(pending: list[int], begun: Path, names: Sequence[str]) -> list[int]:
+    """Put a part that has ended a whole process to the end, so that it costs no other."""
+    last = begun.read_text(errors="replace") if begun.is_file() else ""
+    return sorted(pending, key=lambda number: names[number] == last)
 
 
 def _failed(record: dict[str, Any], changed: set[str]) -> bool:
@@ -195,24 +206,23 @@ class Bench:
         """Return the rows of a part, ready for JSON, or why it failed."""
         kind, *rest = part.split(", ")
         act = getattr(self, ACTS[kind])
-        start, error, found = time.monotonic(), "", dict[str, Any]()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        start, found = time.monotonic(), dict[str, Any]()
         try:
+            self._forget_memory()
             found = dict(act(*rest))
+            gpu = self.device.type == "cuda"
+            found["memory"] = torch.cuda.max_memory_allocated(self.device) if gpu else peak_memory()
+            json.dumps(found, allow_nan=False)
         except Exception as caught:  # Whatever it is, the other parts are to be measured.
-            error = f"{type(caught).__name__}: {str(caught).partition(chr(10))[0]}"
-        row = {"name": part, "seconds": time.monotonic() - start, "memory": self._memory(), **found}
-        if error:
-            row["error"] = error
+            found = {"error": f"{type(caught).__name__}: {str(caught).partition(chr(10))[0]}"}
+        row = {"name": part, "seconds": time.monotonic() - start, **found}
+        return {"part": part, "error": found.get("error", ""), "found": row}
+
+    def _forget_memory(self) -> None:
+        """Give back what the part before has left, and count from there."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return {"part": part, "error": error or found.get("error", ""), "found": row}
-
-    def _memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return peak_memory()
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def matrix(self, precision: str) -> dict[str, Any]:
         """Multiply large matrices."""
@@ -235,7 +245,7 @@ class Bench:
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=TEST_SECONDS, check=False)
             if not Path(folder, "found.xml").is_file():
                 raise ResourceError(f"tests: expected pytest to run, found: {(done.stderr or done.stdout)[-300:]}")
-            return _counted(ElementTree.parse(f"{folder}/found.xml").getroot())
+            return count_tests(ElementTree.parse(f"{folder}/found.xml").getroot())
 
     def svm(self) -> dict[str, Any]:
         """Choose C and fit, as `vggfeat bench svm` does for vggfeat's solver."""
@@ -258,13 +268,15 @@ class Bench:
         found = {str(row["name"]): row for row in report.rows}
         alone = {f"{name}_rate": found[f"{name} alone"]["rate"] for name in ("decoding", "loading", "step")}
         both = {"rate": found["both"]["rate"], "waiting": found["both"]["waiting"]}
-        return {**both, **alone, "matrix_share": found["step alone"]["share"], **report.settings, **report.figures}
+        return {**both, **alone, "matrix_share": found["step alone"]["share"], "settings": report.settings}
 
     def extract(self, precision: str, batching: str) -> dict[str, Any]:
         """Extract features from files to file, and the net alone."""
         settings = self._settings(precision, batching)
         runner = feature_runner(self._backbone, settings, str(self.device))
+        repeat = 1 if precision == "fp32" else self.extent.repeat
         with enough_memory(str(self.device), settings.batch_pixels):
+            self.stages.often = listed(Path(self.files.root), self.files.paths, repeat)
             network, together = self.stages.of_form(runner).values()
             net, whole = (self._rate(subject.act) for subject in (network, together))
         decode, resize, write = (1 / self._alone[name] for name in STAGES)
@@ -272,7 +284,7 @@ class Bench:
             "rate": whole, "share": whole * least if (least := self._least_seconds(settings)) else None,
             "decode": decode, "resize": resize, "net": 1 / net, "write": write,
             "wait": max(0.0, 1 / whole - 1 / net - resize),
-            "least_cosine": together.facts["least_cosine"], "images": len(self.files),
+            "least_cosine": together.facts["least_cosine"], "images": len(self.files), "repeat": repeat,
             "batch_pixels": settings.batch_pixels,
         }  # fmt: skip
 
@@ -323,7 +335,7 @@ class Bench:
         return next((float(one["found"].get(name, 0)) for one in self.journal.records if one["part"] == part), 0.0)
 
 
-def _counted(found: ElementTree.Element) -> dict[str, Any]:
+def count_tests(found: ElementTree.Element) -> dict[str, Any]:
     """Return what a file of JUnit's form says of tests."""
     cases = list(found.iter("testcase"))
     bad = [case.get("name", "") for case in cases if {"failure", "error"} & {one.tag for one in case}]

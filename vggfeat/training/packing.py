@@ -32,7 +32,7 @@ from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folder
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.runtime.temporary import is_temporary
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.statistics import Unreadable, check_readable, unreadable_image
+from vggfeat.training.statistics import Unreadable, check_readable, listed, unreadable_image
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -244,9 +244,10 @@ class _Packer:
                 rows = set(shard.rows) - {place[0] for place in self.records[shard].places}
                 left -= np.bincount(images.targets[sorted(rows)], minlength=len(left))
             if not left.all():
+                lost = [self.data.classes[k] for k in np.flatnonzero(left == 0)]
                 raise TrainingError(
                     f"{self.out}: expected images of every class in {name}, found none that can be read of "
-                    f"{self.data.classes[int(left.argmin())]}; mend them, or remove the class and pack elsewhere"
+                    f"{listed(lost)}; mend them, or remove the class and pack elsewhere"
                 )
         seen = sum(map(len, self.lists.values()))
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))

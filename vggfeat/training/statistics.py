@@ -51,8 +51,13 @@ def lost_classes(images: LabelledImages, unreadable: Collection[int]) -> list[st
 
 def say_lost(classes: Sequence[str]) -> str:
     """Say of which classes no image that can be read is left; nothing if there are none."""
+    return f"no image that can be read is left of {listed(classes)}" if classes else ""
+
+
+def listed(classes: Sequence[str]) -> str:
+    """Name the first of some classes, and say how many more there are."""
     more = f" and {len(classes) - SHOWN_CLASSES} more classes" if len(classes) > SHOWN_CLASSES else ""
-    return f"no image that can be read is left of {', '.join(classes[:SHOWN_CLASSES])}{more}" if classes else ""
+    return f"{', '.join(classes[:SHOWN_CLASSES])}{more}"
 
 
 def check_readable(
