@@ -279,7 +279,7 @@ def bench_training(options: TrainingBenchOptions) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace figures of another machine.")
 @with_options(GpuOptions, "options")
 def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: GpuOptions) -> None:
-    """Measure all that is worth knowing of a GPU, in less than nine minutes.
+    """Measure all that is worth knowing of a GPU; laid out to end within nine minutes.
 
     The device's ceilings, in four precisions; the tests that claim something of a GPU, from a checkout; the choice of C
     and the fit of SVMs; training; and extraction with net D and random weights at five scales, in every precision and
