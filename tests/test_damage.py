@@ -20,12 +20,12 @@ from vggfeat.errors import ImageError, VggfeatError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.nets.vgg import VGG
 from vggfeat.results.reading import read_runs
-from vggfeat.runtime.checksums import sealed, sealed_line, unsealed, unsealed_line
+from vggfeat.runtime.checksums import sealed, sealed_line, short_checksum, unsealed, unsealed_line
 from vggfeat.runtime.durable import DISK
 from vggfeat.runtime.journal import Journal
-from vggfeat.training.feed import read_statistics
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import Log, RunFolder, read_log
+from vggfeat.training.statistics import read_statistics
 from vggfeat.weights import load_backbone, save_weights
 
 FLIPS = 24
@@ -65,8 +65,11 @@ def read_weights(place):
     return tensors, net.mean, net.std, net.classes, net.model.config, net.model.pool
 
 
+IDENTITY = {"recipe": {"net": "A", "width": 0.25}, "data": {"train": "0123"}}
+
+
 def log(place):
-    written = Log(place, 0, DISK)
+    written = Log(place, short_checksum(IDENTITY), 0, DISK)
     for step in (1, 2):
         written.write("train", step, {"loss": 1 / step, "lr": 0.01})
         written.write("validation", step, {"top1_error": 0.25 / step})
@@ -81,7 +84,7 @@ def read_report(place):
 
 def settings(place):
     folder = RunFolder(place, DISK)
-    folder.begin({"recipe": {"net": "A", "width": 0.25}, "data": {"train": "0123"}}, resume=False)
+    folder.begin(IDENTITY, resume=False)
     folder.close()
     log(place)
 

@@ -55,9 +55,9 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from vggfeat.runtime.devices import library_version
 
-        return version("vggfeat")
+        return library_version("vggfeat")
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"vggfeat.{module}"), name)

@@ -211,9 +211,9 @@ def measured():
     forms = [first, replace(first, precision="bf16", batching="size")]
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
+        patch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 256})
         plan = Plan(images=3, repeat=2, rounds=2, seconds=0.01, seed=1)
-        report = measure(random_backbone("random:A:0:0.0625"), forms, plan, RunSettings(workers=0), say=said.append)
+        report = measure(random_backbone("random:A:0:0.03125"), forms, plan, RunSettings(workers=0), say=said.append)
     return report, said
 
 
@@ -253,7 +253,7 @@ def test_multiply_adds_are_the_mean_over_the_images(measured, tmp_path):
     counted = []
     for name in make_jpegs(tmp_path, 3, 1):
         with Image.open(tmp_path / name) as image:
-            costs = image_costs(random_backbone("random:A:0:0.0625").model, settings, (image.height, image.width))
+            costs = image_costs(random_backbone("random:A:0:0.03125").model, settings, (image.height, image.width))
         counted.append(sum(cost.multiply_adds for cost in costs))
     assert measured[0].figures["image_multiply_adds"] == pytest.approx(np.mean(counted))
 
@@ -272,11 +272,11 @@ def test_repeated_images_fill_whole_shards():
 
 # --- the command
 
-SMALL = ["--net", "A", "--width", "0.0625", "--scales", "224", "--device", "cpu"]
+SMALL = ["--net", "A", "--width", "0.03125", "--scales", "224", "--device", "cpu"]
 
 
 def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 256})
     words = ["bench", "extract", *SMALL, "--precision", "fp32", "--images", "2", "--workers", "0", "--threads", "1",
              "--rounds", "1", "--seconds", "0.01"]  # fmt: skip
     assert run([*words, "--json"]) == 0
@@ -286,7 +286,7 @@ def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
     assert [row["name"] for row in found["rows"]][3:] == ["network, fp32, size", "files to file, fp32, size",
                                                           "plain loop, fp32"]  # fmt: skip
     assert found["rows"][-1]["least_cosine"] > 1 - 1e-6
-    expected = {"weights": "random:A:0:0.0625", "scales": [224], "layer": "fc7", "images": 2, "repeat": 1, "seed": 0,
+    expected = {"weights": "random:A:0:0.03125", "scales": [224], "layer": "fc7", "images": 2, "repeat": 1, "seed": 0,
                 "workers": 0, "rounds": 1, "seconds": 0.01, "batch_pixels": 1 << 20, "compiled": False}  # fmt: skip
     assert {name: found["settings"][name] for name in expected} == expected
     assert run([*words, "--no-plain"]) == 0

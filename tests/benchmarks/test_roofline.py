@@ -8,9 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from vggfeat.benchmarks import ceilings
-from vggfeat.benchmarks.ceilings import copy_rate, matrix_rate
-from vggfeat.benchmarks.roofline import image_costs, layer_costs, measure, summarise
+from vggfeat.benchmarks import roofline
+from vggfeat.benchmarks.roofline import copy_rate, image_costs, layer_costs, matrix_rate, measure, summarise
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings
@@ -120,8 +119,8 @@ def test_an_image_without_pixels_is_refused():
 
 
 def test_ceilings_are_of_this_machine(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.COPY_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.COPY_BYTES", {"cpu": 1 << 16})
     for precision in ("fp32", "bf16"):
         assert 1e6 < matrix_rate(CPU, precision, 0.01) < 1e14
     assert 1e6 < copy_rate(CPU, 0.01) < 1e14
@@ -130,7 +129,7 @@ def test_ceilings_are_of_this_machine(monkeypatch):
 
 
 def test_a_matrix_product_leaves_no_trace_for_which_nets_are_compiled_again(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 64})
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "none"
@@ -144,7 +143,7 @@ def test_a_matrix_product_leaves_no_trace_for_which_nets_are_compiled_again(monk
 def test_both_libraries_multiply_the_same_matrices():
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
-    first, second = ceilings._products(torch.from_numpy(left), torch.from_numpy(right))
+    first, second = roofline._products(torch.from_numpy(left), torch.from_numpy(right))
     np.testing.assert_allclose(first().numpy(), left @ right, atol=1e-4)
     np.testing.assert_allclose(second().numpy(), left @ right, atol=1e-4)
 
@@ -155,8 +154,8 @@ SMALL = ["--net", "A", "--width", "0.0625", "--scales", "224", "--device", "cpu"
 
 
 def test_the_roofline_as_text_and_as_json(monkeypatch, capsys):
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.MATRIX_SIDE", {"cpu": 256})
-    monkeypatch.setattr("vggfeat.benchmarks.ceilings.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 256})
+    monkeypatch.setattr("vggfeat.benchmarks.roofline.COPY_BYTES", {"cpu": 1 << 20})
     words = ["bench", "roofline", *SMALL, "--shape", "300x400", "--seconds", "0.01"]
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN

@@ -352,6 +352,7 @@ def test_a_signal_ends_with_one_line_and_its_own_code(number, name):
         ("train --net A", ""),  # It says itself whether there is a checkpoint.
         ("localise train", ""),
         ("bench train", ""),
+        ("bench gpu --out x", "; what was finished is kept, and the same command resumes from there"),
         ("svm --features extract", ""),
         ("", ""),
     ],

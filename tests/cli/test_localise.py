@@ -325,6 +325,21 @@ def test_images_that_have_changed_are_computed_again_with_a_retry(files, tree, t
     assert rows_with_mark(out) == [*range(8), 12, 13]
 
 
+def test_images_that_were_too_large_are_computed_with_a_higher_limit(files, tree, tmp_path, capsys):
+    out, large = tmp_path / "out", sorted((tree / "val/e").iterdir())[0]
+    Image.new("RGB", (448, 448)).save(large)
+    assert dense(files, out, "--group", 4, "--max-pixels", 60_000, data=tree) == 3
+    head, *lines = (out / "images.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "images.jsonl").write_bytes(b"".join([head, *map(marked, lines)]))
+    retry = ("--retry-failed", "--max-pixels")
+    assert dense(files, out, "--group", 4, *retry, 50_500, data=tree) == 6  # a lower one would refuse other images
+    assert "found others of decode" in capsys.readouterr().err
+    assert dense(files, out, "--group", 4, "--max-pixels", 300_000, data=tree) == 6
+    assert dense(files, out, "--group", 4, *retry, 300_000, data=tree) == 0
+    assert rows_with_mark(out) == [*range(8), 12, 13]
+    assert dense(files, out, "--group", 4, "--max-pixels", 300_000, data=tree) == 0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_write_the_same_files(files, whole, tmp_path, processes):

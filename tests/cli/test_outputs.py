@@ -47,6 +47,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "localise train": ("--root {images} --weights {net} --out {out}", ("run.json", "weights.safetensors"), "net"),
     "weights fetch": ("vgg16-caffe --out {out}", (FETCHED, f"{FETCHED}.part", f"{FETCHED}.part.json"), ""),
     "data splits": ("manifest --root {list} --out {out}", ("train.txt", "test.txt"), "list"),
+    "bench gpu": ("--device cpu --tiny --out {out}", ("gpu.begun", "gpu.json", "gpu.jsonl", "gpu.txt"), ""),
     "data synth": ("caltech101 --size tiny --root {out}", ("RENDERED.txt",), ""),
     "data pack": ("--root {images} --out {out}", ("index.json", "packing.json", "train.npz"), ""),
 }  # fmt: skip

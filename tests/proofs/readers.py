@@ -28,9 +28,9 @@ from vggfeat.samples import LabelledImages
 from vggfeat.store.shards import HEAD
 from vggfeat.svm.model import LinearModel, load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
-from vggfeat.training.feed import PixelStatistics, read_statistics, save_statistics
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import RunFolder
+from vggfeat.training.statistics import PixelStatistics, read_statistics, save_statistics
 
 from .common import draw
 from .mutants import Tree, damage, read

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
 
-from vggfeat.runtime.devices import convolutions
+import vggfeat
+from vggfeat.runtime.devices import convolutions, library_version
 
 # In forks of a process of its own: what a program has set can't all be set back.
 SCRIPT = """
@@ -61,3 +63,14 @@ def test_without_a_gpu_nothing_is_touched():
     before = torch.backends.cudnn.conv.fp32_precision
     with convolutions(tf32=False, fastest=True):
         assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_the_version_of_a_checkout_is_what_it_declares(monkeypatch):
+    expected = library_version("vggfeat")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert library_version("vggfeat") == expected == vggfeat.__version__
+    assert library_version("torch") == "none"

@@ -83,9 +83,28 @@ def test_a_whole_set_stays_and_a_broken_one_is_made_whole(tmp_path):
     before = contents(tmp_path)
     assert not synthetic.write("folder", tmp_path, size=FEW, progress=lambda *done: calls.append(done))
     assert calls == []
-    next(tmp_path.rglob("*.png")).unlink()
+    image, notes = next(tmp_path.rglob("*.png")), next(tmp_path.rglob("notes.txt"))
+    for broken in (image, notes):
+        for damage in (broken.unlink, lambda file=broken: file.write_bytes(file.read_bytes()[:-1])):
+            damage()
+            assert synthetic.write("folder", tmp_path, size=FEW)
+            assert contents(tmp_path) == before
+
+
+def test_a_set_without_a_checksum_is_rendered_again(tmp_path):
+    synthetic.write("folder", tmp_path, size=FEW)
+    marker, before = tmp_path / MARKER, contents(tmp_path)
+    *words, record = marker.read_text().splitlines()
+    old = {name: value for name, value in json.loads(record).items() if name != "sha256"}
+    marker.write_text("\n".join([*words, json.dumps(old)]))
     assert synthetic.write("folder", tmp_path, size=FEW)
     assert contents(tmp_path) == before
+
+
+def test_files_of_others_in_a_set_are_left_alone(tmp_path):
+    synthetic.write("folder", tmp_path, size=FEW)
+    (tmp_path / "features.h5").write_bytes(b"mine")
+    assert not synthetic.write("folder", tmp_path, size=FEW)
 
 
 def test_a_run_that_was_cut_short_is_finished_by_the_next(tmp_path):

@@ -1,5 +1,6 @@
 """The packed copy of a training set: what is in it, and that nothing can leave it half-made."""
 
+import errno
 import io
 import json
 import os
@@ -23,7 +24,8 @@ from vggfeat.runtime import durable, temporary
 from vggfeat.runtime.locks import Lock
 from vggfeat.training.data import training_batches
 from vggfeat.training.packing import PackSettings, pack
-from vggfeat.training.recipe import Recipe
+from vggfeat.training.recipe import Recipe, TrainingSettings
+from vggfeat.training.train import train
 
 SMALL = PackSettings(side=32, shard_images=4)
 
@@ -398,3 +400,28 @@ def test_an_index_that_cannot_be_read_now_is_not_to_be_made_again(tree, tmp_path
     monkeypatch.setattr(Path, "read_text", unreadable)
     with pytest.raises(DatasetError, match=r"index\.json: reading failed: Permission denied; make it readable"):
         ilsvrc.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_cannot_be_read_now_stops_the_run(tree, tmp_path, workers):
+    pack(ilsvrc.read(tree), tmp_path / "copy", SMALL)
+    images = ilsvrc.read(tmp_path / "copy").train
+    (tmp_path / "copy/shards").rename(tmp_path / "away")
+    with Decoder(workers, DecodeSettings()) as decoder:
+        file, span = images.place(0)
+        with pytest.raises(StoreError, match=r"train-00000.tar: expected a file of packed images .*: No such file .*"):
+            list(decoder.stream([Request(file, (None,), span)]))
+
+
+def test_an_error_of_the_disk_in_a_shard_is_no_fault_of_an_image(tree, tmp_path, monkeypatch):
+    pack(ilsvrc.read(tree), tmp_path / "copy", SMALL)
+    recipe, run = Recipe(width=1 / 16, batch=2, scale=(256, 256)), TrainingSettings(workers=0)
+
+    def broken(path, *rest, real=os.open, **named):
+        if str(path).endswith(".tar"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr("vggfeat.images.image_bytes.os.open", broken)
+    with pytest.raises(StoreError, match="Input/output error; make it readable, then give the same command again"):
+        train(recipe, ilsvrc.read(tmp_path / "copy"), tmp_path / "run", run=run)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from train_runs import CLASSES, StripeFeed, figures, run_script, run_small, small_recipe, stripes
 from vggfeat.errors import StoreError, TrainingError
-from vggfeat.runtime.checksums import unsealed_line
+from vggfeat.results.reading import read_runs
+from vggfeat.runtime.checksums import sealed_line, unsealed_line
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
@@ -175,6 +176,40 @@ def test_a_run_that_begins_again_keeps_the_log(whole, tmp_path):
         )
         shutil.rmtree(out / "checkpoints")
     assert [(out / f"log.{n}.jsonl").read_bytes() for n in (1, 3)] == logs
+
+
+def test_the_log_of_another_run_is_refused(whole, tmp_path):
+    for name, recipe in (("mine", small_recipe(max_steps=2)), ("other", small_recipe(max_steps=2, seed=7))):
+        run_small(tmp_path / name, recipe)
+    log, other = (tmp_path / name / "log.jsonl" for name in ("mine", "other"))
+    checksum = json.loads((tmp_path / "mine" / "run.json").read_text())["checksum"]
+    assert {line["run"] for line in read_log(log)} == {checksum[:16]}
+    shutil.copy(other, log)
+    with pytest.raises(TrainingError, match=rf"log.jsonl: expected lines of the run {checksum[:16]} .* put the log of"):
+        run_small(tmp_path / "mine", small_recipe(max_steps=3), resume=True)
+    with pytest.raises(StoreError, match=rf"log.jsonl: expected lines of the run {checksum[:16]} that run.json"):
+        read_runs([tmp_path / "mine"])
+    (tmp_path / "mine" / "run.json").unlink()
+    log.write_bytes(log.read_bytes() + (whole[0] / "log.jsonl").read_bytes())
+    with pytest.raises(StoreError, match="that its first line names, found some of"):
+        read_runs([tmp_path / "mine"])
+
+
+def test_a_log_of_before_that_names_no_run_is_taken_on_and_that_is_said(whole, tmp_path):
+    out = tmp_path / "run"
+    run_small(out, small_recipe(max_steps=4))
+    lines = [{name: value for name, value in line.items() if name != "run"} for line in read_log(out / "log.jsonl")]
+    (out / "log.jsonl").write_bytes(b"".join(map(sealed_line, lines)))
+    assert len(read_runs([out])[0].log) == len(lines)
+    (note,) = run_small(out, small_recipe(), resume=True).notes
+    assert (
+        note == f"{out / 'log.jsonl'}: its lines so far name no run, as those of earlier versions; they are taken "
+        "to be of this one"
+    )
+    found = [line for line in read_log(out / "log.jsonl") if line["kind"] != "note"]
+    expected = list(read_log(whole[0] / "log.jsonl"))
+    assert [(line["step"], line["run"]) for line in found] == [(line["step"], line["run"]) for line in expected]
+    assert run_small(out, small_recipe(), resume=True).notes == ()
 
 
 @pytest.mark.parametrize("name", ["run.json", "log.jsonl", "unreadable.jsonl"])
@@ -530,3 +565,13 @@ def test_images_become_a_net_and_resumption_changes_no_bit(images, tmp_path):
     assert second.weights.read_bytes() == whole.weights.read_bytes()
     mean = load_backbone(whole.weights).mean
     assert mean[0] == pytest.approx(mean[1], abs=2)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_named_at_the_end_of_an_epoch(images, tmp_path):
+    some = np.array([0, 2, 3])  # The only odd one is no image.
+    few = replace(images.train, paths=tuple(images.train.paths[n] for n in some), targets=images.train.targets[some])
+    recipe, said = small_recipe(max_steps=3, validate_every=1, batch=3), []
+    run = TrainingSettings(workers=0)
+    outcome = train(recipe, replace(images, train=few), tmp_path / "run", run=run, say=said.append)
+    assert list(outcome.notes) == said == ["no image that can be read is left of odd (training)"]
+    assert said[0] in [line.get("text") for line in read_log(tmp_path / "run" / "log.jsonl")]

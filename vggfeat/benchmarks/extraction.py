@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from vggfeat.benchmarks.ceilings import matrix_rate
-from vggfeat.benchmarks.jpegs import listed, make_jpegs
+from vggfeat.benchmarks.jpegs import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
 from vggfeat.benchmarks.plain import WAYS, PlainExtractor, Way, plain_precision
+from vggfeat.benchmarks.roofline import matrix_rate
 from vggfeat.benchmarks.stages import NETWORK, PLAIN, STAGES, TOGETHER, Stages, enough_memory
 from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings, images_ahead, shards_ahead
@@ -20,6 +18,7 @@ from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
+from vggfeat.samples import DataSet
 from vggfeat.weights import Backbone
 
 CPU_IMAGES = 24
@@ -117,7 +116,12 @@ def measure(
     # Before the nets, because what these products set in PyTorch would have compiled nets compiled again.
     for product in products.values():
         product(0)
-    with enough_memory(run.device, exact.batch_pixels), _stages(reference, plan, run, say) as stages:
+    say(f"{plan.images} images, and features to compare")
+    with (
+        enough_memory(run.device, exact.batch_pixels),
+        images_on_disk(plan.images, plan.seed) as files,
+        open_stages(reference, files, plan.repeat, run) as stages,
+    ):
         subjects = stages.shared()
         for form in forms:
             say(f"once before it counts: {form.precision}, {form.batching}")
@@ -148,13 +152,11 @@ def measure(
 
 
 @contextmanager
-def _stages(reference: BatchRunner, plan: Plan, run: RunSettings, say: Say) -> Iterator[Stages]:
-    say(f"{plan.images} images, and features to compare")
+def open_stages(reference: BatchRunner, files: DataSet, repeat: int, run: RunSettings) -> Iterator[Stages]:
+    """Start the decoding processes that a run has, and lend the stages."""
     ahead = images_ahead(shards_ahead(reference.device), run.rows())
-    decode = DecodeSettings(largest_side=max(reference.sides))
-    with TemporaryDirectory() as folder, Decoder(run.workers, decode, ahead=ahead) as decoder:
-        files = listed(Path(folder), make_jpegs(Path(folder), plan.images, plan.seed))
-        yield Stages(reference, files, plan.repeat, decoder, run)
+    with Decoder(run.workers, DecodeSettings(largest_side=max(reference.sides)), ahead=ahead) as decoder:
+        yield Stages(reference, files, repeat, decoder, run)
 
 
 def plain_loops(

@@ -5,7 +5,9 @@ coloured. H, W = sides in pixels.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.random import Generator
@@ -43,6 +45,13 @@ def make_jpegs(folder: Path, count: int, seed: int) -> tuple[str, ...]:
         names.append(f"{number:06d}.jpg")
         Image.fromarray(photograph(rng, *shape)).save(folder / names[-1], "JPEG", quality=QUALITY)
     return tuple(names)
+
+
+@contextmanager
+def images_on_disk(count: int, seed: int) -> Iterator[DataSet]:
+    """Lend so many files."""
+    with TemporaryDirectory() as folder:
+        yield listed(Path(folder), make_jpegs(Path(folder), count, seed))
 
 
 def listed(folder: Path, names: Sequence[str], repeat: int = 1) -> DataSet:

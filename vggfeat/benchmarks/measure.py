@@ -5,14 +5,17 @@ alike, and returns a `Report`: a row for each, with its share of what the machin
 """
 
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.results.text import align
+from vggfeat.runtime.devices import library_version
 
 # PyTorch is loaded where it is needed: what it takes would be counted as memory of the SVM solvers.
 if TYPE_CHECKING:
@@ -95,8 +98,18 @@ def machine(device: "torch.device | str", threads: int | None = None) -> dict[st
         "threads": threads,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: library_version(name) for name in LIBRARIES},
     }
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes that this process has held in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # What the system call says includes the parent's, from before the program was started.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_turns(subjects: Mapping[str, Callable[[], float]], rounds: int, say: Say) -> dict[str, list[float]]:

@@ -3,13 +3,10 @@
 n = rows, D = length of a descriptor, P = problems (pairs of class and C).
 """
 
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import joblib
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
+from vggfeat.benchmarks.measure import peak_memory
 from vggfeat.svm.liblinear import shorten
 
 TRIED_ROWS = 3000
@@ -137,16 +135,6 @@ def objectives(
     values = 0.5 * ((coef**2).sum(axis=1) + intercept**2) + costs * (slack**2).sum(axis=0)
     other = (2 * costs * slack * signs).sum(axis=0)
     return values, 0.5 * (((coef - pulled) ** 2).sum(axis=1) + (intercept - other) ** 2) / values
-
-
-def peak_memory() -> int:
-    """Return the largest number of bytes that this process has held in memory."""
-    status = Path("/proc/self/status")
-    if status.exists():  # What the system call says includes the parent's, from before the program was started.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _solve_one(

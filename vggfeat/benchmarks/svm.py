@@ -5,15 +5,15 @@ C is chosen by held-out rows, then all classes are fitted again. N = images, K =
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.benchmarks.measure import Column, Report, Say, machine
-from vggfeat.benchmarks.peer import PeerForm, Solutions, Trial, fastest, objectives, peak_memory, solve, try_forms
+from vggfeat.benchmarks.measure import Column, Report, Say, machine, peak_memory
+from vggfeat.benchmarks.peer import PeerForm, Solutions, Trial, fastest, objectives, solve, try_forms
 from vggfeat.benchmarks.problems import Problem
 from vggfeat.metrics import average_precision, mean_class_recall
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings
@@ -163,6 +163,7 @@ def measure(
             ).row(chosen)
             rows.append(row | {"ratio": row["seconds"] / own["seconds"]})
     trial = {str(form): one.seconds for form, one in tried.items()}
+    listed = "; ".join(f"{name} {value:.2f}" for name, value in trial.items())
     count, length = problem.descriptors.shape
     return Report(
         name="svm",
@@ -182,7 +183,7 @@ def measure(
                 f"{row['solver']}: {row['solved']} of {row['problems']} problems solved, seconds extrapolated"
                 for row in rows if row["solved"] < row["problems"]
             ),
-            *([f"LinearSVC on one class, three values of C, s: {_listed(trial)}"] if trial else []),
+            *([f"LinearSVC on one class, three values of C, s: {listed}"] if trial else []),
         ],
     )  # fmt: skip
 
@@ -223,10 +224,6 @@ def run_own(problem: Problem, settings: SvmSettings) -> tuple[SvmProblemSet, lis
             "memory": peak_memory(),
         },
     )
-
-
-def _listed(seconds: Mapping[str, float]) -> str:
-    return "; ".join(f"{name} {value:.2f}" for name, value in seconds.items())
 
 
 def _middling_class(problem: Problem) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

@@ -9,21 +9,20 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import mean
-from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
-from vggfeat import synthetic
-from vggfeat.benchmarks.ceilings import matrix_rate
+from vggfeat.benchmarks.jpegs import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
-from vggfeat.benchmarks.roofline import layer_costs
+from vggfeat.benchmarks.roofline import layer_costs, matrix_rate
 from vggfeat.datasets import ilsvrc
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.vgg import VGG
-from vggfeat.runtime.devices import checked_device, default_workers
+from vggfeat.runtime.devices import checked_device
 from vggfeat.runtime.distributed import World
-from vggfeat.samples import LabelledImages
+from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.training.crops import EpochOrder, draw
 from vggfeat.training.data import BatchStream, training_batches
 from vggfeat.training.learner import Learner
@@ -31,7 +30,7 @@ from vggfeat.training.objective import Classification
 from vggfeat.training.recipe import Recipe, TrainingSettings
 
 CLASSES = 8
-"""Of rendered images."""
+"""Of images that are made."""
 MEAN = (120.0, 115.0, 105.0)
 """Subtracted from every pixel; its value has no influence on speed."""
 RATE = 0.0
@@ -192,15 +191,23 @@ class Stages:
 
 @contextmanager
 def training_images(root: Path | None, count: int, say: Say) -> Iterator[LabelledImages]:
-    """Lend the training images below a folder, or so many rendered ones of ILSVRC-2012's average size."""
+    """Lend the training images below a folder, or so many that are made."""
     if root is not None:
         yield ilsvrc.read(root).train
         return
-    say(f"rendering {count} images")
-    size = synthetic.Settings(image_side=500, classes=CLASSES, train=-(-count // CLASSES), val=CLASSES)
-    with TemporaryDirectory() as folder:
-        synthetic.write("ilsvrc", Path(folder), size=size, workers=default_workers())
-        yield ilsvrc.read(Path(folder)).train
+    say(f"making {count} images")
+    with images_on_disk(count, seed=0) as files:
+        yield labelled(files)
+
+
+def labelled(files: DataSet) -> LabelledImages:
+    """Return images as training takes them, each with a class that says nothing about it."""
+    return LabelledImages(
+        root=Path(files.root),
+        paths=files.paths,
+        targets=np.arange(len(files)) % CLASSES,
+        classes=tuple(f"class {k}" for k in range(CLASSES)),
+    )
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, option, with_options
+from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, claim_folder, option, with_options
 from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.errors import ConfigError
 
@@ -102,7 +102,7 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     seconds: float = option("--seconds", type=SECONDS, default=10.0, help="Least time of each measurement.")
     root: Path | None = option(  # noqa: RUF009  a field
         "--root", type=PATH, metavar="ROOT",
-        help="Training images, as for `vggfeat train`. [rendered ones of 500 pixels]",
+        help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]",
     )  # fmt: skip
     scale: tuple[int, int] = option("--scale", type=Scale(), default="256", help="S, smallest image side.")
     batch: int = option("--batch", type=click.IntRange(1), default=256, help="Images in a step.")
@@ -111,7 +111,7 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     )
     compiled: bool = option("--compile", is_flag=True, help="Compile the net.")
     micro_batch: int | None = option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
-    images: int = option("--images", type=click.IntRange(16), default=512, help="How many to render.")
+    images: int = option("--images", type=click.IntRange(16), default=512, help="How many to make.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +130,13 @@ class SvmBenchOptions(BenchOptions):
     )  # fmt: skip
     alone: bool = option("--no-peer", is_flag=True, help="Time vggfeat's solver only.")
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of the descriptors.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions(BenchOptions, WorkerOptions):
+    """Where `bench gpu` runs."""
+
+    device: str = option("--device", default="cuda", help="cuda, cuda:1, ...; or cpu, to rehearse.")
 
 
 @click.group()
@@ -262,6 +269,40 @@ def bench_training(options: TrainingBenchOptions) -> None:
     )
     with training_images(options.root, options.images, _say) as images:
         _show(measure(images, recipe, run, seconds=options.seconds, say=_say), options.as_json)
+
+
+@bench.command("gpu")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the figures.")
+@click.option("--tiny", is_flag=True, help="Rehearse with a small net on few images; with --device cpu, anywhere.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=7.0, show_default=True,
+              help="No part begins later than this.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace figures of another machine.")
+@with_options(GpuOptions, "options")
+def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: GpuOptions) -> None:
+    """Measure all that is worth knowing of a GPU; laid out to end within nine minutes.
+
+    The device's ceilings, in four precisions; the tests that claim something of a GPU, from a checkout; the choice of C
+    and the fit of SVMs; training; and extraction with net D and random weights at five scales, in every precision and
+    batching, with the time of every stage. Each is kept in DIR as soon as it is measured. One that fails says why, and
+    the others go on. The same command goes on behind what is there, and tries again what has failed.
+
+    DIR receives gpu.json, gpu.txt with its table, and gpu.jsonl, a line for each part.
+
+    \b
+    Examples:
+      vggfeat bench gpu --out figures
+      vggfeat bench gpu --out rehearsal --device cpu --tiny
+    """
+    from vggfeat.benchmarks.gpu import FILES, FORMAT, TINY, Extent, measure
+    from vggfeat.runtime.devices import ready_device
+
+    claim_folder(out, FILES, FORMAT, overwrite=overwrite)
+    device = ready_device(options.device)
+    extent = TINY if tiny else Extent()
+    report = measure(out, device, extent, workers=options.processes(), minutes=minutes, overwrite=overwrite, say=_say)
+    _show(report, options.as_json)
+    if not options.as_json:
+        say(f"{out}: {', '.join(FILES[:3])}")
 
 
 def _say(name: str) -> None:

@@ -1,21 +1,17 @@
 """`vggfeat classify`: validation images and nets in, top-1 and top-5 errors out; or saved posteriors in."""
 
 import os
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from vggfeat.cli.options import (
     LAYOUT,
-    LONGEST_TABLE,
     PATH,
     SPREADSHEET_SAFE,
-    TRY_AGAIN,
     DecodingOptions,
     ForwardOptions,
     JobOptions,
@@ -24,10 +20,10 @@ from vggfeat.cli.options import (
     load_net,
     net_files,
     option,
-    terminal_width,
+    refuse_options,
+    show_results,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
@@ -137,7 +133,7 @@ def classify(
     if not weights and not files:
         raise ConfigError("--weights: expected a net with --root, or --posteriors, found neither; give one of them")
     if not weights:
-        _refuse_settled(context)
+        refuse_options(context, SETTLED, "expected where a net is run, found --posteriors alone")
 
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.datasets import ilsvrc
@@ -157,25 +153,10 @@ def classify(
     found = evaluate(fused)
     record = classification_record(fused, found, paces=paces, notes=notes)
     written = write_classification(record, fused, found, out, spreadsheet_safe=spreadsheet_safe)
-    if as_json:
-        say_json(record.content)
-    else:
-        say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
-        for one in runs:
-            say(_run_line(one))
-        if any(one.failures for one in runs):
-            say(TRY_AGAIN)
-        lists = [one.failures_file for one in runs if one.failures_file is not None]
-        say(f"{out}: {', '.join(path.name for path in [*new, *lists, *written])}")
-        say(f"as a page: vggfeat report {shlex.quote(str(out))}")
+    lists = [one.failures_file for one in runs if one.failures_file is not None]
+    files_written, failed = [*new, *lists, *written], any(one.failures for one in runs)
+    show_results(record, out, files_written, failed=failed, as_json=as_json, runs=list(map(_run_line, runs)))
     return 3 if len(fused.failed) > job.allow_failed else 0
-
-
-def _refuse_settled(context: click.Context) -> None:
-    """Refuse other settings for saved posteriors: to ignore them would be to say yes and do something else."""
-    for param in context.command.params:
-        if param.name in SETTLED and context.get_parameter_source(param.name) != ParameterSource.DEFAULT:
-            raise ConfigError(f"{param.opts[0]}: expected where a net is run, found --posteriors alone; leave it out")
 
 
 def _run_nets(

@@ -1,7 +1,6 @@
 """`vggfeat localise`: boxes of objects, evaluated on ILSVRC's rules or drawn on images."""
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,8 @@ import click
 from vggfeat.cli.localise_train import localise_train
 from vggfeat.cli.options import (
     LAYOUT,
-    LONGEST_TABLE,
     PATH,
     SPREADSHEET_SAFE,
-    TRY_AGAIN,
     DecodingOptions,
     JobOptions,
     Numbers,
@@ -22,10 +19,10 @@ from vggfeat.cli.options import (
     load_net,
     net_files,
     option,
-    terminal_width,
+    show_results,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.output import say, say_json
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
@@ -226,14 +223,7 @@ def evaluate(
         *([failures_path(journal)] if found.failed else []),
         *write_localisation(record, data, found, out, spreadsheet_safe=spreadsheet_safe),
     ]
-    if as_json:
-        say_json(record.content)
-    else:
-        say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
-        if found.failed:
-            say(TRY_AGAIN)
-        say(f"{out}: {', '.join(path.name for path in written)}")
-        say(f"as a page: vggfeat report {shlex.quote(str(out))}")
+    show_results(record, out, written, failed=bool(found.failed), as_json=as_json)
     return 3 if len(found.failed) > job.allow_failed else 0
 
 

@@ -2,23 +2,26 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import StoreError, VggfeatError
+from vggfeat.errors import ConfigError, StoreError, VggfeatError
 
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
     from vggfeat.images.decode import DecodeSettings
     from vggfeat.nets.backbone import Backbone
+    from vggfeat.results.record import Record
     from vggfeat.weights.importing import Preprocessing
 
 LONGEST_TABLE = 40
@@ -256,6 +259,35 @@ def print_notes(backbone: "Backbone") -> None:
 def terminal_width() -> int | None:
     """Return the columns of the terminal that is written to; None where the output goes to a file or a program."""
     return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+
+
+def refuse_options(context: click.Context, names: Collection[str], why: str) -> None:
+    """Refuse options that decide nothing here: to ignore them would be to say yes and do something else.
+
+    Raises
+    ------
+    ConfigError
+        If one of these parameters was given.
+    """
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(str(param.name)) != ParameterSource.DEFAULT:
+            raise ConfigError(f"{param.opts[0]}: {why}; leave it out")
+
+
+def show_results(
+    record: "Record", out: Path, written: Sequence[Path], *, failed: bool, as_json: bool, runs: Sequence[str] = ()
+) -> None:
+    """Print what was found on ILSVRC, a line for each of its `runs`, how to try failed images again, and the files."""
+    from vggfeat.cli.output import say, say_json, say_lines
+
+    if as_json:
+        say_json(record.content)
+        return
+    say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
+    for line in (*runs, *([TRY_AGAIN] if failed else [])):
+        say(line)
+    say(f"{out}: {', '.join(path.name for path in written)}")
+    say(f"as a page: vggfeat report {shlex.quote(str(out))}")
 
 
 def net_files(*specs: str | None) -> list[Path]:

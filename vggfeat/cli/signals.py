@@ -20,7 +20,8 @@ from types import FrameType
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 _KEPT = "; what was finished is kept, and the same command resumes from there"
-_RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate")
+_RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate",
+            "bench gpu")  # fmt: skip
 """All other commands begin again, or say it themselves."""
 _LATER = 0.01
 """Seconds."""

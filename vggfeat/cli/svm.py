@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Numbers, claim_folder, option, terminal_width, with_options
+from vggfeat.cli.options import (
+    PATH,
+    SPREADSHEET_SAFE,
+    Numbers,
+    claim_folder,
+    option,
+    refuse_options,
+    terminal_width,
+    with_options,
+)
 from vggfeat.cli.output import say, say_json, say_lines, say_note
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
@@ -135,13 +143,11 @@ def svm(
     if not files:
         raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
-        _refuse_others(context)
+        settled = {str(param.name) for param in context.command.params} - WITH_APPLY
+        refuse_options(context, settled, "not together with --apply, where the model decides")
         _apply(model, files, top, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
         return
-    for name in ("top", "spreadsheet_safe"):
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: expected together with --apply, found alone; leave it out")
+    refuse_options(context, ("top", "spreadsheet_safe"), "expected together with --apply, found alone")
     settings = protocol.settings()
 
     from vggfeat.cli.progress import Progress
@@ -165,14 +171,6 @@ def svm(
     say_lines(record.text(width=terminal_width()))
     say(f"{folder}: {', '.join(path.name for path in written)}")
     say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
-
-
-def _refuse_others(context: click.Context) -> None:
-    """Refuse settings that the model decides: to ignore them would be to say yes and do something else."""
-    for param in context.command.params:
-        given = param.name and context.get_parameter_source(param.name) != ParameterSource.DEFAULT
-        if given and param.name not in WITH_APPLY:
-            raise ConfigError(f"{param.opts[0]}: not together with --apply, where the model decides; leave it out")
 
 
 def _note_replaced(folder: Path, settings: Any) -> None:

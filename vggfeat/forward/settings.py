@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.image_bytes import read_bytes
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation
+from vggfeat.runtime.devices import library_version
 from vggfeat.samples import Place
 from vggfeat.store.identity import IMAGE_SIZES
 
@@ -81,7 +81,7 @@ def describe_conditions(device: torch.device, decode: DecodeSettings, places: It
         "decode": {name: value for name, value in asdict(decode).items() if name not in free},
         "machine": _machine(device),
         IMAGE_SIZES: _hash_sizes(places),
-        "versions": {name: version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
+        "versions": {name: library_version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
 

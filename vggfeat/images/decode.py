@@ -24,7 +24,7 @@ import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError
+from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
 from vggfeat.images.bmp import has_bit_fields, read_bit_fields
 from vggfeat.images.colours import upright_rgb
 from vggfeat.images.image_bytes import (
@@ -219,6 +219,8 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     ------
     ImageError
         For every fault of the file or of what is done with it, with one of `REASONS`.
+    ResourceError, StoreError
+        As `vggfeat.images.image_bytes.read_bytes`.
     """
     data = b""
     try:
@@ -227,7 +229,7 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
             yield _loaded(data, request, settings)
     except ImageError as error:
         raise failure(request.name, error.reason, str(error)) from None
-    except ResourceError:
+    except (ResourceError, StoreError):
         raise
     except Image.DecompressionBombError:
         raise failure(request.name, "too-large", str(too_large(settings.max_pixels))) from None

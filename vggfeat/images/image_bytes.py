@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from vggfeat.errors import ImageError, ResourceError
+from vggfeat.errors import ImageError, ResourceError, StoreError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
 """The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""
@@ -63,6 +63,8 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
         If it is no regular file of 1 to `max_bytes` bytes, can't be read, or a span has another CRC-32.
     ResourceError
         If this process may open no more files.
+    StoreError
+        If a span is asked for, and its file can't be read now: that is no fault of the image, and of many others.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
@@ -73,6 +75,8 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
                 f"{shown(path)}: expected to open one more file, found: {error.strerror}; "
                 "raise the limit on open files (ulimit -n), or decode with fewer workers (--workers)"
             ) from None
+        if span is not None:
+            raise _closed_shard(path, error) from None
         raise ImageError(
             _reason_to_stay_closed(error),
             f"expected a readable file, found: {getattr(error, 'strerror', None) or error}",
@@ -94,11 +98,21 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
             raise ImageError("damaged", "expected the bytes that were packed, found others; give `data pack` again")
         return data
     except OSError as error:
+        if span is not None:
+            raise _closed_shard(path, error) from None
         raise ImageError(
             "unreadable", f"expected a readable file, found: {getattr(error, 'strerror', None) or error}"
         ) from None
     finally:
         os.close(descriptor)
+
+
+def _closed_shard(path: str, error: OSError | ValueError) -> StoreError:
+    found = getattr(error, "strerror", None) or error
+    return StoreError(
+        f"{shown(path)}: expected a file of packed images that can be read, found: {found}; "
+        "make it readable, then give the same command again"
+    )
 
 
 def _reason_to_stay_closed(error: OSError | ValueError) -> str:

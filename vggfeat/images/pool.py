@@ -13,7 +13,7 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError
+from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker, not_started
@@ -108,6 +108,8 @@ class Decoder:
         ResourceError
             While iterating, if a worker can't be started; or if the system refuses something else, such as one more
             open file, that is no fault of the image.
+        StoreError
+            While iterating, if a file of packed images can't be read now.
         RuntimeError
             If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the image.
         """
@@ -164,7 +166,7 @@ class Decoder:
             try:
                 worker = worker if worker and worker.alive() else self._replace(worker)
                 return worker.decode(request)
-            except ResourceError:
+            except (ResourceError, StoreError):
                 raise
             except ImageError as error:
                 return ImageError(error.reason, str(error))

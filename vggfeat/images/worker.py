@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from vggfeat.errors import ImageError, ResourceError
+from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.runtime.lines import Line, limit_memory, silence_libraries
 from vggfeat.samples import Box
@@ -130,6 +130,8 @@ class Worker:
             If the process ended.
         ResourceError
             If the system refused the worker something that is no fault of the image.
+        StoreError
+            If the worker can't read a file of packed images.
         RuntimeError
             If the worker's function failed in another such way.
         """
@@ -140,7 +142,7 @@ class Worker:
         if "reason" in answer:
             raise ImageError(answer["reason"], answer["message"])
         if "refused" in answer:
-            raise ResourceError(answer["refused"])
+            raise (StoreError if answer["shard"] else ResourceError)(answer["refused"])
         if "defect" in answer:
             raise RuntimeError(f"decoding {request.name}: {answer['defect']}")
         regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
@@ -219,8 +221,8 @@ def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
         regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in image.regions]
     except ImageError as error:
         line.send({"reason": error.reason, "message": str(error)})
-    except ResourceError as error:
-        line.send({"refused": str(error)})
+    except (ResourceError, StoreError) as error:
+        line.send({"refused": str(error), "shard": isinstance(error, StoreError)})
     except Exception:
         line.send({"defect": traceback.format_exc()})
     else:

@@ -27,16 +27,18 @@ from vggfeat.localisation.nets import BoxNet
 from vggfeat.metrics import Localised, inclusive_pixels, localisation_error
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import DISK, disk_errors
-from vggfeat.runtime.journal import Journal
+from vggfeat.runtime.journal import Journal, Loose
 from vggfeat.samples import LabelledImages
 from vggfeat.store.failures import tally, write_failures
-from vggfeat.store.identity import IMAGE_SIZES, differences, other_process
+from vggfeat.store.identity import IMAGE_SIZES, differences, higher_limit, other_process
 from vggfeat.weights import Backbone
 
 Protocol = Literal["gt", "dense"]
 """gt: the box of the true class, from the centre crop (protocol 1 of Appendix A, Table 8). dense: up to five guesses
 from the complete image (protocol 2, Tables 9 and 10)."""
 JOURNAL_FORMAT = "vggfeat localised images, 3"
+MAY_CHANGE: Loose = {IMAGE_SIZES: lambda before, now: True, "decode": higher_limit}
+"""What a retry of failed images may change: the images, and how many pixels are allowed them."""
 
 
 class LocalisationSystem(NamedTuple):
@@ -125,9 +127,10 @@ def locate_images(
     journal: Journal | None = None  # In the first process alone.
     failures: dict[int, str] = {}
 
-    def to_retry(record: dict[str, Any], sizes_changed: bool) -> bool:
-        changed = sizes_changed and hash_image(images.place(record["row"]), decode.max_bytes).hex() != record["sha256"]
-        return bool(record["reason"]) or changed
+    def to_retry(record: dict[str, Any], changed: set[str]) -> bool:
+        if record["reason"] or IMAGE_SIZES not in changed:
+            return bool(record["reason"])
+        return hash_image(images.place(record["row"]), decode.max_bytes).hex() != record["sha256"]
 
     def keep(records: Sequence[dict[str, Any]]) -> None:
         failures.update({record["row"]: record["reason"] for record in records if record["reason"]})
@@ -142,7 +145,7 @@ def locate_images(
             nonlocal journal
             journal = Journal(
                 out, JOURNAL_FORMAT, key, len(images), _group_size(run), overwrite=run.overwrite,
-                retry=to_retry if run.retry_failed else None, loose=(IMAGE_SIZES,),
+                retry=to_retry if run.retry_failed else None, loose=MAY_CHANGE,
             )  # fmt: skip
             stack.enter_context(journal)
             keep(journal.records)
@@ -155,7 +158,8 @@ def locate_images(
         resumed = len(images) - sum(map(len, pending))
         try:
             with Decoder(run.workers, decode) as decoder:
-                decoded = decoder.stream(_requests(images, pending[world.rank :: world.size]))
+                places = (images.place(row) for group in pending[world.rank :: world.size] for row in group)
+                decoded = decoder.stream(Request(file, (None,), span) for file, span in places)
                 for turn in range(0, len(pending), world.size):
                     groups = pending[turn : turn + world.size]
                     rows = groups[world.rank] if world.rank < len(groups) else range(0)
@@ -182,13 +186,6 @@ def locate_images(
 
 def _group_size(run: RunSettings) -> int:
     return run.shard_rows or (32 if run.device.startswith("cpu") else 128)
-
-
-def _requests(images: LabelledImages, groups: Sequence[range]) -> Iterator[Request]:
-    for group in groups:
-        for row in group:
-            place = images.place(row)
-            yield Request(place.file, (None,), place.span)
 
 
 def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[str, Any]:

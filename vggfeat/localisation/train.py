@@ -29,10 +29,9 @@ from vggfeat.runtime.distributed import World, open_world
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training import data as training_data
 from vggfeat.training.crops import Crops
-from vggfeat.training.feed import ImageFeed
 from vggfeat.training.objective import Validation
 from vggfeat.training.recipe import Recipe, TrainingSettings
-from vggfeat.training.train import learn
+from vggfeat.training.train import ImageFeed, learn
 from vggfeat.training.trainer import Outcome, Progress
 from vggfeat.weights import Backbone
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
-from vggfeat.runtime.checksums import ENTRY, RunFiles, unsealed
+from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""
@@ -228,8 +228,22 @@ def _training_run(files: RunFiles, name: str) -> TrainingRun:
     if _is_there(files.folder / "run.json"):
         settings = _settings(files.folder / "run.json", files.read("run.json", MOST_JSON))
     lines = tuple(line for line in _lines(files, "log.jsonl") if type(line.get("step")) is int)
+    _check_run(files.folder / "log.jsonl", settings, lines)
     left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(files, "unreadable.jsonl")]
     return TrainingRun(name=name, settings=settings, log=lines, unreadable=tuple(left_out))
+
+
+def _check_run(log: Path, settings: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Check that a log is of one run, that of run.json; lines of before name none."""
+    runs = list(dict.fromkeys(line["run"] for line in lines if "run" in line))
+    expected = short_checksum(settings) if settings else next(iter(runs), None)
+    for other in runs:
+        if other != expected:
+            where = "that run.json describes" if settings else "that its first line names"
+            raise StoreError(
+                f"{log}: expected lines of the run {expected} {where}, found some of {quoted(other)}; "
+                "put the files of one run together"
+            )
 
 
 def _settings(path: Path, content: bytes) -> Mapping[str, Any]:

@@ -45,6 +45,11 @@ def unsealed(content: Any) -> dict[str, Any]:
     return plain
 
 
+def short_checksum(content: Mapping[str, Any]) -> str:
+    """Return the first 16 digits of the checksum that `sealed` adds: a name for what others refer to."""
+    return _digest(content)[:16]
+
+
 def sealed_line(content: Mapping[str, Any]) -> bytes:
     """Return a JSON object with its checksum as a line."""
     return json.dumps(sealed(content), allow_nan=False).encode() + b"\n"

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
@@ -97,6 +99,19 @@ def ready_device(name: str | None) -> str:
     if name.startswith("cpu"):
         keep_freed_memory()
     return name
+
+
+def library_version(name: str) -> str:
+    """Return the version of an installed library, "none" without it; of vggfeat in a checkout, what that declares."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        if name != "vggfeat" or not project.is_file():
+            return "none"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def keep_freed_memory() -> None:

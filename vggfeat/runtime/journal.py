@@ -7,9 +7,9 @@ again.
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from vggfeat.errors import StoreError
@@ -20,8 +20,10 @@ from vggfeat.runtime.targets import check_name
 
 _ADVICE = "what was finished is kept; mend it and give the same command again"
 
-Retry = Callable[[dict[str, Any], bool], bool]
-"""Takes a row, and whether one of the `loose` entries of the key has changed; says if the row is to be made again."""
+Retry = Callable[[dict[str, Any], set[str]], bool]
+"""Takes a row, and which of the `loose` entries of the key have changed; says if the row is to be made again."""
+Loose = Mapping[str, Callable[[Any, Any], bool]]
+"""Entry of a key -> whether it may have changed from one value to another."""
 
 
 class Journal:
@@ -45,8 +47,8 @@ class Journal:
     retry : callable, optional
         Drop the groups with a row for which it is true. This happens once: a run that was stopped meanwhile is resumed
         by the same call.
-    loose : collection of str
-        Entries of the key that may have changed where rows are retried.
+    loose : mapping of str to callable
+        Entries of the key that may have changed where rows are retried, and from which value to which.
 
     Raises
     ------
@@ -65,7 +67,7 @@ class Journal:
         *,
         overwrite: bool = False,
         retry: Retry | None = None,
-        loose: Collection[str] = (),
+        loose: Loose = MappingProxyType({}),
     ) -> None:
         self.path = path
         self._groups = [range(start, min(start + step, total)) for start in range(0, total, step)]
@@ -115,13 +117,13 @@ class Journal:
                 self._head["retrying"] = False
                 self._write()
 
-    def _read(self, overwrite: bool, retry: Retry | None, loose: Collection[str]) -> None:
+    def _read(self, overwrite: bool, retry: Retry | None, loose: Loose) -> None:
         try:
             first, *lines = self.path.read_bytes().split(b"\n")[:-1] or [b""]
         except FileNotFoundError:
             return
         head = unsealed_line(first)
-        changed = self._different(head, loose if retry else (), overwrite)
+        changed = self._different(head, loose if retry else {}, overwrite)
         if head is None or changed is None:
             return
         self._rows = self._complete_groups(lines)
@@ -133,20 +135,21 @@ class Journal:
                         del self._rows[row]
                     self._head["retrying"] = True
 
-    def _different(self, head: dict[str, Any] | None, loose: Collection[str], overwrite: bool) -> bool | None:
-        """Say whether the key of the file has another loose entry; None if the file is to be overwritten."""
+    def _different(self, head: dict[str, Any] | None, loose: Loose, overwrite: bool) -> set[str] | None:
+        """Return the loose entries of the file's key that are others; None if the file is to be overwritten."""
         ours, theirs = self._head["key"], {} if head is None else head.get("key", {})
         if overwrite and (head is None or theirs != ours):
             return None
         if head is None or head.get("format") != self._head["format"]:
             raise StoreError(f"{self.path}: expected the results of a run like this, found another file; move it away")
         different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
-        if different - set(loose):
+        settled = (name for name in different if name not in loose or not loose[name](theirs.get(name), ours.get(name)))
+        if any(settled):
             raise StoreError(
                 f"{self.path}: expected results of the same settings, found others of {', '.join(sorted(different))}; "
                 "choose another --out, or give --overwrite"
             )
-        return bool(different)
+        return different
 
     def _complete_groups(self, lines: Sequence[bytes]) -> dict[int, dict[str, Any]]:
         """Return the rows of groups that have all of theirs, undamaged, in the order in which the groups came."""

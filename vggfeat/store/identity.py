@@ -113,11 +113,15 @@ def matching(
 def _with_smaller_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Return our key with the limit on pixels of theirs if that is smaller: with ours, no row of theirs is another."""
     before, now = (key.get("decode") for key in (theirs, ours))
+    return ours | {"decode": before} if higher_limit(before, now) else ours
+
+
+def higher_limit(before: Any, now: Any) -> bool:
+    """Say whether two `decode` entries of keys differ in nothing but that more pixels are allowed an image now."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        return ours
+        return False
     limit, own = before.get("max_pixels"), now.get("max_pixels")
-    smaller = isinstance(limit, int) and isinstance(own, int) and limit < own
-    return ours | {"decode": now | {"max_pixels": limit}} if smaller else ours
+    return isinstance(limit, int) and isinstance(own, int) and limit < own and now | {"max_pixels": limit} == before
 
 
 def describe(dataset: DataSet, key: dict[str, Any], shape: Shape, shard_rows: int) -> dict[str, Any]:

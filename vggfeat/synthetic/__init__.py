@@ -9,6 +9,7 @@ An image depends on the seed, the set and its own id alone, not on how many othe
 Pillow and NumPy give the same bytes.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,8 @@ MARKER = "RENDERED.txt"
 """File in the root of a rendered set: it says in words and in JSON what the images are."""
 
 _SMALLEST_SIDE = 32
-_IMAGES = (".jpg", ".jpeg", ".png")
+_IMAGES, _LISTS = (".jpg", ".jpeg", ".png"), (".xml", ".txt", ".mat", ".csv")
+"""Endings of what is rendered, and of what is written next to it; files of others are none of the set's business."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ def write(
     Returns
     -------
     bool
-        False if the same set was there already, complete, and nothing was done.
+        False if the same set was there already, complete and as it was rendered, and nothing was done.
 
     Raises
     ------
@@ -209,11 +211,11 @@ def write(
         from vggfeat.synthetic.jobs import render
 
         root.mkdir(parents=True, exist_ok=True)
-        _mark(root, wanted, images=None)
+        _mark(root, wanted)
         getattr(import_module(module), function)(
             root, settings, lambda jobs: render(jobs, seed=seed, name=name, workers=workers, progress=progress)
         )
-        _mark(root, wanted, images=_count(root))
+        _mark(root, wanted | _contents(root))
     except OSError as error:
         cause = error.strerror or error
         raise StoreError(f"{error.filename or root}: can't be written: {cause}; mend it, or choose another") from error
@@ -221,19 +223,20 @@ def write(
 
 
 def _is_complete(root: Path, wanted: dict[str, object]) -> bool:
-    """Whether this very set is there, whole; False if there is nothing, or only a part of it."""
+    """Whether this very set is there, whole and unchanged; False if there is nothing, a part of it, or damage."""
     if not root.exists() or (root.is_dir() and all(is_temporary(path.name) for path in root.iterdir())):
         return False
     found = _read_marker(root)
     if found is None:
         raise DatasetError(f"{root}: expected a new or empty folder to render into, found other files; choose another")
-    images = found.pop("images", None)
+    # Sets of before have no checksum, and are rendered again.
+    contents = {key: found.pop(key, None) for key in ("images", "sha256")}
     if found != wanted:
         raise DatasetError(
             f"{root}: expected a new or empty folder, found images rendered with other settings ({found}); "
             "delete the folder or choose another"
         )
-    return images == _count(root)
+    return contents["sha256"] is not None and contents == _contents(root)
 
 
 def _read_marker(root: Path) -> dict[str, object] | None:
@@ -249,18 +252,26 @@ def _read_marker(root: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _count(root: Path) -> int:
-    return sum(path.suffix.lower() in _IMAGES for path in root.rglob("*"))
+def _contents(root: Path) -> dict[str, object]:
+    """Count the images of a set, and hash the names and the bytes of all its files."""
+    images, digest = 0, hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        ending = path.suffix.lower()
+        if ending in _IMAGES + _LISTS and path != root / MARKER and path.is_file():
+            images += ending in _IMAGES
+            with open(path, "rb") as file:
+                digest.update(f"{path.relative_to(root)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return {"images": images, "sha256": digest.hexdigest()}
 
 
-def _mark(root: Path, wanted: dict[str, object], *, images: int | None) -> None:
-    """Say what the folder holds; the number of images comes last, when all are there."""
+def _mark(root: Path, about: dict[str, object]) -> None:
+    """Say what the folder holds; its number of images and its checksum come last, when all is there."""
     words = f"""\
 The images in this folder were rendered by vggfeat; nobody photographed them.
-They imitate the layout of {wanted["set"]}, and none of them comes from it.
+They imitate the layout of {about["set"]}, and none of them comes from it.
 Results on them say nothing about results on the real data set.
 
-{json.dumps({**wanted, "images": images})}
+{json.dumps(about)}
 """
     with atomic_write(DISK, root / MARKER) as file:
         file.write(words.encode())

@@ -117,7 +117,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """List the checkpoints, by step; StoreError if the folder can't be read."""
-        return sorted(self._matching(_NAME), key=_step)
+        return sorted(self._matching(_NAME), key=lambda path: int(path.stem.removeprefix("step-")))
 
     def _matching(self, names: re.Pattern[str]) -> list[Path]:
         with disk_errors(self.folder, "listing the checkpoints", READ_ADVICE):
@@ -228,9 +228,3 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     text = json.dumps({"__metadata__": metadata, **entries}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _step(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
-    assert found is not None
-    return int(found[1])

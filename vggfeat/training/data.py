@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from itertools import count, islice, tee
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vggfeat.errors import ImageError, TrainingError
+from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodedImage, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World, share
@@ -33,13 +34,10 @@ from vggfeat.training.crops import (
     resample,
 )
 from vggfeat.training.recipe import Recipe
+from vggfeat.training.statistics import Unreadable, check_readable, lost_classes, unreadable_image
 
 NO_TARGET = -100
 """Target of an image that counts nowhere, because it can't be read."""
-MOST_UNREADABLE = 0.01
-"""Share of images that may be unreadable before training stops."""
-LEAST_SEEN = 1000
-"""The share is taken of so many where fewer have been seen: ten images may always be unreadable."""
 _CLOSING_SECONDS = 5.0
 T = TypeVar("T")
 
@@ -83,31 +81,6 @@ class ClassLabels:
     ) -> NDArray[np.int64]:
         """Return (n,) numbers of classes."""
         return self._targets[rows]
-
-
-class Unreadable(NamedTuple):
-    """An image that was left out."""
-
-    path: str
-    """As in `LabelledImages.paths`."""
-    reason: str
-    """"reason: message" as the decoder found it, without the path."""
-
-
-def unreadable_image(path: str, error: ImageError) -> Unreadable:
-    """Return what is reported of an image that was left out; `path` as in `LabelledImages.paths`."""
-    message = str(error)
-    # The message begins with the full path, which is reported already, and which is another on every machine.
-    return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
-
-
-def check_readable(where: str, seen: int, unreadable: int, first: Unreadable | None) -> None:
-    """Raise TrainingError if more than 1 % of the images seen, and more than ten, can't be read; name the first."""
-    if first is not None and unreadable > MOST_UNREADABLE * max(seen, LEAST_SEEN):
-        raise TrainingError(
-            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the images to be unreadable, found {unreadable} of "
-            f"{seen}, the first is {first.path} ({first.reason}); mend or remove them"
-        )
 
 
 class LabelledBatch(NamedTuple):
@@ -313,7 +286,8 @@ class BatchStream:
                 self.unread += 1
                 self._unreadable.setdefault(row, unreadable_image(self._images.paths[row], answer))
         self.seen += len(answers)
-        check_readable(str(self._images.root), self.seen, self.unread, next(iter(self._unreadable.values()), None))
+        first, lost = next(iter(self._unreadable.values()), None), partial(lost_classes, self._images, self._unreadable)
+        check_readable(str(self._images.root), self.seen, self.unread, first, lost)
 
 
 def training_batches(

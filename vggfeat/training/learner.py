@@ -153,7 +153,8 @@ class Learner:
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in found.values()])
         if not finite.all():
             raise _not_finite("a weight", step, learning_rate)
-        return {name: _copied(tensor) for name, tensor in found.items()}
+        # Always a copy: training goes on while the caller looks at it.
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> Tensor:
@@ -301,11 +302,6 @@ def _flat(outputs: Tensor) -> Tensor:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    # Always a copy: training goes on while the caller looks at it.
-    return tensor.to("cpu", copy=True).contiguous()
 
 
 def _not_finite(what: str, step: int, learning_rate: float) -> TrainingError:

@@ -1,11 +1,13 @@
-"""What a net is trained for: what its outputs are, the loss, how a validation rates them, and its first weights.
+"""What a net is trained for, and on: its outputs and their loss, how a validation rates them, first weights, batches.
 
 N = images of a process's share of a batch, C = channels of fc8, K = classes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from vggfeat.errors import ConfigError
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
-from vggfeat.training.data import NO_TARGET
+from vggfeat.training.data import NO_TARGET, LabelledBatch
 from vggfeat.training.recipe import Recipe
 from vggfeat.weights import Backbone
 
@@ -98,6 +100,33 @@ class Objective(Protocol):
 
     def read_validation(self, fields: dict[str, Any]) -> Validation:
         """Return the validation that `asdict` has made ready for JSON."""
+
+
+class Feed(Protocol):
+    """Batches of this process's share, and facts about them."""
+
+    classes: tuple[str, ...]
+    """In the order of the net's outputs."""
+    images: int
+    """In the training set."""
+    validation_images: int
+    fingerprint: dict[str, Any]
+    """What tells this data set from another, ready for JSON."""
+
+    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
+        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is given images done and in all."""
+
+    def training(self, first_step: int) -> AbstractContextManager[Iterator[LabelledBatch]]:
+        """Hand out endless batches, from that of `first_step` on."""
+
+    def validation(self) -> AbstractContextManager[Iterator[LabelledBatch]]:
+        """Hand out all validation images once."""
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        """List (path, reason) of what this process could not read so far."""
+
+    def lost(self, unreadable: Collection[str]) -> list[str]:
+        """Name the classes, of training or of validation, of which no image is left without these paths."""
 
 
 @dataclass(frozen=True, kw_only=True)

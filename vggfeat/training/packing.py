@@ -31,7 +31,7 @@ from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.data import Unreadable, check_readable, unreadable_image
+from vggfeat.training.statistics import Unreadable, check_readable, listed, unreadable_image
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -191,7 +191,8 @@ class _Packer:
             (self.out / INDEX).unlink(missing_ok=True)
         work = partial(shrink, side=self.settings.side, quality=self.settings.quality)
         with Decoder(workers, limits, decode=work) as decoder:
-            stream = decoder.stream(self._request(shard, row) for shard in todo for row in shard.rows)
+            places = (self.lists[shard.list].place(row) for shard in todo for row in shard.rows)
+            stream = decoder.stream(Request(file, (None,), span) for file, span in places)
             answers = _counted(stream, done, total, progress)
             for shard in todo:
                 share = islice(answers, len(shard.rows))
@@ -212,10 +213,6 @@ class _Packer:
         _save(self.out / INDEX, json.dumps(sealed(self._index()), indent=1).encode())
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
-
-    def _request(self, shard: Shard, row: int) -> Request:
-        file, span = self.lists[shard.list].place(row)
-        return Request(file, (None,), span)
 
     def _columns(self, name: str) -> Columns:
         parts = [self.records[shard].places for shard in self.shards if shard.list == name]
@@ -246,9 +243,10 @@ class _Packer:
                 rows = set(shard.rows) - {place[0] for place in self.records[shard].places}
                 left -= np.bincount(images.targets[sorted(rows)], minlength=len(left))
             if not left.all():
+                lost = [self.data.classes[k] for k in np.flatnonzero(left == 0)]
                 raise TrainingError(
                     f"{self.out}: expected images of every class in {name}, found none that can be read of "
-                    f"{self.data.classes[int(left.argmin())]}; mend them, or remove the class and pack elsewhere"
+                    f"{listed(lost)}; mend them, or remove the class and pack elsewhere"
                 )
         seen = sum(map(len, self.lists.values()))
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))

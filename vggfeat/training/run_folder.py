@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import TrainingError
-from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, unsealed, unsealed_line
+from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, short_checksum, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
@@ -55,13 +55,13 @@ class RunFolder:
         -------
         checkpoint : Checkpoint or None
         notes : list of str
-            Sentences about damaged checkpoints, or that there is none.
+            Sentences about damaged checkpoints, or that there is none, and about a log that names no run.
 
         Raises
         ------
         TrainingError
-            If another process is training there, it holds anything without `resume`, or a run of other settings; or,
-            with `resume`, if there is no such folder.
+            If another process is training there, it holds anything without `resume`, or a run of other settings, or
+            its log is of another run; or, with `resume`, if there is no such folder.
         StoreError
             If the disk refuses.
         """
@@ -87,10 +87,11 @@ class RunFolder:
         found, notes = self.checkpoints.newest()
         if found is not None:
             self._compare(found.path, found.about.get("run"), identity)
-        elif resume:
-            notes = [
+        notes += self._check_log(short_checksum(identity))
+        if found is None and resume:
+            notes.append(
                 f"{self.path}: no checkpoint to resume from was found: training begins at step 0{self._keep_log()}"
-            ]
+            )
         self.write("run.json", json.dumps(sealed(identity), indent=2).encode())
         return found, notes
 
@@ -116,6 +117,19 @@ class RunFolder:
                 self.files.remove(self.path / "LOCK")
             self._lock.release()
             self._lock = None
+
+    def _check_log(self, run: str) -> list[str]:
+        """Refuse the log of another run; return a sentence if it is of a version that named none."""
+        log = self.path / "log.jsonl"
+        runs = {line.get("run") for line in read_log(log)}
+        if others := runs - {run, None}:
+            raise TrainingError(
+                f"{log}: expected lines of the run {run} that run.json describes, found some of {others.pop()!r:.40}; "
+                "put the log of this run there, or move it away"
+            )
+        if None not in runs:
+            return []
+        return [f"{log}: its lines so far name no run, as those of earlier versions; they are taken to be of this one"]
 
     def _keep_log(self) -> str:
         """Give the log of a run that begins once more another name, and say which."""
@@ -174,15 +188,16 @@ def what_is_kept(folder: Path) -> str:
 class Log:
     """Lines of training and validation figures in log.jsonl, for one process to write.
 
-    Every line has `kind` (train, validation or note) and `step`.
+    Every line has `kind` (train, validation or note), `step`, and `run`, by which run.json knows its own: the
+    `vggfeat.runtime.checksums.short_checksum` of what that holds.
 
     Numbers go to TensorBoard as well, where that is installed. Where a run resumes at `step`, lines of later steps,
     which will be done again, are dropped.
     """
 
-    def __init__(self, folder: Path, step: int, files: Files) -> None:
-        self.path, self.files = folder / "log.jsonl", files
-        kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
+    def __init__(self, folder: Path, run: str, step: int, files: Files) -> None:
+        self.path, self.run, self.files = folder / "log.jsonl", run, files
+        kept = [line | {"run": run} for line in read_log(self.path) if line["step"] <= step] if step else []
         with disk_errors(self.path, "writing the log", LOG_ADVICE), atomic_write(files, self.path) as file:
             file.write(b"".join(map(sealed_line, kept)))
         self._board = _open_board(folder / "tensorboard", step)
@@ -194,7 +209,8 @@ class Log:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Add a line."""
-        line = {"kind": kind, "step": step, **{key: _rounded(value) for key, value in values.items()}}
+        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
+        line = {"kind": kind, "step": step, "run": self.run, **rounded}
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
             append(self.files, self.path, sealed_line(line))
             self._last[kind] = step
@@ -308,10 +324,6 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}: expected a path and a reason in each line, found {type(error).__name__}: {error}; remove the "
             "file, what can't be read is found again"
         ) from None
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _open_board(folder: Path, step: int) -> Any:

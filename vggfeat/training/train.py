@@ -2,23 +2,27 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import TrainingError
+import numpy as np
+
+from vggfeat.errors import ConfigError, TrainingError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World, open_world
 from vggfeat.runtime.durable import DISK, Files
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.checkpoints import Checkpoint
-from vggfeat.training.feed import Feed, ImageFeed
+from vggfeat.training.crops import colour_axes
+from vggfeat.training.data import BatchStream, Labels, training_batches, validation_batches
 from vggfeat.training.learner import Learner
-from vggfeat.training.objective import Classification, Objective
+from vggfeat.training.objective import Classification, Feed, Objective
 from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.training.run_folder import RunFolder
+from vggfeat.training.statistics import lost_classes, pixel_statistics
 from vggfeat.training.trainer import Outcome, Progress, Stopped, Trainer, TrainingState
 from vggfeat.weights import Backbone
 
@@ -147,3 +151,87 @@ def _identity(objective: Objective, feed: Feed) -> dict[str, Any]:
         "started_from": objective.started_from.sha256 if objective.started_from else None,
         **objective.facts,
     }
+
+
+class ImageFeed:
+    """A `Feed` of image files.
+
+    Parameters
+    ----------
+    data : ClassificationSet
+    recipe : Recipe
+    world : World
+    decoder : Decoder
+    labels : (Labels, Labels), optional
+        Of training and of validation images; None for their classes.
+    """
+
+    def __init__(
+        self,
+        data: ClassificationSet,
+        recipe: Recipe,
+        world: World,
+        decoder: Decoder,
+        labels: tuple[Labels, Labels] | None = None,
+    ) -> None:
+        if recipe.batch < world.size:
+            raise ConfigError(f"batch: expected an image for each of {world.size} processes, found {recipe.batch}")
+        self.classes, self.images, self.validation_images = data.classes, len(data.train), len(data.val)
+        self.fingerprint = {"train": data.train.fingerprint(), "validation": data.val.fingerprint()}
+        self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
+        self._labels = labels or (None, None)
+        self._mean = self._colours = np.zeros(0)
+        self._streams: dict[str, BatchStream] = {}
+        self._unreadable: dict[str, str] = {}
+
+    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
+        """Measure the mean pixel and the colours in the first process, or read what an earlier run has measured."""
+
+        def measure() -> tuple[list[float], list[list[float]]]:
+            measured = pixel_statistics(self._data.train, self._decoder, cache=folder, progress=progress)
+            return measured.mean.tolist(), measured.covariance.tolist()
+
+        mean, covariance = self._world.on_main(measure)
+        self._mean, self._colours = np.array(mean), colour_axes(np.array(covariance))
+        return tuple(mean)
+
+    def training(self, first_step: int) -> BatchStream:
+        """Hand out random crops."""
+        self._streams["training"] = training_batches(
+            self._data.train,
+            self._recipe,
+            mean=self._mean,
+            colours=self._colours,
+            decoder=self._decoder,
+            world=self._world,
+            first_step=first_step,
+            labels=self._labels[0],
+        )
+        return self._streams["training"]
+
+    def validation(self) -> BatchStream:
+        """Hand out centre crops at the validation scale."""
+        self.unreadable()  # Collect what the validation before has found.
+        self._streams["validation"] = validation_batches(
+            self._data.val,
+            self._recipe,
+            mean=self._mean,
+            decoder=self._decoder,
+            world=self._world,
+            labels=self._labels[1],
+        )
+        return self._streams["validation"]
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        """List each image once."""
+        for batches in self._streams.values():
+            self._unreadable.update(batches.unreadable)
+        return sorted(self._unreadable.items())
+
+    def lost(self, unreadable: Collection[str]) -> list[str]:
+        """Name them with the list that they are lost in."""
+        found = []
+        for name, images in (("training", self._data.train), ("validation", self._data.val)):
+            rows = [row for row, path in enumerate(images.paths) if path in unreadable]
+            found += [f"{cls} ({name})" for cls in lost_classes(images, rows)]
+        return found

@@ -4,7 +4,7 @@ Everything random depends on the seed and the number of the step, so that a chec
 that resumes from it does what the run before would have done.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from vggfeat.errors import TrainingError
+from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
 from vggfeat.training.data import LabelledBatch
-from vggfeat.training.feed import Feed
 from vggfeat.training.learner import Learner, Sums
-from vggfeat.training.objective import Objective, Validation
+from vggfeat.training.objective import Feed, Objective, Validation
 from vggfeat.training.recipe import Plateau, TrainingSettings
 from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
+from vggfeat.training.statistics import say_lost
 from vggfeat.weights import save_weights
 
 SECONDS_BETWEEN_CURVES = 60.0
@@ -110,7 +111,8 @@ class Trainer:
         self.begun = self.drawn = clock()
         self.notes: list[str] = []
         self.shown = ""
-        self.log = Log(folder.path, state.step, folder.files) if world.is_main else None
+        self.unreadable, self.lost = 0, set[str]()
+        self.log = Log(folder.path, short_checksum(identity), state.step, folder.files) if world.is_main else None
         self._restart_clock()
 
     def note(self, sentence: str) -> None:
@@ -324,9 +326,18 @@ class Trainer:
         if self.world.is_main:
             about = {"run": self.identity, "state": asdict(self.state)}
             self.folder.checkpoints.save(self.state.step, tensors, about)
-            self.folder.add_unreadable(unreadable)
+            self._note_lost({path for path, _ in self.folder.add_unreadable(unreadable)})
         self.saved = self.state
         self.since += self.clock() - start
+
+    def _note_lost(self, unreadable: Collection[str]) -> None:
+        """Say of which classes nothing is left to learn from, or to validate with, each once."""
+        if len(unreadable) > self.unreadable:
+            lost = [name for name in self.feed.lost(unreadable) if name not in self.lost]
+            self.lost.update(lost)
+            if lost:
+                self.note(say_lost(lost))
+        self.unreadable = len(unreadable)
 
     def _all_unreadable(self) -> list[tuple[str, str]]:
         return [(path, why) for found in self.world.gather(self.feed.unreadable()) for path, why in found]

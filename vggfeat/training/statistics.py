@@ -1,125 +1,78 @@
-"""What the training loop learns from: batches, the few facts that it needs about their images, and their colours."""
+"""What is known of a list of images as a whole: its colours, and which of its images and classes can't be read."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, ImageError, StoreError, TrainingError
+from vggfeat.errors import ImageError, StoreError, TrainingError
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
-from vggfeat.samples import ClassificationSet, LabelledImages
-from vggfeat.training.crops import EpochOrder, colour_axes
-from vggfeat.training.data import BatchStream, LabelledBatch, Labels, training_batches, validation_batches
-from vggfeat.training.recipe import Recipe
+from vggfeat.samples import LabelledImages
+from vggfeat.training.crops import EpochOrder
+
+MOST_UNREADABLE = 0.01
+"""Share of images that may be unreadable before training stops."""
+LEAST_SEEN = 1000
+"""The share is taken of so many where fewer have been seen: ten images may always be unreadable."""
+SHOWN_CLASSES = 10
+"""Classes that a sentence names."""
 
 
-class Feed(Protocol):
-    """Batches of this process's share, and facts about them."""
+class Unreadable(NamedTuple):
+    """An image that was left out."""
 
-    classes: tuple[str, ...]
-    """In the order of the net's outputs."""
-    images: int
-    """In the training set."""
-    validation_images: int
-    fingerprint: dict[str, Any]
-    """What tells this data set from another, ready for JSON."""
-
-    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is given images done and in all."""
-
-    def training(self, first_step: int) -> AbstractContextManager[Iterator[LabelledBatch]]:
-        """Hand out endless batches, from that of `first_step` on."""
-
-    def validation(self) -> AbstractContextManager[Iterator[LabelledBatch]]:
-        """Hand out all validation images once."""
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        """List (path, reason) of what this process could not read so far."""
+    path: str
+    """As in `LabelledImages.paths`."""
+    reason: str
+    """"reason: message" as the decoder found it, without the path."""
 
 
-class ImageFeed:
-    """A `Feed` of image files.
+def unreadable_image(path: str, error: ImageError) -> Unreadable:
+    """Return what is reported of an image that was left out; `path` as in `LabelledImages.paths`."""
+    message = str(error)
+    # The message begins with the full path, which is reported already, and which is another on every machine.
+    return Unreadable(path, f"{error.reason}: {message.partition(f'{path}: ')[2] or message}")
 
-    Parameters
-    ----------
-    data : ClassificationSet
-    recipe : Recipe
-    world : World
-    decoder : Decoder
-    labels : (Labels, Labels), optional
-        Of training and of validation images; None for their classes.
+
+def lost_classes(images: LabelledImages, unreadable: Collection[int]) -> list[str]:
+    """Return the names of the classes of which no image is left without those of some rows."""
+    of_class = partial(np.bincount, minlength=len(images.classes))
+    left = of_class(images.targets) - of_class(images.targets[sorted(unreadable)])
+    return [images.classes[k] for k in np.flatnonzero((left == 0) & (of_class(images.targets) > 0))]
+
+
+def say_lost(classes: Sequence[str]) -> str:
+    """Say of which classes no image that can be read is left; nothing if there are none."""
+    return f"no image that can be read is left of {listed(classes)}" if classes else ""
+
+
+def listed(classes: Sequence[str]) -> str:
+    """Name the first of some classes, and say how many more there are."""
+    more = f" and {len(classes) - SHOWN_CLASSES} more classes" if len(classes) > SHOWN_CLASSES else ""
+    return f"{', '.join(classes[:SHOWN_CLASSES])}{more}"
+
+
+def check_readable(
+    where: str, seen: int, unreadable: int, first: Unreadable | None, lost: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Raise TrainingError if more than 1 % of the images seen, and more than ten, can't be read.
+
+    The message names the first, and the classes that are `lost` with them.
     """
-
-    def __init__(
-        self,
-        data: ClassificationSet,
-        recipe: Recipe,
-        world: World,
-        decoder: Decoder,
-        labels: tuple[Labels, Labels] | None = None,
-    ) -> None:
-        if recipe.batch < world.size:
-            raise ConfigError(f"batch: expected an image for each of {world.size} processes, found {recipe.batch}")
-        self.classes, self.images, self.validation_images = data.classes, len(data.train), len(data.val)
-        self.fingerprint = {"train": data.train.fingerprint(), "validation": data.val.fingerprint()}
-        self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
-        self._labels = labels or (None, None)
-        self._mean = self._colours = np.zeros(0)
-        self._streams: dict[str, BatchStream] = {}
-        self._unreadable: dict[str, str] = {}
-
-    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Measure the mean pixel and the colours in the first process, or read what an earlier run has measured."""
-
-        def measure() -> tuple[list[float], list[list[float]]]:
-            measured = pixel_statistics(self._data.train, self._decoder, cache=folder, progress=progress)
-            return measured.mean.tolist(), measured.covariance.tolist()
-
-        mean, covariance = self._world.on_main(measure)
-        self._mean, self._colours = np.array(mean), colour_axes(np.array(covariance))
-        return tuple(mean)
-
-    def training(self, first_step: int) -> BatchStream:
-        """Hand out random crops."""
-        self._streams["training"] = training_batches(
-            self._data.train,
-            self._recipe,
-            mean=self._mean,
-            colours=self._colours,
-            decoder=self._decoder,
-            world=self._world,
-            first_step=first_step,
-            labels=self._labels[0],
+    if first is not None and unreadable > MOST_UNREADABLE * max(seen, LEAST_SEEN):
+        raise TrainingError(
+            f"{where}: expected at most {MOST_UNREADABLE:.0%} of the images to be unreadable, found {unreadable} of "
+            f"{seen}, the first is {first.path} ({first.reason}){'; '.join(['', *filter(None, [say_lost(lost())])])}; "
+            "mend or remove them"
         )
-        return self._streams["training"]
-
-    def validation(self) -> BatchStream:
-        """Hand out centre crops at the validation scale."""
-        self.unreadable()  # Collect what the validation before has found.
-        self._streams["validation"] = validation_batches(
-            self._data.val,
-            self._recipe,
-            mean=self._mean,
-            decoder=self._decoder,
-            world=self._world,
-            labels=self._labels[1],
-        )
-        return self._streams["validation"]
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        """List each image once."""
-        for batches in self._streams.values():
-            self._unreadable.update(batches.unreadable)
-        return sorted(self._unreadable.items())
 
 
 @dataclass(frozen=True, kw_only=True)
