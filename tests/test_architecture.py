@@ -38,7 +38,8 @@ DOORWAYS = {
     "sklearn": {"svm", "estimator", "benchmarks"},
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
-    "pyarrow": {"store.export"},
+    "openpyxl": {"datasets.cells"},
+    "pyarrow": {"store.export", "datasets.cells"},
     "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
@@ -48,7 +49,7 @@ DOORWAYS = {
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {"onnx", "openpyxl", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -231,7 +231,7 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
 class TestManifest:
     def test_the_example_of_the_data_pages_holds(self, tmp_path):
         lines = re.findall(r"^    (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-        data = folder.read_manifest(write(tmp_path, "\n".join(lines)))
+        data = manifest.read_manifest(write(tmp_path, "\n".join(lines)))
         assert (data.name, data.task) == ("manifest", Task.MULTI_LABEL)
         assert data.classes == ("car", "dog", "person")
         assert data.ids == ("photos/beach.jpg", "photos/street.jpg", "street/1")
@@ -242,7 +242,7 @@ class TestManifest:
         assert data.root == str(tmp_path)
 
     def test_one_label_everywhere_is_single_label(self, tmp_path):
-        data = folder.read_manifest(write(tmp_path, "labels,path\ncat,a.jpg\n dog ; ,b.jpg\n"))
+        data = manifest.read_manifest(write(tmp_path, "labels,path\ncat,a.jpg\n dog ; ,b.jpg\n"))
         assert data.task == Task.SINGLE_LABEL
         assert data.labels.tolist() == [[1, -1], [-1, 1]]
         assert data.boxes is None
@@ -251,43 +251,43 @@ class TestManifest:
 
     @pytest.mark.parametrize("second", ["cat;dog", "", "?cat"])
     def test_any_other_line_makes_it_multi_label(self, tmp_path, second):
-        data = folder.read_manifest(write(tmp_path, f"path,labels\na.jpg,cat\nb.jpg,{second}\n"))
+        data = manifest.read_manifest(write(tmp_path, f"path,labels\na.jpg,cat\nb.jpg,{second}\n"))
         assert data.task == Task.MULTI_LABEL
         assert bool(data.notes) == (second == "")
 
     def test_a_forgotten_label_is_named_by_line(self, tmp_path):
         text = "path,labels\na.jpg,cat\nb.jpg,\nc.jpg,dog\nd.jpg,\n"
-        (note,) = folder.read_manifest(write(tmp_path, text)).notes
+        (note,) = manifest.read_manifest(write(tmp_path, text)).notes
         assert "2 line(s) have no label (the first is line 3)" in note
 
     @pytest.mark.parametrize("text", ["path\na.jpg\n", "path,labels\na.jpg,\n"])
     def test_without_labels_it_is_unlabelled(self, tmp_path, text):
-        data = folder.read_manifest(write(tmp_path, text))
+        data = manifest.read_manifest(write(tmp_path, text))
         assert data.task == Task.UNLABELLED
         assert data.labels.shape == (1, 0)
         assert data.notes == ()
 
     def test_rows_may_be_in_several_splits_or_in_none(self, tmp_path):
-        data = folder.read_manifest(write(tmp_path, "path,split\na.jpg,train; held-out-1\nb.jpg,\nc.jpg,train;train\n"))
+        data = manifest.read_manifest(write(tmp_path, "path,split\na.jpg,train; held-out-1\nb.jpg,\nc.jpg,train;train\n"))
         assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [0, 2], "held-out-1": [0]}
 
     def test_a_byte_order_mark_and_windows_line_ends_are_read(self, tmp_path):
-        data = folder.read_manifest(write(tmp_path, b"\xef\xbb\xbfpath,labels\r\na.jpg,cat\r\n\r\nb.jpg,dog"))
+        data = manifest.read_manifest(write(tmp_path, b"\xef\xbb\xbfpath,labels\r\na.jpg,cat\r\n\r\nb.jpg,dog"))
         assert data.ids == ("a.jpg", "b.jpg")
         assert data.classes == ("cat", "dog")
 
     def test_quoted_fields_hold_commas_quotes_and_line_breaks(self, tmp_path):
-        data = folder.read_manifest(write(tmp_path, 'path\n"a,b ""c"".jpg"\n"new\nline.jpg"\n'))
+        data = manifest.read_manifest(write(tmp_path, 'path\n"a,b ""c"".jpg"\n"new\nline.jpg"\n'))
         assert data.paths == ('a,b "c".jpg', "new\nline.jpg")
 
     @pytest.mark.parametrize("box", ["1 2 3.5 4", "1;2;3.5;4", " 1 ; 2;\t3.5 4 "])
     def test_a_box_is_four_numbers(self, tmp_path, box):
-        data = folder.read_manifest(write(tmp_path, f"path,box\na.jpg,{box}\nb.jpg,\n"))
+        data = manifest.read_manifest(write(tmp_path, f"path,box\na.jpg,{box}\nb.jpg,\n"))
         assert data[0].box == Box(1, 2, 3.5, 4)
         assert data[1].box is None
 
     def test_paths_are_put_in_one_form(self, tmp_path):
-        data = folder.read_manifest(write(tmp_path, "path\n./x//a.jpg\n b.jpg\n..c.jpg\n"))
+        data = manifest.read_manifest(write(tmp_path, "path\n./x//a.jpg\n b.jpg\n..c.jpg\n"))
         assert data.paths == ("x/a.jpg", " b.jpg", "..c.jpg")
 
     @pytest.mark.parametrize(
@@ -303,11 +303,8 @@ class TestManifest:
             ('path\n"a\nb.jpg"\n/x.jpg\n', 4),
             ("path,labels\na.jpg\n", 2),
             ("path\na.jpg,b.jpg\n", 2),
-            ("path,label\na.jpg,cat\n", 1),
             ("labels\ncat\n", 1),
-            ("path;labels\na.jpg;cat\n", 1),
             ("path,path\na.jpg,b.jpg\n", 1),
-            ("\npath\n", 1),
             ("path,labels\na.jpg,cat\nb.jpg,?\n", 3),
             ("path,labels\na.jpg,cat;?cat\n", 2),
             ("path,split\na.jpg,train\nb.jpg,../x\n", 3),
@@ -329,28 +326,28 @@ class TestManifest:
     def test_a_wrong_line_is_named(self, tmp_path, text, line):
         path = write(tmp_path, text)
         with pytest.raises(DatasetError) as caught:
-            folder.read_manifest(path)
+            manifest.read_manifest(path)
         assert f"{path}, line {line}:" in str(caught.value)
 
     def test_doubled_ids_are_named_by_both_lines(self, tmp_path):
         with pytest.raises(DatasetError, match=r"line 4: expected every id once, found 'a\.jpg' also in line 2"):
-            folder.read_manifest(write(tmp_path, "path\na.jpg\nb.jpg\n./a.jpg\n"))
+            manifest.read_manifest(write(tmp_path, "path\na.jpg\nb.jpg\n./a.jpg\n"))
 
     @pytest.mark.parametrize("text", ["", "path\n", "path,labels\n\n\n"])
     def test_an_empty_list_is_refused(self, tmp_path, text):
         with pytest.raises(DatasetError, match=r"list\.csv: expected"):
-            folder.read_manifest(write(tmp_path, text))
+            manifest.read_manifest(write(tmp_path, text))
 
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(DatasetError, match=r"nowhere\.csv: expected this file"):
-            folder.read_manifest(tmp_path / "nowhere.csv")
+            manifest.read_manifest(tmp_path / "nowhere.csv")
 
     def test_the_columns_are_those_of_the_data_pages(self):
         text = PAGE.read_text(encoding="utf-8")
         assert set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) - {"column"} == set(manifest.COLUMNS)
 
 
-PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/."), min_size=1, max_size=8)
+PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.\\"), min_size=1, max_size=8)
 NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=5)
 
 
@@ -374,7 +371,7 @@ class TestManifestProperties:
             labels = ";".join(name if sure else f"?{name}" for name, sure in row["labels"].items())
             box = " ".join(map(str, row["box"])) if row["box"] else ""
             writer.writerow([box, row["split"], row["path"], labels])
-        data = folder.read_manifest(write(tmp_path, text.getvalue()))
+        data = manifest.read_manifest(write(tmp_path, text.getvalue()))
         assert data.paths == data.ids == tuple(row["path"] for row in rows)
         assert data.classes == tuple(sorted({name for row in rows for name in row["labels"]}))
         for number, row in enumerate(rows):
@@ -385,10 +382,10 @@ class TestManifestProperties:
             assert inside == [name for name in ("train", "val") if name in row["split"]]
 
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(text=st.binary(max_size=60), columns=st.lists(st.sampled_from(manifest.COLUMNS), max_size=4, unique=True))
+    @given(text=st.binary(max_size=60), columns=st.lists(st.sampled_from(list(manifest.COLUMNS)), max_size=4, unique=True))
     def test_anything_else_is_a_data_set_or_our_error(self, tmp_path, text, columns):
         try:
-            data = folder.read_manifest(write(tmp_path, ",".join(["path", *columns]).encode() + b"\n" + text))
+            data = manifest.read_manifest(write(tmp_path, ",".join(["path", *columns]).encode() + b"\n" + text))
         except DatasetError:
             return
         assert isinstance(data, DataSet)
@@ -398,7 +395,7 @@ class TestManifestProperties:
 
 class TestManifestSplits:
     def test_other_spellings_of_a_split_are_read_and_named(self, tmp_path):
-        data = folder.read_manifest(
+        data = manifest.read_manifest(
             write(tmp_path, "path,split\na.jpg,TRAIN\nb.jpg,train\nc.jpg,valid\nd.jpg,Test-1\n")
         )
         assert {name: rows.tolist() for name, rows in data.splits.items()} == {
@@ -420,19 +417,22 @@ class TestManifestSplits:
     )
     def test_a_slip_and_two_names_of_one_split_are_refused(self, tmp_path, text, words):
         with pytest.raises(DatasetError, match=words):
-            folder.read_manifest(write(tmp_path, f"path,split\n{text}"))
+            manifest.read_manifest(write(tmp_path, f"path,split\n{text}"))
 
     @pytest.mark.parametrize("joined", ["a,b", "a|b", "b / c", "x&b", "a\uff1bb", "['b']", "['a', 'b']"])
     def test_labels_that_look_joined_are_one_class_and_a_note_says_so(self, tmp_path, joined):
-        data = folder.read_manifest(write(tmp_path, f'path,labels\n1.jpg,"{joined}"\n2.jpg,b\n3.jpg,c\n'))
+        data = manifest.read_manifest(write(tmp_path, f'path,labels\n1.jpg,"{joined}"\n2.jpg,b\n3.jpg,c\n'))
         assert joined in data.classes
         assert len(data.classes) == 3
         (note,) = data.notes
-        assert note == f"Read as one class each: {joined!r}; several labels of an image are separated by ';'."
+        assert note == (
+            f"Read as one class each: {joined!r}; several labels of an image are separated by ';', or as "
+            "--label-separator says."
+        )
 
     def test_a_comma_in_the_name_of_a_class_is_no_reason_for_a_note(self, tmp_path):
         text = 'path,labels\n1.jpg,"kit fox, Vulpes macrotis"\n2.jpg,"tench, Tinca tinca"\n'
-        assert folder.read_manifest(write(tmp_path, text)).notes == ()
+        assert manifest.read_manifest(write(tmp_path, text)).notes == ()
 
     @pytest.mark.parametrize(
         "names",
@@ -444,7 +444,7 @@ class TestManifestSplits:
     def test_classes_whose_names_hardly_differ_are_reported(self, tmp_path, names):
         words = "Read as different classes, though their names are nearly the same: "
         text = "path,labels\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate([*names, "dog"]))
-        listed = folder.read_manifest(write(tmp_path, text))
+        listed = manifest.read_manifest(write(tmp_path, text))
         put(tmp_path / "tree", *(f"{name}/1.jpg" for name in [*names, "dog"]))
         for data in (listed, folder.read(tmp_path / "tree")):
             assert sorted(data.classes) == sorted([*names, "dog"])
@@ -453,7 +453,7 @@ class TestManifestSplits:
     @pytest.mark.parametrize("names", [["1", "10", "2"], ["a1", "a01"], ["-1", "1"], ["c", "c#"], ["ann's", "bob's"]])
     def test_names_that_differ_are_no_reason_for_a_note(self, tmp_path, names):
         text = "path,labels\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate(names))
-        assert folder.read_manifest(write(tmp_path, text)).notes == ()
+        assert manifest.read_manifest(write(tmp_path, text)).notes == ()
 
     def test_classes_that_are_called_as_kinds_of_files_are_reported(self, tmp_path):
         put(tmp_path, "train/images/1.png", "train/masks/1.png", "val/images/2.png", "val/masks/2.png")
@@ -463,7 +463,7 @@ class TestManifestSplits:
 
     def test_a_class_that_is_in_one_split_alone_is_reported(self, tmp_path):
         text = "path,labels,split\n1.jpg,a,train\n2.jpg,b,train\n3.jpg,a,test\n4.jpg,c,test\n5.jpg,d,\n"
-        assert folder.read_manifest(write(tmp_path, text)).notes == (
+        assert manifest.read_manifest(write(tmp_path, text)).notes == (
             "Classes that occur in one split only: b (train), c (test).",
         )
 
