@@ -225,6 +225,8 @@ def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
         labels=data.labels[rows],
         classes=data.classes,
         splits={name: np.sort(place[members][place[members] >= 0]) for name, members in data.splits.items()},
+        groups=None if data.groups is None else [data.groups[row] for row in rows],
+        columns={name: [texts[row] for row in rows] for name, texts in data.columns.items()},
     )
 
 

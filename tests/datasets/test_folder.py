@@ -268,7 +268,9 @@ class TestManifest:
         assert data.notes == ()
 
     def test_rows_may_be_in_several_splits_or_in_none(self, tmp_path):
-        data = manifest.read_manifest(write(tmp_path, "path,split\na.jpg,train; held-out-1\nb.jpg,\nc.jpg,train;train\n"))
+        data = manifest.read_manifest(
+            write(tmp_path, "path,split\na.jpg,train; held-out-1\nb.jpg,\nc.jpg,train;train\n")
+        )
         assert {name: rows.tolist() for name, rows in data.splits.items()} == {"train": [0, 2], "held-out-1": [0]}
 
     def test_a_byte_order_mark_and_windows_line_ends_are_read(self, tmp_path):
@@ -382,7 +384,9 @@ class TestManifestProperties:
             assert inside == [name for name in ("train", "val") if name in row["split"]]
 
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(text=st.binary(max_size=60), columns=st.lists(st.sampled_from(list(manifest.COLUMNS)), max_size=4, unique=True))
+    @given(
+        text=st.binary(max_size=60), columns=st.lists(st.sampled_from(list(manifest.COLUMNS)), max_size=4, unique=True)
+    )
     def test_anything_else_is_a_data_set_or_our_error(self, tmp_path, text, columns):
         try:
             data = manifest.read_manifest(write(tmp_path, ",".join(["path", *columns]).encode() + b"\n" + text))
