@@ -266,7 +266,8 @@ def open_dataset(
             raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {name}")
     listing = listing or manifest.ListSettings()
     if name != "manifest" and listing != manifest.ListSettings():
-        raise ConfigError(f"listing: expected it for the data set manifest alone, found some for {name}; leave it out")
+        options = "--column, --one-hot, --label-separator, --encoding and --sheet"
+        raise ConfigError(f"{options}: expected them for the data set manifest alone, found one for {name}")
     if not os.path.exists(where):
         raise DatasetError(f"{name}: expected it at {where}, found nothing there; {_remedy(record, where, root)}")
     if name == "manifest":

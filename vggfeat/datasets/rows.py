@@ -40,10 +40,10 @@ def read_paths(cells: Cells, texts: Sequence[str]) -> tuple[list[str], list[str]
         if "\\" in path and not ("\0" in path or os.path.lexists(folder / path)):
             path = path.replace("\\", "/")
             turned.append(text)
-        simple = path and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0", path)
+        simple = path and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0|^\w:/", path)
         paths.append(path if simple else _relative(cells.where(row), path))
     check_locale(cells.path, paths)
-    return paths, [f"Read with / for \\: {listed(turned)}."] if turned else []
+    return paths, [f"Read with / for \\: {len(turned)} path(s), the first is {turned[0]}."] if turned else []
 
 
 def _relative(where: str, text: str) -> str:
@@ -87,7 +87,7 @@ def _mark(heading: str, where: str, text: str) -> bool:
 
 
 def _labels(heading: str, separator: str | None, where: str, text: str) -> dict[str, int]:
-    if separator is None and ";" in text.strip("; "):
+    if separator is None and ";" in text:
         raise DatasetError(
             f"{where}: expected one way to read {text[:80]!r} in the column {heading!r}, found one class or several; "
             "say which with --label-separator none or --label-separator ';'"
