@@ -137,6 +137,14 @@ def test_inspect_shows_what_is_in_the_file(features, capsys):
         assert words in shown
 
 
+def test_inspect_counts_groups_and_the_values_of_further_columns(tmp_path, capsys):
+    dataset = replace(data_set(), groups=("x", "y", "x", "z"), columns={"age": ("4", "4", "4", "")})
+    path = write_file(tmp_path / "x.h5", dataset=dataset)
+    assert run(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["groups"], found["columns"]) == (3, {"age": 2})
+
+
 def test_inspect_finds_a_flipped_byte(features, tmp_path, capsys):
     raw = bytearray(features.read_bytes())
     raw[len(raw) // 2] ^= 1
