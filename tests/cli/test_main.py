@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from feature_files import data_set, write_file
 from vggfeat.cli import run
 
 NET = "random:A:0:0.03125"

@@ -373,6 +373,30 @@ def test_what_is_not_what_it_is_called_is_refused(tmp_path, name):
         read_manifest(tmp_path / name, ListSettings(encoding="latin-1"))
 
 
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial-own-images.md"
+TOLD = [
+    {},
+    {},
+    {"columns": {"path": "Photo", "labels": "Diagnosis", "group": "Patient ID"}},
+    {"label_separator": "|"},
+    {"one_hot": ("cat", "dog", "indoors")},
+]
+
+
+def test_the_examples_of_the_tutorial_hold(tmp_path):
+    section = TUTORIAL.read_text(encoding="utf-8").split("## A list of images")[1].split("\n## ")[0]
+    examples = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    data = [
+        read_manifest(write(tmp_path, text), ListSettings(**told)) for text, told in zip(examples, TOLD, strict=True)
+    ]
+    assert {one.paths for one in data} == {("cat/1.jpg", "dog/1.jpg")}
+    single, several = ("cat", "dog"), ("cat", "dog", "indoors")
+    assert [one.classes for one in data] == [single, single, ("healthy", "ill"), several, several]
+    assert [one.groups for one in data] == [None, ("patient 1", "patient 2"), ("7", "8"), None, None]
+    assert (data[1].columns, list(data[1].splits)) == ({"Age": ("4", "11")}, ["train", "test"])
+    assert data[3].labels.tolist() == data[4].labels.tolist() == [[1, -1, 1], [-1, 1, -1]]
+
+
 # Which column is what.
 
 
