@@ -308,6 +308,13 @@ def test_latin_1_is_read_when_told_and_the_refusal_says_how(tmp_path):
         read_manifest(path, ListSettings(encoding="klingon"))
 
 
+def test_utf_16_without_its_mark_is_refused_with_the_option_that_reads_it(tmp_path):
+    path = write(tmp_path, TEXT.encode("utf-16-le"))
+    with pytest.raises(DatasetError, match="--encoding"):
+        read_manifest(path)
+    is_right(read_manifest(path, ListSettings(encoding="utf-16-le")))
+
+
 @pytest.mark.parametrize(
     "text", [TEXT, TEXT.replace("\r\n", "\n"), TEXT.replace("\r\n", "\r"), f"sep=;\n{TEXT.replace(',', ';')}"]
 )

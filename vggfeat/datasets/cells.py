@@ -105,7 +105,12 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
 def _read_csv(path: Path, text: str, wanted: frozenset[str]) -> Cells:
     told = re.match("sep=([^\r\n])(\r\n|\r|\n)", text, re.IGNORECASE)  # Excel writes and reads such a line.
     text = text[told.end() if told else 0 :].rstrip("\r\n")
-    separator = told[1] if told else _separator(path, _first_line(text), wanted)
+    head = _first_line(text.lstrip("\r\n"))
+    if "\0" in head:
+        raise DatasetError(
+            f"{path}: expected text, found zero bytes in its first line; give --encoding utf-16-le if it is that"
+        )
+    separator = told[1] if told else _separator(path, head, wanted)
     first = 2 if told else 1
     blank = text[:1] in ("\r", "\n") or any(pair in text for pair in ("\n\n", "\n\r", "\r\r"))
     quick = len(text) > _LARGE and '"' not in text and not blank
