@@ -217,6 +217,7 @@ def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:
 def _sheet_rows(sheet: Any) -> dict[int, list[str]]:
     """Row number -> cells, of the rows that are not empty."""
     rows = {}
+    sheet.reset_dimensions()  # Sheets say of themselves that they have a million rows.
     for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
         texts = [_text(value) for value in values]
         while texts and not texts[-1]:
