@@ -231,7 +231,7 @@ def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
         raise source.refuse("format", FORMAT, ascii(source.text("format")))
     if source.number("version") != VERSION:
         raise source.refuse("version", f"{VERSION}", f"{source.number('version')}; update vggfeat")
-    absent = OPTIONAL - set(source.file)
+    absent = OPTIONAL.difference(source.members(source.file))
     columns = [column for column in (*BLOCK_COLUMNS, *DATA_SET_COLUMNS) if column.name not in absent]
     folders = [column for column in FOLDERS if column.name not in absent]
     source.members(source.file, frozenset(column.name for column in (*columns, *folders)))
