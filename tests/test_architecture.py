@@ -39,7 +39,8 @@ DOORWAYS = {
     "sklearn": {"svm", "estimator", "benchmarks"},
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
-    "pyarrow": {"store.export"},
+    "openpyxl": {"datasets.cells"},
+    "pyarrow": {"store.export", "datasets.cells"},
     "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
@@ -49,7 +50,7 @@ DOORWAYS = {
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "huggingface_hub", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

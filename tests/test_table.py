@@ -382,6 +382,41 @@ def test_load_features_needs_no_torch_and_nothing_that_fits_svms(tmp_path):
     assert (done.stdout, done.stderr) == ("['a', 'c'] (2, 2) []\n", "")
 
 
+# --- groups, further columns and bytes of images
+
+
+def test_groups_and_further_columns_go_with_their_rows(tmp_path):
+    further = {"age": ("4", "3", "2", "1")}
+    dataset = replace(data_set(), groups=("x", "y", "x", "z"), columns=further)
+    path = write_file(tmp_path / "d.h5", dataset=dataset, failed={"c"})
+    table = read_descriptors(path)
+    assert table.groups == ("x", "y", "x", "z")
+    found = vggfeat.load_features(path, failed="drop")
+    assert (found.ids, found.groups, found.columns) == (["a", "b", "d"], ["x", "y", "z"], {"age": ["4", "3", "1"]})
+    assert len(found) == 4, "what is unpacked stays what it was"
+    exported = to_table(table, np.array([0, 3]))
+    assert (exported.groups, exported.columns) == (["x", "z"], {"age": ["4", "1"]})
+    plain = vggfeat.load_features(write_file(tmp_path / "e.h5"))
+    assert (plain.groups, plain.columns) == (None, {})
+
+
+def test_files_of_other_groups_are_refused(tmp_path):
+    paths = [
+        write_file(tmp_path / f"{number}.h5", dataset=replace(data_set(), groups=groups))
+        for number, groups in enumerate([("x", "y", "x", "z"), ("x", "y", "y", "z"), None])
+    ]
+    for other, found in ((paths[1], "'x' and 'y' for 'c'"), (paths[2], "'x' and '' for 'a'")):
+        with pytest.raises(StoreError, match=f"expected the same groups, found {found}; extract both from one list"):
+            read_descriptors([paths[0], other])
+
+
+def test_the_table_says_which_images_have_the_same_bytes(tmp_path):
+    table = read_descriptors(write_file(tmp_path / "d.h5", contents=["same", "other", "same", "more"]))
+    assert table.sha256.shape == (4, 32)
+    assert (table.sha256[0] == table.sha256[2]).all()
+    assert (table.sha256[0] != table.sha256[1]).any()
+
+
 # --- memory
 
 

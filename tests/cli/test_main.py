@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from feature_files import data_set, write_file
 from vggfeat.cli import run
 
 NET = "random:A:0:0.03125"
@@ -135,6 +137,14 @@ def test_inspect_shows_what_is_in_the_file(features, capsys):
     shown = capsys.readouterr().out
     for words in ("own.h5", "single-label", "[224, 232]", NET, "sound: every checksum fits"):
         assert words in shown
+
+
+def test_inspect_counts_groups_and_the_values_of_further_columns(tmp_path, capsys):
+    dataset = replace(data_set(), groups=("x", "y", "x", "z"), columns={"age": ("4", "4", "4", "")})
+    path = write_file(tmp_path / "x.h5", dataset=dataset)
+    assert run(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["groups"], found["columns"]) == (3, {"age": 2})
 
 
 def test_inspect_finds_a_flipped_byte(features, tmp_path, capsys):

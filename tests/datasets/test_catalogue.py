@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vggfeat.datasets import caltech, folder, voc
+from vggfeat.datasets import caltech, folder, manifest, voc
 from vggfeat.datasets.catalogue import DATASETS, lookup, open_dataset, resolve_root
 from vggfeat.datasets.check import DatasetReport, MissingImage, check_copy, write_splits
 from vggfeat.datasets.record import Count
@@ -311,7 +311,7 @@ class TestWriteSplits:
 
     @pytest.mark.parametrize("name", ["new\nline.jpg", "end.jpg\n", "carriage\rreturn.jpg", "\u2028.jpg"])
     def test_an_id_with_a_line_break_is_refused_before_anything_is_written(self, tmp_path, name):
-        data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\nb.jpg,test\n"))
+        data = manifest.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\nb.jpg,test\n"))
         data = dataclasses.replace(data, ids=("a.jpg", name))
         with pytest.raises(DatasetError, match="expected ids of one line") as caught:
             write_splits(data, tmp_path / "out")
@@ -329,7 +329,7 @@ class TestWriteSplits:
             write_splits(folder.read(images), tmp_path / "out")
 
     def test_a_file_in_the_way_is_named(self, tmp_path):
-        data = folder.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
+        data = manifest.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
         put(tmp_path / "out")
         with pytest.raises(StoreError, match=r"out/train\.txt: can't be written"):
             write_splits(data, tmp_path / "out")

@@ -18,7 +18,7 @@ from scipy.io import savemat
 
 from crash_runs import contents
 from feature_rows import finish, make_block, open_parts
-from vggfeat.datasets import caltech, folder, ilsvrc, voc
+from vggfeat.datasets import caltech, folder, ilsvrc, manifest, voc
 from vggfeat.datasets import ilsvrc_boxes as boxes
 from vggfeat.errors import DatasetError, FitError, ImageError, StoreError, TrainingError, VggfeatError
 from vggfeat.formats.hdf5 import write_text_attribute
@@ -315,7 +315,7 @@ READERS = {
     "folder": Reader(make=class_folders("train/bass", "train/crab", "val/bass", count=3),
                      read=lambda place: told(folder.read(place).fingerprint()), error=DatasetError, damaged=()),
     "manifest": Reader(make=lambda place: (place / "list.csv").write_text(MANIFEST) and None,
-                       read=lambda place: told(folder.read_manifest(place / "list.csv").fingerprint()),
+                       read=lambda place: told(manifest.read_manifest(place / "list.csv").fingerprint()),
                        error=DatasetError, texts=(".csv",)),
     "ilsvrc-kit": Reader(make=ilsvrc_kit, read=lambda place: told(ilsvrc.read(place).val.fingerprint()),
                          error=DatasetError, texts=(".txt",), damaged=(".mat", ".txt")),

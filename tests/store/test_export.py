@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import os
 import shutil
 import subprocess
@@ -209,10 +210,44 @@ def test_mat_that_matlab_could_not_read_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+GROUPS = ("p1", "p1", "p2", "p2", "p3", "=1+1")
+FURTHER = {"Age (years)": ("1", "", "3", "é", "-5", "6"), "site": GROUPS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_and_further_columns_come_back(tmp_path, kind):
+    path = write(tmp_path / "x", kind, make_table(groups=GROUPS, columns=FURTHER))
+    if kind == "npz":
+        with np.load(path) as found:
+            assert tuple(found["groups"]) == GROUPS
+            assert tuple(found["column_Age (years)"]) == FURTHER["Age (years)"]
+    elif kind == "mat":
+        found = loadmat(path)
+        assert [cell.item() for cell in found["groups"].ravel()] == list(GROUPS)
+        assert ["".join(cell) for cell in found["column_Age__years_"].ravel()] == list(FURTHER["Age (years)"])
+    else:
+        text = io.StringIO(path.read_bytes().decode() if kind == "csv" else "", newline="")
+        rows = list(csv.DictReader(text)) if kind == "csv" else pq.read_table(path).to_pylist()
+        assert list(rows[0])[7:10] == ["group", "column_Age (years)", "column_site"]
+        assert [row["group"] for row in rows] == list(GROUPS)
+        assert [row["column_Age (years)"] for row in rows] == list(FURTHER["Age (years)"])
+    if kind == "csv":
+        write(path, kind, make_table(groups=GROUPS, columns=FURTHER), overwrite=True, spreadsheet_safe=True)
+        *_, last = csv.DictReader(path.read_text(encoding="utf-8").split("\n")[:-1])
+        assert (last["group"], last["column_site"], last["id"]) == ("'=1+1", "'=1+1", "'=1+1")
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"paths": ("a",)}, {"descriptors": DESCRIPTORS[1:]}, {"labels": LABELS[:, :1]}, {"descriptors": LABELS[0]}],
+    [
+        {"paths": ("a",)},
+        {"descriptors": DESCRIPTORS[1:]},
+        {"labels": LABELS[:, :1]},
+        {"descriptors": LABELS[0]},
+        {"groups": GROUPS[1:]},
+        {"columns": {"a": ()}},
+    ],
 )
 def test_columns_of_unequal_length_are_refused(change):
-    with pytest.raises(StoreError, match=r"expected 6 paths"):
+    with pytest.raises(StoreError, match=r"expected 6 (paths|values)"):
         make_table(**change)

@@ -29,7 +29,7 @@ from feature_rows import (
     memory_folder,
     open_parts,
 )
-from vggfeat.errors import StoreError
+from vggfeat.errors import DatasetError, StoreError
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile, is_damaged, validate
@@ -225,6 +225,64 @@ def test_data_set_without_labels_boxes_or_splits_comes_back(tmp_path):
             assert file.dataset.fingerprint() == dataset.fingerprint()
             assert (file.dataset.boxes, file.dataset.classes, file.dataset.splits) == (None, (), {})
         assert validate(out).problems == ()
+
+
+GROUPS = tuple(f"patient {row // 4}" for row in range(ROWS))
+FURTHER = {"site": ("Köln",) * ROWS, "age (years)": tuple(map(str, range(ROWS))), "": ("x",) * ROWS}
+
+
+def test_groups_and_further_columns_come_back_and_are_in_no_file_without_them(good, tmp_path):
+    further = {name: FURTHER[name] for name in ("site", "age (years)")}
+    dataset = make_dataset(groups=GROUPS, columns=further)
+    out = finish(tmp_path / "x.h5", dataset)
+    assert validate(out).problems == ()
+    with FeatureFile(out) as file, h5py.File(out) as plain:
+        assert (file.dataset.groups, file.dataset.columns) == (GROUPS, further)
+        assert file.fingerprint == dataset.fingerprint()
+        assert plain["groups"].asstr()[4] == "patient 1"
+        assert plain["columns/site"].asstr()[22] == "Köln"
+    with FeatureFile(good) as file, h5py.File(good) as plain:
+        assert (file.dataset.groups, file.dataset.columns) == (None, {})
+        assert not {"groups", "columns"} & set(plain)
+        assert set(h5py.File(out)) - set(plain) == {"groups", "columns"}
+
+
+def test_groups_and_further_columns_are_part_of_what_is_compared():
+    prints = [
+        make_dataset(**changes).fingerprint()
+        for changes in (
+            {},
+            {"groups": GROUPS},
+            {"groups": GROUPS[::-1]},
+            {"columns": {"a": GROUPS}},
+            {"columns": {"b": GROUPS}},
+        )
+    ]
+    assert len(set(prints)) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"columns": FURTHER}, "expected a column name without / or odd signs, found ''"),
+        ({"columns": {"a/b": GROUPS}}, "expected a column name without / or odd signs, found 'a/b'"),
+        ({"columns": {"a": ("\0",) * ROWS}}, "voc2007: 'a': expected a text"),
+        ({"groups": GROUPS[1:]}, "expected 23 values in the column groups"),
+        ({"groups": ("", *GROUPS[1:])}, "expected 23 values in the column groups"),
+        ({"columns": {"a": GROUPS[1:]}}, "expected 23 values in the column a"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tmp_path, changes, words):
+    with pytest.raises((DatasetError, StoreError), match=words):
+        finish(tmp_path / "x.h5", make_dataset(**changes))
+
+
+@pytest.mark.parametrize("name", ["groups", "columns"])
+def test_optional_columns_are_looked_at_like_the_others(copy, name):
+    with h5py.File(copy, "r+") as file:
+        file[name] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(StoreError, match=f"{name}: expected a data set in this file, found a ExternalLink"):
+        FeatureFile(copy)
 
 
 def test_long_provenance_has_room(tmp_path):

@@ -1,22 +1,62 @@
 """`vggfeat data`: what data sets there are, whether a copy is whole, its splits, and rendered imitations."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import LAYOUT, PATH, terminal_width
+from vggfeat.cli.options import LAYOUT, PATH, Parsed, Words, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
     from vggfeat.datasets.levels import Layout
+    from vggfeat.datasets.manifest import ListSettings
 
 SHOWN_FAILURES = 10
 PACKED = ("index.json", "packing.json", "train.npz", "val.npz", "unreadable.jsonl")
 ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, _, heading = text.partition("=")
+    if not (name and heading):
+        raise ValueError
+    return name.strip(), heading.strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """How the list of --dataset manifest is read, where it does not tell it itself."""
+
+    columns: tuple[tuple[str, str], ...] = option(
+        "--column", multiple=True, type=Parsed("NAME=HEADING", "NAME=HEADING, for instance path=Photo", _column),
+        help="In a list, the heading of the column path, labels, split, box, id or group; may be given several times.",
+    )  # fmt: skip
+    one_hot: tuple[str, ...] | None = option(
+        "--one-hot", type=Words(), help="In a list, headings of columns of 0 and 1 that are a class each."
+    )
+    label_separator: str | None = option(
+        "--label-separator", type=click.Choice([";", "|", ",", "none"]),
+        help="In a list, between several labels of an image. [; in a column called labels]",
+    )  # fmt: skip
+    encoding: str | None = option("--encoding", help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
+    sheet: str | None = option("--sheet", help="Of a list in an Excel workbook. [the only one with content]")
+
+    def settings(self) -> "ListSettings":
+        """Return them as `vggfeat.open_dataset` takes them."""
+        from vggfeat.datasets.manifest import ListSettings
+
+        return ListSettings(
+            columns=dict(self.columns),
+            one_hot=self.one_hot or (),
+            label_separator=self.label_separator,  # type: ignore[arg-type]
+            encoding=self.encoding,
+            sheet=self.sheet,
+        )
 
 
 @click.group()
@@ -54,19 +94,21 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @ROOT
 @LAYOUT
+@with_options(ListOptions, "listing")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def check(name: str, root: Path | None, layout: "Layout | None", as_json: bool) -> int:
+def check(name: str, root: Path | None, layout: "Layout | None", listing: ListOptions, as_json: bool) -> int:
     """Compare a copy with the official numbers, and name what is missing and where it is published.
 
     \b
     Example:
       vggfeat data check voc2007 --root VOCdevkit
+      vggfeat data check manifest --root list.xlsx --column path=Photo --column labels=Diagnosis
 
     Exit code 4 if the copy is not complete.
     """
     from vggfeat.datasets.check import check_copy
 
-    report = check_copy(name, root, layout)
+    report = check_copy(name, root, layout, listing.settings())
     if as_json:
         fields = {"name": report.name, "root": report.root, "complete": report.complete, "problem": report.problem}
         rows = {
@@ -86,11 +128,18 @@ def check(name: str, root: Path | None, layout: "Layout | None", as_json: bool) 
 @click.argument("name")
 @ROOT
 @LAYOUT
+@with_options(ListOptions, "listing")
 @click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def splits(
-    name: str, root: Path | None, layout: "Layout | None", out: Path | None, overwrite: bool, as_json: bool
+    name: str,
+    root: Path | None,
+    layout: "Layout | None",
+    listing: ListOptions,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the ids of every split to a text file of its own.
 
@@ -102,7 +151,8 @@ def splits(
     from vggfeat.datasets.check import write_splits
 
     folder, inputs = out or Path(f"{name}-splits"), [resolve_root(name, root)]
-    written = write_splits(open_dataset(name, root, layout), folder, overwrite=overwrite, inputs=inputs)
+    found = open_dataset(name, root, layout, listing.settings())
+    written = write_splits(found, folder, overwrite=overwrite, inputs=inputs)
     if as_json:
         say_json({"files": [str(path) for path in written]})
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
@@ -35,6 +36,7 @@ SHOWN_FAILURES = 10
 @click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
 @click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
 @LAYOUT
+@with_options(ListOptions, "listing")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
 @click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
@@ -54,6 +56,7 @@ def extract(
     name: str,
     root: Path | None,
     layout: "Layout | None",
+    listing: ListOptions,
     weights: str | None,
     out: Path | None,
     scales: tuple[int, ...] | None,
@@ -96,7 +99,7 @@ def extract(
 
     target = out or Path(f"{_stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
-    dataset = open_dataset(name, root, layout)
+    dataset = open_dataset(name, root, layout, listing.settings())
     for note in dataset.notes:
         say_note(note)
     record = DATASETS[name]

@@ -11,7 +11,7 @@ import click
 from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Words, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
-from vggfeat.store.kinds import KINDS
+from vggfeat.store import KINDS
 
 if TYPE_CHECKING:
     from vggfeat.table import DescriptorTable
@@ -90,6 +90,8 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
         "channels": report.shape.channels,
         "classes": len(dataset.classes),
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+        **({} if dataset.groups is None else {"groups": len(set(dataset.groups))}),
+        **({"columns": {name: len(set(texts)) for name, texts in dataset.columns.items()}} if dataset.columns else {}),
         "provenance": provenance,
         "problems": list(report.problems),
     }
@@ -111,7 +113,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("--to", "kind", type=click.Choice(list(KINDS)), required=True)
+@click.option("--to", "kind", type=click.Choice(KINDS), required=True)
 @click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
 @with_options(DescriptorOptions, "descriptors")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")

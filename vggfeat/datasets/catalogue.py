@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from vggfeat.datasets import caltech, folder, voc
+from vggfeat.datasets import caltech, folder, manifest, voc
 from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
 from vggfeat.errors import ConfigError, DatasetError, check_choice
@@ -185,7 +185,7 @@ _RECORDS = (
     ),
     DatasetRecord(name="folder", title="Your own images, a folder per class", reader=folder.read, task=None),
     DatasetRecord(
-        name="manifest", title="Your own images, listed in a CSV file", reader=folder.read_manifest, task=None
+        name="manifest", title="Your own images, in a list (CSV, Excel)", reader=manifest.read_manifest, task=None
     ),
 )
 
@@ -232,7 +232,12 @@ def resolve_root(name: str, root: Path | str | None = None, environ: Mapping[str
     return Path(base or "data") / name
 
 
-def open_dataset(name: str, root: Path | str | None = None, layout: Layout | None = None) -> DataSet:
+def open_dataset(
+    name: str,
+    root: Path | str | None = None,
+    layout: Layout | None = None,
+    listing: manifest.ListSettings | None = None,
+) -> DataSet:
     """Read a data set by its name.
 
     Parameters
@@ -240,14 +245,17 @@ def open_dataset(name: str, root: Path | str | None = None, layout: Layout | Non
     name : str
         A name of `DATASETS`.
     root : Path or str, optional
-        Its folder, see `resolve_root`; for manifest the CSV file, or the folder that holds a manifest.csv.
+        Its folder, see `resolve_root`; for manifest the list, or the folder that holds a manifest.csv.
     layout : "splits" or "classes", optional
         What the folders of the first level of "folder" are, where their names and content do not tell.
+    listing : ListSettings, optional
+        How the list of "manifest" is to be read, where it does not tell.
 
     Raises
     ------
     ConfigError
-        If there is no data set of this name, or it is not "folder" and a layout is given.
+        If there is no data set of this name, or it is not "folder" and a layout is given, or not "manifest" and
+        `listing` says something.
     DatasetError
         If it is not there, or not in its official layout.
     """
@@ -256,8 +264,14 @@ def open_dataset(name: str, root: Path | str | None = None, layout: Layout | Non
         check_choice("layout", layout, get_args(Layout))
         if name != "folder":
             raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {name}")
+    listing = listing or manifest.ListSettings()
+    if name != "manifest" and listing != manifest.ListSettings():
+        options = "--column, --one-hot, --label-separator, --encoding and --sheet"
+        raise ConfigError(f"{options}: expected them for the data set manifest alone, found one for {name}")
     if not os.path.exists(where):
         raise DatasetError(f"{name}: expected it at {where}, found nothing there; {_remedy(record, where, root)}")
+    if name == "manifest":
+        return manifest.read_manifest(where, listing)
     return record.reader(where) if layout is None else folder.read(where, layout)
 
 

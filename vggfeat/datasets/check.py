@@ -13,6 +13,7 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import lookup, open_dataset, resolve_root
 from vggfeat.datasets.levels import Layout
+from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.record import Archive, Count, DatasetRecord
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, make_folders
@@ -51,7 +52,9 @@ class DatasetReport:
         return self.problem is None and not self.missing and all(count.agrees for count in self.counts)
 
 
-def check_copy(name: str, root: Path | str | None = None, layout: Layout | None = None) -> DatasetReport:
+def check_copy(
+    name: str, root: Path | str | None = None, layout: Layout | None = None, listing: ListSettings | None = None
+) -> DatasetReport:
     """Compare a copy of a data set with the official numbers, and list missing image files.
 
     No image is decoded, and nothing is downloaded.
@@ -60,20 +63,21 @@ def check_copy(name: str, root: Path | str | None = None, layout: Layout | None 
     ----------
     name : str
         A name of `DATASETS`.
-    root, layout : optional
+    root, layout, listing : optional
         See `open_dataset`.
 
     Raises
     ------
     ConfigError
-        If there is no data set of this name. A copy that can't be read is no error here: the report says why.
+        If there is no data set of this name, or the settings don't fit it. A copy that can't be read is no error here:
+        the report says why.
     """
     record = lookup(name)
     where = resolve_root(name, root)
     problem: str | None = None
     data: DataSet | None = None
     try:
-        data = open_dataset(name, root, layout)
+        data = open_dataset(name, root, layout, listing)
     except DatasetError as error:
         problem = str(error)
     return DatasetReport(

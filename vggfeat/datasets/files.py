@@ -1,17 +1,28 @@
-"""What the readers ask of the file system: folders, lists and XML files that anybody may have written."""
+"""What the readers ask of the file system: folders, the images below one, lists and XML files of anybody."""
 
 import math
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Box
 
+UNREAD_SUFFIXES = (
+    ".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef", ".raf",
+    ".rw2", ".svg",
+)  # fmt: skip
+"""Images in formats that are not read: each fails by name, with the way out, rather than being passed over."""
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp", *UNREAD_SUFFIXES,
+)  # fmt: skip
+"""Files with one of these endings, in any case, count as images."""
 MOST_XML_BYTES = 10**6
 MOST_XML_DEPTH = 16
 
@@ -36,6 +47,74 @@ def list_entries(path: Path) -> list[os.DirEntry[str]]:
         raise DatasetError(f"{path}: expected a folder that can be read: {error.strerror}") from error
     check_locale(path, (entry.name for entry in found))
     return found
+
+
+class Found(NamedTuple):
+    """What a walk met; paths relative to its root, with forward slashes."""
+
+    images: list[str]
+    """Sorted by code point."""
+    folders: list[str]
+    others: list[str]
+    repeated: list[str]
+    unnameable: list[str]
+
+
+def walk(root: Path) -> Found:
+    """List what is below a folder.
+
+    Links to folders are followed, but no folder is read twice; hidden names and __MACOSX are passed over. The kind of
+    an entry comes with its name: a million files, and no stat.
+
+    Raises
+    ------
+    DatasetError
+        If a folder can't be read.
+    """
+    found = Found([], [], [], [], [])
+    seen: set[tuple[int, int]] = set()
+    # Links wait until all real folders are read, so that a folder keeps its own name and not that of a link.
+    folders, links = deque([""]), deque[str]()
+    while folders or links:
+        folder = (folders or links).popleft()
+        status = _stat(root, folder)
+        if (status.st_dev, status.st_ino) in seen:
+            found.repeated.append(folder)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found.folders.append(folder)
+        for entry in list_entries(root / folder):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            link = entry.is_symlink()
+            if not is_utf8(entry.name):
+                found.unnameable.append(path)
+            elif not (link and is_image(path)) and _is_folder(entry):
+                (links if link else folders).append(path)
+            else:
+                (found.images if is_image(path) else found.others).append(path)
+    found.images.sort()
+    return found
+
+
+def is_image(path: str) -> bool:
+    """Whether a name ends like that of an image."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads in a circle, or to where this user may not look.
+        return False
+
+
+def _stat(root: Path, folder: str) -> os.stat_result:
+    try:
+        return os.stat(root / folder)
+    except OSError as error:
+        raise DatasetError(f"{root / folder}: expected a folder of images: {error.strerror}") from error
 
 
 def check_locale(where: Path, names: Iterable[str]) -> None:
@@ -82,7 +161,7 @@ def read_text(path: Path, most: int) -> str:
     DatasetError
         If the file is missing, unreadable, too large or not UTF-8; the message names the file, and the line.
     """
-    content = _read_bytes(path, most)
+    content = read_bytes(path, most)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,7 +187,7 @@ def read_annotation(path: Path) -> ElementTree.Element:
     """
     parser = ElementTree.XMLParser(target=_PlainTree())
     try:
-        parser.feed(_read_bytes(path, MOST_XML_BYTES))
+        parser.feed(read_bytes(path, MOST_XML_BYTES))
         return parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"{path}: expected an annotation in plain XML: {error}") from error
@@ -175,7 +254,8 @@ class _PlainTree(ElementTree.TreeBuilder):
         return super().end(tag)
 
 
-def _read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, most: int) -> bytes:
+    """Read a regular file of at most so many bytes; raises DatasetError as `read_text`."""
     try:
         # Opening a pipe would wait for a writer, so the kind is asked first.
         status = path.stat()

@@ -12,9 +12,8 @@ import numpy as np
 
 from vggfeat.datasets import devkit as kits
 from vggfeat.datasets import packed
-from vggfeat.datasets.files import listed
+from vggfeat.datasets.files import is_image, listed, walk
 from vggfeat.datasets.levels import Layout, class_name_notes, class_of, find_level, split_name
-from vggfeat.datasets.tree import is_image, walk
 from vggfeat.errors import DatasetError
 from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vggfeat.datasets.files import list_folder
-from vggfeat.datasets.tree import IMAGE_SUFFIXES
+from vggfeat.datasets.files import IMAGE_SUFFIXES, list_folder
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder

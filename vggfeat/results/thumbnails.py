@@ -118,7 +118,7 @@ def find_root(root: Path, dataset: str, paths: Sequence[str]) -> Path:
         If no image is there.
     """
     some = paths[:: max(1, len(paths) // 20)]
-    places = [root]
+    places = [root.parent if root.is_file() else root]  # of a list of images, its folder
     with suppress(VggfeatError):
         places.append(Path(open_dataset(dataset, root).root))
     if root.is_dir():

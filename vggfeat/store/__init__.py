@@ -1,1 +1,4 @@
-"""The feature file: one HDF5 file, and the shards from which it is made without ever losing one."""
+"""The feature file: written shard by shard, verified, read and exported."""
+
+KINDS = ("npz", "parquet", "csv", "mat")
+"""The kinds of files that descriptors are exported to; known without numpy, so that `--help` does not wait for it."""

@@ -1,9 +1,9 @@
 """Descriptors for other programs: npz, parquet, csv and mat files. N = samples, K = classes, D = descriptor length.
 
     npz      arrays ids, paths, classes (text), descriptors (N, D) float32, labels (N, K) int8, split_<name> (M,) rows
-             from 0; no pickle
+             from 0; groups and column_<name> (text) where there are some; no pickle
     parquet  a row per sample: id, path, descriptor (a list of fixed size D, float32), an int8 column label_<class>
-             for every class, a boolean column split_<name> for every split
+             for every class, a boolean column split_<name> for every split; group and column_<name> (text)
     csv      the same columns, but d0 ... d<D-1> for the descriptor, last
     mat      MATLAB 5: the names of npz; cells of text in UTF-16; splits is a struct of row numbers from 1
 
@@ -26,7 +26,7 @@ from vggfeat.formats.csv_cells import spreadsheet_cell
 from vggfeat.formats.mat5_write import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
-from vggfeat.store.kinds import KINDS
+from vggfeat.store import KINDS
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63
@@ -55,6 +55,10 @@ class Table:
     """K names."""
     splits: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """Split name -> row numbers from 0."""
+    groups: Sequence[str] | None = None
+    """N names of what the images are of, if that is known."""
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Further columns of the list that named the images, name -> N texts."""
 
     def __post_init__(self) -> None:
         n, k = len(self.ids), len(self.classes)
@@ -64,6 +68,15 @@ class Table:
                 f"export: expected {n} paths, {n} descriptors and labels of shape {(n, k)}, "
                 f"found {len(self.paths)}, {self.descriptors.shape} and {self.labels.shape}"
             )
+        other = next((name for name, texts in self.texts.items() if len(texts) != n), None)
+        if other is not None:
+            raise StoreError(f"export: expected {n} values in {other}, found {len(self.texts[other])}")
+
+    @property
+    def texts(self) -> dict[str, Sequence[str]]:
+        """What is exported as text besides ids and paths, by the name of its column."""
+        columns = {f"column_{name}": texts for name, texts in self.columns.items()}
+        return columns if self.groups is None else {"group": self.groups, **columns}
 
 
 def write(
@@ -82,13 +95,13 @@ def write(
     path : path
         The file; its suffix is not looked at.
     kind : str
-        One of `vggfeat.store.kinds.KINDS`.
+        One of `vggfeat.store.KINDS`.
     table : Table
         What to write.
     overwrite : bool
         Replace a file that exists.
     spreadsheet_safe : bool
-        Put ' before ids and paths that a spreadsheet would run as formulas.
+        Put ' before ids, paths, groups and further columns that a spreadsheet would run as formulas.
     files : Files
         Carries out all that changes the disk.
 
@@ -103,16 +116,16 @@ def write(
     target = check_target(path, overwrite=overwrite)
     if spreadsheet_safe:
         # Names of classes and splits come after label_ and split_.
-        ids, paths = ([*map(spreadsheet_cell, names)] for names in (table.ids, table.paths))
-        table = replace(table, ids=ids, paths=paths)
+        ids, paths, groups = ([*map(spreadsheet_cell, names or ())] for names in (table.ids, table.paths, table.groups))
+        columns = {name: [*map(spreadsheet_cell, texts)] for name, texts in table.columns.items()}
+        table = replace(table, ids=ids, paths=paths, columns=columns, groups=groups or None)
     advice = "nothing was left; mend it and run the same again"
     with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
-        globals()[KINDS[kind]](sink, table)
+        _WRITE[kind](sink, table)
     return target
 
 
-def write_npz(sink: LatchedFile, table: Table) -> None:
-    """Write arrays by name."""
+def _npz(sink: LatchedFile, table: Table) -> None:
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.array(table.ids, dtype=np.str_),
         "paths": np.array(table.paths, dtype=np.str_),
@@ -121,11 +134,15 @@ def write_npz(sink: LatchedFile, table: Table) -> None:
         "classes": np.array(table.classes, dtype=np.str_),
     }
     arrays |= {f"split_{name}": np.asarray(rows, "<i8") for name, rows in table.splits.items()}
+    arrays |= {name: np.array(texts, dtype=np.str_) for name, texts in _text_arrays(table).items()}
     np.savez(sink, **arrays)  # type: ignore[arg-type]
 
 
-def write_parquet(sink: LatchedFile, table: Table) -> None:
-    """Write a row a sample, the descriptor as a list."""
+def _text_arrays(table: Table) -> dict[str, Sequence[str]]:
+    return {"groups" if name == "group" else name: texts for name, texts in table.texts.items()}
+
+
+def _parquet(sink: LatchedFile, table: Table) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -141,8 +158,7 @@ def write_parquet(sink: LatchedFile, table: Table) -> None:
             sink.raise_first_error()
 
 
-def write_csv(sink: LatchedFile, table: Table) -> None:
-    """Write a line a sample, the descriptor last."""
+def _csv(sink: LatchedFile, table: Table) -> None:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -158,8 +174,10 @@ def write_csv(sink: LatchedFile, table: Table) -> None:
 
 def _columns(table: Table) -> tuple[list[str], list[str]]:
     names = ["id", "path", *(f"label_{_shown(name)}" for name in table.classes)]
-    types = ["string", "string", *["int8"] * len(table.classes), *["bool"] * len(table.splits)]
-    return [*names, *(f"split_{_shown(name)}" for name in table.splits)], types
+    names += [*(f"split_{_shown(name)}" for name in table.splits), *map(_shown, table.texts)]
+    counts = {"string": 2, "int8": len(table.classes), "bool": len(table.splits)}
+    types = [kind for kind, count in counts.items() for _ in range(count)]
+    return names, [*types, *["string"] * len(table.texts)]
 
 
 def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
@@ -171,15 +189,16 @@ def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
         part = slice(start, start + step)
         columns: list[Any] = [[_shown(name) for name in names[part]] for names in (table.ids, table.paths)]
         columns.extend(np.ascontiguousarray(table.labels[part].T))
-        yield [*columns, *(mask[part] for mask in masks)], table.descriptors[part]
+        columns += [mask[part] for mask in masks]
+        yield [*columns, *([*map(_shown, texts[part])] for texts in table.texts.values())], table.descriptors[part]
 
 
-def write_mat(sink: LatchedFile, table: Table) -> None:
-    """Write variables of MATLAB 5."""
+def _mat(sink: LatchedFile, table: Table) -> None:
     if table.descriptors.nbytes >= _MAT_BYTES:
         size = f"{table.descriptors.nbytes / 2**30:.1f} GiB"
         raise StoreError(f"mat: expected descriptors below 2 GiB, all that MATLAB 5 files hold, found {size}; use npz")
     names = _mat_names(list(table.splits))
+    further = {name: [*map(_shown, texts)] for name, texts in _text_arrays(table).items()}
     rows = [np.asarray(split, "<f8").reshape(-1, 1) + 1 for split in table.splits.values()]
     write_mat5(
         sink,
@@ -190,6 +209,7 @@ def write_mat(sink: LatchedFile, table: Table) -> None:
             "labels": table.labels.astype(np.int8, copy=False),
             "classes": [_shown(text) for text in table.classes],
             "splits": dict(zip(names, rows, strict=True)),
+            **dict(zip(_mat_names(list(further)), further.values(), strict=True)),
         },
     )
 
@@ -209,3 +229,6 @@ def _mat_names(names: Sequence[str]) -> list[str]:
 
 def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+_WRITE = dict(zip(KINDS, (_npz, _parquet, _csv, _mat), strict=True))
