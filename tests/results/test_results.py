@@ -347,7 +347,8 @@ def test_json_has_these_keys_and_nothing_that_json_lacks():
     content = json.loads(json.dumps(results_json(result), allow_nan=False))
     assert list(content) == [
         "format", "version", "protocol", "description", "metric", "headline", "deviation", "secondary", "chance",
-        "dataset", "classes", "runs", "convergence", "confusion", "submission", "notes", "settings", "seconds", "paper",
+        "dataset", "classes", "runs", "convergence", "confusion", "submission", "final", "notes", "settings", "seconds",
+        "paper",
     ]  # fmt: skip
     assert (content["format"], content["version"]) == ("vggfeat-results", 1)
     assert content["headline"] == 0.5

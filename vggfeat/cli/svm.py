@@ -54,6 +54,9 @@ class ProtocolOptions:
         help="What they are in scoring; the official rule is to ignore them.",
     )  # fmt: skip
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of folds and held-out images.")
+    fit_all: bool = option(
+        "--fit-all", is_flag=True, help="In the end train model.safetensors on all labelled images, with the C chosen."
+    )
     solver: str = option(
         "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)),
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
@@ -78,6 +81,7 @@ class ProtocolOptions:
             difficult_in_training=self.difficult_training,  # type: ignore[arg-type]
             difficult_in_scoring=self.difficult_scoring,  # type: ignore[arg-type]
             seed=self.seed,
+            fit_all=self.fit_all,
             svm=SvmSettings(solver=self.solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
@@ -87,7 +91,7 @@ class ProtocolOptions:
 @click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
               help="The same as a feature file without an option.")  # fmt: skip
-@click.option("--apply", "model", type=PATH, metavar="MODEL",
+@click.option("--apply", "model", type=PATH, metavar="MODEL|RUN",
               help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="With --apply: how many images of each class are named.")  # fmt: skip
@@ -129,7 +133,8 @@ def svm(
       vggfeat svm --features voc2007.h5
       vggfeat svm voc2007-D.h5 voc2007-E.h5 --out voc2007-DE.svm
       vggfeat svm holiday.h5 --protocol k-fold --folds 10 --json
-      vggfeat svm holiday.h5 --apply voc2007.svm/model.safetensors
+      vggfeat svm photos.h5 --fit-all
+      vggfeat svm holiday.h5 --apply photos.svm
     """
     files += more_files
     if not files:
@@ -199,11 +204,12 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
 
 
 def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, spreadsheet_safe: bool, as_json: bool) -> None:
-    from vggfeat.protocols.apply import apply_model
+    from vggfeat.protocols.apply import apply_model, find_model
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
     claim_folder(folder, PREDICTIONS, "vggfeat-predictions", inputs=[model, *files])
+    model = find_model(model)
     predictions = apply_model(model, files)
     written = write_predictions(predictions, folder, model=model, top=top, spreadsheet_safe=spreadsheet_safe)
     if as_json:

@@ -50,13 +50,33 @@ class Predictions:
     """What a reader of the scores must know, a sentence each."""
 
 
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a model that is given by its name or by the folder of its run.
+
+    Raises
+    ------
+    FitError
+        If there is none; the models that the folder holds are named.
+    """
+    path = Path(path)
+    found = path / MODEL_NAMES[0] if path.is_dir() else path
+    if os.path.lexists(found):
+        return found
+    folder = found.parent
+    there = sorted(file.name for pattern in MODEL_NAMES for file in folder.glob(pattern)) if folder.is_dir() else []
+    others = f"; {folder} holds {', '.join(there)}: give one of them, or " if there else "; "
+    raise FitError(
+        f"{found}: expected a model file, found none{others}train one on all images with `vggfeat svm --fit-all`"
+    )
+
+
 def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]]) -> Predictions:
     """Score the images of feature files with a saved model.
 
     Parameters
     ----------
     path : path
-        A model that `vggfeat svm` wrote.
+        A model that `vggfeat svm` wrote, or the folder with its `model.safetensors`.
     files : paths
         Feature files of the new images, one for each that the model was trained on, in the same order of nets.
 
@@ -68,6 +88,7 @@ def apply_model(path: str | os.PathLike[str], files: Sequence[str | os.PathLike[
     StoreError
         If a feature file is damaged, the files are of different images, or the model is next to files of another run.
     """
+    path = find_model(path)
     model, about = load_model(path)
     _check_run(Path(os.path.realpath(path)))
     recipe, task = _recipe(Path(path), about)

@@ -6,7 +6,7 @@ K = classes, G = values of C.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
-from vggfeat.protocols.results import Choice, Run, Submission
+from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
 from vggfeat.table import DescriptorTable
@@ -120,6 +120,30 @@ class Experiment:
             model=model,
             plan={"chosen": chosen, "fitted": fitted, "scored": scored},
         )
+
+    def fit_all(self, rows: Rows, runs: Sequence[Run]) -> FinalModel:
+        """Fit on all labelled rows, with the C of a run, or with the one that is best on average over several.
+
+        Raises
+        ------
+        FitError
+            If a class can't be fitted.
+        """
+        fitted = f"all {len(rows)} labelled samples"
+        choice, chosen, tests = runs[0].choice, runs[0].plan["chosen"], f"the test on {runs[0].plan['tested']}"
+        if len(runs) > 1:
+            chosen, tests = f"on average over the choices of {len(runs)} runs", f"{len(runs)} tests"
+            if len(self.grid) > 1:
+                curve = np.apply_along_axis(mean_defined, 0, np.stack([run.choice.curve for run in runs]))
+                choice = replace(choice, C=self._best(curve, choice.grid, chosen), curve=curve)
+        model = self._fit(rows, choice, fitted)
+        most = max(int((run.train_positives + run.train_negatives).max()) for run in runs)
+        self._note(
+            f"model.safetensors was trained on {fitted} and has no test of its own: the figures are those of SVMs that "
+            f"were trained on at most {most} of them."
+        )
+        plan = {"chosen": chosen, "fitted": fitted, "estimated": f"{tests}, by SVMs trained on fewer"}
+        return FinalModel(rows=rows, choice=choice, model=model, plan=plan)
 
     def _run(self, plan: SplitPlan, choice: Choice) -> Run:
         truth = self.evaluation.truth(plan.test_rows, plan.tested)

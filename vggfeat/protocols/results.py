@@ -96,6 +96,19 @@ class Submission:
     """chosen, fitted, scored -> on which rows, in words."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalModel:
+    """A model for use: trained on all labelled samples after the tests, so that none is left to test it on."""
+
+    rows: NDArray[np.int64]
+    """(n,) rows that it was trained on, those without a descriptor included."""
+    choice: Choice
+    """Of one run its choice; of several the C that is best on average over theirs."""
+    model: LinearModel
+    plan: Mapping[str, str]
+    """chosen, fitted, estimated -> on which rows, in words."""
+
+
 class Solved(NamedTuple):
     """How well a number of SVM problems were solved."""
 
@@ -141,6 +154,7 @@ class Result:
     runs: tuple[Run, ...]
     """From one (VOC) to the number of splits or folds."""
     submission: Submission | None = None
+    final: FinalModel | None = None
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know, a sentence each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -188,7 +202,8 @@ class Result:
     def convergence(self) -> dict[str, Solved]:
         """Say how well the SVMs were solved: choice -> all that C was chosen by, fit -> the last fits."""
         choices = [run.choice for run in self.runs]
-        models = [run.model for run in self.runs] + ([self.submission.model] if self.submission else [])
+        more = (last for last in (self.submission, self.final) if last is not None)
+        models = [*(run.model for run in self.runs), *(last.model for last in more)]
         return {"choice": _solved(choices), "fit": _solved(models)}
 
     def class_rows(self) -> tuple[ClassRow, ...]:
@@ -228,6 +243,7 @@ class Result:
             "convergence": {stage: solved._asdict() for stage, solved in self.convergence().items()},
             "confusion": confusion,
             "submission": None if self.submission is None else _submission_json(self.submission),
+            "final": None if self.final is None else _last_fit_json(self.final),
             "notes": self.notes,
             "settings": self.settings,
             "seconds": self.seconds,
@@ -271,13 +287,16 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def _submission_json(submission: Submission) -> dict[str, Any]:
+    return _last_fit_json(submission) | {"listed": submission.listed.sum(axis=0)}
+
+
+def _last_fit_json(last: Submission | FinalModel) -> dict[str, Any]:
     return {
-        "plan": submission.plan,
-        "C": submission.model.C,
-        "converged": submission.model.converged,
-        "gap": submission.model.gap,
-        "samples": len(submission.rows),
-        "listed": submission.listed.sum(axis=0),
+        "plan": last.plan,
+        "C": last.model.C,
+        "converged": last.model.converged,
+        "gap": last.model.gap,
+        "samples": len(last.rows),
     }
 
 

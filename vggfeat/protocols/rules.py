@@ -7,72 +7,21 @@ choose C on held-out training rows, fit again on all training rows, test once.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError, check_choice
-from vggfeat.protocols.evaluation import Difficult, Evaluation, Metric, Rows
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.protocols.evaluation import Evaluation, Metric, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
 from vggfeat.protocols.folds import hold_out, k_folds
 from vggfeat.protocols.results import Result, Run, Submission
+from vggfeat.protocols.settings import ProtocolSettings
 from vggfeat.samples import DataSet, Label, Task
-from vggfeat.svm import SvmSettings, check_costs
 from vggfeat.table import DescriptorTable
-
-RuleChoice = Literal["auto", "11-point", "area"]
-
-C_GRID = tuple(2.0**power for power in range(-5, 11))
-"""1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
-(an untrained net, small images) it often lay at 64, where the grid used to end, and the four larger values add a
-quarter to the time of the solver that takes all of them together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolSettings:
-    """How C is chosen and what is reported.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
-    """
-
-    protocol: ProtocolName = "auto"
-    """auto: that of the data set's record in `vggfeat.datasets.catalogue`; without one caltech if there is train-1,
-    given-splits if there is train, else k-fold."""
-    grid: tuple[float, ...] = C_GRID
-    """Values of C to choose from; a single one is taken without a choice. The paper says that C was chosen, not
-    from which values."""
-    folds: int = 5
-    """Folds of a cross-validation. The paper doesn't say."""
-    held_out: float = 0.2
-    """Part of the training images to choose C on where no split says which: the paper's part on Caltech."""
-    difficult_in_training: Difficult = "ignore"
-    """What label 0 means in training; the example classifier of the VOC kit ignores it."""
-    difficult_in_scoring: Difficult = "ignore"
-    """What label 0 means in average precision; the VOC kit ignores it, so other values make other measures."""
-    rule: RuleChoice = "auto"
-    """Average precision of the headline and of the choice of C; auto: the official rule of the data set under its own
-    protocol, else 11-point for voc and area for the others."""
-    seed: int = 0
-    """Of folds and held-out images."""
-    svm: SvmSettings = field(default_factory=SvmSettings)
-    """Of the solver, worker processes included."""
-
-    def __post_init__(self) -> None:
-        kinds = {"protocol": ProtocolName, "rule": RuleChoice}
-        kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
-        for name, kind in kinds.items():
-            check_choice(name, getattr(self, name), get_args(kind))
-        object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
-        if self.folds < 2:
-            raise ConfigError(f"folds: expected at least 2, found {self.folds}")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
 
 
 def run_protocol(
@@ -126,6 +75,7 @@ def run_protocol(
     )
     start = clock()
     outcome = _PROTOCOLS[name](experiment, settings)
+    final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
     return Result(
         protocol=name,
         description=outcome.description,
@@ -134,6 +84,7 @@ def run_protocol(
         classes=dataset.classes,
         runs=tuple(outcome.runs),
         submission=outcome.submission,
+        final=final,
         notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
         seconds={**experiment.seconds, "total": clock() - start},
@@ -235,8 +186,7 @@ def _note_unused(lost: dict[str, int]) -> list[str]:
 def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """Without splits: every fold is tested on once, with a C that is chosen inside the others."""
     dataset = experiment.table.dataset
-    labelled = ~(dataset.labels == Label.WITHHELD).any(axis=1)
-    rows = np.flatnonzero(labelled).astype(np.int64)
+    rows = _labelled(dataset)
     fold = _fold_of(dataset, rows, settings)
     plans = []
     for part in range(settings.folds):
@@ -321,6 +271,10 @@ def _split(dataset: DataSet, name: str) -> Rows:
 def _split_numbers(dataset: DataSet) -> list[int]:
     matches = [re.fullmatch(r"train-(\d+)", name) for name in dataset.splits]
     return sorted(int(match[1]) for match in matches if match)
+
+
+def _labelled(dataset: DataSet) -> Rows:
+    return np.flatnonzero(~(dataset.labels == Label.WITHHELD).any(axis=1)).astype(np.int64)
 
 
 def _union(*parts: Rows) -> Rows:

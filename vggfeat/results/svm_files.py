@@ -1,9 +1,10 @@
 """Files of a result for other programs: the SVMs, the scores, and the archive that the VOC evaluation server takes.
 
-The SVMs are the fits whose scores are reported, and none that the protocol doesn't make.
+The SVMs are the fits whose scores are reported, and where it was asked for one that is trained on all labelled samples.
 One run (VOC, own splits): `model.safetensors`, its last fit. With a test for the server: the fit on train + val that
 the archive's scores come from. Several runs: `model-split-1.safetensors` or `model-fold-1.safetensors` and so on, each
-trained on what its run trained on; nothing is fitted again on all samples.
+trained on what its run trained on. The model on all samples is `model.safetensors`, in the place of the other of this
+name if there is one.
 
 K = classes, m = rows of a test.
 """
@@ -27,15 +28,12 @@ from vggfeat.svm.model import model_bytes
 
 def model_files(result: Result) -> dict[str, bytes]:
     """Return file name -> content, as `vggfeat.svm.load_model` reads it."""
-    if result.submission is not None:
-        last = result.submission
-        return {"model.safetensors": _file(result, last.model, last.plan)}
-    if len(result.runs) == 1:
-        run = result.runs[0]
-        return {"model.safetensors": _file(result, run.model, run.plan)}
-    return {
-        f"model-{run.name.replace(' ', '-')}.safetensors": _file(result, run.model, run.plan) for run in result.runs
-    }
+    several = result.runs if len(result.runs) > 1 else ()
+    models = {f"model-{run.name.replace(' ', '-')}.safetensors": (run.model, run.plan) for run in several}
+    last = result.final or result.submission or (None if several else result.runs[0])
+    if last is not None:
+        models["model.safetensors"] = (last.model, last.plan)
+    return {name: _file(result, model, plan) for name, (model, plan) in models.items()}
 
 
 def _file(result: Result, model: LinearModel, plan: Mapping[str, str]) -> bytes:
