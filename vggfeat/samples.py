@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,8 @@ class DataSet:
     Raises
     ------
     DatasetError
-        If columns differ in length, an id is empty or occurs twice, a label is none of `Label`, or a split
-        points outside the list.
+        If columns differ in length, an id is empty or occurs twice, a group is empty, a label is none of `Label`, or
+        a split points outside the list.
     """
 
     name: str
@@ -98,6 +98,11 @@ class DataSet:
     """(N, 4) edges as in `Box`, NaN in rows that have none; None if no row has one."""
     splits: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """Split name -> ascending row numbers. Splits may overlap."""
+    groups: tuple[str, ...] | None = None
+    """N names of what an image is of (patient, site, specimen): images of one group are never parted by training and
+    test. None where nothing is known of it."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further columns of a list, name -> N texts. They are kept and exported; nothing is computed of them."""
     root: str = ""
     """Folder that `paths` are relative to; it never enters a file."""
     notes: tuple[str, ...] = ()
@@ -114,6 +119,9 @@ class DataSet:
             raise DatasetError(f"{self.name}: expected boxes of shape ({n}, 4), found {self.boxes.shape}")
         _check_unique(self.name, "id", self.ids)
         _check_unique(self.name, "class", self.classes)
+        for name, column in (*self.columns.items(), *([] if self.groups is None else [("groups", self.groups)])):
+            if len(column) != n or (column is self.groups and not all(column)):
+                raise DatasetError(f"{self.name}: expected {n} values in the column {name}, found others")
         # Those of `Label` leave no gap; np.isin would take eight times the memory of the labels.
         if self.labels.size and not min(Label) <= self.labels.min() <= self.labels.max() <= max(Label):
             raise DatasetError(f"{self.name}: expected labels 1, -1, 0, 2 or 3, found others")
@@ -149,7 +157,9 @@ class DataSet:
     def fingerprint(self) -> str:
         """SHA-256 over everything that is stored of the data set (not over the images), as 64 hex digits."""
         digest = hashlib.sha256()
-        lists = [self.name, str(self.task), self.classes, self.ids, self.paths, sorted(self.splits)]
+        lists: list[Any] = [self.name, str(self.task), self.classes, self.ids, self.paths, sorted(self.splits)]
+        if self.groups is not None or self.columns:  # Without them it is that of files from before they were known.
+            lists.append([self.groups, sorted(self.columns.items())])
         digest.update(json.dumps(lists).encode())
         digest.update(np.ascontiguousarray(self.labels, dtype=np.int8).tobytes())
         if self.boxes is not None:

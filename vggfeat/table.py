@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -44,11 +45,16 @@ class DescriptorTable:
     """Join, normalisation, and the provenance of every file; ready for JSON."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     """Row that failed -> why, by the first file that says it."""
+    sha256: NDArray[np.uint8] | None = None
+    """(N, 32) digest of the image file's bytes, zeros where they were not read; None if no file says it."""
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """N names of what the images are of, which no split or fold may part; None where nothing is known of it."""
+        return self.dataset.groups
 
 
-class LoadedFeatures(NamedTuple):
-    """Aligned arrays for use elsewhere: entry i of each is of the same sample."""
-
+class _Arrays(NamedTuple):
     descriptors: NDArray[np.float32]
     """(n, D)"""
     labels: NDArray[np.int64] | NDArray[np.int8]
@@ -58,6 +64,18 @@ class LoadedFeatures(NamedTuple):
     """n names of samples."""
     classes: tuple[str, ...]
     """K names."""
+
+
+class LoadedFeatures(_Arrays):
+    """Aligned arrays for use elsewhere: entry i of each is of the same sample.
+
+    As a tuple it has four: descriptors, labels, ids, classes.
+    """
+
+    groups: list[str] | None = None
+    """n names of what the images are of (patient, site, specimen); None where nothing is known of it."""
+    columns: Mapping[str, list[str]] = MappingProxyType({})
+    """Further columns of the list that named the images, name -> n texts."""
 
 
 def read_descriptors(
@@ -106,6 +124,7 @@ def read_descriptors(
             ok=aligned.ok,
             settings=settings,
             reasons=aligned.reasons(),
+            sha256=aligned.files[0].sha256,
         )
 
 
@@ -155,12 +174,15 @@ def load_features(
             )
         rows = rows[aligned.ok[rows]]
         labels = data.labels[rows]
-        return LoadedFeatures(
+        loaded = LoadedFeatures(
             descriptors=aligned.descriptors(rows),
             labels=class_numbers(labels) if data.task == Task.SINGLE_LABEL else labels,
             ids=[data.ids[row] for row in rows],
             classes=data.classes,
         )
+        loaded.groups = None if data.groups is None else [data.groups[row] for row in rows]
+        loaded.columns = {name: [texts[row] for row in rows] for name, texts in data.columns.items()}
+        return loaded
 
 
 def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -286,7 +308,7 @@ def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str)
     Raises
     ------
     StoreError
-        If an id is missing on either side, or classes or labels differ; the first one is named.
+        If an id is missing on either side, or classes, labels or groups differ; the first one is named.
     """
     position = {name: row for row, name in enumerate(other.ids)}
     where, known = f"{first_name} and {other_name}", set(first.ids)
@@ -305,7 +327,19 @@ def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str)
             f"{where}: expected the same labels, found {first.labels[row, k]} and {other.labels[order[row], k]} "
             f"for {first.ids[row]!r}, class {first.classes[k]}"
         )
+    _check_groups(first, other, order, where)
     return order
+
+
+def _check_groups(first: DataSet, other: DataSet, order: NDArray[np.int64], where: str) -> None:
+    mine = first.groups or ("",) * len(first)
+    yours = [other.groups[row] for row in order] if other.groups else [""] * len(first)
+    differing = next((row for row, pair in enumerate(zip(mine, yours, strict=True)) if len(set(pair)) > 1), None)
+    if differing is not None:
+        raise StoreError(
+            f"{where}: expected the same groups, found {mine[differing]!r} and {yours[differing]!r} for "
+            f"{first.ids[differing]!r}; extract both from one list"
+        )
 
 
 def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:

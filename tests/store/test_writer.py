@@ -438,10 +438,10 @@ CHANGED_SETS = [
     ({"name": "voc2012"}, r'dataset: found "voc2007", expected "voc2012"'),
     ({"ids": (*make_dataset().ids[:-1], "new")}, r"row 22 is the first that differs: .*000022.*'new'"),
     ({"paths": ("new.jpg", *make_dataset().paths[1:])}, r"row 0 is the first that differs"),
-    ({"classes": ("cat", "dog")}, "classes, labels, boxes or splits differ"),
-    ({"labels": -make_dataset().labels}, "classes, labels, boxes or splits differ"),
-    ({"boxes": None}, "classes, labels, boxes or splits differ"),
-    ({"splits": {}}, "classes, labels, boxes or splits differ"),
+    ({"classes": ("cat", "dog")}, "classes, labels, boxes, splits, groups or columns differ"),
+    ({"labels": -make_dataset().labels}, "classes, labels, boxes, splits, groups or columns differ"),
+    ({"boxes": None}, "classes, labels, boxes, splits, groups or columns differ"),
+    ({"splits": {}}, "classes, labels, boxes, splits, groups or columns differ"),
 ]
 
 

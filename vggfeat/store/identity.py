@@ -24,7 +24,7 @@ _DIGEST = re.compile(r'"[0-9a-f]{64}"')
 IMAGE_SIZES = "image_sizes_sha256"
 """Of a key: the sizes in bytes of all image files."""
 _MEANING: dict[tuple[str, ...], str] = {
-    ("fingerprint",): " (other ids, paths, classes, labels, boxes or splits)",
+    ("fingerprint",): " (other ids, paths, classes, labels, boxes, splits, groups or columns)",
     ("weights_sha256",): " (another weights file)",
     (IMAGE_SIZES,): " (image files have come, gone or changed: --retry-failed makes those of a finished file again)",
 }
@@ -180,7 +180,7 @@ def first_other_row(inputs: Path, dataset: DataSet) -> str:
                     return f"row {row} is the first that differs: found {found}, expected {expected}"
     except (OSError, ValueError, RecursionError, StoreError):
         return f"{inputs.name} can't be read, so that the first row that differs is not known"
-    return "ids and paths are the same, so classes, labels, boxes or splits differ"
+    return "ids and paths are the same, so classes, labels, boxes, splits, groups or columns differ"
 
 
 def resolved(out: Path) -> Path:

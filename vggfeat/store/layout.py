@@ -2,9 +2,9 @@
 
 N = rows of the file, n = rows of a block, S = scales, R = regions, C = channels, K = classes.
 
-Besides the columns below there is a group splits with a data set (M,) int64 for every split: its rows, ascending.
-Every data set has its SHA-256 as an attribute. The root's attributes: format, version, dataset, task, fingerprint, key
-and provenance (JSON), features_sha256, done, failed.
+Besides the columns below there are `FOLDERS` of columns: splits, with the M ascending rows of each, and columns, what
+else a list says of its rows. Every data set has its SHA-256 as an attribute. The root's attributes: format, version,
+dataset, task, fingerprint, key and provenance (JSON), features_sha256, done, failed.
 """
 
 import math
@@ -56,8 +56,13 @@ DATA_SET_COLUMNS = (
     Column("scales", ("S",), "<i8"),
     Column("labels", ("N", "K"), "|i1"),
     Column("boxes", ("N", 4), "<f8"),  # NaN where there is none
+    Column("groups", ("N",), TEXT),
 )
 """What is known before a run, in the order in which it is stored."""
+FOLDERS = (Column("splits", ("M",), "<i8"), Column("columns", ("N",), TEXT))
+"""HDF5 groups of columns that are all alike, whatever their names; they stand behind those of `DATA_SET_COLUMNS`."""
+OPTIONAL = frozenset({"groups", "columns"})
+"""What is in a file only if its data set has it."""
 
 
 class Status(IntEnum):
@@ -133,8 +138,9 @@ def dims_of(column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def data_set_values(dataset: DataSet, shape: Shape) -> dict[str, Any]:
-    """Return the values of `DATA_SET_COLUMNS` by name."""
+    """Return the values of `DATA_SET_COLUMNS` and `FOLDERS` by name, of the optional ones those that there are."""
     boxes = np.full((len(dataset), 4), np.nan) if dataset.boxes is None else dataset.boxes
+    optional = {"groups": dataset.groups, "columns": dataset.columns}
     return {
         "ids": dataset.ids,
         "paths": dataset.paths,
@@ -143,6 +149,8 @@ def data_set_values(dataset: DataSet, shape: Shape) -> dict[str, Any]:
         "scales": np.array(shape.scales),
         "labels": dataset.labels,
         "boxes": boxes,
+        "splits": dataset.splits,
+        **{name: values for name, values in optional.items() if values},
     }
 
 
@@ -156,16 +164,13 @@ def file_bytes(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
     reason_width : int
         Bytes of the longest reason.
     """
-    lengths = shape.lengths(len(dataset)) | {"K": len(dataset.classes)}
-    values = data_set_values(dataset, shape)
     total = 1 << 20  # for what HDF5 says of the data sets
-    total += 8 * sum(len(rows) for rows in dataset.splits.values())
-    for column in (*BLOCK_COLUMNS, *DATA_SET_COLUMNS):
-        if column.dtype != TEXT:
-            width = np.dtype(column.dtype).itemsize
-        else:
-            width = reason_width if column.name == "reasons" else text_width(values[column.name], column.name)
-        total += width * math.prod(dims_of(column, lengths))
+    for values in data_set_values(dataset, shape).values():
+        for some in values.values() if isinstance(values, Mapping) else [values]:
+            total += some.nbytes if isinstance(some, np.ndarray) else len(some) * text_width(some, "text")
+    for column in BLOCK_COLUMNS:
+        width = reason_width if column.dtype == TEXT else np.dtype(column.dtype).itemsize
+        total += width * math.prod(dims_of(column, shape.lengths(len(dataset))))
     return total
 
 
@@ -179,11 +184,14 @@ def storable(dataset: DataSet) -> DataSet:
     """
     if not len(dataset):
         raise StoreError(f"{dataset.name}: expected at least one sample, found none")
-    for what in ("ids", "paths", "classes"):
-        text_width(getattr(dataset, what), f"{dataset.name}: {what}")
-    for split in dataset.splits:
-        if not split.isprintable() or "/" in split or split in ("", ".", ".."):
-            raise StoreError(f"{dataset.name}: expected a split name without / or odd signs, found {split!r}")
+    for what in ("ids", "paths", "classes", "groups"):
+        text_width(getattr(dataset, what) or (), f"{dataset.name}: {what}")
+    for name, texts in dataset.columns.items():
+        text_width(texts, f"{dataset.name}: {name!a}")
+    for what, names in (("split", dataset.splits), ("column", dataset.columns)):
+        for name in names:
+            if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+                raise StoreError(f"{dataset.name}: expected a {what} name without / or odd signs, found {name!r}")
     if dataset.boxes is not None and np.isnan(dataset.boxes).all():
         return replace(dataset, boxes=None)
     return dataset
@@ -223,8 +231,10 @@ def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
         raise source.refuse("format", FORMAT, ascii(source.text("format")))
     if source.number("version") != VERSION:
         raise source.refuse("version", f"{VERSION}", f"{source.number('version')}; update vggfeat")
-    columns = (*BLOCK_COLUMNS, *DATA_SET_COLUMNS)
-    source.members(source.file, frozenset({"splits", *(column.name for column in columns)}))
+    absent = OPTIONAL - set(source.file)
+    columns = [column for column in (*BLOCK_COLUMNS, *DATA_SET_COLUMNS) if column.name not in absent]
+    folders = [column for column in FOLDERS if column.name not in absent]
+    source.members(source.file, frozenset(column.name for column in (*columns, *folders)))
     found: dict[str, h5py.Dataset] = {}
     lengths: dict[str, int] = {}  # The first column that has a letter decides its length.
     for column in columns:
@@ -232,11 +242,13 @@ def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
         found[column.name] = source.column(source.file, column.name, dims, column.dtype)
         named = zip(column.dims, found[column.name].shape, strict=True)
         lengths |= {size: length for size, length in named if isinstance(size, str)}
-    splits = source.file.get("splits")
-    if not isinstance(splits, h5py.Group):
-        raise source.refuse("splits", "a group", type(splits).__name__)
-    for name in source.members(splits):
-        found[f"splits/{name}"] = source.column(splits, name, (None,), "<i8")
+    for folder in folders:
+        group = source.file.get(folder.name)
+        if not isinstance(group, h5py.Group):
+            raise source.refuse(folder.name, "a group", type(group).__name__)
+        for name in source.members(group):
+            dims = (lengths.get(str(folder.dims[0])),)
+            found[f"{folder.name}/{name}"] = source.column(group, name, dims, folder.dtype)
     declared = sum(data.nbytes for data in found.values())
     if declared > source.size:
         raise source.refuse("data sets", f"at most {source.size} bytes", f"{declared}")

@@ -146,7 +146,9 @@ class FeatureFile:
                     name=self.dataset_name,
                     task=Task(self._source.text("task")),
                     boxes=None if np.isnan(boxes).all() else boxes,
-                    splits={name[7:]: self._values(name) for name in self._columns if name.startswith("splits/")},
+                    groups=self._values("groups") if "groups" in self._columns else None,
+                    splits=self._folder("splits"),
+                    columns=self._folder("columns"),
                     **{name: self._values(name) for name in ("classes", "ids", "paths", "labels")},
                 )
         except DatasetError as error:
@@ -226,7 +228,7 @@ class FeatureFile:
             if counted != (report.done, report.failed):
                 yield f"done, failed: {counted} by the header, {(report.done, report.failed)} by status"
         if self.dataset.fingerprint() != self.fingerprint:
-            yield "fingerprint: not that of the ids, paths, labels, boxes and splits"
+            yield "fingerprint: not that of the ids, paths, labels, boxes, splits, groups and columns"
 
     def _problems_of(self, name: str, data: h5py.Dataset) -> Iterator[str]:
         digest, bad = hashlib.sha256(), None
@@ -242,6 +244,10 @@ class FeatureFile:
             yield f"{name}: the bytes don't fit their SHA-256"
         if bad is not None:
             yield f"{name}: row {bad} is done and has values that are not finite"
+
+    def _folder(self, folder: str) -> dict[str, Any]:
+        names = [name.partition("/") for name in self._columns]
+        return {name: self._values(f"{first}/{name}") for first, _, name in names if name and first == folder}
 
     def _values(self, name: str, rows: slice = slice(None)) -> Any:
         with hdf5_errors(str(self.path)):

@@ -35,6 +35,7 @@ from vggfeat.samples import DataSet
 from vggfeat.store.layout import (
     BLOCK_COLUMNS,
     DATA_SET_COLUMNS,
+    FOLDERS,
     FORMAT,
     VERSION,
     Block,
@@ -191,10 +192,13 @@ def write_feature_file(
         file.attrs["version"] = np.int64(VERSION)
         values = data_set_values(dataset, shape)
         for column in DATA_SET_COLUMNS:
-            write_column(file, column.name, values[column.name], column.dtype)
-        splits = new_group(file, "splits")
-        for name, rows in sorted(dataset.splits.items()):
-            write_column(splits, name, rows, "<i8")
+            if column.name in values:
+                write_column(file, column.name, values[column.name], column.dtype)
+        for folder in FOLDERS:
+            if folder.name in values:
+                group = new_group(file, folder.name)
+                for name, some in sorted(values[folder.name].items()):
+                    write_column(group, name, some, folder.dtype)
         lengths = shape.lengths(len(dataset))
         written = {
             column.name: ChecksummedDataset(file, column.name, dims_of(column, lengths), column.dtype, reason_width)
