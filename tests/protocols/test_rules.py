@@ -15,7 +15,8 @@ from vggfeat.protocols import experiment
 from vggfeat.protocols import rules as protocols
 from vggfeat.protocols.evaluation import Evaluation
 from vggfeat.protocols.results import METRICS
-from vggfeat.protocols.rules import C_GRID, ProtocolSettings, run_protocol
+from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+from vggfeat.protocols.settings import C_GRID
 from vggfeat.samples import Task
 from vggfeat.svm import LinearModel, SvmProblemSet, SvmSettings, Sweep
 

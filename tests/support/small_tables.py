@@ -6,7 +6,7 @@ from vggfeat.samples import DataSet, Task
 from vggfeat.table import DescriptorTable
 
 
-def data_set(labels, splits=None, *, name="manifest", task=Task.MULTI_LABEL, paths=None, classes=None):
+def data_set(labels, splits=None, *, name="manifest", task=Task.MULTI_LABEL, paths=None, classes=None, groups=None):
     labels = np.asarray(labels, dtype=np.int8)
     ids = tuple(f"s{row:03}" for row in range(len(labels)))
     return DataSet(
@@ -16,6 +16,7 @@ def data_set(labels, splits=None, *, name="manifest", task=Task.MULTI_LABEL, pat
         ids=ids,
         paths=tuple(paths or (f"{name}.jpg" for name in ids)),
         labels=labels,
+        groups=groups,
         splits={key: np.array(sorted(rows), dtype=np.int64) for key, rows in (splits or {}).items()},
     )
 

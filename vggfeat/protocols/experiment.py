@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
+from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
@@ -95,6 +96,8 @@ class Experiment:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
             self.evaluation.truth(plan.test_rows, plan.tested)
             self._fittable_labels(plan.fit_rows, plan.fitted)
+        pairs = [Pair(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested) for plan in plans]
+        self.notes += leak_notes(self.table, pairs)
         choices = self._choose(plans)
         return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
 
@@ -309,13 +312,15 @@ class Experiment:
 
     def _unfittable(self, k: int, labels: NDArray[np.int8], failed: NDArray[np.int8], what: str) -> str:
         """Say what a class lacks in rows to train on: `labels` (n, K) of those in use, and of those that failed."""
-        whole = int((self.table.dataset.labels[:, k] == Label.POSITIVE).sum())
+        dataset = self.table.dataset
+        positive = np.flatnonzero(dataset.labels[:, k] == Label.POSITIVE).tolist()
+        groups = "" if dataset.groups is None else f" in {len({dataset.groups[row] for row in positive})} group(s)"
         lost = int((failed[:, k] == 1).sum())
         images = f", because {lost} image(s) of it failed" if lost else ""
         return (
             f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
             f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative{images}; the data set has "
-            f"{whole} of it: add samples of it, or leave the class out of the data set"
+            f"{len(positive)} of it{groups}: add samples of it, or leave the class out of the data set"
         )
 
     def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
@@ -332,13 +337,8 @@ class Experiment:
                 f"splits: expected no sample both in {fitted} and in {tested}, found {len(both)}, the first is "
                 f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
             )
-        paths = self.table.dataset.paths
-        shared = {paths[row] for row in fit_rows.tolist()} & {paths[row] for row in test_rows.tolist()}
-        if shared:
-            self._note(
-                f"{len(shared)} image(s) are in {fitted} and, with other samples of them, in {tested} as well, the "
-                f"first is {min(shared)}: the figures may be too good."
-            )
+        for note in shared_path_note(self.table.dataset, Pair(fit_rows, test_rows, fitted, tested)):
+            self._note(note)
 
     def _note_failed(self, rows: Rows, what: str) -> None:
         failed = (~self.table.ok[rows]).sum()

@@ -18,6 +18,7 @@ from vggfeat.errors import ConfigError, FitError
 from vggfeat.protocols.evaluation import Evaluation, Metric, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
 from vggfeat.protocols.folds import hold_out, k_folds
+from vggfeat.protocols.leaks import label_notes
 from vggfeat.protocols.results import Result, Run, Submission
 from vggfeat.protocols.settings import ProtocolSettings
 from vggfeat.samples import DataSet, Label, Task
@@ -74,6 +75,7 @@ def run_protocol(
         clock=clock,
     )
     start = clock()
+    experiment.notes += label_notes(table)
     outcome = _PROTOCOLS[name](experiment, settings)
     final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
     return Result(
@@ -198,11 +200,12 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
         parts = [(np.setdiff1d(fit_rows, held), held)]
         plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
+    together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     experiment.notes += [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names)
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
-        f"{_by(experiment)} on {settings.held_out:.0%} of these.{left_out}",
+        f"{_by(experiment)} on {settings.held_out:.0%} of these.{together}{left_out}",
         experiment.runs(plans),
     )
 
@@ -282,12 +285,20 @@ def _union(*parts: Rows) -> Rows:
 
 
 def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    return k_folds([dataset.paths[row] for row in rows], dataset.labels[rows] == 1, settings.folds, settings.seed)
+    paths, groups = _names_of(dataset, rows)
+    return k_folds(paths, dataset.labels[rows] == 1, settings.folds, settings.seed, groups)
 
 
 def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    paths = [dataset.paths[row] for row in rows]
-    return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed)]
+    paths, groups = _names_of(dataset, rows)
+    return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed, groups)]
+
+
+def _names_of(dataset: DataSet, rows: Rows) -> tuple[list[str], list[str] | None]:
+    """Return the paths of rows, and their groups where there are some."""
+    columns = (dataset.paths, dataset.groups)
+    paths, groups = (None if column is None else [column[row] for row in rows.tolist()] for column in columns)
+    return paths or [], groups
 
 
 def _by(experiment: Experiment) -> str:
