@@ -6,15 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from applied_models import CLASSES, new_images, svm, write_file
 from applied_models import data_set as seen_images
-from applied_models import svm, write_file
 from small_tables import data_set, multi_label, one_hot, table_of
-from vggfeat.errors import FitError
+from vggfeat.errors import ConfigError, FitError
 from vggfeat.protocols import ProtocolSettings, run_protocol
-from vggfeat.protocols.apply import apply_model, find_model
+from vggfeat.protocols.apply import PredictionSettings, apply_model, find_model, open_model
+from vggfeat.results.predictions import predictions_csv, predictions_json, predictions_table
 from vggfeat.results.svm_files import model_files
 from vggfeat.samples import Task
-from vggfeat.svm import SvmProblemSet, load_model
+from vggfeat.svm import SvmProblemSet, load_model, save_model
+from vggfeat.svm.calibration import Calibration
 
 ALL = ProtocolSettings(grid=(0.25, 1.0, 4.0), folds=3, fit_all=True)
 
@@ -101,3 +103,95 @@ def test_where_there_is_no_such_model_those_that_there_are_are_named(folds, name
 def test_without_any_model_the_way_to_one_is_named(tmp_path):
     with pytest.raises(FitError, match=r"found none; train one on all images with `vggfeat svm --fit-all`$"):
         find_model(tmp_path / "nothing" / "model.safetensors")
+
+
+# --- probabilities
+
+
+@pytest.fixture(scope="module")
+def multi(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("multi")
+    file = write_file(folder / "x.h5", seen_images(single=False), failed=[40])
+    assert svm(file, "--grid", "1", "--fit-all", "--out", folder / "all") == 0
+    return folder
+
+
+def test_probabilities_need_nothing_but_the_model_file(folds, tmp_path, capsys):
+    model = tmp_path / "alone.safetensors"
+    model.write_bytes((folds / "all" / "model.safetensors").read_bytes())
+    new = write_file(tmp_path / "new.h5", new_images(), failed=[2], seed=5)
+    assert svm(new, "--apply", model, "--probabilities", "--top", 2, "--out", tmp_path / "out", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    with np.load(tmp_path / "out" / "scores.npz") as arrays:
+        scores, probabilities = arrays["scores"], arrays["probabilities"]
+    sigmoids = Calibration.from_json(load_model(model)[1]["calibration"])
+    np.testing.assert_array_equal(probabilities, sigmoids.probabilities(scores, single=True))
+    assert sigmoids.samples.tolist() == [60] * 3
+    assert len(content["images"]) == len(content["predictions"]) == 3
+    for row, image in zip((0, 1, 3), content["images"], strict=True):
+        order = np.argsort(-scores[row])[:2]
+        assert [one["class"] for one in image["best"]] == [CLASSES[k] for k in order]
+        assert [one["probability"] for one in image["best"]] == probabilities[row, order].tolist()
+        assert image["given"] == [CLASSES[order[0]]]
+    lines = (tmp_path / "out" / "predictions.csv").read_bytes().split(b"\n")
+    assert lines[0] == b"id,predicted,score,probability,failed"
+    assert lines[3] == b"c.jpg,,,,truncated: it ends early"
+
+
+def test_where_no_class_is_probable_enough_none_is_given_and_the_score_is_kept(folds, tmp_path):
+    new = write_file(tmp_path / "new.h5", new_images(), failed=[2], seed=5)
+    every = apply_model(folds / "all", [new], PredictionSettings(probabilities=True))
+    best = np.sort(np.delete(every.probabilities.max(axis=1), 2))
+    least = float(best[:2].mean())  # above that of one of the three images
+    found = apply_model(folds / "all", [new], PredictionSettings(abstain_below=least))
+    assert found.given.sum() == 2
+    assert not found.given[2].any()
+    content = predictions_json(found, model=folds / "x", top=1)
+    without = [row for row in content["predictions"] if row["predicted"] is None]
+    assert len(without) == 1
+    assert np.isfinite(without[0]["score"])
+    assert without[0]["probability"] == best[0]
+    cells = [line.split(",") for line in predictions_csv(found).decode("utf-8", "surrogateescape").splitlines()]
+    assert [line[-4:-2] for line in cells[1:]].count(["", f"{without[0]['score']:.9g}"]) == 1
+    assert "3 images scored, 1 failed, 1 given no class, as none is as probable as " in predictions_table(found, top=1)
+
+
+def test_of_several_classes_each_has_a_probability_of_its_own(multi, tmp_path):
+    new = write_file(tmp_path / "new.h5", new_images(), seed=5)
+    found = apply_model(multi / "all", [new], PredictionSettings(abstain_below=0.0))
+    sigmoids = Calibration.from_json(found.about["calibration"])
+    assert sigmoids.samples.tolist() == [29] * 3, "one of the tested images failed"
+    np.testing.assert_array_equal(found.probabilities, sigmoids.probabilities(found.scores, single=False))
+    np.testing.assert_array_equal(found.given, found.scores > 0)
+    assert predictions_csv(found).startswith(
+        b'id,cat,"dog, small",id,probability_cat,"probability_dog, small",probability_id,failed\n'
+    )
+    never = apply_model(multi / "all", [new], PredictionSettings(abstain_below=1.0))
+    assert not never.given.any()
+
+
+def test_probabilities_are_refused_where_they_are_not_known(folds, multi, tmp_path, capsys):
+    words = [folds / "x.h5", "--out", tmp_path / "out", "--apply"]
+    assert svm(*words, folds / "without" / "model-fold-1.safetensors", "--abstain-below", "0.5") == 7
+    assert "train it with `vggfeat svm --fit-all`" in capsys.readouterr().err
+    assert svm(folds / "x.h5", "--probabilities") == 2
+    assert "--probabilities: expected together with --apply, found alone" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="abstain_below: expected a probability from 0 to 1, found 2"):
+        PredictionSettings(abstain_below=2)
+    for run, words in ((folds, "none for cat; add images of it"), (multi, None)):
+        saved = open_model(run / "all")
+        content = saved.about["calibration"]
+        content["slope"][0] = content["offset"][0] = None
+        found = tmp_path / f"{run.name}.safetensors"
+        save_model(found, saved.model, saved.about)
+        asked = PredictionSettings(probabilities=True)
+        if words:
+            with pytest.raises(FitError, match=words):
+                apply_model(found, [run / "x.h5"], asked)
+        else:
+            applied = apply_model(found, [run / "x.h5"], asked)
+            assert "There are no probabilities of cat, of which too few images were tested." in applied.notes
+            assert np.isnan(applied.probabilities[:, 0]).all()
+        save_model(found, saved.model, {**saved.about, "calibration": {"method": "sigmoid", "slope": [1]}})
+        with pytest.raises(FitError, match="calibration: expected a sigmoid a class, found another"):
+            apply_model(found, [run / "x.h5"], asked)

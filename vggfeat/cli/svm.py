@@ -16,9 +16,11 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
 
 if TYPE_CHECKING:
+    from vggfeat.protocols.apply import PredictionSettings
     from vggfeat.protocols.rules import ProtocolSettings
 
-WITH_APPLY = {"files", "more_files", "model", "top", "out", "spreadsheet_safe", "as_json", "quiet"}
+ONLY_APPLY = ("top", "probabilities", "abstain_below", "spreadsheet_safe")
+WITH_APPLY = {"files", "more_files", "model", "out", "as_json", "quiet", *ONLY_APPLY}
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
@@ -87,6 +89,27 @@ class ProtocolOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityOptions:
+    """What is said of scores."""
+
+    probabilities: bool = option(
+        "--probabilities",
+        is_flag=True,
+        help="Of each class, next to its score; the model is one of `svm --fit-all`.",
+    )
+    abstain_below: float | None = option(
+        "--abstain-below", type=click.FloatRange(0, 1), metavar="P",
+        help="Give no class that is less probable than P. [none is too improbable]",
+    )  # fmt: skip
+
+    def settings(self) -> "PredictionSettings":
+        """Return them as `vggfeat.protocols.apply_model` takes them."""
+        from vggfeat.protocols.apply import PredictionSettings
+
+        return PredictionSettings(probabilities=self.probabilities, abstain_below=self.abstain_below)
+
+
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
@@ -94,7 +117,8 @@ class ProtocolOptions:
 @click.option("--apply", "model", type=PATH, metavar="MODEL|RUN",
               help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
-              help="With --apply: how many images of each class are named.")  # fmt: skip
+              help="With --apply: how many images of each class, and classes of each image, are named.")  # fmt: skip
+@with_options(ProbabilityOptions, "probability")
 @with_options(DescriptorOptions, "descriptors")
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
@@ -108,6 +132,7 @@ def svm(
     more_files: tuple[Path, ...],
     model: Path | None,
     top: int,
+    probability: ProbabilityOptions,
     descriptors: DescriptorOptions,
     protocol: ProtocolOptions,
     out: Path | None,
@@ -134,16 +159,16 @@ def svm(
       vggfeat svm voc2007-D.h5 voc2007-E.h5 --out voc2007-DE.svm
       vggfeat svm holiday.h5 --protocol k-fold --folds 10 --json
       vggfeat svm photos.h5 --fit-all
-      vggfeat svm holiday.h5 --apply photos.svm
+      vggfeat svm holiday.h5 --apply photos.svm --probabilities --abstain-below 0.5
     """
     files += more_files
     if not files:
         raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
         _refuse_others(context)
-        _apply(model, files, top, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
+        _apply(model, files, top, probability, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
         return
-    for name in ("top", "spreadsheet_safe"):
+    for name in ONLY_APPLY:
         if context.get_parameter_source(name) != ParameterSource.DEFAULT:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option}: expected together with --apply, found alone; leave it out")
@@ -203,14 +228,22 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
         raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
 
 
-def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, spreadsheet_safe: bool, as_json: bool) -> None:
+def _apply(
+    model: Path,
+    files: tuple[Path, ...],
+    top: int,
+    probability: ProbabilityOptions,
+    folder: Path,
+    spreadsheet_safe: bool,
+    as_json: bool,
+) -> None:
     from vggfeat.protocols.apply import apply_model, find_model
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
     claim_folder(folder, PREDICTIONS, "vggfeat-predictions", inputs=[model, *files])
     model = find_model(model)
-    predictions = apply_model(model, files)
+    predictions = apply_model(model, files, probability.settings())
     written = write_predictions(predictions, folder, model=model, top=top, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(predictions_json(predictions, model=model, top=top))

@@ -20,6 +20,7 @@ from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
+from vggfeat.svm.calibration import calibrate
 from vggfeat.table import DescriptorTable
 
 Progress = Callable[[str, int, int], None]
@@ -146,7 +147,8 @@ class Experiment:
             f"were trained on at most {most} of them."
         )
         plan = {"chosen": chosen, "fitted": fitted, "estimated": f"{tests}, by SVMs trained on fewer"}
-        return FinalModel(rows=rows, choice=choice, model=model, plan=plan)
+        scores, truth = (np.concatenate([getattr(run, name) for run in runs]) for name in ("scores", "truth"))
+        return FinalModel(rows=rows, choice=choice, model=model, plan=plan, calibration=calibrate(scores, truth))
 
     def _run(self, plan: SplitPlan, choice: Choice) -> Run:
         truth = self.evaluation.truth(plan.test_rows, plan.tested)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vggfeat.metrics import mean_defined
 from vggfeat.svm import LinearModel
+from vggfeat.svm.calibration import Calibration
 
 METRICS = {
     "ap-11-point": "mean average precision, 11-point",
@@ -107,6 +108,8 @@ class FinalModel:
     model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, estimated -> on which rows, in words."""
+    calibration: Calibration
+    """Fitted on the scores of the tests, which SVMs gave that were not trained on these samples."""
 
 
 class Solved(NamedTuple):

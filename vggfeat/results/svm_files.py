@@ -14,6 +14,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,19 @@ def model_files(result: Result) -> dict[str, bytes]:
     """Return file name -> content, as `vggfeat.svm.load_model` reads it."""
     several = result.runs if len(result.runs) > 1 else ()
     models = {f"model-{run.name.replace(' ', '-')}.safetensors": (run.model, run.plan) for run in several}
-    last = result.final or result.submission or (None if several else result.runs[0])
+    last = result.submission or (None if several else result.runs[0])
     if last is not None:
         models["model.safetensors"] = (last.model, last.plan)
-    return {name: _file(result, model, plan) for name, (model, plan) in models.items()}
+    files = {name: _file(result, model, plan) for name, (model, plan) in models.items()}
+    if result.final is not None:
+        more = {"calibration": result.final.calibration.to_json()}
+        files["model.safetensors"] = _file(result, result.final.model, result.final.plan, more)
+    return files
 
 
-def _file(result: Result, model: LinearModel, plan: Mapping[str, str]) -> bytes:
+def _file(
+    result: Result, model: LinearModel, plan: Mapping[str, str], more: Mapping[str, Any] = MappingProxyType({})
+) -> bytes:
     about: dict[str, Any] = {
         "classes": list(result.classes),
         "task": result.dataset["task"],
@@ -47,6 +54,7 @@ def _file(result: Result, model: LinearModel, plan: Mapping[str, str]) -> bytes:
         "svm": result.settings["protocol"]["svm"],
         "features": result.settings["features"],
         "vggfeat": version("vggfeat"),
+        **more,
     }
     return model_bytes(model, about)
 
