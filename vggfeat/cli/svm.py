@@ -26,8 +26,8 @@ MOST_NAMED = 8
 """Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
-RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-split-*.safetensors",
-           "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
+RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "learning-curve.png", "model.safetensors",
+           "model-split-*.safetensors", "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
 PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256")
 
 
@@ -59,6 +59,9 @@ class ProtocolOptions:
     fit_all: bool = option(
         "--fit-all", is_flag=True, help="In the end train model.safetensors on all labelled images, with the C chosen."
     )
+    learning_curve: bool = option(
+        "--learning-curve", is_flag=True, help="Train on 1/16 to 1/2 of the images as well: would more images help?"
+    )
     solver: str = option(
         "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)),
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
@@ -84,6 +87,7 @@ class ProtocolOptions:
             difficult_in_scoring=self.difficult_scoring,  # type: ignore[arg-type]
             seed=self.seed,
             fit_all=self.fit_all,
+            learning_curve=self.learning_curve,
             svm=SvmSettings(solver=self.solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )

@@ -19,7 +19,7 @@ from vggfeat.runtime.run_files import RunFiles
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.reader import FeatureFile
 from vggfeat.svm.calibration import Calibration
-from vggfeat.svm.model import LinearModel, load_model
+from vggfeat.svm.model import MODEL_NAMES, LinearModel, load_model
 from vggfeat.table import read_descriptors
 
 MADE_WITH = (
@@ -27,9 +27,6 @@ MADE_WITH = (
     "sides",
 )  # fmt: skip
 """Fields of a feature file's provenance that must be those of the model's; scales, regions and channels as well."""
-
-MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")
-"""Patterns of the names of models in a folder of `vggfeat svm`."""
 
 
 @dataclass(frozen=True, kw_only=True)

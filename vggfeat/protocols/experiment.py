@@ -20,7 +20,6 @@ from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
-from vggfeat.svm.calibration import calibrate
 from vggfeat.table import DescriptorTable
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +82,15 @@ class Experiment:
         """The descriptors, with what all fits on rows of them have in common."""
         return SvmProblemSet(self.table.descriptors, self.svm)
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a `with` statement to those of a stage."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.clock() - start
+
     def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
         """Choose C on parts of the training rows, fit on all of them, test on others.
 
@@ -133,6 +141,8 @@ class Experiment:
         FitError
             If a class can't be fitted.
         """
+        from vggfeat.svm.calibration import calibrate
+
         fitted = f"all {len(rows)} labelled samples"
         choice, chosen, tests = runs[0].choice, runs[0].plan["chosen"], f"the test on {runs[0].plan['tested']}"
         if len(runs) > 1:
@@ -167,6 +177,7 @@ class Experiment:
             plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
             choice=choice,
             model=model,
+            fit_rows=plan.fit_rows,
             train_positives=(signs == 1).sum(axis=0),
             train_negatives=(signs == -1).sum(axis=0),
             test_positives=(truth == 1).sum(axis=0),
@@ -193,14 +204,14 @@ class Experiment:
             for fit_rows, held_rows in plan.parts:
                 self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
         what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
-        with self._timed("choice"):
+        with self.timed("choice"):
             measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
             return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
 
     def _fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
         """Fit all classes on rows, each with its C; `what` names the rows."""
         labels = self._fittable_labels(rows, what)
-        with self._timed("fit"):
+        with self.timed("fit"):
             model = self.problems.fit(
                 rows[self.table.ok[rows]],
                 labels,
@@ -326,7 +337,7 @@ class Experiment:
         )
 
     def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
-        with self._timed("test"):
+        with self.timed("test"):
             scores = model.scores(self.table.descriptors[rows])
         scores[~self.table.ok[rows]] = -np.inf
         self._note_failed(rows, what)
@@ -361,11 +372,3 @@ class Experiment:
     def _stage(self, stage: str) -> Callable[[int, int], None] | None:
         progress = self.progress
         return None if progress is None else lambda done, total: progress(stage, done, total)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.clock() - start

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
-from vggfeat.samples import rank_by_hash
+from vggfeat.samples import DataSet, rank_by_hash
 
 
 class _Units(NamedTuple):
@@ -103,6 +103,13 @@ def hold_out(
                 held[unit] = True
                 taken += units.holds[unit]
     return held[units.of_row]
+
+
+def names_of(dataset: DataSet, rows: NDArray[np.int64]) -> tuple[list[str], list[str] | None]:
+    """Return the paths of rows, and their groups where there are some."""
+    columns = (dataset.paths, dataset.groups)
+    paths, groups = (None if column is None else [column[row] for row in rows.tolist()] for column in columns)
+    return paths or [], groups
 
 
 def unit_names(paths: Sequence[str], groups: Sequence[str] | None) -> list[str]:

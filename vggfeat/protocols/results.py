@@ -4,15 +4,19 @@ K = classes, G = values of C, m = rows of a test.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.metrics import mean_defined
+from vggfeat.metrics.bootstrap import Interval
 from vggfeat.svm import LinearModel
-from vggfeat.svm.calibration import Calibration
+
+if TYPE_CHECKING:
+    from vggfeat.protocols.spread import LearningCurve
+    from vggfeat.svm.calibration import Calibration
 
 METRICS = {
     "ap-11-point": "mean average precision, 11-point",
@@ -80,6 +84,8 @@ class Run:
     """(m, K) labels 1, -1, 0 as they were scored."""
     confusion: NDArray[np.int64] | None = None
     """(K, K) counts, row = true class; None for multi-label sets."""
+    fit_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(n,) rows of the last fit, those without a descriptor included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +114,7 @@ class FinalModel:
     model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, estimated -> on which rows, in words."""
-    calibration: Calibration
+    calibration: "Calibration"
     """Fitted on the scores of the tests, which SVMs gave that were not trained on these samples."""
 
 
@@ -158,6 +164,9 @@ class Result:
     """From one (VOC) to the number of splits or folds."""
     submission: Submission | None = None
     final: FinalModel | None = None
+    interval: Interval | None = None
+    """Of the headline, over the tested images or groups; None where nobody has asked for it."""
+    learning_curve: "LearningCurve | None" = None
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know, a sentence each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -238,6 +247,7 @@ class Result:
             "metric": {"key": self.metric, "name": self.metric_name},
             "headline": self.headline,
             "deviation": self._deviation_json(),
+            "interval": self._interval_json(),
             "secondary": {key: {"name": METRICS[key], "value": value} for key, value in self.secondary.items()},
             "chance": {"value": self.chance, "formula": CHANCE[self.metric.split("-")[0]]},
             "dataset": self.dataset,
@@ -246,12 +256,24 @@ class Result:
             "convergence": {stage: solved._asdict() for stage, solved in self.convergence().items()},
             "confusion": confusion,
             "submission": None if self.submission is None else _submission_json(self.submission),
+            "learning_curve": None if self.learning_curve is None else self.learning_curve.rows(),
             "final": None if self.final is None else _last_fit_json(self.final),
             "notes": self.notes,
             "settings": self.settings,
             "seconds": self.seconds,
         }
         return {key: _plain(value) for key, value in content.items()}
+
+    def _interval_json(self) -> dict[str, Any] | None:
+        if self.interval is None:
+            return None
+        found = {"low": self.interval.low, "high": self.interval.high, **asdict(self.interval.settings)}
+        return found | {"of": self.units, "drawn": self.interval.images}
+
+    @property
+    def units(self) -> str:
+        """What the interval is drawn from: images, or groups of them."""
+        return "groups" if self.dataset.get("groups") else "images"
 
     def _deviation_json(self) -> dict[str, Any] | None:
         if len(self.runs) == 1:

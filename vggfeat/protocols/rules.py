@@ -15,12 +15,14 @@ import numpy as np
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
 from vggfeat.errors import ConfigError, FitError
+from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.evaluation import Evaluation, Metric, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
-from vggfeat.protocols.folds import hold_out, k_folds
+from vggfeat.protocols.folds import hold_out, k_folds, names_of
 from vggfeat.protocols.leaks import label_notes
 from vggfeat.protocols.results import Result, Run, Submission
 from vggfeat.protocols.settings import ProtocolSettings
+from vggfeat.protocols.spread import headline_interval, learning_curve
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.table import DescriptorTable
 
@@ -78,6 +80,11 @@ def run_protocol(
     experiment.notes += label_notes(table)
     outcome = _PROTOCOLS[name](experiment, settings)
     final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
+    interval = headline_interval(dataset, metric, outcome.runs, BootstrapSettings(seed=settings.seed))
+    curve = None
+    if settings.learning_curve:
+        with experiment.timed("learning curve"):
+            curve = learning_curve(experiment, metric, outcome.runs, settings.seed)
     return Result(
         protocol=name,
         description=outcome.description,
@@ -85,6 +92,8 @@ def run_protocol(
         dataset=_describe(table),
         classes=dataset.classes,
         runs=tuple(outcome.runs),
+        interval=interval,
+        learning_curve=curve,
         submission=outcome.submission,
         final=final,
         notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
@@ -285,20 +294,13 @@ def _union(*parts: Rows) -> Rows:
 
 
 def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    paths, groups = _names_of(dataset, rows)
+    paths, groups = names_of(dataset, rows)
     return k_folds(paths, dataset.labels[rows] == 1, settings.folds, settings.seed, groups)
 
 
 def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    paths, groups = _names_of(dataset, rows)
+    paths, groups = names_of(dataset, rows)
     return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed, groups)]
-
-
-def _names_of(dataset: DataSet, rows: Rows) -> tuple[list[str], list[str] | None]:
-    """Return the paths of rows, and their groups where there are some."""
-    columns = (dataset.paths, dataset.groups)
-    paths, groups = (None if column is None else [column[row] for row in rows.tolist()] for column in columns)
-    return paths or [], groups
 
 
 def _by(experiment: Experiment) -> str:
@@ -342,4 +344,5 @@ def _describe(table: DescriptorTable) -> dict[str, Any]:
         ],
         "length": table.descriptors.shape[1],
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+        **({} if dataset.groups is None else {"groups": len(set(dataset.groups))}),
     }

@@ -47,6 +47,8 @@ class ProtocolSettings:
     """Of folds and held-out images."""
     fit_all: bool = False
     """Whether a last model is trained on all labelled samples, with the C that the protocol has chosen."""
+    learning_curve: bool = False
+    """Whether the headline's measure is computed for shares of the training images as well."""
     svm: SvmSettings = field(default_factory=SvmSettings)
     """Of the solver, worker processes included."""
 

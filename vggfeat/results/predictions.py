@@ -164,15 +164,15 @@ def _counts(predictions: Predictions) -> str:
 
 
 def _scores_npz(predictions: Predictions) -> bytes:
+    arrays: dict[str, Any] = {
+        "ids": np.array(predictions.dataset.ids, dtype=np.str_),
+        "classes": np.array(predictions.classes, dtype=np.str_),
+        "scores": predictions.scores,
+    }
+    if predictions.probabilities is not None:
+        arrays["probabilities"] = predictions.probabilities
     packed = io.BytesIO()
-    more = {} if predictions.probabilities is None else {"probabilities": predictions.probabilities}
-    np.savez_compressed(
-        packed,
-        ids=np.array(predictions.dataset.ids, dtype=np.str_),
-        classes=np.array(predictions.classes, dtype=np.str_),
-        scores=predictions.scores,
-        **more,
-    )
+    np.savez_compressed(packed, **arrays)
     return packed.getvalue()
 
 

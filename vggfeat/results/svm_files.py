@@ -63,13 +63,16 @@ def scores_npz(result: Result, dataset: DataSet) -> bytes:
     """Return the scores as an npz file without pickle.
 
     It holds classes (K,); for run i, from 1: ids_i and paths_i (m,), scores_i (m, K), -inf where an image failed,
-    labels_i (m, K) of 1, -1, 0 as they were scored, and boxes_i (m, 4) where the samples have boxes; and for withheld
-    labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of the class.
+    labels_i (m, K) of 1, -1, 0 as they were scored, groups_i (m,) and boxes_i (m, 4) where the samples have some; and
+    for withheld labels ids_submission, scores_submission and listed_submission, False where a row is not in the list of
+    the class.
     """
     arrays: dict[str, Any] = {"classes": np.array(result.classes, dtype=np.str_)}
     for number, run in enumerate(result.runs, start=1):
         arrays[f"ids_{number}"] = np.array([dataset.ids[row] for row in run.rows], dtype=np.str_)
         arrays[f"paths_{number}"] = np.array([dataset.paths[row] for row in run.rows], dtype=np.str_)
+        if dataset.groups is not None:
+            arrays[f"groups_{number}"] = np.array([dataset.groups[row] for row in run.rows], dtype=np.str_)
         if dataset.boxes is not None:
             arrays[f"boxes_{number}"] = dataset.boxes[run.rows]
         arrays[f"scores_{number}"] = run.scores

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
-from sklearn.calibration import _SigmoidCalibration
 
 from vggfeat.errors import FitError
 
@@ -34,7 +32,8 @@ class Calibration:
         """
         there = np.isfinite(scores).all(axis=1)
         found = np.full(scores.shape, np.nan)
-        found[there] = expit(-(self.slope * scores[there] + self.offset))
+        # 1 / (1 + exp(z)), without numbers that no float holds.
+        found[there] = (1 - np.tanh((self.slope * scores[there] + self.offset) / 2)) / 2
         if single:
             sums = found[there].sum(axis=1, keepdims=True)
             even = np.full(found[there].shape, 1 / scores.shape[1])
@@ -82,6 +81,8 @@ def calibrate(scores: NDArray[np.float64], labels: NDArray[np.int8]) -> Calibrat
     FitError
         If the shapes differ.
     """
+    from sklearn.calibration import _SigmoidCalibration
+
     if scores.shape != labels.shape or scores.ndim != 2:
         raise FitError(f"calibration: expected scores and labels of one shape, found {scores.shape} and {labels.shape}")
     count = scores.shape[1]
