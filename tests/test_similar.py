@@ -11,6 +11,7 @@ from PIL import Image
 from vggfeat import similar as search
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError, WeightsError
+from vggfeat.forward import rerun
 from vggfeat.samples import DataSet, Task
 from vggfeat.similar import DescriptorSettings, extract_query, nearest, net_of, query_of_row, row_of_image
 from vggfeat.store.layout import Block, Shape, Status
@@ -258,8 +259,8 @@ def test_no_net_that_a_file_names_is_built_or_opened_before_its_bytes_are_known(
     monkeypatch.delenv("VGGFEAT_WEIGHTS", raising=False)
     for name in ("random_backbone", "load_file"):
         monkeypatch.setattr(load, name, lambda *_: pytest.fail("loaded"))
-    hashed, hash_file = [], search.hash_file
-    monkeypatch.setattr(search, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    hashed, hash_file = [], rerun.hash_file
+    monkeypatch.setattr(rerun, "hash_file", lambda path: hashed.append(path) or hash_file(path))
     with FeatureFile(extracted / "x.h5") as file:
         file.provenance = file.provenance | {"weights": named.format(tmp=tmp_path)}
         with pytest.raises(WeightsError, match="give them with --weights"):

@@ -13,22 +13,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
-from vggfeat.errors import ConfigError, StoreError, WeightsError
-from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.errors import ConfigError, StoreError
+from vggfeat.forward.features import feature_runner
+from vggfeat.forward.rerun import find_net, rerun_limits, rerun_settings
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.weights import Backbone, load_backbone
-from vggfeat.weights.importing import hash_file
-from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
+from vggfeat.weights import Backbone
 
 BLOCK_BYTES = 1 << 23
 """Features in memory at a time; larger blocks are slower, because they no longer fit into the caches."""
@@ -257,34 +256,7 @@ def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
     WeightsError
         If it is another net, or none is found.
     """
-    wanted, name = str(file.provenance.get("weights_sha256")), _name_of_weights(file)
-    found = weights or _weights_of(wanted, str(file.provenance.get("weights")))
-    if found is None:
-        raise WeightsError(
-            f"{file.path}: expected the weights that it was made with, {name}, in {weights_folder()}/, found no file "
-            "of these bytes; give them with --weights"
-        )
-    backbone = load_backbone(found)
-    if backbone.sha256 != wanted:
-        raise WeightsError(
-            f"{found}: expected the weights that {file.path} was made with, {name}, found another net "
-            f"({backbone.model.config}); cosines between features of two nets mean nothing"
-        )
-    return backbone
-
-
-def _name_of_weights(file: FeatureFile) -> str:
-    return f"{file.provenance.get('weights')} (net {file.provenance.get('net')})"[:100]
-
-
-def _weights_of(sha256: str, name: str) -> str | None:
-    """Find the file of weights with a SHA-256; a name that leads to another folder is not followed."""
-    package = find_file(BUNDLED)
-    own = [Path(name)] if name == Path(name).name else []
-    for path in (*own, *sorted(weights_folder().glob("*")), package):
-        if os.path.isfile(path) and hash_file(path) == sha256:
-            return BUNDLED if path == package else str(path)
-    return None
+    return find_net(str(file.path), file.provenance, weights)
 
 
 def extract_query(
@@ -320,11 +292,8 @@ def extract_query(
             f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and an "
             "image alone has no box, found an image; give --regions image, or an id"
         )
-    settings = extraction_settings(file)
-    if settings.precision == "tf32" and device.startswith("cpu"):
-        settings = replace(settings, precision="fp32")  # What TF32 stands for, and all that a CPU has.
-    runner = feature_runner(backbone, settings, device)
-    decode = DecodeSettings(largest_side=max(runner.sides), **_limits(file.provenance))
+    runner = feature_runner(backbone, rerun_settings(str(file.path), file.provenance, file.scales, device), device)
+    decode = DecodeSettings(largest_side=max(runner.sides), **rerun_limits(file.provenance))
     with Decoder(1, decode) as decoder:
         (row,) = runner.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
     if row.features is None:
@@ -332,27 +301,3 @@ def extract_query(
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
     features[0, :, file.regions.index("image")] = row.features[:, 0]
     return features
-
-
-def extraction_settings(file: FeatureFile) -> ExtractionSettings:
-    """Read from the provenance of a file how its features of whole images were computed.
-
-    Raises
-    ------
-    StoreError
-        If the file doesn't say.
-    """
-    try:
-        same = {name: file.provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
-        return ExtractionSettings(scales=file.scales, regions=("image",), **same)
-    except (KeyError, TypeError, ConfigError) as error:
-        raise StoreError(
-            f"{file.path}: expected a feature file that says how it was extracted, found one that doesn't ({error}); "
-            "give the id of one of its images instead"
-        ) from None
-
-
-def _limits(provenance: Any) -> dict[str, Any]:
-    limits = provenance.get("decode", {})
-    known = ("max_pixels", "max_bytes", "allow_truncated")
-    return {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}

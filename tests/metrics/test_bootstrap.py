@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import average_precision, bootstrap, class_recall, predict_classes
-from vggfeat.metrics.bootstrap import BootstrapSettings, PairedScores, paired_bootstrap
+from vggfeat.metrics.bootstrap import (
+    BootstrapSettings,
+    PairedScores,
+    TestScores,
+    bootstrap_interval,
+    paired_bootstrap,
+)
 
 ROWS, CLASSES = 40, 3
 
@@ -127,3 +133,51 @@ def test_what_is_refused():
     unknown = PairedScores(images=test.images, labels=test.labels, first=test.first * np.nan, second=test.second)
     with pytest.raises(FitError, match="found NaN"):
         paired_bootstrap([unknown], "ap-area")
+
+
+# --- one result alone
+
+
+def alone(test):
+    return TestScores(images=test.images, labels=test.labels, scores=test.first)
+
+
+@pytest.mark.parametrize("measure", ["ap-area", "recall"])
+def test_an_interval_is_that_of_the_rows_drawn_corrected_for_its_bias(measure, monkeypatch):
+    images = [f"{row // 3}" for row in range(ROWS)]
+    tests = [make_test(seed, single=measure == "recall", images=images) for seed in (0, 1)]
+    names, drawn, draws = list(dict.fromkeys(images)), [], bootstrap._draws
+    monkeypatch.setattr(bootstrap, "_draws", lambda *words: [drawn.extend(one) or one for one in draws(*words)])
+    found = bootstrap_interval([alone(test) for test in tests], measure, BootstrapSettings(resamples=200))
+
+    def mean(counts):
+        rows = np.repeat(np.arange(ROWS), [int(counts[names.index(image)]) for image in images])
+        return np.mean([np.nanmean(value(test.labels[rows], test.first[rows], measure)) for test in tests])
+
+    own, means = mean(np.ones(len(names))), np.array([mean(counts) for counts in drawn])
+    bias = norm.ppf((means < own).mean() + (np.abs(means - own) < 1e-9).mean() / 2)
+    expected = np.percentile(means, 100 * norm.cdf(2 * bias + norm.ppf([0.025, 0.975])))
+    assert found.mean == pytest.approx(own, abs=1e-6)
+    np.testing.assert_allclose([found.low, found.high], expected, atol=1e-3)
+    assert found.images == len(names) == 14
+
+
+def test_of_a_proportion_it_is_that_of_the_binomial_distribution():
+    labels = np.tile(np.array([[1, -1]], np.int8), (100, 1))
+    scores = np.where(np.arange(100)[:, None] < 30, [[1.0, 0.0]], [[0.0, 1.0]])
+    test = TestScores(images=[f"{row}" for row in range(100)], labels=labels, scores=scores)
+    found = bootstrap_interval([test], "accuracy", BootstrapSettings(resamples=20_000))
+    np.testing.assert_allclose([found.low, found.high], binom.ppf([0.025, 0.975], 100, 0.3) / 100, atol=0.011)
+    groups = TestScores(images=["right"] * 30 + ["wrong"] * 70, labels=labels, scores=scores)
+    whole = bootstrap_interval([groups], "accuracy")
+    assert (whole.low, whole.high, whole.images) == (0, 1, 2), "of two groups all resamples are far apart"
+
+
+def test_what_is_always_right_has_no_width_and_what_has_no_value_no_ends():
+    test = make_test()
+    perfect = TestScores(images=test.images, labels=test.labels, scores=test.labels.astype(float))
+    found = bootstrap_interval([perfect], "ap-area", BootstrapSettings(resamples=50))
+    assert (found.mean, found.low, found.high) == (1, 1, 1)
+    nothing = TestScores(images=test.images, labels=np.full_like(test.labels, -1), scores=test.first)
+    found = bootstrap_interval([nothing], "ap-area", BootstrapSettings(resamples=50))
+    assert np.isnan([found.mean, found.low, found.high]).all()

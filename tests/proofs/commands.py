@@ -72,6 +72,8 @@ CASES = (
     Case("svm", svm, "run", needs=("f.h5",), timed=("results.json", "run.sha256")),
     Case("svm", lambda made, out: ["svm", made / "f.h5", "--apply", made / "run" / "model.safetensors",
          "--out", out], "applied", needs=("run",)),
+    Case("predict", lambda made, out: ["predict", made / "in" / "train", "--model", made / "run", "--weights", NET,
+         *QUIETLY, "--out", out], "scores.csv", needs=("run",)),
     Case("report", lambda made, out: ["report", made / "run", "--quiet", "--out", out], "page.html", needs=("run",)),
     Case("similar", lambda made, out: ["similar", made / "f.h5", "--query", "train/a/000.png", "--out", out],
          "near.html", needs=("f.h5",)),

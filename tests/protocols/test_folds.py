@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from vggfeat.errors import ConfigError
-from vggfeat.protocols.folds import hold_out, k_folds
+from vggfeat.protocols.folds import hold_out, k_folds, unit_names
 
 
 def one_hot(numbers):
@@ -117,3 +118,65 @@ def test_no_class_is_held_out_whole(seed):
 def test_the_fraction_is_checked(fraction):
     with pytest.raises(ConfigError, match="held_out: expected a fraction"):
         hold_out(["a", "b"], np.ones((2, 1), dtype=bool), fraction)
+
+
+# --- groups
+
+
+def of_groups(seed, rows=80, groups=16, classes=3):
+    """Rows of one class each, in groups of different sizes."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, classes, rows)
+    names = [f"g{number}" for number in np.minimum(rng.geometric(0.15, rows), groups)]
+    return [f"{row}.png" for row in range(rows)], numbers, names
+
+
+def parted(names, side):
+    return {name for name in names if len({s for n, s in zip(names, side, strict=True) if n == name}) > 1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_dealt_whole_and_about_as_evenly_as_scikit_learn_deals_them(seed):
+    paths, numbers, names = of_groups(seed)
+    fold = k_folds(paths, one_hot(numbers), 4, groups=names)
+    assert set(fold) == {0, 1, 2, 3}
+    assert not parted(names, fold.tolist())
+    x, largest = np.zeros((len(paths), 1)), max(names.count(name) for name in names)
+    for splitter in (GroupKFold(4), StratifiedGroupKFold(4)):
+        theirs = [len(test) for _, test in splitter.split(x, numbers, names)]
+        assert np.ptp(np.bincount(fold)) <= np.ptp(theirs) + largest
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_held_out_whole(seed):
+    paths, numbers, names = of_groups(seed)
+    held = hold_out(paths, one_hot(numbers), 0.25, groups=names)
+    assert not parted(names, held.tolist())
+    assert 0.05 < held.mean() < 0.5
+    for k in range(3):
+        assert 0 < held[numbers == k].sum() < (numbers == k).sum()
+
+
+def test_groups_of_one_are_images():
+    paths = [f"group:{row}" for row in range(len(NUMBERS))]
+    groups = [str(row) for row in range(len(NUMBERS))]
+    for divide, part in ((k_folds, 4), (hold_out, 0.2)):
+        alone = divide(paths, one_hot(NUMBERS), part)
+        np.testing.assert_array_equal(divide(PATHS, one_hot(NUMBERS), part, groups=groups), alone)
+
+
+def test_large_groups_by_hand():
+    # One class in groups of 6, 3, 2 and 1 images: the largest first, each to the fold that has the fewest.
+    groups = ["a"] * 6 + ["b"] * 3 + ["c"] * 2 + ["d"]
+    positive = np.ones((12, 1), dtype=bool)
+    fold = k_folds(PATHS[:12], positive, 2, groups=groups)
+    assert fold.tolist() == [0] * 6 + [1] * 6
+    # A sixth is 2 images: 6 is further from it than none, 3 is nearer, and with more it would be further again.
+    assert np.flatnonzero(hold_out(PATHS[:12], positive, 1 / 6, groups=groups)).tolist() == [6, 7, 8]
+    # A twentieth is 0 images, but of two groups one is held out, the smaller.
+    assert hold_out(PATHS[:9], positive[:9], 0.05, groups=groups[:9]).tolist() == [False] * 6 + [True] * 3
+
+
+def test_groups_that_share_an_image_are_one():
+    assert unit_names(["a", "a", "b", "c"], ["2", "1", "2", "3"]) == ["group:1", "group:1", "group:1", "group:3"]
+    assert unit_names(["a", "b"], None) == ["a", "b"]

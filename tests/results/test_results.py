@@ -346,8 +346,11 @@ def test_json_has_these_keys_and_nothing_that_json_lacks():
     result = replace(result, settings=result.settings | {"features": made})
     content = json.loads(json.dumps(results_json(result), allow_nan=False))
     assert list(content) == [
-        "format", "version", "protocol", "description", "metric", "headline", "deviation", "secondary", "chance",
-        "dataset", "classes", "runs", "convergence", "confusion", "submission", "notes", "settings", "seconds", "paper",
+        "format", "version", "protocol", "description", "metric", "headline", "deviation", "interval", "secondary",
+        "chance",
+        "dataset", "classes", "runs", "convergence", "confusion", "submission",
+        "learning_curve", "final", "notes", "settings", "seconds",
+        "paper",
     ]  # fmt: skip
     assert (content["format"], content["version"]) == ("vggfeat-results", 1)
     assert content["headline"] == 0.5

@@ -17,6 +17,7 @@ from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.output import say, say_lines, say_note
+from vggfeat.cli.predict import predict
 from vggfeat.cli.report import report
 from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
@@ -73,7 +74,9 @@ def group() -> None:
     """
 
 
-for _command in (extract, svm, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo):
+for _command in (
+    extract, svm, predict, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo,
+):  # fmt: skip
     group.add_command(_command)
 
 

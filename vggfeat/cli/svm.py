@@ -24,16 +24,18 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
 
 if TYPE_CHECKING:
+    from vggfeat.protocols.apply import PredictionSettings
     from vggfeat.protocols.rules import ProtocolSettings
 
-WITH_APPLY = {"files", "more_files", "model", "top", "out", "spreadsheet_safe", "as_json", "quiet"}
+ONLY_APPLY = ("top", "probabilities", "abstain_below", "spreadsheet_safe")
+WITH_APPLY = {"files", "more_files", "model", "out", "as_json", "quiet", *ONLY_APPLY}
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
 DIFFICULT = click.Choice(["ignore", "negative", "positive"])
 
-RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors", "model-split-*.safetensors",
-           "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
+RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "learning-curve.png", "model.safetensors",
+           "model-split-*.safetensors", "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
 PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256")
 
 
@@ -62,6 +64,12 @@ class ProtocolOptions:
         help="What they are in scoring; the official rule is to ignore them.",
     )  # fmt: skip
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of folds and held-out images.")
+    fit_all: bool = option(
+        "--fit-all", is_flag=True, help="In the end train model.safetensors on all labelled images, with the C chosen."
+    )
+    learning_curve: bool = option(
+        "--learning-curve", is_flag=True, help="Train on 1/16 to 1/2 of the images as well: would more images help?"
+    )
     solver: str = option(
         "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)),
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
@@ -86,19 +94,43 @@ class ProtocolOptions:
             difficult_in_training=self.difficult_training,  # type: ignore[arg-type]
             difficult_in_scoring=self.difficult_scoring,  # type: ignore[arg-type]
             seed=self.seed,
+            fit_all=self.fit_all,
+            learning_curve=self.learning_curve,
             svm=SvmSettings(solver=self.solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityOptions:
+    """What is said of scores."""
+
+    probabilities: bool = option(
+        "--probabilities",
+        is_flag=True,
+        help="Of each class, next to its score; the model is one of `svm --fit-all`.",
+    )
+    abstain_below: float | None = option(
+        "--abstain-below", type=click.FloatRange(0, 1), metavar="P",
+        help="Give no class that is less probable than P. [none is too improbable]",
+    )  # fmt: skip
+
+    def settings(self) -> "PredictionSettings":
+        """Return them as `vggfeat.protocols.apply_model` takes them."""
+        from vggfeat.protocols.apply import PredictionSettings
+
+        return PredictionSettings(probabilities=self.probabilities, abstain_below=self.abstain_below)
 
 
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
               help="The same as a feature file without an option.")  # fmt: skip
-@click.option("--apply", "model", type=PATH, metavar="MODEL",
+@click.option("--apply", "model", type=PATH, metavar="MODEL|RUN",
               help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
-              help="With --apply: how many images of each class are named.")  # fmt: skip
+              help="With --apply: how many images of each class, and classes of each image, are named.")  # fmt: skip
+@with_options(ProbabilityOptions, "probability")
 @with_options(DescriptorOptions, "descriptors")
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
@@ -112,6 +144,7 @@ def svm(
     more_files: tuple[Path, ...],
     model: Path | None,
     top: int,
+    probability: ProbabilityOptions,
     descriptors: DescriptorOptions,
     protocol: ProtocolOptions,
     out: Path | None,
@@ -137,7 +170,8 @@ def svm(
       vggfeat svm --features voc2007.h5
       vggfeat svm voc2007-D.h5 voc2007-E.h5 --out voc2007-DE.svm
       vggfeat svm holiday.h5 --protocol k-fold --folds 10 --json
-      vggfeat svm holiday.h5 --apply voc2007.svm/model.safetensors
+      vggfeat svm photos.h5 --fit-all
+      vggfeat svm holiday.h5 --apply photos.svm --probabilities --abstain-below 0.5
     """
     files += more_files
     if not files:
@@ -145,9 +179,9 @@ def svm(
     if model is not None:
         settled = {str(param.name) for param in context.command.params} - WITH_APPLY
         refuse_options(context, settled, "not together with --apply, where the model decides")
-        _apply(model, files, top, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
+        _apply(model, files, top, probability, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
         return
-    refuse_options(context, ("top", "spreadsheet_safe"), "expected together with --apply, found alone")
+    refuse_options(context, ONLY_APPLY, "expected together with --apply, found alone")
     settings = protocol.settings()
 
     from vggfeat.cli.progress import Progress
@@ -196,13 +230,22 @@ def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:
         raise StoreError(f"{folder}: expected a folder for {kind}, found {file} in it; choose another --out")
 
 
-def _apply(model: Path, files: tuple[Path, ...], top: int, folder: Path, spreadsheet_safe: bool, as_json: bool) -> None:
-    from vggfeat.protocols.apply import apply_model
+def _apply(
+    model: Path,
+    files: tuple[Path, ...],
+    top: int,
+    probability: ProbabilityOptions,
+    folder: Path,
+    spreadsheet_safe: bool,
+    as_json: bool,
+) -> None:
+    from vggfeat.protocols.apply import apply_model, find_model
     from vggfeat.results.predictions import predictions_json, predictions_table, write_predictions
 
     _refuse_folder_with(folder, "results.json", "predictions")
     claim_folder(folder, PREDICTIONS, "vggfeat-predictions", inputs=[model, *files])
-    predictions = apply_model(model, files)
+    model = find_model(model)
+    predictions = apply_model(model, files, probability.settings())
     written = write_predictions(predictions, folder, model=model, top=top, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(predictions_json(predictions, model=model, top=top))

@@ -1,12 +1,13 @@
-"""How much of a difference between two results may be chance of the test images: a paired bootstrap.
+"""How much of a result, or of a difference between two, may be chance of the test images: a bootstrap.
 
-Images, not rows, are drawn with replacement, and the same ones in both results and in all of their tests (people of
-one image, or one image in the tests of several splits, stay together). What is left out: another training set,
-another split, another seed. m = rows of a test, K = classes, P = images, B = resamples.
+Images or groups of them, not rows, are drawn with replacement, and the same ones in both results and in all of their
+tests (people of one image, or one image in the tests of several splits, stay together). What is left out: another
+training set, another split, another seed. m = rows of a test, K = classes, P = images or groups, B = resamples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,34 @@ class PairedScores:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class TestScores:
+    """The scores of one test, row by row."""
+
+    __test__ = False  # pytest takes the name for one of a test.
+
+    images: Sequence[str]
+    """m names; rows of one image, or of one group, have the same."""
+    labels: NDArray[np.int8]
+    """(m, K) of 1, -1, 0."""
+    scores: NDArray[np.float64]
+    """(m, K) scores; -inf where an image failed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Interval:
+    """Where a result lies, from 0 to 1."""
+
+    mean: float
+    """Of the measure as the headline has it: over classes, then over tests."""
+    low: float
+    """NaN, as `high`, where no resample has a value."""
+    high: float
+    settings: BootstrapSettings
+    images: int
+    """P."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Difference:
     """The second result minus the first, each value from -1 to 1."""
 
@@ -90,12 +119,7 @@ def paired_bootstrap(
     ConfigError
         If there is no such measure.
     """
-    check_choice("measure", measure, ("ap-11-point", "ap-area", "recall", "accuracy"))
-    names = list(dict.fromkeys(name for test in tests for name in test.images))
-    if not names:
-        raise FitError("bootstrap: expected tested images to draw from, found none")
-    number = {name: place for place, name in enumerate(names)}
-    places = [np.array([number[name] for name in test.images]) for test in tests]
+    names, places = _places(tests, measure)
     pairs = [tuple(_values(test.labels, scores, measure) for scores in (test.first, test.second)) for test in tests]
 
     def difference(counts: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -106,7 +130,7 @@ def paired_bootstrap(
 
     own_mean, own_classes = difference(np.ones((1, len(names)), np.float32))
     drawn = [difference(counts) for counts in _draws(len(names), sum(map(len, places)), settings)]
-    ends = 50 - 50 * settings.level, 50 + 50 * settings.level
+    ends = _ends(settings)
     means = np.concatenate([mean for mean, _ in drawn])
     classes = np.concatenate([per_class for _, per_class in drawn])
     low, high = _percentiles(means[:, None], ends)[0].tolist()
@@ -118,6 +142,69 @@ def paired_bootstrap(
         settings=settings,
         images=len(names),
     )
+
+
+def bootstrap_interval(
+    tests: Sequence[TestScores], measure: Measure, settings: BootstrapSettings = BootstrapSettings()
+) -> Interval:
+    """Say where a result may lie by chance of its test images.
+
+    Parameters
+    ----------
+    tests, measure, settings
+        As for `paired_bootstrap`.
+
+    Returns
+    -------
+    Interval
+        Between percentiles of the resampled results, corrected for their bias (Efron's bias-corrected percentile
+        interval): average precision is higher where images occur more than once. In a difference that cancels out.
+
+    Raises
+    ------
+    FitError, ConfigError
+        As `paired_bootstrap`.
+    """
+    names, places = _places(tests, measure)
+    values = [_values(test.labels, test.scores, measure) for test in tests]
+
+    def result(counts: NDArray[np.float32]) -> NDArray[np.float64]:
+        each = [_nanmean(value(counts[:, place])) for value, place in zip(values, places, strict=True)]
+        return np.asarray(np.mean(each, axis=0))
+
+    own = result(np.ones((1, len(names)), np.float32))
+    drawn = np.concatenate([result(counts) for counts in _draws(len(names), sum(map(len, places)), settings)])
+    low, high = _percentiles(drawn[:, None], _unbiased_ends(float(own[0]), drawn, settings))[0].tolist()
+    return Interval(mean=float(own[0]), low=low, high=high, settings=settings, images=len(names))
+
+
+def _places(
+    tests: Sequence[PairedScores] | Sequence[TestScores], measure: Measure
+) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """Return the P names of all tests, and which of them each row of a test has."""
+    check_choice("measure", measure, ("ap-11-point", "ap-area", "recall", "accuracy"))
+    names = list(dict.fromkeys(name for test in tests for name in test.images))
+    if not names:
+        raise FitError("bootstrap: expected tested images to draw from, found none")
+    number = {name: place for place, name in enumerate(names)}
+    return names, [np.array([number[name] for name in test.images]) for test in tests]
+
+
+def _ends(settings: BootstrapSettings) -> tuple[float, float]:
+    return 50 - 50 * settings.level, 50 + 50 * settings.level
+
+
+def _unbiased_ends(own: float, drawn: NDArray[np.float64], settings: BootstrapSettings) -> tuple[float, float]:
+    """Return the percentiles that `_ends` become where resamples lie on one side of the value that they are of."""
+    known = drawn[~np.isnan(drawn)]
+    if not len(known) or np.isnan(own):
+        return _ends(settings)
+    # Rounded, so that values which differ by the order of a summation count as equal.
+    below = (np.sign(np.round(own - known, 9)) + 1).mean() / 2
+    normal, least = NormalDist(), 1 / (len(known) + 1)
+    bias = normal.inv_cdf(min(max(below, least), 1 - least))
+    low, high = (100 * normal.cdf(2 * bias + normal.inv_cdf(end / 100)) for end in _ends(settings))
+    return low, high
 
 
 def _draws(images: int, rows: int, settings: BootstrapSettings) -> Iterator[NDArray[np.float32]]:

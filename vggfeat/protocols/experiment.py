@@ -6,7 +6,7 @@ K = classes, G = values of C.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
-from vggfeat.protocols.results import Choice, Run, Submission
+from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
+from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
 from vggfeat.table import DescriptorTable
@@ -81,6 +82,15 @@ class Experiment:
         """The descriptors, with what all fits on rows of them have in common."""
         return SvmProblemSet(self.table.descriptors, self.svm)
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a `with` statement to those of a stage."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.clock() - start
+
     def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
         """Choose C on parts of the training rows, fit on all of them, test on others.
 
@@ -95,6 +105,8 @@ class Experiment:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
             self.evaluation.truth(plan.test_rows, plan.tested)
             self._fittable_labels(plan.fit_rows, plan.fitted)
+        pairs = [Pair(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested) for plan in plans]
+        self.notes += leak_notes(self.table, pairs)
         choices = self._choose(plans)
         return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
 
@@ -121,6 +133,33 @@ class Experiment:
             plan={"chosen": chosen, "fitted": fitted, "scored": scored},
         )
 
+    def fit_all(self, rows: Rows, runs: Sequence[Run]) -> FinalModel:
+        """Fit on all labelled rows, with the C of a run, or with the one that is best on average over several.
+
+        Raises
+        ------
+        FitError
+            If a class can't be fitted.
+        """
+        from vggfeat.svm.calibration import calibrate
+
+        fitted = f"all {len(rows)} labelled samples"
+        choice, chosen, tests = runs[0].choice, runs[0].plan["chosen"], f"the test on {runs[0].plan['tested']}"
+        if len(runs) > 1:
+            chosen, tests = f"on average over the choices of {len(runs)} runs", f"{len(runs)} tests"
+            if len(self.grid) > 1:
+                curve = np.apply_along_axis(mean_defined, 0, np.stack([run.choice.curve for run in runs]))
+                choice = replace(choice, C=self._best(curve, choice.grid, chosen), curve=curve)
+        model = self._fit(rows, choice, fitted)
+        most = max(int((run.train_positives + run.train_negatives).max()) for run in runs)
+        self._note(
+            f"model.safetensors was trained on {fitted} and has no test of its own: the figures are those of SVMs that "
+            f"were trained on at most {most} of them."
+        )
+        plan = {"chosen": chosen, "fitted": fitted, "estimated": f"{tests}, by SVMs trained on fewer"}
+        scores, truth = (np.concatenate([getattr(run, name) for run in runs]) for name in ("scores", "truth"))
+        return FinalModel(rows=rows, choice=choice, model=model, plan=plan, calibration=calibrate(scores, truth))
+
     def _run(self, plan: SplitPlan, choice: Choice) -> Run:
         truth = self.evaluation.truth(plan.test_rows, plan.tested)
         signs = self._fittable_labels(plan.fit_rows, plan.fitted)
@@ -138,6 +177,7 @@ class Experiment:
             plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
             choice=choice,
             model=model,
+            fit_rows=plan.fit_rows,
             train_positives=(signs == 1).sum(axis=0),
             train_negatives=(signs == -1).sum(axis=0),
             test_positives=(truth == 1).sum(axis=0),
@@ -164,14 +204,14 @@ class Experiment:
             for fit_rows, held_rows in plan.parts:
                 self._check_apart(fit_rows, held_rows, "the training part", f"the part to choose C on ({plan.chosen})")
         what = plans[0].chosen if len(plans) == 1 else f"{len(plans)} runs"
-        with self._timed("choice"):
+        with self.timed("choice"):
             measured = self._sweep([(*pair, plan.chosen) for plan in plans for pair in plan.parts], what)
             return [self._choice(plan, grid, [next(measured) for _ in plan.parts]) for plan in plans]
 
     def _fit(self, rows: Rows, choice: Choice, what: str) -> LinearModel:
         """Fit all classes on rows, each with its C; `what` names the rows."""
         labels = self._fittable_labels(rows, what)
-        with self._timed("fit"):
+        with self.timed("fit"):
             model = self.problems.fit(
                 rows[self.table.ok[rows]],
                 labels,
@@ -285,17 +325,19 @@ class Experiment:
 
     def _unfittable(self, k: int, labels: NDArray[np.int8], failed: NDArray[np.int8], what: str) -> str:
         """Say what a class lacks in rows to train on: `labels` (n, K) of those in use, and of those that failed."""
-        whole = int((self.table.dataset.labels[:, k] == Label.POSITIVE).sum())
+        dataset = self.table.dataset
+        positive = np.flatnonzero(dataset.labels[:, k] == Label.POSITIVE).tolist()
+        groups = "" if dataset.groups is None else f" in {len({dataset.groups[row] for row in positive})} group(s)"
         lost = int((failed[:, k] == 1).sum())
         images = f", because {lost} image(s) of it failed" if lost else ""
         return (
             f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
             f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative{images}; the data set has "
-            f"{whole} of it: add samples of it, or leave the class out of the data set"
+            f"{len(positive)} of it{groups}: add samples of it, or leave the class out of the data set"
         )
 
     def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
-        with self._timed("test"):
+        with self.timed("test"):
             scores = model.scores(self.table.descriptors[rows])
         scores[~self.table.ok[rows]] = -np.inf
         self._note_failed(rows, what)
@@ -308,13 +350,8 @@ class Experiment:
                 f"splits: expected no sample both in {fitted} and in {tested}, found {len(both)}, the first is "
                 f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
             )
-        paths = self.table.dataset.paths
-        shared = {paths[row] for row in fit_rows.tolist()} & {paths[row] for row in test_rows.tolist()}
-        if shared:
-            self._note(
-                f"{len(shared)} image(s) are in {fitted} and, with other samples of them, in {tested} as well, the "
-                f"first is {min(shared)}: the figures may be too good."
-            )
+        for note in shared_path_note(self.table.dataset, Pair(fit_rows, test_rows, fitted, tested)):
+            self._note(note)
 
     def _note_failed(self, rows: Rows, what: str) -> None:
         failed = (~self.table.ok[rows]).sum()
@@ -335,11 +372,3 @@ class Experiment:
     def _stage(self, stage: str) -> Callable[[int, int], None] | None:
         progress = self.progress
         return None if progress is None else lambda done, total: progress(stage, done, total)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = self.clock()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + self.clock() - start

@@ -4,14 +4,19 @@ K = classes, G = values of C, m = rows of a test.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.metrics import mean_defined
+from vggfeat.metrics.bootstrap import Interval
 from vggfeat.svm import LinearModel
+
+if TYPE_CHECKING:
+    from vggfeat.protocols.spread import LearningCurve
+    from vggfeat.svm.calibration import Calibration
 
 METRICS = {
     "ap-11-point": "mean average precision, 11-point",
@@ -79,6 +84,8 @@ class Run:
     """(m, K) labels 1, -1, 0 as they were scored."""
     confusion: NDArray[np.int64] | None = None
     """(K, K) counts, row = true class; None for multi-label sets."""
+    fit_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(n,) rows of the last fit, those without a descriptor included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +101,21 @@ class Submission:
     model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, scored -> on which rows, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalModel:
+    """A model for use: trained on all labelled samples after the tests, so that none is left to test it on."""
+
+    rows: NDArray[np.int64]
+    """(n,) rows that it was trained on, those without a descriptor included."""
+    choice: Choice
+    """Of one run its choice; of several the C that is best on average over theirs."""
+    model: LinearModel
+    plan: Mapping[str, str]
+    """chosen, fitted, estimated -> on which rows, in words."""
+    calibration: "Calibration"
+    """Fitted on the scores of the tests, which SVMs gave that were not trained on these samples."""
 
 
 class Solved(NamedTuple):
@@ -141,6 +163,10 @@ class Result:
     runs: tuple[Run, ...]
     """From one (VOC) to the number of splits or folds."""
     submission: Submission | None = None
+    final: FinalModel | None = None
+    interval: Interval | None = None
+    """Of the headline, over the tested images or groups; None where nobody has asked for it."""
+    learning_curve: "LearningCurve | None" = None
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know, a sentence each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -188,7 +214,8 @@ class Result:
     def convergence(self) -> dict[str, Solved]:
         """Say how well the SVMs were solved: choice -> all that C was chosen by, fit -> the last fits."""
         choices = [run.choice for run in self.runs]
-        models = [run.model for run in self.runs] + ([self.submission.model] if self.submission else [])
+        more = (last for last in (self.submission, self.final) if last is not None)
+        models = [*(run.model for run in self.runs), *(last.model for last in more)]
         return {"choice": _solved(choices), "fit": _solved(models)}
 
     def class_rows(self) -> tuple[ClassRow, ...]:
@@ -220,6 +247,7 @@ class Result:
             "metric": {"key": self.metric, "name": self.metric_name},
             "headline": self.headline,
             "deviation": self._deviation_json(),
+            "interval": self._interval_json(),
             "secondary": {key: {"name": METRICS[key], "value": value} for key, value in self.secondary.items()},
             "chance": {"value": self.chance, "formula": CHANCE[self.metric.split("-")[0]]},
             "dataset": self.dataset,
@@ -228,11 +256,24 @@ class Result:
             "convergence": {stage: solved._asdict() for stage, solved in self.convergence().items()},
             "confusion": confusion,
             "submission": None if self.submission is None else _submission_json(self.submission),
+            "learning_curve": None if self.learning_curve is None else self.learning_curve.rows(),
+            "final": None if self.final is None else _last_fit_json(self.final),
             "notes": self.notes,
             "settings": self.settings,
             "seconds": self.seconds,
         }
         return {key: _plain(value) for key, value in content.items()}
+
+    def _interval_json(self) -> dict[str, Any] | None:
+        if self.interval is None:
+            return None
+        found = {"low": self.interval.low, "high": self.interval.high, **asdict(self.interval.settings)}
+        return found | {"of": self.units, "drawn": self.interval.images}
+
+    @property
+    def units(self) -> str:
+        """What the interval is drawn from: images, or groups of them."""
+        return "groups" if self.dataset.get("groups") else "images"
 
     def _deviation_json(self) -> dict[str, Any] | None:
         if len(self.runs) == 1:
@@ -271,13 +312,16 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def _submission_json(submission: Submission) -> dict[str, Any]:
+    return _last_fit_json(submission) | {"listed": submission.listed.sum(axis=0)}
+
+
+def _last_fit_json(last: Submission | FinalModel) -> dict[str, Any]:
     return {
-        "plan": submission.plan,
-        "C": submission.model.C,
-        "converged": submission.model.converged,
-        "gap": submission.model.gap,
-        "samples": len(submission.rows),
-        "listed": submission.listed.sum(axis=0),
+        "plan": last.plan,
+        "C": last.model.C,
+        "converged": last.model.converged,
+        "gap": last.model.gap,
+        "samples": len(last.rows),
     }
 
 

@@ -7,72 +7,24 @@ choose C on held-out training rows, fit again on all training rows, test once.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError, check_choice
-from vggfeat.protocols.evaluation import Difficult, Evaluation, Metric, Rows
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.metrics.bootstrap import BootstrapSettings
+from vggfeat.protocols.evaluation import Evaluation, Metric, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
-from vggfeat.protocols.folds import hold_out, k_folds
+from vggfeat.protocols.folds import hold_out, k_folds, names_of
+from vggfeat.protocols.leaks import label_notes
 from vggfeat.protocols.results import Result, Run, Submission
+from vggfeat.protocols.settings import ProtocolSettings
+from vggfeat.protocols.spread import headline_interval, learning_curve
 from vggfeat.samples import DataSet, Label, Task
-from vggfeat.svm import SvmSettings, check_costs
 from vggfeat.table import DescriptorTable
-
-RuleChoice = Literal["auto", "11-point", "area"]
-
-C_GRID = tuple(2.0**power for power in range(-5, 11))
-"""1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
-(an untrained net, small images) it often lay at 64, where the grid used to end, and the four larger values add a
-quarter to the time of the solver that takes all of them together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolSettings:
-    """How C is chosen and what is reported.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
-    """
-
-    protocol: ProtocolName = "auto"
-    """auto: that of the data set's record in `vggfeat.datasets.catalogue`; without one caltech if there is train-1,
-    given-splits if there is train, else k-fold."""
-    grid: tuple[float, ...] = C_GRID
-    """Values of C to choose from; a single one is taken without a choice. The paper says that C was chosen, not
-    from which values."""
-    folds: int = 5
-    """Folds of a cross-validation. The paper doesn't say."""
-    held_out: float = 0.2
-    """Part of the training images to choose C on where no split says which: the paper's part on Caltech."""
-    difficult_in_training: Difficult = "ignore"
-    """What label 0 means in training; the example classifier of the VOC kit ignores it."""
-    difficult_in_scoring: Difficult = "ignore"
-    """What label 0 means in average precision; the VOC kit ignores it, so other values make other measures."""
-    rule: RuleChoice = "auto"
-    """Average precision of the headline and of the choice of C; auto: the official rule of the data set under its own
-    protocol, else 11-point for voc and area for the others."""
-    seed: int = 0
-    """Of folds and held-out images."""
-    svm: SvmSettings = field(default_factory=SvmSettings)
-    """Of the solver, worker processes included."""
-
-    def __post_init__(self) -> None:
-        kinds = {"protocol": ProtocolName, "rule": RuleChoice}
-        kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
-        for name, kind in kinds.items():
-            check_choice(name, getattr(self, name), get_args(kind))
-        object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
-        if self.folds < 2:
-            raise ConfigError(f"folds: expected at least 2, found {self.folds}")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
 
 
 def run_protocol(
@@ -125,7 +77,14 @@ def run_protocol(
         clock=clock,
     )
     start = clock()
+    experiment.notes += label_notes(table)
     outcome = _PROTOCOLS[name](experiment, settings)
+    final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
+    interval = headline_interval(dataset, metric, outcome.runs, BootstrapSettings(seed=settings.seed))
+    curve = None
+    if settings.learning_curve:
+        with experiment.timed("learning curve"):
+            curve = learning_curve(experiment, metric, outcome.runs, settings.seed)
     return Result(
         protocol=name,
         description=outcome.description,
@@ -133,7 +92,10 @@ def run_protocol(
         dataset=_describe(table),
         classes=dataset.classes,
         runs=tuple(outcome.runs),
+        interval=interval,
+        learning_curve=curve,
         submission=outcome.submission,
+        final=final,
         notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
         seconds={**experiment.seconds, "total": clock() - start},
@@ -235,8 +197,7 @@ def _note_unused(lost: dict[str, int]) -> list[str]:
 def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     """Without splits: every fold is tested on once, with a C that is chosen inside the others."""
     dataset = experiment.table.dataset
-    labelled = ~(dataset.labels == Label.WITHHELD).any(axis=1)
-    rows = np.flatnonzero(labelled).astype(np.int64)
+    rows = _labelled(dataset)
     fold = _fold_of(dataset, rows, settings)
     plans = []
     for part in range(settings.folds):
@@ -248,11 +209,12 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
         parts = [(np.setdiff1d(fit_rows, held), held)]
         plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
+    together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     experiment.notes += [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names)
     return _Outcome(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
-        f"{_by(experiment)} on {settings.held_out:.0%} of these.{left_out}",
+        f"{_by(experiment)} on {settings.held_out:.0%} of these.{together}{left_out}",
         experiment.runs(plans),
     )
 
@@ -323,17 +285,22 @@ def _split_numbers(dataset: DataSet) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def _labelled(dataset: DataSet) -> Rows:
+    return np.flatnonzero(~(dataset.labels == Label.WITHHELD).any(axis=1)).astype(np.int64)
+
+
 def _union(*parts: Rows) -> Rows:
     return np.unique(np.concatenate(parts))
 
 
 def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    return k_folds([dataset.paths[row] for row in rows], dataset.labels[rows] == 1, settings.folds, settings.seed)
+    paths, groups = names_of(dataset, rows)
+    return k_folds(paths, dataset.labels[rows] == 1, settings.folds, settings.seed, groups)
 
 
 def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
-    paths = [dataset.paths[row] for row in rows]
-    return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed)]
+    paths, groups = names_of(dataset, rows)
+    return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed, groups)]
 
 
 def _by(experiment: Experiment) -> str:
@@ -377,4 +344,5 @@ def _describe(table: DescriptorTable) -> dict[str, Any]:
         ],
         "length": table.descriptors.shape[1],
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+        **({} if dataset.groups is None else {"groups": len(set(dataset.groups))}),
     }

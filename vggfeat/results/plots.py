@@ -4,18 +4,21 @@ K = classes, G = values of C.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.results import Result, Run
+from vggfeat.protocols.spread import LearningCurve
 from vggfeat.results.text import printable
 from vggfeat.runtime.fonts import Fonts, fonts_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_BARS = 40
 """With more classes only the best and the worst get a bar, and a histogram shows all."""
@@ -49,13 +52,11 @@ def draw(result: Result, title: str) -> bytes:
     bytes
         A PNG file of 1320 pixels by 540 to some 1200, however many classes there are.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     fonts = fonts_for([printable(text) for text in (title, *result.classes, *(run.name for run in result.runs))])
     bars = _bars(result, fonts)
-    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
+    with _style(fonts):
         few = len(bars) <= MOST_BARS
         shown = bars if few else _ends(bars)
         figure = Figure(figsize=(11, max(4.5, 1.2 + 0.22 * len(shown))), layout="constrained")
@@ -68,9 +69,56 @@ def draw(result: Result, title: str) -> bytes:
             _draw_histogram(axes["all"], bars, result)
         _draw_bars(left, shown, result)
         _draw_choice(right, result, fonts)
-        drawn = io.BytesIO()
-        # No version of the drawing library in the file.
-        figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
+        return _png(figure)
+
+
+def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes:
+    """Draw a learning curve, the mean of each share with its lowest and highest; equal curves give equal bytes.
+
+    Parameters
+    ----------
+    curve : LearningCurve
+    measure : str
+        In words.
+    title : str
+        One line above all.
+
+    Returns
+    -------
+    bytes
+        A PNG file of 840 pixels by 540.
+    """
+    from matplotlib.figure import Figure
+
+    fonts, there = fonts_for([printable(title)]), [row for row in curve.rows() if np.isfinite(row["mean"])]
+    samples, means, low, high = (np.array([row[name] for row in there]) for name in ("samples", "mean", "low", "high"))
+    with _style(fonts):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure.suptitle(_clear(title, fonts, 110))
+        axes, spread = figure.subplots(), [100 * (means - low), 100 * (high - means)]
+        axes.errorbar(samples, 100 * means, spread, color=_BLUE, marker="o", capsize=3, label="mean, lowest, highest")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(samples, [f"{count:.0f}" for count in samples])
+        axes.minorticks_off()
+        axes.set(xlabel="training samples", ylabel=f"{measure}, %")
+        _add_legend(axes)
+        return _png(figure)
+
+
+@contextmanager
+def _style(fonts: Fonts) -> Iterator[None]:
+    """Draw in our own style, whatever the user's is."""
+    import matplotlib.style
+
+    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
+        yield
+
+
+def _png(figure: "Figure") -> bytes:
+    drawn = io.BytesIO()
+    # No version of the drawing library in the file.
+    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
     return drawn.getvalue()
 
 

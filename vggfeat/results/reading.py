@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
+from vggfeat.protocols.folds import unit_names
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
 
@@ -37,11 +38,13 @@ class Scores:
     """(m, K) of 1, -1, 0, as they were scored."""
     scores: NDArray[np.float64]
     """(m, K); -inf where the image failed."""
+    groups: tuple[str, ...] | None = None
+    """m groups, where the samples have some."""
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Return m names that rows of one image have in common, as far as that is known."""
-        return self.ids if self.paths is None else self.paths
+        """Return m names that rows of one image, or of one group, have in common, as far as that is known."""
+        return tuple(unit_names(self.ids if self.paths is None else self.paths, self.groups))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,7 +193,7 @@ def _tests(files: RunFiles, results: Mapping[str, Any]) -> tuple[Scores, ...]:
     wanted: dict[str, Wanted] = {}
     for number, run in enumerate(results["runs"], start=1):
         rows = run.get("tested")
-        wanted |= {f"{what}_{number}": Wanted("U", (rows,)) for what in ("ids", "paths")}
+        wanted |= {f"{what}_{number}": Wanted("U", (rows,)) for what in ("ids", "paths", "groups")}
         wanted |= {f"scores_{number}": Wanted("f", (rows, classes)), f"labels_{number}": Wanted("i", (rows, classes))}
         wanted[f"boxes_{number}"] = Wanted("f", (rows, 4))
     try:
@@ -204,12 +207,13 @@ def _tests(files: RunFiles, results: Mapping[str, Any]) -> tuple[Scores, ...]:
 
 
 def _scores(found: Mapping[str, NDArray[Any]], number: int) -> Scores:
-    ids, paths = (found.get(f"{what}_{number}") for what in ("ids", "paths"))
+    ids, paths, groups = (found.get(f"{what}_{number}") for what in ("ids", "paths", "groups"))
     if ids is None:
         raise ValueError(f"ids_{number}: expected the names of samples, found none")
     test = Scores(
         ids=tuple(ids.tolist()),
         paths=None if paths is None else tuple(paths.tolist()),
+        groups=None if groups is None else tuple(groups.tolist()),
         boxes=found.get(f"boxes_{number}"),
         labels=found[f"labels_{number}"].astype(np.int8, copy=False),
         scores=found[f"scores_{number}"].astype(np.float64, copy=False),

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
-from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
-from vggfeat.results.plots import draw
+from vggfeat.results.plots import draw, draw_learning_curve
 from vggfeat.results.record import Record, write_run
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, percent
 from vggfeat.samples import DataSet
+from vggfeat.svm.model import MODEL_NAMES
 
 
 class PaperNumber(NamedTuple):
@@ -66,10 +68,11 @@ def svm_record(result: Result) -> Record:
         content=results_json(result),
         columns={"name": "class", "train": "train pos", "test": "test pos", "C": "C"} | {k: f"{k} %" for k in metrics},
         classes=[_class_json(row) for row in rows],
-        remarks=_convergence(result),
+        remarks=[*_learning_lines(result), *_convergence(result)],
         notes=result.notes,
         headline=[
             headline(result),
+            *_interval_lines(result),
             *(f"  {METRICS[key]}: {_with_deviation(result, key)}" for key in result.secondary),
         ],
         paper=_paper_lines(result),
@@ -112,11 +115,15 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     contents = svm_record(result).files() | {"scores.npz": scores_npz(result, dataset)}
     if plots:
         contents["results.png"] = draw(result, headline(result))
+        if result.learning_curve is not None:
+            drawn = draw_learning_curve(result.learning_curve, result.metric_name, headline(result))
+            contents["learning-curve.png"] = drawn
     contents |= model_files(result)
     record = DATASETS.get(dataset.name)
     if result.submission is not None and record is not None and record.server_file is not None:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
-    return write_run(folder, contents, last="results.json", own=("results.png", "results-*-test.tar.gz", *MODEL_NAMES))
+    drawings = ("results.png", "learning-curve.png")
+    return write_run(folder, contents, last="results.json", own=(*drawings, "results-*-test.tar.gz", *MODEL_NAMES))
 
 
 def results_json(result: Result) -> dict[str, Any]:
@@ -180,6 +187,30 @@ def _convergence(result: Result) -> list[str]:
     )
     warning = [f"! NOT CONVERGED: {' and '.join(counts)}; their numbers may not be final"] if failed else []
     return [*warning, f"largest relative duality gap: {gaps}"]
+
+
+def _learning_lines(result: Result) -> list[str]:
+    """Tabulate the learning curve, and what the last doubling of the training images gave."""
+    if result.learning_curve is None:
+        return []
+    rows = result.learning_curve.rows()
+    cells = [["training images", "samples", "mean %", "+-", "lowest", "highest"]]
+    for row in rows:
+        numbers = (percent(row[name]) for name in ("mean", "deviation", "low", "high"))
+        cells.append([f"{row['share']:.3g} of them", f"{row['samples']:.0f}", *numbers])
+    gain = 100 * (rows[-1]["mean"] - rows[-2]["mean"])
+    told = [] if np.isnan(gain) else [f"from half of the training images to all of them: {gain:+.1f} points"]
+    return [f"learning curve, {result.metric_name}, C as on all images:", *align(cells, left=1), *told, ""]
+
+
+def _interval_lines(result: Result) -> list[str]:
+    found = result.interval
+    if found is None or np.isnan(found.low):
+        return []
+    return [
+        f"  {100 * found.settings.level:g} % interval: {percent(found.low)} to {percent(found.high)} % "
+        f"({found.settings.resamples} resamples of {found.images} {result.units})"
+    ]
 
 
 def _range(counts: Sequence[int]) -> str:

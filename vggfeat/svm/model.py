@@ -26,6 +26,8 @@ from vggfeat.errors import FitError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.svm.arrays import times
 
+MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")
+"""Patterns of the names of models in a folder of `vggfeat svm`; the first is the one to use."""
 VERSION = 1
 _ENTRY = "vggfeat-svm"
 _BLANK = b"0" * 64

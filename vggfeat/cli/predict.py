@@ -1,0 +1,104 @@
+"""`vggfeat predict`: images and a saved model in, their classes out."""
+
+from pathlib import Path
+
+import click
+
+from vggfeat.cli.options import (
+    PATH,
+    SPREADSHEET_SAFE,
+    WorkerOptions,
+    make_folder,
+    net_files,
+    print_notes,
+    terminal_width,
+    with_options,
+)
+from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.svm import ProbabilityOptions
+from vggfeat.errors import ConfigError
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--model", required=True, type=PATH, metavar="RUN|MODEL",
+              help="Folder of `vggfeat svm --fit-all`, or a model in such a folder.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+              help="The net of the model's features; several where they were fused. [by SHA-256]")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes of an image that are named.")
+@with_options(ProbabilityOptions, "probability")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@with_options(WorkerOptions, "working")
+@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
+              help="Failed images for exit code 0.")  # fmt: skip
+@click.option("--out", type=PATH, metavar="FILE.csv", help="Write all scores as CSV.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@SPREADSHEET_SAFE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def predict(
+    images: tuple[Path, ...],
+    model: Path,
+    weights: tuple[str, ...],
+    top: int,
+    probability: ProbabilityOptions,
+    device: str | None,
+    working: WorkerOptions,
+    allow_failed: int,
+    out: Path | None,
+    overwrite: bool,
+    spreadsheet_safe: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Say what is on images, by a model of `svm`.
+
+    IMAGES are files, or folders with images at any depth. Their features are extracted in memory, by the net and the
+    settings that the model's file names, and scored; nothing but --out is written. An image that can't be read is a
+    row with its reason, and the others go on; the exit code is 3 then.
+
+    \b
+    Examples:
+      vggfeat predict holiday/ more/1.jpg --model photos.svm
+      vggfeat predict holiday/ --model photos.svm --probabilities --abstain-below 0.5 --out holiday.csv
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.predict import list_images, nets_of, predict_images
+    from vggfeat.protocols.apply import open_model
+    from vggfeat.results.predictions import images_table, predictions_json, scores_csv
+    from vggfeat.results.record import write_file
+    from vggfeat.runtime.devices import ready_device
+    from vggfeat.runtime.targets import check_target
+
+    if out is None and (overwrite or spreadsheet_safe):
+        name = "--overwrite" if overwrite else "--spreadsheet-safe"
+        raise ConfigError(f"{name}: expected together with --out, found alone; leave it out, or give --out")
+    target = None
+    if out is not None:
+        target = check_target(out, inputs=[*images, model, *net_files(*weights)], overwrite=overwrite)
+    files = list_images(images)
+    saved = open_model(model)
+    nets = nets_of(saved, weights)
+    for net in nets:
+        print_notes(net)
+    with Progress("predict", "images", quiet=quiet) as bar:
+        bar.update(0, len(files))
+        found = predict_images(
+            saved,
+            files,
+            nets,
+            probability.settings(),
+            device=ready_device(device),
+            workers=working.processes(),
+            progress=bar.update,
+        )
+    if target is not None:
+        make_folder(target.parent)
+        write_file(target, scores_csv(found, spreadsheet_safe=spreadsheet_safe))
+    if as_json:
+        say_json(predictions_json(found, model=saved.path, top=top))
+    else:
+        say_lines(images_table(found, top=top, width=terminal_width()))
+        if out is not None:
+            say(f"{out}: {len(files)} images")
+    return 3 if int(found.failed.sum()) > allow_failed else 0

@@ -1,0 +1,90 @@
+"""Features of further images as an earlier run computed them: by its net, found again by its bytes, and its settings.
+
+What the run said of itself is its provenance, which may come from anybody.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import ConfigError, StoreError, WeightsError
+from vggfeat.forward.features import ExtractionSettings
+from vggfeat.weights import Backbone, load_backbone
+from vggfeat.weights.importing import hash_file
+from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
+
+
+def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = None) -> Backbone:
+    """Load the net of an earlier run.
+
+    Parameters
+    ----------
+    where : str
+        What the run has made, for messages.
+    provenance : mapping
+        What it says of itself.
+    weights : str, optional
+        As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
+        current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
+        known to be those, and random weights are not built.
+
+    Raises
+    ------
+    WeightsError
+        If it is another net, or none is found.
+    """
+    wanted = str(provenance.get("weights_sha256"))
+    name = f"{provenance.get('weights')} (net {provenance.get('net')})"[:100]
+    found = weights or _weights_of(wanted, str(provenance.get("weights")))
+    if found is None:
+        raise WeightsError(
+            f"{where}: expected the weights that it was made with, {name}, in {weights_folder()}/, found no file "
+            "of these bytes; give them with --weights"
+        )
+    backbone = load_backbone(found)
+    if backbone.sha256 != wanted:
+        raise WeightsError(
+            f"{found}: expected the weights that {where} was made with, {name}, found another net "
+            f"({backbone.model.config}); features of two nets can't be compared"
+        )
+    return backbone
+
+
+def _weights_of(sha256: str, name: str) -> str | None:
+    """Find the file of weights with a SHA-256; a name that leads to another folder is not followed."""
+    package = find_file(BUNDLED)
+    own = [Path(name)] if name == Path(name).name else []
+    for path in (*own, *sorted(weights_folder().glob("*")), package):
+        if os.path.isfile(path) and hash_file(path) == sha256:
+            return BUNDLED if path == package else str(path)
+    return None
+
+
+def rerun_settings(
+    where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str = "cpu"
+) -> ExtractionSettings:
+    """Read how features of whole images were computed; on a CPU fp32 stands for TF32, which it does not have.
+
+    Raises
+    ------
+    StoreError
+        If the provenance doesn't say.
+    """
+    try:
+        same = {name: provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
+        if same["precision"] == "tf32" and device.startswith("cpu"):
+            same["precision"] = "fp32"
+        return ExtractionSettings(scales=tuple(scales), regions=("image",), **same)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise StoreError(
+            f"{where}: expected one that says how its features were extracted, found one that doesn't ({error}); "
+            "extract them again"
+        ) from None
+
+
+def rerun_limits(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits for an image, as `vggfeat.images.decode.DecodeSettings` takes them, as far as they are told."""
+    limits = provenance.get("decode", {})
+    known = ("max_pixels", "max_bytes", "allow_truncated")
+    return {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}

@@ -1,0 +1,192 @@
+"""Images in, what a saved model says of them out, in one stream: decoded, extracted, joined and scored in memory.
+
+N = images, K = classes, S = scales, C = channels of one feature.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.datasets.tree import walk
+from vggfeat.descriptors import fuse, join_features
+from vggfeat.errors import ConfigError, ImageError, WeightsError
+from vggfeat.forward.features import feature_runner
+from vggfeat.forward.rerun import find_net, rerun_limits, rerun_settings
+from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.image_bytes import shown
+from vggfeat.images.pool import Decoder
+from vggfeat.protocols.apply import Predictions, PredictionSettings, SavedModel, check_made
+from vggfeat.samples import DataSet, Task
+from vggfeat.weights import Backbone, load_backbone
+
+CHUNK = 64
+"""Images that are in memory at a time."""
+
+
+def list_images(places: Sequence[Path]) -> list[Path]:
+    """Return images in the order given, each once; a folder gives all images below it, sorted.
+
+    Raises
+    ------
+    ConfigError
+        If there are none.
+    DatasetError
+        If a folder can't be read.
+    """
+    files: list[Path] = []
+    for place in places:
+        files += [place / name for name in walk(place).images] if place.is_dir() else [place]
+    if not files:
+        raise ConfigError("images: expected files, or folders with some, found none")
+    return list(dict.fromkeys(files))
+
+
+def nets_of(saved: SavedModel, weights: Sequence[str] = ()) -> list[Backbone]:
+    """Load the nets that a model's features come from, in its order.
+
+    Parameters
+    ----------
+    saved : SavedModel
+    weights : sequence of str
+        Nets as for `vggfeat extract --weights`, in any order; those that are not given are searched for by SHA-256, see
+        `vggfeat.forward.rerun.find_net`.
+
+    Raises
+    ------
+    WeightsError
+        If one is not found, or one that is given is none of the model's.
+    """
+    given = {net.sha256: net for net in map(load_backbone, weights)}
+    made = [one["provenance"] for one in saved.recipe["files"]]
+    known = {one["weights_sha256"]: f"{one.get('weights')} (net {one.get('net')})" for one in made}
+    for digest, net in given.items():
+        if digest not in known:
+            names = " or ".join(known.values())[:200]
+            raise WeightsError(
+                f"{net.source}: expected the weights that {saved.path} was made with, {names}, found another net "
+                f"({net.model.config})"
+            )
+    return [given.get(one["weights_sha256"]) or find_net(str(saved.path), one) for one in made]
+
+
+def predict_images(
+    saved: SavedModel,
+    files: Sequence[Path],
+    nets: Sequence[Backbone],
+    settings: PredictionSettings = PredictionSettings(),  # noqa: B008  frozen
+    *,
+    device: str = "cpu",
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Extract the features of images as those that a model was trained on, and score them.
+
+    Parameters
+    ----------
+    saved : SavedModel
+    files : sequence of Path
+        Of `list_images`. One that can't be read has a reason, and the others go on.
+    nets : sequence of Backbone
+        Of `nets_of`.
+    settings : PredictionSettings, optional
+    device, workers
+        As for `vggfeat.extract.RunSettings`.
+    progress : callable, optional
+        Called with the images done and all of them.
+
+    Returns
+    -------
+    Predictions
+        Its ids are the files as they were given.
+
+    Raises
+    ------
+    ConfigError
+        If the model needs boxes, which an image alone doesn't have.
+    FitError
+        If the features would be made in another way than the model's, or probabilities are asked for that it lacks.
+    """
+    if any(list(one["regions"]) != ["image"] for one in saved.recipe["files"]):
+        raise ConfigError(
+            f"{saved.path}: expected a model of whole images, found one of boxes, which an image alone has not; list "
+            "images and boxes in a manifest, and use extract and svm --apply"
+        )
+    streams = [_Net.of(saved, number, net, device) for number, net in enumerate(nets)]
+    ids = tuple(map(str, files))
+    images = DataSet(
+        name="images", task=Task.UNLABELLED, classes=(), ids=ids, paths=ids, labels=np.zeros((len(ids), 0), np.int8)
+    )
+    # What can be refused is refused before the first image.
+    saved.predict(images, np.zeros((len(ids), len(saved.about["classes"]))), {}, settings)
+    scores, reasons = _score(saved, files, streams, workers, progress)
+    notes = [note for stream in streams for note in stream.notes]
+    return saved.predict(images, scores, dict(zip(ids, reasons, strict=True)), settings, notes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Net:
+    """One net of a model, ready for images."""
+
+    runner: BatchRunner
+    decode: DecodeSettings
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, saved: SavedModel, number: int, net: Backbone, device: str) -> "_Net":
+        made = saved.recipe["files"][number]
+        settings = rerun_settings(str(saved.path), made["provenance"], made["scales"], device)
+        runner = feature_runner(net, settings, device)
+        same = {**net.describe(), **settings.describe(), "sides": list(runner.sides)}
+        check_made(net.source, made, same, list(settings.scales), runner.head.channels)
+        theirs = made["provenance"].get("precision")
+        note = f"Images were computed in {settings.precision}, the model's features in {theirs}."
+        decode = DecodeSettings(largest_side=max(runner.sides), **rerun_limits(made["provenance"]))
+        return cls(runner=runner, decode=decode, notes=(note,) * (settings.precision != theirs))
+
+    def descriptors(
+        self, images: Iterator[DecodedImage | ImageError], saved: SavedModel
+    ) -> tuple[NDArray[np.float32], list[Row]]:
+        """Return (n, D) descriptors of some images, zeros where they failed, and what became of them."""
+        rows = self.runner.rows(images)
+        features = np.zeros((len(rows), len(self.runner.sides), 1, self.runner.head.channels), dtype=np.float32)
+        for place, row in enumerate(rows):
+            if row.features is not None:
+                features[place] = row.features
+        return join_features(features, saved.recipe["join"], saved.recipe["normalisation"]), rows
+
+
+def _score(
+    saved: SavedModel,
+    files: Sequence[Path],
+    nets: Sequence[_Net],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Return scores (N, K), -inf where an image failed, and N reasons, empty where none did."""
+    requests = [Request(os.path.abspath(path), (None,)) for path in files]
+    scores, reasons = np.full((len(files), len(saved.about["classes"])), -np.inf), [""] * len(files)
+    with ExitStack() as stack:
+        # Every net has its own limit to how far a large image is reduced, so each decodes for itself.
+        decoders = [stack.enter_context(Decoder(workers, net.decode)) for net in nets]
+        streams = [decoder.stream(requests) for decoder in decoders]
+        for start in range(0, len(files), CHUNK):
+            parts = []
+            for net, stream in zip(nets, streams, strict=True):
+                part, rows = net.descriptors(islice(stream, CHUNK), saved)
+                parts.append(part)
+                for place, row in enumerate(rows, start=start):
+                    name = " ".join(shown(requests[place].name).split())
+                    reasons[place] = reasons[place] or row.reason.replace(f"{name}: ", "")
+            end = start + len(parts[0])
+            ok = np.array([not reason for reason in reasons[start:end]])
+            scores[start:end][ok] = saved.model.scores(fuse(parts, saved.recipe["normalisation"]))[ok]
+            if progress is not None:
+                progress(end, len(files))
+    return scores, reasons
