@@ -33,7 +33,10 @@ DOORWAYS = {
     "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "estimator"},
+    "fsspec": {"estimator"},
+    "IPython": {"estimator"},
+    "pandas": {"protocols"},
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks"},
     "joblib": {"svm", "benchmarks"},
@@ -48,7 +51,7 @@ DOORWAYS = {
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe", "fsspec", "IPython", "pandas"}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 
