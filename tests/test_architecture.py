@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"runtime"},
+    {"runtime", "short_repr"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
-    {"forward", "protocols"},
+    {"forward", "protocols", "feature_dataset"},
     {"summary"},
     {"extract"},
     {"classification", "localisation", "similar", "estimator"},
@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
-    "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
+    "torch": {"nets", "weights", "forward", "feature_dataset", "training", "extract", "localisation", "classification",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vggfeat.descriptors import Join, Normalisation, fuse, join_features
 from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.samples import DataSet, Task
+from vggfeat.short_repr import short_repr
 from vggfeat.store.export import Table
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
@@ -45,6 +46,8 @@ class DescriptorTable:
     reasons: Mapping[int, str] = field(default_factory=dict)
     """Row that failed -> why, by the first file that says it."""
 
+    __repr__ = short_repr
+
 
 class LoadedFeatures(NamedTuple):
     """Aligned arrays for use elsewhere: entry i of each is of the same sample."""
@@ -58,6 +61,8 @@ class LoadedFeatures(NamedTuple):
     """n names of samples."""
     classes: tuple[str, ...]
     """K names."""
+
+    __repr__ = short_repr
 
 
 def read_descriptors(
