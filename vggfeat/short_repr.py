@@ -12,12 +12,12 @@ def short_repr(self: Any) -> str:
 
     Arrays are shown by shape and dtype, long lists by their length, mappings by their keys.
     """
-    names = self._fields if isinstance(self, tuple) else [field.name for field in fields(self)]
+    names = getattr(self, "_fields", None) or [field.name for field in fields(self)]
     return f"{type(self).__name__}({', '.join(f'{name}={_brief(getattr(self, name))}' for name in names)})"
 
 
 def _brief(value: Any) -> str:
-    if hasattr(value, "dtype") and getattr(value, "ndim", 0):
+    if hasattr(value, "dtype") and value.ndim:
         return f"<{tuple(value.shape)} {value.dtype}>"
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))

@@ -62,7 +62,8 @@ class LoadedFeatures(NamedTuple):
     classes: tuple[str, ...]
     """K names."""
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def read_descriptors(

@@ -6,11 +6,12 @@ N, n = images, D = length of a descriptor, C = channels of a map, H, W = image s
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Generator, Iterator, Sequence, Sized
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby, islice
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ Errors = Literal["raise", "nan"]
 log = logging.getLogger(__name__)
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An image that gave no descriptor."""
 
     index: int
@@ -249,7 +251,9 @@ class Extractor(TransformerMixin, BaseEstimator):
             while rows := runner.rows(islice(decoded, self.chunk)):
                 yield rows, [names.popleft() for _ in rows]
 
-    def _decoded(self, images: Any, settings: DecodeSettings, names: deque[str]) -> Iterator[DecodedImage | ImageError]:
+    def _decoded(
+        self, images: Any, settings: DecodeSettings, names: deque[str]
+    ) -> Generator[DecodedImage | ImageError]:
         """Yield the pixels of images, in their order; their names are appended when they are drawn."""
         decoder = self._kept().decoder(self.workers, settings)
 
@@ -298,12 +302,12 @@ class Extractor(TransformerMixin, BaseEstimator):
         return self._kept().runner((str(self.weights), settings, self.device), make)
 
     def _kept(self) -> Kept:
-        kept = vars(self).get("_between_calls")
+        kept: Kept | None = self.__dict__.get("_between_calls")
         if kept is not None and kept.process == os.getpid():
             return kept
         if kept is not None:  # a copy that a fork made, whose processes and threads are the parent's
-            vars(self).pop("_between_calls", None)
-        return vars(self).setdefault("_between_calls", Kept(self))
+            self.__dict__.pop("_between_calls", None)
+        return self.__dict__.setdefault("_between_calls", Kept(self))
 
     def __getstate__(self) -> dict[str, Any]:
         # The net is found again by its name; a copy of 500 MB in every pickle helps nobody.
