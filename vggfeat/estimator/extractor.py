@@ -253,7 +253,7 @@ class Extractor(TransformerMixin, BaseEstimator):
 
     def _decoded(
         self, images: Any, settings: DecodeSettings, names: deque[str]
-    ) -> Generator[DecodedImage | ImageError]:
+    ) -> Generator[DecodedImage | ImageError, None, None]:
         """Yield the pixels of images, in their order; their names are appended when they are drawn."""
         decoder = self._kept().decoder(self.workers, settings)
 
