@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"runtime"},
+    {"runtime", "short_repr"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
-    {"forward", "protocols"},
+    {"forward", "protocols", "feature_dataset"},
     {"summary"},
     {"extract"},
     {"classification", "localisation", "similar", "estimator", "predict"},
@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
-    "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
+    "torch": {"nets", "weights", "forward", "feature_dataset", "training", "extract", "localisation", "classification",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "huggingface_hub": {"weights.sources"},
@@ -34,7 +34,10 @@ DOORWAYS = {
     "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "estimator"},
+    "fsspec": {"estimator"},
+    "IPython": {"estimator"},
+    "pandas": {"protocols"},
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks"},
     "joblib": {"svm", "benchmarks"},
@@ -50,7 +53,20 @@ DOORWAYS = {
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {
+    "onnx",
+    "huggingface_hub",
+    "matplotlib",
+    "openpyxl",
+    "pyarrow",
+    "tensorboard",
+    "rich",
+    "jinja2",
+    "markupsafe",
+    "fsspec",
+    "IPython",
+    "pandas",
+}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

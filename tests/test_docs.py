@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import h5py
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -114,6 +115,13 @@ def test_a_page_runs_as_it_is_written(name, desk, monkeypatch, capsys):
         assert names["features"].shape[1:3] == (5, 1)
         assert names["descriptors"].shape == (2, 128)
         assert names["made_by"]["net"] == "D"
+        assert np.ptp(names["same"], axis=0).max() < 1e-6
+        assert len(names["batch"]) == len(names["streamed"]) == 2
+        assert [failure.name for failure in names["failures"]] == ["nowhere.jpg"]
+        assert {layer: maps.shape for layer, maps in names["maps"].items()}["pool5"] == (16, 8, 8)
+        assert (names["image"].grad != 0).any()
+        assert len(names["frame"]) == 20
+        assert (names["accuracies"] > 0.5).all()
         assert len(names["data"].descriptors) == len(names["data"].labels) == len(names["data"].ids) == 24
 
 

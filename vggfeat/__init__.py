@@ -3,14 +3,22 @@
 Importing this package loads neither PyTorch nor any other heavy library; the names below do when they are first used.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from vggfeat import errors as errors
+from vggfeat.errors import VggfeatError
+
+# What is worth a note goes to loggers below "vggfeat"; a program that sets up no logging sees nothing.
+logging.getLogger("vggfeat").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.descriptors import join_features
     from vggfeat.estimator import Extractor
     from vggfeat.extract import extract_features
+    from vggfeat.feature_dataset import FeatureDataset
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.metrics import average_precision, confusion, mean_class_recall, top_k_error
     from vggfeat.nets.vgg import VGG
@@ -23,7 +31,9 @@ __all__ = [
     "VGG",
     "ExtractionSettings",
     "Extractor",
+    "FeatureDataset",
     "FeatureFile",
+    "VggfeatError",
     "average_precision",
     "confusion",
     "extract_features",
@@ -43,6 +53,7 @@ _MODULES = {
     "descriptors": ("join_features",),
     "estimator": ("Extractor",),
     "extract": ("extract_features",),
+    "feature_dataset": ("FeatureDataset",),
     "forward.features": ("ExtractionSettings",),
     "metrics": ("average_precision", "confusion", "mean_class_recall", "top_k_error"),
     "nets.vgg": ("VGG",),

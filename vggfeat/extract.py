@@ -7,6 +7,7 @@ the same bytes whoever makes it, and nothing must be agreed upon in between.
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,7 @@ from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone
 
+log = logging.getLogger(__name__)
 Progress = Callable[[float, int, int], None]
 """Called with images done (resumed ones included), images in all, and images failed so far.
 
@@ -166,7 +168,9 @@ def run_job(
             world.on_main(lambda: _finish(job, writer, key, run.workers, decode))
             seconds, halvings = time.monotonic() - begun, job.runner.halvings
             found = world.on_main(lambda: summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json())
-            return Summary.from_json(found)
+            summary = Summary.from_json(found)
+            log.log(logging.WARNING if summary.failures else logging.INFO, "%s: %s", out, summary.tally())
+            return summary
         except BaseException as error:
             so_far = tally(
                 total=writer.total_rows, done=writer.done_rows, resumed=resumed, reasons=writer.failures.values()

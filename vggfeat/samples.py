@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError
+from vggfeat.short_repr import short_repr
 
 STORED_FRAME = frozenset({"voc2012-action"})
 """Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""
@@ -107,6 +108,8 @@ class DataSet:
     """Folder that `paths` are relative to; it never enters a file."""
     notes: tuple[str, ...] = ()
     """What a user should know of this copy of the data, a sentence each."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -208,6 +211,8 @@ class LabelledImages:
     """K class names, in the order of the net's outputs."""
     shards: Shards | None = None
     """Where packed images lie; None for one file an image."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         n = len(self.paths)

@@ -101,9 +101,11 @@ def _smallest_sides(file: FeatureFile) -> NDArray[np.int64]:
 
 
 def _notes(made_by: dict[str, Any], enlarged: int, halvings: int) -> Iterator[str]:
+    layer = str(made_by.get("layer", "fc7"))
+    least = "7x7 window of the net" if layer.startswith("fc") else f"position of {layer}"
     for scale, side in zip(made_by["scales"], made_by["sides"], strict=True):
         if side != scale:
-            yield f"Q = {scale} is too short for one 7x7 window of the net: images were enlarged to {side} instead"
+            yield f"Q = {scale} is too short for one {least}: images were enlarged to {side} instead"
     if enlarged:
         yield f"{enlarged} images were enlarged more than eightfold to reach Q = {max(made_by['sides'])}"
     if halvings:

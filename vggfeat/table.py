@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vggfeat.descriptors import Join, Normalisation, fuse, join_features
 from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.samples import DataSet, Task
+from vggfeat.short_repr import short_repr
 from vggfeat.store.export import Table
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
@@ -53,6 +54,8 @@ class DescriptorTable:
         """N names of what the images are of, which no split or fold may part; None where nothing is known of it."""
         return self.dataset.groups
 
+    __repr__ = short_repr
+
 
 class _Arrays(NamedTuple):
     descriptors: NDArray[np.float32]
@@ -64,6 +67,9 @@ class _Arrays(NamedTuple):
     """n names of samples."""
     classes: tuple[str, ...]
     """K names."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 class LoadedFeatures(_Arrays):

@@ -6,10 +6,11 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from other_nets import state_dict_of
+from other_nets import NARROW, state_dict_of, torchvision_net
 from vggfeat.errors import ConfigError
-from vggfeat.nets.families import initialise
+from vggfeat.nets.families import FAMILIES, initialise
 from vggfeat.nets.vgg import NETS, VGG, local_response_norm
+from vggfeat.weights import torchvision_names
 
 PARAMETERS = {
     "A": 132_863_336,
@@ -89,6 +90,52 @@ def test_dense_maps_equal_a_sliding_window_over_pool5(config, pool):
                 np.testing.assert_allclose(maps[name][0, :, y, x], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("config", "batch_norm", "ceil"), [("A", False, False), ("D", True, False), ("E", False, True)]
+)
+def test_every_map_is_what_a_hook_on_torchvision_sees(config, batch_norm, ceil):
+    net = torchvision_net(config, batch_norm=batch_norm, ceil=ceil)
+    name = f"{config}-BN" if batch_norm else config
+    model = FAMILIES[name](name, 10, width=1 / NARROW, pool="ceil" if ceil else "floor").eval()
+    tensors = net.state_dict()
+    ours = {key: tensors[theirs] for key, theirs in torchvision_names(name).items()}
+    shapes = model.layers.state_dict()
+    model.layers.load_state_dict({key: tensor.reshape(shapes[key].shape) for key, tensor in ours.items()})
+    hidden = [layer for layer in model.maps if layer.startswith(("relu", "pool"))]
+    seen = {}
+    hooked = [module for module in net.features if isinstance(module, torch.nn.ReLU | torch.nn.MaxPool2d)]
+    for layer, module in zip(hidden, hooked, strict=True):
+        module.register_forward_hook(lambda _, __, out, layer=layer: seen.update({layer: out.clone()}))
+    images = torch.randn(2, 3, 231, 259, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        net.features(images)
+        found = model(images, model.maps)
+    assert [*seen] == hidden
+    assert torch.equal(found["conv5"], found[hidden[-2]])
+    for layer, expected in seen.items():
+        assert (found[layer] - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert found[layer].shape[1:] == (
+            model.maps[layer].channels,
+            model.map_side(layer, 231),
+            model.map_side(layer, 259),
+        )
+
+
+@pytest.mark.parametrize("pool", ["floor", "ceil"])
+def test_the_least_side_of_a_map_gives_it_one_position(pool):
+    model = small("A", pool=pool)
+    for layer in model.maps:
+        side = model.least_side(layer)
+        assert model.map_side(layer, side) == 1
+        assert side == 1 or model.map_side(layer, side - 1) < 1
+    assert model.least_side("fc8") == model.min_side
+    assert model.least_side("pool5") == (32 if pool == "floor" else 1)
+
+
+def test_a_net_is_shown_in_one_line():
+    assert repr(small("A")) == "VGG(A, width 0.0625, pooling rounded by floor, 10 classes, 506,306 parameters)"
+
+
 def test_conv5_is_pooled_to_pool5():
     model = small("D")
     with torch.inference_mode():
@@ -143,6 +190,7 @@ def test_reach_is_what_a_position_can_see(config, reach):
         for name, parameter in model.named_parameters():
             parameter.fill_(0.01 if name.endswith("weight") else 0.0)
     assert model.maps["conv5"].reach == model.maps["fc8"].reach == reach
+    assert model.maps["relu1_1"].reach == 1
     images = torch.ones(1, 3, 96 * 5, 32, requires_grad=True)
     model(images, ("conv5",))["conv5"][:, :, 14:16].sum().backward()
     seen = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()

@@ -52,7 +52,7 @@ def test_onnx_runtime_gives_our_scores_at_any_size(tmp_path, config, pool):
         assert shares["fc8"] < 1e-4, (height, width, shares)
 
 
-@pytest.mark.parametrize("layer", ["conv5", "pool5", "fc6", "fc7", "fc8"])
+@pytest.mark.parametrize("layer", ["relu1_1", "pool3", "relu5_1", "conv5", "pool5", "fc6", "fc7", "fc8"])
 def test_onnx_of_every_map_for_two_images(tmp_path, layer):
     backbone, pixels = backbone_of("D", pool="ceil"), [image(224, 230, seed) for seed in (1, 2)]
     export_onnx(backbone, tmp_path / "net.onnx", layer=layer)
@@ -76,7 +76,7 @@ def test_onnx_says_what_it_takes_and_where_it_came_from(tmp_path):
 
 
 def test_onnx_without_the_package_and_with_an_unknown_layer(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="layer: expected one of conv5"):
+    with pytest.raises(ConfigError, match="layer: expected one of relu1_1, pool1"):
         export_onnx(backbone_of("A"), tmp_path / "x.onnx", layer="fc9")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError, match=r"pip install onnx$"):

@@ -41,7 +41,9 @@ SHOWN_FAILURES = 10
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
 @click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
 @click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
-@click.option("--layer", default="fc7", show_default=True, help="A map of the net: for a VGG pool5, fc6, fc7 or fc8.")
+@click.option(
+    "--layer", default="fc7", show_default=True, help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8."
+)
 @with_options(ForwardOptions, "forward")
 @click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
 @click.option("--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,

@@ -191,7 +191,7 @@ def verify(path: str, as_json: bool) -> int:
 @click.argument("path", metavar="FILE|NAME")
 @click.option("--to", "target", type=click.Choice(["torchvision", "onnx"]), required=True)
 @click.option("--out", type=PATH, required=True, help="The file to write.")
-@click.option("--layer", help="ONNX: the map to give out: conv5, pool5, fc6, fc7 or fc8. [fc8]")
+@click.option("--layer", help="ONNX: the map to give out: relu1_1 ... pool5, fc6, fc7 or fc8. [fc8]")
 @click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @JSON

@@ -5,7 +5,7 @@ Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net
 over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,8 +35,8 @@ class ExtractionSettings(ForwardSettings):
     regions: tuple[Region, ...] = ("image",)
     """image: the whole image. box: the image inside the sample's box (VOC actions, Table 12)."""
     layer: str = "fc7"
-    """One of the maps of the net. fc7 of a VGG net is the penultimate layer, after its ReLU; the paper does not say
-    whether before or after."""
+    """One of the maps of the net, of a VGG net relu1_1, ..., pool1, ..., pool5, fc6, fc7 or fc8. fc7 is its penultimate
+    layer, after its ReLU; the paper does not say whether before or after."""
     batching: Batching = "size"
     """size: images of equal size run together. padded: those of similar size too, with zeros next to the smaller ones
     that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
@@ -48,6 +48,17 @@ class ExtractionSettings(ForwardSettings):
             raise ConfigError(f"regions: expected image, box or both, found {self.regions}")
         if len(set(self.regions)) != len(self.regions):
             raise ConfigError(f"regions: expected each once, found {self.regions}")
+
+    def least_side(self, model: Net) -> int:
+        """Return the shortest image side that gives the layer a position.
+
+        Raises
+        ------
+        ConfigError
+            If the net has no such layer.
+        """
+        check_choice("layer", self.layer, model.maps)
+        return model.least_side(self.layer)
 
 
 def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
@@ -96,7 +107,7 @@ class FeatureHead:
 
     def pass_range(self, model: Net, size: Size) -> tuple[int, int]:
         """Return the pixels of the narrowest strip of an image, and those of the image with its mirror."""
-        return narrowest_strip(model, size), 2 * size[0] * size[1]
+        return narrowest_strip(model, size, self.layer), 2 * size[0] * size[1]
 
 
 def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> BatchRunner:
@@ -152,11 +163,22 @@ def spatial_mean(
 
 def dense_map(model: Net, images: Tensor, layer: str, pixels: int) -> Tensor:
     """Return a dense map, (N, C, h, w), made in strips where the images are too large for one pass; see `strips`."""
-    return torch.cat([*strips(model, images, layer, pixels)], dim=_long_axis(images))
+    return dense_maps(model, images, (layer,), pixels)[layer]
+
+
+def dense_maps(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> dict[str, Tensor]:
+    """Return several dense maps, (N, C, h, w) each, of the same passes; as `dense_map`."""
+    parts = [*strips_of_several(model, images, layers, pixels)]
+    return {layer: torch.cat([part[layer] for part in parts], dim=_long_axis(images)) for layer in layers}
 
 
 def strips(model: Net, images: Tensor, layer: str, pixels: int) -> Iterator[Tensor]:
-    """Yield a dense map whole, or in strips along the longer side where the images are too large for one pass.
+    """Yield a dense map as `strips_of_several` yields some: tensors (N, C, h, w)."""
+    return (part[layer] for part in strips_of_several(model, images, (layer,), pixels))
+
+
+def strips_of_several(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> Iterator[dict[str, Tensor]]:
+    """Yield dense maps whole, or in strips along the longer side where the images are too large for one pass.
 
     A strip is cut at multiples of the stride and carries along every pixel that its positions can see, so that it
     gives the same values as the whole; only the positions that are its own are handed out.
@@ -165,39 +187,49 @@ def strips(model: Net, images: Tensor, layer: str, pixels: int) -> Iterator[Tens
     ----------
     model : Net
     images : Tensor (N, 3, H, W)
-    layer : str
+    layers : collection of str
+        Maps whose strides divide that of the deepest of them.
     pixels : int
         Pixels in one pass, over all N images; the narrowest strip, of one position, may have more.
 
     Yields
     ------
-    Tensor (N, C, h, w)
-        Part of the map; one after the other, they are all of it.
+    dict of str to Tensor (N, C, h, w)
+        Part of each map; one after the other, they are all of it.
     """
     count, _, height, width = images.shape
     if count * height * width <= pixels:
-        yield model(images, (layer,))[layer]
+        yield model(images, layers)
         return
     axis = _long_axis(images)
-    length, positions = images.shape[axis], model.map_side(layer, images.shape[axis])
-    stride, window, halo = model.maps[layer].stride, model.maps[layer].window, _halo(model.maps[layer])
+    deepest = [layer for layer in model.maps if layer in layers][-1]
+    length, positions = images.shape[axis], model.map_side(deepest, images.shape[axis])
+    stride, window, halo = model.maps[deepest].stride, model.maps[deepest].window, _halo(model.maps[deepest])
     cells = pixels // (count * min(height, width) * stride)
     step = max(1, cells - (window - 1) - 2 * halo)
     for start in range(0, positions, step):
         stop = min(start + step, positions)
         first = max(0, start - halo)
         end = min(length, stride * (stop + window - 1 + halo))
-        strip = images.narrow(axis, stride * first, end - stride * first)
-        yield model(strip, (layer,))[layer].narrow(axis, start - first, stop - start)
+        maps = model(images.narrow(axis, stride * first, end - stride * first), layers)
+        own = {}
+        for layer in layers:
+            finer = stride // model.maps[layer].stride  # positions of this map to one of the deepest
+            last = finer * stop if stop < positions else model.map_side(layer, length)
+            own[layer] = maps[layer].narrow(axis, finer * (start - first), last - finer * start)
+        yield own
 
 
 def _long_axis(images: Tensor) -> int:
     return 2 if images.shape[2] >= images.shape[3] else 3
 
 
-def narrowest_strip(model: Net, size: Size) -> int:
-    """Return the pixels of the narrowest strip, of one position, that an image can be cut into, if it can be."""
-    deepest = model.maps[model.last or model.scores]
+def narrowest_strip(model: Net, size: Size, layer: str = "") -> int:
+    """Return the pixels of the narrowest strip that an image can be cut into: of one position of a layer.
+
+    By default it is the deepest layer.
+    """
+    deepest = model.maps[layer or model.last or model.scores]
     return min(size) * min(max(size), deepest.stride * (deepest.window + 2 * _halo(deepest)))
 
 

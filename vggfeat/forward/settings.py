@@ -53,7 +53,7 @@ class ForwardSettings:
         return model.min_side
 
     def sides(self, model: Net) -> tuple[int, ...]:
-        """Return the smallest sides that are really used: a Q too short for one 7x7 window is raised to it.
+        """Return the smallest sides that are really used: a Q too short for one position is raised to it.
 
         Raises
         ------
@@ -64,8 +64,8 @@ class ForwardSettings:
         sides = tuple(max(scale, least) for scale in self.scales)
         if len(set(sides)) != len(sides):
             raise ConfigError(
-                f"scales: {self.scales} become {sides}, because an image below {least} pixels gives no "
-                f"7x7 window; expected at most one scale below {least}"
+                f"scales: {self.scales} become {sides}, because an image below {least} pixels is too small for the "
+                f"net; expected at most one scale below {least}"
             )
         return sides
 

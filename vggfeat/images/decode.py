@@ -29,6 +29,7 @@ from vggfeat.images.bmp import has_bit_fields, read_bit_fields
 from vggfeat.images.colours import upright_rgb
 from vggfeat.images.image_bytes import (
     FORMATS,
+    check_length,
     ends_early,
     is_bmp,
     is_read,
@@ -134,6 +135,8 @@ class Request(NamedTuple):
     as long as no side falls below this."""
     stored: bool = False
     """Whether boxes are in the pixels of the file as they are stored, and are turned with the image."""
+    data: bytes | None = None
+    """The bytes of the file where they are in memory; nothing is read then, and `path` is what messages call them."""
 
     @property
     def name(self) -> str:
@@ -224,7 +227,7 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     """
     data = b""
     try:
-        data = read_bytes(request.path, settings.max_bytes, request.span)
+        data = _bytes(request, settings.max_bytes)
         with _pillow(settings):
             yield _loaded(data, request, settings)
     except ImageError as error:
@@ -236,6 +239,13 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     except Exception as error:
         # Hostile files make Pillow raise far more than it documents, and none of that may stop a run.
         raise failure(request.name, _reason(error, data), _text(error, data)) from error
+
+
+def _bytes(request: Request, max_bytes: int) -> bytes:
+    if request.data is None:
+        return read_bytes(request.path, max_bytes, request.span)
+    check_length(len(request.data), max_bytes)
+    return request.data
 
 
 def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:

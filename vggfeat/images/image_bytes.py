@@ -86,9 +86,7 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not-a-file", "expected a regular file, found a folder, FIFO, socket or device")
         start, length, *checksums = span or (0, status.st_size)
-        if not 0 < length <= max_bytes:
-            reason = "too-large" if length > 0 else "empty"
-            raise ImageError(reason, f"expected 1 to {max_bytes} bytes, found {length}")
+        check_length(length, max_bytes)
         if start + length > status.st_size:
             raise ImageError("truncated", f"expected at least {start + length} bytes, found {status.st_size}")
         with open(descriptor, "rb", closefd=False) as file:
@@ -113,6 +111,18 @@ def _closed_shard(path: str, error: OSError | ValueError) -> StoreError:
         f"{shown(path)}: expected a file of packed images that can be read, found: {found}; "
         "make it readable, then give the same command again"
     )
+
+
+def check_length(length: int, max_bytes: int) -> None:
+    """Check the number of bytes of an image.
+
+    Raises
+    ------
+    ImageError
+        If it is not from 1 to `max_bytes`.
+    """
+    if not 0 < length <= max_bytes:
+        raise ImageError("too-large" if length > 0 else "empty", f"expected 1 to {max_bytes} bytes, found {length}")
 
 
 def _reason_to_stay_closed(error: OSError | ValueError) -> str:

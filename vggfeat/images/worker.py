@@ -137,7 +137,9 @@ class Worker:
         """
         self._line.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
-        self._line.send({**request._asdict(), "boxes": boxes})
+        blocks = () if request.data is None else (memoryview(request.data),)
+        asked = request._asdict() | {"boxes": boxes, "data": None if request.data is None else len(request.data)}
+        self._line.send(asked, *blocks)
         answer = self._line.receive()
         if "reason" in answer:
             raise ImageError(answer["reason"], answer["message"])
@@ -215,7 +217,11 @@ def work(descriptor: int) -> None:
 def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
     asked = line.receive()
     boxes = tuple(None if box is None else Box(*box) for box in asked.pop("boxes"))
-    request = Request(boxes=boxes, **asked)
+    length = asked.pop("data")
+    data = None if length is None else bytearray(length)
+    if data is not None:
+        line.fill(memoryview(data))
+    request = Request(boxes=boxes, data=None if data is None else bytes(data), **asked)
     try:
         image = decode(request, settings)
         regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in image.regions]

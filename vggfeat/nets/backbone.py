@@ -95,6 +95,15 @@ class Net(nn.Module, ABC):
     def map_side(self, name: str, side: Sides) -> Sides:
         """Positions of a map along an image side in pixels, or along many in a tensor; 0 or less if it is too short."""
 
+    def least_side(self, name: str) -> int:
+        """Return the shortest image side, in pixels, that gives a map a position."""
+        return next(side for side in range(1, self.min_side + 1) if self.map_side(name, side) > 0)
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        kind = f"{type(self).__name__}({self.config}, width {self.width:g}, pooling rounded by {self.pool}"
+        return f"{kind}, {self.num_classes} classes, {parameters:,} parameters)"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
@@ -118,6 +127,10 @@ class Backbone:
     """What else a file of ours says of its net, for instance the recipe and the accuracy; nothing depends on it."""
     imported: Mapping[str, Any] = field(default_factory=dict)
     """For a net of another library: its format, its file, and how each question of preprocessing was settled."""
+
+    def __repr__(self) -> str:
+        trained = "" if self.trained else ", untrained"
+        return f"Backbone({self.source}, {self.model!r}{trained}, SHA-256 {self.sha256[:12]}...)"
 
     def check_layer(self, layer: str) -> None:
         """Check that the net has a map.

@@ -102,16 +102,7 @@ class VGG(Net):
         self.layers = nn.ModuleDict({name: layer for name, layer in layers.items() if name not in missing})
         # One 7x7 window of pool5: 224 with floor, 193 with ceil.
         self.min_side = STRIDE * WINDOW if pool == "floor" else STRIDE * (WINDOW - 1) + 1
-        # Each convolution adds half of its kernel, in positions of its block, 2 ** block pixels apart.
-        reach = sum(2**block * sum(k // 2 for k in kernels) for block, kernels in enumerate(self.nets[config].blocks))
-        conv5, hidden = _scaled(BLOCK_CHANNELS[-1], width), _scaled(FC_CHANNELS, width)
-        self.maps = {
-            "conv5": MapInfo(channels=conv5, stride=STRIDE // 2, reach=reach),
-            "pool5": MapInfo(channels=conv5, stride=STRIDE, reach=reach),
-            "fc6": MapInfo(channels=hidden, stride=STRIDE, window=WINDOW, reach=reach),
-            "fc7": MapInfo(channels=hidden, stride=STRIDE, window=WINDOW, reach=reach),
-            "fc8": MapInfo(channels=num_classes, stride=STRIDE, window=WINDOW, reach=reach),
-        }
+        self.maps = _map_infos(self.nets[config], num_classes, width)
         for name in missing:
             del self.maps[name]
 
@@ -128,7 +119,9 @@ class VGG(Net):
         ----------
         images : Tensor (N, 3, H, W), floating point
             RGB, already normalised as the weights ask for. H and W at least `min_side` for fc6 and beyond.
-        maps : names out of conv5, pool5, fc6, fc7 and fc8; conv5, fc6 and fc7 are taken after their ReLU
+        maps : names out of relu1_1, ..., pool1, relu2_1, ..., conv5, pool5, fc6, fc7 and fc8
+            relu1_1 is conv1_1 after its ReLU (and before the normalisation of A-LRN), conv5 the last of the relu5_n;
+            fc6 and fc7 are taken after their ReLU.
         masks : {"fc6": Tensor (N, C), "fc7": Tensor (N, C)}, optional
             Factors on fc6 and fc7 for the layer behind them, in the place of dropout drawn in here: 0 where an
             activation is dropped, 1 / (1 - dropout) elsewhere.
@@ -139,8 +132,9 @@ class VGG(Net):
         Returns
         -------
         dict of str to Tensor
-            conv5 (N, C, H/16, W/16), pool5 (N, C, H/32, W/32), fc6 and fc7 (N, C, h, w) with
-            h = `map_side("fc6", H)`, and fc8 (N, num_classes, h, w): class scores before the soft-max.
+            relu1_1 (N, C, H, W), pool1 and relu2_1 (N, C, H/2, W/2), ..., conv5 (N, C, H/16, W/16), pool5
+            (N, C, H/32, W/32), fc6 and fc7 (N, C, h, w) with h = `map_side("fc6", H)`, and fc8 (N, num_classes, h, w):
+            class scores before the soft-max.
         """
         unknown = set(maps) - set(self.maps)
         if unknown or not maps:
@@ -159,6 +153,7 @@ class VGG(Net):
         for number, kernels in enumerate(self.nets[self.config].blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = F.relu(self.convolve(f"conv{number}_{index}", x), inplace=True)
+                yield f"relu{number}_{index}", x
                 if number == index == 1 and self.nets[self.config].lrn:
                     x = local_response_norm(x)
                 x = clear_outside(x, sides)
@@ -167,7 +162,7 @@ class VGG(Net):
             x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=self.pool == "ceil")
             sides = None if sides is None else self._pooled(sides)
             x = clear_outside(x, sides)
-        yield "pool5", x
+            yield f"pool{number}", x
         for name in ("fc6", "fc7"):
             x = F.relu(self.layers[name](x))
             yield name, x
@@ -183,7 +178,7 @@ class VGG(Net):
 
     def map_side(self, name: str, side: Sides) -> Sides:
         """Positions of a map along an image side in pixels, or along many in a tensor; 0 or less if it is too short."""
-        for _ in range(4 if name == "conv5" else 5):
+        for _ in range(_poolings(name)):
             side = self._pooled(side)
         return side - self.maps[name].window + 1
 
@@ -214,6 +209,29 @@ def _layers(config: NetConfig, num_classes: int, width: float) -> dict[str, nn.C
     layers["fc7"] = nn.Conv2d(hidden, hidden, 1)
     layers["fc8"] = nn.Conv2d(hidden, num_classes, 1)
     return layers
+
+
+def _map_infos(config: NetConfig, num_classes: int, width: float) -> dict[str, MapInfo]:
+    """Describe every map, the shallowest first."""
+    found, reach = {}, 0
+    for number, (kernels, channels) in enumerate(zip(config.blocks, BLOCK_CHANNELS, strict=True), start=1):
+        stride, outputs = 2 ** (number - 1), _scaled(channels, width)
+        for index, kernel in enumerate(kernels, start=1):
+            reach += stride * (kernel // 2)
+            found[f"relu{number}_{index}"] = MapInfo(channels=outputs, stride=stride, reach=reach)
+        if number == len(config.blocks):
+            found["conv5"] = found[f"relu{number}_{len(kernels)}"]
+        found[f"pool{number}"] = MapInfo(channels=outputs, stride=2 * stride, reach=reach)
+    hidden = _scaled(FC_CHANNELS, width)
+    for name, outputs in (("fc6", hidden), ("fc7", hidden), ("fc8", num_classes)):
+        found[name] = MapInfo(channels=outputs, stride=STRIDE, window=WINDOW, reach=reach)
+    return found
+
+
+def _poolings(name: str) -> int:
+    """Return how many poolings come before a map, its own included: 0 for relu1_1, 1 for pool1, 5 for fc6."""
+    kind, block = name[:4], name[4:5]
+    return {"relu": int(block or 1) - 1, "conv": int(block or 1) - 1, "pool": int(block or 1)}.get(kind, 5)
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from vggfeat.metrics import mean_defined
 from vggfeat.metrics.bootstrap import Interval
+from vggfeat.protocols.shown import result_frame, result_html, result_line
+from vggfeat.short_repr import short_repr
 from vggfeat.svm import LinearModel
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Choice:
     gap: NDArray[np.float64]
     """(G, K) relative duality gap, the largest of the folds; NaN where nothing was solved."""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
@@ -87,6 +91,8 @@ class Run:
     fit_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(n,) rows of the last fit, those without a descriptor included."""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Submission:
@@ -101,6 +107,8 @@ class Submission:
     model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, scored -> on which rows, in words."""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,6 +181,28 @@ class Result:
     """protocol: every setting in use; features: how the descriptors were made."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Stage -> time in seconds."""
+
+    def __repr__(self) -> str:
+        return result_line(self)
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame of the table of classes.
+
+        Returns
+        -------
+        DataFrame
+            A row for each class of each run: run, class, the measures (0 to 1, NaN where a class has none), C,
+            converged, gap, and how many positives and negatives were trained on and tested.
+
+        Raises
+        ------
+        ConfigError
+            If pandas is not installed.
+        """
+        return result_frame(self)
 
     @property
     def metric_name(self) -> str:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Options of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
+# PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
+_SWITCHES = threading.RLock()
 
 
 def default_device() -> str:
@@ -64,14 +67,15 @@ def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
-    # The older switch, cudnn.allow_tf32, leaves the choice to the program where it says no.
-    cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
-    cudnn.benchmark, cudnn.deterministic = fastest, not fastest
-    try:
-        yield
-    finally:
-        cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
+    with _SWITCHES:
+        before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
+        # The older switch, cudnn.allow_tf32, leaves the choice to the program where it says no.
+        cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+        cudnn.benchmark, cudnn.deterministic = fastest, not fastest
+        try:
+            yield
+        finally:
+            cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
 
 
 def cores() -> int:

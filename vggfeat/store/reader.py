@@ -87,6 +87,13 @@ class FeatureFile:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __repr__(self) -> str:
+        if not self._file:
+            return f"FeatureFile({str(self.path)!r}, closed)"
+        name, scales = self.dataset_name[:40], ", ".join(map(str, self.scales))
+        what = f"Q = {scales}, {' and '.join(self.regions)}, {self.channels} channels"
+        return f"FeatureFile({str(self.path)!r}, {name!r}: {len(self)} rows, {what})"
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

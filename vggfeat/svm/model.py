@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 
 from vggfeat.errors import FitError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.short_repr import short_repr
 from vggfeat.svm.arrays import times
 
 MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")
@@ -51,6 +52,8 @@ class LinearModel:
     gap: NDArray[np.float64]
     """(K,) relative duality gap: at most this part of the objective is above the optimum. 0 = exact,
     1 = nothing is known."""
+
+    __repr__ = short_repr
 
     def scores(self, descriptors: NDArray[np.floating]) -> NDArray[np.float64]:
         """Score descriptors (m, D): signed, above 0 where the class is more likely than not; (m, K) float64.

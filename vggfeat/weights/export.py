@@ -95,8 +95,8 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     backbone : Backbone
     path : path
         Written under a temporary name, synced, and renamed.
-    layer : conv5, pool5, fc6, fc7 or fc8
-        The map to give out. conv5, fc6 and fc7 come after their ReLU, fc8 before the soft-max.
+    layer : relu1_1, ..., pool5, fc6, fc7 or fc8
+        The map to give out, as `VGG.forward` names it. fc6 and fc7 come after their ReLU, fc8 before the soft-max.
 
     Raises
     ------
@@ -154,6 +154,8 @@ class _Graph:
         for number, kernels in enumerate(net.blocks, start=1):
             for index in range(1, len(kernels) + 1):
                 x = self.convolution(x, f"conv{number}_{index}")
+                if layer == f"relu{number}_{index}":
+                    return x
                 if number == index == 1 and net.lrn:
                     # ONNX divides alpha by the size, as PyTorch does.
                     x = self.add("LRN", x, "lrn", size=5, alpha=5e-4, beta=0.75, bias=2.0)
@@ -161,7 +163,9 @@ class _Graph:
                 return x
             ceil = int(self.model.pool == "ceil")
             x = self.add("MaxPool", x, f"pool{number}_", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=ceil)
-        for name in () if layer == "pool5" else ("fc6", "fc7", "fc8")[: int(layer[2]) - 5]:
+            if layer == f"pool{number}":
+                return x
+        for name in ("fc6", "fc7", "fc8")[: int(layer[2]) - 5]:
             x = self.convolution(x, name)
         return x
 

@@ -1,0 +1,5 @@
+"""Images as programs have them become descriptors and maps."""
+
+from vggfeat.estimator.extractor import Extractor, Failure
+
+__all__ = ["Extractor", "Failure"]

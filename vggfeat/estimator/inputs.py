@@ -1,0 +1,241 @@
+"""Whatever a program has of an image becomes a request to the decoders, or pixels, or one named reason why not.
+
+N = images, H, W = image sides in pixels. Nothing is guessed: an array whose layout or range of values could mean two
+things is refused, with a line that makes it one of them.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vggfeat.errors import ConfigError, ImageError
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
+
+DOWNLOADS = 8
+"""Addresses that are read at a time."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
+_USER = re.compile(r"(?<=://)[^/@]*@")
+_WHOLE = (None,)
+
+
+class Input(NamedTuple):
+    """One image of those that were given."""
+
+    name: str
+    """What failures call it."""
+    found: Request | DecodedImage | ImageError
+    """What is to be decoded, or what came of it already."""
+
+
+def images_of(given: Any) -> Iterable[Any]:
+    """Return the images of a list, a batch or a column, one by one; a generator stays one.
+
+    Parameters
+    ----------
+    given : iterable of images; array (N, H, W, 3); tensor (N, 3, H, W); column of a table; array (N, 1) of paths
+
+    Raises
+    ------
+    ConfigError
+        If it is a single image, or a table of several columns.
+    """
+    if _is_tensor(given):
+        return _batch(given, "tensor", "(N, 3, H, W)")
+    if hasattr(given, "to_numpy"):  # pandas and polars
+        given = given.to_numpy()
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
+        return _column(given)
+    if isinstance(given, np.ndarray):
+        return _batch(given, "array", "(N, H, W, 3)")
+    single = isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    if single or hasattr(given, "read"):
+        raise ConfigError(f"X: expected a list of images, found a single {type(given).__name__}; give [image]")
+    if not isinstance(given, Iterable) or isinstance(given, dict):
+        raise ConfigError(f"X: expected a list of images, found {type(given).__name__}")
+    return given
+
+
+def _batch(given: Any, kind: str, shape: str) -> Iterable[Any]:
+    if given.ndim == 4:
+        return iter(given)
+    found = f"one of shape {tuple(given.shape)}"
+    raise ConfigError(f"X: expected a batch {shape}, found a single {kind}, {found}; give [image], or a list of images")
+
+
+def _column(given: NDArray[Any]) -> Iterable[Any]:
+    if given.ndim == 1:
+        return given.tolist()
+    if given.ndim == 2 and given.shape[1] == 1:
+        return given[:, 0].tolist()
+    raise ConfigError(f"X: expected one column of images, found shape {given.shape}; choose the column that names them")
+
+
+def inputs(images: Iterable[Any], settings: DecodeSettings) -> Iterator[Input]:
+    """Yield what is to be decoded, image by image; addresses are read a few at a time, ahead of their turn.
+
+    Raises
+    ------
+    ConfigError
+        If an item is nothing that an image can be, or an address can't be read here at all.
+    """
+    for remote, run in groupby(images, _is_address):
+        if remote:
+            yield from _downloaded(run, settings.max_bytes)
+        else:
+            yield from (_input(item, settings) for item in run)
+
+
+def _input(item: Any, settings: DecodeSettings) -> Input:
+    if isinstance(item, str | os.PathLike):
+        return Input(os.fspath(item), Request(os.path.abspath(item), _WHOLE))
+    if isinstance(item, bytes | bytearray | memoryview):
+        return _of_bytes("bytes in memory", bytes(item))
+    if isinstance(item, Image.Image):
+        return Input(str(getattr(item, "filename", "") or "image in memory"), _tried(region_of, item, settings))
+    if _is_tensor(item):
+        return _of_values("tensor", np.asarray(item.detach().cpu()), settings)
+    if hasattr(item, "read"):
+        return _of_file(item, settings.max_bytes)
+    if hasattr(item, "__array__") and np.ndim(item):
+        return _of_values("array", np.asarray(item), settings)
+    if item is None or (isinstance(item, float) and np.isnan(item)) or type(item).__name__ == "NAType":  # of pandas
+        return Input("none", failure("none", "missing", "expected an image, found an empty cell"))
+    raise ConfigError(
+        f"X: expected paths, addresses, bytes, files, PIL images, arrays or tensors, found {type(item).__name__}"
+    )
+
+
+def _is_tensor(item: Any) -> bool:
+    # Known by what they can do: PyTorch is not needed to see that something is no tensor.
+    return hasattr(item, "detach") and hasattr(item, "cpu")
+
+
+def _is_address(item: Any) -> bool:
+    return isinstance(item, str) and _ADDRESS.match(item) is not None
+
+
+def _tried(make: Any, *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except ImageError as error:
+        return error
+
+
+def _of_bytes(name: str, data: bytes) -> Input:
+    return Input(name, Request(name, _WHOLE, data=data))
+
+
+def _of_file(file: Any, max_bytes: int) -> Input:
+    """Read a file object from where it stands; one that can go back is left there."""
+    name = file.name if isinstance(getattr(file, "name", None), str) else "file object"
+    try:
+        place = file.tell() if file.seekable() else None
+        data = file.read(max_bytes + 1)
+        if place is not None:
+            file.seek(place)
+    except (OSError, ValueError) as error:
+        return Input(name, failure(name, "unreadable", f"expected an open file, found: {error}"))
+    if not isinstance(data, bytes):
+        raise ConfigError(f"{name}: expected a file of bytes, found one of text; open it with open(path, 'rb')")
+    return _of_bytes(name, data)
+
+
+def _of_values(kind: str, values: NDArray[Any], settings: DecodeSettings) -> Input:
+    """Take an array (H, W, 3), (H, W, 1) or (H, W), or what was a tensor (3, H, W), (1, H, W) or (H, W)."""
+    name = f"{kind} {tuple(values.shape)}"
+    try:
+        pixels = _bytes_of(_upright(kind, values))
+        return Input(name, region_of(Image.fromarray(np.ascontiguousarray(pixels)), settings))
+    except ImageError as error:
+        return Input(name, failure(name, error.reason, str(error).removeprefix("image in memory: ")))
+
+
+def _upright(kind: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return (H, W, 3) or (H, W)."""
+    axis = 0 if kind == "tensor" else -1
+    if values.ndim == 3 and values.shape[axis] in (1, 3):
+        values = np.moveaxis(values, axis, -1)
+        return values if values.shape[-1] == 3 else values[..., 0]
+    if values.ndim == 2:
+        return values
+    layout = "(3, H, W)" if kind == "tensor" else "(H, W, 3)"
+    raise ImageError("unsupported", f"expected {layout} or (H, W), found {values.shape}{_advice(kind, values)}")
+
+
+def _advice(kind: str, values: NDArray[Any]) -> str:
+    if values.ndim != 3:
+        return ""
+    if kind == "tensor" and values.shape[-1] in (1, 3):
+        return "; give image.permute(2, 0, 1)"
+    if kind == "array" and values.shape[0] in (1, 3):
+        return "; give image.transpose(1, 2, 0)"
+    if 4 in (values.shape[0], values.shape[-1]):
+        return "; give PIL.Image.fromarray of it as (H, W, 4), which is laid over white, or its first three channels"
+    return ""
+
+
+def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return values as uint8: they are, or they are floats that are whole numbers of 255ths from 0 to 1."""
+    if values.dtype == np.uint8:
+        return values
+    found, remedy = str(values.dtype), "give it as uint8, 0 to 255"
+    if values.size and values.dtype.kind in "fiu":
+        found += f" from {values.min():.6g} to {values.max():.6g}"
+    if values.size and values.dtype.kind == "f":
+        steps = values.astype(np.float64) * 255
+        whole = np.rint(steps)
+        inside = bool(((whole >= 0) & (whole <= 255)).all())
+        # Nothing but 0 and 1 may be two neighbouring values of 0 to 255.
+        if inside and (np.abs(steps - whole) < 1e-2).all() and (not whole.any() or ((whole > 0) & (whole < 255)).any()):
+            return whole.astype(np.uint8)
+        remedy += "; of values from 0 to 1 that is (255 * image).round() as uint8, before any normalisation"
+    expected = "expected uint8, or floats that are whole 255ths from 0 to 1"
+    raise ImageError("unsupported", f"{expected}, found {found}; {remedy}")
+
+
+def _downloaded(addresses: Iterable[str], max_bytes: int) -> Iterator[Input]:
+    """Read addresses side by side, and yield them in their order; no more are drawn than are being read."""
+    waiting: deque[Future[Input]] = deque()
+    with ThreadPoolExecutor(DOWNLOADS, "vggfeat-download") as threads:
+        try:
+            for address in addresses:
+                waiting.append(threads.submit(_download, address, max_bytes))
+                if len(waiting) == DOWNLOADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _download(address: str, max_bytes: int) -> Input:
+    # Users, passwords and signatures are no part of a name.
+    name = _USER.sub("", address.partition("?")[0])
+    try:
+        import fsspec
+    except ImportError:
+        raise ConfigError(
+            f"{name}: an address is read through the package fsspec, which is missing; pip install 'vggfeat[remote]'"
+        ) from None
+    try:
+        opened = fsspec.open(address, "rb")
+    except (ImportError, ValueError) as error:
+        text = str(error).replace(address, name)
+        raise ConfigError(f"{name}: expected an address that fsspec can read, found: {text}") from None
+    try:
+        with opened as file:
+            return _of_bytes(name, file.read(max_bytes + 1))
+    except FileNotFoundError:
+        return Input(name, failure(name, "missing", "expected a file at this address, found none"))
+    except Exception as error:  # a server, and a library for it, may raise anything
+        found = f"{type(error).__name__}: {str(error).replace(address, name)}"
+        return Input(name, failure(name, "unreadable", f"expected a readable file, found {found}"))

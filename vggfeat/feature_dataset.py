@@ -1,0 +1,119 @@
+"""A feature file as PyTorch's loaders take data: descriptors and labels, row by row, read when they are asked for.
+
+D = length of a descriptor, K = classes.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vggfeat.descriptors import Join, Normalisation, join_features
+from vggfeat.errors import StoreError, check_choice
+from vggfeat.samples import Task
+from vggfeat.store.layout import Status
+from vggfeat.store.reader import FeatureFile
+from vggfeat.table import Failed, class_numbers, rows_of
+
+Pair = tuple[Tensor, Any]
+
+
+class FeatureDataset(Dataset[Pair]):
+    """A PyTorch data set of the descriptors in a feature file, for `torch.utils.data.DataLoader`.
+
+    An entry is a descriptor (D,), float32, and its label: of a single-label set the number of the class, an int, -1
+    where none is known; of others (K,) int8 as `vggfeat.load_features` gives them. Features stay in the file, which
+    every worker process opens for itself.
+
+    Parameters
+    ----------
+    path : path
+        Of a feature file; every byte of it is compared with its checksum now, and not again.
+    split : str or sequence of str, optional
+        As for `vggfeat.load_features`; all rows by default.
+    join : "mean", "max" or "stack"
+        Over scales.
+    normalisation : "blocks", "whole" or "none"
+        See `vggfeat.descriptors`.
+    failed : "raise" or "drop"
+        What to do where an image could not be read.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        K names.
+    ids : list of str
+        Names of the samples, an entry each.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or damaged, or an image failed and `failed` is "raise".
+    ConfigError
+        If a split is not in the file, or a setting is not allowed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        split: str | Sequence[str] | None = None,
+        *,
+        join: Join = "mean",
+        normalisation: Normalisation = "blocks",
+        failed: Failed = "raise",
+    ) -> None:
+        check_choice("failed", failed, get_args(Failed))
+        self.path = os.path.abspath(path)
+        self.join, self.normalisation = join, normalisation
+        self._opened: tuple[int, FeatureFile] | None = None
+        with FeatureFile(self.path) as file:
+            join_features(np.zeros((0, *file.shape.dims), np.float32), join, normalisation)
+            file.check()
+            data, rows = file.dataset, rows_of(file.dataset, split)
+            done = file.status[rows] == Status.DONE
+        if not done.all() and failed == "raise":
+            raise StoreError(
+                f"{self.path}: expected a descriptor in each of {len(rows)} rows, found {int((~done).sum())} whose "
+                f"image failed at extraction, the first is {data.ids[rows[~done][0]]!r}; pass failed='drop' to leave "
+                "them out"
+            )
+        self._rows = rows[done]
+        labels = data.labels[self._rows]
+        self._labels: list[Any] = (
+            class_numbers(labels).tolist() if data.task == Task.SINGLE_LABEL else list(torch.from_numpy(labels))
+        )
+        self.classes, self.ids = data.classes, [data.ids[row] for row in self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
+        """Return the entries of a batch, which are read together."""
+        features = self._file().read(self._rows[list(indices)])
+        descriptors = torch.from_numpy(join_features(features, self.join, self.normalisation))
+        return [(one, self._labels[index]) for one, index in zip(descriptors, indices, strict=True)]
+
+    def _file(self) -> FeatureFile:
+        # A handle that came through a fork is the parent's.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), FeatureFile(self.path)
+        return self._opened[1]
+
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        if self._opened is not None and self._opened[0] == os.getpid():
+            self._opened[1].close()
+        self._opened = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": None}
+
+    def __repr__(self) -> str:
+        return f"FeatureDataset({self.path!r}, {len(self)} descriptors, {len(self.classes)} classes)"
