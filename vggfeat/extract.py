@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vggfeat.datasets.files import is_rendered
 from vggfeat.errors import ConfigError, out_of_memory
 from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
@@ -28,7 +29,7 @@ from vggfeat.images.pool import Decoder
 from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import check_name
-from vggfeat.samples import DataSet, LabelledImages
+from vggfeat.samples import RENDERED, DataSet, LabelledImages
 from vggfeat.store.failures import tally
 from vggfeat.store.identity import RunTicket
 from vggfeat.store.layout import Block, Shape, Status
@@ -296,6 +297,7 @@ def _finish(job: Job, writer: FeatureWriter, key: dict[str, Any], workers: int, 
             "weights": job.runner.backbone.source,
             "sides": list(job.runner.sides),
             **job.provenance,
+            **({"images": RENDERED} if is_rendered(job.images.root) else {}),
             **_check_precision(job, writer, workers, decode),
         }
     )

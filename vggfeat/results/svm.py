@@ -109,9 +109,10 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     StoreError
         If the folder can't be made or written.
     """
-    contents = svm_record(result).files() | {"scores.npz": scores_npz(result, dataset)}
+    found = svm_record(result)
+    contents = found.files() | {"scores.npz": scores_npz(result, dataset)}
     if plots:
-        contents["results.png"] = draw(result, headline(result))
+        contents["results.png"] = draw(found.content, headline(result))
     contents |= model_files(result)
     record = DATASETS.get(dataset.name)
     if result.submission is not None and record is not None and record.server_file is not None:

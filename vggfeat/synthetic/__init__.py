@@ -18,8 +18,9 @@ from pathlib import Path
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
 from vggfeat.runtime.durable import DISK, atomic_write
 from vggfeat.runtime.temporary import is_temporary
+from vggfeat.samples import RENDERED_MARKER
 
-MARKER = "RENDERED.txt"
+MARKER = RENDERED_MARKER
 """File in the root of a rendered set: it says in words and in JSON what the images are."""
 
 _SMALLEST_SIDE = 32
