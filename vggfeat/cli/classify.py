@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
     LAYOUT,
     LONGEST_TABLE,
@@ -96,6 +97,7 @@ class PosteriorOptions:
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @SPREADSHEET_SAFE
+@CLASSIFY.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context

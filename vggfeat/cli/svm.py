@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from vggfeat.cli.config import SVM
 from vggfeat.cli.features import DescriptorOptions
 from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Numbers, claim_folder, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json, say_lines, say_note
@@ -95,6 +96,7 @@ class ProtocolOptions:
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
 @SPREADSHEET_SAFE
+@SVM.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
