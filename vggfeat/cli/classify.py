@@ -143,7 +143,7 @@ def classify(
 
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.datasets import ilsvrc
-    from vggfeat.results.classification import Pace, classification_record, write_classification
+    from vggfeat.results.classification import Pace, classification_record
 
     claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
     runs = []
@@ -158,7 +158,7 @@ def classify(
     fused = fuse([*files, *new], scales=posteriors.scales)
     found = evaluate(fused)
     record = classification_record(fused, found, paces=paces, notes=notes)
-    written = write_classification(record, fused, found, out, spreadsheet_safe=spreadsheet_safe)
+    written = record.write(out, spreadsheet_safe=spreadsheet_safe)
     if as_json:
         say_json(record.content)
     else:

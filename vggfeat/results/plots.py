@@ -131,7 +131,7 @@ def _draw_choice(axes: "Axes", results: Mapping[str, Any], fonts: Fonts) -> None
         return
     for line in lines:
         grey = line.style == "grey"
-        look = {"color": _GREY if grey else f"C{line.style[1]}", "linewidth": 0.7 if grey else 1.6}
+        look: dict[str, Any] = {"color": _GREY if grey else f"C{line.style[1]}", "linewidth": 0.7 if grey else 1.6}
         look |= {"linestyle": "none", "marker": "o", "markersize": 3.5} if line.marks else {"zorder": 1 if grey else 2}
         axes.plot(line.x, line.y, label=_clear(line.name, fonts) if line.name else None, **look)
     axes.set_xscale("log")

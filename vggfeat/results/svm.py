@@ -13,7 +13,7 @@ from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
-from vggfeat.results.record import Record, write_run
+from vggfeat.results.record import Record
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, percent
 from vggfeat.samples import DataSet
@@ -110,14 +110,14 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
         If the folder can't be made or written.
     """
     found = svm_record(result)
-    contents = found.files() | {"scores.npz": scores_npz(result, dataset)}
+    contents = {"scores.npz": scores_npz(result, dataset)}
     if plots:
         contents["results.png"] = draw(found.content, headline(result))
     contents |= model_files(result)
     record = DATASETS.get(dataset.name)
     if result.submission is not None and record is not None and record.server_file is not None:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
-    return write_run(folder, contents, last="results.json", own=("results.png", "results-*-test.tar.gz", *MODEL_NAMES))
+    return found.write(folder, contents, own=("results.png", "results-*-test.tar.gz", *MODEL_NAMES))
 
 
 def results_json(result: Result) -> dict[str, Any]:
