@@ -180,6 +180,28 @@ def test_the_papers_row_stands_beside_the_same_nets(made, tmp_path):
     assert "paper" not in Parsed(made[2]["bare"].content).whole_text()
 
 
+def test_what_a_run_was_made_of_is_seen_without_a_click(made, tmp_path):
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
+    file = tmp_path / "x.svm" / "results.json"
+    results = json.loads(file.read_text())
+    made_of = {"net": "A", "width": 0.125, "weights": "small", "trained": False, "layer": "fc7", "images": "rendered"}
+    results["settings"]["features"]["files"] = [
+        {"scales": [224, 256], "regions": ["image", "box"], "provenance": made_of}
+    ]
+    file.write_text(json.dumps(results))
+    content = make_page([tmp_path / "x.svm"]).content.decode()
+    shown = Parsed(re.sub(r"<details.*?</details>", "", content, flags=re.DOTALL).encode())
+    assert dict(zip(shown.texts("dt"), shown.texts("dd"), strict=True)) == {
+        "images": "36 (train 18, test 18); rendered, not photographs",
+        "net": "A, width 0.125, untrained",
+        "weights": "small",
+        "scales": "Q = 224, 256",
+        "regions": "image and box",
+        "layer": "fc7",
+    }
+    assert shown.texts("h1") == ["manifest"]
+
+
 def test_two_runs_stand_side_by_side_with_their_difference(made):
     _, results, pages = made
     (group,) = pages["two"].groups

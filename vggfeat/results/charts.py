@@ -268,15 +268,11 @@ def cost_curves(results: Mapping[str, Any]) -> list[Curve]:
 
 def class_curves(x: ArrayLike, curves: Mapping[str, NDArray[np.float64]]) -> list[Curve]:
     """Return a line a class: the highest and the lowest are in the legend, of the others a pointer shows the name."""
-    peaks = {name: float(np.nanmax(curve)) for name, curve in curves.items() if not np.isnan(curve).all()}
-    if not peaks:
-        return []
-    lowest, highest = min(peaks, key=peaks.__getitem__), max(peaks, key=peaks.__getitem__)
-    lines = [
-        Curve(name="", hint=name, x=x, y=curves[name], style="grey") for name in peaks if name not in (lowest, highest)
-    ]
-    ends = {f"highest: {highest}": (highest, "c2")} | ({f"lowest: {lowest}": (lowest, "c1")} if len(peaks) > 1 else {})
-    return lines + [Curve(name=said, x=x, y=curves[name], style=style) for said, (name, style) in ends.items()]
+    means = {name: float(np.nanmean(curve)) for name, curve in curves.items() if not np.isnan(curve).all()}
+    ranked = sorted(means, key=means.__getitem__)
+    grey = [Curve(name="", hint=name, x=x, y=curves[name], style="grey") for name in ranked[1:-1]]
+    ends = [("highest", name, "c2") for name in ranked[-1:]] + [("lowest", name, "c1") for name in ranked[:-1][:1]]
+    return grey + [Curve(name=f"{end}: {name}", x=x, y=curves[name], style=style) for end, name, style in ends]
 
 
 def _chosen(grid: Sequence[float], curve: Any, cost: float, style: str, name: str) -> list[Curve]:

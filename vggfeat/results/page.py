@@ -163,7 +163,13 @@ def _difference_json(group: RunGroup, found: Any) -> dict[str, Any]:
 
 
 def neighbours_page(
-    content: Mapping[str, Any], dataset: str, own: tuple[str, Any] | None, query: Path, images: Path | None
+    content: Mapping[str, Any],
+    dataset: str,
+    own: tuple[str, Any] | None,
+    query: Path,
+    images: Path | None,
+    *,
+    workers: int = 1,
 ) -> bytes:
     """Render the images most like one.
 
@@ -179,6 +185,8 @@ def neighbours_page(
         The image, if it is not.
     images : Path, optional
         Root of the data set; without it the page has names only.
+    workers : int
+        Processes that decode images.
 
     Raises
     ------
@@ -190,10 +198,10 @@ def neighbours_page(
     asked: Key | None = None if own is None else _key(*own)
     if images is not None:
         root = find_root(images, dataset, [key.path for key in keys])
-        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset)
+        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset, workers=workers)
     if asked is None:
         asked = Key(os.path.abspath(query), None)
-        copies |= small_copies(None, [asked])
+        copies |= small_copies(None, [asked], workers=workers)
     found = list(zip(content["nearest"], keys, strict=True))
     return render("similar.html", content=content, found=found, asked=asked, copies=copies)
 
