@@ -240,10 +240,10 @@ def choice(runs: Sequence[SvmRun], k: int) -> Chart | None:
     return _over_costs(title, lines, runs[0].results) if lines else None
 
 
-def choices(results: Mapping[str, Any]) -> Chart | None:
-    """Draw what C was chosen by, for all classes and tests."""
-    lines = cost_curves(results)
-    return _over_costs(f"{measure_of(results)} on held-out rows over C", lines, results) if lines else None
+def choices(results: Mapping[str, Any], name: str = "") -> Chart | None:
+    """Draw what C was chosen by, for all classes and tests of one run, whose name is in the title."""
+    lines, title = cost_curves(results), f"{measure_of(results)} on held-out rows over C{name and f', {name}'}"
+    return _over_costs(title, lines, results) if lines else None
 
 
 def cost_curves(results: Mapping[str, Any]) -> list[Curve]:

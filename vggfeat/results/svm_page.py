@@ -21,6 +21,8 @@ ALL_PAIRS = 4
 LARGEST_MATRIX = 30
 """Classes up to which the whole matrix is shown."""
 MOST_PAIRS = 20
+MOST_CHOICES = 5
+"""Runs whose choice of C is drawn."""
 MINUS = "\N{MINUS SIGN}"
 MEASURES = {"ap-11-point": "AP, 11-point", "ap-area": "AP, area", "recall": "recall", "accuracy": "accuracy"}
 
@@ -77,7 +79,7 @@ class RunGroup:
     comparisons: tuple[RunPair, ...]
     table: SortableTable
     overviews: tuple[Chart, ...]
-    """Precision and recall of all classes and their means; and the choice of C, of a run that is alone."""
+    """Precision and recall of all classes and their means; and the choice of C, of each run."""
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
 
@@ -110,7 +112,9 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: in
     lists : int
         Lists of images on the whole page, which share its budget.
     """
-    charts = (None if runs[0].single else overview(runs), choices(runs[0].results) if len(runs) == 1 else None)
+    several = len(runs) > 1
+    choosing = [choices(run.results, run.name if several else "") for run in runs[:MOST_CHOICES]]
+    charts = (None if runs[0].single else overview(runs), *choosing)
     return RunGroup(
         runs=tuple(runs),
         comparisons=tuple(comparisons),
