@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.datasets.files import is_rendered
 from vggfeat.errors import ConfigError, out_of_memory
 from vggfeat.forward.conditions import describe_conditions, hash_image
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
@@ -29,7 +28,8 @@ from vggfeat.images.pool import Decoder
 from vggfeat.images.requests import row_requests
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import check_name
-from vggfeat.samples import RENDERED, DataSet, LabelledImages
+from vggfeat.runtime.rendered import RENDERED, is_rendered
+from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
 from vggfeat.store.identity import RunTicket
 from vggfeat.store.layout import Block, Shape, Status

@@ -22,10 +22,6 @@ STORED_FRAME = frozenset({"voc2012-action"})
 """Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""
 
 
-RENDERED, RENDERED_MARKER = "rendered", "RENDERED.txt"
-"""What provenance says of images that nobody photographed, and the file in a data set's folder that says it of all."""
-
-
 class Label(IntEnum):
     """What a data set says of one sample and one class."""
 

@@ -599,13 +599,13 @@ def test_curves_over_c_name_their_classes():
     results["classes"] = [{"name": name} for name in ("cat", "dog", "emu")]
     lines = cost_curves(results)
     assert [(line.name, line.hint) for line in lines] == [
-        ("", "emu"), ("highest: cat", ""), ("lowest: dog", ""), ("mean over classes", "")
+        ("", "cat"), ("highest: emu", ""), ("lowest: dog", ""), ("mean over classes", "")
     ]  # fmt: skip
     np.testing.assert_allclose(lines[-1].y, [80 / 3, 40])
     drawn = choices(results)
     assert [line.hint for line in drawn.lines] == [line.hint for line in lines]
     several = cost_curves(results | {"runs": [told | {"name": f"fold {k}"} for k in (1, 2)]})
-    assert [line.name for line in several if line.name] == ["highest: cat", "lowest: dog", "fold 1", "fold 2"]
+    assert [line.name for line in several if line.name] == ["highest: emu", "lowest: dog", "fold 1", "fold 2"]
 
 
 def test_points_lie_where_the_axes_say():

@@ -37,8 +37,8 @@ def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: b
       vggfeat demo --out /tmp/vggfeat-demo
     """
     from vggfeat.cli.steps import run_step
+    from vggfeat.runtime.rendered import MARKER
     from vggfeat.runtime.targets import check_target
-    from vggfeat.synthetic import MARKER
 
     nets = _nets(weights)
     for name in nets:

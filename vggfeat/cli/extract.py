@@ -95,11 +95,11 @@ def extract(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets.catalogue import DATASETS, open_dataset
-    from vggfeat.datasets.files import is_rendered
     from vggfeat.extract import extract_features
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
+    from vggfeat.runtime.rendered import is_rendered
     from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights.load import BUNDLED
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 from vggfeat.datasets import caltech, folder, voc
-from vggfeat.datasets.files import is_rendered
 from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
 from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.runtime.rendered import is_rendered
 from vggfeat.samples import DataSet, Task
 
 RENDERED_NOTE = "The images are rendered, not photographed: results on them say nothing about photographs."

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vggfeat.errors import DatasetError
-from vggfeat.samples import RENDERED_MARKER, Box
+from vggfeat.samples import Box
 
 MOST_XML_BYTES = 10**6
 MOST_XML_DEPTH = 16
@@ -53,12 +53,6 @@ def check_locale(where: Path, names: Iterable[str]) -> None:
             f"{where}: expected a locale with UTF-8 for names such as {listed([odd])}, found {code}; set PYTHONUTF8=1, "
             "or LC_ALL to a locale with UTF-8"
         )
-
-
-def is_rendered(root: str | Path) -> bool:
-    """Say whether the images in a folder are marked as rendered: in it, or in one of the four folders above it."""
-    folder = Path(os.path.abspath(root))
-    return any((place / RENDERED_MARKER).is_file() for place in (folder, *folder.parents[:4]))
 
 
 def is_utf8(name: str) -> bool:

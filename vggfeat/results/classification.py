@@ -9,7 +9,7 @@ from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPa
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record
 from vggfeat.results.text import shortened
-from vggfeat.samples import RENDERED
+from vggfeat.runtime.rendered import RENDERED
 from vggfeat.store.failures import count_reasons
 
 MOST_CONFUSIONS = 100

@@ -20,8 +20,8 @@ from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
 from vggfeat.results.text import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, unsealed
+from vggfeat.runtime.rendered import RENDERED
 from vggfeat.runtime.run_files import RunFiles
-from vggfeat.samples import RENDERED
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""

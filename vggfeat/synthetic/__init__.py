@@ -17,11 +17,8 @@ from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
 from vggfeat.runtime.durable import DISK, atomic_write
+from vggfeat.runtime.rendered import MARKER
 from vggfeat.runtime.temporary import is_temporary
-from vggfeat.samples import RENDERED_MARKER
-
-MARKER = RENDERED_MARKER
-"""File in the root of a rendered set: it says in words and in JSON what the images are."""
 
 _SMALLEST_SIDE = 32
 _IMAGES = (".jpg", ".jpeg", ".png")
