@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.results.charts import COLOURS
+from vggfeat.results.reading import unsolved
 from vggfeat.results.svm_page import confusion_of, points
 from vggfeat.results.text import DASH, percent, printable
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
@@ -105,20 +106,10 @@ def _environment() -> Any:
         "points": points,
         "colour": lambda place: f"c{place % COLOURS}",
         "confusion": confusion_of,
-        "warnings": _warnings,
+        "unsolved": unsolved,
     }
     environment.tests |= {"listing": lambda value: isinstance(value, list | tuple), "facts": _is_mapping}
     return environment
-
-
-def _warnings(convergence: Mapping[str, Any]) -> list[str]:
-    stages = {"choice": "the choice of C", "fit": "the fit"}
-    return [
-        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {stages.get(stage, stage)} did not "
-        "converge; their numbers may not be final."
-        for stage, found in convergence.items()
-        if found["converged"] < found["problems"]
-    ]
 
 
 def _read(name: str) -> str:

@@ -119,6 +119,16 @@ class SvmRun:
         return {name: words for name, words in said.items() if words}
 
 
+def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Count the SVMs that were given up, stage by stage, where there are some."""
+    stages = {"choice": "the choice of C", "fit": "the fit"}
+    return [
+        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {stages.get(stage, stage)}"
+        for stage, found in convergence.items()
+        if found["converged"] < found["problems"]
+    ]
+
+
 def _net(made: Mapping[str, Any]) -> str:
     """Name a net by its provenance."""
     width = made.get("width", 1)

@@ -13,6 +13,7 @@ from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
+from vggfeat.results.reading import unsolved
 from vggfeat.results.record import Record
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, percent
@@ -172,14 +173,10 @@ def _paper_lines(result: Result) -> list[str]:
 
 def _convergence(result: Result) -> list[str]:
     """Say how well the SVMs were solved, and aloud if some were not."""
-    stages = {"the choice of C": result.convergence()["choice"], "the fit": result.convergence()["fit"]}
-    solved = {stage: found for stage, found in stages.items() if found.problems}
-    gaps = ", ".join(f"{found.worst_gap:.1e} in {stage}" for stage, found in solved.items())
-    failed = {stage: found for stage, found in solved.items() if found.converged < found.problems}
-    counts = (
-        f"{found.problems - found.converged} of {found.problems} SVMs of {stage}" for stage, found in failed.items()
-    )
-    warning = [f"! NOT CONVERGED: {' and '.join(counts)}; their numbers may not be final"] if failed else []
+    stages, solved = {"choice": "the choice of C", "fit": "the fit"}, result.convergence()
+    gaps = ", ".join(f"{one.worst_gap:.1e} in {stages[stage]}" for stage, one in solved.items() if one.problems)
+    failed = " and ".join(unsolved({stage: one._asdict() for stage, one in solved.items()}))
+    warning = [f"! NOT CONVERGED: {failed}; their numbers may not be final"] if failed else []
     return [*warning, f"largest relative duality gap: {gaps}"]
 
 
