@@ -25,6 +25,7 @@ from vggfeat.runtime.run_files import RunFiles
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""
+STAGES = {"choice": "the choice of C", "fit": "the fit"}
 MOST_SPLITS = 4
 """Splits whose sizes are said."""
 
@@ -121,9 +122,8 @@ class SvmRun:
 
 def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Count the SVMs that were given up, stage by stage, where there are some."""
-    stages = {"choice": "the choice of C", "fit": "the fit"}
     return [
-        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {stages.get(stage, stage)}"
+        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {STAGES.get(stage, stage)}"
         for stage, found in convergence.items()
         if found["converged"] < found["problems"]
     ]

@@ -13,7 +13,7 @@ from vggfeat.protocols.apply import MODEL_NAMES
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw
-from vggfeat.results.reading import unsolved
+from vggfeat.results.reading import STAGES, unsolved
 from vggfeat.results.record import Record
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, percent
@@ -173,8 +173,8 @@ def _paper_lines(result: Result) -> list[str]:
 
 def _convergence(result: Result) -> list[str]:
     """Say how well the SVMs were solved, and aloud if some were not."""
-    stages, solved = {"choice": "the choice of C", "fit": "the fit"}, result.convergence()
-    gaps = ", ".join(f"{one.worst_gap:.1e} in {stages[stage]}" for stage, one in solved.items() if one.problems)
+    solved = result.convergence()
+    gaps = ", ".join(f"{one.worst_gap:.1e} in {STAGES[stage]}" for stage, one in solved.items() if one.problems)
     failed = " and ".join(unsolved({stage: one._asdict() for stage, one in solved.items()}))
     warning = [f"! NOT CONVERGED: {failed}; their numbers may not be final"] if failed else []
     return [*warning, f"largest relative duality gap: {gaps}"]
