@@ -12,7 +12,11 @@ from PIL import Image
 from vggfeat.cli import group, run
 from vggfeat.store.reader import FeatureFile
 
-PLAIN = {"as_json": "--json", "quiet": "--quiet", "overwrite": "--overwrite"}
+PLAIN = {
+    "as_json": ("--json", "Print"),
+    "quiet": ("--quiet", "No progress."),
+    "overwrite": ("--overwrite", "Replace"),
+}
 TWO_MEANINGS = {
     "--scale": "train draws S from a range, nets for boxes have one",
 }
@@ -48,13 +52,11 @@ def kind(option):
 def test_every_command_has_json_and_flags_are_called_alike(name):
     named = {option.name: option for option in options(COMMANDS[name])}
     assert "as_json" in named
-    for param, flag in PLAIN.items():
+    for param, (flag, words) in PLAIN.items():
         if param in named:
             assert named[param].opts == [flag]
             assert named[param].is_flag
-            assert named[param].help.startswith(
-                {"as_json": "Print", "quiet": "No progress.", "overwrite": "Replace"}[param]
-            )
+            assert named[param].help.startswith(words)
     for option in named.values():
         assert option.help or isinstance(option.type, click.Choice) or name.startswith("bench"), option.opts
 
