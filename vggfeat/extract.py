@@ -28,6 +28,7 @@ from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
+from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
@@ -300,6 +301,7 @@ def _finish(job: Job, writer: FeatureWriter, key: dict[str, Any], workers: int, 
             "weights": job.runner.backbone.source,
             "sides": list(job.runner.sides),
             **job.provenance,
+            **({"images": RENDERED} if is_rendered(job.images.root) else {}),
             **_check_precision(job, writer, workers, decode),
         }
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.datasets.tree import walk
+from vggfeat.datasets.files import walk
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.features import feature_runner

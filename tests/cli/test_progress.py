@@ -1,5 +1,7 @@
 """What a person sees of long work, on a terminal and in a log."""
 
+import sys
+
 import pytest
 
 from vggfeat.cli import progress
@@ -104,3 +106,22 @@ def test_a_stage_that_counts_in_its_note_does_not_stand_still(capsys):
             clock.now = second
             bar.update(0, 10, f"mean pixel: {second} of 100 images")
     assert "no progress" not in capsys.readouterr().err
+
+
+def test_the_bar_foretells_what_the_line_does(monkeypatch):
+    class Bar:
+        def __init__(self):
+            self.start = self.stop = lambda: None
+            self.add_task = lambda *_, **__: 0
+
+        def update(self, task, **fields):
+            self.fields = fields
+
+    clock = Clock()
+    monkeypatch.setattr(progress, "_rich_bar", Bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("extract", "images", clock=clock) as shown:
+        shown.update(10, 100)
+        clock.now = 20.0
+        shown.update(50, 100, "1 failed")
+        assert shown.bar.fields["rate"] == "1 failed, 2.0 images/s, 25s left"

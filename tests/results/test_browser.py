@@ -47,7 +47,7 @@ def similar(dataset, root):
     ]
     content = {"query": HOSTILE[1], "rows": 9, "file": HOSTILE[0], "join": "mean", "normalisation": "blocks",
                "regions": ["image"], "failed": 0, "nearest": nearest}  # fmt: skip
-    return neighbours_page(content, "manifest", (table.dataset.paths[0], None), root, root)
+    return neighbours_page(content, "manifest", (table.dataset.paths[0], None), root, root, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,29 @@ def test_no_element_is_wider_than_the_window(pages, tab, name, width):
     assert tab.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert tab.ask("innerWidth") == width
     assert tab.ask(OVERFLOWING) == []
+
+
+def test_no_number_of_a_table_is_cut_off_on_a_phone_and_a_desk_is_used(pages, tab):
+    hidden = (
+        "[...document.querySelectorAll('.scroll')].filter((one) => !one.querySelector('.matrix') && "
+        "one.scrollWidth > one.clientWidth).length"
+    )
+    for name in ("runs", "single"):
+        tab.open(pages / f"{name}.html", width=PHONE)
+        tab.ask("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert tab.ask(hidden) == 0
+        tab.open(pages / f"{name}.html", width=DESK)
+        assert tab.ask("document.querySelector('table.sortable').getBoundingClientRect().width") > 0.9 * DESK
+
+
+def test_the_list_of_contents_leads_to_each_part(pages, tab):
+    tab.open(pages / "runs.html", width=DESK)
+    links = tab.ask("[...document.querySelectorAll('nav a')].map((one) => [one.hash, one.textContent])")
+    heads = tab.ask("[...document.querySelectorAll('h1')].map((one) => ['#' + one.id, one.textContent])")
+    assert [place for place, _ in links] == [place for place, _ in heads]
+    assert [text.split(":")[0] for _, text in links] == [text.split(":")[0] for _, text in heads]
+    tab.open(pages / "single.html", width=DESK)
+    assert tab.ask("document.querySelectorAll('nav').length") == 0, "one part needs none"
 
 
 def column(tab, number):

@@ -18,13 +18,24 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.metrics import average_precision
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.results import curves
 from vggfeat.results import page as building
 from vggfeat.results import thumbnails as images
-from vggfeat.results.charts import Axis, Curve, chart, linear_axis, log_axis, thinned
-from vggfeat.results.comparison import confusion_of
+from vggfeat.results.charts import (
+    Axis,
+    Curve,
+    chart,
+    choice,
+    choices,
+    cost_curves,
+    linear_axis,
+    log_axis,
+    overview,
+    ranking,
+    thinned,
+)
 from vggfeat.results.page import PageSettings, make_page
 from vggfeat.results.reading import Scores, SvmRun, read_runs
+from vggfeat.results.svm_page import confusion_of
 from vggfeat.results.text import printable
 from vggfeat.results.thumbnails import BUDGET, SIDES, Key, examples_of, per_list, small_copies
 
@@ -32,7 +43,7 @@ FEW = BootstrapSettings(resamples=100)
 OURS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "section", "h1", "h2", "h3", "h4", "p", "div",
     "span", "strong", "code", "ul", "li", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "details",
-    "summary", "figure", "figcaption", "svg", "path", "text", "circle", "img", "br", "pre", "script",
+    "summary", "nav", "a", "figure", "figcaption", "svg", "path", "text", "circle", "img", "br", "pre", "script",
 }  # fmt: skip
 """Every element that our templates have."""
 
@@ -67,7 +78,7 @@ def test_the_page_is_whole_and_loads_nothing(made, name):
     page = Parsed(made[2][name].content)
     for tag, attrs, _ in page.elements:
         for attribute in ("src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"):
-            assert attrs.get(attribute, "data:").startswith("data:"), (tag, attrs)
+            assert re.match(r"data:|#part-\d+$", attrs.get(attribute, "data:")), (tag, attrs)
     (style,) = page.texts("style")
     assert "url(" not in style
     assert "@import" not in style
@@ -169,6 +180,28 @@ def test_the_papers_row_stands_beside_the_same_nets(made, tmp_path):
     assert "paper" not in Parsed(made[2]["bare"].content).whole_text()
 
 
+def test_what_a_run_was_made_of_is_seen_without_a_click(made, tmp_path):
+    edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm"))
+    file = tmp_path / "x.svm" / "results.json"
+    results = json.loads(file.read_text())
+    made_of = {"net": "A", "width": 0.125, "weights": "small", "trained": False, "layer": "fc7", "images": "rendered"}
+    results["settings"]["features"]["files"] = [
+        {"scales": [224, 256], "regions": ["image", "box"], "provenance": made_of}
+    ]
+    file.write_text(json.dumps(results))
+    content = make_page([tmp_path / "x.svm"]).content.decode()
+    shown = Parsed(re.sub(r"<details.*?</details>", "", content, flags=re.DOTALL).encode())
+    assert dict(zip(shown.texts("dt"), shown.texts("dd"), strict=True)) == {
+        "images": "36 (train 18, test 18); rendered, not photographs",
+        "net": "A, width 0.125, untrained",
+        "weights": "small",
+        "scales": "Q = 224, 256",
+        "regions": "image and box",
+        "layer": "fc7",
+    }
+    assert shown.texts("h1") == ["manifest"]
+
+
 def test_two_runs_stand_side_by_side_with_their_difference(made):
     _, results, pages = made
     (group,) = pages["two"].groups
@@ -211,7 +244,7 @@ def test_rows_are_matched_by_their_ids(made, tmp_path):
 def test_runs_of_other_classes_stand_apart(made):
     root, _, _ = made
     page = make_page([root / "good.svm", root / "single.svm"], PageSettings(bootstrap=FEW))
-    assert [len(group.cards) for group in page.groups] == [1, 1]
+    assert [len(group.runs) for group in page.groups] == [1, 1]
 
 
 def test_a_class_without_a_value_comes_last(made, tmp_path):
@@ -243,16 +276,16 @@ def test_a_feature_file_hands_its_reasons_on(tmp_path):
 def test_confusion_counts_are_shares_of_the_true_class(made):
     _, results, pages = made
     counts = results["single"][0].confusion
-    (card,) = pages["single"].groups[0].cards
-    np.testing.assert_allclose(card.confusion.rows, counts / counts.sum(axis=1, keepdims=True))
-    assert card.confusion.mistakes == counts.sum() - np.trace(counts) > 0
-    assert card.confusion.tested == counts.sum()
+    found = confusion_of(pages["single"].groups[0].runs[0])
+    np.testing.assert_allclose(found.rows, counts / counts.sum(axis=1, keepdims=True))
+    assert found.mistakes == counts.sum() - np.trace(counts) > 0
+    assert found.tested == counts.sum()
     text = Parsed(pages["single"].content).whole_text()
-    assert f"{card.confusion.mistakes} of {counts.sum()} images were given to another class" in text
+    assert f"{found.mistakes} of {counts.sum()} images were given to another class" in text
     best = max((counts[i, j], -i, -j) for i in range(3) for j in range(3) if i != j)
-    pair = card.confusion.pairs[0]
+    pair = found.pairs[0]
     assert (pair.count, pair.true, pair.predicted) == (best[0], HOSTILE[-best[1]], HOSTILE[-best[2]])
-    assert pages["two"].groups[0].cards[0].confusion is None
+    assert confusion_of(pages["two"].groups[0].runs[0]) is None
 
 
 def test_with_many_classes_only_the_pairs_are_shown():
@@ -302,17 +335,17 @@ def test_each_list_holds_what_its_name_says():
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, -np.inf]
     labels = [1, -1, 0, 1, -1, 1, 1]
     test = scored(np.array(scores)[:, None], np.array(labels)[:, None])
-    found = examples_of(test, 0, ["a"], single=False, most=2)
+    found = examples_of([test], 0, ["a"], single=False, most=2)
     assert [(one.id, one.rank, one.verdict) for one in found.highest] == [("0", 1, "right"), ("1", 2, "wrong")]
     assert {one.verdict for one in found.alarms} == {"wrong"}
     assert {one.verdict for one in found.missed} == {"missed"}
-    assert [(one.id, one.rank) for one in found.alarms] == [("1", 2), ("4", 5)]
+    assert [(one.id, one.rank) for one in found.alarms] == [("4", 5)], "1 is among the highest"
     assert [(one.id, one.rank) for one in found.missed] == [("5", 6), ("3", 4)], "the failed one is no miss"
 
 
 def test_where_every_positive_ranks_first_nothing_is_wrong_or_missed():
     scores, labels = np.array([4.0, 3, 2, 1, -np.inf]), np.array([1, 1, 0, -1, 1])
-    found = examples_of(scored(scores[:, None], labels[:, None]), 0, ["a"], single=False, most=9)
+    found = examples_of([scored(scores[:, None], labels[:, None])], 0, ["a"], single=False, most=9)
     assert [one.verdict for one in found.highest] == ["right", "right", "ignored", "other"]
     assert (found.alarms, found.missed) == ((), ())
 
@@ -321,11 +354,29 @@ def test_with_one_class_an_image_mistakes_are_those_of_the_prediction():
     scores = np.array([[3, 1, 0], [2, 4, 0], [1, 0, 5], [6, 5, 4], [-np.inf] * 3], float)
     targets = [0, 0, 2, 1, 0]
     labels = np.where(np.arange(3) == np.array(targets)[:, None], 1, -1)
-    found = examples_of(scored(scores, labels), 0, ["a", "b", "c"], single=True, most=5)
+    found = examples_of([scored(scores, labels)], 0, ["a", "b", "c"], single=True, most=5)
     assert [(one.id, one.said) for one in found.highest] == [("3", "b"), ("0", ""), ("1", "b"), ("2", "c")]
     assert [one.verdict for one in found.highest] == ["wrong", "right", "missed", "other"]
-    assert [(one.id, one.said) for one in found.alarms] == [("3", "b")], "taken for a, is b"
+    assert (found.alarms, found.missed) == ((), ()), "all of them are among the highest"
+    found = examples_of([scored(scores, labels)], 1, ["a", "b", "c"], single=True, most=1)
+    assert [(one.id, one.verdict, one.said) for one in found.highest] == [("3", "missed", "a")]
+    found = examples_of([scored(scores, labels)], 0, ["a", "b", "c"], single=True, most=1)
     assert [(one.id, one.said) for one in found.missed] == [("1", "b")], "is a, taken for b"
+
+
+def test_images_of_all_tests_take_turns_and_none_is_shown_twice():
+    first, second = (
+        replace(
+            scored(np.array([[4.0], [3], [2], [1]]), np.array([[-1], [1], [-1], [1]])),
+            ids=tuple(names),
+            paths=tuple(names),
+        )
+        for names in ("abcd", "aefg")
+    )
+    found = examples_of([first, second], 0, ["x"], single=False, most=3)
+    assert [(one.id, one.rank) for one in found.highest] == [("a", 1), ("b", 2), ("e", 2)], "a is in both"
+    assert [one.id for one in found.alarms] == ["c", "f"]
+    assert [one.id for one in found.missed] == ["d", "g"]
 
 
 def scored(scores, labels):
@@ -530,16 +581,31 @@ def test_curves_worked_out_by_hand():
     told = {"name": "test", "grid": [1, 10, 100], "curve": [[0.2, 0.1], [0.6, 0.2], [0.4, 0.3]], "C": [10, 100]}
     results = {"classes": [{"name": "a"}], "metric": {"name": "mean average precision, area"}, "runs": [told]}
     own = SvmRun(name="x", results=results, tests=(scored(scores, labels),))
-    drawn = curves.ranking([own], 0)
+    drawn = ranking([own], 0)
     np.testing.assert_allclose(drawn_points(drawn, drawn.lines[0]), [[0.5, 0.5], [1, 2 / 3]], atol=1e-3)
-    drawn = curves.overview([own])
+    drawn = overview([own])
     (mean,) = (drawn_points(drawn, line) for line in drawn.lines if line.name == "mean")
     np.testing.assert_allclose(mean, np.stack([np.linspace(0, 1, 101), np.full(101, 2 / 3)], axis=1), atol=1e-3)
-    drawn = curves.choice([own], 0)
+    drawn = choice([own], 0)
     curve, mark = (drawn_points(drawn, line) for line in drawn.lines)
     assert [tick.label for tick in drawn.y_ticks] == ["20", "30", "40", "50", "60"]
     np.testing.assert_allclose(curve, [[0, 0], [0.5, 1], [1, 0.5]], atol=1e-3)
     np.testing.assert_allclose(mark, [[0.5, 1]], atol=1e-3)
+
+
+def test_curves_over_c_name_their_classes():
+    told = {"name": "test", "grid": [1, 10], "curve": [[0.2, 0.1, 0.5], [0.6, 0.2, 0.4]], "C": [10, 10, 1]}
+    results = {"metric": {"name": "mean average precision, area"}, "runs": [told]}
+    results["classes"] = [{"name": name} for name in ("cat", "dog", "emu")]
+    lines = cost_curves(results)
+    assert [(line.name, line.hint) for line in lines] == [
+        ("", "cat"), ("highest: emu", ""), ("lowest: dog", ""), ("mean over classes", "")
+    ]  # fmt: skip
+    np.testing.assert_allclose(lines[-1].y, [80 / 3, 40])
+    drawn = choices(results)
+    assert [line.hint for line in drawn.lines] == [line.hint for line in lines]
+    several = cost_curves(results | {"runs": [told | {"name": f"fold {k}"} for k in (1, 2)]})
+    assert [line.name for line in several if line.name] == ["highest: emu", "lowest: dog", "fold 1", "fold 2"]
 
 
 def test_points_lie_where_the_axes_say():

@@ -416,7 +416,7 @@ def test_all_files_are_written_and_say_the_same(tmp_path, served):
     assert all(path.parent == folder for path in written)
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results_json(result)))
     assert (folder / "table.txt").read_text(encoding="utf-8") == text_table(result) + "\n"
-    assert (folder / "results.png").read_bytes() == draw(result, headline(result))
+    assert (folder / "results.png").read_bytes() == draw(results_json(result), headline(result))
     assert (folder / names[-2]).read_bytes() == server_archive(dataset, result.submission)
 
 
@@ -668,7 +668,7 @@ ODD = ("$a$", r"$\frac$", "$", "x_{1}^2", r"\alpha", "猫", "new\nline", "z" * 3
 def test_an_image_of_any_result_opens_and_is_no_giant(result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = opened(draw(result, headline(result)))
+        image = opened(draw(results_json(result), headline(result)))
     width, height = image.size
     assert width == 1320
     assert 540 <= height <= 1300
@@ -676,18 +676,18 @@ def test_an_image_of_any_result_opens_and_is_no_giant(result):
 
 
 def test_images_differ_where_results_do_and_only_there():
-    first = draw(some_result(3), "title")
-    assert draw(some_result(3), "title") == first
-    assert draw(some_result(4), "title") != first
-    assert draw(some_result(3), "other") != first
+    first = draw(results_json(some_result(3)), "title")
+    assert draw(results_json(some_result(3)), "title") == first
+    assert draw(results_json(some_result(4)), "title") != first
+    assert draw(results_json(some_result(3)), "other") != first
 
 
 def test_a_users_matplotlib_settings_dont_matter_and_are_left_alone():
     import matplotlib as mpl
 
-    plain = draw(some_result(3), "title")
+    plain = draw(results_json(some_result(3)), "title")
     with mpl.rc_context({"figure.facecolor": "black", "font.size": 30, "text.usetex": True}):
-        assert draw(some_result(3), "title") == plain
+        assert draw(results_json(some_result(3)), "title") == plain
         assert mpl.rcParams["font.size"] == 30
 
 
@@ -703,7 +703,7 @@ def drawn_texts(result, monkeypatch):
         texts.extend(text.get_text() for text in figure.findobj(Text) if text.get_visible())
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    draw(result, headline(result))
+    draw(results_json(result), headline(result))
     return texts
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
@@ -92,6 +93,7 @@ class PosteriorOptions:
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @SPREADSHEET_SAFE
+@CLASSIFY.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context
@@ -137,7 +139,7 @@ def classify(
 
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.datasets import ilsvrc
-    from vggfeat.results.classification import Pace, classification_record, write_classification
+    from vggfeat.results.classification import Pace, classification_record
 
     claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
     runs = []
@@ -152,7 +154,7 @@ def classify(
     fused = fuse([*files, *new], scales=posteriors.scales)
     found = evaluate(fused)
     record = classification_record(fused, found, paces=paces, notes=notes)
-    written = write_classification(record, fused, found, out, spreadsheet_safe=spreadsheet_safe)
+    written = record.write(out, spreadsheet_safe=spreadsheet_safe)
     lists = [one.failures_file for one in runs if one.failures_file is not None]
     files_written, failed = [*new, *lists, *written], any(one.failures for one in runs)
     show_results(record, out, files_written, failed=failed, as_json=as_json, runs=list(map(_run_line, runs)))

@@ -95,8 +95,16 @@ def list_(as_json: bool) -> None:
 @ROOT
 @LAYOUT
 @with_options(ListOptions, "listing")
+@click.option("--all", "everything", is_flag=True, help="List the numbers that agree as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def check(name: str, root: Path | None, layout: "Layout | None", listing: ListOptions, as_json: bool) -> int:
+def check(
+    name: str,
+    root: Path | None,
+    layout: "Layout | None",
+    listing: ListOptions,
+    everything: bool,
+    as_json: bool,
+) -> int:
     """Compare a copy with the official numbers, and name what is missing and where it is published.
 
     \b
@@ -119,7 +127,7 @@ def check(name: str, root: Path | None, layout: "Layout | None", listing: ListOp
         }
         say_json(fields | rows)
         return 0 if report.complete else 4
-    for line in _lines(report):
+    for line in _lines(report, everything):
         say(line)
     return 0 if report.complete else 4
 
@@ -168,7 +176,8 @@ def splits(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other images.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool) -> None:
+@click.option("--quiet", is_flag=True, help="No progress.")
+def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool, quiet: bool) -> None:
     """Render a small, learnable imitation of a data set in its official layout.
 
     \b
@@ -179,7 +188,7 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
     from vggfeat.runtime.targets import check_folder
 
     check_folder(root, [synthetic.MARKER], kinds=(), overwrite=True, option="--root")
-    with Progress(f"synth {name}", "images") as bar:
+    with Progress(f"synth {name}", "images", quiet=quiet) as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
     if as_json:
         facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
@@ -244,16 +253,21 @@ def pack(
         say(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
 
 
-def _lines(report: "DatasetReport") -> Iterator[str]:
-    yield f"{report.name} at {report.root}"
+def _lines(report: "DatasetReport", everything: bool) -> Iterator[str]:
+    yield f"{report.name} at {report.root}: {'complete' if report.complete else 'NOT COMPLETE'}"
     if report.problem:
         yield f"problem: {report.problem}"
-    for count in () if report.problem else report.counts:
-        expected = "no official number" if count.expected is None else f"official {count.expected}"
-        doubt = "" if count.verified else " (not verified)"
-        mark = "ok" if count.agrees else "DIFFERS"
-        found = "-" if count.found is None else count.found
-        yield f"  {count.split:12} {count.what:22} {found!s:>7}  {expected}{doubt}  {mark}"
+    counts = () if report.problem else report.counts
+    for count in sorted(counts, key=lambda count: count.agrees):
+        if everything or not count.agrees:
+            expected = "no official number" if count.expected is None else f"official {count.expected}"
+            doubt = "" if count.verified else " (not verified)"
+            mark = "ok" if count.agrees else "DIFFERS"
+            found = "-" if count.found is None else count.found
+            yield f"  {count.split:12} {count.what:22} {found!s:>7}  {expected}{doubt}  {mark}"
+    agreeing = sum(count.agrees for count in counts)
+    if agreeing and not everything:
+        yield f"{agreeing} of {len(counts)} numbers agree; --all lists them"
     for problem in report.missing[:SHOWN_FAILURES]:
         yield f"missing: {problem.path}: {problem.reason}"
     if len(report.missing) > SHOWN_FAILURES:
@@ -263,4 +277,3 @@ def _lines(report: "DatasetReport") -> Iterator[str]:
     if not report.complete:
         for archive in report.archives:
             yield f"get: {archive.file} ({archive.algorithm} {archive.checksum}) from {archive.page}"
-    yield "complete" if report.complete else "NOT COMPLETE"

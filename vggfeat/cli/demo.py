@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH, load_net, make_folder
+from vggfeat.cli.options import PATH, Numbers, load_net, make_folder
 from vggfeat.cli.output import say, say_json
 
 NET = "small"
@@ -21,10 +21,12 @@ NET = "small"
     help="Folder for images, features and results.",
 )  # fmt: skip
 @click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")
-@click.option("--scales", default="224,256", show_default=True, help="Q, smallest image sides in pixels.")
+@click.option("--scales", type=Numbers(int), default=(224, 256), show_default="224,256",
+              help="Q, smallest image sides in pixels.")  # fmt: skip
 @click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and the rest to standard error.")
-def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
+@click.option("--quiet", is_flag=True, help="No progress.")
+def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: bool, quiet: bool) -> int:
     """Render a small imitation of VOC-2007, extract features, train and test the SVMs, make a page: no downloads.
 
     Then the same with the same net untrained, to show what the training of the net was good for. The commands are
@@ -35,8 +37,8 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
       vggfeat demo --out /tmp/vggfeat-demo
     """
     from vggfeat.cli.steps import run_step
+    from vggfeat.runtime.rendered import MARKER
     from vggfeat.runtime.targets import check_target
-    from vggfeat.synthetic import MARKER
 
     nets = _nets(weights)
     for name in nets:
@@ -45,7 +47,7 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
     make_folder(out)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         for step in _steps(out, nets, scales, size):
-            code = run_step(*step)
+            code = run_step(*step, *(["--quiet"] if quiet and "--quiet" not in step else []))
             if code:
                 return code
     found = _found(out, nets)
@@ -56,14 +58,14 @@ def demo(out: Path, weights: str, scales: str, size: str, as_json: bool) -> int:
     return 0
 
 
-def _steps(out: Path, nets: dict[str, str], scales: str, size: str) -> Iterator[list[object]]:
+def _steps(out: Path, nets: dict[str, str], scales: tuple[int, ...], size: str) -> Iterator[list[object]]:
     from vggfeat.runtime.devices import default_workers
 
     data = out / "voc2007"
     yield ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
     for name, net in nets.items():
         features = out / f"{name}.h5"
-        extracted = ["--dataset", "voc2007", "--root", data, "--weights", net, "--scales", scales]
+        extracted = ["--dataset", "voc2007", "--root", data, "--weights", net, "--scales", ",".join(map(str, scales))]
         yield ["extract", *extracted, "--out", features, "--overwrite"]
         yield ["svm", "--features", features]
     folders = [out / f"{name}.svm" for name in reversed(nets)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
     LAYOUT,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from vggfeat.extract import Summary
 
 SHOWN_FAILURES = 10
+PHOTOGRAPHS = (
+    "small has seen rendered images only, so that features of photographs say little; a net that has seen photographs: "
+    "vggfeat weights fetch vgg16-caffe"
+)
 
 
 @click.command()
@@ -52,6 +57,7 @@ SHOWN_FAILURES = 10
               help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
+@EXTRACT.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def extract(
@@ -97,7 +103,9 @@ def extract(
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
+    from vggfeat.runtime.rendered import is_rendered
     from vggfeat.runtime.targets import anything, check_target
+    from vggfeat.weights.load import BUNDLED
 
     target = out or Path(f"{_stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
@@ -115,6 +123,8 @@ def extract(
         **forward.given(device),
     )
     backbone = load_net(weights)
+    if backbone.source == BUNDLED and not is_rendered(dataset.root):
+        say_note(PHOTOGRAPHS)
     if not backbone.trained:
         say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
     make_folder(target.parent)

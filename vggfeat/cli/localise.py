@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.config import LOCALISE
 from vggfeat.cli.localise_train import localise_train
 from vggfeat.cli.options import (
     LAYOUT,
@@ -132,6 +133,7 @@ localise.add_command(localise_train)
 @with_options(DecodingOptions, "decoding")
 @with_options(GroupOptions, "job")
 @SPREADSHEET_SAFE
+@LOCALISE.option()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(

@@ -69,8 +69,9 @@ class Progress:
         if stalled:
             note = f"{note}{', ' if note else ''}no progress for {duration(stalled)}"
         if self.bar is not None:
-            rate = _pace(done - self.first, self.unit, now - self.started, note)
-            self.bar.update(self.task, completed=done, total=total, rate=rate)
+            fresh, seconds = done - self.first, now - self.started
+            said = _pace(fresh, self.unit, seconds, note) + _left(done, total, fresh, seconds, foretell=not stalled)
+            self.bar.update(self.task, completed=done, total=total, rate=said.removeprefix(", "))
         elif not self.quiet:
             seconds = now - self.started
             self.text = line(self.title, self.unit, done, total, self.first, seconds, note, foretell=not stalled)
@@ -92,9 +93,14 @@ def line(
 ) -> str:
     """Say in one line how far it is, how fast, and how long it will take, if that is to be foretold."""
     fresh = done - first
-    left = "" if done >= total or fresh <= 0 or not foretell else f", {duration((total - done) * seconds / fresh)} left"
+    left = _left(done, total, fresh, seconds, foretell=foretell)
     pace = _pace(fresh, unit, seconds, note)
     return f"{title}: {done:.0f} of {total:.0f} {unit}{', ' if pace else ''}{pace}{left}"
+
+
+def _left(done: float, total: float, fresh: float, seconds: float, *, foretell: bool) -> str:
+    # The one estimate, for the bar as for the lines: a mean since the run was begun or resumed.
+    return "" if done >= total or fresh <= 0 or not foretell else f", {duration((total - done) * seconds / fresh)} left"
 
 
 def _pace(fresh: float, unit: str, seconds: float, note: str) -> str:
@@ -121,7 +127,7 @@ def duration(seconds: float) -> str:
 
 def _rich_bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
@@ -129,6 +135,5 @@ def _rich_bar() -> Any:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}", markup=False),
-        TimeRemainingColumn(),
     )
     return RichProgress(*columns, console=Console(stderr=True))

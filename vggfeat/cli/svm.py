@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.config import SVM
 from vggfeat.cli.features import DescriptorOptions
 from vggfeat.cli.options import (
     PATH,
@@ -135,6 +136,7 @@ class ProbabilityOptions:
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
 @SPREADSHEET_SAFE
+@SVM.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.pass_context

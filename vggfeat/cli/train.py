@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.config import TRAIN
 from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option, with_options
 from vggfeat.cli.output import say, say_json, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
@@ -144,6 +145,7 @@ def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
               help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
 @click.option("--initialisation", type=click.Choice(["glorot", "normal", "he"]), help="Of random layers. [glorot]")
 @click.option("--normal-std", type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
+@TRAIN.option()
 @with_options(TrainingOptions, "options")
 def train(
     root: Path,

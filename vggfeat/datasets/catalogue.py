@@ -9,6 +9,7 @@ A new data set needs a reader in this folder, a record here, a page `data/NAME.m
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -17,8 +18,10 @@ from vggfeat.datasets import caltech, folder, manifest, voc
 from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
 from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.runtime.rendered import is_rendered
 from vggfeat.samples import DataSet, Task
 
+RENDERED_NOTE = "The images are rendered, not photographed: results on them say nothing about photographs."
 _VOC_SCALES = (256, 384, 512, 640, 768)
 
 
@@ -271,8 +274,10 @@ def open_dataset(
     if not os.path.exists(where):
         raise DatasetError(f"{name}: expected it at {where}, found nothing there; {_remedy(record, where, root)}")
     if name == "manifest":
-        return manifest.read_manifest(where, listing)
-    return record.reader(where) if layout is None else folder.read(where, layout)
+        data = manifest.read_manifest(where, listing)
+    else:
+        data = record.reader(where) if layout is None else folder.read(where, layout)
+    return replace(data, notes=(*data.notes, RENDERED_NOTE)) if is_rendered(data.root) else data
 
 
 def _remedy(record: DatasetRecord, where: Path, root: Path | str | None) -> str:

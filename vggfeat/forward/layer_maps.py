@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory
 from vggfeat.forward.features import dense_maps
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
-from vggfeat.forward.transfer import to_compute_layout, upload
+from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import rescaled_size
 

@@ -36,7 +36,7 @@ def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = No
     """
     wanted = str(provenance.get("weights_sha256"))
     name = f"{provenance.get('weights')} (net {provenance.get('net')})"[:100]
-    found = weights or _weights_of(wanted, str(provenance.get("weights")))
+    found = weights or find_weights(wanted, str(provenance.get("weights")))
     if found is None:
         raise WeightsError(
             f"{where}: expected the weights that it was made with, {name}, in {weights_folder()}/, found no file "
@@ -51,7 +51,7 @@ def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = No
     return backbone
 
 
-def _weights_of(sha256: str, name: str) -> str | None:
+def find_weights(sha256: str, name: str) -> str | None:
     """Find the file of weights with a SHA-256; a name that leads to another folder is not followed."""
     package = find_file(BUNDLED)
     own = [Path(name)] if name == Path(name).name else []

@@ -1,17 +1,26 @@
-"""Curves as a few numbers that a template draws as SVG: small, sharp, and in the colours of the page, light or dark.
+"""Curves of results, and charts of them: a few numbers that a template draws as SVG, or matplotlib in an image file.
 
-An image of a plotting library would bring its fonts and its colours along, some 30 kB for every class.
+In SVG they are small, sharp, and in the colours of the page, light or dark; an image of a plotting library would bring
+its fonts and its colours along, some 30 kB for every class.
+
+K = classes, G = values of C.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vggfeat.metrics import mean_defined, precision_recall
+from vggfeat.results.reading import Scores, SvmRun
+
 COLOURS = 6
 """Styles of lines, c0 to c5 of the style sheet; more lines begin again."""
+MOST_TESTS = 5
+"""Curves of so many tests of a run are drawn at most."""
 WIDTH, HEIGHT = 360.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 18.0, 10.0, 36.0
 _LEAST, _MOST_POWER = 1e-300, 308
@@ -49,9 +58,11 @@ class Curve:
     y: ArrayLike
     """(n,); NaN breaks the curve."""
     style: str
-    """c0 to c5, grey, or mean: a class of the style sheet."""
+    """c0 to c5, or grey: a class of the style sheet."""
     marks: bool = False
     """Points instead of a curve."""
+    hint: str = ""
+    """What a pointer on the curve shows, where the legend does not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,7 @@ class Drawn:
     """A curve in the coordinates of its chart."""
 
     name: str
+    hint: str
     style: str
     path: str
     """Of SVG; empty where there are points alone."""
@@ -171,8 +183,135 @@ def _drawn(line: Curve, x: Axis, y: Axis) -> Drawn:
         if not one
     )
     points = tuple(place for one, place in zip(alone.tolist(), places, strict=True) if one)
-    return Drawn(name=line.name, style=line.style, path=path, points=points)
+    return Drawn(name=line.name, hint=line.hint, style=line.style, path=path, points=points)
 
 
 def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
+
+
+_LEVELS = np.linspace(0, 1, 101)
+_RECALL, _PRECISION = (
+    Axis(label=label, low=0, high=1, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1)) for label in ("recall", "precision")
+)
+
+
+def overview(runs: Sequence[SvmRun]) -> Chart | None:
+    """Draw the mean over classes of the best precision at each recall or beyond, of the first test of each run."""
+    lines: list[Curve] = []
+    for place, run in enumerate(runs):
+        found = [_best(_hits(test, k)) for test in run.tests[:1] for k in range(len(run.classes))]
+        there = {name: curve for name, curve in zip(run.classes, found, strict=False) if curve is not None}
+        if len(runs) == 1:
+            lines += class_curves(_LEVELS, there)
+        if there:
+            name = run.name if len(runs) > 1 else "mean"
+            lines.append(
+                Curve(name=name, x=_LEVELS, y=np.mean(list(there.values()), axis=0), style=f"c{place % COLOURS}")
+            )
+    several = f", {runs[0].results['runs'][0]['name']}" if len(runs[0].results["runs"]) > 1 else ""
+    title = f"best precision at each recall or beyond, mean over classes{several}"
+    return chart(title, _RECALL, _PRECISION, lines) if lines else None
+
+
+def ranking(runs: Sequence[SvmRun], k: int) -> Chart | None:
+    """Draw precision over recall of one class, a point for each positive found."""
+    lines = []
+    for place, run in enumerate(runs):
+        for number, test in enumerate(run.tests[:MOST_TESTS]):
+            hits = _hits(test, k)
+            if len(hits):
+                name = run.name if number == 0 and len(runs) > 1 else ""
+                kept = hits[thinned(len(hits))]
+                lines.append(Curve(name=name, x=kept[:, 0], y=kept[:, 1], style=f"c{place % COLOURS}"))
+    return chart(f"precision over recall, {runs[0].classes[k]}", _RECALL, _PRECISION, lines) if lines else None
+
+
+def choice(runs: Sequence[SvmRun], k: int) -> Chart | None:
+    """Draw what C was chosen by for one class, if each class has its own."""
+    lines = []
+    for place, run in enumerate(runs):
+        for number, test in enumerate(run.results["runs"][:MOST_TESTS]):
+            curve = _per_cent(test)
+            if curve.shape[1] > 1 and not np.isnan(curve[:, k]).all():
+                name = run.name if number == 0 and len(runs) > 1 else ""
+                lines += _chosen(test["grid"], curve[:, k], test["C"][k], f"c{place % COLOURS}", name)
+    title = f"{measure_of(runs[0].results)} on held-out rows over C, {runs[0].classes[k]}"
+    return _over_costs(title, lines, runs[0].results) if lines else None
+
+
+def choices(results: Mapping[str, Any], name: str = "") -> Chart | None:
+    """Draw what C was chosen by, for all classes and tests of one run, whose name is in the title."""
+    lines, title = cost_curves(results), f"{measure_of(results)} on held-out rows over C{name and f', {name}'}"
+    return _over_costs(title, lines, results) if lines else None
+
+
+def cost_curves(results: Mapping[str, Any]) -> list[Curve]:
+    """Return what C was chosen by, in per cent: the mean over classes of each test, and the classes of the first.
+
+    Where one C serves all classes there is one curve a test, and the C that was chosen is marked on it.
+    """
+    tests = results["runs"]
+    lines: list[Curve] = []
+    for number, test in enumerate(tests):
+        grid, curve = test["grid"], _per_cent(test)
+        name = str(test["name"]) if 1 < len(tests) <= COLOURS else "" if number else "mean over classes"
+        style = f"c{number % COLOURS}"
+        if curve.shape[1] == 1:
+            lines += _chosen(grid, curve[:, 0], test["C"][0], style, name)
+            continue
+        if number == 0:
+            lines += class_curves(grid, dict(zip(_names(results), curve.T, strict=True)))
+        lines.append(Curve(name=name, x=grid, y=np.apply_along_axis(mean_defined, 1, curve), style=style))
+    return [line for line in lines if np.isfinite(np.asarray(line.y, dtype=np.float64)).any()]
+
+
+def class_curves(x: ArrayLike, curves: Mapping[str, NDArray[np.float64]]) -> list[Curve]:
+    """Return a line a class: the highest and the lowest are in the legend, of the others a pointer shows the name."""
+    means = {name: float(np.nanmean(curve)) for name, curve in curves.items() if not np.isnan(curve).all()}
+    ranked = sorted(means, key=means.__getitem__)
+    grey = [Curve(name="", hint=name, x=x, y=curves[name], style="grey") for name in ranked[1:-1]]
+    ends = [("highest", name, "c2") for name in ranked[-1:]] + [("lowest", name, "c1") for name in ranked[:-1][:1]]
+    return grey + [Curve(name=f"{end}: {name}", x=x, y=curves[name], style=style) for end, name, style in ends]
+
+
+def _chosen(grid: Sequence[float], curve: Any, cost: float, style: str, name: str) -> list[Curve]:
+    at = int(np.abs(np.asarray(grid) - cost).argmin())
+    return [
+        Curve(name=name, x=grid, y=curve, style=style),
+        Curve(name="", x=[grid[at]], y=[curve[at]], style=style, marks=True),
+    ]
+
+
+def _over_costs(title: str, lines: Sequence[Curve], results: Mapping[str, Any]) -> Chart:
+    values, costs = (np.concatenate([np.asarray(getattr(line, axis), float) for line in lines]) for axis in "yx")
+    return chart(title, log_axis("C", costs), linear_axis(measure_of(results), values), lines)
+
+
+def measure_of(results: Mapping[str, Any]) -> str:
+    """Return the measure of the classes, as the label of an axis."""
+    return f"{str(results['metric']['name']).removeprefix('mean ')}, %"
+
+
+def _names(results: Mapping[str, Any]) -> list[str]:
+    return [str(row["name"]) for row in results["classes"]]
+
+
+def _per_cent(test: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(G, K) or (G, 1): numbers and None of JSON, with NaN for None."""
+    return 100 * np.array(test["curve"], dtype=np.float64)
+
+
+def _hits(test: Scores, k: int) -> NDArray[np.float64]:
+    """(P, 2) recall and precision at each positive of a class, best score first."""
+    curve = precision_recall(test.labels[:, k], test.scores[:, k])
+    found = np.flatnonzero(np.diff(np.concatenate([[0.0], curve.recall])) > 0)
+    return np.stack([curve.recall[found], curve.precision[found]], axis=1)
+
+
+def _best(hits: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """(101,) the best precision at each of `_LEVELS` or beyond; None without a positive."""
+    if not len(hits):
+        return None
+    best = np.maximum.accumulate(hits[::-1, 1])[::-1]
+    return best[np.minimum(np.searchsorted(hits[:, 0], _LEVELS - 1e-12), len(best) - 1)]

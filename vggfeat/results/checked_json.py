@@ -151,17 +151,25 @@ _PAPER: _Form = {
     "measure": _TEXT, "nets": _Many(_TEXT), "regions": _Many(_TEXT), "percent": _LARGE,
     "deviation": _number(0, 1e12, or_null=True), "same_nets_and_regions": _FLAG,
 }  # fmt: skip
+_FILE: _Form = {
+    "scales?": _Many(_COUNT), "regions?": _Many(_TEXT),
+    "provenance?": {
+        "net?": _TEXT, "width?": _LARGE, "weights?": _TEXT, "trained?": _FLAG, "layer?": _TEXT, "images?": _TEXT,
+    },
+}  # fmt: skip
 _RESULTS: _Form = {
     "metric": {"key": _Kind(f"one of {', '.join(MEASURES)}", lambda key: key in MEASURES), "name": _TEXT},
     "dataset": {
-        "name": _TEXT, "task": _TEXT, "failed": _COUNT, "failures?": _Many({"id": _TEXT, "reason": _TEXT}),
+        "name": _TEXT, "task": _TEXT, "samples?": _COUNT, "splits?": {_ANY: _COUNT}, "failed": _COUNT,
+        "failures?": _Many({"id": _TEXT, "reason": _TEXT}),
     },
     "headline": _SHARE,
     "deviation": _Kind("an object or null", lambda value: isinstance(value, dict | None)),
     "secondary": {_ANY: {"name": _TEXT, "value": _SHARE}},
     "chance": {"value": _SHARE},
     "convergence": {_ANY: {"problems": _COUNT, "converged": _COUNT}},
-    "settings": _OBJECT, "seconds": {_ANY: _LARGE}, "notes": _Many(_TEXT), "paper": _Many(_PAPER),
+    "settings": {"features?": {"files?": _Many(_FILE)}}, "seconds": {_ANY: _LARGE},
+    "notes": _Many(_TEXT), "paper": _Many(_PAPER),
     "protocol": _TEXT, "description": _TEXT,
     "classes": _Many(_OBJECT, least=1), "runs": _Many(_OBJECT, least=1),
     "confusion": _Kind("a list or null", lambda value: isinstance(value, list | None)),

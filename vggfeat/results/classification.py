@@ -1,16 +1,15 @@
 """Errors of ILSVRC classification, next to the paper's."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
-from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
-from vggfeat.results.record import LONGEST_WORDS, Record, write_run
+from vggfeat.results.record import LONGEST_WORDS, Record
 from vggfeat.results.text import shortened
+from vggfeat.runtime.rendered import RENDERED
 from vggfeat.store.failures import count_reasons
 
 MOST_CONFUSIONS = 100
@@ -100,40 +99,30 @@ def classification_record(
         notes=all_notes,
         headline=[headline],
         paper=[f"  {row}" for row in paper],
+        tables=_tables(fused, classes, pairs),
     )
 
 
-def write_classification(
-    record: Record, fused: Fused, found: ClassificationErrors, folder: Path, *, spreadsheet_safe: bool = False
-) -> list[Path]:
-    """Write results.json, table.txt, classes.csv and confusions.csv, all replaced in one step.
+def _tables(
+    fused: Fused, classes: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int, int]]
+) -> dict[str, Any]:
+    """Return classes.csv and confusions.csv.
 
-    classes.csv has a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken
-    for; confusions.csv a line a confusion that occurs, the commonest first.
-
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
+    The one has a line a class: name, words, images, failed, errors from 0 to 1, and what it is most often taken for;
+    the other a line a confusion that occurs, the commonest first.
     """
-    names, pairs = fused.classes, found.pairs()
+    names = fused.classes
     commonest: dict[int, tuple[str, int]] = {}
     for true, guess, count in pairs:
         commonest.setdefault(true, (names[guess], count))
-    rows = [[*row.values(), *commonest.get(k, ("", 0))] for k, row in enumerate(record.classes)]
-    contents = {
-        "classes.csv": csv_bytes(
-            ["class", *list(record.columns)[1:], "most_taken_for", "images_taken"],
-            rows,
-            spreadsheet_safe=spreadsheet_safe,
-        ),
-        "confusions.csv": csv_bytes(
+    heading = ["class", *list(classes[0])[1:], "most_taken_for", "images_taken"]
+    return {
+        "classes.csv": (heading, [[*row.values(), *commonest.get(k, ("", 0))] for k, row in enumerate(classes)]),
+        "confusions.csv": (
             ["class", "taken_for", "images"],
-            ([names[true], names[guess], count] for true, guess, count in pairs),
-            spreadsheet_safe=spreadsheet_safe,
+            [[names[true], names[guess], count] for true, guess, count in pairs],
         ),
     }
-    return write_run(folder, record.files() | contents, last="results.json")
 
 
 def _headline(fused: Fused, found: ClassificationErrors, chance: Mapping[str, float]) -> str:
@@ -157,6 +146,8 @@ def result_notes(fused: Fused) -> list[str]:
     """Say what a reader of the errors should know of nets and images, a sentence each."""
     notes = []
     for part in fused.parts:
+        if part.provenance.get("images") == RENDERED:
+            notes.append(f"{part.file}: the images are rendered, not photographed")
         if not part.provenance.get("trained", True):
             notes.append(f"{part.file}: the net is untrained: good for trials, not for results")
         if part.provenance.get("class_order") == "by number":

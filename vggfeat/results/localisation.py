@@ -76,6 +76,7 @@ def localisation_record(
         notes=notes,
         headline=_headline(found, errors),
         paper=list(map(str, paper)),
+        tables={"classes.csv": (list(classes[0]), [list(row.values()) for row in classes])},
     )
 
 
@@ -94,14 +95,11 @@ def write_localisation(
     StoreError
         If the folder can't be made or written.
     """
-    rows = [list(row.values()) for row in record.classes]
-    contents = record.files() | {
-        "classes.csv": csv_bytes(list(record.classes[0]), rows, spreadsheet_safe=spreadsheet_safe)
-    }
+    more = {}
     if record.content["protocol"] == "dense":
         order, numbers = file_order(data.val.paths), record.content["numbers"]["of_classes"]
-        contents["submission.txt"] = submission_text(found.labels[order], found.boxes[order], numbers).encode()
-    return write_run(folder, contents, last="results.json", own=("submission.txt",))
+        more["submission.txt"] = submission_text(found.labels[order], found.boxes[order], numbers).encode()
+    return record.write(folder, more, own=("submission.txt",), spreadsheet_safe=spreadsheet_safe)
 
 
 def file_order(paths: Sequence[str]) -> list[int]:

@@ -9,13 +9,11 @@ from typing import Any
 
 from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.results.comparison import compare_runs
-from vggfeat.results.generic_page import other_part, summary
 from vggfeat.results.page_files import render
 from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
-from vggfeat.results.svm_page import Card, RunGroup, group_runs, make_group
+from vggfeat.results.run_parts import other_part, side_by_side, summary, training_part
+from vggfeat.results.svm_page import RunGroup, compare_runs, group_runs, make_group
 from vggfeat.results.thumbnails import BUDGET, Example, Key, find_root, reach, small_copies
-from vggfeat.results.training_page import side_by_side, training_part
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and all."""
@@ -129,7 +127,15 @@ def page_json(page: Page) -> dict[str, Any]:
             {
                 "dataset": group.title,
                 "measure": group.measure,
-                "runs": [_run_json(card) for card in group.cards],
+                "runs": [
+                    {
+                        "name": run.name,
+                        "headline": run.results["headline"],
+                        "deviation": run.deviation(run.metric),
+                        "tested": run.tested,
+                    }
+                    for run in group.runs
+                ],
                 "differences": [_difference_json(group, found) for found in group.comparisons],
             }
             for group in page.groups
@@ -140,12 +146,8 @@ def page_json(page: Page) -> dict[str, Any]:
     }
 
 
-def _run_json(card: Card) -> dict[str, Any]:
-    return {"name": card.name, "headline": card.headline, "deviation": card.deviation, "tested": card.tested}
-
-
 def _difference_json(group: RunGroup, found: Any) -> dict[str, Any]:
-    names = {"first": group.cards[found.first].name, "second": group.cards[found.second].name}
+    names = {"first": group.runs[found.first].name, "second": group.runs[found.second].name}
     if found.difference is None:
         return {**names, "reason": found.reason}
     settings = found.difference.settings
@@ -161,7 +163,13 @@ def _difference_json(group: RunGroup, found: Any) -> dict[str, Any]:
 
 
 def neighbours_page(
-    content: Mapping[str, Any], dataset: str, own: tuple[str, Any] | None, query: Path, images: Path | None
+    content: Mapping[str, Any],
+    dataset: str,
+    own: tuple[str, Any] | None,
+    query: Path,
+    images: Path | None,
+    *,
+    workers: int = 1,
 ) -> bytes:
     """Render the images most like one.
 
@@ -177,6 +185,8 @@ def neighbours_page(
         The image, if it is not.
     images : Path, optional
         Root of the data set; without it the page has names only.
+    workers : int
+        Processes that decode images.
 
     Raises
     ------
@@ -188,10 +198,10 @@ def neighbours_page(
     asked: Key | None = None if own is None else _key(*own)
     if images is not None:
         root = find_root(images, dataset, [key.path for key in keys])
-        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset)
+        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset, workers=workers)
     if asked is None:
         asked = Key(os.path.abspath(query), None)
-        copies |= small_copies(None, [asked])
+        copies |= small_copies(None, [asked], workers=workers)
     found = list(zip(content["nearest"], keys, strict=True))
     return render("similar.html", content=content, found=found, asked=asked, copies=copies)
 

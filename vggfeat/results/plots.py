@@ -1,18 +1,17 @@
 """Results as an image: the classes from best to worst, and what C was chosen by.
 
-K = classes, G = values of C.
+K = classes.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.metrics import mean_defined
-from vggfeat.protocols.results import Result, Run
 from vggfeat.protocols.spread import LearningCurve
+from vggfeat.results.charts import cost_curves, measure_of
 from vggfeat.results.text import printable
 from vggfeat.runtime.fonts import Fonts, fonts_for
 
@@ -24,8 +23,6 @@ MOST_BARS = 40
 """With more classes only the best and the worst get a bar, and a histogram shows all."""
 ENDS = 16
 """How many of each then."""
-MOST_RUNS = 5
-"""With more they are not named."""
 LONGEST_NAME = 32
 
 _BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
@@ -38,12 +35,13 @@ class _Bar(NamedTuple):
     label: str
 
 
-def draw(result: Result, title: str) -> bytes:
+def draw(results: Mapping[str, Any], title: str) -> bytes:
     """Draw a result; equal results give equal bytes.
 
     Parameters
     ----------
-    result : Result
+    results : mapping
+        results.json.
     title : str
         One line above all.
 
@@ -54,8 +52,9 @@ def draw(result: Result, title: str) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    fonts = fonts_for([printable(text) for text in (title, *result.classes, *(run.name for run in result.runs))])
-    bars = _bars(result, fonts)
+    names = [row["name"] for row in (*results["classes"], *results["runs"])]
+    fonts = fonts_for([printable(text) for text in (title, *names)])
+    bars = _bars(results, fonts)
     with _style(fonts):
         few = len(bars) <= MOST_BARS
         shown = bars if few else _ends(bars)
@@ -66,9 +65,9 @@ def draw(result: Result, title: str) -> bytes:
         else:
             axes = figure.subplot_mosaic([["bars", "all"], ["bars", "choice"]])
             left, right = axes["bars"], axes["choice"]
-            _draw_histogram(axes["all"], bars, result)
-        _draw_bars(left, shown, result)
-        _draw_choice(right, result, fonts)
+            _draw_histogram(axes["all"], bars, results)
+        _draw_bars(left, shown, results)
+        _draw_choice(right, results, fonts)
         return _png(figure)
 
 
@@ -122,9 +121,13 @@ def _png(figure: "Figure") -> bytes:
     return drawn.getvalue()
 
 
-def _bars(result: Result, fonts: Fonts) -> list[_Bar]:
-    values = [(_clear(row.name, fonts), 100 * row.values[result.metric]) for row in result.class_rows()]
-    bars = [_Bar(name, value, "no value" if np.isnan(value) else f"{value:.1f}") for name, value in values]
+def _bars(results: Mapping[str, Any], fonts: Fonts) -> list[_Bar]:
+    key, rows = results["metric"]["key"], results["classes"]
+    values = [(_clear(row["name"], fonts), row["values"][key]) for row in rows]
+    bars = [
+        _Bar(name, np.nan, "no value") if value is None else _Bar(name, 100 * value, f"{100 * value:.1f}")
+        for name, value in values
+    ]
     return sorted(bars, key=lambda bar: np.inf if np.isnan(bar.value) else -bar.value)
 
 
@@ -134,7 +137,7 @@ def _ends(bars: Sequence[_Bar]) -> list[_Bar]:
     return [*valued[:ENDS], _Bar(f"... {between} between", np.nan, ""), *valued[-ENDS:]] if between > 0 else valued
 
 
-def _draw_bars(axes: "Axes", bars: Sequence[_Bar], result: Result) -> None:
+def _draw_bars(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, Any]) -> None:
     places = range(len(bars))
     axes.barh(places, np.nan_to_num([bar.value for bar in bars]), color=_BLUE, height=0.75)
     for place, bar in zip(places, bars, strict=True):
@@ -144,67 +147,53 @@ def _draw_bars(axes: "Axes", bars: Sequence[_Bar], result: Result) -> None:
         text = axes.text(at, place, bar.label, va="center", bbox=patch if bar.label else None)
         text.set(ha="right" if long else "left", color="white" if long else "black")
     axes.set_yticks(places, [bar.name for bar in bars])
-    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel=_measure(result))
+    axes.set(xlim=(0, 100), ylim=(len(bars) - 0.4, -0.6), xlabel=measure_of(results))
     axes.tick_params(axis="y", length=0)
-    _draw_levels(axes, result)
-    if axes.get_legend_handles_labels()[0]:
+    _draw_levels(axes, results)
+
+
+def _draw_histogram(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, Any]) -> None:
+    values = [bar.value for bar in bars if np.isfinite(bar.value)]
+    title = f"{len(values)} of {len(bars)} classes"
+    axes.hist(values, bins=list(range(0, 101, 5)), color=_BLUE, rwidth=0.9)
+    axes.set(xlim=(0, 100), xlabel=measure_of(results), ylabel="classes", title=title)
+    axes.locator_params(axis="y", integer=True)
+    _draw_levels(axes, results, legend=False)
+
+
+def _draw_levels(axes: "Axes", results: Mapping[str, Any], *, legend: bool = True) -> None:
+    chance = results["chance"]["value"]
+    for name, value, color, style in (("mean", results["headline"], "black", "-"), ("chance", chance, _ORANGE, "--")):
+        if value is not None:
+            label = f"{name} {100 * value:.1f} %"
+            axes.axvline(100 * value, linewidth=1.2, color=color, linestyle=style, label=label)
+    if legend and axes.get_legend_handles_labels()[0]:
         _add_legend(axes)
 
 
-def _draw_histogram(axes: "Axes", bars: Sequence[_Bar], result: Result) -> None:
-    values = [bar.value for bar in bars if np.isfinite(bar.value)]
-    axes.hist(values, bins=list(range(0, 101, 5)), color=_BLUE, rwidth=0.9)
-    axes.set(xlim=(0, 100), xlabel=_measure(result), ylabel="classes", title=f"{len(values)} of {len(bars)} classes")
-    axes.locator_params(axis="y", integer=True)
-    _draw_levels(axes, result)
-
-
-def _draw_levels(axes: "Axes", result: Result) -> None:
-    levels = (("mean", result.headline, "black", "-"), ("chance", result.chance, _ORANGE, "--"))
-    for name, value, color, style in levels:
-        if np.isfinite(value):
-            label = f"{name} {100 * value:.1f} %"
-            axes.axvline(100 * value, linewidth=1.2, color=color, linestyle=style, label=label)
-
-
-def _draw_choice(axes: "Axes", result: Result, fonts: Fonts) -> None:
-    grid = result.runs[0].choice.grid
-    if all(np.isnan(run.choice.curve).all() for run in result.runs):
+def _draw_choice(axes: "Axes", results: Mapping[str, Any], fonts: Fonts) -> None:
+    grid, lines = results["runs"][0]["grid"], cost_curves(results)
+    if not lines:
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"C = {grid[0]:g} was given, not chosen.", ha="center", transform=axes.transAxes)
         return
-    names = [_clear(run.name, fonts) for run in result.runs] if 1 < len(result.runs) <= MOST_RUNS else ["all classes"]
-    for number, run in enumerate(result.runs):
-        _draw_curves(axes, run, number, names[number] if number < len(names) else None, len(result.runs))
+    for line in lines:
+        grey = line.style == "grey"
+        look: dict[str, Any] = {"color": _GREY if grey else f"C{line.style[1]}", "linewidth": 0.7 if grey else 1.6}
+        look |= {"linestyle": "none", "marker": "o", "markersize": 3.5} if line.marks else {"zorder": 1 if grey else 2}
+        axes.plot(line.x, line.y, label=_clear(line.name, fonts) if line.name else None, **look)
     axes.set_xscale("log")
     step = -(-len(grid) // 7)
     axes.set_xticks(grid[::step], [f"{value:.4g}" for value in grid[::step]])
     axes.minorticks_off()
-    axes.set(xlabel="C", ylabel=f"{_measure(result)} on held-out rows")
-    _add_legend(axes)
-
-
-def _draw_curves(axes: "Axes", run: Run, number: int, name: str | None, runs: int) -> None:
-    grid, curve = run.choice.grid, 100 * run.choice.curve
-    columns = np.arange(curve.shape[1])
-    if len(columns) > 1:
-        labels = ["a class" if number == 0 and k == 0 else None for k in columns]
-        alpha = min(0.6, max(0.1, 30 / (runs * len(columns))))
-        axes.plot(grid, curve, color=_GREY, linewidth=0.7, alpha=alpha, label=labels, zorder=1)
-    mean = np.apply_along_axis(mean_defined, 1, curve)
-    axes.plot(grid, mean, color=f"C{number % 10}", linewidth=1.6, label=name)
-    chosen = np.searchsorted(grid, run.choice.C[columns])
-    label = "chosen" if number == 0 else None
-    axes.plot(grid[chosen], curve[chosen, columns], "o", markersize=3.5, color="black", label=label, zorder=3)
+    axes.set(xlabel="C", ylabel=f"{measure_of(results)} on held-out rows")
+    if axes.get_legend_handles_labels()[0]:
+        _add_legend(axes)
 
 
 def _add_legend(axes: "Axes") -> None:
     # Above: within, it would cover what there is to see.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False, columnspacing=1.2)
-
-
-def _measure(result: Result) -> str:
-    return f"{result.metric_name.removeprefix('mean ')}, %"
 
 
 def _clear(name: str, fonts: Fonts, longest: int = LONGEST_NAME) -> str:

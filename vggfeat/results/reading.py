@@ -14,14 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError, StoreError, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.protocols.folds import unit_names
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
+from vggfeat.results.text import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
+from vggfeat.runtime.rendered import RENDERED
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""
+STAGES = {"choice": "the choice of C", "fit": "the fit"}
+MOST_SPLITS = 4
+"""Splits whose sizes are said."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +73,69 @@ class SvmRun:
     def metric(self) -> str:
         """Key of the headline's measure."""
         return str(self.results["metric"]["key"])
+
+    @property
+    def single(self) -> bool:
+        """Whether an image has one class."""
+        return bool(self.results["dataset"]["task"] == "single-label")
+
+    @property
+    def tested(self) -> str:
+        """What the headline is of."""
+        tests = self.results["runs"]
+        return f"on {tests[0]['plan']['tested']}" if len(tests) == 1 else f"mean of {len(tests)} tests"
+
+    def deviation(self, metric: str) -> float | None:
+        """Return that of a measure over several tests, from 0 to 1."""
+        found: float | None = (self.results["deviation"] or {"values": {}})["values"].get(metric)
+        return found
+
+    def value(self, metric: str) -> str:
+        """Return a measure over all classes and tests, in per cent, with its deviation."""
+        results, deviation = self.results, self.deviation(metric)
+        value = results["headline"] if metric == self.metric else results["secondary"][metric]["value"]
+        return f"{percent(value, DASH)} %" + ("" if deviation is None else f" ± {percent(deviation)}")
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Images that failed, with their reasons, as far as they are known."""
+        return [(row["id"], row["reason"]) for row in self.results["dataset"].get("failures", ())]
+
+    def facts(self) -> dict[str, str]:
+        """Say what was computed of which images by which net, as far as it is known."""
+        dataset, files = self.results["dataset"], self.results["settings"].get("features", {}).get("files", [])
+        made = [file.get("provenance", {}) for file in files]
+        unit = DATASETS[dataset["name"]].unit if dataset["name"] in DATASETS else "images"
+        splits = ", ".join(f"{name} {count}" for name, count in dataset.get("splits", {}).items())
+        several = len(dataset.get("splits", {})) > MOST_SPLITS
+        count = f"{dataset['samples']}{'' if several or not splits else f' ({splits})'}" if "samples" in dataset else ""
+        rendered = f"{RENDERED}, not photographs" if any(one.get("images") == RENDERED for one in made) else ""
+        found = {
+            unit: [count, rendered],
+            "net": [_net(one) for one in made],
+            "weights": [one.get("weights", "") for one in made],
+            "scales": [f"Q = {', '.join(map(str, file['scales']))}" for file in files if file.get("scales")],
+            "regions": [" and ".join(file["regions"]) for file in files if file.get("regions")],
+            "layer": [one.get("layer", "") for one in made],
+        }
+        said = {name: "; ".join(dict.fromkeys(filter(None, values))) for name, values in found.items()}
+        return {name: words for name, words in said.items() if words}
+
+
+def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Count the SVMs that were given up, stage by stage, where there are some."""
+    return [
+        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {STAGES.get(stage, stage)}"
+        for stage, found in convergence.items()
+        if found["converged"] < found["problems"]
+    ]
+
+
+def _net(made: Mapping[str, Any]) -> str:
+    """Name a net by its provenance."""
+    width = made.get("width", 1)
+    words = [made.get("net", ""), f"width {width:g}" * (width != 1), "untrained" * (not made.get("trained", True))]
+    return ", ".join(filter(None, words))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a command found, as one record, and the one renderer of it: results.json, table.txt, and the terminal's text."""
+"""What a command found, as one record, and the one renderer of it: JSON, text for files and terminals, and CSV."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.text import align, percent, printable, shortened
 from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
@@ -38,6 +39,8 @@ class Record:
     """Lines to quote: each names its measure."""
     paper: Sequence[str] = ()
     """Lines with the VGG paper's numbers."""
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = field(default_factory=dict)
+    """Name of a CSV file -> headings, rows."""
 
     def text(self, *, most: int | None = None, width: int | None = None) -> str:
         """Render as plain text, a line each, never wrapped.
@@ -53,9 +56,25 @@ class Record:
         lines += [*failure_lines(self.failed, "results.json"), *(f"note: {note}" for note in self.notes)]
         return "\n".join(printable(line) for line in [*lines, *self.headline, *self.paper])
 
-    def files(self) -> dict[str, bytes]:
-        """Render results.json and table.txt."""
-        return {"results.json": json_bytes(self.content), "table.txt": self.text().encode() + b"\n"}
+    def files(self, *, spreadsheet_safe: bool = False) -> dict[str, bytes]:
+        """Render results.json, table.txt and the CSV files."""
+        tables = {
+            name: csv_bytes(headings, rows, spreadsheet_safe=spreadsheet_safe)
+            for name, (headings, rows) in self.tables.items()
+        }
+        return {"results.json": json_bytes(self.content), "table.txt": self.text().encode() + b"\n", **tables}
+
+    def write(
+        self,
+        folder: Path,
+        more: Mapping[str, bytes] | None = None,
+        *,
+        own: Sequence[str] = (),
+        spreadsheet_safe: bool = False,
+    ) -> list[Path]:
+        """Write all files, and `more`, in one step; see `write_run`."""
+        contents = self.files(spreadsheet_safe=spreadsheet_safe) | dict(more or {})
+        return write_run(folder, contents, last="results.json", own=own)
 
     def _class_lines(self, most: int | None, width: int | None) -> list[str]:
         rows, more = self.classes, []

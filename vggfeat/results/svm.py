@@ -14,7 +14,8 @@ from vggfeat.datasets.record import DatasetRecord, PaperRow
 from vggfeat.protocols.results import METRICS, ClassRow, Result
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw, draw_learning_curve
-from vggfeat.results.record import Record, write_run
+from vggfeat.results.reading import STAGES, unsolved
+from vggfeat.results.record import Record
 from vggfeat.results.svm_files import model_files, scores_npz, server_archive
 from vggfeat.results.text import align, percent
 from vggfeat.samples import DataSet
@@ -112,9 +113,10 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     StoreError
         If the folder can't be made or written.
     """
-    contents = svm_record(result).files() | {"scores.npz": scores_npz(result, dataset)}
+    found = svm_record(result)
+    contents = {"scores.npz": scores_npz(result, dataset)}
     if plots:
-        contents["results.png"] = draw(result, headline(result))
+        contents["results.png"] = draw(found.content, headline(result))
         if result.learning_curve is not None:
             drawn = draw_learning_curve(result.learning_curve, result.metric_name, headline(result))
             contents["learning-curve.png"] = drawn
@@ -123,7 +125,7 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     if result.submission is not None and record is not None and record.server_file is not None:
         contents[f"results-{dataset.name}-test.tar.gz"] = server_archive(dataset, result.submission)
     drawings = ("results.png", "learning-curve.png")
-    return write_run(folder, contents, last="results.json", own=(*drawings, "results-*-test.tar.gz", *MODEL_NAMES))
+    return found.write(folder, contents, own=(*drawings, "results-*-test.tar.gz", *MODEL_NAMES))
 
 
 def results_json(result: Result) -> dict[str, Any]:
@@ -178,14 +180,10 @@ def _paper_lines(result: Result) -> list[str]:
 
 def _convergence(result: Result) -> list[str]:
     """Say how well the SVMs were solved, and aloud if some were not."""
-    stages = {"the choice of C": result.convergence()["choice"], "the fit": result.convergence()["fit"]}
-    solved = {stage: found for stage, found in stages.items() if found.problems}
-    gaps = ", ".join(f"{found.worst_gap:.1e} in {stage}" for stage, found in solved.items())
-    failed = {stage: found for stage, found in solved.items() if found.converged < found.problems}
-    counts = (
-        f"{found.problems - found.converged} of {found.problems} SVMs of {stage}" for stage, found in failed.items()
-    )
-    warning = [f"! NOT CONVERGED: {' and '.join(counts)}; their numbers may not be final"] if failed else []
+    solved = result.convergence()
+    gaps = ", ".join(f"{one.worst_gap:.1e} in {STAGES[stage]}" for stage, one in solved.items() if one.problems)
+    failed = " and ".join(unsolved({stage: one._asdict() for stage, one in solved.items()}))
+    warning = [f"! NOT CONVERGED: {failed}; their numbers may not be final"] if failed else []
     return [*warning, f"largest relative duality gap: {gaps}"]
 
 

@@ -1,21 +1,29 @@
-"""Runs of the same classes and measure, side by side: their headlines, their table, and what is behind each class.
+"""Runs of the same classes and measure, side by side: their differences, and what is behind each class.
 
-K = classes.
+m = rows of a test, K = classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.results.charts import COLOURS, Chart
-from vggfeat.results.comparison import Confusion, RunPair, confusion_of
-from vggfeat.results.curves import choice, choices, overview, ranking
-from vggfeat.results.reading import SvmRun
+from vggfeat.metrics.bootstrap import BootstrapSettings, Difference, PairedScores, paired_bootstrap
+from vggfeat.results.charts import Chart, choice, choices, overview, ranking
+from vggfeat.results.reading import Scores, SvmRun
+from vggfeat.results.text import DASH, percent
 from vggfeat.results.thumbnails import Examples, examples_of, per_list
 
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+ALL_PAIRS = 4
+"""Up to so many runs each is compared with each, beyond that with the first."""
+LARGEST_MATRIX = 30
+"""Classes up to which the whole matrix is shown."""
+MOST_PAIRS = 20
+MOST_CHOICES = 5
+"""Runs whose choice of C is drawn."""
+MINUS = "\N{MINUS SIGN}"
 MEASURES = {"ap-11-point": "AP, 11-point", "ap-area": "AP, area", "recall": "recall", "accuracy": "accuracy"}
 
 
@@ -37,6 +45,19 @@ class SortableTable:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunPair:
+    """The second run minus the first."""
+
+    first: int
+    """Number of the run, from 0."""
+    second: int
+    difference: Difference | None
+    """None where the two can't be compared image by image."""
+    reason: str
+    """Why not; empty if there is a difference."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassPart:
     """What is behind the value of one class."""
@@ -44,60 +65,33 @@ class ClassPart:
     name: str
     values: tuple[str, ...]
     """Headline's measure, one a run."""
-    ranking: Chart | None
-    """Precision and recall; None for single-label sets."""
-    choice: Chart | None
-    """The curve over C; None where one C was chosen for all classes."""
+    charts: tuple[Chart, ...]
+    """Precision over recall, of multi-label sets; and the curve over C, where each class has its own."""
     examples: tuple[Examples | None, ...]
     """One a run; None where the scores are missing."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Card:
-    """The headline of a run, and what belongs to the run alone."""
-
-    name: str
-    style: str
-    headline: float | None
-    """From 0 to 1; None where there is none."""
-    deviation: float | None
-    """Over several tests."""
-    value: str
-    """Both in per cent."""
-    measure: str
-    tested: str
-    chance: str
-    secondary: tuple[tuple[str, str], ...]
-    paper: tuple[Mapping[str, Any], ...]
-    same_paper: Mapping[str, Any] | None
-    """The row of `paper` with the same nets and regions."""
-    description: str
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-    confusion: Confusion | None
-    failures: tuple[tuple[str, str], ...]
-    failed: int
-    times: tuple[tuple[str, float], ...]
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunGroup:
     """Runs of the same classes and measure."""
 
-    title: str
-    single: bool
-    """Whether an image has one class."""
-    measure: str
-    cards: tuple[Card, ...]
+    runs: tuple[SvmRun, ...]
     comparisons: tuple[RunPair, ...]
     table: SortableTable
     overviews: tuple[Chart, ...]
-    """Precision and recall of all classes and their means; and the choice of C, of a run that is alone."""
+    """Precision and recall of all classes and their means; and the choice of C, of each run."""
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
-    shown_test: str
-    """Which test the images are of, where there are several."""
+
+    @property
+    def title(self) -> str:
+        """Name of the data set."""
+        return str(self.runs[0].results["dataset"]["name"])
+
+    @property
+    def measure(self) -> str:
+        """The headline's, in words."""
+        return str(self.runs[0].results["metric"]["name"])
 
 
 def group_runs(runs: Sequence[SvmRun]) -> list[list[SvmRun]]:
@@ -118,25 +112,16 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: in
     lists : int
         Lists of images on the whole page, which share its budget.
     """
-    first = runs[0]
-    single = first.results["dataset"]["task"] == "single-label"
-    several = len(first.results["runs"]) > 1
+    several = len(runs) > 1
+    choosing = [choices(run.results, run.name if several else "") for run in runs[:MOST_CHOICES]]
+    charts = (None if runs[0].single else overview(runs), *choosing)
     return RunGroup(
-        title=str(first.results["dataset"]["name"]),
-        single=single,
-        measure=str(first.results["metric"]["name"]),
-        cards=tuple(_card(run, f"c{place % COLOURS}") for place, run in enumerate(runs)),
+        runs=tuple(runs),
         comparisons=tuple(comparisons),
         table=_table(runs, comparisons),
-        overviews=tuple(filter(None, (None if single else overview(runs), choices(first) if len(runs) == 1 else None))),
-        classes=tuple(_class_part(runs, k, single, per_list(lists)) for k in _worst_first(runs[-1])),
-        shown_test=str(first.results["runs"][0]["name"]) if several else "",
+        overviews=tuple(filter(None, charts)),
+        classes=tuple(_class_part(runs, k, per_list(lists)) for k in _worst_first(runs[-1])),
     )
-
-
-def percent(value: float | None) -> str:
-    """Write a proportion in per cent; a dash where there is none."""
-    return DASH if value is None or not np.isfinite(value) else f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
@@ -144,86 +129,36 @@ def points(value: float) -> str:
     return DASH if not np.isfinite(value) else f"{100 * value:+.1f}".replace("-", MINUS)
 
 
-def _card(run: SvmRun, style: str) -> Card:
-    results, key = run.results, run.metric
-    tests = results["runs"]
-    tested = f"on {tests[0]['plan']['tested']}" if len(tests) == 1 else f"mean of {len(tests)} tests"
-    paper = tuple(results["paper"])
-    failures = tuple((str(row["id"]), str(row["reason"])) for row in results["dataset"].get("failures", ()))
-    return Card(
-        name=run.name,
-        style=style,
-        headline=results["headline"],
-        deviation=_deviation(results, key),
-        value=_with_deviation(results["headline"], results, key),
-        measure=str(results["metric"]["name"]),
-        tested=tested,
-        chance=percent(results["chance"]["value"]),
-        secondary=tuple(
-            (str(other["name"]), _with_deviation(other["value"], results, name))
-            for name, other in results["secondary"].items()
-        ),
-        paper=paper,
-        same_paper=next((row for row in paper if row["same_nets_and_regions"]), None),
-        description=str(results["description"]),
-        warnings=tuple(_warnings(results)),
-        notes=tuple(map(str, results["notes"])),
-        confusion=confusion_of(run),
-        failures=failures,
-        failed=int(results["dataset"]["failed"]),
-        times=tuple((str(stage), float(seconds)) for stage, seconds in results["seconds"].items()),
-        settings={name: results[name] for name in ("protocol", "dataset", "settings", "convergence")},
-    )
-
-
-def _with_deviation(value: float | None, results: Mapping[str, Any], key: str) -> str:
-    deviation = _deviation(results, key)
-    return f"{percent(value)} %" + ("" if deviation is None else f" ± {percent(deviation)}")
-
-
-def _deviation(results: Mapping[str, Any], key: str) -> float | None:
-    found: float | None = (results.get("deviation") or {}).get("values", {}).get(key)
-    return found
-
-
-def _warnings(results: Mapping[str, Any]) -> list[str]:
-    stages = {"choice": "the choice of C", "fit": "the fit"}
-    solved = results["convergence"]
-    return [
-        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {stages.get(stage, stage)} did not "
-        "converge; their numbers may not be final."
-        for stage, found in solved.items()
-        if found["converged"] < found["problems"]
-    ]
-
-
 def _table(runs: Sequence[SvmRun], comparisons: Sequence[RunPair]) -> SortableTable:
-    """Every class; the headline's measure of all runs first, then what differs, then the rest."""
-    own = runs[0].metric
-    keys = [own, *(key for key in runs[0].results["classes"][0]["values"] if key != own)]
-    several = len(runs) > 1
+    """Every class, column by column: the headline's measure of all runs first, then what differs, then the rest."""
+    several, classes = len(runs) > 1, [run.results["classes"] for run in runs]
+    keys = sorted(classes[0][0]["values"], key=lambda key: key != runs[0].metric)
+    named = [(f", {run.name}" if several else "", rows) for run, rows in zip(runs, classes, strict=True)]
+    columns = [("class", [Cell(str(row["name"])) for row in classes[0]])]
+    columns += [
+        (f"{kind} pos", [_counts(row[f"{kind}_positives"]) for row in classes[0]])
+        for kind in ("train", "test")
+        if kind == "test" or not several
+    ]
+    measured = [
+        (f"{MEASURES.get(key, key)} %{name}", [_measured(row["values"].get(key), key == keys[0]) for row in rows])
+        for key in keys
+        for name, rows in named
+    ]
     against = [found for found in comparisons if found.first == 0 and found.difference is not None]
-    header = ["class", *(["train pos"] if not several else []), "test pos"]
-    header += [_head(own, run, several) for run in runs]
-    header += [f"{runs[found.second].name} {MINUS} {runs[0].name}, points" for found in against]
-    header += [_head(key, run, several) for key in keys[1:] for run in runs]
-    header += [f"C{f', {run.name}' if several else ''}" for run in runs]
-    rows = []
-    for k, row in enumerate(runs[0].results["classes"]):
-        rows_of = [run.results["classes"][k] for run in runs]
-        cells = [Cell(str(row["name"]))]
-        cells += [_counts(row["train_positives"])] if not several else []
-        cells += [_counts(row["test_positives"])]
-        cells += [_measured(one["values"].get(own), bar=True) for one in rows_of]
-        cells += [_differing(found, k) for found in against]
-        cells += [_measured(one["values"].get(key)) for key in keys[1:] for one in rows_of]
-        cells += [_costs(one) for one in rows_of]
-        rows.append(tuple(cells))
-    return SortableTable(header=tuple(header), rows=tuple(rows))
-
-
-def _head(key: str, run: SvmRun, several: bool) -> str:
-    return f"{MEASURES.get(key, key)} %{f', {run.name}' if several else ''}"
+    differing = [
+        (
+            f"{runs[found.second].name} {MINUS} {runs[0].name}, points",
+            [_differing(found, k) for k in range(len(classes[0]))],
+        )
+        for found in against
+    ]
+    costs = [(f"C{name}", [_costs(row) for row in rows]) for name, rows in named]
+    columns += [*measured[: len(runs)], *differing, *measured[len(runs) :], *costs]
+    return SortableTable(
+        header=tuple(head for head, _ in columns),
+        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
+    )
 
 
 def _counts(counts: Sequence[int]) -> Cell:
@@ -231,9 +166,8 @@ def _counts(counts: Sequence[int]) -> Cell:
     return Cell(f"{low}" if low == high else f"{low}{DASH}{high}", float(low))
 
 
-def _measured(value: float | None, *, bar: bool = False) -> Cell:
-    known = value is not None
-    return Cell(percent(value), float(value) if known else float("nan"), float(value) if known and bar else None)  # type: ignore[arg-type]
+def _measured(value: float | None, bar: bool) -> Cell:
+    return Cell(DASH, float("nan")) if value is None else Cell(percent(value), float(value), value if bar else None)
 
 
 def _differing(found: RunPair, k: int) -> Cell:
@@ -257,14 +191,109 @@ def _worst_first(run: SvmRun) -> list[int]:
     return np.argsort([np.inf if value is None else value for value in values], kind="stable").tolist()
 
 
-def _class_part(runs: Sequence[SvmRun], k: int, single: bool, most: int) -> ClassPart:
-    own = runs[0].metric
-    classes = runs[0].classes
-    examples = [examples_of(run.tests[0], k, classes, single=single, most=most) if run.tests else None for run in runs]
+def _class_part(runs: Sequence[SvmRun], k: int, most: int) -> ClassPart:
+    classes, single = runs[0].classes, runs[0].single
+    examples = [examples_of(run.tests, k, classes, single=single, most=most) if run.tests else None for run in runs]
     return ClassPart(
         name=classes[k],
-        values=tuple(percent(run.results["classes"][k]["values"].get(own)) for run in runs),
-        ranking=None if single else ranking(runs, k),
-        choice=choice(runs, k),
+        values=tuple(percent(run.results["classes"][k]["values"].get(run.metric), DASH) for run in runs),
+        charts=tuple(filter(None, (None if single else ranking(runs, k), choice(runs, k)))),
         examples=tuple(examples),
+    )
+
+
+def compare_runs(
+    runs: Sequence[SvmRun], settings: BootstrapSettings, progress: Callable[[int, int], None] | None = None
+) -> list[RunPair]:
+    """Compare runs of the same classes and measure, each pair by the same resamples."""
+    pairs = list(combinations(range(len(runs)), 2))
+    if len(runs) > ALL_PAIRS:
+        pairs = [pair for pair in pairs if pair[0] == 0]
+    found = []
+    for done, (first, second) in enumerate(pairs):
+        if progress is not None:
+            progress(done, len(pairs))
+        found.append(_compare(runs, first, second, settings))
+    return found
+
+
+def _compare(runs: Sequence[SvmRun], first: int, second: int, settings: BootstrapSettings) -> RunPair:
+    tests = _paired(runs[first], runs[second])
+    if isinstance(tests, str):
+        return RunPair(first=first, second=second, difference=None, reason=tests)
+    measure = runs[first].metric
+    difference = paired_bootstrap(tests, measure, settings)  # type: ignore[arg-type]  # checked there
+    return RunPair(first=first, second=second, difference=difference, reason="")
+
+
+def _paired(first: SvmRun, second: SvmRun) -> list[PairedScores] | str:
+    """Match the rows of two runs by id, or say why that can't be done."""
+    if not first.tests or not second.tests:
+        return "the scores of one of them are missing (scores.npz)"
+    if len(first.tests) != len(second.tests):
+        return f"{len(first.tests)} and {len(second.tests)} tests"
+    tests = []
+    for mine, yours in zip(first.tests, second.tests, strict=True):
+        place = {name: row for row, name in enumerate(yours.ids)}
+        alone = next((name for name in mine.ids if name not in place), None)
+        if alone is not None or len(place) != len(mine.ids):
+            return "they were tested on other samples"
+        order = np.array([place[name] for name in mine.ids], dtype=np.int64)
+        if (mine.labels != yours.labels[order]).any():
+            return "the labels of the same samples differ, or were read in another way (difficult ones)"
+        tests.append(_test(mine, yours, order))
+    return tests
+
+
+def _test(mine: Scores, yours: Scores, order: np.ndarray) -> PairedScores:
+    return PairedScores(images=mine.images, labels=mine.labels, first=mine.scores, second=yours.scores[order])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Images of one class that were taken for another."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+    """Of all predictions for the true class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """A confusion matrix."""
+
+    classes: tuple[str, ...]
+    """K names."""
+    rows: tuple[tuple[float, ...], ...]
+    """(K, K) shares of each true class; empty with more than `LARGEST_MATRIX` classes."""
+    pairs: tuple[Pair, ...]
+    """The most frequent mistakes, the commonest first."""
+    mistakes: int
+    """All of them."""
+    tested: int
+    """All predictions, right or wrong; with several tests, those of all of them."""
+
+
+def confusion_of(run: SvmRun) -> Confusion | None:
+    """Read the confusion of a run; None for multi-label sets."""
+    if not run.results.get("confusion"):
+        return None
+    counts = np.array(run.results["confusion"], dtype=np.float64)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    wrong = counts * (1 - np.eye(len(counts)))
+    order = np.argsort(-wrong.ravel(), kind="stable")[:MOST_PAIRS]
+    pairs = [
+        Pair(true=run.classes[i], predicted=run.classes[j], count=int(wrong[i, j]), share=float(shares[i, j]))
+        for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[i, j] > 0
+    ]
+    small = len(counts) <= LARGEST_MATRIX
+    return Confusion(
+        classes=run.classes,
+        rows=tuple(map(tuple, shares.tolist())) if small else (),
+        pairs=tuple(pairs),
+        mistakes=int(wrong.sum()),
+        tested=int(counts.sum()),
     )

@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+DASH = "\N{EN DASH}"
 SHORTEST = 8
 """Columns of a terminal that a name keeps, however narrow the terminal is."""
 

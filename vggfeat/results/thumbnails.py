@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,13 +68,36 @@ class Examples:
     highest: tuple[Example, ...]
     """Best scores, right or wrong."""
     alarms: tuple[Example, ...]
-    """Negatives that rank before a positive, the best scores first; of single-label sets those given to the class."""
+    """Other negatives that rank before a positive, the best scores first; of single-label sets those given to the
+    class."""
     missed: tuple[Example, ...]
-    """Positives that rank behind a negative, the worst scores first; of single-label sets those given to another."""
+    """Positives that rank behind a negative, the worst scores first; of single-label sets those given to another.
+    None of them is among the highest."""
 
 
-def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, most: int) -> Examples:
-    """Choose the rows that explain the value of class number `k`; rows whose image failed are none of them."""
+def examples_of(tests: Sequence[Scores], k: int, classes: Sequence[str], *, single: bool, most: int) -> Examples:
+    """Choose the rows of all tests that explain the value of class number `k`; rows whose image failed are none.
+
+    The tests take turns, and no image is chosen twice.
+    """
+    found = [_examples_of_test(test, k, classes, single, most) for test in tests]
+    shown: set[Key] = set()
+
+    def choose(kind: int) -> tuple[Example, ...]:
+        turns = chain.from_iterable(zip_longest(*(lists[kind] for lists in found)))
+        new = {one.key: one for one in reversed([one for one in turns if one and one.key not in shown])}
+        chosen = tuple(reversed(new.values()))[:most]
+        shown.update(one.key for one in chosen)
+        return chosen
+
+    highest, alarms, missed = map(choose, range(3))
+    return Examples(highest=highest, alarms=alarms, missed=missed)
+
+
+def _examples_of_test(
+    test: Scores, k: int, classes: Sequence[str], single: bool, most: int
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Choose from one test: its highest, then of what is wrong and what is missed as many as may be left of them."""
     order = np.argsort(-test.scores[:, k], kind="stable")
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(1, len(order) + 1)
@@ -97,10 +121,10 @@ def examples_of(test: Scores, k: int, classes: Sequence[str], *, single: bool, m
             said=classes[other] if single and other != k else "",
         )
 
-    return Examples(
-        highest=tuple(map(example, order[:most].tolist(), verdicts.tolist())),
-        alarms=tuple(example(row, "wrong") for row in order[wrong][:most].tolist()),
-        missed=tuple(example(row, "missed") for row in order[missed][::-1][:most].tolist()),
+    return (
+        list(map(example, order[:most].tolist(), verdicts.tolist())),
+        [example(row, "wrong") for row in order[wrong][: 2 * most].tolist()],
+        [example(row, "missed") for row in order[missed][::-1][: 3 * most].tolist()],
     )
 
 

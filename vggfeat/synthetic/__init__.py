@@ -18,9 +18,7 @@ from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
 from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
-
-MARKER = "RENDERED.txt"
-"""File in the root of a rendered set: it says in words and in JSON what the images are."""
+from vggfeat.runtime.rendered import MARKER
 
 _SMALLEST_SIDE = 32
 _IMAGES, _LISTS = (".jpg", ".jpeg", ".png"), (".xml", ".txt", ".mat", ".csv")

@@ -1,0 +1,248 @@
+"""`--config FILE`: the settings that a result holds become the options of the command that made it.
+
+What the command line gives wins. A setting of the file for which the command has no option is refused, unless it is
+what the command would take anyway; what follows from the data, the net or the machine is not replayed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vggfeat.cli.options import PATH
+from vggfeat.errors import ConfigError, WeightsError
+
+MOST_BYTES = 1 << 28
+OF_NET = ("net", "width", "num_classes", "pool_rounding", "channel_order", "mean", "std", "trained", "last", "imported")
+OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine")
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """How the file of a command is read as its options."""
+
+    of: str
+    """Command, as a message names it."""
+    read: Callable[[str, Settings], Settings | None]
+    """Takes the kind of a file and its content; returns the settings in it, None if it is of another command."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Setting, with dots -> parameter of another name; any other goes to the parameter of its last name."""
+    facts: tuple[str, ...] = ()
+    """First names of what is no setting."""
+    fixed: Callable[[], Settings] = dict
+    """Returns what the command takes where it has no option."""
+
+    def option(self) -> Callable[[Any], Any]:
+        """Return the decorator that gives a command its option."""
+        return click.option(
+            "--config", type=PATH, is_eager=True, expose_value=False, callback=self._callback, metavar="FILE",
+            help="Take the settings from a result of this command; options that are given win.",
+        )  # fmt: skip
+
+    def _callback(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
+        if path is not None:
+            context.default_map = self.options(path, {str(param.name) for param in context.command.params})
+
+    def options(self, path: Path, params: set[str]) -> dict[str, Any]:
+        """Return parameter -> value, or function that returns it, as `click.Context.default_map` takes them.
+
+        Raises
+        ------
+        ConfigError
+            If the file is of another command, or holds a setting without an option.
+        StoreError
+            If it can't be read.
+        """
+        kind, content = _read(path)
+        try:
+            settings = self.read(kind, content)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(
+                f"{path}: expected settings as vggfeat writes them, found others ({type(error).__name__}: {error}); "
+                "give another file"
+            ) from None
+        if settings is None:
+            raise ConfigError(
+                f"{path}: expected a result of `vggfeat {self.of}`, found {kind}; give the file of that command"
+            )
+        found: dict[str, Any] = {}
+        fixed = dict(_flat(self.fixed()))
+        for name, value in _flat({key: one for key, one in settings.items() if key not in self.facts}):
+            param = self.renamed.get(name, name.rpartition(".")[2])
+            if param not in params:
+                if name not in fixed or fixed[name] != value:
+                    raise ConfigError(
+                        f"{path}: expected settings that `vggfeat {self.of}` has options for, "
+                        f"found {name} = {value!r}; set it in Python"
+                    )
+            elif value is not None:
+                if not callable(value) and found.get(param, value) != value:
+                    raise ConfigError(f"{path}: expected one value for {param}, found {found[param]!r} and {value!r}")
+                found[param] = partial(value, path) if callable(value) else value
+        return found
+
+
+def weights(*nets: Settings, several: bool = False) -> Callable[[Path], Any]:
+    """Return what finds the files of nets by their SHA-256, once it is known that no option names them."""
+
+    def find(path: Path) -> Any:
+        from vggfeat.forward.rerun import find_weights
+
+        specs = []
+        for net in nets:
+            name = str(net.get("weights", "weights"))
+            spec = find_weights(str(net["weights_sha256"]), name)
+            if spec is None:
+                raise WeightsError(
+                    f"{path}: expected the weights that it was made with, {name} (SHA-256 {net['weights_sha256']}), "
+                    "in the weights folder or here, found none of these bytes; give them as an option"
+                )
+            specs.append(spec)
+        return tuple(specs) if several else specs[0]
+
+    return find
+
+
+def _read(path: Path) -> tuple[str, Settings]:
+    """Return what a file is, and its content: JSON, or the provenance of a feature file."""
+    from vggfeat.results.checked_json import parse_object
+    from vggfeat.runtime.checksums import ENTRY, unsealed
+    from vggfeat.runtime.durable import open_bounded
+    from vggfeat.store.layout import POSTERIORS
+    from vggfeat.store.reader import FeatureFile
+
+    if path.is_dir():
+        path = next((path / name for name in ("results.json", "run.json") if (path / name).is_file()), path)
+    try:
+        with open_bounded(path) as file:
+            start = file.read(MOST_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a result to take settings from: {error.strerror or error}") from None
+    if not start.startswith(b"\x89HDF"):
+        content = parse_object(path, start)
+        if ENTRY in content:
+            content = unsealed(content)
+        return str("vggfeat-training" if "recipe" in content else content.get("format")), content
+    with FeatureFile(path) as features:
+        kind = POSTERIORS if features.key.get("layer") == POSTERIORS else "features"
+        return kind, {**features.provenance, "dataset": features.dataset_name}
+
+
+def _flat(settings: Settings, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def _of_extract(kind: str, content: Settings) -> Settings | None:
+    return {**content, "weights": weights(content)} if kind == "features" else None
+
+
+def _fixed_of_runs() -> Settings:
+    from vggfeat.forward.settings import ForwardSettings
+    from vggfeat.images.decode import DecodeSettings
+
+    return {**asdict(ForwardSettings()), "decode": asdict(DecodeSettings())}
+
+
+def _of_svm(kind: str, content: Settings) -> Settings | None:
+    if kind != "vggfeat-results":
+        return None
+    features = content["settings"]["features"]
+    regions = [file["regions"] for file in features.get("files", [])][:1]
+    own = {name: value for name, value in features.items() if name in ("join", "normalisation")}
+    svm = content["settings"]["protocol"]["svm"]
+    jobs = None if svm["jobs"] == -1 else svm["jobs"]
+    protocol = {**content["settings"]["protocol"], "svm": {**svm, "jobs": jobs}}
+    return {"protocol": protocol, **own, **({"regions": regions[0]} if regions else {})}
+
+
+def _fixed_of_svm() -> Settings:
+    from vggfeat.protocols.rules import ProtocolSettings
+
+    return {"protocol": asdict(ProtocolSettings())}
+
+
+def _of_classify(kind: str, content: Settings) -> Settings | None:
+    if kind == "posteriors":
+        return {**content, "weights": weights(content, several=True)}
+    if kind != "vggfeat-classification":
+        return None
+    parts = content["posteriors"]
+    modes = sorted({str(part["mode"]) for part in parts})
+    nets = {part["weights_sha256"]: part for part in parts}
+    common = ("scales", "softmax", "precision", "interpolation")
+    for name in common:
+        if any(part.get(name) != parts[0].get(name) for part in parts):
+            raise ConfigError(f"{name}: expected one value in all posteriors, found several; give the file of one")
+    mode = "both" if modes == ["dense", "multi-crop"] else modes[0]
+    found = {name: parts[0].get(name) for name in common}
+    return {**found, "mode": mode, "weights": weights(*nets.values(), several=True)}
+
+
+def _of_localise(kind: str, content: Settings) -> Settings | None:
+    if kind != "vggfeat-localisation":
+        return None
+    settings = dict(content["settings"])
+    nets, rating = settings.pop("box_nets"), settings.pop("classifier")
+    found = {**settings, "specs": weights(*nets, several=True)}
+    return found if rating is None else {**found, "classifier": weights(rating)}
+
+
+def _of_train(kind: str, content: Settings) -> Settings | None:
+    if kind != "vggfeat-training":
+        return None
+    recipe = {name: value for name, value in content["recipe"].items() if name != "start"}
+    start = content.get("started_from")
+    found = {"full_decode": not recipe.pop("reduced"), "recipe": recipe}
+    return {**found, "init_from": weights({"weights_sha256": start})} if start else found
+
+
+def _fixed_of_train() -> Settings:
+    from vggfeat.training.recipe import Recipe
+
+    return {"recipe": asdict(Recipe())}
+
+
+EXTRACT = Replay(
+    of="extract",
+    read=_of_extract,
+    renamed={"dataset": "name"},
+    facts=(*OF_NET, *OF_RUN, "weights_sha256"),
+    fixed=_fixed_of_runs,
+)
+SVM = Replay(
+    of="svm",
+    read=_of_svm,
+    renamed={
+        "protocol.difficult_in_training": "difficult_training",
+        "protocol.difficult_in_scoring": "difficult_scoring",
+    },
+    fixed=_fixed_of_svm,
+)
+CLASSIFY = Replay(
+    of="classify",
+    read=_of_classify,
+    facts=(*OF_NET, *OF_RUN, "weights_sha256", "dataset", "layer", "layout", "averaged", "class_order", "words",
+           "trained_scale", "regions"),
+    fixed=_fixed_of_runs,
+)  # fmt: skip
+LOCALISE = Replay(
+    of="localise evaluate",
+    read=_of_localise,
+    renamed={"merging.threshold": "threshold", "merging.average": "average", "group": "shard_rows"},
+    facts=(*OF_RUN, "labels"),
+    fixed=_fixed_of_runs,
+)
+TRAIN = Replay(of="train", read=_of_train, fixed=_fixed_of_train)
