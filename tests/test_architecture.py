@@ -18,7 +18,7 @@ FLOORS = (
     {"forward", "protocols"},
     {"summary"},
     {"extract"},
-    {"classification", "localisation", "similar", "estimator"},
+    {"classification", "localisation", "similar", "estimator", "audit"},
     {"results"},
     {"benchmarks"},
     {"cli"},

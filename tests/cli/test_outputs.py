@@ -29,6 +29,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "weights convert": ("{net} {out}", ("",), "net"),
     "weights export": ("{net} --to torchvision --out {out}", ("",), "net"),
     "report": ("{results} --out {out}", ("",), ""),
+    "audit": ("{features} --out {out}", ("",), "features"),
     "similar": ("{features} --query a --out {out}", ("",), "features"),
     "svm": ("{features} --out {out}", ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors",
                                        "model-split-1.safetensors", "results-voc2012-test.tar.gz"), "features"),

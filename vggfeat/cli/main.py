@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from vggfeat.cli.audit import audit
 from vggfeat.cli.bench import bench
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
@@ -73,7 +74,22 @@ def group() -> None:
     """
 
 
-for _command in (extract, svm, inspect, export, train, classify, localise, weights, data, bench, report, similar, demo):
+for _command in (
+    extract,
+    svm,
+    inspect,
+    export,
+    train,
+    classify,
+    localise,
+    weights,
+    data,
+    bench,
+    report,
+    similar,
+    audit,
+    demo,
+):
     group.add_command(_command)
 
 
