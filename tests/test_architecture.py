@@ -19,6 +19,7 @@ FLOORS = (
     {"summary"},
     {"extract"},
     {"classification", "localisation", "similar", "estimator", "audit"},
+    {"explain"},
     {"results"},
     {"benchmarks"},
     {"cli"},
@@ -26,11 +27,11 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
-    "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification",
+    "torch": {"nets", "weights", "forward", "training", "extract", "localisation", "classification", "explain",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
-    "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
+    "PIL": {"images", "synthetic", "results.thumbnails", "results.evidence", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli"},

@@ -258,7 +258,7 @@ def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
         If it is another net, or none is found.
     """
     wanted, name = str(file.provenance.get("weights_sha256")), _name_of_weights(file)
-    found = weights or _weights_of(wanted, str(file.provenance.get("weights")))
+    found = weights or find_weights(wanted, str(file.provenance.get("weights")))
     if found is None:
         raise WeightsError(
             f"{file.path}: expected the weights that it was made with, {name}, in {weights_folder()}/, found no file "
@@ -277,8 +277,11 @@ def _name_of_weights(file: FeatureFile) -> str:
     return f"{file.provenance.get('weights')} (net {file.provenance.get('net')})"[:100]
 
 
-def _weights_of(sha256: str, name: str) -> str | None:
-    """Find the file of weights with a SHA-256; a name that leads to another folder is not followed."""
+def find_weights(sha256: str, name: str) -> str | None:
+    """Find the file of weights with a SHA-256: in the weights folder, here under its name, or the net of the package.
+
+    A name that leads to another folder is not followed.
+    """
     package = find_file(BUNDLED)
     own = [Path(name)] if name == Path(name).name else []
     for path in (*own, *sorted(weights_folder().glob("*")), package):

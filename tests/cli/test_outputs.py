@@ -30,6 +30,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "weights export": ("{net} --to torchvision --out {out}", ("",), "net"),
     "report": ("{results} --out {out}", ("",), ""),
     "audit": ("{features} --out {out}", ("",), "features"),
+    "explain": ("{images}/0.png --model {net} --weights {net} --out {out}", ("",), "net"),
     "similar": ("{features} --query a --out {out}", ("",), "features"),
     "svm": ("{features} --out {out}", ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors",
                                        "model-split-1.safetensors", "results-voc2012-test.tar.gz"), "features"),

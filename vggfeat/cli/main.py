@@ -14,6 +14,7 @@ from vggfeat.cli.bench import bench
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
 from vggfeat.cli.demo import demo
+from vggfeat.cli.explain import explain
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
@@ -88,6 +89,7 @@ for _command in (
     report,
     similar,
     audit,
+    explain,
     demo,
 ):
     group.add_command(_command)
