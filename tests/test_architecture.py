@@ -18,7 +18,7 @@ FLOORS = (
     {"forward", "protocols", "given"},
     {"summary"},
     {"extract"},
-    {"classification", "localisation", "similar", "estimator", "audit"},
+    {"classification", "localisation", "similar", "estimator", "audit", "projection"},
     {"explain"},
     {"results"},
     {"benchmarks"},
@@ -36,7 +36,7 @@ DOORWAYS = {
     "click": {"cli"},
     "rich": {"cli"},
     "safetensors": {"weights", "svm", "training"},
-    "sklearn": {"svm", "estimator", "benchmarks"},
+    "sklearn": {"svm", "estimator", "benchmarks", "projection"},
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "pyarrow": {"store.export", "given"},
@@ -45,11 +45,12 @@ DOORWAYS = {
     "jinja2": {"results"},
     "markupsafe": {"results"},
     "onnx": {"weights.export"},
+    "umap": {"projection"},
     "threadpoolctl": {"benchmarks"},
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe"}
+LATE = {"onnx", "matplotlib", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe", "umap"}
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -31,6 +31,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "report": ("{results} --out {out}", ("",), ""),
     "audit": ("{features} --out {out}", ("",), "features"),
     "explain": ("{images}/0.png --model {net} --weights {net} --out {out}", ("",), "net"),
+    "map": ("{features} --out {out}", ("",), "features"),
     "similar": ("{features} --query a --out {out}", ("",), "features"),
     "svm": ("{features} --out {out}", ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors",
                                        "model-split-1.safetensors", "results-voc2012-test.tar.gz"), "features"),

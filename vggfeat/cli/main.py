@@ -18,6 +18,7 @@ from vggfeat.cli.explain import explain
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
+from vggfeat.cli.map import map_
 from vggfeat.cli.output import say, say_lines, say_note
 from vggfeat.cli.report import report
 from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
@@ -90,6 +91,7 @@ for _command in (
     similar,
     audit,
     explain,
+    map_,
     demo,
 ):
     group.add_command(_command)
