@@ -36,7 +36,7 @@ DOORWAYS = {
     "click": {"cli"},
     "rich": {"cli"},
     "safetensors": {"weights", "svm", "training"},
-    "sklearn": {"svm", "estimator", "benchmarks", "projection"},
+    "sklearn": {"svm", "estimator", "benchmarks", "projection", "protocols.probes"},
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "pyarrow": {"store.export", "given"},

@@ -54,7 +54,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "data pack": ("--root {images} --out {out}", ("index.json", "packing.json", "train.npz"), ""),
 }  # fmt: skip
 READS = {
-    "inspect", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
+    "inspect", "probe", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
     "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
 THROUGH_OTHERS = {"demo": "its steps are the commands data synth, extract, svm and report"}

@@ -20,6 +20,7 @@ from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.map import map_
 from vggfeat.cli.output import say, say_lines, say_note
+from vggfeat.cli.probe import probe
 from vggfeat.cli.report import report
 from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
@@ -92,6 +93,7 @@ for _command in (
     audit,
     explain,
     map_,
+    probe,
     demo,
 ):
     group.add_command(_command)
