@@ -15,10 +15,11 @@ FLOORS = (
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
-    {"forward", "protocols", "feature_dataset"},
+    {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},
-    {"classification", "localisation", "similar", "estimator", "predict"},
+    {"classification", "localisation", "similar", "estimator", "predict", "audit", "projection"},
+    {"explain"},
     {"results"},
     {"benchmarks"},
     {"cli"},
@@ -27,11 +28,12 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} 
 # Library: the rooms, or modules of rooms, that may import it.
 DOORWAYS = {
     "torch": {"nets", "weights", "forward", "feature_dataset", "training", "extract", "localisation", "classification",
+              "explain",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "huggingface_hub": {"weights.sources"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
-    "PIL": {"images", "synthetic", "results.thumbnails", "localisation.predict",
+    "PIL": {"images", "synthetic", "results.thumbnails", "results.evidence", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},
@@ -39,34 +41,23 @@ DOORWAYS = {
     "IPython": {"estimator"},
     "pandas": {"protocols"},
     "safetensors": {"weights", "svm", "training"},
-    "sklearn": {"svm", "estimator", "benchmarks"},
+    "sklearn": {"svm", "estimator", "benchmarks", "projection", "protocols.probes"},
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "openpyxl": {"datasets.cells"},
-    "pyarrow": {"store.export", "datasets.cells"},
+    "pyarrow": {"store.export", "datasets.cells", "given"},
     "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
     "markupsafe": {"results"},
     "onnx": {"weights.export"},
+    "umap": {"projection"},
     "threadpoolctl": {"benchmarks"},
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {
-    "onnx",
-    "huggingface_hub",
-    "matplotlib",
-    "openpyxl",
-    "pyarrow",
-    "tensorboard",
-    "rich",
-    "jinja2",
-    "markupsafe",
-    "fsspec",
-    "IPython",
-    "pandas",
-}
+LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
+        "fsspec", "IPython", "pandas", "umap"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

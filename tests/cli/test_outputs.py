@@ -29,6 +29,9 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "weights convert": ("{net} {out}", ("",), "net"),
     "weights export": ("{net} --to torchvision --out {out}", ("",), "net"),
     "report": ("{results} --out {out}", ("",), ""),
+    "audit": ("{features} --out {out}", ("",), "features"),
+    "explain": ("{images}/0.png --model {net} --weights {net} --out {out}", ("",), "net"),
+    "map": ("{features} --out {out}", ("",), "features"),
     "similar": ("{features} --query a --out {out}", ("",), "features"),
     "svm": ("{features} --out {out}", ("results.json", "table.txt", "scores.npz", "results.png", "model.safetensors",
                                        "learning-curve.png",
@@ -54,7 +57,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "data pack": ("--root {images} --out {out}", ("index.json", "packing.json", "train.npz"), ""),
 }  # fmt: skip
 READS = {
-    "inspect", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
+    "inspect", "probe", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
     "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
 THROUGH_OTHERS = {"demo": "its steps are the commands data synth, extract, svm and report"}

@@ -10,6 +10,7 @@ import click
 
 from vggfeat.cli.config import SVM
 from vggfeat.cli.features import DescriptorOptions
+from vggfeat.cli.given import GivenOptions
 from vggfeat.cli.options import (
     PATH,
     SPREADSHEET_SAFE,
@@ -133,6 +134,7 @@ class ProbabilityOptions:
               help="With --apply: how many images of each class, and classes of each image, are named.")  # fmt: skip
 @with_options(ProbabilityOptions, "probability")
 @with_options(DescriptorOptions, "descriptors")
+@with_options(GivenOptions, "given")
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
 @SPREADSHEET_SAFE
@@ -148,6 +150,7 @@ def svm(
     top: int,
     probability: ProbabilityOptions,
     descriptors: DescriptorOptions,
+    given: GivenOptions,
     protocol: ProtocolOptions,
     out: Path | None,
     spreadsheet_safe: bool,
@@ -172,10 +175,11 @@ def svm(
       vggfeat svm --features voc2007.h5
       vggfeat svm voc2007-D.h5 voc2007-E.h5 --out voc2007-DE.svm
       vggfeat svm holiday.h5 --protocol k-fold --folds 10 --json
+      vggfeat svm --descriptors clip.parquet --dataset voc2007 --root VOCdevkit
       vggfeat svm photos.h5 --fit-all
       vggfeat svm holiday.h5 --apply photos.svm --probabilities --abstain-below 0.5
     """
-    files += more_files
+    files = tuple(given.inputs(files + more_files))
     if not files:
         raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
@@ -194,7 +198,7 @@ def svm(
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
-    table = descriptors.read(files)
+    table = given.read(files, descriptors)
     check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory
+from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.forward.features import dense_maps
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
-from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import rescaled_size
 

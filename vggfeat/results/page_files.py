@@ -22,7 +22,7 @@ from vggfeat.runtime.targets import check_target
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""
 _FILES = resources.files("vggfeat.results").joinpath("templates")
-_SCRIPT, _STYLE = "sort.js", "page.css"
+_SORT, _STYLE = "sort.js", "page.css"
 
 
 def check_page_place(path: Path, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -60,13 +60,15 @@ def write_page(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def render(template: str, **content: Any) -> bytes:
+def render(template: str, *, script: str = _SORT, **content: Any) -> bytes:
     """Fill in a template.
 
     Parameters
     ----------
     template : str
-        page.html or similar.html.
+        A name in the folder templates.
+    script : str
+        A name there: the only one that runs on the page.
     **content
         What it shows. Texts are escaped, and control characters in them, line breaks and marks of writing direction
         among them, stand in their escaped form.
@@ -74,13 +76,13 @@ def render(template: str, **content: Any) -> bytes:
     Returns
     -------
     bytes
-        UTF-8. The page's own policy lets no other script run than the one that sorts tables, and loads nothing.
+        UTF-8. The page's own policy lets no other script run, and loads nothing.
     """
     from markupsafe import Markup
 
-    script = _read(_SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shared = {"style": Markup(_read(_STYLE)), "script": Markup(script), "script_sha256": digest}
+    code = _read(script)
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    shared = {"style": Markup(_read(_STYLE)), "script": Markup(code), "script_sha256": digest}
     return _environment().get_template(template).render(**content, **shared).encode() + b"\n"
 
 

@@ -1,0 +1,126 @@
+"""Probes against scikit-learn by hand, under the splits of the protocol; few images are as few as said."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from feature_files import data_set, write_file
+from planted import SEVERAL, SINGLE, planted_table
+from vggfeat.cli import run
+from vggfeat.errors import ConfigError
+from vggfeat.metrics import average_precision, mean_class_recall
+from vggfeat.protocols.probes import PROBES, ProbeSettings, _draws, run_probes, split_plans
+from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+
+
+@pytest.fixture(scope="module", params=[SINGLE, SEVERAL])
+def table(request):
+    return planted_table(request.param, rows=120, noise=0.5)[0]
+
+
+def test_rows_are_those_of_the_protocol(table):
+    for protocol in ("given-splits", "k-fold"):
+        settings = ProtocolSettings(protocol=protocol, grid=(1.0,))
+        _, plans = split_plans(table, settings)
+        result = run_protocol(table, settings)
+        assert len(plans) == len(result.runs)
+        for plan, one in zip(plans, result.runs, strict=True):
+            np.testing.assert_array_equal(plan.test_rows, one.rows)
+            positives = (table.dataset.labels[plan.fit_rows] == 1).sum(axis=0)
+            np.testing.assert_array_equal(positives, one.train_positives)
+
+
+def test_the_svm_is_that_of_the_protocol(table):
+    (run_,) = run_protocol(table, ProtocolSettings(grid=(4.0,))).runs
+    _, (value,) = run_probes(table, ProbeSettings(probes=("svm",), shots=()))
+    if value.settings == (4.0,):
+        assert value.mean == pytest.approx(run_.means[next(iter(run_.means))], abs=1e-6)
+    _, (plan,) = split_plans(table, ProtocolSettings())
+    labels = table.dataset.labels
+    scores = PROBES["svm"].scores(table.descriptors[plan.fit_rows], labels[plan.fit_rows],
+                                  table.descriptors[plan.test_rows], 4.0)  # fmt: skip
+    np.testing.assert_allclose(scores, run_.scores, atol=1e-4)
+
+
+def test_one_neighbour_and_logistic_regression_are_those_of_scikit_learn():
+    table, _ = planted_table(rows=120, noise=0.5)
+    x, y = table.descriptors.astype(np.float64), table.dataset.labels.argmax(axis=1)
+    train, test = table.dataset.splits["train"], table.dataset.splits["test"]
+    signs = table.dataset.labels[train]
+    nearest = PROBES["knn"].scores(x[train], signs, x[test], 1).argmax(axis=1)
+    theirs = KNeighborsClassifier(1, metric="cosine").fit(x[train], y[train]).predict(x[test])
+    np.testing.assert_array_equal(nearest, theirs)
+    scores = PROBES["logistic"].scores(x[train], signs, x[test], 10.0)
+    machine = LogisticRegression(C=10.0, max_iter=1000).fit(x[train], y[train] == 2)
+    np.testing.assert_allclose(scores[:, 2], machine.decision_function(x[test]), atol=1e-6)
+
+
+def test_values_are_of_the_measure_of_the_protocol(table):
+    measure, values = run_probes(table, ProbeSettings(probes=("knn",), shots=(2,), repeats=3))
+    every, few = values
+    assert (every.shots, few.shots) == (None, 2)
+    assert every.deviation is None
+    assert len(few.values) == 3
+    assert few.deviation == pytest.approx(np.std(few.values, ddof=1))
+    train, test = table.dataset.splits["train"], table.dataset.splits["test"]
+    labels = table.dataset.labels
+    scores = PROBES["knn"].scores(table.descriptors[train], labels[train], table.descriptors[test], every.settings[0])
+    if measure == "recall":
+        wanted = mean_class_recall(labels[test].argmax(axis=1), scores.argmax(axis=1), 4)
+    else:
+        wanted = np.mean([average_precision(labels[test][:, k], scores[:, k], "area") for k in range(4)])
+    assert every.mean == pytest.approx(wanted)
+
+
+def test_draws_hold_so_many_images_of_each_class_and_differ():
+    table, _ = planted_table(rows=120, wrong=0)
+    settings = ProbeSettings(repeats=4)
+    evaluation, (plan,) = split_plans(table, settings.protocol)
+    draws = _draws(table, evaluation, plan, 3, settings)
+    for rows in draws:
+        assert (table.dataset.labels[rows] == 1).sum(axis=0).tolist() == [3] * 4
+        assert set(rows.tolist()) <= set(plan.fit_rows.tolist())
+    assert len({tuple(rows.tolist()) for rows in draws}) == 4
+    again = _draws(table, evaluation, plan, 3, settings)
+    assert all((a == b).all() for a, b in zip(draws, again, strict=True))
+    (most,) = {tuple(rows.tolist()) for rows in _draws(table, evaluation, plan, 999, settings)}
+    assert list(most) == plan.fit_rows.tolist()
+
+
+def test_rows_that_failed_are_not_drawn_and_rank_last():
+    table, _ = planted_table(rows=120, noise=0.1, wrong=0)
+    table.ok[[0, 100]] = False
+    evaluation, (plan,) = split_plans(table, ProtocolSettings())
+    assert all(0 not in rows for rows in _draws(table, evaluation, plan, 999, ProbeSettings(repeats=1)))
+    _, (value,) = run_probes(table, ProbeSettings(probes=("svm",), shots=()))
+    assert value.mean == pytest.approx(1 - 1 / 15 / 4), "one of 15 images of a class counts as wrong"
+
+
+def test_settings_that_mean_nothing_are_refused():
+    for wrong in ({"probes": ("x",)}, {"probes": ()}, {"shots": (0,)}, {"repeats": 0}):
+        with pytest.raises(ConfigError, match="expected"):
+            ProbeSettings(**wrong)
+
+
+def test_the_command_prints_a_table_and_json(tmp_path, capsys):
+    labels = np.where(np.arange(24)[:, None] % 2 == np.arange(2), 1, -1).astype(np.int8)
+    features = np.abs(np.random.default_rng(0).standard_normal((24, 1, 1, 8)))
+    features[:, 0, 0] += 3 * np.eye(8)[np.arange(24) % 2]
+    ids = tuple(f"{row:02d}" for row in range(24))
+    splits = {"train": np.arange(12), "test": np.arange(12, 24)}
+    write_file(tmp_path / "x.h5", features, data_set(ids=ids, labels=labels, splits=splits))
+    words = ["probe", str(tmp_path / "x.h5"), "--probes", "svm,knn", "--shots", "1,4", "--repeats", "2", "--quiet"]
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["probe", "chosen", "all", "1", "4"]
+    assert [line.split()[0] for line in lines[2:]] == ["svm", "knn"]
+    assert run([*words, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [(one["probe"], one["shots"]) for one in content["values"]] == [
+        ("svm", None), ("svm", 1), ("svm", 4), ("knn", None), ("knn", 1), ("knn", 4),
+    ]  # fmt: skip
+    assert all(0 < one["mean"] <= 1 for one in content["values"])
+    assert run(["probe"]) == 2

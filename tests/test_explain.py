@@ -1,0 +1,161 @@
+"""The evidence of all positions is the score; what it is spread over adds up to it; a mirrored image mirrors it."""
+
+import io
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggfeat.cli import run
+from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
+from vggfeat.explain import _resampled, _spread, find_model
+from vggfeat.explain import explain as explain_image
+from vggfeat.protocols import apply_model
+from vggfeat.results.evidence import overlay
+from vggfeat.svm import load_model, save_model
+
+explain = partial(explain_image, workers=0)
+NETS = ("random:A:0:0.03125", "random:B-BN:1:0.03125")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Images of two classes, features of two nets at two scales, and models on them joined in every way."""
+    desk = tmp_path_factory.mktemp("desk")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        name, high = ("cat", 90) if number % 2 else ("dog", 250)
+        pixels = rng.integers(0, high, (70 + 3 * number, 81, 3), dtype=np.uint8)
+        (desk / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(desk / "images" / name / f"{number}.png")
+    words = ["--dataset", "folder", "--root", str(desk / "images"), "--scales", "224,257", "--workers", "0", "--quiet"]
+    for number, net in enumerate(NETS):
+        out = str(desk / f"{number}.h5")
+        assert run(["extract", *words, "--weights", net, "--out", out, "--device", "cpu"]) == 0
+    return desk
+
+
+def trained(desk, *words, files=(0,)):
+    out = desk / "-".join(["run", *map(str, files), *words])
+    features = [str(desk / f"{number}.h5") for number in files]
+    settings = ["--protocol", "k-fold", "--folds", "2", "--grid", "8", "--quiet", "--out", str(out)]
+    if not out.exists():
+        assert run(["svm", *features, *settings, *words]) == 0
+    return out, [*map(str, features)], [NETS[number] for number in files]
+
+
+@pytest.mark.parametrize(("words", "files"), [
+    (("--join", "mean"), (0,)),
+    (("--join", "stack", "--normalisation", "whole"), (0,)),
+    (("--join", "max"), (0, 1)),
+    (("--normalisation", "none"), (1,)),
+], ids=["mean", "stack", "max of two nets", "not normalised"])  # fmt: skip
+def test_the_sum_over_positions_and_the_intercept_is_the_score(desk, words, files):
+    out, features, nets = trained(desk, *words, files=files)
+    applied = apply_model(find_model(out), features)
+    row = applied.dataset.ids.index("cat/3.png")
+    for number, name in enumerate(applied.classes):
+        found = explain(desk / "images/cat/3.png", out, name=name, weights=nets)
+        assert found.number == number
+        assert found.total == pytest.approx(found.scores[number], abs=1e-4)
+        np.testing.assert_allclose(found.scores, applied.scores[row], atol=1e-4)
+        assert [one.scale for one in found.scales] == [224, 257] * len(files)
+        sums = np.sum([one.sums for one in found.scales], axis=0) + load_model(find_model(out))[0].intercept
+        np.testing.assert_allclose(sums, found.scores, atol=1e-4)
+        for one in found.scales:
+            assert sum(part.sum() for part in one.maps) == pytest.approx(one.sums[number], abs=1e-5)
+            assert one.heat.sum() == pytest.approx(one.sums[number], abs=1e-5)
+        assert found.heat.shape == found.image.shape[:2] == (79, 81)
+        assert found.heat.sum() + found.bias == pytest.approx(found.total, abs=1e-9)
+
+
+def test_a_mirrored_image_has_the_mirrored_evidence(desk, tmp_path):
+    out, _, nets = trained(desk, "--join", "mean")
+    image = Image.open(desk / "images/dog/2.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    first = explain(desk / "images/dog/2.png", out, weights=nets, name="dog")
+    second = explain(tmp_path / "mirrored.png", out, weights=nets, name="dog")
+    scale = np.abs(first.heat).max()
+    np.testing.assert_allclose(second.heat, first.heat[:, ::-1], atol=1e-4 * scale)
+    assert np.abs(first.heat - first.heat[:, ::-1]).max() > 1e-3 * scale, "not because it is symmetric"
+
+
+def test_a_position_is_spread_over_the_pixels_of_its_window():
+    # One position of 2 x 2 cells, 3 pixels wide, in an image of 7 x 6 pixels.
+    heat = _spread(np.array([[36.0]]), 3, 2, (7, 6))
+    assert heat.shape == (7, 6)
+    np.testing.assert_array_equal(heat[:6], 1.0)
+    np.testing.assert_array_equal(heat[6], 0.0)
+    # Two positions next to each other share the cells between them.
+    heat = _spread(np.array([[4.0, 8.0]]), 1, 2, (2, 3))
+    np.testing.assert_array_equal(heat, [[1, 3, 2], [1, 3, 2]])
+    # The last cell, 3 pixels wide, has 2 pixels in an image of 5: they bear all of it.
+    heat = _spread(np.array([[6.0], [6.0]]), 3, 1, (5, 3))
+    np.testing.assert_allclose(heat[:, 0], [6 / 9] * 3 + [1] * 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 8, 20])
+def test_resampling_keeps_the_sum_and_shares_by_overlap(count):
+    values = np.random.default_rng(0).standard_normal((5, 4))
+    found = _resampled(values, count, 0)
+    assert found.shape == (count, 4)
+    np.testing.assert_allclose(found.sum(axis=0), values.sum(axis=0), atol=1e-12)
+    np.testing.assert_allclose(_resampled(np.array([[2.0, 4.0]]), 3, 1), [[4 / 3, 2, 8 / 3]])
+    if count == 5:
+        np.testing.assert_allclose(found, values, atol=1e-12)
+
+
+def test_the_drawing_is_orange_where_for_and_blue_where_against(desk):
+    out, _, nets = trained(desk, "--join", "mean")
+    found = explain(desk / "images/dog/2.png", out, weights=nets)
+    pixels = np.asarray(Image.open(io.BytesIO(overlay(found)))).astype(int)
+    assert pixels.shape == found.image.shape
+    redder = pixels[..., 0] - pixels[..., 2]
+    strong = np.abs(found.heat) > np.abs(found.heat).max() / 10
+    assert strong.any()
+    assert (np.sign(redder)[strong] == np.sign(found.heat)[strong]).all()
+
+
+def test_what_can_not_be_explained_is_refused(desk, tmp_path):
+    out, _, nets = trained(desk, "--join", "mean")
+    image = desk / "images/dog/2.png"
+    with pytest.raises(ConfigError, match="class: expected one of cat, dog, found 'cow'"):
+        explain(image, out, name="cow", weights=nets)
+    with pytest.raises(WeightsError, match="found another net"):
+        explain(image, out, weights=[NETS[1]])
+    with pytest.raises(WeightsError, match="give them with --weights"):
+        explain(image, out)
+    with pytest.raises(ConfigError, match=r"expected 1, as .* has so many nets, found 2"):
+        explain(image, out, weights=NETS)
+    with pytest.raises(ImageError, match="expected an image to explain"):
+        explain(tmp_path / "none.png", out, weights=nets)
+    with pytest.raises(FitError, match="found no model"):
+        find_model(tmp_path)
+    model, about = load_model(find_model(out))
+    save_model(tmp_path / "given.safetensors", model, {**about, "features": {**about["features"], "files": []}})
+    with pytest.raises(FitError, match="descriptors of other programs"):
+        explain(image, tmp_path / "given.safetensors", weights=nets)
+    made = {**about["features"]["files"][0], "regions": ["image", "box"]}
+    save_model(tmp_path / "box.safetensors", model, {**about, "features": {**about["features"], "files": [made]}})
+    with pytest.raises(FitError, match="which need boxes"):
+        explain(image, tmp_path / "box.safetensors", weights=nets)
+
+
+def test_the_command_draws_and_prints_the_sums(desk, tmp_path, monkeypatch, capsys):
+    out, _, nets = trained(desk, "--join", "mean")
+    monkeypatch.chdir(tmp_path)
+    words = ["explain", str(desk / "images/cat/3.png"), "--model", str(out), "--weights", nets[0], "--device", "cpu"]
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("class  ")
+    assert said.rstrip().endswith("3.evidence.png")
+    assert (tmp_path / "3.evidence.png").read_bytes().startswith(b"\x89PNG")
+    assert run(words) == 6, "it is there"
+    assert run([*words, "--overwrite", "--json", "--class", "dog"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["class"] == "dog"
+    parts = sum(one["sum"] for one in content["scales"]) + content["intercept"]
+    assert parts == pytest.approx(content["score"], abs=1e-4)
+    assert content["scales"][0]["classes"].keys() == {"cat", "dog"}

@@ -1,0 +1,66 @@
+"""`vggfeat probe`: other classifiers, and fewer images, under the splits of `svm`."""
+
+from pathlib import Path
+
+import click
+
+from vggfeat.cli.features import DescriptorOptions
+from vggfeat.cli.given import GivenOptions
+from vggfeat.cli.options import PATH, Numbers, Words, terminal_width, with_options
+from vggfeat.cli.output import say_json, say_lines
+
+
+@click.command()
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@with_options(DescriptorOptions, "descriptors")
+@with_options(GivenOptions, "given")
+@click.option("--probes", type=Words(), default="svm,knn,logistic", show_default=True, help="Which classifiers.")
+@click.option("--shots", type=Numbers(int), default="1,2,4,8,16", show_default=True,
+              help="Images of each class to train on; all are measured as well.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Draws of so few images.")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of a cross-validation.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and folds.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def probe(
+    files: tuple[Path, ...],
+    descriptors: DescriptorOptions,
+    given: GivenOptions,
+    probes: tuple[str, ...],
+    shots: tuple[int, ...],
+    repeats: int,
+    folds: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure nearest neighbours and logistic regression beside the SVM, on all training images and on few.
+
+    Splits and measure are those of `svm`. The number of neighbours, or C, is chosen on the rows that the protocol holds
+    out for it. With few images of each class the spread is over the draws.
+
+    \b
+    Examples:
+      vggfeat probe voc2007.h5
+      vggfeat probe --descriptors clip.parquet --dataset voc2007 --root VOCdevkit --probes knn --shots 1,10
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.protocols.probes import ProbeSettings, run_probes
+    from vggfeat.protocols.rules import ProtocolSettings
+    from vggfeat.results.probes import probes_json, probes_text
+
+    inputs = given.inputs(files)
+    if not inputs:
+        raise click.UsageError("expected at least one feature file, found none; for example: vggfeat probe voc2007.h5")
+    protocol = ProtocolSettings(folds=folds, seed=seed)
+    settings = ProbeSettings(probes=probes, shots=shots, repeats=repeats, protocol=protocol)
+    table = given.read(inputs, descriptors)
+    with Progress("probe", "measurements", quiet=quiet) as bar:
+        measure, values = run_probes(
+            table, settings, progress=lambda doing, done, total: bar.update(done, total, doing)
+        )
+    content = probes_json(measure, values, table.dataset.name)
+    if as_json:
+        say_json(content)
+        return
+    say_lines(probes_text(content, width=terminal_width()))

@@ -1,0 +1,236 @@
+"""Other classifiers under the same splits, and with few images: what of a figure is the features', what the SVM's.
+
+A probe is trained on the training rows of a protocol and measured on its test rows by its measure, as the SVM is; its
+one setting is chosen on the rows that the protocol holds out. Low-shot: a few training images of each class, drawn
+several times, with the setting that was chosen for all. n = training rows, m = rows to score, K = classes, D = length.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError, check_choice
+from vggfeat.protocols.evaluation import Evaluation, Rows
+from vggfeat.protocols.experiment import Experiment, SplitPlan
+from vggfeat.protocols.results import Run
+from vggfeat.protocols.rules import _PROTOCOLS, ProtocolSettings, _choose_metric, _choose_protocol
+from vggfeat.svm import SvmProblemSet, fittable_classes
+from vggfeat.table import DescriptorTable
+
+Array = NDArray[np.float32]
+Signs = NDArray[np.int8]
+Scorer = Callable[[Array, Signs, Array, float], NDArray[np.float64]]
+"""Takes training rows (n, D), their labels (n, K) of 1, -1, 0, rows (m, D) and the setting; returns scores (m, K)."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many classifiers are done, and all of them."""
+
+
+class Probe(NamedTuple):
+    """A kind of classifier."""
+
+    setting: str
+    """What its setting is called."""
+    grid: tuple[float, ...]
+    """Values to choose from, of equally good ones the first."""
+    scores: Scorer
+
+
+class ProbeValue(NamedTuple):
+    """What a probe is worth."""
+
+    probe: str
+    shots: int | None
+    """Training images of each class; None for all."""
+    mean: float
+    """Of the headline's measure, 0 to 1, over the runs of the protocol and all draws."""
+    deviation: float | None
+    """Standard deviation over them (n - 1); None where there is one."""
+    values: tuple[float, ...]
+    settings: tuple[float, ...]
+    """What was chosen, for each run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """Which probes, and with how few images.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed.
+    """
+
+    probes: tuple[str, ...] = ("svm", "knn", "logistic")
+    """Names of `PROBES`."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Training images of each class; all are always measured as well."""
+    repeats: int = 5
+    """Draws for each number of shots."""
+    protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
+
+    def __post_init__(self) -> None:
+        for name in self.probes:
+            check_choice("probe", name, PROBES)
+        if not self.probes or self.repeats < 1 or any(shots < 1 for shots in self.shots):
+            raise ConfigError(
+                f"probes, shots, repeats: expected a probe and numbers from 1, found {self.probes}, {self.shots}, "
+                f"{self.repeats}"
+            )
+
+
+def run_probes(
+    table: DescriptorTable, settings: ProbeSettings | None = None, *, progress: Progress | None = None
+) -> tuple[str, list[ProbeValue]]:
+    """Train and measure probes under the protocol of a data set.
+
+    Returns
+    -------
+    measure, values
+        The key of the measure (`vggfeat.protocols.results.METRICS`), and for each probe one value for all images and
+        one for each number of shots.
+
+    Raises
+    ------
+    FitError, ConfigError
+        As `run_protocol`.
+    """
+    settings = settings or ProbeSettings()
+    evaluation, plans = split_plans(table, settings.protocol)
+    report = progress or (lambda doing, done, total: None)
+    total = len(settings.probes) * (1 + len(settings.shots))
+    found: list[ProbeValue] = []
+    for name in settings.probes:
+        report(name, len(found), total)
+        chosen = [_choose(table, evaluation, PROBES[name], plan) for plan in plans]
+        for shots in (None, *settings.shots):
+            values = [
+                _measure(table, evaluation, PROBES[name], rows, plan.test_rows, setting)
+                for plan, setting in zip(plans, chosen, strict=True)
+                for rows in _draws(table, evaluation, plan, shots, settings)
+            ]
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            found.append(ProbeValue(name, shots, float(np.mean(values)), deviation, tuple(values), tuple(chosen)))
+            report(name, len(found), total)
+    return evaluation.metric, found
+
+
+class _Planned(Exception):  # noqa: N818  it carries plans, and is no error
+    def __init__(self, plans: Sequence[SplitPlan]) -> None:
+        self.plans = list(plans)
+
+
+class _Planning(Experiment):
+    """Stops a protocol where it begins to train."""
+
+    def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
+        raise _Planned(plans)
+
+
+def split_plans(table: DescriptorTable, settings: ProtocolSettings) -> tuple[Evaluation, list[SplitPlan]]:
+    """Return how a protocol measures, and which rows each of its runs trains on, holds out, and tests on.
+
+    Raises
+    ------
+    FitError, ConfigError
+        As `run_protocol`, where the splits or labels don't suit it.
+    """
+    name = _choose_protocol(table.dataset, settings)
+    evaluation = Evaluation(
+        dataset=table.dataset,
+        metric=_choose_metric(table.dataset, settings, name),
+        difficult_in_training=settings.difficult_in_training,
+        difficult_in_scoring=settings.difficult_in_scoring,
+    )
+    experiment = _Planning(table=table, evaluation=evaluation, grid=settings.grid, svm=settings.svm)
+    try:
+        _PROTOCOLS[name](experiment, settings)
+    except _Planned as planned:
+        return evaluation, planned.plans
+    raise AssertionError(f"protocol {name} has trained nothing")
+
+
+def _choose(table: DescriptorTable, evaluation: Evaluation, probe: Probe, plan: SplitPlan) -> float:
+    def worth(setting: float) -> float:
+        parts = [_measure(table, evaluation, probe, fit, held, setting) for fit, held in plan.parts]
+        return float(np.mean(parts))
+
+    found = np.array([worth(setting) for setting in probe.grid])
+    return probe.grid[int(np.argmax(np.where(np.isnan(found), -np.inf, found)))]
+
+
+def _measure(
+    table: DescriptorTable, evaluation: Evaluation, probe: Probe, fit_rows: Rows, test_rows: Rows, setting: float
+) -> float:
+    """Train on rows and measure on others; rows without a descriptor are not trained on, and rank last."""
+    ok, x = table.ok, table.descriptors
+    fit_rows = fit_rows[ok[fit_rows]]
+    labels = evaluation.training_labels(fit_rows, "train a probe")
+    usable = fittable_classes(labels)
+    scores = np.full((len(test_rows), labels.shape[1]), -np.inf)
+    there = ok[test_rows]
+    if usable.any() and there.any():
+        found = probe.scores(x[fit_rows], labels[:, usable], x[test_rows[there]], setting)
+        scores[np.ix_(there, usable)] = found
+    truth = evaluation.truth(test_rows, "measure a probe")
+    return evaluation.means(evaluation.values(truth, scores), truth, scores)[evaluation.metric]
+
+
+def _draws(
+    table: DescriptorTable, evaluation: Evaluation, plan: SplitPlan, shots: int | None, settings: ProbeSettings
+) -> list[Rows]:
+    """Return the rows to train on: all, or as many of each class as there are shots, drawn several times."""
+    if shots is None:
+        return [plan.fit_rows]
+    rows = plan.fit_rows[table.ok[plan.fit_rows]]
+    positive = evaluation.training_labels(rows, "draw from") == 1
+    draws = []
+    for repeat in range(settings.repeats):
+        rng = np.random.default_rng([settings.protocol.seed, shots, repeat])
+        of_class = [rows[positive[:, k]] for k in range(positive.shape[1])]
+        drawn = [rng.permutation(members)[:shots] for members in of_class]
+        draws.append(np.unique(np.concatenate(drawn)))
+    return draws
+
+
+def _svm(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:
+    return SvmProblemSet(x).fit(np.arange(len(x)), labels, setting).scores(others)
+
+
+def _knn(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:
+    """Return the share of positives among the k nearest by cosine, near ones counting more."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    def weights(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.exp(-distance / 0.07))  # The temperature of Wu et al. 2018, usual for cosines.
+
+    machine = KNeighborsRegressor(min(int(setting), len(x)), metric="cosine", weights=weights)
+    found = machine.fit(x, (labels == 1).astype(np.float64)).predict(others)
+    return np.asarray(found, dtype=np.float64).reshape(len(others), labels.shape[1])
+
+
+def _logistic(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:
+    """Return the scores of one logistic regression a class, whatever its other classes."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    scores = np.empty((len(others), labels.shape[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # A probe that is nearly there ranks as well.
+        for k in range(labels.shape[1]):
+            taking_part = labels[:, k] != 0
+            machine = LogisticRegression(C=setting, max_iter=1000)
+            machine.fit(x[taking_part], labels[taking_part, k])
+            scores[:, k] = machine.decision_function(others)
+    return scores
+
+
+PROBES = {
+    "svm": Probe("C", (1.0, 0.25, 4.0, 16.0), _svm),
+    "knn": Probe("k", (20, 5, 1, 100), _knn),
+    "logistic": Probe("C", (100.0, 1.0, 10.0, 1000.0), _logistic),
+}
+"""Name -> probe; the svm is that of `vggfeat svm`, with fewer values of C."""

@@ -1,0 +1,224 @@
+"""What an audit found, as JSON, as text, and as a page with images."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggfeat.audit import Audit
+from vggfeat.results.page_files import render
+from vggfeat.results.text import align
+from vggfeat.results.thumbnails import BUDGET, Key, find_root, small_copies
+from vggfeat.samples import DataSet, Label
+from vggfeat.table import DescriptorTable
+
+FORMAT, VERSION = "vggfeat-audit", 1
+SHOWN = 60
+"""Entries of a list that a page shows."""
+LISTS = {
+    "copies": "Copies: files of the same bytes",
+    "near_duplicates": "Near duplicates",
+    "suspect_labels": "Labels that other images contradict",
+    "outliers": "Outliers: images that are like no other",
+    "small_classes": "Classes with few images",
+    "failed": "Images without a descriptor",
+}
+"""List of the JSON -> its title."""
+
+ONE = {"s": "", "es": "", "are": "is", "have": "has", "them": "it"}
+MANY = {"s": "s", "es": "es", "are": "are", "have": "have", "them": "them"}
+
+
+def audit_json(audit: Audit, table: DescriptorTable, file: str) -> dict[str, Any]:
+    """Return all that was found, ready for JSON; `file` is what the table was read from."""
+    data, near, training = table.dataset, audit.near, audit.training
+    image = _describer(data)
+    lists = {
+        "copies": [
+            {
+                "images": [image(row) for row in one.rows],
+                "across_splits": one.across,
+                "labels_differ": one.labels_differ,
+            }
+            for one in audit.copies
+        ],
+        "near_duplicates": [
+            {"images": [image(row) for row in pair], "cosine": cosine, "across_splits": across}
+            for pair, cosine, across in zip(near.rows.tolist(), near.cosine.tolist(), near.across.tolist(), strict=True)
+        ],
+        "suspect_labels": [
+            {
+                "images": [image(one.row)],
+                "label": one.label,
+                "claim": one.claim,
+                "margin": one.margin,
+                "confident": one.confident,
+            }
+            for one in audit.suspects
+        ],
+        "outliers": [{"images": [image(one.row)], "distance": one.distance} for one in audit.outliers],
+        "small_classes": [{"class": name, "count": count} for name, count in audit.few],
+        "failed": [{"images": [image(row)], "reason": table.reasons.get(row, "")} for row in audit.failed],
+    }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "file": file,
+        "dataset": data.name,
+        "rows": len(data),
+        "classes": len(data.classes),
+        "problems": _problems(audit),
+        **lists,
+        "near_duplicates_total": near.total,
+        "near_duplicates_across_splits": near.total_across,
+        "suspect_labels_total": audit.contradicted,
+        "suspect_labels_confident": audit.confident,
+        "copies_known": audit.copies_known,
+        "outlier_distance": audit.far if math.isfinite(audit.far) else None,
+        "training": None
+        if training is None
+        else {"svms": training.problems, "folds": training.folds, "C": training.C, "labelled": len(training.rows)},
+        "settings": asdict(audit.settings),
+        "seconds": audit.seconds,
+    }
+
+
+def _describer(data: DataSet) -> Callable[[int], dict[str, Any]]:
+    """Return what says of a row how its image is called, and what the data set says of it."""
+    members = {name: frozenset(rows.tolist()) for name, rows in data.splits.items()}
+
+    def describe(row: int) -> dict[str, Any]:
+        sample = data[row]
+        return {
+            "id": sample.id,
+            "path": sample.path,
+            "classes": [data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)],
+            "splits": [name for name, rows in members.items() if row in rows],
+            "box": sample.box,
+        }
+
+    return describe
+
+
+def _problems(audit: Audit) -> list[str]:
+    """Say in a sentence each what should be looked at, what makes figures wrong first."""
+    copies, near = audit.copies, audit.near
+    across, contrary = sum(one.across for one in copies), sum(one.labels_differ for one in copies)
+    counted = [
+        (across, "group{s} of copies {are} in different splits: figures of a test are too good"),
+        (near.total_across, "pair{s} of near duplicates {are} in different splits: look at {them}"),
+        (contrary, "group{s} of copies {have} different labels: one of them is wrong"),
+        (audit.confident, f"label{{s}} {{are}} contradicted with confidence, of {audit.contradicted} contradicted"),
+        (len(copies) - across, "group{s} of copies {are} in one split: they count more than once"),
+        (near.total - near.total_across, "pair{s} of near duplicates {are} in one split"),
+        (len(audit.few), f"class{{es}} {{have}} fewer than {audit.settings.fewest} images"),
+        (len(audit.outliers), "image{s} {are} like no other"),
+        (len(audit.failed), "image{s} {have} no descriptor"),
+    ]
+    return [f"{count} {words.format(**(ONE if count == 1 else MANY))}" for count, words in counted if count]
+
+
+def audit_text(content: Mapping[str, Any], *, top: int = 10, width: int | None = None) -> str:
+    """Return what was found as a text: the verdict, then the first `top` entries of every list."""
+    problems = content["problems"]
+    kinds = "1 kind of problem:" if len(problems) == 1 else f"{len(problems)} kinds of problems:"
+    lines = [kinds if problems else "nothing was found that is wrong"]
+    lines += [f"  {one}" for one in problems]
+    for name, title in LISTS.items():
+        entries = content[name]
+        if entries:
+            lines += ["", f"{title}: {_total(content, name)}"]
+            lines += align([_cells(name, one) for one in entries[:top]], left=3, width=width)
+            if len(entries) > top:
+                lines.append(f"... {_total(content, name) - top} more")
+    return "\n".join([*lines, "", *basis(content)])
+
+
+def _total(content: Mapping[str, Any], name: str) -> int:
+    return int(content.get(f"{name}_total", len(content[name])))
+
+
+def _cells(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Return what a list says of an entry, then whose it is: 3 cells, as `words` and the names of the images."""
+    if name == "small_classes":
+        return [str(entry["count"]), entry["class"], ""]
+    images = [one["id"] + (f" ({', '.join(one['splits'])})" if one["splits"] else "") for one in entry["images"]]
+    return [words(name, entry), images[0], "  ".join(images[1:])]
+
+
+def words(name: str, entry: Mapping[str, Any]) -> str:
+    """Say what is wrong with an entry of a list."""
+    if name == "copies":
+        return "same bytes" + ", other labels" * entry["labels_differ"] + ", across splits" * entry["across_splits"]
+    if name == "near_duplicates":
+        return f"{entry['cosine']:.4f}" + ", across splits" * entry["across_splits"]
+    if name == "suspect_labels":
+        return f"{entry['margin']:.2f}{'' if entry['confident'] else '?'} {entry['label']}: {entry['claim']}"
+    return f"{entry['distance']:.3f}" if name == "outliers" else str(entry["reason"])
+
+
+def basis(content: Mapping[str, Any]) -> list[str]:
+    """Say in a sentence each what was compared, and with what effort."""
+    settings, training, seconds = content["settings"], content["training"], content["seconds"]
+    far = content["outlier_distance"]
+    outliers = "" if far is None else f", outliers from a distance of {far:.3f} on"
+    lines = [
+        f"{content['rows']} images of {content['dataset']} compared with each other in {seconds['comparing']:.1f} s; "
+        f"near duplicates from a cosine of {settings['near']:g} on{outliers}"
+    ]
+    if not content["copies_known"]:
+        lines.append("copies were not looked for: the bytes of the images are not known")
+    if training is None:
+        lines.append("labels were not doubted" + ": there are too few to train on" * settings["labels"])
+    else:
+        lines.append(
+            f"{training['labelled']} labelled images scored by SVMs that did not see them: {training['svms']} SVMs "
+            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])}) in "
+            f"{seconds['training']:.1f} s"
+        )
+    return lines
+
+
+def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
+    """Render what was found, the first `SHOWN` entries of every list.
+
+    Parameters
+    ----------
+    content : mapping
+        Of `audit_json`.
+    root : Path, optional
+        Of the data set, for small copies of the images; without it the page has names only.
+    workers : int
+        Processes that decode images.
+
+    Raises
+    ------
+    ConfigError
+        If the images are not there.
+    """
+    parts = [
+        {
+            "name": name,
+            "title": title,
+            "total": _total(content, name),
+            "entries": [
+                (words(name, one), [(key_of(image), image) for image in one["images"]]) for one in content[name][:SHOWN]
+            ],
+        }
+        for name, title in LISTS.items()
+        if name != "small_classes"
+    ]
+    keys = [key for part in parts for _, images in part["entries"] for key, _ in images][:BUDGET]  # type: ignore[attr-defined]
+    copies: dict[Key, str] = {}
+    if root is not None and keys:
+        place = find_root(root, content["dataset"], [key.path for key in keys])
+        copies = small_copies(place, keys, dataset=content["dataset"], workers=workers)
+    return render("audit.html", content=content, parts=parts, copies=copies, basis=basis(content))
+
+
+def key_of(image: Mapping[str, Any]) -> Key:
+    """Return the key of a small copy of an image of the JSON."""
+    return Key(image["path"], None if image["box"] is None else tuple(image["box"]))

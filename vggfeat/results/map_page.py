@@ -1,0 +1,189 @@
+"""All images of a table as points in the plane: as JSON, and as a page on which they can be looked at and selected."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError
+from vggfeat.projection import Clusters, ProjectionSettings, chosen_rows, cluster, project
+from vggfeat.results.page_files import render
+from vggfeat.results.reading import SvmRun, read_runs
+from vggfeat.results.text import align, printable
+from vggfeat.results.thumbnails import BUDGET, Key, find_root, is_image, small_copies
+from vggfeat.samples import Label, Task
+from vggfeat.table import DescriptorTable
+
+FORMAT, VERSION = "vggfeat-map", 1
+UNKNOWN = "not known"
+
+
+def map_json(
+    table: DescriptorTable, file: str, settings: ProjectionSettings, predicted: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Place all images in the plane, group them, and return both, ready for JSON.
+
+    Parameters
+    ----------
+    table : DescriptorTable
+    file : str
+        What it was read from.
+    settings : ProjectionSettings
+    predicted : mapping, optional
+        Id -> class; images get the colours of these, of their labels otherwise, of clusters without labels.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few images, or a library is not installed.
+    """
+    data, rows = table.dataset, chosen_rows(table.ok, settings)
+    descriptors = table.descriptors[rows]
+    places, clusters = project(descriptors, settings), cluster(descriptors, settings)
+    labels = [[data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)] for row in rows]
+    kind, groups = _groups(table, rows, labels, clusters, predicted)
+    points = [
+        {
+            "id": data.ids[row],
+            "path": data.paths[row],
+            "box": data[row].box,
+            "x": float(x),
+            "y": float(y),
+            "group": group,
+            "classes": classes,
+            "cluster": int(number),
+        }
+        for row, (x, y), group, classes, number in zip(
+            rows.tolist(), places, groups, labels, clusters.number, strict=True
+        )
+    ]
+    sizes = np.bincount(clusters.number)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "file": file,
+        "dataset": data.name,
+        "images": len(data),
+        "method": settings.method,
+        "seed": settings.seed,
+        "coloured_by": kind,
+        "points": points,
+        "clusters": [
+            {"size": int(size), "central": [points[place]["id"] for place in central]}
+            for size, central in zip(sizes, clusters.central, strict=True)
+        ],
+    }
+
+
+def _groups(
+    table: DescriptorTable,
+    rows: NDArray[np.int64],
+    labels: Sequence[Sequence[str]],
+    clusters: Clusters,
+    predicted: Mapping[str, str] | None,
+) -> tuple[str, list[str]]:
+    """Return what colours stand for, and the name of each point's group."""
+    if predicted is not None:
+        return "prediction", [predicted.get(table.dataset.ids[row], UNKNOWN) for row in rows.tolist()]
+    if any(labels):
+        kind = "class" if table.dataset.task == Task.SINGLE_LABEL else "first class"
+        return kind, [classes[0] if classes else UNKNOWN for classes in labels]
+    return "cluster", [f"cluster {number + 1}" for number in clusters.number.tolist()]
+
+
+def predictions_of(folder: Path) -> dict[str, str]:
+    """Return id -> class with the highest score, of the tested images of a run of `vggfeat svm`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is of another command, or has no scores.
+    StoreError
+        If it can't be read.
+    """
+    (run,) = read_runs([folder])
+    if not isinstance(run, SvmRun) or not run.tests:
+        raise ConfigError(f"--run: expected a folder of `vggfeat svm` with its scores, found {folder}")
+    found: dict[str, str] = {}
+    for test in run.tests:
+        scored = np.isfinite(test.scores).any(axis=1)
+        best = test.scores.argmax(axis=1)
+        found |= {test.ids[row]: run.classes[best[row]] for row in np.flatnonzero(scored).tolist()}
+    return found
+
+
+def map_text(content: Mapping[str, Any]) -> str:
+    """Return the clusters, with their sizes and central images, as a text."""
+    rows = [["cluster", "images", "most central"]]
+    rows += [
+        [str(number), str(one["size"]), ", ".join(one["central"][:3])]
+        for number, one in enumerate(content["clusters"], start=1)
+    ]
+    points, images = len(content["points"]), content["images"]
+    part = "" if points == images else f" of {images}"
+    return "\n".join([*align(rows, left=3), f"{points}{part} images of {content['dataset']}, {content['method']}"])
+
+
+def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
+    """Render the points; up to `BUDGET` of them have small copies of their images.
+
+    Parameters
+    ----------
+    content : mapping
+        Of `map_json`.
+    root : Path, optional
+        Of the data set; without it the page has names only.
+    workers : int
+        Processes that decode images.
+
+    Raises
+    ------
+    ConfigError
+        If the images are not there.
+    """
+    points = content["points"]
+    keys = [Key(one["path"], None if one["box"] is None else tuple(one["box"])) for one in points]
+    by_id = {one["id"]: key for one, key in zip(points, keys, strict=True)}
+    central = [by_id[name] for one in content["clusters"] for name in one["central"]]
+    # The central images first, then every so many.
+    wanted = list(dict.fromkeys([*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]))[:BUDGET]
+    copies: dict[Key, str] = {}
+    if root is not None:
+        place = find_root(root, content["dataset"], [key.path for key in wanted])
+        copies = small_copies(place, wanted, dataset=content["dataset"], workers=workers)
+    counts: dict[str, int] = {}
+    for one in points:
+        counts[one["group"]] = counts.get(one["group"], 0) + 1
+    names = sorted(counts)
+    data = {
+        "groups": [printable(name) for name in names],
+        "points": [
+            [round(one["x"], 5), round(one["y"], 5), names.index(one["group"]), printable(one["id"]),
+             printable(", ".join(one["classes"])), _address(copies, key)]
+            for one, key in zip(points, keys, strict=True)
+        ],
+    }  # fmt: skip
+    clusters = [(one["size"], [(by_id[name], name) for name in one["central"]]) for one in content["clusters"]]
+    groups = [(name, counts[name]) for name in names]
+    return render(
+        "map.html", script="map.js", content=content, data=script_json(data), groups=groups, clusters=clusters,
+        copies=copies,
+    )  # fmt: skip
+
+
+def _address(copies: Mapping[Key, str], key: Key) -> str:
+    found = copies.get(key, "")
+    return found if is_image(found) else ""
+
+
+def script_json(value: Any) -> Any:
+    """Return JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, separators=(",", ":"))  # All that is not ASCII is escaped.
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)
