@@ -163,10 +163,13 @@ def run_job(
         try:
             if not writer.complete:
                 write_shards(job, writer, run.workers, decode, progress, world)
-            world.on_main(lambda: _finish(job, writer, key, run.workers, decode))
-            seconds, halvings = time.monotonic() - begun, job.runner.halvings
-            found = world.on_main(lambda: summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json())
-            return Summary.from_json(found)
+
+            def finish() -> dict[str, Any]:
+                _finish(job, writer, key, run.workers, decode)
+                seconds, halvings = time.monotonic() - begun, job.runner.halvings
+                return summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json()
+
+            return Summary.from_json(world.on_main(finish))
         except BaseException as error:
             so_far = tally(
                 total=writer.total_rows, done=writer.done_rows, resumed=resumed, reasons=writer.failures.values()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.forward import features as extraction_module
 from vggfeat.forward import batching as batches
+from vggfeat.forward import features as extraction_module
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, check_boxes, feature_runner, spatial_mean
 from vggfeat.images.decode import DecodedImage, row_requests
 from vggfeat.nets.transforms import rescale
