@@ -166,10 +166,13 @@ def run_job(
         try:
             if not writer.complete:
                 write_shards(job, writer, run.workers, decode, progress, world)
-            world.on_main(lambda: _finish(job, writer, key, run.workers, decode))
-            seconds, halvings = time.monotonic() - begun, job.runner.halvings
-            found = world.on_main(lambda: summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json())
-            summary = Summary.from_json(found)
+
+            def finish() -> dict[str, Any]:
+                _finish(job, writer, key, run.workers, decode)
+                seconds, halvings = time.monotonic() - begun, job.runner.halvings
+                return summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json()
+
+            summary = Summary.from_json(world.on_main(finish))
             log.log(logging.WARNING if summary.failures else logging.INFO, "%s: %s", out, summary.tally())
             return summary
         except BaseException as error:

@@ -36,15 +36,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What brings an image of an EXIF orientation upright; 1 needs nothing."""
-TURNS_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+TURNS_BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}
 """What brings an upright image back to the stored pixels of an orientation."""
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"

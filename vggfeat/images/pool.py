@@ -126,7 +126,7 @@ class Decoder:
 
     def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
         source = iter(requests)
-        waiting, largest = _Line(), self._hold
+        waiting, largest = _Queue(), self._hold
         try:
             while True:
                 while self._wants_more(waiting, largest) and (drawn := list(islice(source, 1))):
@@ -153,7 +153,7 @@ class Decoder:
                 raise CancelledError from None
             raise not_started(str(error)) from None
 
-    def _wants_more(self, waiting: "_Line", largest: int) -> bool:
+    def _wants_more(self, waiting: "_Queue", largest: int) -> bool:
         if len(waiting) <= self.workers:
             return True
         held = waiting.held + waiting.unfinished * largest
@@ -206,7 +206,7 @@ class Decoder:
         return worker.end()
 
 
-class _Line:
+class _Queue:
     """Images that are being decoded or wait to be taken, in order, and what they hold.
 
     An image that is finished is counted as such a moment later; until then it is taken for a large one.
