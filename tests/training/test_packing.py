@@ -20,7 +20,7 @@ from vggfeat.errors import ConfigError, DatasetError, StoreError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescale
-from vggfeat.runtime import durable, temporary
+from vggfeat.runtime import durable
 from vggfeat.runtime.locks import Lock
 from vggfeat.training.data import training_batches
 from vggfeat.training.packing import PackSettings, pack
@@ -235,7 +235,7 @@ def test_the_same_call_mends_what_was_damaged_and_nothing_else(tree, tmp_path, d
     elif damage == "record":
         record.write_text(record.read_text()[:-5])
     else:
-        temporary.temporary_path(out / "shards/train-00001.tar").write_bytes(b"what kill -9 left")
+        durable.temporary_path(out / "shards/train-00001.tar").write_bytes(b"what kill -9 left")
     fresh = []
     pack(data, out, SMALL, workers=0, progress=lambda *numbers: fresh.append(numbers))
     assert fresh == ([] if damage == "left" else [(11, 14), (12, 14), (13, 14), (14, 14)])
@@ -368,9 +368,9 @@ def test_settings_out_of_their_range_are_refused(wrong):
 def test_a_run_that_was_killed_as_it_began_is_begun_again(tree, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    temporary.temporary_path(out / "packing.json").write_bytes(b"half")
+    durable.temporary_path(out / "packing.json").write_bytes(b"half")
     pack(ilsvrc.read(tree), out, SMALL, workers=0)
-    assert not [path for path in out.rglob("*") if temporary.is_temporary(path.name)]
+    assert not [path for path in out.rglob("*") if durable.is_temporary(path.name)]
 
 
 def test_shards_of_others_are_left_alone(tree, tmp_path):

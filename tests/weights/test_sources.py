@@ -144,6 +144,15 @@ def test_what_is_not_there_is_one_line(hub, spec, found):
         load_backbone(spec)
 
 
+def test_an_error_of_any_library_below_is_one_line(hub, monkeypatch):
+    def broken(*args, **named):
+        raise ZeroDivisionError("peer closed\n\nmore")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(WeightsError, match=r"Hugging Face Hub gives, found 'peer closed'; compare"):
+        load_backbone("hf://timm/vgg11.x")
+
+
 def test_without_a_download_only_what_is_cached_is_found(hub):
     with pytest.raises(WeightsError, match="found no connection, and no such file in the cache"):
         find_file("hf://timm/vgg11.x", download=False)

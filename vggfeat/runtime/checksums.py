@@ -95,8 +95,9 @@ def replace_run(
     Raises
     ------
     OSError
-        If the disk refuses, or a folder, pipe or device has one of the names. The old run is whole, unless that was as
-        the files took their names.
+        If the disk refuses. The old run is whole, unless that was as the files took their names.
+    StoreError
+        If a folder, pipe or device has one of the names.
     """
     names = [*(name for name in contents if name != last), last]
     sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in names)

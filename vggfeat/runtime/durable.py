@@ -185,7 +185,9 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     Raises
     ------
     OSError
-        The first call that failed, after clearing up; or if a folder, pipe or device has the name.
+        The first call that failed, after clearing up.
+    StoreError
+        If a folder, pipe or device has the name.
     """
     _check_replaceable(path)
     if temp is None:
@@ -220,10 +222,8 @@ def keep_mode(fd: int, path: Path) -> None:
 def _check_replaceable(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, f"a folder has the name {path.name}", str(path))
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise FileExistsError(errno.EEXIST, f"a pipe, socket or device has the name {path.name}", str(path))
+            raise StoreError(f"{path}: expected a file to replace, or none, found a folder, pipe or device; move it")
 
 
 def temporary_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vggfeat.errors import ConfigError, WeightsError, quoted
+from vggfeat.errors import ConfigError, VggfeatError, WeightsError, quoted
 
 BUNDLED = "small"
 """The name of the net that comes with the package."""
@@ -260,7 +260,7 @@ def _find_on_hub(spec: str, download: bool) -> Path:
     if not asked:
         raise ConfigError(f"weights: expected hf://OWNER/NAME[/FILE][@REVISION], found {quoted(spec)}")
     try:
-        from huggingface_hub import errors, utils
+        from huggingface_hub import utils
     except ImportError:
         raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
     model, name, revision = asked.groups()
@@ -268,7 +268,9 @@ def _find_on_hub(spec: str, download: bool) -> Path:
     utils.logging.set_verbosity_error()  # it would tell each of its attempts
     try:
         return _get_from_hub(spec, model, name, revision, download)
-    except (OSError, ValueError, errors.EntryNotFoundError) as error:
+    except VggfeatError:
+        raise
+    except Exception as error:  # the library lets those of its own libraries out, which are of no common class
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = _HUB_REASONS.get(type(error).__name__) or quoted(said, 300)
         raise WeightsError(
