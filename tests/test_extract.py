@@ -171,7 +171,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
     if changed.get("grow"):
         draw(tmp_path / "in" / "a" / "4.png", 4, (99, 60))
     if "versions" in changed:
-        monkeypatch.setattr(settings, "version", lambda name: changed["versions"])
+        monkeypatch.setattr(settings, "library_version", lambda name: changed["versions"])
     if "threads" in changed:
         monkeypatch.setattr(caching.torch, "get_num_threads", lambda: 99)
     with pytest.raises(StoreError, match=what):
