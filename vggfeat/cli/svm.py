@@ -136,8 +136,6 @@ def svm(
       vggfeat svm holiday.h5 --apply voc2007.svm/model.safetensors
     """
     files = tuple(given.inputs(files + more_files))
-    if not files:
-        raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
         _refuse_others(context)
         _apply(model, files, top, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
@@ -156,7 +154,7 @@ def svm(
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
-    table = given.read(files, descriptors)
+    table = given.read(files, descriptors, given.data_root)
     check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
