@@ -13,7 +13,7 @@ from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
 from vggfeat.explain import _resampled, _spread, find_model
 from vggfeat.explain import explain as explain_image
 from vggfeat.protocols import apply_model
-from vggfeat.results.evidence import overlay
+from vggfeat.results.evidence import evidence_text, overlay
 from vggfeat.svm import load_model, save_model
 
 explain = partial(explain_image, workers=0)
@@ -147,15 +147,15 @@ def test_the_command_draws_and_prints_the_sums(desk, tmp_path, monkeypatch, caps
     out, _, nets = trained(desk, "--join", "mean")
     monkeypatch.chdir(tmp_path)
     words = ["explain", str(desk / "images/cat/3.png"), "--model", str(out), "--weights", nets[0], "--device", "cpu"]
-    assert run(words) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("class  ")
-    assert said.rstrip().endswith("3.evidence.png")
-    assert (tmp_path / "3.evidence.png").read_bytes().startswith(b"\x89PNG")
-    assert run(words) == 6, "it is there"
-    assert run([*words, "--overwrite", "--json", "--class", "dog"]) == 0
+    assert run([*words, "--json", "--class", "dog"]) == 0
     content = json.loads(capsys.readouterr().out)
+    assert content["drawing"] == "3.evidence.png" or content["drawing"].endswith("/3.evidence.png")
+    assert (tmp_path / "3.evidence.png").read_bytes().startswith(b"\x89PNG")
     assert content["class"] == "dog"
     parts = sum(one["sum"] for one in content["scales"]) + content["intercept"]
     assert parts == pytest.approx(content["score"], abs=1e-4)
     assert content["scales"][0]["classes"].keys() == {"cat", "dog"}
+    lines = evidence_text(content).splitlines()
+    assert lines[0].split() == ["class", "dog"]
+    assert lines[1].split() == ["Q", "=", "224", nets[0], f"{content['scales'][0]['sum']:+.4f}"]
+    assert run(words) == 6, "it is there"

@@ -12,6 +12,7 @@ from feature_files import data_set, write_file
 from vggfeat.cli import run
 from vggfeat.errors import StoreError
 from vggfeat.given import MISSING, match_names, notes, read_given
+from vggfeat.results.page import make_page
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.export import write
 from vggfeat.table import read_descriptors, rows_of, to_table
@@ -192,13 +193,24 @@ def test_the_protocol_runs_on_them_as_on_a_feature_file(photos, tmp_path, monkey
     assert results["settings"]["features"]["given"]["file"] == "clip.parquet"
     assert results["settings"]["features"]["join"] == "given"
     assert (tmp_path / "clip.svm" / "results.json").is_file()
-    assert run(["report", "clip.svm", "--out", "clip.html"]) == 0
-    assert "given" in (tmp_path / "clip.html").read_text()
+    assert "given" in make_page([tmp_path / "clip.svm"]).content.decode()
     model = "clip.svm/model-fold-1.safetensors"
     write_file(tmp_path / "x.h5")
     capsys.readouterr()
     assert run(["svm", "x.h5", "--apply", model]) == 7
     assert "expected a model that says how its features were made" in capsys.readouterr().err
+
+
+def test_they_can_be_audited_probed_and_mapped(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--descriptors", "clip.parquet", "--dataset", "folder", "--root", "photos"]
+    assert run(["audit", *words, "--quiet", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["rows"], content["copies_known"]) == (20, False)
+    assert content["training"]["labelled"] == 20
+    assert run(["map", *words[:4], "--method", "pca", "--json"]) == 4, "no data set in data/folder"
+    assert run(["probe", *words, "--probes", "knn", "--shots", "1", "--repeats", "2", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"][0]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(("words", "said"), [

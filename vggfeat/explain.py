@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
+from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.forward.features import ExtractionSettings, dense_map, feature_runner, mirror
 from vggfeat.forward.rerun import find_weights
 from vggfeat.forward.runner import BatchRunner
-from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size

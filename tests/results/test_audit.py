@@ -84,7 +84,7 @@ def test_the_command_prints_a_verdict_json_and_a_page(tmp_path, capsys):
     assert run(words) == 0
     text = capsys.readouterr().out
     assert "1 pair of near duplicates is in different splits: look at it" in text
-    assert "1.0000, across splits  02 (train)  09 (test)" in text
+    assert "1.0000, across splits, other labels  02 (train)  09 (test)" in text
     assert "1 group of copies has different labels: one of them is wrong" in text
     out = tmp_path / "page.html"
     assert run([*words, "--json", "--out", str(out), "--root", str(tmp_path), "--workers", "0"]) == 0

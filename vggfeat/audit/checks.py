@@ -5,7 +5,7 @@ N = rows, K = classes.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -213,12 +213,13 @@ def _copies(
     for rows in groups.values():
         if len({dataset.paths[row] for row in rows}) > 1:  # Else several samples, of one image: people, with boxes.
             across = bool(apart[np.ix_(sides[rows], sides[rows])].any())
-            found.append(Copies(rows=tuple(rows), across=across, labels_differ=_labels_differ(dataset, rows)))
+            found.append(Copies(rows=tuple(rows), across=across, labels_differ=labels_differ(dataset, rows)))
     return sorted(found, key=lambda one: (not one.across, not one.labels_differ, one.rows))
 
 
-def _labels_differ(dataset: DataSet, rows: list[int]) -> bool:
-    """Say whether images are positive and negative of one class; boxes may hold different things."""
+def labels_differ(dataset: DataSet, rows: Sequence[int]) -> bool:
+    """Say whether two of some rows are positive and negative of one class; boxes may hold different things."""
+    rows = list(rows)
     if dataset.boxes is not None and not np.isnan(dataset.boxes[rows]).any():
         return False
     labels = dataset.labels[rows]

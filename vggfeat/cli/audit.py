@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.features import DescriptorOptions
+from vggfeat.cli.given import GivenFile
 from vggfeat.cli.options import PATH, WorkerOptions, make_folder, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.errors import ConfigError
@@ -43,20 +44,22 @@ class AuditOptions:
 
 
 @click.command()
-@click.argument("file", type=PATH, metavar="FEATURES.h5")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @with_options(AuditOptions, "chosen")
 @with_options(DescriptorOptions, "descriptors")
+@with_options(GivenFile, "given")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Entries of a list on the terminal.")
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
-              help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip
+              help="Where the images are, for the page or with --descriptors: as for `extract`.")  # fmt: skip
 @with_options(WorkerOptions, "workers")
 @click.option("--json", "as_json", is_flag=True, help="Print all lists as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def audit(
-    file: Path,
+    files: tuple[Path, ...],
     chosen: AuditOptions,
     descriptors: DescriptorOptions,
+    given: GivenFile,
     top: int,
     out: Path | None,
     images: Path | None,
@@ -74,6 +77,7 @@ def audit(
     Examples:
       vggfeat audit photos.h5
       vggfeat audit photos.h5 --root photos --out audit.html
+      vggfeat audit --descriptors clip.parquet --dataset folder --root photos
     """
     from vggfeat.audit import audit_table
     from vggfeat.cli.progress import Progress
@@ -81,19 +85,21 @@ def audit(
     from vggfeat.results.page_files import check_page_place, write_page
     from vggfeat.store.reader import FeatureFile
 
-    if images is not None and out is None:
+    inputs = given.inputs(files)
+    if images is not None and out is None and given.file is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
-        check_page_place(out, [file, *([images] if images else [])])
+        check_page_place(out, [*inputs, *([images] if images else [])])
         make_folder(out.parent)
-    table = descriptors.read([file])
-    with FeatureFile(file) as features:
-        digests = features.sha256
+    table, digests = given.read(inputs, descriptors, images), None
+    if given.file is None:
+        with FeatureFile(inputs[0]) as features:
+            digests = features.sha256
     with Progress("audit", "steps", quiet=quiet) as bar:
         found = audit_table(
             table, digests, chosen.settings(), progress=lambda doing, done, total: bar.update(done, total, doing)
         )
-    content = audit_json(found, table, str(file))
+    content = audit_json(found, table, str(inputs[0]))
     if out is not None:
         write_page(out, audit_page(content, images, workers=workers.processes()))
     if as_json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.features import DescriptorOptions
+from vggfeat.cli.given import GivenFile
 from vggfeat.cli.options import PATH, WorkerOptions, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json, say_lines
 
@@ -37,7 +38,7 @@ class ProjectionOptions:
 
 
 @click.command("map")
-@click.argument("file", type=PATH, metavar="FEATURES.h5")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @click.option("--out", type=PATH, default=Path("map.html"), show_default=True, help="The page.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
@@ -45,15 +46,17 @@ class ProjectionOptions:
               help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]")  # fmt: skip
 @with_options(ProjectionOptions, "projection")
 @with_options(DescriptorOptions, "descriptors")
+@with_options(GivenFile, "given")
 @with_options(WorkerOptions, "workers")
 @click.option("--json", "as_json", is_flag=True, help="Print places and clusters as JSON.")
 def map_(
-    file: Path,
+    files: tuple[Path, ...],
     out: Path,
     images: Path | None,
     results: Path | None,
     projection: ProjectionOptions,
     descriptors: DescriptorOptions,
+    given: GivenFile,
     workers: WorkerOptions,
     as_json: bool,
 ) -> None:
@@ -70,10 +73,11 @@ def map_(
     from vggfeat.results.map_page import map_json, map_page, map_text, predictions_of
     from vggfeat.results.page_files import check_page_place, write_page
 
-    check_page_place(out, [file, *([images] if images else []), *([results] if results else [])])
+    inputs = given.inputs(files)
+    check_page_place(out, [*inputs, *([images] if images else []), *([results] if results else [])])
     make_folder(out.parent)
     predicted = None if results is None else predictions_of(results)
-    content = map_json(descriptors.read([file]), str(file), projection.settings(), predicted)
+    content = map_json(given.read(inputs, descriptors, images), str(inputs[0]), projection.settings(), predicted)
     write_page(out, map_page(content, images, workers=workers.processes()))
     if as_json:
         say_json({**content, "page": str(out)})

@@ -50,11 +50,9 @@ def probe(
     from vggfeat.results.probes import probes_json, probes_text
 
     inputs = given.inputs(files)
-    if not inputs:
-        raise click.UsageError("expected at least one feature file, found none; for example: vggfeat probe voc2007.h5")
     protocol = ProtocolSettings(folds=folds, seed=seed)
     settings = ProbeSettings(probes=probes, shots=shots, repeats=repeats, protocol=protocol)
-    table = given.read(inputs, descriptors)
+    table = given.read(inputs, descriptors, given.data_root)
     with Progress("probe", "measurements", quiet=quiet) as bar:
         measure, values = run_probes(
             table, settings, progress=lambda doing, done, total: bar.update(done, total, doing)

@@ -180,8 +180,6 @@ def svm(
       vggfeat svm holiday.h5 --apply photos.svm --probabilities --abstain-below 0.5
     """
     files = tuple(given.inputs(files + more_files))
-    if not files:
-        raise click.UsageError("expected at least one feature file, found none; for example: vggfeat svm voc2007.h5")
     if model is not None:
         settled = {str(param.name) for param in context.command.params} - WITH_APPLY
         refuse_options(context, settled, "not together with --apply, where the model decides")
@@ -198,7 +196,7 @@ def svm(
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
-    table = given.read(files, descriptors)
+    table = given.read(files, descriptors, given.data_root)
     check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
         result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))

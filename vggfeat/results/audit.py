@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vggfeat.audit import Audit
+from vggfeat.audit.checks import labels_differ
 from vggfeat.results.page_files import render
 from vggfeat.results.text import align
 from vggfeat.results.thumbnails import BUDGET, Key, find_root, small_copies
@@ -46,7 +47,12 @@ def audit_json(audit: Audit, table: DescriptorTable, file: str) -> dict[str, Any
             for one in audit.copies
         ],
         "near_duplicates": [
-            {"images": [image(row) for row in pair], "cosine": cosine, "across_splits": across}
+            {
+                "images": [image(row) for row in pair],
+                "cosine": cosine,
+                "across_splits": across,
+                "labels_differ": labels_differ(data, pair),
+            }
             for pair, cosine, across in zip(near.rows.tolist(), near.cosine.tolist(), near.across.tolist(), strict=True)
         ],
         "suspect_labels": [
@@ -107,11 +113,12 @@ def _problems(audit: Audit) -> list[str]:
     """Say in a sentence each what should be looked at, what makes figures wrong first."""
     copies, near = audit.copies, audit.near
     across, contrary = sum(one.across for one in copies), sum(one.labels_differ for one in copies)
+    others = f", {less} more with less" if (less := audit.contradicted - audit.confident) else ""
     counted = [
         (across, "group{s} of copies {are} in different splits: figures of a test are too good"),
         (near.total_across, "pair{s} of near duplicates {are} in different splits: look at {them}"),
         (contrary, "group{s} of copies {have} different labels: one of them is wrong"),
-        (audit.confident, f"label{{s}} {{are}} contradicted with confidence, of {audit.contradicted} contradicted"),
+        (audit.confident, f"label{{s}} {{are}} contradicted by other images with confidence{others}"),
         (len(copies) - across, "group{s} of copies {are} in one split: they count more than once"),
         (near.total - near.total_across, "pair{s} of near duplicates {are} in one split"),
         (len(audit.few), f"class{{es}} {{have}} fewer than {audit.settings.fewest} images"),
@@ -151,12 +158,11 @@ def _cells(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 def words(name: str, entry: Mapping[str, Any]) -> str:
     """Say what is wrong with an entry of a list."""
-    if name == "copies":
-        return "same bytes" + ", other labels" * entry["labels_differ"] + ", across splits" * entry["across_splits"]
-    if name == "near_duplicates":
-        return f"{entry['cosine']:.4f}" + ", across splits" * entry["across_splits"]
+    if name in ("copies", "near_duplicates"):
+        alike = "same bytes" if name == "copies" else f"{entry['cosine']:.4f}"
+        return alike + ", across splits" * entry["across_splits"] + ", other labels" * entry["labels_differ"]
     if name == "suspect_labels":
-        return f"{entry['margin']:.2f}{'' if entry['confident'] else '?'} {entry['label']}: {entry['claim']}"
+        return f"{entry['margin']:.2f}{'' if entry['confident'] else '?'} {entry['label']} -> {entry['claim']}"
     return f"{entry['distance']:.3f}" if name == "outliers" else str(entry["reason"])
 
 
