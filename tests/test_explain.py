@@ -10,7 +10,7 @@ from PIL import Image
 
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
-from vggfeat.explain import _resampled, _spread, find_model
+from vggfeat.explain import _resampled, _spread
 from vggfeat.explain import explain as explain_image
 from vggfeat.protocols import apply_model
 from vggfeat.results.evidence import evidence_text, overlay
@@ -40,7 +40,7 @@ def desk(tmp_path_factory):
 def trained(desk, *words, files=(0,)):
     out = desk / "-".join(["run", *map(str, files), *words])
     features = [str(desk / f"{number}.h5") for number in files]
-    settings = ["--protocol", "k-fold", "--folds", "2", "--grid", "8", "--quiet", "--out", str(out)]
+    settings = ["--protocol", "k-fold", "--folds", "2", "--grid", "8", "--fit-all", "--quiet", "--out", str(out)]
     if not out.exists():
         assert run(["svm", *features, *settings, *words]) == 0
     return out, [*map(str, features)], [NETS[number] for number in files]
@@ -54,7 +54,7 @@ def trained(desk, *words, files=(0,)):
 ], ids=["mean", "stack", "max of two nets", "not normalised"])  # fmt: skip
 def test_the_sum_over_positions_and_the_intercept_is_the_score(desk, words, files):
     out, features, nets = trained(desk, *words, files=files)
-    applied = apply_model(find_model(out), features)
+    applied = apply_model(out, features)
     row = applied.dataset.ids.index("cat/3.png")
     for number, name in enumerate(applied.classes):
         found = explain(desk / "images/cat/3.png", out, name=name, weights=nets)
@@ -62,7 +62,7 @@ def test_the_sum_over_positions_and_the_intercept_is_the_score(desk, words, file
         assert found.total == pytest.approx(found.scores[number], abs=1e-4)
         np.testing.assert_allclose(found.scores, applied.scores[row], atol=1e-4)
         assert [one.scale for one in found.scales] == [224, 257] * len(files)
-        sums = np.sum([one.sums for one in found.scales], axis=0) + load_model(find_model(out))[0].intercept
+        sums = np.sum([one.sums for one in found.scales], axis=0) + load_model(out / "model.safetensors")[0].intercept
         np.testing.assert_allclose(sums, found.scores, atol=1e-4)
         for one in found.scales:
             assert sum(part.sum() for part in one.maps) == pytest.approx(one.sums[number], abs=1e-5)
@@ -127,19 +127,17 @@ def test_what_can_not_be_explained_is_refused(desk, tmp_path):
         explain(image, out, weights=[NETS[1]])
     with pytest.raises(WeightsError, match="give them with --weights"):
         explain(image, out)
-    with pytest.raises(ConfigError, match=r"expected 1, as .* has so many nets, found 2"):
-        explain(image, out, weights=NETS)
     with pytest.raises(ImageError, match="expected an image to explain"):
         explain(tmp_path / "none.png", out, weights=nets)
-    with pytest.raises(FitError, match="found no model"):
-        find_model(tmp_path)
-    model, about = load_model(find_model(out))
+    with pytest.raises(FitError, match="expected a model file, found none; train one on all images"):
+        explain(image, tmp_path, weights=nets)
+    model, about = load_model(out / "model.safetensors")
     save_model(tmp_path / "given.safetensors", model, {**about, "features": {**about["features"], "files": []}})
-    with pytest.raises(FitError, match="descriptors of other programs"):
+    with pytest.raises(FitError, match="says how its features were made"):
         explain(image, tmp_path / "given.safetensors", weights=nets)
     made = {**about["features"]["files"][0], "regions": ["image", "box"]}
     save_model(tmp_path / "box.safetensors", model, {**about, "features": {**about["features"], "files": [made]}})
-    with pytest.raises(FitError, match="which need boxes"):
+    with pytest.raises(FitError, match="which an image alone has not"):
         explain(image, tmp_path / "box.safetensors", weights=nets)
 
 

@@ -12,31 +12,25 @@ F = nets, S = scales, C = channels, K = classes, h, w = sides of a map, H, W = s
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import fuse, join_features
-from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
+from vggfeat.errors import ConfigError, FitError, ImageError
 from vggfeat.forward.batching import to_compute_layout, upload
-from vggfeat.forward.features import ExtractionSettings, dense_map, feature_runner, mirror
-from vggfeat.forward.rerun import find_weights
+from vggfeat.forward.features import dense_map, feature_runner, mirror
+from vggfeat.forward.rerun import rerun_settings
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size
-from vggfeat.protocols.apply import MODEL_NAMES
-from vggfeat.runtime.devices import default_batch_pixels
-from vggfeat.svm import LinearModel, load_model
-from vggfeat.weights import Backbone, load_backbone
-
-Load = Callable[[str], Backbone]
+from vggfeat.predict import nets_of
+from vggfeat.protocols.apply import SavedModel, open_model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +85,6 @@ def explain(
     weights: Sequence[str] = (),
     device: str = "cpu",
     workers: int = 1,
-    load: Load = load_backbone,
 ) -> Evidence:
     """Say where in an image the score of a class comes from.
 
@@ -99,17 +92,14 @@ def explain(
     ----------
     image : path
     model : path
-        A model of `vggfeat svm`, or the folder of a run, of which the first is taken.
+        As for `vggfeat.protocols.apply.open_model`.
     name : str, optional
         The class; by default the one with the highest score.
     weights : sequence of str, optional
-        The nets that the features were made with, in their order; by default found by SHA-256, as for
-        `vggfeat.similar.net_of`.
+        As for `vggfeat.predict.nets_of`.
     device : str
     workers : int
         Processes that decode the image; 0 decodes in this one, without limits of time and memory.
-    load : callable, optional
-        Loads a net.
 
     Raises
     ------
@@ -122,17 +112,15 @@ def explain(
     ImageError
         If the image gives no pixels.
     """
-    path = find_model(Path(model))
-    machine, about = load_model(path)
-    recipe = _recipe(path, about)
-    classes = tuple(about["classes"])
+    saved = open_model(model)
+    classes = tuple(saved.about["classes"])
     if name is not None and name not in classes:
         raise ConfigError(f"class: expected one of {', '.join(classes)}, found {name!r}")
-    runners = [_runner(made, spec, device, load) for made, spec in _nets(path, recipe["files"], weights)]
+    runners = _runners(saved, weights, device)
     decoded = _decode(Path(image), max(max(runner.sides) for runner in runners), workers)
     features = [_features(runner, decoded) for runner in runners]  # F times (1, S, 1, C)
-    descriptor, views = _views(machine, recipe, features)
-    scores = machine.scores(descriptor)[0]
+    descriptor, views = _views(saved, features)
+    scores = saved.model.scores(descriptor)[0]
     number = int(scores.argmax()) if name is None else classes.index(name)
     parts = [
         _scale(runner, decoded.regions[0], index, view[:, index], feature[0, index, 0], number)
@@ -144,87 +132,24 @@ def explain(
         classes=classes,
         scores=scores,
         number=number,
-        bias=float(machine.intercept[number]),
+        bias=float(saved.model.intercept[number]),
         scales=tuple(parts),
     )
 
 
-def find_model(place: Path) -> Path:
-    """Return a file as it is; of a folder of `vggfeat svm` its model, the first where there are several.
-
-    Raises
-    ------
-    FitError
-        If the folder holds none.
-    """
-    if not place.is_dir():
-        return place
-    for pattern in MODEL_NAMES:
-        for name in sorted(os.listdir(place)):
-            if fnmatch(name, pattern):
-                return place / name
-    raise FitError(f"{place}: expected a folder of `vggfeat svm` with a model in it, found no model")
-
-
-def _recipe(path: Path, about: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return how the descriptors of a model were made."""
-    try:
-        recipe = about["features"]
-        known = {"join", "normalisation", "files"} <= recipe.keys() and len(recipe["files"]) > 0
-        regions = {region for made in recipe["files"] for region in made["regions"]}
-        known &= all({"layer", "weights_sha256"} <= made["provenance"].keys() for made in recipe["files"])
-    except (AttributeError, KeyError, TypeError):
-        known, regions = False, set()
-    if not known:
+def _runners(saved: SavedModel, weights: Sequence[str], device: str) -> list[BatchRunner]:
+    """Return a runner in float32 for each net of a model."""
+    made = saved.recipe["files"]
+    if any(list(one["regions"]) != ["image"] for one in made):
         raise FitError(
-            f"{path}: expected a model on features of feature files, which says how they were made, found another; "
-            "descriptors of other programs can't be made again here"
+            f"{saved.path}: expected a model on features of whole images, found one on boxes, which an image alone has "
+            "not; train one with `vggfeat svm --regions image`"
         )
-    if regions != {"image"}:
-        raise FitError(
-            f"{path}: expected a model on features of whole images, found regions {', '.join(sorted(regions))}, which "
-            "need boxes; train one with `vggfeat svm --regions image`"
-        )
-    return recipe
-
-
-def _nets(
-    path: Path, files: Sequence[Mapping[str, Any]], weights: Sequence[str]
-) -> list[tuple[Mapping[str, Any], str]]:
-    """Return for each feature file how it was made, and the net that it was made with."""
-    if weights and len(weights) != len(files):
-        raise ConfigError(f"weights: expected {len(files)}, as {path} has so many nets, found {len(weights)}")
-    found = []
-    for number, made in enumerate(files):
-        about = made["provenance"]
-        spec = weights[number] if weights else find_weights(str(about["weights_sha256"]), str(about.get("weights")))
-        if spec is None:
-            raise WeightsError(
-                f"{path}: expected the weights that its features were made with, {_named(about)}, found no file of "
-                "these bytes; give them with --weights"
-            )
-        found.append((made, spec))
-    return found
-
-
-def _named(about: Mapping[str, Any]) -> str:
-    return f"{about.get('weights')} (net {about.get('net')})"[:100]
-
-
-def _runner(made: Mapping[str, Any], spec: str, device: str, load: Load) -> BatchRunner:
-    about, backbone = made["provenance"], load(spec)
-    if backbone.sha256 != about["weights_sha256"]:
-        raise WeightsError(
-            f"{spec}: expected the weights that the model's features were made with, {_named(about)}, found another "
-            f"net ({backbone.model.config})"
-        )
-    settings = ExtractionSettings(
-        scales=tuple(made["scales"]),
-        layer=about["layer"],
-        interpolation=about.get("interpolation", "bilinear"),
-        batch_pixels=default_batch_pixels(device),
-    )
-    return feature_runner(backbone, settings, device)
+    runners = []
+    for one, net in zip(made, nets_of(saved, weights), strict=True):
+        settings = rerun_settings(str(saved.path), one["provenance"], one["scales"], device)
+        runners.append(feature_runner(net, replace(settings, precision="fp32"), device))
+    return runners
 
 
 def _decode(image: Path, side: int, workers: int) -> DecodedImage:
@@ -244,13 +169,13 @@ def _features(runner: BatchRunner, image: DecodedImage) -> NDArray[np.float32]:
 
 
 def _views(
-    machine: LinearModel, recipe: Mapping[str, Any], features: Sequence[NDArray[np.float32]]
+    saved: SavedModel, features: Sequence[NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float64]]]:
     """Return the descriptor (1, D), and for each net the weights (K, S, C) with which its features give the scores.
 
     The sum over scales and channels of weights times features is the product of the SVM's weights with the descriptor.
     """
-    join, normalisation = recipe["join"], recipe["normalisation"]
+    machine, join, normalisation = saved.model, saved.recipe["join"], saved.recipe["normalisation"]
     descriptor = fuse([join_features(one, join, normalisation) for one in features], normalisation)
     plain = [join_features(one, join, "none")[0].astype(np.float64) for one in features]
     if descriptor.shape[1] != machine.coef.shape[1]:

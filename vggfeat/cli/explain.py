@@ -11,7 +11,7 @@ from vggfeat.cli.output import say, say_json, say_lines
 @click.command()
 @click.argument("image", type=PATH, metavar="IMAGE")
 @click.option("--model", type=PATH, required=True, metavar="RUN|model.safetensors",
-              help="A model of `vggfeat svm`, or the folder of a run, of which the first is taken.")  # fmt: skip
+              help="A model of `vggfeat svm`, or the folder of a run with its model.safetensors.")  # fmt: skip
 @click.option("--class", "name", metavar="NAME", help="Whose score is explained. [the highest]")
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
               help="The net of the features, once for each. [by SHA-256, in weights/]")  # fmt: skip
@@ -40,7 +40,7 @@ def explain(
       vggfeat explain holiday.jpg --model voc2007.svm --class dog --weights D.safetensors --out dog.png
     """
     from vggfeat.explain import explain as explain_image
-    from vggfeat.explain import find_model
+    from vggfeat.protocols.apply import find_model
     from vggfeat.results.evidence import evidence_json, evidence_text, overlay
     from vggfeat.runtime.devices import default_device
     from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
