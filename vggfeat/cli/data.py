@@ -259,15 +259,16 @@ def _lines(report: "DatasetReport", everything: bool) -> Iterator[str]:
         yield f"problem: {report.problem}"
     counts = () if report.problem else report.counts
     for count in sorted(counts, key=lambda count: count.agrees):
-        if everything or not count.agrees:
+        # Of a user's own images there is no official number, so that all of them tell something.
+        if everything or not count.agrees or count.expected is None:
             expected = "no official number" if count.expected is None else f"official {count.expected}"
             doubt = "" if count.verified else " (not verified)"
             mark = "ok" if count.agrees else "DIFFERS"
             found = "-" if count.found is None else count.found
             yield f"  {count.split:12} {count.what:22} {found!s:>7}  {expected}{doubt}  {mark}"
-    agreeing = sum(count.agrees for count in counts)
+    agreeing = sum(count.agrees and count.expected is not None for count in counts)
     if agreeing and not everything:
-        yield f"{agreeing} of {len(counts)} numbers agree; --all lists them"
+        yield f"{agreeing} of {len(counts)} numbers are the official ones; --all lists them"
     for problem in report.missing[:SHOWN_FAILURES]:
         yield f"missing: {problem.path}: {problem.reason}"
     if len(report.missing) > SHOWN_FAILURES:
