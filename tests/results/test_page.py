@@ -27,6 +27,7 @@ from vggfeat.results.charts import (
     choice,
     choices,
     cost_curves,
+    learning,
     linear_axis,
     log_axis,
     overview,
@@ -606,6 +607,30 @@ def test_curves_over_c_name_their_classes():
     assert [line.hint for line in drawn.lines] == [line.hint for line in lines]
     several = cost_curves(results | {"runs": [told | {"name": f"fold {k}"} for k in (1, 2)]})
     assert [line.name for line in several if line.name] == ["highest: emu", "lowest: dog", "fold 1", "fold 2"]
+
+
+def test_the_interval_and_the_learning_curve_are_on_the_page_and_checked(made, tmp_path):
+    file = edited(shutil.copytree(made[0] / "good.svm", tmp_path / "x.svm")) / "results.json"
+    results = json.loads(file.read_text())
+    results["interval"] = {"low": 0.25, "high": 0.5, "level": 0.95}
+    results["learning_curve"] = [
+        {"samples": 10, "mean": 0.2, "low": 0.1, "high": 0.3},
+        {"samples": 20.4, "mean": 0.4, "low": 0.4, "high": 0.5},
+    ]
+    drawn = learning(results)
+    assert [tick.label for tick in drawn.x_ticks] == ["10", "20"]
+    low, high, mean = (drawn_points(drawn, line) for line in drawn.lines)
+    ends = [float(tick.label) for tick in drawn.y_ticks]
+    for points, values in ((low, [10, 40]), (high, [30, 50]), (mean, [20, 40])):
+        np.testing.assert_allclose(points[:, 1], (np.array(values) - ends[0]) / (ends[-1] - ends[0]), atol=1e-3)
+    file.write_text(json.dumps(results))
+    shown = make_page([tmp_path / "x.svm"]).content.decode()
+    assert "95 % interval: 25.0 to 50.0 %" in shown
+    assert drawn.title in shown
+    results["learning_curve"][0]["mean"] = "<b>"
+    file.write_text(json.dumps(results))
+    with pytest.raises(StoreError, match=r"learning_curve\[0\].mean: expected a number from 0 to 1 or null"):
+        make_page([tmp_path / "x.svm"])
 
 
 def test_points_lie_where_the_axes_say():

@@ -17,7 +17,7 @@ from vggfeat.errors import ConfigError, check_choice
 from vggfeat.protocols.evaluation import Evaluation, Rows
 from vggfeat.protocols.experiment import Experiment, SplitPlan
 from vggfeat.protocols.results import Run
-from vggfeat.protocols.rules import _PROTOCOLS, ProtocolSettings, _choose_metric, _choose_protocol
+from vggfeat.protocols.rules import PROTOCOLS, ProtocolSettings, choose_metric, choose_protocol
 from vggfeat.svm import SvmProblemSet, fittable_classes
 from vggfeat.table import DescriptorTable
 
@@ -138,16 +138,16 @@ def split_plans(table: DescriptorTable, settings: ProtocolSettings) -> tuple[Eva
     FitError, ConfigError
         As `run_protocol`, where the splits or labels don't suit it.
     """
-    name = _choose_protocol(table.dataset, settings)
+    name = choose_protocol(table.dataset, settings)
     evaluation = Evaluation(
         dataset=table.dataset,
-        metric=_choose_metric(table.dataset, settings, name),
+        metric=choose_metric(table.dataset, settings, name),
         difficult_in_training=settings.difficult_in_training,
         difficult_in_scoring=settings.difficult_in_scoring,
     )
     experiment = _Planning(table=table, evaluation=evaluation, grid=settings.grid, svm=settings.svm)
     try:
-        _PROTOCOLS[name](experiment, settings)
+        PROTOCOLS[name](experiment, settings)
     except _Planned as planned:
         return evaluation, planned.plans
     raise AssertionError(f"protocol {name} has trained nothing")

@@ -61,8 +61,8 @@ def run_protocol(
     """
     settings = settings or ProtocolSettings()
     dataset = table.dataset
-    name = _choose_protocol(dataset, settings)
-    metric = _choose_metric(dataset, settings, name)
+    name = choose_protocol(dataset, settings)
+    metric = choose_metric(dataset, settings, name)
     experiment = Experiment(
         table=table,
         evaluation=Evaluation(
@@ -78,7 +78,7 @@ def run_protocol(
     )
     start = clock()
     experiment.notes += label_notes(table)
-    outcome = _PROTOCOLS[name](experiment, settings)
+    outcome = PROTOCOLS[name](experiment, settings)
     final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
     interval = headline_interval(dataset, metric, outcome.runs, BootstrapSettings(seed=settings.seed))
     curve = None
@@ -219,7 +219,7 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     )
 
 
-_PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
+PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
     "voc": _run_voc,
     "voc-server": _run_voc_server,
     "caltech": _run_caltech,
@@ -228,7 +228,14 @@ _PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
 }
 
 
-def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
+def choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
+    """Return the protocol that is asked for, or else that of the data set.
+
+    Raises
+    ------
+    FitError
+        If the data set has no labels.
+    """
     if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
         raise FitError(
             f"{dataset.name}: expected labels to train on, found none; arrange the images in a folder a class, or "
@@ -245,7 +252,14 @@ def _choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolNa
     return "given-splits" if len(dataset.splits.get("train", ())) else "k-fold"
 
 
-def _choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: ProtocolName) -> Metric:
+def choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: ProtocolName) -> Metric:
+    """Return the measure of a data set under a protocol.
+
+    Raises
+    ------
+    ConfigError, FitError
+        If the protocol or the rule doesn't go with its labels.
+    """
     single = dataset.task == Task.SINGLE_LABEL
     if protocol == "caltech" and not single:
         raise ConfigError(

@@ -246,6 +246,23 @@ def choices(results: Mapping[str, Any], name: str = "") -> Chart | None:
     return _over_costs(title, lines, results) if lines else None
 
 
+def learning(results: Mapping[str, Any], name: str = "") -> Chart | None:
+    """Draw the headline over the number of training images, of one run, whose name is in the title."""
+    rows = [row for row in results.get("learning_curve") or () if row["mean"] is not None]
+    if not rows:
+        return None
+    samples = [round(row["samples"]) for row in rows]
+    curves = {key: 100 * np.array([row[key] for row in rows], dtype=np.float64) for key in ("mean", "low", "high")}
+    x = Axis(label="training images", low=samples[0], high=samples[-1], ticks=tuple(samples), logarithmic=True)
+    lines = [
+        Curve(name="lowest and highest", x=samples, y=curves["low"], style="grey"),
+        Curve(name="", x=samples, y=curves["high"], style="grey"),
+        Curve(name="mean", x=samples, y=curves["mean"], style="c0"),
+    ]
+    title = f"{results['metric']['name']} over training images{name and f', {name}'}"
+    return chart(title, x, linear_axis("%", np.concatenate(list(curves.values()))), lines)
+
+
 def cost_curves(results: Mapping[str, Any]) -> list[Curve]:
     """Return what C was chosen by, in per cent: the mean over classes of each test, and the classes of the first.
 

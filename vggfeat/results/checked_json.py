@@ -69,6 +69,9 @@ def check_svm(path: Path, results: dict[str, Any]) -> None:
             _check(run["curve"], _Many(_Many(_SHARE, width), len(run["grid"])), f"runs[{number}].curve")
         if results["deviation"] is not None:
             _check(results["deviation"], {"values": {_ANY: _SHARE}}, "deviation")
+        for name, form in (("interval", _INTERVAL), ("learning_curve", _Many(_SHARE_ROW))):
+            if results.get(name) is not None:
+                _check(results[name], form, name)
         if results["confusion"]:
             _check(results["confusion"], _Many(_Many(_COUNT, classes), classes), "confusion")
     except _Wrong as error:
@@ -151,6 +154,8 @@ _PAPER: _Form = {
     "measure": _TEXT, "nets": _Many(_TEXT), "regions": _Many(_TEXT), "percent": _LARGE,
     "deviation": _number(0, 1e12, or_null=True), "same_nets_and_regions": _FLAG,
 }  # fmt: skip
+_INTERVAL: _Form = {"low": _SHARE, "high": _SHARE, "level": _SHARE}
+_SHARE_ROW: _Form = {"samples": _number(1, 1e12), "mean": _SHARE, "low": _SHARE, "high": _SHARE}
 _FILE: _Form = {
     "scales?": _Many(_COUNT), "regions?": _Many(_TEXT),
     "provenance?": {

@@ -97,6 +97,14 @@ class SvmRun:
         return f"{percent(value, DASH)} %" + ("" if deviation is None else f" ± {percent(deviation)}")
 
     @property
+    def interval(self) -> str:
+        """The headline's, in words; empty where there is none."""
+        found = self.results.get("interval") or {"low": None}
+        if found["low"] is None or found["high"] is None:
+            return ""
+        return f"{100 * found['level']:g} % interval: {percent(found['low'])} to {percent(found['high'])} %"
+
+    @property
     def failures(self) -> list[tuple[str, str]]:
         """Images that failed, with their reasons, as far as they are known."""
         return [(row["id"], row["reason"]) for row in self.results["dataset"].get("failures", ())]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.metrics.bootstrap import BootstrapSettings, Difference, PairedScores, paired_bootstrap
-from vggfeat.results.charts import Chart, choice, choices, overview, ranking
+from vggfeat.results.charts import Chart, choice, choices, learning, overview, ranking
 from vggfeat.results.reading import Scores, SvmRun
 from vggfeat.results.text import DASH, percent
 from vggfeat.results.thumbnails import Examples, examples_of, per_list
@@ -113,8 +113,9 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: in
         Lists of images on the whole page, which share its budget.
     """
     several = len(runs) > 1
-    choosing = [choices(run.results, run.name if several else "") for run in runs[:MOST_CHOICES]]
-    charts = (None if runs[0].single else overview(runs), *choosing)
+    each = [(run.results, run.name if several else "") for run in runs[:MOST_CHOICES]]
+    curves = [draw(results, name) for draw in (learning, choices) for results, name in each]
+    charts = (None if runs[0].single else overview(runs), *curves)
     return RunGroup(
         runs=tuple(runs),
         comparisons=tuple(comparisons),
