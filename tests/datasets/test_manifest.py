@@ -513,7 +513,18 @@ def test_further_columns_get_names_that_a_file_can_hold(tmp_path):
 def test_options_reach_the_list(tmp_path, capsys):
     path = write(tmp_path, "Photo;Kind;Case\na.jpg;cat|dog;1\n".encode("utf-16"))
     put(tmp_path, "a.jpg")
-    words = ["data", "check", "manifest", "--root", str(path), "--column", "path=Photo", "--column", "labels=Kind"]
+    words = [
+        "data",
+        "check",
+        "manifest",
+        "--all",
+        "--root",
+        str(path),
+        "--column",
+        "path=Photo",
+        "--column",
+        "labels=Kind",
+    ]
     assert run([*words, "--label-separator", "|", "--column", "group=Case"]) == 0
     assert re.search(r"all +classes +2 ", capsys.readouterr().out)
     assert run(["data", "check", "folder", "--root", str(tmp_path), "--column", "path=Photo"]) == 2

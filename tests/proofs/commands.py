@@ -77,6 +77,11 @@ CASES = (
     Case("report", lambda made, out: ["report", made / "run", "--quiet", "--out", out], "page.html", needs=("run",)),
     Case("similar", lambda made, out: ["similar", made / "f.h5", "--query", "train/a/000.png", "--out", out],
          "near.html", needs=("f.h5",)),
+    Case("audit", lambda made, out: ["audit", made / "f.h5", "--quiet", "--out", out], "audit.html", needs=("f.h5",)),
+    Case("map", lambda made, out: ["map", made / "f.h5", "--method", "pca", "--out", out], "map.html",
+         needs=("f.h5",)),
+    Case("explain", lambda made, out: ["explain", made / "in" / "train" / "a" / "000.png", "--model", made / "run",
+         "--weights", NET, "--device", "cpu", "--out", out], "why.png", needs=("run",)),
     *(Case("export", lambda made, out, kind=kind: ["export", made / "f.h5", "--to", kind, "--out", out], f"x.{kind}",
            needs=("f.h5",))
       for kind in ("npz", "csv", "parquet", "mat")),
@@ -102,6 +107,7 @@ CASES = (
          "8", "--workers", "0", "--quiet", "--out", out], "packed", needs=("ilsvrc",)),
 )  # fmt: skip
 ELSEWHERE = {
+    "bench gpu": "keeps each part in a journal, as `localise evaluate` does",
     "demo": "runs data synth, extract, svm and report",
     "weights fetch": "tests/weights/test_download.py cuts and kills it",
 }

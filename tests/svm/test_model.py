@@ -203,8 +203,11 @@ def test_what_cant_be_written_is_refused_and_leaves_nothing(tmp_path, about, wor
 
 def test_a_place_that_cant_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
-    for place in ("missing/model", "folder"):
-        with pytest.raises(StoreError, match=f"{place}: writing the model failed: .*; choose another place"):
+    for place, what in (
+        ("missing/model", "writing the model failed: .*; choose another place"),
+        ("folder", "expected a file to replace"),
+    ):
+        with pytest.raises(StoreError, match=f"{place}: {what}"):
             save_model(tmp_path / place, some_model(), ABOUT)
     assert os.listdir(tmp_path) == ["folder"]
 

@@ -149,8 +149,8 @@ def test_a_file_without_some_of_the_last_layers_serves_for_what_it_holds(saved, 
     assert (backbone.model.last, backbone.imported["without"]) == (last, noted)
     there = dict(list(saved.maps.items())[: list(saved.maps).index(last) + 1])
     assert max(difference(there, our_maps(backbone, image())).values()) < 1e-4
-    assert (backbone.model.num_classes, list(backbone.model.maps)) == (0, list(there))
-    with pytest.raises(ConfigError, match=f"layer: expected one of conv5, .*{last}, found 'fc8'"):
+    assert (backbone.model.num_classes, list(backbone.model.maps)[-len(there) :]) == (0, list(there))
+    with pytest.raises(ConfigError, match=f"layer: expected one of relu1_1, .*{last}, found 'fc8'"):
         feature_runner(backbone, ExtractionSettings(layer="fc8"))
     with pytest.raises(ConfigError, match="expected 1000 classes, as the data have, found 0"):
         match_classes(backbone, [f"n{number}" for number in range(1000)])

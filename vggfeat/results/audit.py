@@ -168,11 +168,11 @@ def words(name: str, entry: Mapping[str, Any]) -> str:
 
 def basis(content: Mapping[str, Any]) -> list[str]:
     """Say in a sentence each what was compared, and with what effort."""
-    settings, training, seconds = content["settings"], content["training"], content["seconds"]
+    settings, training = content["settings"], content["training"]
     far = content["outlier_distance"]
     outliers = "" if far is None else f", outliers from a distance of {far:.3f} on"
     lines = [
-        f"{content['rows']} images of {content['dataset']} compared with each other in {seconds['comparing']:.1f} s; "
+        f"{content['rows']} images of {content['dataset']} compared with each other; "
         f"near duplicates from a cosine of {settings['near']:g} on{outliers}"
     ]
     if not content["copies_known"]:
@@ -182,8 +182,7 @@ def basis(content: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(
             f"{training['labelled']} labelled images scored by SVMs that did not see them: {training['svms']} SVMs "
-            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])}) in "
-            f"{seconds['training']:.1f} s"
+            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])})"
         )
     return lines
 
