@@ -452,7 +452,7 @@ def test_settings_that_are_not_allowed_are_named(settings):
 
 def test_a_layer_that_the_net_has_not_is_named():
     with pytest.raises(
-        ConfigError, match="layer: expected one of relu1_1, .*, conv5, pool5, fc6, fc7, fc8, found 'fc9'"
+        ConfigError, match=r"layer: expected one of relu1_1, .*, conv5, pool5, fc6, fc7, fc8, found 'fc9'"
     ):
         feature_runner(backbone(), ExtractionSettings(layer="fc9"))
 
