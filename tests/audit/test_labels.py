@@ -1,5 +1,7 @@
 """Out-of-fold scores against scikit-learn's, and planted errors found again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -81,6 +83,33 @@ def test_copies_of_a_wrong_label_do_not_confirm_it():
     image[other] = row
     found = out_of_fold(table.dataset, table.descriptors, table.ok, image, grid=(64.0,))
     assert {row, other} <= {one.row for one in suspects(table.dataset, found)}
+
+
+def test_a_group_of_one_wrong_label_does_not_confirm_it():
+    table, wrong = planted_table(wrong=1)
+    row, other = int(wrong[0]), (int(wrong[0]) + 100) % 240
+    table.descriptors[other] = table.descriptors[row]
+    table.dataset.labels[other] = table.dataset.labels[row]
+    groups = tuple("a" if one in (row, other) else f"g{one}" for one in range(240))
+    table = replace(table, dataset=replace(table.dataset, groups=groups))
+    found = scored(table, grid=(64.0,))
+    assert {row, other} <= {one.row for one in suspects(table.dataset, found)}
+    alone = replace(table, dataset=replace(table.dataset, groups=("a",) * 240))
+    assert scored(alone) is None, "one group can't be parted"
+
+
+def test_a_class_that_descriptors_tell_no_better_than_chance_is_not_judged():
+    table, _ = planted_table(SEVERAL)
+    table.dataset.labels[:, 2] = np.where(np.random.default_rng(9).random(240) < 0.5, 1, -1)
+    assert "class 2" not in {one.label for one in suspects(table.dataset, scored(table))}
+
+
+def test_a_label_that_is_not_listed_is_no_class():
+    table, _ = planted_table(SINGLE)
+    table.dataset.labels[table.dataset.labels == -1] = Label.UNLISTED
+    table.dataset.labels[::2][table.dataset.labels[::2] == Label.UNLISTED] = -1
+    claims = {one.row: one.label for one in suspects(table.dataset, scored(table))}
+    assert all(name == f"class {table.dataset.labels[row].tolist().index(1)}" for row, name in claims.items())
 
 
 def test_rows_without_labels_or_descriptors_take_no_part():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vggfeat.audit.neighbours import compare_rows
+from vggfeat.audit.neighbours import _Kept, compare_rows
 
 ROWS = 90
 
@@ -81,3 +81,22 @@ def test_progress_ends_with_all_pairs():
     )  # fmt: skip
     assert len(said) == 6
     assert said[-1] == (ROWS * (ROWS + 1) // 2,) * 2
+
+
+def test_equal_rows_have_a_cosine_of_1_whatever_the_rounding():
+    descriptors = np.tile(rows_of(length=64)[:40], (2, 1))
+    alone = {"image": np.arange(80), "side": np.zeros(80, int), "apart": np.zeros((1, 1), bool)}
+    found = compare_rows(descriptors, threshold=1.0, **alone)
+    assert sorted(found.pairs.rows.tolist()) == [[row, row + 40] for row in range(40)]
+
+
+def test_where_all_are_alike_no_more_pairs_are_sorted_than_can_be_first(monkeypatch):
+    rows = 1 + 0.01 * np.random.default_rng(0).random((400, 5)).astype(np.float32)
+    added, add = [], _Kept.add
+    monkeypatch.setattr(_Kept, "add", lambda kept, *given: (add(kept, *given), added.append(len(kept.rows))))
+    settings = {"threshold": 0.5, "image": np.arange(400), "side": np.arange(400) % 2, "apart": ~np.eye(2, dtype=bool)}
+    few = compare_rows(rows, most=20, block=100, **settings)
+    assert max(added) <= 4 * 20
+    assert (few.pairs.total, few.pairs.total_across) == (400 * 399 // 2, 200 * 200)
+    every = compare_rows(rows, most=10**6, block=400, **settings)
+    np.testing.assert_array_equal(few.pairs.rows, every.pairs.rows[:20])

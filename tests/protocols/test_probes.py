@@ -9,11 +9,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from feature_files import data_set, write_file
 from planted import SEVERAL, SINGLE, planted_table
+from small_tables import data_set as data_set_of
+from small_tables import table_of
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.metrics import average_precision, mean_class_recall
-from vggfeat.protocols.probes import PROBES, ProbeSettings, _draws, run_probes, split_plans
-from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+from vggfeat.protocols.probes import PROBES, ProbeSettings, _draws, _measure, run_probes
+from vggfeat.protocols.rules import ProtocolSettings, plan_protocol, run_protocol
 
 
 @pytest.fixture(scope="module", params=[SINGLE, SEVERAL])
@@ -24,7 +26,7 @@ def table(request):
 def test_rows_are_those_of_the_protocol(table):
     for protocol in ("given-splits", "k-fold"):
         settings = ProtocolSettings(protocol=protocol, grid=(1.0,))
-        _, plans = split_plans(table, settings)
+        plans = plan_protocol(table.dataset, settings)[2].splits
         result = run_protocol(table, settings)
         assert len(plans) == len(result.runs)
         for plan, one in zip(plans, result.runs, strict=True):
@@ -38,7 +40,7 @@ def test_the_svm_is_that_of_the_protocol(table):
     _, (value,) = run_probes(table, ProbeSettings(probes=("svm",), shots=()))
     if value.settings == (4.0,):
         assert value.mean == pytest.approx(run_.means[next(iter(run_.means))], abs=1e-6)
-    _, (plan,) = split_plans(table, ProtocolSettings())
+    (plan,) = plan_protocol(table.dataset, ProtocolSettings())[2].splits
     labels = table.dataset.labels
     scores = PROBES["svm"].scores(table.descriptors[plan.fit_rows], labels[plan.fit_rows],
                                   table.descriptors[plan.test_rows], 4.0)  # fmt: skip
@@ -78,7 +80,7 @@ def test_values_are_of_the_measure_of_the_protocol(table):
 def test_draws_hold_so_many_images_of_each_class_and_differ():
     table, _ = planted_table(rows=120, wrong=0)
     settings = ProbeSettings(repeats=4)
-    evaluation, (plan,) = split_plans(table, settings.protocol)
+    _, evaluation, (_, (plan,), *_) = plan_protocol(table.dataset, settings.protocol)
     draws = _draws(table, evaluation, plan, 3, settings)
     for rows in draws:
         assert (table.dataset.labels[rows] == 1).sum(axis=0).tolist() == [3] * 4
@@ -93,10 +95,37 @@ def test_draws_hold_so_many_images_of_each_class_and_differ():
 def test_rows_that_failed_are_not_drawn_and_rank_last():
     table, _ = planted_table(rows=120, noise=0.1, wrong=0)
     table.ok[[0, 100]] = False
-    evaluation, (plan,) = split_plans(table, ProtocolSettings())
+    _, evaluation, (_, (plan,), *_) = plan_protocol(table.dataset, ProtocolSettings())
     assert all(0 not in rows for rows in _draws(table, evaluation, plan, 999, ProbeSettings(repeats=1)))
     _, (value,) = run_probes(table, ProbeSettings(probes=("svm",), shots=()))
     assert value.mean == pytest.approx(1 - 1 / 15 / 4), "one of 15 images of a class counts as wrong"
+
+
+def test_neighbours_whose_label_is_ignored_count_neither_way():
+    """Two neighbours at one distance: a negative would halve the share, an ignored one does not."""
+    x = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    others = np.array([[1, 0]], np.float32)
+    assert PROBES["knn"].scores(x, np.array([[1], [-1], [-1]]), others, 2)[0, 0] == pytest.approx(0.5)
+    assert PROBES["knn"].scores(x, np.array([[1], [0], [-1]]), others, 2)[0, 0] == pytest.approx(1.0)
+    assert PROBES["knn"].scores(x, np.array([[0], [0], [1]]), others, 2)[0, 0] == 0
+
+
+def test_classes_that_a_draw_can_not_be_trained_for_have_no_value():
+    """All that are drawn are positives of class 0, whose rows come first: their order is no ranking."""
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((40, 2)) < 0.5, 1, -1)
+    labels[:30, 0] = 1
+    table = table_of(data_set_of(labels, {"train": range(20), "test": range(20, 40)}))
+    evaluation = plan_protocol(table.dataset, ProtocolSettings())[1]
+    train, test = np.arange(20), np.arange(20, 40)
+    value = _measure(table, evaluation, PROBES["knn"], train, test, 5)
+    scores = PROBES["knn"].scores(table.descriptors[train], labels[train], table.descriptors[test], 5)
+    assert value == pytest.approx(average_precision(labels[test, 1], scores[:, 1], "area"))
+
+
+def test_what_is_named_twice_is_measured_once():
+    settings = ProbeSettings(probes=("knn", "knn"), shots=(2, 1, 2))
+    assert (settings.probes, settings.shots) == (("knn",), (2, 1))
 
 
 def test_settings_that_mean_nothing_are_refused():

@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     make_images(root / "images", table.dataset)
     content = map_json(table, HOSTILE[0], SETTINGS)
     (root / "map.html").write_bytes(map_page(content, root / "images", workers=0))
-    found = audit_table(table, None, AuditSettings(grid=(1.0,), folds=3, near=0.9))
+    found = audit_table(table, AuditSettings(grid=(1.0,), folds=3, near=0.9))
     page = audit_page(audit_json(found, table, HOSTILE[0]), root / "images", workers=0)
     (root / "audit.html").write_bytes(page)
     return root, table, content

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vggfeat.audit.labels import GRID, OutOfFold, Suspect, out_of_fold, suspects
 from vggfeat.audit.neighbours import Pairs, compare_rows
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.protocols.leaks import contents_of
 from vggfeat.samples import DataSet, Label
 from vggfeat.svm import SvmSettings
 from vggfeat.table import DescriptorTable
@@ -114,7 +115,6 @@ class Audit:
 
 def audit_table(
     table: DescriptorTable,
-    digests: NDArray[np.uint8] | None = None,
     settings: AuditSettings | None = None,
     *,
     progress: Progress | None = None,
@@ -125,9 +125,7 @@ def audit_table(
     Parameters
     ----------
     table : DescriptorTable
-        Of N rows.
-    digests : (N, 32) uint8, optional
-        SHA-256 of the image files, as `FeatureFile.sha256`.
+        Of N rows; copies are found where it has the digests of the image files.
     settings : AuditSettings, optional
     progress : callable, optional
     clock : callable
@@ -151,7 +149,7 @@ def audit_table(
         raise StoreError(f"{dataset.name}: expected images with descriptors, found none; extract them again")
     begun = clock()
     sides, apart = _sides(dataset)
-    copies = () if digests is None else tuple(_copies(dataset, table.ok, digests, sides, apart))
+    copies = tuple(_copies(table, sides, apart))
     image = _images(dataset, copies)
     rows = np.flatnonzero(table.ok)
     compared = compare_rows(
@@ -172,7 +170,7 @@ def audit_table(
     return Audit(
         settings=settings,
         copies=copies,
-        copies_known=digests is not None,
+        copies_known=table.sha256 is not None,
         near=_renumbered(compared.pairs, rows),
         suspects=tuple(doubted[: settings.most]),
         contradicted=len(doubted),
@@ -199,16 +197,11 @@ def _sides(dataset: DataSet) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return side.reshape(-1).astype(np.int64), only & only.T
 
 
-def _copies(
-    dataset: DataSet,
-    ok: NDArray[np.bool_],
-    digests: NDArray[np.uint8],
-    sides: NDArray[np.int64],
-    apart: NDArray[np.bool_],
-) -> list[Copies]:
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(ok).tolist():
-        groups[digests[row].tobytes()].append(row)
+def _copies(table: DescriptorTable, sides: NDArray[np.int64], apart: NDArray[np.bool_]) -> list[Copies]:
+    dataset, contents = table.dataset, contents_of(table)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(table.ok).tolist():
+        groups[int(contents[row])].append(row)
     found = []
     for rows in groups.values():
         if len({dataset.paths[row] for row in rows}) > 1:  # Else several samples, of one image: people, with boxes.

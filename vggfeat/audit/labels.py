@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.metrics import average_precision, mean_class_recall, mean_defined
-from vggfeat.protocols.folds import k_folds
+from vggfeat.protocols.folds import k_folds, names_of, unit_names
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings, fittable_classes
 
@@ -23,7 +23,7 @@ GRID = (0.25, 1.0, 4.0, 16.0)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutOfFold:
-    """Scores of rows by SVMs that were trained without them and without copies of them."""
+    """Scores of rows by SVMs that were trained without them, without copies of them, and without their groups."""
 
     rows: NDArray[np.int64]
     """(n,) ascending rows that have labels and a descriptor."""
@@ -75,7 +75,7 @@ def out_of_fold(
     ok : (N,) bool
         Which rows have a descriptor.
     image : (N,) int64
-        Rows of one image, or of copies of it, stay in one fold.
+        Rows of one image, or of copies of it, stay in one fold, as rows of one group do.
     folds, grid, seed, svm
         Of the cross-validation; one C is taken for all classes.
     progress : callable, optional
@@ -90,11 +90,12 @@ def out_of_fold(
     rows = np.flatnonzero(ok & ~(labels == Label.WITHHELD).any(axis=1))
     if dataset.task == Task.SINGLE_LABEL:
         rows = rows[(labels[rows] == Label.POSITIVE).sum(axis=1) == 1]
-    folds = min(folds, len(np.unique(image[rows])))
+    names, groups = [str(number) for number in image[rows]], names_of(dataset, rows)[1]
+    folds = min(folds, len(set(unit_names(names, groups))))
     if folds < 2:
         return None
     signs = np.where(labels[rows] == Label.UNLISTED, 0, labels[rows]).astype(np.int8)
-    fold = k_folds([str(number) for number in image[rows]], signs == 1, folds, seed)
+    fold = k_folds(names, signs == 1, folds, seed, groups)
     usable = np.all([fittable_classes(signs[fold != part]) for part in range(folds)], axis=0)
     if not usable.any():
         return None
@@ -131,7 +132,7 @@ def suspects(dataset: DataSet, found: OutOfFold) -> list[Suspect]:
 
 
 def _single(labels: NDArray[np.int8], scores: NDArray[np.float64], classes: Sequence[str]) -> Iterator[Suspect]:
-    given, everyone = labels.argmax(axis=1), np.arange(len(labels))
+    given, everyone = (labels == Label.POSITIVE).argmax(axis=1), np.arange(len(labels))
     own = scores[everyone, given]  # (n,)
     usable = np.flatnonzero(np.isfinite(scores).all(axis=0))
     means = {k: own[given == k].mean() for k in usable.tolist()}
@@ -151,9 +152,10 @@ def _single(labels: NDArray[np.int8], scores: NDArray[np.float64], classes: Sequ
 def _several(labels: NDArray[np.int8], scores: NDArray[np.float64], classes: Sequence[str]) -> Iterator[Suspect]:
     for k in np.flatnonzero(np.isfinite(scores).all(axis=0)).tolist():
         column, sign = scores[:, k], np.where(np.abs(labels[:, k]) == 1, labels[:, k], 0)
-        high, low = column[sign == 1].mean(), column[sign == -1].mean()
-        if high <= low:
-            continue  # These descriptors can't tell the class.
+        with_it, without = column[sign == 1], column[sign == -1]
+        high, low = with_it.mean(), without.mean()
+        if high - low <= 2 * np.sqrt(with_it.var() / len(with_it) + without.var() / len(without)):
+            continue  # These descriptors can't tell the class: two standard errors are chance.
         margin = sign * (2 * column - high - low) / (high - low)
         for row in np.flatnonzero(margin < 0).tolist():
             claim = "absent" if sign[row] == 1 else "present"

@@ -15,6 +15,9 @@ from vggfeat.descriptors import l2_normalise
 BLOCK = 2048
 """Rows of a block: its cosines take 16 MiB, and the product runs at full speed."""
 
+ROUNDING = 1e-6
+"""How far the cosine of two equal rows may lie from 1."""
+
 Progress = Callable[[int, int], None]
 """Called with the number of pairs compared and that of all."""
 
@@ -139,23 +142,28 @@ class _Kept:
         self.rows = np.empty((0, 2), dtype=np.int64)
         self.cosine = np.empty(0, dtype=np.float32)
         self.across = np.empty(0, dtype=np.bool_)
+        self.least = np.float32(-np.inf), np.float32(-np.inf)
+        """Cosines from which a pair across splits, and another, can still be among the first."""
 
     def add(self, part: _Block, threshold: float, side: NDArray[np.int64], apart: NDArray[np.bool_]) -> None:
-        near = part.cosine >= threshold
+        near = part.cosine >= threshold - ROUNDING  # (n, m)
         if part.top == part.left:
             near = np.triu(near, 1)
-        first, second = np.nonzero(near)
-        if not len(first):
+        if not near.any():
             return
-        rows = np.stack([first + part.top, second + part.left], axis=1)
-        across = apart[side[rows[:, 0]], side[rows[:, 1]]]
-        self.total += len(rows)
-        self.total_across += int(across.sum())
-        self.rows = np.concatenate([self.rows, rows])
+        height, width = near.shape
+        across = apart[np.ix_(side[part.top : part.top + height], side[part.left : part.left + width])]
+        self.total += int(near.sum())
+        self.total_across += int((near & across).sum())
+        # Of features that are all alike every pair is near; those that come after the last kept one are not listed.
+        first, second = np.nonzero(near & (part.cosine >= np.where(across, *self.least)))
+        self.rows = np.concatenate([self.rows, np.stack([first + part.top, second + part.left], axis=1)])
         self.cosine = np.concatenate([self.cosine, part.cosine[first, second]])
-        self.across = np.concatenate([self.across, across])
+        self.across = np.concatenate([self.across, across[first, second]])
         if len(self.rows) > 4 * self.most:
             self._sort()
+            last = self.cosine[-1]
+            self.least = (last, np.float32(np.inf)) if self.across[-1] else (np.float32(-np.inf), last)
 
     def _sort(self) -> None:
         order = np.lexsort((self.rows[:, 1], self.rows[:, 0], -self.cosine, ~self.across))[: self.most]

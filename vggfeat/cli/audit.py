@@ -83,7 +83,6 @@ def audit(
     from vggfeat.cli.progress import Progress
     from vggfeat.results.audit import audit_json, audit_page, audit_text
     from vggfeat.results.page_files import check_page_place, write_page
-    from vggfeat.store.reader import FeatureFile
 
     inputs = given.inputs(files)
     if images is not None and out is None and given.file is None:
@@ -91,13 +90,10 @@ def audit(
     if out is not None:
         check_page_place(out, [*inputs, *([images] if images else [])])
         make_folder(out.parent)
-    table, digests = given.read(inputs, descriptors, images), None
-    if given.file is None:
-        with FeatureFile(inputs[0]) as features:
-            digests = features.sha256
+    table = given.read(inputs, descriptors, images)
     with Progress("audit", "steps", quiet=quiet) as bar:
         found = audit_table(
-            table, digests, chosen.settings(), progress=lambda doing, done, total: bar.update(done, total, doing)
+            table, chosen.settings(), progress=lambda doing, done, total: bar.update(done, total, doing)
         )
     content = audit_json(found, table, str(inputs[0]))
     if out is not None:

@@ -6,7 +6,7 @@ several times, with the setting that was chosen for all. n = training rows, m = 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, check_choice
+from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
-from vggfeat.protocols.experiment import Experiment, SplitPlan
-from vggfeat.protocols.results import Run
-from vggfeat.protocols.rules import PROTOCOLS, ProtocolSettings, choose_metric, choose_protocol
+from vggfeat.protocols.experiment import SplitPlan
+from vggfeat.protocols.rules import plan_protocol
+from vggfeat.protocols.settings import ProtocolSettings
 from vggfeat.svm import SvmProblemSet, fittable_classes
 from vggfeat.table import DescriptorTable
 
@@ -80,6 +81,8 @@ class ProbeSettings:
                 f"probes, shots, repeats: expected a probe and numbers from 1, found {self.probes}, {self.shots}, "
                 f"{self.repeats}"
             )
+        for field_name in ("probes", "shots"):  # What is named twice is measured once.
+            object.__setattr__(self, field_name, tuple(dict.fromkeys(getattr(self, field_name))))
 
 
 def run_probes(
@@ -99,7 +102,7 @@ def run_probes(
         As `run_protocol`.
     """
     settings = settings or ProbeSettings()
-    evaluation, plans = split_plans(table, settings.protocol)
+    _, evaluation, (_, plans, *_) = plan_protocol(table.dataset, settings.protocol)
     report = progress or (lambda doing, done, total: None)
     total = len(settings.probes) * (1 + len(settings.shots))
     found: list[ProbeValue] = []
@@ -118,45 +121,10 @@ def run_probes(
     return evaluation.metric, found
 
 
-class _Planned(Exception):  # noqa: N818  it carries plans, and is no error
-    def __init__(self, plans: Sequence[SplitPlan]) -> None:
-        self.plans = list(plans)
-
-
-class _Planning(Experiment):
-    """Stops a protocol where it begins to train."""
-
-    def runs(self, plans: Sequence[SplitPlan]) -> list[Run]:
-        raise _Planned(plans)
-
-
-def split_plans(table: DescriptorTable, settings: ProtocolSettings) -> tuple[Evaluation, list[SplitPlan]]:
-    """Return how a protocol measures, and which rows each of its runs trains on, holds out, and tests on.
-
-    Raises
-    ------
-    FitError, ConfigError
-        As `run_protocol`, where the splits or labels don't suit it.
-    """
-    name = choose_protocol(table.dataset, settings)
-    evaluation = Evaluation(
-        dataset=table.dataset,
-        metric=choose_metric(table.dataset, settings, name),
-        difficult_in_training=settings.difficult_in_training,
-        difficult_in_scoring=settings.difficult_in_scoring,
-    )
-    experiment = _Planning(table=table, evaluation=evaluation, grid=settings.grid, svm=settings.svm)
-    try:
-        PROTOCOLS[name](experiment, settings)
-    except _Planned as planned:
-        return evaluation, planned.plans
-    raise AssertionError(f"protocol {name} has trained nothing")
-
-
 def _choose(table: DescriptorTable, evaluation: Evaluation, probe: Probe, plan: SplitPlan) -> float:
     def worth(setting: float) -> float:
         parts = [_measure(table, evaluation, probe, fit, held, setting) for fit, held in plan.parts]
-        return float(np.mean(parts))
+        return mean_defined(np.array(parts))
 
     found = np.array([worth(setting) for setting in probe.grid])
     return probe.grid[int(np.argmax(np.where(np.isnan(found), -np.inf, found)))]
@@ -165,7 +133,10 @@ def _choose(table: DescriptorTable, evaluation: Evaluation, probe: Probe, plan: 
 def _measure(
     table: DescriptorTable, evaluation: Evaluation, probe: Probe, fit_rows: Rows, test_rows: Rows, setting: float
 ) -> float:
-    """Train on rows and measure on others; rows without a descriptor are not trained on, and rank last."""
+    """Train on rows and measure on others; rows without a descriptor are not trained on, and rank last.
+
+    By average precision, classes that lack a positive or a negative to train on have no value, as in the choice of C.
+    """
     ok, x = table.ok, table.descriptors
     fit_rows = fit_rows[ok[fit_rows]]
     labels = evaluation.training_labels(fit_rows, "train a probe")
@@ -176,7 +147,10 @@ def _measure(
         found = probe.scores(x[fit_rows], labels[:, usable], x[test_rows[there]], setting)
         scores[np.ix_(there, usable)] = found
     truth = evaluation.truth(test_rows, "measure a probe")
-    return evaluation.means(evaluation.values(truth, scores), truth, scores)[evaluation.metric]
+    values = evaluation.values(truth, scores)
+    if evaluation.metric != "recall":
+        values = {key: np.where(usable, per_class, np.nan) for key, per_class in values.items()}
+    return evaluation.means(values, truth, scores)[evaluation.metric]
 
 
 def _draws(
@@ -201,15 +175,19 @@ def _svm(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.f
 
 
 def _knn(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:
-    """Return the share of positives among the k nearest by cosine, near ones counting more."""
+    """Return the share of positives among the k nearest by cosine, near ones counting more.
+
+    Those whose label is ignored count neither way; 0 where all of the k are.
+    """
     from sklearn.neighbors import KNeighborsRegressor
 
     def weights(distance: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.exp(-distance / 0.07))  # The temperature of Wu et al. 2018, usual for cosines.
 
     machine = KNeighborsRegressor(min(int(setting), len(x)), metric="cosine", weights=weights)
-    found = machine.fit(x, (labels == 1).astype(np.float64)).predict(others)
-    return np.asarray(found, dtype=np.float64).reshape(len(others), labels.shape[1])
+    found = machine.fit(x, np.hstack([labels == 1, labels != 0]).astype(np.float64)).predict(others)  # (m, 2 K)
+    positive, known = np.split(np.asarray(found, dtype=np.float64), 2, axis=1)
+    return np.divide(positive, known, out=np.zeros(positive.shape), where=known > 0)
 
 
 def _logistic(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ choose C on held-out training rows, fit again on all training rows, test once.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError
+from vggfeat.errors import FitError
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.protocols.evaluation import Evaluation, Metric, Rows
+from vggfeat.protocols.evaluation import Evaluation, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
 from vggfeat.protocols.folds import hold_out, k_folds, names_of
 from vggfeat.protocols.leaks import label_notes
-from vggfeat.protocols.results import Result, Run, Submission
-from vggfeat.protocols.settings import ProtocolSettings
+from vggfeat.protocols.results import Result
+from vggfeat.protocols.settings import ProtocolSettings, choose_metric, choose_protocol, split_numbers
 from vggfeat.protocols.spread import headline_interval, learning_curve
-from vggfeat.samples import DataSet, Label, Task
+from vggfeat.samples import DataSet, Label
 from vggfeat.table import DescriptorTable
 
 
@@ -60,41 +60,39 @@ def run_protocol(
         If the protocol doesn't go with the data set.
     """
     settings = settings or ProtocolSettings()
-    dataset = table.dataset
-    name = choose_protocol(dataset, settings)
-    metric = choose_metric(dataset, settings, name)
+    dataset, (name, evaluation, plans) = table.dataset, plan_protocol(table.dataset, settings)
+    metric, server = evaluation.metric, plans.server
     experiment = Experiment(
         table=table,
-        evaluation=Evaluation(
-            dataset=dataset,
-            metric=metric,
-            difficult_in_training=settings.difficult_in_training,
-            difficult_in_scoring=settings.difficult_in_scoring,
-        ),
+        evaluation=evaluation,
         grid=settings.grid,
         svm=settings.svm,
         progress=progress,
         clock=clock,
+        notes=[*label_notes(table), *plans.notes],
     )
     start = clock()
-    experiment.notes += label_notes(table)
-    outcome = PROTOCOLS[name](experiment, settings)
-    final = experiment.fit_all(_labelled(dataset), outcome.runs) if settings.fit_all else None
-    interval = headline_interval(dataset, metric, outcome.runs, BootstrapSettings(seed=settings.seed))
+    runs, submission = experiment.runs(plans.splits), None
+    if server is not None:
+        (run,) = runs
+        words = {"chosen": run.plan["chosen"], "fitted": "train + val", "scored": "test"}
+        submission = experiment.submit(run.choice, server.fit_rows, server.test_rows, **words)
+    final = experiment.fit_all(_labelled(dataset), runs) if settings.fit_all else None
+    interval = headline_interval(dataset, metric, runs, BootstrapSettings(seed=settings.seed))
     curve = None
     if settings.learning_curve:
         with experiment.timed("learning curve"):
-            curve = learning_curve(experiment, metric, outcome.runs, settings.seed)
+            curve = learning_curve(experiment, metric, runs, settings.seed)
     return Result(
         protocol=name,
-        description=outcome.description,
+        description=plans.description,
         metric=metric,
         dataset=_describe(table),
         classes=dataset.classes,
-        runs=tuple(outcome.runs),
+        runs=tuple(runs),
         interval=interval,
         learning_curve=curve,
-        submission=outcome.submission,
+        submission=submission,
         final=final,
         notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
@@ -102,52 +100,82 @@ def run_protocol(
     )
 
 
-class _Outcome(NamedTuple):
+class Server(NamedTuple):
+    """Rows of a last model, whose scores go to a server."""
+
+    fit_rows: Rows
+    test_rows: Rows
+
+
+class Plans(NamedTuple):
+    """What a protocol does with the rows of a data set; nothing is trained yet."""
+
     description: str
-    runs: list[Run]
-    submission: Submission | None = None
+    splits: Sequence[SplitPlan]
+    """One for each run."""
+    notes: Sequence[str] = ()
+    server: Server | None = None
 
 
-def _run_voc(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
+def plan_protocol(dataset: DataSet, settings: ProtocolSettings) -> tuple[ProtocolName, Evaluation, Plans]:
+    """Return the protocol, how it measures, and which rows each run trains on, chooses C on, and is tested on.
+
+    Raises
+    ------
+    FitError, ConfigError
+        As `run_protocol`, where the splits or labels don't suit it.
+    """
+    name = choose_protocol(dataset, settings)
+    evaluation = Evaluation(
+        dataset=dataset,
+        metric=choose_metric(dataset, settings, name),
+        difficult_in_training=settings.difficult_in_training,
+        difficult_in_scoring=settings.difficult_in_scoring,
+    )
+    return name, evaluation, PROTOCOLS[name](evaluation, settings)
+
+
+def _plan_voc(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     """VOC2007: C by val, trained on trainval, tested on test."""
-    train, val, test = (_split(experiment.table.dataset, name) for name in ("train", "val", "test"))
+    train, val, test = (_split(evaluation.dataset, name) for name in ("train", "val", "test"))
     words = {"chosen": "trained on train, measured on val", "fitted": "train + val", "tested": "test"}
     plan = SplitPlan(name="test", parts=[(train, val)], fit_rows=_union(train, val), test_rows=test, **words)
-    return _Outcome(
+    return Plans(
         "C was chosen for each class by average precision on val after training on train; then the SVM was "
         "trained on train + val and tested on test.",
-        experiment.runs([plan]),
+        [plan],
     )
 
 
-def _run_voc_server(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
+def _plan_voc_server(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     """VOC2012: C by cross-validation inside train, tested on val; test is scored for the server."""
-    dataset = experiment.table.dataset
+    dataset = evaluation.dataset
     train, val = _split(dataset, "train"), _split(dataset, "val")
     fold = _fold_of(dataset, train, settings)
     chosen = f"{settings.folds}-fold cross-validation in train"
     parts = [(train[fold != part], train[fold == part]) for part in range(settings.folds)]
     words = {"chosen": chosen, "fitted": "train", "tested": "val"}
-    (run,) = experiment.runs([SplitPlan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)])
+    plan = SplitPlan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)
     description = (
         f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
         "train (rows of one image stay together); then the SVM was trained on train and tested on val."
     )
     if not len(dataset.splits.get("test", ())):
-        return _Outcome(description, [run])
-    submission = experiment.submit(
-        run.choice, _union(train, val), dataset.splits["test"], chosen=chosen, fitted="train + val", scored="test"
+        return Plans(description, [plan])
+    return Plans(
+        f"{description} For the server, test was scored after training on train + val.",
+        [plan],
+        server=Server(_union(train, val), dataset.splits["test"]),
     )
-    return _Outcome(f"{description} For the server, test was scored after training on train + val.", [run], submission)
 
 
-def _run_caltech(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
+def _plan_caltech(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     """Caltech: for every split one C by held-out training images, trained on all of them, tested on the rest."""
-    dataset = experiment.table.dataset
+    dataset = evaluation.dataset
     plans = []
-    if not _split_numbers(dataset):
+    if not split_numbers(dataset):
         _split(dataset, "train-1")
-    for number in _split_numbers(dataset):
+    for number in split_numbers(dataset):
         train, test = _split(dataset, f"train-{number}"), _split(dataset, f"test-{number}")
         held = dataset.splits.get(f"held-out-{number}", np.zeros(0, dtype=np.int64))
         if not len(held):
@@ -156,18 +184,19 @@ def _run_caltech(experiment: Experiment, settings: ProtocolSettings) -> _Outcome
         words = {"chosen": chosen, "fitted": f"train-{number}", "tested": f"test-{number}"}
         parts = [(np.setdiff1d(train, held), held)]
         plans.append(SplitPlan(name=f"split {number}", parts=parts, fit_rows=train, test_rows=test, **words))
-    read = {f"{kind}-{number}" for kind in ("train", "held-out", "test") for number in _split_numbers(dataset)}
-    experiment.notes += _note_unused({name: len(rows) for name, rows in dataset.splits.items() if name not in read})
-    return _Outcome(
+    read = {f"{kind}-{number}" for kind in ("train", "held-out", "test") for number in split_numbers(dataset)}
+    unused = {name: len(rows) for name, rows in dataset.splits.items() if name not in read}
+    return Plans(
         f"For each of {len(plans)} splits one C for all classes was chosen by mean class recall on held-out training "
         "images; then the SVM was trained on all training images and tested on the test images.",
-        experiment.runs(plans),
+        plans,
+        _note_unused(unused),
     )
 
 
-def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
+def _plan_given_splits(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     """Own splits: tested on test, or on val where there is no test."""
-    dataset = experiment.table.dataset
+    dataset = evaluation.dataset
     train = _split(dataset, "train")
     has_val, has_test = (len(dataset.splits.get(name, ())) > 0 for name in ("val", "test"))
     if not has_test and not has_val:
@@ -182,10 +211,10 @@ def _run_given_splits(experiment: Experiment, settings: ProtocolSettings) -> _Ou
     words = {"chosen": chosen, "fitted": fitted, "tested": tested}
     plan = SplitPlan(name=tested, parts=[(rest, held)], fit_rows=fit_rows, test_rows=dataset.splits[tested], **words)
     lost = {name: len(np.setdiff1d(rows, _union(fit_rows, plan.test_rows))) for name, rows in dataset.splits.items()}
-    experiment.notes += _note_unused(lost)
-    return _Outcome(
-        f"C was chosen {_by(experiment)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
-        experiment.runs([plan]),
+    return Plans(
+        f"C was chosen {_by(evaluation)} ({chosen}); then the SVM was trained on {fitted} and tested on {tested}.",
+        [plan],
+        _note_unused(lost),
     )
 
 
@@ -194,9 +223,9 @@ def _note_unused(lost: dict[str, int]) -> list[str]:
     return [f"Splits that were not used: {names}."] * bool(names)
 
 
-def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
+def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     """Without splits: every fold is tested on once, with a C that is chosen inside the others."""
-    dataset = experiment.table.dataset
+    dataset = evaluation.dataset
     rows = _labelled(dataset)
     fold = _fold_of(dataset, rows, settings)
     plans = []
@@ -211,72 +240,21 @@ def _run_k_fold(experiment: Experiment, settings: ProtocolSettings) -> _Outcome:
     left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
     together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
-    experiment.notes += [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names)
-    return _Outcome(
+    return Plans(
         f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
-        f"{_by(experiment)} on {settings.held_out:.0%} of these.{together}{left_out}",
-        experiment.runs(plans),
+        f"{_by(evaluation)} on {settings.held_out:.0%} of these.{together}{left_out}",
+        plans,
+        [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names),
     )
 
 
-PROTOCOLS: dict[str, Callable[[Experiment, ProtocolSettings], _Outcome]] = {
-    "voc": _run_voc,
-    "voc-server": _run_voc_server,
-    "caltech": _run_caltech,
-    "given-splits": _run_given_splits,
-    "k-fold": _run_k_fold,
+PROTOCOLS: dict[str, Callable[[Evaluation, ProtocolSettings], Plans]] = {
+    "voc": _plan_voc,
+    "voc-server": _plan_voc_server,
+    "caltech": _plan_caltech,
+    "given-splits": _plan_given_splits,
+    "k-fold": _plan_k_fold,
 }
-
-
-def choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
-    """Return the protocol that is asked for, or else that of the data set.
-
-    Raises
-    ------
-    FitError
-        If the data set has no labels.
-    """
-    if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
-        raise FitError(
-            f"{dataset.name}: expected labels to train on, found none; arrange the images in a folder a class, or "
-            f"list them with labels in a CSV manifest, and extract again; without labels the features can be "
-            f"exported, or loaded with vggfeat.load_features"
-        )
-    if settings.protocol != "auto":
-        return settings.protocol
-    record = DATASETS.get(dataset.name)
-    if record is not None and record.protocol != "auto":
-        return record.protocol
-    if dataset.task == Task.SINGLE_LABEL and _split_numbers(dataset):
-        return "caltech"
-    return "given-splits" if len(dataset.splits.get("train", ())) else "k-fold"
-
-
-def choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: ProtocolName) -> Metric:
-    """Return the measure of a data set under a protocol.
-
-    Raises
-    ------
-    ConfigError, FitError
-        If the protocol or the rule doesn't go with its labels.
-    """
-    single = dataset.task == Task.SINGLE_LABEL
-    if protocol == "caltech" and not single:
-        raise ConfigError(
-            f"protocol: caltech measures recall, so it expects one class a sample, found {dataset.task} samples"
-        )
-    if single and protocol not in ("voc", "voc-server"):
-        if settings.rule != "auto":
-            raise ConfigError(f"rule: {dataset.name} is measured by mean class recall, found {settings.rule!r}")
-        if len(dataset.classes) < 2:
-            raise FitError(f"{dataset.name}: expected at least 2 classes, found {', '.join(dataset.classes)}")
-        return "recall"
-    rule = settings.rule
-    if rule == "auto":
-        record = DATASETS.get(dataset.name)
-        official = record.average_precision if record is not None and record.protocol == protocol else None
-        rule = official or ("11-point" if protocol == "voc" else "area")
-    return "ap-11-point" if rule == "11-point" else "ap-area"
 
 
 def _split(dataset: DataSet, name: str) -> Rows:
@@ -292,11 +270,6 @@ def _split(dataset: DataSet, name: str) -> Rows:
     raise FitError(
         f"{dataset.name}: expected samples in the split {name}, found the splits {found}; {remedy}, and extract again"
     )
-
-
-def _split_numbers(dataset: DataSet) -> list[int]:
-    matches = [re.fullmatch(r"train-(\d+)", name) for name in dataset.splits]
-    return sorted(int(match[1]) for match in matches if match)
 
 
 def _labelled(dataset: DataSet) -> Rows:
@@ -317,8 +290,8 @@ def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
     return rows[hold_out(paths, dataset.labels[rows] == 1, settings.held_out, settings.seed, groups)]
 
 
-def _by(experiment: Experiment) -> str:
-    if experiment.evaluation.metric == "recall":
+def _by(evaluation: Evaluation) -> str:
+    if evaluation.metric == "recall":
         return "once for all classes by mean class recall"
     return "for each class by average precision"
 
