@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import zipfile
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -291,11 +293,12 @@ def is_right(data):
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("end", ["", "\r\n", "\n\n", "\n,,\r\n,,\n"], ids=repr)
+@pytest.mark.parametrize("end", ["", "\r\n", "\n\n", "\n,,\r\n , ,\n"], ids=repr)
 def test_csv_of_any_program(tmp_path, separator, encoding, end):
     text = f"{TEXT}{end}".replace(",", separator)
     is_right(read_manifest(write(tmp_path, text.encode(encoding))))
     is_right(read_manifest(write(tmp_path, f"sep={separator}\r\n{text}".encode(encoding))))
+    is_right(read_manifest(write(tmp_path, f"\n\r\n{text}".encode(encoding))))
 
 
 def test_latin_1_is_read_when_told_and_the_refusal_says_how(tmp_path):
@@ -308,11 +311,18 @@ def test_latin_1_is_read_when_told_and_the_refusal_says_how(tmp_path):
         read_manifest(path, ListSettings(encoding="klingon"))
 
 
-def test_utf_16_without_its_mark_is_refused_with_the_option_that_reads_it(tmp_path):
-    path = write(tmp_path, TEXT.encode("utf-16-le"))
-    with pytest.raises(DatasetError, match="--encoding"):
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_refused_with_the_option_that_reads_it(tmp_path, encoding):
+    path = write(tmp_path, TEXT.encode(encoding))
+    with pytest.raises(DatasetError, match=f"found zero bytes; give --encoding {encoding}"):
         read_manifest(path)
-    is_right(read_manifest(path, ListSettings(encoding="utf-16-le")))
+    is_right(read_manifest(path, ListSettings(encoding=encoding)))
+
+
+@pytest.mark.parametrize(("start", "said"), [(b"PK\3\4", "workbook"), (b"\x1f\x8b", "gzip"), (b"PAR1", "Parquet")])
+def test_what_is_no_text_is_not_blamed_on_its_encoding(tmp_path, start, said):
+    with pytest.raises(DatasetError, match=f"expected text, found .*{said}"):
+        read_manifest(write(tmp_path, start + b"\xe4"))
 
 
 @pytest.mark.parametrize(
@@ -356,6 +366,73 @@ def test_an_excel_workbook(tmp_path):
     book.save(tmp_path / "list.xlsx")
     with pytest.raises(DatasetError, match="line 6: expected a path below"):
         read_manifest(tmp_path / "list.xlsx", ListSettings(sheet="Sheet"))
+
+
+def test_formulas_that_nobody_has_computed_are_refused(tmp_path):
+    """Such a cell has no value in the file; as openpyxl and others write it."""
+    book = openpyxl.Workbook()
+    for row in [("path", "label"), ("a.jpg", '="c"&"at"'), ("b.jpg", "dog")]:
+        book.active.append(row)
+    path = tmp_path / "list.xlsm"
+    book.save(path)
+    with pytest.raises(DatasetError, match=r"line 2: expected a value, found the formula B2 of the sheet Sheet"):
+        read_manifest(path)
+    for value, task in (("cat", Task.SINGLE_LABEL), ("", Task.MULTI_LABEL)):  # as Excel and LibreOffice save them
+        rewrite(path, "xl/worksheets/sheet1.xml", rb'<c r="B2"><f>([^<]*)</f>.*?</c>', value)
+        data = read_manifest(path)
+        assert (data.paths, data.task) == (("a.jpg", "b.jpg"), task)
+
+
+def rewrite(path: Path, part: str, pattern: bytes, value: str) -> None:
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    computed = rb'<c r="B2" t="str"><f>\1</f><v>%s</v></c>' % value.encode()
+    parts[part], changed = re.subn(pattern.replace(rb'B2"', rb'B2"(?: t="str")?'), computed, parts[part])
+    assert changed == 1
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+
+
+def test_a_sheet_of_more_rows_than_excel_has_is_refused_at_once(tmp_path, monkeypatch):
+    book = openpyxl.Workbook()
+    book.active.append(["path"])
+    book.active.cell(20, 3).value = "x"
+    book.save(tmp_path / "list.xlsx")
+    monkeypatch.setattr(cells, "_MOST_CELLS", 5)
+    with pytest.raises(DatasetError, match="expected at most 5 cells, found 2 rows of 3"):
+        read_manifest(tmp_path / "list.xlsx")
+    monkeypatch.setattr(cells, "_MOST_ROWS", 19)
+    with pytest.raises(DatasetError, match="expected at most 19 rows in a sheet, found more in Sheet"):
+        read_manifest(tmp_path / "list.xlsx")
+
+
+def test_a_value_is_one_text_in_a_workbook_and_in_parquet(tmp_path):
+    values = {
+        "whole": [1.0, 12345678901.0, None],
+        "part": [0.1, -2.5, 1e-7],
+        "truth": [True, False, None],
+        "day": [datetime(2020, 1, 2), datetime(2020, 1, 2, 3, 4, 5), None],
+        "number": [1, 2, None],
+    }
+    paths = ["a.jpg", "b.jpg", "c.jpg"]
+    pq.write_table(pa.table({"path": paths, **values}), tmp_path / "list.parquet")
+    book = openpyxl.Workbook()
+    for row in [["path", *values], *map(list, zip(paths, *values.values(), strict=True))]:
+        book.active.append(row)
+    book.save(tmp_path / "list.xlsx")
+    expected = {
+        "whole": ("1", "12345678901", ""),
+        "part": ("0.1", "-2.5", "1e-07"),
+        "truth": ("True", "False", ""),
+        "day": ("2020-01-02", "2020-01-02T03:04:05", ""),
+        "number": ("1", "2", ""),
+    }
+    for ending in ("xlsx", "parquet"):
+        assert read_manifest(tmp_path / f"list.{ending}").columns == expected
+    short = {"path": paths, "part": pa.array([0.1, float("nan"), None], pa.float32())}
+    pq.write_table(pa.table(short | {"nan": [1.5, float("nan"), 2.0]}), tmp_path / "list.parquet")
+    assert read_manifest(tmp_path / "list.parquet").columns == {"part": ("0.1", "", ""), "nan": ("1.5", "", "2")}
 
 
 def test_parquet(tmp_path):
@@ -422,6 +499,10 @@ def test_columns_are_known_by_usual_headings_or_told(tmp_path, head):
             r"line 1: .* found 'file' and 'path'; say which with --column path=file or --column path=",
         ),
         (
+            "path,label,label\na,b,c\n",
+            r"found 'label' and 'label'; rename one",
+        ),
+        (
             "path,label,class\na,b,c\n",
             r"found 'label' and 'class'; say which with --column labels=label or --column la",
         ),
@@ -433,6 +514,8 @@ def test_columns_are_known_by_usual_headings_or_told(tmp_path, head):
         ),
         ("path,age,age\na,1,2\n", r"line 1: expected every heading once, found 'age' twice"),
         ("path,group\na,x\nb, \n", r"line 3: expected a group in every line, found none"),
+        ("path,label\na,#N/A\n", r"line 2: expected a value, found #N/A, the result of a formula that failed"),
+        ("path,group\na,x\nb, #REF! \n", r"line 3: expected a value, found #REF!"),
         ("path\nC:\\data\\a.jpg\n", r"line 2: expected a path below the folder of the list"),
         ("path\n..\\a.jpg\n", r"line 2: expected a path below the folder of the list"),
     ],
@@ -452,7 +535,7 @@ def test_labels_are_parted_where_it_is_said(tmp_path, separator, classes):
 
 def test_columns_of_0_and_1_are_classes_when_told(tmp_path):
     path = write(tmp_path, "path,cat,dog,fox,label\na.jpg,1,True,0,x\nb.jpg,0.0,FALSE,0,y\n")
-    told = ListSettings(one_hot=("dog", "cat", "fox"))
+    told = ListSettings(one_hot=("dog", " cat", "fox"))
     data = read_manifest(path, told)
     assert (data.classes, data.task) == (("cat", "dog", "fox"), Task.MULTI_LABEL)
     assert data.labels.tolist() == [[1, 1, -1], [-1, -1, -1]]
@@ -502,6 +585,8 @@ def test_groups_are_kept_and_those_that_splits_part_are_named(tmp_path):
     assert data.groups is None
     assert data.notes[-1] == "If training and test must not share a Patient ID, give --column group='Patient ID'."
     assert read_manifest(write(tmp_path, text), ListSettings(columns={"group": "Patient ID"})).groups == ("p1",)
+    (note,) = read_manifest(write(tmp_path, "path,group\n1.jpg,p 1\n2.jpg,P1\n3.jpg,P1\n")).notes
+    assert note == "Read as different groups, though their names are nearly the same: 'p 1' and 'P1'."
 
 
 def test_further_columns_get_names_that_a_file_can_hold(tmp_path):

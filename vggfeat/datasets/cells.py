@@ -14,10 +14,21 @@ from vggfeat.errors import ConfigError, DatasetError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MOST_BYTES = 2**30
+_MOST_ROWS = 2**20
+"""Of a sheet: Excel has no more. A damaged one may say that it has a billion."""
+_MOST_CELLS = 2**27
 _LARGE = 1 << 20
 """Characters from which on pyarrow reads a CSV file, in a tenth of the time."""
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_WORKBOOKS = (".xlsx", ".xlsm")
 _OTHER_TABLES = (".xls", ".xlsb", ".ods", ".numbers")
+_NOT_TEXT = {
+    b"PK\3\4": "a workbook or ZIP file; name it .xlsx if it is one",
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"\x1f\x8b": "a file that is packed by gzip; unpack it",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as .xlsx",
+}
+_FORMULA = re.compile(rb"<(?:\w+:)?f[ >/]")
 
 
 class Cells(NamedTuple):
@@ -37,7 +48,7 @@ class Cells(NamedTuple):
 
 
 def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None, sheet: str | None = None) -> Cells:
-    """Read a table; its kind is told by the ending of its name, .xlsx, .parquet, and CSV for any other.
+    """Read a table; its kind is told by the ending of its name, .xlsx, .xlsm, .parquet, and CSV for any other.
 
     Parameters
     ----------
@@ -60,12 +71,12 @@ def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None
     kind = path.suffix.lower()
     if kind in _OTHER_TABLES:
         raise DatasetError(f"{path}: expected CSV, .xlsx or .parquet, found {kind}; save it as one of these")
-    if sheet is not None and kind != ".xlsx":
+    if sheet is not None and kind not in _WORKBOOKS:
         raise ConfigError(f"--sheet: expected it with a list in .xlsx, found {path.name}; leave it out")
-    if encoding is not None and kind in (".xlsx", ".parquet"):
+    if encoding is not None and kind in (*_WORKBOOKS, ".parquet"):
         raise ConfigError(f"--encoding: expected it with a list in CSV, found {path.name}; leave it out")
     content = read_bytes(path, _MOST_BYTES)
-    if kind == ".xlsx":
+    if kind in _WORKBOOKS:
         return _read_workbook(path, content, sheet)
     if kind == ".parquet":
         return _read_parquet(path, content)
@@ -87,7 +98,13 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
     ConfigError
         If there is no such encoding.
     """
+    other = next((words for mark, words in _NOT_TEXT.items() if content.startswith(mark)), None)
+    if other:
+        raise DatasetError(f"{path}: expected text, found {other}")
     marked = next((code for mark, code in _MARKS.items() if content.startswith(mark)), None)
+    if b"\0" in content[:2] and not (marked or encoding):
+        code = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+        raise DatasetError(f"{path}: expected text in UTF-8, found zero bytes; give --encoding {code} if it is that")
     code = marked or encoding or "utf-8"
     try:
         return content.decode(code)
@@ -167,7 +184,7 @@ def _read_strictly(path: Path, text: str, separator: str, first: int) -> Cells:
             if fields:
                 lines.append(line)
                 rows.append(fields)
-            if len(fields) not in (0, len(rows[0])):
+            if fields and len(fields) != len(rows[0]):
                 raise DatasetError(
                     f"{path}, line {line}: expected {len(rows[0])} fields, found {len(fields)}; quote fields with "
                     f"{SEPARATORS.get(separator, repr(separator))}"
@@ -198,8 +215,12 @@ def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
             if sum(part.file_size for part in parts.infolist()) > _MOST_BYTES:
                 raise DatasetError(f"{path}: expected at most {_MOST_BYTES} bytes unpacked, found more")
+            names = [name for name in parts.namelist() if name.startswith("xl/worksheets/")]
+            formulas = any(_FORMULA.search(parts.read(name)) for name in names)
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-        sheets = {one.title: _sheet_rows(one) for one in book.worksheets}
+        sheets = {one.title: _sheet_rows(path, one) for one in book.worksheets}
+        if formulas:
+            _check_formulas(path, book, openpyxl.load_workbook(io.BytesIO(content), read_only=True))
     except DatasetError:
         raise
     except Exception as error:  # openpyxl lets out whatever a damaged file makes of its insides
@@ -211,14 +232,18 @@ def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:
         raise DatasetError(f"{path}: expected one sheet with content, found {listed(filled)}; say which with --sheet")
     rows = sheets[sheet] if sheet is not None else sheets[filled[0]] if filled else {}
     width = max(map(len, rows.values()), default=0)
+    if width * len(rows) > _MOST_CELLS:
+        raise DatasetError(f"{path}: expected at most {_MOST_CELLS} cells, found {len(rows)} rows of {width}")
     return _table(path, [[*row, *[""] * (width - len(row))] for row in rows.values()], list(rows))
 
 
-def _sheet_rows(sheet: Any) -> dict[int, list[str]]:
+def _sheet_rows(path: Path, sheet: Any) -> dict[int, list[str]]:
     """Row number -> cells, of the rows that are not empty."""
     rows = {}
     sheet.reset_dimensions()  # Sheets say of themselves that they have a million rows.
     for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
+        if number > _MOST_ROWS:
+            raise DatasetError(f"{path}: expected at most {_MOST_ROWS} rows in a sheet, found more in {sheet.title}")
         texts = [_text(value) for value in values]
         while texts and not texts[-1]:
             texts.pop()
@@ -227,8 +252,23 @@ def _sheet_rows(sheet: Any) -> dict[int, list[str]]:
     return rows
 
 
+def _check_formulas(path: Path, book: Any, formulas: Any) -> None:
+    """Refuse a formula that no program has computed yet: its cell would count as empty."""
+    for sheet, told in zip(book.worksheets, formulas.worksheets, strict=True):
+        told.reset_dimensions()
+        for number, row in enumerate(zip(sheet.iter_rows(), told.iter_rows(), strict=True), start=1):
+            for cell, formula in zip(*row, strict=True):
+                # A formula that gave an empty text is of the type "str".
+                if formula.data_type == "f" and cell.value is None and cell.data_type != "str":
+                    raise DatasetError(
+                        f"{path}, line {number}: expected a value, found the formula {formula.coordinate} of the sheet "
+                        f"{sheet.title} without one; open the list in Excel or LibreOffice, and save it"
+                    )
+
+
 def _text(value: object) -> str:
-    if value is None:
+    """Return what a cell says, the same from a workbook and from Parquet: whole numbers without a point."""
+    if value is None or value != value:  # NaN is how tables of numbers say that there is none.
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -246,14 +286,24 @@ def _read_parquet(path: Path, content: bytes) -> Cells:
         fields = [field for field in file.schema_arrow if not (pa.types.is_nested(field.type) or _is_bytes(field.type))]
         # By one name all columns of that name are read.
         table = file.read(columns=list(dict.fromkeys(field.name for field in fields)))
-        columns = [column.cast(pa.string()).fill_null("").to_pylist() for column in table.columns]
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        columns = [_column(column) for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: expected a Parquet file, found one that can't be read: {reason}") from error
     others = [name for name in file.schema_arrow.names if name not in {field.name for field in fields}]
     notes = (f"Columns of lists or bytes, and ignored: {listed(others)}.",) if others else ()
     headings = [name.strip() for name in table.column_names]
     return Cells(path, headings, columns, range(2, 2 + table.num_rows), notes)
+
+
+def _column(column: Any) -> list[str]:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type):  # Python's dates know no nanoseconds.
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    if pa.types.is_float32(column.type):  # 0.1 and not 0.10000000149011612
+        return [_text(float(str(value))) for value in column.to_numpy()]
+    return list(map(_text, column.to_pylist()))
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -139,18 +139,22 @@ def class_name_notes(classes: Iterable[str]) -> list[str]:
 
     That is capitals, blanks, the form of accents in Unicode, and how a number is written.
     """
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(_looks(name), []).append(name)
-    pairs = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
-    notes = [f"Read as different classes, though their names are nearly the same: {listed(pairs)}."] if pairs else []
-    if len(alike) > 1 and all(name in _FILLERS for name in alike):
-        names = [name for several in alike.values() for name in several]
+    notes = alike_notes("classes", classes := tuple(classes))
+    if len(classes) > 1 and all(_looks(name) in _FILLERS for name in classes):
         notes.append(
-            f"Read as classes, though their names are those of kinds of files: {listed(names)}; if they are none, list "
-            "the images in a manifest."
+            f"Read as classes, though their names are those of kinds of files: {listed(classes)}; if they are none, "
+            "list the images in a manifest."
         )
     return notes
+
+
+def alike_notes(what: str, names: Iterable[str]) -> list[str]:
+    """Name those of several classes or groups whose names hardly differ, see `class_name_notes`."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(_looks(name), []).append(name)
+    pairs = [" and ".join(map(ascii, several)) for several in alike.values() if len(several) > 1]
+    return [f"Read as different {what}, though their names are nearly the same: {listed(pairs)}."] if pairs else []
 
 
 def _looks(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from vggfeat.datasets.cells import Cells, plain, read_cells
 from vggfeat.datasets.files import listed
 from vggfeat.datasets.folder import label_matrix, row_arrays, split_notes
-from vggfeat.datasets.levels import class_name_notes
+from vggfeat.datasets.levels import alike_notes, class_name_notes
 from vggfeat.datasets.rows import (
     ONE_HOT,
     read_boxes,
@@ -38,6 +38,7 @@ COLUMNS = {
 """What a column may be -> the headings by which it is known, in any capitals, with blanks, `_` and `-` or without."""
 _GROUPS = frozenset(("patient", "patientid", "subject", "subjectid", "specimen", "specimenid", "site", "siteid"))
 _MOST_COLUMNS = 500
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class ListSettings:
     """Of a workbook with several."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "one_hot", tuple(heading.strip() for heading in self.one_hot))
         for name in self.columns:
             check_choice("--column", name, COLUMNS)
         if self.label_separator is not None:
@@ -133,6 +135,7 @@ def read_manifest(path: Path, settings: ListSettings | None = None) -> DataSet:
             *_label_notes(cells, labels, classes),
             *class_name_notes(classes),
             *split_notes(classes, matrix, splits),
+            *alike_notes("groups", groups or ()),
             *_group_notes(groups, splits),
             *kept_notes,
         ),
@@ -159,9 +162,10 @@ def _find_columns(cells: Cells, settings: ListSettings) -> dict[str, int]:
         fits = [k for k, heading in enumerate(cells.headings) if plain(heading) in headings and k not in taken]
         if len(fits) > 1:
             one, other = (cells.headings[k] for k in fits[:2])
+            remedy = f"say which with --column {name}={one} or --column {name}={other}"
             raise DatasetError(
-                f"{cells.path}, line 1: expected one column of the {name}, found {one!r} and {other!r}; say which with "
-                f"--column {name}={one} or --column {name}={other}"
+                f"{cells.path}, line 1: expected one column of the {name}, found {one!r} and {other!r}; "
+                f"{remedy if one != other else 'rename one'}"
             )
         found |= dict.fromkeys([name] * len(fits), *fits)
     if "path" not in found:
@@ -186,7 +190,7 @@ def _find_labels(
     cells: Cells, known: Mapping[str, int], settings: ListSettings
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
     if settings.one_hot:
-        return read_one_hot(cells, {name.strip(): _told(cells, "--one-hot", name) for name in settings.one_hot})
+        return read_one_hot(cells, {name: _told(cells, "--one-hot", name) for name in settings.one_hot})
     if "labels" in known:
         return read_labels(cells, known["labels"], settings.label_separator)
     return [{} for _ in cells.lines], ()
@@ -194,7 +198,7 @@ def _find_labels(
 
 def _without_empty_rows(cells: Cells, path: int) -> Cells:
     """Leave out rows without any content, as programs write them below a table."""
-    suspects = [row for row, text in enumerate(cells.columns[path]) if not text]
+    suspects = [row for row, text in enumerate(cells.columns[path]) if not text.strip()]
     empty = {row for row in suspects if not any(column[row].strip() for column in cells.columns)}
     if len(empty) == len(cells.columns[path]):
         raise DatasetError(f"{cells.path}: expected lines below the headings, found none")
@@ -262,7 +266,7 @@ def _further_columns(
         if number in known or heading in settings.one_hot:
             continue
         name = "".join(letter if letter.isprintable() else " " for letter in heading)
-        name = " ".join(name.replace("/", "_").split())
+        name = " ".join(name.replace("/", "_").split())[:_LONGEST_NAME]
         if not name:
             nameless += [f"number {number + 1}"] if any(column) else []
             continue

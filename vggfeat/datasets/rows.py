@@ -19,6 +19,7 @@ from vggfeat.samples import Box, Label
 Value = TypeVar("Value")
 ONE_HOT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 """What the cells of a column hold that is a class."""
+_EXCEL_ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!"))
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -86,7 +87,13 @@ def _mark(heading: str, where: str, text: str) -> bool:
     return mark
 
 
+def _refuse_error(where: str, text: str) -> None:
+    if text.strip() in _EXCEL_ERRORS:
+        raise DatasetError(f"{where}: expected a value, found {text.strip()}, the result of a formula that failed")
+
+
 def _labels(heading: str, separator: str | None, where: str, text: str) -> dict[str, int]:
+    _refuse_error(where, text)
     if separator is None and ";" in text:
         raise DatasetError(
             f"{where}: expected one way to read {text[:80]!r} in the column {heading!r}, found one class or several; "
@@ -162,9 +169,14 @@ def _box(where: str, text: str) -> Box | None:
     return box
 
 
+def _group(where: str, text: str) -> str:
+    _refuse_error(where, text)
+    return text.strip()
+
+
 def read_groups(cells: Cells, texts: Sequence[str]) -> tuple[str, ...] | None:
     """Return the group of every row; None if there are none."""
-    groups = tuple(text.strip() for text in texts)
+    groups = tuple(_each(cells, texts, _group))
     if not any(groups):
         return None
     if not all(groups):
