@@ -232,13 +232,14 @@ def _evidence(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what every position of the image, and of its mirror, adds to a score: (h, w) each."""
     size, layer = rescaled_size(image.shape[0], image.shape[1], side), runner.settings.layer  # type: ignore[attr-defined]
-    vector = torch.from_numpy(weights).to(runner.device, torch.float64)
+    place = torch.device("cpu") if runner.device.type == "mps" else runner.device  # mps has no float64.
+    vector = torch.from_numpy(weights).to(place)
     found = []
     with runner.computing():
         batch, _ = runner.prepare([(upload(image, runner.device), size)])
         for half in (batch, mirror(batch)):
             dense = dense_map(runner.model, to_compute_layout(half, runner.model), layer, runner.settings.batch_pixels)
-            products = torch.tensordot(dense[0].to(torch.float64), vector, dims=([0], [0]))  # (h, w)
+            products = torch.tensordot(dense[0].to(place).to(torch.float64), vector, dims=([0], [0]))  # (h, w)
             found.append((products / (2 * products.numel())).cpu().numpy())
     return found[0], found[1]
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -397,7 +396,7 @@ def test_a_file_system_that_refuses_locks_is_told_from_one_that_refuses_files(tm
 
 
 def test_machine_of_an_odd_name_is_written_so_that_it_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node\n3 \x1b é" + "x" * 100))
+    monkeypatch.setattr("vggfeat.runtime.system.machine_name", lambda: "node\n3 \x1b é" + "x" * 100)
     lock = Lock(tmp_path / "LOCK")
     assert holder(tmp_path / "LOCK") == f"process {os.getpid()}"
     monkeypatch.undo()

@@ -22,7 +22,7 @@ import torch
 
 from vggfeat.benchmarks.extraction import open_stages
 from vggfeat.benchmarks.jpegs import images_on_disk, listed
-from vggfeat.benchmarks.measure import Column, Report, Say, machine, peak_memory, rate
+from vggfeat.benchmarks.measure import Column, Report, Say, machine, rate
 from vggfeat.benchmarks.roofline import copy_rate, empty_net, image_costs, layer_costs, matrix_rate, summarise
 from vggfeat.benchmarks.stages import STAGES, Stages, enough_memory
 from vggfeat.errors import ConfigError, ResourceError
@@ -33,6 +33,7 @@ from vggfeat.results.record import write_file
 from vggfeat.runtime.checksums import sealed
 from vggfeat.runtime.devices import checked_device, default_batch_pixels
 from vggfeat.runtime.journal import Journal
+from vggfeat.runtime.system import peak_memory
 from vggfeat.samples import DataSet
 from vggfeat.weights import random_backbone
 

@@ -5,13 +5,10 @@ alike, and returns a `Report`: a row for each, with its share of what the machin
 """
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.results.text import align
@@ -88,28 +85,19 @@ def _text(value: Any) -> str:
 
 def machine(device: "torch.device | str", threads: int | None = None) -> dict[str, Any]:
     """Return what figures depend on besides the settings, ready for JSON; by default with the threads of PyTorch."""
-    gpu = str(device).startswith("cuda")
+    name = str(device)
+    gpu = name.startswith("cuda")
     if gpu or threads is None:
         import torch
 
         threads = threads or torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"cpu, {threads} thread{'s' * (threads != 1)}",
+        "device": torch.cuda.get_device_name(device) if gpu else f"{name}, {threads} thread{'s' * (threads != 1)}",
         "threads": threads,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: library_version(name) for name in LIBRARIES},
     }
-
-
-def peak_memory() -> int:
-    """Return the largest number of bytes that this process has held in memory."""
-    status = Path("/proc/self/status")
-    if status.exists():  # What the system call says includes the parent's, from before the program was started.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_turns(subjects: Mapping[str, Callable[[], float]], rounds: int, say: Say) -> dict[str, list[float]]:
@@ -147,10 +135,12 @@ def rate(act: Callable[[], int], device: "torch.device", seconds: float, warm_up
 
 def wait_for(device: "torch.device") -> None:
     """Wait until a device has done all that it was given."""
-    if device.type == "cuda":
-        import torch
+    import torch
 
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from vggfeat.benchmarks.measure import peak_memory
+from vggfeat.runtime.system import peak_memory
 from vggfeat.svm.liblinear import shorten
 
 TRIED_ROWS = 3000

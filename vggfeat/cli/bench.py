@@ -230,7 +230,7 @@ def bench_svm(options: SvmBenchOptions) -> None:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.benchmarks.problems import make_problem
     from vggfeat.benchmarks.svm import measure
-    from vggfeat.runtime.devices import cores
+    from vggfeat.runtime.system import cores
 
     report = measure(
         make_problem(options.size, options.seed),

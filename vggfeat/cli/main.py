@@ -1,6 +1,7 @@
 """All commands in one group, and how each of them ends: errors become one line and an exit code."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -88,7 +89,7 @@ for _command in (
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        with breaking_off():
+        with breaking_off(), _telling_what_is_lost():
             result = group.main(args=arguments, prog_name="vggfeat", standalone_mode=False)
             if sys.stdout is not None:  # it is None where the process was given none
                 sys.stdout.flush()
@@ -123,6 +124,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
             error,
         )
         return StoreError.exit_code
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say_note(record.getMessage())
+
+
+@contextlib.contextmanager
+def _telling_what_is_lost() -> Iterator[None]:
+    """Print as notes what `runtime.system` logs: what this system can't protect the command from."""
+    log, notes = logging.getLogger("vggfeat.runtime.system"), _Notes()
+    log.addHandler(notes)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
 
 
 def _printing(error: OSError) -> bool:

@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"} | {
+    getattr(signal, name): name for name in ("SIGHUP", "SIGBREAK") if hasattr(signal, name)
+}
+"""SIGBREAK is Windows' Ctrl-Break, and comes when a console is closed, as SIGHUP does elsewhere."""
 _KEPT = "; what was finished is kept, and the same command resumes from there"
 _RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate",
             "bench gpu")  # fmt: skip
@@ -28,7 +31,7 @@ _LATER = 0.01
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP.
+    """SIGTERM, SIGHUP or SIGBREAK.
 
     It is a KeyboardInterrupt because that is what code looks for that must not swallow a signal: Python's own compiler
     drops every other exception that comes while it works.
@@ -171,7 +174,10 @@ class _Ear:
     def repeat(self, number: int) -> None:
         time.sleep(_LATER)  # not at once: the exception would be raised in the hook, and swallowed as well
         self.heard.clear()
-        os.kill(os.getpid(), number)
+        if hasattr(os, "killpg"):
+            os.kill(os.getpid(), number)  # Whatever the main thread waits for is interrupted too.
+        else:
+            signal.raise_signal(number)  # On Windows, os.kill would end the process at once.
 
 
 def _loading(frame: FrameType | None) -> bool:

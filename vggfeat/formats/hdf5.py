@@ -22,6 +22,7 @@ from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.system import OPENED, read_at
 
 TEXT = "UTF-8 text of fixed width"
 """Type of a column of texts, where numbers have a numpy type name."""
@@ -147,7 +148,7 @@ class _PositionalFile(io.RawIOBase):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self._at = 0
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | OPENED)
 
     def readable(self) -> bool:
         return True
@@ -167,7 +168,7 @@ class _PositionalFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         done = 0
         while done < view.nbytes:  # One call of the system takes 2 GiB at most, and HDF5 does not ask twice.
-            count = os.preadv(self._fd, [view[done:]], self._at)
+            count = read_at(self._fd, view[done:], self._at)
             if not count:
                 break
             done, self._at = done + count, self._at + count

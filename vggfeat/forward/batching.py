@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.nets.backbone import Net
+from vggfeat.runtime.devices import layout
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -111,9 +112,9 @@ def upload(image: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device; of a GPU nothing waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_compute_layout(images: Tensor, model: Net) -> Tensor:
     """Bring images into the precision and the order in memory that the net runs best with."""
-    return images.to(next(model.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+    return images.to(next(model.parameters()).dtype).contiguous(memory_format=layout(images.device))

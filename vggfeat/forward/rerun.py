@@ -64,7 +64,7 @@ def find_weights(sha256: str, name: str) -> str | None:
 def rerun_settings(
     where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str = "cpu"
 ) -> ExtractionSettings:
-    """Read how features of whole images were computed; on a CPU fp32 stands for TF32, which it does not have.
+    """Read how features of whole images were computed; fp32 stands for TF32 where that isn't: not on CUDA.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def rerun_settings(
     """
     try:
         same = {name: provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
-        if same["precision"] == "tf32" and device.startswith("cpu"):
+        if same["precision"] == "tf32" and not device.startswith("cuda"):
             same["precision"] = "fp32"
         return ExtractionSettings(scales=tuple(scales), regions=("image",), **same)
     except (KeyError, TypeError, ConfigError) as error:

@@ -25,7 +25,7 @@ from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import normalise, pad, rescale, rescaled_size
-from vggfeat.runtime.devices import checked_device, convolutions
+from vggfeat.runtime.devices import checked_device, convolutions, layout
 from vggfeat.weights import Backbone
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,7 +115,7 @@ class BatchRunner:
     settings : ForwardSettings
     head : Head
     device : str
-        cpu, cuda, cuda:1, ...
+        cpu, cuda, cuda:1, ..., mps
     regions : sequence of str
         R names of what is computed of each image.
     batching : "size" or "padded"
@@ -143,7 +143,7 @@ class BatchRunner:
         # A copy, because the caller's net must keep its precision and its mode.
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
         dtype = DTYPES[settings.precision]
-        self.model: Net = model.to(self.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Net = model.to(self.device, dtype, memory_format=layout(self.device))  # type: ignore[call-overload]
         if settings.compiled:
             self.model.compile(dynamic=True)
         self.mean = torch.tensor(backbone.mean, device=self.device)
@@ -305,8 +305,8 @@ class BatchRunner:
                 raise
         # Out here the failed pass has let go of its tensors, which the halves need.
         uploads.drop()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).empty_cache()
         self.halvings += 1
         if len(images) > 1:
             middle = len(images) // 2
@@ -320,7 +320,8 @@ class BatchRunner:
         """Return the values of a batch, (N, C) or (N, C, h, w), on their way to the CPU."""
         with self.computing():
             batch, sides = self.prepare(images)
-            return self.head.values(self.model, batch, pixels, sides).to("cpu", non_blocking=True)
+            values = self.head.values(self.model, batch, pixels, sides)
+            return values.to("cpu", non_blocking=self.device.type == "cuda")  # Only CUDA has the event to wait for.
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -89,6 +90,8 @@ def _machine(device: torch.device) -> dict[str, Any]:
     # Sums are split by threads and instruction sets, so that both change the last bits.
     if device.type == "cuda":
         return {"device": "cuda", "name": torch.cuda.get_device_name(device)}
+    if device.type == "mps":
+        return {"device": "mps", "name": f"{platform.machine()}, macOS {platform.mac_ver()[0]}"}
     return {"device": "cpu", "name": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 
 from vggfeat.errors import ImageError, ResourceError, StoreError
+from vggfeat.runtime.system import NO_WAIT, OPENED
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
 """The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""
@@ -67,8 +68,8 @@ def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes
         If a span is asked for, and its file can't be read now: that is no fault of the image, and of many others.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        # Without NO_WAIT, opening a FIFO waits for a writer that may never come.
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | OPENED)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise ResourceError(

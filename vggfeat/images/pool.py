@@ -17,6 +17,7 @@ from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker, not_started
+from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded
 
 Answer = DecodedImage | ImageError
 AHEAD = 3
@@ -29,7 +30,8 @@ class Decoder:
     Parameters
     ----------
     workers : int
-        Processes; 0 decodes in this one, without limits of time and memory.
+        Processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes with
+        limits, as many threads of this one, without them too; then that is logged.
     settings : DecodeSettings
     decode : callable
         What a worker does with a request: a function at the top of a module that can be imported, or
@@ -59,6 +61,7 @@ class Decoder:
         self.workers = workers
         self.settings = settings
         self._decode = decode
+        self._answer = self._in_worker if HAS_GUARDED_PROCESSES else self._here
         self._most_ahead = max(ahead, AHEAD * workers)
         self._hold = hold
         self._threads = ThreadPoolExecutor(max(1, workers), "vggfeat-decoder")
@@ -68,6 +71,8 @@ class Decoder:
         self._lock = threading.Lock()
         self._living: set[Worker] = set()
         self._closed = False
+        if workers and not HAS_GUARDED_PROCESSES:
+            note_unguarded("images are decoded")
 
     def __enter__(self) -> "Decoder":
         return self
@@ -147,7 +152,7 @@ class Decoder:
 
     def _submit(self, request: Request) -> Future[Answer]:
         try:
-            return self._threads.submit(self._in_worker, request)
+            return self._threads.submit(self._answer, request)
         except RuntimeError as error:
             if self._closed:
                 raise CancelledError from None

@@ -1,6 +1,5 @@
 """One process that decodes, and the line to it: both ends. After an answer come the bytes of the regions."""
 
-import ctypes
 import errno
 import importlib
 import json
@@ -19,6 +18,7 @@ import numpy as np
 from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.runtime.lines import Line, limit_memory, silence_libraries
+from vggfeat.runtime.system import end_with_parent
 from vggfeat.samples import Box
 
 Decode = Callable[[Request, DecodeSettings], DecodedImage]
@@ -44,7 +44,6 @@ _REMEDIES = {
     errno.EAGAIN: "raise the limit on processes (ulimit -u, or pids of the container)",
     errno.ENOMEM: "free memory",
 }
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -245,7 +244,6 @@ def _settle(parent: int) -> None:
     # Ctrl-C and a shutdown reach the whole group; it is for the parent to finish its work and to end this one.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         raise ProcessLookupError("the parent process ended")

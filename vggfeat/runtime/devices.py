@@ -1,6 +1,5 @@
 """What this machine has: the defaults for device and worker processes."""
 
-import ctypes
 import os
 import threading
 import tomllib
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.system import c_function, cores
 
 if TYPE_CHECKING:
     import torch
@@ -33,21 +33,33 @@ def checked_device(name: str, precision: str = "fp32") -> "torch.device":
     Raises
     ------
     ConfigError
-        If it is neither the CPU nor a CUDA device that answers, or lacks that precision: "tf32" exists on CUDA only.
+        If it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision: "tf32"
+        exists on CUDA only, and on mps there are "fp32" and "fp16".
     """
     import torch
 
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
+        if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError(f"{device.type} is not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: expected cpu or a CUDA device of this machine, found {name!r}: {reason}") from None
+        raise ConfigError(
+            f"device: expected cpu, or a CUDA or mps device of this machine, found {name!r}: {reason}"
+        ) from None
     if precision == "tf32" and device.type == "cpu":
         raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
+    if device.type == "mps" and precision not in ("fp32", "fp16"):
+        raise ConfigError(f"precision: on mps expected fp32 or fp16, found {precision}")
     return device
+
+
+def layout(device: "torch.device") -> "torch.memory_format":
+    """Return the order in memory in which nets run: channels last, but on mps, which has been wrong in it before."""
+    import torch
+
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 @contextmanager
@@ -76,12 +88,6 @@ def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
             yield
         finally:
             cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    # Not every system says which.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
@@ -124,8 +130,7 @@ def keep_freed_memory() -> None:
     Without it, half of the time of training a small net on the CPU goes into page faults, and a quarter of that of
     extraction with net D. It does so with the GNU C library, and nothing with others.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        return
-    for option, value in _KEEPING.items():
-        library.mallopt(option, value)
+    mallopt = c_function("mallopt")
+    if mallopt is not None:
+        for option, value in _KEEPING.items():
+            mallopt(option, value)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.runtime.devices import checked_device
 from vggfeat.runtime.meeting import LONGEST_START, Point, Watch, join, number, point_of, talking_on_loopback, wait_for
 
@@ -187,6 +187,8 @@ def open_world(
         Of class `lost`, if another process has gone.
     """
     size = number(environ, "WORLD_SIZE", 1, MOST_PROCESSES, "1")
+    if sums and device.startswith("mps"):
+        raise ConfigError("device: to train, expected cpu or cuda, found mps, which can't sum the losses in float64")
     if size == 1:
         yield World(device=checked_device(device))
         return

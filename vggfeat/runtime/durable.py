@@ -7,7 +7,6 @@ what killed writers of a file have left is removed by the next.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -22,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime import system
+from vggfeat.runtime.system import NO_LINK, NO_WAIT, OPENED
 
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_READ = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_SWEEP = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | OPENED | NO_LINK
+_READ = os.O_RDONLY | OPENED | NO_LINK | NO_WAIT
+_SWEEP = os.O_RDWR | OPENED | NO_LINK | NO_WAIT
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _ABANDONED = 24 * 3600.0
 """Seconds without a write after which nobody on another machine is at work on a temporary file."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
 class Files:
@@ -42,7 +42,7 @@ class Files:
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
         """Write some of `data` at `offset`; return how many bytes."""
-        return os.pwrite(fd, data, offset)
+        return system.write_at(fd, data, offset)
 
     def truncate(self, fd: int, size: int) -> None:
         """Set the size of an open file."""
@@ -50,19 +50,11 @@ class Files:
 
     def sync(self, fd: int) -> None:
         """Wait until the bytes of an open file are on the disk."""
-        os.fsync(fd)
+        system.sync(fd)
 
     def sync_folder(self, folder: Path) -> None:
         """Wait until the names in a folder are on the disk."""
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            # Some network file systems have no such call, and nothing stronger.
-            if error.errno not in _NO_FOLDER_SYNC:
-                raise
-        finally:
-            os.close(fd)
+        system.sync_folder(folder)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file in one step, replacing any file of that name."""
@@ -82,8 +74,7 @@ class Files:
 
     def free(self, folder: Path) -> int:
         """Bytes that an ordinary user can still write there."""
-        state = os.statvfs(folder)
-        return state.f_bavail * state.f_frsize
+        return system.free_bytes(folder)
 
 
 DISK = Files()
@@ -146,7 +137,7 @@ class LatchedFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read into `buffer` from the position; 0 bytes after an error."""
         view = memoryview(buffer).cast("B")
-        count = self._attempt(lambda: os.preadv(self._fd, [view], self._at))
+        count = self._attempt(lambda: system.read_at(self._fd, view, self._at))
         self._at += count
         return count
 
@@ -201,8 +192,10 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
         yield sink
         sink.raise_first_error()
         files.sync(fd)
+        system.let_go(fd)
         files.rename(temp, path)
     except BaseException:
+        system.let_go(fd)
         with contextlib.suppress(OSError):
             files.remove(temp)
         raise
@@ -216,7 +209,7 @@ def keep_mode(fd: int, path: Path) -> None:
     with contextlib.suppress(OSError):  # There is none, or the file system has no permissions.
         state = os.lstat(path)
         if stat.S_ISREG(state.st_mode):
-            os.fchmod(fd, stat.S_IMODE(state.st_mode) & 0o777)
+            system.set_mode(fd, stat.S_IMODE(state.st_mode) & 0o777)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -237,10 +230,9 @@ def create_temporary(files: Files, path: Path) -> tuple[Path, int]:
         temp = temporary_path(path)
         fd = files.create(temp)
         with contextlib.suppress(OSError):  # A sweeper has it, or this file system has no locks.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.lstat(temp)):
-                return temp, fd
+            system.lock(fd)
+        if system.has_name(fd, temp):
+            return temp, fd
         os.close(fd)  # It was swept in the moment before it was locked.
 
 
@@ -267,8 +259,9 @@ def _remove_abandoned(files: Files, temp: Path, *, here: bool) -> None:
     fd = os.open(temp, _SWEEP)
     try:
         state = os.fstat(fd)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(fd)
         if stat.S_ISREG(state.st_mode) and (here or time.time() - state.st_mtime > _ABANDONED):
+            system.let_go(fd)
             files.remove(temp)
     finally:
         os.close(fd)
@@ -280,7 +273,7 @@ def _machine() -> str:
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
-        name = os.uname().nodename
+        name = system.machine_name()
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
@@ -308,7 +301,7 @@ def open_bounded(path: Path) -> io.BufferedReader:
     No link is followed, and no pipe or device is waited for.
     """
     check_regular(path, os.lstat(path))
-    fd = os.open(path, os.O_RDONLY | _READ)
+    fd = os.open(path, _READ)
     try:
         check_regular(path, os.fstat(fd))  # Another may have come in between.
     except BaseException:
@@ -353,7 +346,7 @@ def append(files: Files, path: Path, data: bytes) -> None:
         The first call that failed. (A buffered file would try again when it is closed, and that error would take the
         place of the first.)
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_WRONLY | OPENED | NO_LINK)
     try:
         size = os.fstat(fd).st_size
         try:

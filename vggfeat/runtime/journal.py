@@ -166,7 +166,6 @@ class Journal:
             file.write(b"".join(map(sealed_line, [self._head, *self.records])))
 
     def _let_go(self) -> None:
-        # Removed while it is held: nobody else can be at work on a file of this name.
         with contextlib.suppress(OSError):
-            self._lock_path.unlink()
+            self._lock.remove()
         self._lock.release()

@@ -7,12 +7,12 @@ which reads it must not reach further than that process.
 import json
 import math
 import os
-import resource
 import socket
 import struct
-import sys
 import time
 from typing import Any
+
+from vggfeat.runtime.system import memory_in_use, resource
 
 LONGEST_MESSAGE = 32 << 20
 """Bytes of JSON; a length beyond it makes no sense, and the other end counts as lost."""
@@ -81,9 +81,8 @@ def lower_limit(kind: int, wanted: int) -> None:
 def limit_memory(more: int) -> None:
     """Let this process take so many bytes more than it has (Linux only), and leave no image of itself if it dies."""
     lower_limit(resource.RLIMIT_CORE, 0)
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
+    now = memory_in_use()
+    if now is not None:
         lower_limit(resource.RLIMIT_AS, now + more)
 
 

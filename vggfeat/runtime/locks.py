@@ -6,7 +6,6 @@ join. As long as one of them lives, no other run can take it.
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import time
@@ -14,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import check_regular, open_bounded
+from vggfeat.runtime import system
+from vggfeat.runtime.durable import DISK, Files, check_regular, open_bounded
 
 _LONGEST = 1 << 12
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | system.OPENED | system.NO_LINK | system.NO_WAIT
 _LINE = re.compile(r"([0-9]{1,20})(?: ([A-Za-z0-9._-]{1,64}))?")
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -33,7 +33,8 @@ def _leave_to_parent() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Lock:
@@ -58,7 +59,7 @@ class Lock:
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:
         self._path = path
-        self._fd: int | None = _lock(path, fcntl.LOCK_SH if joining else fcntl.LOCK_EX)
+        self._fd: int | None = _lock(path, shared=joining)
         _held.add(self._fd)
         with contextlib.suppress(OSError):
             if not joining:
@@ -74,7 +75,17 @@ class Lock:
             If another process has taken it alone in the moment in which the kind of lock changes.
         """
         if self._fd is not None:
-            flock(self._fd, fcntl.LOCK_SH, self._path)
+            flock(self._fd, self._path, shared=True)
+
+    def remove(self, files: Files = DISK) -> None:
+        """Remove the lock file, then release the lock: meanwhile nobody else can be at work on what it guards.
+
+        OSError if the file can't be removed; the lock is held then.
+        """
+        if self._fd in _held:
+            system.let_go(self._fd)
+            files.remove(self._path)
+        self.release()
 
     def release(self) -> None:
         """Release it. In a forked child, and the second time, this does nothing."""
@@ -84,7 +95,7 @@ class Lock:
         self._fd = None
 
 
-def flock(fd: int, kind: int, path: Path) -> None:
+def flock(fd: int, path: Path, *, shared: bool = False) -> None:
     """Lock an open file, or change its lock, without waiting.
 
     Raises
@@ -95,7 +106,7 @@ def flock(fd: int, kind: int, path: Path) -> None:
         If the file system has no locks.
     """
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        system.lock(fd, shared=shared)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -137,10 +148,10 @@ def holder(path: Path) -> str:
 
 
 def _machine() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:64] or "unknown"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", system.machine_name())[:64] or "unknown"
 
 
-def _lock(path: Path, kind: int) -> int:
+def _lock(path: Path, *, shared: bool) -> int:
     while True:
         try:
             fd = os.open(path, _FLAGS, 0o666)
@@ -150,10 +161,9 @@ def _lock(path: Path, kind: int) -> int:
             raise
         try:
             check_regular(path, os.fstat(fd))
-            flock(fd, kind, path)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
-                    return fd
+            flock(fd, path, shared=shared)
+            if system.has_name(fd, path):
+                return fd
         except BaseException:
             os.close(fd)
             raise

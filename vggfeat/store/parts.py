@@ -183,7 +183,8 @@ class PartsFolder:
     def remove(self) -> None:
         """Remove everything of ours and the folder, and unlock it. What others put there stays."""
         self._empty()
-        self._files.remove(self.path / "LOCK")
+        if self._lock is not None:
+            self._lock.remove(self._files)
         self.release()
         try:
             self._files.remove_folder(self.path)

@@ -168,7 +168,7 @@ class _Packer:
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):
-            (self.out / "LOCK").unlink()
+            self.lock.remove()
         self.lock.release()
 
     def claim(self) -> None:

@@ -6,7 +6,6 @@ that was stopped is resumed where it stopped.
 
 import contextlib
 import errno
-import fcntl
 import http.client
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import WeightsError, quoted
+from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
 from vggfeat.runtime.locks import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
@@ -116,6 +116,7 @@ def fetch(
         resumed_at = job.have
         address, sha256 = _from_any_address(published, job)
         files.sync(fd)
+        system.let_go(fd)
         files.rename(part, target)
         _remove(files, job.note)
         files.sync_folder(folder)
@@ -331,11 +332,11 @@ def _check_present(published: Published, path: Path) -> str:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[int]:
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | system.OPENED | system.NO_LINK, 0o666)
     try:
-        flock(fd, fcntl.LOCK_EX, part)
+        flock(fd, part)
         # Whoever had the lock a moment ago may have given the finished file its name.
-        if not part.exists() or not os.path.samestat(os.fstat(fd), part.stat()):
+        if not system.has_name(fd, part):
             raise BlockingIOError
         yield fd
     except BlockingIOError:

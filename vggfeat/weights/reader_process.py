@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -21,13 +20,15 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import VggfeatError, WeightsError
 from vggfeat.runtime.lines import Line, limit_memory, lower_limit, silence_libraries
+from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded, resource
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Limits(NamedTuple):
 def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
     """Let the reader process read a file; its tensors come when they are asked for.
 
+    Where the system has no processes with limits, this one reads it, and that is logged.
+
     Parameters
     ----------
     kind : a key of `vggfeat.weights.sniff.FORMATS`
@@ -82,6 +85,11 @@ def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
         limits = Limits.of(path.stat().st_size)
     except OSError as error:
         raise WeightsError(f"{path}: can't read: {error.strerror or error}") from error
+    if not HAS_GUARDED_PROCESSES:
+        note_unguarded("files of other libraries are read")
+        with _damage(path, limits), opened_here(kind, path) as found:
+            yield replace(found, read=partial(_tensor, found, path))
+        return
     end = _READER.connect()
     remote = _Remote(path, Line(end, 3 * limits.seconds), limits)
     try:
@@ -96,7 +104,8 @@ def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
 
 def start() -> None:
     """Start the reader process without waiting for it, so that it gets ready while this one imports PyTorch."""
-    _READER.start()
+    if HAS_GUARDED_PROCESSES:
+        _READER.start()
 
 
 class _Remote:
@@ -322,25 +331,36 @@ def _read_file(line: Line) -> None:
         lower_limit(resource.RLIMIT_FSIZE, 0)
         lower_limit(resource.RLIMIT_CPU, int(limits.seconds))
         limit_memory(limits.memory)
-        with opened_here(request["kind"], path) as found:
+        with _damage(path, limits), opened_here(request["kind"], path) as found:
             line.send(_described(found))
             while True:
-                name = line.receive()["name"]
-                tensor = found.read(name)
-                if tuple(tensor.shape) != found.shapes[name]:
-                    raise WeightsError(f"{path}: {name}: expected shape {found.shapes[name]}, found {tensor.shape}")
-                line.send({}, tensor_bytes(tensor.detach().float().contiguous()))
+                line.send({}, tensor_bytes(_tensor(found, path, line.receive()["name"])))
     except VggfeatError as error:
         line.send({"error": str(error)[:LONGEST_ERROR]})
-    except (MemoryError, RecursionError) as error:
-        what = (
-            "too many levels" if isinstance(error, RecursionError) else f"more than {limits.memory >> 20} MiB of memory"
-        )
-        line.send({"error": f"{path}: expected a file that can be read, found one that takes {what}; it is damaged"})
     except EOFError:
         return
     except Exception:
         line.send({"defect": traceback.format_exc()[-LONGEST_ERROR:]})
+
+
+@contextmanager
+def _damage(path: Path, limits: Limits) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RecursionError) as error:
+        what = (
+            "too many levels" if isinstance(error, RecursionError) else f"more than {limits.memory >> 20} MiB of memory"
+        )
+        raise WeightsError(
+            f"{path}: expected a file that can be read, found one that takes {what}; it is damaged"
+        ) from None
+
+
+def _tensor(found: "ParsedNet | StateDict", path: Path, name: str) -> "Tensor":
+    tensor = found.read(name)
+    if tuple(tensor.shape) != found.shapes[name]:
+        raise WeightsError(f"{path}: {name}: expected shape {found.shapes[name]}, found {tensor.shape}")
+    return tensor.detach().float().contiguous()
 
 
 def _described(found: "ParsedNet | StateDict") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from vggfeat.errors import WeightsError, quoted
 from vggfeat.formats.archive import list_members
+from vggfeat.runtime.system import NO_WAIT, OPENED
 
 
 class Format(NamedTuple):
@@ -145,7 +146,7 @@ def digests(path: Path, kinds: Iterable[str] = ("sha256", "sha1", "md5")) -> dic
 def _read_ends(path: Path) -> tuple[bytes, bytes, int]:
     try:
         # Never wait for a writer of a named pipe.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | NO_WAIT | OPENED)
         with open(fd, "rb") as file:
             state = os.fstat(fd)
             if not stat.S_ISREG(state.st_mode):
