@@ -1,13 +1,14 @@
-"""Reproduce a row of the VGG paper: `python pipelines/run.py NAME --root DATA --weights FILE`.
+"""Reproduce a row of the VGG paper: `vggfeat reproduce NAME --root DATA --weights FILE`.
 
-    python pipelines/run.py --help          lists every row with the numbers that are expected
-    python pipelines/run.py voc2007_d --root VOCdevkit --weights D.safetensors
-    python pipelines/run.py voc2007_d --twin
+    vggfeat reproduce            lists every row with the numbers that are expected
+    vggfeat reproduce voc2007_d --root VOCdevkit --weights D.safetensors
+    vggfeat reproduce voc2007_d --twin
 
 Every row has a twin: rendered images, narrow nets, minutes, no data. A full run ends with 1 if its number lies farther
 from the paper's than the row allows.
 """
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -35,8 +36,20 @@ class Rows(click.Group):
                 formatter.write_text(f"{name}: {command.help}")
 
 
+def list_rows(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the rows and what they promise for programs, as an eager option."""
+    if wanted and isinstance(context.command, click.Group):
+        click.echo(json.dumps({name: command.help for name, command in context.command.commands.items()}, indent=2))
+        context.exit()
+
+
 group = Rows(
     help=__doc__.partition("\n\n")[0],
+    params=[
+        click.Option(
+            ["--json"], is_flag=True, is_eager=True, expose_value=False, callback=list_rows, help="List them as JSON."
+        )
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 for table in (tables_3_4, tables_5_6, tables_11_12):
@@ -50,12 +63,12 @@ group.add_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        group.main(args=arguments, prog_name="pipelines/run.py", standalone_mode=False)
+        group.main(args=arguments, prog_name="vggfeat reproduce", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except VggfeatError as error:
-        click.echo(f"pipelines/run.py: {error}", err=True)
+        click.echo(f"vggfeat reproduce: {error}", err=True)
         return error.exit_code
     return 0
 

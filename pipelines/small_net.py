@@ -1,8 +1,8 @@
 """The small net that comes with vggfeat, trained by its own trainer on rendered images.
 
-    python pipelines/run.py small_net                   (about an hour on two idle cores)
-    python pipelines/run.py small_net --root FOLDER     (measures it on class folders of yours as well)
-    python pipelines/run.py small_net --twin
+    vggfeat reproduce small_net                   (about an hour on two idle cores)
+    vggfeat reproduce small_net --root FOLDER     (measures it on class folders of yours as well)
+    vggfeat reproduce small_net --twin
 
 Net A at an eighth of the width, below 6 MB in float16. From random weights it would take very long to find a way into
 many classes at once, so it learns 20 of them first, 120 from there, and then 240, as the paper's deep nets start from a

@@ -1,8 +1,8 @@
 """Tables 11 and 12 of the VGG paper: linear SVMs on features of nets D and E (Appendix B).
 
-    python pipelines/run.py voc2007_d --root VOCdevkit --weights D.safetensors
-    python pipelines/run.py voc2007_de --root VOCdevkit --weights D.safetensors --weights E.safetensors
-    python pipelines/run.py caltech101_e --twin
+    vggfeat reproduce voc2007_d --root VOCdevkit --weights D.safetensors
+    vggfeat reproduce voc2007_de --root VOCdevkit --weights D.safetensors --weights E.safetensors
+    vggfeat reproduce caltech101_e --twin
 
 Expected: the number of the row, in per cent, plus or minus its spread: the paper's own deviation where it gives one,
 else our judgement of the choices that it leaves open. The paper does not name its rule of average precision on

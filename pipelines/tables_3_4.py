@@ -1,10 +1,10 @@
 """Tables 3 and 4 of the VGG paper: nets trained by the recipe of Sect. 3.1, tested densely on ILSVRC-2012 validation.
 
-    python pipelines/run.py ilsvrc_a_256 --root ILSVRC
-    python pipelines/run.py ilsvrc_d_256 --root ILSVRC                  (starts from net A in the same --out)
-    torchrun --nproc-per-node 4 pipelines/run.py ilsvrc_d_384 --root ILSVRC
-    python pipelines/run.py ilsvrc_d_384 --root ILSVRC --weights FILE   (trains nothing: measures this net)
-    python pipelines/run.py ilsvrc_e_256_512 --twin
+    vggfeat reproduce ilsvrc_a_256 --root ILSVRC
+    vggfeat reproduce ilsvrc_d_256 --root ILSVRC                  (starts from net A in the same --out)
+    torchrun --nproc-per-node 4 -m vggfeat reproduce ilsvrc_d_384 --root ILSVRC
+    vggfeat reproduce ilsvrc_d_384 --root ILSVRC --weights FILE   (trains nothing: measures this net)
+    vggfeat reproduce ilsvrc_e_256_512 --twin
 
 The nets form a chain (Sect. 3.1): A and A-LRN start from random weights, B to E at S = 256 from A, S = 384 from
 S = 256 of the same net, and S in [256;512] from S = 384.

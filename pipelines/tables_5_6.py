@@ -1,8 +1,8 @@
 """Tables 5 and 6 of the VGG paper: dense and multi-crop evaluation, and fusion of nets, on ILSVRC-2012 validation.
 
-    python pipelines/run.py ilsvrc_table5_d_both --root ILSVRC                        (nets of Tables 3 and 4 in --out)
-    python pipelines/run.py ilsvrc_table6_de_both --root ILSVRC --weights D.safetensors --weights E.safetensors
-    python pipelines/run.py ilsvrc_table6_submission --twin
+    vggfeat reproduce ilsvrc_table5_d_both --root ILSVRC                        (nets of Tables 3 and 4 in --out)
+    vggfeat reproduce ilsvrc_table6_de_both --root ILSVRC --weights D.safetensors --weights E.safetensors
+    vggfeat reproduce ilsvrc_table6_submission --twin
 
 Expected: top-1 and top-5 error of the row, in per cent, plus or minus 0.5.
 """

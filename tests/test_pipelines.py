@@ -1,7 +1,12 @@
 """The pipelines: their rows against the paper's tables, and their small twins end to end."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +16,17 @@ import steps
 import tables_3_4
 import tables_5_6
 import tables_11_12
+from vggfeat.cli import run as run_command
 from vggfeat.results.paper import TABLES_3_TO_6
 from vggfeat.weights import load_backbone
 
 
 def row(table, name):
     return next(row for row in table.ROWS if row.name == name)
+
+
+def vggfeat(*words):
+    return run_command(words)
 
 
 def run(*words):
@@ -121,6 +131,30 @@ def test_the_rows_that_results_are_compared_with_are_those_of_the_pipelines():
     assert sorted(expected) == sorted(TABLES_3_TO_6)
 
 
+def test_the_command_line_finds_the_pipelines(capfd):
+    assert vggfeat("reproduce", "--json") == 0
+    assert list(json.loads(capfd.readouterr().out)) == list(pipelines.group.commands)
+    assert vggfeat("reproduce", "--help") == 0
+    assert "vggfeat reproduce voc2007_d --twin" in capfd.readouterr().out
+
+
+@pytest.mark.long
+def test_the_wheel_carries_the_pipelines(tmp_path):
+    pytest.importorskip("hatchling")
+    root = Path(__file__).parents[1]
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(words, cwd=root, check=True, capture_output=True)
+    shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "installed", "zip")
+    # Without the checkout on its way, which an installation that can be edited adds.
+    alone = f"import sys; sys.path = [{str(tmp_path / 'installed')!r}, *(p for p in sys.path if p != {str(root)!r})]\n"
+    code = alone + "import vggfeat.cli as c; print(c.__file__); sys.exit(c.run(['reproduce', 'voc2007_d', '--help']))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+    assert "Usage: vggfeat reproduce voc2007_d" in done.stdout
+
+
 def test_every_row_is_listed_with_its_promise(capsys):
     assert run("--help") == 0
     listed = " ".join(capsys.readouterr().out.split())
@@ -138,11 +172,11 @@ SHORT = {"voc2007_de", "caltech101_d"}
 @pytest.mark.parametrize(
     "one", [pytest.param(r, id=r.name, marks=() if r.name in SHORT else pytest.mark.long) for r in tables_11_12.ROWS]
 )
-def test_the_twin_of_tables_11_and_12_runs(one, tmp_path, capsys):
-    assert run(one.name, "--twin", "--out", tmp_path, "--device", "cpu") == 0
+def test_the_twin_of_tables_11_and_12_runs(one, tmp_path, capfd):
+    assert vggfeat("reproduce", one.name, "--twin", "--out", str(tmp_path), "--device", "cpu") == 0
     folder = tmp_path / one.name
     results = json.loads((folder / "results.json").read_text())
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert f"ours {100 * results['headline']:.1f} %, not to be compared" in out
     assert 0 < results["headline"] <= 1
     assert results["dataset"]["failed"] == 0

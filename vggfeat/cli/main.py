@@ -24,6 +24,7 @@ from vggfeat.cli.output import say, say_lines, say_note
 from vggfeat.cli.predict import predict
 from vggfeat.cli.probe import probe
 from vggfeat.cli.report import report
+from vggfeat.cli.reproduce import reproduce
 from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
 from vggfeat.cli.svm import svm
@@ -81,7 +82,7 @@ def group() -> None:
 
 for _command in (
     extract, svm, predict, inspect, export, train, classify, localise, weights, data, bench, report, similar, audit,
-    explain, map_, probe, demo,
+    explain, map_, probe, demo, reproduce,
 ):  # fmt: skip
     group.add_command(_command)
 
