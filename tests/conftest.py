@@ -6,6 +6,8 @@ import tempfile
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # As the command line does; read when PyTorch is loaded.
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with Ctrl-C ignored, and nohup SIGHUP; the programs under test would inherit that.

@@ -52,7 +52,7 @@ DOORWAYS = {
     "markupsafe": {"results"},
     "onnx": {"weights.export"},
     "umap": {"projection"},
-    "threadpoolctl": {"benchmarks"},
+    "threadpoolctl": {"svm", "benchmarks"},
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.

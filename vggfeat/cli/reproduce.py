@@ -31,7 +31,9 @@ def reproduce(words: tuple[str, ...], as_json: bool) -> int:
     """
     runner = next((place / "run.py" for place in _PLACES if (place / "run.py").is_file()), None)
     if runner is None:
-        raise ConfigError(f"pipelines: expected them in one of {', '.join(map(str, _PLACES))}, found none; install again")
+        raise ConfigError(
+            f"pipelines: expected them in one of {', '.join(map(str, _PLACES))}, found none; install again"
+        )
     with subprocess.Popen([sys.executable, runner, *(("--json",) if as_json else words or ("--help",))]) as child:
         try:
             code = child.wait()

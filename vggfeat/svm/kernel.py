@@ -165,7 +165,7 @@ class HeldKernel(Kernel):
 
     def times(self, beta: Array) -> Array:
         """Multiply (P, n) by K."""
-        return beta @ self._in_precision_of(beta)
+        return self.arrays.product(beta, self._in_precision_of(beta))
 
     def direct_cost(self, active: Array) -> Array:
         """Return about how many multiplications `newton_step` takes."""
@@ -188,7 +188,7 @@ class RowKernel(Kernel):
     def times(self, beta: Array) -> Array:
         """Multiply (P, n) by K."""
         rows = self._in_precision_of(beta)
-        return (beta @ rows) @ rows.T
+        return self.arrays.product(self.arrays.product(beta, rows), rows.T)
 
     def direct_cost(self, active: Array) -> Array:
         """Return about how many multiplications `newton_step` takes."""
@@ -270,8 +270,11 @@ class Gram:
         block: Array = None
         for start in range(0, self._x.shape[1], step):
             part = self._arrays.asarray(self._x[rows, start : start + step])
-            other = part if others is None else self._arrays.asarray(self._x[others, start : start + step])
-            product = part @ other.T
+            if others is None:
+                product = self._arrays.inner_products(part)
+            else:
+                other = self._arrays.asarray(self._x[others, start : start + step])
+                product = self._arrays.product(part, other.T)
             if block is None:
                 block = product
             else:

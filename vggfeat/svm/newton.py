@@ -190,7 +190,8 @@ class NewtonSolver(Solver):
         if free is not None and needed > free:
             raise self._too_little(len(rows), needed, f"{free / 2**30:.1f} GiB free")
         try:
-            yield
+            with self._arrays.threads():
+                yield
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

@@ -265,14 +265,15 @@ def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array
 
 
 def _cholesky(kernel: Kernel, point: Point) -> Array:
-    """Solve problem after problem; the gradient itself where rounding errors leave no solution."""
+    """Solve problem by problem; the gradient itself where rounding errors leave no solution."""
     xp = kernel.arrays.xp
     active = point.bounds > 0
     rest = xp.where(active, 0.0, point.residual)
     # Where beta is 0 at all rows that are not active, which is so after a full step, there is no rest.
     pushed = kernel.times(rest) if bool((rest != 0).any()) else rest
     result = point.residual * 1.0
-    for number in range(len(result)):
+
+    def step(number: int) -> None:
         rows = xp.where(active[number])[0]
         bounds = point.bounds[number, rows]
         # r / u = s y - beta / u, without the rounding error of a large u.
@@ -280,6 +281,9 @@ def _cholesky(kernel: Kernel, point: Point) -> Array:
         solution = kernel.newton_step(rows, bounds, point.residual[number], right)
         if solution is not None:
             result[number] = solution
+
+    # Copies and a factor, each of the active rows squared, in float64.
+    kernel.arrays.map(step, range(len(result)), size=32 * int(active.sum(-1).max()) ** 2)
     return result
 
 

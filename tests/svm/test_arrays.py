@@ -1,0 +1,62 @@
+"""Products that are divided among threads are those of NumPy, and leave the threads of its BLAS as they were."""
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from vggfeat.svm.arrays import NumpyArrays
+
+
+@pytest.fixture
+def arrays():
+    with threadpool_limits(3, user_api="blas"):
+        found = NumpyArrays()
+        with found.threads():
+            yield found
+
+
+def blas_threads():
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (20, 700), (3, 2000), (900, 511), (5, 768)])
+def test_products_are_numpys(arrays, dtype, rows, columns):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((rows, 40)).astype(dtype), rng.standard_normal((40, columns)).astype(dtype)
+    found = arrays.product(left, right)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, left @ right, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4)
+    np.testing.assert_array_equal(found, arrays.product(left, right))
+
+
+@pytest.mark.parametrize("rows", [1, 256, 513, 1700])
+def test_inner_products_are_those_of_every_pair(arrays, rows):
+    some = np.random.default_rng(1).standard_normal((rows, 30))
+    found = arrays.inner_products(some)
+    np.testing.assert_allclose(found, some @ some.T, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(found, found.T)
+
+
+def test_threads_share_the_work_and_the_blas_gets_its_own_back():
+    with threadpool_limits(3, user_api="blas"):
+        arrays, seen = NumpyArrays(), set()
+        barrier = threading.Barrier(3, timeout=20)
+        with arrays.threads():
+            assert blas_threads() == {1}
+            arrays.map(lambda _: (seen.add(threading.get_ident()), barrier.wait()), range(3))
+            large = arrays.map(lambda _: blas_threads(), range(2), size=1 << 30)
+        assert len(seen) == 3
+        assert large == [{3}, {3}]
+        assert blas_threads() == {3}
+
+
+def test_overflow_is_no_warning_and_errors_reach_the_caller(arrays):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arrays.map(lambda _: np.float64(1e308) * np.float64(10), range(3))
+    with pytest.raises(np.linalg.LinAlgError):
+        arrays.map(lambda _: np.linalg.cholesky(-np.eye(2)), range(3))
