@@ -11,7 +11,7 @@ import numpy as np
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
 from vggfeat.results.page_files import render
-from vggfeat.results.text import align
+from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import BUDGET, Key, find_root, small_copies
 from vggfeat.samples import DataSet, Label
 from vggfeat.table import DescriptorTable
@@ -141,7 +141,7 @@ def audit_text(content: Mapping[str, Any], *, top: int = 10, width: int | None =
             lines += align([_cells(name, one) for one in entries[:top]], left=3, width=width)
             if len(entries) > top:
                 lines.append(f"... {_total(content, name) - top} more")
-    return "\n".join([*lines, "", *basis(content)])
+    return "\n".join([*lines, "", *map(printable, basis(content))])
 
 
 def _total(content: Mapping[str, Any], name: str) -> int:

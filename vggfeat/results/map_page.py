@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, quoted
 from vggfeat.projection import Clusters, ProjectionSettings, chosen_rows, cluster, project
 from vggfeat.results.page_files import render
 from vggfeat.results.reading import SvmRun, read_runs
@@ -38,9 +38,14 @@ def map_json(
     Raises
     ------
     ConfigError
-        If there are too few images, or a library is not installed.
+        If there are too few images, none of them has a prediction, or a library is not installed.
     """
     data, rows = table.dataset, chosen_rows(table.ok, settings)
+    if predicted is not None and not any(data.ids[row] in predicted for row in rows.tolist()):
+        raise ConfigError(
+            f"--run: expected a run that tested images of {file}, found one of other images, such as "
+            f"{quoted(next(iter(predicted), ''))}"
+        )
     descriptors = table.descriptors[rows]
     places, clusters = project(descriptors, settings), cluster(descriptors, settings)
     labels = [[data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)] for row in rows]
@@ -124,7 +129,8 @@ def map_text(content: Mapping[str, Any]) -> str:
     ]
     points, images = len(content["points"]), content["images"]
     part = "" if points == images else f" of {images}"
-    return "\n".join([*align(rows, left=3), f"{points}{part} images of {content['dataset']}, {content['method']}"])
+    last = printable(f"{points}{part} images of {content['dataset']}, {content['method']}")
+    return "\n".join([*align(rows, left=3), last])
 
 
 def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:

@@ -57,12 +57,12 @@ class Calibration:
         """
         if content["method"] != "sigmoid":
             raise ValueError(f"method: expected sigmoid, found {content['method']!r}")
-        kinds = {"slope": np.float64, "offset": np.float64, "samples": np.int64}
-        columns = {name: np.array(content[name], dtype=kind) for name, kind in kinds.items()}
-        shapes = [column.shape for column in columns.values()]
-        if shapes != shapes[:1] * 3 or len(shapes[0]) != 1:
+        slope, offset = (np.array(content[name], dtype=np.float64) for name in ("slope", "offset"))
+        samples = np.array(content["samples"], dtype=np.int64)
+        if slope.ndim != 1 or not slope.shape == offset.shape == samples.shape:
+            shapes = slope.shape, offset.shape, samples.shape
             raise ValueError(f"expected a slope, an offset and a number for each class, found shapes {shapes}")
-        return cls(**columns)
+        return cls(slope=slope, offset=offset, samples=samples)
 
 
 def calibrate(scores: NDArray[np.float64], labels: NDArray[np.int8]) -> Calibration:
