@@ -13,7 +13,7 @@ from vggfeat.projection import Clusters, ProjectionSettings, chosen_rows, cluste
 from vggfeat.results.page_files import render
 from vggfeat.results.reading import SvmRun, read_runs
 from vggfeat.results.text import align, printable
-from vggfeat.results.thumbnails import BUDGET, Key, find_root, is_image, small_copies
+from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image
 from vggfeat.samples import Label, Task
 from vggfeat.table import DescriptorTable
 
@@ -151,15 +151,12 @@ def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: i
         If the images are not there.
     """
     points = content["points"]
-    keys = [Key(one["path"], None if one["box"] is None else tuple(one["box"])) for one in points]
+    keys = [Key.of(one["path"], one["box"]) for one in points]
     by_id = {one["id"]: key for one, key in zip(points, keys, strict=True)}
     central = [by_id[name] for one in content["clusters"] for name in one["central"]]
     # The central images first, then every so many.
-    wanted = list(dict.fromkeys([*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]))[:BUDGET]
-    copies: dict[Key, str] = {}
-    if root is not None:
-        place = find_root(root, content["dataset"], [key.path for key in wanted])
-        copies = small_copies(place, wanted, dataset=content["dataset"], workers=workers)
+    wanted = [*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]
+    copies = first_copies(root, content["dataset"], wanted, workers=workers)
     counts: dict[str, int] = {}
     for one in points:
         counts[one["group"]] = counts.get(one["group"], 0) + 1
