@@ -12,7 +12,8 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
 from vggfeat.explain import _resampled, _spread
 from vggfeat.explain import explain as explain_image
-from vggfeat.protocols import apply_model
+from vggfeat.predict import nets_of, predict_images
+from vggfeat.protocols import apply_model, open_model
 from vggfeat.results.evidence import evidence_text, overlay
 from vggfeat.svm import load_model, save_model
 
@@ -69,6 +70,22 @@ def test_the_sum_over_positions_and_the_intercept_is_the_score(desk, words, file
             assert one.heat.sum() == pytest.approx(one.sums[number], abs=1e-5)
         assert found.heat.shape == found.image.shape[:2] == (79, 81)
         assert found.heat.sum() + found.bias == pytest.approx(found.total, abs=1e-9)
+
+
+def test_each_net_reads_a_large_image_as_it_did(desk, tmp_path):
+    """A JPEG that is reduced for the net of small scales, and not for the other."""
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (1400, 1420, 3), np.uint8)).save(tmp_path / "large.jpg")
+    out, _, nets = trained(desk, files=(0, 1))
+    model, about = load_model(out / "model.safetensors")
+    about["features"]["files"][1]["scales"] = [224]
+    about["features"]["files"][1]["provenance"]["sides"] = [224]
+    save_model(tmp_path / "model.safetensors", model, about)
+    found = explain(tmp_path / "large.jpg", tmp_path / "model.safetensors", weights=nets)
+    saved = open_model(tmp_path / "model.safetensors")
+    said = predict_images(saved, [tmp_path / "large.jpg"], nets_of(saved, nets))
+    np.testing.assert_allclose(found.scores, said.scores[0], atol=1e-5)
+    assert found.total == pytest.approx(found.scores[found.number], abs=1e-4)
+    assert found.heat.shape == found.image.shape[:2] == (1400, 1420)
 
 
 def test_a_mirrored_image_has_the_mirrored_evidence(desk, tmp_path):

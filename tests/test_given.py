@@ -85,6 +85,16 @@ def test_several_samples_of_one_image_share_its_descriptor():
     assert match_names(["a/2", "b"], data, "x").row_of.tolist() == [-1, 0, 1, -1]
 
 
+def test_of_two_images_whose_names_differ_by_ending_or_case_each_gets_its_own():
+    """The file knows more images than the data set: cat/1.png and CAT/1.JPG are none of it."""
+    for names in (["cat/1.png", "cat/1.jpg", "CAT/1.JPG"], ["cat/1.jpg", "CAT/1.JPG", "cat/1.png"]):
+        found = match_names(names, images(), "x")
+        assert found.row_of.tolist() == [names.index("cat/1.jpg"), -1, -1, -1]
+        assert sorted(found.strangers) == ["CAT/1.JPG", "cat/1.png"]
+    with pytest.raises(StoreError, match=r"found two for '000001', named '000001' and '000001.jpg'"):
+        match_names(["000001", "000001.jpg"], images(ids=("000001",), paths=("voc/000001.jpg",)), "x")
+
+
 def test_what_does_not_match_is_named_with_counts(tmp_path):
     path = npz(tmp_path / "x.npz", ["cat/1", "cat/9", "dog/7", "dog/8", "dog/9"], np.ones((5, 3), np.float32))
     table = read_given(path, images())

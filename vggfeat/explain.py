@@ -24,7 +24,7 @@ from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, FitError, ImageError
 from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.forward.features import dense_map, feature_runner, mirror
-from vggfeat.forward.rerun import rerun_settings
+from vggfeat.forward.rerun import rerun_limits, rerun_settings
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
@@ -54,7 +54,7 @@ class Evidence:
     """A score and what it is made of."""
 
     image: NDArray[np.uint8]
-    """(H, W, 3) as it was decoded; large images may be reduced."""
+    """(H, W, 3) as it was decoded, of several nets the largest; large images may be reduced."""
     classes: tuple[str, ...]
     """K names."""
     scores: NDArray[np.float64]
@@ -117,18 +117,24 @@ def explain(
     if name is not None and name not in classes:
         raise ConfigError(f"class: expected one of {', '.join(classes)}, found {name!r}")
     runners = _runners(saved, weights, device)
-    decoded = _decode(Path(image), max(max(runner.sides) for runner in runners), workers)
-    features = [_features(runner, decoded) for runner in runners]  # F times (1, S, 1, C)
+    # As in `vggfeat.predict`: every net has its own limit to how far a large image is reduced.
+    limits = [rerun_limits(one["provenance"]) for one in saved.recipe["files"]]
+    images = [
+        _decode(Path(image), DecodeSettings(largest_side=max(runner.sides), **limit), workers)
+        for runner, limit in zip(runners, limits, strict=True)
+    ]
+    shown = max((one.regions[0] for one in images), key=np.size)
+    features = [_features(runner, one) for runner, one in zip(runners, images, strict=True)]  # F times (1, S, 1, C)
     descriptor, views = _views(saved, features)
     scores = saved.model.scores(descriptor)[0]
     number = int(scores.argmax()) if name is None else classes.index(name)
     parts = [
-        _scale(runner, decoded.regions[0], index, view[:, index], feature[0, index, 0], number)
-        for runner, view, feature in zip(runners, views, features, strict=True)
+        _scale(runner, one.regions[0], shown.shape[:2], index, view[:, index], feature[0, index, 0], number)
+        for runner, one, view, feature in zip(runners, images, views, features, strict=True)
         for index in range(len(runner.sides))
     ]
     return Evidence(
-        image=decoded.regions[0],
+        image=shown,
         classes=classes,
         scores=scores,
         number=number,
@@ -152,8 +158,8 @@ def _runners(saved: SavedModel, weights: Sequence[str], device: str) -> list[Bat
     return runners
 
 
-def _decode(image: Path, side: int, workers: int) -> DecodedImage:
-    with Decoder(workers, DecodeSettings(largest_side=side)) as decoder:
+def _decode(image: Path, settings: DecodeSettings, workers: int) -> DecodedImage:
+    with Decoder(workers, settings) as decoder:
         (found,) = decoder.stream([Request(os.path.abspath(image), (None,))])
     if isinstance(found, ImageError):
         raise ImageError(found.reason, f"{image}: expected an image to explain, found: {found}")
@@ -205,19 +211,20 @@ def _per_scale(coef: NDArray[np.float64], features: NDArray[np.float32], join: s
 def _scale(
     runner: BatchRunner,
     image: NDArray[np.uint8],
+    size: tuple[int, ...],
     index: int,
     view: NDArray[np.float64],
     feature: NDArray[np.float32],
     number: int,
 ) -> ScaleEvidence:
-    """Compute what a scale adds: `view` (K, C) are its weights, `feature` (C,) is its feature."""
+    """Compute what a scale adds, spread over `size`: `view` (K, C) are its weights, `feature` (C,) is its feature."""
     maps = _evidence(runner, image, runner.sides[index], view[number])
     info = runner.model.maps[runner.settings.layer]  # type: ignore[attr-defined]
     sides = rescaled_size(image.shape[0], image.shape[1], runner.sides[index])
     straight, mirrored = (_spread(one, info.stride, info.window, sides) for one in maps)
     heat = straight + mirrored[:, ::-1]
     for axis in (0, 1):
-        heat = _resampled(heat, image.shape[axis], axis)
+        heat = _resampled(heat, size[axis], axis)
     return ScaleEvidence(
         net=runner.backbone.source,
         scale=runner.settings.scales[index],

@@ -140,8 +140,11 @@ def match_names(names: Sequence[str], dataset: DataSet, where: str) -> Matched:
     known = _known_names(dataset)
     row_of = np.full(len(dataset), -1, dtype=np.int64)
     strangers = []
-    for number, name in enumerate(names):
-        rows = _lookup(name, known, dataset.root)
+    found = [_lookup(name, known, dataset.root) for name in names]
+    sure = {row for rows, exact in found if exact for row in rows}
+    for number, (name, (rows, exact)) in enumerate(zip(names, found, strict=True)):
+        if not exact and sure & set(rows) and _ending(name) != _ending(dataset.paths[rows[0]]):
+            rows = []  # a.png is another image than a.jpg where a.jpg is in the file as well
         if len({dataset.paths[row] for row in rows}) > 1:
             raise StoreError(
                 f"{where}: expected names that mean one image each, found {quoted(name)}, which may be "
@@ -181,20 +184,24 @@ def _known_names(dataset: DataSet) -> list[Mapping[str, list[int]]]:
     return known
 
 
-def _lookup(name: str, known: Sequence[Mapping[str, list[int]]], root: str) -> list[int]:
-    """Return the rows that a name means: as it is, below the root, and then without its ending."""
+def _lookup(name: str, known: Sequence[Mapping[str, list[int]]], root: str) -> tuple[list[int], bool]:
+    """Return the rows that a name means, and whether with its ending: as it is, below the root, then without."""
     plain = os.path.normpath(name.replace("\\", "/")) if name else ""
     below = os.path.relpath(plain, os.path.abspath(root)) if root and os.path.isabs(plain) else plain
     for one in dict.fromkeys((name, plain, below, _stem(below))):
         for rows in known:
             if one in rows:
-                return rows[one]
-    return []
+                return rows[one], one in (name, plain, below)
+    return [], False
 
 
 def _stem(path: str) -> str:
     """Return a path without its ending."""
     return os.path.splitext(path)[0]
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1]
 
 
 def _check(path: Path, given: Given) -> None:

@@ -173,6 +173,18 @@ def test_of_a_proportion_it_is_that_of_the_binomial_distribution():
     assert (whole.low, whole.high, whole.images) == (0, 1, 2), "of two groups all resamples are far apart"
 
 
+def test_a_test_that_a_resample_has_no_image_of_does_not_count_in_it():
+    """Folds of one image each: their mean is the proportion of all, which is binomial; every resample lacks some."""
+    labels, right = np.array([[1, -1]], np.int8), np.arange(30) % 3 > 0
+    tests = [
+        TestScores(images=[f"{row}"], labels=labels, scores=np.array([[1.0, 0.0] if hit else [0.0, 1.0]]))
+        for row, hit in enumerate(right)
+    ]
+    found = bootstrap_interval(tests, "recall", BootstrapSettings(resamples=400))
+    assert found.mean == pytest.approx(2 / 3)
+    assert 0.3 < found.low < found.mean < found.high < 0.95
+
+
 def test_what_is_always_right_has_no_width_and_what_has_no_value_no_ends():
     test = make_test()
     perfect = TestScores(images=test.images, labels=test.labels, scores=test.labels.astype(float))

@@ -14,8 +14,9 @@ from small_tables import table_of
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.metrics import average_precision, mean_class_recall
-from vggfeat.protocols.probes import PROBES, ProbeSettings, _draws, _measure, run_probes
+from vggfeat.protocols.probes import PROBES, ProbeSettings, ProbeValue, _draws, _measure, run_probes
 from vggfeat.protocols.rules import ProtocolSettings, plan_protocol, run_protocol
+from vggfeat.results.probes import probes_json, probes_text
 
 
 @pytest.fixture(scope="module", params=[SINGLE, SEVERAL])
@@ -126,6 +127,14 @@ def test_classes_that_a_draw_can_not_be_trained_for_have_no_value():
 def test_what_is_named_twice_is_measured_once():
     settings = ProbeSettings(probes=("knn", "knn"), shots=(2, 1, 2))
     assert (settings.probes, settings.shots) == (("knn",), (2, 1))
+
+
+def test_what_has_no_value_is_none_in_json_and_a_dash_in_the_table():
+    values = [ProbeValue("knn", None, np.nan, None, (np.nan,), (1.0,))]
+    content = json.loads(json.dumps(probes_json("ap-area", values, "x\nforged"), allow_nan=False))
+    assert (content["values"][0]["mean"], content["values"][0]["values"]) == (None, [None])
+    lines = probes_text(content).split("\n")
+    assert (len(lines), lines[-1].split()[-1]) == (3, "-")
 
 
 def test_settings_that_mean_nothing_are_refused():

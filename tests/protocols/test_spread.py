@@ -54,6 +54,15 @@ def test_groups_are_drawn_where_there_are_some_and_reach_the_comparison_of_runs(
     assert run.tests[0].images == tuple(f"group:{groups[row]}" for row in range(40, 60))
 
 
+def test_groups_that_share_an_image_are_drawn_together_in_every_run():
+    """Rows 0 and 20 are of one image, only one of which each run tests."""
+    paths = tuple(f"{row % 20 if row in (0, 20) else row}.jpg" for row in range(60))
+    groups = tuple("a" if row < 10 else "b" if 20 <= row < 30 else f"g{row}" for row in range(60))
+    splits = {"train-1": range(30, 60), "test-1": range(15), "train-2": range(30, 60), "test-2": range(15, 30)}
+    result = run_protocol(table_of(single_label(splits=splits, paths=paths, groups=groups)), FAST)
+    assert result.interval.images == 1 + 10, "a and b are one, and ten have a group of their own"
+
+
 def test_of_very_many_scores_there_are_fewer_resamples(monkeypatch):
     monkeypatch.setattr(spreading, "MOST_WORK", 60 * 300)
     assert run_protocol(table_of(single_label()), FAST).interval.settings.resamples == 300

@@ -45,6 +45,7 @@ def test_the_verdict_comes_first_and_no_name_forges_a_line(hostile):
     assert lines[0] == f"{len(content['problems'])} kinds of problems:"
     assert lines[1].strip() == content["problems"][0]
     assert "\x1b" not in text
+    assert "\nforged" not in audit_text(content | {"dataset": "x\nforged"})
     assert any(line.startswith("near duplicates from") or "compared with each other" in line for line in lines)
 
 

@@ -44,6 +44,7 @@ def test_the_json_has_a_point_for_every_image_with_a_descriptor(made):
     for number, one in enumerate(again["clusters"]):
         assert {known[name] for name in one["central"]} == {number}
     assert map_text(content).splitlines()[-1] == "35 of 36 images of manifest, pca"
+    assert "\nforged" not in map_text(content | {"dataset": "x\nforged"})
 
 
 def test_without_labels_clusters_have_the_colours():
@@ -68,6 +69,8 @@ def test_predictions_of_a_run_have_the_colours(tmp_path):
     (tmp_path / "other" / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match="expected a folder of `vggfeat svm`"):
         predictions_of(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"--run: expected a run that tested images of x.h5, found .* such as 'a'"):
+        map_json(table, "x.h5", SETTINGS, {"a": HOSTILE[0]})
 
 
 def test_data_in_the_page_can_not_end_its_element():

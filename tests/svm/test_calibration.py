@@ -68,3 +68,8 @@ def test_shapes_and_files_are_checked():
         calibrate(np.zeros((3, 1)), np.zeros((3, 2), np.int8))
     with pytest.raises(ValueError, match="expected sigmoid, found 'isotonic'"):
         Calibration.from_json({"method": "isotonic"})
+    whole = calibrate(np.zeros((3, 2)), np.array([[1, -1], [-1, 1], [1, 1]], np.int8)).to_json()
+    for name in ("slope", "offset", "samples"):
+        for other in (whole[name][:1], 1.0):
+            with pytest.raises(ValueError, match="expected a slope, an offset and a number for each class"):
+                Calibration.from_json(whole | {name: other})

@@ -2,7 +2,9 @@
 
 Images or groups of them, not rows, are drawn with replacement, and the same ones in both results and in all of their
 tests (people of one image, or one image in the tests of several splits, stay together). What is left out: another
-training set, another split, another seed. m = rows of a test, K = classes, P = images or groups, B = resamples.
+training set, another split, another seed. A test of which a resample has no image, and a class of which it has no
+positive, have no value in it: its mean is over the others. m = rows of a test, K = classes, P = images or groups, B =
+resamples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -125,17 +127,17 @@ def paired_bootstrap(
     def difference(counts: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         taken = [counts[:, place] for place in places]
         both = [[value(rows) for value in pair] for pair, rows in zip(pairs, taken, strict=True)]
-        means = np.mean([_nanmean(second) - _nanmean(first) for first, second in both], axis=0)
+        means = np.array([_nanmean(second) - _nanmean(first) for first, second in both])  # (tests, b)
         return means, _nanmean(np.array([second - first for first, second in both]), axis=0)
 
-    own_mean, own_classes = difference(np.ones((1, len(names)), np.float32))
+    own_means, own_classes = difference(np.ones((1, len(names)), np.float32))
     drawn = [difference(counts) for counts in _draws(len(names), sum(map(len, places)), settings)]
     ends = _ends(settings)
-    means = np.concatenate([mean for mean, _ in drawn])
+    means = np.concatenate([_nanmean(each, axis=0) for each, _ in drawn])
     classes = np.concatenate([per_class for _, per_class in drawn])
     low, high = _percentiles(means[:, None], ends)[0].tolist()
     return Difference(
-        mean=float(own_mean[0]),
+        mean=float(own_means.mean()),
         interval=(low, high),
         classes=own_classes[0],
         class_intervals=_percentiles(classes, ends),
@@ -168,14 +170,15 @@ def bootstrap_interval(
     names, places = _places(tests, measure)
     values = [_values(test.labels, test.scores, measure) for test in tests]
 
-    def result(counts: NDArray[np.float32]) -> NDArray[np.float64]:
-        each = [_nanmean(value(counts[:, place])) for value, place in zip(values, places, strict=True)]
-        return np.asarray(np.mean(each, axis=0))
+    def results(counts: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(b, P) counts become (tests, b) results."""
+        return np.array([_nanmean(value(counts[:, place])) for value, place in zip(values, places, strict=True)])
 
-    own = result(np.ones((1, len(names)), np.float32))
-    drawn = np.concatenate([result(counts) for counts in _draws(len(names), sum(map(len, places)), settings)])
-    low, high = _percentiles(drawn[:, None], _unbiased_ends(float(own[0]), drawn, settings))[0].tolist()
-    return Interval(mean=float(own[0]), low=low, high=high, settings=settings, images=len(names))
+    own = float(results(np.ones((1, len(names)), np.float32)).mean())
+    draws = _draws(len(names), sum(map(len, places)), settings)
+    drawn = np.concatenate([_nanmean(results(counts), axis=0) for counts in draws])
+    low, high = _percentiles(drawn[:, None], _unbiased_ends(own, drawn, settings))[0].tolist()
+    return Interval(mean=own, low=low, high=high, settings=settings, images=len(names))
 
 
 def _places(

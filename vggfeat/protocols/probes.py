@@ -51,6 +51,7 @@ class ProbeValue(NamedTuple):
     deviation: float | None
     """Standard deviation over them (n - 1); None where there is one."""
     values: tuple[float, ...]
+    """NaN where no class could be trained and measured; the mean is over the others."""
     settings: tuple[float, ...]
     """What was chosen, for each run."""
 
@@ -115,8 +116,9 @@ def run_probes(
                 for plan, setting in zip(plans, chosen, strict=True)
                 for rows in _draws(table, evaluation, plan, shots, settings)
             ]
-            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            found.append(ProbeValue(name, shots, float(np.mean(values)), deviation, tuple(values), tuple(chosen)))
+            known = np.array([value for value in values if not np.isnan(value)])
+            deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+            found.append(ProbeValue(name, shots, mean_defined(known), deviation, tuple(values), tuple(chosen)))
             report(name, len(found), total)
     return evaluation.metric, found
 

@@ -58,7 +58,9 @@ def headline_interval(dataset: DataSet, metric: Metric, runs: Sequence[Run], set
     """Return the interval of the mean over runs, by resamples of the tested images, or of groups if there are some."""
     work = sum(run.scores.size for run in runs)
     resamples = min(settings.resamples, max(LEAST_RESAMPLES, MOST_WORK // max(1, work)))
-    tests = [TestScores(images=_units(dataset, run), labels=run.truth, scores=run.scores) for run in runs]
+    # Of the whole data set: which groups share an image must not depend on which of its rows a run tests.
+    units = unit_names(dataset.paths, dataset.groups)
+    tests = [TestScores(images=[units[row] for row in run.rows], labels=run.truth, scores=run.scores) for run in runs]
     return bootstrap_interval(
         tests, metric, BootstrapSettings(resamples=resamples, seed=settings.seed, level=settings.level)
     )
@@ -102,7 +104,3 @@ def _value_of_share(experiment: Experiment, metric: Metric, run: Run, share: flo
     scores[~table.ok[run.rows]] = -np.inf
     means = evaluation.means(evaluation.values(run.truth, scores), run.truth, scores)
     return means[metric], len(rows)
-
-
-def _units(dataset: DataSet, run: Run) -> list[str]:
-    return unit_names(*names_of(dataset, run.rows))

@@ -11,8 +11,8 @@ import numpy as np
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
 from vggfeat.results.page_files import render
-from vggfeat.results.text import align
-from vggfeat.results.thumbnails import BUDGET, Key, find_root, small_copies
+from vggfeat.results.text import align, printable
+from vggfeat.results.thumbnails import Key, first_copies
 from vggfeat.samples import DataSet, Label
 from vggfeat.table import DescriptorTable
 
@@ -141,7 +141,7 @@ def audit_text(content: Mapping[str, Any], *, top: int = 10, width: int | None =
             lines += align([_cells(name, one) for one in entries[:top]], left=3, width=width)
             if len(entries) > top:
                 lines.append(f"... {_total(content, name) - top} more")
-    return "\n".join([*lines, "", *basis(content)])
+    return "\n".join([*lines, "", *map(printable, basis(content))])
 
 
 def _total(content: Mapping[str, Any], name: str) -> int:
@@ -210,20 +210,13 @@ def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers:
             "title": title,
             "total": _total(content, name),
             "entries": [
-                (words(name, one), [(key_of(image), image) for image in one["images"]]) for one in content[name][:SHOWN]
+                (words(name, one), [(Key.of(image["path"], image["box"]), image) for image in one["images"]])
+                for one in content[name][:SHOWN]
             ],
         }
         for name, title in LISTS.items()
         if name != "small_classes"
     ]
-    keys = [key for part in parts for _, images in part["entries"] for key, _ in images][:BUDGET]  # type: ignore[attr-defined]
-    copies: dict[Key, str] = {}
-    if root is not None and keys:
-        place = find_root(root, content["dataset"], [key.path for key in keys])
-        copies = small_copies(place, keys, dataset=content["dataset"], workers=workers)
+    keys = (key for part in parts for _, images in part["entries"] for key, _ in images)  # type: ignore[attr-defined]
+    copies = first_copies(root, content["dataset"], keys, workers=workers)
     return render("audit.html", content=content, parts=parts, copies=copies, basis=basis(content))
-
-
-def key_of(image: Mapping[str, Any]) -> Key:
-    """Return the key of a small copy of an image of the JSON."""
-    return Key(image["path"], None if image["box"] is None else tuple(image["box"]))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, quoted
 from vggfeat.projection import Clusters, ProjectionSettings, chosen_rows, cluster, project
 from vggfeat.results.page_files import render
 from vggfeat.results.reading import SvmRun, read_runs
 from vggfeat.results.text import align, printable
-from vggfeat.results.thumbnails import BUDGET, Key, find_root, is_image, small_copies
+from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image
 from vggfeat.samples import Label, Task
 from vggfeat.table import DescriptorTable
 
@@ -38,9 +38,14 @@ def map_json(
     Raises
     ------
     ConfigError
-        If there are too few images, or a library is not installed.
+        If there are too few images, none of them has a prediction, or a library is not installed.
     """
     data, rows = table.dataset, chosen_rows(table.ok, settings)
+    if predicted is not None and not any(data.ids[row] in predicted for row in rows.tolist()):
+        raise ConfigError(
+            f"--run: expected a run that tested images of {file}, found one of other images, such as "
+            f"{quoted(next(iter(predicted), ''))}"
+        )
     descriptors = table.descriptors[rows]
     places, clusters = project(descriptors, settings), cluster(descriptors, settings)
     labels = [[data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)] for row in rows]
@@ -124,7 +129,8 @@ def map_text(content: Mapping[str, Any]) -> str:
     ]
     points, images = len(content["points"]), content["images"]
     part = "" if points == images else f" of {images}"
-    return "\n".join([*align(rows, left=3), f"{points}{part} images of {content['dataset']}, {content['method']}"])
+    last = printable(f"{points}{part} images of {content['dataset']}, {content['method']}")
+    return "\n".join([*align(rows, left=3), last])
 
 
 def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
@@ -145,15 +151,12 @@ def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: i
         If the images are not there.
     """
     points = content["points"]
-    keys = [Key(one["path"], None if one["box"] is None else tuple(one["box"])) for one in points]
+    keys = [Key.of(one["path"], one["box"]) for one in points]
     by_id = {one["id"]: key for one, key in zip(points, keys, strict=True)}
     central = [by_id[name] for one in content["clusters"] for name in one["central"]]
     # The central images first, then every so many.
-    wanted = list(dict.fromkeys([*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]))[:BUDGET]
-    copies: dict[Key, str] = {}
-    if root is not None:
-        place = find_root(root, content["dataset"], [key.path for key in wanted])
-        copies = small_copies(place, wanted, dataset=content["dataset"], workers=workers)
+    wanted = [*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]
+    copies = first_copies(root, content["dataset"], wanted, workers=workers)
     counts: dict[str, int] = {}
     for one in points:
         counts[one["group"]] = counts.get(one["group"], 0) + 1

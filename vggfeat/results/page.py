@@ -193,9 +193,9 @@ def neighbours_page(
     ConfigError
         If the images are not there.
     """
-    keys = [_key(one["path"], one["box"]) for one in content["nearest"]]
+    keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
     copies: dict[Key, str] = {}
-    asked: Key | None = None if own is None else _key(*own)
+    asked: Key | None = None if own is None else Key.of(*own)
     if images is not None:
         root = find_root(images, dataset, [key.path for key in keys])
         copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset, workers=workers)
@@ -204,7 +204,3 @@ def neighbours_page(
         copies |= small_copies(None, [asked], workers=workers)
     found = list(zip(content["nearest"], keys, strict=True))
     return render("similar.html", content=content, found=found, asked=asked, copies=copies)
-
-
-def _key(path: str, box: Any) -> Key:
-    return Key(path, None if box is None else tuple(box))

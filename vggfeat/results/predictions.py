@@ -159,7 +159,9 @@ def _counts(predictions: Predictions) -> str:
     failed = int(predictions.failed.sum())
     without = len(predictions.dataset) - failed - int(predictions.given.any(axis=1).sum())
     least = predictions.settings.abstain_below
-    abstained = "" if least is None else f", {without} given no class, as none is as probable as {percent(least)} %"
+    positive = "" if predictions.task == Task.SINGLE_LABEL else " of a score above 0"
+    reason = f"as none{positive} is as probable as {percent(least)} %"
+    abstained = "" if least is None else f", {without} given no class, {reason}"
     return f"{len(predictions.dataset) - failed} images scored, {failed} failed{abstained}"
 
 

@@ -1,11 +1,12 @@
 """What probes are worth, as JSON and as text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from vggfeat.protocols.probes import PROBES, ProbeValue
 from vggfeat.protocols.results import METRICS
-from vggfeat.results.text import align, percent
+from vggfeat.results.text import align, percent, printable
 
 FORMAT, VERSION = "vggfeat-probes", 1
 
@@ -17,7 +18,15 @@ def probes_json(measure: str, values: Sequence[ProbeValue], dataset: str) -> dic
         "version": VERSION,
         "dataset": dataset,
         "measure": measure,
-        "values": [{**one._asdict(), "setting": PROBES[one.probe].setting} for one in values],
+        "values": [
+            {
+                **one._asdict(),
+                "mean": _known(one.mean),
+                "values": [_known(value) for value in one.values],
+                "setting": PROBES[one.probe].setting,
+            }
+            for one in values
+        ],
     }
 
 
@@ -32,7 +41,11 @@ def probes_text(content: dict[str, Any], width: int | None = None) -> str:
         rows.append([name, f"{own[0]['setting']} = {chosen}", *map(_cell, own)])
     measure = METRICS[content["measure"]]
     head = f"{content['dataset']}: {measure}, % by images of each class to train on, +- deviation over draws and runs"
-    return "\n".join([head, *align(rows, left=2, width=width)])
+    return "\n".join([printable(head), *align(rows, left=2, width=width)])
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _cell(value: dict[str, Any]) -> str:

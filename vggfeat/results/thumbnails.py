@@ -45,6 +45,11 @@ class Key(NamedTuple):
     path: str
     box: tuple[float, float, float, float] | None
 
+    @classmethod
+    def of(cls, path: str, box: Any) -> "Key":
+        """Return the key of an image whose box is a list, as JSON has it."""
+        return cls(path, None if box is None else tuple(box))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -173,6 +178,21 @@ def is_below(root: Path, real: str) -> bool:
     """Say whether a path without links is that of `root` or lies in it."""
     base = os.path.realpath(root)
     return os.path.commonpath([base, real]) == base
+
+
+def first_copies(root: Path | None, dataset: str, keys: Iterable[Key], *, workers: int = 1) -> dict[Key, str]:
+    """Return small copies of the first `BUDGET` images of some of a data set; none without its root.
+
+    Raises
+    ------
+    ConfigError
+        If the images are not there.
+    """
+    wanted = list(dict.fromkeys(keys))[:BUDGET]
+    if root is None or not wanted:
+        return {}
+    place = find_root(root, dataset, [key.path for key in wanted])
+    return small_copies(place, wanted, dataset=dataset, workers=workers)
 
 
 def small_copies(

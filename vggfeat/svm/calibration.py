@@ -58,7 +58,11 @@ class Calibration:
         if content["method"] != "sigmoid":
             raise ValueError(f"method: expected sigmoid, found {content['method']!r}")
         slope, offset = (np.array(content[name], dtype=np.float64) for name in ("slope", "offset"))
-        return cls(slope=slope, offset=offset, samples=np.array(content["samples"], dtype=np.int64))
+        samples = np.array(content["samples"], dtype=np.int64)
+        if slope.ndim != 1 or not slope.shape == offset.shape == samples.shape:
+            shapes = slope.shape, offset.shape, samples.shape
+            raise ValueError(f"expected a slope, an offset and a number for each class, found shapes {shapes}")
+        return cls(slope=slope, offset=offset, samples=samples)
 
 
 def calibrate(scores: NDArray[np.float64], labels: NDArray[np.int8]) -> Calibration:
