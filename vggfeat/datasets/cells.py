@@ -286,7 +286,7 @@ def _read_parquet(path: Path, content: bytes) -> Cells:
         fields = [field for field in file.schema_arrow if not (pa.types.is_nested(field.type) or _is_bytes(field.type))]
         # By one name all columns of that name are read.
         table = file.read(columns=list(dict.fromkeys(field.name for field in fields)))
-        columns = [_column(column) for column in table.columns]
+        columns: list[Sequence[str]] = [_column(column) for column in table.columns]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: expected a Parquet file, found one that can't be read: {reason}") from error

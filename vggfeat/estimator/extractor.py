@@ -183,6 +183,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         images, runner = images_of(X), self._load()
         total = len(X) if isinstance(X, Sized) else None
         blocks, failures, done = [self._descriptors(runner, [])], list[Failure](), 0
+        self._kept().calls.failures = failures
         with progress_bar(total, shown=self.progress) as advance:
             for rows, names in self._rows(images, runner):
                 found = [
@@ -197,7 +198,6 @@ class Extractor(TransformerMixin, BaseEstimator):
                 blocks.append(self._descriptors(runner, rows))
                 done += len(rows)
                 advance(done)
-        self._kept().calls.failures = failures
         if failures:
             log.warning("%d of %d images gave no descriptor, the first: %s", len(failures), done, failures[0])
         return np.concatenate(blocks)
