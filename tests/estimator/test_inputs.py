@@ -174,6 +174,9 @@ def test_files_are_read_from_where_they_stand_and_left_there(extractor, path, ex
         np.testing.assert_array_equal(extractor.transform([opened]), expected)
     with pytest.raises(ImageError, match=r"a b\.png: expected an open file"):
         extractor.transform([opened])
+    with path.open("rb", buffering=0) as opened:
+        opened.read = lambda count, read=opened.read: read(min(count, 100))  # as of a connection
+        np.testing.assert_array_equal(extractor.transform([opened]), expected)
     with pytest.raises(ConfigError, match="one of text"):
         extractor.transform([io.StringIO("text")])
 

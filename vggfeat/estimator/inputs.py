@@ -147,8 +147,10 @@ def _of_file(file: Any, max_bytes: int) -> Input:
     """Read a file object from where it stands; one that can go back is left there."""
     name = file.name if isinstance(getattr(file, "name", None), str) else "file object"
     try:
-        place = file.tell() if file.seekable() else None
+        place = file.tell() if hasattr(file, "seekable") and file.seekable() else None
         data = file.read(max_bytes + 1)
+        while isinstance(data, bytes) and len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+            data += more  # Unbuffered files and connections give what they have.
         if place is not None:
             file.seek(place)
     except (OSError, ValueError) as error:
