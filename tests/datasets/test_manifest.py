@@ -103,6 +103,8 @@ class TestManifest:
         ("text", "line"),
         [
             ("path\n/etc/passwd\n", 2),
+            ("path\nhttps://example.org/a.jpg\n", 2),
+            ("path\nfile:///etc/passwd\n", 2),
             ("path\na.jpg\n../b.jpg\n", 3),
             ("path\na/../../b.jpg\n", 2),
             ("path\na/..\n", 2),
@@ -604,5 +606,7 @@ def test_options_reach_the_list(tmp_path, capsys):
     words = ["data", "check", "manifest", "--root", str(path), "--column", "path=Photo", "--column", "labels=Kind"]
     assert run([*words, "--label-separator", "|", "--column", "group=Case"]) == 0
     assert re.search(r"all +classes +2 ", capsys.readouterr().out)
+    assert run([*words, "--column", "labels=Case"]) == 2
+    assert "--column: expected each column once, found path=Photo, labels=Kind, labels=Case" in capsys.readouterr().err
     assert run(["data", "check", "folder", "--root", str(tmp_path), "--column", "path=Photo"]) == 2
     assert "expected them for the data set manifest alone" in capsys.readouterr().err
