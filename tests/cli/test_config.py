@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import group, run
+from vggfeat.cli.config import SVM
 from vggfeat.store.reader import FeatureFile
 
 PLAIN = {
@@ -120,6 +121,12 @@ def test_an_svm_is_repeated_by_its_results(photos, tmp_path, capsys):
         first, second = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "a", out))
         assert second["settings"] == first["settings"]
         assert second["headline"] == first["headline"]
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    results["settings"]["protocol"]["svm"] |= {"jobs": 2, "device": "cuda:7"}
+    (tmp_path / "elsewhere.json").write_text(json.dumps(results))
+    found = SVM.options(tmp_path / "elsewhere.json", {param.name for param in COMMANDS["svm"].params})
+    assert (found["seed"], found["folds"], found["solver"]) == (7, 3, "newton")
+    assert not {"jobs", "device"} & found.keys()  # of the machine
     words = ["svm", str(photos / "first.h5"), "--config", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--quiet"]
     assert run([*words, "--seed", "8"]) == 0
     settings = json.loads((tmp_path / "b" / "results.json").read_text())["settings"]["protocol"]

@@ -103,6 +103,8 @@ class TestManifest:
         ("text", "line"),
         [
             ("path\n/etc/passwd\n", 2),
+            ("path\nhttps://example.org/a.jpg\n", 2),
+            ("path\nfile:///etc/passwd\n", 2),
             ("path\na.jpg\n../b.jpg\n", 3),
             ("path\na/../../b.jpg\n", 2),
             ("path\na/..\n", 2),
@@ -394,17 +396,20 @@ def rewrite(path: Path, part: str, pattern: bytes, value: str) -> None:
             book.writestr(name, content)
 
 
-def test_a_sheet_of_more_rows_than_excel_has_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_table_of_more_rows_and_cells_than_is_sensible_is_refused_at_once(tmp_path, monkeypatch):
     book = openpyxl.Workbook()
     book.active.append(["path"])
     book.active.cell(20, 3).value = "x"
     book.save(tmp_path / "list.xlsx")
     monkeypatch.setattr(cells, "_MOST_CELLS", 5)
-    with pytest.raises(DatasetError, match="expected at most 5 cells, found 2 rows of 3"):
-        read_manifest(tmp_path / "list.xlsx")
-    monkeypatch.setattr(cells, "_MOST_ROWS", 19)
-    with pytest.raises(DatasetError, match="expected at most 19 rows in a sheet, found more in Sheet"):
-        read_manifest(tmp_path / "list.xlsx")
+    pq.write_table(pa.table({"path": ["a.jpg"] * 6}), tmp_path / "list.parquet")
+    with pytest.raises(DatasetError, match="expected at most 5 cells, found 6 rows"):
+        read_manifest(tmp_path / "list.parquet")
+    for rows, most in ((99, 5), (19, 99)):
+        monkeypatch.setattr(cells, "_MOST_CELLS", most)
+        monkeypatch.setattr(cells, "_MOST_ROWS", rows)
+        with pytest.raises(DatasetError, match=f"at most {rows} rows and {most} cells in a sheet, found more in Sheet"):
+            read_manifest(tmp_path / "list.xlsx")
 
 
 def test_a_value_is_one_text_in_a_workbook_and_in_parquet(tmp_path):
@@ -612,5 +617,7 @@ def test_options_reach_the_list(tmp_path, capsys):
     ]
     assert run([*words, "--label-separator", "|", "--column", "group=Case"]) == 0
     assert re.search(r"all +classes +2 ", capsys.readouterr().out)
+    assert run([*words, "--column", "labels=Case"]) == 2
+    assert "--column: expected each column once, found path=Photo, labels=Kind, labels=Case" in capsys.readouterr().err
     assert run(["data", "check", "folder", "--root", str(tmp_path), "--column", "path=Photo"]) == 2
     assert "expected them for the data set manifest alone" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from functools import partial
 import fsspec
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
 from PIL import Image
@@ -40,6 +41,12 @@ def expected(extractor, path):
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
+    def send_head(self):
+        if "forbidden" not in self.path:
+            return super().send_head()
+        self.send_error(403)
+        return None
+
     def log_message(self, *_):
         pass
 
@@ -95,6 +102,18 @@ def test_an_address_that_gives_nothing_is_an_image_that_failed(extractor, addres
     assert failure.reason == f"missing: {address}/none.png: expected a file at this address, found none"
 
 
+@pytest.mark.parametrize("secret", ["?key=s e-SECRET", "#token=SECRET", "?a='SECRET"])
+def test_no_connection_and_a_refusal_are_no_missing_file_and_tell_no_secret(extractor, address, secret):
+    for where, said in (
+        (f"{address}/forbidden.png", "403, message='Forbidden'"),
+        ("http://127.0.0.1:9/a.png", "ClientConnectorError: Cannot connect to host 127.0.0.1:9"),
+    ):
+        with pytest.raises(ImageError, match=f"image 0: {where}: expected a readable file, .*{said}") as caught:
+            extractor.transform([f"{where.replace('://', '://me:p@SECRET@')}{secret}"])
+        assert caught.value.reason == "unreadable"
+        assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize("missing", ["fsspec", "s3fs"])
 def test_what_is_not_installed_is_named(extractor, missing, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, missing, None)
@@ -124,6 +143,7 @@ def test_columns_of_tables_are_lists_of_paths(extractor, path, expected):
     np.testing.assert_allclose(extractor.transform(table["path"]), wanted, atol=1e-6)
     np.testing.assert_allclose(extractor.transform(table[["path"]]), wanted, atol=1e-6)
     np.testing.assert_allclose(extractor.transform(table[["path"]].to_numpy()), wanted, atol=1e-6)
+    np.testing.assert_allclose(extractor.transform(pyarrow.array(table["path"])), wanted, atol=1e-6)
     for column in ("path", ["path"]):
         both = ColumnTransformer([("image", extractor, column), ("weight", "passthrough", ["weight"])])
         found = both.fit_transform(table)
@@ -135,8 +155,13 @@ def test_columns_of_tables_are_lists_of_paths(extractor, path, expected):
 
 def test_an_empty_cell_is_an_image_that_failed(extractor, path):
     nan = Extractor(NET, scales=224, device="cpu", errors="nan")
-    nan.transform(pandas.Series([str(path), None, float("nan"), pandas.NA], dtype=object))
-    assert [failure.index for failure in nan.failures_] == [1, 2, 3]
+    cells = [str(path), None, float("nan"), pandas.NA, pandas.NaT, np.float32("nan"), "", " "]
+    nan.transform(pandas.Series(cells, dtype=object))
+    assert [failure.index for failure in nan.failures_] == [1, 2, 3, 4, 5, 6, 7]
+    assert {failure.reason for failure in nan.failures_} == {"missing: none: expected an image, found an empty cell"}
+    with pytest.raises(ConfigError, match="found int"):
+        nan.transform([3])
+    assert nan.failures_ == []
 
 
 def test_files_are_read_from_where_they_stand_and_left_there(extractor, path, expected):
@@ -149,6 +174,9 @@ def test_files_are_read_from_where_they_stand_and_left_there(extractor, path, ex
         np.testing.assert_array_equal(extractor.transform([opened]), expected)
     with pytest.raises(ImageError, match=r"a b\.png: expected an open file"):
         extractor.transform([opened])
+    with path.open("rb", buffering=0) as opened:
+        opened.read = lambda count, read=opened.read: read(min(count, 100))  # as of a connection
+        np.testing.assert_array_equal(extractor.transform([opened]), expected)
     with pytest.raises(ConfigError, match="one of text"):
         extractor.transform([io.StringIO("text")])
 
@@ -162,6 +190,9 @@ def test_files_are_read_from_where_they_stand_and_left_there(extractor, path, ex
         (np.zeros(5, np.uint8), r"found \(5,\)"),
         (PIXELS.astype(np.int64), "found int64 from 0 to 255; give it as uint8"),
         (PIXELS > 9, "found bool"),
+        ((TENSOR / 255).bfloat16(), "found torch.bfloat16"),
+        ((TENSOR / 255).to_sparse(), "found torch.float32: can't convert Sparse"),
+        (torch.empty(3, 5, 6, device="meta"), "found torch.float32: Cannot copy"),
         (PIXELS.astype(np.float32), r"float32 from 0 to 255; .*\(255 \* image\).round"),
         ((PIXELS / 255 - 0.45) / 0.22, "float64 from -2.04545 to 2.5"),
         (PIXELS / 300, "float64 from 0 to 0.85"),

@@ -1,13 +1,21 @@
 """Boxes turn as their images do: painted rectangles, turned by Pillow, are found where the boxes say."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from vggfeat.images.decode import DecodeSettings, Request, decode, row_requests
-from vggfeat.images.orientation import annotated_orientation, stored_size, turn_back, turn_boxes
+from vggfeat.images.orientation import (
+    annotated_orientation,
+    pillow_orientation,
+    stored_size,
+    turn_back,
+    turn_boxes,
+    written_orientation,
+)
 from vggfeat.images.pool import Decoder
 from vggfeat.images.shrinking import shrink
 from vggfeat.samples import Box, DataSet, Task
@@ -68,6 +76,14 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path, value):
     image = decode(Request(str(path), (BOX,), stored=True), DecodeSettings())
     assert image.orientation == 1
     assert image.regions[0].min() == 255
+
+
+@pytest.mark.parametrize(("kind", "code"), [(1, "B"), (3, "H"), (4, "I"), (8, "h"), (9, "i")])
+def test_whatever_number_an_orientation_is_a_file_and_its_opened_image_turn_alike(kind, code):
+    block = b"II*\0" + struct.pack("<IHHHI", 8, 1, 274, kind, 1) + struct.pack(f"<{code}", 6).ljust(8, b"\0")
+    file = io.BytesIO()
+    painted().save(file, "JPEG", exif=b"Exif\0\0" + block)
+    assert written_orientation(file.getvalue()) == pillow_orientation(Image.open(file)) == 6
 
 
 def test_the_workers_say_the_orientation_too(tmp_path):

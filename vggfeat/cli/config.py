@@ -163,8 +163,10 @@ def _of_svm(kind: str, content: Settings) -> Settings | None:
     regions = [file["regions"] for file in features.get("files", [])][:1]
     own = {name: value for name, value in features.items() if name in ("join", "normalisation")}
     svm = content["settings"]["protocol"]["svm"]
-    jobs = None if svm["jobs"] == -1 else svm["jobs"]
-    protocol = {**content["settings"]["protocol"], "svm": {**svm, "jobs": jobs}}
+    place = ("device", "jobs")
+    protocol = {
+        **content["settings"]["protocol"], "svm": {name: value for name, value in svm.items() if name not in place}
+    }  # fmt: skip
     return {"protocol": protocol, **own, **({"regions": regions[0]} if regions else {})}
 
 

@@ -10,6 +10,7 @@ import click
 from vggfeat import synthetic
 from vggfeat.cli.options import LAYOUT, PATH, Parsed, Words, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json
+from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
@@ -50,8 +51,12 @@ class ListOptions:
         """Return them as `vggfeat.open_dataset` takes them."""
         from vggfeat.datasets.manifest import ListSettings
 
+        columns = dict(self.columns)
+        if len(columns) < len(self.columns):
+            given = ", ".join(map("=".join, self.columns))
+            raise ConfigError(f"--column: expected each column once, found {given}; leave one out")
         return ListSettings(
-            columns=dict(self.columns),
+            columns=columns,
             one_hot=self.one_hot or (),
             label_separator=self.label_separator,  # type: ignore[arg-type]
             encoding=self.encoding,

@@ -15,8 +15,8 @@ from vggfeat.errors import ConfigError, DatasetError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MOST_BYTES = 2**30
 _MOST_ROWS = 2**20
-"""Of a sheet: Excel has no more. A damaged one may say that it has a billion."""
-_MOST_CELLS = 2**27
+"""Of a sheet: Excel has no more. A few bytes may say that there are a billion, empty or equal."""
+_MOST_CELLS = 2**26
 _LARGE = 1 << 20
 """Characters from which on pyarrow reads a CSV file, in a tenth of the time."""
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -232,23 +232,24 @@ def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:
         raise DatasetError(f"{path}: expected one sheet with content, found {listed(filled)}; say which with --sheet")
     rows = sheets[sheet] if sheet is not None else sheets[filled[0]] if filled else {}
     width = max(map(len, rows.values()), default=0)
-    if width * len(rows) > _MOST_CELLS:
-        raise DatasetError(f"{path}: expected at most {_MOST_CELLS} cells, found {len(rows)} rows of {width}")
     return _table(path, [[*row, *[""] * (width - len(row))] for row in rows.values()], list(rows))
 
 
 def _sheet_rows(path: Path, sheet: Any) -> dict[int, list[str]]:
     """Row number -> cells, of the rows that are not empty."""
-    rows = {}
+    rows, width = dict[int, list[str]](), 0
     sheet.reset_dimensions()  # Sheets say of themselves that they have a million rows.
     for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
-        if number > _MOST_ROWS:
-            raise DatasetError(f"{path}: expected at most {_MOST_ROWS} rows in a sheet, found more in {sheet.title}")
         texts = [_text(value) for value in values]
         while texts and not texts[-1]:
             texts.pop()
         if texts:
-            rows[number] = texts
+            rows[number], width = texts, max(width, len(texts))
+        if number > _MOST_ROWS or width * len(rows) > _MOST_CELLS:
+            raise DatasetError(
+                f"{path}: expected at most {_MOST_ROWS} rows and {_MOST_CELLS} cells in a sheet, found more in "
+                f"{sheet.title}"
+            )
     return rows
 
 
@@ -284,9 +285,11 @@ def _read_parquet(path: Path, content: bytes) -> Cells:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         fields = [field for field in file.schema_arrow if not (pa.types.is_nested(field.type) or _is_bytes(field.type))]
+        if file.metadata.num_rows * len(fields) > _MOST_CELLS:
+            raise DatasetError(f"{path}: expected at most {_MOST_CELLS} cells, found {file.metadata.num_rows} rows")
         # By one name all columns of that name are read.
         table = file.read(columns=list(dict.fromkeys(field.name for field in fields)))
-        columns = [_column(column) for column in table.columns]
+        columns: list[Sequence[str]] = [_column(column) for column in table.columns]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: expected a Parquet file, found one that can't be read: {reason}") from error

@@ -49,8 +49,8 @@ def read_paths(cells: Cells, texts: Sequence[str]) -> tuple[list[str], list[str]
 
 def _relative(where: str, text: str) -> str:
     path = PurePosixPath(text)
-    drive = re.match(r"[A-Za-z]:/", text)
-    if path.is_absolute() or drive or ".." in path.parts or "\0" in text or not path.name:
+    elsewhere = path.is_absolute() or re.match(r"[A-Za-z]:/|[A-Za-z][\w+.-]*://", text)  # a drive, an address
+    if elsewhere or ".." in path.parts or "\0" in text or not path.name:
         raise DatasetError(f"{where}: expected a path below the folder of the list, without '..', found {text[:200]!r}")
     return str(path)
 

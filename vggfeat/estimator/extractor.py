@@ -6,10 +6,11 @@ N, n = images, D = length of a descriptor, C = channels of a map, H, W = image s
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
+from operator import index
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -183,6 +184,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         images, runner = images_of(X), self._load()
         total = len(X) if isinstance(X, Sized) else None
         blocks, failures, done = [self._descriptors(runner, [])], list[Failure](), 0
+        self._kept().calls.failures = failures
         with progress_bar(total, shown=self.progress) as advance:
             for rows, names in self._rows(images, runner):
                 found = [
@@ -197,7 +199,6 @@ class Extractor(TransformerMixin, BaseEstimator):
                 blocks.append(self._descriptors(runner, rows))
                 done += len(rows)
                 advance(done)
-        self._kept().calls.failures = failures
         if failures:
             log.warning("%d of %d images gave no descriptor, the first: %s", len(failures), done, failures[0])
         return np.concatenate(blocks)
@@ -281,13 +282,14 @@ class Extractor(TransformerMixin, BaseEstimator):
         return out
 
     def _load(self) -> BatchRunner:
-        if self.chunk < 1:
-            raise ConfigError(f"chunk: expected at least 1, found {self.chunk}")
+        for name, least in (("chunk", 1), ("workers", 0), ("batch_pixels", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ConfigError(f"{name}: expected a whole number from {least}, found {value!r}")
         check_choice("errors", self.errors, get_args(Errors))
         join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
-        scales = (self.scales,) if isinstance(self.scales, int | np.integer) else self.scales
         settings = ExtractionSettings(
-            scales=tuple(int(scale) for scale in scales),
+            scales=_whole_numbers(self.scales),
             layer=self.layer,
             precision=self.precision,  # type: ignore[arg-type]
             interpolation=self.interpolation,  # type: ignore[arg-type]
@@ -321,3 +323,10 @@ class Extractor(TransformerMixin, BaseEstimator):
         tags.requires_fit = False
         tags.no_validation = True
         return tags
+
+
+def _whole_numbers(scales: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, scales if isinstance(scales, Iterable) else [scales]))
+    except TypeError:  # int() would cut 256.7, and read "256" as 2, 5 and 6
+        raise ConfigError(f"scales: expected whole numbers of pixels, found {scales!r}") from None

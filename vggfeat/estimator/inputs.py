@@ -22,7 +22,8 @@ from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure
 DOWNLOADS = 8
 """Addresses that are read at a time."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
-_USER = re.compile(r"(?<=://)[^/@]*@")
+_USER = re.compile(r"(?<=://)[^/]*@")
+_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://\S+")
 _WHOLE = (None,)
 
 
@@ -49,6 +50,8 @@ def images_of(given: Any) -> Iterable[Any]:
     """
     if _is_tensor(given):
         return _batch(given, "tensor", "(N, 3, H, W)")
+    if hasattr(given, "to_pylist"):  # pyarrow
+        return given.to_pylist()
     if hasattr(given, "to_numpy"):  # pandas and polars
         given = given.to_numpy()
     if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
@@ -94,6 +97,8 @@ def inputs(images: Iterable[Any], settings: DecodeSettings) -> Iterator[Input]:
 
 
 def _input(item: Any, settings: DecodeSettings) -> Input:
+    if _is_empty_cell(item):
+        return Input("none", failure("none", "missing", "expected an image, found an empty cell"))
     if isinstance(item, str | os.PathLike):
         return Input(os.fspath(item), Request(os.path.abspath(item), _WHOLE))
     if isinstance(item, bytes | bytearray | memoryview):
@@ -101,16 +106,21 @@ def _input(item: Any, settings: DecodeSettings) -> Input:
     if isinstance(item, Image.Image):
         return Input(str(getattr(item, "filename", "") or "image in memory"), _tried(region_of, item, settings))
     if _is_tensor(item):
-        return _of_values("tensor", np.asarray(item.detach().cpu()), settings)
+        return _of_tensor(item, settings)
     if hasattr(item, "read"):
         return _of_file(item, settings.max_bytes)
     if hasattr(item, "__array__") and np.ndim(item):
         return _of_values("array", np.asarray(item), settings)
-    if item is None or (isinstance(item, float) and np.isnan(item)) or type(item).__name__ == "NAType":  # of pandas
-        return Input("none", failure("none", "missing", "expected an image, found an empty cell"))
     raise ConfigError(
         f"X: expected paths, addresses, bytes, files, PIL images, arrays or tensors, found {type(item).__name__}"
     )
+
+
+def _is_empty_cell(item: Any) -> bool:
+    if isinstance(item, str):
+        return not item.strip()
+    nan = isinstance(item, float | np.floating) and bool(np.isnan(item))
+    return item is None or nan or type(item).__name__ in ("NAType", "NaTType")  # of pandas
 
 
 def _is_tensor(item: Any) -> bool:
@@ -137,8 +147,10 @@ def _of_file(file: Any, max_bytes: int) -> Input:
     """Read a file object from where it stands; one that can go back is left there."""
     name = file.name if isinstance(getattr(file, "name", None), str) else "file object"
     try:
-        place = file.tell() if file.seekable() else None
+        place = file.tell() if hasattr(file, "seekable") and file.seekable() else None
         data = file.read(max_bytes + 1)
+        while isinstance(data, bytes) and len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+            data += more  # Unbuffered files and connections give what they have.
         if place is not None:
             file.seek(place)
     except (OSError, ValueError) as error:
@@ -146,6 +158,16 @@ def _of_file(file: Any, max_bytes: int) -> Input:
     if not isinstance(data, bytes):
         raise ConfigError(f"{name}: expected a file of bytes, found one of text; open it with open(path, 'rb')")
     return _of_bytes(name, data)
+
+
+def _of_tensor(item: Any, settings: DecodeSettings) -> Input:
+    try:
+        values = np.asarray(item.detach().cpu())
+    except (TypeError, RuntimeError) as error:  # bfloat16, sparse, without data
+        name = f"tensor {tuple(item.shape)}"
+        text = f"expected a tensor that NumPy can hold, found {item.dtype}: {error}; give it as uint8, 0 to 255"
+        return Input(name, failure(name, "unsupported", text))
+    return _of_values("tensor", values, settings)
 
 
 def _of_values(kind: str, values: NDArray[Any], settings: DecodeSettings) -> Input:
@@ -217,9 +239,18 @@ def _downloaded(addresses: Iterable[str], max_bytes: int) -> Iterator[Input]:
                 future.cancel()
 
 
+def _address_name(address: str) -> str:
+    """Return an address without what is no part of a name: users, passwords, signatures and tokens."""
+    return _USER.sub("", re.split("[?#]", address, maxsplit=1)[0])
+
+
+def _without_secrets(error: BaseException, address: str) -> str:
+    text = str(error).replace(address, _address_name(address))
+    return _IN_TEXT.sub(lambda found: _address_name(found[0]), text)  # as a library has written it anew
+
+
 def _download(address: str, max_bytes: int) -> Input:
-    # Users, passwords and signatures are no part of a name.
-    name = _USER.sub("", address.partition("?")[0])
+    name = _address_name(address)
     try:
         import fsspec
     except ImportError:
@@ -229,13 +260,16 @@ def _download(address: str, max_bytes: int) -> Input:
     try:
         opened = fsspec.open(address, "rb")
     except (ImportError, ValueError) as error:
-        text = str(error).replace(address, name)
+        text = _without_secrets(error, address)
         raise ConfigError(f"{name}: expected an address that fsspec can read, found: {text}") from None
     try:
         with opened as file:
             return _of_bytes(name, file.read(max_bytes + 1))
-    except FileNotFoundError:
-        return Input(name, failure(name, "missing", "expected a file at this address, found none"))
     except Exception as error:  # a server, and a library for it, may raise anything
-        found = f"{type(error).__name__}: {str(error).replace(address, name)}"
+        cause: BaseException = error
+        while isinstance(cause, FileNotFoundError) and cause.__cause__:
+            cause = cause.__cause__  # fsspec says of no connection too that there is no file
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+            return Input(name, failure(name, "missing", "expected a file at this address, found none"))
+        found = f"{type(cause).__name__}: {_without_secrets(cause, address)}"
         return Input(name, failure(name, "unreadable", f"expected a readable file, found {found}"))

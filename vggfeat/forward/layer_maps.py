@@ -42,10 +42,11 @@ def maps_of_image(
     ResourceError
         If the maps don't fit into memory.
     """
+    layers = layers if isinstance(layers, str) else tuple(layers)
     if not layers or isinstance(layers, str):
         raise ConfigError(f"layers: expected a list of maps of the net, found {layers!r}")
-    if scale is not None and scale < 1:
-        raise ConfigError(f"scale: expected at least 1 pixel, found {scale}")
+    if scale is not None and (not isinstance(scale, int | np.integer) or scale < 1):
+        raise ConfigError(f"scale: expected a whole number of pixels from 1, found {scale!r}")
     height, width = pixels.shape[:2]
     size = (height, width) if scale is None else rescaled_size(height, width, scale)
     _check_layers(runner.model, layers, size)

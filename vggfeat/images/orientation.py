@@ -42,7 +42,7 @@ TURNS_BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_PROFILE, _PNG_XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _MOST_TEXT = 1 << 26
-_NUMBERS = {1: "B", 3: "H", 4: "I"}  # of a tag: what struct calls its type
+_NUMBERS = {1: "B", 3: "H", 4: "I", 8: "h", 9: "i"}  # of a tag: what struct calls its type
 
 
 def written_orientation(data: bytes) -> int | None:
@@ -67,7 +67,8 @@ def written_orientation(data: bytes) -> int | None:
 def pillow_orientation(image: Image.Image) -> int:
     """Return the orientation that Pillow knows of an image that is open, 1 if there is none."""
     try:
-        return known_orientation(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return known_orientation(found[0] if isinstance(found, bytes) else int(found))
     except Exception:
         # A broken EXIF block is no reason to lose the image.
         return 1
