@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vggfeat.forward import posteriors, runner
 from vggfeat.forward.features import ExtractionSettings, feature_runner
@@ -90,6 +92,17 @@ def gpu(monkeypatch):
         yield
 
 
+class WithoutFloat64(TorchDispatchMode):
+    """A GPU without numbers of 64 bits, as Apple's is."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for one in tree_leaves(found):
+            if isinstance(one, torch.Tensor) and one.device == GPU:
+                assert one.dtype != torch.float64, function
+        return found
+
+
 def watched(made: BatchRunner, monkeypatch):
     """Run images, and return type and device of what the head is given and of what it returns."""
     seen, values = [], type(made.head).values
@@ -100,7 +113,8 @@ def watched(made: BatchRunner, monkeypatch):
         return found
 
     monkeypatch.setattr(type(made.head), "values", watching)
-    batches = [value for batch in made.batches(IMAGES) for _, value in batch]
+    with WithoutFloat64():
+        batches = [value for batch in made.batches(IMAGES) for _, value in batch]
     assert len(batches) == len(IMAGES)
     assert {value.device.type for value in batches} == {"cpu"}
     return {(tensor.dtype, tensor.device) for tensor in seen}

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import vggfeat
-from vggfeat.runtime.devices import convolutions, library_version
+from vggfeat.errors import ConfigError, TrainingError
+from vggfeat.runtime.devices import checked_device, convolutions, default_device, layout, library_version
+from vggfeat.runtime.distributed import open_world
 
 # In forks of a process of its own: what a program has set can't all be set back.
 SCRIPT = """
@@ -74,3 +76,16 @@ def test_the_version_of_a_checkout_is_what_it_declares(monkeypatch):
     monkeypatch.setattr(metadata, "version", missing)
     assert library_version("vggfeat") == expected == vggfeat.__version__
     assert library_version("torch") == "none"
+
+
+def test_mps_is_taken_where_pytorch_has_it_for_what_it_computes(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: torch.zeros(*size))
+    apple = checked_device("mps", "fp16")
+    assert (apple.type, layout(apple)) == ("mps", torch.contiguous_format)
+    assert default_device() in ("cpu", "cuda")
+    for precision in ("bf16", "tf32"):
+        with pytest.raises(ConfigError, match=f"on mps expected fp32 or fp16, found {precision}"):
+            checked_device("mps", precision)
+    with pytest.raises(ConfigError, match="to train, expected cpu or cuda, found mps"):
+        open_world("mps", {}, lost=TrainingError, sums=True).__enter__()

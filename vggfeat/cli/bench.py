@@ -35,7 +35,7 @@ class NetOptions(BenchOptions):
     width: float = option(
         "--width", type=click.FloatRange(0, min_open=True), default=1.0, help="Factor on the channels of the net."
     )
-    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    device: str | None = option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
     seconds: float = option("--seconds", type=SECONDS, default=2.0, help="Least time of each measurement.")
 
 

@@ -89,7 +89,7 @@ class PosteriorOptions:
 @click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
               help="Folder for posteriors and results.")  # fmt: skip
 @with_options(ForwardOptions, "forward")
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @SPREADSHEET_SAFE

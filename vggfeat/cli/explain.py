@@ -15,7 +15,7 @@ from vggfeat.cli.output import say, say_json, say_lines
 @click.option("--class", "name", metavar="NAME", help="Whose score is explained. [the highest]")
 @click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
               help="The net of the features, once for each. [by SHA-256, in weights/]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @click.option("--out", type=PATH, metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sums of every scale and class as JSON.")

@@ -50,7 +50,7 @@ PHOTOGRAPHS = (
     "--layer", default="fc7", show_default=True, help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8."
 )
 @with_options(ForwardOptions, "forward")
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @click.option("--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
               help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True,

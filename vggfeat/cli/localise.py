@@ -60,7 +60,7 @@ class BoxOptions:
         help="What boxes weigh in a merged one: their class posteriors, or one each. [score]",
     )  # fmt: skip
     precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
-    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    device: str | None = option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
     batch_pixels: int | None = option(
         "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]"
     )

@@ -27,7 +27,7 @@ from vggfeat.errors import ConfigError
               help="The net of the model's features; several where they were fused. [by SHA-256]")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes of an image that are named.")
 @with_options(ProbabilityOptions, "probability")
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @with_options(WorkerOptions, "working")
 @click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
               help="Failed images for exit code 0.")  # fmt: skip

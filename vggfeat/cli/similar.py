@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--regions", type=Words(), help="Which of the stored regions to compare: image, box. [all]")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
               help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip

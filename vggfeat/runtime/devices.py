@@ -46,7 +46,7 @@ def checked_device(name: str, precision: str = "fp32") -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: expected cpu, or a CUDA or mps device of this machine, found {name!r}: {reason}"
+            f"device: expected cpu or a CUDA device of this machine, or mps, found {name!r}: {reason}"
         ) from None
     if precision == "tf32" and device.type == "cpu":
         raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
