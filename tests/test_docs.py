@@ -9,32 +9,19 @@ from pathlib import Path
 
 import click
 import h5py
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors import safe_open
 
 import vggfeat
+from documents import DOCS, ROOT, blocks
 from vggfeat import errors
 from vggfeat.cli import EXIT_CODES, group, run
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.nets.vgg import VGG
-from vggfeat.synthetic import Settings, write
-from vggfeat.weights import load_backbone, save_weights
+from vggfeat.weights import save_weights
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 FORMATS = (DOCS / "formats.md").read_text(encoding="utf-8")
-# Pages whose commands are run as they are written, in this order, each after those before it.
-RUN = ("README.md", "tutorial-table-11.md", "tutorial-own-images.md", "tutorial-python.md")
-BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
-
-
-def blocks(page: Path) -> list[tuple[bool, str, str]]:
-    """Whether each block is run, its language, and its text."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(not skipped, language, text) for skipped, language, text in found]
 
 
 def command_lines(page: Path) -> list[str]:
@@ -74,57 +61,6 @@ def test_every_option_that_a_page_names_exists(page):
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     known |= {"--folder", "--cases", "--seed"}  # of the proofs
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8"))) <= known
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> Path:
-    """A folder with everything that the pages name: data sets, images, and narrow nets in the place of full ones."""
-    desk = tmp_path_factory.mktemp("desk")
-    few = Settings(image_side=96, classes=20, train=24, val=24, test=24)
-    write("voc2007", desk / "VOCdevkit", seed=0, size=few, workers=1)
-    for net, name in (("D", "D.safetensors"), ("E", "E.safetensors")):
-        made = load_backbone(f"random:{net}:0:0.03125")
-        save_weights(desk / name, made.model, mean=made.mean)
-    colours = {"cat": (200, 40, 40), "dog": (40, 40, 200)}
-    for place in ("photos", "new"):
-        for name, colour in colours.items():
-            (desk / place / name).mkdir(parents=True)
-            for number in range(1, 7):
-                Image.new("RGB", (60 + number, 70), colour).save(desk / place / name / f"{number}.jpg")
-    Image.new("RGB", (64, 64), (190, 50, 40)).save(desk / "holiday.jpg")
-    return desk
-
-
-@pytest.mark.parametrize("name", RUN)
-def test_a_page_runs_as_it_is_written(name, desk, monkeypatch, capsys):
-    monkeypatch.chdir(desk)
-    page = ROOT / name if name == "README.md" else DOCS / name
-    names: dict[str, object] = {}
-    for is_run, language, text in blocks(page):
-        if not is_run:
-            continue
-        if language == "python":
-            exec(compile(text, str(page), "exec"), names)
-            continue
-        for line in text.splitlines():
-            if line.startswith("vggfeat "):
-                code = run(shlex.split(line, comments=True)[1:])
-                # The copy of the data set is a rendered one, which is not complete.
-                assert code == (4 if "data check" in line else 0), f"{line}\n{capsys.readouterr().err}"
-            else:
-                assert line == "pip install uv && uv run vggfeat demo"
-    if name == "tutorial-python.md":
-        assert names["features"].shape[1:3] == (5, 1)
-        assert names["descriptors"].shape == (2, 128)
-        assert names["made_by"]["net"] == "D"
-        assert np.ptp(names["same"], axis=0).max() < 1e-6
-        assert len(names["batch"]) == len(names["streamed"]) == 2
-        assert [failure.name for failure in names["failures"]] == ["nowhere.jpg"]
-        assert {layer: maps.shape for layer, maps in names["maps"].items()}["pool5"] == (16, 8, 8)
-        assert (names["image"].grad != 0).any()
-        assert len(names["frame"]) == 20
-        assert (names["accuracies"] > 0.5).all()
-        assert len(names["data"].descriptors) == len(names["data"].labels) == len(names["data"].ids) == 24
 
 
 @pytest.mark.parametrize("name", commands())

@@ -10,7 +10,7 @@ import pytest
 
 from vggfeat.cli import group, run
 from vggfeat.cli import options as cli_types
-from vggfeat.results.text import SHORTEST, align, shortened
+from vggfeat.results.text import SHORTEST, align, failures_by_reason, shortened
 
 ROWS = [["class", "AP %"], ["a name that is far too long", "12.5"], ["猫猫猫猫猫猫猫猫", "7.0"]]
 
@@ -100,3 +100,13 @@ def test_the_commands_say_how_to_make_a_page(tmp_path, capsys):
     capsys.readouterr()
     found = told(capsys, "export", tmp_path / "it's.h5", "--to", "npz", "--json")
     assert found == {"file": str(tmp_path / "it's.npz"), "descriptors": 20, "length": 4, "join": "mean", "left_out": 0}
+
+
+def test_a_reason_of_many_failures_stands_once():
+    failures = [("a", "empty"), ("b", "missing"), ("c", "empty"), ("d", "damaged"), ("e", "empty")]
+    assert failures_by_reason(failures, 2, "x.jsonl") == [
+        "failed: a and 2 more: empty",
+        "failed: b: missing",
+        "failed: 1 more; all of them: x.jsonl",
+    ]
+    assert failures_by_reason([], 2, "x.jsonl") == []

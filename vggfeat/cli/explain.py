@@ -47,9 +47,8 @@ def explain(
     from vggfeat.runtime.targets import check_target
 
     chosen = find_model(model)
-    target = check_target(
-        out or Path(f"{image.stem}.evidence.png"), inputs=[image, model, chosen, *weights], overwrite=overwrite
-    )
+    out = out or Path(f"{image.stem}.evidence.png")
+    target = check_target(out, inputs=[image, model, chosen, *weights], overwrite=overwrite)
     found = explain_image(image, chosen, name=name, weights=weights, device=device or default_device())
     content = evidence_json(found, str(image), str(chosen))
     make_folder(target.parent)
@@ -59,4 +58,4 @@ def explain(
         say_json({**content, "drawing": str(target)})
         return
     say_lines(evidence_text(content))
-    say(str(target))
+    say(str(out))

@@ -154,15 +154,14 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
         say_json(_summary_json(summary))
         return
     from vggfeat.cli.progress import duration
+    from vggfeat.results.text import failures_by_reason
 
     say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
     for note in summary.notes:
         say(f"note: {note}")
-    for name, reason in summary.failures[:SHOWN_FAILURES]:
-        say(f"failed: {name}: {reason}")
+    for told in failures_by_reason(summary.failures, SHOWN_FAILURES, str(summary.failures_file)):
+        say(told)
     if summary.failures:
-        more = len(summary.failures) - SHOWN_FAILURES
-        say(f"failed: {f'{more} more; ' if more > 0 else ''}all of them: {summary.failures_file}")
         say(TRY_AGAIN)
 
 

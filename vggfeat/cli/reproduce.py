@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-import vggfeat
 from vggfeat.errors import ConfigError
 
-_PACKAGE = Path(vggfeat.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _PLACES = (_PACKAGE / "_pipelines", _PACKAGE.parent / "pipelines")
-"""In a wheel, and in a checkout."""
+"""Of the pipelines in a wheel, and in a checkout."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -31,9 +30,7 @@ def reproduce(words: tuple[str, ...], as_json: bool) -> int:
     """
     runner = next((place / "run.py" for place in _PLACES if (place / "run.py").is_file()), None)
     if runner is None:
-        raise ConfigError(
-            f"pipelines: expected them in one of {', '.join(map(str, _PLACES))}, found none; install again"
-        )
+        raise ConfigError(f"pipelines: expected run.py in {_PLACES[0]} or {_PLACES[1]}, found none; install again")
     with subprocess.Popen([sys.executable, runner, *(("--json",) if as_json else words or ("--help",))]) as child:
         try:
             code = child.wait()

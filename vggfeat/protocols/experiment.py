@@ -249,8 +249,6 @@ class Experiment:
                 f"{(~converged).sum()} of {converged.size} pairs of class and C: the relative duality gap is up to "
                 f"{gap[~converged].max():.0e}."
             )
-        used = np.unique(np.concatenate([np.concatenate(pair) for pair in plan.parts]))
-        self._note_failed(used, f"the choice ({plan.chosen})")
         best = self._best(curve, grid, plan.chosen)
         return Choice(C=best, grid=grid, curve=curve, converged=converged, gap=gap)
 

@@ -120,7 +120,7 @@ def _problems(audit: Audit) -> list[str]:
         (contrary, "group{s} of copies {have} different labels: one of them is wrong"),
         (audit.confident, f"label{{s}} {{are}} contradicted by other images with confidence{others}"),
         (len(copies) - across, "group{s} of copies {are} in one split: they count more than once"),
-        (near.total - near.total_across, "pair{s} of near duplicates {are} in one split"),
+        (near.total - near.total_across, "pair{s} of near duplicates {are} not parted by splits"),
         (len(audit.few), f"class{{es}} {{have}} fewer than {audit.settings.fewest} images"),
         (len(audit.outliers), "image{s} {are} like no other"),
         (len(audit.failed), "image{s} {have} no descriptor"),
@@ -182,7 +182,8 @@ def basis(content: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(
             f"{training['labelled']} labelled images scored by SVMs that did not see them: {training['svms']} SVMs "
-            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])})"
+            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])}); a ? marks a contradiction "
+            "of less confidence"
         )
     return lines
 

@@ -44,7 +44,7 @@ def evidence_json(evidence: Evidence, image: str, model: str) -> dict[str, Any]:
 def evidence_text(content: dict[str, Any], top: int = 5) -> str:
     """Return the class, the parts of its score, and the highest other scores as a text."""
     others = sorted(content["scores"].items(), key=lambda one: -one[1])
-    rows = [[f"Q = {one['scale']}", one["net"], f"{one['sum']:+.4f}"] for one in content["scales"]]
+    rows = [[f"sum at Q = {one['scale']}", one["net"], f"{one['sum']:+.4f}"] for one in content["scales"]]
     rows += [["intercept", "", f"{content['intercept']:+.4f}"], ["score", "", f"{content['sum']:+.4f}"]]
     ranked = [[name, f"{score:+.4f}"] for name, score in others[:top]]
     return "\n".join([*align([["class", content["class"]]], left=2), *align(rows, left=2), "", "highest scores:",

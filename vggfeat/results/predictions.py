@@ -142,7 +142,7 @@ def images_table(predictions: Predictions, *, top: int, width: int | None = None
     for row, name in enumerate(predictions.dataset.ids):
         best = (f"{predictions.classes[k]} {_shown(predictions, row, k)}" for k in predictions.best(row, top))
         failed = bool(predictions.failed[row])
-        told = f"failed: {_reason(predictions, row)}" if failed else ", ".join(best)
+        told = f"failed: {_reason(predictions, row)}" if failed else "; ".join(best)
         rows.append([name, "" if failed else _given(predictions, row) or "-", told])
     lines = [*_ragged(rows, 2, width), "", _counts(predictions), *(f"note: {note}" for note in predictions.notes)]
     return "\n".join(printable(line) for line in lines)

@@ -4,6 +4,7 @@ K = classes, m = rows of a test.
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,7 +196,8 @@ def _learning_lines(result: Result) -> list[str]:
     cells = [["training images", "samples", "mean %", "+-", "lowest", "highest"]]
     for row in rows:
         numbers = (percent(row[name]) for name in ("mean", "deviation", "low", "high"))
-        cells.append([f"{row['share']:.3g} of them", f"{row['samples']:.0f}", *numbers])
+        share = Fraction(row["share"]).limit_denominator(64)
+        cells.append([f"{share} of them" if share < 1 else "all", f"{row['samples']:.0f}", *numbers])
     gain = 100 * (rows[-1]["mean"] - rows[-2]["mean"])
     told = [] if np.isnan(gain) else [f"from half of the training images to all of them: {gain:+.1f} points"]
     return [f"learning curve, {result.metric_name}, C as on all images:", *align(cells, left=1), *told, ""]

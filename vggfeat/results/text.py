@@ -3,7 +3,7 @@
 import math
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 DASH = "\N{EN DASH}"
 SHORTEST = 8
@@ -51,6 +51,28 @@ def printable(text: str) -> str:
 def percent(value: float | None, missing: str = "-") -> str:
     """Write a proportion in per cent."""
     return missing if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def failures_by_reason(failures: Iterable[tuple[str, str]], most: int, place: str) -> list[str]:
+    """Say why images failed, a line for each of the first `most` reasons, and where all images are named.
+
+    Parameters
+    ----------
+    failures : iterable of (str, str)
+        Image and reason.
+    most : int
+    place : str
+        What holds all of them.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in failures:
+        reasons.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in list(reasons.items())[:most]:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"failed: {names[0]}{others}: {reason}")
+    left = sum(map(len, list(reasons.values())[most:]))
+    return [*lines, f"failed: {f'{left} more; ' if left else ''}all of them: {place}"] if lines else []
 
 
 def _width(text: str) -> int:
