@@ -166,7 +166,7 @@ def test_reducing_is_tried_where_it_can_help():
 def test_peak_memory_counts_what_was_held():
     # In a process of its own, because this one may have held more before.
     script = (
-        "import numpy as np; from vggfeat.benchmarks.measure import peak_memory; "
+        "import numpy as np; from vggfeat.runtime.system import peak_memory; "
         "before = peak_memory(); np.ones(50_000_000); print(peak_memory() - before)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
