@@ -60,6 +60,8 @@ def test_every_option_that_a_page_names_exists(page):
     known |= {"--rm", "--gpus", "--nv"}  # of containers
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     known |= {"--folder", "--cases", "--seed"}  # of the proofs
+    known |= {"--all-groups", "--torch-backend", "--index-url", "--no-cache-dir"}  # of uv and pip
+    known |= {"--gpus", "--rm", "--nv"}  # of Docker and Apptainer
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8"))) <= known
 
 

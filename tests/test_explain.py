@@ -172,5 +172,5 @@ def test_the_command_draws_and_prints_the_sums(desk, tmp_path, monkeypatch, caps
     assert content["scales"][0]["classes"].keys() == {"cat", "dog"}
     lines = evidence_text(content).splitlines()
     assert lines[0].split() == ["class", "dog"]
-    assert lines[1].split() == ["Q", "=", "224", nets[0], f"{content['scales'][0]['sum']:+.4f}"]
+    assert lines[1].split() == ["sum", "at", "Q", "=", "224", nets[0], f"{content['scales'][0]['sum']:+.4f}"]
     assert run(words) == 6, "it is there"

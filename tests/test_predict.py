@@ -79,7 +79,7 @@ def test_it_says_what_extract_and_apply_say_and_a_bad_image_is_a_row(desk, tmp_p
             continue
         best = int(scores.argmax())
         assert row[1] == classes[best]
-        assert f"  {row[1]}  {row[1]} {scores[best]:.2f}, {100 * chances[best]:.1f} %, " in line
+        assert f"  {row[1]}  {row[1]} {scores[best]:.2f}, {100 * chances[best]:.1f} %; " in line
         found = np.array(row[2:-1], dtype=float)
         np.testing.assert_allclose(found, [scores[best], chances[best], *scores, *chances], rtol=1e-4, atol=1e-5)
         assert row[-1] == ""
