@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,8 @@ from vggfeat.protocols import ProtocolSettings
 from vggfeat.samples import Task
 from vggfeat.svm import SvmSettings
 from vggfeat.weights import load_backbone
+
+pandas = pytest.importorskip("pandas")
 
 ROOT = Path(__file__).parents[1]
 ESCAPED = re.compile(r"[^ -~]")

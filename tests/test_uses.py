@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import openpyxl
 import pytest
 
 from documents import DOCS, ROOT, run_notebook, run_page
@@ -14,6 +13,8 @@ from vggfeat import open_dataset
 from vggfeat.cli import run
 from vggfeat.synthetic import Settings, write
 from vggfeat.weights import load_backbone, save_weights
+
+openpyxl = pytest.importorskip("openpyxl")
 
 COLUMNS = ["--column", "path=Photo", "--column", "labels=Diagnosis", "--column", "group=Patient ID"]
 

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +19,8 @@ from vggfeat.datasets import cells, folder, manifest
 from vggfeat.datasets.manifest import ListSettings, read_manifest
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
+
+openpyxl = pytest.importorskip("openpyxl")
 
 PAGE = Path(__file__).parents[2] / "data" / "manifest.md"
 

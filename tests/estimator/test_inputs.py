@@ -5,9 +5,7 @@ import io
 import threading
 from functools import partial
 
-import fsspec
 import numpy as np
-import pandas
 import pyarrow
 import pytest
 import torch
@@ -17,6 +15,9 @@ from sklearn.compose import ColumnTransformer
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.estimator import inputs as module
+
+fsspec = pytest.importorskip("fsspec")
+pandas = pytest.importorskip("pandas")
 
 NET = "random:A:0:0.03125"
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
