@@ -61,6 +61,7 @@ def test_every_error_is_documented_with_its_exit_code():
     assert all(pickle.loads(pickle.dumps(made)).args for made in (ConfigError("x"), errors.ImageError("empty", "x")))
 
 
+@pytest.mark.long  # mypy alone takes 20 s; `.ci/run` checks the same program with the package.
 def test_a_program_under_strict_types_uses_the_public_face():
     words = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "tests/support/typed_program.py"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

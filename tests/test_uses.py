@@ -23,7 +23,7 @@ COLUMNS = ["--column", "path=Photo", "--column", "labels=Diagnosis", "--column",
 def desk(tmp_path_factory):
     """A folder with what the pages name: rendered data sets and images, and narrow nets in the place of full ones."""
     desk = tmp_path_factory.mktemp("desk")
-    few = Settings(image_side=96, classes=20, train=24, val=24, test=24)
+    few = Settings(image_side=96, classes=20, train=12, val=12, test=12)
     write("voc2007", desk / "VOCdevkit", seed=0, size=few, workers=1)
     for net in ("D", "E"):
         made = load_backbone(f"random:{net}:0:0.03125")
@@ -96,7 +96,7 @@ def test_a_programmer_builds_a_service(desk):
     assert (names["image"].grad != 0).any()
     assert len(names["frame"]) == 20
     assert len(names["accuracies"]) == 3
-    assert len(names["data"].descriptors) == len(names["data"].labels) == len(names["data"].ids) == 24
+    assert len(names["data"].descriptors) == len(names["data"].labels) == len(names["data"].ids) == 12
     assert [sorted(answer) for answer in names["answers"]] == [["class"], ["reason"]]
 
 

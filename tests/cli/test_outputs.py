@@ -60,7 +60,10 @@ READS = {
     "inspect", "probe", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
     "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
-THROUGH_OTHERS = {"demo": "its steps are the commands data synth, extract, svm and report"}
+THROUGH_OTHERS = {
+    "demo": "its steps are the commands data synth, extract, svm and report",
+    "reproduce": "so are those of the pipelines",
+}
 JUDGED_BY_CONTENT = {"train", "localise train", "data synth", "data pack"}
 """What a file in their folder means, their own tests say."""
 CASES = [(command, name) for command, (_, names, _) in WRITES.items() for name in names]

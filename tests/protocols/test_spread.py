@@ -124,7 +124,7 @@ def test_the_curve_is_told_drawn_and_kept(tmp_path):
     lines = (tmp_path / "table.txt").read_text().splitlines()
     start = lines.index("learning curve, mean class recall, C as on all images:")
     assert lines[start + 1].split("  ")[0] == "training images"
-    assert [line.split()[0] for line in lines[start + 2 : start + 7]] == ["0.0625", "0.125", "0.25", "0.5", "1"]
+    assert [line.split()[0] for line in lines[start + 2 : start + 7]] == ["1/16", "1/8", "1/4", "1/2", "all"]
     rows = json.loads((tmp_path / "results.json").read_text())["learning_curve"]
     gain = 100 * (rows[-1]["mean"] - rows[-2]["mean"])
     assert lines[start + 7] == f"from half of the training images to all of them: {gain:+.1f} points"

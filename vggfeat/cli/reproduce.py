@@ -15,7 +15,7 @@ _PLACES = (_PACKAGE / "_pipelines", _PACKAGE.parent / "pipelines")
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("words", metavar="[NAME [OPTIONS]]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--json", "as_json", is_flag=True, help="List the rows as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list of rows as JSON.")
 def reproduce(words: tuple[str, ...], as_json: bool) -> int:
     """Reproduce a row of Tables 3 to 6, 11 and 12 of the VGG paper, and compare the numbers.
 
