@@ -100,6 +100,7 @@ def test_links_in_the_documents_lead_somewhere():
             assert target.startswith("http") or place.exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.long  # `.ci/run` builds it as well, with the same options
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     words = [

@@ -160,6 +160,7 @@ class TestManifest:
 
 
 PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.\\"), min_size=1, max_size=8)
+PATHS = PATHS.filter(str.strip)  # A line of blanks alone is no row.
 NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=5)
 
 
