@@ -519,7 +519,8 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert report["lost"]["seconds"] < 20
     paused = report["paused"]
     assert (paused["codes"], paused["weights"][0]) == ([0, 0], paused["weights"][1])
-    assert paused["said"][0] == "note: waiting for process 1 of 2, not heard of for 1 s: stopped, or out of reach\n"
+    # On a busy machine without how long it was silent, which tests/runtime/test_meeting.py claims.
+    assert paused["said"][0].startswith("note: waiting for process 1 of 2")
     # The store of the first process, and Gloo of both: nobody from another machine reaches them.
     assert paused["listening"] == ["0100007F"]
 
