@@ -56,11 +56,9 @@ def test_every_command_on_a_page_is_one_that_the_command_line_takes(page):
 def test_every_option_that_a_page_names_exists(page):
     known = {option for command in commands().values() for param in command.params for option in param.opts}
     known |= {"--twin", "--help", "--no-dev", "--full", "--json"}  # of pipelines, of everything, of uv, of the proofs
-    known |= {"--all-groups", "--group", "--torch-backend", "--index-url", "--no-cache-dir"}  # of uv and pip
-    known |= {"--rm", "--gpus", "--nv"}  # of containers
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     known |= {"--folder", "--cases", "--seed"}  # of the proofs
-    known |= {"--all-groups", "--torch-backend", "--index-url", "--no-cache-dir"}  # of uv and pip
+    known |= {"--all-groups", "--group", "--torch-backend", "--no-cache-dir"}  # of uv and pip
     known |= {"--gpus", "--rm", "--nv"}  # of Docker and Apptainer
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8"))) <= known
 
