@@ -31,7 +31,7 @@ DOORWAYS = {
               "explain",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
-    "huggingface_hub": {"weights.sources"},
+    "huggingface_hub": {"weights.sources", "weights.push"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
     "PIL": {"images", "synthetic", "results.thumbnails", "results.evidence", "localisation.predict",
             "benchmarks", "estimator"},
@@ -39,7 +39,8 @@ DOORWAYS = {
     "rich": {"cli", "estimator"},
     "fsspec": {"estimator"},
     "IPython": {"estimator"},
-    "pandas": {"protocols"},
+    "pandas": {"protocols", "store.export"},
+    "anndata": {"store.export"},
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks", "projection", "protocols.probes"},
     "joblib": {"svm", "benchmarks"},
@@ -57,7 +58,7 @@ DOORWAYS = {
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "fsspec", "IPython", "pandas", "umap"}  # fmt: skip
+        "fsspec", "IPython", "anndata", "pandas", "umap"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -94,7 +94,7 @@ class TestNames:
 
     def test_the_suffixes_are_those_promised(self):
         promised = "jpg jpeg jpe jfif png gif bmp tif tiff webp avif ppm pgm pbm pnm"
-        promised += " heic heif hif jxl jp2 j2k svg dng cr2 cr3 nef arw orf rw2 raf pef"
+        promised += " heic heif hif jxl jp2 j2k svg dng cr2 cr3 nef arw orf rw2 raf pef dcm"
         assert set(folder.IMAGE_SUFFIXES) == {f".{name}" for name in promised.split()}
 
     def test_other_files_are_counted_and_named(self, tmp_path):

@@ -55,6 +55,7 @@ def ftyp(*brands):
         (b"8BPS\0\1" + bytes(40), "Photoshop"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI\x50\0\x20\2" + bytes(40), "PNG in Apple's own form (CgBI)"),
         (b"II\xbc\x01" + bytes(40), "JPEG XR"),
+        (bytes(128) + b"DICM" + bytes(40), "DICOM"),
     ],
 )
 def test_formats_with_a_name_are_unsupported_by_it_with_the_way_out(failure, data, name):

@@ -2,10 +2,12 @@
 
 import csv
 import errno
+import importlib.util
 import io
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from vggfeat.store.export import KINDS, Table, write
 
 IDS = ("plain", "a\nb", 'c,"d"\'', "é𝄞", " space ", "=1+1")
 N, D = len(IDS), 7
+THERE = [kind for kind in KINDS if kind != "h5ad" or importlib.util.find_spec("anndata")]
 DESCRIPTORS = np.random.default_rng(3).standard_normal((N, D)).astype(np.float32)
 DESCRIPTORS[0, :4] = [0, -0.0, np.finfo(np.float32).tiny, 1 / 3]
 LABELS = np.array([[1, -1], [0, 2], [3, 1], [-1, -1], [1, 1], [0, 0]], np.int8)
@@ -76,6 +79,26 @@ def test_csv_comes_back_to_the_last_bit(tmp_path):
     assert same_bits([[float(value) for value in row[7:]] for row in rows])
 
 
+def test_h5ad_comes_back(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    found = anndata.read_h5ad(write(tmp_path / "x.h5ad", "h5ad", make_table(groups=tuple("aabbcc"))))
+    assert found.X.dtype == np.float32
+    assert same_bits(found.X)
+    assert tuple(found.obs_names) == IDS
+    assert found.obs["path"].iloc[1] == "folder/a\nb"
+    assert found.obs["group"].tolist() == list("aabbcc")
+    assert found.obs["label_dining table"].tolist() == LABELS[:, 1].tolist()
+    assert found.obs["split_train-1"].tolist() == [True, False, True, False, False, True]
+    assert found.uns["classes"].tolist() == list(CLASSES)
+
+
+def test_h5ad_without_its_library_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(ConfigError, match=r"h5ad: the package anndata is missing; pip install 'vggfeat\[anndata\]'"):
+        write(tmp_path / "x.h5ad", "h5ad", make_table())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mat_comes_back_with_names_that_matlab_allows_and_rows_from_one(tmp_path):
     found = loadmat(write(tmp_path / "x.mat", "mat", make_table()), chars_as_strings=True)
     assert same_bits(found["descriptors"])
@@ -128,13 +151,13 @@ def test_long_split_names_fit_into_matlab(tmp_path):
     assert max(map(len, names)) <= 63
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", THERE)
 def test_table_without_classes_or_splits(tmp_path, kind):
     table = make_table(labels=np.zeros((N, 0), np.int8), classes=(), splits={})
     assert write(tmp_path / "x", kind, table).stat().st_size > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", THERE)
 def test_name_that_is_no_utf8_is_shown_or_kept(tmp_path, kind):
     path = write(tmp_path / "x", kind, make_table(ids=("raw-\udcff", *IDS[1:])))
     if kind == "npz":
@@ -142,6 +165,8 @@ def test_name_that_is_no_utf8_is_shown_or_kept(tmp_path, kind):
             assert found["ids"][0] == "raw-\udcff"
     elif kind == "parquet":
         assert pq.read_table(path)["id"][0].as_py() == r"raw-\xff"
+    elif kind == "h5ad":
+        assert pytest.importorskip("anndata").read_h5ad(path).obs_names[0] == r"raw-\xff"
     elif kind == "csv":
         assert rb'"raw-\xff"' in path.read_bytes()
     else:
@@ -156,7 +181,7 @@ def test_many_rows_are_written_in_slices(tmp_path, monkeypatch):
         assert tuple(row[0] for row in list(csv.reader(file))[1:]) == IDS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", THERE)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_disk_error_leaves_nothing_and_is_told(tmp_path, kind, number):
     class Failing(Files):
@@ -199,7 +224,7 @@ def test_existing_file_is_replaced_only_when_asked(tmp_path):
 
 
 def test_unknown_kind_names_the_known(tmp_path):
-    with pytest.raises(ConfigError, match="npz, parquet, csv, mat, found 'xls'"):
+    with pytest.raises(ConfigError, match="npz, parquet, csv, mat, h5ad, found 'xls'"):
         write(tmp_path / "x", "xls", make_table())
 
 
@@ -214,7 +239,7 @@ GROUPS = ("p1", "p1", "p2", "p2", "p3", "=1+1")
 FURTHER = {"Age (years)": ("1", "", "3", "é", "-5", "6"), "site": GROUPS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", THERE)
 def test_groups_and_further_columns_come_back(tmp_path, kind):
     path = write(tmp_path / "x", kind, make_table(groups=GROUPS, columns=FURTHER))
     if kind == "npz":
@@ -225,6 +250,8 @@ def test_groups_and_further_columns_come_back(tmp_path, kind):
         found = loadmat(path)
         assert [cell.item() for cell in found["groups"].ravel()] == list(GROUPS)
         assert ["".join(cell) for cell in found["column_Age__years_"].ravel()] == list(FURTHER["Age (years)"])
+    elif kind == "h5ad":
+        assert pytest.importorskip("anndata").read_h5ad(path).obs["group"].tolist() == list(GROUPS)
     else:
         text = io.StringIO(path.read_bytes().decode() if kind == "csv" else "", newline="")
         rows = list(csv.DictReader(text)) if kind == "csv" else pq.read_table(path).to_pylist()

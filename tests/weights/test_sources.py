@@ -1,10 +1,13 @@
 """Nets on the Hugging Face Hub, from a server on this machine that answers as the Hub does."""
 
+import base64
 import hashlib
 import http.server
 import json
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -16,7 +19,10 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import load_backbone, sources
+from vggfeat.weights.load import examine
+from vggfeat.weights.push import card, push
 from vggfeat.weights.sources import find_file, hub_origin
+from vggfeat.weights.tensor_files import save_weights
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -51,12 +57,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tag = hashlib.sha256(found).hexdigest()
         return self.answer(200, found, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
 
+    def do_POST(self):
+        """Take a new repository, or one commit of files below 10 MB, as the Hub takes them."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append((self.command, self.path))
+        json_type = {"Content-Type": "application/json"}
+        if self.server.refuses:
+            self.answer(403, b'{"error": "You may not write here"}', json_type)
+            return
+        if self.path == "/api/validate-yaml":
+            said = {"errors": [], "warnings": []}
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            self.server.made.append(asked)
+            said = {"url": f"http://127.0.0.1/{asked.get('organization', 'me')}/{asked['name']}"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            said = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        else:
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = {
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines if line["key"] == "file"
+            }  # fmt: skip
+            self.server.models["/".join(self.path.split("/")[3:5])] = {FIRST: files}
+            said = {"success": True, "commitOid": FIRST, "commitUrl": "http://127.0.0.1/me/net/commit/" + FIRST}
+        self.answer(200, json.dumps(said).encode(), json_type)
+
     def answer(self, code, content, headers):
         self.send_response(code)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def log_message(self, *words):
@@ -78,7 +111,7 @@ def hub(tmp_path, monkeypatch, content):
     sources._find_on_hub.cache_clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-        server.daemon_threads, server.seen = True, []
+        server.daemon_threads, server.seen, server.made, server.refuses = True, [], [], False
         server.models = {"timm/vgg11.x": {FIRST: {"model.safetensors": content, "README.md": b"a net"}}}
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -181,3 +214,39 @@ def test_without_its_library_the_extra_is_named(monkeypatch):
 
 def test_other_files_have_no_origin(tmp_path):
     assert hub_origin(tmp_path / "model.safetensors") == ""
+
+
+def test_a_net_that_is_pushed_comes_back_by_its_name_with_a_card(hub, tmp_path, capsys):
+    tiny = tmp_path / "tiny.safetensors"
+    net = load_backbone("random:A:0:0.0625")
+    save_weights(tiny, net.model, mean=net.mean, std=net.std, training={"steps": 7})
+    assert run(["weights", "push", str(tiny), "me/net", "--licence", "mit", "--private", "--json"]) == 0
+    pushed = json.loads(capsys.readouterr().out)
+    assert pushed["spec"] == f"hf://me/net@{FIRST}"
+    assert [(one["name"], one["organization"], one["visibility"]) for one in hub.made] == [("net", "me", "private")]
+    files = hub.models["me/net"][FIRST]
+    assert files["README.md"].decode() == pushed["card"]
+    head, _, text = pushed["card"].removeprefix("---\n").partition("\n---\n")
+    assert {line.partition(": ")[0] for line in head.splitlines()} == {
+        "library_name", "pipeline_tag", "tags", "license",
+    }  # fmt: skip
+    assert 'license: "mit"' in head
+    assert '"steps": 7' in text
+    assert "--weights hf://me/net" in text
+    back = load_backbone(pushed["spec"])
+    for name, tensor in net.model.state_dict().items():
+        assert torch.equal(tensor, back.model.state_dict()[name]), name
+
+
+def test_a_push_that_is_refused_is_one_line(hub, capsys):
+    hub.refuses = True
+    small = Path(str(find_file("small")))
+    with pytest.raises(WeightsError, match=r"hf://me/net: expected the Hugging Face Hub to take the net, found .*403"):
+        push(small, "me/net")
+    with pytest.raises(ConfigError, match="repository: expected OWNER/NAME, found 'net'"):
+        push(small, "net")
+
+
+def test_the_card_of_a_published_net_has_its_licence():
+    published = replace(examine(Path(str(find_file("small")))), published=sources.PUBLISHED["vgg16-caffe"])
+    assert 'license: "cc-by-4.0"' in card(published, "me/net", dtype="float32")

@@ -230,6 +230,34 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
         say("  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is")
 
 
+@weights.command()
+@click.argument("path", metavar="FILE|NAME")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
+@click.option("--licence", help="As the Hub names it, for instance mit. [that of the published net]")
+@click.option("--private", is_flag=True, help="A repository that is made now may be read by its owner only.")
+@JSON
+def push(path: str, repository: str, float16: bool, licence: str | None, private: bool, as_json: bool) -> None:
+    """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
+
+    Both go in one commit, which the command names; log in first (hf auth login). Needs vggfeat[hub].
+
+    \b
+    Example:
+      vggfeat weights push trained/best.safetensors me/vgg-flowers --licence cc-by-4.0
+    """
+    from vggfeat.weights.push import push as push_file
+    from vggfeat.weights.sources import find_file
+
+    dtype = "float16" if float16 else "float32"
+    pushed = push_file(find_file(path), repository, dtype=dtype, licence=licence, private=private)
+    if as_json:
+        say_json(pushed._asdict())
+        return
+    say(f"{pushed.spec}: to use it:")
+    say(f"  vggfeat extract --dataset NAME --root ROOT --weights {pushed.spec}")
+
+
 def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
     for authors, title in ((True, "the authors' nets, in every format"), (False, "trained by others")):
         own = [row for row in rows if row.authors is authors]

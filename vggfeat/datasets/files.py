@@ -14,8 +14,8 @@ from vggfeat.errors import DatasetError
 from vggfeat.samples import Box
 
 UNREAD_SUFFIXES = (
-    ".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef", ".raf",
-    ".rw2", ".svg",
+    ".arw", ".cr2", ".cr3", ".dcm", ".dng", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef",
+    ".raf", ".rw2", ".svg",
 )  # fmt: skip
 """Images in formats that are not read: each fails by name, with the way out, rather than being passed over."""
 IMAGE_SUFFIXES = (

@@ -40,6 +40,7 @@ _OTHERS = (
     (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (0, b"P7\n", "PAM"),
     (0, b"PF\n", "PFM in colour"),
+    (128, b"DICM", "DICOM"),
 )
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _HEIF_ANY = (b"mif1", b"mif2", b"msf1", b"miaf")
@@ -174,7 +175,7 @@ def refuse_other_formats(data: bytes) -> None:
 def _way_out(name: str) -> str:
     if name in ("PDF", "SVG"):
         return "PNG, one file a page" if name == "PDF" else "PNG at the size that is wanted"
-    return "JPEG or PNG"
+    return "PNG, by the window of grey values that shows what matters" if name == "DICOM" else "JPEG or PNG"
 
 
 def _name(data: bytes) -> str | None:

@@ -1,4 +1,4 @@
-"""Descriptors for other programs: npz, parquet, csv and mat files. N = samples, K = classes, D = descriptor length.
+"""Descriptors for other programs. N = samples, K = classes, D = descriptor length.
 
     npz      arrays ids, paths, classes (text), descriptors (N, D) float32, labels (N, K) int8, split_<name> (M,) rows
              from 0; groups and column_<name> (text) where there are some; no pickle
@@ -6,6 +6,7 @@
              for every class, a boolean column split_<name> for every split; group and column_<name> (text)
     csv      the same columns, but d0 ... d<D-1> for the descriptor, last
     mat      MATLAB 5: the names of npz; cells of text in UTF-16; splits is a struct of row numbers from 1
+    h5ad     AnnData: X is descriptors; obs has the columns of parquet but the descriptor, named by id; uns has classes
 
 Labels: 1 positive, -1 negative, 0 ignored, 2 withheld, 3 not listed. Names of files that are no UTF-8 show their
 odd bytes as \\xff in every kind but npz; a mat file shows characters beyond 16 bits, such as emoji, as \\U0001f600.
@@ -21,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import StoreError, check_choice
+from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.formats.csv_cells import spreadsheet_cell
+from vggfeat.formats.hdf5 import new_file
 from vggfeat.formats.mat5_write import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
@@ -172,6 +174,24 @@ def _csv(sink: LatchedFile, table: Table) -> None:
             sink.raise_first_error()
 
 
+def _h5ad(sink: LatchedFile, table: Table) -> None:
+    try:
+        import anndata
+        import pandas
+    except ImportError:
+        raise ConfigError("h5ad: the package anndata is missing; pip install 'vggfeat[anndata]'") from None
+    names, _ = _columns(table)
+    slices = [columns for columns, _ in _slices(table)]
+    columns = [np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*slices, strict=True)]
+    obs = pandas.DataFrame(dict(zip(names[1:], columns[1:], strict=True)), index=columns[0].astype(object))
+    var = pandas.DataFrame(index=[f"d{index}" for index in range(table.descriptors.shape[1])])
+    data = anndata.AnnData(
+        table.descriptors, obs, var, uns={"classes": np.array([*map(_shown, table.classes)], object)}
+    )
+    with new_file(sink) as file:
+        anndata.io.write_elem(file, "/", data)
+
+
 def _columns(table: Table) -> tuple[list[str], list[str]]:
     names = ["id", "path", *(f"label_{_shown(name)}" for name in table.classes)]
     names += [*(f"split_{_shown(name)}" for name in table.splits), *map(_shown, table.texts)]
@@ -231,4 +251,4 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-_WRITE = dict(zip(KINDS, (_npz, _parquet, _csv, _mat), strict=True))
+_WRITE = dict(zip(KINDS, (_npz, _parquet, _csv, _mat, _h5ad), strict=True))
