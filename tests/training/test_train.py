@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -477,6 +478,18 @@ def test_validations_and_checkpoints_do_not_slow_the_rate_down(tmp_path):
     run_small(tmp_path / "run", recipe, run, feed=Slow(recipe), files=SlowFiles(), clock=lambda: now[0])
     rates = [line["images_per_s"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
     assert rates == [recipe.batch] * 3
+
+
+def test_figures_go_to_the_handlers_of_logging(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vggfeat.training")
+    out = tmp_path / "run"
+    run_small(out, small_recipe(max_steps=2, validate_every=2))
+    passed = {(record.kind, record.step): record.figures for record in caplog.records if hasattr(record, "figures")}
+    lines = {(line["kind"], line["step"]): line for line in read_log(out / "log.jsonl")}
+    assert {("train", 2), ("validation", 2)} <= set(lines) == set(passed)
+    for key, found in passed.items():
+        assert found == pytest.approx({name: lines[key][name] for name in found}, rel=1e-5)
+    assert {"loss", "lr"} <= set(passed["train", 2])
 
 
 def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
@@ -16,6 +17,7 @@ from vggfeat.runtime.fonts import fonts_for
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints
 
+log = logging.getLogger(__name__)
 ADVICE = "make room or choose another folder"
 
 LOG_ADVICE = "make room, then go on with --resume"
@@ -191,7 +193,8 @@ class Log:
     Every line has `kind` (train, validation or note), `step`, and `run`, by which run.json knows its own: the
     `vggfeat.runtime.checksums.short_checksum` of what that holds.
 
-    Numbers go to TensorBoard as well, where that is installed. Where a run resumes at `step`, lines of later steps,
+    Numbers go to TensorBoard as well, where that is installed, and to Python's logging: a record has `kind`, `step` and
+    `figures` (name -> number), for handlers that pass them on. Where a run resumes at `step`, lines of later steps,
     which will be done again, are dropped.
     """
 
@@ -214,9 +217,10 @@ class Log:
         with disk_errors(self.path, "writing the log", LOG_ADVICE):
             append(self.files, self.path, sealed_line(line))
             self._last[kind] = step
-            for key, value in values.items():
-                if self._board is not None and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{key}", value, step)
+            figures = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+            for key, value in figures.items() if self._board is not None else ():
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+        log.info("%s, step %d: %s", kind, step, line, extra={"kind": kind, "step": step, "figures": figures})
 
     def close(self) -> None:
         """Close what TensorBoard reads; the log has nothing that is still to be written."""
