@@ -13,7 +13,7 @@ F = nets, S = scales, C = channels, K = classes, h, w = sides of a map, H, W = s
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, FitError, ImageError
 from vggfeat.forward.batching import to_compute_layout, upload
-from vggfeat.forward.features import dense_map, feature_runner, mirror
-from vggfeat.forward.rerun import rerun_limits, rerun_settings
+from vggfeat.forward.features import dense_map, mirror
+from vggfeat.forward.rerun import rerun_net
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
@@ -116,13 +116,9 @@ def explain(
     classes = tuple(saved.about["classes"])
     if name is not None and name not in classes:
         raise ConfigError(f"class: expected one of {', '.join(classes)}, found {name!r}")
-    runners = _runners(saved, weights, device)
-    # As in `vggfeat.predict`: every net has its own limit to how far a large image is reduced.
-    limits = [rerun_limits(one["provenance"]) for one in saved.recipe["files"]]
-    images = [
-        _decode(Path(image), DecodeSettings(largest_side=max(runner.sides), **limit), workers)
-        for runner, limit in zip(runners, limits, strict=True)
-    ]
+    nets = _nets(saved, weights, device)
+    runners = [runner for runner, _ in nets]
+    images = [_decode(Path(image), decode, workers) for _, decode in nets]
     shown = max((one.regions[0] for one in images), key=np.size)
     features = [_features(runner, one) for runner, one in zip(runners, images, strict=True)]  # F times (1, S, 1, C)
     descriptor, views = _views(saved, features)
@@ -143,19 +139,18 @@ def explain(
     )
 
 
-def _runners(saved: SavedModel, weights: Sequence[str], device: str) -> list[BatchRunner]:
-    """Return a runner in float32 for each net of a model."""
+def _nets(saved: SavedModel, weights: Sequence[str], device: str) -> list[tuple[BatchRunner, DecodeSettings]]:
+    """Return a runner in float32 for each net of a model, and how images are decoded for it."""
     made = saved.recipe["files"]
     if any(list(one["regions"]) != ["image"] for one in made):
         raise FitError(
             f"{saved.path}: expected a model on features of whole images, found one on boxes, which an image alone has "
             "not; train one with `vggfeat svm --regions image`"
         )
-    runners = []
-    for one, net in zip(made, nets_of(saved, weights), strict=True):
-        settings = rerun_settings(str(saved.path), one["provenance"], one["scales"], device)
-        runners.append(feature_runner(net, replace(settings, precision="fp32"), device))
-    return runners
+    return [
+        rerun_net(str(saved.path), one["provenance"], one["scales"], net, device, exact=True)
+        for one, net in zip(made, nets_of(saved, weights), strict=True)
+    ]
 
 
 def _decode(image: Path, settings: DecodeSettings, workers: int) -> DecodedImage:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.datasets.files import walk
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, ImageError, WeightsError
-from vggfeat.forward.features import feature_runner
-from vggfeat.forward.rerun import find_net, rerun_limits, rerun_settings
+from vggfeat.forward.rerun import find_net, rerun_net
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.image_bytes import shown
@@ -141,13 +140,12 @@ class _Net:
     @classmethod
     def of(cls, saved: SavedModel, number: int, net: Backbone, device: str) -> "_Net":
         made = saved.recipe["files"][number]
-        settings = rerun_settings(str(saved.path), made["provenance"], made["scales"], device)
-        runner = feature_runner(net, settings, device)
+        runner, decode = rerun_net(str(saved.path), made["provenance"], made["scales"], net, device)
+        settings = runner.settings
         same = {**net.describe(), **settings.describe(), "sides": list(runner.sides)}
         check_made(net.source, made, same, list(settings.scales), runner.head.channels)
         theirs = made["provenance"].get("precision")
         note = f"Images were computed in {settings.precision}, the model's features in {theirs}."
-        decode = DecodeSettings(largest_side=max(runner.sides), **rerun_limits(made["provenance"]))
         return cls(runner=runner, decode=decode, notes=(note,) * (settings.precision != theirs))
 
     def descriptors(
@@ -173,7 +171,6 @@ def _score(
     requests = [Request(os.path.abspath(path), (None,)) for path in files]
     scores, reasons = np.full((len(files), len(saved.about["classes"])), -np.inf), [""] * len(files)
     with ExitStack() as stack:
-        # Every net has its own limit to how far a large image is reduced, so each decodes for itself.
         decoders = [stack.enter_context(Decoder(workers, net.decode)) for net in nets]
         streams = [decoder.stream(requests) for decoder in decoders]
         for start in range(0, len(files), CHUNK):

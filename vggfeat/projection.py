@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, check_choice
 
 Method = Literal["tsne", "umap", "pca"]
+METHODS: dict[str, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
+"""What people call them."""
 PERPLEXITY = 30.0
 """Of t-SNE, scikit-learn's default; less where there are few rows."""
 COMPONENTS = 50

@@ -153,6 +153,10 @@ class DataSet:
         """
         return self.name in STORED_FRAME
 
+    def classes_of(self, row: int) -> list[str]:
+        """Return the names of the classes that a row is positive for."""
+        return [self.classes[k] for k in np.flatnonzero(self.labels[row] == Label.POSITIVE).tolist()]
+
     def place(self, row: int) -> "Place":
         """Say where the image of a row is on this machine: a file of its own."""
         return Place(os.path.join(self.root, self.paths[row]), None)

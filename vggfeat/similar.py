@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.forward.features import feature_runner
-from vggfeat.forward.rerun import find_net, rerun_limits, rerun_settings
-from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.forward.rerun import find_net, rerun_net
+from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
 from vggfeat.store.layout import Status
@@ -292,8 +291,7 @@ def extract_query(
             f"{image}: expected an id of {file.path}, because features of {', '.join(wanted)} are compared and an "
             "image alone has no box, found an image; give --regions image, or an id"
         )
-    runner = feature_runner(backbone, rerun_settings(str(file.path), file.provenance, file.scales, device), device)
-    decode = DecodeSettings(largest_side=max(runner.sides), **rerun_limits(file.provenance))
+    runner, decode = rerun_net(str(file.path), file.provenance, file.scales, backbone, device)
     with Decoder(1, decode) as decoder:
         (row,) = runner.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
     if row.features is None:

@@ -98,6 +98,16 @@ def test_the_errors_are_those_of_the_posteriors(made):
     assert sum(int(pair["images"]) for pair in pairs) == (ranks >= 1).sum()
 
 
+def test_both_modes_are_repeated_by_their_results(made, tmp_path):
+    words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data")]
+    own = ["--mode", "both", "--scales", "224", "--softmax", "before"]
+    assert run(["classify", *words, *own, "--out", str(tmp_path / "a"), *FEW]) == 0
+    assert run(["classify", *words, "--config", str(tmp_path / "a"), "--out", str(tmp_path / "b"), *FEW]) == 0
+    first, second = (results_of(tmp_path / name)["posteriors"] for name in "ab")
+    assert first == second
+    assert [part["softmax"] for part in second] == ["before", None]
+
+
 def test_a_second_run_computes_nothing(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(BatchRunner, "launch", None)
     words = ["--weights", str(made / "one.safetensors"), "--root", str(made / "data"), "--scales", "224,240"]

@@ -155,6 +155,22 @@ def test_a_setting_without_an_option_and_a_file_of_another_command_are_refused(p
     assert "expected a result of `vggfeat extract`, found vggfeat-results" in capsys.readouterr().err
 
 
+def test_settings_that_were_changed_and_texts_without_end_are_refused(photos, tmp_path, monkeypatch, capsys):
+    words = ["train", "--root", str(photos / "photos"), "--device", "cpu", "--workers", "0", "--quiet", "--net", "A"]
+    assert run([*words, "--width", "0.03125", "--batch", "4", "--steps", "1", "--out", str(tmp_path / "a")]) == 0
+    settings = json.loads((tmp_path / "a" / "run.json").read_text())
+    settings["recipe"]["momentum"] = 0.5
+    (tmp_path / "changed.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert run([*words, "--config", str(tmp_path / "changed.json"), "--out", str(tmp_path / "b")]) == 6
+    assert "changed.json: expected settings that fit their checksum, found others" in capsys.readouterr().err
+    monkeypatch.setattr("vggfeat.cli.config.MOST_BYTES", 100)
+    assert run([*words, "--config", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 6
+    assert "run.json: expected at most 100 bytes" in capsys.readouterr().err
+    # Of a feature file, only its settings come into memory.
+    assert extract(photos, tmp_path / "again.h5", "--config", photos / "first.h5") == 0
+
+
 def test_random_weights_must_be_named_again(photos, tmp_path, capsys):
     net = "random:A:0:0.03125"
     words = ["--dataset", "folder", "--scales", "224", "--weights", net]

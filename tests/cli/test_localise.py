@@ -138,6 +138,18 @@ def test_five_guesses_from_the_whole_image(files, tmp_path, capsys):
     assert "classification error of the guesses, top-1 and top-5: 85.7 % and 28.6 % on all images" in out
 
 
+@pytest.mark.parametrize("protocol", ["gt", "dense"])
+def test_an_evaluation_is_repeated_by_its_results(files, tmp_path, protocol):
+    rating = ["--classifier", files / "cls.safetensors"] if protocol == "dense" else []
+    merging = ["--threshold", "0.5", "--merge", "count"] if protocol == "dense" else []
+    assert evaluate(files, tmp_path / "a", "--protocol", protocol, "--scales", 240, *rating, *merging) == 0
+    assert evaluate(files, tmp_path / "b", "--config", tmp_path / "a", *rating) == 0
+    first, second = results(tmp_path / "a"), results(tmp_path / "b")
+    assert second["settings"] == first["settings"]
+    assert second["settings"]["scales"] == [[240]]
+    assert second["errors"] == first["errors"]
+
+
 def test_a_terminal_gets_the_worst_classes_and_the_file_all(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(OPTIONS, "LONGEST_TABLE", 2)
     monkeypatch.setattr(OPTIONS, "terminal_width", lambda: 60)

@@ -207,6 +207,18 @@ def test_a_link_is_written_through_and_stays(command, there, places, tmp_path):
     assert [path.name for path in real.parent.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["predict {images}/0.png --model {results}", "explain {images}/0.png --model {net}",
+     "similar {features} --query nobody", "report {results}", "audit none.h5", "map none.h5"],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(command, places, tmp_path, capsys):
+    """The work of each could not be done either: whoever says so first has begun it."""
+    (tmp_path / "file").write_text("mine")
+    assert run([*command.format(**places).split(), "--out", str(tmp_path / "file" / "x.out")]) == 6
+    assert f"{tmp_path / 'file'}: expected a folder to write into" in capsys.readouterr().err
+
+
 def test_the_demo_replaces_no_features_but_those_of_a_demo(places, tmp_path, capsys):
     """Its files have the names that real ones have by default."""
     features = Path(places["features"]).rename(tmp_path / "voc2007.h5")

@@ -16,8 +16,7 @@ from odd_images import encode, good_images, png, scan_bomb
 from vggfeat.errors import ConfigError, ImageError, ResourceError, VggfeatError
 from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
-from vggfeat.images.worker import environment
-from vggfeat.runtime.lines import Line
+from vggfeat.runtime.lines import Line, environment
 from vggfeat.samples import Box
 
 SUPPORT = Path(__file__).parents[1] / "support"

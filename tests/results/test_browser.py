@@ -7,7 +7,8 @@ import pytest
 from browsing import browser, chromium
 from page_runs import HOSTILE, make_images, make_run, make_table
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.results.page import PageSettings, make_page, neighbours_page
+from vggfeat.results.page import PageSettings, make_page
+from vggfeat.results.similar import similar_page
 from vggfeat.results.text import printable
 
 pytestmark = pytest.mark.skipif(
@@ -47,7 +48,7 @@ def similar(dataset, root):
     ]
     content = {"query": HOSTILE[1], "rows": 9, "file": HOSTILE[0], "join": "mean", "normalisation": "blocks",
                "regions": ["image"], "failed": 0, "nearest": nearest}  # fmt: skip
-    return neighbours_page(content, "manifest", (table.dataset.paths[0], None), root, root, workers=0)
+    return similar_page(content, "manifest", (table.dataset.paths[0], None), root, root, workers=0)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_the_json_has_a_point_for_every_image_with_a_descriptor(made):
     known = {one["id"]: one["cluster"] for one in again["points"]}
     for number, one in enumerate(again["clusters"]):
         assert {known[name] for name in one["central"]} == {number}
-    assert map_text(content).splitlines()[-1] == "35 of 36 images of manifest, pca"
+    assert map_text(content).splitlines()[-1] == "35 of 36 images of manifest, PCA"
     assert "\nforged" not in map_text(content | {"dataset": "x\nforged"})
 
 
@@ -154,7 +154,7 @@ def test_the_command_writes_a_page(tmp_path, monkeypatch, capsys):
     write_file(tmp_path / "x.h5", failed=("d",))
     assert run(["map", "x.h5", "--clusters", "2"]) == 0
     said = capsys.readouterr().out
-    assert "3 of 4 images of manifest, tsne" in said
+    assert "3 of 4 images of manifest, t-SNE" in said
     assert run(["map", "x.h5", "--method", "pca", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 3
     assert (tmp_path / "map.html").is_file()

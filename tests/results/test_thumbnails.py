@@ -11,7 +11,8 @@ from PIL import Image
 
 from page_runs import Parsed, edited, make_images, make_run
 from vggfeat.errors import ConfigError
-from vggfeat.results.page import PageSettings, make_page, neighbours_page
+from vggfeat.results.page import PageSettings, make_page
+from vggfeat.results.similar import similar_page
 from vggfeat.results.thumbnails import OUTSIDE, Key, find_root, image_below, small_copies
 
 SECRET = (255, 0, 255)
@@ -108,9 +109,9 @@ def test_no_image_from_outside_gets_onto_the_page_of_neighbours(place):
     content = {"query": "q", "rows": 9, "file": "x.h5", "join": "mean", "normalisation": "blocks", "regions": ["image"],
                "failed": 0, "nearest": nearest}  # fmt: skip
     for way in ways_out(place):
-        page = neighbours_page(content, "manifest", (way, None), place / "q", place / "root", workers=0)
+        page = similar_page(content, "manifest", (way, None), place / "q", place / "root", workers=0)
         assert len(Parsed(page).attributes("img", "src")) == 1
         assert not shows_secret(page)
     shutil.copy(place / "out" / "secret.png", place / "asked.png")
-    page = neighbours_page(content, "manifest", None, place / "asked.png", place / "root", workers=0)
+    page = similar_page(content, "manifest", None, place / "asked.png", place / "root", workers=0)
     assert shows_secret(page), "the user's own"

@@ -4,7 +4,6 @@ N = rows, K = classes.
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from vggfeat.audit.labels import GRID, OutOfFold, Suspect, out_of_fold, suspects
 from vggfeat.audit.neighbours import Pairs, compare_rows
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.protocols.leaks import contents_of
+from vggfeat.protocols.leaks import contents_of, contradicted, repeated
 from vggfeat.samples import DataSet, Label
 from vggfeat.svm import SvmSettings
 from vggfeat.table import DescriptorTable
@@ -198,12 +197,9 @@ def _sides(dataset: DataSet) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def _copies(table: DescriptorTable, sides: NDArray[np.int64], apart: NDArray[np.bool_]) -> list[Copies]:
-    dataset, contents = table.dataset, contents_of(table)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(table.ok).tolist():
-        groups[int(contents[row])].append(row)
-    found = []
-    for rows in groups.values():
+    dataset, there, found = table.dataset, np.flatnonzero(table.ok), []
+    for group in repeated(contents_of(table)[there]):
+        rows = there[group].tolist()
         if len({dataset.paths[row] for row in rows}) > 1:  # Else several samples, of one image: people, with boxes.
             across = bool(apart[np.ix_(sides[rows], sides[rows])].any())
             found.append(Copies(rows=tuple(rows), across=across, labels_differ=labels_differ(dataset, rows)))
@@ -215,8 +211,7 @@ def labels_differ(dataset: DataSet, rows: Sequence[int]) -> bool:
     rows = list(rows)
     if dataset.boxes is not None and not np.isnan(dataset.boxes[rows]).any():
         return False
-    labels = dataset.labels[rows]
-    return bool(((labels == Label.POSITIVE).any(axis=0) & (labels == Label.NEGATIVE).any(axis=0)).any())
+    return len(contradicted(dataset.labels[rows])) > 0
 
 
 def _images(dataset: DataSet, copies: tuple[Copies, ...]) -> NDArray[np.int64]:

@@ -16,6 +16,9 @@ from vggfeat.cli.options import PATH
 from vggfeat.errors import ConfigError, WeightsError
 
 MOST_BYTES = 1 << 28
+"""Of a file of JSON."""
+HDF5 = b"\x89HDF"
+"""First bytes of a feature file."""
 OF_NET = ("net", "width", "num_classes", "pool_rounding", "channel_order", "mean", "std", "trained", "last", "imported")
 OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine")
 
@@ -110,9 +113,8 @@ def weights(*nets: Settings, several: bool = False) -> Callable[[Path], Any]:
 
 def _read(path: Path) -> tuple[str, Settings]:
     """Return what a file is, and its content: JSON, or the provenance of a feature file."""
-    from vggfeat.results.checked_json import parse_object
-    from vggfeat.runtime.checksums import ENTRY, unsealed
-    from vggfeat.runtime.durable import open_bounded
+    from vggfeat.results.checked_json import parse_settings
+    from vggfeat.runtime.durable import open_bounded, read_bounded
     from vggfeat.store.layout import POSTERIORS
     from vggfeat.store.reader import FeatureFile
 
@@ -120,13 +122,12 @@ def _read(path: Path) -> tuple[str, Settings]:
         path = next((path / name for name in ("results.json", "run.json") if (path / name).is_file()), path)
     try:
         with open_bounded(path) as file:
-            start = file.read(MOST_BYTES)
+            is_hdf5 = file.read(len(HDF5)) == HDF5
+        text = b"" if is_hdf5 else read_bounded(path, MOST_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: expected a result to take settings from: {error.strerror or error}") from None
-    if not start.startswith(b"\x89HDF"):
-        content = parse_object(path, start)
-        if ENTRY in content:
-            content = unsealed(content)
+    if not is_hdf5:
+        content = parse_settings(path, text)
         return str("vggfeat-training" if "recipe" in content else content.get("format")), content
     with FeatureFile(path) as features:
         kind = POSTERIORS if features.key.get("layer") == POSTERIORS else "features"
@@ -185,11 +186,14 @@ def _of_classify(kind: str, content: Settings) -> Settings | None:
     modes = sorted({str(part["mode"]) for part in parts})
     nets = {part["weights_sha256"]: part for part in parts}
     common = ("scales", "softmax", "precision", "interpolation")
+    found: dict[str, Any] = {}
     for name in common:
-        if any(part.get(name) != parts[0].get(name) for part in parts):
+        values = [part[name] for part in parts if part.get(name) is not None]  # Crops have no soft-max over space.
+        if any(value != values[0] for value in values):
             raise ConfigError(f"{name}: expected one value in all posteriors, found several; give the file of one")
+        if values:
+            found[name] = values[0]
     mode = "both" if modes == ["dense", "multi-crop"] else modes[0]
-    found = {name: parts[0].get(name) for name in common}
     return {**found, "mode": mode, "weights": weights(*nets.values(), several=True)}
 
 
@@ -198,8 +202,16 @@ def _of_localise(kind: str, content: Settings) -> Settings | None:
         return None
     settings = dict(content["settings"])
     nets, rating = settings.pop("box_nets"), settings.pop("classifier")
+    if settings["protocol"] == "gt":
+        del settings["merging"]  # A centre crop gives one box.
     found = {**settings, "specs": weights(*nets, several=True)}
     return found if rating is None else {**found, "classifier": weights(rating)}
+
+
+def _fixed_of_localise() -> Settings:
+    from vggfeat.localisation.maps import LocaliseSettings
+
+    return {**_fixed_of_runs(), **LocaliseSettings(scales=((1,),)).describe()}
 
 
 def _of_train(kind: str, content: Settings) -> Settings | None:
@@ -245,6 +257,6 @@ LOCALISE = Replay(
     read=_of_localise,
     renamed={"merging.threshold": "threshold", "merging.average": "average", "group": "shard_rows"},
     facts=(*OF_RUN, "labels"),
-    fixed=_fixed_of_runs,
+    fixed=_fixed_of_localise,
 )
 TRAIN = Replay(of="train", read=_of_train, fixed=_fixed_of_train)

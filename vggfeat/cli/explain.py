@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.options import PATH, make_folder, net_files
 from vggfeat.cli.output import say, say_json, say_lines
 
 
@@ -42,18 +42,17 @@ def explain(
     from vggfeat.explain import explain as explain_image
     from vggfeat.protocols.apply import find_model
     from vggfeat.results.evidence import evidence_json, evidence_text, overlay
+    from vggfeat.results.record import write_file
     from vggfeat.runtime.devices import default_device
-    from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
     from vggfeat.runtime.targets import check_target
 
     chosen = find_model(model)
     out = out or Path(f"{image.stem}.evidence.png")
-    target = check_target(out, inputs=[image, model, chosen, *weights], overwrite=overwrite)
+    target = check_target(out, inputs=[image, model, chosen, *net_files(*weights)], overwrite=overwrite)
+    make_folder(target.parent)
     found = explain_image(image, chosen, name=name, weights=weights, device=device or default_device())
     content = evidence_json(found, str(image), str(chosen))
-    make_folder(target.parent)
-    with disk_errors(target, "writing the drawing", "choose another --out"), atomic_write(DISK, target) as file:
-        file.write(overlay(found))
+    write_file(target, overlay(found))
     if as_json:
         say_json({**content, "drawing": str(target)})
         return

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
 
-SHOWN_FAILURES = 10
 PHOTOGRAPHS = (
     "small has seen rendered images only, so that features of photographs say little; a net that has seen photographs: "
     "vggfeat weights fetch vgg16-caffe"
@@ -154,7 +153,7 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
         say_json(_summary_json(summary))
         return
     from vggfeat.cli.progress import duration
-    from vggfeat.results.text import failures_by_reason
+    from vggfeat.results.text import SHOWN_FAILURES, failures_by_reason
 
     say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
     for note in summary.notes:

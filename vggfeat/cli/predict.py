@@ -76,6 +76,7 @@ def predict(
     target = None
     if out is not None:
         target = check_target(out, inputs=[*images, model, *net_files(*weights)], overwrite=overwrite)
+        make_folder(target.parent)
     files = list_images(images)
     saved = open_model(model)
     nets = nets_of(saved, weights)
@@ -93,7 +94,6 @@ def predict(
             progress=bar.update,
         )
     if target is not None:
-        make_folder(target.parent)
         write_file(target, scores_csv(found, spreadsheet_safe=spreadsheet_safe))
     if as_json:
         say_json(predictions_json(found, model=saved.path, top=top))

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Words, make_folder, terminal_width
+from vggfeat.cli.options import PATH, Words, make_folder, net_files, terminal_width
 from vggfeat.cli.output import say, say_json, say_lines
 
 if TYPE_CHECKING:
-    from vggfeat.similar import Neighbours
     from vggfeat.store.reader import FeatureFile
 
 
@@ -53,26 +52,30 @@ def similar(
     """
     from vggfeat.cli.features import default_join
     from vggfeat.errors import ConfigError
-    from vggfeat.results.page_files import check_page_place
+    from vggfeat.results.page_files import check_page_place, write_page
+    from vggfeat.results.similar import similar_json, similar_page, similar_text
     from vggfeat.similar import DescriptorSettings, nearest
     from vggfeat.store.reader import FeatureFile
 
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
-        check_page_place(out, [file, *([images] if images else []), query])
+        check_page_place(out, [file, *([images] if images else []), query, *net_files(weights)])
+        make_folder(out.parent)
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
     with FeatureFile(file) as features:
         row, descriptor = _descriptor(features, query, settings, weights, device)
         found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
-        content = _content(features, query, row, found, settings)
+        content = similar_json(features, query, row, found, settings)
         if out is not None:
-            _write_page(features, out, images, content, row, query)
+            sample = None if row is None else features.dataset[row]
+            own = None if sample is None else (sample.path, sample.box)
+            write_page(out, similar_page(content, features.dataset_name, own, Path(query), images))
     if as_json:
         say_json(content)
         return
-    say_lines(_table(content))
+    say_lines(similar_text(content, width=terminal_width()))
     if out is not None:
         say(str(out))
 
@@ -93,53 +96,3 @@ def _descriptor(
     net = net_of(features, weights)
     made = extract_query(features, Path(query), net, device or default_device(), regions=settings.regions)
     return None, settings.describe(features, made)[0]
-
-
-def _content(
-    features: "FeatureFile", query: str, row: int | None, found: "Neighbours", settings: Any
-) -> dict[str, Any]:
-    classes, labels = features.dataset.classes, features.dataset.labels
-    return {
-        "file": str(features.path),
-        "query": query,
-        "query_id": None if row is None else features.dataset.ids[row],
-        "measure": "cosine",
-        "join": settings.join,
-        "normalisation": settings.normalisation,
-        "regions": list(settings.regions or features.regions),
-        "rows": found.rows,
-        "failed": found.failed,
-        "nearest": [
-            {
-                "rank": rank,
-                "id": one.id,
-                "path": one.path,
-                "cosine": one.cosine,
-                "classes": [name for name, label in zip(classes, labels[one.row], strict=True) if label == 1],
-                "box": one.box,
-            }
-            for rank, one in enumerate(found.nearest, start=1)
-        ],
-    }
-
-
-def _table(content: dict[str, Any]) -> str:
-    from vggfeat.results.text import align
-
-    rows = [["rank", "cosine", "id", "classes"]]
-    rows += [
-        [str(one["rank"]), f"{one['cosine']:.4f}", one["id"], ", ".join(one["classes"])] for one in content["nearest"]
-    ]
-    failed = f", {content['failed']} failed ones left out" if content["failed"] else ""
-    return "\n".join([*align(rows, left=4, width=terminal_width()), f"{content['rows']} images compared{failed}"])
-
-
-def _write_page(
-    features: "FeatureFile", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
-) -> None:
-    from vggfeat.results.page import neighbours_page
-    from vggfeat.results.page_files import write_page
-
-    make_folder(out.parent)
-    own = (features.dataset[row].path, features.dataset[row].box) if row is not None else None
-    write_page(out, neighbours_page(content, features.dataset_name, own, Path(query), images))

@@ -5,11 +5,14 @@ What the run said of itself is its provenance, which may come from anybody.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import ConfigError, StoreError, WeightsError
-from vggfeat.forward.features import ExtractionSettings
+from vggfeat.forward.features import ExtractionSettings, feature_runner
+from vggfeat.forward.runner import BatchRunner
+from vggfeat.images.decode import DecodeSettings
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.importing import hash_file
 from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
@@ -61,16 +64,43 @@ def find_weights(sha256: str, name: str) -> str | None:
     return None
 
 
-def rerun_settings(
-    where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str = "cpu"
-) -> ExtractionSettings:
-    """Read how features of whole images were computed; fp32 stands for TF32 where that isn't: not on CUDA.
+def rerun_net(
+    where: str,
+    provenance: Mapping[str, Any],
+    scales: Sequence[int],
+    net: Backbone,
+    device: str = "cpu",
+    *,
+    exact: bool = False,
+) -> tuple[BatchRunner, DecodeSettings]:
+    """Make a net ready for whole images, and say how they are decoded, as it was in an earlier run.
+
+    Parameters
+    ----------
+    where, provenance
+        As for `find_net`.
+    scales : sequence of int
+        Q.
+    net : Backbone
+    device : str
+    exact : bool
+        In fp32, whatever the precision of the run was. It stands for TF32 anyway where that isn't: not on CUDA.
 
     Raises
     ------
     StoreError
         If the provenance doesn't say.
     """
+    settings = _settings(where, provenance, scales, device)
+    runner = feature_runner(net, replace(settings, precision="fp32") if exact else settings, device)
+    limits = provenance.get("decode", {})
+    known = ("max_pixels", "max_bytes", "allow_truncated")
+    told = {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}
+    # Every net has its own limit to how far a large image is reduced, so each decodes for itself.
+    return runner, DecodeSettings(largest_side=max(runner.sides), **told)
+
+
+def _settings(where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str) -> ExtractionSettings:
     try:
         same = {name: provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
         if same["precision"] == "tf32" and not device.startswith("cuda"):
@@ -81,10 +111,3 @@ def rerun_settings(
             f"{where}: expected one that says how its features were extracted, found one that doesn't ({error}); "
             "extract them again"
         ) from None
-
-
-def rerun_limits(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits for an image, as `vggfeat.images.decode.DecodeSettings` takes them, as far as they are told."""
-    limits = provenance.get("decode", {})
-    known = ("max_pixels", "max_bytes", "allow_truncated")
-    return {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}

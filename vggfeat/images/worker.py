@@ -2,14 +2,12 @@
 
 import errno
 import importlib
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
@@ -17,27 +15,14 @@ import numpy as np
 
 from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
-from vggfeat.runtime.lines import Line, limit_memory, silence_libraries
+from vggfeat.runtime.lines import Line, limit_memory, silence_libraries, start_process
 from vggfeat.runtime.system import end_with_parent
 from vggfeat.samples import Box
 
 Decode = Callable[[Request, DecodeSettings], DecodedImage]
 _START_LIMIT = 60.0
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from vggfeat.images.worker import work; work(int(sys.argv[2]))"
-)
-# Whatever else is in the environment, keys and tokens above all, is none of a decoder's business.
-_PASSED = frozenset((
-    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "LD_PRELOAD",
-    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONUTF8",
-    "PYTHONCOERCECLOCALE", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX",
-    "PYTHONHASHSEED", "PYTHONMALLOC", "PYTHONFAULTHANDLER", "PYTHONWARNINGS", "__PYVENV_LAUNCHER__",
-))  # fmt: skip
-# The arithmetic libraries would else reserve memory for a thread on each core.
-_ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 # Else the C library gives the pixels' memory back after each image, and a third of the time goes into page faults.
-_ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 _REMEDIES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close files of other programs",
@@ -66,10 +51,8 @@ class Worker:
 
     def __init__(self, decode: Decode, settings: DecodeSettings) -> None:
         function, named = (decode.func, decode.keywords) if isinstance(decode, partial) else (decode, {})
-        if not sys.executable:
-            raise not_started("no path of the Python interpreter (sys.executable)")
         try:
-            near, far = socket.socketpair()
+            self._process, near = start_process(__name__, "work", more=_MALLOC)
         except OSError as error:
             raise not_started(error) from None
         self.timeout = settings.timeout
@@ -79,18 +62,6 @@ class Worker:
             "settings": asdict(settings),
             "parent": os.getpid(),
         }
-        try:
-            with far:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
-                    pass_fds=[far.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment(os.environ),
-                )
-        except OSError as error:
-            near.close()
-            raise not_started(error) from None
 
     def greet(self) -> None:
         """Wait until the process is ready.
@@ -169,17 +140,11 @@ class Worker:
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what a worker is given of an environment: paths, language, Python's own settings, and no more."""
-    passed = {name: value for name, value in given.items() if name in _PASSED or name.startswith("LC_")}
-    return passed | _ENVIRONMENT
-
-
 def not_started(cause: OSError | str) -> ResourceError:
     """Make the error for a worker that did not come to work, which is no fault of the image that waits for it."""
     found, remedy = cause, "mend that"
     if isinstance(cause, OSError):
-        found = f"{type(cause).__name__}: {cause.strerror or cause}"
+        found = f"{type(cause).__name__}: {cause.strerror or cause}" if cause.errno else f"{cause}"
         remedy = _REMEDIES.get(cause.errno or 0, remedy)
     expected = "decoding process: expected the system to start it"
     return ResourceError(f"{expected}, found {found}; {remedy}, or decode with fewer workers (--workers), or with 0")

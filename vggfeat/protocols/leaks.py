@@ -109,10 +109,9 @@ def contents_of(table: DescriptorTable) -> NDArray[np.int64]:
 def label_notes(table: DescriptorTable) -> list[str]:
     """Say which images occur with the same bytes, and the same box if they have one, but contradictory labels."""
     dataset, differing = table.dataset, []
-    for rows in _repeated(contents_of(table), dataset.boxes):
+    for rows in repeated(contents_of(table), dataset.boxes):
         labels = dataset.labels[rows]
-        both = (labels == Label.POSITIVE).any(axis=0) & (labels == Label.NEGATIVE).any(axis=0)
-        for k in np.flatnonzero(both)[:1].tolist():
+        for k in contradicted(labels)[:1].tolist():
             one, other = (dataset.ids[rows[(labels[:, k] == sign).argmax()]] for sign in (1, -1))
             differing.append(f"{one} and {other} ({dataset.classes[k]})")
     return [
@@ -121,7 +120,12 @@ def label_notes(table: DescriptorTable) -> list[str]:
     ] * bool(differing)
 
 
-def _repeated(contents: NDArray[np.int64], boxes: NDArray[np.float64] | None) -> list[NDArray[np.int64]]:
+def contradicted(labels: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Return the numbers of the classes that rows (n, K) are positive as well as negative for."""
+    return np.flatnonzero((labels == Label.POSITIVE).any(axis=0) & (labels == Label.NEGATIVE).any(axis=0))
+
+
+def repeated(contents: NDArray[np.int64], boxes: NDArray[np.float64] | None = None) -> list[NDArray[np.int64]]:
     """Return the rows of each image, or of each box in it, that there are several of."""
     order = np.argsort(contents, kind="stable")
     repeated = [rows for rows in np.split(order, np.flatnonzero(np.diff(contents[order])) + 1) if len(rows) > 1]

@@ -6,14 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
 from vggfeat.results.page_files import render
 from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import Key, first_copies
-from vggfeat.samples import DataSet, Label
+from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable
 
 FORMAT, VERSION = "vggfeat-audit", 1
@@ -101,7 +99,7 @@ def _describer(data: DataSet) -> Callable[[int], dict[str, Any]]:
         return {
             "id": sample.id,
             "path": sample.path,
-            "classes": [data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)],
+            "classes": data.classes_of(row),
             "splits": [name for name, rows in members.items() if row in rows],
             "box": sample.box,
         }

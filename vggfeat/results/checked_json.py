@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.checksums import ENTRY, unsealed
 
 SVM_FORMAT, SVM_VERSION = "vggfeat-results", 1
 MEASURES = ("ap-11-point", "ap-area", "recall", "accuracy")
@@ -48,6 +49,23 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
     if _deeper(content, DEEPEST):
         raise StoreError(f"{path}: expected at most {DEEPEST} levels in each other, found more; make it again")
     return content
+
+
+def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
+    """Read the settings of a run that were in a file, without their checksum, which those of before have not.
+
+    Raises
+    ------
+    StoreError
+        If they are no JSON object, or another than their checksum is of.
+    """
+    content = parse_object(path, text)
+    try:
+        return unsealed(content) if ENTRY in content else content
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: expected settings that fit their checksum, found others ({error}); remove it"
+        ) from None
 
 
 def check_svm(path: Path, results: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """All images of a table as points in the plane: as JSON, and as a page on which they can be looked at and selected."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, quoted
-from vggfeat.projection import Clusters, ProjectionSettings, chosen_rows, cluster, project
+from vggfeat.projection import METHODS, Clusters, ProjectionSettings, chosen_rows, cluster, project
 from vggfeat.results.page_files import render
 from vggfeat.results.reading import SvmRun, read_runs
 from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image
-from vggfeat.samples import Label, Task
+from vggfeat.samples import Task
 from vggfeat.table import DescriptorTable
 
 FORMAT, VERSION = "vggfeat-map", 1
@@ -48,7 +49,7 @@ def map_json(
         )
     descriptors = table.descriptors[rows]
     places, clusters = project(descriptors, settings), cluster(descriptors, settings)
-    labels = [[data.classes[k] for k in np.flatnonzero(data.labels[row] == Label.POSITIVE)] for row in rows]
+    labels = [data.classes_of(row) for row in rows.tolist()]
     kind, groups = _groups(table, rows, labels, clusters, predicted)
     points = [
         {
@@ -129,7 +130,7 @@ def map_text(content: Mapping[str, Any]) -> str:
     ]
     points, images = len(content["points"]), content["images"]
     part = "" if points == images else f" of {images}"
-    last = printable(f"{points}{part} images of {content['dataset']}, {content['method']}")
+    last = printable(f"{points}{part} images of {content['dataset']}, {METHODS[content['method']]}")
     return "\n".join([*align(rows, left=3), last])
 
 
@@ -157,23 +158,21 @@ def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: i
     # The central images first, then every so many.
     wanted = [*central, *keys[:: max(1, -(-len(keys) // BUDGET))]]
     copies = first_copies(root, content["dataset"], wanted, workers=workers)
-    counts: dict[str, int] = {}
-    for one in points:
-        counts[one["group"]] = counts.get(one["group"], 0) + 1
-    names = sorted(counts)
+    counts = Counter(one["group"] for one in points)
+    number = {name: place for place, name in enumerate(sorted(counts))}
     data = {
-        "groups": [printable(name) for name in names],
+        "groups": [printable(name) for name in number],
         "points": [
-            [round(one["x"], 5), round(one["y"], 5), names.index(one["group"]), printable(one["id"]),
+            [round(one["x"], 5), round(one["y"], 5), number[one["group"]], printable(one["id"]),
              printable(", ".join(one["classes"])), _address(copies, key)]
             for one, key in zip(points, keys, strict=True)
         ],
     }  # fmt: skip
     clusters = [(one["size"], [(by_id[name], name) for name in one["central"]]) for one in content["clusters"]]
-    groups = [(name, counts[name]) for name in names]
+    groups = [(name, counts[name]) for name in number]
     return render(
-        "map.html", script="map.js", content=content, data=script_json(data), groups=groups, clusters=clusters,
-        copies=copies,
+        "map.html", script="map.js", content=content, method=METHODS[content["method"]], data=script_json(data),
+        groups=groups, clusters=clusters, copies=copies,
     )  # fmt: skip
 
 

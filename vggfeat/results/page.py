@@ -1,7 +1,6 @@
-"""Pages: of folders of results, which are read, compared and shown with images; and of the images most like one."""
+"""The page of folders of results, which are read, compared and shown with images."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -160,47 +159,3 @@ def _difference_json(group: RunGroup, found: Any) -> dict[str, Any]:
         "seed": settings.seed,
         "images": found.difference.images,
     }
-
-
-def neighbours_page(
-    content: Mapping[str, Any],
-    dataset: str,
-    own: tuple[str, Any] | None,
-    query: Path,
-    images: Path | None,
-    *,
-    workers: int = 1,
-) -> bytes:
-    """Render the images most like one.
-
-    Parameters
-    ----------
-    content : mapping
-        As `vggfeat similar --json` prints it.
-    dataset : str
-        Name of the data set.
-    own : (path, box), optional
-        Of the query, if it is in the file.
-    query : Path
-        The image, if it is not.
-    images : Path, optional
-        Root of the data set; without it the page has names only.
-    workers : int
-        Processes that decode images.
-
-    Raises
-    ------
-    ConfigError
-        If the images are not there.
-    """
-    keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
-    copies: dict[Key, str] = {}
-    asked: Key | None = None if own is None else Key.of(*own)
-    if images is not None:
-        root = find_root(images, dataset, [key.path for key in keys])
-        copies = small_copies(root, [*keys, *([asked] if asked else [])], dataset=dataset, workers=workers)
-    if asked is None:
-        asked = Key(os.path.abspath(query), None)
-        copies |= small_copies(None, [asked], workers=workers)
-    found = list(zip(content["nearest"], keys, strict=True))
-    return render("similar.html", content=content, found=found, asked=asked, copies=copies)

@@ -14,7 +14,7 @@ from typing import Any
 
 from vggfeat.results.charts import COLOURS
 from vggfeat.results.reading import unsolved
-from vggfeat.results.svm_page import confusion_of, points
+from vggfeat.results.svm_page import points
 from vggfeat.results.text import DASH, percent, printable
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
 from vggfeat.runtime.targets import check_target
@@ -103,13 +103,13 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "percent": lambda value: percent(value, DASH),
         "points": points,
         "colour": lambda place: f"c{place % COLOURS}",
-        "confusion": confusion_of,
         "unsolved": unsolved,
     }
+    environment.filters |= filters
     environment.tests |= {"listing": lambda value: isinstance(value, list | tuple), "facts": _is_mapping}
     return environment
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.protocols.apply import Predictions
-from vggfeat.results.record import failure_lines, json_bytes, write_run
-from vggfeat.results.text import align, percent, printable, shortened
+from vggfeat.results.record import json_bytes, write_run
+from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
 from vggfeat.samples import Task
 
 
@@ -127,8 +127,8 @@ def predictions_table(predictions: Predictions, *, top: int, width: int | None =
         rows.append([name, str(taken.sum()), ", ".join(cells)])
     lines = _ragged(rows, 1, width)
     failed = np.flatnonzero(predictions.failed).tolist()
-    reasons = {predictions.dataset.ids[row]: _reason(predictions, row) for row in failed}
-    lines += ["", _counts(predictions), *failure_lines(reasons, "predictions.csv")]
+    reasons = [(predictions.dataset.ids[row], _reason(predictions, row)) for row in failed]
+    lines += ["", _counts(predictions), *failures_by_reason(reasons, SHOWN_FAILURES, "predictions.csv")]
     lines += [f"note: {note}" for note in predictions.notes]
     return "\n".join(printable(line) for line in lines)
 

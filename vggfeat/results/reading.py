@@ -18,7 +18,7 @@ from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError, StoreError, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.protocols.folds import unit_names
-from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object
+from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object, parse_settings
 from vggfeat.results.text import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
 from vggfeat.runtime.rendered import RENDERED
@@ -307,7 +307,7 @@ def _scores(found: Mapping[str, NDArray[Any]], number: int) -> Scores:
 def _training_run(files: RunFiles, name: str) -> TrainingRun:
     settings: Mapping[str, Any] = {}
     if _is_there(files.folder / "run.json"):
-        settings = _settings(files.folder / "run.json", files.read("run.json", MOST_JSON))
+        settings = parse_settings(files.folder / "run.json", files.read("run.json", MOST_JSON))
     lines = tuple(line for line in _lines(files, "log.jsonl") if type(line.get("step")) is int)
     _check_run(files.folder / "log.jsonl", settings, lines)
     left_out = [(str(line.get("path")), str(line.get("reason"))) for line in _lines(files, "unreadable.jsonl")]
@@ -325,16 +325,6 @@ def _check_run(log: Path, settings: Mapping[str, Any], lines: Sequence[Mapping[s
                 f"{log}: expected lines of the run {expected} {where}, found some of {quoted(other)}; "
                 "put the files of one run together"
             )
-
-
-def _settings(path: Path, content: bytes) -> Mapping[str, Any]:
-    found = parse_object(path, content)
-    try:
-        return unsealed(found) if ENTRY in found else found  # Those of before have no checksum.
-    except ValueError as error:
-        raise StoreError(
-            f"{path}: expected settings that fit their checksum, found others ({error}); remove it"
-        ) from None
 
 
 def _lines(files: RunFiles, name: str) -> Iterator[dict[str, Any]]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.formats.csv_cells import csv_bytes
-from vggfeat.results.text import align, percent, printable, shortened
+from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
 from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 
-SHOWN_CONFUSIONS, SHOWN_FAILURES = 10, 10
+SHOWN_CONFUSIONS = 10
 LONGEST_WORDS = 40
 
 
@@ -53,7 +53,8 @@ class Record:
             Columns of the terminal that the tables are cut to.
         """
         lines = [*self._class_lines(most, width), "", *self._confusion_lines(width), *self.remarks]
-        lines += [*failure_lines(self.failed, "results.json"), *(f"note: {note}" for note in self.notes)]
+        lines += failures_by_reason(self.failed.items(), SHOWN_FAILURES, "results.json")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(printable(line) for line in [*lines, *self.headline, *self.paper])
 
     def files(self, *, spreadsheet_safe: bool = False) -> dict[str, bytes]:
@@ -99,13 +100,6 @@ def _cell(value: Any, heading: str) -> str:
     if heading.endswith("%"):
         return percent(value)
     return "" if value is None else shortened(str(value), LONGEST_WORDS if heading == "words" else None)
-
-
-def failure_lines(failed: Mapping[str, str], file: str) -> list[str]:
-    """Name the first images that failed, and the file that names all of them."""
-    lines = [f"failed: {name}: {reason}" for name, reason in list(failed.items())[:SHOWN_FAILURES]]
-    more = len(failed) - len(lines)
-    return lines + ([f"failed: {more} more; all of them are in {file}"] if more else [])
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

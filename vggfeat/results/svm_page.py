@@ -80,6 +80,8 @@ class RunGroup:
     table: SortableTable
     overviews: tuple[Chart, ...]
     """Precision and recall of all classes and their means; and the choice of C, of each run."""
+    confusions: tuple[tuple[SvmRun, "Confusion"], ...]
+    """Of the runs that have one."""
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
 
@@ -121,6 +123,7 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: in
         comparisons=tuple(comparisons),
         table=_table(runs, comparisons),
         overviews=tuple(filter(None, charts)),
+        confusions=tuple((run, found) for run in runs if (found := confusion_of(run)) is not None),
         classes=tuple(_class_part(runs, k, per_list(lists)) for k in _worst_first(runs[-1])),
     )
 

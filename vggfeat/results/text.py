@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 DASH = "\N{EN DASH}"
+SHOWN_FAILURES = 10
+"""Reasons of failures that are printed."""
 SHORTEST = 8
 """Columns of a terminal that a name keeps, however narrow the terminal is."""
 

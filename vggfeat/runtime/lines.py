@@ -9,7 +9,10 @@ import math
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vggfeat.runtime.system import memory_in_use, resource
@@ -17,6 +20,15 @@ from vggfeat.runtime.system import memory_in_use, resource
 LONGEST_MESSAGE = 32 << 20
 """Bytes of JSON; a length beyond it makes no sense, and the other end counts as lost."""
 _TICK = 0.5
+_PASSED = frozenset((
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONUTF8",
+    "PYTHONCOERCECLOCALE", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX",
+    "PYTHONHASHSEED", "PYTHONMALLOC", "PYTHONFAULTHANDLER", "PYTHONWARNINGS", "__PYVENV_LAUNCHER__",
+))  # fmt: skip
+"""Of the environment; the rest, keys and tokens above all, is not the business of a process that may be taken over."""
+# The arithmetic libraries would else reserve memory for a thread on each core.
+_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
 class Line:
@@ -69,6 +81,55 @@ class Line:
         if not count:
             raise EOFError
         return count
+
+
+def start_process(
+    module: str, function: str, *, more: Mapping[str, str], own_group: bool = False
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a process that runs a function of a module, which is given the number of its end of a socket.
+
+    Parameters
+    ----------
+    module, function : str
+    more : mapping
+        Of the environment, besides what `environment` passes on.
+    own_group : bool
+        Whether it and its forks are a group of processes of their own, which can be ended as one.
+
+    Returns
+    -------
+    (Popen, socket)
+        The process, and this end.
+
+    Raises
+    ------
+    OSError
+        If the system gives no process or no socket, or there is no interpreter to start.
+    """
+    if not sys.executable:
+        raise OSError("no path of the Python interpreter (sys.executable)")
+    boot = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function} as run; "
+    near, far = socket.socketpair()
+    try:
+        with far:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"{boot}run(int(sys.argv[2]))", json.dumps(sys.path), str(far.fileno())],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**environment(os.environ), **more},
+                start_new_session=own_group,
+            )
+    except BaseException:
+        near.close()
+        raise
+    return process, near
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what such a process gets of an environment: paths, language, Python's own settings, and no more."""
+    passed = {name: value for name, value in given.items() if name in _PASSED or name.startswith("LC_")}
+    return passed | _ONE_THREAD
 
 
 def lower_limit(kind: int, wanted: int) -> None:

@@ -9,7 +9,6 @@ PyTorch is imported late: meanwhile the reader process imports it too.
 
 import atexit
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import VggfeatError, WeightsError
-from vggfeat.runtime.lines import Line, limit_memory, lower_limit, silence_libraries
+from vggfeat.runtime.lines import Line, limit_memory, lower_limit, silence_libraries, start_process
 from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded, resource
 from vggfeat.weights.sniff import FORMATS
 
@@ -40,13 +39,6 @@ LONGEST_ERROR = 2000
 _START_LIMIT = 120.0
 """Seconds, for the imports of a machine that is busy."""
 _LAST_MOMENT = 1.0
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from vggfeat.weights.reader_process import serve; serve(int(sys.argv[2]))"
-)
-_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Of the environment; the rest, secrets included, is not the business of a process that may be taken over."""
-_THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
 class Limits(NamedTuple):
@@ -187,24 +179,11 @@ class _ReaderProcess:
         return self._owner == os.getpid()
 
     def _begin(self) -> None:
-        if not sys.executable:
-            raise _no_start("no path of the Python interpreter (sys.executable)")
-        near, far = socket.socketpair()
-        self._owner = os.getpid()
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         try:
-            with far:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(far.fileno())],
-                    pass_fds=[far.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment | _THREADS,
-                    start_new_session=True,  # a group of its own, which is ended as one
-                )
+            self._process, near = start_process(__name__, "serve", more={}, own_group=True)
         except OSError as error:
-            near.close()
             raise _no_start(str(error.strerror or error)) from None
+        self._owner = os.getpid()
         if self._control is not None:
             self._control.close()
         self._control = near
@@ -218,10 +197,13 @@ class _ReaderProcess:
             If it can't start, or can't fork.
         """
         for _ in range(2):  # it may have ended a moment ago
-            near, far = socket.socketpair()
-            with far, contextlib.suppress(OSError):
-                socket.send_fds(self.start(), [b"!"], [far.fileno()])
             try:
+                near, far = socket.socketpair()
+            except OSError as error:
+                raise _no_start(str(error.strerror or error)) from None
+            try:
+                with far, contextlib.suppress(OSError):
+                    socket.send_fds(self.start(), [b"!"], [far.fileno()])
                 answer = Line(near, _START_LIMIT).receive()
             except BaseException as error:
                 near.close()
