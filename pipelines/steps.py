@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from vggfeat.cli.demo import run_step
 from vggfeat.cli.options import PATH, make_folder
 from vggfeat.cli.signals import is_main
-from vggfeat.cli.steps import run_step
 from vggfeat.errors import ConfigError
 
 TWIN_TRAINING = ("--width", "0.03125", "--batch", "12", "--steps", "2", "--workers", "0", "--device", "cpu")

@@ -14,7 +14,7 @@ from vggfeat.explain import _resampled, _spread
 from vggfeat.explain import explain as explain_image
 from vggfeat.predict import nets_of, predict_images
 from vggfeat.protocols import apply_model, open_model
-from vggfeat.results.evidence import evidence_text, overlay
+from vggfeat.results.predictions import evidence_text, overlay
 from vggfeat.svm import load_model, save_model
 
 explain = partial(explain_image, workers=0)

@@ -12,10 +12,9 @@ from torch import nn
 from torchvision import models
 
 from vggfeat.benchmarks.extraction import Plan, default_images, measure, summarise
-from vggfeat.benchmarks.jpegs import SHAPES, listed, make_jpegs, photograph, shapes
-from vggfeat.benchmarks.plain import PlainExtractor, plain_net, plain_precision
+from vggfeat.benchmarks.made_up import SHAPES, listed, make_jpegs, photograph, shapes
 from vggfeat.benchmarks.roofline import image_costs
-from vggfeat.benchmarks.stages import Stages, enough_memory
+from vggfeat.benchmarks.stages import PlainExtractor, Stages, enough_memory, plain_net, plain_precision
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings

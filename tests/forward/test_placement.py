@@ -20,7 +20,7 @@ from vggfeat.forward import posteriors, runner
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.posteriors import PosteriorSettings, posterior_runner
 from vggfeat.forward.runner import DTYPES, BatchRunner
-from vggfeat.localisation.maps import CentreCrop, DenseMaps, MapSettings
+from vggfeat.localisation.maps import MapSettings, crop_runner, map_runner
 from vggfeat.weights import random_backbone
 
 GPU = torch.device("cuda", 0)
@@ -38,11 +38,11 @@ def posterior(net, **options):
 
 
 def maps(net, **options):
-    return DenseMaps(net, MapSettings(scales=(256,), **options), "cuda", posteriors=True)._runner
+    return map_runner(net, MapSettings(scales=(256,), **options), "cuda", posteriors=True)
 
 
 def crop(net, **options):
-    return CentreCrop(net, MapSettings(scales=(256,), **options), "cuda", 224)._runner
+    return crop_runner(net, MapSettings(scales=(256,), **options), "cuda", 224)
 
 
 PATHS = {

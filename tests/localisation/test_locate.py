@@ -10,7 +10,7 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, clip_to_image, window_frames
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, Localiser
-from vggfeat.localisation.maps import DenseMaps, LocaliseSettings, MapSettings
+from vggfeat.localisation.maps import LocaliseSettings, MapSettings, dense_maps, map_runner
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.nets.families import initialise
@@ -63,8 +63,8 @@ def dense(nets, scales, classifier=None, **more):
 
 def test_a_net_that_always_says_the_same_boxes_the_middle_of_every_window():
     net = constant(box_net("scr"), [0.0, 0.0, 0.5, 0.25])
-    maps = DenseMaps(net.backbone, MapSettings(scales=(256,)), "cpu")
-    (found,) = maps.maps([image(256, 320).regions[0]])
+    runner = map_runner(net.backbone, MapSettings(scales=(256,)), "cpu")
+    (found,) = dense_maps(runner, [image(256, 320).regions[0]])
     assert found.map.shape == (4, 2, 4)
     boxes = boxes_from_map(found.map, np.array([0]), window_frames((2, 4)), found.rescaled, (256, 320))
     expected = [[32 * j + 56, 32 * i + 84, 32 * j + 168, 32 * i + 140] for i in range(2) for j in range(4)]
@@ -120,8 +120,8 @@ def test_the_centre_crop_sees_what_one_would_cut_out_by_hand(size, first):
 
 def test_a_strip_gives_the_values_of_the_whole():
     net, pixels = backbone(12, 3), image(256, 900).regions[0]
-    maps = [DenseMaps(net, MapSettings(scales=(256,), batch_pixels=most), "cpu") for most in (1 << 22, 120_000)]
-    (whole,), (strips,) = (list(one.maps([pixels])) for one in maps)
+    runners = [map_runner(net, MapSettings(scales=(256,), batch_pixels=most), "cpu") for most in (1 << 22, 120_000)]
+    (whole,), (strips,) = (list(dense_maps(one, [pixels])) for one in runners)
     assert whole.map.shape == (12, 2, 22)
     torch.testing.assert_close(strips.map, whole.map, rtol=1e-4, atol=1e-4)
 

@@ -10,7 +10,7 @@ import torch
 
 from box_runs import NAMES, classifier
 from vggfeat.cli import localise_train as command
-from vggfeat.cli.localise_train import localise_train
+from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.localisation import nets
 from vggfeat.localisation.nets import BOX_FACTS, BoxRecipe, box_recipe_for, init_box_net, is_box_net, load_box_net

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from box_runs import NAMES, boxes_of, classifier, listed
 from train_runs import figures, hash_of
-from vggfeat.cli.localise_train import localise_train
+from vggfeat.cli.train import localise_train
 from vggfeat.datasets.ilsvrc_boxes import Boxes
 from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decode import DecodeSettings

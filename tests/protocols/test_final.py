@@ -13,7 +13,7 @@ from vggfeat.errors import ConfigError, FitError
 from vggfeat.protocols import ProtocolSettings, run_protocol
 from vggfeat.protocols.apply import PredictionSettings, apply_model, find_model, open_model
 from vggfeat.results.predictions import predictions_csv, predictions_json, predictions_table
-from vggfeat.results.svm_files import model_files
+from vggfeat.results.svm import model_files
 from vggfeat.samples import Task
 from vggfeat.svm import SvmProblemSet, load_model, save_model
 from vggfeat.svm.calibration import Calibration

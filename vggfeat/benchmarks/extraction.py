@@ -7,11 +7,21 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from vggfeat.benchmarks.jpegs import images_on_disk
+from vggfeat.benchmarks.made_up import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
-from vggfeat.benchmarks.plain import WAYS, PlainExtractor, Way, plain_precision
 from vggfeat.benchmarks.roofline import matrix_rate
-from vggfeat.benchmarks.stages import NETWORK, PLAIN, STAGES, TOGETHER, Stages, enough_memory
+from vggfeat.benchmarks.stages import (
+    NETWORK,
+    PLAIN,
+    STAGES,
+    TOGETHER,
+    WAYS,
+    PlainExtractor,
+    Stages,
+    Way,
+    enough_memory,
+    plain_precision,
+)
 from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings, images_ahead, shards_ahead
 from vggfeat.forward.features import ExtractionSettings, feature_runner

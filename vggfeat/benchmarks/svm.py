@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.benchmarks.made_up import Problem
 from vggfeat.benchmarks.measure import Column, Report, Say, machine
 from vggfeat.benchmarks.peer import PeerForm, Solutions, Trial, fastest, objectives, solve, try_forms
-from vggfeat.benchmarks.problems import Problem
 from vggfeat.metrics import average_precision, mean_class_recall
 from vggfeat.runtime.system import peak_memory
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings

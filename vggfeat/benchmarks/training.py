@@ -13,7 +13,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from vggfeat.benchmarks.jpegs import images_on_disk
+from vggfeat.benchmarks.made_up import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
 from vggfeat.benchmarks.roofline import layer_costs, matrix_rate
 from vggfeat.datasets import ilsvrc

@@ -1,4 +1,4 @@
-"""`vggfeat audit`: features in, what is wrong with the images and labels out."""
+"""`vggfeat audit` and `vggfeat map`: features in, what is wrong with images out, or a page of all of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.given import GivenFile
+from vggfeat.cli.descriptors import GivenFile
 from vggfeat.cli.options import PATH, WorkerOptions, make_folder, option, terminal_width, with_options
 from vggfeat.cli.output import say, say_json, say_lines
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.audit import AuditSettings
+    from vggfeat.projection import ProjectionSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,6 @@ class AuditOptions:
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
 @with_options(AuditOptions, "chosen")
-@with_options(DescriptorOptions, "descriptors")
 @with_options(GivenFile, "given")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Entries of a list on the terminal.")
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
@@ -58,7 +57,6 @@ class AuditOptions:
 def audit(
     files: tuple[Path, ...],
     chosen: AuditOptions,
-    descriptors: DescriptorOptions,
     given: GivenFile,
     top: int,
     out: Path | None,
@@ -82,7 +80,7 @@ def audit(
     from vggfeat.audit import audit_table
     from vggfeat.cli.progress import Progress
     from vggfeat.results.audit import audit_json, audit_page, audit_text
-    from vggfeat.results.page_files import check_page_place, write_page
+    from vggfeat.results.page import check_page_place, write_page
 
     inputs = given.inputs(files)
     if images is not None and out is None and given.file is None:
@@ -90,11 +88,9 @@ def audit(
     if out is not None:
         check_page_place(out, [*inputs, *([images] if images else [])])
         make_folder(out.parent)
-    table = given.read(inputs, descriptors, images)
+    table = given.read(inputs, images)
     with Progress("audit", "steps", quiet=quiet) as bar:
-        found = audit_table(
-            table, chosen.settings(), progress=lambda doing, done, total: bar.update(done, total, doing)
-        )
+        found = audit_table(table, chosen.settings(), progress=bar.update_stage)
     content = audit_json(found, table, str(inputs[0]))
     if out is not None:
         write_page(out, audit_page(content, images, workers=workers.processes()))
@@ -104,3 +100,71 @@ def audit(
     say_lines(audit_text(content, top=top, width=terminal_width()))
     if out is not None:
         say(str(out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionOptions:
+    """How images get a place in the plane."""
+
+    method: str = option(
+        "--method", type=click.Choice(["tsne", "umap", "pca"]), default="tsne",
+        help="umap needs the library umap-learn: vggfeat[umap].",
+    )  # fmt: skip
+    clusters: int | None = option(
+        "--clusters", type=click.IntRange(1), help="Of k-means. [the square root of half the images, at most 20]"
+    )
+    most: int = option("--most", type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn.")
+    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of all random choices.")
+
+    def settings(self) -> "ProjectionSettings":
+        """Return them as `vggfeat.projection` takes them."""
+        from vggfeat.projection import ProjectionSettings
+
+        return ProjectionSettings(**vars(self))
+
+
+@click.command("map")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.option("--out", type=PATH, default=Path("map.html"), show_default=True, help="The page.")
+@click.option("--root", "images", type=PATH, metavar="ROOT",
+              help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
+@click.option("--run", "results", type=PATH, metavar="RUN",
+              help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]")  # fmt: skip
+@with_options(ProjectionOptions, "projection")
+@with_options(GivenFile, "given")
+@with_options(WorkerOptions, "workers")
+@click.option("--json", "as_json", is_flag=True, help="Print places and clusters as JSON.")
+def map_(
+    files: tuple[Path, ...],
+    out: Path,
+    images: Path | None,
+    results: Path | None,
+    projection: ProjectionOptions,
+    given: GivenFile,
+    workers: WorkerOptions,
+    as_json: bool,
+) -> None:
+    """Show all images of a feature file as points on one page, alike ones near each other.
+
+    Point at one to see the image; drag over some to list their ids. The page also shows clusters (k-means) with their
+    central images, which is a way into images without labels.
+
+    \b
+    Examples:
+      vggfeat map photos.h5 --root photos --out map.html
+      vggfeat map photos.h5 --run photos.svm --method pca
+    """
+    from vggfeat.results.map_page import map_json, map_page, map_text, predictions_of
+    from vggfeat.results.page import check_page_place, write_page
+
+    inputs = given.inputs(files)
+    check_page_place(out, [*inputs, *([images] if images else []), *([results] if results else [])])
+    make_folder(out.parent)
+    predicted = None if results is None else predictions_of(results)
+    content = map_json(given.read(inputs, images), str(inputs[0]), projection.settings(), predicted)
+    write_page(out, map_page(content, images, workers=workers.processes()))
+    if as_json:
+        say_json({**content, "page": str(out)})
+        return
+    say_lines(map_text(content))
+    say(str(out))

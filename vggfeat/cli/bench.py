@@ -228,7 +228,7 @@ def bench_svm(options: SvmBenchOptions) -> None:
     """
     if options.alone and options.sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
-    from vggfeat.benchmarks.problems import make_problem
+    from vggfeat.benchmarks.made_up import make_problem
     from vggfeat.benchmarks.svm import measure
     from vggfeat.runtime.system import cores
 

@@ -1,6 +1,8 @@
-"""`vggfeat demo`: the whole main job on rendered images."""
+"""`vggfeat demo` and `vggfeat reproduce`: many commands as one. Pipelines stand outside the package."""
 
 import json
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
@@ -11,6 +13,8 @@ import click
 
 from vggfeat.cli.options import PATH, Numbers, load_net, make_folder
 from vggfeat.cli.output import say, say_json
+from vggfeat.cli.signals import is_main
+from vggfeat.errors import ConfigError
 
 NET = "small"
 
@@ -36,7 +40,6 @@ def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: b
     Example:
       vggfeat demo --out /tmp/vggfeat-demo
     """
-    from vggfeat.cli.steps import run_step
     from vggfeat.runtime.rendered import MARKER
     from vggfeat.runtime.targets import check_target
 
@@ -56,6 +59,16 @@ def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: b
         return 0
     _show(found)
     return 0
+
+
+def run_step(*arguments: object) -> int:
+    """Print a command line as a user would type it, run it in this process, and return its exit code."""
+    from vggfeat.cli import run
+
+    words = [str(argument) for argument in arguments]
+    if is_main():
+        say(f"$ vggfeat {shlex.join(words)}")
+    return run(words)
 
 
 def _steps(out: Path, nets: dict[str, str], scales: tuple[int, ...], size: str) -> Iterator[list[object]]:
@@ -100,3 +113,36 @@ def _show(found: dict[str, Any]) -> None:
         say("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
     folders = ", ".join(run["folder"] for run in found["runs"])
     say(f"images {found['images']}, features and results {folders}, to look at {found['page']}")
+
+
+_PACKAGE = Path(__file__).parents[1]
+_PLACES = (_PACKAGE / "_pipelines", _PACKAGE.parent / "pipelines")
+"""Of the pipelines in a wheel, and in a checkout."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", metavar="[NAME [OPTIONS]]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--json", "as_json", is_flag=True, help="Print the list of rows as JSON.")
+def reproduce(words: tuple[str, ...], as_json: bool) -> int:
+    """Reproduce a row of Tables 3 to 6, 11 and 12 of the VGG paper, and compare the numbers.
+
+    Without NAME, all rows are listed with the numbers that are expected; `vggfeat reproduce NAME --help` shows the
+    options of one. With --twin it runs in miniature, on rendered images with narrow nets: minutes, no data, no weights.
+
+    \b
+    Examples:
+      vggfeat reproduce
+      vggfeat reproduce voc2007_d --root VOCdevkit --weights D.safetensors
+      vggfeat reproduce voc2007_d --twin
+    """
+    runner = next((place / "run.py" for place in _PLACES if (place / "run.py").is_file()), None)
+    if runner is None:
+        raise ConfigError(f"pipelines: expected run.py in {_PLACES[0]} or {_PLACES[1]}, found none; install again")
+    with subprocess.Popen([sys.executable, runner, *(("--json",) if as_json else words or ("--help",))]) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt as stop:
+            # Ctrl-C and a closed terminal reach the whole group; a SIGTERM may have been for this process alone.
+            child.send_signal(getattr(stop, "number", 0))
+            code = child.wait()
+    return code if code >= 0 else 128 - code

@@ -1,60 +1,18 @@
 """`vggfeat inspect` and `vggfeat export`: show a feature file, write its descriptors for other programs."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Words, make_folder, option, with_options
+from vggfeat.cli.descriptors import DescriptorOptions
+from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, make_folder, with_options
 from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
 from vggfeat.store import KINDS
 
-if TYPE_CHECKING:
-    from vggfeat.table import DescriptorTable
-
 LONGEST = 300
 """Characters of a value that `inspect` prints."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DescriptorOptions:
-    """How features become descriptors."""
-
-    join: str | None = option(
-        "--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]"
-    )
-    normalisation: str = option(
-        "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks",
-        help="L2 of every net and region, then of the whole; of the whole only; or none.",
-    )  # fmt: skip
-    regions: tuple[str, ...] | None = option(
-        "--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]"
-    )
-
-    def read(self, files: Sequence[Path]) -> "DescriptorTable":
-        """Read feature files."""
-        from vggfeat.table import read_descriptors
-
-        return read_descriptors(
-            files,
-            join=self.join or default_join(files[0]),  # type: ignore[arg-type]
-            normalisation=self.normalisation,  # type: ignore[arg-type]
-            regions=self.regions,
-        )
-
-
-def default_join(file: Path) -> str:
-    """Return the paper's way to join scales for the data set in a feature file."""
-    from vggfeat.datasets.catalogue import DATASETS
-    from vggfeat.store.reader import FeatureFile
-
-    with FeatureFile(file) as features:
-        name = features.dataset_name
-    return DATASETS[name].join if name in DATASETS else "mean"
 
 
 @click.command()

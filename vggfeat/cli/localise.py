@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import LOCALISE
-from vggfeat.cli.localise_train import localise_train
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
@@ -25,6 +24,7 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import say, say_json
 from vggfeat.cli.signals import is_main
+from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:

@@ -10,21 +10,18 @@ from typing import Any, TextIO
 
 import click
 
-from vggfeat.cli.audit import audit
+from vggfeat.cli.audit import audit, map_
 from vggfeat.cli.bench import bench
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
-from vggfeat.cli.demo import demo
-from vggfeat.cli.explain import explain
+from vggfeat.cli.demo import demo, reproduce
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
-from vggfeat.cli.map import map_
 from vggfeat.cli.output import say, say_lines, say_note
-from vggfeat.cli.predict import predict
+from vggfeat.cli.predict import explain, predict
 from vggfeat.cli.probe import probe
 from vggfeat.cli.report import report
-from vggfeat.cli.reproduce import reproduce
 from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
 from vggfeat.cli.similar import similar
 from vggfeat.cli.svm import svm

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.given import GivenOptions
+from vggfeat.cli.descriptors import GivenOptions
 from vggfeat.cli.options import PATH, Numbers, Words, terminal_width, with_options
 from vggfeat.cli.output import say_json, say_lines
 
 
 @click.command()
 @click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
-@with_options(DescriptorOptions, "descriptors")
 @with_options(GivenOptions, "given")
 @click.option("--probes", type=Words(), default="svm,knn,logistic", show_default=True, help="Which classifiers.")
 @click.option("--shots", type=Numbers(int), default="1,2,4,8,16", show_default=True,
@@ -24,7 +22,6 @@ from vggfeat.cli.output import say_json, say_lines
 @click.option("--quiet", is_flag=True, help="No progress.")
 def probe(
     files: tuple[Path, ...],
-    descriptors: DescriptorOptions,
     given: GivenOptions,
     probes: tuple[str, ...],
     shots: tuple[int, ...],
@@ -52,11 +49,9 @@ def probe(
     inputs = given.inputs(files)
     protocol = ProtocolSettings(folds=folds, seed=seed)
     settings = ProbeSettings(probes=probes, shots=shots, repeats=repeats, protocol=protocol)
-    table = given.read(inputs, descriptors, given.data_root)
+    table = given.read(inputs, given.data_root)
     with Progress("probe", "measurements", quiet=quiet) as bar:
-        measure, values = run_probes(
-            table, settings, progress=lambda doing, done, total: bar.update(done, total, doing)
-        )
+        measure, values = run_probes(table, settings, progress=bar.update_stage)
     content = probes_json(measure, values, table.dataset.name)
     if as_json:
         say_json(content)

@@ -82,6 +82,10 @@ class Progress:
         """Show how far it is, and how many failed, as jobs over images report it."""
         self.update(done, total, f"{failed} failed" if failed else "")
 
+    def update_stage(self, doing: str, done: float, total: float) -> None:
+        """Show how far it is, and with what, as jobs of several stages report it."""
+        self.update(done, total, doing)
+
     def _say(self, now: float) -> None:
         if self.text:
             say(self.text, err=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.options import PATH, make_folder
+from vggfeat.cli.options import PATH, WorkerOptions, make_folder, with_options
 from vggfeat.cli.output import say, say_json
 
 
@@ -17,7 +17,7 @@ from vggfeat.cli.output import say, say_json
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]")
+@with_options(WorkerOptions, "workers")
 @click.option("--json", "as_json", is_flag=True, help="Print headlines and differences as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(
@@ -26,7 +26,7 @@ def report(
     images: Path | None,
     resamples: int,
     seed: int,
-    workers: int | None,
+    workers: WorkerOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -45,19 +45,17 @@ def report(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.metrics.bootstrap import BootstrapSettings
-    from vggfeat.results.page import PageSettings, make_page, page_json
-    from vggfeat.results.page_files import check_page_place, write_page
-    from vggfeat.runtime.devices import default_workers
+    from vggfeat.results.page import PageSettings, check_page_place, make_page, page_json, write_page
 
     settings = PageSettings(
         images=images,
         bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
-        workers=default_workers() if workers is None else workers,
+        workers=workers.processes(),
     )
     check_page_place(out, runs)
     make_folder(out.parent)
     with Progress("report", "parts", quiet=quiet) as bar:
-        page = make_page(runs, settings, progress=lambda doing, done, total: bar.update(done, total, doing))
+        page = make_page(runs, settings, progress=bar.update_stage)
     write_page(out, page.content)
     found = page_json(page)
     if as_json:

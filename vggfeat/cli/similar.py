@@ -50,9 +50,9 @@ def similar(
       vggfeat similar voc2007.h5 --query 000012
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
-    from vggfeat.cli.features import default_join
+    from vggfeat.cli.descriptors import default_join
     from vggfeat.errors import ConfigError
-    from vggfeat.results.page_files import check_page_place, write_page
+    from vggfeat.results.page import check_page_place, write_page
     from vggfeat.results.similar import similar_json, similar_page, similar_text
     from vggfeat.similar import DescriptorSettings, nearest
     from vggfeat.store.reader import FeatureFile

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import SVM
-from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.given import GivenOptions
+from vggfeat.cli.descriptors import GivenOptions
 from vggfeat.cli.options import (
     PATH,
     SPREADSHEET_SAFE,
@@ -133,7 +132,6 @@ class ProbabilityOptions:
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True,
               help="With --apply: how many images of each class, and classes of each image, are named.")  # fmt: skip
 @with_options(ProbabilityOptions, "probability")
-@with_options(DescriptorOptions, "descriptors")
 @with_options(GivenOptions, "given")
 @with_options(ProtocolOptions, "protocol")
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
@@ -149,7 +147,6 @@ def svm(
     model: Path | None,
     top: int,
     probability: ProbabilityOptions,
-    descriptors: DescriptorOptions,
     given: GivenOptions,
     protocol: ProtocolOptions,
     out: Path | None,
@@ -196,10 +193,10 @@ def svm(
     folder = out or files[0].with_suffix(".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
-    table = given.read(files, descriptors, given.data_root)
+    table = given.read(files, given.data_root)
     check_device(settings.svm.device)
     with Progress("svm", "problems", quiet=quiet) as bar:
-        result = run_protocol(table, settings, progress=lambda stage, done, total: bar.update(done, total, stage))
+        result = run_protocol(table, settings, progress=bar.update_stage)
     record = svm_record(result)
     _note_replaced(folder, record.content["settings"])
     written = write_results(result, table.dataset, folder)

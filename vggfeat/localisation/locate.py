@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.batching import Size
-from vggfeat.forward.runner import MAX_RESCALED_PIXELS
+from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, window_frames
-from vggfeat.localisation.maps import CentreCrop, DenseMaps, LocaliseSettings
+from vggfeat.localisation.maps import LocaliseSettings, crop_place, crop_runner, dense_maps, map_runner
 from vggfeat.localisation.merging import merge
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.nets.transforms import rescaled_size
@@ -189,14 +189,14 @@ class Localiser:
         models = [net.backbone.model for net in nets] + ([classifier.model] if classifier else [])
         least = max(model.min_side for model in models)
         self._maps = [
-            DenseMaps(net.backbone, settings.maps(scales, least), device)
+            map_runner(net.backbone, settings.maps(scales, least), device)
             for net, scales in zip(nets, settings.scales, strict=True)
         ]
         self._channels = None if channels is None else torch.from_numpy(channels)
-        self._classifier: DenseMaps | None = None
+        self._classifier: BatchRunner | None = None
         if classifier is not None:
             every = sorted({scale for scales in settings.scales for scale in scales})
-            self._classifier = DenseMaps(classifier, settings.maps(every, least), device, posteriors=True)
+            self._classifier = map_runner(classifier, settings.maps(every, least), device, posteriors=True)
         self.largest_side = max(side for maps in self._maps for side in maps.sides)
 
     def locate(
@@ -277,20 +277,20 @@ class Localiser:
 
 
 def _run_net(
-    maps: DenseMaps, work: Sequence[_Work], report: Callable[[float], None]
+    runner: BatchRunner, work: Sequence[_Work], report: Callable[[float], None]
 ) -> Iterator[tuple[_Work, int, Size, Tensor]]:
     """Run a net over the images that have not failed: image, side, rescaled size, map; those without a map fail."""
     alive = [one for one in work if not one.failure]
-    for done, found in enumerate(maps.maps([one.image.regions[0] for one in alive]), start=1):
+    for done, found in enumerate(dense_maps(runner, [one.image.regions[0] for one in alive]), start=1):
         one = alive[found.image]
         if not one.failure and found.map is None:
-            one.failure = f"out-of-memory: it does not fit into the memory of {maps.device}, even in strips"
+            one.failure = f"out-of-memory: it does not fit into the memory of {runner.device}, even in strips"
         elif not one.failure and found.map is not None:
             if bool(torch.isfinite(found.map).all()):
-                yield one, maps.sides[found.scale], found.rescaled, found.map
+                yield one, runner.sides[found.scale], found.rescaled, found.map
             else:
                 one.failure = "non-finite: the fc8 map has NaN or infinity"
-        report(done / (len(alive) * len(maps.sides)))
+        report(done / (len(alive) * len(runner.sides)))
 
 
 def _add_boxes(work: _Work, net: BoxNet, places: NDArray[np.int64], side: int, rescaled: Size, outputs: Tensor) -> None:
@@ -332,8 +332,8 @@ class CropLocaliser:
             raise ConfigError(f"scales: expected one, for the centre crop, found {settings.scales}")
         self._net, self._places = net, class_places(net, classes)
         least = max(net.backbone.model.min_side, net.window)
-        self._crop = CentreCrop(net.backbone, settings.maps(settings.scales[0], least), device, net.window)
-        self.largest_side = self._crop.sides[0]
+        self._runner = crop_runner(net.backbone, settings.maps(settings.scales[0], least), device, net.window)
+        self.largest_side = self._runner.sides[0]
 
     def locate(
         self,
@@ -343,14 +343,14 @@ class CropLocaliser:
     ) -> list[LocalisedImage]:
         """Locate the true class of some images; see `Localiser.locate`. There are no guesses."""
         held = list(images)
-        rows = self._crop.rows(held, progress)
+        rows = self._runner.rows(held, progress)
         found = []
         for image, row, request in zip(held, rows, requests, strict=True):
             if row.features is None or isinstance(image, ImageError):
                 found.append(LocalisedImage(size=row.size, sha256=row.sha256, reason=row.reason))
                 continue
             wanted = _wanted_classes(request.labels, request.truth)
-            offset, rescaled = self._crop.place(image.regions[0].shape[:2])
+            offset, rescaled = crop_place(self._runner, image.regions[0].shape[:2], self._net.window)
             frames = _net_frames(self._net, (1, 1), rescaled, offset)
             outputs = torch.from_numpy(row.features[0, 0]).reshape(-1, 1, 1)
             found.append(

@@ -3,7 +3,7 @@
 N = images of a batch, C = channels, h, w = positions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError
 from vggfeat.forward.batching import Size, to_compute_layout, wait_for
 from vggfeat.forward.features import dense_map, narrowest_strip
-from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.forward.settings import ForwardSettings, Precision
-from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation, rescaled_size
@@ -105,29 +104,17 @@ class _MapHead:
         return narrowest_strip(model, size), size[0] * size[1]
 
 
-class DenseMaps:
-    """A net that gives its dense fc8 map at every scale.
+def map_runner(backbone: Backbone, settings: MapSettings, device: str, *, posteriors: bool = False) -> BatchRunner:
+    """Make a net ready that gives its dense fc8 map; with `posteriors` its channels are classes, see `_MapHead`."""
+    return BatchRunner(backbone, settings, _MapHead(backbone.model.num_classes, posteriors), device)
 
-    Parameters
-    ----------
-    backbone : Backbone
-    settings : MapSettings
-    device : str
-    posteriors : bool
-        Whether the channels are classes, whose scores become log posteriors at every position.
-    """
 
-    def __init__(self, backbone: Backbone, settings: MapSettings, device: str, *, posteriors: bool = False) -> None:
-        head = _MapHead(backbone.model.num_classes, posteriors)
-        self._runner = BatchRunner(backbone, settings, head, device)
-        self.device, self.sides = self._runner.device, self._runner.sides
-
-    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[MapValues]:
-        """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
-        for batch in self._runner.batches([(image,) for image in images]):
-            wait_for(self._runner.record_event())
-            for task, values in batch:
-                yield MapValues(task.image, task.scale, task.size, values)
+def dense_maps(runner: BatchRunner, images: Sequence[NDArray[np.uint8]]) -> Iterator[MapValues]:
+    """Yield the maps of some images, (H, W, 3) each, at every scale, by batches of equal size."""
+    for batch in runner.batches([(image,) for image in images]):
+        wait_for(runner.record_event())
+        for task, values in batch:
+            yield MapValues(task.image, task.scale, task.size, values)
 
 
 @dataclass(frozen=True)
@@ -149,30 +136,12 @@ class _CropHead:
         return self.side**2, self.side**2
 
 
-class CentreCrop:
-    """A net that gives fc8 of the centre crop alone: one row of C values an image.
+def crop_runner(backbone: Backbone, settings: MapSettings, device: str, side: int) -> BatchRunner:
+    """Make a net ready, at one scale, that gives fc8 (C,) of the centre crop of `side` pixels alone."""
+    return BatchRunner(backbone, settings, _CropHead(backbone.model.num_classes, side), device)
 
-    Parameters
-    ----------
-    backbone : Backbone
-    settings : MapSettings
-        Of one scale.
-    device : str
-    side : int
-        Of the crop, in pixels.
-    """
 
-    def __init__(self, backbone: Backbone, settings: MapSettings, device: str, side: int) -> None:
-        self._runner = BatchRunner(backbone, settings, _CropHead(backbone.model.num_classes, side), device)
-        self.side, self.sides = side, self._runner.sides
-
-    def rows(
-        self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
-    ) -> list[Row]:
-        """Compute fc8 of some images, (1, 1, C) each, as `BatchRunner.rows`."""
-        return self._runner.rows(images, progress)
-
-    def place(self, size: Size) -> tuple[tuple[int, int], Size]:
-        """Return the crop's first row and column, and the sides of the rescaled image, for a decoded image."""
-        rescaled = rescaled_size(*size, self.sides[0])
-        return ((rescaled[0] - self.side) // 2, (rescaled[1] - self.side) // 2), rescaled
+def crop_place(runner: BatchRunner, size: Size, side: int) -> tuple[tuple[int, int], Size]:
+    """Return the crop's first row and column, and the sides of the rescaled image, for a decoded image of a size."""
+    height, width = rescaled_size(*size, runner.sides[0])
+    return ((height - side) // 2, (width - side) // 2), (height, width)

@@ -15,7 +15,7 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
-from vggfeat.runtime.fonts import font_file
+from vggfeat.runtime.figures import font_file
 from vggfeat.samples import Box
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
-from vggfeat.results.page_files import render
+from vggfeat.results.page import render
 from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import Key, first_copies
 from vggfeat.samples import DataSet

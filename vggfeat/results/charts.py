@@ -9,13 +9,15 @@ K = classes, G = values of C.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vggfeat.metrics import mean_defined, precision_recall
-from vggfeat.results.reading import Scores, SvmRun
+
+if TYPE_CHECKING:
+    from vggfeat.results.reading import Scores, SvmRun
 
 COLOURS = 6
 """Styles of lines, c0 to c5 of the style sheet; more lines begin again."""
@@ -196,7 +198,7 @@ _RECALL, _PRECISION = (
 )
 
 
-def overview(runs: Sequence[SvmRun]) -> Chart | None:
+def overview(runs: "Sequence[SvmRun]") -> Chart | None:
     """Draw the mean over classes of the best precision at each recall or beyond, of the first test of each run."""
     lines: list[Curve] = []
     for place, run in enumerate(runs):
@@ -214,7 +216,7 @@ def overview(runs: Sequence[SvmRun]) -> Chart | None:
     return chart(title, _RECALL, _PRECISION, lines) if lines else None
 
 
-def ranking(runs: Sequence[SvmRun], k: int) -> Chart | None:
+def ranking(runs: "Sequence[SvmRun]", k: int) -> Chart | None:
     """Draw precision over recall of one class, a point for each positive found."""
     lines = []
     for place, run in enumerate(runs):
@@ -227,7 +229,7 @@ def ranking(runs: Sequence[SvmRun], k: int) -> Chart | None:
     return chart(f"precision over recall, {runs[0].classes[k]}", _RECALL, _PRECISION, lines) if lines else None
 
 
-def choice(runs: Sequence[SvmRun], k: int) -> Chart | None:
+def choice(runs: "Sequence[SvmRun]", k: int) -> Chart | None:
     """Draw what C was chosen by for one class, if each class has its own."""
     lines = []
     for place, run in enumerate(runs):
@@ -319,7 +321,7 @@ def _per_cent(test: Mapping[str, Any]) -> NDArray[np.float64]:
     return 100 * np.array(test["curve"], dtype=np.float64)
 
 
-def _hits(test: Scores, k: int) -> NDArray[np.float64]:
+def _hits(test: "Scores", k: int) -> NDArray[np.float64]:
     """(P, 2) recall and precision at each positive of a class, best score first."""
     curve = precision_recall(test.labels[:, k], test.scores[:, k])
     found = np.flatnonzero(np.diff(np.concatenate([[0.0], curve.recall])) > 0)

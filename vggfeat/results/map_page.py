@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, quoted
 from vggfeat.projection import METHODS, Clusters, ProjectionSettings, chosen_rows, cluster, project
-from vggfeat.results.page_files import render
+from vggfeat.results.page import render
 from vggfeat.results.reading import SvmRun, read_runs
 from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.classification.evaluate import Fused, FusedPart
 from vggfeat.samples import ClassificationSet
 from vggfeat.weights.sources import PUBLISHED, Published
 
 if TYPE_CHECKING:
-    from vggfeat.localisation.nets import (
-        BoxNet,
-    )  # Its module loads PyTorch, which fusing saved posteriors does not need.
+    from vggfeat.classification.evaluate import Fused, FusedPart
+    from vggfeat.localisation.nets import BoxNet
 
 JITTERED = "[256;512]"
 LAYER = "fc7"
@@ -151,7 +149,7 @@ class TestedNet(NamedTuple):
         return f"{self.net}{trained} {mode} at Q = {', '.join(map(str, self.sides))}"
 
 
-def tested_nets(fused: Fused) -> list[TestedNet]:
+def tested_nets(fused: "Fused") -> list[TestedNet]:
     """Return the nets behind fused posteriors, in the order of their first files."""
     groups: dict[str, list[FusedPart]] = {}
     for part in fused.parts:
@@ -159,7 +157,7 @@ def tested_nets(fused: Fused) -> list[TestedNet]:
     return [_tested_net(parts) for parts in groups.values()]
 
 
-def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
+def _tested_net(parts: "Sequence[FusedPart]") -> TestedNet:
     provenance, published = parts[0].provenance, _published(parts[0].provenance)
     sides: dict[str, set[int]] = {}
     for part in parts:
@@ -177,7 +175,7 @@ def _tested_net(parts: Sequence[FusedPart]) -> TestedNet:
     )
 
 
-def is_official_fusion(fused: Fused) -> bool:
+def is_official_fusion(fused: "Fused") -> bool:
     """Say whether posteriors are of the 50,000 validation images of ILSVRC-2012, by number, names and classes."""
     counts = np.bincount(fused.targets, minlength=len(fused.classes))
     if len(fused.ids) != VAL or len(fused.classes) != CLASSES or (counts != OF_EACH).any():
@@ -187,7 +185,7 @@ def is_official_fusion(fused: Fused) -> bool:
     return fused.classes[fused.targets[fused.ids.index(_FIRST[0])]] == _FIRST[1]
 
 
-def paper_errors(fused: Fused) -> list[PaperErrors]:
+def paper_errors(fused: "Fused") -> list[PaperErrors]:
     """Return the paper's rows with the same nets, mode and scales; none where images or nets are others.
 
     Where a weights file doesn't say at which S its net was trained, the rows of every S are returned.

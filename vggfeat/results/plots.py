@@ -3,9 +3,7 @@
 K = classes.
 """
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,11 +11,10 @@ import numpy as np
 from vggfeat.protocols.spread import LearningCurve
 from vggfeat.results.charts import cost_curves, measure_of
 from vggfeat.results.text import printable
-from vggfeat.runtime.fonts import Fonts, fonts_for
+from vggfeat.runtime.figures import ABOVE, BLUE, GREY, ORANGE, Fonts, fonts_for, own_style, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_BARS = 40
 """With more classes only the best and the worst get a bar, and a histogram shows all."""
@@ -25,7 +22,7 @@ ENDS = 16
 """How many of each then."""
 LONGEST_NAME = 32
 
-_BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
+_LEGEND = {**ABOVE, "ncols": 6, "columnspacing": 1.2}
 
 
 class _Bar(NamedTuple):
@@ -55,7 +52,7 @@ def draw(results: Mapping[str, Any], title: str) -> bytes:
     names = [row["name"] for row in (*results["classes"], *results["runs"])]
     fonts = fonts_for([printable(text) for text in (title, *names)])
     bars = _bars(results, fonts)
-    with _style(fonts):
+    with own_style(fonts):
         few = len(bars) <= MOST_BARS
         shown = bars if few else _ends(bars)
         figure = Figure(figsize=(11, max(4.5, 1.2 + 0.22 * len(shown))), layout="constrained")
@@ -68,7 +65,7 @@ def draw(results: Mapping[str, Any], title: str) -> bytes:
             _draw_histogram(axes["all"], bars, results)
         _draw_bars(left, shown, results)
         _draw_choice(right, results, fonts)
-        return _png(figure)
+        return png_bytes(figure)
 
 
 def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes:
@@ -91,34 +88,17 @@ def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes
 
     fonts, there = fonts_for([printable(title)]), [row for row in curve.rows() if np.isfinite(row["mean"])]
     samples, means, low, high = (np.array([row[name] for row in there]) for name in ("samples", "mean", "low", "high"))
-    with _style(fonts):
+    with own_style(fonts):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         figure.suptitle(_clear(title, fonts, 110))
         axes, spread = figure.subplots(), [100 * (means - low), 100 * (high - means)]
-        axes.errorbar(samples, 100 * means, spread, color=_BLUE, marker="o", capsize=3, label="mean, lowest, highest")
+        axes.errorbar(samples, 100 * means, spread, color=BLUE, marker="o", capsize=3, label="mean, lowest, highest")
         axes.set_xscale("log", base=2)
         axes.set_xticks(samples, [f"{count:.0f}" for count in samples])
         axes.minorticks_off()
         axes.set(xlabel="training samples", ylabel=f"{measure}, %")
-        _add_legend(axes)
-        return _png(figure)
-
-
-@contextmanager
-def _style(fonts: Fonts) -> Iterator[None]:
-    """Draw in our own style, whatever the user's is."""
-    import matplotlib.style
-
-    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
-        yield
-
-
-def _png(figure: "Figure") -> bytes:
-    drawn = io.BytesIO()
-    # No version of the drawing library in the file.
-    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    return drawn.getvalue()
+        axes.legend(**_LEGEND)
+        return png_bytes(figure)
 
 
 def _bars(results: Mapping[str, Any], fonts: Fonts) -> list[_Bar]:
@@ -139,11 +119,11 @@ def _ends(bars: Sequence[_Bar]) -> list[_Bar]:
 
 def _draw_bars(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, Any]) -> None:
     places = range(len(bars))
-    axes.barh(places, np.nan_to_num([bar.value for bar in bars]), color=_BLUE, height=0.75)
+    axes.barh(places, np.nan_to_num([bar.value for bar in bars]), color=BLUE, height=0.75)
     for place, bar in zip(places, bars, strict=True):
         long = bar.value > 12  # Enough to hold its number.
         at = bar.value - 1 if long else float(np.nan_to_num(bar.value)) + 1
-        patch = {"facecolor": _BLUE if long else "white", "edgecolor": "none", "pad": 0.5}
+        patch = {"facecolor": BLUE if long else "white", "edgecolor": "none", "pad": 0.5}
         text = axes.text(at, place, bar.label, va="center", bbox=patch if bar.label else None)
         text.set(ha="right" if long else "left", color="white" if long else "black")
     axes.set_yticks(places, [bar.name for bar in bars])
@@ -155,7 +135,7 @@ def _draw_bars(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, Any]) -
 def _draw_histogram(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, Any]) -> None:
     values = [bar.value for bar in bars if np.isfinite(bar.value)]
     title = f"{len(values)} of {len(bars)} classes"
-    axes.hist(values, bins=list(range(0, 101, 5)), color=_BLUE, rwidth=0.9)
+    axes.hist(values, bins=list(range(0, 101, 5)), color=BLUE, rwidth=0.9)
     axes.set(xlim=(0, 100), xlabel=measure_of(results), ylabel="classes", title=title)
     axes.locator_params(axis="y", integer=True)
     _draw_levels(axes, results, legend=False)
@@ -163,12 +143,12 @@ def _draw_histogram(axes: "Axes", bars: Sequence[_Bar], results: Mapping[str, An
 
 def _draw_levels(axes: "Axes", results: Mapping[str, Any], *, legend: bool = True) -> None:
     chance = results["chance"]["value"]
-    for name, value, color, style in (("mean", results["headline"], "black", "-"), ("chance", chance, _ORANGE, "--")):
+    for name, value, color, style in (("mean", results["headline"], "black", "-"), ("chance", chance, ORANGE, "--")):
         if value is not None:
             label = f"{name} {100 * value:.1f} %"
             axes.axvline(100 * value, linewidth=1.2, color=color, linestyle=style, label=label)
     if legend and axes.get_legend_handles_labels()[0]:
-        _add_legend(axes)
+        axes.legend(**_LEGEND)
 
 
 def _draw_choice(axes: "Axes", results: Mapping[str, Any], fonts: Fonts) -> None:
@@ -179,7 +159,7 @@ def _draw_choice(axes: "Axes", results: Mapping[str, Any], fonts: Fonts) -> None
         return
     for line in lines:
         grey = line.style == "grey"
-        look: dict[str, Any] = {"color": _GREY if grey else f"C{line.style[1]}", "linewidth": 0.7 if grey else 1.6}
+        look: dict[str, Any] = {"color": GREY if grey else f"C{line.style[1]}", "linewidth": 0.7 if grey else 1.6}
         look |= {"linestyle": "none", "marker": "o", "markersize": 3.5} if line.marks else {"zorder": 1 if grey else 2}
         axes.plot(line.x, line.y, label=_clear(line.name, fonts) if line.name else None, **look)
     axes.set_xscale("log")
@@ -188,12 +168,7 @@ def _draw_choice(axes: "Axes", results: Mapping[str, Any], fonts: Fonts) -> None
     axes.minorticks_off()
     axes.set(xlabel="C", ylabel=f"{measure_of(results)} on held-out rows")
     if axes.get_legend_handles_labels()[0]:
-        _add_legend(axes)
-
-
-def _add_legend(axes: "Axes") -> None:
-    # Above: within, it would cover what there is to see.
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False, columnspacing=1.2)
+        axes.legend(**_LEGEND)
 
 
 def _clear(name: str, fonts: Fonts, longest: int = LONGEST_NAME) -> str:

@@ -25,7 +25,6 @@ from vggfeat.runtime.rendered import RENDERED
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""
-STAGES = {"choice": "the choice of C", "fit": "the fit"}
 MOST_SPLITS = 4
 """Splits whose sizes are said."""
 
@@ -128,15 +127,6 @@ class SvmRun:
         }
         said = {name: "; ".join(dict.fromkeys(filter(None, values))) for name, values in found.items()}
         return {name: words for name, words in said.items() if words}
-
-
-def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Count the SVMs that were given up, stage by stage, where there are some."""
-    return [
-        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {STAGES.get(stage, stage)}"
-        for stage, found in convergence.items()
-        if found["converged"] < found["problems"]
-    ]
 
 
 def _net(made: Mapping[str, Any]) -> str:

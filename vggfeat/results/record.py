@@ -14,6 +14,8 @@ from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 
 SHOWN_CONFUSIONS = 10
 LONGEST_WORDS = 40
+STAGES = {"choice": "the choice of C", "fit": "the fit"}
+"""Where SVMs are solved, as `Result.convergence` calls it -> in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,15 @@ def _cell(value: Any, heading: str) -> str:
     if heading.endswith("%"):
         return percent(value)
     return "" if value is None else shortened(str(value), LONGEST_WORDS if heading == "words" else None)
+
+
+def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Count the SVMs that were given up, stage by stage, where there are some."""
+    return [
+        f"{found['problems'] - found['converged']} of {found['problems']} SVMs of {STAGES.get(stage, stage)}"
+        for stage, found in convergence.items()
+        if found["converged"] < found["problems"]
+    ]
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vggfeat.results.page_files import render
+from vggfeat.results.page import render
 from vggfeat.results.text import align
-from vggfeat.results.thumbnails import Key, find_root, small_copies
+from vggfeat.results.thumbnails import Key, first_copies, small_copies
 from vggfeat.similar import DescriptorSettings, Neighbours
 from vggfeat.store.reader import FeatureFile
 
@@ -83,11 +83,8 @@ def similar_page(
         If the images are not there.
     """
     keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
-    copies: dict[Key, str] = {}
     asked = Key(os.path.abspath(query), None) if own is None else Key.of(*own)
-    if images is not None:
-        root = find_root(images, dataset, [key.path for key in keys])
-        copies = small_copies(root, [*keys, *([asked] if own else [])], dataset=dataset, workers=workers)
+    copies = first_copies(images, dataset, [*([asked] if own else []), *keys], workers=workers)
     if own is None:
         copies |= small_copies(None, [asked], workers=workers)
     found = list(zip(content["nearest"], keys, strict=True))

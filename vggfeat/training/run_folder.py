@@ -1,7 +1,6 @@
 """The folder of a run: who may write there, whether it can be resumed, and the files in it: log, curves, lists."""
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from typing import Any
 from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, short_checksum, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, is_temporary, make_folders
-from vggfeat.runtime.fonts import fonts_for
+from vggfeat.runtime.figures import ABOVE, BLUE, GREY, ORANGE, fonts_for, own_style, png_bytes
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints
 
@@ -23,8 +22,6 @@ ADVICE = "make room or choose another folder"
 LOG_ADVICE = "make room, then go on with --resume"
 FEW_POINTS = 10
 """Of a curve, which are marked one by one."""
-_BLUE, _GREY, _ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
-_ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "frameon": False}
 
 
 class RunFolder:
@@ -260,36 +257,31 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str
     bytes
         A PNG file of 1320 by 540 pixels.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     train = [line for line in lines if line["kind"] == "train"]
     validation = [line for line in lines if line["kind"] == "validation"]
     fonts = fonts_for([title])
-    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
+    with own_style(fonts):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         figure.suptitle(fonts.shown(title))
         left, right = figure.subplots(1, 2)
-        _curve(left, train, "loss", "loss of the training batches", _BLUE)
+        _curve(left, train, "loss", "loss of the training batches", BLUE)
         left.set(ylabel="loss", ylim=(0, None))
         rates = left.twinx()
-        _curve(rates, train, "lr", "learning rate", _GREY, drawstyle="steps-pre")
+        _curve(rates, train, "lr", "learning rate", GREY, drawstyle="steps-pre")
         rates.set(yscale="log", ylabel="learning rate")
         _mark_rates(rates, {line["lr"] for line in train})
         first = next(iter(errors))
-        _curve(right, train, first, f"{errors[first]}, training batches", _GREY)
-        for key, color in zip(errors, (_BLUE, _ORANGE), strict=False):
+        _curve(right, train, first, f"{errors[first]}, training batches", GREY)
+        for key, color in zip(errors, (BLUE, ORANGE), strict=False):
             _curve(right, validation, key, f"{errors[key]}, validation", color, marker=".")
         right.set(ylim=(0, 100), ylabel="error, %")
         for axes in (left, right):
             axes.set(xlabel="step", xlim=(0, None))
-        left.legend(handles=[*left.get_lines(), *rates.get_lines()], **_ABOVE)
-        right.legend(**_ABOVE)
-        drawn = io.BytesIO()
-        # No version of the drawing library in the file.
-        figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    return drawn.getvalue()
+        left.legend(handles=[*left.get_lines(), *rates.get_lines()], ncols=3, **ABOVE)
+        right.legend(ncols=3, **ABOVE)
+        return png_bytes(figure)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

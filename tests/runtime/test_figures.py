@@ -4,7 +4,7 @@ import pytest
 from matplotlib import font_manager, get_data_path
 
 from made_font import make_font
-from vggfeat.runtime.fonts import OWN, font_file, fonts_for
+from vggfeat.runtime.figures import OWN, font_file, fonts_for
 
 LETTERS = "\U0001f400\U0001f401\U0001f402"
 """Of no font that text is written in."""

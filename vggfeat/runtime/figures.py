@@ -1,8 +1,20 @@
-"""Fonts for names in images: one that has the letters where one is installed, else the letters in escaped form."""
+"""Figures of matplotlib: our style, and fonts for names in images.
 
-from collections.abc import Iterable
+A font is one that has the letters where one is installed, else the letters are shown in escaped form.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, GREY, ORANGE = "#3b6ea8", "#9aa5b1", "#d9772b"
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
+"""Where a legend stands: within, it would cover what there is to see."""
 
 OWN = "DejaVu Sans"
 """Comes with matplotlib, and has Latin, Greek, Cyrillic and some more."""
@@ -21,6 +33,24 @@ class Fonts(NamedTuple):
     def shown(self, text: str) -> str:
         """Return a text with the letters that can't be drawn as \\u732b."""
         return "".join(ascii(char)[1:-1] if char in self.missing else char for char in text)
+
+
+@contextmanager
+def own_style(fonts: Fonts) -> Iterator[None]:
+    """Draw in our own style, whatever the user's is."""
+    import matplotlib.style
+
+    own = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.style.context(["default", {**own, "font.family": fonts.families}]):
+        yield
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file; equal figures give equal bytes."""
+    drawn = io.BytesIO()
+    # No version of the drawing library in the file.
+    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def fonts_for(texts: Iterable[str]) -> Fonts:

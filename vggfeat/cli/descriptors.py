@@ -1,4 +1,4 @@
-"""Options of commands that take descriptors of another program in the place of feature files."""
+"""Options of commands that take descriptors: of feature files, or those of another program in their place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.features import DescriptorOptions
-from vggfeat.cli.options import PATH, option
+from vggfeat.cli.options import PATH, Words, option
 from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError
 
@@ -17,8 +16,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenFile:
-    """Descriptors of another program, and the data set that they are of; for commands whose --root is of images."""
+class DescriptorOptions:
+    """How features become descriptors."""
+
+    join: str | None = option(
+        "--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]"
+    )
+    normalisation: str = option(
+        "--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks",
+        help="L2 of every net and region, then of the whole; of the whole only; or none.",
+    )  # fmt: skip
+    regions: tuple[str, ...] | None = option(
+        "--regions", type=Words(), help="Which of the stored regions to stack: image, box. [all]"
+    )
+
+    def read(self, files: Sequence[Path]) -> "DescriptorTable":
+        """Read feature files."""
+        from vggfeat.table import read_descriptors
+
+        return read_descriptors(
+            files,
+            join=self.join or default_join(files[0]),  # type: ignore[arg-type]
+            normalisation=self.normalisation,  # type: ignore[arg-type]
+            regions=self.regions,
+        )
+
+
+def default_join(file: Path) -> str:
+    """Return the paper's way to join scales for the data set in a feature file."""
+    from vggfeat.datasets.catalogue import DATASETS
+    from vggfeat.store.reader import FeatureFile
+
+    with FeatureFile(file) as features:
+        name = features.dataset_name
+    return DATASETS[name].join if name in DATASETS else "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFile(DescriptorOptions):
+    """The same, or descriptors of another program and the data set that they are of; --root is of images here."""
 
     file: Path | None = option(  # noqa: RUF009
         "--descriptors", type=PATH, metavar="FILE.parquet|.npz|.npy",
@@ -49,21 +85,19 @@ class GivenFile:
             raise ConfigError("--descriptors: expected --dataset as well, found none; name the data set of the images")
         return [self.file]
 
-    def read(
-        self, files: Sequence[Path], descriptors: DescriptorOptions, root: Path | None = None
-    ) -> "DescriptorTable":
+    def read(self, files: Sequence[Path], root: Path | None = None) -> "DescriptorTable":
         """Read what `inputs` has returned; `root` is that of the data set of given descriptors."""
         if self.file is None or self.dataset is None:
-            return descriptors.read(files)
+            return super().read(files)
         for name in ("join", "regions"):
-            if getattr(descriptors, name) is not None:
+            if getattr(self, name) is not None:
                 raise ConfigError(f"--{name}: not together with --descriptors, which are made already; leave it out")
 
         from vggfeat.datasets.catalogue import open_dataset
         from vggfeat.given import notes, read_given
 
         data = open_dataset(self.dataset, root)
-        table = read_given(self.file, data, normalisation=descriptors.normalisation)  # type: ignore[arg-type]
+        table = read_given(self.file, data, normalisation=self.normalisation)  # type: ignore[arg-type]
         for note in notes(table):
             say_note(note)
         return table
