@@ -333,5 +333,6 @@ def test_many_failures_are_counted_and_all_of_them_in_the_file(folder, tmp_path)
     found = apply_model(folder / "single" / "model.safetensors", [file])
     table = predictions_table(found, top=3)
     assert table.count("\nfailed: ") == 2
-    assert "\nfailed: a.jpg and 44 more: truncated: it ends early\nfailed: all of them: predictions.csv\n" in table
+    assert "\nfailed: images/00.jpg and 44 more: truncated: it ends early\n" in table
+    assert "\nfailed: all of them: predictions.csv" in table
     assert predictions_csv(found).count(b"truncated: it ends early\n") == 45
