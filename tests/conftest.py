@@ -2,7 +2,7 @@
 
 import os
 import signal
-import tempfile
+import sys
 
 import pytest
 
@@ -13,8 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with Ctrl-C ignored, and nohup SIGHUP; the programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        # Else every process that a test starts would compile all libraries again.
-        compiled = tempfile.TemporaryDirectory()
-        os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
-        config.add_cleanup(compiled.cleanup)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and hasattr(config, "cache"):
+        # Else every run of the suite, and every process that a test starts, would compile all libraries again.
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("compiled"))
+        sys.dont_write_bytecode = False
