@@ -19,9 +19,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -29,11 +30,11 @@ from vggfeat.errors import TrainingError, VggfeatError
 from vggfeat.runtime import meeting
 from vggfeat.runtime.distributed import World, open_world, share
 from vggfeat.training import train as loop
+from vggfeat.training import trainer
 from vggfeat.training.data import LabelledBatch
 from vggfeat.training.learner import Learner
 from vggfeat.training.objective import Classification
 from vggfeat.training.recipe import Recipe, TrainingSettings
-from vggfeat.training.run_folder import draw_curves
 
 SIDE = 224
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -93,18 +94,19 @@ def small_recipe(**other) -> Recipe:
     return Recipe(**{**fields, "dropout": 0.2, "initialisation": "glorot", **other})
 
 
-def run_small(out: Path, recipe: Recipe, run: TrainingSettings | None = None, *, feed=None, world=None, **other):
+def run_small(out: Path, recipe: Recipe, run=None, *, feed=None, world=None, curves=False, **other):
+    """Train; unless they are wanted, without the curves, whose drawing takes as long as the training."""
     world = world or World()
     run = run or TrainingSettings(checkpoint_every=3, log_every=2)
-    objective = Classification(recipe, CLASSES)
-    return loop.learn(objective, feed or StripeFeed(recipe, world), out, world=world, run=run, **other)
+    objective, feed = Classification(recipe, CLASSES), feed or StripeFeed(recipe, world)
+    with nullcontext() if curves else mock.patch.object(trainer, "draw_curves", return_value=b"not drawn"):
+        return loop.learn(objective, feed, out, world=world, run=run, **other)
 
 
 def load_all() -> None:
-    """Import what torch and matplotlib import late: seconds that a fork need not spend again."""
+    """Import what torch imports late: seconds that a fork need not spend again."""
     objective = Classification(small_recipe(), CLASSES)
     Learner(objective.first_weights()[0], objective, TrainingSettings(), World(), None, [].append)
-    draw_curves([], "", objective.errors)
 
 
 def start(action) -> int:

@@ -55,7 +55,7 @@ def test_the_default_initialisation_learns(tmp_path):
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     seen: list = []
-    outcome = run_small(out, small_recipe(), progress=lambda *now: seen.append(now))
+    outcome = run_small(out, small_recipe(), progress=lambda *now: seen.append(now), curves=True)
     return out, outcome, seen
 
 
