@@ -23,7 +23,7 @@ from vggfeat.cli.progress import Progress
 from vggfeat.errors import WeightsError
 from vggfeat.runtime.devices import default_workers
 from vggfeat.synthetic import LAYOUTS, Settings, write
-from vggfeat.weights import load_backbone, save_weights
+from vggfeat.weights import load_backbone
 
 MOST_BYTES = 6_000_000
 """What the package can carry."""
@@ -67,6 +67,8 @@ def run(options: Options) -> None:
 
 
 def _make(options: Options) -> Path:
+    from vggfeat.weights import save_weights  # Loads PyTorch, for which the list of rows does not wait.
+
     before: Path | None = None
     for stage in STAGES:
         before = _train(stage, before, options)

@@ -10,8 +10,6 @@ Expected: top-1 and top-5 error of the row, in per cent, plus or minus 0.5.
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ilsvrc import (
     SPREAD,
     TWIN_IMAGES,
@@ -28,9 +26,6 @@ from steps import Options
 from vggfeat.cli.options import make_folder
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
-from vggfeat.nets.families import initialise
-from vggfeat.nets.vgg import VGG
-from vggfeat.weights import save_weights
 
 TWIN_WIDTH = 1 / 32
 
@@ -133,6 +128,13 @@ def _weights_of(net: Net, number: int, options: Options) -> Path:
 
 def _make_twin(net: Net, path: Path) -> None:
     """Make a narrow net with random weights, which claims to be trained at its S."""
+    # Late, since the list of rows does not wait for PyTorch.
+    import torch
+
+    from vggfeat.nets.families import initialise
+    from vggfeat.nets.vgg import VGG
+    from vggfeat.weights import save_weights
+
     model = VGG(net.net, TWIN_IMAGES.classes, width=TWIN_WIDTH)
     initialise(model, torch.Generator().manual_seed(sum(map(ord, net.scale))))
     lowest, _, highest = net.scale.partition(":")

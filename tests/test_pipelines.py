@@ -25,6 +25,9 @@ def row(table, name):
     return next(row for row in table.ROWS if row.name == name)
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def vggfeat(*words):
     return run_command(words)
 
@@ -136,17 +139,24 @@ def test_the_command_line_finds_the_pipelines(capfd):
     assert list(json.loads(capfd.readouterr().out)) == list(pipelines.group.commands)
     assert vggfeat("reproduce", "--help") == 0
     assert "vggfeat reproduce voc2007_d --twin" in capfd.readouterr().out
+    assert vggfeat("reproduce", "voc2007_d") == 2
+    assert "--weights: expected one for each of D" in capfd.readouterr().err
+
+
+def test_the_list_of_rows_does_not_wait_for_pytorch():
+    code = "import sys, run; assert run.main(['--json']) == 0; assert 'torch' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "pipelines")))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
 
 
 @pytest.mark.long
 def test_the_wheel_carries_the_pipelines(tmp_path):
     pytest.importorskip("hatchling")
-    root = Path(__file__).parents[1]
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(words, cwd=root, check=True, capture_output=True)
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "installed", "zip")
     # Without the checkout on its way, which an installation that can be edited adds.
-    alone = f"import sys; sys.path = [{str(tmp_path / 'installed')!r}, *(p for p in sys.path if p != {str(root)!r})]\n"
+    alone = f"import sys; sys.path = [{str(tmp_path / 'installed')!r}, *(p for p in sys.path if p != {str(ROOT)!r})]\n"
     code = alone + "import vggfeat.cli as c; print(c.__file__); sys.exit(c.run(['reproduce', 'voc2007_d', '--help']))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
@@ -172,11 +182,11 @@ SHORT = {"voc2007_de", "caltech101_d"}
 @pytest.mark.parametrize(
     "one", [pytest.param(r, id=r.name, marks=() if r.name in SHORT else pytest.mark.long) for r in tables_11_12.ROWS]
 )
-def test_the_twin_of_tables_11_and_12_runs(one, tmp_path, capfd):
-    assert vggfeat("reproduce", one.name, "--twin", "--out", str(tmp_path), "--device", "cpu") == 0
+def test_the_twin_of_tables_11_and_12_runs(one, tmp_path, capsys):
+    assert run(one.name, "--twin", "--out", tmp_path, "--device", "cpu") == 0
     folder = tmp_path / one.name
     results = json.loads((folder / "results.json").read_text())
-    out = capfd.readouterr().out
+    out = capsys.readouterr().out
     assert f"ours {100 * results['headline']:.1f} %, not to be compared" in out
     assert 0 < results["headline"] <= 1
     assert results["dataset"]["failed"] == 0
