@@ -480,7 +480,7 @@ def test_an_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
 
 
-@pytest.mark.parametrize("batching", ["size", "padded"])
+@pytest.mark.parametrize("batching", [pytest.param("size", marks=pytest.mark.long), "padded"])
 def test_every_pass_of_a_compiled_net_is_compiled_whatever_its_shape(batching, monkeypatch):
     made, ran, passes = [], [], []
 

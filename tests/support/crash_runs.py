@@ -173,12 +173,12 @@ def suffer(out, number, kind):
 def faults(folder, stride):
     """Errors of the disk, all in this one interpreter, which must then still end in peace.
 
-    A full disk at every call, the other kinds at every `stride`th.
+    Each kind at every `stride`th call, each from another one on.
     """
     wanted, calls, names = unbroken(folder)
     seen = {"points": 0, "silent": [], "different": [], "messages": []}
-    for kind in ("full", "full for good", "broken", "interrupt", "short", "nothing"):
-        for number in range(1, calls + 1, 1 if kind == "full" else int(stride)):
+    for first, kind in enumerate(("full", "full for good", "broken", "interrupt", "short", "nothing")):
+        for number in range(1 + first % int(stride), calls + 1, int(stride)):
             if kind in ("short", "nothing") and names[number - 1] != "write":
                 continue
             out = folder / "f.h5"

@@ -42,16 +42,16 @@ def check_fuzzing(done, cases):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """A hundred damaged files of each format, then a reader that meets one fault after the other, in one process."""
+    """Forty damaged files of each format, then a reader that meets one fault after the other, in one process."""
     code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(SUPPORT)]!r}; import test_damage as test; "
-    code += "failed = test.fuzz_weights.main(['--cases', '100', '--seed', '1']); "
+    code += "failed = test.fuzz_weights.main(['--cases', '40', '--seed', '1']); "
     return run(
         "-c", code + f"test.break_the_reader(test.Path({str(tmp_path_factory.mktemp('x'))!r})); sys.exit(failed)"
     )
 
 
-def test_a_hundred_damaged_files_of_each_format(seen):
-    check_fuzzing(seen, 100)
+def test_forty_damaged_files_of_each_format(seen):
+    check_fuzzing(seen, 40)
 
 
 @pytest.mark.long

@@ -79,9 +79,9 @@ def test_a_small_pickle_that_would_never_end_is_ended(reader, tmp_path, monkeypa
     monkeypatch.setattr(Limits, "of", classmethod(lambda cls, size: Limits(seconds=1, memory=1 << 30)))
     path = nested_key(tmp_path / "x.pth", 60)
     assert path.stat().st_size < 700
-    with pytest.raises(
-        WeightsError, match=r"x\.pth: expected a file that can be read, found one that .* 1 s"
-    ) as caught:
+    # After a second of its own time, or after 3 of a clock where others use the cores.
+    expected = r"x\.pth: expected a file that can be read, found one that .* [13] s"
+    with pytest.raises(WeightsError, match=expected) as caught:
         load_backbone(path)
     assert len(str(caught.value)) < 400
 
