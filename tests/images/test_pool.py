@@ -119,9 +119,8 @@ def test_an_error_of_the_source_comes_through():
 KILLERS = {"signal/9": "SIGKILL", "segfault/-": "SIGSEGV", "exit/3": "exit code 3", "half/9": "SIGKILL"}
 
 
-@pytest.mark.parametrize("deeds", [list(KILLERS), list(KILLERS)[::-1]])
-def test_an_image_that_kills_is_named_and_the_others_are_kept(deeds):
-    places = dict(zip((0, 6, 7, 14), deeds, strict=True))
+def test_an_image_that_kills_is_named_and_the_others_are_kept():
+    places = dict(zip((0, 6, 7, 14), KILLERS, strict=True))
     with crew(2) as decoder:
         answers = list(decoder.stream(orders(*[places.get(place, "show/-") for place in range(15)])))
     assert words(answers) == ["worker-died" if place in places else place for place in range(15)]

@@ -1,5 +1,6 @@
 """The Newton solver against non-negative least squares, on easy and on ill-natured data; its batches and its memory."""
 
+import functools
 import subprocess
 import sys
 import tracemalloc
@@ -95,6 +96,12 @@ def test_the_objective_is_that_of_the_optimum(kind, n, length, power, scaling, o
         np.testing.assert_array_equal((model.scores(x)[:, 0] > 0)[clear], (scores > 0)[clear])
 
 
+@functools.cache
+def lowest_of_features(n, length, k, cost):
+    x, labels = features(n, length, 3)
+    return reference(x, labels[:, k], np.full(n, 2 * cost))[2]
+
+
 @pytest.mark.parametrize(("n", "length"), [(400, 600), (400, 50), (700, 40)])
 @on_torch
 def test_features_like_those_of_a_net(n, length, device):
@@ -103,7 +110,7 @@ def test_features_like_those_of_a_net(n, length, device):
         model = fit(x, labels, cost, SvmSettings(device=device))
         assert model.converged.all()
         for k in range(3):
-            _, _, lowest = reference(x, labels[:, k], np.full(n, 2 * cost))
+            lowest = lowest_of_features(n, length, k, cost)
             mine = objective(x.astype(float), labels[:, k], 2 * cost, model.coef[k], model.intercept[k])
             assert mine <= lowest * (1 + 2e-6)
 
@@ -154,7 +161,7 @@ def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
 
 
 @on_torch
-@pytest.mark.parametrize("cost", [1e22, 1e26, 1e30, 1e40, 1e100])
+@pytest.mark.parametrize("cost", [1e22, 1e30, 1e100])
 def test_beyond_float64_the_objective_does_not_rise(cost, device):
     # More rows than numbers: no solution is without slack, and of beta no digit is right.
     x, labels = features(60, 20, 2)
