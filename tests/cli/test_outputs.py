@@ -57,8 +57,8 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "data pack": ("--root {images} --out {out}", ("index.json", "packing.json", "train.npz"), ""),
 }  # fmt: skip
 READS = {
-    "inspect", "probe", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
-    "bench svm", "bench extract", "bench roofline", "bench train",
+    "inspect", "probe", "localise check", "weights list", "weights push", "weights show", "weights verify",
+    "data list", "data check", "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
 THROUGH_OTHERS = {
     "demo": "its steps are the commands data synth, extract, svm and report",
