@@ -11,6 +11,7 @@ from PIL import Image
 
 from vggfeat.cli import group, run
 from vggfeat.cli.config import SVM
+from vggfeat.runtime.checksums import sealed
 from vggfeat.store.reader import FeatureFile
 
 PLAIN = {
@@ -133,6 +134,15 @@ def test_an_svm_is_repeated_by_its_results(photos, tmp_path, capsys):
     assert (settings["seed"], settings["folds"]) == (8, 3)
 
 
+def test_an_svm_on_descriptors_of_another_program_is_repeated(photos, tmp_path):
+    assert run(["export", str(photos / "first.h5"), "--to", "npz", "--out", str(tmp_path / "x.npz")]) == 0
+    words = ["svm", "--descriptors", str(tmp_path / "x.npz"), "--dataset", "folder", "--root", str(photos / "photos")]
+    assert run([*words, "--folds", "3", "--quiet", "--out", str(tmp_path / "a")]) == 0
+    assert run([*words, "--config", str(tmp_path / "a"), "--quiet", "--out", str(tmp_path / "b")]) == 0
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert second["settings"] == first["settings"]
+
+
 def test_a_setting_without_an_option_and_a_file_of_another_command_are_refused(photos, tmp_path, capsys):
     out = tmp_path / "a"
     words = ["svm", str(photos / "first.h5"), "--quiet", "--out", str(out), "--folds", "2"]
@@ -159,6 +169,10 @@ def test_settings_that_were_changed_and_texts_without_end_are_refused(photos, tm
     words = ["train", "--root", str(photos / "photos"), "--device", "cpu", "--workers", "0", "--quiet", "--net", "A"]
     assert run([*words, "--width", "0.03125", "--batch", "4", "--steps", "1", "--out", str(tmp_path / "a")]) == 0
     settings = json.loads((tmp_path / "a" / "run.json").read_text())
+    plain = {name: value for name, value in settings.items() if name != "checksum"}
+    (tmp_path / "boxes.json").write_text(json.dumps(sealed({**plain, "localisation": {"kind": "pcr"}})))
+    assert run([*words, "--config", str(tmp_path / "boxes.json"), "--out", str(tmp_path / "b")]) == 2
+    assert "expected a result of `vggfeat train`, found vggfeat-box-training" in capsys.readouterr().err
     settings["recipe"]["momentum"] = 0.5
     (tmp_path / "changed.json").write_text(json.dumps(settings))
     capsys.readouterr()

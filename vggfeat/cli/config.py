@@ -113,6 +113,7 @@ def weights(*nets: Settings, several: bool = False) -> Callable[[Path], Any]:
 
 def _read(path: Path) -> tuple[str, Settings]:
     """Return what a file is, and its content: JSON, or the provenance of a feature file."""
+    from vggfeat.nets.backbone import BOX_FACTS
     from vggfeat.results.checked_json import parse_settings
     from vggfeat.runtime.durable import open_bounded, read_bounded
     from vggfeat.store.layout import POSTERIORS
@@ -128,7 +129,8 @@ def _read(path: Path) -> tuple[str, Settings]:
         raise ConfigError(f"{path}: expected a result to take settings from: {error.strerror or error}") from None
     if not is_hdf5:
         content = parse_settings(path, text)
-        return str("vggfeat-training" if "recipe" in content else content.get("format")), content
+        kind = "vggfeat-box-training" if BOX_FACTS in content else "vggfeat-training"
+        return kind if "recipe" in content else str(content.get("format")), content
     with FeatureFile(path) as features:
         kind = POSTERIORS if features.key.get("layer") == POSTERIORS else "features"
         return kind, {**features.provenance, "dataset": features.dataset_name}
@@ -160,9 +162,12 @@ def _fixed_of_runs() -> Settings:
 def _of_svm(kind: str, content: Settings) -> Settings | None:
     if kind != "vggfeat-results":
         return None
+    from vggfeat.given import GIVEN
+
     features = content["settings"]["features"]
     regions = [file["regions"] for file in features.get("files", [])][:1]
-    own = {name: value for name, value in features.items() if name in ("join", "normalisation")}
+    # Descriptors of another program were joined there, which is no setting of ours.
+    own = {name: features[name] for name in ("join", "normalisation") if features[name] != GIVEN}
     svm = content["settings"]["protocol"]["svm"]
     place = ("device", "jobs")
     protocol = {
