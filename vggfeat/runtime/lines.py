@@ -20,6 +20,10 @@ from vggfeat.runtime.system import memory_in_use, resource
 LONGEST_MESSAGE = 32 << 20
 """Bytes of JSON; a length beyond it makes no sense, and the other end counts as lost."""
 _TICK = 0.5
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from {module} import {function} as run; run(int(sys.argv[2]))"
+)
 _PASSED = frozenset((
     "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "LD_PRELOAD",
     "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONUTF8",
@@ -108,12 +112,12 @@ def start_process(
     """
     if not sys.executable:
         raise OSError("no path of the Python interpreter (sys.executable)")
-    boot = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function} as run; "
+    boot = _BOOT.format(module=module, function=function)
     near, far = socket.socketpair()
     try:
         with far:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"{boot}run(int(sys.argv[2]))", json.dumps(sys.path), str(far.fileno())],
+                [sys.executable, "-P", "-c", boot, json.dumps(sys.path), str(far.fileno())],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
