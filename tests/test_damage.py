@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.proofs.common import draw
+from image_files import draw
 from tests.proofs.readers import READERS
 from vggfeat.datasets import ilsvrc
 from vggfeat.errors import ImageError, VggfeatError

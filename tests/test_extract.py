@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from folder_world import FolderWorld
+from image_files import draw
 from vggfeat import extract as caching
 from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
@@ -32,12 +33,6 @@ from vggfeat.weights import load_backbone, random_backbone, save_weights
 NET = "random:A:0:0.03125"
 SETTINGS = ExtractionSettings(scales=(224,))
 RUN = RunSettings(workers=0, shard_rows=4)
-
-
-def draw(path: Path, seed: int, size=(70, 60)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torchvision.transforms import v2
 
+from image_files import draw
 from vggfeat.classification import evaluate as fusing
 from vggfeat.classification.evaluate import Fused, evaluate, fuse
 from vggfeat.classification.extract import as_dataset, cache_posteriors, default_scales, match_classes
@@ -315,12 +315,6 @@ def test_scales_are_the_papers_for_the_s_of_the_net(told, scales, crop):
 
 
 # Files of posteriors.
-
-
-def draw(path: Path, seed: int, size=(70, 60)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")

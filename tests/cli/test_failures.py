@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 import h5py
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from image_files import draw
 from vggfeat.cli import group, run
 from vggfeat.cli.signals import is_main, line, stopped
 from vggfeat.datasets.catalogue import open_dataset
@@ -31,11 +31,6 @@ from vggfeat.weights import load_backbone
 
 NET = "random:A:0:0.03125"
 FAILED = {"a/b.jpg": "empty", "a/c\n.png": "unrecognised", "a/d.jpg": "empty"}
-
-
-def draw(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture

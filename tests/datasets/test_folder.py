@@ -11,18 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from image_files import put
 from vggfeat.datasets import files, folder
 from vggfeat.errors import DatasetError
 from vggfeat.samples import Task
 
 PAGE = Path(__file__).parents[2] / "data" / "manifest.md"
-
-
-def put(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
 
 
 class TestLayouts:

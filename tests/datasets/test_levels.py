@@ -6,18 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from image_files import put
 from vggfeat.cli import run
 from vggfeat.datasets import folder, ilsvrc
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.datasets.levels import listed_split, split_name
 from vggfeat.errors import ConfigError, DatasetError
-
-
-def put(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
 
 
 def tree(root: Path, *tops: str, classes: tuple[str, ...] = ("cat", "dog")) -> Path:

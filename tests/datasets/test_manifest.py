@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from image_files import put
 from vggfeat.cli import run
 from vggfeat.datasets import cells, folder, manifest
 from vggfeat.datasets.manifest import ListSettings, read_manifest
@@ -23,13 +24,6 @@ from vggfeat.samples import Box, DataSet, Label, Task
 openpyxl = pytest.importorskip("openpyxl")
 
 PAGE = Path(__file__).parents[2] / "data" / "manifest.md"
-
-
-def put(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 import click
 
 from crash_runs import Hooked, failing, killing
+from image_files import draw
 from vggfeat.cli import group
 
-from .common import NET, Ended, Options, Report, Run, digest, draw, load_all, scratch
+from .common import NET, Ended, Options, Report, Run, digest, load_all, scratch
 
 ENDINGS = ((), ("--overwrite",), ("--resume",))
 """Words with which a command is given again, the first that serve."""

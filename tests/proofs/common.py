@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from crash_runs import FILES, FOLDERS, Hooked
 from feature_rows import memory_folder
+from image_files import draw
 from vggfeat import extract as caching
 from vggfeat.cli import entry_point, progress
 from vggfeat.cli import main as cli_main
@@ -80,12 +80,6 @@ def scratch() -> Iterator[Path]:
     """Give a new folder, in memory where that can be had: thousands of runs are to be killed there."""
     with memory_folder() as folder:
         yield folder
-
-
-def draw(path: Path, seed: int, size: tuple[int, int] = (48, 36)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @dataclass

@@ -22,12 +22,13 @@ import h5py
 import numpy as np
 import torch
 
+from image_files import draw
 from reading import load_here
 from vggfeat.cli import run as command
 from vggfeat.errors import VggfeatError
 from vggfeat.store.reader import FeatureFile
 
-from .common import NET, Options, Report, draw, load_all, scratch
+from .common import NET, Options, Report, load_all, scratch
 from .mutants import write
 from .readers import READERS, sample
 

@@ -18,6 +18,7 @@ from scipy.io import savemat
 
 from crash_runs import contents
 from feature_rows import finish, make_block, open_parts
+from image_files import draw
 from vggfeat.datasets import caltech, folder, ilsvrc, manifest, voc
 from vggfeat.datasets import ilsvrc_boxes as boxes
 from vggfeat.errors import DatasetError, FitError, ImageError, StoreError, TrainingError, VggfeatError
@@ -32,7 +33,6 @@ from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.run_folder import RunFolder
 from vggfeat.training.statistics import PixelStatistics, read_statistics, save_statistics
 
-from .common import draw
 from .mutants import Tree, damage, read
 
 

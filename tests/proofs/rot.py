@@ -8,11 +8,12 @@ Full: 100 flips of each. Short: 8.
 import random
 from pathlib import Path
 
+from image_files import draw
 from vggfeat.datasets import ilsvrc
 from vggfeat.training.packing import PackSettings, pack
 
 from . import mutants
-from .common import Options, Report, draw, scratch
+from .common import Options, Report, scratch
 from .readers import READERS, sample
 
 FILES = {"parts": "s00000.h5", "features": "x.h5", "checkpoint": ".safetensors", "model": ".safetensors"}

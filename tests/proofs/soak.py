@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from image_files import draw
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
 
-from .common import NET, Options, Report, draw, scratch
+from .common import NET, Options, Report, scratch
 from .images import children
 from .mutants import mutate
 
