@@ -58,7 +58,7 @@ def test_every_option_that_a_page_names_exists(page):
     known |= {"--twin", "--help", "--no-dev", "--full", "--json"}  # of pipelines, of everything, of uv, of the proofs
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     known |= {"--folder", "--cases", "--seed"}  # of the proofs
-    known |= {"--all-groups", "--group", "--torch-backend", "--no-cache-dir"}  # of uv and pip
+    known |= {"--all-groups", "--group", "--torch-backend", "--no-cache-dir", "--dist"}  # of uv, pip and pytest
     known |= {"--gpus", "--rm", "--nv"}  # of Docker and Apptainer
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8"))) <= known
 

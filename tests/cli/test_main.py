@@ -72,14 +72,6 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", list(commands()))
-def test_every_help_shows_an_example(command, capsys):
-    assert run([*command.split(), "--help"]) == 0
-    shown = capsys.readouterr().out
-    if command not in ("data", "bench"):
-        assert f"vggfeat {command}" in shown.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
-
-
 def test_version(capsys):
     assert run(["--version"]) == 0
     assert "0.1.0" in capsys.readouterr().out
