@@ -98,27 +98,23 @@ def complete_batch(batch: "pa.RecordBatch", where: str) -> "pa.Table":
     if unknown or missing:
         found = f"the column {unknown[0]!a}" if unknown else f"no {missing[0]} in some row"
         raise DatasetError(f"{where}: expected rows with id and file, and columns that a list can have, found {found}")
-    empty = {
-        "size": pa.scalar(-1, pa.int64()),
-        "etag": pa.scalar(""),
-        "splits": pa.scalar([], schema.field("splits").type),
-    }
-    empty |= {name: pa.scalar([], schema.field(name).type) for name in LABELS}
-    columns = []
-    for name in schema.names:
-        kind = schema.field(name).type
-        if name not in batch.schema.names:
-            filling = empty.get(name)
-            columns.append(pa.nulls(len(batch), kind) if filling is None else pa.repeat(filling, len(batch)))
-            continue
-        try:
-            column = batch[name].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            raise DatasetError(
-                f"{where}: column {name!a}: expected {kind}, found {batch[name].type} ({error})"
-            ) from None
-        columns.append(column.fill_null(empty[name]) if name in ("size", "etag") else column)
+    empty = {"size": pa.scalar(-1, pa.int64()), "etag": pa.scalar("")}
+    empty |= {name: pa.scalar([], schema.field(name).type) for name in (*LABELS, "splits")}
+    columns = [_column(batch, schema.field(name), empty.get(name), where) for name in schema.names]
     return pa.table(columns, schema=schema)
+
+
+def _column(batch: "pa.RecordBatch", field: "pa.Field", empty: "pa.Scalar | None", where: str) -> "pa.Array":
+    import pyarrow as pa
+
+    if field.name not in batch.schema.names:
+        return pa.nulls(len(batch), field.type) if empty is None else pa.repeat(empty, len(batch))
+    try:
+        column = batch[field.name].cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        found = f"{batch[field.name].type} ({error})"
+        raise DatasetError(f"{where}: column {field.name!a}: expected {field.type}, found {found}") from None
+    return column.fill_null(empty) if field.name in ("size", "etag") else column
 
 
 def listing_of(dataset: DataSet, marks: Mapping[str, Any] | None = None) -> Listing:
@@ -146,8 +142,8 @@ def listing_of(dataset: DataSet, marks: Mapping[str, Any] | None = None) -> List
 
 def _batches(dataset: DataSet) -> Iterator["pa.RecordBatch"]:
     members = {name: np.zeros(len(dataset), dtype=bool) for name in sorted(dataset.splits)}
-    for name, rows in dataset.splits.items():
-        members[name][rows] = True
+    for name, chosen in dataset.splits.items():
+        members[name][chosen] = True
     with ThreadPoolExecutor(_STATS, "vggfeat-sizes") as pool:
         for start in range(0, len(dataset), BATCH_ROWS):
             rows = range(start, min(start + BATCH_ROWS, len(dataset)))
