@@ -19,6 +19,8 @@ FLOORS = (
     {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},
+    {"extract_plan"},
+    {"engines"},
     {"classification", "localisation", "similar", "estimator", "predict", "audit", "projection"},
     {"explain"},
     {"results"},

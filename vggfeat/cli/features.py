@@ -50,27 +50,38 @@ class DescriptorOptions:
 def default_join(file: Path) -> str:
     """Return the paper's way to join scales for the data set in a feature file."""
     from vggfeat.datasets.catalogue import DATASETS
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.sharded import open_features
 
-    with FeatureFile(file) as features:
+    with open_features(file) as features:
         name = features.dataset_name
+        if features.store == "mean":
+            return "mean"
     return DATASETS[name].join if name in DATASETS else "mean"
 
 
 @click.command()
-@click.argument("file", type=PATH)
+@click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
 @click.option("--failed", is_flag=True, help="List every image that failed, with its reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(file: Path, failed: bool, as_json: bool) -> int:
     """Show what a feature file holds, how it was made, and whether every byte of it is sound.
 
+    Of a run in shards, finished or not: what is planned, done, failed by reason, and missing.
+
     \b
-    Example:
+    Examples:
       vggfeat inspect voc2007.h5
+      vggfeat inspect /disk/run
 
     Exit code 6 if a problem is found.
     """
     from vggfeat.store.reader import FeatureFile, validate
+    from vggfeat.store.sharded import is_run
+
+    if is_run(file):
+        from vggfeat.cli.plan import show_run
+
+        return show_run(str(file), failed, as_json)
 
     report = validate(file)
     with FeatureFile(file) as features:

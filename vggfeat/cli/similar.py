@@ -10,7 +10,7 @@ from vggfeat.cli.output import say, say_json, say_lines
 
 if TYPE_CHECKING:
     from vggfeat.similar import Neighbours
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.reader import Features
 
 
 @click.command()
@@ -55,7 +55,7 @@ def similar(
     from vggfeat.errors import ConfigError
     from vggfeat.results.page_files import check_page_place
     from vggfeat.similar import DescriptorSettings, nearest
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.sharded import open_features
 
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
@@ -63,7 +63,7 @@ def similar(
         check_page_place(out, [file, *([images] if images else []), query])
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
-    with FeatureFile(file) as features:
+    with open_features(file) as features:
         row, descriptor = _descriptor(features, query, settings, weights, device)
         found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
         content = _content(features, query, row, found, settings)
@@ -78,7 +78,7 @@ def similar(
 
 
 def _descriptor(
-    features: "FeatureFile", query: str, settings: Any, weights: str | None, device: str | None
+    features: "Features", query: str, settings: Any, weights: str | None, device: str | None
 ) -> tuple[int | None, Any]:
     from vggfeat.similar import query_of_row
 
@@ -95,9 +95,7 @@ def _descriptor(
     return None, settings.describe(features, made)[0]
 
 
-def _content(
-    features: "FeatureFile", query: str, row: int | None, found: "Neighbours", settings: Any
-) -> dict[str, Any]:
+def _content(features: "Features", query: str, row: int | None, found: "Neighbours", settings: Any) -> dict[str, Any]:
     classes, labels = features.dataset.classes, features.dataset.labels
     return {
         "file": str(features.path),
@@ -135,7 +133,7 @@ def _table(content: dict[str, Any]) -> str:
 
 
 def _write_page(
-    features: "FeatureFile", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
+    features: "Features", out: Path, images: Path | None, content: dict[str, Any], row: int | None, query: str
 ) -> None:
     from vggfeat.results.page import neighbours_page
     from vggfeat.results.page_files import write_page

@@ -48,6 +48,7 @@ from vggfeat.samples import Box, DataSet, LabelledImages
 MEANINGS = {
     "missing": "There is no file of this name.",
     "link-loop": "The path runs through symbolic links that never end.",
+    "changed": "The image has another size than when it was planned.",
     "not-a-file": "The path is a folder, a FIFO, a socket or a device.",
     "unreadable": "The system refused to open or to read the file.",
     "empty": "The file has no bytes.",
@@ -137,6 +138,8 @@ class Request(NamedTuple):
     """Whether boxes are in the pixels of the file as they are stored, and are turned with the image."""
     data: bytes | None = None
     """The bytes of the file where they are in memory; nothing is read then, and `path` is what messages call them."""
+    size: int | None = None
+    """Bytes that the image had when it was planned, -1 where there was none; None if that is not known."""
 
     @property
     def name(self) -> str:
@@ -242,10 +245,12 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
 
 
 def _bytes(request: Request, max_bytes: int) -> bytes:
-    if request.data is None:
-        return read_bytes(request.path, max_bytes, request.span)
-    check_length(len(request.data), max_bytes)
-    return request.data
+    data = read_bytes(request.path, max_bytes, request.span) if request.data is None else request.data
+    check_length(len(data), max_bytes)
+    if request.size is not None and len(data) != request.size:
+        planned = f"{request.size} bytes" if request.size >= 0 else "no file"
+        raise ImageError("changed", f"expected what was planned, {planned}, found {len(data)} bytes; plan again")
+    return data
 
 
 def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:

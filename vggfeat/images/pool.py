@@ -92,7 +92,7 @@ class Decoder:
         while self._living:
             self._living.pop().end()
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def stream(self, requests: Iterable[Request | ImageError]) -> Iterator[Answer]:
         """Decode one request after the other.
 
         Requests are drawn only so far ahead: at most 3 per worker or `ahead`, and no more than one
@@ -100,7 +100,8 @@ class Decoder:
 
         Parameters
         ----------
-        requests : iterable of Request
+        requests : iterable of Request or ImageError
+            An image that has failed already keeps its place.
 
         Returns
         -------
@@ -122,14 +123,16 @@ class Decoder:
             raise RuntimeError("the decoder is closed")
         return self._ahead(requests) if self.workers else (self._here(request) for request in requests)
 
-    def _here(self, request: Request) -> Answer:
+    def _here(self, request: Request | ImageError) -> Answer:
+        if isinstance(request, ImageError):
+            return request
         try:
             return self._decode(request, self.settings)
         except ImageError as error:
             # A new one: the traceback of the old one would keep the file's bytes alive.
             return ImageError(error.reason, str(error))
 
-    def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def _ahead(self, requests: Iterable[Request | ImageError]) -> Iterator[Answer]:
         source = iter(requests)
         waiting, largest = _Queue(), self._hold
         try:
@@ -150,7 +153,7 @@ class Decoder:
         finally:
             waiting.cancel()
 
-    def _submit(self, request: Request) -> Future[Answer]:
+    def _submit(self, request: Request | ImageError) -> Future[Answer]:
         try:
             return self._threads.submit(self._answer, request)
         except RuntimeError as error:
@@ -164,7 +167,9 @@ class Decoder:
         held = waiting.held + waiting.unfinished * largest
         return len(waiting) < self._most_ahead and held + largest <= self._hold
 
-    def _in_worker(self, request: Request) -> Answer:
+    def _in_worker(self, request: Request | ImageError) -> Answer:
+        if isinstance(request, ImageError):
+            return request
         endings = []
         for _ in range(2):
             worker = self._seats.get()
