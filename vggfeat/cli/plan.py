@@ -26,17 +26,18 @@ from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
-    from vggfeat.engines.engine import ShardTask, Share
+    from vggfeat.engines.engine import ShardTask
     from vggfeat.listing import Listing
     from vggfeat.store.plan import Plan
 
 SHOWN_MISSING = 5
 
 
-def _share(text: str) -> "Share":
-    from vggfeat.engines.engine import Share
-
-    return Share.parse(text)
+def _share(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class PlanRunOptions:
     """Which shards of a plan are computed, and where."""
 
     run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
-    take: Any = option(
-        "--take", type=Parsed("NUMBER/COUNT", "two numbers such as 17/1000", _share),
+    take: tuple[int, int] | None = option(
+        "--take", type=Parsed("NUMBER/COUNT", "a number from 1 to a count, such as 17/1000", _share),
         help="With --plan: of every COUNT shards the one of this NUMBER, from 1. [all; under torchrun its share]",
     )  # fmt: skip
     mixed: bool = option(
@@ -69,12 +70,13 @@ class PlanRunOptions:
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
         """Compute the shards that are asked for, and print what became of them; returns the exit code."""
         from vggfeat.cli.progress import Progress
+        from vggfeat.engines.engine import Share
         from vggfeat.engines.local import LocalEngine, on_own_gpu, torchrun_share
 
         share = torchrun_share(os.environ)
         if share is not None and self.take is not None:
-            raise ConfigError(f"--take: expected it or torchrun, found {self.take} under torchrun; leave one out")
-        share = share or self.take
+            raise ConfigError("--take: expected it or torchrun, found both; leave one out")
+        share = share or (Share(*self.take) if self.take else None)
         plan = task.plan()
         own = range(plan.shards) if share is None else share.of(plan.shards)
         present = plan.present()

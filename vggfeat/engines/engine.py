@@ -75,14 +75,6 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Share":
-        """Read "17/1000"; ValueError for other text."""
-        number, count = map(int, text.split("/"))
-        if not 1 <= number <= count:
-            raise ValueError
-        return cls(number, count)
-
     def of(self, shards: int) -> range:
         """Return its shards, of so many, counted from 0."""
         return range(self.number - 1, shards, self.count)
