@@ -40,7 +40,8 @@ DOORWAYS = {
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},
-    "fsspec": {"estimator"},
+    "aiohttp": {"runtime.public_http"},
+    "fsspec": {"runtime.addresses", "runtime.public_http"},
     "IPython": {"estimator"},
     "pandas": {"protocols"},
     "safetensors": {"weights", "svm", "training"},
@@ -48,7 +49,7 @@ DOORWAYS = {
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "openpyxl": {"datasets.cells"},
-    "pyarrow": {"listing", "store", "datasets.cells", "given"},
+    "pyarrow": {"listing", "store", "formats.parquet", "datasets.cells", "datasets.streamed", "given"},
     "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
@@ -60,7 +61,7 @@ DOORWAYS = {
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "fsspec", "IPython", "pandas", "umap"}  # fmt: skip
+        "aiohttp", "fsspec", "IPython", "pandas", "umap"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -48,14 +48,16 @@ class StorageSettings:
 
     attempts: int = 5
     """Times that a request is made before it counts as failed."""
+    wait: float = 0.5
+    """Seconds before the second attempt, at most; twice as long before each further one."""
     timeout: float = 30.0
-    """Seconds of wall clock for one request."""
+    """Seconds of wall clock for one request; a long one has more, by a least rate of 256 KiB a second."""
     allow_private: bool = False
     """Whether http(s) addresses of the own network may be read."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or not self.timeout > 0:
-            found = f"attempts {self.attempts}, timeout {self.timeout}"
+        if self.attempts < 1 or not (self.timeout > 0 and self.wait >= 0):
+            found = f"attempts {self.attempts}, wait {self.wait}, timeout {self.timeout}"
             raise ConfigError(f"storage: expected at least one attempt and a time limit above 0, found {found}")
 
 
@@ -80,6 +82,9 @@ class Storage(Protocol):
 
     def exists(self, path: str) -> bool:
         """Say whether there is a file of that name."""
+
+    def size(self, path: str) -> int:
+        """Return the bytes of a file; MissingFileError if there is none."""
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Make a file in one step, for good; False if the name is taken already, and then nothing is changed."""
@@ -129,6 +134,17 @@ class LocalStorage:
         """Say whether there is a file of that name."""
         return self._place(path).is_file()
 
+    def size(self, path: str) -> int:
+        """Return the bytes of a file."""
+        place = self._place(path)
+        with disk_errors(place, "reading", _ADVICE):
+            try:
+                state = os.stat(place)
+            except (FileNotFoundError, NotADirectoryError):
+                raise MissingFileError(f"{place}: expected a file, found none") from None
+            check_regular(place, state)
+            return state.st_size
+
     def write_new(self, path: str, data: bytes) -> bool:
         """Make a file by a temporary name and a rename.
 
@@ -176,7 +192,9 @@ def open_storage(root: str | os.PathLike[str], settings: StorageSettings = Stora
     """
     text = os.fspath(root)
     if is_remote(text):
-        raise ConfigError(f"{text}: expected a folder, found an address; only folders can be opened so far")
+        from vggfeat.runtime.remote_storage import RemoteStorage
+
+        return RemoteStorage(text, settings)
     return LocalStorage(text.removeprefix(_LOCAL))
 
 
