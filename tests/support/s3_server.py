@@ -22,8 +22,8 @@ class Proxy(ThreadingHTTPServer):
     """Passes requests on to a port.
 
     `fault` takes method, path and the number of the request, from 1, and names what goes wrong with it, if anything:
-    "500", "403", "reset" (before it is passed on), "lost" (it is carried out, but the answer does not come), "cut" (half
-    of the body comes), "slow" (a byte a tenth of a second), "stuck" (nothing comes).
+    "500", "403", "reset" (before it is passed on), "lost" (it is carried out, but the answer does not come), "cut"
+    (half of the body comes), "slow" (a byte a tenth of a second), "stuck" (nothing comes).
     """
 
     daemon_threads = True

@@ -104,7 +104,7 @@ class ImageCells:
         self.where = joined(storage.root, path)
         self._file = open_parquet(storage, path)
         self._column = column
-        self._next = 0
+        self._next = -1
         self._cells: Iterator[Any] = iter(())
         ends = (self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups))
         self._starts = [0]

@@ -87,7 +87,7 @@ class TarIndex:
         self._buffer.seek(0)
         with tarfile.open(fileobj=self._buffer, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # Else it keeps them all.
+                tar.members = []  # type: ignore[attr-defined]  # Else it keeps them all.
                 if not info.isdir():
                     yield self._member(info)
             at = tar.offset

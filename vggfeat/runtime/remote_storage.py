@@ -145,7 +145,9 @@ class RemoteStorage:
                 system.call_s3, "list_objects_v2", Bucket=bucket, Prefix=above + prefix, Delimiter="/", **rest, **limit
             )
             page: dict[str, Any] = attempt(self._name(prefix), ask, self.settings, doing="listing")
-            found = [(item["Prefix"][len(above) :], None) for item in page.get("CommonPrefixes", ())]
+            found: list[tuple[str, Entry | None]] = [
+                (item["Prefix"][len(above) :], None) for item in page.get("CommonPrefixes", ())
+            ]
             found += [_s3_entry(item, above) for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
             members += sorted(found, key=lambda member: member[0])
             if not page.get("IsTruncated"):
