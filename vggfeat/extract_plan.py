@@ -5,7 +5,6 @@ that is computed twice is the same. `vggfeat.engines` says who computes which.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -23,7 +22,7 @@ from vggfeat.forward.shards import check_precision, shard_blocks, some_of
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.listing import Listing
-from vggfeat.runtime.storage import Storage, is_remote, joined
+from vggfeat.runtime.storage import Storage, joined, place_below
 from vggfeat.samples import Box
 from vggfeat.store.identity import differences
 from vggfeat.store.layout import Block, Shape, Status
@@ -204,8 +203,7 @@ class ShardWorker:
         for file, offset, length, size, box in zip(*columns.values(), strict=True):
             boxes = tuple(Box(*box) if region == "box" else None for region in regions)
             span = None if offset is None else (offset, length)
-            path = file if is_remote(file) or is_remote(self._root) else os.path.join(self._root, file)
-            found.append(Request(path, boxes, span, stored=stored, size=size))
+            found.append(Request(place_below(self._root, file), boxes, span, stored=stored, size=size))
         return found
 
     def _is_open(self, shard: int) -> bool:

@@ -6,7 +6,7 @@ Columns of a batch; all but the first two may be left out:
     file       text       path relative to the root, or an address of its own
     offset     int64      first byte of the image in the file; null: the whole file is the image
     length     int64      bytes of the image from there on; null as above
-    size       int64      bytes of the image; -1 where there is no file, or its size is not known
+    size       int64      bytes of the image; -1 where there is no file; null: not known
     etag       text       what an object store calls the content of the file
     labels     list of int32    numbers of the classes that the row is positive for
     ignored, withheld, unlisted    list of int32    classes of these labels (`vggfeat.samples.Label`); all others are
@@ -98,7 +98,7 @@ def complete_batch(batch: "pa.RecordBatch", where: str) -> "pa.Table":
     if unknown or missing:
         found = f"the column {unknown[0]!a}" if unknown else f"no {missing[0]} in some row"
         raise DatasetError(f"{where}: expected rows with id and file, and columns that a list can have, found {found}")
-    empty = {"size": pa.scalar(-1, pa.int64()), "etag": pa.scalar("")}
+    empty = {"etag": pa.scalar("")}
     empty |= {name: pa.scalar([], schema.field(name).type) for name in (*LABELS, "splits")}
     columns = [_column(batch, schema.field(name), empty.get(name), where) for name in schema.names]
     return pa.table(columns, schema=schema)
@@ -114,7 +114,7 @@ def _column(batch: "pa.RecordBatch", field: "pa.Field", empty: "pa.Scalar | None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         found = f"{batch[field.name].type} ({error})"
         raise DatasetError(f"{where}: column {field.name!a}: expected {field.type}, found {found}") from None
-    return column.fill_null(empty) if field.name in ("size", "etag") else column
+    return column.fill_null("") if field.name == "etag" else column
 
 
 def listing_of(dataset: DataSet, marks: Mapping[str, Any] | None = None) -> Listing:

@@ -9,7 +9,7 @@ import click
 
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.extraction import FeatureOptions, load_noted_net, note_all, stem
+from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all, stem
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
@@ -39,7 +39,7 @@ OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", *(one.name for on
 
 @click.command()
 @click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`.")
-@click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]")
+@click.option("--root", "place", help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]")
 @LAYOUT
 @with_options(ListOptions, "listing")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
@@ -50,12 +50,13 @@ OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", *(one.name for on
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @with_options(PlanRunOptions, "planned")
+@with_options(StoreOptions, "stores")
 @EXTRACT.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def extract(
     name: str | None,
-    root: Path | None,
+    place: str | None,
     layout: "Layout | None",
     listing: ListOptions,
     weights: str | None,
@@ -65,6 +66,7 @@ def extract(
     decoding: DecodingOptions,
     job: JobOptions,
     planned: PlanRunOptions,
+    stores: StoreOptions,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -92,7 +94,7 @@ def extract(
     """
     if planned.run is not None:
         refuse_options(click.get_current_context(), OF_PLAN, "the plan has decided it")
-        task = planned.task(weights, device, root, decoding, again=job.retry_failed)
+        task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
         return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
     if name is None or planned != PlanRunOptions():
         options = "--take and --mixed" if name else "--dataset NAME, or --plan RUN"
@@ -100,6 +102,7 @@ def extract(
             f"{options}: expected {'--plan RUN with them' if name else 'one of them'}, found none; see "
             "vggfeat extract --help"
         )
+    root = _local(place)
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.extract import extract_features
@@ -134,6 +137,14 @@ def extract(
         return 0
     show_summary(summary, as_json)
     return 3 if len(summary.failures) > job.allow_failed else 0
+
+
+def _local(root: str | None) -> Path | None:
+    from vggfeat.runtime.storage import is_remote
+
+    if root is not None and is_remote(root):
+        raise ConfigError(f"--root: expected a folder of this machine, found {root}; plan a run: vggfeat plan --help")
+    return None if root is None else Path(root)
 
 
 def show_summary(summary: "Summary", as_json: bool = False) -> None:

@@ -12,6 +12,7 @@ from vggfeat.cli.output import say_note
 
 if TYPE_CHECKING:
     from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.runtime.storage import StorageSettings
     from vggfeat.weights import Backbone
 
 PHOTOGRAPHS = (
@@ -54,6 +55,25 @@ class FeatureOptions(ForwardOptions):
             compiled=self.compiled,
             **self.given(device),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """How what is not on this machine is read."""
+
+    attempts: int = option(
+        "--attempts", type=click.IntRange(1), default=5, help="Of each request to a store or server, if it fails."
+    )
+    allow_private: bool = option(
+        "--allow-private", is_flag=True,
+        help="Read http(s) addresses of this machine and of the own network; lists of others may lead there.",
+    )  # fmt: skip
+
+    def settings(self) -> "StorageSettings":
+        """Return them as the stores take them."""
+        from vggfeat.runtime.storage import StorageSettings
+
+        return StorageSettings(attempts=self.attempts, allow_private=self.allow_private)
 
 
 def load_noted_net(weights: str | None, *, rendered: bool) -> "Backbone":

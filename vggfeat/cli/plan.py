@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.extraction import FeatureOptions, load_noted_net, note_all
+from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
@@ -55,16 +55,18 @@ class PlanRunOptions:
     )  # fmt: skip
 
     def task(
-        self, weights: str | None, device: str | None, root: Path | None, decoding: DecodingOptions, *, again: bool
-    ) -> "ShardTask":
+        self, weights: str | None, device: str | None, root: str | None, decoding: DecodingOptions,
+        stores: StoreOptions, *, again: bool,
+    ) -> "ShardTask":  # fmt: skip
         """Return what every process must know."""
         from vggfeat.engines.engine import ShardTask
         from vggfeat.runtime.devices import ready_device
+        from vggfeat.runtime.storage import is_remote
 
         return ShardTask(
             run=str(self.run), weights=weights, device=ready_device(device), workers=decoding.processes(),
-            timeout=decoding.time_limit, root=None if root is None else os.path.abspath(root), mixed=self.mixed,
-            again=again,
+            timeout=decoding.time_limit, root=root if root is None or is_remote(root) else os.path.abspath(root),
+            mixed=self.mixed, again=again, storage=stores.settings(),
         )  # fmt: skip
 
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
@@ -165,6 +167,7 @@ def _agreement(precision: Any) -> str:
 @click.option("--device", default="cpu", show_default=True,
               help="What will compute the shards, cpu or cuda, which decides --batch-pixels.")  # fmt: skip
 @with_options(LimitOptions, "limits")
+@with_options(StoreOptions, "stores")
 @click.option("--json", "as_json", is_flag=True, help="Print what was planned as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def plan(
@@ -181,6 +184,7 @@ def plan(
     features: FeatureOptions,
     device: str,
     limits: LimitOptions,
+    stores: StoreOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -194,6 +198,9 @@ def plan(
     Examples:
       vggfeat plan --dataset folder --root photos/ --weights D.safetensors --out /disk/run
       vggfeat plan --dataset folder --root photos/ --weights D.safetensors --store mean --dtype float16 --out /disk/run
+      vggfeat plan --dataset folder --root s3://bucket/images --weights D.safetensors --out s3://bucket/run
+      vggfeat plan --dataset tar --root 's3://bucket/train-{0000..0146}.tar' --weights D.safetensors --out s3://bucket/run
+      vggfeat plan --dataset parquet --root hf://datasets/ylecun/mnist --weights D.safetensors --out /disk/run
       vggfeat plan --extend /disk/run
     """
     from vggfeat.cli.progress import Progress
@@ -203,21 +210,21 @@ def plan(
 
     if extend is not None:
         refuse_options(click.get_current_context(), _DECIDED, "the plan that is extended has decided it")
-        old = read_plan(open_storage(extend))
-        found = _listing(old.name, root or old.root, layout, listing)
+        old = read_plan(open_storage(extend, stores.settings()))
+        found = _listing(old.name, root or old.root, layout, listing, stores)
         with Progress(f"plan {old.name}", "images", quiet=quiet) as bar:
             done = add_to_plan(old, found, lambda rows: bar.update(rows, 0))
         _tell(done, old.rows, as_json)
         return
     if name is None or out is None:
         raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
-    found = _listing(name, root, layout, listing)
+    found = _listing(name, root, layout, listing, stores)
     net = load_noted_net(weights, rendered=bool(found.marks))
     settings = PlanSettings(shard_rows=rows, store=store, dtype=dtype)  # type: ignore[arg-type]
     with Progress(f"plan {name}", "images", quiet=quiet) as bar:
         done = make_plan(
-            found, net, open_storage(out), features.settings(name, device), plan=settings, decode=limits.settings(),
-            progress=lambda rows: bar.update(rows, 0),
+            found, net, open_storage(out, stores.settings()), features.settings(name, device), plan=settings,
+            decode=limits.settings(), progress=lambda rows: bar.update(rows, 0),
         )  # fmt: skip
     _tell(done, None, as_json)
 
@@ -226,11 +233,22 @@ _DECIDED = ("name", "weights", "out", "rows", "store", "dtype", "device",
             *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
 
 
-def _listing(name: str, root: str | None, layout: "Layout | None", listing: ListOptions) -> "Listing":
+def _listing(
+    name: str, root: str | None, layout: "Layout | None", listing: ListOptions, stores: StoreOptions
+) -> "Listing":
     from vggfeat.datasets.catalogue import open_dataset
+    from vggfeat.datasets.streamed import KINDS, list_images
     from vggfeat.listing import listing_of
+    from vggfeat.runtime.addresses import is_address
     from vggfeat.runtime.rendered import RENDERED, is_rendered
 
+    if root is not None and (name in ("tar", "parquet") or (name in KINDS and is_address(root))):
+        streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
+        note_all(streamed.notes)
+        return streamed
+    if root is not None and is_address(root):
+        kinds = ", ".join(KINDS)
+        raise ConfigError(f"--dataset: expected one of {kinds} at an address, found {name}; copy it to this machine")
     dataset = open_dataset(name, root, layout, listing.settings())
     note_all(dataset.notes)
     return listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {})

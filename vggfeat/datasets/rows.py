@@ -41,14 +41,19 @@ def read_paths(cells: Cells, texts: Sequence[str]) -> tuple[list[str], list[str]
         if "\\" in path and not ("\0" in path or os.path.lexists(folder / path)):
             path = path.replace("\\", "/")
             turned.append(text)
-        simple = path and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0|^\w:/", path)
-        paths.append(path if simple else path_below(cells.where(row), path))
+        paths.append(path if _is_simple(path) else path_below(cells.where(row), path))
     check_locale(cells.path, paths)
     return paths, [f"Read with / for \\: {len(turned)} path(s), the first is {turned[0]}."] if turned else []
 
 
+def _is_simple(path: str) -> bool:
+    return bool(path) and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0|^\w:/", path)
+
+
 def path_below(where: str, text: str) -> str:
     """Return a path below the folder of a list, in its simplest form; DatasetError for any other."""
+    if _is_simple(text):
+        return text
     path = PurePosixPath(text)
     elsewhere = path.is_absolute() or re.match(r"[A-Za-z]:/|[A-Za-z][\w+.-]*://", text)  # a drive, an address
     if elsewhere or ".." in path.parts or "\0" in text or not path.name:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from vggfeat.errors import ConfigError
 from vggfeat.extract_plan import ShardResult, ShardWorker
 from vggfeat.forward.rerun import find_net
+from vggfeat.images.fetch import FetchSettings, fetched
 from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.storage import StorageSettings, open_storage
 from vggfeat.store.plan import Plan, read_plan
@@ -47,8 +49,11 @@ class ShardTask:
         backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
         return ShardWorker(
             plan, backbone, device=ready_device(self.device), workers=self.workers, timeout=self.timeout,
-            mixed=self.mixed, again=self.again, root=self.root,
+            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
         )  # fmt: skip
+
+    def _fetching(self, plan: Plan) -> FetchSettings:
+        return FetchSettings(storage=self.storage, max_bytes=plan.key["decode"]["max_bytes"])
 
 
 class Engine(Protocol):

@@ -204,6 +204,13 @@ def is_remote(root: str | os.PathLike[str]) -> bool:
     return "://" in text and not text.startswith(_LOCAL)
 
 
+def place_below(root: str, file: str) -> str:
+    """Return where a file of a list is: below the root of the list, unless it has an address of its own."""
+    if is_remote(file):
+        return file
+    return joined(root, file) if is_remote(root) else os.path.join(root, file)
+
+
 def joined(root: str, path: str) -> str:
     """Return what a message calls a file below a root."""
     return f"{root.rstrip('/')}/{path}"

@@ -4,20 +4,17 @@ K = classes.
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.errors import DatasetError
 from vggfeat.listing import LABELS, row_schema
 from vggfeat.samples import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BUCKETS = 64
-"""Files into which ids are sorted to find equal ones: at 100 million, each has 12 MB."""
 
 
 class StreamedRow(NamedTuple):
@@ -27,7 +24,7 @@ class StreamedRow(NamedTuple):
     file: str
     offset: int | None = None
     length: int | None = None
-    size: int = -1
+    size: int | None = None
     etag: str = ""
     labels: tuple[str, ...] = ()
     """Names of classes."""
@@ -41,7 +38,8 @@ class Spool:
     """Batches of rows on the disk; the file has no name and is gone with this object."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="vggfeat-list-")  # noqa: SIM115  as long as this object
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="vggfeat-list-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._writer: Any = None
         self.rows = 0
 
@@ -140,60 +138,3 @@ def _renumbered(column: "pa.ListArray", moved: np.ndarray) -> "pa.ListArray":
     rows = np.repeat(np.arange(len(column)), lengths)
     values = values[np.lexsort((values, rows))]  # ascending in each row
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)), values)
-
-
-class UniqueIds:
-    """Finds ids that occur twice among any number of them, with 8 bytes each on the disk, and none in memory."""
-
-    def __init__(self) -> None:
-        self._files = [tempfile.TemporaryFile(prefix="vggfeat-ids-") for _ in range(BUCKETS)]  # noqa: SIM115
-
-    def add(self, ids: Sequence[str]) -> None:
-        """Note some ids."""
-        hashes = _hashes(ids)
-        buckets = hashes >> np.uint64(58)
-        order = np.argsort(buckets, kind="stable")
-        ends = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
-        for number in np.flatnonzero(np.diff(ends)):
-            self._files[number].write(hashes[order[ends[number] : ends[number + 1]]].tobytes())
-
-    def suspects(self) -> np.ndarray:
-        """Return the hashes that occur more than once, sorted; ids that differ may share one."""
-        found = [np.empty(0, np.uint64)]
-        for file in self._files:
-            file.seek(0)
-            hashes = np.sort(np.frombuffer(file.read(), dtype=np.uint64))
-            found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
-        return np.sort(np.concatenate(found))
-
-
-def check_unique(where: str, ids: UniqueIds, batches: Iterator["pa.RecordBatch"]) -> None:
-    """Check that no id occurs twice.
-
-    Raises
-    ------
-    DatasetError
-        If one does; both its rows are named.
-    """
-    suspects = ids.suspects()
-    if not len(suspects):
-        return
-    first: dict[str, tuple[int, str]] = {}
-    row = 0
-    for batch in batches:
-        names, files = batch["id"].to_pylist(), batch["file"].to_pylist()
-        for number in np.flatnonzero(np.isin(_hashes(names), suspects)).tolist():
-            place = (row + number + 1, files[number])
-            earlier = first.setdefault(names[number], place)
-            if earlier != place:
-                raise DatasetError(
-                    f"{where}: expected every id once, found {names[number][:200]!a} in row {earlier[0]} "
-                    f"({earlier[1][:200]}) and in row {place[0]} ({place[1][:200]}); give each row an id of its own, "
-                    "in a column called id"
-                )
-        row += len(names)
-
-
-def _hashes(ids: Sequence[str]) -> np.ndarray:
-    """Return a number for each id that is the same as long as this process lives."""
-    return np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids)).view(np.uint64)

@@ -1,4 +1,4 @@
-"""Lists of images in Parquet, of any length: paths or addresses, or the images themselves, as Hugging Face keeps them."""
+"""Lists of images in Parquet, of any length: paths, addresses, or the images themselves, as Hugging Face keeps them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from vggfeat.datasets.levels import class_name_notes
 from vggfeat.datasets.manifest import COLUMNS, ListSettings
 from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below
 from vggfeat.datasets.streamed.named import FileSet, find_files, split_of
-from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow, UniqueIds, check_unique
+from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.formats.parquet import CellAddress, batches, hub_features, open_parquet
 from vggfeat.listing import BATCH_ROWS, FURTHER, Listing
@@ -56,15 +56,15 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
     Raises
     ------
     DatasetError
-        If there is no file, one is no Parquet file or has other columns than the first, a cell is not as it should
-        be, or an id occurs twice; the message names file and row.
+        If there is no file, one is no Parquet file or has other columns than the first, or a cell is not as it
+        should be; the message names file and row.
     ConfigError
         If a column of the settings is not there.
     StoreError
         If a file can't be read.
     """
     found = find_files(root, ".parquet", settings)
-    spool, ids, told = ClassSpool(), UniqueIds(), None
+    spool, told = ClassSpool(), None
     for path in found.paths:
         where = joined(found.storage.root, path)
         file = open_parquet(found.storage, path)
@@ -76,10 +76,9 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
                 f"{where}: expected the columns of {joined(found.storage.root, found.paths[0])}, "
                 f"{listed(_shown(told))}, found {listed(_shown(columns))}; list them apart"
             )
-        _read_file(file, where, path, columns, listing, spool, ids)
+        _read_file(file, where, path, columns, listing, spool)
     if told is None or not spool.rows:
         raise DatasetError(f"{found.storage.root}: expected rows in the Parquet files, found none")
-    check_unique(found.storage.root, ids, spool.read())
     return _listing(found, spool, told)
 
 
@@ -162,9 +161,7 @@ def _is_plain(kind: "pa.DataType") -> bool:
     return bool(text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
-def _read_file(
-    file: Any, where: str, path: str, columns: _Columns, listing: ListSettings, spool: ClassSpool, ids: UniqueIds
-) -> None:
+def _read_file(file: Any, where: str, path: str, columns: _Columns, listing: ListSettings, spool: ClassSpool) -> None:
     row, names = 0, columns.read
     counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     parts = batches(file, where, names, BATCH_ROWS) if names else _empty_batches(sum(counts))
@@ -176,7 +173,6 @@ def _read_file(
             for number in range(batch.num_rows)
         ]
         row += len(rows)
-        ids.add([one.id for one in rows])
         spool.add(rows, [(f"{FURTHER}{name}", _text(batch, name)) for name in columns.further])
 
 
