@@ -17,6 +17,7 @@ from vggfeat.cli.options import (
     LimitOptions,
     Parsed,
     make_folder,
+    net_files,
     option,
     refuse_options,
     with_options,
@@ -205,8 +206,9 @@ def plan(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.extract_plan import add_to_plan, make_plan
-    from vggfeat.runtime.storage import open_storage
-    from vggfeat.store.plan import PlanSettings, read_plan
+    from vggfeat.runtime.storage import is_remote, open_storage
+    from vggfeat.runtime.targets import check_folder
+    from vggfeat.store.plan import FORMAT, PLAN, PlanSettings, read_plan
 
     if extend is not None:
         refuse_options(click.get_current_context(), _DECIDED, "the plan that is extended has decided it")
@@ -218,6 +220,8 @@ def plan(
         return
     if name is None or out is None:
         raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
+    if not is_remote(out):
+        check_folder(out, [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
     found = _listing(name, root, layout, listing, stores)
     net = load_noted_net(weights, rendered=bool(found.marks))
     settings = PlanSettings(shard_rows=rows, store=store, dtype=dtype)  # type: ignore[arg-type]

@@ -140,7 +140,7 @@ class Request(NamedTuple):
     data: bytes | None = None
     """The bytes of the file where they are in memory; nothing is read then, and `path` is what messages call them."""
     size: int | None = None
-    """Bytes that the image had when it was planned, -1 where there was none; None if that is not known."""
+    """Bytes that the image had when it was planned, -1: it was not there; None if that is not known."""
 
     @property
     def name(self) -> str:
@@ -249,8 +249,7 @@ def _bytes(request: Request, max_bytes: int) -> bytes:
     data = read_bytes(request.path, max_bytes, request.span) if request.data is None else request.data
     check_length(len(data), max_bytes)
     if request.size is not None and len(data) != request.size:
-        planned = f"{request.size} bytes" if request.size >= 0 else "no file"
-        raise ImageError("changed", f"expected what was planned, {planned}, found {len(data)} bytes; plan again")
+        raise ImageError("changed", f"expected {request.size} bytes, as planned, found {len(data)}; plan again")
     return data
 
 
