@@ -13,7 +13,7 @@ from vggfeat.errors import ConfigError, DatasetError, ImageError, StoreError
 from vggfeat.formats.parquet import CellAddress, ImageCells, cell_address
 from vggfeat.images.decode import Request, failure
 from vggfeat.images.image_bytes import check_length
-from vggfeat.runtime.addresses import UnreachableError, address_name, is_address, read_address
+from vggfeat.runtime.addresses import UnreachableError, address_name, is_address, read_address, without_secrets
 from vggfeat.runtime.storage import MissingFileError, StorageSettings, open_storage
 
 Fetched = Request | ImageError
@@ -192,5 +192,7 @@ def _failed(request: Request, error: StoreError | DatasetError | ImageError) -> 
         reason = "missing"
     elif isinstance(error, UnreachableError):
         reason = "unreachable"
-    place = address_name(request.path) if is_address(request.path) and not _cell(request) else request.path
-    return failure(request._replace(path=place).name, reason, str(error).removeprefix(f"{place}: "))
+    cell = _cell(request)
+    place = address_name(cell.file if cell else request.path) if is_address(request.path) else request.path
+    name = cell._replace(file=place).text if cell and is_address(request.path) else request._replace(path=place).name
+    return failure(name, reason, without_secrets(error).removeprefix(f"{place}: "))

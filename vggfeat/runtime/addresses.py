@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, VggfeatError
 from vggfeat.runtime.public_http import PrivateAddressError, client_maker, read_http
 from vggfeat.runtime.storage import MissingFileError, StorageSettings
 
@@ -130,7 +130,9 @@ def read_address(
     ConfigError
         If nothing reads such an address.
     """
-    return read_opened(open_address(address, settings), address, settings, start, length, pause=pause)
+    # To open one of a chain, as zip://a.png::https://host/b.zip, reads already.
+    opened = attempt(address_name(address), lambda: open_address(address, settings), settings, pause=pause)
+    return read_opened(opened, address, settings, start, length, pause=pause)
 
 
 def read_opened(
@@ -202,7 +204,7 @@ def attempt(
             pause(min(settings.wait * 2 ** (number - 1), _LONGEST_WAIT) * random.uniform(0.5, 1))
         try:
             return ask()
-        except FileExistsError:
+        except (FileExistsError, VggfeatError):
             raise
         except Exception as error:  # a server, and a library for it, may raise anything
             last = _cause(error)
@@ -212,7 +214,8 @@ def attempt(
                 raise MissingFileError(f"{name}: expected a file at this address, found none") from None
             if _is_final(last):
                 break
-    found = " ".join(f"{type(last).__name__}: {without_secrets(last)}".split())[:300]
+    late = isinstance(last, TimeoutError)
+    found = "no answer in time" if late else " ".join(f"{type(last).__name__}: {without_secrets(last)}".split())[:300]
     if isinstance(last, PrivateAddressError) or "private address" in found:
         raise StoreError(f"{name}: expected a public address, found a private one ({found}); allow it if you trust it")
     if _is_final(last):
@@ -231,7 +234,9 @@ def _is_final(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in _PASSING
-    return isinstance(error, _FINAL) or "private address" in str(error)
+    # Where a redirection leads to no address of http(s), aiohttp has an error that says so.
+    elsewhere = type(error).__name__.endswith("RedirectClientError")
+    return elsewhere or isinstance(error, _FINAL) or "private address" in str(error)
 
 
 def _status(error: BaseException) -> int | None:
