@@ -19,6 +19,8 @@ PLAIN = {
     "overwrite": ("--overwrite", "Replace"),
 }
 TWO_MEANINGS = {
+    "--out": "that of plan may be an address",
+    "--root": "that of plan, and of extract --plan, may be an address",
     "--scale": "train draws S from a range, nets for boxes have one",
 }
 

@@ -129,8 +129,7 @@ class Request(NamedTuple):
     """In pixels of the upright image, that is after the EXIF orientation has been applied, unless `stored` says
     otherwise. Each is rounded outwards to whole pixels and clipped to the image; None is the whole of it."""
     span: tuple[int, ...] | None = None
-    """First byte and number of bytes of the image in the file, and their CRC-32 where it is known; None if it is the
-    whole file."""
+    """First byte and number of bytes of the image in the file, and their CRC-32 if known; None: the whole file."""
     side: int | None = None
     """The smallest side that will be asked for, where a reduced image will do: it takes the place of
     `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
