@@ -17,7 +17,7 @@ from vggfeat.errors import ConfigError, WeightsError
 
 MOST_BYTES = 1 << 28
 OF_NET = ("net", "width", "num_classes", "pool_rounding", "channel_order", "mean", "std", "trained", "last", "imported")
-OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine")
+OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine", "dtype")
 
 Settings = Mapping[str, Any]
 

@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.formats.hdf5 import canonical_json
@@ -141,10 +142,11 @@ class Plan:
         first, step = self._rows_before[part] + number * self.settings.shard_rows, self.settings.shard_rows
         return range(first, min(first + step, self._rows_before[part + 1]))
 
-    def shard_of(self, row: int) -> int:
-        """Return the shard that has a row."""
-        part = int(np.searchsorted(self._rows_before, row, side="right")) - 1
-        return self._shards_before[part] + (row - self._rows_before[part]) // self.settings.shard_rows
+    def shards_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the shard that has each row."""
+        parts = np.searchsorted(self._rows_before, rows, side="right") - 1
+        within = (rows - np.array(self._rows_before)[parts]) // self.settings.shard_rows
+        return np.array(self._shards_before)[parts] + within
 
     def token_of(self, shard: int) -> str:
         """Digest of all that decides the content of a shard: by it a shard of another plan is known."""
@@ -258,9 +260,13 @@ def shard_path(shard: int) -> str:
 
 def class_numbers(lists: "pa.ChunkedArray") -> tuple[np.ndarray, np.ndarray]:
     """Return the row and the number of each entry of a column of lists of int32."""
-    lengths = np.array([len(numbers or ()) for numbers in lists.to_pylist()], dtype=np.int64)
-    values = [number for numbers in lists.to_pylist() for number in numbers or ()]
-    return np.repeat(np.arange(len(lengths)), lengths), np.array(values, dtype=np.int64)
+    import pyarrow as pa
+
+    if not len(lists):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    whole = pa.concat_arrays(lists.chunks)
+    lengths = whole.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(whole)), lengths), whole.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def read_plan(storage: Storage) -> Plan:

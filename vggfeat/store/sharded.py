@@ -126,7 +126,7 @@ class ShardedFeatures(Features):
             index = np.asarray(index, dtype=None if np.size(index) else np.int64)
         wanted = np.arange(len(self))[index]
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
-        shards = np.array([self.plan.shard_of(int(row)) for row in wanted], np.int64)
+        shards = self.plan.shards_of(wanted)
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
             out[places] = self._features_of(shard)[wanted[places] - self.plan.rows_of(shard).start]
