@@ -49,7 +49,7 @@ DOORWAYS = {
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "openpyxl": {"datasets.cells"},
-    "pyarrow": {"listing", "store", "formats.parquet", "datasets.cells", "datasets.streamed", "given"},
+    "pyarrow": {"listing", "benchmarks.scale", "store", "formats.parquet", "datasets.cells", "datasets.streamed", "given"},
     "matplotlib": {"results", "training", "runtime.fonts"},
     "tensorboard": {"training"},
     "jinja2": {"results"},

@@ -197,14 +197,7 @@ class ShardWorker:
 
     def requests(self, shard: int) -> list[Request]:
         """Say what is to be decoded for the rows of a shard."""
-        columns = self.plan.table(shard).select(["file", "offset", "length", "size", "box"]).to_pydict()
-        regions, stored = self.plan.shape.regions, self.plan.boxes_as_stored
-        found = []
-        for file, offset, length, size, box in zip(*columns.values(), strict=True):
-            boxes = tuple(Box(*box) if region == "box" else None for region in regions)
-            span = None if offset is None else (offset, length)
-            found.append(Request(place_below(self._root, file), boxes, span, stored=stored, size=size))
-        return found
+        return shard_requests(self.plan, shard, self._root)
 
     def _is_open(self, shard: int) -> bool:
         """Say whether a shard is to be computed."""
@@ -254,6 +247,18 @@ class ShardWorker:
                     f"{joined(self.plan.where, shard_path(shard))}: expected the features that this machine computes, "
                     f"to a cosine of {LEAST_COSINE}, found {least:.6f} in row {row}; take machines that agree"
                 )
+
+
+def shard_requests(plan: Plan, shard: int, root: str) -> list[Request]:
+    """Say what is to be decoded for the rows of a shard, of images below a root."""
+    columns = plan.table(shard).select(["file", "offset", "length", "size", "box"]).to_pydict()
+    regions, stored = plan.shape.regions, plan.boxes_as_stored
+    found = []
+    for file, offset, length, size, box in zip(*columns.values(), strict=True):
+        boxes = tuple(Box(*box) if region == "box" else None for region in regions)
+        span = None if offset is None else (offset, length)
+        found.append(Request(place_below(root, file), boxes, span, stored=stored, size=size))
+    return found
 
 
 def settings_of(plan: Plan) -> ExtractionSettings:

@@ -65,7 +65,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
 }  # fmt: skip
 READS = {
     "inspect", "probe", "localise check", "weights list", "weights show", "weights verify", "data list", "data check",
-    "bench svm", "bench extract", "bench roofline", "bench train",
+    "bench scale", "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
 THROUGH_OTHERS = {
     "demo": "its steps are the commands data synth, extract, svm and report",
