@@ -4,15 +4,19 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
+import range_server
 import s3_server
 from vggfeat.cli import run
 from vggfeat.runtime.storage import open_storage
@@ -105,3 +109,64 @@ def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by
         vggfeat("inspect", there)
     finally:
         server.fault = lambda *_: None
+
+
+def plan_rows(listing_kind, root, there):
+    vggfeat("plan", "--dataset", listing_kind, "--root", root, "--out", there, "--allow-private", *NET)
+    vggfeat("extract", "--plan", there, "--allow-private", *QUICK)
+    return rows_of(there)
+
+
+def test_tars_and_tables_at_an_address_give_the_same_features(server, files, expected, tmp_path):
+    store = open_storage("s3://bucket/sets")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    store.write_new("tars/a-0.tar", (tmp_path / "a.tar").read_bytes())
+    cells = [{"bytes": data, "path": name} for name, data in files.items()]
+    parquet.write_table(pa.table({"image": cells, "id": list(files)}), tmp_path / "a.parquet", row_group_size=7)
+    store.write_new("table/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    server.fault = faulty
+    try:
+        tars = plan_rows("tar", "s3://bucket/sets/tars/a-{0..0}.tar", tmp_path / "tars")
+        assert {name.removeprefix("a-0.tar/"): row for name, row in tars.items()} == {
+            name.rpartition(".")[0]: row for name, row in expected.items()
+        }
+        assert plan_rows("parquet", "s3://bucket/sets/table", tmp_path / "table") == expected
+    finally:
+        server.fault = lambda *_: None
+
+
+def test_what_a_store_does_not_give_costs_its_rows_alone(server, files, expected, tmp_path):
+    good = [name for name in files if not name.endswith("99.jpg")]
+    with range_server.served({name: files[name] for name in good}) as web:
+        urls = [f"{web.address}/{good[0]}", f"{web.address}/status/503", f"{web.address}/none.png"]
+        columns = {"url": urls, "id": [good[0], "busy", "gone"], "label": ["cat", "dog", "cat"]}
+        listed = tmp_path / "list.parquet"
+        parquet.write_table(pa.table(columns), listed)
+        vggfeat("plan", "--dataset", "parquet", "--root", listed, "--out", tmp_path / "run", *NET)
+        few = [*WEIGHTS, "--workers", "1", "--quiet", "--attempts", "2"]
+        vggfeat("extract", "--plan", tmp_path / "run", "--allow-private", *few, code=3)
+        found = rows_of(tmp_path / "run")
+        assert found[good[0]] == expected[good[0]]
+        assert [found[name][1].partition(":")[0] for name in ("busy", "gone")] == ["unreachable", "missing"]
+        vggfeat("plan", "--dataset", "parquet", "--root", listed, "--out", tmp_path / "careful", *NET)
+        vggfeat("extract", "--plan", tmp_path / "careful", *few, code=3)
+        assert {row[1].partition(":")[0] for row in rows_of(tmp_path / "careful").values()} == {"unreadable"}
+
+
+def test_a_list_with_an_id_twice_in_two_files_is_refused(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "list").mkdir(exist_ok=True)
+        parquet.write_table(pa.table({"path": ["1.jpg"], "id": ["same"]}), tmp_path / "list" / f"{name}.parquet")
+    vggfeat("plan", "--dataset", "parquet", "--root", tmp_path / "list", "--out", tmp_path / "run", *NET, code=4)
+    assert "expected every id once, found 'same' in the rows 0 and 1" in capsys.readouterr().err
+
+
+def test_other_data_sets_and_other_commands_say_what_they_can_read(capsys, tmp_path):
+    vggfeat("plan", "--dataset", "voc2007", "--root", "s3://bucket/VOC", "--out", tmp_path / "run", *NET, code=2)
+    assert "expected one of folder, tar, parquet at an address, found voc2007" in capsys.readouterr().err
+    vggfeat("extract", "--dataset", "folder", "--root", "s3://bucket/images", code=2)
+    assert "expected a folder of this machine, found s3://bucket/images; plan a run" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,14 @@ def test_addresses_of_this_machine_are_folders(tmp_path):
     assert [is_remote(root) for root in ("s3://bucket/run", "https://a.b/c", "file:///a", "a/b")] == [
         True, True, False, False,
     ]  # fmt: skip
+
+
+def test_an_address_that_was_made_a_path_is_one_still(tmp_path, monkeypatch):
+    assert is_remote(Path("s3://bucket/run"))
+    assert open_storage(Path("memory://bucket/run")).root == "memory://bucket/run"
+    monkeypatch.chdir(tmp_path)
+    Path("s3:/bucket/run").mkdir(parents=True)
+    assert not is_remote(Path("s3:/bucket/run"))
 
 
 def test_patience_is_checked():

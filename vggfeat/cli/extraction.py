@@ -88,6 +88,13 @@ def load_noted_net(weights: str | None, *, rendered: bool) -> "Backbone":
     return backbone
 
 
+def named_after(file: Path, suffix: str) -> Path:
+    """Return what an output is called by default: next to its input, or here if that is at an address."""
+    from vggfeat.runtime.storage import is_remote
+
+    return (Path(file.name) if is_remote(file) else file).with_suffix(suffix)
+
+
 def note_all(notes: Sequence[str]) -> None:
     """Note what a user should know of a copy of the data."""
     for note in notes:

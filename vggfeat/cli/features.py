@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, Words, make_folder, option, with_options
 from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
@@ -155,7 +156,7 @@ def export(
 
     if spreadsheet_safe and kind != "csv":
         raise ConfigError(f"--spreadsheet-safe: expected with --to csv, found {kind}; leave it out")
-    target = out or files[0].with_suffix(f".{kind}")
+    target = out or named_after(files[0], f".{kind}")
     check_target(target, inputs=files, overwrite=overwrite)
     table = descriptors.read(files)
     join = table.settings["join"]

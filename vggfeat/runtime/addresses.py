@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -143,6 +144,7 @@ def read_opened(
     if length == 0:
         return b""
     system, path, protocol = opened
+    settings = patience(opened, settings)
     if protocol in _HTTP:
 
         def ask() -> bytes:
@@ -162,7 +164,9 @@ def read_opened(
 def _read_range(opened: Opened, start: int, length: int, settings: StorageSettings) -> bytes:
     if length == 0:
         return b""
-    named = time_limit(opened.system, settings.timeout + length / LEAST_RATE)
+    named: dict[str, Any] = time_limit(opened.system, settings.timeout + length / LEAST_RATE)
+    if opened.protocol == "hf":
+        named["cache_type"] = "none"  # Else it reads megabytes ahead of every image.
     try:
         data: bytes = opened.system.cat_file(opened.path, start=start, end=start + length, **named)
     except OSError as error:
@@ -174,6 +178,7 @@ def _read_range(opened: Opened, start: int, length: int, settings: StorageSettin
 
 def size_of(opened: Opened, address: str, settings: StorageSettings, *, pause: Pause = time.sleep) -> int:
     """Return the bytes of a file. Raises as `read_address`."""
+    settings = patience(opened, settings)
     named = time_limit(opened.system, settings.timeout)
     found = attempt(address_name(address), lambda: opened.system.info(opened.path, **named), settings, pause=pause)
     if found.get("type") == "directory":
@@ -181,6 +186,11 @@ def size_of(opened: Opened, address: str, settings: StorageSettings, *, pause: P
     if found.get("size") is None:
         raise StoreError(f"{address_name(address)}: expected a server that tells sizes and reads parts, found another")
     return int(found["size"])
+
+
+def patience(opened: Opened, settings: StorageSettings) -> StorageSettings:
+    """Return the settings, with one attempt where the library makes some of its own and can't be told how many."""
+    return replace(settings, attempts=1) if opened.protocol == "hf" else settings
 
 
 def time_limit(system: Any, seconds: float) -> dict[str, float]:

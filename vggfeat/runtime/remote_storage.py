@@ -15,6 +15,7 @@ from vggfeat.runtime.addresses import (
     address_name,
     attempt,
     open_address,
+    patience,
     read_opened,
     size_of,
     time_limit,
@@ -61,8 +62,8 @@ class RemoteStorage:
         if "?" in root or "#" in root:
             raise ConfigError(f"{address_name(root)}: expected the address of a folder, found one with ? or #")
         self.root = root.rstrip("/")
-        self.settings = settings
         self._opened = open_address(self.root, settings)
+        self.settings = patience(self._opened, settings)
         self._base = self._opened.path.rstrip("/")
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:

@@ -6,6 +6,7 @@ nobody needs a lock, and doing something twice is doing it once. Paths are relat
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from vggfeat.runtime.system import NO_WAIT, OPENED
 
 _ADVICE = "nothing that was finished is lost; mend it and give the same command again"
 _LOCAL = "file://"
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
 class Entry(NamedTuple):
@@ -190,7 +192,7 @@ def open_storage(root: str | os.PathLike[str], settings: StorageSettings = Stora
     ConfigError
         If there is nothing that opens such an address.
     """
-    text = os.fspath(root)
+    text = root_text(root)
     if is_remote(text):
         from vggfeat.runtime.remote_storage import RemoteStorage
 
@@ -200,8 +202,17 @@ def open_storage(root: str | os.PathLike[str], settings: StorageSettings = Stora
 
 def is_remote(root: str | os.PathLike[str]) -> bool:
     """Say whether a root is an address that is not of this machine's disk."""
-    text = os.fspath(root)
+    text = root_text(root)
     return "://" in text and not text.startswith(_LOCAL)
+
+
+def root_text(root: str | os.PathLike[str]) -> str:
+    """Return a root as text; of s3://bucket, `Path` has made s3:/bucket."""
+    text = os.fspath(root)
+    shortened = _ONE_SLASH.match(text)
+    if shortened and not os.path.lexists(text):
+        return f"{shortened[1]}://{text[shortened.end() :]}"
+    return text
 
 
 def place_below(root: str, file: str) -> str:

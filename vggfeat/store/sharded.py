@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.storage import StorageSettings, is_remote, joined, open_storage
+from vggfeat.runtime.storage import StorageSettings, is_remote, joined, open_storage, root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.store.layout import Block, Status
@@ -186,7 +186,7 @@ def open_features(path: str | os.PathLike[str]) -> Features:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Say whether a path is that of a run in shards: a folder with a plan, or an address."""
-    return is_remote(path) or os.path.isfile(os.path.join(os.fspath(path).removeprefix("file://"), PLAN))
+    return is_remote(path) or os.path.isfile(os.path.join(root_text(path).removeprefix("file://"), PLAN))
 
 
 def check_complete(plan: Plan) -> None:
