@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,21 @@ pytest.importorskip("moto")
 import range_server
 import s3_server
 from vggfeat.cli import run
-from vggfeat.runtime.storage import open_storage
+from vggfeat.datasets.streamed import list_images
+from vggfeat.extract_plan import ShardWorker, make_plan
+from vggfeat.forward.features import ExtractionSettings
+from vggfeat.images.fetch import FetchSettings, fetched
+from vggfeat.runtime.addresses import UnreachableError
+from vggfeat.runtime.storage import StorageSettings, open_storage
+from vggfeat.store.plan import PlanSettings
 from vggfeat.store.sharded import open_features
+from vggfeat.weights import load_backbone
 
 WEIGHTS = ["--weights", "random:A:0:0.03125"]
 NET = [*WEIGHTS, "--scales", "224", "--rows", "4", "--quiet"]
 QUICK = [*WEIGHTS, "--workers", "1", "--allow-failed", "1", "--quiet"]
 CLASSES = ("cat", "dog")
+ONCE = StorageSettings(attempts=1, timeout=20)
 
 
 def image(number):
@@ -170,3 +179,62 @@ def test_other_data_sets_and_other_commands_say_what_they_can_read(capsys, tmp_p
     assert "expected one of folder, tar, parquet at an address, found voc2007" in capsys.readouterr().err
     vggfeat("extract", "--dataset", "folder", "--root", "s3://bucket/images", code=2)
     assert "expected a folder of this machine, found s3://bucket/images; plan a run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def net():
+    return load_backbone("random:A:0:0.03125")
+
+
+def computed(net, images, there, storage):
+    """Plan a run and compute it, as the commands do."""
+    planned = make_plan(
+        list_images("folder", images, storage=storage), net, open_storage(there, storage),
+        ExtractionSettings(scales=(224,)), plan=PlanSettings(shard_rows=3),
+    )  # fmt: skip
+    worker = ShardWorker(planned, net, workers=0, fetch=partial(fetched, settings=FetchSettings(storage=storage)))
+    list(worker.compute(range(planned.shards)))
+
+
+def content(there):
+    store = open_storage(there)
+    return {entry.path: store.read(entry.path) for entry in store.entries()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(server, net, files):
+    """Content of a run of five images that nothing has happened to, and its number of PUTs."""
+    store = open_storage("s3://bucket/few")
+    for name in list(files)[:5]:
+        store.write_new(name, files[name])
+    server.log.clear()
+    computed(net, "s3://bucket/few", "s3://bucket/unbroken", ONCE)
+    puts = [method for method, _ in server.log].count("PUT")
+    return content("s3://bucket/unbroken"), puts
+
+
+def test_whichever_request_is_the_last_that_the_store_carries_out_the_same_run_goes_on_to_the_same_bytes(
+    server, net, unbroken
+):
+    wanted, puts = unbroken
+    assert puts == 5  # a part, the plan, the machine, two shards
+    for last in range(1, puts + 1):
+        for fault in ("reset", "lost"):
+            there = f"s3://bucket/dead-{last}-{fault}"
+            seen = {"PUT": 0}
+
+            def dies(method, path, number, seen=seen, last=last, fault=fault):
+                before = seen["PUT"]
+                seen["PUT"] += method == "PUT"
+                if seen["PUT"] < last:
+                    return None
+                return fault if before < last else "reset"
+
+            server.fault = dies
+            try:
+                with pytest.raises(UnreachableError, match="s3://bucket/"):
+                    computed(net, "s3://bucket/few", there, ONCE)
+            finally:
+                server.fault = lambda *_: None
+            computed(net, "s3://bucket/few", there, ONCE)
+            assert content(there) == wanted
