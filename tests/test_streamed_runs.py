@@ -177,6 +177,8 @@ def test_a_list_with_an_id_twice_in_two_files_is_refused(tmp_path, capsys):
 def test_other_data_sets_and_other_commands_say_what_they_can_read(capsys, tmp_path):
     vggfeat("plan", "--dataset", "voc2007", "--root", "s3://bucket/VOC", "--out", tmp_path / "run", *NET, code=2)
     assert "expected one of folder, tar, parquet at an address, found voc2007" in capsys.readouterr().err
+    vggfeat("plan", "--dataset", "tar", "--out", tmp_path / "run", *NET, code=2)
+    assert "--root: expected it with --dataset tar" in capsys.readouterr().err
     vggfeat("extract", "--dataset", "folder", "--root", "s3://bucket/images", code=2)
     assert "expected a folder of this machine, found s3://bucket/images; plan a run" in capsys.readouterr().err
 

@@ -152,8 +152,11 @@ def _agreement(precision: Any) -> str:
 
 
 @click.command()
-@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`.")
-@click.option("--root", help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]")
+@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`, or tar or parquet.")
+@click.option(
+    "--root",
+    help="Where the data set is, a folder or address. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]",
+)
 @LAYOUT
 @with_options(ListOptions, "listing")
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
@@ -246,6 +249,8 @@ def _listing(
     from vggfeat.runtime.addresses import is_address
     from vggfeat.runtime.rendered import RENDERED, is_rendered
 
+    if root is None and name in ("tar", "parquet"):
+        raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
     if root is not None and (name in ("tar", "parquet") or (name in KINDS and is_address(root))):
         streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
         note_all(streamed.notes)
