@@ -65,14 +65,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def body(self):
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self.all_of(int(self.headers.get("Content-Length", 0)))
         parts = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+            parts.append(self.all_of(size))
             self.rfile.readline()
         while self.rfile.readline().strip():
             pass
         return b"".join(parts)
+
+    def all_of(self, size):
+        data = self.rfile.read(size)
+        if len(data) < size:  # The client has given up, and no server would keep half a body.
+            raise ConnectionError
+        return data
 
     def passed_on(self, body):
         inner = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)

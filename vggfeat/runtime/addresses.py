@@ -244,9 +244,9 @@ def _is_final(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in _PASSING
-    # Where a redirection leads to no address of http(s), aiohttp has an error that says so.
-    elsewhere = type(error).__name__.endswith("RedirectClientError")
-    return elsewhere or isinstance(error, _FINAL) or "private address" in str(error)
+    # Known by their names, as their libraries may be missing: a way on to no address of http(s), and no keys.
+    named = type(error).__name__.endswith(("RedirectClientError", "CredentialsError"))
+    return named or isinstance(error, _FINAL) or "private address" in str(error)
 
 
 def _status(error: BaseException) -> int | None:
