@@ -28,6 +28,7 @@ from vggfeat.runtime.addresses import UnreachableError
 from vggfeat.runtime.storage import StorageSettings, open_storage
 from vggfeat.store.plan import PlanSettings
 from vggfeat.store.sharded import open_features
+from vggfeat.table import load_features
 from vggfeat.weights import load_backbone
 
 WEIGHTS = ["--weights", "random:A:0:0.03125"]
@@ -80,12 +81,18 @@ def extract(run, *arguments):
 
 
 @pytest.fixture(scope="module")
-def expected(folder, tmp_path_factory):
-    """Id -> features, reason and SHA-256, as a run on a local folder has them."""
+def local(folder, tmp_path_factory):
+    """A run on a local folder."""
     there = tmp_path_factory.mktemp("local") / "run"
     vggfeat("plan", "--dataset", "folder", "--root", folder, "--out", there, *NET)
     vggfeat("extract", "--plan", there, *QUICK)
-    return rows_of(there)
+    return there
+
+
+@pytest.fixture(scope="module")
+def expected(local):
+    """Id -> features, reason and SHA-256, as a run on a local folder has them."""
+    return rows_of(local)
 
 
 def rows_of(run):
@@ -103,7 +110,9 @@ def faulty(method, path, number):
     return None
 
 
-def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by_bit(server, folder, files, expected):
+def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by_bit(
+    server, folder, files, expected, local
+):
     store = open_storage("s3://bucket/images")
     for name, data in files.items():
         store.write_new(name, data)
@@ -116,6 +125,9 @@ def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by
             assert process.returncode == 0, said
         assert rows_of(there) == expected
         vggfeat("inspect", there)
+        near, far = (load_features(place, failed="drop") for place in (local, there))
+        np.testing.assert_array_equal(far.descriptors, near.descriptors)
+        assert (far.ids, far.classes) == (near.ids, near.classes)
     finally:
         server.fault = lambda *_: None
 

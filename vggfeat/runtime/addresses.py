@@ -227,7 +227,10 @@ def attempt(
     late = isinstance(last, TimeoutError)
     found = "no answer in time" if late else " ".join(f"{type(last).__name__}: {without_secrets(last)}".split())[:300]
     if isinstance(last, PrivateAddressError) or "private address" in found:
-        raise StoreError(f"{name}: expected a public address, found a private one ({found}); allow it if you trust it")
+        raise StoreError(
+            f"{name}: expected a public address, found a private one ({found}); give --allow-private (in Python "
+            "allow_private=True) if you trust whoever named it"
+        )
     if _is_final(last):
         raise StoreError(f"{name}: {doing} was refused: {found}")
     raise UnreachableError(f"{name}: {doing} failed {settings.attempts} time(s), the last: {found}")
