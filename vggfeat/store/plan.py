@@ -2,7 +2,7 @@
 
     RUN/plan.json                        what decides the features, what the data set is, the parts with their digests;
                                          the plan exists once it has its name
-    RUN/plan/part-000000.parquet         rows of up to 64 shards, with the columns of `vggfeat.listing`
+    RUN/plan/part-000000.parquet         rows of up to 16 shards, with the columns of `vggfeat.listing`
     RUN/features/000/part-000123.parquet a finished shard (`vggfeat.store.shard_files`)
 
 Nobody holds the whole list: it is written in a stream, and who computes a shard reads the part that has it. A part
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "vggfeat-plan", 1
 PART_FORMAT = "vggfeat-plan-part"
 PLAN = "plan.json"
-PART_SHARDS = 64
+PART_SHARDS = 16
 """Shards whose rows are in one part."""
 Store = Literal["scales", "mean"]
 DType = Literal["float32", "float16"]

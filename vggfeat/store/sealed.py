@@ -89,12 +89,11 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
     with writer:
         writer.write_table(table, row_group_size=group_rows)
         writer.add_key_value_metadata({_ABOUT: canonical_json(about, _ABOUT), _DIGEST: _ZEROS.decode()})
-    raw = bytearray(memoryview(sink.getvalue()))
+    raw = memoryview(sink.getvalue())
     place = _place(raw)
     if place is None:
         raise StoreError("parquet: expected pyarrow to write the metadata it was given, found others; update pyarrow")
-    raw[place : place + len(_ZEROS)] = hashlib.sha256(raw).hexdigest().encode()
-    return bytes(raw)
+    return b"".join([raw[:place], hashlib.sha256(raw).hexdigest().encode(), raw[place + len(_ZEROS) :]])
 
 
 def unseal(raw: bytes, where: str, kind: str) -> Sealed:
@@ -165,7 +164,7 @@ def _first_leaf(file: "pq.ParquetFile", column: int) -> int:
     return paths.index(name)
 
 
-def _place(raw: bytes | bytearray) -> int | None:
+def _place(raw: bytes | memoryview) -> int | None:
     """Return where the digest is in a file, None if it is nowhere or in two places."""
     if len(raw) < 12 or raw[-4:] != _MAGIC:
         return None
