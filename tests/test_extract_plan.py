@@ -413,6 +413,33 @@ def test_an_id_that_is_there_twice_is_named_across_parts_too(net, tmp_path, monk
         make_plan(replace(listing, batches=lambda: iter(())), net, open_storage(tmp_path / "none"), SETTINGS)
 
 
+def test_regions_that_a_sample_lacks_are_refused(root, net, tmp_path):
+    listing = listing_of(open_dataset("folder", root))
+    boxes = replace(SETTINGS, regions=("image", "box"))
+    with pytest.raises(ConfigError, match=r"expected a box for every sample of folder, found none for cat/1.png"):
+        make_plan(listing, net, open_storage(tmp_path / "run"), boxes)
+
+
+def test_boxes_splits_groups_and_columns_come_back_as_they_were(root, net, tmp_path):
+    names = tuple(f"cat/{number}.png" for number in (1, 3, 5, 7, 9))
+    boxes = np.array([[1.5, 2, 40, 50]] * 5)
+    labels = np.array([[1, 0, -1], [2, 3, 1], [1, 1, 1], [-1, -1, -1], [0, 2, 3]], np.int8)
+    dataset = DataSet(
+        name="voc2012-action", task=Task.MULTI_LABEL, classes=("a", "b", "c"), ids=tuple(f"{name}/1" for name in names),
+        paths=names, labels=labels, boxes=boxes, splits={"train": np.array([0, 2]), "none": np.zeros(0, np.int64)},
+        groups=("x", "x", "y", "z", "z"), columns={"site": ("1", "", "3", "4", "é")}, root=str(root),
+    )  # fmt: skip
+    settings = replace(SETTINGS, regions=("image", "box"))
+    plan = make_plan(
+        listing_of(dataset), net, open_storage(tmp_path / "run"), settings, plan=PlanSettings(shard_rows=2)
+    )
+    compute(plan, net)
+    extract_features(dataset, net, tmp_path / "one.h5", settings, run=RunSettings(workers=0, shard_rows=2))
+    with ShardedFeatures(tmp_path / "run") as run:
+        merge(run, tmp_path / "m.h5")
+    assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
 def test_similar_images_are_found_in_shards(finished, one_file, root, net):
     settings = DescriptorSettings()
     with FeatureFile(one_file) as one, open_features(finished) as run:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError, StoreError
+from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.listing import FURTHER, LABELS, Listing, complete_batch
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
@@ -185,6 +185,9 @@ class _Tally:
                 f"{', '.join(table.schema.names)}, {table['group'].null_count} rows without a group"
             )
         self._boxed |= table["box"].null_count < len(table)
+        if "box" in self._draft.shape.regions and table["box"].null_count:
+            name = table["id"][int(np.argmax(table["box"].is_null().to_numpy()))].as_py()
+            raise ConfigError(f"regions: expected a box for every sample of {self._draft.name}, found none for {name}")
         for name in LABELS:
             self._check_classes(table[name], where)
         self._splits.update(chain.from_iterable(table["splits"].to_pylist()))
