@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 _IN_MEMORY = 1 << 26
 """Bytes of hashes that are kept in memory; more go to the disk."""
-_BUCKET = 1 << 23
+_BUCKET = 1 << 22
 """Hashes that are sorted at a time."""
 
 
