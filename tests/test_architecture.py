@@ -14,11 +14,14 @@ FLOORS = (
     {"errors"},
     {"runtime", "short_repr"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
+    {"listing"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
     {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},
+    {"extract_plan"},
+    {"engines"},
     {"classification", "localisation", "similar", "estimator", "predict", "audit", "projection"},
     {"explain"},
     {"results"},
@@ -38,7 +41,8 @@ DOORWAYS = {
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},
-    "fsspec": {"estimator"},
+    "aiohttp": {"runtime.public_http"},
+    "fsspec": {"runtime.addresses", "runtime.public_http"},
     "IPython": {"estimator"},
     "pandas": {"protocols", "store.export"},
     "anndata": {"store.export"},
@@ -47,7 +51,8 @@ DOORWAYS = {
     "joblib": {"svm", "benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "openpyxl": {"datasets.cells"},
-    "pyarrow": {"store.export", "datasets.cells", "given"},
+    "pyarrow": {"listing", "benchmarks.scale", "store", "formats.parquet", "datasets.cells", "given",
+                "datasets.streamed.folders", "datasets.streamed.spool", "datasets.streamed.tables"},
     "matplotlib": {"results", "training", "runtime.figures"},
     "tensorboard": {"training"},
     "jinja2": {"results"},
@@ -59,7 +64,7 @@ DOORWAYS = {
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "fsspec", "IPython", "anndata", "pandas", "umap"}  # fmt: skip
+        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "umap"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -15,12 +15,11 @@ from PIL import Image
 
 from folder_world import FolderWorld
 from image_files import draw
-from vggfeat import extract as caching
 from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import RunSettings, extract_features, run_job
-from vggfeat.forward import settings
+from vggfeat.forward import settings, shards
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import IMAGES, cosines
 from vggfeat.forward.runner import BatchRunner
@@ -168,7 +167,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
     if "versions" in changed:
         monkeypatch.setattr(settings, "library_version", lambda name: changed["versions"])
     if "threads" in changed:
-        monkeypatch.setattr(caching.torch, "get_num_threads", lambda: 99)
+        monkeypatch.setattr(shards.torch, "get_num_threads", lambda: 99)
     with pytest.raises(StoreError, match=what):
         extract_features(
             dataset,
@@ -356,7 +355,7 @@ def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
 
 @pytest.fixture
 def ahead(monkeypatch):
-    monkeypatch.setattr(caching, "shards_ahead", lambda device: 1)
+    monkeypatch.setattr(shards, "shards_ahead", lambda device: 1)
 
 
 def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):
@@ -442,7 +441,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr(caching, "cosine_to_float32", refuse)
+    monkeypatch.setattr(shards, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN)
     assert done.failures == ()

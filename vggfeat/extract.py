@@ -6,7 +6,6 @@ Of several processes each makes every so-many-th pending shard. A shard depends 
 the same bytes whoever makes it, and nothing must be agreed upon in between.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,28 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vggfeat.errors import ConfigError, out_of_memory
+from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
-from vggfeat.forward.precision import IMAGES, PrecisionCheck, cosine_to_float32
-from vggfeat.forward.runner import BatchRunner, Row
-from vggfeat.forward.settings import describe_conditions, hash_image
+from vggfeat.forward.precision import PrecisionCheck
+from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.settings import ForwardSettings, describe_conditions, hash_image
+from vggfeat.forward.shards import check_precision, shard_blocks, some_of
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
-from vggfeat.images.image_bytes import shown
-from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
 from vggfeat.store.identity import RunTicket
-from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.layout import Shape
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone
 
 log = logging.getLogger(__name__)
+MIRROR = {"mirror": "features of the image and of its mirror are averaged"}
+"""What the provenance of features says besides."""
 Progress = Callable[[float, int, int], None]
 """Called with images done (resumed ones included), images in all, and images failed so far.
 
@@ -120,7 +119,7 @@ def extract_features(
         dataset=dataset,
         images=dataset,
         runner=feature_runner(backbone, settings, run.device),
-        provenance={"mirror": "features of the image and of its mirror are averaged"},
+        provenance=MIRROR,
     )
     return run_job(job, out, run=run, decode=decode, progress=progress, world=world)
 
@@ -236,8 +235,6 @@ def write_shards(
     runner, pending, is_main = job.runner, writer.pending, world.is_main
     shards = pending[world.rank :: world.size]
     theirs = sorted(set(pending) - set(shards)) if is_main else []
-    rows = [writer.rows(shard) for shard in shards]
-    ahead = shards_ahead(runner.device)
 
     def report(done: float = 0) -> None:
         if progress is not None and is_main:
@@ -248,12 +245,10 @@ def write_shards(
         report()
 
     poll()
-    with Decoder(workers, decode, ahead=images_ahead(ahead, max(map(len, rows), default=0))) as decoder:
-        images = decoder.stream(job.requests(itertools.chain(*rows)))
-        blocks = runner.blocks(images, map(len, rows), ahead=ahead, progress=None if ahead else report)
-        for shard, numbers, block in zip(shards, rows, blocks, strict=True):
-            writer.append(shard, to_block(block, writer.shape, job.requests(numbers)))
-            poll()
+    parts = ((shard, list(job.requests(writer.rows(shard)))) for shard in shards)
+    for shard, block in shard_blocks(runner, parts, writer.shape, len(writer.rows(0)), workers, decode, report):
+        writer.append(shard, block)
+        poll()
     if not is_main:
         writer.close()  # The first takes the folder away, which a network disk refuses while a file in it is open.
     world.barrier(poll)
@@ -264,71 +259,24 @@ def write_shards(
     report()
 
 
-def shards_ahead(device: torch.device) -> int:
-    """Return how many shards are launched before the rows of one are waited for: one on a GPU, so that it has work."""
-    return int(device.type != "cpu")
-
-
-def images_ahead(shards: int, rows: int) -> int:
-    """Return how many images are decoded before they are asked for, so that a launch finds those of its shard."""
-    return (1 + shards) * rows if shards else 0
-
-
-def to_block(rows: Sequence[Row], shape: Shape, requests: Iterator[Request]) -> Block:
-    """Turn the rows of a shard into what the store keeps.
-
-    The name of the file is left out of the reason: the row has it, and a place on one machine says nothing later.
-    """
-    features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
-    for index, row in enumerate(rows):
-        if row.features is not None:
-            features[index] = row.features
-    names = [" ".join(shown(request.name).split()) for request in requests]
-    return Block(
-        features=features,
-        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
-        sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
-        sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
-    )
-
-
 def _finish(job: Job, writer: FeatureWriter, key: dict[str, Any], workers: int, decode: DecodeSettings) -> None:
     if writer.complete:
         writer.verify()
         return
-    writer.finish(
-        {
-            **key,
-            **job.runner.settings.describe(),
-            "weights": job.runner.backbone.source,
-            "sides": list(job.runner.sides),
-            **job.provenance,
-            **({"images": RENDERED} if is_rendered(job.images.root) else {}),
-            **_check_precision(job, writer, workers, decode),
-        }
-    )
+    told = {**key, **describe_made(job.runner.backbone, job.runner.settings, job.runner.sides), **job.provenance}
+    if is_rendered(job.images.root):
+        told["images"] = RENDERED
+    if job.check_precision and job.runner.settings.precision != "fp32":
+        told["float32_cosine"] = _check_precision(job, writer, workers, decode)._asdict()
+    writer.finish(told)
 
 
-def _check_precision(job: Job, writer: FeatureWriter, workers: int, decode: DecodeSettings) -> dict[str, Any]:
-    """Compute some rows again in float32, if the run was faster than that, and return what the provenance says of it.
-
-    A run that is killed and resumed finds the same, because the rows are taken evenly from all that are done.
-    """
-    if not job.check_precision or job.runner.settings.precision == "fp32":
-        return {}
+def _check_precision(job: Job, writer: FeatureWriter, workers: int, decode: DecodeSettings) -> PrecisionCheck:
+    """Compute some rows again in float32; a run that is killed and resumed finds the same."""
     done = np.setdiff1d(np.arange(writer.total_rows), list(writer.failures))
-    rows = np.unique(done[np.linspace(0, len(done) - 1, IMAGES).astype(int)]) if len(done) else done
+    rows = some_of(done)
     features = [writer.features(row) for row in rows]
-    try:
-        with Decoder(min(workers, 1), decode) as decoder:
-            images = decoder.stream(job.requests(rows.tolist()))
-            found = cosine_to_float32(job.runner.in_float32(), images, features)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        found = PrecisionCheck(None, 0)  # Two nets are more than one.
-    return {"float32_cosine": found._asdict()}
+    return check_precision(job.runner, job.requests(rows.tolist()), features, workers, decode)
 
 
 def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:
@@ -337,9 +285,22 @@ def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:
     Data set, scales, regions and channels are not here, because the store compares them itself; nor is the name of the
     weights, whose SHA-256 says more.
     """
-    settings = job.runner.settings.describe()
+    places = map(job.images.place, range(len(job.dataset)))
     return {
-        **{name: value for name, value in job.runner.backbone.describe().items() if name != "weights"},
-        **{name: value for name, value in settings.items() if name not in ("scales", "regions")},
-        **describe_conditions(job.runner.device, decode, map(job.images.place, range(len(job.dataset)))),
+        **describe_net(job.runner.backbone, job.runner.settings),
+        **describe_conditions(job.runner.device, decode, places),
     }
+
+
+def describe_net(backbone: Backbone, settings: ForwardSettings) -> dict[str, Any]:
+    """Return what of the net, and of how it runs, decides the values of the rows."""
+    told = settings.describe()
+    return {
+        **{name: value for name, value in backbone.describe().items() if name != "weights"},
+        **{name: value for name, value in told.items() if name not in ("scales", "regions")},
+    }
+
+
+def describe_made(backbone: Backbone, settings: ForwardSettings, sides: Sequence[int]) -> dict[str, Any]:
+    """Return what else a reader may want to know of how rows are made."""
+    return {**settings.describe(), "weights": backbone.source, "sides": list(sides)}

@@ -25,7 +25,8 @@ from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import Features
+from vggfeat.store.sharded import check_scales
 from vggfeat.weights import Backbone
 
 BLOCK_BYTES = 1 << 23
@@ -45,7 +46,7 @@ class DescriptorSettings:
     regions: tuple[str, ...] | None = None
     """Which of the stored regions to stack; None for all."""
 
-    def describe(self, file: FeatureFile, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def describe(self, file: Features, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn features (n, S, R, C) of a file into descriptors (n, D).
 
         Raises
@@ -53,6 +54,7 @@ class DescriptorSettings:
         ConfigError
             If a region is not in the file.
         """
+        check_scales(file, self.join)
         wanted = file.regions if self.regions is None else self.regions
         unknown = [name for name in wanted if name not in file.regions]
         if unknown or not wanted:
@@ -86,7 +88,7 @@ class Neighbours:
     """Rows without features, which are never found."""
 
 
-def query_of_row(file: FeatureFile, name: str, settings: DescriptorSettings) -> tuple[int, NDArray[np.float32]]:
+def query_of_row(file: Features, name: str, settings: DescriptorSettings) -> tuple[int, NDArray[np.float32]]:
     """Return the row of a sample and its descriptor (D,).
 
     Raises
@@ -106,7 +108,7 @@ def query_of_row(file: FeatureFile, name: str, settings: DescriptorSettings) -> 
 
 
 def nearest(
-    file: FeatureFile,
+    file: Features,
     query: NDArray[np.float32],
     settings: DescriptorSettings | None = None,
     *,
@@ -118,7 +120,7 @@ def nearest(
 
     Parameters
     ----------
-    file : FeatureFile
+    file : Features
         Open; every byte of it is compared with its checksum before anything is handed back.
     query : (D,) float32
         Made by `settings.describe`.
@@ -157,7 +159,7 @@ def nearest(
     )
 
 
-def _unit(file: FeatureFile, query: NDArray[np.float32], settings: DescriptorSettings) -> NDArray[np.float32]:
+def _unit(file: Features, query: NDArray[np.float32], settings: DescriptorSettings) -> NDArray[np.float32]:
     length = settings.describe(file, np.zeros((0, *file.shape.dims), np.float32)).shape[1]
     if query.shape != (length,):
         raise ConfigError(f"query: expected a descriptor of {length} values, found shape {query.shape}")
@@ -167,7 +169,7 @@ def _unit(file: FeatureFile, query: NDArray[np.float32], settings: DescriptorSet
 
 
 def _scan(
-    file: FeatureFile,
+    file: Features,
     eligible: NDArray[np.bool_],
     unit: NDArray[np.float32],
     settings: DescriptorSettings,
@@ -191,7 +193,7 @@ def _scan(
 
 
 def _quick(
-    features: NDArray[np.float32], unit: NDArray[np.float32], settings: DescriptorSettings, file: FeatureFile
+    features: NDArray[np.float32], unit: NDArray[np.float32], settings: DescriptorSettings, file: Features
 ) -> NDArray[np.float32]:
     """(n,) cosines without the descriptors: products with the query, divided by the lengths of blocks or wholes."""
     if len(features[0]) > 1 or settings.regions is not None:
@@ -208,7 +210,7 @@ def _quick(
 
 
 def _cosines(
-    file: FeatureFile, rows: NDArray[np.int64], unit: NDArray[np.float32], settings: DescriptorSettings
+    file: Features, rows: NDArray[np.int64], unit: NDArray[np.float32], settings: DescriptorSettings
 ) -> NDArray[np.float64]:
     descriptors = settings.describe(file, file.read(rows))
     if settings.normalisation == "none":
@@ -217,12 +219,12 @@ def _cosines(
     return np.clip(descriptors.astype(np.float64) @ unit, -1, 1)
 
 
-def _neighbour(file: FeatureFile, row: int, cosine: float) -> Neighbour:
+def _neighbour(file: Features, row: int, cosine: float) -> Neighbour:
     sample = file.dataset[row]
     return Neighbour(row, sample.id, sample.path, sample.box, cosine)
 
 
-def row_of_image(file: FeatureFile, image: Path) -> int | None:
+def row_of_image(file: Features, image: Path) -> int | None:
     """Find the row whose image file has the same bytes; None if there is none.
 
     Raises
@@ -239,12 +241,12 @@ def row_of_image(file: FeatureFile, image: Path) -> int | None:
     return int(same[0]) if len(same) else None
 
 
-def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
+def net_of(file: Features, weights: str | None = None) -> Backbone:
     """Load the net that made a feature file.
 
     Parameters
     ----------
-    file : FeatureFile
+    file : Features
     weights : str, optional
         As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
         current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
@@ -259,13 +261,13 @@ def net_of(file: FeatureFile, weights: str | None = None) -> Backbone:
 
 
 def extract_query(
-    file: FeatureFile, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
+    file: Features, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
 ) -> NDArray[np.float32]:
     """Compute the features of an image as those in a file were computed.
 
     Parameters
     ----------
-    file : FeatureFile
+    file : Features
     image : Path
     backbone : Backbone
         Of `net_of`.
@@ -297,5 +299,6 @@ def extract_query(
     if row.features is None:
         raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
-    features[0, :, file.regions.index("image")] = row.features[:, 0]
+    kept = row.features if file.store == "scales" else row.features.mean(axis=0, keepdims=True)
+    features[0, :, file.regions.index("image")] = kept[:, 0]
     return features

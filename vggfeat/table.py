@@ -23,7 +23,8 @@ from vggfeat.samples import DataSet, Task
 from vggfeat.short_repr import short_repr
 from vggfeat.store.export import Table
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import Features
+from vggfeat.store.sharded import check_scales, open_features
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file or several."""
@@ -96,7 +97,7 @@ def read_descriptors(
     Parameters
     ----------
     paths : path, or sequence of paths
-        One feature file or several. Rows are matched by id and take the order of the first file.
+        One feature file or several, or runs in shards. Rows are matched by id and take the order of the first.
     join : "mean", "max" or "stack"
         Over the scales of each file.
     normalisation : "blocks", "whole" or "none"
@@ -240,7 +241,7 @@ def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
 class _Aligned:
     """Open feature files of the same samples, and how their features become descriptors."""
 
-    files: Sequence[FeatureFile]
+    files: Sequence[Features]
     """At least one."""
     orders: Sequence[NDArray[np.int64]]
     """For each file (N,): its row of every sample."""
@@ -296,8 +297,9 @@ def _open(paths: Paths, join: Join, normalisation: Normalisation, regions: Seque
     if twice is not None:
         raise ConfigError(f"features: expected files of different nets, found {twice} twice")
     with ExitStack() as stack:
-        first, *others = files = [stack.enter_context(FeatureFile(path)) for path in paths]
+        first, *others = files = [stack.enter_context(open_features(path)) for path in paths]
         for file in files:
+            check_scales(file, join)
             file.check()
         orders, ok = [np.arange(len(first.dataset))], first.status == Status.DONE
         for file in others:
@@ -350,7 +352,7 @@ def _check_groups(first: DataSet, other: DataSet, order: NDArray[np.int64], wher
         )
 
 
-def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
+def _check_images(first: Features, other: Features, order: NDArray[np.int64], ok: NDArray[np.bool_]) -> None:
     differing = np.flatnonzero(ok & (first.sha256 != other.sha256[order]).any(axis=1))
     if len(differing):
         raise StoreError(
@@ -359,7 +361,7 @@ def _check_images(first: FeatureFile, other: FeatureFile, order: NDArray[np.int6
         )
 
 
-def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[int]:
+def _region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
     wanted = file.regions if regions is None else tuple(regions)
     unknown = [name for name in wanted if name not in file.regions]
     if unknown or not wanted or len(set(wanted)) != len(wanted):
@@ -367,7 +369,7 @@ def _region_numbers(file: FeatureFile, regions: Sequence[str] | None) -> list[in
     return [file.regions.index(name) for name in wanted]
 
 
-def _describe(file: FeatureFile, regions: Sequence[str] | None) -> dict[str, Any]:
+def _describe(file: Features, regions: Sequence[str] | None) -> dict[str, Any]:
     return {
         "file": file.path.name,
         "scales": list(file.scales),

@@ -20,6 +20,9 @@ PLAIN = {
     "overwrite": ("--overwrite", "Replace"),
 }
 TWO_MEANINGS = {
+    "--channels": "those of an image are rgb or bgr, those of features a count",
+    "--out": "that of plan may be an address",
+    "--root": "that of plan, and of extract --plan, may be an address",
     "--scale": "train draws S from a range, nets for boxes have one",
 }
 

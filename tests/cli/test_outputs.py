@@ -15,6 +15,11 @@ from PIL import Image
 
 from feature_files import data_set, write_file
 from vggfeat.cli import group, run
+from vggfeat.datasets.catalogue import open_dataset
+from vggfeat.extract_plan import ShardWorker, make_plan
+from vggfeat.forward.features import ExtractionSettings
+from vggfeat.listing import listing_of
+from vggfeat.runtime.storage import open_storage
 from vggfeat.weights import random_backbone, save_weights
 from vggfeat.weights.sources import PUBLISHED
 
@@ -25,6 +30,8 @@ FETCHED = PUBLISHED["vgg16-caffe"].file
 WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "extract": ("--dataset folder --root {images} --weights {net} --scales 224 --device cpu --workers 0 --out {out}",
                 ("",), "net"),
+    "plan": ("--dataset folder --root {images} --weights {net} --scales 224 --out {out}", ("plan.json",), "net"),
+    "merge": ("{run} --out {out}", ("",), ""),
     "export": ("{features} --to npz --out {out}", ("",), "features"),
     "weights convert": ("{net} {out}", ("",), "net"),
     "weights export": ("{net} --to torchvision --out {out}", ("",), "net"),
@@ -58,7 +65,7 @@ WRITES: dict[str, tuple[str, tuple[str, ...], str]] = {
 }  # fmt: skip
 READS = {
     "inspect", "probe", "localise check", "weights list", "weights push", "weights show", "weights verify",
-    "data list", "data check", "bench svm", "bench extract", "bench roofline", "bench train",
+    "data list", "data check", "bench scale", "bench svm", "bench extract", "bench roofline", "bench train",
 }  # fmt: skip
 THROUGH_OTHERS = {
     "demo": "its steps are the commands data synth, extract, svm and report",
@@ -91,6 +98,10 @@ def template(tmp_path_factory):
     save_weights(folder / "net.safetensors", net.model, mean=net.mean, std=net.std)
     (folder / "list.csv").write_text("path,labels,split\nimages/0.png,a,train\nimages/1.png,b,test\n")
     (folder / "x.svm").mkdir()
+    listing = listing_of(open_dataset("folder", images))
+    settings = ExtractionSettings(scales=(224,))
+    plan = make_plan(listing, net, open_storage(folder / "run"), settings)
+    list(ShardWorker(plan, net, workers=0).compute(range(plan.shards)))
     labels = np.array([[1, -1], [-1, 1], [1, -1], [-1, 1]], np.int8)
     splits = {"train": np.array([0, 1]), "test": np.array([2, 3])}
     write_file(folder / "x.h5", dataset=data_set(labels=labels, splits=splits))
@@ -101,7 +112,8 @@ def template(tmp_path_factory):
 def places(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    names = {"features": "x.h5", "net": "net.safetensors", "images": "images", "results": "x.svm", "list": "list.csv"}
+    names = {"features": "x.h5", "net": "net.safetensors", "images": "images", "results": "x.svm", "list": "list.csv",
+             "run": "run"}  # fmt: skip
     return {name: str(tmp_path / file) for name, file in names.items()}
 
 

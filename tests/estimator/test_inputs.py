@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import sys
 import threading
 from functools import partial
 
@@ -14,7 +15,10 @@ from sklearn.compose import ColumnTransformer
 
 from vggfeat import Extractor
 from vggfeat.errors import ConfigError, ImageError
+from vggfeat.estimator import extractor as extractor_module
 from vggfeat.estimator import inputs as module
+from vggfeat.images.fetch import FetchSettings
+from vggfeat.runtime.storage import StorageSettings
 
 fsspec = pytest.importorskip("fsspec")
 pandas = pytest.importorskip("pandas")
@@ -25,7 +29,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def extractor():
-    with Extractor(NET, scales=224, device="cpu", workers=1) as made:
+    with Extractor(NET, scales=224, device="cpu", workers=1, allow_private=True) as made:
         yield made
 
 
@@ -94,7 +98,7 @@ def test_addresses_are_read_through_fsspec(extractor, path, expected, address):
 
 
 def test_an_address_that_gives_nothing_is_an_image_that_failed(extractor, address):
-    nan = Extractor(NET, scales=224, device="cpu", errors="nan")
+    nan = Extractor(NET, scales=224, device="cpu", errors="nan", allow_private=True)
     rows = nan.transform([f"{address.replace('://', '://me:secret@')}/none.png?key=secret", PIXELS])
     assert np.isnan(rows[0]).all()
     assert np.isfinite(rows[1]).all()
@@ -104,20 +108,31 @@ def test_an_address_that_gives_nothing_is_an_image_that_failed(extractor, addres
 
 
 @pytest.mark.parametrize("secret", ["?key=s e-SECRET", "#token=SECRET", "?a='SECRET"])
-def test_no_connection_and_a_refusal_are_no_missing_file_and_tell_no_secret(extractor, address, secret):
-    for where, said in (
-        (f"{address}/forbidden.png", "403, message='Forbidden'"),
-        ("http://127.0.0.1:9/a.png", "ClientConnectorError: Cannot connect to host 127.0.0.1:9"),
+def test_no_connection_and_a_refusal_are_no_missing_file_and_tell_no_secret(extractor, address, secret, monkeypatch):
+    monkeypatch.setattr(extractor_module, "StorageSettings", partial(StorageSettings, wait=0.001))
+    for where, reason, said in (
+        (f"{address}/forbidden.png", "unreadable", "refused: ClientResponseError: 403, message='Forbidden'"),
+        ("http://127.0.0.1:9/a.png", "unreachable", "failed 5 .*: Cannot connect to host 127.0.0.1:9"),
     ):
-        with pytest.raises(ImageError, match=f"image 0: {where}: expected a readable file, .*{said}") as caught:
+        with pytest.raises(ImageError, match=f"image 0: {where}: reading (was )?{said}") as caught:
             extractor.transform([f"{where.replace('://', '://me:p@SECRET@')}{secret}"])
-        assert caught.value.reason == "unreadable"
+        assert caught.value.reason == reason
         assert "SECRET" not in str(caught.value)
+
+
+def test_an_address_of_the_own_network_is_not_read_unless_that_is_allowed(address):
+    with (
+        Extractor(NET, scales=224, device="cpu") as careful,
+        pytest.raises(ImageError, match=r"a%20b.png: expected a public address, found a private one") as caught,
+    ):
+        careful.transform([f"{address}/a%20b.png"])
+    assert caught.value.reason == "unreadable"
 
 
 @pytest.mark.parametrize("missing", ["fsspec", "s3fs"])
 def test_what_is_not_installed_is_named(extractor, missing, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # as if nobody had used it yet
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=r"s3://bucket/a\.png: .*(vggfeat\[remote\]|s3fs)"):
         extractor.transform(["s3://bucket/a.png"])
 
@@ -232,7 +247,7 @@ def test_no_more_addresses_are_drawn_than_are_being_read():
             drawn.append(number)
             yield f"memory://none/{number}"
 
-    found = module._downloaded(addresses(), 10)
+    found = module._downloaded(addresses(), FetchSettings(threads=8))
     next(found)
     found.close()
-    assert len(drawn) == module.DOWNLOADS
+    assert len(drawn) == 8

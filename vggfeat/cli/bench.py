@@ -305,6 +305,40 @@ def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: G
         say(f"{out}: {', '.join(FILES[:3])}")
 
 
+@bench.command("scale")
+@click.option("--rows", type=click.IntRange(1, 10**9), default=1_000_000, show_default=True, help="Images of the list.")
+@click.option("--shard-rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True,
+              help="Images of a shard.")  # fmt: skip
+@click.option("--channels", type=click.IntRange(1), default=4096, show_default=True, help="Values of an image.")
+@click.option("--scratch", type=PATH, help="Where the run is for a while, 20 bytes an image. [the system's place]")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def bench_scale(rows: int, shard_rows: int, channels: int, scratch: Path | None, as_json: bool) -> None:
+    """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.
+
+    Three stages, each in a process of its own: planning; a worker's share besides decoding and the net, of some shards
+    whose means are kept in float16; and a restart that finds all shards done. Seconds, and the peak of memory.
+
+    \b
+    Example:
+      vggfeat bench scale --rows 10000000
+    """
+    from vggfeat.benchmarks.scale import measure_scale
+
+    found = measure_scale(rows, shard_rows, channels, scratch)
+    if as_json:
+        say_json(found)
+        return
+    about = {
+        "plan": "{rows_per_second} images/s, {shards} shards, {bytes_per_row} bytes an image",
+        "work": "{seconds_per_million} s a million images",
+        "restart": "{pending} shards left",
+    }
+    for stage, text in about.items():
+        one = found[stage]
+        cost = f"{one['seconds']:.1f} s, {one['cpu_seconds']:.1f} s of CPU, {one['peak_mib']} MiB"
+        say(f"{stage:8}{cost}, {text.format(**one)}")
+
+
 def _say(name: str) -> None:
     say(f"{name} ...", err=True)
 

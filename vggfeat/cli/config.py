@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 28
 HDF5 = b"\x89HDF"
 """First bytes of a feature file."""
 OF_NET = ("net", "width", "num_classes", "pool_rounding", "channel_order", "mean", "std", "trained", "last", "imported")
-OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine")
+OF_RUN = ("machine", "versions", "image_sizes_sha256", "images", "sides", "mirror", "float32_cosine", "dtype")
 
 Settings = Mapping[str, Any]
 

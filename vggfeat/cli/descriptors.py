@@ -45,10 +45,12 @@ class DescriptorOptions:
 def default_join(file: Path) -> str:
     """Return the paper's way to join scales for the data set in a feature file."""
     from vggfeat.datasets.catalogue import DATASETS
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.sharded import open_features
 
-    with FeatureFile(file) as features:
+    with open_features(file) as features:
         name = features.dataset_name
+        if features.store == "mean":
+            return "mean"
     return DATASETS[name].join if name in DATASETS else "mean"
 
 

@@ -1,6 +1,7 @@
 """`vggfeat extract`: images in, one feature file out."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,73 +9,63 @@ import click
 
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
+from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all, stem
 from vggfeat.cli.options import (
     LAYOUT,
     PATH,
     TRY_AGAIN,
     DecodingOptions,
-    ForwardOptions,
     JobOptions,
-    Numbers,
-    Words,
-    load_net,
+    LimitOptions,
     make_folder,
     net_files,
+    refuse_options,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_note
+from vggfeat.cli.output import say, say_json
+from vggfeat.cli.plan import PlanRunOptions
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import StoreError
+from vggfeat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
 
-PHOTOGRAPHS = (
-    "small has seen rendered images only, so that features of photographs say little; a net that has seen photographs: "
-    "vggfeat weights fetch vgg16-caffe"
-)
+OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", *(one.name for one in fields(ListOptions)),
+           *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
+"""What a plan has decided."""
 
 
 @click.command()
-@click.option("--dataset", "name", required=True, metavar="NAME", help="A name of `vggfeat data list`.")
-@click.option("--root", type=PATH, help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")
+@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`.")
+@click.option("--root", "place", help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]")
 @LAYOUT
 @with_options(ListOptions, "listing")
-@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
+@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+              help="The net. [the one in weights/; of a plan: that of its SHA-256]")  # fmt: skip
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
-@click.option("--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the data set]")
-@click.option("--regions", type=Words(), help="image, box, or image,box. [the paper's for the data set]")
-@click.option(
-    "--layer", default="fc7", show_default=True, help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8."
-)
-@with_options(ForwardOptions, "forward")
+@with_options(FeatureOptions, "features")
 @click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-@click.option("--batching", type=click.Choice(["size", "padded"]), default="size", show_default=True,
-              help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
-@click.option("--compile", "compiled", is_flag=True,
-              help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
+@with_options(PlanRunOptions, "planned")
+@with_options(StoreOptions, "stores")
 @EXTRACT.option()
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def extract(
-    name: str,
-    root: Path | None,
+    name: str | None,
+    place: str | None,
     layout: "Layout | None",
     listing: ListOptions,
     weights: str | None,
     out: Path | None,
-    scales: tuple[int, ...] | None,
-    regions: tuple[str, ...] | None,
-    layer: str,
-    forward: ForwardOptions,
+    features: FeatureOptions,
     device: str | None,
-    batching: str,
-    compiled: bool,
     decoding: DecodingOptions,
     job: JobOptions,
+    planned: PlanRunOptions,
+    stores: StoreOptions,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -86,46 +77,46 @@ def extract(
     stopped resumes when the same command is given again. Several GPUs or machines with a common disk: give the same
     command to torchrun; the file is the same, byte by byte.
 
+    With --plan: compute shards of a run that `vggfeat plan` has made, all or a share of them, on any number of
+    machines that know nothing of each other.
+
     \b
     Examples:
       vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
       vggfeat extract --dataset folder --root holiday/ --weights vgg16-397923af.pth --out holiday.h5
       vggfeat extract --dataset manifest --root list.csv --weights random:A:0:0.25 --scales 256
       torchrun --nproc-per-node 4 -m vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
+      vggfeat extract --plan /disk/run --take 17/1000
 
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
+    if planned.run is not None:
+        refuse_options(click.get_current_context(), OF_PLAN, "the plan has decided it")
+        task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
+        return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
+    if name is None or planned != PlanRunOptions():
+        options = "--take and --mixed" if name else "--dataset NAME, or --plan RUN"
+        raise ConfigError(
+            f"{options}: expected {'--plan RUN with them' if name else 'one of them'}, found none; see "
+            "vggfeat extract --help"
+        )
+    root = _local(place)
     from vggfeat.cli.progress import Progress
-    from vggfeat.datasets.catalogue import DATASETS, open_dataset
+    from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.extract import extract_features
-    from vggfeat.forward.features import ExtractionSettings
     from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.runtime.rendered import is_rendered
     from vggfeat.runtime.targets import anything, check_target
-    from vggfeat.weights.load import BUNDLED
 
-    target = out or Path(f"{_stem(name, root)}.h5")
+    target = out or Path(f"{stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
     dataset = open_dataset(name, root, layout, listing.settings())
-    for note in dataset.notes:
-        say_note(note)
-    record = DATASETS[name]
+    note_all(dataset.notes)
     device = ready_device(device)
-    settings = ExtractionSettings(
-        scales=scales or record.scales,
-        regions=regions or record.regions,  # type: ignore[arg-type]
-        layer=layer,
-        batching=batching,  # type: ignore[arg-type]
-        compiled=compiled,
-        **forward.given(device),
-    )
-    backbone = load_net(weights)
-    if backbone.source == BUNDLED and not is_rendered(dataset.root):
-        say_note(PHOTOGRAPHS)
-    if not backbone.trained:
-        say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
+    settings = features.settings(name, device)
+    backbone = load_noted_net(weights, rendered=is_rendered(dataset.root))
     make_folder(target.parent)
     with (
         open_world(device, os.environ, lost=StoreError) as world,
@@ -145,6 +136,14 @@ def extract(
         return 0
     show_summary(summary, as_json)
     return 3 if len(summary.failures) > job.allow_failed else 0
+
+
+def _local(root: str | None) -> Path | None:
+    from vggfeat.runtime.storage import is_remote
+
+    if root is not None and is_remote(root):
+        raise ConfigError(f"--root: expected a folder of this machine, found {root}; plan a run: vggfeat plan --help")
+    return None if root is None else Path(root)
 
 
 def show_summary(summary: "Summary", as_json: bool = False) -> None:
@@ -168,11 +167,3 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
     failed = len(summary.failures)
     counts = {"done": summary.total - failed, "failed": failed, "failed_by_reason": summary.failed_by_reason}
     return summary.to_json() | counts
-
-
-def _stem(name: str, root: Path | None) -> str:
-    # A user's own images are better known by their folder than by the word "folder".
-    if name in ("folder", "manifest") and root is not None:
-        place = root.resolve()
-        return (place.stem if place.is_file() else place.name) or name
-    return name

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from vggfeat.cli.descriptors import DescriptorOptions
+from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, make_folder, with_options
 from vggfeat.cli.output import say, say_json
 from vggfeat.errors import ConfigError
@@ -16,19 +17,28 @@ LONGEST = 300
 
 
 @click.command()
-@click.argument("file", type=PATH)
+@click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
 @click.option("--failed", is_flag=True, help="List every image that failed, with its reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(file: Path, failed: bool, as_json: bool) -> int:
     """Show what a feature file holds, how it was made, and whether every byte of it is sound.
 
+    Of a run in shards, finished or not: what is planned, done, failed by reason, and missing.
+
     \b
-    Example:
+    Examples:
       vggfeat inspect voc2007.h5
+      vggfeat inspect /disk/run
 
     Exit code 6 if a problem is found.
     """
     from vggfeat.store.reader import FeatureFile, validate
+    from vggfeat.store.sharded import is_run
+
+    if is_run(file):
+        from vggfeat.cli.plan import show_run
+
+        return show_run(str(file), failed, as_json)
 
     report = validate(file)
     with FeatureFile(file) as features:
@@ -102,7 +112,7 @@ def export(
 
     if spreadsheet_safe and kind != "csv":
         raise ConfigError(f"--spreadsheet-safe: expected with --to csv, found {kind}; leave it out")
-    target = out or files[0].with_suffix(f".{kind}")
+    target = out or named_after(files[0], f".{kind}")
     check_target(target, inputs=files, overwrite=overwrite)
     table = descriptors.read(files)
     join = table.settings["join"]

@@ -19,6 +19,7 @@ from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.output import say, say_lines, say_note
+from vggfeat.cli.plan import merge, plan
 from vggfeat.cli.predict import explain, predict
 from vggfeat.cli.probe import probe
 from vggfeat.cli.report import report
@@ -78,8 +79,8 @@ def group() -> None:
 
 
 for _command in (
-    extract, svm, predict, inspect, export, train, classify, localise, weights, data, bench, report, similar, audit,
-    explain, map_, probe, demo, reproduce,
+    extract, plan, merge, svm, predict, inspect, export, train, classify, localise, weights, data, bench, report,
+    similar, audit, explain, map_, probe, demo, reproduce,
 ):  # fmt: skip
     group.add_command(_command)
 

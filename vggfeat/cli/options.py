@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,10 +164,9 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingOptions(WorkerOptions):
-    """How image files are decoded."""
+class LimitOptions:
+    """Which images are taken."""
 
-    time_limit: float = option("--time-limit", type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
     max_pixels: int | None = option(
         "--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"
     )
@@ -180,7 +179,18 @@ class DecodingOptions(WorkerOptions):
         from vggfeat.images.decode import DecodeSettings
 
         limits = {"max_pixels": self.max_pixels} if self.max_pixels else {}
-        return DecodeSettings(timeout=self.time_limit, allow_truncated=self.allow_truncated, **limits)
+        return DecodeSettings(allow_truncated=self.allow_truncated, **limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions(LimitOptions, WorkerOptions):
+    """How image files are decoded."""
+
+    time_limit: float = option("--time-limit", type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
+
+    def settings(self) -> "DecodeSettings":
+        """Return the limits for an image."""
+        return replace(super().settings(), timeout=self.time_limit)
 
 
 @dataclass(frozen=True, kw_only=True)

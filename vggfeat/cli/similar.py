@@ -9,7 +9,7 @@ from vggfeat.cli.options import PATH, Words, make_folder, net_files, terminal_wi
 from vggfeat.cli.output import say, say_json, say_lines
 
 if TYPE_CHECKING:
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.reader import Features
 
 
 @click.command()
@@ -55,7 +55,7 @@ def similar(
     from vggfeat.results.page import check_page_place, write_page
     from vggfeat.results.similar import similar_json, similar_page, similar_text
     from vggfeat.similar import DescriptorSettings, nearest
-    from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.sharded import open_features
 
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
@@ -64,7 +64,7 @@ def similar(
         make_folder(out.parent)
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
-    with FeatureFile(file) as features:
+    with open_features(file) as features:
         row, descriptor = _descriptor(features, query, settings, weights, device)
         found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
         content = similar_json(features, query, row, found, settings)
@@ -81,7 +81,7 @@ def similar(
 
 
 def _descriptor(
-    features: "FeatureFile", query: str, settings: Any, weights: str | None, device: str | None
+    features: "Features", query: str, settings: Any, weights: str | None, device: str | None
 ) -> tuple[int | None, Any]:
     from vggfeat.similar import query_of_row
 

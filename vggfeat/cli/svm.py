@@ -10,6 +10,7 @@ import click
 
 from vggfeat.cli.config import SVM
 from vggfeat.cli.descriptors import GivenOptions
+from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import (
     PATH,
     SPREADSHEET_SAFE,
@@ -180,7 +181,7 @@ def svm(
     if model is not None:
         settled = {str(param.name) for param in context.command.params} - WITH_APPLY
         refuse_options(context, settled, "not together with --apply, where the model decides")
-        _apply(model, files, top, probability, out or files[0].with_suffix(".applied"), spreadsheet_safe, as_json)
+        _apply(model, files, top, probability, out or named_after(files[0], ".applied"), spreadsheet_safe, as_json)
         return
     refuse_options(context, ONLY_APPLY, "expected together with --apply, found alone")
     settings = protocol.settings()
@@ -190,7 +191,7 @@ def svm(
     from vggfeat.results.svm import svm_record, write_results
     from vggfeat.svm import check_device
 
-    folder = out or files[0].with_suffix(".svm")
+    folder = out or named_after(files[0], ".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
     table = given.read(files, given.data_root)

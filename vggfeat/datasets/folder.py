@@ -5,6 +5,7 @@ N = samples, K = classes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,17 +46,9 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
     if not found.images:
         endings = " ".join(IMAGE_SUFFIXES)
         raise DatasetError(f"{root}: expected images ({endings}), found {len(found.others)} other file(s)")
-    level = find_level(root, found.images, layout)
-    splits: dict[str, list[int]] = {name: [] for name in level.splits}
-    classes_of: list[str | None] = [None] * len(found.images)
-    for name, folder in level.folders.items():
-        for row, path in enumerate(found.images):
-            cls = class_of(path, folder)
-            if cls is not None:
-                classes_of[row] = cls
-                splits.get(name, []).append(row)
-    _check_one_level(root, found.images, classes_of)
-    classes = tuple(sorted({cls for cls in classes_of if cls}))
+    arranged = arrange(root, found.images, layout)
+    level, classes, splits = arranged.level, arranged.classes, arranged.splits
+    classes_of = arranged.classes_of
     labels = label_matrix(classes, [{cls: Label.POSITIVE} if cls else {} for cls in classes_of])
     return DataSet(
         name="folder",
@@ -75,7 +68,40 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
     )
 
 
-def _check_one_level(root: Path, images: Sequence[str], classes: Sequence[str | None]) -> None:
+class Arranged(NamedTuple):
+    """What the folders of images say of them."""
+
+    level: Level
+    classes: tuple[str, ...]
+    """Sorted."""
+    classes_of: list[str | None]
+    """Class of each image; "" where it lies in none."""
+    splits: dict[str, list[int]]
+    """Name of each split -> the numbers of its images."""
+
+
+def arrange(root: Path | str, images: Sequence[str], layout: Layout | None) -> Arranged:
+    """Tell classes and splits of images by their folders; one image of each folder tells as much as all.
+
+    Raises
+    ------
+    DatasetError
+        As `read`.
+    """
+    level = find_level(root, images, layout)
+    splits: dict[str, list[int]] = {name: [] for name in level.splits}
+    classes_of: list[str | None] = [None] * len(images)
+    for name, folder in level.folders.items():
+        for row, path in enumerate(images):
+            cls = class_of(path, folder)
+            if cls is not None:
+                classes_of[row] = cls
+                splits.get(name, []).append(row)
+    _check_one_level(root, images, classes_of)
+    return Arranged(level, tuple(sorted({cls for cls in classes_of if cls})), classes_of, splits)
+
+
+def _check_one_level(root: Path | str, images: Sequence[str], classes: Sequence[str | None]) -> None:
     # "": in a split folder or alone; None: next to the split folders
     examples: dict[str | bool | None, str] = {}
     for path, cls in zip(images, classes, strict=True):

@@ -84,7 +84,7 @@ def listed_split(text: str) -> str:
     return name or text
 
 
-def find_level(root: Path, images: Iterable[str], layout: Layout | None = None) -> Level:
+def find_level(root: Path | str, images: Iterable[str], layout: Layout | None = None) -> Level:
     """Tell splits from classes by the names of folders, and by what they hold.
 
     A folder that alone holds everything is passed over. The folders next to each other below are splits if all are
@@ -93,10 +93,10 @@ def find_level(root: Path, images: Iterable[str], layout: Layout | None = None) 
 
     Parameters
     ----------
-    root : Path
+    root : Path, or address
         For messages.
     images : iterable of str
-        Paths relative to the root, with forward slashes.
+        Paths relative to the root, with forward slashes; one of each folder will do.
     layout : "splits" or "classes", optional
         What the user says.
 
@@ -112,7 +112,7 @@ def find_level(root: Path, images: Iterable[str], layout: Layout | None = None) 
     folders = {path.rpartition("/")[0] for path in images}
     base = _base(folders)
     tops = _tops(folders, base)
-    place = root / base
+    place = f"{root}/{base}" if base else str(root)
     notes = [f"Read below {base}, which holds everything."] if base and tops else []
     if not tops:
         return Level({}, base, ())
@@ -170,8 +170,8 @@ def _words(text: str) -> list[str]:
     return [word[:-3] if word.endswith("set") and word[:-3] in _WORDS else word for word in words]
 
 
-def _loose_name(text: str) -> str | None:
-    """As `split_name`, of names that say more: seg_train."""
+def loose_split_name(text: str) -> str | None:
+    """As `split_name`, of names that say more: seg_train, train-00000-of-00002."""
     known = {_WORDS[word] for word in _words(text) if word in _WORDS}
     return known.pop() if len(known) == 1 else None
 
@@ -217,9 +217,9 @@ def _tops(folders: set[str], base: str) -> dict[str, _Top]:
     return tops
 
 
-def _kind(place: Path, tops: Mapping[str, _Top]) -> Layout:
+def _kind(place: str, tops: Mapping[str, _Top]) -> Layout:
     named = {name for name in tops if split_name(name)}
-    loose = [_loose_name(name) for name in tops]
+    loose = [loose_split_name(name) for name in tops]
     mixed = None not in loose and len(set(loose)) > 1  # seg_train, seg_test; or train_cat, train_dog, test_cat
     if len(named) == len(tops) or (mixed and len(set(loose)) == len(tops)):
         return "splits"
@@ -256,11 +256,11 @@ def _alike(inner: list[frozenset[str]]) -> bool:
     return True
 
 
-def _named(place: Path, tops: Mapping[str, _Top]) -> dict[str, tuple[str, _Top]]:
+def _named(place: str, tops: Mapping[str, _Top]) -> dict[str, tuple[str, _Top]]:
     """Name of each split -> name and content of its folder: train, val, test, then others."""
     found: dict[str, tuple[str, _Top]] = {}
     for folder, top in tops.items():
-        name = split_name(folder) or _loose_name(folder) or folder
+        name = split_name(folder) or loose_split_name(folder) or folder
         if name in found:
             raise DatasetError(
                 f"{place}: expected one folder for the split {name}, found {found[name][0]} and {folder}; join them, "
@@ -271,13 +271,13 @@ def _named(place: Path, tops: Mapping[str, _Top]) -> dict[str, tuple[str, _Top]]
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _check_shared(place: Path, splits: Mapping[str, tuple[str, _Top]]) -> None:
+def _check_shared(place: str, splits: Mapping[str, tuple[str, _Top]]) -> None:
     classes = splits["train"][1].inside - {""} if "train" in splits else frozenset()
     for name, (folder, top) in splits.items():
         others = top.inside - {""}
         if name != "train" and classes and others and not classes & others:
             raise DatasetError(
-                f"{place / folder}: expected classes of the training images ({listed(sorted(classes))}), found "
+                f"{place}/{folder}: expected classes of the training images ({listed(sorted(classes))}), found "
                 f"{listed(sorted(others))}; name its folders like those of train, or give --layout splits if these are "
                 "further classes"
             )

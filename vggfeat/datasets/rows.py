@@ -41,13 +41,19 @@ def read_paths(cells: Cells, texts: Sequence[str]) -> tuple[list[str], list[str]
         if "\\" in path and not ("\0" in path or os.path.lexists(folder / path)):
             path = path.replace("\\", "/")
             turned.append(text)
-        simple = path and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0|^\w:/", path)
-        paths.append(path if simple else _relative(cells.where(row), path))
+        paths.append(path if _is_simple(path) else path_below(cells.where(row), path))
     check_locale(cells.path, paths)
     return paths, [f"Read with / for \\: {len(turned)} path(s), the first is {turned[0]}."] if turned else []
 
 
-def _relative(where: str, text: str) -> str:
+def _is_simple(path: str) -> bool:
+    return bool(path) and path[0] not in "./" and path[-1] not in "./" and not re.search(r"//|/\.|\0|^\w:/", path)
+
+
+def path_below(where: str, text: str) -> str:
+    """Return a path below the folder of a list, in its simplest form; DatasetError for any other."""
+    if _is_simple(text):
+        return text
     path = PurePosixPath(text)
     elsewhere = path.is_absolute() or re.match(r"[A-Za-z]:/|[A-Za-z][\w+.-]*://", text)  # a drive, an address
     if elsewhere or ".." in path.parts or "\0" in text or not path.name:
@@ -69,7 +75,7 @@ def read_labels(cells: Cells, column: int, separator: str | None) -> tuple[list[
     """
     heading = cells.headings[column]
     separator = separator or (";" if plain(heading) == "labels" else None)
-    found = _each(cells, cells.columns[column], partial(_labels, heading, separator))
+    found = _each(cells, cells.columns[column], partial(cell_labels, heading, separator))
     return found, tuple(sorted({name for some in found for name in some}))
 
 
@@ -92,7 +98,8 @@ def _refuse_error(where: str, text: str) -> None:
         raise DatasetError(f"{where}: expected a value, found {text.strip()}, the result of a formula that failed")
 
 
-def _labels(heading: str, separator: str | None, where: str, text: str) -> dict[str, int]:
+def cell_labels(heading: str, separator: str | None, where: str, text: str) -> dict[str, int]:
+    """Return the labels that a cell names, as `read_labels` does."""
     _refuse_error(where, text)
     if separator is None and ";" in text:
         raise DatasetError(
@@ -116,7 +123,7 @@ def read_splits(cells: Cells, texts: Sequence[str]) -> tuple[dict[str, list[int]
     spelled: dict[str, tuple[str, str]] = {}
 
     def read(where: str, text: str) -> list[str]:
-        pairs = _split_names(where, text)
+        pairs = cell_splits(where, text)
         for written, name in pairs:
             first, place = spelled.setdefault(name, (written, where))
             if first.lower() != written.lower():
@@ -133,7 +140,7 @@ def read_splits(cells: Cells, texts: Sequence[str]) -> tuple[dict[str, list[int]
     return splits, [f"Read as splits: {listed(renamed)}."] if renamed else []
 
 
-def _split_names(where: str, text: str) -> list[tuple[str, str]]:
+def cell_splits(where: str, text: str) -> list[tuple[str, str]]:
     """Return the splits that a cell names: as written, and as protocols know it."""
     pairs = []
     for written in filter(None, (part.strip() for part in text.split(";"))):
@@ -148,13 +155,14 @@ def _split_names(where: str, text: str) -> list[tuple[str, str]]:
 
 def read_boxes(cells: Cells, texts: Sequence[str]) -> np.ndarray | None:
     """Return boxes (N, 4), NaN where there is none; None if no row has one."""
-    boxes = _each(cells, texts, _box)
+    boxes = _each(cells, texts, cell_box)
     if not any(boxes):
         return None
     return np.array([box or (math.nan,) * 4 for box in boxes], dtype=np.float64)
 
 
-def _box(where: str, text: str) -> Box | None:
+def cell_box(where: str, text: str) -> Box | None:
+    """Return the box that a cell holds; None if it is empty."""
     if not text.strip():
         return None
     try:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from operator import index
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -26,8 +26,10 @@ from vggfeat.estimator.progress import progress_bar
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.layer_maps import maps_of_image
 from vggfeat.forward.runner import BatchRunner, Row
-from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.decode import DecodedImage, DecodeSettings
+from vggfeat.images.fetch import FetchSettings
 from vggfeat.runtime.devices import default_device
+from vggfeat.runtime.storage import StorageSettings
 from vggfeat.weights import load_backbone
 
 Errors = Literal["raise", "nan"]
@@ -82,6 +84,8 @@ class Extractor(TransformerMixin, BaseEstimator):
         Images run at a time.
     batch_pixels : int
         Pixels in one pass of the net, mirrors included: bounds the memory.
+    allow_private : bool
+        Read http(s) addresses of this machine and of the own network too. Lists of others may lead there.
 
     Examples
     --------
@@ -107,6 +111,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         workers: int = 0,
         chunk: int = 32,
         batch_pixels: int = 1 << 20,
+        allow_private: bool = False,
     ) -> None:
         self.weights = weights
         self.scales = scales
@@ -121,6 +126,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         self.workers = workers
         self.chunk = chunk
         self.batch_pixels = batch_pixels
+        self.allow_private = allow_private
 
     def __enter__(self) -> Self:
         return self
@@ -257,17 +263,15 @@ class Extractor(TransformerMixin, BaseEstimator):
     ) -> Generator[DecodedImage | ImageError, None, None]:
         """Yield the pixels of images, in their order; their names are appended when they are drawn."""
         decoder = self._kept().decoder(self.workers, settings)
+        reached = StorageSettings(allow_private=self.allow_private)
+        fetch = FetchSettings(storage=reached, max_bytes=settings.max_bytes)
 
         def drawn() -> Iterator[Any]:
-            for one in inputs(images, settings):
+            for one in inputs(images, settings, fetch):
                 names.append(one.name)
                 yield one.found
 
-        for waits, run in groupby(drawn(), key=lambda found: isinstance(found, Request)):
-            if waits:
-                yield from decoder.stream(run)
-            else:
-                yield from run
+        yield from decoder.stream(drawn())
 
     def _descriptors(self, runner: BatchRunner, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Return the descriptors (n, D) of some rows, NaN where there are no features."""

@@ -5,10 +5,8 @@ things is refused, with a line that makes it one of them.
 """
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -18,12 +16,9 @@ from PIL import Image
 
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
+from vggfeat.images.fetch import FetchSettings, fetched
+from vggfeat.runtime.addresses import address_name, is_address
 
-DOWNLOADS = 8
-"""Addresses that are read at a time."""
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
-_USER = re.compile(r"(?<=://)[^/]*@")
-_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://\S+")
 _WHOLE = (None,)
 
 
@@ -81,7 +76,7 @@ def _column(given: NDArray[Any]) -> Iterable[Any]:
     raise ConfigError(f"X: expected one column of images, found shape {given.shape}; choose the column that names them")
 
 
-def inputs(images: Iterable[Any], settings: DecodeSettings) -> Iterator[Input]:
+def inputs(images: Iterable[Any], settings: DecodeSettings, fetch: FetchSettings) -> Iterator[Input]:
     """Yield what is to be decoded, image by image; addresses are read a few at a time, ahead of their turn.
 
     Raises
@@ -91,7 +86,7 @@ def inputs(images: Iterable[Any], settings: DecodeSettings) -> Iterator[Input]:
     """
     for remote, run in groupby(images, _is_address):
         if remote:
-            yield from _downloaded(run, settings.max_bytes)
+            yield from _downloaded(run, fetch)
         else:
             yield from (_input(item, settings) for item in run)
 
@@ -129,7 +124,7 @@ def _is_tensor(item: Any) -> bool:
 
 
 def _is_address(item: Any) -> bool:
-    return isinstance(item, str) and _ADDRESS.match(item) is not None
+    return isinstance(item, str) and is_address(item)
 
 
 def _tried(make: Any, *arguments: Any) -> Any:
@@ -223,53 +218,15 @@ def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     raise ImageError("unsupported", f"{expected}, found {found}; {remedy}")
 
 
-def _downloaded(addresses: Iterable[str], max_bytes: int) -> Iterator[Input]:
-    """Read addresses side by side, and yield them in their order; no more are drawn than are being read."""
-    waiting: deque[Future[Input]] = deque()
-    with ThreadPoolExecutor(DOWNLOADS, "vggfeat-download") as threads:
-        try:
-            for address in addresses:
-                waiting.append(threads.submit(_download, address, max_bytes))
-                if len(waiting) == DOWNLOADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def _downloaded(addresses: Iterable[str], settings: FetchSettings) -> Iterator[Input]:
+    """Read addresses side by side, and yield them in their order; few more are drawn than are being read."""
+    names: deque[str] = deque()
 
+    def requests() -> Iterator[Request]:
+        for address in addresses:
+            names.append(address_name(address))
+            yield Request(address, _WHOLE)
 
-def _address_name(address: str) -> str:
-    """Return an address without what is no part of a name: users, passwords, signatures and tokens."""
-    return _USER.sub("", re.split("[?#]", address, maxsplit=1)[0])
-
-
-def _without_secrets(error: BaseException, address: str) -> str:
-    text = str(error).replace(address, _address_name(address))
-    return _IN_TEXT.sub(lambda found: _address_name(found[0]), text)  # as a library has written it anew
-
-
-def _download(address: str, max_bytes: int) -> Input:
-    name = _address_name(address)
-    try:
-        import fsspec
-    except ImportError:
-        raise ConfigError(
-            f"{name}: an address is read through the package fsspec, which is missing; pip install 'vggfeat[remote]'"
-        ) from None
-    try:
-        opened = fsspec.open(address, "rb")
-    except (ImportError, ValueError) as error:
-        text = _without_secrets(error, address)
-        raise ConfigError(f"{name}: expected an address that fsspec can read, found: {text}") from None
-    try:
-        with opened as file:
-            return _of_bytes(name, file.read(max_bytes + 1))
-    except Exception as error:  # a server, and a library for it, may raise anything
-        cause: BaseException = error
-        while isinstance(cause, FileNotFoundError) and cause.__cause__:
-            cause = cause.__cause__  # fsspec says of no connection too that there is no file
-        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
-            return Input(name, failure(name, "missing", "expected a file at this address, found none"))
-        found = f"{type(cause).__name__}: {_without_secrets(cause, address)}"
-        return Input(name, failure(name, "unreadable", f"expected a readable file, found {found}"))
+    for found in fetched(requests(), settings):
+        name = names.popleft()
+        yield Input(name, found._replace(path=name) if isinstance(found, Request) else found)

@@ -77,17 +77,20 @@ class ForwardSettings:
 
 def describe_conditions(device: torch.device, decode: DecodeSettings, places: Iterable[Place]) -> dict[str, Any]:
     """Return what else decides the values of a run than net and settings: files, decoding, machine and libraries."""
+    return {**describe_decoding(decode), "machine": describe_machine(device), IMAGE_SIZES: _hash_sizes(places)}
+
+
+def describe_decoding(decode: DecodeSettings) -> dict[str, Any]:
+    """Return how images are decoded, and by which versions they are and the net runs."""
     free = ("timeout", "memory", "largest_side")
     return {
         "decode": {name: value for name, value in asdict(decode).items() if name not in free},
-        "machine": _machine(device),
-        IMAGE_SIZES: _hash_sizes(places),
         "versions": {name: library_version(name) for name in ("vggfeat", "torch", "pillow", "numpy")},
     }
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    # Sums are split by threads and instruction sets, so that both change the last bits.
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what of a device decides the last bits: sums are split by threads and instruction sets."""
     if device.type == "cuda":
         return {"device": "cuda", "name": torch.cuda.get_device_name(device)}
     if device.type == "mps":

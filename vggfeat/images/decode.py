@@ -48,8 +48,10 @@ from vggfeat.samples import Box, DataSet, LabelledImages
 MEANINGS = {
     "missing": "There is no file of this name.",
     "link-loop": "The path runs through symbolic links that never end.",
+    "changed": "The image has another size than when it was planned.",
     "not-a-file": "The path is a folder, a FIFO, a socket or a device.",
-    "unreadable": "The system refused to open or to read the file.",
+    "unreadable": "The system, or a server, refused to open or to read the file.",
+    "unreachable": "The store or server did not give the file, as often as it was asked.",
     "empty": "The file has no bytes.",
     "too-large": "The file, or the image in it, is larger than the settings allow.",
     "unrecognised": "The content is none of the allowed formats, whatever the name says.",
@@ -127,8 +129,7 @@ class Request(NamedTuple):
     """In pixels of the upright image, that is after the EXIF orientation has been applied, unless `stored` says
     otherwise. Each is rounded outwards to whole pixels and clipped to the image; None is the whole of it."""
     span: tuple[int, ...] | None = None
-    """First byte and number of bytes of the image in the file, and their CRC-32 where it is known; None if it is the
-    whole file."""
+    """First byte and number of bytes of the image in the file, and their CRC-32 if known; None: the whole file."""
     side: int | None = None
     """The smallest side that will be asked for, where a reduced image will do: it takes the place of
     `DecodeSettings.largest_side`, and if only the whole is asked for, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
@@ -137,6 +138,8 @@ class Request(NamedTuple):
     """Whether boxes are in the pixels of the file as they are stored, and are turned with the image."""
     data: bytes | None = None
     """The bytes of the file where they are in memory; nothing is read then, and `path` is what messages call them."""
+    size: int | None = None
+    """Bytes that the image had when it was planned, -1: it was not there; None if that is not known."""
 
     @property
     def name(self) -> str:
@@ -242,10 +245,11 @@ def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
 
 
 def _bytes(request: Request, max_bytes: int) -> bytes:
-    if request.data is None:
-        return read_bytes(request.path, max_bytes, request.span)
-    check_length(len(request.data), max_bytes)
-    return request.data
+    data = read_bytes(request.path, max_bytes, request.span) if request.data is None else request.data
+    check_length(len(data), max_bytes)
+    if request.size is not None and len(data) != request.size:
+        raise ImageError("changed", f"expected {request.size} bytes, as planned, found {len(data)}; plan again")
+    return data
 
 
 def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:

@@ -92,7 +92,7 @@ class Decoder:
         while self._living:
             self._living.pop().end()
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def stream(self, requests: Iterable[Request | Answer]) -> Iterator[Answer]:
         """Decode one request after the other.
 
         Requests are drawn only so far ahead: at most 3 per worker or `ahead`, and no more than one
@@ -100,7 +100,8 @@ class Decoder:
 
         Parameters
         ----------
-        requests : iterable of Request
+        requests : iterable of Request, DecodedImage or ImageError
+            Images that are decoded already, or have failed already, are passed on in their turn.
 
         Returns
         -------
@@ -122,14 +123,16 @@ class Decoder:
             raise RuntimeError("the decoder is closed")
         return self._ahead(requests) if self.workers else (self._here(request) for request in requests)
 
-    def _here(self, request: Request) -> Answer:
+    def _here(self, request: Request | Answer) -> Answer:
+        if not isinstance(request, Request):
+            return request
         try:
             return self._decode(request, self.settings)
         except ImageError as error:
             # A new one: the traceback of the old one would keep the file's bytes alive.
             return ImageError(error.reason, str(error))
 
-    def _ahead(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def _ahead(self, requests: Iterable[Request | Answer]) -> Iterator[Answer]:
         source = iter(requests)
         waiting, largest = _Queue(), self._hold
         try:
@@ -150,7 +153,11 @@ class Decoder:
         finally:
             waiting.cancel()
 
-    def _submit(self, request: Request) -> Future[Answer]:
+    def _submit(self, request: Request | Answer) -> Future[Answer]:
+        if not isinstance(request, Request):
+            ready: Future[Answer] = Future()
+            ready.set_result(request)
+            return ready
         try:
             return self._threads.submit(self._answer, request)
         except RuntimeError as error:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.runtime.checksums import RunFiles
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import Features
+from vggfeat.store.sharded import open_features
 from vggfeat.svm.calibration import Calibration
 from vggfeat.svm.model import MODEL_NAMES, LinearModel, load_model
 from vggfeat.table import read_descriptors
@@ -235,7 +236,7 @@ def apply_model(
         )
     notes: list[str] = []
     for expected, file in zip(made, files, strict=True):
-        with FeatureFile(file) as opened:
+        with open_features(file) as opened:
             notes += _compare(expected, opened)
     regions = made[0]["regions"] if all(one["regions"] == made[0]["regions"] for one in made) else None
     table = read_descriptors(files, join=recipe["join"], normalisation=recipe["normalisation"], regions=regions)
@@ -271,7 +272,7 @@ def _recipe(path: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], Task]
     return recipe, task
 
 
-def _compare(expected: Mapping[str, Any], file: FeatureFile) -> Iterator[str]:
+def _compare(expected: Mapping[str, Any], file: Features) -> Iterator[str]:
     """Refuse features that were made in another way; yield what differs without changing more than rounding."""
     theirs = expected["provenance"]
     check_made(str(file.path), expected, file.provenance, list(file.scales), file.channels)

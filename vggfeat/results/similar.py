@@ -9,11 +9,11 @@ from vggfeat.results.page import render
 from vggfeat.results.text import align
 from vggfeat.results.thumbnails import Key, first_copies, small_copies
 from vggfeat.similar import DescriptorSettings, Neighbours
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import Features
 
 
 def similar_json(
-    features: FeatureFile, query: str, row: int | None, found: Neighbours, settings: DescriptorSettings
+    features: Features, query: str, row: int | None, found: Neighbours, settings: DescriptorSettings
 ) -> dict[str, Any]:
     """Return what was found, ready for JSON; `row` is that of the query, if it is in the file."""
     data = features.dataset

@@ -5,12 +5,13 @@ N = rows, S = scales, R = regions, C = channels, K = classes.
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -48,7 +49,113 @@ class FileReport:
     """What `validate` found, a sentence each; empty if nothing."""
 
 
-class FeatureFile:
+class Features(ABC):
+    """Features of a data set, open for reading, whether they lie in one file or in many; a context manager."""
+
+    path: Path
+    dataset_name: str
+    shape: Shape
+    """What one row holds."""
+    store = "scales"
+    """What is kept of each image: the features of all scales, or "mean", theirs."""
+    key: dict[str, Any]
+    """All that decides the features."""
+    provenance: dict[str, Any]
+    """How they were made."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def status(self) -> NDArray[np.uint8]:
+        """(N,) values of `vggfeat.store.layout.Status`."""
+
+    @property
+    @abstractmethod
+    def reasons(self) -> tuple[str, ...]:
+        """N reasons, empty where a row did not fail."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> NDArray[np.int32]:
+        """(N, 2) height and width of the image in pixels, 0 where it gave none."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> NDArray[np.uint8]:
+        """(N, 32) digest of the image file's bytes."""
+
+    @property
+    @abstractmethod
+    def dataset(self) -> DataSet:
+        """The data set that the features are of."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is open."""
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Smallest image sides Q, in pixels."""
+        return self.shape.scales
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """R region names."""
+        return self.shape.regions
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape.channels
+
+    @abstractmethod
+    def read(self, rows: Any = None) -> NDArray[np.float32]:
+        """Read features of some rows into memory: see `FeatureFile.read`."""
+
+    @abstractmethod
+    def block(self, rows: range) -> Block:
+        """Read all that a run has computed of consecutive rows."""
+
+    @abstractmethod
+    def problems(self) -> Iterator[str]:
+        """Read everything and yield, a sentence each, what does not fit what is said of it."""
+
+    def check(self) -> None:
+        """Read everything and compare it with its checksums, so that no damaged value is ever computed with.
+
+        Raises
+        ------
+        StoreError
+            At the first problem.
+        """
+        for problem in self.problems():
+            raise StoreError(f"{self.path}: expected a sound feature file, found: {problem}")
+
+    def report(self) -> FileReport:
+        """Count rows by status and reason; no features are read."""
+        counts = Counter(self.status.tolist())
+        reasons = Counter(reason.partition(":")[0] for reason in self.reasons if reason)
+        return FileReport(
+            path=self.path,
+            dataset=self.dataset_name,
+            shape=self.shape,
+            rows=len(self),
+            done=counts[Status.DONE],
+            failed=counts[Status.FAILED],
+            pending=counts[Status.PENDING],
+            reasons=dict(reasons.most_common()),
+        )
+
+
+class FeatureFile(Features):
     """A feature file, open for reading; a context manager.
 
     Opening checks the structure and reads no features. It follows no link and reads no other file.
@@ -78,12 +185,6 @@ class FeatureFile:
             self.close()
             raise
 
-    def __enter__(self) -> "FeatureFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __len__(self) -> int:
         return len(self.features)
 
@@ -102,21 +203,6 @@ class FeatureFile:
     def features(self) -> h5py.Dataset:
         """(N, S, R, C) float32, on the disk."""
         return self._columns["features"]
-
-    @property
-    def scales(self) -> tuple[int, ...]:
-        """S smallest image sides Q, in pixels."""
-        return self.shape.scales
-
-    @property
-    def regions(self) -> tuple[str, ...]:
-        """R region names."""
-        return self.shape.regions
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.shape.channels
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
@@ -196,32 +282,6 @@ class FeatureFile:
         """Read all that a run has computed of consecutive rows."""
         taken = slice(rows.start, rows.stop)
         return Block(**{column.name: self._values(column.name, taken) for column in BLOCK_COLUMNS})
-
-    def report(self) -> FileReport:
-        """Count rows by status and reason; no features are read."""
-        counts = Counter(self.status.tolist())
-        reasons = Counter(reason.partition(":")[0] for reason in self.reasons if reason)
-        return FileReport(
-            path=self.path,
-            dataset=self.dataset_name,
-            shape=self.shape,
-            rows=len(self),
-            done=counts[Status.DONE],
-            failed=counts[Status.FAILED],
-            pending=counts[Status.PENDING],
-            reasons=dict(reasons.most_common()),
-        )
-
-    def check(self) -> None:
-        """Read everything and compare it with its checksums, so that no damaged value is ever computed with.
-
-        Raises
-        ------
-        StoreError
-            At the first problem.
-        """
-        for problem in self.problems():
-            raise StoreError(f"{self.path}: expected a sound feature file, found: {problem}")
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what the file says of itself."""

@@ -1,0 +1,193 @@
+"""`plan`, `extract --plan`, `inspect RUN`, `merge`, and the commands that take a run where they take a feature file."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggfeat.cli import run
+from vggfeat.store.reader import FeatureFile
+from vggfeat.weights import random_backbone, save_weights
+
+QUIET = ("--device", "cpu", "--workers", "0", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    for number in range(16):
+        cls, split = ("cat", "dog")[number % 2], ("train", "test")[number // 8]
+        path = folder / "photos" / split / cls / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (60, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    net = random_backbone("random:A:0:0.03125")
+    save_weights(folder / "net.safetensors", net.model, mean=net.mean, std=net.std)
+    return folder
+
+
+@pytest.fixture
+def net(inputs):
+    return str(inputs / "net.safetensors")
+
+
+def plan(inputs, out, *more):
+    where = ["--root", str(inputs / "photos"), "--weights", str(inputs / "net.safetensors"), "--out", str(out)]
+    words = ["plan", "--dataset", "folder", *where, "--scales", "224,240", "--rows", "3", "--quiet", *more]
+    return run(words)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert plan(inputs, out) == 0
+    assert run(["extract", "--plan", str(out), "--weights", str(inputs / "net.safetensors"), *QUIET]) == 0
+    return out
+
+
+def told(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_is_planned_shared_shown_and_merged(inputs, net, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert plan(inputs, out, "--json") == 0
+    assert told(capsys) == {"run": str(out), "images": 16, "shards": 6, "new": 16}
+    assert run(["extract", "--plan", str(out), "--take", "2/4", "--weights", net, *QUIET, "--json"]) == 0
+    found = told(capsys)
+    assert (found["share"], found["shards"], found["computed"], found["images"]) == ("2/4", 2, 2, 4)
+    assert run(["inspect", str(out), "--json"]) == 0
+    found = told(capsys)
+    assert (found["done"], found["finished"], found["root"]) == (4, 2, None)
+    assert found["missing_shards"] == [f"features/000/part-00000{shard}.parquet" for shard in (0, 2, 3, 4)]
+    assert run(["merge", str(out), "--out", str(tmp_path / "m.h5"), "--quiet"]) == 6
+    assert "expected all 6 shards, found 4 missing" in capsys.readouterr().err
+    assert run(["svm", str(out)]) == 6
+    assert f"finish the run: vggfeat extract --plan {out}" in capsys.readouterr().err
+    assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
+    assert capsys.readouterr().out == f"{out}: 4 of 6 shards computed, 2 were there\n"
+    assert run(["inspect", str(out)]) == 0
+    assert "sound: every checksum fits" in capsys.readouterr().out
+    assert run(["merge", str(out), "--out", str(tmp_path / "m.h5"), "--quiet"]) == 0
+    one = ["extract", "--dataset", "folder", "--root", str(inputs / "photos"), "--weights", net, "--scales", "224,240",
+           "--shard-rows", "3", "--out", str(tmp_path / "one.h5"), *QUIET]  # fmt: skip
+    assert run(one) == 0
+    assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def test_what_is_finished_needs_no_net(finished, capsys):
+    assert run(["extract", "--plan", str(finished), *QUIET]) == 0
+    assert "0 of 6 shards computed, 6 were there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [
+    ["svm", "--json"], ["export", "--to", "npz", "--json"], ["probe", "--json"],
+    ["similar", "--query", "train/cat/0.png", "--json"],
+])  # fmt: skip
+def test_commands_say_of_a_run_what_they_say_of_its_file(words, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["merge", str(finished), "--out", "run.h5", "--quiet"]) == 0
+    capsys.readouterr()
+    found = []
+    for name in ("run.h5", str(finished)):
+        command, *options = words
+        out = [] if command in ("similar", "probe") else ["--out", f"out-{len(found)}"]
+        assert run([command, name, *options, *out]) == 0, capsys.readouterr().err
+        found.append(capsys.readouterr().out.replace("out-1", "out-0").replace(str(finished), "run.h5"))
+    values = [json.loads(text) for text in found]
+    for one in values:
+        for key in ("seconds", "timings", "settings", "times"):
+            one.pop(key, None)
+    assert values[0].keys() == values[1].keys()
+    assert values[0].get("nearest") == values[1].get("nearest")
+    if words[0] == "export":
+        with np.load("out-0") as one, np.load("out-1") as other:
+            assert all((one[name] == other[name]).all() for name in one.files)
+
+
+def test_what_the_plan_has_decided_is_not_asked_again(finished, net, capsys):
+    for option in (["--scales", "256"], ["--dataset", "folder"], ["--precision", "bf16"], ["--out", "x.h5"],
+                   ["--max-pixels", "9"], ["--layer", "fc6"]):  # fmt: skip
+        assert run(["extract", "--plan", str(finished), "--weights", net, *option, *QUIET]) == 2
+        assert f"{option[0]}: the plan has decided it; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["extract", "--quiet"], "--dataset NAME, or --plan RUN: expected one of them, found none"),
+    (["extract", "--dataset", "folder", "--take", "1/2"], "expected --plan RUN with them"),
+    (["extract", "--plan", "none"], "plan.json: expected a plan, found none; make one: vggfeat plan --out"),
+    (["extract", "--plan", "none", "--take", "3/2"], "expected a number from 1 to a count, such as 17/1000"),
+    (["plan", "--dataset", "folder"], "--dataset and --out: expected both, or --extend RUN"),
+    (["plan", "--extend", "none"], "plan.json: expected a plan, found none"),
+    (["plan", "--extend", "none", "--rows", "5"], "--rows: the plan that is extended has decided it"),
+    (["inspect", "none"], "none: expected a feature file, found none"),
+    (["merge", "none", "--out", "x.h5"], "plan.json: expected a plan, found none"),
+])  # fmt: skip
+def test_bad_words_are_named(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) in (2, 6)
+    assert message in capsys.readouterr().err
+
+
+def test_images_that_have_come_are_planned_behind(inputs, net, tmp_path, capsys):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(3):
+        Image.new("RGB", (60, 60), (number, 0, 0)).save(root / f"{number}.png")
+    run_folder = tmp_path / "run"
+    words = ["--weights", net, "--scales", "224", "--rows", "2", "--out", str(run_folder), "--quiet"]
+    assert run(["plan", "--dataset", "folder", "--root", str(root), *words]) == 0
+    assert run(["extract", "--plan", str(run_folder), "--weights", net, *QUIET]) == 0
+    Image.new("RGB", (60, 60)).save(root / "0-new.png")
+    capsys.readouterr()
+    assert run(["plan", "--extend", str(run_folder), "--json", "--quiet"]) == 0
+    assert told(capsys) == {"run": str(run_folder), "images": 4, "shards": 3, "new": 1}
+    assert run(["extract", "--plan", str(run_folder), "--weights", net, *QUIET]) == 0
+    assert "1 of 3 shards computed, 2 were there" in capsys.readouterr().out
+    assert run(["plan", "--extend", str(run_folder), "--json", "--quiet"]) == 0
+    assert told(capsys)["new"] == 0
+
+
+def test_processes_of_torchrun_take_their_shares(inputs, net, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert plan(inputs, out) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, count in (("1", 3), ("0", 3)):
+        monkeypatch.setenv("RANK", rank)
+        capsys.readouterr()
+        assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
+        assert f"{int(rank) + 1}/2 {count} of {count} shards computed" in capsys.readouterr().out
+    assert run(["extract", "--plan", str(out), "--take", "1/2", *QUIET]) == 2
+    monkeypatch.setenv("RANK", "x")
+    assert run(["extract", "--plan", str(out), *QUIET]) == 2
+
+
+def test_a_faster_precision_is_compared_with_float32(inputs, net, tmp_path, capsys):
+    assert plan(inputs, tmp_path / "run", "--precision", "bf16", "--store", "mean", "--dtype", "float16") == 0
+    assert run(["extract", "--plan", str(tmp_path / "run"), "--weights", net, *QUIET]) == 0
+    assert "computed again in float32, the least cosine of 3 images is 0.99" in capsys.readouterr().err
+
+
+def test_damage_has_its_exit_code(inputs, net, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert plan(inputs, out) == 0
+    assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
+    path = out / "features" / "000" / "part-000003.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[1000] ^= 1
+    path.write_bytes(raw)
+    capsys.readouterr()
+    assert run(["inspect", str(out)]) == 6
+    said = capsys.readouterr().out
+    assert f"problem: {path}: expected bytes that fit their SHA-256, found damage" in said
+    path.unlink()
+    assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
+    assert run(["inspect", str(out)]) == 0
+
+
+def test_a_feature_file_says_where_it_came_from_alike(finished, tmp_path):
+    assert run(["merge", str(finished), "--out", str(tmp_path / "m.h5"), "--quiet"]) == 0
+    with FeatureFile(tmp_path / "m.h5") as file:
+        assert file.provenance["weights"].endswith("net.safetensors")
+        assert file.provenance["sides"] == [224, 240]

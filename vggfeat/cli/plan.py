@@ -1,0 +1,360 @@
+"""Runs of many shards: `vggfeat plan` makes one, `vggfeat extract --plan` computes it, `vggfeat merge` ends it."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vggfeat.cli.data import ListOptions
+from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all
+from vggfeat.cli.options import (
+    LAYOUT,
+    PATH,
+    DecodingOptions,
+    LimitOptions,
+    Parsed,
+    make_folder,
+    net_files,
+    option,
+    refuse_options,
+    with_options,
+)
+from vggfeat.cli.output import say, say_json, say_note
+from vggfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vggfeat.datasets.levels import Layout
+    from vggfeat.engines.engine import ShardTask
+    from vggfeat.listing import Listing
+    from vggfeat.store.plan import Plan
+
+SHOWN_MISSING = 5
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRunOptions:
+    """Which shards of a plan are computed, and where."""
+
+    run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
+    take: tuple[int, int] | None = option(
+        "--take", type=Parsed("NUMBER/COUNT", "a number from 1 to a count, such as 17/1000", _share),
+        help="With --plan: of every COUNT shards the one of this NUMBER, from 1. [all; under torchrun its share]",
+    )  # fmt: skip
+    mixed: bool = option(
+        "--mixed", is_flag=True,
+        help="With --plan: let machines of another kind take part, if their features agree with those that are there.",
+    )  # fmt: skip
+
+    def task(
+        self, weights: str | None, device: str | None, root: str | None, decoding: DecodingOptions,
+        stores: StoreOptions, *, again: bool,
+    ) -> "ShardTask":  # fmt: skip
+        """Return what every process must know."""
+        from vggfeat.engines.engine import ShardTask
+        from vggfeat.runtime.devices import ready_device
+        from vggfeat.runtime.storage import is_remote
+
+        return ShardTask(
+            run=str(self.run), weights=weights, device=ready_device(device), workers=decoding.processes(),
+            timeout=decoding.time_limit, root=root if root is None or is_remote(root) else os.path.abspath(root),
+            mixed=self.mixed, again=again, storage=stores.settings(),
+        )  # fmt: skip
+
+    def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
+        """Compute the shards that are asked for, and print what became of them; returns the exit code."""
+        from vggfeat.cli.progress import Progress
+        from vggfeat.engines.engine import Share
+        from vggfeat.engines.local import LocalEngine, on_own_gpu, torchrun_share
+
+        share = torchrun_share(os.environ)
+        if share is not None and self.take is not None:
+            raise ConfigError("--take: expected it or torchrun, found both; leave one out")
+        share = share or (Share(*self.take) if self.take else None)
+        plan = task.plan()
+        own = range(plan.shards) if share is None else share.of(plan.shards)
+        present = plan.present()
+        found = _Found(plan, "" if share is None else f" {share}", own, [shard for shard in own if shard in present])
+        pending = list(own) if task.again else [shard for shard in own if shard not in present]
+        with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
+            found.show(bar)
+            if pending:  # else no net is loaded
+                engine, task = LocalEngine(), on_own_gpu(task, os.environ)
+                for result in engine.compute(task, pending, found.progress(bar)):
+                    found.add(result)
+                    found.show(bar)
+        found.tell(as_json)
+        return 3 if found.failed.total() > allow_failed else 0
+
+
+class _Found:
+    """What became of the shards of a process."""
+
+    def __init__(self, plan: "Plan", share: str, own: range, before: list[int]) -> None:
+        self.plan, self.share, self.own, self.before = plan, share, own, before
+        self.rows = sum(len(plan.rows_of(shard)) for shard in own)
+        self.rows_before = self.done = sum(len(plan.rows_of(shard)) for shard in before)
+        self.failed: Counter[str] = Counter()
+        self.shards = 0
+        self.precision: Any = None
+
+    def add(self, result: Any) -> None:
+        """Count a shard."""
+        self.shards += 1
+        self.done += result.rows if result.shard not in self.before else 0
+        self.failed.update(result.reasons)
+        self.precision = result.precision or self.precision
+
+    def show(self, bar: Any, more: float = 0) -> None:
+        """Show how far it is."""
+        bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
+
+    def progress(self, bar: Any) -> Any:
+        """Return what is called with the images of the shard at work that are done."""
+        return lambda more: self.show(bar, more)
+
+    def tell(self, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            say_json({
+                "run": self.plan.where, "share": self.share.strip() or None, "shards": len(self.own),
+                "computed": self.shards, "before": len(self.before), "images": self.rows,
+                "failed": self.failed.total(), "failed_by_reason": dict(self.failed.most_common()),
+            })  # fmt: skip
+            return
+        told = [f"{self.shards} of {len(self.own)} shards computed"]
+        if self.before:
+            told.append(f"{len(self.before)} were there")
+        if self.failed:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
+            told.append(f"{self.failed.total()} images failed ({reasons})")
+        say(f"{self.plan.where}:{self.share} {', '.join(told)}")
+        if self.precision is not None:
+            say_note(_agreement(self.precision))
+
+
+def _agreement(precision: Any) -> str:
+    from vggfeat.forward.precision import LEAST_COSINE
+
+    if precision.least is None:
+        return "no image could be computed again in float32, so nothing is known of the difference"
+    advice = "" if precision.least >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
+    return f"computed again in float32, the least cosine of {precision.images} images is {precision.least:.6f}{advice}"
+
+
+@click.command()
+@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`, or tar or parquet.")
+@click.option(
+    "--root",
+    help="Where the data set is, a folder or address. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]",
+)
+@LAYOUT
+@with_options(ListOptions, "listing")
+@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
+@click.option("--out", metavar="RUN", help="A folder that is new or empty.")
+@click.option("--extend", metavar="RUN", help="Plan what is new in the data set of this run, behind what it has.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Images of a shard.")
+@click.option("--store", type=click.Choice(["scales", "mean"]), default="scales", show_default=True,
+              help="Keep the features of every scale, or their mean, all that joining by mean needs.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="How values are kept; float16 has 11 bits of each.")  # fmt: skip
+@with_options(FeatureOptions, "features")
+@click.option("--device", default="cpu", show_default=True,
+              help="What will compute the shards, cpu or cuda, which decides --batch-pixels.")  # fmt: skip
+@with_options(LimitOptions, "limits")
+@with_options(StoreOptions, "stores")
+@click.option("--json", "as_json", is_flag=True, help="Print what was planned as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def plan(
+    name: str | None,
+    root: str | None,
+    layout: "Layout | None",
+    listing: ListOptions,
+    weights: str | None,
+    out: str | None,
+    extend: str | None,
+    rows: int,
+    store: str,
+    dtype: str,
+    features: FeatureOptions,
+    device: str,
+    limits: LimitOptions,
+    stores: StoreOptions,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Plan the extraction of a data set of any size, as shards that any number of machines can compute.
+
+    The list of images is walked once and written in parts, with the size of every file; nothing is computed. The
+    folder RUN then has all that `vggfeat extract --plan RUN` needs. Given again, the same command changes nothing.
+    Images that have come since are planned with --extend: finished shards stay as they are.
+
+    \b
+    Examples:
+      vggfeat plan --dataset folder --root photos/ --weights D.safetensors --out /disk/run
+      vggfeat plan --dataset folder --root photos/ --weights D.safetensors --store mean --dtype float16 --out /disk/run
+      vggfeat plan --dataset folder --root s3://bucket/images --weights D.safetensors --out s3://bucket/run
+      vggfeat plan --dataset tar --root 's3://bucket/train-{0000..0146}.tar' --weights D.safetensors --out s3://bucket/run
+      vggfeat plan --dataset parquet --root hf://datasets/ylecun/mnist --weights D.safetensors --out /disk/run
+      vggfeat plan --extend /disk/run
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.extract_plan import add_to_plan, make_plan
+    from vggfeat.runtime.storage import is_remote, open_storage
+    from vggfeat.runtime.targets import check_folder
+    from vggfeat.store.plan import FORMAT, PLAN, PlanSettings, read_plan
+
+    if extend is not None:
+        refuse_options(click.get_current_context(), _DECIDED, "the plan that is extended has decided it")
+        old = read_plan(open_storage(extend, stores.settings()))
+        found = _listing(old.name, root or old.root, layout, listing, stores)
+        with Progress(f"plan {old.name}", "images", quiet=quiet) as bar:
+            done = add_to_plan(old, found, lambda rows: bar.update(rows, 0))
+        _tell(done, old.rows, as_json)
+        return
+    if name is None or out is None:
+        raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
+    if not is_remote(out):
+        check_folder(out, [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
+    found = _listing(name, root, layout, listing, stores)
+    net = load_noted_net(weights, rendered=bool(found.marks))
+    settings = PlanSettings(shard_rows=rows, store=store, dtype=dtype)  # type: ignore[arg-type]
+    with Progress(f"plan {name}", "images", quiet=quiet) as bar:
+        done = make_plan(
+            found, net, open_storage(out, stores.settings()), features.settings(name, device), plan=settings,
+            decode=limits.settings(), progress=lambda rows: bar.update(rows, 0),
+        )  # fmt: skip
+    _tell(done, None, as_json)
+
+
+_DECIDED = ("name", "weights", "out", "rows", "store", "dtype", "device",
+            *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
+
+
+def _listing(
+    name: str, root: str | None, layout: "Layout | None", listing: ListOptions, stores: StoreOptions
+) -> "Listing":
+    from vggfeat.datasets.catalogue import open_dataset
+    from vggfeat.datasets.streamed import KINDS, list_images
+    from vggfeat.listing import listing_of
+    from vggfeat.runtime.addresses import is_address
+    from vggfeat.runtime.rendered import RENDERED, is_rendered
+
+    if root is None and name in ("tar", "parquet"):
+        raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
+    if root is not None and (name in ("tar", "parquet") or (name in KINDS and is_address(root))):
+        streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
+        note_all(streamed.notes)
+        return streamed
+    if root is not None and is_address(root):
+        kinds = ", ".join(KINDS)
+        raise ConfigError(f"--dataset: expected one of {kinds} at an address, found {name}; copy it to this machine")
+    dataset = open_dataset(name, root, layout, listing.settings())
+    note_all(dataset.notes)
+    return listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {})
+
+
+def _tell(done: "Plan", before: int | None, as_json: bool) -> None:
+    if as_json:
+        say_json({"run": done.where, "images": done.rows, "shards": done.shards, "new": done.rows - (before or 0)})
+        return
+    new = "" if before is None else f", {done.rows - before} of them new"
+    say(f"{done.where}: {done.rows} images{new}, in {done.shards} shards of up to {done.settings.shard_rows}")
+    say(f"next: vggfeat extract --plan {done.where}")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", type=PATH, required=True, help="The feature file.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is damaged or of other settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Make one feature file of a finished run, for sets of up to some millions of images.
+
+    The file is the one that `vggfeat extract --shard-rows` makes of the same images with as many rows a shard.
+
+    \b
+    Example:
+      vggfeat merge /disk/run --out small.h5
+    """
+    from vggfeat.cli.progress import Progress
+    from vggfeat.runtime.targets import anything, check_target
+    from vggfeat.store.merging import merge as write
+    from vggfeat.store.sharded import ShardedFeatures
+
+    check_target(out, inputs=[run], ours=anything)
+    with ShardedFeatures(run) as features, Progress("merge", "images", quiet=quiet) as bar:
+        make_folder(out.parent)
+        write(features, out, overwrite=overwrite, progress=bar.update_failed)
+        facts = {"file": str(out), "images": len(features), "root": features.root}
+    if as_json:
+        say_json(facts)
+        return
+    say(f"{out}: {facts['images']} images of the set {facts['root']}")
+
+
+def show_run(run: str, failed: bool, as_json: bool) -> int:
+    """Show what there is of a run, finished or not; returns the exit code of `vggfeat inspect`."""
+    from vggfeat.runtime.storage import open_storage
+    from vggfeat.store.plan import read_plan, shard_path
+    from vggfeat.store.sharded import examine
+
+    plan = read_plan(open_storage(run))
+    failures: list[tuple[str, str]] = []
+    found = examine(plan, lambda shard: failures.extend(_failures(shard)) if failed or as_json else None)
+    facts = {
+        "run": plan.where,
+        "dataset": plan.name,
+        "task": str(plan.task),
+        "rows": plan.rows,
+        "done": found.done,
+        "failed": found.failed,
+        "reasons": found.reasons,
+        "shards": plan.shards,
+        "finished": found.shards,
+        "missing": len(found.missing),
+        "scales": list(plan.shape.scales),
+        "regions": list(plan.shape.regions),
+        "channels": plan.shape.channels,
+        "store": plan.settings.store,
+        "dtype": plan.settings.dtype,
+        "classes": len(plan.classes),
+        "splits": plan.splits,
+        "machines": found.machines,
+        "root": found.root,
+    }
+    if as_json:
+        more = {"missing_shards": [shard_path(shard) for shard in found.missing], "failures": dict(failures)}
+        say_json(facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more)
+        return 6 if found.problems else 0
+    for name, value in facts.items():
+        say(f"{name:11} {'-' if value is None else value}")
+    for shard in found.missing[:SHOWN_MISSING]:
+        say(f"missing: {shard_path(shard)}")
+    if len(found.missing) > SHOWN_MISSING:
+        say(f"missing: {len(found.missing) - SHOWN_MISSING} more; --json has all")
+    for name, why in failures:
+        say(f"failed: {name}: {why}")
+    for problem in found.problems:
+        say(f"problem: {problem}")
+    if found.problems:
+        say("NOT SOUND: move what is named away, and give `vggfeat extract --plan` again")
+    elif found.missing:
+        say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
+    else:
+        say("sound: every checksum fits")
+    return 6 if found.problems else 0
+
+
+def _failures(shard: Any) -> list[tuple[str, str]]:
+    return [(name, why) for name, why in zip(shard.ids, shard.block.reasons, strict=True) if why]

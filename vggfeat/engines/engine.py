@@ -1,0 +1,85 @@
+"""What an engine is: it is given shards, and yields what became of each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from vggfeat.errors import ConfigError
+from vggfeat.extract_plan import ShardResult, ShardWorker
+from vggfeat.forward.rerun import find_net
+from vggfeat.images.fetch import FetchSettings, fetched
+from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.storage import StorageSettings, open_storage
+from vggfeat.store.plan import Plan, read_plan
+
+Progress = Callable[[float], None]
+"""Called with the images of the shard at work that are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """All that a process needs to compute shards of a run; plain data, so that it travels to other machines."""
+
+    run: str
+    """Folder, or address, of the run."""
+    weights: str | None = None
+    """As for `vggfeat extract --weights`; None for the file that has the SHA-256 of the plan."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; None for a GPU if there is one."""
+    workers: int = 2
+    """Processes that decode images."""
+    timeout: float = 30.0
+    """Seconds an image."""
+    root: str | None = None
+    """Where the images are, if not where the plan says."""
+    mixed: bool = False
+    """Whether machines may be of different kinds, so that features differ in their last bits."""
+    again: bool = False
+    """Compute shards again that have rows which failed."""
+    storage: StorageSettings = field(default_factory=StorageSettings)
+
+    def plan(self) -> Plan:
+        """Read the plan."""
+        return read_plan(open_storage(self.run, self.storage))
+
+    def open(self) -> ShardWorker:
+        """Read the plan, load the net and put it on the device; raises as these do."""
+        plan = self.plan()
+        backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
+        return ShardWorker(
+            plan, backbone, device=ready_device(self.device), workers=self.workers, timeout=self.timeout,
+            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
+        )  # fmt: skip
+
+    def _fetching(self, plan: Plan) -> FetchSettings:
+        return FetchSettings(storage=self.storage, max_bytes=plan.key["decode"]["max_bytes"])
+
+
+class Engine(Protocol):
+    """Computes shards, in whatever order and wherever it likes."""
+
+    def compute(
+        self, task: ShardTask, shards: Sequence[int], progress: Progress | None = None
+    ) -> Iterator[ShardResult]:
+        """Yield what became of each shard once it is kept; one that another has finished meanwhile is left out."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every so-many-th shard, from one on: what one of many processes takes that know nothing of each other."""
+
+    number: int
+    """From 1."""
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ConfigError(f"take: expected NUMBER/COUNT with a number from 1 to the count, found {self}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, shards: int) -> range:
+        """Return its shards, of so many, counted from 0."""
+        return range(self.number - 1, shards, self.count)

@@ -1,0 +1,272 @@
+"""Files elsewhere, by address: s3://, https://, hf:// and the like. The one door to fsspec, and one set of rules.
+
+A request has a time limit, and is made again a few times, each time after a longer wait, if its failure may pass. What
+a message says of an address is its name alone: users, passwords, signatures and tokens stay out of it.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+from vggfeat.errors import ConfigError, StoreError, VggfeatError
+from vggfeat.runtime.public_http import PrivateAddressError, client_maker, read_http
+from vggfeat.runtime.storage import MissingFileError, StorageSettings
+
+Value = TypeVar("Value")
+Pause = Callable[[float], object]
+"""Waits so many seconds; may raise to give up."""
+LEAST_RATE = 1 << 18
+"""Bytes a second that a long request must come with."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
+_USER = re.compile(r"(?<=://)[^/]*@")
+_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://\S+")
+_HTTP = ("http", "https")
+_LONGEST_WAIT = 30.0
+_PASSING = (408, 409, 425, 429)
+"""Statuses below 500 after which the same request may succeed."""
+_LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_LIBRARIES |= {"hf": "huggingface-hub", "http": "aiohttp", "https": "aiohttp"}
+# Decided as soon as they are met: what is asked for is not there, not allowed, or not possible.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError,
+          PrivateAddressError, NotImplementedError, ImportError, TypeError, ValueError)  # fmt: skip
+
+
+class UnreachableError(StoreError):
+    """A store or server that failed as often as it was asked."""
+
+
+class Opened(NamedTuple):
+    """What reads an address."""
+
+    system: Any
+    """A file system of fsspec."""
+    path: str
+    """What that calls the file."""
+    protocol: str
+
+
+def is_address(text: str) -> bool:
+    """Say whether a text is an address, possibly of a file in a file: zip://a.png::https://host/b.zip."""
+    return _ADDRESS.match(text) is not None
+
+
+def address_name(address: str) -> str:
+    """Return an address without what is no part of a name: users, passwords, signatures and tokens."""
+    return _USER.sub("", re.split("[?#]", address, maxsplit=1)[0])
+
+
+def without_secrets(error: BaseException, address: str = "") -> str:
+    """Return what an error says, with names for addresses."""
+    text = str(error).replace(address, address_name(address)) if address else str(error)
+    return _IN_TEXT.sub(lambda found: address_name(found[0]), text)  # as a library has written it anew
+
+
+def open_address(address: str, settings: StorageSettings) -> Opened:
+    """Find what reads an address.
+
+    Raises
+    ------
+    ConfigError
+        If nothing does: a library is missing, or it is no address.
+    """
+    name = address_name(address)
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise ConfigError(
+            f"{name}: an address is read through the package fsspec, which is missing; pip install 'vggfeat[remote]'"
+        ) from None
+    protocol = address.partition("://")[0].partition("::")[0].lower()
+    try:
+        system, path = url_to_fs(address, **_options(address, protocol, settings))
+    except (ImportError, ValueError) as error:
+        missing = isinstance(error, ImportError) and _LIBRARIES.get(protocol)
+        remedy = f"; pip install {missing}" if missing else ""
+        text = without_secrets(error, address)
+        raise ConfigError(f"{name}: expected an address that fsspec can read, found: {text}{remedy}") from None
+    if protocol in ("s3", "s3a"):
+        system.retries = 1  # Tries are counted here.
+    return Opened(system, path, protocol)
+
+
+def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str, Any]:
+    """Return what file systems are made with: the rule on private addresses, wherever http is in a chain."""
+    maker = _maker(settings.allow_private, settings.timeout)
+    options: dict[str, Any] = {
+        part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address, re.IGNORECASE)
+    }
+    if protocol in ("s3", "s3a"):
+        from fsspec.config import conf
+
+        own = conf.get("s3", {}).get("config_kwargs", {})
+        limits = {"connect_timeout": settings.timeout, "read_timeout": settings.timeout}
+        options["config_kwargs"] = limits | own | {"retries": {"total_max_attempts": 1}}
+        options["use_listings_cache"] = False
+    return options
+
+
+@cache
+def _maker(allow_private: bool, timeout: float) -> Any:
+    # fsspec knows equal file systems by equal options, so that this must be the same object each time.
+    return client_maker(allow_private, timeout)
+
+
+def read_address(
+    address: str, settings: StorageSettings, start: int = 0, length: int | None = None, *, pause: Pause = time.sleep
+) -> bytes:
+    """Read a file by its address, or `length` bytes of it from `start` on, fewer at its end.
+
+    Raises
+    ------
+    MissingFileError
+        If there is none.
+    UnreachableError
+        If every attempt failed.
+    StoreError
+        If it is refused, or is at a private address.
+    ConfigError
+        If nothing reads such an address.
+    """
+    # To open one of a chain, as zip://a.png::https://host/b.zip, reads already.
+    opened = attempt(address_name(address), lambda: open_address(address, settings), settings, pause=pause)
+    return read_opened(opened, address, settings, start, length, pause=pause)
+
+
+def read_opened(
+    opened: Opened, address: str, settings: StorageSettings, start: int = 0, length: int | None = None,
+    *, pause: Pause = time.sleep,
+) -> bytes:  # fmt: skip
+    """Read as `read_address` does, with what has been opened."""
+    if length == 0:
+        return b""
+    system, path, protocol = opened
+    settings = patience(opened, settings)
+    if protocol in _HTTP:
+
+        def ask() -> bytes:
+            return read_http(system, path, start, length, settings.timeout, LEAST_RATE)
+
+    else:
+        if length is None or length > 8 * LEAST_RATE:  # Else the time that it may take says nothing.
+            left = max(0, size_of(opened, address, settings, pause=pause) - start)
+            length = left if length is None else min(left, length)
+
+        def ask() -> bytes:
+            return _read_range(opened, start, length or 0, settings)
+
+    return attempt(address_name(address), ask, settings, pause=pause)
+
+
+def _read_range(opened: Opened, start: int, length: int, settings: StorageSettings) -> bytes:
+    if length == 0:
+        return b""
+    named: dict[str, Any] = time_limit(opened.system, settings.timeout + length / LEAST_RATE)
+    if opened.protocol == "hf":
+        named["cache_type"] = "none"  # Else it reads megabytes ahead of every image.
+    try:
+        data: bytes = opened.system.cat_file(opened.path, start=start, end=start + length, **named)
+    except OSError as error:
+        if _code(error) in ("InvalidRange", "416"):
+            return b""  # It ends before the first byte that was asked for.
+        raise
+    return data
+
+
+def size_of(opened: Opened, address: str, settings: StorageSettings, *, pause: Pause = time.sleep) -> int:
+    """Return the bytes of a file. Raises as `read_address`."""
+    settings = patience(opened, settings)
+    named = time_limit(opened.system, settings.timeout)
+    found = attempt(address_name(address), lambda: opened.system.info(opened.path, **named), settings, pause=pause)
+    if found.get("type") == "directory":
+        raise MissingFileError(f"{address_name(address)}: expected a file, found a folder")
+    if found.get("size") is None:
+        raise StoreError(f"{address_name(address)}: expected a server that tells sizes and reads parts, found another")
+    return int(found["size"])
+
+
+def patience(opened: Opened, settings: StorageSettings) -> StorageSettings:
+    """Return the settings, with one attempt where the library makes some of its own and can't be told how many."""
+    return replace(settings, attempts=1) if opened.protocol == "hf" else settings
+
+
+def time_limit(system: Any, seconds: float) -> dict[str, float]:
+    """Return the argument that limits a call to a file system; none for those that work in this thread."""
+    return {"timeout": seconds} if getattr(system, "async_impl", False) else {}
+
+
+def attempt(
+    name: str, ask: Callable[[], Value], settings: StorageSettings, *, doing: str = "reading",
+    pause: Pause = time.sleep,
+) -> Value:  # fmt: skip
+    """Make a request until it succeeds or is refused, as often as the settings say, with longer and longer waits.
+
+    Raises
+    ------
+    MissingFileError, FileExistsError, UnreachableError, StoreError
+    """
+    for number in range(settings.attempts):
+        if number:
+            # Not all at once: what many processes ask of one store fails for all at the same moment.
+            pause(min(settings.wait * 2 ** (number - 1), _LONGEST_WAIT) * random.uniform(0.5, 1))
+        try:
+            return ask()
+        except (FileExistsError, VggfeatError):
+            raise
+        except Exception as error:  # a server, and a library for it, may raise anything
+            last = _cause(error)
+            if _status(last) == 412:  # of a request to make what is not there
+                raise FileExistsError(name) from None
+            if isinstance(last, FileNotFoundError) or _status(last) in (404, 410):
+                raise MissingFileError(f"{name}: expected a file at this address, found none") from None
+            if _is_final(last):
+                break
+    late = isinstance(last, TimeoutError)
+    found = "no answer in time" if late else " ".join(f"{type(last).__name__}: {without_secrets(last)}".split())[:300]
+    if isinstance(last, PrivateAddressError) or "private address" in found:
+        raise StoreError(
+            f"{name}: expected a public address, found a private one ({found}); give --allow-private (in Python "
+            "allow_private=True) if you trust whoever named it"
+        )
+    if _is_final(last):
+        raise StoreError(f"{name}: {doing} was refused: {found}")
+    raise UnreachableError(f"{name}: {doing} failed {settings.attempts} time(s), the last: {found}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    # fsspec says of no connection too that there is no file.
+    while isinstance(error, FileNotFoundError) and error.__cause__ and not _code(error):
+        error = error.__cause__
+    return error
+
+
+def _is_final(error: BaseException) -> bool:
+    status = _status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in _PASSING
+    # Known by their names, as their libraries may be missing: a way on to no address of http(s), and no keys.
+    named = type(error).__name__.endswith(("RedirectClientError", "CredentialsError"))
+    return named or isinstance(error, _FINAL) or "private address" in str(error)
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of HTTP that an error of some library is about."""
+    for holder in (error, getattr(error, "response", None), getattr(error.__cause__, "response", None)):
+        if isinstance(holder, dict):  # of botocore
+            found = holder.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:  # of aiohttp, httpx and gcsfs
+            found = next(
+                (getattr(holder, name) for name in ("status", "status_code", "code") if hasattr(holder, name)), None
+            )
+        if isinstance(found, int) and 100 <= found < 600:
+            return found
+    return None
+
+
+def _code(error: BaseException) -> str:
+    """Return what the S3 interface calls an error."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

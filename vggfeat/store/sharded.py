@@ -1,0 +1,276 @@
+"""Features in shards, read like a feature file: `open_features` opens either.
+
+What is in memory is a row's status, size and digest, the data set, and one shard. Every shard is compared with its
+SHA-256 when it is first used. N = rows, S = scales that are kept, R = regions, C = channels.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime.storage import StorageSettings, is_remote, joined, open_storage, root_text
+from vggfeat.samples import DataSet
+from vggfeat.store.identity import IMAGE_SIZES
+from vggfeat.store.layout import Block, Status
+from vggfeat.store.plan import PLAN, Plan, read_plan, shard_path
+from vggfeat.store.reader import FeatureFile, Features
+from vggfeat.store.sealed import merkle_root
+from vggfeat.store.shard_files import Shard, features_of, open_shard, read_shard
+
+_SHOWN = 5
+
+
+class _Rows(NamedTuple):
+    """What is known of all rows but their features."""
+
+    status: NDArray[np.uint8]
+    reasons: tuple[str, ...]
+    sizes: NDArray[np.int32]
+    sha256: NDArray[np.uint8]
+    digests: list[str]
+
+
+class ShardedFeatures(Features):
+    """The features of a run of many shards, all of which are finished.
+
+    Parameters
+    ----------
+    root : str or path
+        Folder, or address, of the run.
+    settings : StorageSettings
+
+    Raises
+    ------
+    StoreError
+        If there is no plan, or a shard is missing.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], settings: StorageSettings | None = None) -> None:
+        self.plan = plan = read_plan(open_storage(root, settings or StorageSettings()))
+        self.path = Path(plan.where)
+        self.dataset_name, self.shape, self.store = plan.name, plan.stored_shape, plan.settings.store
+        self.key = plan.key | {IMAGE_SIZES: plan.image_sizes}
+        if plan.settings.dtype != "float32":
+            self.key["dtype"] = plan.settings.dtype
+        self.provenance = self.key | plan.provenance
+        self._features: tuple[int, NDArray[np.float32]] | None = None
+        check_complete(plan)
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __repr__(self) -> str:
+        return f"ShardedFeatures({self.plan.where!r}: {len(self)} rows in {self.plan.shards} shards)"
+
+    def close(self) -> None:
+        """Let go of what is in memory."""
+        self._features = None
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Smallest image sides Q, in pixels, that features were computed at."""
+        return self.plan.shape.scales
+
+    @property
+    def status(self) -> NDArray[np.uint8]:
+        """(N,) values of `vggfeat.store.layout.Status`."""
+        return self._rows.status.copy()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """N reasons, empty where a row did not fail."""
+        return self._rows.reasons
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """(N, 2) height and width of the image in pixels, 0 where it gave none."""
+        return self._rows.sizes
+
+    @property
+    def sha256(self) -> NDArray[np.uint8]:
+        """(N, 32) digest of the image file's bytes."""
+        return self._rows.sha256
+
+    @cached_property
+    def dataset(self) -> DataSet:
+        """The data set that the features are of, all of it in memory."""
+        return self.plan.data_set()
+
+    @cached_property
+    def root(self) -> str:
+        """The Merkle root over all shards, 64 hex digits: the identity of the set."""
+        return merkle_root(self._rows.digests)
+
+    def shards(self) -> Iterator[Shard]:
+        """Read the shards one after the other; nothing but the one that is handed out is in memory.
+
+        Raises
+        ------
+        StoreError
+            While iterating, if one is damaged or missing.
+        """
+        for number in range(self.plan.shards):
+            yield read_shard(self.plan, number)
+
+    def read(self, rows: Any = None) -> NDArray[np.float32]:
+        """Read features (n, S, R, C) of some rows into memory; as `FeatureFile.read`."""
+        index = slice(None) if rows is None else rows
+        if not isinstance(index, slice):
+            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
+        wanted = np.arange(len(self))[index]
+        out = np.empty((len(wanted), *self.shape.dims), np.float32)
+        shards = self.plan.shards_of(wanted)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            out[places] = self._features_of(shard)[wanted[places] - self.plan.rows_of(shard).start]
+        return out
+
+    def block(self, rows: range) -> Block:
+        """Read all that the run has computed of consecutive rows."""
+        part = slice(rows.start, rows.stop)
+        known = self._rows
+        return Block(
+            features=self.read(part), status=known.status[part], reasons=known.reasons[part], sizes=known.sizes[part],
+            sha256=known.sha256[part],
+        )  # fmt: skip
+
+    def problems(self) -> Iterator[str]:
+        """Read everything and yield, a sentence each, what does not fit what is said of it."""
+        found = examine(self.plan)
+        yield from found.problems
+
+    def check(self) -> None:
+        """Compare with its SHA-256 every shard that was not yet read; StoreError at the first that is damaged."""
+        _ = self._rows
+
+    @cached_property
+    def _rows(self) -> _Rows:
+        """Read all shards for the first time."""
+        blocks, digests, machines = [], [], []
+        reasons: list[str] = []
+        for shard in self.shards():
+            blocks.append((shard.block.status, shard.block.sizes, shard.block.sha256))
+            reasons.extend(shard.block.reasons)
+            digests.append(shard.sha256)
+            if shard.machine not in machines:
+                machines.append(shard.machine)
+        machine = machines[0] if len(machines) == 1 else {"device": "mixed", "kinds": machines}
+        self.key["machine"] = self.provenance["machine"] = machine
+        status, sizes, sha256 = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+        return _Rows(status, tuple(reasons), sizes, sha256, digests)
+
+    def _features_of(self, shard: int) -> NDArray[np.float32]:
+        if self._features is None or self._features[0] != shard:
+            self._features = None  # Before the next is read, so that there is one.
+            self._features = shard, features_of(open_shard(self.plan, shard), self.plan)
+        return self._features[1]
+
+
+def open_features(path: str | os.PathLike[str]) -> Features:
+    """Open a feature file, or the folder of a run in shards.
+
+    Raises
+    ------
+    StoreError
+        If it is missing, not complete, damaged, or of a version that this program does not know.
+    """
+    return ShardedFeatures(path) if is_run(path) else FeatureFile(path)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Say whether a path is that of a run in shards: a folder with a plan, or an address."""
+    return is_remote(path) or os.path.isfile(os.path.join(root_text(path).removeprefix("file://"), PLAN))
+
+
+def check_complete(plan: Plan) -> None:
+    """Check that every shard has its name; StoreError names the first that has not."""
+    missing = missing_shards(plan)
+    if missing:
+        raise StoreError(
+            f"{plan.where}: expected all {plan.shards} shards, found {len(missing)} missing, the first is "
+            f"{shard_path(missing[0])}; finish the run: vggfeat extract --plan {plan.where}"
+        )
+
+
+def missing_shards(plan: Plan) -> list[int]:
+    """Return the shards that nobody has finished, ascending."""
+    present = plan.present()
+    return [shard for shard in range(plan.shards) if shard not in present]
+
+
+def check_scales(file: Features, join: str) -> None:
+    """Check that what is kept can be joined so; ConfigError if only the mean over the scales is."""
+    if file.store == "mean" and join != "mean":
+        raise ConfigError(
+            f"join: expected mean, because {file.path} keeps the mean over the scales alone, found {join}; plan with "
+            "--store scales"
+        )
+
+
+class Examined(NamedTuple):
+    """What there is of a run, finished or not."""
+
+    done: int
+    """Rows with features."""
+    failed: int
+    reasons: dict[str, int]
+    """Failed rows by reason, the most frequent first."""
+    shards: int
+    """That are finished and sound."""
+    missing: list[int]
+    machines: list[dict[str, Any]]
+    """What has computed them."""
+    problems: list[str]
+    """A sentence for each shard that is damaged or of another plan."""
+    root: str | None
+    """Merkle root, if all shards are there and sound."""
+
+
+def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> Examined:
+    """Read all there is of a run, shard by shard.
+
+    Parameters
+    ----------
+    plan : Plan
+    each : callable
+        Called with every sound shard.
+    """
+    counts: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    digests, machines, problems = [], [], []
+    present = plan.present()
+    for number in sorted(present):
+        try:
+            shard = read_shard(plan, number)
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        each(shard)
+        counts.update(shard.block.status.tolist())
+        reasons.update(reason.partition(":")[0] for reason in shard.block.reasons if reason)
+        digests.append(shard.sha256)
+        if shard.machine not in machines:
+            machines.append(shard.machine)
+    problems.extend(_strange(plan))
+    return Examined(
+        done=counts[Status.DONE], failed=counts[Status.FAILED], reasons=dict(reasons.most_common()),
+        shards=len(digests), missing=[shard for shard in range(plan.shards) if shard not in present],
+        machines=machines, problems=problems, root=merkle_root(digests) if len(digests) == plan.shards else None,
+    )  # fmt: skip
+
+
+def _strange(plan: Plan) -> Iterator[str]:
+    """Name what lies among the shards and is none of this plan's."""
+    own = {shard_path(shard) for shard in range(plan.shards)}
+    strange = [entry.path for entry in plan.storage.entries("features") if entry.path not in own]
+    for path in strange[:_SHOWN]:
+        yield f"{joined(plan.where, path)}: expected shards of the plan alone, found another file; move it away"
+    if len(strange) > _SHOWN:
+        yield f"{plan.where}: {len(strange) - _SHOWN} more such files"
