@@ -16,6 +16,7 @@ FLOORS = (
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
+    {"descriptor_stream"},
     {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},

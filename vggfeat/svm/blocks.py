@@ -10,13 +10,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.svm.arrays import Rows
+from vggfeat.svm.arrays import Rows, one_blas_thread
 
 BLOCK_BYTES, MOST_ROWS = 1 << 25, 4096
 """Of the rows of one block in float32: a product is as fast as one of all rows, and a dozen blocks fit anywhere."""
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""What each float16 is in float32: looking it up takes a third of the time of NumPy's conversion."""
 T = TypeVar("T")
 
 
@@ -76,9 +79,11 @@ class Part(NamedTuple):
     """Where they are in the block; None if they are all of it."""
 
     def read(self, blocks: Blocks) -> NDArray[np.floating]:
-        """Return the rows, (places, D)."""
+        """Return the rows, (places, D) float32, or float64 if they are that."""
         x = blocks.read(self.number)
-        return x if self.inside is None else x[self.inside]
+        if self.inside is not None:
+            x = x[self.inside]
+        return np.take(_HALVES, x.view(np.uint16)) if x.dtype == np.float16 else x
 
 
 def parts_of(blocks: Blocks, rows: Rows) -> list[Part]:
@@ -113,10 +118,21 @@ def score_rows(
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Score ascending rows (n,) by P linear functions, coef (P, D) and intercept (P,).
 
-    Yields where some of them are among the n, and their scores (n', P) float64.
+    Yields where some of them are among the n, and their scores (n', P) float64. BLAS is to be kept to one thread.
     """
 
     def score(part: Part) -> tuple[slice, NDArray[np.float64]]:
         return part.places, part.read(blocks).astype(np.float64) @ coef.T + intercept
 
     return in_order(score, parts_of(blocks, rows), threads)
+
+
+def scores_of(
+    blocks: Blocks, rows: Rows, coef: NDArray[np.float64], intercept: NDArray[np.float64], jobs: int = 1
+) -> NDArray[np.float64]:
+    """Return the scores (n, P) of ascending rows (n,), computed by some threads, -1 = one a core."""
+    scores = np.empty((len(rows), len(intercept)))
+    with one_blas_thread():
+        for places, found in score_rows(blocks, rows, coef, intercept, joblib.effective_n_jobs(jobs)):
+            scores[places] = found
+    return scores

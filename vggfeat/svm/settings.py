@@ -58,9 +58,9 @@ class SvmSettings:
     class_weight: ClassWeight = "none"
     """balanced: positives and negatives of a class weigh the same in sum, n / 2. The paper does not say."""
     tolerance: float = 1e-6
-    """Solvers newton and stream: the relative duality gap at which a problem is solved. On features as the paper's, average
-    precisions are then within 0.001 of those at the optimum, and their mean over 20 classes within 0.0001; at 1e-4
-    that is 0.004 and 0.0005, and the time four fifths."""
+    """Solvers newton and stream: the relative duality gap at which a problem is solved. On features as the paper's,
+    average precisions are then within 0.001 of those at the optimum, and their mean over 20 classes within 0.0001; at
+    1e-4 that is 0.004 and 0.0005, and the time four fifths."""
     liblinear_tolerance: float = 1e-4
     """Solver liblinear: its own stopping rule, scikit-learn's `tol`, with its default."""
     max_iterations: int = 1000

@@ -116,9 +116,12 @@ class SvmProblemSet:
     def __init__(self, descriptors: NDArray[np.floating] | Blocks, settings: SvmSettings | None = None) -> None:
         self._settings = settings or SvmSettings()
         entry = SOLVERS[self._settings.solver]
+        self._x: NDArray[np.floating] | Blocks
         if isinstance(descriptors, Blocks):
             if not entry.streams:
-                raise ConfigError(f"solver: expected stream for rows that are read block by block, found {self._settings.solver}")
+                raise ConfigError(
+                    f"solver: expected stream for rows that are read block by block, found {self._settings.solver}"
+                )
             self._x = descriptors
         else:
             self._x = check_descriptors(descriptors, "to train on")

@@ -143,9 +143,11 @@ def _room_for(shape: tuple[int, ...]) -> NDArray[np.float64]:
     size = 8 * int(np.prod(shape))
     if size <= _SCORE_BYTES:
         return np.empty(shape)
-    place = Path(tempfile.gettempdir())
-    with disk_errors(place, "scoring held-out rows", "make room, or set TMPDIR to another folder"):
-        file = tempfile.TemporaryFile()  # noqa: SIM115  The array keeps it open.
-        if hasattr(os, "posix_fallocate"):  # Otherwise a full disk would end the process where a score is written.
+    place, has_room = Path(tempfile.gettempdir()), hasattr(os, "posix_fallocate")
+    with (
+        disk_errors(place, "scoring held-out rows", "make room, or set TMPDIR to another folder"),
+        tempfile.TemporaryFile() as file,
+    ):
+        if has_room:  # Otherwise a full disk would end the process where a score is written.
             os.posix_fallocate(file.fileno(), 0, size)
-        return np.memmap(file, dtype=np.float64, shape=shape, mode="r+" if hasattr(os, "posix_fallocate") else "w+")
+        return np.memmap(file, dtype=np.float64, shape=shape, mode="r+" if has_room else "w+")

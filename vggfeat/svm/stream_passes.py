@@ -1,7 +1,7 @@
 """What the streaming solver sums over the rows: some blocks at once, added up in the order of the blocks.
 
-n = training rows, n' = those of a block, D = length of a row, P = problems of two classes, Q = tasks: pairs of a problem
-and a value of C, of which a pass treats some.
+n = training rows, n' = those of a block, D = length of a row, P = problems of two classes, Q = tasks: pairs of a
+problem and a value of C, of which a pass treats some.
 
 A row is x' = (x, s), a weight vector v = (w, b / s), both of length D + 1. The sums over a block are computed by one
 thread, with one thread of the BLAS, so that all bits depend on the blocks alone, not on how many threads there are.
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from vggfeat.svm.arrays import Rows
 from vggfeat.svm.blocks import Blocks, Part, in_order, parts_of
 
+_WAITING = 4
+"""A Hessian waits for rows of this part of its own memory, as adding the products of a few takes as long."""
 Vectors = NDArray[np.float64]
 """(tasks, D + 1)"""
 
@@ -69,7 +71,7 @@ class Sums(NamedTuple):
     slacks: Slacks
     single: Vectors
     double: Vectors
-    hessians: NDArray[np.float64]
+    hessians: list[NDArray[np.float64]]
 
 
 class Beginning(NamedTuple):
@@ -127,10 +129,11 @@ class Passes:
         pull, weight = np.zeros((count, self.length)), np.zeros(count)
 
         def first(part: Part) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-            rows = self._extend(part.read(self.blocks), np.float32)
             weights = self.labels.weigh(part.places)
             signed = (weights * self.labels.signs[part.places]).astype(np.float32)
-            return rows[-part.places.start % every :: every].copy(), signed.T @ rows, weights.sum(axis=0)
+            with np.errstate(all="ignore"):
+                rows = self._extend(part.read(self.blocks), np.float32)
+                return rows[-part.places.start % every :: every].copy(), signed.T @ rows, weights.sum(axis=0)
 
         def sample() -> Iterator[NDArray[np.float32]]:
             self.count += 1
@@ -146,14 +149,16 @@ class Passes:
         self.count += 1
         few = len(asked.points.tasks)
         slacks = Slacks(np.zeros(few), np.zeros(few), np.zeros(asked.points.vectors.shape))
-        hessians = np.zeros((len(asked.hessians), self.length, self.length))
-        sums = Sums(slacks, np.zeros(asked.single.vectors.shape), np.zeros(asked.double.vectors.shape), hessians)
+        hessians = [_Hessian(self.length) for _ in asked.hessians]
+        single, double = (np.zeros(group.vectors.shape) for group in (asked.single, asked.double))
+        sums = Sums(slacks, single, double, [hessian.total for hessian in hessians])
         with ThreadPoolExecutor(self.threads, "vggfeat-hessian") as pool:
             for found in in_order(lambda part: self._sums_of(part, asked), self._parts, self.threads):
-                for total, one in zip([*slacks, sums.single, sums.double], found.sums, strict=True):
+                for total, one in zip([*slacks, single, double], found.sums, strict=True):
                     np.add(total, one, out=total)
-                if len(hessians):  # One after the other in each task, in the order of the blocks.
-                    list(pool.map(_add_hessian, hessians, found.active.T, repeat(found.rows)))
+                if hessians:  # One block after the other in each task.
+                    list(pool.map(_Hessian.add, hessians, found.active.T, repeat(found.rows)))
+            list(pool.map(_Hessian.finish, hessians))
         return sums
 
     def _sums_of(self, part: Part, asked: Asked) -> _OfBlock:
@@ -201,8 +206,24 @@ class Passes:
         return scores.T @ rows
 
 
-def _add_hessian(total: NDArray[np.float64], active: NDArray[np.float64], rows: NDArray[Any]) -> None:
-    taken = np.flatnonzero(active)
-    if len(taken):
-        weighed = rows[taken] * np.sqrt(active[taken])[:, None]
-        total += weighed.T @ weighed
+class _Hessian:
+    """Sum of weight x' x'' of one task."""
+
+    def __init__(self, length: int) -> None:
+        self.total = np.zeros((length, length))
+        self._waiting: list[NDArray[np.float64]] = []
+        self._most = length // _WAITING
+
+    def add(self, active: NDArray[np.float64], rows: NDArray[Any]) -> None:
+        """Add rows (n', D + 1) with the weights active (n',)."""
+        taken = np.flatnonzero(active)
+        self._waiting.append(rows[taken] * np.sqrt(active[taken])[:, None])
+        if sum(map(len, self._waiting)) > self._most:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add what waits."""
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self.total += rows.T @ rows
+            self._waiting = []

@@ -21,7 +21,7 @@ large C, and for those that conjugate gradients do not solve. It is Newton's met
 `newton_steps`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,8 +128,8 @@ def minimise(
     every = sample_every(len(passes.rows), passes.length)
     beginning = passes.begin(every)
     preconditioner = Preconditioner.of_rows(beginning.sample, passes.length)
-    tasks = Tasks(costs, beginning.pull[passes.columns], beginning.weight[passes.columns], preconditioner)
-    tasks.tolerance, tasks.max_steps, over = tolerance, max_steps, 0
+    pull, weight = (one[passes.columns] for one in (beginning.pull, beginning.weight))
+    tasks = Tasks(costs, pull, weight, preconditioner, tolerance=tolerance, max_steps=max_steps)
     while (going := tasks.looking | tasks.solving).any():
         asked = tasks.ask(room=max(1, _HESSIAN_BYTES // (8 * passes.length**2)))
         sums = passes.run(asked)
@@ -144,62 +144,67 @@ def minimise(
 class Tasks:
     """Q tasks, and how far they are.
 
-    A task is `looking` at a point along a direction, or `solving` for the direction of the next step, or over. It solves
-    by conjugate gradients, or by its Hessian if that is `direct`.
+    A task is `looking` at a point along a direction, or `solving` for the direction of the next step, or over. It
+    solves by conjugate gradients, or, if it is direct, by its Hessian.
     """
 
-    tolerance: float
-    max_steps: int
-
     def __init__(
-        self, costs: NDArray[np.float64], pull: Vectors, weight: NDArray[np.float64], preconditioner: Preconditioner
+        self,
+        costs: NDArray[np.float64],
+        pull: Vectors,
+        weight: NDArray[np.float64],
+        preconditioner: Preconditioner,
+        *,
+        tolerance: float,
+        max_steps: int,
     ) -> None:
         """Begin at v = 0, where all rows have the slack 1, and look at the solution with these slacks.
 
         costs (Q,) C; pull (Q, D + 1) sum of weight y x'; weight (Q,) sum of weights.
         """
-        count = len(costs)
-        self.costs, self._preconditioner = costs, preconditioner
-        self.point, self.gradient = np.zeros(pull.shape), -2 * costs[:, None] * pull
-        self.objective, self._all = costs * weight, 2 * costs * weight
+        count, self._size = pull.shape
+        self._costs, self._preconditioner = costs, preconditioner
+        self._tolerance, self._max_steps = tolerance, max_steps
+        self.point, self._gradient = np.zeros(pull.shape), -2 * costs[:, None] * pull
+        self._objective, self._all = costs * weight, 2 * costs * weight
         self._factor = self._all.copy()
         self.gap = np.full(count, np.inf)
         """(Q,) relative duality gap."""
         self.looking = np.full(count, True)
-        self.solving, self.direct, self.hard = np.full((3, count), False)
-        self._direction = preconditioner.solve(-self.gradient, self._factor)
-        self._length, self._slope = np.ones(count), dots(self.gradient, self._direction)
-        self.search, self._residual = np.zeros(pull.shape), np.zeros(pull.shape)
+        self.solving, self._direct, self._hard = np.full((3, count), False)
+        self._direction = preconditioner.solve(-self._gradient, self._factor)
+        self._reach, self._slope = np.ones(count), dots(self._gradient, self._direction)
+        self._search, self._residual = np.zeros(pull.shape), np.zeros(pull.shape)
         self._norm, self._first_norm = np.zeros(count), np.zeros(count)
         self._slow, self._still, self._steps, self._shorter, self._turns = np.zeros((5, count), dtype=np.int64)
 
     def ask(self, room: int) -> Asked:
         """Return what is needed next, of at most so many Hessians; who has to wait for one asks for nothing."""
-        looking, products = np.flatnonzero(self.looking), self.solving & ~self.direct
-        single, double = (np.flatnonzero(products & kind) for kind in (~self.hard, self.hard))
+        looking, products = np.flatnonzero(self.looking), self.solving & ~self._direct
+        single, double = (np.flatnonzero(products & kind) for kind in (~self._hard, self._hard))
         return Asked(
             Group(looking, self.trial(looking)),
-            Group(single, self.search[single]),
-            Group(double, self.search[double]),
-            np.flatnonzero(self.solving & self.direct)[:room],
+            Group(single, self._search[single]),
+            Group(double, self._search[double]),
+            np.flatnonzero(self.solving & self._direct)[:room],
         )
 
     def trial(self, tasks: NDArray[np.int64]) -> Vectors:
         """Return the points that tasks look at."""
-        return self.point[tasks] + self._length[tasks, None] * self._direction[tasks]
+        return self.point[tasks] + self._reach[tasks, None] * self._direction[tasks]
 
     def arrive(self, tasks: NDArray[np.int64], slacks: Slacks) -> None:
         """Take the points that were looked at, or look nearer where the objective did not fall."""
-        point, costs = self.trial(tasks), self.costs[tasks]
+        point, costs = self.trial(tasks), self._costs[tasks]
         objective = 0.5 * dots(point, point) + costs * slacks.square
         gradient = point - 2 * costs[:, None] * slacks.pull
-        promised = _DECREASE * self._length[tasks] * self._slope[tasks]
-        before = self.objective[tasks]
+        promised = _DECREASE * self._reach[tasks] * self._slope[tasks]
+        before = self._objective[tasks]
         taken = (objective <= before + promised) | (objective <= before * (1 + _VISIBLE))
         self._look_nearer(tasks[~taken], dots(gradient, self._direction[tasks])[~taken])
         lower = (objective < before * (1 - _VISIBLE))[taken]
         arrived = tasks[taken]
-        self.point[arrived], self.objective[arrived], self.gradient[arrived] = (
+        self.point[arrived], self._objective[arrived], self._gradient[arrived] = (
             one[taken] for one in (point, objective, gradient)
         )
         self._factor[arrived] = 2 * costs[taken] * slacks.active[taken]
@@ -207,35 +212,35 @@ class Tasks:
 
     def _assess(self, tasks: NDArray[np.int64], lower: NDArray[np.bool_]) -> None:
         """End tasks that are solved, or given up, and begin to solve for the next step of the others."""
-        gap = 0.5 * dots(self.gradient[tasks], self.gradient[tasks]) / self.objective[tasks]
+        gap = 0.5 * dots(self._gradient[tasks], self._gradient[tasks]) / self._objective[tasks]
         self._slow[tasks] = np.where(gap < 0.5 * self.gap[tasks], 0, self._slow[tasks] + 1)
-        self._still[tasks] = np.where(lower, 0, self._still[tasks] + self.hard[tasks])
-        self.hard[tasks] |= ~lower | (self._slow[tasks] >= _SLOW)
+        self._still[tasks] = np.where(lower, 0, self._still[tasks] + self._hard[tasks])
+        self._hard[tasks] |= ~lower | (self._slow[tasks] >= _SLOW)
         self.gap[tasks] = gap
         self._steps[tasks] += 1
         self.looking[tasks] = False
-        going = (gap > self.tolerance) & (self._still[tasks] < _STILL) & (self._steps[tasks] < self.max_steps)
+        going = (gap > self._tolerance) & (self._still[tasks] < _STILL) & (self._steps[tasks] < self._max_steps)
         tasks = tasks[going]
-        self._residual[tasks] = -self.gradient[tasks]
-        self.search[tasks] = self._preconditioner.solve(self._residual[tasks], self._factor[tasks])
-        self._norm[tasks] = self._first_norm[tasks] = dots(self._residual[tasks], self.search[tasks])
+        self._residual[tasks] = -self._gradient[tasks]
+        self._search[tasks] = self._preconditioner.solve(self._residual[tasks], self._factor[tasks])
+        self._norm[tasks] = self._first_norm[tasks] = dots(self._residual[tasks], self._search[tasks])
         self._direction[tasks] = 0
         self._turns[tasks] = 0
         self.solving[tasks] = True
-        few = self._factor[tasks] * self.point.shape[1] < 4 * _CHEAP * self._all[tasks]
-        self.direct[tasks] = (self.point.shape[1] <= _WHOLE) & (few | self.hard[tasks])
+        few = self._factor[tasks] * self._size < 4 * _CHEAP * self._all[tasks]
+        self._direct[tasks] = (self._size <= _WHOLE) & (few | self._hard[tasks])
 
     def _look_nearer(self, tasks: NDArray[np.int64], slope: NDArray[np.float64]) -> None:
         """Shorten the step to where its slope would be 0 if it grew evenly; `slope` is that at its end."""
         part = self._slope[tasks] / (self._slope[tasks] - slope)
-        self._length[tasks] *= np.where(np.isfinite(part), part, 0.1).clip(0.1, 0.8)
+        self._reach[tasks] *= np.where(np.isfinite(part), part, 0.1).clip(0.1, 0.8)
         self._shorter[tasks] += 1
         self.looking[tasks[self._shorter[tasks] > _SHORTER]] = False
 
     def multiplied(self, tasks: NDArray[np.int64], products: Vectors) -> None:
         """Make one step of conjugate gradients with the sums of weight (p x') x' for the search directions p."""
-        search = self.search[tasks]
-        image = search + 2 * self.costs[tasks, None] * products
+        search = self._search[tasks]
+        image = search + 2 * self._costs[tasks, None] * products
         length = self._norm[tasks] / dots(search, image)
         usable = np.isfinite(length) & (length > 0)
         # Not even one step: the preconditioned gradient itself is a direction too.
@@ -247,32 +252,32 @@ class Tasks:
         solved = self._preconditioner.solve(residual, self._factor[tasks])
         norm, last = dots(residual, solved), self._norm[tasks]
         self._norm[tasks] = norm
-        self.search[tasks] = solved + (norm / last)[:, None] * search
-        exact = dots(residual, residual) <= 0.5 * self.tolerance * self.objective[tasks]
+        self._search[tasks] = solved + (norm / last)[:, None] * search
+        exact = dots(residual, residual) <= 0.5 * self._tolerance * self._objective[tasks]
         found = exact | (norm <= _FORCING**2 * self._first_norm[tasks])
-        patience = np.where(self.hard[tasks], _PATIENCE_DOUBLE, _PATIENCE)
+        patience = np.where(self._hard[tasks], _PATIENCE_DOUBLE, _PATIENCE)
         lost = ~found & (~usable | ~np.isfinite(norm) | (self._turns[tasks] >= patience))
-        self.hard[tasks] |= lost
+        self._hard[tasks] |= lost
         self._turn(tasks[found | lost])
 
-    def solve(self, tasks: NDArray[np.int64], hessians: NDArray[np.float64]) -> None:
+    def solve(self, tasks: NDArray[np.int64], hessians: Sequence[NDArray[np.float64]]) -> None:
         """Solve with the sums of weight x' x'' over the rows with slack, which are overwritten."""
-        diagonal = np.arange(self.point.shape[1])
+        diagonal = np.arange(self._size)
         for task, hessian in zip(tasks.tolist(), hessians, strict=True):
-            hessian *= 2 * self.costs[task]
+            hessian *= 2 * self._costs[task]
             shift = _SHIFT * np.trace(hessian) / len(hessian)
             hessian[diagonal, diagonal] += 1.0
             solution = NUMPY.solve_positive(hessian, self._residual[task])
             if solution is None:
                 hessian[diagonal, diagonal] += shift
                 solution = NUMPY.solve_positive(hessian, self._residual[task])
-            self._direction[task] = self.search[task] if solution is None else solution
+            self._direction[task] = self._search[task] if solution is None else solution
         self._turn(tasks)
 
     def _turn(self, tasks: NDArray[np.int64]) -> None:
         """Look at the end of the step that was solved for."""
-        self._length[tasks], self._shorter[tasks] = 1, 0
-        self._slope[tasks] = dots(self.gradient[tasks], self._direction[tasks])
+        self._reach[tasks], self._shorter[tasks] = 1, 0
+        self._slope[tasks] = dots(self._gradient[tasks], self._direction[tasks])
         self.solving[tasks], self.looking[tasks] = False, True
 
 
