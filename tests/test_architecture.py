@@ -17,6 +17,7 @@ FLOORS = (
     {"listing"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
+    {"descriptor_stream"},
     {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},

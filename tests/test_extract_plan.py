@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from vggfeat import extract_plan
 from vggfeat.datasets.catalogue import open_dataset
+from vggfeat.descriptor_stream import stream_descriptors, table_bytes
 from vggfeat.descriptors import join_features
 from vggfeat.engines.engine import ShardTask, Share
 from vggfeat.engines.local import LocalEngine
@@ -124,6 +126,15 @@ def test_another_program_reads_the_shards(finished, one_file):
         numbers = [label for table in tables for label in table["labels"].to_pylist()]
         assert numbers == [np.flatnonzero(row == 1).tolist() for row in one.dataset.labels]
         assert b"".join(digest for table in tables for digest in table["sha256"].to_pylist()) == one.sha256.tobytes()
+
+
+def test_blocks_that_threads_read_at_once_are_those_of_one_file(finished, one_file):
+    with stream_descriptors(finished) as run, stream_descriptors(one_file) as file:
+        blocks = run.descriptors
+        with ThreadPoolExecutor(4) as pool:
+            rows = list(pool.map(lambda row: blocks.reader(row, row + 1), [*range(len(blocks))] * 5))
+        assert np.concatenate(rows).tobytes() == file.descriptors.read(0).tobytes() * 5
+    assert table_bytes(finished) == table_bytes(one_file)
 
 
 def test_descriptors_are_those_of_one_file(finished, one_file):

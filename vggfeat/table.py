@@ -117,22 +117,9 @@ def read_descriptors(
     -----
     Needs 4 N D bytes for the table, and some 300 MB besides.
     """
-    with _open(paths, join, normalisation, regions) as aligned:
+    with open_aligned(paths, join, normalisation, regions) as aligned:
         descriptors = aligned.descriptors(np.arange(len(aligned.dataset)))
-        settings = {
-            "join": join,
-            "normalisation": normalisation,
-            "length": descriptors.shape[1],
-            "files": [_describe(file, regions) for file in aligned.files],
-        }
-        return DescriptorTable(
-            dataset=aligned.dataset,
-            descriptors=descriptors,
-            ok=aligned.ok,
-            settings=settings,
-            reasons=aligned.reasons(),
-            sha256=aligned.files[0].sha256,
-        )
+        return DescriptorTable(descriptors=descriptors, **aligned.about(regions))
 
 
 def load_features(
@@ -169,7 +156,7 @@ def load_features(
         If a file is damaged, files do not match, or an image failed and `failed` is "raise".
     """
     check_choice("failed", failed, get_args(Failed))
-    with _open(path, join, normalisation, regions) as aligned:
+    with open_aligned(path, join, normalisation, regions) as aligned:
         data = aligned.dataset
         rows = rows_of(data, split)
         missing = rows[~aligned.ok[rows]]
@@ -238,7 +225,7 @@ def to_table(table: DescriptorTable, rows: NDArray[np.int64]) -> Table:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Aligned:
+class Aligned:
     """Open feature files of the same samples, and how their features become descriptors."""
 
     files: Sequence[Features]
@@ -257,16 +244,26 @@ class _Aligned:
         """That of the first file, which gives the samples their order."""
         return self.files[0].dataset
 
+    @property
+    def length(self) -> int:
+        """D; no rows have one too, so wrong settings are refused before anything is read."""
+        return self._fuse(np.empty(0, dtype=np.int64)).shape[1]
+
     def descriptors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the descriptors (n, D) of some rows, zeros where an image failed."""
-        # No rows have a length too, and wrong settings are refused before anything is read.
-        length = self._fuse(rows[:0]).shape[1]
-        descriptors = np.empty((len(rows), length), dtype=np.float32)
+        descriptors = np.empty((len(rows), self.length), dtype=np.float32)
         step = max(1, CHUNK_BYTES // sum(file.shape.row_bytes for file in self.files))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             descriptors[part] = self._fuse(rows[part])
         return descriptors
+
+    def about(self, regions: Sequence[str] | None) -> dict[str, Any]:
+        """Return what a `DescriptorTable` holds besides its descriptors."""
+        files = [_describe(file, regions) for file in self.files]
+        made = {"join": self.join, "normalisation": self.normalisation, "length": self.length, "files": files}
+        known = {"reasons": self.reasons(), "sha256": self.files[0].sha256}
+        return {"dataset": self.dataset, "ok": self.ok, "settings": made, **known}
 
     def reasons(self) -> dict[int, str]:
         """Return row that failed -> why, by the first file that says it."""
@@ -287,7 +284,9 @@ class _Aligned:
 
 
 @contextmanager
-def _open(paths: Paths, join: Join, normalisation: Normalisation, regions: Sequence[str] | None) -> Iterator[_Aligned]:
+def open_aligned(
+    paths: Paths, join: Join, normalisation: Normalisation, regions: Sequence[str] | None
+) -> Iterator[Aligned]:
     """Open feature files, compare them with their checksums, and match their rows; closed when the block ends."""
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
@@ -307,7 +306,7 @@ def _open(paths: Paths, join: Join, normalisation: Normalisation, regions: Seque
             ok = ok & (file.status[orders[-1]] == Status.DONE)
             _check_images(first, file, orders[-1], ok)
         numbers = [_region_numbers(file, regions) for file in files]
-        yield _Aligned(files=files, orders=orders, ok=ok, regions=numbers, join=join, normalisation=normalisation)
+        yield Aligned(files=files, orders=orders, ok=ok, regions=numbers, join=join, normalisation=normalisation)
 
 
 def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:

@@ -272,3 +272,27 @@ def test_the_command_can_leave_the_peer_out(capsys):
 def test_the_command_says_what_was_extrapolated(capsys):
     assert run(["bench", "svm", "--size", "tiny", "--threads", "1", "--sample", "3"]) == 0
     assert "6 of 65 problems solved, seconds extrapolated" in capsys.readouterr().out
+
+
+def test_descriptors_in_a_file_are_solved_by_both_solvers(capsys):
+    words = ["bench", "svm", "--size", "stored", "--rows", "600x32", "--threads", "1", "--json"]
+    assert run(words) == 0
+    stream, newton = json.loads(capsys.readouterr().out)["rows"]
+    assert (stream["solver"], newton["solver"]) == ("vggfeat, stream", "vggfeat, newton")
+    assert stream["converged"] == newton["converged"] == stream["solved"] == 60
+    assert max(newton["excess"], -newton["lead"]) < 2e-6
+    assert stream["passes"] > 10
+    assert run([*words, "--no-peer"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "stored", "--sample", "3"], "--sample: not together"),
+        (["--rows", "9x9"], "--rows: expected together"),
+    ],
+)
+def test_options_of_stored_descriptors_are_theirs_alone(words, message, capsys):
+    assert run(["bench", "svm", *words]) == 2
+    assert message in capsys.readouterr().err

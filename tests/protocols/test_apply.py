@@ -10,6 +10,7 @@ import pytest
 
 from applied_models import CLASSES, NET, data_set, new_images, svm, write_file
 from dying_disk import Dying, Killed
+from vggfeat import descriptor_stream
 from vggfeat.errors import FitError, StoreError
 from vggfeat.protocols.apply import MADE_WITH, apply_model
 from vggfeat.results import record
@@ -49,6 +50,15 @@ def test_on_its_own_features_a_model_gives_the_scores_of_its_run(folder, tmp_pat
         np.testing.assert_allclose(found["scores"][rows], trained["scores_1"], rtol=1e-12)
         assert np.isneginf(found["scores"]).all(axis=1).nonzero()[0].tolist() == [40]
         assert found["classes"].tolist() == list(CLASSES)
+
+
+def test_features_larger_than_memory_get_the_same_scores(folder, monkeypatch):
+    file = folder / "multi.h5"
+    expected = apply_model(folder / "multi", [file])
+    monkeypatch.setattr(descriptor_stream, "table_bytes", lambda *_, **__: 2**60)
+    found = apply_model(folder / "multi", [file])
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
+    assert found.reasons == expected.reasons
 
 
 def test_labels_of_new_images(folder, new, tmp_path, capsys):

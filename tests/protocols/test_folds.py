@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from vggfeat.errors import ConfigError
+from vggfeat.protocols import folds as division
 from vggfeat.protocols.folds import hold_out, k_folds, unit_names
 
 
@@ -180,3 +181,42 @@ def test_large_groups_by_hand():
 def test_groups_that_share_an_image_are_one():
     assert unit_names(["a", "a", "b", "c"], ["2", "1", "2", "3"]) == ["group:1", "group:1", "group:1", "group:3"]
     assert unit_names(["a", "b"], None) == ["a", "b"]
+
+
+# --- a million rows
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(division, "LARGE", 30)
+
+
+def share(prefix, name):
+    return int(hashlib.sha256(f"{prefix}/{name}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def test_in_large_sets_the_hash_alone_decides(large):
+    positive = one_hot(NUMBERS)
+    expected = [int(4 * share("3/folds", path)) for path in PATHS]
+    assert k_folds(PATHS, positive, 4, seed=3).tolist() == expected
+    assert hold_out(PATHS, positive, 0.3, seed=3).tolist() == [share("3/held-out", path) < 0.3 for path in PATHS]
+
+
+def test_in_large_sets_groups_stay_whole_and_parts_are_of_the_size_asked_for(large):
+    paths = [f"{row}.png" for row in range(20_000)]
+    groups = [f"g{row // 4}" for row in range(20_000)]
+    positive = one_hot([row % 2 for row in range(20_000)])
+    fold = k_folds(paths, positive, 5, groups=groups)
+    assert (fold.reshape(-1, 4) == fold[::4, None]).all()
+    assert np.abs(np.bincount(fold) / 4000 - 1).max() < 0.1
+    held = hold_out(paths, positive, 0.2, groups=groups)
+    assert (held.reshape(-1, 4) == held[::4, None]).all()
+    assert 0.18 < held.mean() < 0.22
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_large_sets_refuse_what_small_ones_refuse(large, count):
+    with pytest.raises(ConfigError, match="folds: expected 2"):
+        k_folds(PATHS, one_hot(NUMBERS), count)
+    with pytest.raises(ConfigError, match="held_out"):
+        hold_out(PATHS, one_hot(NUMBERS), 1.0)

@@ -10,44 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svm_reference import fit, objective, reference, sweep_rows
+from svm_reference import KINDS, data, features, fit, objective, reference, sweep_rows
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings, arrays, kernel, newton, newton_steps
 
-KINDS = ("random", "separable", "nearly separable", "badly scaled", "duplicated", "constant columns", "zero rows")
 EXACT = SvmSettings(tolerance=1e-12)
 on_torch = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
-
-
-def data(kind, n, length, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, length))
-    signs = np.where(rng.random(n) < rng.choice([0.5, 0.1]), 1, -1)
-    if "separable" in kind:
-        signs = np.where(x @ rng.standard_normal(length) > 0, 1, -1)
-    if kind == "nearly separable":
-        x[:, 0] += 1e-3 * signs
-        signs[rng.integers(n)] *= -1
-    if kind == "badly scaled":
-        x *= 10.0 ** rng.uniform(-3, 3, length)
-    if kind == "duplicated":  # with labels that contradict each other
-        x = x[rng.integers(0, max(1, n // 3), n)]
-    if kind == "constant columns":
-        x[:, ::2] = rng.choice([0.0, 1.0, -3.0])
-    if kind == "zero rows":
-        x[rng.random(n) < 0.5] = 0
-    signs[0], signs[1] = 1, -1
-    return x, signs
-
-
-def features(n, length, classes, seed=0):
-    """Make rows like those of a net: not negative, correlated, of length 1; a tenth of each class is positive."""
-    rng = np.random.default_rng(seed)
-    latent = rng.standard_normal((n, 30)) / np.sqrt(1 + np.arange(30))
-    x = np.maximum(latent @ rng.standard_normal((30, length)) + 0.3 * rng.standard_normal((n, length)) - 0.5, 0)
-    towards = latent @ rng.standard_normal((30, classes)) + 0.3 * rng.standard_normal((n, classes))
-    labels = np.where(towards > np.quantile(towards, 0.9, axis=0), 1, -1)
-    return (x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-6)).astype(np.float32), labels
 
 
 # --- the optimum

@@ -15,8 +15,9 @@ from vggfeat.svm import SOLVERS, LinearModel, Split, SvmProblemSet, SvmSettings,
 from vggfeat.svm.settings import SolverEntry
 
 TIGHT = SvmSettings(tolerance=1e-13)
+STREAM = SvmSettings(solver="stream", tolerance=1e-13)
 PEER = SvmSettings(solver="liblinear", liblinear_tolerance=1e-9, max_iterations=100_000, jobs=1)
-both_solvers = pytest.mark.parametrize("exact", [TIGHT, PEER], ids=["newton", "liblinear"])
+all_solvers = pytest.mark.parametrize("exact", [TIGHT, PEER, STREAM], ids=["newton", "liblinear", "stream"])
 
 
 # --- the problem that is solved
@@ -24,7 +25,7 @@ both_solvers = pytest.mark.parametrize("exact", [TIGHT, PEER], ids=["newton", "l
 
 @pytest.mark.parametrize("cost", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("length", [1, 7])
-@both_solvers
+@all_solvers
 def test_two_opposite_points_as_solved_on_paper(cost, length, exact):
     # 0.5 w^2 + 2 C (1 - w)^2 is least at w = 4 C / (1 + 4 C); by symmetry the intercept is 0.
     x = np.zeros((2, length))
@@ -43,7 +44,7 @@ def test_two_opposite_points_as_solved_on_paper(cost, length, exact):
     cost=st.sampled_from([1e-3, 0.1, 1.0, 10.0]),
     scaling=st.sampled_from([0.5, 1.0, 4.0]),
     balanced=st.booleans(),
-    solver=st.sampled_from(["newton", "liblinear"]),
+    solver=st.sampled_from(list(SOLVERS)),
 )
 def test_the_result_is_a_minimum_of_the_stated_objective(seed, n, length, cost, scaling, balanced, solver):
     x, labels = table(n, length, 2, seed)
@@ -71,7 +72,7 @@ def test_the_result_is_a_minimum_of_the_stated_objective(seed, n, length, cost, 
 
 
 @pytest.mark.parametrize(("n", "length"), [(60, 8), (30, 200)])
-@both_solvers
+@all_solvers
 def test_equals_linear_svc_on_the_rows_that_take_part(n, length, exact):
     x, labels = table(n, length)
     labels[5:15, 0] = 0
@@ -87,7 +88,7 @@ def test_equals_linear_svc_on_the_rows_that_take_part(n, length, exact):
     assert model.converged.all()
 
 
-@both_solvers
+@all_solvers
 def test_rows_left_out_of_a_class_dont_touch_it(exact):
     x, labels = table()
     labels[7, 1] = 0
@@ -100,7 +101,7 @@ def test_rows_left_out_of_a_class_dont_touch_it(exact):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@both_solvers
+@all_solvers
 def test_equal_and_zero_rows_in_many_dimensions(seed, exact):
     # The rows span fewer dimensions than there are rows.
     x, labels = table(12, 50, seed=seed)
@@ -112,7 +113,7 @@ def test_equal_and_zero_rows_in_many_dimensions(seed, exact):
 
 
 @pytest.mark.parametrize(("n", "length"), [(40, 6), (20, 90)])
-@both_solvers
+@all_solvers
 def test_a_sweep_is_a_fit_for_every_value_of_c(n, length, exact):
     x, labels = table(n, length)
     other, _ = table(15, length, seed=9)
@@ -136,7 +137,7 @@ def test_large_tables_are_scored_in_pieces(monkeypatch):
 # --- convergence
 
 
-@pytest.mark.parametrize("solver", ["newton", "liblinear"])
+@pytest.mark.parametrize("solver", list(SOLVERS))
 def test_giving_up_is_recorded_without_a_warning(solver):
     x, labels = table(200, 20)
     hard = SvmSettings(tolerance=1e-300, liblinear_tolerance=1e-12, max_iterations=2, solver=solver, jobs=1)
@@ -185,7 +186,7 @@ def test_the_command_offers_the_solvers_of_the_table():
     from vggfeat.cli.svm import svm
 
     (option,) = (option for option in svm.params if option.name == "solver")
-    assert list(option.type.choices) == list(SOLVERS)
+    assert list(option.type.choices) == ["auto", *SOLVERS]
     assert all(entry.words in option.help for entry in SOLVERS.values())
 
 
@@ -271,14 +272,14 @@ def test_row_numbers_are_checked(rows, words):
         (np.zeros(40), "class 0: .* found 0 positive and 0 negative"),
     ],
 )
-@both_solvers
+@all_solvers
 def test_weights_are_checked(weights, words, exact):
     x, labels = table()
     with pytest.raises(FitError, match=words):
         SvmProblemSet(x, exact).fit(ALL, labels, 1.0, weights=weights)
 
 
-@both_solvers
+@all_solvers
 def test_rows_of_weight_0_are_left_out_before_classes_are_balanced(exact):
     x, labels = table()
     balanced = replace(exact, class_weight="balanced")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vggfeat.benchmarks.measure import Report
     from vggfeat.forward.features import ExtractionSettings
 
-SIZES = click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part"])
+SIZES = click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part", "stored"])
 THREADS = click.IntRange(1, 1024)
 SECONDS = click.FloatRange(0.01)
 
@@ -120,8 +120,10 @@ class SvmBenchOptions(BenchOptions):
 
     size: str = option(
         "--size", type=SIZES, default="voc",
-        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split.",
+        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --rows "
+        "of them in a file, solved by the solver stream, and in memory by newton.",
     )  # fmt: skip
+    rows: tuple[int, int] | None = option("--rows", type=Sides(), metavar="NxD", help="Of --size stored. [20000x1024]")
     threads: int | None = option("--threads", type=THREADS, help="Cores for either solver. [all]")
     device: str | None = option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
     sample: int | None = option(
@@ -225,21 +227,40 @@ def bench_svm(options: SvmBenchOptions) -> None:
     Examples:
       vggfeat bench svm
       vggfeat bench svm --size caltech101 --device cuda --json
+      vggfeat bench svm --size stored --rows 40000x4096
     """
     if options.alone and options.sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
+    from vggfeat.runtime.system import cores
+
+    threads = options.threads or cores()
+    if options.size == "stored":
+        _bench_stored(options, threads)
+        return
+    if options.rows is not None:
+        raise ConfigError("--rows: expected together with --size stored, found another size; leave it out")
     from vggfeat.benchmarks.made_up import make_problem
     from vggfeat.benchmarks.svm import measure
-    from vggfeat.runtime.system import cores
 
     report = measure(
         make_problem(options.size, options.seed),
-        threads=options.threads or cores(),
+        threads=threads,
         device=options.device,
         sample=options.sample,
         peer=not options.alone,
         say=_say,
     )
+    _show(report, options.as_json)
+
+
+def _bench_stored(options: SvmBenchOptions, threads: int) -> None:
+    from vggfeat.benchmarks.svm_stream import measure
+
+    for name in ("device", "sample"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: not together with --size stored; leave it out")
+    rows, length = options.rows or (20_000, 1024)
+    report = measure(rows, length, threads=threads, seed=options.seed, peer=not options.alone, say=_say)
     _show(report, options.as_json)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from vggfeat.descriptor_stream import DescriptorStream, Memory
     from vggfeat.table import DescriptorTable
 
 
@@ -34,12 +37,22 @@ class DescriptorOptions:
         """Read feature files."""
         from vggfeat.table import read_descriptors
 
-        return read_descriptors(
-            files,
-            join=self.join or default_join(files[0]),  # type: ignore[arg-type]
-            normalisation=self.normalisation,  # type: ignore[arg-type]
-            regions=self.regions,
-        )
+        return read_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
+
+    def stream(self, files: Sequence[Path]) -> "AbstractContextManager[DescriptorStream]":
+        """Open feature files for going through their descriptors again and again."""
+        from vggfeat.descriptor_stream import stream_descriptors
+
+        return stream_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
+
+    def memory(self, files: Sequence[Path]) -> "Memory":
+        """Return the memory that the table of feature files takes, and what there is."""
+        from vggfeat.descriptor_stream import memory_for
+
+        return memory_for(files, **self._joined(files))
+
+    def _joined(self, files: Sequence[Path]) -> dict[str, Any]:
+        return {"join": self.join or default_join(files[0]), "regions": self.regions}
 
 
 def default_join(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.svm import SOLVERS
 
 if TYPE_CHECKING:
+    from vggfeat.descriptor_stream import Described
     from vggfeat.protocols.apply import PredictionSettings
     from vggfeat.protocols.rules import ProtocolSettings
 
@@ -73,22 +75,25 @@ class ProtocolOptions:
         "--learning-curve", is_flag=True, help="Train on 1/16 to 1/2 of the images as well: would more images help?"
     )
     solver: str = option(
-        "--solver", type=click.Choice(list(SOLVERS)), default=next(iter(SOLVERS)),
-        help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items()),
+        "--solver", type=click.Choice(["auto", *SOLVERS]), default="auto",
+        help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items())
+        + " auto: newton; stream where the descriptors would take more than half of the free memory.",
     )  # fmt: skip
     device: str | None = option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
     jobs: int | None = option(
-        "--jobs", type=click.IntRange(1, 256), help="Worker processes of the solver liblinear. [one a core]"
+        "--jobs",
+        type=click.IntRange(1, 256),
+        help="Worker processes of the solver liblinear, threads of stream. [one a core]",
     )
 
-    def settings(self) -> "ProtocolSettings":
-        """Return them as `vggfeat.run_protocol` takes them."""
+    def settings(self, solver: str) -> "ProtocolSettings":
+        """Return them as `vggfeat.run_protocol` takes them, with a solver in the place of auto."""
         from vggfeat.protocols.rules import ProtocolSettings
         from vggfeat.svm import SvmSettings
 
-        if self.jobs is not None and not SOLVERS[self.solver].jobs:
+        if self.jobs is not None and not SOLVERS[solver].jobs:
             others = " or ".join(name for name, entry in SOLVERS.items() if entry.jobs)
-            raise ConfigError(f"--jobs: expected together with --solver {others}, found {self.solver}; leave it out")
+            raise ConfigError(f"--jobs: expected together with --solver {others}, found {solver}; leave it out")
         given = {"grid": self.grid, "folds": self.folds}
         return ProtocolSettings(
             protocol=self.protocol,  # type: ignore[arg-type]
@@ -98,7 +103,7 @@ class ProtocolOptions:
             seed=self.seed,
             fit_all=self.fit_all,
             learning_curve=self.learning_curve,
-            svm=SvmSettings(solver=self.solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
+            svm=SvmSettings(solver=solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
 
@@ -184,7 +189,8 @@ def svm(
         _apply(model, files, top, probability, out or named_after(files[0], ".applied"), spreadsheet_safe, as_json)
         return
     refuse_options(context, ONLY_APPLY, "expected together with --apply, found alone")
-    settings = protocol.settings()
+    solver = _choose_solver(protocol, files, given)
+    settings = protocol.settings(solver)
 
     from vggfeat.cli.progress import Progress
     from vggfeat.protocols.rules import run_protocol
@@ -194,9 +200,14 @@ def svm(
     folder = out or named_after(files[0], ".svm")
     _refuse_folder_with(folder, "predictions.json", "results")
     claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
-    table = given.read(files, given.data_root)
-    check_device(settings.svm.device)
-    with Progress("svm", "problems", quiet=quiet) as bar:
+    with ExitStack() as opened:
+        table: Described
+        if SOLVERS[solver].streams and given.file is None:
+            table = opened.enter_context(given.stream(files))
+        else:
+            table = given.read(files, given.data_root)
+        check_device(settings.svm.device)
+        bar = opened.enter_context(Progress("svm", "problems", quiet=quiet))
         result = run_protocol(table, settings, progress=bar.update_stage)
     record = svm_record(result)
     _note_replaced(folder, record.content["settings"])
@@ -207,6 +218,21 @@ def svm(
     say_lines(record.text(width=terminal_width()))
     say(f"{folder}: {', '.join(path.name for path in written)}")
     say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
+
+
+def _choose_solver(protocol: ProtocolOptions, files: tuple[Path, ...], given: GivenOptions) -> str:
+    """Return the solver that is asked for, or else the one that the memory suffices for; say so if it is not newton."""
+    if protocol.solver != "auto" or given.file is not None or protocol.device is not None:
+        return "newton" if protocol.solver == "auto" else protocol.solver
+
+    memory = given.memory(files)
+    if not memory.exceeded:
+        return "newton"
+    say_note(
+        f"the descriptors take {memory.needed / 2**30:.1f} GiB, and {(memory.free or 0) / 2**30:.1f} GiB of memory are "
+        f"free: they are read again and again by the solver stream; --solver newton reads them once"
+    )
+    return "stream"
 
 
 def _note_replaced(folder: Path, settings: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import Described, memory_for, score, stream_descriptors
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.runtime.checksums import RunFiles
 from vggfeat.samples import DataSet, Task
@@ -239,9 +240,15 @@ def apply_model(
         with open_features(file) as opened:
             notes += _compare(expected, opened)
     regions = made[0]["regions"] if all(one["regions"] == made[0]["regions"] for one in made) else None
-    table = read_descriptors(files, join=recipe["join"], normalisation=recipe["normalisation"], regions=regions)
-    scores = saved.model.scores(table.descriptors)
-    scores[~table.ok] = -np.inf
+    options = {"join": recipe["join"], "normalisation": recipe["normalisation"], "regions": regions}
+    table: Described
+    if memory_for(files, join=recipe["join"], regions=regions).exceeded:
+        with stream_descriptors(files, **options) as table:
+            scores = score(table, np.arange(len(table.dataset)), saved.model, jobs=-1)
+    else:
+        table = read_descriptors(files, **options)
+        scores = saved.model.scores(table.descriptors)
+        scores[~table.ok] = -np.inf
     reasons = {table.dataset.ids[row]: why for row, why in table.reasons.items()}
     return saved.predict(table.dataset, scores, reasons, settings, notes)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import Described, score
 from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
@@ -20,7 +21,6 @@ from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
-from vggfeat.table import DescriptorTable
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage in words, the number of solved SVMs and the number of all in this stage."""
@@ -57,9 +57,9 @@ class _Measured(NamedTuple):
 
 @dataclass(kw_only=True)
 class Experiment:
-    """A table of descriptors with everything needed to choose, fit and test on rows of it."""
+    """Samples with their descriptors and everything needed to choose, fit and test on rows of it."""
 
-    table: DescriptorTable
+    table: Described
     evaluation: Evaluation
     grid: Sequence[float]
     """Values of C, ascending."""
@@ -269,13 +269,17 @@ class Experiment:
     def _measure(self, held_rows: Rows, what: str, trainable: NDArray[np.bool_], sweep: Sweep | None) -> _Measured:
         """Measure held-out rows (m,) by every C; rows that failed, and classes that can't be trained, have no score."""
         truth, ok = self.evaluation.truth(held_rows, what), self.table.ok[held_rows]  # (m, K), (m,)
-        scores = np.full((len(self.grid), len(held_rows), len(self.classes)), -np.inf)
+        scores = np.full((len(held_rows), len(self.classes)), -np.inf)
         converged = np.ones((len(self.grid), len(self.classes)), dtype=bool)
         gap = np.full(converged.shape, np.nan)
         if sweep is not None:
-            scores[np.ix_(np.arange(len(self.grid)), ok, trainable)] = sweep.scores.swapaxes(1, 2)  # (G, m, K)
             converged[:, trainable], gap[:, trainable] = sweep.converged, sweep.gap
-        curve = np.array([self.evaluation.curve_values(truth, part) for part in scores])
+        values = []
+        for g in range(len(self.grid)):  # Scores of all C together may not fit into memory.
+            if sweep is not None:
+                scores[np.ix_(ok, trainable)] = sweep.scores[g].T
+            values.append(self.evaluation.curve_values(truth, scores))
+        curve = np.array(values)
         if self.evaluation.metric != "recall":
             curve[:, ~trainable] = np.nan
         elif not trainable.any():
@@ -336,8 +340,7 @@ class Experiment:
 
     def _score(self, model: LinearModel, rows: Rows, what: str) -> NDArray[np.float64]:
         with self.timed("test"):
-            scores = model.scores(self.table.descriptors[rows])
-        scores[~self.table.ok[rows]] = -np.inf
+            scores = score(self.table, rows, model, self.svm.jobs)
         self._note_failed(rows, what)
         return scores
 

@@ -1,11 +1,15 @@
 """Rows are divided for the choice of C and for tests without official splits, by a rule that needs no chance.
 
+Above `LARGE` rows each unit goes where the first bytes of its hash say, without a look at its classes: dealing them one
+by one takes minutes there, and in so many rows the parts of a class are equal by the law of large numbers.
+
 Units, not rows, are divided: rows of one image (people in VOC's action task) and images of one group (a person, a
 video, a session) are never on both sides. The order of units is that of the SHA-256 of "seed/folds/name" or
 "seed/held-out/name", where a unit's name is its path, or its group after "group:". Why not scikit-learn's
 StratifiedGroupKFold: it takes one class a row, and its folds depend on the order of the rows.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +18,9 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
 from vggfeat.samples import DataSet, rank_by_hash
+
+LARGE = 1_000_000
+"""Rows from which on parts are drawn by hash alone."""
 
 
 class _Units(NamedTuple):
@@ -43,6 +50,8 @@ def k_folds(
     row if there are groups; returns the fold of each row, (n,) from 0. ConfigError if there are fewer than 2 folds, or
     fewer units than folds.
     """
+    if len(paths) >= LARGE and folds >= 2:
+        return (folds * _uniform(f"{seed}/folds", paths, groups)).astype(np.int64)
     units = _units(f"{seed}/folds", paths, positive, groups)
     count = len(units.images)
     if folds < 2 or count < folds:
@@ -78,6 +87,8 @@ def hold_out(
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {fraction}")
+    if len(paths) >= LARGE:
+        return _uniform(f"{seed}/held-out", paths, groups) < fraction
     units = _units(f"{seed}/held-out", paths, positive, groups)
     total, held = units.holds.sum(axis=0), np.zeros(len(units.images), dtype=bool)
     wanted = np.where(total > 1, np.maximum(1, np.rint(fraction * total)), 0)
@@ -130,6 +141,13 @@ def unit_names(paths: Sequence[str], groups: Sequence[str] | None) -> list[str]:
         pair = sorted((root(f"image:{path}"), root(f"group:{group}")))  # "group:" is before "image:"
         parent[pair[1]] = pair[0]
     return [root(f"group:{group}") for group in groups]
+
+
+def _uniform(prefix: str, paths: Sequence[str], groups: Sequence[str] | None) -> NDArray[np.float64]:
+    """Return a number from 0 up to 1 for the unit of each row, (n,), from the first six bytes of its hash."""
+    names = (f"{prefix}/{name}".encode("utf-8", "surrogateescape") for name in unit_names(paths, groups))
+    first = (int.from_bytes(hashlib.sha256(name).digest()[:6], "big") for name in names)
+    return np.fromiter(first, dtype=np.float64, count=len(paths)) / 2**48
 
 
 def _units(prefix: str, paths: Sequence[str], positive: NDArray[np.bool_], groups: Sequence[str] | None) -> _Units:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import Described
 from vggfeat.samples import DataSet, Label
-from vggfeat.table import DescriptorTable
 
 MOST_NAMED = 3
 """Examples in a note."""
@@ -38,7 +38,7 @@ def shared_path_note(dataset: DataSet, pair: Pair) -> list[str]:
     ]
 
 
-def leak_notes(table: DescriptorTable, pairs: Sequence[Pair]) -> list[str]:
+def leak_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
     """Say which groups, and which bytes under another name, are on both sides of a test."""
     return [*_group_notes(table.dataset, pairs), *_byte_notes(table, pairs)]
 
@@ -60,7 +60,7 @@ def _group_notes(dataset: DataSet, pairs: Sequence[Pair]) -> list[str]:
     ]
 
 
-def _byte_notes(table: DescriptorTable, pairs: Sequence[Pair]) -> list[str]:
+def _byte_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
     contents, paths = contents_of(table), table.dataset.paths
     twins: dict[int, int] = {}
     where = []
@@ -96,7 +96,7 @@ def _tested(where: Sequence[Pair], pairs: Sequence[Pair]) -> str:
     return where[0].tested if len(pairs) == 1 else "the test"
 
 
-def contents_of(table: DescriptorTable) -> NDArray[np.int64]:
+def contents_of(table: Described) -> NDArray[np.int64]:
     """Return a number for the bytes of each row's image, (N,); one that is not known has a number of its own."""
     count = len(table.dataset)
     if table.sha256 is None or not count:
@@ -106,7 +106,7 @@ def contents_of(table: DescriptorTable) -> NDArray[np.int64]:
     return np.where(known, numbers, count + np.arange(count))
 
 
-def label_notes(table: DescriptorTable) -> list[str]:
+def label_notes(table: Described) -> list[str]:
     """Say which images occur with the same bytes, and the same box if they have one, but contradictory labels."""
     dataset, differing = table.dataset, []
     for rows in repeated(contents_of(table), dataset.boxes):

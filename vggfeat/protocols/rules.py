@@ -14,6 +14,7 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
+from vggfeat.descriptor_stream import Described
 from vggfeat.errors import FitError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.evaluation import Evaluation, Rows
@@ -24,11 +25,10 @@ from vggfeat.protocols.results import Result
 from vggfeat.protocols.settings import ProtocolSettings, choose_metric, choose_protocol, split_numbers
 from vggfeat.protocols.spread import headline_interval, learning_curve
 from vggfeat.samples import DataSet, Label
-from vggfeat.table import DescriptorTable
 
 
 def run_protocol(
-    table: DescriptorTable,
+    table: Described,
     settings: ProtocolSettings | None = None,
     *,
     progress: Progress | None = None,
@@ -38,8 +38,8 @@ def run_protocol(
 
     Parameters
     ----------
-    table : DescriptorTable
-        Descriptors with the labels and splits of their data set.
+    table : DescriptorTable or DescriptorStream
+        Descriptors with the labels and splits of their data set; of a stream with a solver that streams.
     settings : ProtocolSettings, optional
     progress : callable, optional
         See `vggfeat.protocols.experiment.Progress`.
@@ -317,7 +317,7 @@ def _reading_notes(settings: ProtocolSettings) -> list[str]:
     return notes
 
 
-def _describe(table: DescriptorTable) -> dict[str, Any]:
+def _describe(table: Described) -> dict[str, Any]:
     dataset = table.dataset
     return {
         "name": dataset.name,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import score
 from vggfeat.metrics import mean_defined
 from vggfeat.metrics.bootstrap import BootstrapSettings, Interval, TestScores, bootstrap_interval
 from vggfeat.protocols.evaluation import Metric
@@ -100,7 +101,6 @@ def _value_of_share(experiment: Experiment, metric: Metric, run: Run, share: flo
     labels = evaluation.training_labels(rows, f"{share:.0%} of {run.plan['fitted']}")
     if not fittable_classes(labels).all():
         return float("nan"), len(rows)
-    scores = experiment.problems.fit(rows, labels, run.choice.C).scores(table.descriptors[run.rows])
-    scores[~table.ok[run.rows]] = -np.inf
+    scores = score(table, run.rows, experiment.problems.fit(rows, labels, run.choice.C), experiment.svm.jobs)
     means = evaluation.means(evaluation.values(run.truth, scores), run.truth, scores)
     return means[metric], len(rows)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ class ShardedFeatures(Features):
             self.key["dtype"] = plan.settings.dtype
         self.provenance = self.key | plan.provenance
         self._features: tuple[int, NDArray[np.float32]] | None = None
+        self._one_at_a_time = Lock()
         check_complete(plan)
 
     def __len__(self) -> int:
@@ -167,10 +169,12 @@ class ShardedFeatures(Features):
         return _Rows(status, tuple(reasons), sizes, sha256, digests)
 
     def _features_of(self, shard: int) -> NDArray[np.float32]:
-        if self._features is None or self._features[0] != shard:
-            self._features = None  # Before the next is read, so that there is one.
-            self._features = shard, features_of(open_shard(self.plan, shard), self.plan)
-        return self._features[1]
+        """Read the features of a shard, unless they are those that were read last; threads wait for each other."""
+        with self._one_at_a_time:
+            if self._features is None or self._features[0] != shard:
+                self._features = None  # Before the next is read, so that there is one.
+                self._features = shard, features_of(open_shard(self.plan, shard), self.plan)
+            return self._features[1]
 
 
 def open_features(path: str | os.PathLike[str]) -> Features:

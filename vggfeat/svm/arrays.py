@@ -147,6 +147,11 @@ def _blas() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
+def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    """Keep the BLAS to one thread, for who divides the work among threads, or wants equal bits on any machine."""
+    return _blas().limit(limits=1)
+
+
 class TorchArrays:
     """Arrays of PyTorch, on one of its devices.
 

@@ -200,5 +200,6 @@ class NewtonSolver(Solver):
     def _too_little(self, rows: int, needed: int, found: str) -> FitError:
         return FitError(
             f"SVM: expected {needed / 2**30:.1f} GiB of memory and more on {self.settings.device or 'the CPU'} for "
-            f"fits on {rows} rows of length {self.x.shape[1]}, found {found}; use another device, or fewer rows"
+            f"fits on {rows} rows of length {self.x.shape[1]}, found {found}; use another device, fewer rows, or the "
+            f"solver stream"
         )

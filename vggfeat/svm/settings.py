@@ -24,12 +24,17 @@ class SolverEntry(NamedTuple):
     """Whether it reads `SvmSettings.device`."""
     jobs: bool = False
     """Whether it reads `SvmSettings.jobs`."""
+    streams: bool = False
+    """Whether it reads rows block by block, from the disk if they are there."""
 
 
 SOLVERS = {
     "newton": SolverEntry("vggfeat.svm.newton:NewtonSolver", "all SVMs at once", device=True),
     "liblinear": SolverEntry(
         "vggfeat.svm.liblinear:LiblinearSolver", "one by one by scikit-learn, for comparison", jobs=True
+    ),
+    "stream": SolverEntry(
+        "vggfeat.svm.stream:StreamSolver", "rows from the disk, pass by pass", jobs=True, streams=True
     ),
 }
 """Name -> solver. The first is the default; `vggfeat svm --solver` offers all."""
@@ -53,21 +58,21 @@ class SvmSettings:
     class_weight: ClassWeight = "none"
     """balanced: positives and negatives of a class weigh the same in sum, n / 2. The paper does not say."""
     tolerance: float = 1e-6
-    """Solver newton: the relative duality gap at which a problem is solved. On features as the paper's, average
-    precisions are then within 0.001 of those at the optimum, and their mean over 20 classes within 0.0001; at 1e-4
-    that is 0.004 and 0.0005, and the time four fifths."""
+    """Solvers newton and stream: the relative duality gap at which a problem is solved. On features as the paper's,
+    average precisions are then within 0.001 of those at the optimum, and their mean over 20 classes within 0.0001; at
+    1e-4 that is 0.004 and 0.0005, and the time four fifths."""
     liblinear_tolerance: float = 1e-4
     """Solver liblinear: its own stopping rule, scikit-learn's `tol`, with its default."""
     max_iterations: int = 1000
-    """Solver newton: steps for one value of C after which a problem is given up; a dozen is usual. Solver liblinear:
-    passes over the data; scikit-learn's default."""
+    """Solvers newton and stream: steps for one value of C after which a problem is given up; a dozen is usual. Solver
+    liblinear: passes over the data; scikit-learn's default."""
     seed: int = 0
     """Solver liblinear: order in which it visits the rows; it changes results within the tolerance only."""
     jobs: int = -1
-    """Solver liblinear: worker processes; -1 = one a core. It never changes results."""
+    """Solver liblinear: worker processes; solver stream: threads; -1 = one a core. It never changes results."""
     solver: str = "newton"
     """A name in `SOLVERS`. newton: all problems at once, with matrix products. liblinear: one by one, scikit-learn's
-    `LinearSVC`, for comparison."""
+    `LinearSVC`, for comparison. stream: all problems at once, on rows that need not be in memory."""
     device: str | None = None
     """Solver newton: None = NumPy, on the CPU; otherwise a device of PyTorch, as "cuda"."""
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm.arrays import times
+from vggfeat.svm.blocks import Blocks
 from vggfeat.svm.model import LinearModel, Sweep, check_descriptors
 from vggfeat.svm.settings import SOLVERS, ClassWeight, Progress, SvmSettings
 
@@ -100,8 +101,8 @@ class SvmProblemSet:
 
     Parameters
     ----------
-    descriptors : (N, D) float32 or float64
-        Not copied.
+    descriptors : (N, D) float32 or float64, or Blocks
+        Not copied. Blocks are finite, and for a solver that streams.
     settings : SvmSettings, optional
 
     Raises
@@ -109,14 +110,23 @@ class SvmProblemSet:
     FitError
         If descriptors are of another kind, or a number is not finite.
     ConfigError
-        If there is no such device.
+        If there is no such device, or blocks are for another solver.
     """
 
-    def __init__(self, descriptors: NDArray[np.floating], settings: SvmSettings | None = None) -> None:
-        self._x = check_descriptors(descriptors, "to train on")
+    def __init__(self, descriptors: NDArray[np.floating] | Blocks, settings: SvmSettings | None = None) -> None:
         self._settings = settings or SvmSettings()
-        module, _, name = SOLVERS[self._settings.solver].home.partition(":")
-        self._solver: Solver = getattr(import_module(module), name)(self._x, self._settings)
+        entry = SOLVERS[self._settings.solver]
+        self._x: NDArray[np.floating] | Blocks
+        if isinstance(descriptors, Blocks):
+            if not entry.streams:
+                raise ConfigError(
+                    f"solver: expected stream for rows that are read block by block, found {self._settings.solver}"
+                )
+            self._x = descriptors
+        else:
+            self._x = check_descriptors(descriptors, "to train on")
+        module, _, name = entry.home.partition(":")
+        self.solver: Solver = getattr(import_module(module), name)(self._x, self._settings)
 
     def sweep(
         self,
@@ -153,7 +163,7 @@ class SvmProblemSet:
             signs = _check_labels(split.labels, len(rows), classes)
             checked.append(Split(rows=rows, labels=signs, held_out=held_out))
         total = len(costs) * sum(split.labels.shape[1] for split in checked)
-        return self._solver.sweep(checked, costs, _counter(total, progress))
+        return self.solver.sweep(checked, costs, _counter(total, progress))
 
     def fit(
         self,
@@ -205,7 +215,7 @@ class SvmProblemSet:
         signs = _check_labels(signs * (scale > 0), len(chosen), classes)
         scale = scale * row_weights(signs, self._settings.class_weight)
         problems = Problems(rows=chosen, signs=signs.T, weights=scale.T, costs=costs[:, None])
-        found = self._solver.solve(problems, _counter(len(costs), progress))
+        found = self.solver.solve(problems, _counter(len(costs), progress))
         return LinearModel(
             coef=found.coef[:, 0],
             intercept=found.intercept[:, 0],
@@ -255,7 +265,7 @@ def _check_labels(labels: ArrayLike, rows: int, classes: Sequence[str] | None) -
         raise FitError(f"SVM: expected labels of shape ({rows}, classes), found {signs.shape}")
     if classes is not None and len(classes) != signs.shape[1]:
         raise FitError(f"SVM: expected {signs.shape[1]} class names, found {len(classes)}")
-    if not np.isin(signs, (1, -1, 0)).all():
+    if not ((signs == 1) | (signs == -1) | (signs == 0)).all():  # np.isin takes eight times the memory of the labels
         raise FitError(f"SVM: expected labels 1, -1 or 0, found {np.unique(signs)[:5].tolist()}")
     for k in np.flatnonzero(~fittable_classes(signs)).tolist():
         positives, negatives = int((signs[:, k] == 1).sum()), int((signs[:, k] == -1).sum())
@@ -290,8 +300,20 @@ def _check_weights(weights: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.flo
 
 def row_weights(signs: NDArray[np.int8], class_weight: ClassWeight) -> NDArray[np.float64]:
     """Return what each row counts in each class, (n, K) for signs (n, K): 0 where it takes no part."""
+    return weigh_rows(signs, class_weight, count_labels(signs))
+
+
+def count_labels(signs: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many rows of signs (n, K) are positive and negative, (K,) each."""
+    return (signs == 1).sum(axis=0), (signs == -1).sum(axis=0)
+
+
+def weigh_rows(
+    signs: NDArray[np.int8], class_weight: ClassWeight, counts: tuple[NDArray[np.int64], NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """Return what each of some rows counts, as `row_weights`, where all have `counts` positives and negatives."""
     taking_part = np.abs(signs).astype(np.float64)
     if class_weight == "none":
         return taking_part
-    positives, negatives = (signs == 1).sum(axis=0), (signs == -1).sum(axis=0)
+    positives, negatives = counts
     return taking_part * (positives + negatives) / (2 * np.where(signs == 1, positives, negatives))
