@@ -1,7 +1,9 @@
 """The evidence of all positions is the score; what it is spread over adds up to it; a mirrored image mirrors it."""
 
+import base64
 import io
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -10,11 +12,15 @@ from PIL import Image
 
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, FitError, ImageError, WeightsError
-from vggfeat.explain import _resampled, _spread
+from vggfeat.explain import Explainer, _resampled, _spread
 from vggfeat.explain import explain as explain_image
 from vggfeat.predict import nets_of, predict_images
 from vggfeat.protocols import apply_model, open_model
+from vggfeat.results.mistakes import explain_mistakes
 from vggfeat.results.predictions import evidence_text, overlay
+from vggfeat.results.reading import read_runs
+from vggfeat.results.svm_page import make_group
+from vggfeat.results.thumbnails import OUTSIDE, Example, Key
 from vggfeat.svm import load_model, save_model
 
 explain = partial(explain_image, workers=0)
@@ -23,11 +29,12 @@ NETS = ("random:A:0:0.03125", "random:B-BN:1:0.03125")
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Images of two classes, features of two nets at two scales, and models on them joined in every way."""
+    """Images of two classes, two of them in the wrong one, features of two nets at two scales, and models on them."""
     desk = tmp_path_factory.mktemp("desk")
     rng = np.random.default_rng(0)
-    for number in range(4):
+    for number in range(6):
         name, high = ("cat", 90) if number % 2 else ("dog", 250)
+        name = name if number < 4 else {"cat": "dog", "dog": "cat"}[name]
         pixels = rng.integers(0, high, (70 + 3 * number, 81, 3), dtype=np.uint8)
         (desk / "images" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(desk / "images" / name / f"{number}.png")
@@ -174,3 +181,41 @@ def test_the_command_draws_and_prints_the_sums(desk, tmp_path, monkeypatch, caps
     assert lines[0].split() == ["class", "dog"]
     assert lines[1].split() == ["sum", "at", "Q", "=", "224", nets[0], f"{content['scales'][0]['sum']:+.4f}"]
     assert run(words) == 6, "it is there"
+
+
+def test_the_page_draws_the_worst_mistakes_by_the_net(desk, tmp_path, capsys):
+    out, _, nets = trained(desk, "--join", "mean")
+    words = ["report", str(out), "--quiet", "--device", "cpu", "--explain", "--weights", nets[0]]
+    page = tmp_path / "page.html"
+    assert run([*words, "--root", str(desk / "images"), "--workers", "0", "--out", str(page)]) == 0
+    text = page.read_text()
+    drawn = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="evidence for (\w+) in ([^"]+)">', text)
+    classes = make_group(read_runs([out]), [], 6).classes
+    shown = {
+        part.name: (*part.examples[0].highest, *part.examples[0].alarms, *part.examples[0].missed) for part in classes
+    }
+    mistakes = {name: [one for one in ones if one.verdict in ("wrong", "missed")] for name, ones in shown.items()}
+    chosen = {name: ones[0] for name, ones in mistakes.items() if ones}
+    assert len(drawn) == len(chosen) > 0
+    for content, name, image in drawn:
+        worst = chosen[name]
+        assert image == worst.id
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size <= (256, 192)
+        score = explain(desk / "images" / worst.key.path, out, name=name, weights=nets).scores
+        number = ("cat", "dog").index(name)
+        assert f"score {score[number]:.2f}, in the test {worst.score:.2f}" in text
+    assert run(words) == 2
+    assert "expected the root of the images with it (--root), found none" in capsys.readouterr().err
+    assert run(["report", str(out), "--weights", nets[0]]) == 2
+
+
+def test_a_mistake_whose_image_is_gone_says_why(desk, tmp_path):
+    out, _, nets = trained(desk, "--join", "mean")
+    places = {"none": "cat/none.png", "secret": "../../secret.png"}
+    away, outside = (
+        Example(key=Key(path, None), id=name, rank=1, score=0.5, verdict="missed", said="dog")
+        for name, path in places.items()
+    )
+    explainer = Explainer(out, weights=nets, workers=0)
+    found = explain_mistakes([("cat", away), ("cat", outside)], explainer, desk / "images", lambda done, total: None)
+    assert [(one.drawing, one.score) for one in found] == [("missing", None), (OUTSIDE, None)]

@@ -112,31 +112,43 @@ def explain(
     ImageError
         If the image gives no pixels.
     """
-    saved = open_model(model)
-    classes = tuple(saved.about["classes"])
-    if name is not None and name not in classes:
-        raise ConfigError(f"class: expected one of {', '.join(classes)}, found {name!r}")
-    nets = _nets(saved, weights, device)
-    runners = [runner for runner, _ in nets]
-    images = [_decode(Path(image), decode, workers) for _, decode in nets]
-    shown = max((one.regions[0] for one in images), key=np.size)
-    features = [_features(runner, one) for runner, one in zip(runners, images, strict=True)]  # F times (1, S, 1, C)
-    descriptor, views = _views(saved, features)
-    scores = saved.model.scores(descriptor)[0]
-    number = int(scores.argmax()) if name is None else classes.index(name)
-    parts = [
-        _scale(runner, one.regions[0], shown.shape[:2], index, view[:, index], feature[0, index, 0], number)
-        for runner, one, view, feature in zip(runners, images, views, features, strict=True)
-        for index in range(len(runner.sides))
-    ]
-    return Evidence(
-        image=shown,
-        classes=classes,
-        scores=scores,
-        number=number,
-        bias=float(saved.model.intercept[number]),
-        scales=tuple(parts),
-    )
+    return Explainer(model, weights=weights, device=device, workers=workers).explain(image, name)
+
+
+class Explainer:
+    """A model and its nets, ready for several images; parameters and errors as those of `explain`."""
+
+    def __init__(
+        self, model: str | os.PathLike[str], *, weights: Sequence[str] = (), device: str = "cpu", workers: int = 1
+    ) -> None:
+        self.saved, self.workers = open_model(model), workers
+        self.classes: tuple[str, ...] = tuple(self.saved.about["classes"])
+        self._nets = _nets(self.saved, weights, device)
+
+    def explain(self, image: str | os.PathLike[str], name: str | None = None) -> Evidence:
+        """Say where in an image the score of a class comes from; see `explain`."""
+        if name is not None and name not in self.classes:
+            raise ConfigError(f"class: expected one of {', '.join(self.classes)}, found {name!r}")
+        runners = [runner for runner, _ in self._nets]
+        images = [_decode(Path(image), decode, self.workers) for _, decode in self._nets]
+        shown = max((one.regions[0] for one in images), key=np.size)
+        features = [_features(runner, one) for runner, one in zip(runners, images, strict=True)]  # F times (1, S, 1, C)
+        descriptor, views = _views(self.saved, features)
+        scores = self.saved.model.scores(descriptor)[0]
+        number = int(scores.argmax()) if name is None else self.classes.index(name)
+        parts = [
+            _scale(runner, one.regions[0], shown.shape[:2], index, view[:, index], feature[0, index, 0], number)
+            for runner, one, view, feature in zip(runners, images, views, features, strict=True)
+            for index in range(len(runner.sides))
+        ]
+        return Evidence(
+            image=shown,
+            classes=self.classes,
+            scores=scores,
+            number=number,
+            bias=float(self.saved.model.intercept[number]),
+            scales=tuple(parts),
+        )
 
 
 def _nets(saved: SavedModel, weights: Sequence[str], device: str) -> list[tuple[BatchRunner, DecodeSettings]]:

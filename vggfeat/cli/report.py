@@ -6,6 +6,7 @@ import click
 
 from vggfeat.cli.options import PATH, WorkerOptions, make_folder, with_options
 from vggfeat.cli.output import say, say_json
+from vggfeat.errors import ConfigError
 
 
 @click.command()
@@ -14,6 +15,11 @@ from vggfeat.cli.output import say, say_json
               help="The page.")  # fmt: skip
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
+@click.option("--explain", is_flag=True,
+              help="With --root: draw where the scores of the worst mistakes come from, by the net.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+              help="With --explain: the nets of the features. [by SHA-256, in weights/]")  # fmt: skip
+@click.option("--device", help="With --explain: cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
@@ -24,6 +30,9 @@ def report(
     runs: tuple[Path, ...],
     out: Path,
     images: Path | None,
+    explain: bool,
+    weights: tuple[str, ...],
+    device: str | None,
     resamples: int,
     seed: int,
     workers: WorkerOptions,
@@ -40,17 +49,23 @@ def report(
     \b
     Examples:
       vggfeat report voc2007.svm --root VOCdevkit
+      vggfeat report photos.svm --root photos --explain
       vggfeat report D.svm E.svm DE.svm --root VOCdevkit --out voc2007.html
       vggfeat report nets/A-256 nets/A-384
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.metrics.bootstrap import BootstrapSettings
+    from vggfeat.results.mistakes import ExplainSettings
     from vggfeat.results.page import PageSettings, check_page_place, make_page, page_json, write_page
+    from vggfeat.runtime.devices import ready_device
 
+    if not explain and (weights or device):
+        raise ConfigError("--weights, --device: expected with --explain, found without; leave them out, or give it")
     settings = PageSettings(
         images=images,
         bootstrap=BootstrapSettings(resamples=resamples, seed=seed),
         workers=workers.processes(),
+        explain=ExplainSettings(weights=weights, device=ready_device(device)) if explain else None,
     )
     check_page_place(out, runs)
     make_folder(out.parent)

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
+from vggfeat.results.mistakes import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
 from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
 from vggfeat.results.record import unsolved
 from vggfeat.results.run_parts import other_part, side_by_side, summary, training_part
@@ -142,6 +143,12 @@ class PageSettings:
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     workers: int = 1
     """Processes that decode images."""
+    explain: ExplainSettings | None = None
+    """Draw where the scores of the worst mistakes come from, by the net; None for a page without that."""
+
+    def __post_init__(self) -> None:
+        if self.explain is not None and self.images is None:
+            raise ConfigError("--explain: expected the root of the images with it (--root), found none; give it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +194,11 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
         groups.append(make_group(members, found, lists))
     copies = _copies(tested, groups, settings, lambda done, total: report("images", done, total))
     others = [other_part(run) for run in runs if isinstance(run, OtherRun)]
+    mistakes = [_mistakes(group, settings, report) for group in groups]
     content = render(
         "page.html",
         groups=groups,
+        mistakes=mistakes,
         trainings=[training_part(run) for run in trained],
         together=side_by_side(trained),
         others=others,
@@ -221,6 +230,23 @@ def _copies(
     root = find_root(settings.images, names[0], test.paths)
     keys = islice((one.key for one in _examples(groups)), BUDGET)
     return small_copies(root, keys, dataset=names[0], workers=settings.workers, progress=progress)
+
+
+def _mistakes(group: RunGroup, settings: PageSettings, report: Progress) -> list[tuple[ExplainedMistake, ...]]:
+    """Explain the worst mistakes of each run of a group; nothing where that is not asked for."""
+    if settings.explain is None or settings.images is None:
+        return []
+    from vggfeat.explain import Explainer
+
+    found = []
+    for number, run in enumerate(group.runs):
+        chosen = worst_mistakes(group.classes, number)
+        weights, device = settings.explain.weights, settings.explain.device
+        explainer = Explainer(run.folder, weights=weights, device=device, workers=min(settings.workers, 1))
+        paths = [one.key.path for _, one in chosen]
+        root = find_root(settings.images, group.title, paths) if paths else settings.images
+        found.append(explain_mistakes(chosen, explainer, root, partial(report, "explaining")))
+    return found
 
 
 def _examples(groups: Sequence[RunGroup]) -> Iterable[Example]:

@@ -261,17 +261,21 @@ def evidence_text(content: dict[str, Any], top: int = 5) -> str:
 
 
 def overlay(evidence: "Evidence") -> bytes:
-    """Return the image as a PNG: grey, orange where it speaks for the class, blue where against it."""
+    """Return `overlay_pixels` as a PNG."""
     from PIL import Image
 
+    file = io.BytesIO()
+    Image.fromarray(overlay_pixels(evidence)).save(file, "PNG")
+    return file.getvalue()
+
+
+def overlay_pixels(evidence: "Evidence") -> NDArray[np.uint8]:
+    """Return the image (H, W, 3): grey, orange where it speaks for the class, blue where against it."""
     heat = evidence.heat
     strength = np.abs(heat) / max(float(np.abs(heat).max()), np.finfo(float).tiny) * STRONGEST  # (H, W)
     colour = np.where((heat > 0)[..., None], np.array(FOR), np.array(AGAINST))
     grey = _grey(evidence.image)[..., None]
-    mixed = grey * (1 - strength[..., None]) + colour * strength[..., None]
-    file = io.BytesIO()
-    Image.fromarray(np.rint(mixed).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return np.rint(grey * (1 - strength[..., None]) + colour * strength[..., None]).astype(np.uint8)
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -62,6 +62,8 @@ class SvmRun:
     """results.json."""
     tests: tuple[Scores, ...]
     """One for each entry of runs in results.json; none where scores.npz is missing."""
+    folder: Path = Path()
+    """Where it was read from."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -239,7 +241,7 @@ def _run_with_results(files: RunFiles, name: str) -> SvmRun | OtherRun:
     run: SvmRun | OtherRun
     if results.get("format") == SVM_FORMAT:
         check_svm(path, results)
-        run = SvmRun(name=name, results=results, tests=_tests(files, results))
+        run = SvmRun(name=name, results=results, tests=_tests(files, results), folder=files.folder)
     else:
         run = OtherRun(name=name, results=results, table=_text(files, "table.txt"))
     files.check()

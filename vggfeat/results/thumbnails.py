@@ -233,7 +233,7 @@ def small_copies(
                 box = key.box
                 if box is not None and dataset in STORED_FRAME:
                     box = tuple(turn_boxes(box, answer.orientation, answer.size).tolist())
-                found[key] = _address(answer.regions[0], answer.size, box)
+                found[key] = address_of(answer.regions[0], answer.size, box)
             if progress is not None:
                 progress(len(found), len(wanted))
     return {key: found[key] for key in wanted}
@@ -266,9 +266,15 @@ def _key(test: Scores, row: int) -> Key:
     return Key(test.images[row], box)
 
 
-def _address(pixels: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float] | None) -> str:
+def address_of(
+    pixels: NDArray[np.uint8],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    sides: tuple[int, int] = SIDES,
+) -> str:
+    """Return the address of a small JPEG of an image (h, w, 3), within `sides`, with a box in pixels of `size`."""
     image = Image.fromarray(pixels)
-    image.thumbnail(SIDES, Image.Resampling.BILINEAR)
+    image.thumbnail(sides, Image.Resampling.BILINEAR)
     if box is not None:
         across, down = image.width / size[1], image.height / size[0]
         left, top, right, bottom = box
