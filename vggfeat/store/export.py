@@ -12,6 +12,7 @@ Labels: 1 positive, -1 negative, 0 ignored, 2 withheld, 3 not listed. Names of f
 odd bytes as \\xff in every kind but npz; a mat file shows characters beyond 16 bits, such as emoji, as \\U0001f600.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,8 +189,10 @@ def _h5ad(sink: LatchedFile, table: Table) -> None:
     data = anndata.AnnData(
         table.descriptors, obs, var, uns={"classes": np.array([*map(_shown, table.classes)], object)}
     )
-    with new_file(sink) as file:
+    memory = io.BytesIO()  # HDF5 reads again what it has written, and a full disk would give it something else.
+    with new_file(memory) as file:
         anndata.io.write_elem(file, "/", data)
+    sink.write(memory.getbuffer())
 
 
 def _columns(table: Table) -> tuple[list[str], list[str]]:
