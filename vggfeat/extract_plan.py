@@ -171,6 +171,7 @@ class ShardWorker:
         self.decode = replace(decode, largest_side=max(self.runner.sides))
         self.machine = describe_machine(self.runner.device)
         self._root, self._fetch = plan.root if root is None else root, fetch
+        self._compared = False
         self._enter(mixed)
 
     def compute(self, shards: Iterable[int], progress: Callable[[float], None] | None = None) -> Iterator[ShardResult]:
@@ -183,7 +184,7 @@ class ShardWorker:
         progress : callable, optional
             Called with the images of the shard at work that are done; on a CPU alone.
         """
-        plan, first = self.plan, True
+        plan = self.plan
         parts = ((shard, self.requests(shard)) for shard in shards if self._is_open(shard))
         stream = shard_blocks(
             self.runner, parts, plan.shape, plan.settings.shard_rows, self.workers, self.decode, progress, self._fetch
@@ -191,8 +192,8 @@ class ShardWorker:
         for shard, block in stream:
             kept = write_shard(plan, shard, block, self.machine, again=self.again)
             counts = Counter(reason.partition(":")[0] for reason in kept.reasons if reason)
-            precision = self._precision(shard, block) if first else None
-            first = False
+            precision = None if self._compared else self._precision(shard, block)
+            self._compared = True
             yield ShardResult(shard, len(kept), dict(counts.most_common()), precision)
 
     def requests(self, shard: int) -> list[Request]:

@@ -9,7 +9,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.extract_plan import ShardResult, ShardWorker
 from vggfeat.forward.rerun import find_net
 from vggfeat.images.fetch import FetchSettings, fetched
-from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.devices import default_workers, ready_device
 from vggfeat.runtime.storage import StorageSettings, open_storage
 from vggfeat.store.plan import Plan, read_plan
 
@@ -27,8 +27,8 @@ class ShardTask:
     """As for `vggfeat extract --weights`; None for the file that has the SHA-256 of the plan."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None for a GPU if there is one."""
-    workers: int = 2
-    """Processes that decode images."""
+    workers: int | None = None
+    """Processes that decode images; None for one a core, at most 16."""
     timeout: float = 30.0
     """Seconds an image."""
     root: str | None = None
@@ -48,8 +48,8 @@ class ShardTask:
         plan = self.plan()
         backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
         return ShardWorker(
-            plan, backbone, device=ready_device(self.device), workers=self.workers, timeout=self.timeout,
-            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
+            plan, backbone, device=ready_device(self.device),
+            workers=default_workers() if self.workers is None else self.workers, timeout=self.timeout, mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
         )  # fmt: skip
 
     def _fetching(self, plan: Plan) -> FetchSettings:
