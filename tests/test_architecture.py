@@ -43,6 +43,7 @@ DOORWAYS = {
     "click": {"cli"},
     "rich": {"cli", "estimator"},
     "aiohttp": {"runtime.public_http"},
+    "ray": {"engines.ray_engine"},
     "fsspec": {"runtime.addresses", "runtime.public_http"},
     "IPython": {"estimator"},
     "pandas": {"protocols", "store.export"},
@@ -65,7 +66,7 @@ DOORWAYS = {
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "umap"}  # fmt: skip
+        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "ray", "umap"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

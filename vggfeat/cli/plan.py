@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.data import ListOptions
+from vggfeat.cli.engine import EngineOptions
 from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all
 from vggfeat.cli.options import (
     LAYOUT,
@@ -42,7 +44,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRunOptions:
+class PlanRunOptions(EngineOptions):
     """Which shards of a plan are computed, and where."""
 
     run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
@@ -61,22 +63,21 @@ class PlanRunOptions:
     ) -> "ShardTask":  # fmt: skip
         """Return what every process must know."""
         from vggfeat.engines.engine import ShardTask
-        from vggfeat.runtime.devices import ready_device
         from vggfeat.runtime.storage import is_remote
 
         return ShardTask(
-            run=str(self.run), weights=weights, device=ready_device(device), workers=decoding.processes(),
-            timeout=decoding.time_limit, root=root if root is None or is_remote(root) else os.path.abspath(root),
-            mixed=self.mixed, again=again, storage=stores.settings(),
+            run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
+            root=root if root is None or is_remote(root) else os.path.abspath(root), mixed=self.mixed, again=again,
+            storage=stores.settings(),
         )  # fmt: skip
 
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
         """Compute the shards that are asked for, and print what became of them; returns the exit code."""
         from vggfeat.cli.progress import Progress
         from vggfeat.engines.engine import Share
-        from vggfeat.engines.local import LocalEngine, on_own_gpu, torchrun_share
+        from vggfeat.engines.local import torchrun_share
 
-        share = torchrun_share(os.environ)
+        engine, share = self.chosen_engine(), torchrun_share(os.environ)
         if share is not None and self.take is not None:
             raise ConfigError("--take: expected it or torchrun, found both; leave one out")
         share = share or (Share(*self.take) if self.take else None)
@@ -88,10 +89,10 @@ class PlanRunOptions:
         with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
             found.show(bar)
             if pending:  # else no net is loaded
-                engine, task = LocalEngine(), on_own_gpu(task, os.environ)
-                for result in engine.compute(task, pending, found.progress(bar)):
-                    found.add(result)
-                    found.show(bar)
+                with closing(engine.compute(task, pending, found.progress(bar))) as results:
+                    for result in results:
+                        found.add(result)
+                        found.show(bar)
         found.tell(as_json)
         return 3 if found.failed.total() > allow_failed else 0
 

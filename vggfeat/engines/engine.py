@@ -1,6 +1,6 @@
 """What an engine is: it is given shards, and yields what became of each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -49,7 +49,8 @@ class ShardTask:
         backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
         return ShardWorker(
             plan, backbone, device=ready_device(self.device),
-            workers=default_workers() if self.workers is None else self.workers, timeout=self.timeout, mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
+            workers=default_workers() if self.workers is None else self.workers, timeout=self.timeout,
+            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
         )  # fmt: skip
 
     def _fetching(self, plan: Plan) -> FetchSettings:
@@ -61,8 +62,11 @@ class Engine(Protocol):
 
     def compute(
         self, task: ShardTask, shards: Sequence[int], progress: Progress | None = None
-    ) -> Iterator[ShardResult]:
-        """Yield what became of each shard once it is kept; one that another has finished meanwhile is left out."""
+    ) -> Generator[ShardResult, None, None]:
+        """Yield what became of each shard once it is kept; one that another has finished meanwhile is left out.
+
+        Whoever closes the generator before its end, by a signal or an error, has the work ended in order.
+        """
 
 
 @dataclass(frozen=True)

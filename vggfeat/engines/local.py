@@ -1,11 +1,13 @@
 """The engine that needs no other program: this process."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vggfeat.engines.engine import Progress, ShardTask, Share
 from vggfeat.errors import ConfigError
 from vggfeat.extract_plan import ShardResult
+from vggfeat.runtime.devices import ready_device
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,9 @@ class LocalEngine:
 
     def compute(
         self, task: ShardTask, shards: Sequence[int], progress: Progress | None = None
-    ) -> Iterator[ShardResult]:
+    ) -> Generator[ShardResult, None, None]:
         """Compute shards; see `Engine`."""
+        task = on_own_gpu(replace(task, device=ready_device(task.device)), os.environ)
         yield from task.open().compute(shards, progress)
 
 

@@ -1,8 +1,8 @@
-"""The engine for a cluster of Ray: a pool of actors, each with a net, that grows with the cluster and shrinks at the end.
+"""The engine for a cluster of Ray: actors, each with a net, whose pool grows with the cluster and shrinks at the end.
 
-They are plain actors, not Ray Data: tried on one cluster, Ray Data held the end of a run for its slowest actor, because it
-gives no task twice, and reported an actor's error as a traceback. All that lasts is in the run itself, so that whatever
-dies, actor, node or this process, costs the shards that it was at.
+They are plain actors, not Ray Data: tried on one cluster, Ray Data held the end of a run for its slowest actor, because
+it gives no task twice, and reported an actor's error as a traceback. All that lasts is in the run itself, so that
+whatever dies, actor, node or this process, costs the shards that it was at.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,8 +34,8 @@ _PATIENCE = 600.0
 _TICK = 1.0
 _MOST_DECODERS = 16
 _FINISHED = "finished"
-# Read when ray is loaded: no reports home, and nothing but fatal errors of its own on our standard error.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Read when ray is loaded: no reports home, and no advice on variables.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # Without it, a cluster of this machine alone would listen to the network. Ray reads it on all systems.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE = 100 << 20
@@ -47,13 +47,13 @@ class RayEngine:
 
     address: str | None = None
     """HOST:PORT of the head of a cluster, this machine being one of its nodes; auto for the one that runs here; None
-    for $RAY_ADDRESS, or, without it, a cluster of this machine alone, on the loopback interface, for as long as needed."""
+    for $RAY_ADDRESS, or, without it, a cluster of this machine alone, on the loopback interface, until all is done."""
     least: int = 1
     """Nets that are asked for at once; more are as soon as these are there."""
     most: int | None = None
     """Nets at a time; None for as many as the cluster has room for."""
     cores: int | None = None
-    """CPU cores of a net: threads on a CPU, decoding processes beside a GPU. None for its share of the smallest node."""
+    """Of a net: threads on a CPU, decoding processes beside a GPU. None for its share of the smallest node."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= (self.least if self.most is None else self.most) or (self.cores or 1) < 1:
@@ -64,7 +64,7 @@ class RayEngine:
 
     def compute(
         self, task: ShardTask, shards: Sequence[int], progress: Progress | None = None
-    ) -> Iterator[ShardResult]:
+    ) -> Generator[ShardResult, None, None]:
         """Compute shards; see `Engine`. Progress is called now and then with 0: only finished shards count.
 
         Raises
@@ -90,7 +90,9 @@ class RayEngine:
         nodes = _nodes()
         device = task.device or ("cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu")
         kind = "GPU" if device.startswith("cuda") else "node"
-        shares = [int(node["CPU"] // node.get("GPU", 1)) for node in nodes if node.get(kind, 1) >= 1 <= node.get("CPU", 0)]
+        shares = [
+            int(node["CPU"] // node.get("GPU", 1)) for node in nodes if node.get(kind, 1) >= 1 <= node.get("CPU", 0)
+        ]
         own = self.cores or max(1, min(shares, default=1))
         if kind == "GPU" and self.cores is None:
             own = min(own, _MOST_DECODERS)
@@ -284,6 +286,14 @@ def _portable(task: ShardTask, plan: Plan) -> ShardTask:
     return replace(task, run=plan.where, weights=weights)
 
 
+def _share(nodes: Sequence[Mapping[str, float]], device: str) -> int:
+    """Return the cores of a net: of the smallest node, all of them, or its share beside each of its GPUs."""
+    if device.startswith("cuda"):
+        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+        return max(1, min([_MOST_DECODERS, *shares]))
+    return min([int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1], default=1)
+
+
 def _nodes() -> list[dict[str, float]]:
     """Return what each living node has."""
     import ray
@@ -344,5 +354,5 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"address: expected the head of a cluster of Ray at {address}, found: {error}; start one with ray start --head"
+            f"address: expected the head of a cluster of Ray at {address}, found: {error}; ray start --head starts one"
         ) from None
