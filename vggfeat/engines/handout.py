@@ -49,7 +49,7 @@ class Handout:
         return True
 
     def finish(self, taker: Hashable) -> None:
-        """Note that one has come to its end: what it has not spoken of, another has kept, who will say so or has died."""
+        """Note that one has come to its end: what it has not spoken of, another has kept, who will say so."""
         for shard in self._given.pop(taker, ()):
             self._let_go(shard)
 

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -34,8 +35,12 @@ _PATIENCE = 600.0
 _TICK = 1.0
 _MOST_DECODERS = 16
 _FINISHED = "finished"
-# Read when ray is loaded: no reports home, and no advice on variables.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Read when ray is loaded: no reports home, no advice on variables, no line of a node's log on standard output; and two
+# minutes, not fourteen, to reach a head that does not answer.
+_LOADED_WITH = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+    "RAY_NUM_REDIS_GET_RETRIES": "3",
+}  # fmt: skip
 # Without it, a cluster of this machine alone would listen to the network. Ray reads it on all systems.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE = 100 << 20
@@ -315,13 +320,14 @@ def _connected(address: str | None) -> Iterator[None]:
     with ThreadPoolExecutor(1) as starter:
         try:
             starter.submit(_connect, ray, address).result()
+            _take_back_sigterm()
             yield
         finally:
             starter.submit(ray.shutdown).result()
 
 
 def _load(*, alone: bool) -> Any:
-    for name, value in (_QUIET | (_LOOPBACK if alone else {})).items():
+    for name, value in (_LOADED_WITH | (_LOOPBACK if alone else {})).items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -341,6 +347,13 @@ def _connect(ray: Any, address: str | None) -> None:
     except Exception as error:  # Each cause has a class of its own.
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"Ray: expected a cluster at {address or 'this machine'}, found: {said}") from None
+
+
+def _take_back_sigterm() -> None:
+    """Let SIGTERM mean again what it did: the core of Ray, in C++, prints a trace for it, and aborts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_address(address: str) -> None:
