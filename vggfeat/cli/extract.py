@@ -78,7 +78,7 @@ def extract(
     command to torchrun; the file is the same, byte by byte.
 
     With --plan: compute shards of a run that `vggfeat plan` has made, all or a share of them, on any number of
-    machines that know nothing of each other.
+    machines that know nothing of each other, or in a cluster of Ray.
 
     \b
     Examples:
@@ -87,6 +87,7 @@ def extract(
       vggfeat extract --dataset manifest --root list.csv --weights random:A:0:0.25 --scales 256
       torchrun --nproc-per-node 4 -m vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
       vggfeat extract --plan /disk/run --take 17/1000
+      vggfeat extract --plan /disk/run --engine ray --address auto --nets 8:64
 
     \b
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
