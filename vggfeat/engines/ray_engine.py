@@ -246,8 +246,9 @@ class _Pool:
         shard = self.handout.lose(seat)
         self._end(seat)
         said = " ".join(str(error).split())
-        if "ModuleNotFoundError" in said or "failed to be imported" in said:
-            raise ConfigError(f"Ray: expected this version of vggfeat on every node, found one without: {said[-300:]}")
+        _, missing, name = said.rpartition("ModuleNotFoundError")
+        if missing:
+            raise ConfigError(f"Ray: expected this version of vggfeat on every node, found one without{name[:100]}")
         self._in_a_row += 1
         if shard is not None:
             self._deaths[shard] += 1
