@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_clusters import actors_of, cluster, kill_actor, on_loopback
+from ray_clusters import actors_of, cluster, on_loopback, signal_actor
 from vggfeat.cli import run as command
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.engines.engine import ShardTask
@@ -94,7 +94,7 @@ def test_an_actor_that_dies_costs_its_shard(planned, one_process, small_cluster,
     listening = signal.getsignal(signal.SIGTERM)
     results = RayEngine(address=small_cluster.address, cores=1).compute(task_of(run), range(SHARDS))
     found = [next(results)]
-    killed = kill_actor(node)
+    killed = signal_actor(node)
     found += results
     assert killed not in actors_of(node)
     assert contents(run) == one_process
@@ -123,14 +123,16 @@ def finished(run):
 def test_whatever_dies_the_same_command_ends_with_the_same_bytes(planned, one_process, tmp_path):
     """One cluster of three raylets for all, since each takes seconds to start; the node dies last."""
     with cluster(1, 1) as started:
-        for victim in ("actor", "driver", "SIGINT", "SIGTERM", "node"):
+        for victim in ("actor", "straggler", "driver", "SIGINT", "SIGTERM", "node"):
             run = shutil.copytree(planned, tmp_path / victim)
             process = extract(run, started)
             while finished(run) < 3 and process.poll() is None:
                 time.sleep(0.05)
             node = next(iter(started.worker_nodes))
             if victim == "actor":
-                kill_actor(node)
+                signal_actor(node)
+            elif victim == "straggler":
+                signal_actor(node, signal.SIGSTOP)  # the other actor does its shards; Ray ends it afterwards
             elif victim == "node":
                 started.remove_node(node, allow_graceful=False)
             else:

@@ -52,13 +52,13 @@ def actors_of(node: Any) -> list[int]:
     return [pid for pid in _children(raylet.process.pid) if _title(pid).startswith("ray::ShardActor")]
 
 
-def kill_actor(node: Any, patience: float = 60.0) -> int:
-    """Kill one as soon as there is one, and return its number."""
+def signal_actor(node: Any, number: int = signal.SIGKILL, patience: float = 60.0) -> int:
+    """Send one a signal as soon as there is one, and return which."""
     end = time.monotonic() + patience
     while not (found := actors_of(node)):
         assert time.monotonic() < end, "no actor came"
         time.sleep(0.05)
-    os.kill(found[0], signal.SIGKILL)
+    os.kill(found[0], number)
     return found[0]
 
 
