@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -103,11 +104,19 @@ def rows_of(run):
         return dict(zip(found.dataset.ids, rows, strict=True))
 
 
-def faulty(method, path, number):
-    for every, fault in ((5, "500"), (7, "reset"), (11, "cut"), (13, "lost")):
-        if number % every == 0:
-            return fault
-    return None
+class Faulty:
+    """Lets every 5th, 7th, 11th and 13th request fail in its own way, but of equal ones at most two in a row."""
+
+    def __init__(self):
+        self.in_a_row = Counter()
+
+    def __call__(self, method, path, number):
+        for every, fault in ((5, "500"), (7, "reset"), (11, "cut"), (13, "lost")):
+            if number % every == 0 and self.in_a_row[method, path] < 2:
+                self.in_a_row[method, path] += 1
+                return fault
+        self.in_a_row[method, path] = 0
+        return None
 
 
 def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by_bit(
@@ -116,7 +125,7 @@ def test_a_run_in_a_store_that_fails_has_the_features_of_the_local_folder_bit_by
     store = open_storage("s3://bucket/images")
     for name, data in files.items():
         store.write_new(name, data)
-    server.fault = faulty
+    server.fault = Faulty()
     try:
         there = "s3://bucket/run"
         vggfeat("plan", "--dataset", "folder", "--root", "s3://bucket/images", "--out", there, *NET)
@@ -149,7 +158,7 @@ def test_tars_and_tables_at_an_address_give_the_same_features(server, files, exp
     cells = [{"bytes": data, "path": name} for name, data in files.items()]
     parquet.write_table(pa.table({"image": cells, "id": list(files)}), tmp_path / "a.parquet", row_group_size=7)
     store.write_new("table/a.parquet", (tmp_path / "a.parquet").read_bytes())
-    server.fault = faulty
+    server.fault = Faulty()
     try:
         tars = plan_rows("tar", "s3://bucket/sets/tars/a-{0..0}.tar", tmp_path / "tars")
         assert {name.removeprefix("a-0.tar/"): row for name, row in tars.items()} == {

@@ -275,7 +275,7 @@ def test_the_command_says_what_was_extrapolated(capsys):
 
 
 def test_descriptors_in_a_file_are_solved_by_both_solvers(capsys):
-    words = ["bench", "svm", "--size", "stored", "--rows", "600x32", "--threads", "1", "--json"]
+    words = ["bench", "svm", "--size", "stored", "--shape", "600x32", "--threads", "1", "--json"]
     assert run(words) == 0
     stream, newton = json.loads(capsys.readouterr().out)["rows"]
     assert (stream["solver"], newton["solver"]) == ("vggfeat, stream", "vggfeat, newton")
@@ -290,7 +290,7 @@ def test_descriptors_in_a_file_are_solved_by_both_solvers(capsys):
     ("words", "message"),
     [
         (["--size", "stored", "--sample", "3"], "--sample: not together"),
-        (["--rows", "9x9"], "--rows: expected together"),
+        (["--shape", "9x9"], "--shape: expected together"),
     ],
 )
 def test_options_of_stored_descriptors_are_theirs_alone(words, message, capsys):

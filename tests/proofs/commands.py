@@ -109,6 +109,8 @@ CASES = (
 )  # fmt: skip
 ELSEWHERE = {
     "bench gpu": "keeps each part in a journal, as `localise evaluate` does",
+    "merge": "appends to the same `FeatureWriter` as extract does",
+    "plan": "tests/store/test_plan_crashes.py fails and kills it, and the shards of a plan, at every call",
     "demo": "runs data synth, extract, svm and report",
     "weights fetch": "tests/weights/test_download.py cuts and kills it",
 }

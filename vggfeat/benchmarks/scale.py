@@ -5,7 +5,6 @@ process of its own, so that its peak of memory is its own.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from vggfeat.errors import ConfigError, ResourceError
 from vggfeat.extract_plan import shard_requests
 from vggfeat.listing import BATCH_ROWS, Listing
 from vggfeat.runtime.storage import open_storage
+from vggfeat.runtime.system import peak_memory
 from vggfeat.samples import Task
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.plan import Plan, PlanSettings, read_plan, shard_path
@@ -89,7 +89,7 @@ def _stage(stage: str, folder: str, rows: int, shard_rows: int, channels: int) -
     begun, spent = time.perf_counter(), time.process_time()
     more = {"plan": _plan, "work": _work, "restart": _restart}[stage](folder, rows, shard_rows, channels)
     seconds, busy = time.perf_counter() - begun, time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+    peak = peak_memory() / 2**20
     return {"seconds": round(seconds, 3), "cpu_seconds": round(busy - spent, 3), "peak_mib": round(peak), **more}
 
 

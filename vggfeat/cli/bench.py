@@ -120,10 +120,12 @@ class SvmBenchOptions(BenchOptions):
 
     size: str = option(
         "--size", type=SIZES, default="voc",
-        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --rows "
+        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --shape "
         "of them in a file, solved by the solver stream, and in memory by newton.",
     )  # fmt: skip
-    rows: tuple[int, int] | None = option("--rows", type=Sides(), metavar="NxD", help="Of --size stored. [20000x1024]")
+    shape: tuple[int, int] | None = option(
+        "--shape", type=Sides(), metavar="NxD", help="Of --size stored. [20000x1024]"
+    )
     threads: int | None = option("--threads", type=THREADS, help="Cores for either solver. [all]")
     device: str | None = option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
     sample: int | None = option(
@@ -227,7 +229,7 @@ def bench_svm(options: SvmBenchOptions) -> None:
     Examples:
       vggfeat bench svm
       vggfeat bench svm --size caltech101 --device cuda --json
-      vggfeat bench svm --size stored --rows 40000x4096
+      vggfeat bench svm --size stored --shape 40000x4096
     """
     if options.alone and options.sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
@@ -237,8 +239,8 @@ def bench_svm(options: SvmBenchOptions) -> None:
     if options.size == "stored":
         _bench_stored(options, threads)
         return
-    if options.rows is not None:
-        raise ConfigError("--rows: expected together with --size stored, found another size; leave it out")
+    if options.shape is not None:
+        raise ConfigError("--shape: expected together with --size stored, found another size; leave it out")
     from vggfeat.benchmarks.made_up import make_problem
     from vggfeat.benchmarks.svm import measure
 
@@ -259,7 +261,7 @@ def _bench_stored(options: SvmBenchOptions, threads: int) -> None:
     for name in ("device", "sample"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name}: not together with --size stored; leave it out")
-    rows, length = options.rows or (20_000, 1024)
+    rows, length = options.shape or (20_000, 1024)
     report = measure(rows, length, threads=threads, seed=options.seed, peer=not options.alone, say=_say)
     _show(report, options.as_json)
 

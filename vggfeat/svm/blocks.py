@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.runtime.system import cores
 from vggfeat.svm.arrays import Rows, one_blas_thread
 
 BLOCK_BYTES, MOST_ROWS = 1 << 25, 4096
@@ -61,6 +61,11 @@ def equal_blocks(shape: tuple[int, int], reader: Callable[[int, int], NDArray[np
     step = max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * shape[1])))
     ends = np.append(np.arange(step, shape[0], step), shape[0]).astype(np.int64)
     return ReadBlocks(shape=shape, ends=ends, reader=reader)
+
+
+def threads_for(jobs: int) -> int:
+    """Return how many threads a number of jobs is: -1 is one a core, -2 one less, and so on."""
+    return jobs if jobs > 0 else max(1, cores() + 1 + jobs)
 
 
 def blocks_of(x: NDArray[np.floating] | Blocks) -> Blocks:
@@ -133,6 +138,6 @@ def scores_of(
     """Return the scores (n, P) of ascending rows (n,), computed by some threads, -1 = one a core."""
     scores = np.empty((len(rows), len(intercept)))
     with one_blas_thread():
-        for places, found in score_rows(blocks, rows, coef, intercept, joblib.effective_n_jobs(jobs)):
+        for places, found in score_rows(blocks, rows, coef, intercept, threads_for(jobs)):
             scores[places] = found
     return scores

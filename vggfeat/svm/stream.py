@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.svm.arrays import Rows, one_blas_thread
-from vggfeat.svm.blocks import MOST_ROWS, Blocks, blocks_of, score_rows
+from vggfeat.svm.blocks import MOST_ROWS, Blocks, blocks_of, score_rows, threads_for
 from vggfeat.svm.kernel import bounded
 from vggfeat.svm.model import Sweep
 from vggfeat.svm.settings import SvmSettings
@@ -57,7 +56,7 @@ class StreamSolver(Solver):
 
     def __init__(self, x: NDArray[np.floating] | Blocks, settings: SvmSettings) -> None:
         self.blocks, self.settings, self.passes = blocks_of(x), settings, 0
-        self._threads = joblib.effective_n_jobs(settings.jobs)
+        self._threads = threads_for(settings.jobs)
 
     def solve(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
         """Solve problems for their weights."""
