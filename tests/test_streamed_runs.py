@@ -4,8 +4,8 @@ import io
 import os
 import subprocess
 import sys
-from collections import Counter
 import tarfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
