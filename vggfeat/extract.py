@@ -6,6 +6,7 @@ Of several processes each makes every so-many-th pending shard. A shard depends 
 the same bytes whoever makes it, and nothing must be agreed upon in between.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,26 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.precision import PrecisionCheck
 from vggfeat.forward.runner import BatchRunner
-from vggfeat.forward.settings import ForwardSettings, describe_conditions, hash_image
+from vggfeat.forward.settings import ForwardSettings, describe_conditions, hash_image, hash_sizes
 from vggfeat.forward.shards import check_precision, shard_blocks, some_of
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
+from vggfeat.images.image_bytes import shown
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.failures import tally
-from vggfeat.store.identity import RunTicket
+from vggfeat.store.identity import IMAGE_SIZES, RunTicket
+from vggfeat.store.kept import Kept, gone_from, is_done, same_rows
 from vggfeat.store.layout import Shape
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone
 
 log = logging.getLogger(__name__)
+_SHOWN = 10
 MIRROR = {"mirror": "features of the image and of its mirror are averaged"}
 """What the provenance of features says besides."""
 Progress = Callable[[float, int, int], None]
@@ -60,6 +65,9 @@ class RunSettings:
     retry_failed: bool = False
     """Compute shards again in which an image failed, of a finished file too, which is replaced in the end; and of that
     those whose image files have changed, where sizes tell that some have."""
+    extend: bool = False
+    """Replace a finished file of a list that is another by now: rows of the same id, path, box and image keep their
+    features."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
@@ -161,7 +169,8 @@ def run_job(
     decode = replace(decode, largest_side=max(job.runner.sides))
     key = describe_run(job, decode)
     with _opened_writer(job, out, key, run, decode, world) as writer:
-        resumed = writer.done_rows
+        resumed = writer.done_rows + sum(len(writer.rows(shard)) - len(writer.left(shard)) for shard in writer.pending)
+        extended = _extension_notes(writer, job) if run.extend else ()
         try:
             if not writer.complete:
                 write_shards(job, writer, run.workers, decode, progress, world)
@@ -169,7 +178,8 @@ def run_job(
             def finish() -> dict[str, Any]:
                 _finish(job, writer, key, run.workers, decode)
                 seconds, halvings = time.monotonic() - begun, job.runner.halvings
-                return summarise(out, resumed=resumed, seconds=seconds, halvings=halvings).to_json()
+                summary = summarise(out, resumed=resumed, seconds=seconds, halvings=halvings)
+                return replace(summary, notes=(*extended, *summary.notes)).to_json()
 
             summary = Summary.from_json(world.on_main(finish))
             log.log(logging.WARNING if summary.failures else logging.INFO, "%s: %s", out, summary.tally())
@@ -191,15 +201,17 @@ def _opened_writer(
     shape = Shape(scales=runner.settings.scales, regions=runner.regions, channels=runner.head.channels)
     opened = partial(
         FeatureWriter.open, out, job.dataset, key, shape, shard_rows=run.rows(), overwrite=run.overwrite,
-        retry=run.retry_failed,
+        retry=run.retry_failed, extend=run.extend,
     )  # fmt: skip
     with ExitStack() as stack:
         held: list[FeatureWriter] = []
 
         def begin() -> dict[str, Any] | None:
             held.append(stack.enter_context(opened()))
+            if held[0].kept is not None:
+                _keep_rows(held[0], held[0].kept, job, decode)
             if run.retry_failed and not held[0].complete:
-                _reuse_shards(held[0], job, decode)
+                held[0].note_retry()
             return held[0].share()._asdict() if world.size > 1 else None
 
         ticket = world.on_main(begin)
@@ -209,15 +221,37 @@ def _opened_writer(
         yield held[0]
 
 
-def _reuse_shards(writer: FeatureWriter, job: Job, decode: DecodeSettings) -> None:
-    """Take the shards from the finished file in which no row failed and no image has changed since."""
-    for shard, block in writer.reusable():
-        digests = zip(writer.rows(shard), map(bytes, block.sha256), strict=True)
-        if not writer.images_changed or all(
-            hash_image(job.images.place(row), decode.max_bytes) == digest for row, digest in digests
-        ):
-            writer.append(shard, block)
-    writer.note_retry()
+def _keep_rows(writer: FeatureWriter, kept: Kept, job: Job, decode: DecodeSettings) -> None:
+    """Keep the rows of the finished file that have features and whose images have not changed since."""
+    rows = same_rows(kept.file, job.dataset)
+    kept.rows = np.where(is_done(kept.file, rows), rows, -1)
+    if not _of_same_sizes(kept, rows, job):
+        for row in itertools.chain.from_iterable(map(writer.rows, writer.pending)):
+            digest = kept.file.sha256[kept.rows[row]].tobytes() if kept.rows[row] >= 0 else b""
+            if digest and hash_image(job.images.place(row), decode.max_bytes) != digest:
+                kept.rows[row] = -1
+    writer.append_kept()
+
+
+def _extension_notes(writer: FeatureWriter, job: Job) -> tuple[str, ...]:
+    """Say what of a file that is extended is kept, computed and dropped."""
+    if writer.kept is None:
+        return ()
+    new = sum(len(writer.left(shard)) for shard in range(-(-writer.total_rows // len(writer.rows(0)))))
+    told = f"extended: the features of {writer.total_rows - new} images are kept, those of {new} are computed"
+    gone = gone_from(writer.kept.file, job.dataset)
+    more = f", and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+    dropped = (
+        f"{len(gone)} images have gone from the list, and are dropped: {', '.join(map(shown, gone[:_SHOWN]))}{more}"
+    )
+    return (told, dropped) if gone else (told,)
+
+
+def _of_same_sizes(kept: Kept, rows: NDArray[np.int64], job: Job) -> bool:
+    """Say whether all images of a finished file, which are `rows` of the list now, have the sizes that they had."""
+    now = {before: row for row, before in enumerate(rows.tolist())}
+    places = [job.images.place(now[row]) for row in range(len(kept.file)) if row in now]
+    return len(places) == len(kept.file) and hash_sizes(places) == kept.file.key.get(IMAGE_SIZES)
 
 
 def write_shards(
@@ -245,7 +279,7 @@ def write_shards(
         report()
 
     poll()
-    parts = ((shard, list(job.requests(writer.rows(shard)))) for shard in shards)
+    parts = ((shard, list(job.requests(writer.left(shard)))) for shard in shards)
     for shard, block in shard_blocks(runner, parts, writer.shape, len(writer.rows(0)), workers, decode, report):
         writer.append(shard, block)
         poll()

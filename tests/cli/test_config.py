@@ -21,6 +21,7 @@ PLAIN = {
 }
 TWO_MEANINGS = {
     "--channels": "those of an image are rgb or bgr, those of features a count",
+    "--extend": "plan is given the run that it extends, extract has --out for its file",
     "--out": "that of plan may be an address",
     "--root": "that of plan, and of extract --plan, may be an address",
     "--scale": "train draws S from a range, nets for boxes have one",

@@ -1,7 +1,7 @@
 """`vggfeat extract`: images in, one feature file out."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
 
-OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", *(one.name for one in fields(ListOptions)),
+OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", "extend", *(one.name for one in fields(ListOptions)),
            *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
 """What a plan has decided."""
 
@@ -48,6 +48,9 @@ OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", *(one.name for on
 @click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
+@click.option(
+    "--extend", is_flag=True, help="Compute only what is new, where images have come since the file was made."
+)
 @with_options(PlanRunOptions, "planned")
 @with_options(StoreOptions, "stores")
 @EXTRACT.option()
@@ -64,6 +67,7 @@ def extract(
     device: str | None,
     decoding: DecodingOptions,
     job: JobOptions,
+    extend: bool,
     planned: PlanRunOptions,
     stores: StoreOptions,
     as_json: bool,
@@ -86,6 +90,7 @@ def extract(
       vggfeat extract --dataset folder --root holiday/ --weights vgg16-397923af.pth --out holiday.h5
       vggfeat extract --dataset manifest --root list.csv --weights random:A:0:0.25 --scales 256
       torchrun --nproc-per-node 4 -m vggfeat extract --dataset voc2007 --root VOCdevkit --weights D.safetensors
+      vggfeat extract --dataset folder --root holiday/ --weights vgg16-397923af.pth --out holiday.h5 --extend
       vggfeat extract --plan /disk/run --take 17/1000
       vggfeat extract --plan /disk/run --engine ray --address auto --nets 8:64
 
@@ -128,7 +133,7 @@ def extract(
             backbone,
             target,
             settings,
-            run=job.settings(str(world.device), decoding.processes()),
+            run=replace(job.settings(str(world.device), decoding.processes()), extend=extend),
             decode=decoding.settings(),
             progress=bar.update_failed,
             world=world,

@@ -77,7 +77,7 @@ class ForwardSettings:
 
 def describe_conditions(device: torch.device, decode: DecodeSettings, places: Iterable[Place]) -> dict[str, Any]:
     """Return what else decides the values of a run than net and settings: files, decoding, machine and libraries."""
-    return {**describe_decoding(decode), "machine": describe_machine(device), IMAGE_SIZES: _hash_sizes(places)}
+    return {**describe_decoding(decode), "machine": describe_machine(device), IMAGE_SIZES: hash_sizes(places)}
 
 
 def describe_decoding(decode: DecodeSettings) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def hash_image(place: Place, max_bytes: int) -> bytes:
         return b""
 
 
-def _hash_sizes(places: Iterable[Place]) -> str:
+def hash_sizes(places: Iterable[Place]) -> str:
+    """Return the SHA-256 of the sizes in bytes of images, in this order; that of a missing one is -1."""
     digest = hashlib.sha256()
     for file, span in places:
         try:

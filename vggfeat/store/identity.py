@@ -12,7 +12,7 @@ from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.runtime.durable import open_bounded
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import Shape
+from vggfeat.store.layout import POSTERIORS, Shape
 from vggfeat.store.reader import FeatureFile, FileReport, is_damaged
 
 _LONGEST_SHOWN = 100
@@ -23,6 +23,7 @@ _DEEPEST = 8
 _DIGEST = re.compile(r'"[0-9a-f]{64}"')
 IMAGE_SIZES = "image_sizes_sha256"
 """Of a key: the sizes in bytes of all image files."""
+_OF_LIST = ("fingerprint", "rows")
 _MEANING: dict[tuple[str, ...], str] = {
     ("fingerprint",): " (other ids, paths, classes, labels, boxes, splits, groups or columns)",
     ("weights_sha256",): " (another weights file)",
@@ -41,6 +42,8 @@ class RunTicket(NamedTuple):
     """Rows in finished shards."""
     complete: bool
     """Whether the feature file is finished."""
+    kept: list[int]
+    """For each row the row of the finished file that it keeps, -1 for none; empty if nothing is kept of a file."""
 
 
 class ReplaceableError(StoreError):
@@ -53,10 +56,12 @@ class FinishedRun(NamedTuple):
     report: FileReport
     other_images: bool
     """Whether image files have other sizes by now, which is of the same run only for those who allow it."""
+    other_rows: bool
+    """Whether its list is another by now, likewise."""
 
 
 def matching(
-    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_images: bool = False
+    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_images: bool = False, other_rows: bool = False
 ) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
@@ -69,6 +74,8 @@ def matching(
         Read every byte.
     other_images : bool
         Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
+    other_rows : bool
+        Take it for the same run if images have come or gone, or their labels, splits and the like are others by now.
 
     Raises
     ------
@@ -89,6 +96,9 @@ def matching(
     with file:
         found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
         expected = {name: manifest[name] for name in found}
+        extended = other_rows and any(found[name] != expected[name] for name in _OF_LIST)
+        if extended:
+            expected |= {name: found[name] for name in _OF_LIST}
         sizes = file.key.get(IMAGE_SIZES)
         moved = other_images and sizes != expected["key"].get(IMAGE_SIZES)
         if moved:
@@ -100,14 +110,22 @@ def matching(
             different += _made_with(different, file.provenance)
             raise ReplaceableError(
                 f"{out}: expected features of the same settings, found others: {'; '.join(different)}; "
-                "choose another output, or ask to overwrite it (--overwrite)"
+                f"{_remedy(found, expected)}choose another output, or ask to overwrite it (--overwrite)"
             )
         try:
             if sound:
                 file.check()
-            return FinishedRun(file.report(), moved)
+            return FinishedRun(file.report(), moved, extended)
         except StoreError as error:
             raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
+
+
+def _remedy(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Name the way to keep the features of a file that differs in nothing but its list of images."""
+    same_key = found["key"] | {IMAGE_SIZES: expected["key"].get(IMAGE_SIZES)} == expected["key"]
+    of_list = found["fingerprint"] != expected["fingerprint"] and found["key"].get("layer") != POSTERIORS
+    same = same_key and found | {name: expected[name] for name in (*_OF_LIST, "key")} == expected
+    return "compute only what is new (extract --extend), " if of_list and same else ""
 
 
 def _with_smaller_limit(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

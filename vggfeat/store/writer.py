@@ -6,7 +6,7 @@ every moment there is a folder to resume, or a complete OUT whose left-over fold
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from vggfeat.samples import DataSet
 from vggfeat.store import identity
 from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
 from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
-from vggfeat.store.layout import Block, Shape, Status, file_bytes, storable
+from vggfeat.store.kept import Kept
+from vggfeat.store.layout import Block, Shape, file_bytes, storable
 from vggfeat.store.parts import PartsFolder
 from vggfeat.store.reader import FeatureFile, validate
 from vggfeat.store.shards import write_feature_file
@@ -36,7 +37,7 @@ class FeatureWriter:
 
     def __init__(
         self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], files: Files, *,
-        overwrite: bool, retry: bool,
+        overwrite: bool, retry: bool, extend: bool,
     ) -> None:  # fmt: skip
         self.out = out
         """The feature file."""
@@ -46,8 +47,8 @@ class FeatureWriter:
         """N."""
         self.complete = False
         """Whether `out` is finished."""
-        self.images_changed = False
-        """Whether image files have other sizes now than when the rows of `reusable` were computed."""
+        self.kept: Kept | None = None
+        """The finished file that is replaced, if the run may keep rows of it: see `append_kept`."""
         self.failures: dict[int, str] = {}
         """Row -> reason, of the rows that failed so far."""
         self.made: dict[int, tuple[str, ...]] = {}
@@ -55,9 +56,8 @@ class FeatureWriter:
         self.rows_by_others = 0
         """Rows of shards that `poll` has found and `merge_ranks` does not know yet."""
         self._dataset, self._manifest, self._files = dataset, manifest, files
-        self._overwrite, self._retry = overwrite, retry
+        self._overwrite, self._retry, self._extend = overwrite, retry, extend
         self._parts = PartsFolder(out, manifest, shape, files)
-        self._reusable = False
         self._read_through = False  # whether `open` has compared a complete file with its checksums
         self._pending: dict[int, None] = {}
         self._done = len(dataset)
@@ -73,6 +73,7 @@ class FeatureWriter:
         shard_rows: int,
         overwrite: bool = False,
         retry: bool = False,
+        extend: bool = False,
         ticket: RunTicket | None = None,
         files: Files = DISK,
     ) -> "FeatureWriter":
@@ -95,9 +96,9 @@ class FeatureWriter:
         overwrite : bool
             Replace, at the end and in one step, a feature file that is damaged or of another key, and remove parts
             of another.
-        retry : bool
-            Take shards as pending in which a row has failed, of a finished file too, which is replaced in the end: see
-            `reusable`, and `note_retry`, by which it happens once.
+        retry, extend : bool
+            Take shards as pending in which a row has failed, or in which rows are new, of a finished file too, which is
+            replaced in the end: see `kept`, and `note_retry`, by which the one happens once.
         ticket : RunTicket, optional
             What `share` returned in another process of this run, which has opened the file: take part in its work.
         files : Files
@@ -115,10 +116,10 @@ class FeatureWriter:
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
         manifest = identity.describe(dataset, key, shape, shard_rows)
-        writer = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry)
+        writer = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry, extend=extend)
         if ticket is None:
             finished = writer._finished()  # Before anything is made, so that a refusal leaves nothing behind.
-            if finished and not (overwrite or writer._to_retry(finished) or os.path.lexists(writer.folder)):
+            if finished and not (overwrite or writer._to_renew(finished) or os.path.lexists(writer.folder)):
                 writer._take_over(finished)  # Nothing is written, so that the disk may refuse.
                 return writer
         try:
@@ -141,6 +142,8 @@ class FeatureWriter:
 
     def close(self) -> None:
         """Release the lock. What was appended stays."""
+        if self.kept is not None:
+            self.kept.close()
         self._parts.release()
 
     @property
@@ -163,7 +166,7 @@ class FeatureWriter:
         return self._parts.rows(shard)
 
     def append(self, shard: int, block: Block) -> None:
-        """Keep the rows of a shard for good; it is on the disk when this returns.
+        """Keep a shard for good, given all its rows or those that were `left`; it is on the disk when this returns.
 
         Raises
         ------
@@ -172,10 +175,11 @@ class FeatureWriter:
             disk fails. Then the shard stays pending.
         """
         self._check_pending(shard)
+        whole = block if self.kept is None else self.kept.joined(self.rows(shard), block)
         with self._disk_errors("writing a shard"):
-            kept = self._parts.write(shard, block)
-        self._count(shard, kept.reasons)
-        self.made[shard] = kept.reasons
+            reasons = self._parts.write(shard, whole).reasons
+        self._count(shard, reasons)
+        self.made[shard] = reasons
 
     def features(self, row: int) -> NDArray[np.float32]:
         """Read a row of a finished shard, (S, R, C); NaN if it failed. StoreError if the shard was damaged since."""
@@ -186,7 +190,8 @@ class FeatureWriter:
         """Let other processes take part, and return what they must know; StoreError if another run came first."""
         with self._disk_errors("opening"):
             self._parts.share()
-        return RunTicket(self._manifest, self.pending, self._done, self.complete)
+        kept = [] if self.kept is None else self.kept.rows.tolist()
+        return RunTicket(self._manifest, self.pending, self._done, self.complete, kept)
 
     def poll(self, shards: Sequence[int]) -> None:
         """Count which of these shards, which other processes make, are on the disk by now, as `rows_by_others`."""
@@ -201,23 +206,15 @@ class FeatureWriter:
             self._count(shard, reasons)
         self.rows_by_others = 0
 
-    def reusable(self) -> Iterator[tuple[int, Block]]:
-        """Yield (shard, rows) of every pending shard of which the finished file that is retried has all rows.
+    def append_kept(self) -> None:
+        """Append the pending shards of which `kept` has all rows; StoreError as `append`."""
+        for shard in self.pending:
+            if self.kept is not None and not self.left(shard):
+                self.append(shard, self.kept.joined(self.rows(shard)))
 
-        A shard is computed again as a whole, because the other images of a batch change the last bits of an image: so
-        the new file is that of a run in which nothing failed, if its shards have the size that they had.
-
-        Raises
-        ------
-        StoreError
-            If that file can't be read.
-        """
-        if self._reusable:
-            with FeatureFile(self.out) as file:
-                for shard in self.pending:
-                    rows = self.rows(shard)
-                    if (file.status[rows.start : rows.stop] == Status.DONE).all():
-                        yield shard, file.block(rows)
+    def left(self, shard: int) -> list[int]:
+        """Rows of a pending shard that are to be computed."""
+        return list(self.rows(shard)) if self.kept is None else self.kept.left(self.rows(shard))
 
     def note_retry(self) -> None:
         """Note that all that failed before is pending, so that what fails from now on is not tried once more."""
@@ -243,6 +240,8 @@ class FeatureWriter:
         """
         if self._pending:
             raise StoreError(f"{self.folder}: expected all shards done, found {len(self._pending)} pending")
+        if self.kept is not None:
+            self.kept.close()
         width = text_width(self.failures.values(), "reasons")
         failures_temp = self.folder / "failures.tmp"  # In the folder, so that the next run sweeps it.
         if not self.out.exists():
@@ -289,7 +288,7 @@ class FeatureWriter:
     def _begin(self) -> None:
         found = self._parts.read_manifest()
         try:
-            self._read_through = self._overwrite or self._retry
+            self._read_through = self._overwrite or self._retry or self._extend
             finished = self._finished(sound=self._read_through)
         except StoreError:
             if found is None:
@@ -297,7 +296,7 @@ class FeatureWriter:
             raise
         different = [] if found is None else identity.differences(found, self._manifest)
         retrying = found is not None and not different and self._parts.retrying
-        if finished and not (retrying or self._to_retry(finished)):
+        if finished and not (retrying or self._to_renew(finished)):
             # Parts of another run are some overwriting run's; those of this one have become the file.
             if all(line.startswith("shard_rows:") for line in different):
                 self._parts.remove()
@@ -309,8 +308,8 @@ class FeatureWriter:
             self._parts.begin(self._dataset)
         self._parts.sweep()
         self._count_shards(again=self._retry and not retrying)
-        if finished and not retrying:
-            self._reusable, self.images_changed = True, finished.other_images
+        if finished and (finished.other_rows or not retrying):
+            self.kept = Kept(self.out, self.total_rows)
         left = self.total_rows - self._done
         still = left * self.shape.row_bytes + len(self._pending) * 8192
         self._parts.check_space(file_bytes(self._dataset, self.shape) + still)
@@ -322,6 +321,8 @@ class FeatureWriter:
         self._pending, self._done, self.complete = dict.fromkeys(ticket.pending), ticket.done, ticket.complete
         if not self.complete:
             self._parts.join()
+            if ticket.kept:
+                self.kept = Kept(self.out, self.total_rows, ticket.kept)
 
     def _take_over(self, finished: FinishedRun) -> None:
         self.complete = True
@@ -331,14 +332,15 @@ class FeatureWriter:
 
     def _finished(self, *, sound: bool = False) -> FinishedRun | None:
         try:
-            return identity.matching(self.out, self._manifest, sound=sound, other_images=self._retry)
+            lenient = {"other_images": self._retry or self._extend, "other_rows": self._extend}
+            return identity.matching(self.out, self._manifest, sound=sound, **lenient)
         except ReplaceableError:
             if not self._overwrite:
                 raise
         return None
 
-    def _to_retry(self, finished: FinishedRun) -> bool:
-        return self._retry and (finished.other_images or finished.report.failed > 0)
+    def _to_renew(self, finished: FinishedRun) -> bool:
+        return finished.other_rows or finished.other_images or (self._retry and finished.report.failed > 0)
 
     def _check_before_naming(self, temp: Path) -> None:
         problems = validate(temp).problems

@@ -1,0 +1,121 @@
+"""What a run keeps of a finished file that it replaces: failed images are tried again, or the list has changed.
+
+A shard whose rows stand where they stood is kept or computed as a whole, because the other images of a batch change the
+last bits of an image: so it has the bytes that a new run gives it. In a shard whose rows have moved, as all behind an
+image that has come, every known row keeps its features, and the others are computed by themselves.
+
+N = rows of the run, n = rows of a shard.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import StoreError
+from vggfeat.samples import DataSet
+from vggfeat.store.layout import Block, Status
+from vggfeat.store.reader import FeatureFile
+
+
+class Kept:
+    """The rows of a finished file that a run keeps, shard by shard; none until `rows` says so.
+
+    Parameters
+    ----------
+    out : Path
+        The file; of another list perhaps, but of the same settings. It stays open until `close`.
+    total : int
+        N.
+    rows : sequence of int, optional
+        As the attribute.
+
+    Raises
+    ------
+    StoreError
+        If it can't be read.
+    """
+
+    def __init__(self, out: Path, total: int, rows: Sequence[int] = ()) -> None:
+        self.file = FeatureFile(out)
+        self.rows = np.array(rows, np.int64) if len(rows) else np.full(total, -1)
+        """(N,) row of the file that a row is, which is done; -1 for one that is computed."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def of_shard(self, rows: range) -> NDArray[np.int64]:
+        """Return for the rows of a shard (n,) the rows of the file that they keep, -1 for those to compute."""
+        found = self.rows[rows.start : rows.stop]
+        known = found >= 0
+        if known.all() or (found != np.array(rows))[known].any():
+            return found
+        return np.full_like(found, -1)
+
+    def left(self, rows: range) -> list[int]:
+        """Rows of a shard that are to be computed."""
+        return [rows[place] for place in np.flatnonzero(self.of_shard(rows) < 0).tolist()]
+
+    def joined(self, rows: range, computed: Block | None = None) -> Block:
+        """Return all rows of a shard: those that are kept, and in their places those that were computed, if any.
+
+        Raises
+        ------
+        StoreError
+            If others were computed, or the file can't be read.
+        """
+        if computed is not None and len(computed) == len(rows):
+            return computed
+        found = self.of_shard(rows)
+        new, old = np.flatnonzero(found < 0), np.flatnonzero(found >= 0)
+        kept = _block_of(self.file, found[old])
+        if len(new) != (0 if computed is None else len(computed)):
+            raise StoreError(f"{self.file.path}: expected {len(new)} rows beside those that are kept, found others")
+        if computed is None:
+            return kept
+        order = np.argsort(np.concatenate([old, new]))
+        reasons = (*kept.reasons, *computed.reasons)
+        return Block(
+            features=np.concatenate([kept.features, computed.features])[order],
+            status=np.concatenate([kept.status, computed.status])[order],
+            reasons=tuple(reasons[place] for place in order),
+            sizes=np.concatenate([kept.sizes, computed.sizes])[order],
+            sha256=np.concatenate([kept.sha256, computed.sha256])[order],
+        )
+
+
+def same_rows(file: FeatureFile, dataset: DataSet) -> NDArray[np.int64]:
+    """Find which row of a file each row of a data set is: that of its id, path and, where boxes have features, box.
+
+    Returns
+    -------
+    (N,) int64
+        -1 where the file has none.
+    """
+    before, parts = file.dataset, 3 if "box" in file.regions else 2
+    places = {name: row for row, name in enumerate(before.ids)}
+    rows = np.array([places.get(name, -1) for name in dataset.ids], dtype=np.int64)
+    for row in np.flatnonzero(rows >= 0).tolist():
+        if before[int(rows[row])][:parts] != dataset[row][:parts]:
+            rows[row] = -1
+    return rows
+
+
+def gone_from(file: FeatureFile, dataset: DataSet) -> list[str]:
+    """Name the samples of a file that a data set no longer has, in the order of the file."""
+    ids = set(dataset.ids)
+    return [name for name in file.dataset.ids if name not in ids]
+
+
+def _block_of(file: FeatureFile, rows: NDArray[np.int64]) -> Block:
+    return Block(
+        features=file.read(rows), status=file.status[rows], reasons=tuple(file.reasons[row] for row in rows),
+        sizes=file.sizes[rows], sha256=file.sha256[rows],
+    )  # fmt: skip
+
+
+def is_done(file: FeatureFile, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say of rows of a file, -1 for none, whether there is one and it has features."""
+    return (rows >= 0) & (file.status[rows] == Status.DONE)
