@@ -1,4 +1,4 @@
-"""A feature file as PyTorch's loaders take data: descriptors and labels, row by row, read when they are asked for.
+"""Features as PyTorch's loaders take data: descriptors and labels, row by row, read when they are asked for.
 
 D = length of a descriptor, K = classes.
 """
@@ -14,25 +14,29 @@ from torch.utils.data import Dataset
 
 from vggfeat.descriptors import Join, Normalisation, join_features
 from vggfeat.errors import StoreError, check_choice
+from vggfeat.runtime.storage import is_remote, root_text
 from vggfeat.samples import Task
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import Features
+from vggfeat.store.sharded import ShardedFeatures, check_scales, open_features
 from vggfeat.table import Failed, class_numbers, rows_of
 
 Pair = tuple[Tensor, Any]
 
 
 class FeatureDataset(Dataset[Pair]):
-    """A PyTorch data set of the descriptors in a feature file, for `torch.utils.data.DataLoader`.
+    """A PyTorch data set of the descriptors in a feature file or a run in shards, for `torch.utils.data.DataLoader`.
 
     An entry is a descriptor (D,), float32, and its label: of a single-label set the number of the class, an int, -1
-    where none is known; of others (K,) int8 as `vggfeat.load_features` gives them. Features stay in the file, which
-    every worker process opens for itself.
+    where none is known; of others (K,) int8 as `vggfeat.load_features` gives them. Features stay where they are; every
+    worker process opens them for itself. Of a run one shard is in memory at a time, in each worker: let a loader that
+    shuffles take `shuffled` as its sampler.
 
     Parameters
     ----------
     path : path
-        Of a feature file; every byte of it is compared with its checksum now, and not again.
+        Of a feature file; every byte of it is compared with its checksum now, and not again. Or the folder or address
+        of a run in shards, which is read to its end now; a shard is compared with its SHA-256 whenever it is read.
     split : str or sequence of str, optional
         As for `vggfeat.load_features`; all rows by default.
     join : "mean", "max" or "stack"
@@ -52,9 +56,9 @@ class FeatureDataset(Dataset[Pair]):
     Raises
     ------
     StoreError
-        If the file is missing or damaged, or an image failed and `failed` is "raise".
+        If the file or a shard is missing or damaged, or an image failed and `failed` is "raise".
     ConfigError
-        If a split is not in the file, or a setting is not allowed.
+        If a split is not in the file, a setting is not allowed, or the run keeps too little for `join`.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class FeatureDataset(Dataset[Pair]):
         failed: Failed = "raise",
     ) -> None:
         check_choice("failed", failed, get_args(Failed))
-        self.path = os.path.abspath(path)
+        self.path = root_text(path) if is_remote(path) else os.path.abspath(path)
         self.join, self.normalisation = join, normalisation
-        self._opened: tuple[int, FeatureFile] | None = None
-        with FeatureFile(self.path) as file:
+        self._opened: tuple[int, Features] | None = None
+        with open_features(self.path) as file:
+            check_scales(file, join)
             join_features(np.zeros((0, *file.shape.dims), np.float32), join, normalisation)
             file.check()
             data, rows = file.dataset, rows_of(file.dataset, split)
@@ -100,14 +105,36 @@ class FeatureDataset(Dataset[Pair]):
         descriptors = torch.from_numpy(join_features(features, self.join, self.normalisation))
         return [(one, self._labels[index]) for one, index in zip(descriptors, indices, strict=True)]
 
-    def _file(self) -> FeatureFile:
+    def shuffled(self, seed: int) -> list[int]:
+        """Draw an order of all entries in which those of a shard follow one another; of a file any order.
+
+        Parameters
+        ----------
+        seed : int
+            Another one in each epoch.
+
+        Returns
+        -------
+        list of int
+            Each entry once, as the `sampler` of a loader.
+        """
+        rng = np.random.default_rng(seed)
+        features = self._file()
+        shards = features.plan.shards_of(self._rows) if isinstance(features, ShardedFeatures) else np.zeros(len(self))
+        order = rng.permutation(len(self))
+        _, numbers = np.unique(shards, return_inverse=True)
+        places = rng.permutation(numbers.max(initial=0) + 1)
+        drawn: list[int] = order[np.argsort(places[numbers[order]], kind="stable")].tolist()
+        return drawn
+
+    def _file(self) -> Features:
         # A handle that came through a fork is the parent's.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), FeatureFile(self.path)
+            self._opened = os.getpid(), open_features(self.path)
         return self._opened[1]
 
     def close(self) -> None:
-        """Close the file; it is opened again when it is needed."""
+        """Close what is open; it is opened again when it is needed."""
         if self._opened is not None and self._opened[0] == os.getpid():
             self._opened[1].close()
         self._opened = None

@@ -128,8 +128,8 @@ class ShardedFeatures(Features):
             index = np.asarray(index, dtype=None if np.size(index) else np.int64)
         wanted = np.arange(len(self))[index]
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
-        shards = self.plan.shards_of(wanted)
-        for shard in np.unique(shards).tolist():
+        shards, held = self.plan.shards_of(wanted), self._features
+        for shard in sorted(np.unique(shards).tolist(), key=lambda one: held is None or one != held[0]):
             places = np.flatnonzero(shards == shard)
             out[places] = self._features_of(shard)[wanted[places] - self.plan.rows_of(shard).start]
         return out
