@@ -17,7 +17,7 @@ FLOORS = (
     {"listing"},
     {"images", "datasets", "store", "weights", "synthetic"},
     {"table", "training"},
-    {"descriptor_stream"},
+    {"descriptor_stream", "search_index"},
     {"forward", "protocols", "feature_dataset", "given"},
     {"summary"},
     {"extract"},
@@ -61,12 +61,13 @@ DOORWAYS = {
     "markupsafe": {"results"},
     "onnx": {"weights.export"},
     "umap": {"projection"},
+    "faiss": {"search_index"},
     "threadpoolctl": {"svm", "benchmarks"},
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
 LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "ray", "umap"}  # fmt: skip
+        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "ray", "umap", "faiss"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

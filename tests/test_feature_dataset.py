@@ -10,43 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import vggfeat
-from feature_rows import make_block
+from sharded_files import ROWS, SHARD_ROWS, make_run
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.listing import listing_of
-from vggfeat.runtime.storage import open_storage
-from vggfeat.samples import DataSet, Task
 from vggfeat.store import sharded
-from vggfeat.store.layout import Shape
 from vggfeat.store.merging import merge
-from vggfeat.store.plan import Plan, PlanSettings, shard_path
-from vggfeat.store.planning import write_plan
-from vggfeat.store.shard_files import write_shard
-
-SHAPE = Shape(scales=(256, 384), regions=("image",), channels=5)
-ROWS, SHARD_ROWS = 23, 4
-FAILED = 9
-
-
-def make_run(folder, store="scales", dtype="float32"):
-    names = tuple(f"{row:03d}.png" for row in range(ROWS))
-    labels = np.where(np.arange(ROWS)[:, None] % 3 == np.arange(3), 1, -1).astype(np.int8)
-    listing = listing_of(
-        DataSet(
-            name="folder", task=Task.SINGLE_LABEL, classes=("a", "b", "c"), ids=names, paths=names, labels=labels,
-            splits={"train": np.arange(0, ROWS, 2)}, root="/nowhere",
-        )
-    )  # fmt: skip
-    settings = PlanSettings(shard_rows=SHARD_ROWS, store=store, dtype=dtype)
-    plan = Plan(
-        storage=open_storage(folder), key={"weights_sha256": "ab" * 32}, provenance={}, shape=SHAPE, settings=settings,
-        name="folder", task=Task.SINGLE_LABEL, classes=("a", "b", "c"), root="/nowhere", splits={}, columns=(),
-        grouped=False, boxed=False, boxes_as_stored=False, image_sizes="", parts=(),
-    )  # fmt: skip
-    plan = write_plan(plan, listing)
-    for shard in range(plan.shards):
-        block = make_block(plan.rows_of(shard), plan.stored_shape, {FAILED: "empty: no"})
-        write_shard(plan, shard, block, {"device": "cpu"})
-    return folder
+from vggfeat.store.plan import shard_path
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The nearest rows of a feature file by the cosine of their descriptors: exact, every row is looked at.
+"""The nearest rows of a feature file by the cosine of their descriptors: exact, every row is looked at, or by an index.
 
 Features are read in blocks, so that a file larger than the memory will do. A quick pass in float32 keeps some more
 rows than are asked for; their cosines are then computed like those of all descriptors. N = rows, S = scales, R =
@@ -9,7 +9,7 @@ An image that is not in a feature file gets the features that it would have ther
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +24,18 @@ from vggfeat.forward.rerun import find_net, rerun_net
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
+from vggfeat.search_index import SearchIndex, load_index, make_index
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import Features
-from vggfeat.store.sharded import check_scales
+from vggfeat.store.reader import FeatureFile, Features
+from vggfeat.store.sharded import ShardedFeatures, check_scales
 from vggfeat.weights import Backbone
 
 BLOCK_BYTES = 1 << 23
 """Features in memory at a time; larger blocks are slower, because they no longer fit into the caches."""
 SPARE = 100
 """Rows that the quick pass keeps beyond those asked for: it errs by some 1e-6, less than lies between so many rows."""
+TRAINED_ON = 5000
+"""Rows from which the directions of an index are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +105,10 @@ def query_of_row(file: Features, name: str, settings: DescriptorSettings) -> tup
             "give an id of the file or the path of an image"
         )
     row = file.dataset.ids.index(name)
-    if file.status[row] != Status.DONE:
+    features = file.read([row])
+    if np.isnan(features).any():  # Of a run in shards this reads one shard, and the status all.
         raise StoreError(f"{file.path}: expected features of {name!r}, found none, because: {file.reasons[row]}")
-    return row, settings.describe(file, file.read([row]))[0]
+    return row, settings.describe(file, features)[0]
 
 
 def nearest(
@@ -157,6 +161,78 @@ def nearest(
         rows=int(eligible.sum()),
         failed=int((file.status != Status.DONE).sum()),
     )
+
+
+def nearest_by_index(
+    file: Features,
+    query: NDArray[np.float32],
+    index: SearchIndex,
+    settings: DescriptorSettings | None = None,
+    *,
+    top: int = 20,
+    without: Sequence[int] = (),
+) -> Neighbours:
+    """Find the rows nearest to a descriptor among the candidates of an index, whose cosines are exact.
+
+    Only the features of the candidates are read: of a run in shards their shards, compared with their SHA-256; the rows
+    of a file are not compared with its checksums. Parameters, returned value and errors are those of `nearest`.
+    """
+    settings = settings or DescriptorSettings()
+    if top < 1:
+        raise ConfigError(f"top: expected at least 1, found {top}")
+    unit = _unit(file, query, settings)
+    rows = np.setdiff1d(index.candidates(unit, top + SPARE + len(without)), list(without))
+    cosines = _cosines(file, rows, unit, settings)
+    order = np.argsort(-cosines, kind="stable")[:top]
+    return Neighbours(
+        nearest=tuple(_neighbour(file, int(rows[place]), float(cosines[place])) for place in order),
+        rows=len(index) - len(without),
+        failed=index.failed,
+    )
+
+
+def open_index(
+    file: Features, path: Path, settings: DescriptorSettings, progress: Callable[[int, int], None] | None = None
+) -> SearchIndex:
+    """Read the index of a file's descriptors, or make it, which reads all of them, if `path` is free.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged, or the index, or that is of other features or settings.
+    ConfigError
+        If the library faiss is not installed.
+    """
+    own = file.plan.token if isinstance(file, ShardedFeatures) else None
+    if isinstance(file, FeatureFile):
+        own = file.features_sha256
+    wanted = file.regions if settings.regions is None else settings.regions
+    about = {"features": own, "rows": len(file), "join": settings.join, "normalisation": settings.normalisation,
+             "regions": list(wanted)}  # fmt: skip
+    if path.exists():
+        return load_index(path, about)
+    file.check()
+    done = np.flatnonzero(file.status == Status.DONE)
+    some = done[np.unique(np.linspace(0, max(len(done) - 1, 0), TRAINED_ON).astype(int))] if len(done) else done
+    index = make_index(_units(file, some, settings), _blocks(file, done, settings, progress), about, len(file))
+    index.save(path)
+    return index
+
+
+def _blocks(
+    file: Features, done: NDArray[np.int64], settings: DescriptorSettings, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    step = max(1, BLOCK_BYTES // file.shape.row_bytes)
+    for start in range(0, len(done), step):
+        rows = done[start : start + step]
+        yield rows, _units(file, rows, settings)
+        if progress is not None:
+            progress(start + len(rows), len(done))
+
+
+def _units(file: Features, rows: NDArray[np.int64], settings: DescriptorSettings) -> NDArray[np.float32]:
+    """Return the descriptors (n, D) of rows at length 1."""
+    return l2_normalise(settings.describe(file, file.read(rows)))
 
 
 def _unit(file: Features, query: NDArray[np.float32], settings: DescriptorSettings) -> NDArray[np.float32]:

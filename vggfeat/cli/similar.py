@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
               help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@click.option("--index", "place", type=PATH, metavar="FILE",
+              help="Search by an index, which is made if the file is not there: vggfeat[search].")  # fmt: skip
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
 def similar(
     file: Path,
     query: str,
@@ -36,42 +39,57 @@ def similar(
     regions: tuple[str, ...] | None,
     weights: str | None,
     device: str | None,
+    place: Path | None,
     out: Path | None,
     images: Path | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Name the images of a feature file that are most like one, by the cosine of their descriptors.
 
     Every row is compared. An image that is in the file (an id, or a file of the same bytes) needs no net; another
-    one is run through the net that made the file, with the same settings.
+    one is run through the net that made the file, with the same settings. With --index candidates come from a file that
+    the first such command makes, and their cosines are exact; an image file always goes through the net. It pays for
+    many queries of a million images and more.
 
     \b
     Examples:
       vggfeat similar voc2007.h5 --query 000012
+      vggfeat similar /disk/run --query 000012 --index run.index
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
     from vggfeat.cli.descriptors import default_join
+    from vggfeat.cli.progress import Progress
     from vggfeat.errors import ConfigError
     from vggfeat.results.page import check_page_place, write_page
     from vggfeat.results.similar import similar_json, similar_page, similar_text
-    from vggfeat.similar import DescriptorSettings, nearest
+    from vggfeat.runtime.targets import anything, check_target
+    from vggfeat.similar import DescriptorSettings, nearest, nearest_by_index, open_index
     from vggfeat.store.sharded import open_features
 
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
+    if place is not None:
+        check_target(place, inputs=[file, *([images] if images else []), *([out] if out else [])], ours=anything)
     if out is not None:
         check_page_place(out, [file, *([images] if images else []), query, *net_files(weights)])
         make_folder(out.parent)
     chosen = join or default_join(file)
     settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
     with open_features(file) as features:
-        row, descriptor = _descriptor(features, query, settings, weights, device)
-        found = nearest(features, descriptor, settings, top=top, without=() if row is None else (row,))
+        row, descriptor = _descriptor(features, query, settings, weights, device, known=place is None)
+        own = () if row is None else (row,)
+        if place is None:
+            found = nearest(features, descriptor, settings, top=top, without=own)
+        else:
+            with Progress("index", "images", quiet=quiet) as bar:
+                index = open_index(features, place, settings, bar.update)
+            found = nearest_by_index(features, descriptor, index, settings, top=top, without=own)
         content = similar_json(features, query, row, found, settings)
         if out is not None:
             sample = None if row is None else features.dataset[row]
-            own = None if sample is None else (sample.path, sample.box)
-            write_page(out, similar_page(content, features.dataset_name, own, Path(query), images))
+            shown = None if sample is None else (sample.path, sample.box)
+            write_page(out, similar_page(content, features.dataset_name, shown, Path(query), images))
     if as_json:
         say_json(content)
         return
@@ -81,7 +99,7 @@ def similar(
 
 
 def _descriptor(
-    features: "Features", query: str, settings: Any, weights: str | None, device: str | None
+    features: "Features", query: str, settings: Any, weights: str | None, device: str | None, *, known: bool
 ) -> tuple[int | None, Any]:
     from vggfeat.similar import query_of_row
 
@@ -90,7 +108,7 @@ def _descriptor(
     from vggfeat.runtime.devices import default_device
     from vggfeat.similar import extract_query, net_of, row_of_image
 
-    row = row_of_image(features, Path(query))
+    row = row_of_image(features, Path(query)) if known else None
     if row is not None:
         return query_of_row(features, features.dataset.ids[row], settings)
     net = net_of(features, weights)

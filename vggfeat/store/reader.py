@@ -204,6 +204,11 @@ class FeatureFile(Features):
         """(N, S, R, C) float32, on the disk."""
         return self._columns["features"]
 
+    @property
+    def features_sha256(self) -> str:
+        """Digest of all features, 64 hex digits, as the file gives it."""
+        return self._source.text("features_sha256")
+
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """(N,) values of `vggfeat.store.layout.Status`."""
