@@ -24,7 +24,6 @@ TWO_MEANINGS = {
     "--extend": "plan is given the run that it extends, extract has --out for its file",
     "--out": "that of plan may be an address",
     "--root": "that of plan, and of extract --plan, may be an address",
-    "--rows": "that of bench svm is NxD, others count images",
     "--scale": "train draws S from a range, nets for boxes have one",
 }
 
