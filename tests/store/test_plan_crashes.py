@@ -15,7 +15,7 @@ from vggfeat.runtime.storage import LocalStorage
 from vggfeat.samples import DataSet, Task
 from vggfeat.store import planning
 from vggfeat.store.layout import Shape
-from vggfeat.store.plan import Plan, PlanSettings
+from vggfeat.store.plan import Plan, PlanSettings, ids_of, read_plan
 from vggfeat.store.planning import extend_plan, write_plan
 from vggfeat.store.shard_files import write_shard
 from vggfeat.store.sharded import ShardedFeatures, examine
@@ -126,6 +126,21 @@ def test_two_that_plan_at_once_plan_the_same(tmp_path):
     assert write_plan(plans[1], images(21)).to_json() == first.to_json()
     with pytest.raises(StoreError, match="channels: found 5, expected 6"):
         write_plan(replace(plans[1], shape=replace(SHAPE, channels=6)), images(21))
+
+
+def test_two_that_plan_otherwise_at_once_leave_a_plan_that_is_whole(tmp_path):
+    plan = draft(LocalStorage(str(tmp_path / "run")))
+    other = replace(plan, settings=replace(plan.settings, shard_rows=plan.settings.shard_rows + 1))
+
+    def batches():
+        """Another plans while this one is walked."""
+        write_plan(other, images(21))
+        yield from images(21).batches()
+
+    with pytest.raises(StoreError, match="shard_rows: found 5, expected 4"):
+        write_plan(plan, replace(images(21), batches=batches))
+    kept = [name for ids in ids_of(read_plan(plan.storage)) for name in ids]
+    assert kept == [name for batch in images(21).batches() for name in batch["id"].to_pylist()]
 
 
 def test_a_disk_without_room_for_hashes_is_named(tmp_path, monkeypatch):

@@ -62,7 +62,8 @@ class RemoteStorage:
         if "?" in root or "#" in root:
             raise ConfigError(f"{address_name(root)}: expected the address of a folder, found one with ? or #")
         self.root = root.rstrip("/")
-        self._opened = open_address(self.root, settings)
+        # Some libraries connect at once.
+        self._opened = attempt(address_name(root), lambda: open_address(self.root, settings), settings, doing="opening")
         self.settings = patience(self._opened, settings)
         self._base = self._opened.path.rstrip("/")
 

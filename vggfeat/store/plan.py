@@ -2,7 +2,9 @@
 
     RUN/plan.json                        what decides the features, what the data set is, the parts with their digests;
                                          the plan exists once it has its name
-    RUN/plan/part-000000.parquet         rows of up to 16 shards, with the columns of `vggfeat.listing`
+    RUN/plan/part-000000-1f0c9a3e.parquet
+                                         rows of up to 16 shards, with the columns of `vggfeat.listing`; called by its
+                                         digest too, so that two that plan at once do not replace each other's
     RUN/features/000/part-000123.parquet a finished shard (`vggfeat.store.shard_files`)
 
 Nobody holds the whole list: it is written in a stream, and who computes a shard reads the part that has it. A part
@@ -164,8 +166,14 @@ class Plan:
         """Read the rows of a part; StoreError if they are damaged. The last one that was read is kept."""
         if number not in self._last:
             rows, digest = self.parts[number]
-            where = joined(self.where, part_path(number))
-            found = unseal(self.storage.read(part_path(number)), where, PART_FORMAT)
+            path = part_path(number, digest)
+            where = joined(self.where, path)
+            try:
+                found = unseal(self.storage.read(path), where, PART_FORMAT)
+            except MissingFileError:
+                raise StoreError(
+                    f"{where}: expected a part of the plan, found none; bring it back, or plan again into an empty folder"
+                ) from None
             if found.sha256 != digest or found.file.metadata.num_rows != rows:
                 raise StoreError(
                     f"{where}: expected the part of this plan ({rows} rows), found another "
@@ -248,9 +256,9 @@ class Plan:
         }
 
 
-def part_path(part: int) -> str:
-    """Name a part of a plan."""
-    return f"plan/part-{part:06d}.parquet"
+def part_path(part: int, digest: str) -> str:
+    """Name a part of a plan, of which one knows the digest."""
+    return f"plan/part-{part:06d}-{digest[:8]}.parquet"
 
 
 def shard_path(shard: int) -> str:

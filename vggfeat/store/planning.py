@@ -101,6 +101,11 @@ def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: N
         plan = _written(draft, replace(listing, batches=batches), hashes, progress)
         _check_unique(plan, hashes, first=len(old.parts))
     if plan.rows > old.rows:
+        if read_plan(old.storage).parts != old.parts:
+            raise StoreError(
+                f"{old.where}: expected nobody else to extend the plan meanwhile, found another plan; give the same "
+                "command again"
+            )
         plan.storage.replace(PLAN, encode_plan(plan))
     return plan
 
@@ -128,8 +133,9 @@ def _written(draft: Plan, listing: Listing, hashes: IdHashes, progress: Progress
             hashes.add(table["id"].to_pylist())
         about = {"format": PART_FORMAT, "part": len(parts)}
         raw = seal(table, about, compression="zstd", group_rows=draft.settings.shard_rows)
-        draft.storage.replace(part_path(len(parts)), raw)
-        parts.append((len(table), digest_of(raw, part_path(len(parts)))))
+        digest = digest_of(raw, draft.where)
+        draft.storage.replace(part_path(len(parts), digest), raw)
+        parts.append((len(table), digest))
         rows += len(table)
         progress(rows)
     return tally.plan(tuple(parts))

@@ -136,7 +136,7 @@ def digest_of(raw: bytes, where: str) -> str:
             digest.update(part)
         if digest.hexdigest().encode() == raw[place : place + len(_ZEROS)]:
             return digest.hexdigest()
-    raise StoreError(f"{where}: expected bytes that fit their SHA-256, found damage")
+    raise StoreError(f"{where}: expected bytes that fit their SHA-256, found damage; move it away, and make it again")
 
 
 def unreadable(where: str, found: object) -> StoreError:

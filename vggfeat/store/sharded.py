@@ -232,7 +232,7 @@ class Examined(NamedTuple):
     machines: list[dict[str, Any]]
     """What has computed them."""
     problems: list[str]
-    """A sentence for each shard that is damaged or of another plan."""
+    """A sentence for each shard, or part of the plan, that is damaged or of another plan."""
     root: str | None
     """Merkle root, if all shards are there and sound."""
 
@@ -262,12 +262,21 @@ def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> E
         digests.append(shard.sha256)
         if shard.machine not in machines:
             machines.append(shard.machine)
-    problems.extend(_strange(plan))
+    problems.extend((*_bad_parts(plan), *_strange(plan)))
     return Examined(
         done=counts[Status.DONE], failed=counts[Status.FAILED], reasons=dict(reasons.most_common()),
         shards=len(digests), missing=[shard for shard in range(plan.shards) if shard not in present],
         machines=machines, problems=problems, root=merkle_root(digests) if len(digests) == plan.shards else None,
     )  # fmt: skip
+
+
+def _bad_parts(plan: Plan) -> Iterator[str]:
+    """Name the parts of the plan that nobody can read."""
+    for number in range(len(plan.parts)):
+        try:
+            plan.part(number)
+        except StoreError as error:
+            yield str(error)
 
 
 def _strange(plan: Plan) -> Iterator[str]:
