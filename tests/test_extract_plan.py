@@ -343,11 +343,15 @@ def test_a_damaged_part_of_a_plan_is_named(root, net, tmp_path):
     part.write_bytes(raw)
     with pytest.raises(StoreError, match=rf"{part}: expected bytes that fit their SHA-256"):
         compute(read_plan(open_storage(tmp_path / "run")), net)
-    assert [said.partition(": ")[0] for said in examine(read_plan(open_storage(tmp_path / "run"))).problems] == [str(part)]
+    assert [said.partition(": ")[0] for said in examine(read_plan(open_storage(tmp_path / "run"))).problems] == [
+        str(part)
+    ]
     part.unlink()
     with pytest.raises(StoreError, match=rf"{part}: expected a part of the plan, found none; bring it back, or plan"):
         compute(read_plan(open_storage(tmp_path / "run")), net)
-    assert [said.partition(": ")[0] for said in examine(read_plan(open_storage(tmp_path / "run"))).problems] == [str(part)]
+    assert [said.partition(": ")[0] for said in examine(read_plan(open_storage(tmp_path / "run"))).problems] == [
+        str(part)
+    ]
 
 
 def test_an_image_that_changed_since_it_was_planned_fails_by_name(net, tmp_path):
@@ -399,7 +403,7 @@ def test_new_images_are_planned_behind_the_old_ones(net, tmp_path):
     one = load_features(whole)
     order = [one.ids.index(name) for name in loaded.ids]
     np.testing.assert_allclose(loaded.descriptors, one.descriptors[order], atol=1e-5)
-    with pytest.raises(StoreError, match="expected nobody else to extend the plan meanwhile.*the same command again"):
+    with pytest.raises(StoreError, match=r"expected nobody else to extend the plan meanwhile.*the same command again"):
         add_to_plan(plan, listing_of(open_dataset("folder", tmp_path / "in")))
     again = add_to_plan(longer, listing_of(open_dataset("folder", tmp_path / "in")))
     assert again.rows == 7

@@ -33,7 +33,7 @@ from vggfeat.table import load_features
 from vggfeat.weights import load_backbone
 
 WEIGHTS = ["--weights", "random:A:0:0.03125"]
-NET = [*WEIGHTS, "--scales", "224", "--rows", "4", "--quiet"]
+NET = [*WEIGHTS, "--scales", "224", "--shard-rows", "4", "--quiet"]
 QUICK = [*WEIGHTS, "--workers", "1", "--allow-failed", "1", "--quiet"]
 CLASSES = ("cat", "dog")
 ONCE = StorageSettings(attempts=1, timeout=20)

@@ -10,7 +10,7 @@ from vggfeat.errors import ConfigError
 
 
 def test_the_stages_of_a_run_are_measured(tmp_path, capsys):
-    words = ["--rows", "20000", "--shard-rows", "1000", "--channels", "16", "--scratch", str(tmp_path)]
+    words = ["--images", "20000", "--shard-rows", "1000", "--channels", "16", "--scratch", str(tmp_path)]
     assert run(["bench", "scale", *words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["plan"]["shards"] == 20

@@ -1,6 +1,7 @@
 """`plan`, `extract --plan`, `inspect RUN`, `merge`, and the commands that take a run where they take a feature file."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def net(inputs):
 
 def plan(inputs, out, *more):
     where = ["--root", str(inputs / "photos"), "--weights", str(inputs / "net.safetensors"), "--out", str(out)]
-    words = ["plan", "--dataset", "folder", *where, "--scales", "224,240", "--rows", "3", "--quiet", *more]
+    words = ["plan", "--dataset", "folder", *where, "--scales", "224,240", "--shard-rows", "3", "--quiet", *more]
     return run(words)
 
 
@@ -106,6 +107,38 @@ def test_commands_say_of_a_run_what_they_say_of_its_file(words, finished, tmp_pa
             assert all((one[name] == other[name]).all() for name in one.files)
 
 
+def test_the_command_that_is_named_as_the_next_one_works(inputs, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run of today"
+    assert plan(inputs, out) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: vggfeat "))
+    assert words[:3] == ["extract", "--plan", str(out)]
+    assert run([*words, *QUIET]) == 0
+    monkeypatch.chdir(inputs)  # where the net is, by the name that it had
+    where = ["--root", "photos", "--weights", "net.safetensors", "--out", str(tmp_path / "other")]
+    assert run(["plan", "--dataset", "folder", *where, "--scales", "224", "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith(f"next: vggfeat extract --plan {tmp_path / 'other'}\n")
+
+
+def test_a_plan_says_how_many_images_it_has_found_so_far(inputs, tmp_path, capsys):
+    words = [
+        "--root",
+        str(inputs / "photos"),
+        "--weights",
+        str(inputs / "net.safetensors"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert run(["plan", "--dataset", "folder", *words, "--scales", "224"]) == 0
+    assert "plan folder: 16 images" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_are_taken_by_config(inputs, finished, net, tmp_path):
+    words = ["--root", str(inputs / "photos"), "--weights", net, "--out", str(tmp_path / "again.h5")]
+    assert run(["extract", "--config", str(finished), *words, *QUIET]) == 0
+    with FeatureFile(tmp_path / "again.h5") as file:
+        assert file.scales == (224, 240)
+
+
 def test_what_the_plan_has_decided_is_not_asked_again(finished, net, capsys):
     for option in (["--scales", "256"], ["--dataset", "folder"], ["--precision", "bf16"], ["--out", "x.h5"],
                    ["--max-pixels", "9"], ["--layer", "fc6"]):  # fmt: skip
@@ -115,17 +148,24 @@ def test_what_the_plan_has_decided_is_not_asked_again(finished, net, capsys):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["extract", "--quiet"], "--dataset NAME, or --plan RUN: expected one of them, found none"),
-    (["extract", "--dataset", "folder", "--take", "1/2"], "expected --plan RUN with them"),
+    (["extract", "--dataset", "folder", "--take", "1/2"], "--take: expected --plan RUN with it"),
     (["extract", "--plan", "none"], "plan.json: expected a plan, found none; make one: vggfeat plan --out"),
     (["extract", "--plan", "none", "--take", "3/2"], "expected a number from 1 to a count, such as 17/1000"),
+    (["extract", "--dataset", "folder", "--attempts", "2"], "--attempts: expected --plan RUN with it"),
+    (["extract", "--dataset", "folder", "--allow-private"], "--allow-private: expected --plan RUN with it"),
+    (["extract", "--plan", "a.h5"], "a.h5: expected the folder of a run that `vggfeat plan` has made, found a file"),
+    (["merge", "a.h5", "--out", "x.h5"], "a.h5: expected the folder of a run"),
+    (["inspect", "."], "expected a feature file, or the folder of a run, found a folder without plan.json"),
+    (["plan", "--dataset", "none", "--out", "https://127.0.0.1:9/run"], "expected an object store to write to"),
     (["plan", "--dataset", "folder"], "--dataset and --out: expected both, or --extend RUN"),
     (["plan", "--extend", "none"], "plan.json: expected a plan, found none"),
-    (["plan", "--extend", "none", "--rows", "5"], "--rows: the plan that is extended has decided it"),
+    (["plan", "--extend", "none", "--shard-rows", "5"], "--shard-rows: the plan that is extended has decided it"),
     (["inspect", "none"], "none: expected a feature file, found none"),
     (["merge", "none", "--out", "x.h5"], "plan.json: expected a plan, found none"),
 ])  # fmt: skip
 def test_bad_words_are_named(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.h5").write_bytes(b"no run")
     assert run(words) in (2, 6)
     assert message in capsys.readouterr().err
 
@@ -136,7 +176,7 @@ def test_images_that_have_come_are_planned_behind(inputs, net, tmp_path, capsys)
     for number in range(3):
         Image.new("RGB", (60, 60), (number, 0, 0)).save(root / f"{number}.png")
     run_folder = tmp_path / "run"
-    words = ["--weights", net, "--scales", "224", "--rows", "2", "--out", str(run_folder), "--quiet"]
+    words = ["--weights", net, "--scales", "224", "--shard-rows", "2", "--out", str(run_folder), "--quiet"]
     assert run(["plan", "--dataset", "folder", "--root", str(root), *words]) == 0
     assert run(["extract", "--plan", str(run_folder), "--weights", net, *QUIET]) == 0
     Image.new("RGB", (60, 60)).save(root / "0-new.png")
@@ -184,6 +224,11 @@ def test_damage_has_its_exit_code(inputs, net, tmp_path, capsys):
     path.unlink()
     assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
     assert run(["inspect", str(out)]) == 0
+    capsys.readouterr()
+    (part,) = (out / "plan").iterdir()
+    part.unlink()
+    assert run(["inspect", str(out)]) == 6
+    assert f"problem: {part}: expected a part of the plan, found none; bring it back" in capsys.readouterr().out
 
 
 def test_a_feature_file_says_where_it_came_from_alike(finished, tmp_path):

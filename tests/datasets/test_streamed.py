@@ -237,6 +237,15 @@ class TestTables:
         assert (three["splits"], three["group"], three["column_weight"]) == (["test", "mini"], "2", "")
         assert found.root == str(tmp_path)
 
+    def test_a_run_that_is_kept_among_the_lists_is_none_of_them(self, tmp_path):
+        table(tmp_path / "plan" / "part-1.parquet", {"path": ["1.jpg"]})
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "plan.json").write_text("{}")
+        table(tmp_path / "run" / "plan" / "part-000000-1f0c9a3e.parquet", {"path": ["2.jpg"]})
+        table(tmp_path / "run" / "features" / "000" / "part-000000.parquet", {"path": ["3.jpg"]})
+        table(tmp_path / "run" / "more.parquet", {"path": ["4.jpg"]})
+        assert [row["file"] for row in rows(list_images("parquet", str(tmp_path)))] == ["1.jpg", "4.jpg"]
+
     def test_columns_can_be_told(self, tmp_path):
         table(tmp_path / "a.parquet", {"there": ["1.jpg"], "image": ["caption"], "what": [[3, 1]]})
         told = ListSettings(columns={"path": "there", "labels": "what"})

@@ -190,10 +190,19 @@ def test_what_opens_no_store_is_said_in_one_line(address, said):
     assert "SECRET" not in str(caught.value)
 
 
+def test_a_store_that_is_connected_to_at_once_and_does_not_answer_is_said_in_one_line():
+    with pytest.raises(
+        StoreError, match=r"^ftp://127.0.0.1:9/run: opening failed 2 time\(s\), the last: ConnectionRefused"
+    ):
+        open_storage("ftp://127.0.0.1:9/run", StorageSettings(attempts=2, wait=0))
+
+
 def test_web_servers_are_neither_written_to_nor_listed():
     web = open_storage("https://127.0.0.1:9/images", StorageSettings(attempts=1))
     with pytest.raises(ConfigError, match="expected an object store to write to"):
         web.write_new("a", b"")
+    with pytest.raises(ConfigError, match="expected an object store to write to"):
+        open_storage("https://127.0.0.1:9/images", writing=True)
     with pytest.raises(
         StoreError, match=r"expected a store that lists its files.*name the files: set-\{0000..0009\}.tar"
     ):

@@ -44,7 +44,7 @@ class AuditOptions:
 
 
 @click.command()
-@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5|RUN...")
 @with_options(AuditOptions, "chosen")
 @with_options(GivenFile, "given")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Entries of a list on the terminal.")
@@ -124,7 +124,7 @@ class ProjectionOptions:
 
 
 @click.command("map")
-@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5|RUN...")
 @click.option("--out", type=PATH, default=Path("map.html"), show_default=True, help="The page.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip

@@ -329,13 +329,14 @@ def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: G
 
 
 @bench.command("scale")
-@click.option("--rows", type=click.IntRange(1, 10**9), default=1_000_000, show_default=True, help="Images of the list.")
+@click.option("--images", type=click.IntRange(1, 10**9), default=1_000_000, show_default=True,
+              help="Of the list.")  # fmt: skip
 @click.option("--shard-rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True,
               help="Images of a shard.")  # fmt: skip
 @click.option("--channels", type=click.IntRange(1), default=4096, show_default=True, help="Values of an image.")
 @click.option("--scratch", type=PATH, help="Where the run is for a while, 20 bytes an image. [the system's place]")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def bench_scale(rows: int, shard_rows: int, channels: int, scratch: Path | None, as_json: bool) -> None:
+def bench_scale(images: int, shard_rows: int, channels: int, scratch: Path | None, as_json: bool) -> None:
     """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.
 
     Three stages, each in a process of its own: planning; a worker's share besides decoding and the net, of some shards
@@ -343,11 +344,11 @@ def bench_scale(rows: int, shard_rows: int, channels: int, scratch: Path | None,
 
     \b
     Example:
-      vggfeat bench scale --rows 10000000
+      vggfeat bench scale --images 10000000
     """
     from vggfeat.benchmarks.scale import measure_scale
 
-    found = measure_scale(rows, shard_rows, channels, scratch)
+    found = measure_scale(images, shard_rows, channels, scratch)
     if as_json:
         say_json(found)
         return

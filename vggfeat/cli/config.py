@@ -112,13 +112,19 @@ def weights(*nets: Settings, several: bool = False) -> Callable[[Path], Any]:
 
 
 def _read(path: Path) -> tuple[str, Settings]:
-    """Return what a file is, and its content: JSON, or the provenance of a feature file."""
+    """Return what a file is, and its content: JSON, or the provenance of a feature file or a run in shards."""
     from vggfeat.nets.backbone import BOX_FACTS
     from vggfeat.results.checked_json import parse_settings
     from vggfeat.runtime.durable import open_bounded, read_bounded
+    from vggfeat.runtime.storage import open_storage
     from vggfeat.store.layout import POSTERIORS
+    from vggfeat.store.plan import read_plan
     from vggfeat.store.reader import FeatureFile
+    from vggfeat.store.sharded import is_run
 
+    if is_run(path):
+        plan = read_plan(open_storage(path))
+        return "features", {**plan.key, **plan.provenance, "dataset": plan.name}
     if path.is_dir():
         path = next((path / name for name in ("results.json", "run.json") if (path / name).is_file()), path)
     try:

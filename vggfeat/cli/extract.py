@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", "extend", *(one.name for one in fields(ListOptions)),
            *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
 """What a plan has decided."""
+OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in fields(options))
+"""What nothing but a plan has a use for."""
 
 
 @click.command()
@@ -101,12 +103,9 @@ def extract(
         refuse_options(click.get_current_context(), OF_PLAN, "the plan has decided it")
         task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
         return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
-    if name is None or planned != PlanRunOptions():
-        options = "--take and --mixed" if name else "--dataset NAME, or --plan RUN"
-        raise ConfigError(
-            f"{options}: expected {'--plan RUN with them' if name else 'one of them'}, found none; see "
-            "vggfeat extract --help"
-        )
+    if name is None:
+        raise ConfigError("--dataset NAME, or --plan RUN: expected one of them, found none; see vggfeat extract --help")
+    refuse_options(click.get_current_context(), OF_RUN, "expected --plan RUN with it, found none")
     root = _local(place)
     from vggfeat.cli.progress import Progress
     from vggfeat.datasets.catalogue import open_dataset

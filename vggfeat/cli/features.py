@@ -80,7 +80,7 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FEATURES.h5|RUN...")
 @click.option("--to", "kind", type=click.Choice(KINDS), required=True)
 @click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
 @with_options(DescriptorOptions, "descriptors")

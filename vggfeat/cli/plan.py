@@ -1,6 +1,7 @@
 """Runs of many shards: `vggfeat plan` makes one, `vggfeat extract --plan` computes it, `vggfeat merge` ends it."""
 
 import os
+import shlex
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -163,7 +164,9 @@ def _agreement(precision: Any) -> str:
 @click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
 @click.option("--out", metavar="RUN", help="A folder that is new or empty.")
 @click.option("--extend", metavar="RUN", help="Plan what is new in the data set of this run, behind what it has.")
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Images of a shard.")
+@click.option(
+    "--shard-rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Images of a shard."
+)
 @click.option("--store", type=click.Choice(["scales", "mean"]), default="scales", show_default=True,
               help="Keep the features of every scale, or their mean, all that joining by mean needs.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
@@ -183,7 +186,7 @@ def plan(
     weights: str | None,
     out: str | None,
     extend: str | None,
-    rows: int,
+    shard_rows: int,
     store: str,
     dtype: str,
     features: FeatureOptions,
@@ -219,25 +222,26 @@ def plan(
         old = read_plan(open_storage(extend, stores.settings()))
         found = _listing(old.name, root or old.root, layout, listing, stores)
         with Progress(f"plan {old.name}", "images", quiet=quiet) as bar:
-            done = add_to_plan(old, found, lambda rows: bar.update(rows, 0))
+            done = add_to_plan(old, found, bar.update_count)
         _tell(done, old.rows, as_json)
         return
     if name is None or out is None:
         raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
     if not is_remote(out):
         check_folder(out, [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
+    storage = open_storage(out, stores.settings(), writing=True)
     found = _listing(name, root, layout, listing, stores)
     net = load_noted_net(weights, rendered=bool(found.marks))
-    settings = PlanSettings(shard_rows=rows, store=store, dtype=dtype)  # type: ignore[arg-type]
+    settings = PlanSettings(shard_rows=shard_rows, store=store, dtype=dtype)  # type: ignore[arg-type]
     with Progress(f"plan {name}", "images", quiet=quiet) as bar:
         done = make_plan(
-            found, net, open_storage(out, stores.settings()), features.settings(name, device), plan=settings,
-            decode=limits.settings(), progress=lambda rows: bar.update(rows, 0),
+            found, net, storage, features.settings(name, device), plan=settings,
+            decode=limits.settings(), progress=bar.update_count,
         )  # fmt: skip
-    _tell(done, None, as_json)
+    _tell(done, None, as_json, weights)
 
 
-_DECIDED = ("name", "weights", "out", "rows", "store", "dtype", "device",
+_DECIDED = ("name", "weights", "out", "shard_rows", "store", "dtype", "device",
             *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
 
 
@@ -264,13 +268,21 @@ def _listing(
     return listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {})
 
 
-def _tell(done: "Plan", before: int | None, as_json: bool) -> None:
+def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None = None) -> None:
     if as_json:
         say_json({"run": done.where, "images": done.rows, "shards": done.shards, "new": done.rows - (before or 0)})
         return
     new = "" if before is None else f", {done.rows - before} of them new"
     say(f"{done.where}: {done.rows} images{new}, in {done.shards} shards of up to {done.settings.shard_rows}")
-    say(f"next: vggfeat extract --plan {done.where}")
+    say(f"next: vggfeat extract --plan {shlex.quote(done.where)}{_net_option(done, weights)}")
+
+
+def _net_option(plan: "Plan", given: str | None) -> str:
+    """Return the option that names the net, where it is not found by its SHA-256."""
+    from vggfeat.forward.rerun import find_weights
+
+    name = str(plan.provenance["weights"])
+    return "" if find_weights(plan.key["weights_sha256"], name) else f" --weights {shlex.quote(given or name)}"
 
 
 @click.command()
@@ -349,7 +361,7 @@ def show_run(run: str, failed: bool, as_json: bool) -> int:
     for problem in found.problems:
         say(f"problem: {problem}")
     if found.problems:
-        say("NOT SOUND: move what is named away, and give `vggfeat extract --plan` again")
+        say("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
     elif found.missing:
         say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
     else:

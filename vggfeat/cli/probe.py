@@ -10,7 +10,7 @@ from vggfeat.cli.output import say_json, say_lines
 
 
 @click.command()
-@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5|RUN...")
 @with_options(GivenOptions, "given")
 @click.option("--probes", type=Words(), default="svm,knn,logistic", show_default=True, help="Which classifiers.")
 @click.option("--shots", type=Numbers(int), default="1,2,4,8,16", show_default=True,

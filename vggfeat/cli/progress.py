@@ -1,5 +1,6 @@
 """Progress on a terminal as a bar, elsewhere as a line now and then, always on standard error."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -71,12 +72,17 @@ class Progress:
         if self.bar is not None:
             fresh, seconds = done - self.first, now - self.started
             said = _pace(fresh, self.unit, seconds, note) + _left(done, total, fresh, seconds, foretell=not stalled)
-            self.bar.update(self.task, completed=done, total=total, rate=said.removeprefix(", "))
+            known = None if math.isnan(total) else total
+            self.bar.update(self.task, completed=done, total=known, rate=said.removeprefix(", "))
         elif not self.quiet:
             seconds = now - self.started
             self.text = line(self.title, self.unit, done, total, self.first, seconds, note, foretell=not stalled)
             if now - self.shown >= SECONDS_BETWEEN_LINES:
                 self._say(now)
+
+    def update_count(self, done: float) -> None:
+        """Show how far it is where nobody knows how far it goes."""
+        self.update(done, math.nan)
 
     def update_failed(self, done: float, total: float, failed: int) -> None:
         """Show how far it is, and how many failed, as jobs over images report it."""
@@ -99,12 +105,17 @@ def line(
     fresh = done - first
     left = _left(done, total, fresh, seconds, foretell=foretell)
     pace = _pace(fresh, unit, seconds, note)
-    return f"{title}: {done:.0f} of {total:.0f} {unit}{', ' if pace else ''}{pace}{left}"
+    of = "" if math.isnan(total) else f" of {total:.0f}"
+    return f"{title}: {done:.0f}{of} {unit}{', ' if pace else ''}{pace}{left}"
 
 
 def _left(done: float, total: float, fresh: float, seconds: float, *, foretell: bool) -> str:
     # The one estimate, for the bar as for the lines: a mean since the run was begun or resumed.
-    return "" if done >= total or fresh <= 0 or not foretell else f", {duration((total - done) * seconds / fresh)} left"
+    return (
+        ""
+        if math.isnan(total) or done >= total or fresh <= 0 or not foretell
+        else f", {duration((total - done) * seconds / fresh)} left"
+    )
 
 
 def _pace(fresh: float, unit: str, seconds: float, note: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=PATH, metavar="FEATURES.h5")
+@click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
 @click.option("--query", required=True, metavar="IMAGE|ID", help="An image file, or the id of one in the file.")
 @click.option("--top", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many to name.")
 @click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")

@@ -130,7 +130,7 @@ class ProbabilityOptions:
 
 
 @click.command()
-@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5...")
+@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5|RUN...")
 @click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
               help="The same as a feature file without an option.")  # fmt: skip
 @click.option("--apply", "model", type=PATH, metavar="MODEL|RUN",

@@ -183,10 +183,14 @@ class RemoteStorage:
     def _limit(self, size: int = 0) -> dict[str, float]:
         return time_limit(self._opened.system, self.settings.timeout + size / LEAST_RATE)
 
-    def _writable(self, path: str) -> str:
+    def check_writable(self) -> None:
+        """Check that this kind of store can be written to; ConfigError if not."""
         if self._opened.protocol not in _WRITABLE:
             found = self._opened.protocol
             raise ConfigError(f"{self.root}: expected an object store to write to (s3://, gs://), found {found}://")
+
+    def _writable(self, path: str) -> str:
+        self.check_writable()
         return self._place(path)
 
     def _place(self, path: str) -> str:

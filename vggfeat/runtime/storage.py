@@ -177,7 +177,9 @@ class LocalStorage:
         return Path(self.root, *parts)
 
 
-def open_storage(root: str | os.PathLike[str], settings: StorageSettings = StorageSettings()) -> Storage:
+def open_storage(
+    root: str | os.PathLike[str], settings: StorageSettings = StorageSettings(), *, writing: bool = False
+) -> Storage:
     """Open what is below a root, which need not exist.
 
     Parameters
@@ -186,17 +188,22 @@ def open_storage(root: str | os.PathLike[str], settings: StorageSettings = Stora
         A folder, or its address: file:///data/run, s3://bucket/run.
     settings : StorageSettings
         Count for what is not on this machine.
+    writing : bool
+        Whether something is going to be written there.
 
     Raises
     ------
     ConfigError
-        If there is nothing that opens such an address.
+        If there is nothing that opens such an address, or it is of a kind that can't be written to.
     """
     text = root_text(root)
     if is_remote(text):
         from vggfeat.runtime.remote_storage import RemoteStorage
 
-        return RemoteStorage(text, settings)
+        remote = RemoteStorage(text, settings)
+        if writing:
+            remote.check_writable()
+        return remote
     return LocalStorage(text.removeprefix(_LOCAL))
 
 

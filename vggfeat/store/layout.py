@@ -214,7 +214,8 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
         )
         raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
     if not stat.S_ISREG(state.st_mode):
-        raise StoreError(f"{path}: expected a feature file, found a folder, pipe or device")
+        found = "a folder without plan.json" if os.path.isdir(path) else "a pipe or device"
+        raise StoreError(f"{path}: expected a feature file, or the folder of a run, found {found}; correct its name")
     with hdf5_errors(str(path)):
         return open_hdf5(path), state.st_size
 

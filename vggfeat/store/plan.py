@@ -13,6 +13,7 @@ begins with a shard of its own, so that the last shard of a part may be short. N
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -172,7 +173,8 @@ class Plan:
                 found = unseal(self.storage.read(path), where, PART_FORMAT)
             except MissingFileError:
                 raise StoreError(
-                    f"{where}: expected a part of the plan, found none; bring it back, or plan again into an empty folder"
+                    f"{where}: expected a part of the plan, found none; bring it back, or plan again into an "
+                    "empty folder"
                 ) from None
             if found.sha256 != digest or found.file.metadata.num_rows != rows:
                 raise StoreError(
@@ -289,6 +291,11 @@ def read_plan(storage: Storage) -> Plan:
     try:
         raw = storage.read(PLAN, 0, _LARGEST_PLAN)
     except MissingFileError:
+        if os.path.isfile(storage.root):
+            raise StoreError(
+                f"{storage.root}: expected the folder of a run that `vggfeat plan` has made, found a file; give "
+                "the folder"
+            ) from None
         raise StoreError(f"{where}: expected a plan, found none; make one: vggfeat plan --out {storage.root}") from None
     try:
         content = json.loads(raw)

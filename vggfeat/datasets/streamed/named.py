@@ -11,6 +11,8 @@ from vggfeat.runtime.storage import Storage, StorageSettings, open_storage
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_OF_RUN = re.compile(r"(.*/)?(?:plan|features/\d{3,})/part-[0-9a-f-]+\.parquet")
+_PLAN = "plan.json"
 _MOST_FILES = 10**6
 
 
@@ -28,8 +30,8 @@ def find_files(root: str, ending: str, settings: StorageSettings) -> FileSet:
     Parameters
     ----------
     root : str
-        A folder or address, searched at any depth; a file with the ending; or several by a pattern in braces,
-        train-{0000..0146}.tar or {train,val}.tar.
+        A folder or address, searched at any depth, but not in the runs of vggfeat there; a file with the ending; or
+        several by a pattern in braces, train-{0000..0146}.tar or {train,val}.tar.
     ending : str
         ".tar" or ".parquet".
     settings : StorageSettings
@@ -46,7 +48,15 @@ def find_files(root: str, ending: str, settings: StorageSettings) -> FileSet:
             folder = folder or ("/" if slash else ".")
         return FileSet(open_storage(folder, settings), _expanded(root[len(folder) + len(slash) :] if slash else root))
     storage = open_storage(root, settings)
-    paths = [entry.path for entry in storage.entries() if _counts(entry.path, ending)]
+    paths, runs = [], set()
+    for entry in storage.entries():
+        folder, _, name = entry.path.rpartition("/")
+        if name == _PLAN:
+            runs.add(folder)
+        elif _counts(entry.path, ending):
+            paths.append(entry.path)
+    if runs:  # of vggfeat: what it keeps there is no list of images
+        paths = [path for path in paths if _above(path) not in runs]
     if not paths:
         raise DatasetError(f"{storage.root}: expected files that end with {ending}, found none; correct --root")
     return FileSet(storage, paths)
@@ -54,6 +64,12 @@ def find_files(root: str, ending: str, settings: StorageSettings) -> FileSet:
 
 def _counts(path: str, ending: str) -> bool:
     return path.lower().endswith(ending) and not any(part.startswith(".") for part in path.split("/"))
+
+
+def _above(path: str) -> str | None:
+    """Return the folder of the run that a file would be of."""
+    found = _OF_RUN.fullmatch(path)
+    return None if found is None else (found[1] or "").rstrip("/")
 
 
 def _expanded(pattern: str) -> list[str]:
