@@ -108,7 +108,7 @@ def _column(batch: "pa.RecordBatch", field: "pa.Field", empty: "pa.Scalar | None
     import pyarrow as pa
 
     if field.name not in batch.schema.names:
-        return pa.nulls(len(batch), field.type) if empty is None else pa.repeat(empty, len(batch))
+        return pa.nulls(len(batch), field.type) if empty is None or not len(batch) else pa.repeat(empty, len(batch))
     try:
         column = batch[field.name].cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:

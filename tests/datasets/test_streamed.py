@@ -13,7 +13,7 @@ from vggfeat.datasets import folder
 from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.streamed import list_images
 from vggfeat.errors import ConfigError, DatasetError, StoreError
-from vggfeat.listing import listing_of
+from vggfeat.listing import complete_batch, listing_of
 from vggfeat.runtime.storage import MissingFileError, open_storage
 from vggfeat.samples import Task
 
@@ -321,3 +321,10 @@ def test_options_that_go_with_other_kinds_are_refused(tmp_path):
         list_images("tar", str(tmp_path), listing=ListSettings(columns={"path": "x"}))
     with pytest.raises(StoreError):
         list_images("tar", str(tmp_path / "a.tar"))
+
+
+def test_a_batch_of_a_list_in_which_nothing_is_new_is_empty():
+    found = complete_batch(
+        pa.record_batch({"id": pa.array([], pa.string()), "file": pa.array([], pa.string())}), "list"
+    )
+    assert len(found) == 0

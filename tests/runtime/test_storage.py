@@ -100,3 +100,13 @@ def test_an_address_that_was_made_a_path_is_one_still(tmp_path, monkeypatch):
 def test_patience_is_checked():
     with pytest.raises(ConfigError, match="found attempts 0"):
         StorageSettings(attempts=0)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    for ask in (LocalStorage(str(tmp_path)).exists, lambda name: LocalStorage(str(tmp_path)).write_new(name, b"")):
+        with pytest.raises(StoreError, match=r"plan\.json: reading failed: Permission denied"):
+            ask("plan.json")

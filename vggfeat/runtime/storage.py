@@ -134,7 +134,9 @@ class LocalStorage:
 
     def exists(self, path: str) -> bool:
         """Say whether there is a file of that name."""
-        return self._place(path).is_file()
+        place = self._place(path)
+        with disk_errors(place, "reading", _ADVICE):
+            return place.is_file()
 
     def size(self, path: str) -> int:
         """Return the bytes of a file."""
@@ -154,7 +156,7 @@ class LocalStorage:
         every moment, and the two are equal wherever equal input gives equal bytes.
         """
         place = self._place(path)
-        if place.exists():
+        if self.exists(path):
             sweep(self._files, place)  # what one has left that was killed after it had lost
             return False
         self._write(place, data)

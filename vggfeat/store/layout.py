@@ -210,7 +210,9 @@ def open_file(path: Path) -> tuple[h5py.File, int]:
     except (OSError, ValueError) as error:
         unfinished = path.with_name(f"{path.name}.parts")
         hint = (
-            f"; {unfinished} is an unfinished one: give the command that began it again" if unfinished.is_dir() else ""
+            f"; {unfinished} is an unfinished one: give the command that began it again"
+            if os.path.isdir(unfinished)
+            else ""
         )
         raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
     if not stat.S_ISREG(state.st_mode):
