@@ -51,6 +51,7 @@ DOORWAYS = {
     "safetensors": {"weights", "svm", "training"},
     "sklearn": {"svm", "estimator", "benchmarks", "projection", "protocols.probes"},
     "joblib": {"svm", "benchmarks"},
+    "snapml": {"benchmarks"},
     "scipy": {"svm", "synthetic", "benchmarks"},
     "openpyxl": {"datasets.cells"},
     "pyarrow": {"listing", "benchmarks.scale", "store", "formats.parquet", "datasets.cells", "given",

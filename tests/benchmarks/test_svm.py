@@ -6,11 +6,22 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC
 
 from vggfeat.benchmarks import svm as bench
 from vggfeat.benchmarks.made_up import SIZES, Size, make_descriptors, make_problem
-from vggfeat.benchmarks.peer import FORMS, PeerForm, Trial, fastest, objectives, solve, try_forms
+from vggfeat.benchmarks.peer import (
+    FORMS,
+    PeerForm,
+    PrecomputedForm,
+    SnapForm,
+    Trial,
+    fastest,
+    objectives,
+    other_forms,
+    solve,
+    try_forms,
+)
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 
@@ -117,6 +128,26 @@ def test_every_form_solves_the_problem_of_linear_svc(form, length):
     assert found.solving > 0
 
 
+@pytest.mark.parametrize("length", [8, 90])
+def test_inner_products_solve_the_problem_of_svc(length):
+    x, signs, costs = some_problems(length=length)
+    found = solve(x, signs, costs, PrecomputedForm(), threads=1)
+    for p, cost in enumerate(costs):
+        svm = SVC(kernel="linear", C=cost).fit(x.astype(float), signs[:, p])
+        np.testing.assert_allclose(found.coef[p], svm.coef_[0], atol=1e-6)
+        np.testing.assert_allclose(found.intercept[p], svm.intercept_[0], atol=1e-6)
+    assert found.converged.all()
+
+
+def test_snapml_solves_the_problem_of_linear_svc():
+    pytest.importorskip("snapml")
+    x, signs, costs = some_problems()
+    found = solve(x, signs, costs, SnapForm(), threads=1)
+    best = solve(x, signs, costs, PeerForm("float64", True, False), threads=1)
+    mine, theirs = (objectives(x, signs, costs, one.coef, one.intercept)[0] for one in (found, best))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+
+
 def test_workers_give_the_same_and_say_what_they_needed():
     x, signs, costs = some_problems()
     form = PeerForm("float64", True, False)
@@ -186,8 +217,8 @@ def test_the_memory_of_the_solvers_is_measured_without_pytorch():
 
 
 def test_both_solve_all_problems_to_the_same_objectives(measured):
-    own, peer = measured.rows
-    for row in measured.rows:
+    own, peer = measured.rows[:2]
+    for row in (own, peer):
         assert row["problems"] == row["solved"] == row["converged"] == 12 * 5 + 5
         assert 0 <= row["worst_gap"] < 1e-2
         assert row["seconds"] == row["choice_seconds"] + row["fit_seconds"]
@@ -196,6 +227,17 @@ def test_both_solve_all_problems_to_the_same_objectives(measured):
     assert -1e-3 < peer["lead"] <= peer["excess"] < 1e-2
     assert peer["same_choices"] == 1
     assert peer["ratio"] == peer["seconds"] / own["seconds"]
+
+
+def test_who_solves_another_problem_is_not_compared(measured):
+    others = {row["solver"]: row for row in measured.rows[2:]}
+    assert list(others) == [str(form) for form in other_forms()]
+    svc = others["SVC, precomputed kernel"]
+    assert svc["solves"] == "plain hinge"
+    assert svc["solved"] == svc["converged"] == 65
+    assert svc["ratio"] > 0
+    assert [svc[key] for key in ("worst_gap", "excess", "lead", "same_choices")] == [None] * 4
+    assert {row["solves"] for name, row in others.items() if name != str(PrecomputedForm())} <= {"squared hinge"}
 
 
 def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
@@ -209,7 +251,7 @@ def test_a_sample_is_spread_and_its_time_extrapolated(tiny, monkeypatch):
     monkeypatch.setattr(bench, "solve", watched)
     report = bench.measure(tiny, threads=1, sample=4)
     peer = report.rows[1]
-    assert [len(costs) for costs in solved] == [4, 4]
+    assert [len(costs) for costs in solved] == [4, 4] * (1 + len(other_forms()))
     assert solved[0][0] == bench.GRID[0]
     assert solved[0][-1] == bench.GRID[-1]
     assert (peer["choice_seconds"], peer["fit_seconds"]) == (100 + 10 * 60, 100 + 10 * 5)
@@ -221,6 +263,7 @@ def test_one_class_an_image_means_one_c_a_split(monkeypatch):
     small = Size(classes=4, images=15, blocks=2, channels=40, splits=2, training=10, strength=1.0, note="small")
     monkeypatch.setitem(SIZES, "tiny", small)
     own, *peers = bench.measure(make_problem("tiny"), threads=1).rows
+    peers = [peer for peer in peers if peer["solver"].startswith("LinearSVC")]
     assert own["problems"] == 2 * (12 * 4 + 4)
     assert [peer["solver"].endswith("reduced by QR") for peer in peers] == [False, True]
     assert all(peer["same_choices"] == 1 for peer in peers)
@@ -253,7 +296,7 @@ def test_the_command_prints_a_table_or_json(capsys):
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
     assert found["format"] == "vggfeat-bench-svm"
     assert found["machine"]["device"] == "cpu, 1 thread"
-    own, peer = found["rows"]
+    own, peer = found["rows"][:2]
     assert len(found["trial_seconds"]) == 4
     assert (own["solved"], peer["solved"]) == (65, 6)
     documented = {"solver", "choice_seconds", "fit_seconds", "seconds", "worst_gap", "memory"}

@@ -1,4 +1,4 @@
-"""The SVM stage of a protocol by vggfeat's solver and by scikit-learn's `LinearSVC`, on the same arrays, timed.
+"""The SVM stage of a protocol by vggfeat's solver and by others, on the same arrays, timed.
 
 C is chosen by held-out rows, then all classes are fitted again. N = images, K = classes, G = values of C, P = problems
 (pairs of class and C), n = rows, D = length of a descriptor.
@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from vggfeat.benchmarks.made_up import Problem
 from vggfeat.benchmarks.measure import Column, Report, Say, machine
-from vggfeat.benchmarks.peer import PeerForm, Solutions, Trial, fastest, objectives, solve, try_forms
+from vggfeat.benchmarks.peer import (
+    SAME_PROBLEM,
+    Form,
+    PeerForm,
+    Solutions,
+    Trial,
+    fastest,
+    objectives,
+    other_forms,
+    solve,
+    try_forms,
+)
 from vggfeat.metrics import average_precision, mean_class_recall
 from vggfeat.runtime.system import peak_memory
 from vggfeat.svm import Split, SvmProblemSet, SvmSettings
@@ -24,6 +35,7 @@ GRID = tuple(2.0**power for power in range(-5, 7))
 """12 values of C, 1/32 to 64."""
 COLUMNS = {
     "solver": Column(""),
+    "solves": Column("problem"),
     "choice_seconds": Column("choice s", ".2f"),
     "fit_seconds": Column("fit s", ".2f"),
     "seconds": Column("all s", ".2f"),
@@ -51,19 +63,24 @@ class Measured(NamedTuple):
     """All of them."""
     found: Solutions
     """Of all, or of a sample."""
-    gap: NDArray[np.float64]
-    """Relative duality gap of each solution."""
-    excess: NDArray[np.float64]
+    gap: NDArray[np.float64] | None
+    """Relative duality gap of each solution; None of another problem than vggfeat's."""
+    excess: NDArray[np.float64] | None
     """Of its objective over that of vggfeat's solution of the same problem, relative."""
+
+    def solved(self) -> int:
+        """Count the solutions that are what the solver promises."""
+        good = self.found.converged
+        return int((good if self.gap is None else good & (self.gap < LOST)).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Peer:
-    """`LinearSVC` in one form, to be compared with vggfeat's solver on the same rows."""
+    """Another solver, to be compared with vggfeat's on the same rows."""
 
     problem: Problem
     solver: SvmProblemSet
-    form: PeerForm
+    form: Form
     threads: int
     sample: int | None
     """How many problems of each stage are solved, spread over classes and C; None = all."""
@@ -76,10 +93,12 @@ class Peer:
             classes, costs = classes[spread], costs[spread]
         x, signs = self.problem.descriptors[rows], self.problem.labels[rows][:, classes]
         found = solve(x, signs, costs, self.form, self.threads)
+        seconds = found.preparing + found.solving * count / len(costs)
+        if self.form.solves != SAME_PROBLEM:
+            return Measured(seconds, count, found, None, None)
         theirs, gap = objectives(x, signs, costs, found.coef, found.intercept)
         model = self.solver.fit(rows, signs, costs)
         ours, _ = objectives(x, signs, costs, model.coef, model.intercept)
-        seconds = found.preparing + found.solving * count / len(costs)
         return Measured(seconds, count, found, gap, theirs / ours - 1)
 
     def row(self, chosen: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
@@ -90,18 +109,21 @@ class Peer:
         fits = [self.solve(split.refit, classes, costs) for split, costs in zip(splits, chosen, strict=True)]
         measured = choices + fits
         choice_seconds, fit_seconds = (sum(one.seconds for one in stage) for stage in (choices, fits))
+        gaps = [one.gap for one in measured if one.gap is not None]
+        excess = [one.excess for one in measured if one.excess is not None]
         return {
-            "solver": f"LinearSVC, {self.form}",
+            "solver": str(self.form),
+            "solves": self.form.solves,
             "choice_seconds": choice_seconds,
             "fit_seconds": fit_seconds,
             "seconds": choice_seconds + fit_seconds,
-            "worst_gap": float(max(one.gap.max() for one in measured)),
+            "worst_gap": float(np.concatenate(gaps).max()) if gaps else None,
             "problems": sum(one.problems for one in measured),
-            "solved": sum(len(one.gap) for one in measured),
-            "converged": int(sum((one.found.converged & (one.gap < LOST)).sum() for one in measured)),
-            "excess": float(max(one.excess.max() for one in measured)),
-            "lead": float(min(one.excess.min() for one in measured)),
-            "same_choices": self._same_choices(choices, chosen),
+            "solved": sum(len(one.found.converged) for one in measured),
+            "converged": sum(one.solved() for one in measured),
+            "excess": float(np.concatenate(excess).max()) if excess else None,
+            "lead": float(np.concatenate(excess).min()) if excess else None,
+            "same_choices": self._same_choices(choices, chosen) if gaps else None,
             "memory": max(one.found.memory for one in measured) or peak_memory(),
         }
 
@@ -109,7 +131,7 @@ class Peer:
         """Return the share of the choices of C that are vggfeat's; None if not every problem was solved."""
         same = []
         for split, one, ours in zip(self.problem.splits, choices, chosen, strict=True):
-            if len(one.gap) < one.problems:
+            if len(one.found.converged) < one.problems:
                 return None
             held_out = self.problem.descriptors[split.held_out].astype(np.float64)
             scores = held_out @ one.found.coef.T + one.found.intercept  # (m, G * K)
@@ -127,20 +149,21 @@ def measure(
     peer: bool = True,
     say: Say = lambda name: None,
 ) -> Report:
-    """Measure both solvers.
+    """Measure vggfeat's solver and others.
 
     Parameters
     ----------
     problem : Problem
     threads : int
-        Cores that either may use.
+        Cores that each may use.
     device : str, optional
-        Of vggfeat's solver, as in `SvmSettings`. The peer always runs on the CPU.
+        Of vggfeat's solver, as in `SvmSettings`. Others always run on the CPU.
     sample : int, optional
-        How many problems of each stage the peer solves, spread over classes and C; its seconds are extrapolated. By
+        How many problems of each stage the others solve, spread over classes and C; their seconds are extrapolated. By
         default those of the size.
     peer : bool
-        Measure `LinearSVC`: in its fastest form, and in the fastest one on rows reduced by QR, where that is possible.
+        Measure `LinearSVC`, in its fastest form, and in the fastest one on rows reduced by QR, where that is possible;
+        `SVC` on inner products, which solves another problem; and snapml, where it is installed.
     say : callable
 
     Returns
@@ -153,12 +176,13 @@ def measure(
     with threadpool_limits(threads):
         say("vggfeat")
         solver, chosen, own = run_own(problem, SvmSettings(device=device))
-        rows, tried = [own], dict[PeerForm, Trial]()
+        rows, tried, forms = [own], dict[PeerForm, Trial](), list[Form]()
         if peer:
             say("LinearSVC: which form is the fastest")
             tried = try_forms(*_middling_class(problem))
-        for form in filter(None, (fastest(tried, reduced=reduced) for reduced in (False, True))):
-            say(f"LinearSVC, {form}")
+            forms = [*filter(None, (fastest(tried, reduced=reduced) for reduced in (False, True))), *other_forms()]
+        for form in forms:
+            say(str(form))
             row = Peer(
                 problem=problem, solver=solver, form=form, threads=threads, sample=sample or problem.size.sample
             ).row(chosen)
@@ -184,7 +208,7 @@ def measure(
                 f"{row['solver']}: {row['solved']} of {row['problems']} problems solved, seconds extrapolated"
                 for row in rows if row["solved"] < row["problems"]
             ),
-            *([f"LinearSVC on one class, three values of C, s: {listed}"] if trial else []),
+            *([f"one class, three values of C, s: {listed}"] if trial else []),
         ],
     )  # fmt: skip
 
@@ -215,6 +239,7 @@ def run_own(problem: Problem, settings: SvmSettings) -> tuple[SvmProblemSet, lis
         chosen,
         {
             "solver": f"vggfeat, newton, {settings.device or 'CPU'}",
+            "solves": SAME_PROBLEM,
             "choice_seconds": solved - begun,
             "fit_seconds": ended - refitted,
             "seconds": solved - begun + ended - refitted,

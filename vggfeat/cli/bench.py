@@ -130,7 +130,7 @@ class SvmBenchOptions(BenchOptions):
     device: str | None = option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
     sample: int | None = option(
         "--sample", type=click.IntRange(1),
-        help="SVMs a stage that LinearSVC solves; all times follow from theirs. [tiny, voc: all; else 24]",
+        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]",
     )  # fmt: skip
     alone: bool = option("--no-peer", is_flag=True, help="Time vggfeat's solver only.")
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of the descriptors.")
@@ -219,11 +219,12 @@ def bench_roofline(options: RooflineOptions) -> None:
 @bench.command("svm")
 @with_options(SvmBenchOptions, "options")
 def bench_svm(options: SvmBenchOptions) -> None:
-    """Time the SVM stage of a protocol by vggfeat's solver and by scikit-learn's LinearSVC, on the same arrays.
+    """Time the SVM stage of a protocol by vggfeat's solver and by others, on the same arrays.
 
     C is chosen among 12 values on held-out rows, then all classes are fitted again. LinearSVC is taken in its fastest
     form (float32 or float64, dual or primal, with and without reducing the rows by QR first), its problems in parallel
-    over the cores. Objectives and duality gaps are computed from the weights of both.
+    over the cores. SVC on inner products solves another problem; snapml, where it is installed (the extra bench), the
+    same. Objectives and duality gaps are computed from the weights.
 
     \b
     Examples:
