@@ -151,6 +151,13 @@ LAYOUTS: Mapping[str, Layout] = {
         demo=Settings(image_side=300, classes=8, per_class=40),
         large=Settings(image_side=300, classes=40, per_class=60),
     ),
+    "formulas": Layout(
+        home="vggfeat.synthetic.formulas:write_formulas",
+        least={"classes": 2, "train": 2, "val": 2},
+        tiny=Settings(image_side=96, classes=8, train=6, val=16),
+        demo=Settings(image_side=256, classes=24, train=12, val=48),
+        large=Settings(image_side=256, classes=480, train=75, val=960),
+    ),
 }
 """Name -> layout. `vggfeat data synth` offers all."""
 

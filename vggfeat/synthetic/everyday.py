@@ -101,7 +101,7 @@ def everyday(
     `side` is the length in pixels of a side of 500, `name` the class that the annotation gives; a class whose material
     is None comes in every colour and finish.
     """
-    canvas = Canvas(_ground(rng, *shape_of(rng, shapes, side)))
+    canvas = Canvas(ground(rng, *shape_of(rng, shapes, side)))
     add_clutter(canvas, rng, int(rng.choice((0, 1, 5, 14), p=(0.35, 0.15, 0.25, 0.25))))
     count = int(rng.choice((1, 2, 3), p=(0.75, 0.2, 0.05)))
     for _ in range(count):
@@ -118,7 +118,7 @@ def _near_middle(rng: Generator, canvas: Canvas) -> tuple[float, float]:
     return width / 2 + float(x), height / 2 + float(y)
 
 
-def _ground(rng: Generator, width: int, height: int) -> Pixels:
+def ground(rng: Generator, width: int, height: int) -> Pixels:
     """(H, W, 3) ground of one kind out of four."""
     kinds = (_plain, _rough, _patterned, background)
     return kinds[int(rng.choice(4, p=(0.3, 0.35, 0.15, 0.2)))](rng, width, height)
@@ -130,17 +130,17 @@ def _plain(rng: Generator, width: int, height: int) -> Pixels:
         white = np.float32(255 - rng.uniform(0, 12))
         return np.full((height, width, 3), white, dtype=np.float32)
     light = 1 + slope(rng, width, height) * np.float32(rng.uniform(0, 0.35) * rng.integers(0, 2))
-    return _colour(rng) * light[..., None]
+    return any_colour(rng) * light[..., None]
 
 
 def _rough(rng: Generator, width: int, height: int) -> Pixels:
     """Paint (H, W, 3) as clouds, walls and meadows are: much at large scale, less at small, more bright than hue."""
     fall = rng.uniform(0.2, 1.3)
-    pixels = _colour(rng) + (_noise(rng, width, height, fall) * np.float32(rng.uniform(8, 55)))[..., None]
+    pixels = any_colour(rng) + (noise(rng, width, height, fall) * np.float32(rng.uniform(8, 55)))[..., None]
     for _ in range(2):
         axis = rng.uniform(-1, 1, 3)
         hue = (axis - axis.mean()).astype(np.float32)
-        pixels = pixels + (_noise(rng, width, height, fall + 0.4) * np.float32(rng.uniform(0, 35)))[..., None] * hue
+        pixels = pixels + (noise(rng, width, height, fall + 0.4) * np.float32(rng.uniform(0, 35)))[..., None] * hue
     return pixels
 
 
@@ -152,9 +152,9 @@ def _patterned(rng: Generator, width: int, height: int) -> Pixels:
     y = np.arange(height, dtype=np.float32)[:, None] * np.float32(scale)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     mix = pattern(cos * x - sin * y, sin * x + cos * y, float(rng.uniform(1, 4)))
-    first, second = _colour(rng), _colour(rng)
+    first, second = any_colour(rng), any_colour(rng)
     pixels = first + mix[..., None] * (second - first) * np.float32(rng.uniform(0.15, 0.8))
-    return pixels + (_noise(rng, width, height, 0.7) * np.float32(rng.uniform(0, 20)))[..., None]
+    return pixels + (noise(rng, width, height, 0.7) * np.float32(rng.uniform(0, 20)))[..., None]
 
 
 def _add_object(
@@ -167,7 +167,7 @@ def _add_object(
     colours = (
         _paint(rng, family, patch, reach) if chosen is None else _paint_material(rng, family, patch, reach, chosen)
     )
-    ink = _colour(rng) * np.float32(0.25 if drawn else 0.4)
+    ink = any_colour(rng) * np.float32(0.25 if drawn else 0.4)
     colours += (ink - colours) * patch.edge[..., None]
     if rng.random() < 0.3:
         _cast_shadow(canvas, rng, patch, reach)
@@ -176,7 +176,7 @@ def _add_object(
 
 def _cast_shadow(canvas: Canvas, rng: Generator, patch: Patch, reach: float) -> None:
     around = max(int(0.25 * reach), 2)
-    dark = _blurred(np.pad(patch.cover, around), rng.uniform(0.02, 0.12) * reach) * np.float32(rng.uniform(0.2, 0.6))
+    dark = blurred(np.pad(patch.cover, around), rng.uniform(0.02, 0.12) * reach) * np.float32(rng.uniform(0.2, 0.6))
     x, y = (int(v) for v in rng.uniform(-0.2, 0.2, 2) * reach)
     black = np.zeros((*dark.shape, 3), dtype=np.float32)
     canvas.litter(patch.left - around + x, patch.top - around + y, black, dark)
@@ -189,7 +189,7 @@ def _photograph(canvas: Canvas, rng: Generator) -> Image.Image:
         pixels = grained(rng, pixels)
     image = to_image(pixels)
     blur = rng.uniform(0, 0.0025 if rng.random() < 0.6 else 0.009) * canvas.side
-    return _soft(image, blur) if blur > 0.3 else image
+    return softened(image, blur) if blur > 0.3 else image
 
 
 def _draw_material(rng: Generator, usual: Material) -> Material:
@@ -210,7 +210,7 @@ def _paint(rng: Generator, family: Family, patch: Patch, reach: float) -> Pixels
     light = slanting(rng, patch)
     height, width = light.shape
     if rng.random() < 0.5:
-        light = light + _noise(rng, width, height, rng.uniform(0.2, 1)) * np.float32(rng.uniform(0, 0.2))
+        light = light + noise(rng, width, height, rng.uniform(0.2, 1)) * np.float32(rng.uniform(0, 0.2))
     if rng.random() < 0.5 and min(light.shape) > 1:
         light = light + _rounded(rng, patch, reach, 0.12, 0.48)
     return colours * light[..., None]
@@ -226,13 +226,13 @@ def _paint_material(rng: Generator, family: Family, patch: Patch, reach: float, 
         colours = first + mix[..., None] * (second - first) * np.float32(rng.uniform(0.3, 1))
     if chosen.finish == "mottled":
         height, width = mix.shape
-        other, much = _colour(rng), np.float32(rng.uniform(0.4, 0.8))
-        share = np.clip(0.5 + _noise(rng, width, height, rng.uniform(0.3, 0.9)) * 0.8, 0, 1) * much
+        other, much = any_colour(rng), np.float32(rng.uniform(0.4, 0.8))
+        share = np.clip(0.5 + noise(rng, width, height, rng.uniform(0.3, 0.9)) * 0.8, 0, 1) * much
         colours = colours + share[..., None] * (other - colours)
     return colours * _light(rng, patch, reach, chosen.finish)[..., None]
 
 
-def _colour(rng: Generator) -> Pixels:
+def any_colour(rng: Generator) -> Pixels:
     """Choose RGB between 0 and 255, (3,) float32: dull, nearly black or white, or of any hue and vividness."""
     kind = rng.random()
     if kind < 0.4:
@@ -244,7 +244,7 @@ def _colour(rng: Generator) -> Pixels:
     return (rng.uniform(60, 255) * (1 - rng.beta(2, 1.2) * (1 - hue))).astype(np.float32)
 
 
-def _noise(rng: Generator, width: int, height: int, fall: float) -> Plane:
+def noise(rng: Generator, width: int, height: int, fall: float) -> Plane:
     """(H, W) noise of deviation about 1, whose amplitude falls with the number of cells to the power of `fall`."""
     total, power, cells = np.zeros((height, width), dtype=np.float32), 0.0, 2
     while cells == 2 or cells < width // 2:
@@ -255,13 +255,13 @@ def _noise(rng: Generator, width: int, height: int, fall: float) -> Plane:
     return total * np.float32(1.7 / np.sqrt(power))
 
 
-def _blurred(plane: Plane, radius: float) -> Plane:
+def blurred(plane: Plane, radius: float) -> Plane:
     """(H, W) plane of values from 0 to 1, out of focus."""
     image = Image.fromarray((plane * 255).astype(np.uint8))
-    return np.asarray(_soft(image, radius), dtype=np.float32) / 255
+    return np.asarray(softened(image, radius), dtype=np.float32) / 255
 
 
-def _soft(image: Image.Image, radius: float) -> Image.Image:
+def softened(image: Image.Image, radius: float) -> Image.Image:
     """Blur an image; two boxes come close to a Gaussian at a fraction of its time."""
     return image.filter(ImageFilter.BoxBlur(radius)).filter(ImageFilter.BoxBlur(radius))
 
@@ -274,7 +274,7 @@ def _pure(hue: float) -> Pixels:
 def _tinted(rng: Generator, tint: str | None) -> Pixels:
     """Choose RGB between 0 and 255, (3,) float32, of a tint or of any."""
     if tint is None:
-        return _colour(rng)
+        return any_colour(rng)
     middle, dull, vivid, dark, bright = TINTS[tint]
     pure = _pure(middle + rng.normal(0, 0.16))
     return (rng.uniform(dark, bright) * (1 - rng.uniform(dull, vivid) * (1 - pure))).astype(np.float32)
@@ -283,7 +283,7 @@ def _tinted(rng: Generator, tint: str | None) -> Pixels:
 def _pair(rng: Generator, tint: str | None) -> tuple[Pixels, Pixels]:
     """Choose a colour of the tint, and any other that is brighter or darker."""
     first = _tinted(rng, tint)
-    return first, contrasting(rng, first, _colour, _LEAST_CONTRAST)
+    return first, contrasting(rng, first, any_colour, _LEAST_CONTRAST)
 
 
 def _pattern(rng: Generator, family: Family, patch: Patch) -> Plane:
@@ -303,9 +303,9 @@ def _light(rng: Generator, patch: Patch, reach: float, finish: str | None) -> Pl
     light = slanting(rng, patch)
     height, width = light.shape
     if finish == "grained":
-        light = light + _noise(rng, width, height, rng.uniform(0, 0.3)) * np.float32(rng.uniform(0.08, 0.25))
+        light = light + noise(rng, width, height, rng.uniform(0, 0.3)) * np.float32(rng.uniform(0.08, 0.25))
     if finish == "rough":
-        light = light + _noise(rng, width, height, rng.uniform(0.6, 1.1)) * np.float32(rng.uniform(0.15, 0.35))
+        light = light + noise(rng, width, height, rng.uniform(0.6, 1.1)) * np.float32(rng.uniform(0.15, 0.35))
     if finish == "furry":
         light = light + _hairs(rng, patch) * np.float32(rng.uniform(0.12, 0.3))
     body = finish in ("round", "furry") or (finish in ("rough", "grained", "mottled") and rng.random() < 0.5)
@@ -316,7 +316,7 @@ def _light(rng: Generator, patch: Patch, reach: float, finish: str | None) -> Pl
 
 def _rounded(rng: Generator, patch: Patch, reach: float, least: float, most: float) -> Plane:
     """(h, w) light and shade near the outline, as on a cushion."""
-    down, right = np.gradient(_blurred(patch.cover, 0.22 * reach))
+    down, right = np.gradient(blurred(patch.cover, 0.22 * reach))
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(least, most) * reach
     return (right * np.cos(angle) + down * np.sin(angle)).astype(np.float32) * np.float32(strength)
 
