@@ -1,20 +1,25 @@
-"""The small net that comes with vggfeat, trained by its own trainer on rendered images.
+"""The small net that comes with vggfeat, trained by its own trainer on images that nobody photographed.
 
-    vggfeat reproduce small_net                   (about an hour on two idle cores)
+    vggfeat reproduce small_net                   (about two hours on two idle cores)
     vggfeat reproduce small_net --root FOLDER     (measures it on class folders of yours as well)
     vggfeat reproduce small_net --twin
 
-Net A at an eighth of the width, below 6 MB in float16. From random weights it would take very long to find a way into
-many classes at once, so it learns 20 of them first, 120 from there, and then 240, as the paper's deep nets start from a
-shallow one; in the end it settles at a lower learning rate. The first 120 classes come in any colour; each of the
-others has its usual tint and finish, so that the net does not learn to ignore colour. The last step measures what it
-is good for: the demo's figures with the trained net and with the same net untrained.
+Net A at an eighth of the width, below 6 MB in float16. It begins with rendered scenes. From random weights it would take
+very long to find a way into many classes at once, so it learns 20 of them first, 120 from there, and then 240, as the
+paper's deep nets start from a shallow one, and settles at a lower learning rate. The first 120 classes come in any
+colour; each of the others has its usual tint and finish, so that the net does not learn to ignore colour. These scenes
+are all of one kind, and so is what they teach. So the net goes on with images that formulas make: fractals, surfaces,
+leaves and bodies of parts, which have little in common with one another. The last step measures what it is good for:
+the demo's figures with the trained net and with the same net untrained.
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import click
 
@@ -28,10 +33,13 @@ from vggfeat.weights import load_backbone
 MOST_BYTES = 6_000_000
 """What the package can carry."""
 SCALES = "224,256"
+LAYERS = ("fc7", "fc6", "pool5")
 PARTITIONS = 10
 """Seeds of the folds that a folder is tested with."""
 SEED = 0
 """Of the rendered images."""
+GOOD_FOR = "fc6 transfers best"
+"""What `vggfeat weights show` says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +47,44 @@ class Stage:
     """A set of images and a training on it, which starts from the weights of the stage before."""
 
     name: str
+    layout: str
+    """Of the images, a key of `LAYOUTS`."""
     images: Settings
     training: str
     """Options of `vggfeat train`, as one types them."""
+    rounded: bool = False
+    """Whether the next stage starts from float16, as packages carry it: it then starts from the net of a package."""
 
 
 EVERY_STAGE = "--net A --width 0.125 --scale 256 --batch 32 --dropout 0 --precision bf16"
 FEW = Settings(image_side=341, classes=20, train=400, val=400)
 MANY = Settings(image_side=341, classes=120, train=200, val=1200)
 ALL = Settings(image_side=341, classes=240, train=150, val=1200)
+FORMULAS = Settings(image_side=256, classes=240, train=32, val=240)
+MORE_FORMULAS = Settings(image_side=256, classes=480, train=40, val=480)
 STAGES = (
-    Stage(name="few", images=FEW, training=f"{EVERY_STAGE} --steps 2938 --lr 0.003 --validate-every 500"),
-    Stage(name="many", images=MANY, training=f"{EVERY_STAGE} --steps 5400 --lr 0.002 --validate-every 1000"),
-    Stage(name="all", images=ALL, training=f"{EVERY_STAGE} --steps 6750 --lr 0.002 --validate-every 1125"),
-    Stage(name="settled", images=ALL, training=f"{EVERY_STAGE} --steps 1800 --lr 0.0003 --validate-every 600"),
+    Stage(name="few", layout="ilsvrc", images=FEW, training=f"{EVERY_STAGE} --steps 2938 --lr 0.003 --validate-every 500"),
+    Stage(name="many", layout="ilsvrc", images=MANY, training=f"{EVERY_STAGE} --steps 5400 --lr 0.002 --validate-every 1000"),
+    Stage(name="all", layout="ilsvrc", images=ALL, training=f"{EVERY_STAGE} --steps 6750 --lr 0.002 --validate-every 1125"),
+    Stage(
+        name="settled",
+        layout="ilsvrc",
+        images=ALL,
+        training=f"{EVERY_STAGE} --steps 1800 --lr 0.0003 --validate-every 600",
+        rounded=True,
+    ),
+    Stage(
+        name="formulas",
+        layout="formulas",
+        images=FORMULAS,
+        training=f"{EVERY_STAGE} --steps 900 --lr 0.002 --validate-every 300",
+    ),
+    Stage(
+        name="more_formulas",
+        layout="formulas",
+        images=MORE_FORMULAS,
+        training=f"{EVERY_STAGE} --steps 6000 --lr 0.002 --validate-every 600",
+    ),
 )
 
 
@@ -72,23 +104,28 @@ def _make(options: Options) -> Path:
     before: Path | None = None
     for stage in STAGES:
         before = _train(stage, before, options)
-    trained = load_backbone(before)
+        if stage.rounded:
+            before = _save_rounded(before, before.with_name("float16.safetensors"))
     made_by = {"pipeline": "small_net", "seed": SEED, "stages": [asdict(stage) for stage in STAGES]}
-    weights = options.out / "small.safetensors"
-    facts = {**trained.facts, "made_by": made_by}
-    save_weights(weights, trained.model, mean=trained.mean, classes=trained.classes, dtype="float16", **facts)
+    weights = _save_rounded(before, options.out / "small.safetensors", made_by=made_by, good_for=GOOD_FOR)
     if weights.stat().st_size > MOST_BYTES:
         raise WeightsError(f"{weights}: expected at most {MOST_BYTES} bytes, found {weights.stat().st_size}")
     return weights
 
 
+def _save_rounded(weights: Path, to: Path, **more: Any) -> Path:
+    net = load_backbone(weights)
+    save_weights(to, net.model, mean=net.mean, classes=net.classes, dtype="float16", **net.facts, **more)
+    return to
+
+
 def _train(stage: Stage, before: Path | None, options: Options) -> Path:
-    images = LAYOUTS["ilsvrc"].tiny if options.twin else stage.images
+    images = LAYOUTS[stage.layout].tiny if options.twin else stage.images
     # Stages with the same images share them.
-    data, out = options.out / f"images-{images.classes}", options.out / stage.name
+    data, out = options.out / f"{stage.layout}-{images.classes}", options.out / stage.name
     with Progress("rendering", "images") as bar:
         workers = 1 if options.twin else default_workers()
-        write("ilsvrc", data, seed=SEED, size=images, workers=workers, progress=bar.update)
+        write(stage.layout, data, seed=SEED, size=images, workers=workers, progress=bar.update)
     chosen = [*shlex.split(stage.training), *(TWIN_TRAINING if options.twin else ()), *options.more]
     if before is not None:
         chosen += ["--init-from", str(before)]
@@ -98,19 +135,28 @@ def _train(stage: Stage, before: Path | None, options: Options) -> Path:
 
 
 def _measure(weights: Path, folder: Path, out: Path) -> None:
-    """Test trained and untrained weights of the same net on images in class folders.
+    """Test trained and untrained weights of the same net on images in class folders, by several layers.
 
     A single partition into folds can favour either net by some points, so the mean over several is reported.
     """
     model = load_backbone(weights).model
-    for name, spec in (("trained", str(weights)), ("untrained", f"random:{model.config}:0:{model.width!r}")):
-        features = out / f"folder-{name}.h5"
-        must_run("extract", "--dataset", "folder", "--root", folder, "--weights", spec, "--scales", SCALES,
-                 "--out", features, "--allow-failed", 1000)  # fmt: skip
-        found = []
-        for seed in range(PARTITIONS):
-            results = out / f"folder-{name}-{seed}.svm"
-            must_run("svm", features, "--protocol", "k-fold", "--seed", seed, "--out", results)
-            found.append(100 * read_results(results)["headline"])
-        spread = f"{mean(found):.1f} % +- {stdev(found):.1f}"
-        click.echo(f"{name}: mean class recall {spread} over {PARTITIONS} partitions into folds")
+    nets = {"trained": str(weights), "untrained": f"random:{model.config}:0:{model.width!r}"}
+    for layer, (name, net) in product(LAYERS, nets.items()):
+        features = out / f"folder-{name}-{layer}.h5"
+        must_run("extract", "--dataset", "folder", "--root", folder, "--weights", net, "--scales", SCALES,
+                 "--layer", layer, "--out", features, "--allow-failed", 1000)  # fmt: skip
+        recall, accuracy = zip(*(_test(features, seed) for seed in range(PARTITIONS)), strict=True)
+        click.echo(f"{layer} {name}: mean class recall {_spread(recall)}, accuracy {_spread(accuracy)}, "
+                   f"{PARTITIONS} partitions into folds")  # fmt: skip
+
+
+def _test(features: Path, seed: int) -> tuple[float, float]:
+    """Return mean class recall and accuracy by one partition into folds, in per cent."""
+    folder = features.with_suffix(f".{seed}.svm")
+    must_run("svm", features, "--protocol", "k-fold", "--seed", seed, "--out", folder)
+    results = read_results(folder)
+    return 100 * results["headline"], 100 * results["secondary"]["accuracy"]["value"]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} % +- {stdev(values):.1f}"

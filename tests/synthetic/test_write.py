@@ -14,7 +14,7 @@ FEW = Settings(image_side=48, classes=2, per_class=4)
 # --- the same again
 
 
-@pytest.mark.parametrize(("name", "workers"), [("voc2012-action", 1), ("ilsvrc", 1), ("folder", 2)])
+@pytest.mark.parametrize(("name", "workers"), [("voc2012-action", 1), ("ilsvrc", 1), ("folder", 2), ("formulas", 1)])
 def test_the_same_seed_gives_the_same_bytes(tree, tmp_path, name, workers):
     synthetic.write(name, tmp_path, size="tiny", workers=workers)
     assert contents(tmp_path) == contents(tree(name))
@@ -33,6 +33,7 @@ def test_another_seed_gives_other_images(tmp_path, tree):
         ("voc2007", Settings(image_side=96, train=45, val=60, test=50)),
         ("ilsvrc", Settings(image_side=96, classes=6, train=14, val=30, test=7)),
         ("folder", Settings(image_side=96, classes=5, per_class=14)),
+        ("formulas", Settings(image_side=96, classes=9, train=7, val=18)),
     ],
 )
 def test_more_images_change_no_other(tree, tmp_path, name, more):

@@ -185,6 +185,8 @@ def splits(
 def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool, quiet: bool) -> None:
     """Render a small, learnable imitation of a data set in its official layout.
 
+    formulas imitates none: fractals, surfaces, leaves and bodies in class folders, below train and val, for `train`.
+
     \b
     Example:
       vggfeat data synth voc2007 --root data/voc2007

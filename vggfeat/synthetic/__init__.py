@@ -3,7 +3,8 @@
 The images show textured, turned and scaled objects on cluttered grounds, and people in poses. A class is an
 outline with a pattern (`vggfeat.synthetic.families`), never a background; only the later classes of ILSVRC have a
 usual colour and finish as well (`vggfeat.synthetic.everyday`). No two sets share a class, but all are of one kind,
-so that features learnt on one can serve another.
+so that features learnt on one can serve another. `formulas` imitates no data set: its classes are fractals, surfaces,
+leaves and bodies (`vggfeat.synthetic.formulas`), of many kinds, for training nets that are to serve any images.
 
 An image depends on the seed, the set and its own id alone, not on how many others are made. The same versions of
 Pillow and NumPy give the same bytes.
@@ -156,7 +157,7 @@ LAYOUTS: Mapping[str, Layout] = {
         least={"classes": 2, "train": 2, "val": 2},
         tiny=Settings(image_side=96, classes=8, train=6, val=16),
         demo=Settings(image_side=256, classes=24, train=12, val=48),
-        large=Settings(image_side=256, classes=480, train=75, val=960),
+        large=Settings(image_side=256, classes=480, train=40, val=480),
     ),
 }
 """Name -> layout. `vggfeat data synth` offers all."""
