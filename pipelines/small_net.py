@@ -4,13 +4,14 @@
     vggfeat reproduce small_net --root FOLDER     (measures it on class folders of yours as well)
     vggfeat reproduce small_net --twin
 
-Net A at an eighth of the width, below 6 MB in float16. It begins with rendered scenes. From random weights it would take
-very long to find a way into many classes at once, so it learns 20 of them first, 120 from there, and then 240, as the
-paper's deep nets start from a shallow one, and settles at a lower learning rate. The first 120 classes come in any
-colour; each of the others has its usual tint and finish, so that the net does not learn to ignore colour. These scenes
-are all of one kind, and so is what they teach. So the net goes on with images that formulas make: fractals, surfaces,
-leaves and bodies of parts, which have little in common with one another. The last step measures what it is good for:
-the demo's figures with the trained net and with the same net untrained.
+Net A at an eighth of the width, below 6 MB in float16. It begins with rendered scenes. From random weights it would
+take very long to find a way into many classes at once, so it learns 20 of them first, 120 from there, and then 240, as
+the paper's deep nets start from a shallow one, and settles at a lower learning rate. The first 120 classes come in any
+colour; each of the others has its usual tint and finish, so that the net does not learn to ignore colour.
+
+These scenes are all of one kind, and so is what they teach. So the net goes on with images that formulas make:
+fractals, surfaces, leaves and bodies of parts, which have little in common with one another. The last step measures
+what it is good for: the demo's figures with the trained net and with the same net untrained.
 """
 
 import shlex
@@ -62,29 +63,19 @@ MANY = Settings(image_side=341, classes=120, train=200, val=1200)
 ALL = Settings(image_side=341, classes=240, train=150, val=1200)
 FORMULAS = Settings(image_side=256, classes=240, train=32, val=240)
 MORE_FORMULAS = Settings(image_side=256, classes=480, train=40, val=480)
+
+
+def _stage(name: str, layout: str, images: Settings, training: str, *, rounded: bool = False) -> Stage:
+    return Stage(name=name, layout=layout, images=images, training=f"{EVERY_STAGE} {training}", rounded=rounded)
+
+
 STAGES = (
-    Stage(name="few", layout="ilsvrc", images=FEW, training=f"{EVERY_STAGE} --steps 2938 --lr 0.003 --validate-every 500"),
-    Stage(name="many", layout="ilsvrc", images=MANY, training=f"{EVERY_STAGE} --steps 5400 --lr 0.002 --validate-every 1000"),
-    Stage(name="all", layout="ilsvrc", images=ALL, training=f"{EVERY_STAGE} --steps 6750 --lr 0.002 --validate-every 1125"),
-    Stage(
-        name="settled",
-        layout="ilsvrc",
-        images=ALL,
-        training=f"{EVERY_STAGE} --steps 1800 --lr 0.0003 --validate-every 600",
-        rounded=True,
-    ),
-    Stage(
-        name="formulas",
-        layout="formulas",
-        images=FORMULAS,
-        training=f"{EVERY_STAGE} --steps 900 --lr 0.002 --validate-every 300",
-    ),
-    Stage(
-        name="more_formulas",
-        layout="formulas",
-        images=MORE_FORMULAS,
-        training=f"{EVERY_STAGE} --steps 6000 --lr 0.002 --validate-every 600",
-    ),
+    _stage("few", "ilsvrc", FEW, "--steps 2938 --lr 0.003 --validate-every 500"),
+    _stage("many", "ilsvrc", MANY, "--steps 5400 --lr 0.002 --validate-every 1000"),
+    _stage("all", "ilsvrc", ALL, "--steps 6750 --lr 0.002 --validate-every 1125"),
+    _stage("settled", "ilsvrc", ALL, "--steps 1800 --lr 0.0003 --validate-every 600", rounded=True),
+    _stage("formulas", "formulas", FORMULAS, "--steps 900 --lr 0.002 --validate-every 300"),
+    _stage("more_formulas", "formulas", MORE_FORMULAS, "--steps 6000 --lr 0.002 --validate-every 600"),
 )
 
 
@@ -113,7 +104,7 @@ def _make(options: Options) -> Path:
     return weights
 
 
-def _save_rounded(weights: Path, to: Path, **more: Any) -> Path:
+def _save_rounded(weights: Path | None, to: Path, **more: Any) -> Path:
     net = load_backbone(weights)
     save_weights(to, net.model, mean=net.mean, classes=net.classes, dtype="float16", **net.facts, **more)
     return to

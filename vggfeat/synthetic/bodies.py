@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vggfeat.synthetic.drawing import Pixels
@@ -114,7 +115,8 @@ def body_patch(body: Body, rng: Generator, palette: Pixels, reach: float, angle:
     squeeze = np.exp(rng.normal(0, 0.12))
     cos, sin = np.cos(angle), np.sin(angle)
     frame = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * squeeze, 1 / squeeze]) * (reach * _OVERSAMPLING)
-    owner, inverses = Image.new("L", (side, side)), []
+    owner = Image.new("L", (side, side))
+    inverses: list[tuple[Points, Points]] = []
     pen = ImageDraw.Draw(owner)
     width = max(1, round(rng.uniform(0.01, 0.04) * reach * _OVERSAMPLING))
     for number, part in enumerate(body.parts, start=1):
@@ -146,7 +148,7 @@ def _placed(part: Part, rng: Generator) -> tuple[Points, Points]:
 
 def _coloured(
     body: Body, owner: Plane, inverses: list[tuple[Points, Points]], rng: Generator, palette: Pixels
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     """(h, w, 3) uint8 colours by the number of the part that is seen, 0 where there is none."""
     table = np.zeros((256, 3), dtype=np.uint8)
     for number, part in enumerate(body.parts, start=1):

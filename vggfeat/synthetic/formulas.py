@@ -12,7 +12,7 @@ H, W = sides of the image in pixels, here equal; K = colours of a palette. Colou
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -89,7 +89,7 @@ def look(number: int) -> Look:
     kind = list(KINDS)[number % len(KINDS)]
     rng = generator(0, "formula", str(number))
     palette = np.stack([any_colour(rng) for _ in range(int(rng.integers(3, 6)))])
-    content = KINDS[kind][0](rng)
+    content = KINDS[kind].choose(rng)
     return Look(f"{kind}-{number:04d}", kind, content, palette, bool(rng.random() < 0.4))
 
 
@@ -111,7 +111,7 @@ def formula_image(look: Look, side: int, rng: Generator) -> Scene:
     """Draw an image of a class, `side` pixels high and wide; nothing in it is annotated."""
     angle = rng.uniform(-np.pi, np.pi) if look.free else rng.normal(0, 0.35)
     palette = _worn(rng, look.palette)
-    pixels = KINDS[look.kind][1](look.content, rng, palette, side, angle)
+    pixels = KINDS[look.kind].draw(look.content, rng, palette, side, angle)
     if rng.random() < 0.4:
         pixels = lit(rng, pixels)
     if rng.random() < 0.4:
@@ -260,10 +260,19 @@ def _draw_body(body: Body, rng: Generator, palette: Pixels, side: int, angle: fl
     return pixels
 
 
+class Kind(NamedTuple):
+    """A way to make images."""
+
+    choose: Callable[[Generator], Any]
+    """Makes what is common to a class."""
+    draw: Callable[[Any, Generator, Pixels, int, float], Pixels]
+    """Makes (H, W, 3) pixels of that, from random numbers, a palette, the image's side, and an angle."""
+
+
 KINDS = {
-    "fractal": (random_system, _draw_fractal),
-    "surface": (random_formula, _draw_surface),
-    "leaves": (random_leaves, _draw_leaves),
-    "body": (random_body, _draw_body),
+    "fractal": Kind(random_system, _draw_fractal),
+    "surface": Kind(random_formula, _draw_surface),
+    "leaves": Kind(random_leaves, _draw_leaves),
+    "body": Kind(random_body, _draw_body),
 }
-"""Kind -> how a class of it is chosen, and how an image of the class is drawn."""
+"""In the order in which the classes take turns."""
