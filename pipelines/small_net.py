@@ -1,6 +1,6 @@
 """The small net that comes with vggfeat, trained by its own trainer on images that nobody photographed.
 
-    vggfeat reproduce small_net                   (about two hours on two idle cores)
+    vggfeat reproduce small_net                   (about an hour and a half on two idle cores)
     vggfeat reproduce small_net --root FOLDER     (measures it on class folders of yours as well)
     vggfeat reproduce small_net --twin
 
@@ -39,7 +39,7 @@ PARTITIONS = 10
 """Seeds of the folds that a folder is tested with."""
 SEED = 0
 """Of the rendered images."""
-GOOD_FOR = "fc6 transfers best"
+GOOD_FOR = "first looks at any images, by --layer fc6, best with pool5 stacked to it; it has seen no photograph"
 """What `vggfeat weights show` says of it."""
 
 
@@ -75,7 +75,8 @@ STAGES = (
     _stage("all", "ilsvrc", ALL, "--steps 6750 --lr 0.002 --validate-every 1125"),
     _stage("settled", "ilsvrc", ALL, "--steps 1800 --lr 0.0003 --validate-every 600", rounded=True),
     _stage("formulas", "formulas", FORMULAS, "--steps 900 --lr 0.002 --validate-every 300"),
-    _stage("more_formulas", "formulas", MORE_FORMULAS, "--steps 6000 --lr 0.002 --validate-every 600"),
+    _stage("more_formulas", "formulas", MORE_FORMULAS, "--steps 2400 --lr 0.002 --validate-every 600"),
+    _stage("settled_formulas", "formulas", MORE_FORMULAS, "--steps 900 --lr 0.0004 --validate-every 300"),
 )
 
 

@@ -304,7 +304,8 @@ def test_the_twin_of_the_small_net_runs(tmp_path, capsys):
     assert run("small_net", "--twin", "--out", tmp_path) == 0
     out = capsys.readouterr().out
     weights, last, before = (
-        tmp_path / name for name in ("small.safetensors", "settled/weights.safetensors", "all/weights.safetensors")
+        tmp_path / name
+        for name in ("small.safetensors", "settled_formulas/weights.safetensors", "more_formulas/weights.safetensors")
     )
     backbone, trained = load_backbone(weights), load_backbone(last)
     assert trained.facts["training"]["started_from"] == load_backbone(before).sha256

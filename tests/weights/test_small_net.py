@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from small_net import MOST_BYTES, SEED, STAGES
+from small_net import GOOD_FOR, MOST_BYTES, SEED, STAGES
 from vggfeat.errors import WeightsError
 from vggfeat.weights import load, load_backbone
 from vggfeat.weights.sources import find_file
@@ -34,20 +34,16 @@ def test_other_bytes_than_those_of_the_package_are_refused(tmp_path, monkeypatch
 
 
 def test_it_is_net_a_at_an_eighth_of_the_width(small):
-    assert (small.model.config, small.model.width, small.model.num_classes) == ("A", 0.125, 240)
+    assert (small.model.config, small.model.width, small.model.num_classes) == ("A", 0.125, 480)
     assert small.trained
     assert small.std == (1.0, 1.0, 1.0)
-    assert len(set(small.classes)) == 240
+    assert len(set(small.classes)) == 480
 
 
 def test_its_metadata_hold_the_recipe_of_the_pipeline(small):
     made = small.facts["made_by"]
     assert made["seed"] == SEED
-    stages = [asdict(stage) for stage in STAGES]
-    for stage in stages:  # The net was made when the settings had other names.
-        images = stage.pop("images")
-        stage["pictures"] = images | {"picture_side": images.pop("image_side")}
-    assert made["stages"] == stages
+    assert made["stages"] == [asdict(stage) for stage in STAGES]
     assert small.facts["training"]["step"] == int(re.search(r"--steps (\d+)", STAGES[-1].training)[1])
 
 
@@ -56,4 +52,10 @@ def test_the_documents_give_the_errors_that_its_trainer_measured(small):
     found = small.facts["training"]["validation"]
     top1, top5 = (100 * found[f"{name}_error"] for name in ("top1", "top5"))
     assert f"top-1 error {top1:.1f} %, top-5 error {top5:.1f} %" in told
-    assert f"{found['pictures']:,} rendered validation images of 240 classes" in told
+    assert f"{found['images']:,} validation images of 480 classes" in told
+
+
+def test_it_says_which_layer_serves_other_images_best(small):
+    assert small.facts["good_for"] == GOOD_FOR
+    told = " ".join((ROOT / "docs" / "weights.md").read_text(encoding="utf-8").split())
+    assert "`--layer fc6`" in told
