@@ -10,17 +10,18 @@ the paper's deep nets start from a shallow one, and settles at a lower learning 
 colour; each of the others has its usual tint and finish, so that the net does not learn to ignore colour.
 
 These scenes are all of one kind, and so is what they teach. So the net goes on with images that formulas make:
-fractals, surfaces, leaves and bodies of parts, which have little in common with one another. The last step measures
-what it is good for: the demo's figures with the trained net and with the same net untrained.
+fractals, surfaces, leaves and bodies of parts, which have little in common with one another. It forgets some of the
+scenes over them; what ships lies between the two nets and has most of both. The last step measures what it is good for:
+the demo's figures with the trained net and with the same net untrained.
 """
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +32,9 @@ from vggfeat.runtime.devices import default_workers
 from vggfeat.synthetic import LAYOUTS, Settings, write
 from vggfeat.weights import load_backbone
 
+if TYPE_CHECKING:
+    from vggfeat.weights import Backbone
+
 MOST_BYTES = 6_000_000
 """What the package can carry."""
 SCALES = "224,256"
@@ -39,6 +43,8 @@ PARTITIONS = 10
 """Seeds of the folds that a folder is tested with."""
 SEED = 0
 """Of the rendered images."""
+SHARE = 0.75
+"""How far the net that ships lies from that of the scenes, 0, to that of the formulas, 1."""
 GOOD_FOR = "first looks at any images, by --layer fc6, best with pool5 stacked to it; it has seen no photograph"
 """What `vggfeat weights show` says of it."""
 
@@ -91,22 +97,36 @@ def run(options: Options) -> None:
 
 
 def _make(options: Options) -> Path:
-    from vggfeat.weights import save_weights  # Loads PyTorch, for which the list of rows does not wait.
-
     before: Path | None = None
     for stage in STAGES:
         before = _train(stage, before, options)
         if stage.rounded:
-            before = _save_rounded(before, before.with_name("float16.safetensors"))
-    made_by = {"pipeline": "small_net", "seed": SEED, "stages": [asdict(stage) for stage in STAGES]}
-    weights = _save_rounded(before, options.out / "small.safetensors", made_by=made_by, good_for=GOOD_FOR)
+            before = scenes = _save(load_backbone(before), before.with_name("float16.safetensors"))
+    made_by = {"pipeline": "small_net", "seed": SEED, "share": SHARE, "stages": [asdict(stage) for stage in STAGES]}
+    mixed = mix(load_backbone(scenes), load_backbone(before), SHARE)
+    weights = _save(mixed, options.out / "small.safetensors", made_by=made_by, good_for=GOOD_FOR)
     if weights.stat().st_size > MOST_BYTES:
         raise WeightsError(f"{weights}: expected at most {MOST_BYTES} bytes, found {weights.stat().st_size}")
     return weights
 
 
-def _save_rounded(weights: Path | None, to: Path, **more: Any) -> Path:
-    net = load_backbone(weights)
+def mix(first: "Backbone", last: "Backbone", share: float) -> "Backbone":
+    """Return the net that lies between two, `share` of the way from the first to the last; fc8 is that of the last.
+
+    The last must have been trained from the first. What it has forgotten comes back so (Wortsman and others, "Robust
+    fine-tuning of zero-shot models", 2022).
+    """
+    start = first.model.state_dict()
+    for name, weights in last.model.state_dict().items():  # These share memory with the net's own.
+        if not name.startswith("layers.fc8"):
+            weights.mul_(share).add_(start[name], alpha=1 - share)
+    means = zip(first.mean, last.mean, strict=True)
+    return replace(last, mean=tuple((1 - share) * one + share * other for one, other in means))
+
+
+def _save(net: "Backbone", to: Path, **more: Any) -> Path:
+    from vggfeat.weights import save_weights  # Loads PyTorch, for which the list of rows does not wait.
+
     save_weights(to, net.model, mean=net.mean, classes=net.classes, dtype="float16", **net.facts, **more)
     return to
 

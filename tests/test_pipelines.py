@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import run as pipelines
 import small_net
@@ -310,7 +312,13 @@ def test_the_twin_of_the_small_net_runs(tmp_path, capsys):
     backbone, trained = load_backbone(weights), load_backbone(last)
     assert trained.facts["training"]["started_from"] == load_backbone(before).sha256
     assert backbone.classes == trained.classes
-    assert backbone.mean == trained.mean
+    scenes = load_backbone(tmp_path / "settled" / "float16.safetensors")
+    for name in ("conv3_1", "fc7"):  # Float16 has 11 digits.
+        one, other, between = (net.model.get_parameter(f"layers.{name}.weight") for net in (scenes, trained, backbone))
+        assert torch.allclose(between, 0.25 * one + 0.75 * other, rtol=1e-3, atol=1e-6)
+    kept, own = (net.model.get_parameter("layers.fc8.weight") for net in (backbone, trained))
+    assert torch.allclose(kept, own, rtol=1e-3, atol=1e-6)
+    assert backbone.mean == pytest.approx(0.25 * np.array(scenes.mean) + 0.75 * np.array(trained.mean))
     assert backbone.facts["training"] == trained.facts["training"]
     assert [stage["name"] for stage in backbone.facts["made_by"]["stages"]] == [one.name for one in small_net.STAGES]
     assert weights.stat().st_size < 0.6 * last.stat().st_size

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from small_net import GOOD_FOR, MOST_BYTES, SEED, STAGES
+from small_net import GOOD_FOR, MOST_BYTES, SEED, SHARE, STAGES
 from vggfeat.errors import WeightsError
 from vggfeat.weights import load, load_backbone
 from vggfeat.weights.sources import find_file
@@ -42,7 +42,7 @@ def test_it_is_net_a_at_an_eighth_of_the_width(small):
 
 def test_its_metadata_hold_the_recipe_of_the_pipeline(small):
     made = small.facts["made_by"]
-    assert made["seed"] == SEED
+    assert (made["seed"], made["share"]) == (SEED, SHARE)
     assert made["stages"] == [asdict(stage) for stage in STAGES]
     assert small.facts["training"]["step"] == int(re.search(r"--steps (\d+)", STAGES[-1].training)[1])
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vggfeat.nets.backbone import Backbone
     from vggfeat.weights.importing import Preprocessing
 
-BUNDLED_SHA256 = "1e3992b539df314dc92bff527a3bb23ecf756078cd6e47a62149147d710a1850"
+BUNDLED_SHA256 = "5cfc4bb0f2a9a394df5fad9ca41dfbfacd54d1a975d1ef2ed7644c9d0fc9c805"
 """Of the net that comes with the package."""
 _FEATURES_ONLY = "88682ab5"
 """How the SHA-256 of torchvision's IMAGENET1K_FEATURES (vgg16_features-amdegroot-88682ab5.pth) begins."""
