@@ -1,6 +1,6 @@
 """The small net that comes with vggfeat, trained by its own trainer on images that nobody photographed.
 
-    vggfeat reproduce small_net                   (about an hour and a half on two idle cores)
+    vggfeat reproduce small_net                   (about an hour and a quarter on two idle cores)
     vggfeat reproduce small_net --root FOLDER     (measures it on class folders of yours as well)
     vggfeat reproduce small_net --twin
 
@@ -12,7 +12,8 @@ colour; each of the others has its usual tint and finish, so that the net does n
 These scenes are all of one kind, and so is what they teach. So the net goes on with images that formulas make:
 fractals, surfaces, leaves and bodies of parts, which have little in common with one another. It forgets some of the
 scenes over them; what ships lies between the two nets and has most of both. The last step measures what it is good for:
-the demo's figures with the trained net and with the same net untrained.
+the demo's figures with the trained net and with the same net untrained. The stages with formulas of the net in the
+package ran with OMP_NUM_THREADS=1; another number of threads rounds sums in another way.
 """
 
 import shlex
@@ -121,7 +122,8 @@ def mix(first: "Backbone", last: "Backbone", share: float) -> "Backbone":
         if not name.startswith("layers.fc8"):
             weights.mul_(share).add_(start[name], alpha=1 - share)
     means = zip(first.mean, last.mean, strict=True)
-    return replace(last, mean=tuple((1 - share) * one + share * other for one, other in means))
+    red, green, blue = ((1 - share) * one + share * other for one, other in means)
+    return replace(last, mean=(red, green, blue))
 
 
 def _save(net: "Backbone", to: Path, **more: Any) -> Path:
