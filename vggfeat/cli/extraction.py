@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vggfeat.weights import Backbone
 
 PHOTOGRAPHS = (
-    "small has seen rendered images only, so that features of photographs say little; a net that has seen photographs: "
-    "vggfeat weights fetch vgg16-caffe"
+    "small has seen rendered images only, so that features of photographs say little, those of --layer fc6 the most; "
+    "a net that has seen photographs: vggfeat weights fetch vgg16-caffe"
 )
 
 
