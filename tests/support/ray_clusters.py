@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vggfeat.engines.ray_engine import LOADED_WITH
+
 # Read when ray is loaded: else nodes would take the address of this machine, which others can reach.
-_LOADED_WITH = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_LOADED_WITH = {**LOADED_WITH, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Inherited by the nodes, whose actors else would have a thread a core of the node.
 _INHERITED = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 

@@ -95,7 +95,7 @@ class PrecomputedForm:
 
 
 class SnapForm:
-    """`SupportVectorMachine` of snapml."""
+    """`SupportVectorMachine` of snapml, which makes this process take subnormal numbers for zero once it is loaded."""
 
     solves = SAME_PROBLEM
 

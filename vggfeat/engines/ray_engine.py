@@ -35,11 +35,11 @@ _PATIENCE = 600.0
 _TICK = 1.0
 _MOST_DECODERS = 16
 _FINISHED = "finished"
-# Read when ray is loaded: no reports home, no advice on variables, no line of a node's log on standard output; and two
-# minutes, not fourteen, to reach a head that does not answer.
-_LOADED_WITH = {
+# Read when ray is loaded: no reports home, no advice on variables, no line of a node's log on standard output; two
+# minutes, not fourteen, to reach a head that does not answer; and under `uv run` no environment made anew on each node.
+LOADED_WITH = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
-    "RAY_NUM_REDIS_GET_RETRIES": "3",
+    "RAY_NUM_REDIS_GET_RETRIES": "3", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }  # fmt: skip
 # Without it, a cluster of this machine alone would listen to the network. Ray reads it on all systems.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -328,7 +328,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _load(*, alone: bool) -> Any:
-    for name, value in (_LOADED_WITH | (_LOOPBACK if alone else {})).items():
+    for name, value in (LOADED_WITH | (_LOOPBACK if alone else {})).items():
         os.environ.setdefault(name, value)
     try:
         import ray
