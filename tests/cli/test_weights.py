@@ -438,7 +438,7 @@ def test_show_and_verify_take_names_too(tmp_path, monkeypatch, capsys, own):
     monkeypatch.setenv("VGGFEAT_WEIGHTS", str(tmp_path))
     for name in ("a", "small"):
         assert run(["weights", "verify", name]) == 0
-    assert "net A, 2136480 numbers, all finite" in capsys.readouterr().out
+    assert "net A, 2259600 numbers, all finite" in capsys.readouterr().out
     assert run(["weights", "show", "vgg16-caffe"]) == 5
     assert "get it with vggfeat weights fetch vgg16-caffe" in capsys.readouterr().err
 

@@ -309,7 +309,7 @@ class TestTables:
             finally:
                 tracemalloc.stop()
 
-        assert peak(100_000) < 1.1 * peak(20_000)
+        assert peak(48_000) < 1.1 * peak(12_000)
 
 
 def test_options_that_go_with_other_kinds_are_refused(tmp_path):

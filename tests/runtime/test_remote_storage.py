@@ -126,7 +126,9 @@ def test_a_listing_holds_some_pages_however_many_files_there_are(store, monkeypa
     assert peak(200) < 1.2 * peak(40)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.long] if fault == "stuck" else []) for fault in FAULTS]
+)
 def test_whatever_fails_twice_succeeds_in_the_end(store, server, fault):
     store.write_new("a", b"0123456789" * 5)
     fail(server, fault, 2)
