@@ -12,12 +12,12 @@ from dying_disk import Dying, Killed
 from feature_rows import memory_folder
 from folder_world import FolderWorld
 from image_files import draw
+from launches import seen_by_the_net
 from vggfeat.cli import run
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError
 from vggfeat.extract import RunSettings, extract_features
 from vggfeat.forward.features import ExtractionSettings
-from vggfeat.forward.runner import BatchRunner
 from vggfeat.store.failures import failures_path
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.writer import FeatureWriter
@@ -47,15 +47,7 @@ def make(tmp_path, backbone):
     """Extract, and return the summary and the images that went through the net."""
 
     def extract(out="x.h5", run=RUN, dataset=None, settings=SETTINGS):
-        seen, original = [], BatchRunner.launch
-
-        def launch(self, images, *rest):
-            taken = list(images)
-            seen.extend(taken)
-            return original(self, taken, *rest)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(BatchRunner, "launch", launch)
+        with seen_by_the_net() as seen:
             data = dataset or open_dataset("folder", tmp_path / "in")
             return extract_features(data, backbone, tmp_path / out, settings, run=run), len(seen)
 

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from image_files import draw
+from launches import seen_by_the_net
 from vggfeat.cli import group, run
 from vggfeat.cli.signals import is_main, line, stopped
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extract import RunSettings, extract_features
 from vggfeat.forward.features import ExtractionSettings
-from vggfeat.forward.runner import BatchRunner
 from vggfeat.runtime.durable import DISK
 from vggfeat.store.failures import count_reasons, failures_path, tally, write_failures
 from vggfeat.store.writer import FeatureWriter
@@ -98,15 +98,7 @@ def broken(request, tmp_path):
 
 def extracted(tmp_path, name, *more):
     """Give the command, and return its code, and the images that went through the net."""
-    seen, original = [], BatchRunner.launch
-
-    def launch(self, images, *rest):
-        taken = list(images)
-        seen.extend(taken)
-        return original(self, taken, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchRunner, "launch", launch)
+    with seen_by_the_net() as seen:
         given = ["--shard-rows", "3", "--json", *more]
         code = run([str(word) for word in (*words(tmp_path / "in", tmp_path / name)[:-2], *given)])
     return code, len(seen)

@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.listing import LABELS, row_schema
+from vggfeat.datasets.levels import class_name_notes
+from vggfeat.listing import LABELS, Listing, row_schema
 from vggfeat.samples import Task
 
 if TYPE_CHECKING:
@@ -118,6 +119,18 @@ class ClassSpool:
     def task(self) -> Task:
         """How labels are read."""
         return Task.UNLABELLED if self._no_label else Task.SINGLE_LABEL if self._one_label else Task.MULTI_LABEL
+
+    def listing(self, name: str, root: str, notes: Sequence[str]) -> Listing:
+        """Return the rows as a list of images below a root, with notes on the names of classes before others."""
+        return Listing(
+            name=name,
+            task=self.task,
+            classes=self.classes,
+            root=root,
+            batches=self.read,
+            splits=tuple(sorted(self.splits)),
+            notes=(*class_name_notes(self.classes), *notes),
+        )
 
     def read(self) -> Iterator["pa.RecordBatch"]:
         """Yield all batches with the numbers of classes in their final order."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from vggfeat.datasets.cells import plain
 from vggfeat.datasets.files import listed
-from vggfeat.datasets.levels import class_name_notes
 from vggfeat.datasets.manifest import COLUMNS, ListSettings
 from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below
 from vggfeat.datasets.streamed.named import FileSet, find_files, split_of
@@ -84,15 +83,7 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
 
 def _listing(found: FileSet, spool: ClassSpool, told: _Columns) -> Listing:
     notes = [f"Kept in the feature file as text: {listed(told.further)}."] if told.further else []
-    return Listing(
-        name="parquet",
-        task=spool.task,
-        classes=spool.classes,
-        root=found.storage.root,
-        batches=spool.read,
-        splits=tuple(sorted(spool.splits)),
-        notes=(*class_name_notes(spool.classes), *notes),
-    )
+    return spool.listing("parquet", found.storage.root, notes)
 
 
 def _shown(columns: _Columns) -> list[str]:

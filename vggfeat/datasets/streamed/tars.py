@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from vggfeat.datasets.files import is_image, listed
-from vggfeat.datasets.levels import class_name_notes
 from vggfeat.datasets.streamed.named import find_files, split_of
 from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow
 from vggfeat.errors import DatasetError, quoted
@@ -52,15 +51,7 @@ def list_tars(root: str, settings: StorageSettings) -> Listing:
         spool.add(rows)
         others |= dict.fromkeys(unread[:5])
     notes = [f"Parts of samples that are neither images nor labels, and ignored: {listed(list(others))}."]
-    return Listing(
-        name="tar",
-        task=spool.task,
-        classes=spool.classes,
-        root=found.storage.root,
-        batches=spool.read,
-        splits=tuple(sorted(spool.splits)),
-        notes=(*class_name_notes(spool.classes), *(notes if others else ())),
-    )
+    return spool.listing("tar", found.storage.root, notes if others else ())
 
 
 def _side_by_side(make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
