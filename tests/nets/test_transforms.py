@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vggfeat.nets.transforms import mirror, normalise, rescale, rescaled_size
+from vggfeat.nets.transforms import clear, margin, mirror, normalise, rescale, rescaled_size
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,20 @@ def test_normalise_subtracts_the_mean_pixel_of_each_channel():
 def test_mirror_swaps_left_and_right():
     images = torch.arange(6.0).reshape(1, 1, 2, 3)
     assert mirror(images)[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_margin_is_cleared_and_nothing_of_the_images(layout):
+    maps = torch.full((3, 2, 3, 4), torch.inf).contiguous(memory_format=layout)
+    clear(maps, margin(maps, torch.tensor([(1, 2), (3, 2), (3, 4)])))
+    own, x = torch.inf, 0
+    expected = [
+        [[own, own, x, own], [x, x, x, x], [own, own, x, own]],
+        [[own, own, x, own], [own, own, x, own], [own, own, x, x]],  # as tall as the map
+        [[own] * 4] * 3,  # as large as the map
+    ]
+    assert maps[:, 0].tolist() == maps[:, 1].tolist() == expected
+    clear(maps, margin(maps, torch.tensor([(1, 1), (3, 2), (3, 4)]), reach=2))
+    assert maps[0, 0].tolist() == [[own, x, x, own], [x, x, x, x], [x, x, x, x]]
+    assert margin(maps, None) is None
+    assert clear(maps, None) is maps

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from other_nets import NARROW, state_dict_of, torchvision_net
 from vggfeat.errors import ConfigError
+from vggfeat.nets import vgg
 from vggfeat.nets.families import FAMILIES, initialise
+from vggfeat.nets.transforms import clear, inside, margin
 from vggfeat.nets.vgg import NETS, VGG, local_response_norm
 from vggfeat.weights import torchvision_names
 
@@ -241,3 +243,40 @@ def test_local_response_normalisation_in_half_precision_is_rounded_and_no_more(d
     half = local_response_norm(maps.to(dtype))
     assert half.dtype == dtype
     torch.testing.assert_close(half, local_response_norm(maps.to(dtype).float()).to(dtype), rtol=0, atol=0)
+
+
+SIDES = torch.tensor([(224, 260), (231, 225), (256, 272), (240, 243)])
+
+
+def clear_all(maps, sides):
+    return maps if sides is None else maps.masked_fill_(~inside(maps, sides), 0)
+
+
+def spoil_the_rest(maps, sides):
+    if sides is None:
+        return maps
+    return clear(maps, margin(maps, sides)).masked_fill_(~inside(maps, sides + 1), torch.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pool", ["floor", "ceil"])
+@pytest.mark.parametrize("config", [*NETS, "A-BN"])
+def test_of_padding_no_more_than_a_row_and_a_column_is_read(config, pool, dtype, monkeypatch):
+    model = FAMILIES[config](config, 10, width=1 / 32, pool=pool)
+    initialise(model, torch.Generator().manual_seed(0))
+    model = with_biases(model).eval().to(dtype, memory_format=torch.channels_last)
+    images = clear_all(torch.randn(4, 3, 256, 272, generator=torch.Generator().manual_seed(2)) * 60, SIDES).to(dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = []
+    for cleared in (None, clear_all, spoil_the_rest):
+        with monkeypatch.context() as patch, torch.inference_mode():
+            if cleared:
+                patch.setattr(vgg, "margin", lambda maps, sides: sides)
+                patch.setattr(vgg, "clear", cleared)
+            found.append([model(images.clone(), (name,), sides=SIDES)[name] for name in ("relu3_1", "pool5", "fc8")])
+    for name, own, all_cleared, spoiled in zip(("relu3_1", "pool5", "fc8"), *found, strict=True):
+        within = inside(own, model.map_side(name, SIDES)).expand_as(own)
+        assert within.any(3).any(2).all()
+        assert torch.equal(own[within], all_cleared[within])
+        assert torch.equal(own[within], spoiled[within])
+        assert own[within].isfinite().all()

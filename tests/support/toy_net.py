@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vggfeat.nets.backbone import MapInfo, Net
-from vggfeat.nets.transforms import clear_outside
+from vggfeat.nets.transforms import clear, margin
 from vggfeat.nets.vgg_bn import FixedBatchNorm
 from vggfeat.weights.importing import ParsedNet
 
@@ -27,10 +27,9 @@ class ToyResNet(Net):
         }
 
     def forward(self, images, maps, masks=None, sides=None):
-        x = clear_outside(F.relu(self.layers["norm"](self.layers["stem"](images))), sides)
-        half = None if sides is None else sides // 2
-        pooled = clear_outside(F.max_pool2d(x, 2), half)
-        inner = clear_outside(F.relu(self.layers["a"](pooled)), half)
+        pooled = F.max_pool2d(F.relu(self.layers["norm"](self.layers["stem"](images))), 2)
+        beyond = margin(pooled, None if sides is None else sides // 2)
+        inner = clear(F.relu(self.layers["a"](clear(pooled, beyond))), beyond)
         residual = pooled + self.layers["b"](inner)
         found = {"pooled": pooled, "residual": residual, "logits": self.layers["logits"](residual)}
         return {name: found[name] for name in maps}

@@ -84,7 +84,8 @@ class Net(nn.Module, ABC):
             Factors on activations, for nets that can be trained here.
         sides : Tensor (N, 2), int, optional
             Height and width of each image, where it is smaller than the tensor that it lies in: at its top left,
-            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them.
+            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them;
+            outside they may have any values.
 
         Returns
         -------

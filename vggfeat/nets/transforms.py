@@ -4,7 +4,7 @@ N = images, H, W = image sides in pixels. Images are RGB, channels first.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +81,43 @@ def inside(maps: Tensor, sides: Tensor) -> Tensor:
     return ((rows < sides[:, :1])[:, :, None] & (columns < sides[:, 1:])[:, None])[:, None]
 
 
-def clear_outside(maps: Tensor, sides: Tensor | None) -> Tensor:
-    """Set maps (N, C, h, w) to zero, in place, outside of (N, 2) sides from the top left."""
-    return maps if sides is None else maps.masked_fill_(~inside(maps, sides), 0)
+class Margin(NamedTuple):
+    """Positions of maps (N, C, h, w) just beyond the images in them: P an image, some more than once."""
+
+    places: tuple[Tensor, Tensor, Tensor]
+    """Number of the image (N, 1), row and column (N, P)."""
+    beyond: Tensor
+    """(N, P, 1), bool. False where a map ends with its image: that position is its own and keeps its value."""
+
+
+def margin(maps: Tensor, sides: Tensor | None, reach: int = 1) -> Margin | None:
+    """Find what convolutions would read beyond images of (N, 2) sides, at the top left of maps (N, C, h, w).
+
+    Parameters
+    ----------
+    maps, sides
+        Without sides there is no padding, and None is returned.
+    reach : int
+        Positions that the convolutions see on either side: 1 of 3x3. So many rows below the image and columns to its
+        right are in the margin; nothing further out is read for a position of the image.
+    """
+    if sides is None:
+        return None
+    height, width = maps.shape[2:]
+    numbers, rows, columns, steps = (
+        torch.arange(count, device=maps.device) for count in (len(maps), height, width, reach)
+    )
+    below = (sides[:, :1] + steps).clamp(max=height - 1)[:, :, None].expand(-1, -1, width)  # (N, reach, w)
+    right = (sides[:, 1:] + steps).clamp(max=width - 1)[:, None].expand(-1, height, -1)  # (N, h, reach)
+    at_row = torch.cat([below.flatten(1), rows[:, None].expand_as(right).flatten(1)], dim=1)
+    at_column = torch.cat([columns.expand_as(below).flatten(1), right.flatten(1)], dim=1)
+    beyond = (at_row >= sides[:, :1]) | (at_column >= sides[:, 1:])
+    return Margin((numbers[:, None], at_row, at_column), beyond[:, :, None])
+
+
+def clear(maps: Tensor, margin: Margin | None) -> Tensor:
+    """Set a margin of maps (N, C, h, w) to zero, in place; what lies further out stays as it is."""
+    if margin is not None:
+        last = maps.permute(0, 2, 3, 1)  # a view (N, h, w, C)
+        last[margin.places] = last[margin.places].masked_fill(margin.beyond, 0)
+    return maps

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.nets.backbone import MapInfo, Net, Pool, Sides
-from vggfeat.nets.transforms import clear_outside
+from vggfeat.nets.transforms import clear, margin
 
 STRIDE = 32
 """Pixels between neighbouring positions of the dense maps: five poolings by two."""
@@ -127,7 +127,8 @@ class VGG(Net):
             activation is dropped, 1 / (1 - dropout) elsewhere.
         sides : Tensor (N, 2), int, optional
             Height and width of each image, where it is smaller than the tensor that it lies in: at its top left,
-            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them.
+            with zeros to the right and below. Within its own `map_side`, its maps are what they are without them;
+            outside they have values that mean nothing.
 
         Returns
         -------
@@ -148,20 +149,24 @@ class VGG(Net):
         return found
 
     def _maps(
-        self, x: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None
+        self, images: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None
     ) -> Iterator[tuple[str, Tensor]]:
+        x, beyond = images, margin(images, sides)
         for number, kernels in enumerate(self.nets[self.config].blocks, start=1):
-            for index in range(1, len(kernels) + 1):
+            for index, kernel in enumerate(kernels, start=1):
+                if kernel > 1 and x is not images:  # Images have zeros there as they come.
+                    x = clear(x, beyond)
                 x = F.relu(self.convolve(f"conv{number}_{index}", x), inplace=True)
                 yield f"relu{number}_{index}", x
                 if number == index == 1 and self.nets[self.config].lrn:
                     x = local_response_norm(x)
-                x = clear_outside(x, sides)
             if number == 5:
                 yield "conv5", x
+            if self.pool == "ceil":  # The last window of an odd side has a row or column of the margin.
+                x = clear(x, beyond)
             x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=self.pool == "ceil")
             sides = None if sides is None else self._pooled(sides)
-            x = clear_outside(x, sides)
+            beyond = margin(x, sides)
             yield f"pool{number}", x
         for name in ("fc6", "fc7"):
             x = F.relu(self.layers[name](x))
