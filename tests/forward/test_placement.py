@@ -21,6 +21,10 @@ from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.posteriors import PosteriorSettings, posterior_runner
 from vggfeat.forward.runner import DTYPES, BatchRunner
 from vggfeat.localisation.maps import MapSettings, crop_runner, map_runner
+from vggfeat.runtime.distributed import World
+from vggfeat.training.learner import Learner
+from vggfeat.training.objective import Classification
+from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.weights import random_backbone
 
 GPU = torch.device("cuda", 0)
@@ -59,13 +63,14 @@ PATHS = {
 }
 
 
-def move(self, device, dtype, memory_format):
+def move(self, device, dtype=None, memory_format=None):
     """Do what `nn.Module.to` does, which fake tensors can't be swapped into."""
     for module in self.modules():
         for name, tensor in module._parameters.items():
-            module._parameters[name] = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+            moved = tensor.detach().to(device, dtype or tensor.dtype)
+            module._parameters[name] = nn.Parameter(moved, requires_grad=tensor.requires_grad)
         for name, tensor in module._buffers.items():
-            module._buffers[name] = tensor.to(device, dtype)
+            module._buffers[name] = tensor.to(device, dtype or tensor.dtype)
     return self
 
 
@@ -120,11 +125,13 @@ def watched(made: BatchRunner, monkeypatch):
     return {(tensor.dtype, tensor.device) for tensor in seen}
 
 
-@pytest.mark.parametrize("net", ["random:A-LRN:0:0.03125", "random:D-BN:0:0.03125"])
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_is_left_on_the_cpu(precision, path, net, gpu, monkeypatch):
+@pytest.mark.parametrize(
+    ("net", "precision"), [("A-LRN", "fp32"), ("A-LRN", "fp16"), ("D-BN", "tf32"), ("D-BN", "bf16")]
+)
+def test_nothing_is_left_on_the_cpu(net, precision, path, gpu, monkeypatch):
     make, options = PATHS[path]
+    net = f"random:{net}:0:0.03125"
     made = make(backbone(net), precision=precision, **options)
     for tensor in made.model.state_dict().values():
         assert (tensor.device, tensor.dtype) == (GPU, DTYPES[precision])
@@ -137,3 +144,43 @@ def test_a_tensor_that_is_left_on_the_cpu_is_seen(left, gpu):
     setattr(made, left, torch.ones(3))
     with pytest.raises(RuntimeError, match="cpu"):
         list(made.batches(IMAGES))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_images_of_a_padded_batch_are_uploaded_and_nothing_is_waited_for(padded, gpu, monkeypatch):
+    made = extraction(backbone("random:A:0:0.03125"), batching="padded" if padded else "size")
+    waits = []
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: waits.append("item"))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: waits.append("tolist"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: waits.append("bool"))
+    to = torch.Tensor.to
+
+    def watching(self, *given, **named):
+        if self.device == GPU and "cpu" in map(str, given) and not named.get("non_blocking"):
+            waits.append("to")
+        return to(self, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", watching)
+    list(made.batches(IMAGES))
+    assert waits == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
+def test_a_step_of_training_leaves_nothing_on_the_cpu(precision, gpu, monkeypatch):
+    """The backward pass apart, which PyTorch has none of for fake tensors."""
+    recipe = Recipe(net="A", width=1 / 32, batch=4)
+    with unset_fake_temporarily():
+        objective = Classification(recipe, ("cat", "dog"))
+        model, _ = objective.first_weights()
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    learner = Learner(model, objective, TrainingSettings(precision=precision), World(device=GPU), None, print)
+    images = torch.zeros(4, 3, recipe.crop, recipe.crop, device=GPU)
+    targets = objective.no_targets(4).to(GPU)
+    outputs, part = [], objective.loss
+    monkeypatch.setattr(Classification, "loss", lambda self, *given: outputs.append(given[0]) or part(*given))
+    learner.step(0, images, targets, 0.01)
+    outputs.append(learner.outputs(images))
+    assert [(one.device, one.dtype, one.shape) for one in outputs] == 2 * [(GPU, torch.float32, (4, 2))]
+    assert {tensor.device for tensor in (learner._sums, learner._first_bad, *model.parameters())} == {GPU}
