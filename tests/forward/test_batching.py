@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vggfeat.forward.batching import by_size, padded
+from vggfeat.forward.batching import by_size, padded, rounded_up, tensor_size
 
 
 def sizes(count, seed=0):
@@ -15,7 +15,8 @@ def sizes(count, seed=0):
 
 
 def area(batch, sizes):
-    return len(batch) * max(sizes[n][0] for n in batch) * max(sizes[n][1] for n in batch)
+    height, width = rounded_up((max(sizes[n][0] for n in batch), max(sizes[n][1] for n in batch)))
+    return len(batch) * height * width
 
 
 def test_equal_sizes_share_a_batch_in_their_order():
@@ -25,7 +26,8 @@ def test_equal_sizes_share_a_batch_in_their_order():
 
 
 def test_similar_sizes_share_a_padded_batch():
-    assert padded([(10, 20), (20, 10), (10, 22), (10, 40)], pixels=1000) == [[0, 2], [3], [1]]
+    assert padded([(30, 60), (60, 30), (32, 64), (30, 120)], pixels=32 * 64 * 2) == [[0, 2], [3], [1]]
+    assert padded([(33, 90), (40, 65), (50, 96)], pixels=64 * 96 * 2) == [[0, 1], [2]]
     assert padded([], pixels=1) == []
 
 
@@ -38,4 +40,12 @@ def test_padded_batches_hold_every_image_once_and_little_padding(seed):
     assert len(batches) < len(by_size(found, pixels))
     for batch in batches:
         assert len(batch) == 1 or area(batch, found) <= pixels
-        assert sum(found[n][0] * found[n][1] for n in batch) >= 0.9 * area(batch, found)
+        assert sum(area([n], found) for n in batch) >= 0.9 * area(batch, found)
+
+
+def test_sides_of_padded_batches_are_multiples_of_32():
+    assert [rounded_up(size) for size in ((1, 32), (33, 64), (256, 341))] == [(32, 32), (64, 64), (256, 352)]
+    assert tensor_size([(60, 40), (50, 70)], "padded", pixels=1) == (64, 96)
+    assert tensor_size([(60, 40)], "padded", pixels=64 * 64) == (64, 64)
+    assert tensor_size([(60, 40)], "padded", pixels=64 * 64 - 1) == (60, 40)  # in strips
+    assert tensor_size([(60, 40)], "size", pixels=1 << 20) == (60, 40)

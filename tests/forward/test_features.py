@@ -357,11 +357,29 @@ def test_padded_batches_are_fewer(monkeypatch):
 
     monkeypatch.setattr(VGG, "forward", watch)
     images = [image(*size, seed) for seed, size in enumerate(MIXED)]
-    for kind, expected in (("size", 7), ("padded", 3)):
+    for kind, expected in (("size", 7), ("padded", 4)):
         passes.clear()
         feature_runner(backbone(width=1 / 32), ExtractionSettings(scales=(224,), batching=kind)).rows(images)
         assert len(passes) == expected
         assert sum(shape[0] for shape in passes) == 2 * len(MIXED)
+
+
+def test_a_padded_image_that_does_not_fit_goes_through_in_strips(monkeypatch):
+    images, net, seen = [image(100, 200)], backbone(width=1 / 32), []
+    (expected,) = feature_runner(net, ExtractionSettings(scales=(225,), batching="padded")).rows(images)
+    original = VGG.forward
+
+    def scarce(self, tensor, *rest, **named):
+        seen.append((tuple(tensor.shape), named.get("sides") is not None))
+        if tensor[:, 0].numel() > 225 * 400:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, tensor, *rest, **named)
+
+    monkeypatch.setattr(VGG, "forward", scarce)
+    (found,) = feature_runner(net, ExtractionSettings(scales=(225,), batching="padded")).rows(images)
+    close(found.features, expected.features)
+    assert seen[0] == ((2, 3, 256, 480), True)
+    assert all(shape[2] == 225 and not padded for shape, padded in seen[1:])
 
 
 def test_padded_batches_that_do_not_fit_are_halved(monkeypatch):

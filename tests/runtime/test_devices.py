@@ -4,13 +4,21 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vggfeat
 from vggfeat.errors import ConfigError, TrainingError
-from vggfeat.runtime.devices import checked_device, convolutions, default_device, layout, library_version
+from vggfeat.runtime.devices import (
+    checked_device,
+    convolutions,
+    default_batch_pixels,
+    default_device,
+    layout,
+    library_version,
+)
 from vggfeat.runtime.distributed import open_world
 
 # In forks of a process of its own: what a program has set can't all be set back.
@@ -65,6 +73,19 @@ def test_without_a_gpu_nothing_is_touched():
     before = torch.backends.cudnn.conv.fp32_precision
     with convolutions(tf32=False, fastest=True):
         assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+@pytest.mark.parametrize(("gigabytes", "exponent"), [(6, 22), (16, 22), (24, 23), (40, 24), (141, 24)])
+def test_a_larger_gpu_has_more_pixels_in_a_pass(gigabytes, exponent, monkeypatch):
+    about = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    assert default_batch_pixels("cuda:1") == 1 << exponent
+    assert (default_batch_pixels("cpu"), default_batch_pixels("mps")) == (1 << 20, 1 << 22)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_for_a_gpu_of_another_machine_passes_have_the_least_pixels():
+    assert default_batch_pixels("cuda") == default_batch_pixels("cuda:7") == 1 << 22
 
 
 def test_the_version_of_a_checkout_is_what_it_declares(monkeypatch):

@@ -48,7 +48,7 @@ class FeatureOptions(NetOptions):
     )
     layer: str = option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7")
     batch_pixels: int | None = option(
-        "--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 on a GPU]"
+        "--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 to 2^24 on a GPU]"
     )
     threads: int | None = option("--threads", type=THREADS, help="Cores of the CPU for the net. [all]")
 

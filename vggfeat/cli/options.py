@@ -137,7 +137,7 @@ class ForwardOptions:
         help="How images are rescaled.",
     )  # fmt: skip
     batch_pixels: int | None = option(
-        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch. [2^20 on the CPU, 2^22 on a GPU]"
+        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]"
     )
 
     def given(self, device: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ Size = tuple[int, int]
 Batching = Literal["size", "padded"]
 WASTE = 0.125
 """Share of a padded batch that may be padding."""
+GRAIN = 32
+"""Sides of padded batches are multiples of it, so that few shapes recur: a GPU plans convolutions anew for each."""
 
 
 def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
@@ -47,8 +49,14 @@ def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
     return batches
 
 
+def rounded_up(size: Size) -> Size:
+    """Return sides that are multiples of `GRAIN`, and no shorter."""
+    height, width = (-(-side // GRAIN) * GRAIN for side in size)
+    return height, width
+
+
 def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[list[int]]:
-    """Put images of similar size together, to be laid into tensors that hold the largest of them.
+    """Put images of similar size together, to be laid into tensors that hold the largest of them, its sides rounded up.
 
     Neighbours in the order of their sizes share a batch as long as it stays small and full enough: few batches, not
     the fewest.
@@ -58,13 +66,14 @@ def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[lis
     sizes, pixels
         As for `by_size`; the padding counts.
     waste : float, 0 to 1
-        Share of a batch that may be padding.
+        Share of a batch that may be padding, besides what rounding up adds to each image.
 
     Returns
     -------
     list of list of int
         Numbers of images, each once.
     """
+    sizes = [rounded_up(size) for size in sizes]
     batches: list[list[int]] = []
     height = width = used = 0
     # By the smaller side first: all images of one scale share it.
@@ -80,6 +89,18 @@ def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[lis
             batches.append([number])
             height, width, used = tall, wide, tall * wide
     return batches
+
+
+def tensor_size(sizes: Sequence[Size], batching: Batching, pixels: int) -> Size:
+    """Return the sides of the tensor that images of one batch lie in.
+
+    In a padded batch they are rounded up, but for an image that would then have more than `pixels`: it goes through the
+    net in strips, which can't be padded.
+    """
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    height, width = rounded_up(largest)
+    rounded = batching == "padded" and (len(sizes) > 1 or height * width <= pixels)
+    return (height, width) if rounded else largest
 
 
 class DeviceCache:

@@ -39,7 +39,7 @@ class ExtractionSettings(ForwardSettings):
     layer, after its ReLU; the paper does not say whether before or after."""
     batching: Batching = "size"
     """size: images of equal size run together. padded: those of similar size too, with zeros next to the smaller ones
-    that every layer sets back to zero; fewer and larger batches for a GPU, the same features up to rounding."""
+    that no position of theirs sees changed; fewer and larger batches for a GPU, the same features up to rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

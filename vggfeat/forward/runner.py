@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padded, to_device, wait_for
+from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padded, tensor_size, to_device, wait_for
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
@@ -319,7 +319,7 @@ class BatchRunner:
     def _forward_batch(self, images: Sequence[tuple[Tensor, Size]], pixels: int) -> Tensor:
         """Return the values of a batch, (N, C) or (N, C, h, w), on their way to the CPU."""
         with self.computing():
-            batch, sides = self.prepare(images)
+            batch, sides = self.prepare(images, pixels)
             values = self.head.values(self.model, batch, pixels, sides)
             return values.to("cpu", non_blocking=self.device.type == "cuda")  # Only CUDA has the event to wait for.
 
@@ -337,21 +337,30 @@ class BatchRunner:
             return nullcontext()
         return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024)
 
-    def prepare(self, images: Sequence[tuple[Tensor, Size]]) -> tuple[Tensor, Tensor | None]:
+    def prepare(self, images: Sequence[tuple[Tensor, Size]], pixels: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Make a batch of images on the device, (3, H, W) each, and the sizes that they get.
+
+        Parameters
+        ----------
+        images
+        pixels : int, optional
+            As for `Head.values`; by default that of the settings.
 
         Returns
         -------
         images : Tensor (N, 3, H, W), float32
-            Rescaled and normalised; those of other sizes than the largest are padded to the right and below.
+            Rescaled and normalised; those of other sizes than the tensor's are padded to the right and below.
         sides : Tensor (N, 2) or None
             Height and width of each, or None if they are all the same.
         """
         rescaled = [rescale(one, size, self.settings.interpolation) for one, size in images]
-        if len({size for _, size in images}) == 1:
+        most = (pixels or self.settings.batch_pixels) // self.head.copies
+        sizes = [size for _, size in images]
+        whole = tensor_size(sizes, self.batching, most)
+        if set(sizes) == {whole}:
             return normalise(torch.stack(rescaled), self.mean, self.std), None
-        sides = to_device(torch.tensor([size for _, size in images]), self.device)
-        return pad([normalise(one, self.mean, self.std) for one in rescaled]), sides
+        sides = to_device(torch.tensor(sizes), self.device)
+        return pad([normalise(one, self.mean, self.std) for one in rescaled], whole), sides
 
     def record_event(self) -> torch.cuda.Event | None:
         """Return an event that comes to pass when all that is queued by now has been done; None on the CPU."""

@@ -55,10 +55,9 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def pad(images: Sequence[Tensor]) -> Tensor:
+def pad(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Lay N images (3, H_n, W_n) into one tensor (N, 3, H, W), top left, with zeros to the right and below."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    padded = images[0].new_zeros(len(images), 3, height, width)
+    padded = images[0].new_zeros(len(images), 3, *size)
     for place, image in zip(padded, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return padded

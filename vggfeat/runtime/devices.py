@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 # Options of malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 _KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
+# Twice what the largest maps of net D take in float32, 64 numbers a pixel before and after a convolution, with as much
+# for the convolution itself.
+_BYTES_A_PIXEL = 2048
+# From the most, maps have 2^30 numbers: more, and they could no longer be counted in 32 bits.
+_GPU_PIXELS = 1 << 22, 1 << 24
 # PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
 _SWITCHES = threading.RLock()
 
@@ -99,8 +104,24 @@ def default_workers() -> int:
 
 
 def default_batch_pixels(device: str) -> int:
-    """Return the pixels of one pass through a net: few on the CPU, where more are no faster; more on a GPU."""
-    return 1 << 20 if device.startswith("cpu") else 1 << 22
+    """Return the pixels of one pass through a net: few on the CPU, where more are no faster; more on a GPU.
+
+    On a CUDA device by its whole memory, and not by what is free of it: the number decides the last bits of features,
+    and a run that goes on after an interruption has to find the same. The least for one that is not of this machine,
+    which a run can be planned for.
+    """
+    if device.startswith("cpu"):
+        return 1 << 20
+    least, most = _GPU_PIXELS
+    if not device.startswith("cuda"):
+        return least
+    import torch
+
+    try:
+        fitting: int = torch.cuda.get_device_properties(device).total_memory // _BYTES_A_PIXEL
+    except (RuntimeError, AssertionError):
+        return least
+    return min(most, max(least, 1 << fitting.bit_length() - 1))
 
 
 def ready_device(name: str | None) -> str:
