@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.nets.backbone import MapInfo, Net, Pool, Sides
+from vggfeat.nets.dense import dense
 from vggfeat.nets.transforms import clear, margin
 
 STRIDE = 32
@@ -169,13 +170,13 @@ class VGG(Net):
             beyond = margin(x, sides)
             yield f"pool{number}", x
         for name in ("fc6", "fc7"):
-            x = F.relu(self.layers[name](x))
+            x = F.relu(dense(self.layers[name], x), inplace=True)
             yield name, x
             if masks is None:
                 x = F.dropout(x, self.dropout, self.training)
             else:
                 x = x * masks[name][:, :, None, None].to(x.dtype)
-        yield "fc8", self.layers["fc8"](x)
+        yield "fc8", dense(self.layers["fc8"], x)
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
         """Return what a convolution makes of a map, before its ReLU."""
