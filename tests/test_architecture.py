@@ -61,14 +61,17 @@ DOORWAYS = {
     "jinja2": {"results"},
     "markupsafe": {"results"},
     "onnx": {"weights.export"},
+    "onnxruntime": {"benchmarks.net_peers"},
+    "openvino": {"benchmarks.net_peers"},
     "umap": {"projection"},
     "faiss": {"search_index"},
     "threadpoolctl": {"svm", "benchmarks"},
     "numpy": {"*"},
 }  # fmt: skip
 # Heavy and seldom needed: only inside the functions that use them.
-LATE = {"onnx", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard", "rich", "jinja2", "markupsafe",
-        "aiohttp", "fsspec", "IPython", "anndata", "pandas", "ray", "umap", "faiss"}  # fmt: skip
+LATE = {"onnx", "onnxruntime", "openvino", "huggingface_hub", "matplotlib", "openpyxl", "pyarrow", "tensorboard",
+        "rich", "jinja2", "markupsafe", "aiohttp", "fsspec", "IPython", "anndata", "pandas", "ray", "umap",
+        "faiss"}  # fmt: skip
 LATE_IN = {"svm": {"torch"}, "synthetic": {"scipy"}}
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision import models
 
 from vggfeat.benchmarks.extraction import Plan, default_images, measure, summarise
 from vggfeat.benchmarks.made_up import SHAPES, listed, make_jpegs, photograph, shapes
+from vggfeat.benchmarks.net_peers import HINTS, features, peer_subjects
 from vggfeat.benchmarks.roofline import image_costs
 from vggfeat.benchmarks.stages import PlainExtractor, Stages, enough_memory, plain_net, plain_precision
 from vggfeat.cli import run
@@ -77,7 +79,7 @@ def test_the_baseline_has_our_features(tmp_path, config, layer):
     with Decoder(0, DecodeSettings()) as decoder:
         images = list(decoder.stream(row_requests(files, range(2), ("image",))))
     ours = feature_runner(backbone, ExtractionSettings(scales=(224, 256), layer=layer)).rows(images)
-    theirs = PlainExtractor(backbone, (224, 256), layer, CPU)
+    theirs = PlainExtractor(backbone, (224, 256), layer, CPU, tuned=config == "C")
     for row, path in zip(ours, files.paths, strict=True):
         expected = theirs.features(tmp_path / path)
         np.testing.assert_allclose(row.features[:, 0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -169,6 +171,38 @@ def test_other_errors_of_the_net_are_defects():
         raise RuntimeError("shape")
 
 
+# --- other libraries
+
+
+def test_features_of_another_library_are_the_mean_over_space_and_mirror():
+    def left_half(images):  # a map that its mirror changes
+        return images[:, :, :, : images.shape[3] // 2]
+
+    batch = np.arange(2 * 3 * 1 * 4, dtype=np.float32).reshape(2, 3, 1, 4)
+    (found,) = features(left_half, [batch])
+    np.testing.assert_array_equal(found, batch.mean((2, 3)))
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_other_libraries_run_the_same_net_on_the_same_batches(stages, library, monkeypatch):
+    pytest.importorskip(library)
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("vggfeat.benchmarks.net_peers.find_spec", lambda name: name in (library, "onnx"))
+    said = []
+    found = peer_subjects(stages, {"fp32", "bf16"}, said.append)
+    precisions = ["fp32"] if library == "onnxruntime" else [*HINTS]
+    assert list(found) == [f"network by {library}, {precision}" for precision in precisions]
+    assert len(said) == len(found)
+    for subject in found.values():
+        assert subject.act() == 3
+        assert subject.facts["least_cosine"] > (1 - 1e-6 if subject.facts["precision"] == "fp32" else 0.999)
+
+
+def test_without_other_libraries_there_are_none(stages, monkeypatch):
+    monkeypatch.setattr("vggfeat.benchmarks.net_peers.find_spec", lambda name: None)
+    assert peer_subjects(stages, {"fp32"}, print) == {}
+
+
 # --- figures
 
 
@@ -177,6 +211,7 @@ def some_rows(form="bf16", plain=("bf16",), **changes):
         "decoding": [50.0], "resizing": [20.0], "writing": [90.0],
         f"network, {form}, size": [3.0, 5.0, 4.0], f"files to file, {form}, size": [2.0, 2.0],
         **{f"plain loop, {precision}": [0.5] for precision in plain},
+        **{f"tuned loop, {precision}": [0.8] for precision in plain},
     } | changes  # fmt: skip
     facts = {name: {"precision": name.split(", ")[1]} if ", " in name else {} for name in rates}
     matrix = {f"matrix product, {precision}": [15_000.0, 16_000.0] for precision in {form, *plain}}
@@ -185,13 +220,13 @@ def some_rows(form="bf16", plain=("bf16",), **changes):
 
 def test_shares_and_ratios_by_hand():
     rows = some_rows()
-    network, together, plain = (rows[name] for name in list(rows)[3:])
+    network, together, plain, tuned = (rows[name] for name in list(rows)[3:])
     assert (network["rate"], network["rounds"]) == (4.0, [3.0, 5.0, 4.0])
     assert network["share"] == 4 * 1000 / 16_000
     assert together["share"] == 2 * 1000 / 16_000
-    assert (together["ratio"], together["held_up_by"]) == (4, "network")
-    assert (plain["share"], plain["ratio"]) == (0.5 * 1000 / 16_000, 1)
-    assert not {"share", "ratio", "held_up_by"} & rows["decoding"].keys()
+    assert (together["ratio"], together["ratio_tuned"], together["held_up_by"]) == (4, 2.5, "network")
+    assert (plain["share"], plain["ratio"], tuned["ratio"]) == (0.5 * 1000 / 16_000, 1, 1.6)
+    assert not {"share", "ratio", "ratio_tuned", "held_up_by"} & rows["decoding"].keys()
 
 
 @pytest.mark.parametrize(("plain", "ratio"), [(("fp32", "bf16"), 4), ((), None), (("fp32",), None), (("tf32",), None)])
@@ -202,6 +237,14 @@ def test_the_ratio_is_to_the_baseline_of_the_same_precision(plain, ratio):
 @pytest.mark.parametrize("slowest", ["decoding", "resizing", "writing"])
 def test_what_is_slowest_alone_holds_it_up(slowest):
     assert some_rows(**{slowest: [3.9]})["files to file, bf16, size"]["held_up_by"] == slowest
+
+
+PEERS = [
+    f"network by {library}, {precision}"
+    for library, precisions in (("onnxruntime", ("fp32",)), ("openvino", ("fp32", "bf16")))
+    for precision in precisions
+    if find_spec("onnx") and find_spec(library)
+]
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +265,8 @@ def test_forms_and_baselines_take_turns(measured):
     assert turns[: len(turns) // 2] == turns[len(turns) // 2 :]
     names = [
         "decoding", "resizing", "writing", "network, fp32, padded", "files to file, fp32, padded",
-        "network, bf16, size", "files to file, bf16, size", "plain loop, fp32", "plain loop, bf16",
+        "network, bf16, size", "files to file, bf16, size", *PEERS,
+        "plain loop, fp32", "plain loop, bf16", "tuned loop, fp32", "tuned loop, bf16",
     ]  # fmt: skip
     assert [row["name"] for row in report.rows] == names
     assert turns[len(turns) // 2 :] == [*names, "matrix product, fp32", "matrix product, bf16"]
@@ -240,9 +284,9 @@ def test_measured_figures_are_consistent(measured):
         assert form["share"] == pytest.approx(form["rate"] * report.figures["image_multiply_adds"] / ceiling)
         assert form["ratio"] == pytest.approx(form["rate"] / plain["rate"])
         assert form["held_up_by"] == min(alone, key=alone.get)
-    for exact in ("files to file, fp32, padded", "plain loop, fp32"):
+    for exact in ("files to file, fp32, padded", "plain loop, fp32", "tuned loop, fp32"):
         assert rows[exact]["least_cosine"] > 1 - 1e-6
-    for rounded in ("files to file, bf16, size", "plain loop, bf16"):
+    for rounded in ("files to file, bf16, size", "plain loop, bf16", "tuned loop, bf16"):
         assert 0.999 <= rows[rounded]["least_cosine"] < 1 - 1e-9
     assert rows["plain loop, bf16"]["way"] in ("autocast", "bfloat16")
 
@@ -282,15 +326,17 @@ def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
     assert found["format"] == "vggfeat-bench-extract"
     assert found["machine"]["device"] == "cpu, 1 thread"
-    assert [row["name"] for row in found["rows"]][3:] == ["network, fp32, size", "files to file, fp32, size",
-                                                          "plain loop, fp32"]  # fmt: skip
+    assert [row["name"] for row in found["rows"]][3:] == [
+        "network, fp32, size", "files to file, fp32, size", *(name for name in PEERS if name.endswith("fp32")),
+        "plain loop, fp32", "tuned loop, fp32",
+    ]  # fmt: skip
     assert found["rows"][-1]["least_cosine"] > 1 - 1e-6
     expected = {"weights": "random:A:0:0.03125", "scales": [224], "layer": "fc7", "images": 2, "repeat": 1, "seed": 0,
                 "workers": 0, "rounds": 1, "seconds": 0.01, "batch_pixels": 1 << 20, "compiled": False}  # fmt: skip
     assert {name: found["settings"][name] for name in expected} == expected
     assert run([*words, "--no-plain"]) == 0
     shown = capsys.readouterr().out
-    assert "plain loop" not in shown
+    assert not any(name in shown for name in ("plain loop", "tuned loop", "network by"))
     assert "files to file, fp32, size" in shown
     assert f"{found['image_multiply_adds'] / 1e9:.4g} G" in shown
 

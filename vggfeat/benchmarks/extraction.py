@@ -9,16 +9,17 @@ from typing import Any
 
 from vggfeat.benchmarks.made_up import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
+from vggfeat.benchmarks.net_peers import peer_subjects
 from vggfeat.benchmarks.roofline import matrix_rate
 from vggfeat.benchmarks.stages import (
     NETWORK,
     PLAIN,
     STAGES,
     TOGETHER,
+    TUNED,
     WAYS,
     PlainExtractor,
     Stages,
-    Way,
     enough_memory,
     plain_precision,
 )
@@ -39,6 +40,7 @@ COLUMNS = {
     "rate": Column("images/s"),
     "share": Column("of the matrix rate", ".0%"),
     "ratio": Column("ratio to plain", ".2f"),
+    "ratio_tuned": Column("to tuned", ".2f"),
     "least_cosine": Column("least cosine", ".8f"),
     "held_up_by": Column("held up by"),
 }
@@ -63,7 +65,7 @@ class Plan:
     seconds: float = 2.0
     """Least time of each measurement: it goes through the images as often as that takes."""
     plain: bool = True
-    """Measure the plain loop as well."""
+    """Measure the plain and the tuned loop, and other libraries, as well."""
 
     def shards(self, run: RunSettings) -> RunSettings:
         """Return how the runs from files to file are cut up: every shard has the same images, in the same batches.
@@ -109,9 +111,10 @@ def measure(
     Returns
     -------
     Report
-        Rows: every stage alone; of every form the net alone, and files to file; the plain loop from files to file in
-        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision; `ratio`:
-        to the plain loop in the same precision.
+        Rows: every stage alone; of every form the net alone, and files to file; the net alone by onnxruntime and
+        OpenVINO, where they are installed and the device is the CPU; the plain and the tuned loop from files to file in
+        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision; `ratio` and
+        `ratio_tuned`: to the plain and the tuned loop in the same precision.
 
     Raises
     ------
@@ -137,9 +140,11 @@ def measure(
         for form in forms:
             say(f"once before it counts: {form.precision}, {form.batching}")
             subjects |= stages.of_form(runners[form])
-        for precision, loop in plain_loops(backbone, stages, forms, plan.seconds, say).items() if plan.plain else ():
-            say(f"once before it counts: {PLAIN}{precision}")
-            subjects |= stages.of_plain(precision, loop)
+        if plan.plain:
+            subjects |= peer_subjects(stages, {form.precision for form in forms}, say)
+            for precision, loop in plain_loops(backbone, stages, forms, plan.seconds, say):
+                say(f"once before it counts: {TUNED if loop.tuned else PLAIN}{precision}")
+                subjects |= stages.of_plain(precision, loop)
         timed = {name: partial(rate, subject.act, device, plan.seconds) for name, subject in subjects.items()}
         matrix = {name: partial(product, plan.seconds) for name, product in products.items()}
         rates, multiply_adds = in_turns(timed | matrix, plan.rounds, say), stages.multiply_adds(exact.layer)
@@ -172,21 +177,19 @@ def open_stages(reference: BatchRunner, files: DataSet, repeat: int, run: RunSet
 
 def plain_loops(
     backbone: Backbone, stages: Stages, forms: Sequence[ExtractionSettings], seconds: float, say: Say
-) -> dict[str, PlainExtractor]:
-    """Return the plain loops by their precision; of the two ways to bf16 the faster one, by one image."""
+) -> Iterator[tuple[str, PlainExtractor]]:
+    """Yield plain and tuned loops and their precision; of the two ways to bf16 the faster one, by one image."""
     one, first = stages.reference, stages.files.place(0).file
-
-    def made(way: Way) -> PlainExtractor:
-        return PlainExtractor(backbone, one.sides, forms[0].layer, one.device, way)
+    made = partial(PlainExtractor, backbone, one.sides, forms[0].layer, one.device)
 
     def speed(loop: PlainExtractor) -> float:
         return rate(lambda: len(loop.features(first)), one.device, seconds, warm_up=1)
 
-    found = {plain_precision(one.device): made("float32")}
-    if any(form.precision == "bf16" for form in forms):
-        say(f"{PLAIN}bf16: autocast or bfloat16")
-        found["bf16"] = max(made("autocast"), made("bfloat16"), key=speed)
-    return found
+    for tuned in (False, True):
+        yield plain_precision(one.device), made("float32", tuned=tuned)
+        if any(form.precision == "bf16" for form in forms):
+            say(f"{TUNED if tuned else PLAIN}bf16: autocast or bfloat16")
+            yield "bf16", max(made("autocast", tuned=tuned), made("bfloat16", tuned=tuned), key=speed)
 
 
 def summarise(
@@ -209,9 +212,10 @@ def summarise(
         row: dict[str, Any] = {"name": name, "rate": medians[name], "rounds": rates[name], **about}
         if "precision" in about:
             row["share"] = medians[name] * multiply_adds / max(rates[MATRIX + about["precision"]])
-        plain = medians.get(f"{PLAIN}{about.get('precision')}")
-        if name.startswith((TOGETHER, PLAIN)) and plain:
-            row["ratio"] = medians[name] / plain
+        for key, loop in (("ratio", PLAIN), ("ratio_tuned", TUNED)):
+            baseline = medians.get(f"{loop}{about.get('precision')}")
+            if name.startswith((TOGETHER, PLAIN, TUNED)) and baseline:
+                row[key] = medians[name] / baseline
         if name.startswith(TOGETHER):
             network = NETWORK + name.removeprefix(TOGETHER)
             row["held_up_by"] = min((*STAGES, network), key=medians.__getitem__).partition(",")[0]

@@ -79,7 +79,7 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     )  # fmt: skip
     seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of images and weights.")
     rounds: int = option("--rounds", type=click.IntRange(1), default=3, help="Times that all is measured.")
-    no_plain: bool = option("--no-plain", is_flag=True, help="Without the plain loop.")
+    no_plain: bool = option("--no-plain", is_flag=True, help="Without plain loops and other libraries.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +160,11 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
 
     Next to them is a plain loop as one would write it with torchvision: one image and scale at a time, decoded by the
     same process, the mirror as a second pass. It is in PyTorch's float32, whose convolutions are TF32 on a GPU, and in
-    bf16 if that is among the precisions, by torch.autocast or with the net in bfloat16, whichever is faster. The ratio
-    of a form is to the plain loop in its own precision.
+    bf16 if that is among the precisions, by torch.autocast or with the net in bfloat16, whichever is faster. The tuned
+    loop is the same with channels last. The ratios of a form are to the loops in its own precision.
+
+    On a CPU, onnxruntime (float32) and OpenVINO run the net as well, on the same batches, where they are installed
+    together with onnx (the extra bench).
 
     \b
     Examples:
