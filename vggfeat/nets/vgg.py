@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.nets.backbone import MapInfo, Net, Pool, Sides
-from vggfeat.nets.dense import dense
+from vggfeat.nets.inference import dense, max_pool
 from vggfeat.nets.transforms import clear, margin
 
 STRIDE = 32
@@ -165,7 +165,7 @@ class VGG(Net):
                 yield "conv5", x
             if self.pool == "ceil":  # The last window of an odd side has a row or column of the margin.
                 x = clear(x, beyond)
-            x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=self.pool == "ceil")
+            x = max_pool(x, ceil=self.pool == "ceil")
             sides = None if sides is None else self._pooled(sides)
             beyond = margin(x, sides)
             yield f"pool{number}", x

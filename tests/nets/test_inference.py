@@ -1,13 +1,13 @@
-"""Layers 6 to 8 as products of matrices against the convolutions that they are, and where they stay convolutions."""
+"""The layers as inference on a CPU computes them against PyTorch's own, and where they stay these."""
 
 import copy
 
 import pytest
 import torch
 
-from vggfeat.nets import dense as dense_module
-from vggfeat.nets.dense import dense
+from vggfeat.nets import inference
 from vggfeat.nets.families import build, initialise
+from vggfeat.nets.inference import FEW_CHANNELS, dense, max_pool
 
 CHANNELS_LAST = torch.channels_last
 
@@ -29,14 +29,14 @@ def images(*shape, dtype=torch.float32):
 
 def products(monkeypatch):
     """Note what maps and weights are found to suit."""
-    counted, chosen = [], dense_module._suits_onednn
+    counted, chosen = [], inference._suits_onednn
 
     def counting(tensor):
         found = chosen(tensor)
         counted.append(found)
         return found
 
-    monkeypatch.setattr(dense_module, "_suits_onednn", counting)
+    monkeypatch.setattr(inference, "_suits_onednn", counting)
     return counted
 
 
@@ -99,3 +99,28 @@ def test_gradients_flow_as_before():
     layer, x = torch.nn.Conv2d(8, 4, 7).to(memory_format=CHANNELS_LAST), images(1, 8, 9, 9)
     dense(layer, x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ceil", [False, True])
+def test_few_channels_are_pooled_to_the_same_bits(ceil, dtype, monkeypatch):
+    maps = [images(2, 3, height, width, dtype=dtype) for height in (2, 5, 6) for width in (3, 4, 7)]
+    maps[0][0, 0, 0, 0], maps[0][1, 1, 1, 1] = torch.nan, torch.inf
+    expected = [torch.nn.functional.max_pool2d(x, 2, ceil_mode=ceil) for x in maps]
+    monkeypatch.setattr(inference, "F", None)  # PyTorch's own is not to be had
+    with torch.inference_mode():
+        found = [max_pool(x, ceil=ceil) for x in maps]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        assert ours.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_other_maps_are_pooled_by_pytorch(monkeypatch):
+    monkeypatch.setattr(inference, "_halved", None)
+    many, few = images(1, FEW_CHANNELS + 1, 4, 4), images(1, 2, 4, 4)
+    assert max_pool(few, ceil=False).shape == (1, 2, 2, 2)
+    with torch.inference_mode():
+        for x in (many, few.contiguous(), images(1, 2, 1, 5)):
+            assert max_pool(x, ceil=True).shape[3] == (x.shape[3] + 1) // 2
+        with pytest.raises(RuntimeError, match="too small"):
+            max_pool(images(1, 2, 1, 5), ceil=False)
