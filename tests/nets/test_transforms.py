@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from vggfeat.nets.transforms import clear, margin, mirror, normalise, rescale, rescaled_size
+from vggfeat.nets.transforms import (
+    clear,
+    margin,
+    mirror,
+    normalise,
+    normalised_batch,
+    pad,
+    rescale,
+    rescaled_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,27 @@ def test_rescaling_equals_pillow(mode, filter_, size):
     np.testing.assert_allclose(found.numpy(), np.stack(channels), atol=2e-3)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_rescaling_on_a_cpu_is_what_pytorch_does(mode):
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1, 3, 5), (2, 9, 1, 1), (7, 5, 7, 50), (40, 31, 21, 31), (99, 50, 256, 129), (50, 40, 24, 15)]
+    for height, width, tall, wide in [*sizes, *rng.integers(1, 90, (40, 4)).tolist()]:
+        image = torch.from_numpy(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).permute(2, 0, 1)
+        expected = F.interpolate(image[None].float(), (tall, wide), mode=mode, align_corners=False, antialias=True)[0]
+        for form in (image, image.contiguous(), image.float()):
+            found = rescale(form, (tall, wide), mode)
+            assert found.shape == (3, tall, wide)
+            assert (found - expected).abs().max() < 2e-4, (height, width, tall, wide)
+
+
+def test_rescaling_has_gradients_also_after_inference():
+    image = torch.rand(3, 11, 13, requires_grad=True)
+    with torch.inference_mode():
+        rescale(image, (17, 19))
+    rescale(image, (17, 19)).mean().backward()
+    assert float(image.grad.sum()) == pytest.approx(1.0, abs=1e-5)  # The weights of each value add up to 1.
+
+
 def test_anti_aliasing_keeps_the_mean_of_a_fine_pattern():
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[:, :, ::2] = 200  # a quarter of the size: without anti-aliasing all 0 or all 200
@@ -53,6 +84,19 @@ def test_normalise_subtracts_the_mean_pixel_of_each_channel():
     images = torch.full((1, 3, 2, 2), 100.0)
     found = normalise(images, torch.tensor([100.0, 90.0, 130.0]), torch.tensor([1.0, 2.0, 10.0]))
     assert found[0, :, 0, 0].tolist() == [0.0, 5.0, -3.0]
+
+
+@pytest.mark.parametrize("sizes", [[(4, 6)] * 3, [(4, 6), (5, 2), (1, 7)], [(3, 3)]])
+def test_a_batch_has_the_values_of_its_images(sizes):
+    mean, std = torch.tensor([100.0, 90.0, 130.0]), torch.tensor([1.0, 2.0, 10.0])
+    planes = [torch.rand(3, *size) * 255 for size in sizes]
+    pixels = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in planes]
+    whole = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    expected = pad([normalise(image, mean, std) for image in planes], whole)
+    for images in (planes, pixels):
+        found = normalised_batch(images, mean, std, whole)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mirror_swaps_left_and_right():

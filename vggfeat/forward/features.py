@@ -125,11 +125,11 @@ def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str
 
 def with_mirrors(model: Net, images: Tensor, pixels: int) -> Iterator[Tensor]:
     """Yield images and their mirrors as the net takes them: (2N, 3, H, W) if they fit into one pass, else two of N."""
+    images = to_compute_layout(images, model)
     halves: tuple[Tensor, ...] = (images, mirror(images))
     if 2 * images[:, 0].numel() <= pixels:
         halves = (torch.cat(halves),)
-    for half in halves:
-        yield to_compute_layout(half, model)
+    yield from halves
 
 
 def mean_over_mirrors(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padde
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
-from vggfeat.nets.transforms import normalise, pad, rescale, rescaled_size
+from vggfeat.nets.transforms import normalised_batch, rescale, rescaled_size
 from vggfeat.runtime.devices import checked_device, convolutions, layout
 from vggfeat.weights import Backbone
 
@@ -357,10 +357,8 @@ class BatchRunner:
         most = (pixels or self.settings.batch_pixels) // self.head.copies
         sizes = [size for _, size in images]
         whole = tensor_size(sizes, self.batching, most)
-        if set(sizes) == {whole}:
-            return normalise(torch.stack(rescaled), self.mean, self.std), None
-        sides = to_device(torch.tensor(sizes), self.device)
-        return pad([normalise(one, self.mean, self.std) for one in rescaled], whole), sides
+        batch = normalised_batch(rescaled, self.mean, self.std, whole)
+        return batch, None if set(sizes) == {whole} else to_device(torch.tensor(sizes), self.device)
 
     def record_event(self) -> torch.cuda.Event | None:
         """Return an event that comes to pass when all that is queued by now has been done; None on the CPU."""

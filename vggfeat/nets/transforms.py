@@ -3,7 +3,9 @@
 N = images, H, W = image sides in pixels. Images are RGB, channels first.
 """
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +14,9 @@ from torch.nn import functional as F
 
 Interpolation = Literal["bilinear", "bicubic"]
 """How an image is resampled. The paper does not say; bilinear is what its toolkits used."""
+_REACH = {"bilinear": 1, "bicubic": 2}
+_FEW_TAPS = 5
+"""Values that make one of the result. More of them PyTorch adds up in another order, which gives other last bits."""
 
 
 def rescaled_size(height: int, width: int, smallest: int) -> tuple[int, int]:
@@ -37,10 +42,62 @@ def rescale(image: Tensor, size: tuple[int, int], interpolation: Interpolation =
     Tensor (3, height, width), float32
         Range 0 to 255, up to the overshoot of bicubic resampling; never rounded to whole numbers.
     """
-    image = image.to(torch.float32)
     if tuple(image.shape[1:]) == tuple(size):
-        return image
-    return F.interpolate(image[None], size, mode=interpolation, align_corners=False, antialias=True)[0]
+        return image.to(torch.float32)
+    most_taps = max(_tap_count(old, new, interpolation) for old, new in zip(image.shape[1:], size, strict=True))
+    if image.device.type == "cpu" and most_taps <= _FEW_TAPS:
+        return _rescale_on_cpu(image, size, interpolation)
+    return _interpolate(image.to(torch.float32)[None], size, interpolation)[0]
+
+
+def _interpolate(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    return F.interpolate(images, size, mode=interpolation, align_corners=False, antialias=True)
+
+
+def _rescale_on_cpu(image: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Do what `_interpolate` does, across and then down, in half the time; (3, h, w), in memory (h, w, 3).
+
+    On processors with fused multiply-adds it gives the same bits.
+    """
+    height, width = image.shape[1:]
+    columns = image.permute(1, 2, 0).reshape(height, width * 3).T.contiguous().to(torch.float32)  # (W * 3, H)
+    wide = _weighted_sums(columns.view(width, 3 * height), size[1], interpolation)  # (w, 3 * H)
+    rows = wide.view(size[1] * 3, height).T.contiguous()  # (H, w * 3)
+    return _weighted_sums(rows, size[0], interpolation).view(*size, 3).permute(2, 0, 1)
+
+
+def _weighted_sums(rows: Tensor, count: int, interpolation: Interpolation) -> Tensor:
+    """Resample rows (n, L) to `count` of them."""
+    places, weights = _taps(len(rows), count, interpolation)
+    return F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
+
+
+def _tap_count(length: int, count: int, interpolation: Interpolation) -> int:
+    """Return K: one more than can have weight, for what is rounded at the edge."""
+    return math.ceil(2 * _REACH[interpolation] * max(1.0, length / count)) + 1
+
+
+@lru_cache(maxsize=512)
+def _taps(length: int, count: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
+    """Return of which places, and by which weights, PyTorch makes each of `count` values from `length`.
+
+    Combs are resampled: comb r of K has ones at r, r + K, r + 2 K, ... A value sees at most one tooth of each, and
+    shows its weight.
+
+    Returns
+    -------
+    places : Tensor (count, K), int64
+        Ascending; those outside are moved to the border, and have no weight.
+    weights : Tensor (count, K), float32
+    """
+    taps = _tap_count(length, count, interpolation)
+    with torch.inference_mode(mode=False):  # Kept for callers of any mode.
+        combs = torch.arange(length) % taps == torch.arange(taps)[:, None]  # (K, length)
+        seen = _interpolate(combs.to(torch.float32)[None, None], (taps, count), interpolation)[0, 0]  # (K, count)
+        centres = (torch.arange(count, dtype=torch.float64) + 0.5) * (length / count)
+        first = (centres - (taps + 1) / 2).ceil().to(torch.int64)
+        places = first[:, None] + torch.arange(taps)
+        return places.clamp(0, length - 1), seen.T.gather(1, places % taps)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -61,6 +118,27 @@ def pad(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     for place, image in zip(padded, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return padded
+
+
+def normalised_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, size: tuple[int, int]) -> Tensor:
+    """Normalise N images (3, H_n, W_n) as `normalise`, and lay them into one tensor (N, 3, H, W) as `pad`.
+
+    On a CPU, it is channels last in memory.
+    """
+    same = all(tuple(image.shape[1:]) == size for image in images)
+    if images[0].device.type != "cpu":
+        if same:
+            return normalise(torch.stack(list(images)), mean, std)
+        return pad([normalise(one, mean, std) for one in images], size)
+    height, width = size
+    batch = (images[0].new_empty if same else images[0].new_zeros)(len(images), height, width * 3)
+    # Row by row: loops over the three values of a pixel take ten times as long.
+    means, deviations = mean.repeat(width), std.repeat(width)
+    for place, image in zip(batch, images, strict=True):
+        rows = image.permute(1, 2, 0).flatten(1)  # (H_n, W_n * 3)
+        tall, wide = rows.shape
+        torch.sub(rows, means[:wide], out=place[:tall, :wide]).div_(deviations[:wide])
+    return batch.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
 def mirror_padded(images: Tensor, widths: Tensor) -> Tensor:
