@@ -47,6 +47,16 @@ def test_the_images_have_the_sides_and_the_sizes_of_real_ones(tmp_path):
     assert 0.4 < np.mean(sizes) < 0.59
 
 
+def test_the_longest_side_changes_all_sides_by_one_factor(tmp_path):
+    def sizes(folder, **options):
+        (tmp_path / folder).mkdir()
+        for name in make_jpegs(tmp_path / folder, 3, 0, **options):
+            with Image.open(tmp_path / folder / name) as image:
+                yield image.size
+
+    assert np.abs(np.array([*sizes("small", longest=100)]) - np.array([*sizes("large")]) / 5).max() < 1
+
+
 def test_equal_seeds_give_equal_files(tmp_path):
     def files(folder, seed):
         (tmp_path / folder).mkdir()
@@ -332,7 +342,8 @@ def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
     ]  # fmt: skip
     assert found["rows"][-1]["least_cosine"] > 1 - 1e-6
     expected = {"weights": "random:A:0:0.03125", "scales": [224], "layer": "fc7", "images": 2, "repeat": 1, "seed": 0,
-                "workers": 0, "rounds": 1, "seconds": 0.01, "batch_pixels": 1 << 20, "compiled": False}  # fmt: skip
+                "longest": 500, "workers": 0, "rounds": 1, "seconds": 0.01, "batch_pixels": 1 << 20,
+                "compiled": False}  # fmt: skip
     assert {name: found["settings"][name] for name in expected} == expected
     assert run([*words, "--no-plain"]) == 0
     shown = capsys.readouterr().out

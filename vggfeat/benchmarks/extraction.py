@@ -7,7 +7,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from vggfeat.benchmarks.made_up import images_on_disk
+from vggfeat.benchmarks.made_up import LONGEST, images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
 from vggfeat.benchmarks.net_peers import peer_subjects
 from vggfeat.benchmarks.roofline import matrix_rate
@@ -56,6 +56,8 @@ class Plan:
 
     images: int = CPU_IMAGES
     """JPEG files. The runs from files to file go through them shard by shard, a shard being no larger than this."""
+    longest: int = LONGEST
+    """Pixels of their longest side."""
     repeat: int = 1
     """How many times writing, and the run from files to file, go through them."""
     seed: int = 0
@@ -133,7 +135,7 @@ def measure(
     say(f"{plan.images} images, and features to compare")
     with (
         enough_memory(run.device, exact.batch_pixels),
-        images_on_disk(plan.images, plan.seed) as files,
+        images_on_disk(plan.images, plan.seed, plan.longest) as files,
         open_stages(reference, files, plan.repeat, run) as stages,
     ):
         subjects = stages.shared()

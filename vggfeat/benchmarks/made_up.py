@@ -29,6 +29,8 @@ SHARES_OF_VOC = (0.40, 0.14, 0.11, 0.10, *np.linspace(0.09, 0.04, 16).tolist())
 """Part of the images that show a class: VOC-2007's most frequent one (person) is in 40 %, most are in some 5 %."""
 SHAPES = {(375, 500): 0.5, (500, 375): 0.15, (333, 500): 0.12, (500, 333): 0.04}
 """Height and width, and the share of them: about VOC-2007's. The others have a longer side of 500 mostly."""
+LONGEST = 500
+"""Pixels of the longest side."""
 QUALITY = 90
 """Gives 80 to 100 kB at 500 x 375."""
 FALL = 1.2
@@ -165,7 +167,7 @@ def _draw_split(size: Size, rng: np.random.Generator) -> TaskSplit:
     return TaskSplit(fit, held_out, np.union1d(fit, held_out))
 
 
-def make_jpegs(folder: Path, count: int, seed: int) -> tuple[str, ...]:
+def make_jpegs(folder: Path, count: int, seed: int, longest: int = LONGEST) -> tuple[str, ...]:
     """Write images into a folder, and return their names.
 
     Parameters
@@ -175,20 +177,23 @@ def make_jpegs(folder: Path, count: int, seed: int) -> tuple[str, ...]:
         Files, from 1.
     seed : int
         Another number, other images; equal ones give the same bytes with the same Pillow and NumPy.
+    longest : int
+        Pixels of the longest side.
     """
     rng = np.random.default_rng(seed)
     names = []
-    for number, shape in enumerate(shapes(count, rng)):
+    for number, (height, width) in enumerate(shapes(count, rng)):
         names.append(f"{number:06d}.jpg")
-        Image.fromarray(photograph(rng, *shape)).save(folder / names[-1], "JPEG", quality=QUALITY)
+        sides = (-(-height * longest // LONGEST), -(-width * longest // LONGEST))
+        Image.fromarray(photograph(rng, *sides)).save(folder / names[-1], "JPEG", quality=QUALITY)
     return tuple(names)
 
 
 @contextmanager
-def images_on_disk(count: int, seed: int) -> Iterator[DataSet]:
+def images_on_disk(count: int, seed: int, longest: int = LONGEST) -> Iterator[DataSet]:
     """Lend so many files."""
     with TemporaryDirectory() as folder:
-        yield listed(Path(folder), make_jpegs(Path(folder), count, seed))
+        yield listed(Path(folder), make_jpegs(Path(folder), count, seed, longest))
 
 
 def listed(folder: Path, names: Sequence[str], repeat: int = 1) -> DataSet:

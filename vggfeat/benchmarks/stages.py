@@ -35,7 +35,7 @@ from vggfeat.forward.shards import to_block
 from vggfeat.images.decode import DecodedImage, DecodeSettings, row_requests
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.backbone import Net
-from vggfeat.nets.transforms import normalise, rescale, rescaled_size
+from vggfeat.nets.transforms import rescaled_size
 from vggfeat.nets.vgg import NETS
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import Shape
@@ -223,7 +223,7 @@ class Stages:
                 uploaded = upload(image.regions[0], one.device)  # (3, H, W)
                 for side in one.sides:
                     size = rescaled_size(uploaded.shape[1], uploaded.shape[2], side)
-                    normalise(rescale(uploaded, size, one.settings.interpolation), one.mean, one.std)
+                    one.prepare([(uploaded, size)])
         return len(self.images)
 
     def write(self) -> int:

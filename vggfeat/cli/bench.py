@@ -73,6 +73,9 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     images: int | None = option(
         "--images", type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]"
     )
+    longest: int = option(
+        "--longest-side", type=click.IntRange(8), default=500, help="Of them, in pixels; 250 for small images."
+    )
     repeat: int = option(
         "--repeat", type=click.IntRange(1), default=1,
         help="How often a run from files to file goes through them; for a GPU, 10 and more.",
@@ -153,10 +156,10 @@ def bench() -> None:
 def bench_extraction(options: ExtractionBenchOptions) -> None:
     """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
 
-    The images are made on the fly, with the sides of VOC-2007's; the weights are random. All combinations of
-    --precision and --batching are measured, each as `vggfeat extract` runs it, but for the four images that this
-    computes again in float32 after a run in another precision. The stage that is the slowest alone is what holds a form
-    up. Figures are medians of the rounds, after a run that does not count.
+    The images are made on the fly, with the sides of VOC-2007's, which --longest-side changes by one factor; the
+    weights are random. All combinations of --precision and --batching are measured, each as `vggfeat extract` runs it,
+    but for the four images that this computes again in float32 after a run in another precision. The stage that is the
+    slowest alone is what holds a form up. Figures are medians of the rounds, after a run that does not count.
 
     Next to them is a plain loop as one would write it with torchvision: one image and scale at a time, decoded by the
     same process, the mirror as a second pass. It is in PyTorch's float32, whose convolutions are TF32 on a GPU, and in
@@ -169,6 +172,7 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
     \b
     Examples:
       vggfeat bench extract --net D --images 6
+      vggfeat bench extract --net A --width 0.125 --scales 256 --longest-side 250 --images 512 --threads 1
       vggfeat bench extract --device cuda --precision bf16 --batching size,padded --repeat 20
     """
     from vggfeat.benchmarks.extraction import Plan, default_images, measure
@@ -185,7 +189,7 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
     plan = Plan(
         images=options.images or default_images(device),
         plain=not options.no_plain,
-        **{name: getattr(options, name) for name in ("repeat", "seed", "rounds", "seconds")},
+        **{name: getattr(options, name) for name in ("longest", "repeat", "seed", "rounds", "seconds")},
     )
     run = RunSettings(device=device, workers=options.processes())
     with with_threads(options.threads):
