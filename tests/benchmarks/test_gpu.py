@@ -61,6 +61,8 @@ def test_figures_of_extraction_fit_together(rehearsed):
         assert row["wait"] == pytest.approx(max(0, 1 / row["rate"] - row["net"] - row["resize"]))
         assert row["share"] > 0
         assert row["least_cosine"] > 0.999
+        padded = measured[f"extract, {precision}, padded"]
+        assert [(one["passes"], one["shapes"]) for one in (row, padded)] == [(2, 2), (1, 1)]
         assert min(row[stage] for stage in ("decode", "resize", "net", "write")) > 0
 
 

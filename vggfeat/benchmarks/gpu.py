@@ -63,6 +63,8 @@ COLUMNS = {
     "resize": Column("resize ms", unit=1e-3),
     "net": Column("net ms", unit=1e-3),
     "wait": Column("wait ms", unit=1e-3),
+    "passes": Column("passes", ".0f"),
+    "shapes": Column("shapes", ".0f"),
     "least_cosine": Column("least cosine", ".8f"),
     "worst_gap": Column("gap", ".1e"),
     "passed": Column("passed", ".0f"),
@@ -75,6 +77,7 @@ COLUMNS = {
 NOTES = (
     "extract: JPEG files to HDF5; decode, resize, net: of an image, alone",
     "wait: what else an image takes of the whole, the start of all processes included",
+    "passes, shapes: batches of the images, and how many differ in number or sides of the images",
     "of the roofline: of the rate at which matrix products and memory copies alone would allow the net",
     "a multiply-add is two operations; s: of the whole part, for svm of the solver; memory: of the device, at most",
 )
@@ -280,13 +283,14 @@ class Bench:
             self.stages.often = listed(Path(self.files.root), self.files.paths, repeat)
             network, together = self.stages.of_form(runner).values()
             net, whole = (self._rate(subject.act) for subject in (network, together))
+        shapes = [batch.images.shape for batch in self.stages.batches[batching]]
         decode, resize, write = (1 / self._alone[name] for name in STAGES)
         return {
             "rate": whole, "share": whole * least if (least := self._least_seconds(settings)) else None,
             "decode": decode, "resize": resize, "net": 1 / net, "write": write,
             "wait": max(0.0, 1 / whole - 1 / net - resize),
             "least_cosine": together.facts["least_cosine"], "images": len(self.files), "repeat": repeat,
-            "batch_pixels": settings.batch_pixels,
+            "batch_pixels": settings.batch_pixels, "passes": len(shapes), "shapes": len(set(shapes)),
         }  # fmt: skip
 
     def _settings(self, precision: str, batching: str) -> ExtractionSettings:
