@@ -73,9 +73,7 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     images: int | None = option(
         "--images", type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]"
     )
-    longest: int = option(
-        "--longest-side", type=click.IntRange(8), default=500, help="Of them, in pixels; 250 for small images."
-    )
+    longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels.")
     repeat: int = option(
         "--repeat", type=click.IntRange(1), default=1,
         help="How often a run from files to file goes through them; for a GPU, 10 and more.",
