@@ -3,22 +3,28 @@
 N = samples, D = length of a descriptor.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation
+from vggfeat.errors import ConfigError
 from vggfeat.samples import DataSet
 from vggfeat.short_repr import short_repr
 from vggfeat.store.sharded import open_features
 from vggfeat.svm import LinearModel, arrays
 from vggfeat.svm.blocks import Blocks, equal_blocks, scores_of
 from vggfeat.table import DescriptorTable, Paths, open_aligned
+
+if TYPE_CHECKING:
+    from vggfeat.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,20 +60,44 @@ def stream_descriptors(
     join: Join = "mean",
     normalisation: Normalisation = "blocks",
     regions: Sequence[str] | None = None,
+    world: "World | None" = None,
 ) -> Iterator[DescriptorStream]:
     """Open feature files for going through their descriptors, as `vggfeat.table.read_descriptors` makes them.
 
     The files are compared with their checksums once, stay open inside the `with` statement, and must not change there.
 
+    Parameters
+    ----------
+    paths, join, normalisation, regions
+        As of `read_descriptors`.
+    world : World, optional
+        Processes that go through the rows together: each calls this, trains the same with the solver stream, and reads
+        some of the rows.
+
     Raises
     ------
     StoreError, ConfigError
-        As `read_descriptors`.
+        As `read_descriptors`; ConfigError, in all processes, if they have not the same features.
     """
     with open_aligned(paths, join, normalisation, regions) as aligned:
-        shape = len(aligned.dataset), aligned.length
-        blocks = equal_blocks(shape, lambda start, stop: aligned.descriptors(np.arange(start, stop)))
-        yield DescriptorStream(descriptors=blocks, **aligned.about(regions))
+        shape, about = (len(aligned.dataset), aligned.length), aligned.about(regions)
+        if world is not None:
+            _check_same(world, about)
+        blocks = equal_blocks(shape, lambda start, stop: aligned.descriptors(np.arange(start, stop)), world)
+        yield DescriptorStream(descriptors=blocks, **about)
+
+
+def _check_same(world: "World", about: Mapping[str, Any]) -> None:
+    digest = hashlib.sha256(json.dumps(about["settings"], sort_keys=True, default=str).encode())
+    for values in (about["ok"], about["sha256"]):
+        digest.update(b"" if values is None else np.ascontiguousarray(values).data)
+    said = world.gather(digest.hexdigest())
+    other = [rank for rank, one in enumerate(said) if one != said[0]]
+    if other:
+        raise ConfigError(
+            f"features: expected the same in all processes, found others in process {other[0]}; give all the same "
+            "command and files"
+        )
 
 
 def score(samples: Described, rows: NDArray[np.int64], model: LinearModel, jobs: int = 1) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from vggfeat.descriptor_stream import DescriptorStream, Memory
+    from vggfeat.runtime.distributed import World
     from vggfeat.table import DescriptorTable
 
 
@@ -39,11 +40,12 @@ class DescriptorOptions:
 
         return read_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
 
-    def stream(self, files: Sequence[Path]) -> "AbstractContextManager[DescriptorStream]":
-        """Open feature files for going through their descriptors again and again."""
+    def stream(self, files: Sequence[Path], world: "World | None") -> "AbstractContextManager[DescriptorStream]":
+        """Open feature files for going through their descriptors again and again, alone or with other processes."""
         from vggfeat.descriptor_stream import stream_descriptors
 
-        return stream_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
+        joined = self._joined(files)
+        return stream_descriptors(files, normalisation=self.normalisation, world=world, **joined)  # type: ignore[arg-type]
 
     def memory(self, files: Sequence[Path]) -> "Memory":
         """Return the memory that the table of feature files takes, and what there is."""

@@ -23,13 +23,18 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import say, say_json, say_lines, say_note
+from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime.system import processes_of_all
 from vggfeat.svm import SOLVERS
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vggfeat.descriptor_stream import Described
     from vggfeat.protocols.apply import PredictionSettings
     from vggfeat.protocols.rules import ProtocolSettings
+    from vggfeat.runtime.distributed import World
 
 ONLY_APPLY = ("top", "probabilities", "abstain_below", "spreadsheet_safe")
 WITH_APPLY = {"files", "more_files", "model", "out", "as_json", "quiet", *ONLY_APPLY}
@@ -173,6 +178,9 @@ def svm(
     The new features must have been extracted as those that the model was trained on. The folder receives
     predictions.csv, predictions.json and scores.npz.
 
+    Sets beyond one machine: give the same command to torchrun. The solver is stream then, each process reads some of
+    the rows, the first writes, and the results are the same, bit by bit.
+
     \b
     Examples:
       vggfeat svm --features voc2007.h5
@@ -181,15 +189,22 @@ def svm(
       vggfeat svm --descriptors clip.parquet --dataset voc2007 --root VOCdevkit
       vggfeat svm photos.h5 --fit-all
       vggfeat svm holiday.h5 --apply photos.svm --probabilities --abstain-below 0.5
+      torchrun --nproc-per-node 4 -m vggfeat svm /disk/run
     """
     files = tuple(given.inputs(files + more_files))
     if model is not None:
+        _refuse_several("--apply")
         settled = {str(param.name) for param in context.command.params} - WITH_APPLY
         refuse_options(context, settled, "not together with --apply, where the model decides")
         _apply(model, files, top, probability, out or named_after(files[0], ".applied"), spreadsheet_safe, as_json)
         return
     refuse_options(context, ONLY_APPLY, "expected together with --apply, found alone")
-    solver = _choose_solver(protocol, files, given)
+    several = processes_of_all() > 1
+    if given.file is not None:
+        _refuse_several("--descriptors")
+    solver = "stream" if several and protocol.solver == "auto" else _choose_solver(protocol, files, given)
+    if not SOLVERS[solver].streams:
+        _refuse_several(f"--solver {solver}")
     settings = protocol.settings(solver)
 
     from vggfeat.cli.progress import Progress
@@ -198,17 +213,27 @@ def svm(
     from vggfeat.svm import check_device
 
     folder = out or named_after(files[0], ".svm")
-    _refuse_folder_with(folder, "predictions.json", "results")
-    claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
+
+    def claim() -> None:
+        _refuse_folder_with(folder, "predictions.json", "results")
+        claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
+
     with ExitStack() as opened:
         table: Described
+        world = opened.enter_context(_joined()) if several else None
+        if world is None:
+            claim()
+        else:
+            world.on_main(claim)
         if SOLVERS[solver].streams and given.file is None:
-            table = opened.enter_context(given.stream(files))
+            table = opened.enter_context(given.stream(files, world))
         else:
             table = given.read(files, given.data_root)
         check_device(settings.svm.device)
-        bar = opened.enter_context(Progress("svm", "problems", quiet=quiet))
+        bar = opened.enter_context(Progress("svm", "problems", quiet=quiet or not is_main()))
         result = run_protocol(table, settings, progress=bar.update_stage)
+    if not is_main():
+        return
     record = svm_record(result)
     _note_replaced(folder, record.content["settings"])
     written = write_results(result, table.dataset, folder)
@@ -218,6 +243,17 @@ def svm(
     say_lines(record.text(width=terminal_width()))
     say(f"{folder}: {', '.join(path.name for path in written)}")
     say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
+
+
+def _refuse_several(what: str) -> None:
+    if processes_of_all() > 1:
+        raise ConfigError(f"{what}: expected one process with it, found {processes_of_all()}; leave torchrun out")
+
+
+def _joined() -> "AbstractContextManager[World]":
+    from vggfeat.runtime.distributed import open_world
+
+    return open_world("cpu", os.environ, lost=StoreError, advice="nothing is written: start all again")
 
 
 def _choose_solver(protocol: ProtocolOptions, files: tuple[Path, ...], given: GivenOptions) -> str:

@@ -1,6 +1,5 @@
 """What this machine has: the defaults for device and worker processes."""
 
-import os
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.system import c_function, cores
+from vggfeat.runtime.system import c_function, cores, processes_here
 
 if TYPE_CHECKING:
     import torch
@@ -97,10 +96,7 @@ def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
 
 def default_workers() -> int:
     """Return one decoding process a core, at most 16; processes that torchrun started share the cores of a machine."""
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not processes.isdecimal() or int(processes) < 1:
-        raise ConfigError(f"LOCAL_WORLD_SIZE: expected how many processes share this machine, found {processes!r}")
-    return max(1, min(16, cores() // int(processes)))
+    return max(1, min(16, cores() // processes_here()))
 
 
 def default_batch_pixels(device: str) -> int:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, VggfeatError
@@ -25,6 +27,7 @@ LONGEST_WAIT = timedelta(days=100)
 """For the slowest process. One that has gone is noticed at once, so that this is no more than "for ever"."""
 LONGEST_TALK = timedelta(minutes=2)
 """For an exchange when all are there; one that dies in its first moments may be missed for so long."""
+RESUMES = "what is finished is kept: start all again (training: with --resume)"
 MOST_PROCESSES = 65536
 MOST_MESSAGE = 1 << 28
 """Bytes that a process takes from another one."""
@@ -75,6 +78,22 @@ class World:
         if self.size > 1:
             with self.together():
                 dist.broadcast(tensor, src=0)
+
+    def spread(self, values: NDArray[Any], source: int = 0) -> None:
+        """Set a contiguous array to what it is in one of the processes; shape and dtype are the same in all."""
+        if self.size > 1 and values.size:
+            with self.together():
+                dist.broadcast(_bytes_of(values), src=source, group=self.control)
+
+    def hand_over(self, values: NDArray[Any], source: int) -> None:
+        """Set a contiguous array of the first process to what it is in another, which calls this as well."""
+        if source == 0 or not values.size:
+            return
+        with self.together():
+            if self.is_main:
+                dist.recv(_bytes_of(values), source, group=self.control)
+            elif self.rank == source:
+                dist.send(_bytes_of(values), 0, group=self.control)
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Do something in the first process only; all return its result, or raise its error.
@@ -143,6 +162,10 @@ class World:
             raise MessageError(f"process {source}: expected a message in JSON, found {error}") from None
 
 
+def _bytes_of(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.view(np.uint8).reshape(-1))
+
+
 class MessageError(RuntimeError):
     """A process has sent what none of a run sends."""
 
@@ -164,7 +187,7 @@ def share(count: int, rank: int, world: int) -> slice:
 
 @contextmanager
 def open_world(
-    device: str, environ: Mapping[str, str], *, lost: type[VggfeatError], sums: bool = False
+    device: str, environ: Mapping[str, str], *, lost: type[VggfeatError], sums: bool = False, advice: str = RESUMES
 ) -> Iterator[World]:
     """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
 
@@ -178,6 +201,8 @@ def open_world(
         What is raised if another process has gone.
     sums : bool
         Whether `sum` and `broadcast` will be asked for, which on GPUs takes NCCL.
+    advice : str
+        What to do if another process has gone.
 
     Raises
     ------
@@ -210,17 +235,14 @@ def open_world(
                 dist.destroy_process_group()
             if not (isinstance(error, RuntimeError) and _lost(error)):
                 raise
-            raise _farewell(error, point, lost) from error
+            raise _farewell(error, point, lost, advice) from error
         else:
             dist.destroy_process_group()
 
 
-def _farewell(error: RuntimeError, point: Point, lost: type[VggfeatError]) -> VggfeatError:
+def _farewell(error: RuntimeError, point: Point, lost: type[VggfeatError], advice: str) -> VggfeatError:
     found = str(error) if isinstance(error, MessageError) else "lost touch with one; its own message says why"
-    farewell = lost(
-        f"process {point.rank} of {point.size}: expected all processes of the run, {found}; what is finished is kept: "
-        "start all again (training: with --resume)"
-    )
+    farewell = lost(f"process {point.rank} of {point.size}: expected all processes of the run, {found}; {advice}")
     for note in getattr(error, "__notes__", ()):
         farewell.add_note(note)
     return farewell

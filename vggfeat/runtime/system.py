@@ -22,6 +22,8 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
+from vggfeat.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 
@@ -168,6 +170,23 @@ def machine_name() -> str:
 def cores() -> int:
     """Return how many cores this process may use, or how many there are where the system doesn't say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_here() -> int:
+    """Return how many processes torchrun has started on this machine; ConfigError if LOCAL_WORLD_SIZE is no count."""
+    return _count("LOCAL_WORLD_SIZE", "how many processes share this machine")
+
+
+def processes_of_all() -> int:
+    """Return how many processes torchrun has started on all machines; ConfigError if WORLD_SIZE is no count."""
+    return _count("WORLD_SIZE", "how many processes there are")
+
+
+def _count(name: str, what: str) -> int:
+    text = os.environ.get(name, "1")
+    if not text.isdecimal() or len(text) > len("65536") or int(text) < 1:
+        raise ConfigError(f"{name}: expected {what}, found {text!r}")
+    return int(text)
 
 
 def c_function(name: str) -> Any:

@@ -5,31 +5,62 @@ N = rows, n = some of them, D = length of a row, B = blocks, T = threads.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.runtime.system import cores
+from vggfeat.runtime.system import cores, processes_here
 from vggfeat.svm.arrays import Rows, one_blas_thread
+
+if TYPE_CHECKING:
+    from vggfeat.runtime.distributed import World
 
 BLOCK_BYTES, MOST_ROWS = 1 << 25, 4096
 """Of the rows of one block in float32: a product is as fast as one of all rows, and a dozen blocks fit anywhere."""
 _HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """What each float16 is in float32: looking it up takes a third of the time of NumPy's conversion."""
+GROUPS = 32
+"""Of blocks, at most; a process reads some groups, so that no more processes than this have something to do."""
 T = TypeVar("T")
+Given = TypeVar("Given")
+
+
+class Alone:
+    """The only process: what `vggfeat.runtime.distributed.World` is of several, without PyTorch."""
+
+    rank, size, is_main = 0, 1, True
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something, and return its result."""
+        return action()
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each process."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Wait for nobody."""
+
+    def spread(self, values: NDArray[Any], source: int = 0) -> None:
+        """Leave an array as it is."""
+
+    def hand_over(self, values: NDArray[Any], source: int) -> None:
+        """Leave an array as it is."""
 
 
 class Blocks(ABC):
-    """N rows of length D in B blocks, each of consecutive rows; sums over them are in the order of their numbers."""
+    """N rows of length D in B blocks, each of consecutive rows."""
 
     shape: tuple[int, int]
     """(N, D)"""
     ends: NDArray[np.int64]
     """(B,) first row behind each block, ascending; the last is N."""
+    world: "World | Alone" = Alone()
+    """The processes that go through the rows together, each of which has the same blocks and reads some of them."""
 
     @abstractmethod
     def read(self, number: int) -> NDArray[np.floating]:
@@ -50,22 +81,28 @@ class ReadBlocks(Blocks):
     ends: NDArray[np.int64]
     reader: Callable[[int, int], NDArray[np.floating]]
     """Returns the rows from one number up to another."""
+    world: "World | Alone" = Alone()  # noqa: RUF009  without fields
 
     def read(self, number: int) -> NDArray[np.floating]:
         """Return the rows of a block."""
         return self.reader(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
 
 
-def equal_blocks(shape: tuple[int, int], reader: Callable[[int, int], NDArray[np.floating]]) -> ReadBlocks:
+def equal_blocks(
+    shape: tuple[int, int], reader: Callable[[int, int], NDArray[np.floating]], world: "World | None" = None
+) -> ReadBlocks:
     """Divide rows into blocks of `BLOCK_BYTES` in float32, at most `MOST_ROWS` in each."""
     step = max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * shape[1])))
     ends = np.append(np.arange(step, shape[0], step), shape[0]).astype(np.int64)
-    return ReadBlocks(shape=shape, ends=ends, reader=reader)
+    return ReadBlocks(shape=shape, ends=ends, reader=reader, world=world or Alone())
 
 
 def threads_for(jobs: int) -> int:
-    """Return how many threads a number of jobs is: -1 is one a core, -2 one less, and so on."""
-    return jobs if jobs > 0 else max(1, cores() + 1 + jobs)
+    """Return how many threads a number of jobs is: -1 is one a core, -2 one less, and so on.
+
+    Processes that torchrun started share the cores of a machine.
+    """
+    return jobs if jobs > 0 else max(1, (cores() + 1 + jobs) // processes_here())
 
 
 def blocks_of(x: NDArray[np.floating] | Blocks) -> Blocks:
@@ -103,7 +140,25 @@ def parts_of(blocks: Blocks, rows: Rows) -> list[Part]:
     return parts
 
 
-def in_order(function: Callable[[Part], T], parts: Iterable[Part], threads: int) -> Iterator[T]:
+class Shared(NamedTuple):
+    """A part, and whose it is."""
+
+    part: Part
+    group: int
+    """Consecutive parts are a group, and the sums over all are those of the groups, in their order."""
+    rank: int
+    """Of the process that reads it."""
+
+
+def share_parts(parts: Sequence[Part], processes: int) -> list[Shared]:
+    """Divide parts into up to `GROUPS` groups, which do not depend on the number of processes, and share these out."""
+    groups = min(GROUPS, len(parts))
+    numbers = [place * groups // len(parts) for place in range(len(parts))]
+    ranks = [number * processes // groups for number in numbers]
+    return [Shared(*one) for one in zip(parts, numbers, ranks, strict=True)]
+
+
+def in_order(function: Callable[[Given], T], parts: Iterable[Given], threads: int) -> Iterator[T]:
     """Yield what a function returns for each part, in their order, computed by some threads a few parts ahead."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads, "vggfeat-stream")
@@ -119,17 +174,40 @@ def in_order(function: Callable[[Part], T], parts: Iterable[Part], threads: int)
 
 
 def score_rows(
-    blocks: Blocks, rows: Rows, coef: NDArray[np.float64], intercept: NDArray[np.float64], threads: int = 1
-) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Score ascending rows (n,) by P linear functions, coef (P, D) and intercept (P,).
+    blocks: Blocks, rows: Rows, coef: NDArray[np.float64], intercept: NDArray[np.float64], into: NDArray[np.float64],
+    threads: int = 1, order: Rows | None = None,
+) -> None:  # fmt: skip
+    """Score ascending rows (n,) by P linear functions; BLAS is to be kept to one thread.
 
-    Yields where some of them are among the n, and their scores (n', P) float64. BLAS is to be kept to one thread.
+    Parameters
+    ----------
+    blocks : Blocks
+    rows : (n,) int64
+    coef : (P, D) float64
+    intercept : (P,) float64
+    into : (n, ...) float64
+        Receives P scores of each row, in all processes.
+    threads : int
+    order : (n,) int64, optional
+        For each row its place in `into`.
     """
 
-    def score(part: Part) -> tuple[slice, NDArray[np.float64]]:
-        return part.places, part.read(blocks).astype(np.float64) @ coef.T + intercept
+    def score(part: Part) -> NDArray[np.float64]:
+        return part.read(blocks).astype(np.float64) @ coef.T + intercept
 
-    return in_order(score, parts_of(blocks, rows), threads)
+    def where(part: Part) -> slice | Rows:
+        return part.places if order is None else order[part.places]
+
+    world = blocks.world
+    shared = share_parts(parts_of(blocks, rows), world.size)
+    own = [one.part for one in shared if one.rank == world.rank]
+    for part, scores in zip(own, in_order(score, own, threads), strict=True):
+        into[where(part)] = scores.reshape(-1, *into.shape[1:])
+    world.barrier()
+    for part, _, rank in shared if world.size > 1 else ():
+        scores = np.ascontiguousarray(into[where(part)])
+        world.spread(scores, rank)
+        into[where(part)] = scores
 
 
 def scores_of(
@@ -138,6 +216,5 @@ def scores_of(
     """Return the scores (n, P) of ascending rows (n,), computed by some threads, -1 = one a core."""
     scores = np.empty((len(rows), len(intercept)))
     with one_blas_thread():
-        for places, found in score_rows(blocks, rows, coef, intercept, threads_for(jobs)):
-            scores[places] = found
+        score_rows(blocks, rows, coef, intercept, scores, threads_for(jobs))
     return scores

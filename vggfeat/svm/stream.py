@@ -130,11 +130,9 @@ class StreamSolver(Solver):
         self, held: Rows, coef: NDArray[np.float64], intercept: NDArray[np.float64], into: NDArray[np.float64]
     ) -> None:
         """Score held-out rows (m,) by coef (P', G, D) and intercept (P', G), into an array (G, P', m)."""
-        order, shape = np.argsort(held, kind="stable"), intercept.shape
-        vectors = coef.reshape(-1, coef.shape[2])
+        order, vectors = np.argsort(held, kind="stable"), coef.reshape(-1, coef.shape[2])
         with one_blas_thread():
-            for places, scores in score_rows(self.blocks, held[order], vectors, intercept.ravel(), self._threads):
-                into[:, :, order[places]] = scores.reshape(-1, *shape).T
+            score_rows(self.blocks, held[order], vectors, intercept.ravel(), into.T, self._threads, order)
 
 
 def _room_for(shape: tuple[int, ...]) -> NDArray[np.float64]:

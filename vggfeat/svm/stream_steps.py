@@ -23,13 +23,14 @@ large C, and for those that conjugate gradients do not solve. It is Newton's met
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from vggfeat.svm.arrays import NUMPY
-from vggfeat.svm.stream_passes import Asked, Group, Passes, Slacks, Vectors
+from vggfeat.svm.stream_passes import Asked, Beginning, Group, Passes, Slacks, Vectors
 
 # Rows of the sample for each number of a row; columns up to which all eigenvectors are kept, else rows of the sample.
 _SAMPLE, _WHOLE, _FEW = 8, 6144, 1024
@@ -107,11 +108,22 @@ def sample_every(rows: int, length: int) -> int:
     return max(1, rows // (_SAMPLE * length if length <= _WHOLE else _FEW))
 
 
-@np.errstate(all="ignore")  # What is not finite is not taken.
+class Found(NamedTuple):
+    """What is found for Q tasks."""
+
+    point: Vectors
+    """(Q, D + 1) v."""
+    gap: NDArray[np.float64]
+    """(Q,) relative duality gap."""
+
+
 def minimise(
     passes: Passes, costs: NDArray[np.float64], tolerance: float, max_steps: int, report: Callable[[int], None]
-) -> "Tasks":
+) -> Found:
     """Solve Q tasks.
+
+    Of several processes the first takes the steps, and the others compute their parts of its passes; all return what is
+    found.
 
     Parameters
     ----------
@@ -123,21 +135,45 @@ def minimise(
     max_steps : int
         Newton steps, at most.
     report : callable
-        Called with the number of tasks that are newly over.
+        Called with the number of tasks that are newly over, in the first process.
+
+    Raises
+    ------
+    ConfigError
+        If the processes have not the same rows and problems.
     """
-    every = sample_every(len(passes.rows), passes.length)
-    beginning = passes.begin(every)
+    passes.check_same(costs)
+    beginning = passes.begin(sample_every(len(passes.rows), passes.length))
+    if passes.world.is_main:
+        tasks = _lead(passes, beginning, costs, tolerance, max_steps, report)
+        found = Found(tasks.point, tasks.gap)
+    else:
+        while (asked := passes.agree(None)) is not None:
+            passes.run(asked)
+        found = Found(np.empty((len(costs), passes.length)), np.empty(len(costs)))
+    for values in found:
+        passes.world.spread(values)
+    return found
+
+
+@np.errstate(all="ignore")  # What is not finite is not taken.
+def _lead(
+    passes: Passes, beginning: Beginning, costs: NDArray[np.float64], tolerance: float, max_steps: int,
+    report: Callable[[int], None],
+) -> "Tasks":  # fmt: skip
     preconditioner = Preconditioner.of_rows(beginning.sample, passes.length)
     pull, weight = (one[passes.columns] for one in (beginning.pull, beginning.weight))
     tasks = Tasks(costs, pull, weight, preconditioner, tolerance=tolerance, max_steps=max_steps)
     while (going := tasks.looking | tasks.solving).any():
         asked = tasks.ask(room=max(1, _HESSIAN_BYTES // (8 * passes.length**2)))
+        passes.agree(asked)
         sums = passes.run(asked)
         tasks.arrive(asked.points.tasks, sums.slacks)
         tasks.multiplied(asked.single.tasks, sums.single)
         tasks.multiplied(asked.double.tasks, sums.double)
         tasks.solve(asked.hessians, sums.hessians)
         report(int((going & ~tasks.looking & ~tasks.solving).sum()))
+    passes.agree(None)
     return tasks
 
 
