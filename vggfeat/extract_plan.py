@@ -116,6 +116,7 @@ def _draft(
         boxes_as_stored=listing.boxes_as_stored,
         image_sizes="",
         parts=(),
+        options=dict(listing.options),
     )
 
 

@@ -64,6 +64,8 @@ class Listing:
     """What a user should know of this copy of the data, a sentence each."""
     marks: Mapping[str, Any] = field(default_factory=dict)
     """What the provenance says of the images besides; ready for JSON."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What was told of how the list is to be read, which counts for its extension too; ready for JSON."""
 
 
 def row_schema(further: Iterable[str] = ()) -> "pa.Schema":

@@ -1,5 +1,6 @@
 """`plan`, `extract --plan`, `inspect RUN`, `merge`, and the commands that take a run where they take a feature file."""
 
+import errno
 import json
 import shlex
 
@@ -8,6 +9,9 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import run
+from vggfeat.runtime import durable
+from vggfeat.runtime.storage import open_storage
+from vggfeat.store.plan import read_plan
 from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import random_backbone, save_weights
 
@@ -187,6 +191,62 @@ def test_images_that_have_come_are_planned_behind(inputs, net, tmp_path, capsys)
     assert "1 of 3 shards computed, 2 were there" in capsys.readouterr().out
     assert run(["plan", "--extend", str(run_folder), "--json", "--quiet"]) == 0
     assert told(capsys)["new"] == 0
+
+
+def test_a_list_is_extended_as_it_was_told_to_be_read(net, tmp_path, capsys):
+    photos = tmp_path / "list.csv"
+    photos.write_bytes("Photo,Notiz,Art\n0.png,schön,a|b\n1.png,,b\n".encode("latin-1"))
+    out = str(tmp_path / "run")
+    told_of_it = ["--column", "path=Photo", "--column", "labels=Art", "--label-separator", "|", "--encoding", "latin-1"]
+    words = ["--weights", net, "--scales", "224", "--out", out, "--quiet"]
+    assert run(["plan", "--dataset", "manifest", "--root", str(photos), *told_of_it, *words]) == 0
+    with photos.open("ab") as file:
+        file.write("2.png,größer,c\n".encode("latin-1"))
+    capsys.readouterr()
+    for given, planned in (
+        (["--column", "path=Notiz"], "labels=Art, path=Photo, as the list was planned, found path=Notiz"),
+        (["--encoding", "cp1252"], "latin-1, as the list was planned, found cp1252"),
+        (["--one-hot", "a,b"], "none, as the list was planned, found a,b"),
+        (["--layout", "classes"], "none, as the list was planned, found classes"),
+    ):
+        assert run(["plan", "--extend", out, *given]) == 2
+        assert f"{given[0]}: expected {planned}; leave it out" in capsys.readouterr().err
+    for again in ([], told_of_it):
+        assert run(["plan", "--extend", out, *again, "--json", "--quiet"]) == 0
+        assert told(capsys)["new"] == (not again)
+    plan = read_plan(open_storage(out))
+    assert (plan.classes, plan.data_set().columns["Notiz"]) == (("a", "b", "c"), ("schön", "", "größer"))
+
+
+@pytest.mark.parametrize("words", [
+    ["extract", "--plan", "RUN"],
+    ["extract", "--plan", "RUN", "--retry-failed"],
+    ["extract", "--plan", "RUN", "--engine", "ray"],
+    ["plan", "--extend", "RUN"],
+    ["plan", "--dataset", "folder", "--root", "photos", "--out", "other"],
+    ["merge", "FINISHED", "--out", "small.h5"],
+    ["svm", "FINISHED"],
+])  # fmt: skip
+def test_a_disk_that_takes_nothing_is_named_before_the_work(words, inputs, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plan(inputs, tmp_path / "run") == 0
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def never(*_, **__):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(durable.Files, "create", refuse)
+    for work in ("weights.load_backbone", "engines.engine.find_net", "store.merging.merge",
+                 "datasets.catalogue.open_dataset", "protocols.rules.run_protocol"):  # fmt: skip
+        monkeypatch.setattr(f"vggfeat.{work}", never)
+    capsys.readouterr()
+    runs = {"RUN": tmp_path / "run", "FINISHED": finished}
+    assert run([str(runs.get(word, word)) for word in words]) == 6
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("vggfeat: ")
+    assert "Read-only file system" in last
 
 
 def test_processes_of_torchrun_take_their_shares(inputs, net, tmp_path, capsys, monkeypatch):

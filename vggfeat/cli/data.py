@@ -1,9 +1,9 @@
 """`vggfeat data`: what data sets there are, whether a copy is whole, its splits, and rendered imitations."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,6 +62,32 @@ class ListOptions:
             encoding=self.encoding,
             sheet=self.sheet,
         )
+
+    def told(self, layout: "Layout | None") -> dict[str, Any]:
+        """Return what was told of a list, with --layout, as a plan keeps it: a value for each option that was given."""
+        given = {"layout": layout, **{one.name: getattr(self, one.name) for one in fields(self)}}
+        given["columns"] = dict(self.columns)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
+
+    def as_planned(self, planned: Mapping[str, Any], layout: "Layout | None") -> "tuple[Layout | None, ListOptions]":
+        """Return what a plan was told of its list; ConfigError if something else is told now."""
+        names = {"layout": "--layout"} | {one.name: one.metadata["names"][0] for one in fields(self)}
+        for name, value in self.told(layout).items():
+            if value != planned.get(name):
+                raise ConfigError(
+                    f"{names[name]}: expected {_shown(planned.get(name))}, as the list was planned, found "
+                    f"{_shown(value)}; leave it out"
+                )
+        told = {name: value for name, value in planned.items() if name != "root"}
+        told["one_hot"] = tuple(planned.get("one_hot", ())) or None
+        told["columns"] = tuple(planned.get("columns", {}).items())
+        return told.pop("layout", None), ListOptions(**told)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(map("=".join, value.items()))
+    return "none" if value is None else value if isinstance(value, str) else ",".join(value)
 
 
 @click.group()

@@ -4,7 +4,7 @@ import os
 import shlex
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class PlanRunOptions(EngineOptions):
         with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
             found.show(bar)
             if pending:  # else no net is loaded
+                plan.storage.check_writable()
                 with closing(engine.compute(task, pending, found.progress(bar))) as results:
                     for result in results:
                         found.add(result)
@@ -219,8 +220,9 @@ def plan(
 
     if extend is not None:
         refuse_options(click.get_current_context(), _DECIDED, "the plan that is extended has decided it")
-        old = read_plan(open_storage(extend, stores.settings()))
-        found = _listing(old.name, root or old.root, layout, listing, stores)
+        old = read_plan(open_storage(extend, stores.settings(), writing=True))
+        layout, listing = listing.as_planned(old.options, layout)
+        found = _listing(old.name, root or old.options.get("root", old.root), layout, listing, stores)
         with Progress(f"plan {old.name}", "images", quiet=quiet) as bar:
             done = add_to_plan(old, found, bar.update_count)
         _tell(done, old.rows, as_json)
@@ -256,16 +258,19 @@ def _listing(
 
     if root is None and name in ("tar", "parquet"):
         raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
+    given = {} if root is None else {"root": root if is_address(root) else os.path.abspath(root)}
+    told = listing.told(layout) | given
     if root is not None and (name in ("tar", "parquet") or (name in KINDS and is_address(root))):
         streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
         note_all(streamed.notes)
-        return streamed
+        return replace(streamed, options=told)
     if root is not None and is_address(root):
         kinds = ", ".join(KINDS)
         raise ConfigError(f"--dataset: expected one of {kinds} at an address, found {name}; copy it to this machine")
     dataset = open_dataset(name, root, layout, listing.settings())
     note_all(dataset.notes)
-    return listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {})
+    marks = {"images": RENDERED} if is_rendered(dataset.root) else {}
+    return replace(listing_of(dataset, marks), options=told)
 
 
 def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None = None) -> None:
@@ -301,13 +306,15 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
       vggfeat merge /disk/run --out small.h5
     """
     from vggfeat.cli.progress import Progress
+    from vggfeat.runtime.storage import open_storage
     from vggfeat.runtime.targets import anything, check_target
     from vggfeat.store.merging import merge as write
     from vggfeat.store.sharded import ShardedFeatures
 
     check_target(out, inputs=[run], ours=anything)
+    make_folder(out.parent)
+    open_storage(out.parent, writing=True)
     with ShardedFeatures(run) as features, Progress("merge", "images", quiet=quiet) as bar:
-        make_folder(out.parent)
         write(features, out, overwrite=overwrite, progress=bar.update_failed)
         facts = {"file": str(out), "images": len(features), "root": features.root}
     if as_json:

@@ -46,6 +46,7 @@ class ShardTask:
     def open(self) -> ShardWorker:
         """Read the plan, load the net and put it on the device; raises as these do."""
         plan = self.plan()
+        plan.storage.check_writable()
         backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
         return ShardWorker(
             plan, backbone, device=ready_device(self.device),

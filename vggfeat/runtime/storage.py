@@ -18,6 +18,7 @@ from vggfeat.runtime.durable import (
     Files,
     atomic_write,
     check_regular,
+    create_temporary,
     disk_errors,
     is_temporary,
     make_folders,
@@ -94,6 +95,9 @@ class Storage(Protocol):
     def replace(self, path: str, data: bytes) -> None:
         """Make a file, or replace it, in one step, for good."""
 
+    def check_writable(self) -> None:
+        """Check before the work that files can be made here: on a disk by making one, of a store by its kind."""
+
 
 class LocalStorage:
     """A folder of this machine, or of a disk that machines share.
@@ -166,6 +170,17 @@ class LocalStorage:
         """Make a file, or replace it, by a temporary name and a rename."""
         self._write(self._place(path), data)
 
+    def check_writable(self) -> None:
+        """Check that files can be made in the folder, or, if there is none yet, where it would be made."""
+        place = Path(self.root)
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        with disk_errors(place, "writing", _ADVICE):
+            sweep(self._files, place / "writable")
+            made, fd = create_temporary(self._files, place / "writable")
+            os.close(fd)
+            self._files.remove(made)
+
     def _write(self, place: Path, data: bytes) -> None:
         with disk_errors(place, "writing", _ADVICE):
             make_folders(self._files, place.parent)
@@ -197,16 +212,19 @@ def open_storage(
     ------
     ConfigError
         If there is nothing that opens such an address, or it is of a kind that can't be written to.
+    StoreError
+        If the disk can't be written to.
     """
     text = root_text(root)
     if is_remote(text):
         from vggfeat.runtime.remote_storage import RemoteStorage
 
-        remote = RemoteStorage(text, settings)
-        if writing:
-            remote.check_writable()
-        return remote
-    return LocalStorage(text.removeprefix(_LOCAL))
+        storage: Storage = RemoteStorage(text, settings)
+    else:
+        storage = LocalStorage(text.removeprefix(_LOCAL))
+    if writing:
+        storage.check_writable()
+    return storage
 
 
 def is_remote(root: str | os.PathLike[str]) -> bool:

@@ -95,6 +95,8 @@ class Plan:
     """SHA-256 over the sizes of the images, a line each."""
     parts: tuple[tuple[int, str], ...]
     """Rows and digest of each part."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """`vggfeat.listing.Listing.options`."""
     _last: dict[int, "pa.Table"] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -238,6 +240,7 @@ class Plan:
                 "boxed": self.boxed,
                 "boxes_as_stored": self.boxes_as_stored,
                 "image_sizes_sha256": self.image_sizes,
+                "options": self.options,
             },
             "root": self.root,
             "rows": self.rows,
@@ -345,6 +348,7 @@ def _plan(storage: Storage, content: dict[str, Any]) -> Plan:
         boxes_as_stored=data["boxes_as_stored"],
         image_sizes=data["image_sizes_sha256"],
         parts=tuple((part["rows"], part["sha256"]) for part in content["parts"]),
+        options=data.get("options", {}),
     )
 
 
