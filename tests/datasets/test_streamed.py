@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -11,7 +13,7 @@ from pyarrow import parquet
 
 from vggfeat.datasets import folder
 from vggfeat.datasets.manifest import ListSettings
-from vggfeat.datasets.streamed import list_images
+from vggfeat.datasets.streamed import list_images, trees
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.listing import complete_batch, listing_of
 from vggfeat.runtime.storage import MissingFileError, open_storage
@@ -70,6 +72,35 @@ class TestFolders:
                 name: other[name] for name in ("id", "file", "size", "labels", "splits")
             }
         assert set(found.notes) >= {note for note in known.notes if "Not images" in note}
+
+    @pytest.mark.parametrize("most", [2, 1 << 20], ids=["sorted on the disk", "in memory"])
+    def test_odd_entries_of_this_machine_are_told_as_of_a_folder_in_memory(self, tmp_path, most, monkeypatch):
+        root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+        names = ["train/cat/1.jpg", "train/cat/deep/2.jpg", "train/dog/1.png", "train/cat.d/1.jpg", "train/owl/1.JPG",
+                 "val/cat/3.jpg",
+                 "val/dog-2/1.jpg", "val/dog/x.txt", "val/owl/.h.jpg", "val/empty/none.txt"]  # fmt: skip
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(name.encode())
+        elsewhere.mkdir()
+        (elsewhere / "a.jpg").write_bytes(b"12")
+        links = {
+            "val/link": root / "train/owl",
+            "val/cat/out": elsewhere,
+            "val/cat/loop": root,
+            "val/cat/lost.jpg": "no",
+        }
+        for name, target in links.items():
+            (root / name).symlink_to(target)
+        Path(os.fsdecode(os.fsencode(root) + b"/val/cat/\xff.jpg")).touch()
+        monkeypatch.setattr(trees, "MOST_NAMES", most)
+        known, found = listing_of(folder.read(root)), list_images("folder", str(root))
+        assert found.notes == known.notes
+        assert len(found.notes) == 5
+        same = ("id", "file", "size", "labels", "splits")
+        assert [[row[name] for name in same] for row in rows(found)] == [
+            [row[name] for name in same] for row in rows(known)
+        ]
 
     def test_images_next_to_class_folders_and_no_images_are_refused_by_name(self, tmp_path):
         root = f"memory://{tmp_path.name}"

@@ -250,7 +250,7 @@ _DECIDED = ("name", "weights", "out", "shard_rows", "store", "dtype", "device",
 def _listing(
     name: str, root: str | None, layout: "Layout | None", listing: ListOptions, stores: StoreOptions
 ) -> "Listing":
-    from vggfeat.datasets.catalogue import open_dataset
+    from vggfeat.datasets.catalogue import open_dataset, resolve_root
     from vggfeat.datasets.streamed import KINDS, list_images
     from vggfeat.listing import listing_of
     from vggfeat.runtime.addresses import is_address
@@ -258,19 +258,19 @@ def _listing(
 
     if root is None and name in ("tar", "parquet"):
         raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
-    given = {} if root is None else {"root": root if is_address(root) else os.path.abspath(root)}
-    told = listing.told(layout) | given
-    if root is not None and (name in ("tar", "parquet") or (name in KINDS and is_address(root))):
+    told = listing.told(layout) | ({"root": root if is_address(root) else os.path.abspath(root)} if root else {})
+    if name == "folder" and not (root and is_address(root)) and (place := resolve_root(name, root)).is_dir():
+        root = str(place)
+    if root is not None and name in KINDS and (name != "folder" or is_address(root) or os.path.isdir(root)):
         streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
         note_all(streamed.notes)
         return replace(streamed, options=told)
     if root is not None and is_address(root):
-        kinds = ", ".join(KINDS)
-        raise ConfigError(f"--dataset: expected one of {kinds} at an address, found {name}; copy it to this machine")
+        known = ", ".join(KINDS)
+        raise ConfigError(f"--dataset: expected one of {known} at an address, found {name}; copy it to this machine")
     dataset = open_dataset(name, root, layout, listing.settings())
     note_all(dataset.notes)
-    marks = {"images": RENDERED} if is_rendered(dataset.root) else {}
-    return replace(listing_of(dataset, marks), options=told)
+    return replace(listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {}), options=told)
 
 
 def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None = None) -> None:

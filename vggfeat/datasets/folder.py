@@ -115,16 +115,24 @@ def _check_one_level(root: Path | str, images: Sequence[str], classes: Sequence[
 
 
 def _notes(found: Found, level: Level) -> tuple[str, ...]:
-    used = _with_parents(path.rpartition("/")[0] for path in found.images)
-    above = _with_parents(level.folders.values())
-    empty = [path for path in found.folders if path not in used and path.rpartition("/")[0] in above]
-    notes = [
-        ("Not images by their endings, and ignored", found.others),
-        ("Folders without images, and ignored", empty),
-        ("Links to folders that are read under another name, and ignored", found.repeated),
-        ("Names that are not UTF-8, and left out; rename them to use them", found.unnameable),
-    ]
-    return tuple(f"{what}: {listed(names)}." for what, names in notes if names)
+    empty = empty_folders(found.folders, (path.rpartition("/")[0] for path in found.images), level)
+    told = (found.others, empty, found.repeated, found.unnameable)
+    return tuple(f"{what}: {listed(names)}." for what, names in zip(LEFT_OUT, told, strict=True) if names)
+
+
+LEFT_OUT = (
+    "Not images by their endings, and ignored",
+    "Folders without images, and ignored",
+    "Links to folders that are read under another name, and ignored",
+    "Names that are not UTF-8, and left out; rename them to use them",
+)
+"""Notes on what a walk has met besides images."""
+
+
+def empty_folders(folders: Iterable[str], filled: Iterable[str], level: Level) -> list[str]:
+    """Return the folders that stand for a class or split and hold no image."""
+    used, above = _with_parents(filled), _with_parents(level.folders.values())
+    return [path for path in folders if path not in used and path.rpartition("/")[0] in above]
 
 
 def _with_parents(folders: Iterable[str]) -> set[str]:
@@ -140,13 +148,13 @@ def _with_parents(folders: Iterable[str]) -> set[str]:
 def split_notes(classes: Sequence[str], labels: np.ndarray, splits: Mapping[str, Sequence[int]]) -> list[str]:
     """Name the classes that have positives in one split only."""
     filled = {name: (labels[rows] == Label.POSITIVE).any(axis=0) for name, rows in splits.items() if len(rows)}
-    if len(filled) < 2 or not classes:
-        return []
-    table = np.array(list(filled.values()))  # (splits, K)
-    names = list(filled)
-    alone = [
-        f"{classes[k]} ({names[int(table[:, k].argmax())]})" for k in np.flatnonzero(table.sum(axis=0) == 1).tolist()
-    ]
+    return lonely_notes(classes, {name: {classes[k] for k in np.flatnonzero(some)} for name, some in filled.items()})
+
+
+def lonely_notes(classes: Sequence[str], filled: Mapping[str, set[str]]) -> list[str]:
+    """Name the classes that are in one split only, of the classes that each split has."""
+    places = {cls: [name for name, some in filled.items() if cls in some] for cls in classes}
+    alone = [f"{cls} ({names[0]})" for cls, names in places.items() if len(names) == 1 < len(filled)]
     return [f"Classes that occur in one split only: {listed(alone)}."] if alone else []
 
 

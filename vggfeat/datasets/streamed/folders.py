@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vggfeat.datasets.catalogue import RENDERED_NOTE
 from vggfeat.datasets.files import IMAGE_SUFFIXES, is_image, listed
-from vggfeat.datasets.folder import Arranged, arrange
+from vggfeat.datasets.folder import LEFT_OUT, Arranged, arrange, empty_folders, lonely_notes
 from vggfeat.datasets.levels import Layout, class_name_notes
 from vggfeat.datasets.streamed.spool import Spool
+from vggfeat.datasets.streamed.trees import Some, Tree
 from vggfeat.errors import DatasetError
 from vggfeat.listing import BATCH_ROWS, Listing, row_schema
-from vggfeat.runtime.storage import Entry, StorageSettings, open_storage
+from vggfeat.runtime.rendered import RENDERED, is_rendered
+from vggfeat.runtime.storage import Entry, LocalStorage, StorageSettings, open_storage
 from vggfeat.samples import Task
 
 if TYPE_CHECKING:
@@ -22,8 +26,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.example: dict[str, str] = {}
-        self.others: list[str] = []
-        self.other_count = 0
+        self.others = Some()
 
     def images(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         """Yield the images; hidden names and __MACOSX are passed over."""
@@ -35,15 +38,7 @@ class _Seen:
                 self.example.setdefault(folder, entry.path)
                 yield entry
                 continue
-            self.other_count += 1
-            if len(self.others) < 5:
-                self.others.append(entry.path)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        more = self.other_count - len(self.others)
-        text = listed(self.others) + (f" and {more} more" if more else "")
-        return (f"Not images by their endings, and ignored: {text}.",) if self.others else ()
+            self.others.add(entry.path)
 
 
 def list_folder(root: str, settings: StorageSettings, layout: Layout | None = None) -> Listing:
@@ -57,13 +52,15 @@ def list_folder(root: str, settings: StorageSettings, layout: Layout | None = No
         If the store can't be listed.
     """
     storage, seen, spool = open_storage(root, settings), _Seen(), Spool()
-    images = seen.images(storage.entries())
+    tree = Tree(Path(storage.root)) if isinstance(storage, LocalStorage) else None
+    images = seen.images(tree.entries() if tree else storage.entries())
     while some := list(islice(images, BATCH_ROWS)):
         spool.add(_batch(some))
     if not spool.rows:
         endings = " ".join(IMAGE_SUFFIXES)
-        raise DatasetError(f"{storage.root}: expected images ({endings}), found {seen.other_count} other file(s)")
+        raise DatasetError(f"{storage.root}: expected images ({endings}), found {seen.others.count} other file(s)")
     arranged = arrange(storage.root, list(seen.example.values()), layout)
+    rendered = tree is not None and is_rendered(tree.root)
     return Listing(
         name="folder",
         task=Task.SINGLE_LABEL if arranged.classes else Task.UNLABELLED,
@@ -71,8 +68,22 @@ def list_folder(root: str, settings: StorageSettings, layout: Layout | None = No
         root=storage.root,
         batches=lambda: _labelled(spool, arranged, list(seen.example)),
         splits=tuple(arranged.splits),
-        notes=(*arranged.level.notes, *class_name_notes(arranged.classes), *seen.notes),
+        notes=(*_notes(arranged, seen, tree), *([RENDERED_NOTE] if rendered else [])),
+        marks={"images": RENDERED} if rendered else {},
     )
+
+
+def _notes(arranged: Arranged, seen: _Seen, tree: Tree | None) -> Iterator[str]:
+    """Say what `vggfeat.datasets.folder.read` says; of folders without images a store knows nothing."""
+    yield from arranged.level.notes
+    yield from class_name_notes(arranged.classes)
+    filled = {name: {arranged.classes_of[row] or "" for row in rows} for name, rows in arranged.splits.items() if rows}
+    yield from lonely_notes(arranged.classes, filled)
+    told = [str(seen.others)]
+    if tree is not None:
+        empty = empty_folders(tree.folders, seen.example, arranged.level)
+        told += [listed(empty), str(tree.repeated), str(tree.unnameable)]
+    yield from (f"{what}: {names}." for what, names in zip(LEFT_OUT, told, strict=False) if names)
 
 
 def _batch(entries: list[Entry]) -> "pa.RecordBatch":
