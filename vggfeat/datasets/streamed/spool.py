@@ -98,7 +98,9 @@ class ClassSpool:
             self._one_label &= len(row.labels) == 1 and not row.ignored
             self._no_label &= not (row.labels or row.ignored)
             self.splits.update(row.splits)
-        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in StreamedRow._fields}
+        columns: dict[str, Sequence[Any]] = dict.fromkeys(StreamedRow._fields, ())
+        if rows:
+            columns = dict(zip(columns, zip(*rows, strict=True), strict=True))
         for name in ("labels", "ignored"):
             columns[name] = [[self._number(cls) for cls in classes] for classes in columns[name]]
         schema = row_schema()

@@ -5,12 +5,12 @@ by their headers; images stay where they are and are read by their bytes.
 """
 
 import json
-import posixpath
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from vggfeat.datasets.files import is_image, listed
@@ -75,9 +75,10 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
     rows: list[StreamedRow] = []
     unread: dict[str, None] = {}
     ids: set[str] = set()
-    members = (member for member in tar.members() if not _is_hidden(member.name))
-    for key, sample in groupby(members, key=lambda member: _key(member.name)):
-        parts = {_ending(member.name): member for member in sample}
+    splits = split_of(path)
+    named = (_named(member) for member in tar.members() if not _is_hidden(member.name))
+    for key, sample in groupby(named, key=itemgetter(0)):
+        parts = {ending: member for _, ending, member in sample}
         images = {ending: member for ending, member in parts.items() if is_image(member.name)}
         unread |= dict.fromkeys(ending for ending in parts if ending not in images and ending not in ("cls", "json"))
         if not images:
@@ -91,23 +92,21 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
                     "found its name twice; write the tar again, sorted by name (tar --sort=name)"
                 )
             ids.add(name)
-            rows.append(StreamedRow(name, path, member.start, member.size, member.size, splits=split_of(path), **told))
+            rows.append(StreamedRow(name, path, member.start, member.size, member.size, splits=splits, **told))
     if not rows:
         raise DatasetError(f"{tar.where}: expected images in the tar, found none; leave it out")
     return rows, list(unread)
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__")) for part in name.split("/"))
+    return name.startswith((".", "__")) or "/." in name or "/__" in name
 
 
-def _key(name: str) -> str:
-    folder, base = posixpath.split(name)
-    return posixpath.join(folder, base.split(".", 1)[0])
-
-
-def _ending(name: str) -> str:
-    return posixpath.basename(name).partition(".")[2].lower()
+def _named(member: Member) -> tuple[str, str, Member]:
+    """Return the name of the sample that a member is of, and its ending."""
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower(), member
 
 
 def _told(tar: TarIndex, parts: dict[str, Member]) -> dict[str, Any]:

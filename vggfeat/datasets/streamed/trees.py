@@ -18,13 +18,12 @@ from typing import IO
 
 from vggfeat.datasets.files import check_locale, is_image, is_utf8, listed
 from vggfeat.errors import DatasetError
-from vggfeat.listing import BATCH_ROWS, size_of
+from vggfeat.listing import BATCH_ROWS, STATS, sizes_of
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.runtime.storage import Entry
 
 MOST_NAMES = 1 << 20
 _SHOWN = 5
-_STATS = 16
 _READ = 1 << 20
 
 
@@ -100,9 +99,9 @@ class Tree:
     def entries(self) -> Iterator[Entry]:
         """Yield all files, images and others, in the order of their whole paths; -1 bytes where they can't be found."""
         paths = self._paths("")
-        with ThreadPoolExecutor(_STATS, "vggfeat-sizes") as pool:
+        with ThreadPoolExecutor(STATS, "vggfeat-sizes") as pool:
             while some := list(islice(paths, BATCH_ROWS)):
-                yield from map(Entry, some, pool.map(lambda path: size_of(os.path.join(self.root, path)), some))
+                yield from map(Entry, some, sizes_of([os.path.join(self.root, path) for path in some], pool))
 
     def _paths(self, folder: str) -> Iterator[str]:
         # With its slash, a folder stands where its files stand in an order of whole paths.
