@@ -1,5 +1,6 @@
 """Places in the plane and clusters, of groups that are far apart."""
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -10,6 +11,10 @@ from vggfeat.errors import ConfigError
 from vggfeat.projection import CENTRAL, ProjectionSettings, chosen_rows, cluster, project
 
 GROUPS = np.repeat([0, 1, 2], [40, 30, 20])
+UMAP = pytest.param(
+    "umap",
+    marks=pytest.mark.skipif(not importlib.util.find_spec("umap"), reason="no umap-learn: the extra umap has it"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +23,7 @@ def descriptors():
     return l2_normalise((np.eye(3, 16)[GROUPS] + 0.05 * np.abs(rng.standard_normal((90, 16)))).astype(np.float32))
 
 
-@pytest.mark.parametrize("method", ["tsne", "pca"])
+@pytest.mark.parametrize("method", ["tsne", "pca", UMAP])
 def test_rows_of_a_group_lie_together(descriptors, method):
     settings = ProjectionSettings(method=method)
     places = project(descriptors, settings)
@@ -49,12 +54,15 @@ def test_clusters_are_the_groups_the_largest_first(descriptors):
         assert central == members[np.argsort(distance)][:CENTRAL].tolist()
 
 
-def test_few_and_equal_rows_have_places_too():
+@pytest.mark.parametrize("method", ["tsne", "pca", UMAP])
+def test_few_and_equal_rows_have_places_too(method):
+    settings = ProjectionSettings(method=method)
     same = np.ones((3, 4), np.float32)
-    for method in ("tsne", "pca"):
-        assert np.isfinite(project(same, ProjectionSettings(method=method))).all()
-    assert cluster(same, ProjectionSettings()).number.tolist() == [0, 0, 0]
-    assert project(same[:, :1], ProjectionSettings(method="pca")).shape == (3, 2)
+    for rows in (same, same[:, :1], np.eye(3, 4, dtype=np.float32), np.arange(5, dtype=np.float32)[:, None]):
+        places = project(rows, settings)
+        assert places.shape == (len(rows), 2)
+        assert np.isfinite(places).all()
+    assert cluster(same, settings).number.tolist() == [0, 0, 0]
 
 
 def test_rows_without_descriptor_are_left_out_and_of_many_some_are_drawn():

@@ -3,6 +3,7 @@
 n = rows, D = length of a descriptor, k = clusters.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -110,12 +111,17 @@ def _tsne(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     try:
-        from umap import UMAP
+        with warnings.catch_warnings():
+            # It warns that its parametric form, which is not used here, misses TensorFlow.
+            warnings.simplefilter("ignore", ImportWarning)
+            from umap import UMAP
     except ImportError:
         raise ConfigError(
             "method: expected the library umap-learn for umap, found none; install vggfeat[umap], or take tsne"
         ) from None
-    return UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(values) - 1)).fit_transform(values)
+    start = "spectral" if len(values) > 3 else "random"  # Of three rows it has too few eigenvectors.
+    neighbours = min(15, len(values) - 1)
+    return UMAP(random_state=seed, n_jobs=1, n_neighbors=neighbours, init=start).fit_transform(values)
 
 
 def cluster(descriptors: NDArray[np.float32], settings: ProjectionSettings) -> Clusters:

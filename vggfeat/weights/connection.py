@@ -7,6 +7,7 @@ of all of them, nor how often "100 Continue" comes, nor what a redirection or th
 import http.client
 import io
 import time
+import urllib.parse
 import urllib.request
 from functools import partial
 from typing import IO, Any
@@ -130,6 +131,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         """Return the request to make instead."""
         if req.type == "https" and not newurl.startswith("https:"):
             raise AddressError(f"a way on to {quoted(newurl)}, which is not https")
+        _ = urllib.parse.urlsplit(newurl).port  # A ValueError if it is none: not all Pythons see that in connecting.
         fp.close()  # urllib would read its text, of any length that the server says, at once
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

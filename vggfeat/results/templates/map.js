@@ -4,8 +4,9 @@ const { points, groups } = JSON.parse(document.getElementById("data").textConten
 const canvas = document.querySelector("canvas"), pen = canvas.getContext("2d");
 const card = document.querySelector(".map figure"), [picture, caption] = card.children;
 const list = document.querySelector("textarea"), count = document.querySelector("output");
-// Hues a golden angle apart: neighbours in the legend differ most.
-const colour = (group) => `hsl(${(group * 137.5) % 360} 65% ${group % 2 ? 58 : 45}%)`;
+// Hues a golden angle apart: neighbours in the legend differ most. On a dark ground, violet and red must be lighter.
+const lift = matchMedia("(prefers-color-scheme: dark)").matches ? 15 : 0;
+const colour = (group) => `hsl(${(group * 137.5) % 360} 65% ${(group % 2 ? 58 : 45) + lift}%)`;
 document.querySelectorAll(".legend .key").forEach((key, group) => { key.style.background = colour(group); });
 const MARGIN = 12, RADIUS = 3.5, REACH = 12;
 let size = 0, height = 0, chosen = new Set(), drag = null;
