@@ -48,9 +48,9 @@ def sound(tmp_path_factory):
 
 
 def nested_key(path, depth):
-    """A dictionary with a key twice, a pair of twice the same pair of ...: to compare it, and its text, double by level.
+    """A dictionary with a key given twice, a pair of twice the same pair of ...: its text doubles with each level.
 
-    So does its hash, up to Python 3.13; later ones keep that of each pair.
+    So does the work to compare it, and to hash it up to Python 3.13; later ones keep the hash of each pair.
     """
     key = b")" + b"q\x00h\x00\x86" * depth
     with zipfile.ZipFile(path, "w") as archive:

@@ -192,7 +192,7 @@ def _h5ad(sink: LatchedFile, table: Table) -> None:
     memory = io.BytesIO()  # HDF5 reads again what it has written, and a full disk would give it something else.
     with new_file(memory) as file:
         anndata.io.write_elem(file, "/", data)
-    sink.write(memory.getbuffer())
+    sink.write(memory.getvalue())
 
 
 def _columns(table: Table) -> tuple[list[str], list[str]]:
