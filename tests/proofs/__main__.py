@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("kills", "random_kills", "retries", "disk", "power", "signals", "races", "ranks", "keys", "rot", "training",
-         "soak", "flat", "images", "hostile", "fuzz", "commands")  # fmt: skip
-QUICK = ("kills", "retries", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz", "commands")
+NAMES = ("kills", "random_kills", "retries", "extensions", "disk", "power", "signals", "races", "ranks", "keys", "rot",
+         "training", "soak", "flat", "images", "hostile", "fuzz", "commands")  # fmt: skip
+QUICK = ("kills", "retries", "extensions", "disk", "power", "signals", "keys", "rot", "hostile", "fuzz", "commands")
 """Those that `quick` stands for, a part of the test suite; `pytest -m long` has the short forms of the others."""
 
 

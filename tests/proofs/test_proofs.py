@@ -33,6 +33,7 @@ def test_no_promise_is_broken():
     assert found.keys() == set(QUICK)
     assert found["kills"]["points"] >= 4
     assert found["retries"]["points"] >= 4
+    assert found["extensions"]["killed"] >= 2
     assert found["disk"]["faults"] >= 8
     assert found["commands"]["killed"] >= 3
     assert found["fuzz"].keys() >= READERS.keys()

@@ -148,7 +148,9 @@ def _with_parents(folders: Iterable[str]) -> set[str]:
 def split_notes(classes: Sequence[str], labels: np.ndarray, splits: Mapping[str, Sequence[int]]) -> list[str]:
     """Name the classes that have positives in one split only."""
     filled = {name: (labels[rows] == Label.POSITIVE).any(axis=0) for name, rows in splits.items() if len(rows)}
-    return lonely_notes(classes, {name: {classes[k] for k in np.flatnonzero(some).tolist()} for name, some in filled.items()})
+    return lonely_notes(
+        classes, {name: {classes[k] for k in np.flatnonzero(some).tolist()} for name, some in filled.items()}
+    )
 
 
 def lonely_notes(classes: Sequence[str], filled: Mapping[str, set[str]]) -> list[str]:
