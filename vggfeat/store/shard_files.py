@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT, VERSION = "vggfeat-feature-shard", 1
-_GROUP_BYTES = 1 << 23
+_GROUP_BYTES = 1 << 21
 """Of features in a row group: while it is written, pyarrow holds thirty bytes for each value."""
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
 _LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -85,7 +85,7 @@ def reduced(block: Block, plan: Plan) -> Block:
     """Reduce the features of a block to what a plan keeps; what is larger than float16 holds has failed."""
     features = block.features
     if plan.settings.store == "mean":
-        features = features.mean(axis=1, keepdims=True)
+        features = features.mean(axis=1, keepdims=True)  # a copy of one scale too
     if plan.settings.dtype == "float32":
         return replace(block, features=features)
     with np.errstate(over="ignore"):
@@ -98,7 +98,11 @@ def reduced(block: Block, plan: Plan) -> Block:
             f"{np.abs(features[row]).max():.6g}; plan with --dtype float32"
         )
     status = np.where(over, Status.FAILED, block.status).astype(np.uint8)
-    return replace(block, features=half.astype(np.float32), status=status, reasons=tuple(reasons))
+    if features is block.features:
+        features = half.astype(np.float32)
+    else:
+        np.copyto(features, half)
+    return replace(block, features=features, status=status, reasons=tuple(reasons))
 
 
 def encode_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any]) -> bytes:
