@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import run
+from vggfeat.cli.engine import ENGINES, EngineEntry, EngineOptions
+from vggfeat.engines.engine import ShardTask
+from vggfeat.errors import ConfigError
 from vggfeat.runtime import durable
 from vggfeat.runtime.storage import open_storage
 from vggfeat.store.plan import read_plan
@@ -261,6 +264,28 @@ def test_processes_of_torchrun_take_their_shares(inputs, net, tmp_path, capsys, 
     assert run(["extract", "--plan", str(out), "--take", "1/2", *QUIET]) == 2
     monkeypatch.setenv("RANK", "x")
     assert run(["extract", "--plan", str(out), *QUIET]) == 2
+
+
+class Backwards:
+    """An engine of one's own: the last shard first."""
+
+    def compute(self, task, shards, progress=None):
+        yield from task.open().compute(sorted(shards, reverse=True), progress)
+
+
+def test_another_engine_is_one_class_and_one_line_of_the_table(inputs, finished, net, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "backwards", EngineEntry("the last shard first", lambda options: Backwards()))
+    assert plan(inputs, tmp_path / "run") == 0
+    task = ShardTask(run=str(tmp_path / "run"), weights=net, device="cpu", workers=0)
+    results = EngineOptions(engine="backwards").chosen_engine().compute(task, range(6))
+    assert [result.shard for result in results] == [5, 4, 3, 2, 1, 0]
+    for path in (finished / "features").rglob("*.parquet"):
+        assert (tmp_path / "run" / path.relative_to(finished)).read_bytes() == path.read_bytes()
+    with pytest.raises(ConfigError, match="--cores: expected --engine ray with it, found the engine backwards; leave"):
+        EngineOptions(engine="backwards", cores=2).chosen_engine()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--engine backwards: expected it or torchrun, found both"):
+        EngineOptions(engine="backwards").chosen_engine()
 
 
 def test_a_faster_precision_is_compared_with_float32(inputs, net, tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from toy_net import ToyResNet
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, clip_to_image, window_frames
@@ -37,9 +38,10 @@ def backbone(outputs, seed=0, pool="floor", classes=()):
 
 def constant(net, numbers):
     """Let a box net say the same of every window."""
+    model = net.backbone.model
     with torch.no_grad():
-        net.backbone.model.layers["fc8"].weight.zero_()
-        net.backbone.model.layers["fc8"].bias.copy_(torch.tensor(numbers).flatten())
+        model.layers[model.scores].weight.zero_()
+        model.layers[model.scores].bias.copy_(torch.tensor(numbers).flatten())
     return net
 
 
@@ -164,6 +166,21 @@ def test_the_boxes_of_all_nets_and_scales_are_put_together_before_they_are_merge
     apart = dense([first, second], ((224, 256), (256,)), merging=MergeSettings(threshold=0.01))
     (alone,) = apart.locate([image(256, 256)], [LocalisationRequest(np.array([0]))])
     assert alone.windows.tolist() == [5]
+
+
+def test_a_net_of_another_family_has_its_own_stride_and_only_nets_of_the_same_windows_are_put_together():
+    model = ToyResNet(num_classes=4).eval()
+    toy = Backbone(model=model, source="toy", sha256="0", mean=(120.0, 110.0, 100.0))
+    net = BoxNet(backbone=toy, kind="scr", classes=CLASSES, frame="window", window=4, scale=8)
+    net = constant(net, [0.0, 0.0, 0.5, 0.5])
+    one = dense([net], ((4,),), merging=MergeSettings(threshold=2.99))
+    (found,) = one.locate([image(4, 6)], [LocalisationRequest(np.array([0]))])
+    # The middles of 2 x 3 windows of 4 pixels, which begin at 0, 2 and 4, cut where the image ends, at 4 and 6.
+    assert found.windows.tolist() == [6]
+    cut = [[1, 1, 3, 3], [3, 1, 5, 3], [5, 1, 6, 3], [1, 3, 3, 4], [3, 3, 5, 4], [5, 3, 6, 4]]
+    np.testing.assert_allclose(found.boxes, [np.mean(cut, axis=0)], atol=1e-4)
+    with pytest.raises(ConfigError, match=r"\(stride, window\) \(2, 1\) in toy and \(32, 7\) in A; take nets of one"):
+        dense([net], ((224,),), backbone(3, classes=CLASSES))
 
 
 def test_nets_that_round_differently_are_compared_where_both_have_a_window():

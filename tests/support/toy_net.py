@@ -45,5 +45,5 @@ def parse_toy(path, shapes, read):
         return None
     return ParsedNet(
         model=net, format="toy", shapes=shapes, read=read, channel_order="BGR", mean=(1.0, 2.0, 3.0),
-        mean_from="its paper", fc6_order="convolution",
+        mean_from="its paper",
     )  # fmt: skip

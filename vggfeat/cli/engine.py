@@ -1,8 +1,9 @@
-"""Which engine computes the shards of a plan; another one gets its name, its options and its line here."""
+"""Which engine computes the shards of a plan; another one gets its options and its line in `ENGINES` here."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -11,6 +12,41 @@ from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.engines.engine import Engine
+
+
+class EngineEntry(NamedTuple):
+    """One line of the table of engines."""
+
+    words: str
+    """For the help of the command."""
+    make: "Callable[[EngineOptions], Engine]"
+    """Makes the engine; what it needs is imported then."""
+    options: Sequence[str] = ()
+    """Fields of `EngineOptions` that belong to it."""
+    torchrun: bool = False
+    """Whether it may run in processes that torchrun has started, each of which takes its share."""
+
+
+def _local(options: "EngineOptions") -> "Engine":
+    from vggfeat.engines.local import LocalEngine
+
+    return LocalEngine()
+
+
+def _ray(options: "EngineOptions") -> "Engine":
+    from vggfeat.engines.ray_engine import RayEngine
+
+    least, most = options.nets or (1, None)
+    return RayEngine(address=options.address, least=least, most=most, cores=options.cores)
+
+
+ENGINES = {
+    "local": EngineEntry("this process", _local, torchrun=True),
+    "ray": EngineEntry(
+        "actors of a cluster of Ray (pip install 'vggfeat[ray]')", _ray, options=("address", "nets", "cores")
+    ),
+}
+"""Name -> engine. The first is the default; `vggfeat extract --engine` offers all."""
 
 
 def _nets(text: str) -> tuple[int, int | None]:
@@ -26,8 +62,8 @@ class EngineOptions:
     """Who computes shards: this process, or a cluster."""
 
     engine: str = option(
-        "--engine", type=click.Choice(["local", "ray"]), default="local",
-        help="With --plan: this process, or actors of a cluster of Ray (pip install 'vggfeat[ray]').",
+        "--engine", type=click.Choice(list(ENGINES)), default="local",
+        help=f"With --plan, who computes: {'; '.join(f'{name}, {entry.words}' for name, entry in ENGINES.items())}.",
     )  # fmt: skip
     address: str | None = option(
         "--address", metavar="HOST:PORT|auto",
@@ -45,20 +81,20 @@ class EngineOptions:
     )  # fmt: skip
 
     def chosen_engine(self) -> "Engine":
-        """Return the engine; ConfigError for options that it has not, and under torchrun, which is one itself."""
-        if self.engine == "local":
-            from vggfeat.engines.local import LocalEngine
+        """Return the engine; ConfigError for options that it has not, and under torchrun, where it is one itself."""
+        entry = ENGINES[self.engine]
+        self._check_options()
+        if not entry.torchrun and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError(
+                f"--engine {self.engine}: expected it or torchrun, found both; give the command to one process"
+            )
+        return entry.make(self)
 
-            given = [one.metadata["names"][0] for one in fields(EngineOptions) if self._given(one)]
-            if given:
-                raise ConfigError(f"{given[0]}: expected --engine ray with it, found the engine local; leave one out")
-            return LocalEngine()
-        from vggfeat.engines.ray_engine import RayEngine
-
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise ConfigError("--engine ray: expected it or torchrun, found both; give the command to one process")
-        least, most = self.nets or (1, None)
-        return RayEngine(address=self.address, least=least, most=most, cores=self.cores)
-
-    def _given(self, one: Any) -> bool:
-        return getattr(self, one.name) != one.default
+    def _check_options(self) -> None:
+        for one in fields(EngineOptions):
+            owners = [name for name, other in ENGINES.items() if one.name in other.options]
+            if owners and self.engine not in owners and getattr(self, one.name) != one.default:
+                raise ConfigError(
+                    f"{one.metadata['names'][0]}: expected --engine {' or '.join(owners)} with it, found the engine "
+                    f"{self.engine}; leave one out"
+                )

@@ -191,7 +191,7 @@ def verify(path: str, as_json: bool) -> int:
 @click.argument("path", metavar="FILE|NAME")
 @click.option("--to", "target", type=click.Choice(["torchvision", "onnx"]), required=True)
 @click.option("--out", type=PATH, required=True, help="The file to write.")
-@click.option("--layer", help="ONNX: the map to give out: relu1_1 ... pool5, fc6, fc7 or fc8. [fc8]")
+@click.option("--layer", help="ONNX: the map to give out, one of the net's. [its class scores]")
 @click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @JSON
@@ -217,8 +217,9 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
     make_folder(real.parent)
     about: dict[str, Any]
     if target == "onnx":
-        layer = layer or "fc8"
-        export_onnx(load_net(path), real, layer=layer)
+        net = load_net(path)
+        layer = layer or net.model.scores
+        export_onnx(net, real, layer=layer)
         about = {"input": "images (N, 3, H, W), RGB, 0 to 255", "output": f"{layer} (N, C, h, w)"}
     else:
         about = export_torchvision(load_net(path), real, fold=not as_is)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.forward.batching import Size
-from vggfeat.nets.vgg import STRIDE
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def class_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
     Parameters
     ----------
     outputs : Tensor (n, 4) or (n, 4 K)
-        Of fc8. With four outputs, they are those of every class.
+        Of the last layer. With four outputs, they are those of every class.
     classes : Tensor (n,), int64
         From 0 to K - 1.
 
@@ -96,7 +95,9 @@ def class_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
     return outputs.unflatten(1, (-1, 4))[torch.arange(len(outputs), device=outputs.device), classes]
 
 
-def window_frames(positions: tuple[int, int], offset: tuple[int, int] = (0, 0), side: int = 224) -> Tensor:
+def window_frames(
+    positions: tuple[int, int], offset: tuple[int, int] = (0, 0), *, side: int = 224, stride: int = 32
+) -> Tensor:
     """Return the part of the rescaled image that each position of a dense map sees.
 
     Parameters
@@ -106,15 +107,17 @@ def window_frames(positions: tuple[int, int], offset: tuple[int, int] = (0, 0), 
         Of the first window's corner, in pixels; for a centre crop, that of the crop.
     side : int
         Of a window, in pixels.
+    stride : int
+        Of the map, in pixels.
 
     Returns
     -------
     Tensor (h, w, 4), float64
-        Edges: the window of row i and column j begins at 32 i and 32 j. With the pooling of Caffe, which rounds up,
-        the last may reach beyond the image.
+        Edges: the window of row i and column j begins at stride * i and stride * j. With the pooling of Caffe, which
+        rounds up, the last may reach beyond the image.
     """
-    top = offset[0] + STRIDE * torch.arange(positions[0], dtype=torch.float64)[:, None]
-    left = offset[1] + STRIDE * torch.arange(positions[1], dtype=torch.float64)[None, :]
+    top = offset[0] + stride * torch.arange(positions[0], dtype=torch.float64)[:, None]
+    left = offset[1] + stride * torch.arange(positions[1], dtype=torch.float64)[None, :]
     top, left = torch.broadcast_tensors(top, left)
     return torch.stack([left, top, left + side, top + side], dim=-1)
 
@@ -127,7 +130,8 @@ def boxes_from_map(
     Parameters
     ----------
     outputs : Tensor (4, h, w) or (4 K, h, w)
-        Of fc8; channels 4 c to 4 c + 3 are the coordinates for class c, and four channels are those of every class.
+        Of the last layer; channels 4 c to 4 c + 3 are the coordinates for class c, and four channels are those of every
+        class.
     classes : (T,) int64
         Classes asked for, by their place among the net's.
     frames : Tensor (h, w, 4) or (1, 1, 4)

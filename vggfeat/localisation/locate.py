@@ -24,7 +24,7 @@ from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, window_frames
 from vggfeat.localisation.maps import LocaliseSettings, crop_place, crop_runner, dense_maps, map_runner
 from vggfeat.localisation.merging import merge
-from vggfeat.localisation.nets import BoxNet
+from vggfeat.localisation.nets import BoxNet, check_windows, last_map
 from vggfeat.nets.transforms import rescaled_size
 from vggfeat.samples import Box
 from vggfeat.weights import Backbone
@@ -111,7 +111,7 @@ def _net_frames(net: BoxNet, positions: tuple[int, int], rescaled: Size, offset:
     """Return what the outputs of a net are relative to, (h, w, 4) or (1, 1, 4), in pixels of the rescaled image."""
     if net.frame == "image":
         return torch.tensor([[[0.0, 0.0, rescaled[1], rescaled[0]]]], dtype=torch.float64)
-    return window_frames(positions, offset, net.window)
+    return window_frames(positions, offset, side=net.window, stride=last_map(net.backbone.model).stride)
 
 
 def _wanted_classes(labels: NDArray[np.int64] | None, truth: int | None) -> NDArray[np.int64]:
@@ -163,13 +163,13 @@ class Localiser:
     settings : LocaliseSettings
     device : str
     channels : (K,) int64, optional
-        Channel of the classification net's fc8 for every class.
+        Channel of the classification net for every class.
 
     Raises
     ------
     ConfigError
         If a box net with outputs for each class lacks one of them, there are not as many scales as box nets, or the
-        device can't do it.
+        device can't do it, or the windows of the nets are not the same.
     """
 
     def __init__(
@@ -187,6 +187,7 @@ class Localiser:
         self.settings, self._nets = settings, tuple(nets)
         self._places = [class_places(net, classes) for net in nets]
         models = [net.backbone.model for net in nets] + ([classifier.model] if classifier else [])
+        check_windows(models)
         least = max(model.min_side for model in models)
         self._maps = [
             map_runner(net.backbone, settings.maps(scales, least), device)
@@ -289,7 +290,7 @@ def _run_net(
             if bool(torch.isfinite(found.map).all()):
                 yield one, runner.sides[found.scale], found.rescaled, found.map
             else:
-                one.failure = "non-finite: the fc8 map has NaN or infinity"
+                one.failure = f"non-finite: the {runner.head.name} has NaN or infinity"
         report(done / (len(alive) * len(runner.sides)))
 
 

@@ -1,4 +1,4 @@
-"""Dense maps of fc8 over whole images, kept as maps: what windows predict, and how sure of a class they are.
+"""Dense maps of the last layer over whole images, kept as maps: what windows predict, and how sure of a class they are.
 
 N = images of a batch, C = channels, h, w = positions.
 """
@@ -91,8 +91,9 @@ class _MapHead:
     channels: int
     posteriors: bool
     """Whether the channels are classes, whose scores become log posteriors at every position."""
+    name: str
+    """What the values are, for messages."""
     copies = 1
-    name = "fc8 map"
 
     def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
         """Return the maps (N, C, h, w), float32, of images of one size."""
@@ -105,8 +106,9 @@ class _MapHead:
 
 
 def map_runner(backbone: Backbone, settings: MapSettings, device: str, *, posteriors: bool = False) -> BatchRunner:
-    """Make a net ready that gives its dense fc8 map; with `posteriors` its channels are classes, see `_MapHead`."""
-    return BatchRunner(backbone, settings, _MapHead(backbone.model.num_classes, posteriors), device)
+    """Make a net ready that gives its map of scores; with `posteriors` its channels are classes, see `_MapHead`."""
+    model = backbone.model
+    return BatchRunner(backbone, settings, _MapHead(model.num_classes, posteriors, f"{model.scores} map"), device)
 
 
 def dense_maps(runner: BatchRunner, images: Sequence[NDArray[np.uint8]]) -> Iterator[MapValues]:
@@ -122,11 +124,12 @@ class _CropHead:
     channels: int
     side: int
     """Of the crop, in pixels."""
+    name: str
+    """As in `_MapHead`."""
     copies = 2
-    name = "fc8"
 
     def values(self, model: Net, images: Tensor, pixels: int, sides: Tensor | None = None) -> Tensor:
-        """Return fc8 (N, C) of the centre crops."""
+        """Return the scores (N, C) of the centre crops."""
         top, left = (images.shape[2] - self.side) // 2, (images.shape[3] - self.side) // 2
         crops = images[:, :, top : top + self.side, left : left + self.side]
         return model(to_compute_layout(crops, model), (model.scores,))[model.scores][:, :, 0, 0].float()
@@ -137,8 +140,8 @@ class _CropHead:
 
 
 def crop_runner(backbone: Backbone, settings: MapSettings, device: str, side: int) -> BatchRunner:
-    """Make a net ready, at one scale, that gives fc8 (C,) of the centre crop of `side` pixels alone."""
-    return BatchRunner(backbone, settings, _CropHead(backbone.model.num_classes, side), device)
+    """Make a net ready, at one scale, that gives the scores (C,) of the centre crop of `side` pixels alone."""
+    return BatchRunner(backbone, settings, _CropHead(backbone.model.num_classes, side, backbone.model.scores), device)
 
 
 def crop_place(runner: BatchRunner, size: Size, side: int) -> tuple[tuple[int, int], Size]:

@@ -1,6 +1,7 @@
 """Box nets: a classification net whose last layer answers with boxes (VGG paper, Appendix A).
 
-K = classes. fc8 has 4 channels (SCR) or 4 K (PCR): those of class c are 4 c to 4 c + 3, see `localisation.boxes`.
+K = classes. The last layer, fc8 of a VGG net, has 4 channels (SCR) or 4 K (PCR): those of class c are 4 c to 4 c + 3,
+see `localisation.boxes`.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
-from vggfeat.nets.backbone import BOX_FACTS
+from vggfeat.nets.backbone import BOX_FACTS, MapInfo, Net
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.objective import copy_layers
@@ -121,8 +122,8 @@ class BoxNet:
     """A net that answers with boxes, and what its outputs mean."""
 
     backbone: Backbone
-    """fc8 has 4 or 4 K channels, which answer in the coordinates of `localisation.boxes`, whatever unit they were
-    trained in; `backbone.classes` is empty, because they are no classes."""
+    """Its last layer has 4 or 4 K channels, which answer in the coordinates of `localisation.boxes`, whatever unit they
+    were trained in; `backbone.classes` is empty, because they are no classes."""
     kind: Kind
     classes: tuple[str, ...]
     """K names, in the order of the channels; for scr, those that the net was trained on."""
@@ -145,8 +146,30 @@ class BoxNet:
 
 
 def is_box_net(backbone: Backbone) -> bool:
-    """Say whether fc8 answers with boxes instead of class scores."""
+    """Say whether a net answers with boxes instead of class scores."""
     return BOX_FACTS in backbone.facts
+
+
+def last_map(model: Net) -> MapInfo:
+    """Return what is known of the map that answers with boxes, or with class scores."""
+    return model.maps[model.scores]
+
+
+def check_windows(models: Sequence[Net]) -> None:
+    """Check that a position of the last map sees the same part of an image in all nets.
+
+    Raises
+    ------
+    ConfigError
+        For the first net that differs.
+    """
+    windows = [(last_map(model).stride, last_map(model).window) for model in models]
+    for model, window in zip(models, windows, strict=True):
+        if window != windows[0]:
+            raise ConfigError(
+                "boxes: expected nets whose positions see the same windows, found (stride, window) "
+                f"{windows[0]} in {models[0].config} and {window} in {model.config}; take nets of one family"
+            )
 
 
 def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
@@ -187,10 +210,10 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
         raise WeightsError(f"{source}: expected a unit of its boxes above 0, found {unit}")
     if net.kind not in get_args(Kind) or net.frame not in get_args(Frame) or channels != backbone.model.num_classes:
         raise WeightsError(
-            f"{source}: expected {channels} channels of fc8 for {net.kind} and {len(net.classes)} classes, "
-            f"found {backbone.model.num_classes}, with boxes relative to {net.frame}"
+            f"{source}: expected {channels} channels of {backbone.model.scores} for {net.kind} and {len(net.classes)} "
+            f"classes, found {backbone.model.num_classes}, with boxes relative to {net.frame}"
         )
-    for parameter in backbone.model.layers["fc8"].parameters():
+    for parameter in backbone.model.layers[backbone.model.scores].parameters():
         parameter.mul_(unit)
     return net
 

@@ -59,7 +59,7 @@ class Net(nn.Module, ABC):
     maps: Mapping[str, MapInfo]
     """What a forward pass can return, the shallowest first."""
     scores: str
-    """Name of the map of class scores before the soft-max, (N, num_classes, h, w)."""
+    """Name of the map of class scores before the soft-max, (N, num_classes, h, w), and of the layer that gives it."""
     last: str = ""
     """The deepest map there is, where the file had no weights for those behind it; empty for a complete net."""
     min_side: int

@@ -254,4 +254,5 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-_WRITE = dict(zip(KINDS, (_npz, _parquet, _csv, _mat, _h5ad), strict=True))
+_WRITE = {"npz": _npz, "parquet": _parquet, "csv": _csv, "mat": _mat, "h5ad": _h5ad}
+"""The sink of each kind, in the order of `KINDS`."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import Block, Status
+from vggfeat.store.layout import BLOCK_COLUMNS, FACTS, Block, Status, join_rows, select
 from vggfeat.store.reader import FeatureFile
 
 
@@ -76,14 +76,8 @@ class Kept:
         if computed is None:
             return kept
         order = np.argsort(np.concatenate([old, new]))
-        reasons = (*kept.reasons, *computed.reasons)
-        return Block(
-            features=np.concatenate([kept.features, computed.features])[order],
-            status=np.concatenate([kept.status, computed.status])[order],
-            reasons=tuple(reasons[place] for place in order),
-            sizes=np.concatenate([kept.sizes, computed.sizes])[order],
-            sha256=np.concatenate([kept.sha256, computed.sha256])[order],
-        )
+        columns = {one.name: (getattr(kept, one.name), getattr(computed, one.name)) for one in BLOCK_COLUMNS}
+        return Block(**{name: select(join_rows(both), order) for name, both in columns.items()})
 
 
 def same_rows(file: FeatureFile, dataset: DataSet) -> NDArray[np.int64]:
@@ -110,10 +104,7 @@ def gone_from(file: FeatureFile, dataset: DataSet) -> list[str]:
 
 
 def _block_of(file: FeatureFile, rows: NDArray[np.int64]) -> Block:
-    return Block(
-        features=file.read(rows), status=file.status[rows], reasons=tuple(file.reasons[row] for row in rows),
-        sizes=file.sizes[rows], sha256=file.sha256[rows],
-    )  # fmt: skip
+    return Block(features=file.read(rows), **{name: select(getattr(file, name), rows) for name in FACTS})
 
 
 def is_done(file: FeatureFile, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

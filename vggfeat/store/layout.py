@@ -10,9 +10,10 @@ dataset, task, fingerprint, key and provenance (JSON), features_sha256, done, fa
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Column(NamedTuple):
     """A numpy type name, or `TEXT`."""
 
 
-# To add a column: a line here, a field of `Block` with its name, and whoever fills and reads it.
+# To add a column: see "A column of the feature file" in CONTRIBUTING.md.
 BLOCK_COLUMNS = (
     Column("features", ("N", "S", "R", "C"), "<f4"),
     Column("status", ("N",), "|u1"),
@@ -48,6 +49,8 @@ BLOCK_COLUMNS = (
     Column("reasons", ("N",), TEXT),
 )
 """What a run computes, shard by shard: fields of `Block`, in the order in which they are stored."""
+FACTS = tuple(column.name for column in BLOCK_COLUMNS if column.name != "features")
+"""Those that are small enough to be in memory for all rows."""
 DATA_SET_COLUMNS = (
     Column("ids", ("N",), TEXT),
     Column("paths", ("N",), TEXT),
@@ -130,6 +133,16 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.status)
+
+
+def select(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Return some rows of a column of a block, an array or a tuple of texts."""
+    return tuple(values[row] for row in rows.tolist()) if isinstance(values, tuple) else values[rows]
+
+
+def join_rows(parts: Sequence[Any]) -> Any:
+    """Return the rows of several blocks in one column, as `select`; `parts` are those of at least one."""
+    return tuple(chain.from_iterable(parts)) if isinstance(parts[0], tuple) else np.concatenate(parts)
 
 
 def dims_of(column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.formats.hdf5 import TEXT
+from vggfeat.store.layout import BLOCK_COLUMNS, Block, Column, Shape, Status
 from vggfeat.store.plan import Plan, shard_path
 from vggfeat.store.sealed import Sealed, seal, unreadable, unseal
 from vggfeat.store.shards import checked
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT, VERSION = "vggfeat-feature-shard", 1
+_FIELDS = {"status": "status", "reason": "reasons", "size": "sizes", "sha256": "sha256"}
+"""Columns that a net has computed beside the features, in their order here, and the fields of `Block`."""
 _GROUP_BYTES = 1 << 21
 """Of features in a row group: while it is written, pyarrow holds thirty bytes for each value."""
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
@@ -114,10 +117,7 @@ def encode_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any
     columns = [
         rows["id"],
         rows["file"],
-        pa.array(block.status),
-        pa.array(block.reasons, pa.string()),
-        pa.FixedSizeListArray.from_arrays(pa.array(block.sizes.reshape(-1)), type=schema.field("size").type),
-        pa.array([digest.tobytes() for digest in block.sha256], pa.binary(32)),
+        *(_encoded(getattr(block, field), schema.field(name).type) for name, field in _FIELDS.items()),
         rows["labels"],
         pa.FixedSizeListArray.from_arrays(pa.array(values), type=schema.field("features").type),
     ]
@@ -140,14 +140,9 @@ def read_shard(plan: Plan, shard: int) -> Shard:
         If it is missing, damaged, or of another plan.
     """
     sealed = open_shard(plan, shard)
-    table = sealed.table(["id", "path", "status", "reason", "size", "sha256", "labels"])
-    block = Block(
-        features=features_of(sealed, plan),
-        status=table["status"].to_numpy(),
-        reasons=tuple(table["reason"].to_pylist()),
-        sizes=table["size"].combine_chunks().flatten().to_numpy().reshape(-1, 2),
-        sha256=np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32),
-    )
+    table = sealed.table(["id", "path", *_FIELDS, "labels"])
+    facts = {field: _decoded(table[name].combine_chunks()) for name, field in _FIELDS.items()}
+    block = Block(features=features_of(sealed, plan), **facts)
     rows = plan.rows_of(shard)
     checked(block, len(rows), plan.stored_shape, sealed.where)
     return Shard(
@@ -202,13 +197,49 @@ def _schema(plan: Plan) -> "pa.Schema":
     shape: Shape = plan.stored_shape
     value = pa.float16() if plan.settings.dtype == "float16" else pa.float32()
     length = shape.row_bytes // 4
+    columns = {column.name: column for column in BLOCK_COLUMNS}
     kinds = {
-        "id": pa.string(), "path": pa.string(), "status": pa.uint8(), "reason": pa.string(),
-        "size": pa.list_(pa.field("element", pa.int32(), nullable=False), 2), "sha256": pa.binary(32),
+        "id": pa.string(), "path": pa.string(),
+        **{name: _kind_of(columns[field]) for name, field in _FIELDS.items()},
         "labels": pa.list_(pa.field("element", pa.int32(), nullable=True)),
         "features": pa.list_(pa.field("element", value, nullable=False), length),
     }  # fmt: skip
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+
+
+def _kind_of(column: Column) -> "pa.DataType":
+    """Return the type of a column of the feature file here: texts, numbers, digests, or lists of a fixed length."""
+    import pyarrow as pa
+
+    if column.dtype == TEXT:
+        return pa.string()
+    value = pa.from_numpy_dtype(np.dtype(column.dtype))
+    if len(column.dims) == 1:
+        return value
+    length = int(column.dims[1])
+    return pa.binary(length) if value == pa.uint8() else pa.list_(pa.field("element", value, nullable=False), length)
+
+
+def _encoded(values: Any, kind: "pa.DataType") -> "pa.Array":
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.array([row.tobytes() for row in values], kind)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+    return pa.array(values, kind)
+
+
+def _decoded(values: "pa.Array") -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_string(values.type):
+        return tuple(values.to_pylist())
+    if pa.types.is_fixed_size_binary(values.type):
+        return np.frombuffer(b"".join(values.to_pylist()), np.uint8).reshape(len(values), -1)
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy().reshape(len(values), -1)
+    return values.to_numpy()
 
 
 def _whole(column: Any) -> Any:

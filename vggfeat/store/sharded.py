@@ -19,7 +19,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.storage import StorageSettings, is_remote, joined, open_storage, root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.identity import IMAGE_SIZES
-from vggfeat.store.layout import Block, Status
+from vggfeat.store.layout import FACTS, Block, Status, join_rows
 from vggfeat.store.plan import PLAN, Plan, read_plan, shard_path
 from vggfeat.store.reader import FeatureFile, Features
 from vggfeat.store.sealed import merkle_root
@@ -31,11 +31,10 @@ _SHOWN = 5
 class _Rows(NamedTuple):
     """What is known of all rows but their features."""
 
-    status: NDArray[np.uint8]
-    reasons: tuple[str, ...]
-    sizes: NDArray[np.int32]
-    sha256: NDArray[np.uint8]
+    facts: dict[str, Any]
+    """`FACTS` of the layout, by their names."""
     digests: list[str]
+    """Of the shards."""
 
 
 class ShardedFeatures(Features):
@@ -83,22 +82,26 @@ class ShardedFeatures(Features):
     @property
     def status(self) -> NDArray[np.uint8]:
         """(N,) values of `vggfeat.store.layout.Status`."""
-        return self._rows.status.copy()
+        status: NDArray[np.uint8] = self._rows.facts["status"]
+        return status.copy()
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """N reasons, empty where a row did not fail."""
-        return self._rows.reasons
+        reasons: tuple[str, ...] = self._rows.facts["reasons"]
+        return reasons
 
     @property
     def sizes(self) -> NDArray[np.int32]:
         """(N, 2) height and width of the image in pixels, 0 where it gave none."""
-        return self._rows.sizes
+        sizes: NDArray[np.int32] = self._rows.facts["sizes"]
+        return sizes
 
     @property
     def sha256(self) -> NDArray[np.uint8]:
         """(N, 32) digest of the image file's bytes."""
-        return self._rows.sha256
+        digests: NDArray[np.uint8] = self._rows.facts["sha256"]
+        return digests
 
     @cached_property
     def dataset(self) -> DataSet:
@@ -137,11 +140,7 @@ class ShardedFeatures(Features):
     def block(self, rows: range) -> Block:
         """Read all that the run has computed of consecutive rows."""
         part = slice(rows.start, rows.stop)
-        known = self._rows
-        return Block(
-            features=self.read(part), status=known.status[part], reasons=known.reasons[part], sizes=known.sizes[part],
-            sha256=known.sha256[part],
-        )  # fmt: skip
+        return Block(features=self.read(part), **{name: values[part] for name, values in self._rows.facts.items()})
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what is said of it."""
@@ -155,18 +154,17 @@ class ShardedFeatures(Features):
     @cached_property
     def _rows(self) -> _Rows:
         """Read all shards for the first time."""
-        blocks, digests, machines = [], [], []
-        reasons: list[str] = []
+        digests, machines = [], []
+        facts: dict[str, list[Any]] = {name: [] for name in FACTS}
         for shard in self.shards():
-            blocks.append((shard.block.status, shard.block.sizes, shard.block.sha256))
-            reasons.extend(shard.block.reasons)
+            for name, parts in facts.items():
+                parts.append(getattr(shard.block, name))
             digests.append(shard.sha256)
             if shard.machine not in machines:
                 machines.append(shard.machine)
         machine = machines[0] if len(machines) == 1 else {"device": "mixed", "kinds": machines}
         self.key["machine"] = self.provenance["machine"] = machine
-        status, sizes, sha256 = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
-        return _Rows(status, tuple(reasons), sizes, sha256, digests)
+        return _Rows({name: join_rows(parts) for name, parts in facts.items()}, digests)
 
     def _features_of(self, shard: int) -> NDArray[np.float32]:
         """Read the features of a shard, unless they are those that were read last; threads wait for each other."""

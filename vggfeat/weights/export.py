@@ -2,19 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.nets.backbone import Backbone
-from vggfeat.nets.vgg import VGG
-from vggfeat.nets.vgg_bn import EPSILON
 from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write
-from vggfeat.weights.pytorch import BATCH_NORM_TENSORS, TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
+from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 from vggfeat.weights.tensor_files import writing_weights
 
 TORCHVISION_CLASSES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
@@ -83,35 +82,35 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     }
 
 
-def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str = "fc8") -> None:
-    """Write a net as ONNX, with the normalisation inside.
+def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str | None = None) -> None:
+    """Write a net of any family as ONNX, with the normalisation inside.
 
     Input `images` (N, 3, H, W), float32, RGB, 0 to 255, as they are; output named as `layer`, (N, C, h, w), float32.
-    N, H and W are free, H and W at least `min_side` of the net from fc6 on. Classes and provenance are in the
-    model's metadata, under `vggfeat`, as JSON.
+    N, H and W are free, H and W at least `least_side` of the map. Classes and provenance are in the model's metadata,
+    under `vggfeat`, as JSON.
 
     Parameters
     ----------
     backbone : Backbone
     path : path
         Written under a temporary name, synced, and renamed.
-    layer : relu1_1, ..., pool5, fc6, fc7 or fc8
-        The map to give out, as `VGG.forward` names it. fc6 and fc7 come after their ReLU, fc8 before the soft-max.
+    layer : str, optional
+        The map to give out, one of the net's; by default that of the class scores, before the soft-max.
 
     Raises
     ------
     ConfigError
-        If it is no VGG net, there is no such layer, or the package onnx is not installed.
+        If there is no such layer, the net does what the table of operations does not have, or the package onnx is
+        not installed.
     WeightsError
         If it would be larger than ONNX allows (2 GiB).
     StoreError
         If the file can't be written.
     """
-    if not isinstance(backbone.model, VGG):
-        raise ConfigError(f"export to ONNX: expected a VGG net, found {backbone.model.config}")
+    layer = layer or backbone.model.scores
     backbone.check_layer(layer)
     path = Path(path)
-    graph = _Graph(backbone, backbone.model)
+    graph = _Graph(backbone)
     size = 4 * sum(tensor.numel() for tensor in backbone.model.parameters())
     if size > _LARGEST_ONNX:
         raise WeightsError(f"{path}: expected a net of at most 2 GiB, which ONNX can hold, found {size} bytes")
@@ -119,26 +118,39 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     _write(path, lambda file: file.write(content))
 
 
-class _Graph:
-    """The nodes of a net, written by hand: torch.onnx would need more packages, and guesses which sides are free."""
+class _Graph(TorchFunctionMode):
+    """The nodes of a net, written down while it runs once: torch.onnx would need more packages, and guess free sides.
 
-    def __init__(self, backbone: Backbone, model: VGG) -> None:
+    What the net calls of PyTorch is looked up in `_OPERATIONS`. To read the sides of a map is not among them, so that
+    those of the one image that it runs on don't get into the graph.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
         try:
             import onnx
         except ImportError:
             raise ConfigError("export to ONNX: the package onnx is missing; pip install onnx") from None
-        self.onnx, self.backbone, self.model = onnx, backbone, model
+        self.onnx, self.backbone = onnx, backbone
+        shape = (1, 3, 1, 1)
+        self.mean, self.std = torch.tensor(backbone.mean).reshape(shape), torch.tensor(backbone.std).reshape(shape)
+        weights = backbone.model.layers.state_dict(keep_vars=True)
+        self.constants: dict[str, Tensor] = {**weights, "mean": self.mean, "std": self.std}
+        self.names = {id(tensor): name for name, tensor in self.constants.items()}
+        """Of all tensors of the run, by their identity."""
+        self.held: list[Tensor] = []
+        """What the run has made, so that nothing else gets the identity of it."""
         self.nodes: list[Any] = []
-        self.tensors: list[Any] = []
+        self.used: dict[str, Any] = {}
+        """The constants that a node takes, as ONNX has them."""
 
     def build(self, layer: str) -> Any:
-        helper = self.onnx.helper
-        self.add("Identity", self.maps(layer), layer)
+        helper, model = self.onnx.helper, self.backbone.model
+        self.add("Identity", [self.run(layer)], layer)
         kind = self.onnx.TensorProto.FLOAT
         inputs = [helper.make_tensor_value_info("images", kind, ["N", 3, "H", "W"])]
-        channels = self.model.maps[layer].channels
-        outputs = [helper.make_tensor_value_info(layer, kind, ["N", channels, "h", "w"])]
-        graph = helper.make_graph(self.nodes, "vgg", inputs, outputs, self.tensors)
+        outputs = [helper.make_tensor_value_info(layer, kind, ["N", model.maps[layer].channels, "h", "w"])]
+        graph = helper.make_graph(self.nodes, "vggfeat", inputs, outputs, [*self.used.values()])
         opset = [helper.make_opsetid("", ONNX_OPSET)]
         exported = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="vggfeat")
         exported.doc_string = f"images: RGB, 0 to 255, float32. {layer}: a map of overlapping windows."
@@ -147,49 +159,97 @@ class _Graph:
         self.onnx.checker.check_model(exported)
         return exported
 
-    def maps(self, layer: str) -> str:
-        net = self.model.nets[self.model.config]
-        x = self.add("Sub", "images", "centred", self.constant("mean", self.backbone.mean))
-        x = self.add("Div", x, "normalised", self.constant("std", self.backbone.std))
-        for number, kernels in enumerate(net.blocks, start=1):
-            for index in range(1, len(kernels) + 1):
-                x = self.convolution(x, f"conv{number}_{index}")
-                if layer == f"relu{number}_{index}":
-                    return x
-                if number == index == 1 and net.lrn:
-                    # ONNX divides alpha by the size, as PyTorch does.
-                    x = self.add("LRN", x, "lrn", size=5, alpha=5e-4, beta=0.75, bias=2.0)
-            if layer == "conv5" and number == 5:
-                return x
-            ceil = int(self.model.pool == "ceil")
-            x = self.add("MaxPool", x, f"pool{number}_", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=ceil)
-            if layer == f"pool{number}":
-                return x
-        for name in ("fc6", "fc7", "fc8")[: int(layer[2]) - 5]:
-            x = self.convolution(x, name)
-        return x
+    def run(self, layer: str) -> Tensor:
+        """Run the net up to a map, on the smallest image that gives it a position."""
+        side = self.backbone.model.least_side(layer)
+        image = torch.zeros(1, 3, side, side)
+        self.names[id(image)] = "images"
+        with torch.inference_mode(), self:
+            found = self.backbone.model((image - self.mean) / self.std, (layer,))[layer]
+        self.held.append(image)
+        return found
 
-    def convolution(self, x: str, name: str) -> str:
-        weight, bias = (self.model.get_parameter(f"layers.{name}.{kind}") for kind in ("weight", "bias"))
-        side = weight.shape[-1]
-        pads = [0 if name.startswith("fc") else side // 2] * 4
-        numbers = [self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
-        x = self.add("Conv", x, f"{name}.sum", *numbers, kernel_shape=[side, side], pads=pads)
-        norm = name.replace("conv", "bn")
-        if norm != name and norm in self.model.layers:
-            values = self.model.layers[norm].state_dict()
-            numbers = [self.constant(f"{norm}.{kind}", values[kind]) for kind in BATCH_NORM_TENSORS]
-            x = self.add("BatchNormalization", x, norm, *numbers, epsilon=EPSILON)
-        return x if name == "fc8" else self.add("Relu", x, f"{name}.relu")
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do what the net calls of PyTorch, and write it down."""
+        kwargs = kwargs or {}
+        called, result = str(getattr(func, "__name__", func)), func(*args, **kwargs)
+        if called in _OPERATIONS:
+            kind, tensors, attributes = _OPERATIONS[called](*args, **kwargs)
+            self.held.append(result)
+            self.names[id(result)] = self.add(kind, tensors, f"{len(self.nodes)}.{called}", **attributes)
+        elif called in _UNCHANGED:
+            self.held.append(result)
+            self.names[id(result)] = self.names[id(args[0])]
+        elif called == "size" or isinstance(result, Tensor | torch.Size):
+            raise ConfigError(
+                f"export to ONNX: expected a net made of {', '.join(_OPERATIONS)}, found "
+                f"{resolve_name(func) or called} in {self.backbone.model.config}; it has no line in the table of "
+                "vggfeat.weights.export"
+            )
+        return result
 
-    def constant(self, name: str, values: Any) -> str:
-        tensor = values.detach() if isinstance(values, Tensor) else torch.tensor(values).reshape(1, 3, 1, 1)
-        self.tensors.append(self.onnx.numpy_helper.from_array(tensor.contiguous().numpy(), name))
-        return name
-
-    def add(self, kind: str, x: str, output: str, *constants: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(kind, [x, *constants], [output], name=output, **attributes))
+    def add(self, kind: str, tensors: Sequence[Tensor], output: str, **attributes: Any) -> str:
+        names = [self.names.get(id(tensor), "") for tensor in tensors]
+        if "" in names:
+            raise ConfigError(f"export to ONNX: {kind}: expected maps and weights of the net, found another number")
+        for name in names:
+            if name in self.constants and name not in self.used:
+                values = self.constants[name].detach().contiguous().numpy()
+                self.used[name] = self.onnx.numpy_helper.from_array(values, name)
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [output], name=output, **attributes))
         return output
+
+
+Node = tuple[str, Sequence[Tensor], dict[str, Any]]
+"""Operation of ONNX, the tensors that it takes, and its attributes."""
+
+
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Node:
+    sides = {"kernel_shape": weight.shape[2:], "strides": _pair(stride), "dilations": _pair(dilation)}
+    return "Conv", [x, weight, *([] if bias is None else [bias])], sides | {"pads": _pair(padding) * 2, "group": groups}
+
+
+def _max_pool(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Node:  # fmt: skip
+    sides = {"strides": _pair(stride or kernel_size), "pads": _pair(padding) * 2, "dilations": _pair(dilation)}
+    return "MaxPool", [x], {"kernel_shape": _pair(kernel_size), "ceil_mode": int(ceil_mode)} | sides
+
+
+def _batch_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool = False, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Node:  # fmt: skip
+    return "BatchNormalization", [x, weight, bias, mean, var], {"epsilon": eps}
+
+
+def _lrn(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Node:
+    # ONNX divides alpha by the size, as PyTorch does.
+    return "LRN", [x], {"size": size, "alpha": alpha, "beta": beta, "bias": k}
+
+
+def _pair(value: Any) -> list[int]:
+    return list(value) if isinstance(value, tuple | list) else [value, value]
+
+
+_OPERATIONS: dict[str, Callable[..., Node]] = {
+    "conv2d": _conv,
+    "max_pool2d": _max_pool,
+    "batch_norm": _batch_norm,
+    "local_response_norm": _lrn,
+    "relu": lambda x, inplace=False: ("Relu", [x], {}),
+    "add": lambda x, y: ("Add", [x, y], {}),
+    "sub": lambda x, y: ("Sub", [x, y], {}),
+    "div": lambda x, y: ("Div", [x, y], {}),
+}
+"""What PyTorch calls an operation, and its node in ONNX: a line for each that a net is made of."""
+_UNCHANGED = ("dropout", "to", "float")
+"""What changes no value: dropout after training, and another precision of the CPU."""
 
 
 def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class ParsedNet:
     """Caffe, MatConvNet, Keras, torchvision, ...: as a reader of a report should see it."""
     shapes: Shapes
     """For every tensor of `model.layers`: its shape in our layout. Weights are (out, in, height, width), those of fc6
-    (out, in, 7, 7), of fc7 and fc8 (out, in, 1, 1); biases (out,)."""
+    of a VGG net (out, in, 7, 7), of fc7 and fc8 (out, in, 1, 1); biases (out,)."""
     read: Read
     """From a name in `shapes` to the numbers, in our layout. Only called after all the shapes were found right."""
     channel_order: Literal["RGB", "BGR"]
@@ -57,8 +57,8 @@ class ParsedNet:
     """Whether the file says nothing of all this, and its format or its names only suggest it."""
     pixel_range: Literal[1, 255] = 255
     """Highest value of a pixel for those who made the net; mean and std are stated in such units."""
-    fc6_order: str
-    """In which order the file has the inputs of fc6: C,H,W in Caffe; H,W,C in Keras; or convolution."""
+    fc6_order: str = ""
+    """In which order the file of a VGG net has the inputs of fc6: C,H,W in Caffe; H,W,C in Keras; or convolution."""
     classes: tuple[str, ...] = ()
     """Names of the class scores: WNIDs for ILSVRC."""
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def finish(path: Path, parsed: ParsedNet, *, sha256: str = "", published: str = 
         "file_sha256": sha256,
         "channel_order": order,
         "mean_from": f"{assumed}{parsed.mean_from}",
-        "fc6_order": parsed.fc6_order,
+        **({"fc6_order": parsed.fc6_order} if parsed.fc6_order else {}),
         "pool_rounding": model.pool,
         **parsed.notes,
         **({NOT_FINITE: not_finite} if not_finite else {}),
@@ -243,7 +243,7 @@ def empty_model(path: Path, about: Mapping[str, Any]) -> Net:
             named = {name: about.get(name, "") for name in ("pool", "last")}
             return build(about["config"], int(about["num_classes"]), width=float(about["width"]), **named)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, ConfigError) as error:
-        raise WeightsError(f"{path}: its metadata describe no net of the VGG paper: {quoted(str(error))}") from None
+        raise WeightsError(f"{path}: its metadata describe no known net: {quoted(str(error))}") from None
 
 
 def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> None:

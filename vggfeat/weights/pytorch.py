@@ -26,6 +26,8 @@ BATCH_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 class Naming:
     """What the names of the fully connected layers in a state dict give away."""
 
+    whose: str
+    """Who names them so, for messages."""
     fc: tuple[str, str, str]
     """fc6, fc7 and fc8."""
     nets: Mapping[str, NetConfig]
@@ -45,18 +47,21 @@ _TORCHVISION: dict[str, Any] = {
 }
 NAMINGS = (
     Naming(
+        whose="torchvision's",
         fc=("classifier.0", "classifier.3", "classifier.6"),
         nets=NETS | BATCH_NORM_NETS,
         pool="floor",
         facts=_TORCHVISION | {"format": "torchvision", "fc6_order": "C,H,W"},
     ),
     Naming(
+        whose="timm's",
         fc=("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
         nets=NETS | BATCH_NORM_NETS,
         pool="floor",
         facts=_TORCHVISION | {"format": "timm", "fc6_order": "convolution"},
     ),
     Naming(  # Older torchvision put the dropout first; what is published with these names came from Caffe.
+        whose="jcjohnson's",
         fc=("classifier.1", "classifier.4", "classifier.6"),
         nets=NETS,
         pool="ceil",
@@ -121,8 +126,9 @@ def parse_vgg(path: Path, shapes: Shapes, read: Read) -> ParsedNet | None:
     return None
 
 
+_WHOSE = [naming.whose for naming in NAMINGS]
 STATE_DICTS: dict[str, Parse] = {
-    "torchvision's, timm's or jcjohnson's vgg11, vgg13, vgg16 or vgg19, torchvision's and timm's with _bn": parse_vgg
+    f"{', '.join(_WHOSE[:-1])} or {_WHOSE[-1]} nets {', '.join(NETS | BATCH_NORM_NETS)}": parse_vgg
 }
 """Importers of state dicts, by the words for what they know: each returns None where the names are not its own."""
 
@@ -221,7 +227,7 @@ def _difference(found: Mapping[str, str]) -> str:
             missing, more = set(known.values()) - names, names - set(known.values())
             shared = len(known) - len(missing) - len(more)
             if shared > best[0]:
-                best = shared, f"{naming.facts['format']}'s net {config}", missing, more
+                best = shared, f"{naming.whose} net {config}", missing, more
     _, net, missing, more = best
     sides = [
         f"{_listed(sorted(keys))} {'missing' if keys is missing else 'too much'}" for keys in (missing, more) if keys
