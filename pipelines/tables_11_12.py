@@ -20,7 +20,7 @@ from vggfeat.cli.signals import is_main
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError
 
-TWIN_WEIGHTS = "random:{net}:0:0.03125"
+TWIN_WEIGHTS = "random:{net}:0:0.015625"
 TWIN_SCALES = "224,240"
 
 

@@ -265,7 +265,9 @@ def test_the_demo(tmp_path, capsys):
     assert run(words) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(  # tests/proofs/signals.py sends all of them
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_signals_end_in_order_and_the_run_goes_on(images, tmp_path, number, code, capsys):
     root = tmp_path / "in"
     for copy in range(4):

@@ -133,7 +133,7 @@ class TestFolders:
             finally:
                 tracemalloc.stop()
 
-        assert peak(120_000) < 1.1 * peak(20_000)
+        assert peak(60_000) < 1.1 * peak(20_000)
 
 
 class TestTars:
@@ -340,7 +340,7 @@ class TestTables:
             finally:
                 tracemalloc.stop()
 
-        assert peak(48_000) < 1.1 * peak(12_000)
+        assert peak(24_000) < 1.1 * peak(12_000)
 
 
 def test_options_that_go_with_other_kinds_are_refused(tmp_path):

@@ -510,9 +510,9 @@ def test_every_pass_of_a_compiled_net_is_compiled_whatever_its_shape(batching, m
     monkeypatch.setattr(VGG, "compile", lambda net, **options: compiled(net, backend=backend, **options))
     monkeypatch.setattr(FeatureHead, "values", lambda *given: passes.append(1) or one_pass(*given))
     net = backbone(width=1 / 32)
-    settings = ExtractionSettings(
-        scales=(224,) if batching == "padded" else (224, 256), batching=batching, batch_pixels=1 << 18
-    )
+    # The deeper the map, the longer each compilation: padded batches of all forms go to pool3, the others to the end.
+    scales, layer = ((224,), "pool3") if batching == "padded" else ((224, 256), "fc7")
+    settings = ExtractionSettings(scales=scales, layer=layer, batching=batching, batch_pixels=1 << 18)
     # Squares, images alone in a batch, maps of one position: each a form of its own to a compiler.
     sizes = [(224, 224), (224, 225), (300, 300), (500, 375), (375, 500), (375, 500), (240, 700), (230, 260), (449, 233)]
     # Padded batches have the most forms, more than PyTorch compiles unless it is told to.

@@ -19,7 +19,7 @@ from crash_runs import Hooked, failing, killing
 from image_files import draw
 from vggfeat.cli import group
 
-from .common import NET, Ended, Options, Report, Run, digest, load_all, scratch
+from .common import NET, Ended, Options, Report, Run, digest, load_all, load_late, scratch
 
 ENDINGS = ((), ("--overwrite",), ("--resume",))
 """Words with which a command is given again, the first that serve."""
@@ -133,6 +133,7 @@ def run(options: Options) -> Report:
         cases = [case for case in CASES if case.out in ("run", "applied", "x.npz")]
     with scratch() as folder:
         load_all()
+        load_late()
         for number in range(12):
             split = ("train", "val", "test")[number // 2 % 3]
             draw(folder / "in" / split / "ab"[number % 2] / f"{number:03d}.png", number)

@@ -5,6 +5,7 @@ The process that forks has loaded everything and computed nothing, so that a run
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ from vggfeat.runtime.durable import DISK
 from vggfeat.weights import load_backbone
 
 NET = "random:A:0:0.03125"
+LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.font_manager", "matplotlib.style",
+        "vggfeat.protocols.apply", "vggfeat.protocols.rules", "vggfeat.results.predictions", "vggfeat.results.svm",
+        "vggfeat.store.export", "vggfeat.table")  # fmt: skip
 
 
 def load_all() -> None:
@@ -38,6 +42,12 @@ def load_all() -> None:
     load_backbone(NET)
     Image.preinit()
     assert all((caching, cli_main, front, progress))
+
+
+def load_late() -> None:
+    """Load what commands other than extract load late, matplotlib above all."""
+    for name in LATE:
+        importlib.import_module(name)
 
 
 @dataclass(frozen=True, kw_only=True)

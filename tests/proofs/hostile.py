@@ -28,7 +28,7 @@ from vggfeat.cli import run as command
 from vggfeat.errors import VggfeatError
 from vggfeat.store.reader import FeatureFile
 
-from .common import NET, Options, Report, load_all, scratch
+from .common import NET, Options, Report, load_all, load_late, scratch
 from .mutants import write
 from .readers import READERS, sample
 
@@ -41,6 +41,7 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.P
 def run(options: Options) -> Report:
     report = Report()
     load_all()
+    load_late()
     with scratch() as folder:
         for name, content in {**dict(pickles(folder / "mark")), **dict(bombs(20 if options.full else 1))}.items():
             for loader, place in LOADERS.items():

@@ -34,7 +34,7 @@ def run(options: Options) -> Report:
                 if report.figures.get(name, 0) < (30 if options.full else 1):
                     stop(job, job.start, rng.uniform(0.02, job.seconds), name, rng, report)
             report.check(name in report.figures, f"{name}: every run was over before it came")
-        for number in range(60 if options.full else 3):
+        for number in range(60 if options.full else 1):
             environ = fresh(folder / "none" if number % 2 else None)
             moment, name = rng.uniform(0, LAST_START), tuple(CODES)[number % len(CODES)]
             stop(job, lambda environ=environ: Start(job, environ), moment, name, rng, report, "start: ")

@@ -64,10 +64,11 @@ def unbroken(tmp_path_factory):
 # Kills, faults, races: the whole of each mode stands in crash_runs.py.
 
 
-def test_kill_at_every_call_loses_nothing_and_ends_the_same(folder):
-    seen = crash_run("sweep", folder)
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_kill_at_every_call_loses_nothing_and_ends_the_same(folder, stride):
+    seen = crash_run("sweep", folder, stride)
     assert seen["calls"] > 80
-    assert seen["points"] == seen["died"] > 1.3 * seen["calls"]
+    assert seen["points"] == seen["died"] > 1.2 * seen["calls"] / stride
     assert (seen["lost"], seen["different"]) == ([], [])
 
 
@@ -84,10 +85,10 @@ def test_real_kills_at_random_moments_lose_nothing(folder):
     assert (seen["lost"], seen["different"]) == ([], 0)
 
 
-@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.long)])
 def test_disk_error_at_every_call_is_told_and_mended_by_running_again(folder, stride):
     seen = crash_run("faults", folder, stride)
-    assert seen["points"] > 60
+    assert seen["points"] > 3 * seen["calls"] / stride
     assert (seen["silent"], seen["different"]) == ([], [])
     for message in seen["messages"]:
         assert "f.h5" in message
@@ -136,7 +137,7 @@ def test_limit_on_the_size_of_files_is_told_and_mended_by_running_again(tmp_path
 
 
 def test_memory_does_not_grow_with_the_rows(folder):
-    seen = crash_run("many_rows", folder, 200_000)
+    seen = crash_run("many_rows", folder, 64_000)
     assert seen["file_mib"] > 60
     assert seen["grown_mib"] < 64
 

@@ -111,11 +111,12 @@ def die(out, number, torn):
     return reap(*in_child(lambda tell: finish(out, files=killing(number, torn), committed=tell)))
 
 
-def sweep(folder, _):
+def sweep(folder, stride):
+    """Deaths at every `stride`th call, torn in the midst of a write from another one on."""
     wanted, calls, names = unbroken(folder)
     seen = {"calls": calls, "points": 0, "died": 0, "lost": [], "different": []}
     for torn in (False, True):
-        for number in range(1, calls + 1):
+        for number in range(1 + torn, calls + 1, int(stride)):
             if torn and names[number - 1] != "write":
                 continue
             out = folder / "k.h5"
@@ -176,7 +177,7 @@ def faults(folder, stride):
     Each kind at every `stride`th call, each from another one on.
     """
     wanted, calls, names = unbroken(folder)
-    seen = {"points": 0, "silent": [], "different": [], "messages": []}
+    seen = {"calls": calls, "points": 0, "silent": [], "different": [], "messages": []}
     for first, kind in enumerate(("full", "full for good", "broken", "interrupt", "short", "nothing")):
         for number in range(1 + first % int(stride), calls + 1, int(stride)):
             if kind in ("short", "nothing") and names[number - 1] != "write":
@@ -340,7 +341,7 @@ def file_limit(folder, _):
 
 def many_rows(folder, count):
     """Peak memory of consolidating, beyond what the data set itself takes."""
-    rows, shape = int(count), Shape(scales=(256,), regions=("image",), channels=64)
+    rows, shape = int(count), Shape(scales=(256,), regions=("image",), channels=256)
     dataset = make_dataset(rows)
     out = folder / "m.h5"
     with FeatureWriter.open(out, dataset, KEY, shape, shard_rows=4096) as parts:
