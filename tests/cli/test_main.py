@@ -254,6 +254,7 @@ def test_rendered_sets_can_be_checked_and_split(tmp_path, capsys):
     assert len((tmp_path / "s" / "train-1.txt").read_text().splitlines()) == 30 * 6
 
 
+@pytest.mark.long  # the twin of the small net in tests/test_pipelines.py ends with the demo
 def test_the_demo(tmp_path, capsys):
     words = ["demo", "--out", str(tmp_path / "demo"), "--size", "tiny", "--scales", "224", "--weights", NET]
     assert run(words) == 0
