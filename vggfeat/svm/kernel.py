@@ -89,8 +89,8 @@ class Kernel(ABC):
     """n"""
     cost: float
     """Multiplications of one product with a vector."""
-    mean_square: float
-    """Of the lengths of the rows."""
+    squares: Array
+    """(n,) squared lengths of the rows."""
 
     def __init__(self, held: Array, arrays: Arrays) -> None:
         self._held, self.arrays = held, arrays
@@ -161,7 +161,7 @@ class HeldKernel(Kernel):
     def __init__(self, gram: Array, arrays: Arrays) -> None:
         super().__init__(gram, arrays)
         self.cost = float(self.rows) ** 2
-        self.mean_square = float(arrays.xp.einsum("nn->", gram)) / self.rows
+        self.squares = arrays.xp.einsum("nn->n", gram)
 
     def times(self, beta: Array) -> Array:
         """Multiply (P, n) by K."""
@@ -183,7 +183,7 @@ class RowKernel(Kernel):
         super().__init__(x, arrays)
         self._length = x.shape[1]
         self.cost = 2.0 * self.rows * self._length
-        self.mean_square = float(arrays.xp.einsum("nd,nd->", x, x)) / self.rows
+        self.squares = arrays.xp.einsum("nd,nd->n", x, x)
 
     def times(self, beta: Array) -> Array:
         """Multiply (P, n) by K."""

@@ -15,18 +15,22 @@ from vggfeat.errors import FitError, out_of_memory
 from vggfeat.svm.arrays import Rows, arrays_of, combine, times
 from vggfeat.svm.kernel import Gram, Kernel, bounded, duality_gaps
 from vggfeat.svm.model import Sweep
-from vggfeat.svm.newton_steps import State, solve
+from vggfeat.svm.newton_state import State
+from vggfeat.svm.newton_steps import solve
+from vggfeat.svm.preconditioner import Preconditioner
 from vggfeat.svm.settings import SvmSettings
 from vggfeat.svm.solve import Problems, Solutions, Solver, Split, row_weights
 
-# Of all arrays (problems, n) in one batch: those of the solver, about 18 in float64, and one for each C.
-_BATCH_BYTES, _SOLVER_ARRAYS = 1 << 31, 18
+# Of all arrays (problems, n) in one batch: those of the solver, about 24 in float64, and one for each C.
+_BATCH_BYTES, _SOLVER_ARRAYS = 1 << 31, 24
 # Splits that have this much of all their rows in common are solved together.
 _TOGETHER = 0.6
 # C times weight times squared length of the rows from which on starting at 0 takes longer than going there in steps,
-_EASY = 1.0
+_EASY = 4.0
 # each of this factor at most, with solutions of this tolerance between.
 _STRIDE, _ON_THE_WAY = 8.0, 0.1
+# Products are fast with this many problems at a time, and these of at most so many values of C.
+_WAVE, _WAVE_C = 240, 4
 
 
 class _Batch(NamedTuple):
@@ -135,39 +139,65 @@ class NewtonSolver(Solver):
         """Solve problems, as many at a time as memory allows; keep beta, or the scores of places among the n rows."""
         kernel = self._gram.kernel(problems.rows)
         (count, values), rows = problems.costs.shape, len(problems.rows)
+        preconditioner = Preconditioner.of_kernel(kernel, count * values)
         step = max(1, _BATCH_BYTES // (8 * (_SOLVER_ARRAYS + values) * rows))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             kept = np.empty((values, part.stop - start, rows if places is None else len(places)))
             gap = np.empty(kept.shape[:2])
-            for g, state in enumerate(self._c_path(kernel, problems, part)):
+            together = int(np.clip(min(_WAVE, step) // (part.stop - part.start), 1, _WAVE_C))
+            for g, state in enumerate(self._c_path(kernel, preconditioner, problems, part, together)):
                 to_numpy = self._arrays.to_numpy
                 kept[g] = to_numpy(state.beta) if places is None else to_numpy(state.scores)[:, places]
                 gap[g] = bounded(to_numpy(state.gap))
                 report(len(gap[g]))
             yield _Batch(part, kept, gap)
 
-    def _c_path(self, kernel: Kernel, problems: Problems, part: slice) -> Iterator[State]:
+    def _c_path(
+        self,
+        kernel: Kernel,
+        preconditioner: Preconditioner | None,
+        problems: Problems,
+        part: slice,
+        together: int,
+    ) -> Iterator[State]:
         """Solve some problems for one ascending value of C after the other, each from the solution before.
 
-        Yields the same object each time, changed.
+        Of values of C that are solved together, each begins at the first Newton step of the one before. Yields states
+        that may change afterwards.
         """
-        weights, costs = problems.weights[part], problems.costs[part].T
+        weights, costs = problems.weights[part], problems.costs[part].T  # (P', n), (G, P')
         weigh = self._arrays.asarray(weights)
         state = State.at_zero(self._arrays.asarray(problems.signs[part]), weigh, self._arrays)
-        mean = weights.sum(axis=1) / (weights > 0).sum(axis=1)
-        easy = _EASY / (mean * kernel.mean_square)
-        # Rows so long that the square overflows have no easy C.
-        here = np.where(easy > 0, np.minimum(costs[0], easy), costs[0])
-        tolerance, max_steps = self.settings.tolerance, self.settings.max_iterations
-        for target in costs:
-            while (here < target).any():
+        tolerance, max_steps, count = self.settings.tolerance, self.settings.max_iterations, len(weights)
+        here = self._easy_costs(kernel, weights, costs[0]) / _STRIDE
+        for wave_costs in np.split(costs, range(together, len(costs), together)):
+            begun = list[State]()
+            for target in wave_costs:
+                while (_STRIDE * here < target).any():
+                    here = np.minimum(target, _STRIDE * here)
+                    state.bounds = 2 * self._arrays.asarray(here)[:, None] * weigh
+                    solve(kernel, preconditioner, state, max(tolerance, _ON_THE_WAY), max_steps)
+                here = target
                 state.bounds = 2 * self._arrays.asarray(here)[:, None] * weigh
-                solve(kernel, state, max(tolerance, _ON_THE_WAY), max_steps)
-                here = np.minimum(target, _STRIDE * here)
-            state.bounds = 2 * self._arrays.asarray(here)[:, None] * weigh
-            solve(kernel, state, tolerance, max_steps)
-            yield state
+                if len(begun) + 1 < len(wave_costs):
+                    solve(kernel, preconditioner, state, tolerance, 1)
+                begun.append(State.joined([state], self._arrays))
+            wave = State.joined(begun, self._arrays)
+            begun.clear()
+            solve(kernel, preconditioner, wave, tolerance, max_steps)
+            for first in range(0, len(wave_costs) * count, count):
+                state = wave.some(slice(first, first + count))
+                yield state
+
+    def _easy_costs(
+        self, kernel: Kernel, weights: NDArray[np.float64], lowest: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the C (P,) to begin with at 0, at most the lowest that is asked for, for weights (P, n)."""
+        mean = weights.sum(axis=1) / (weights > 0).sum(axis=1)
+        easy = _EASY / (mean * float(kernel.squares.mean()))
+        # Rows so long that the square overflows have no easy C.
+        return np.where(easy > 0, np.minimum(lowest, easy), lowest)
 
     def _weights(
         self, rows: NDArray[np.int64], beta: NDArray[np.float64]

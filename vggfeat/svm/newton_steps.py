@@ -13,7 +13,8 @@ dual problem too, and the dual objective there is primal - 0.5 r K r: each gradi
 a >= 0, near beta y for example: the dual objective is sum a - 0.5 |sum a y x|^2 - 0.5 sum a^2 / u.
 
 Each step solves d + u K d = r with u = 0 at the rows without slack, which would end it all if these stayed the same
-rows. Conjugate gradients take all problems together, in float32, as a direction needs few digits. With growing C the
+rows. Conjugate gradients take all problems together, preconditioned and in float32, as a direction needs few digits.
+Scores are in float32 then, too, until the gap is small enough; what float64 says of it counts. With growing C the
 systems become worse conditioned, but have fewer active rows: then Cholesky solves them one after the other. The step
 goes as far in that direction as the objective falls, which can be found exactly, as it is quadratic in pieces. This is
 Newton's method for the primal problem [1]_, [2]_; it ends after finitely many steps.
@@ -23,14 +24,15 @@ Newton's method for the primal problem [1]_, [2]_; it ends after finitely many s
    JMLR 6, 2005.
 """
 
-from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from vggfeat.svm.arrays import Array, Arrays
+from vggfeat.svm.arrays import Array
 from vggfeat.svm.kernel import Kernel
+from vggfeat.svm.newton_state import Point, State
+from vggfeat.svm.preconditioner import Preconditioner
 
 # After so many steps in a row that don't halve the gap, conjugate gradients in float32 count as not enough.
 _SLOW = 3
@@ -43,7 +45,7 @@ _LONGEST = 8.0
 
 # Cholesky at once where it costs less than this many products with K, as conjugate gradients seldom take fewer, and
 # with so few active rows that it costs nothing.
-_CHEAP, _FEW = 10, 256
+_CHEAP, _FEW = 5, 256
 # Cholesky never where it costs more; then conjugate gradients are in float64 where float32 is not enough.
 _DEAR = 1000
 # Conjugate gradients end when the gradient of the quadratic problem is this part of what it was,
@@ -53,92 +55,18 @@ _PATIENCE = (30, 300)
 _PATIENCE_DOUBLE = 1000
 
 
-@dataclass(kw_only=True)
-class _OfProblems:
-    """Arrays with an entry for each of P problems."""
-
-    def some(self, chosen: Array) -> Self:
-        """Return some of the problems, by number; a copy."""
-        return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
-
-
-@dataclass(kw_only=True)
-class State(_OfProblems):
-    """P problems, and how far they are solved."""
-
-    signs: Array
-    """(P, n) y: 1 or -1; anything where bounds are 0."""
-    bounds: Array
-    """(P, n) u."""
-    beta: Array
-    """(P, n)"""
-    scores: Array
-    """(P, n) f, also of rows that take no part."""
-    gap: Array
-    """(P,) relative duality gap, (primal - dual) / primal."""
-    primal: Array
-    """(P,)"""
-    hard: Array
-    """(P,) bool: conjugate gradients in float32 are not enough."""
-    slow: Array
-    """(P,) steps in a row that did not halve the gap."""
-    still: Array
-    """(P,) steps in a row that did not lower the objective to be seen."""
-    steps: Array
-    """(P,) all Newton steps."""
-
-    @classmethod
-    def at_zero(cls, signs: Array, bounds: Array, arrays: Arrays) -> Self:
-        """Return the state at beta = 0."""
-        rows, numbers = (lambda: arrays.zeros(*signs.shape)), (lambda: arrays.zeros(len(signs)))
-        return cls(
-            signs=signs,
-            bounds=bounds,
-            beta=rows(),
-            scores=rows(),
-            gap=numbers() + np.inf,
-            primal=numbers() + np.inf,
-            hard=numbers() > 0,
-            slow=numbers(),
-            still=numbers(),
-            steps=numbers(),
-        )
-
-    def update(self, chosen: Array, part: "State") -> None:
-        """Take over the state of some of the problems, by number, signs and bounds apart."""
-        for field in fields(self):
-            if field.name not in ("signs", "bounds"):
-                getattr(self, field.name)[chosen] = getattr(part, field.name)
-
-
-@dataclass(kw_only=True)
-class Point(_OfProblems):
-    """What the directions of P problems depend on."""
-
-    slack: Array
-    """(P, n) s y."""
-    bounds: Array
-    """(P, n) u, 0 where a row has no slack."""
-    beta: Array
-    """(P, n)"""
-    residual: Array
-    """(P, n) r."""
-    scores: Array
-    """(P, n) K r."""
-    square: Array
-    """(P,) r K r."""
-    target: Array
-    """(P,) r K r at which a problem is solved."""
-
-
 # Where a problem is beyond float32, or float64, a direction is not finite, and not taken.
 @np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
-def solve(kernel: Kernel, state: State, tolerance: float, max_steps: int) -> None:
+def solve(
+    kernel: Kernel, preconditioner: Preconditioner | None, state: State, tolerance: float, max_steps: int
+) -> None:
     """Solve problems from the state that they are in, in place.
 
     Parameters
     ----------
     kernel : Kernel
+    preconditioner : Preconditioner, optional
+        For conjugate gradients in float32.
     state : State
         A problem that is not solved keeps the gap that it has.
     tolerance : float
@@ -157,26 +85,29 @@ def solve(kernel: Kernel, state: State, tolerance: float, max_steps: int) -> Non
             if not going.any():
                 return
             numbers, part, point = numbers[going], part.some(going), point.some(going)
-        direction, difficult = _directions(kernel, point, part.hard)
+        direction, difficult, single = _directions(kernel, preconditioner, point, part.hard)
         part.hard = part.hard | difficult
-        reached = kernel.times(part.beta + direction)
+        reached = _reached(kernel, part, direction, single)
         length = _line_search(kernel, part, direction, reached - part.scores)[:, None]
         part.beta = part.beta + length * direction
         # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
         part.scores = kernel.arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
+        part.rough = part.rough | single
         part.steps += 1
 
 
 def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
-    """Update gap and objective, and compute what a step needs."""
+    """Update gap and objective, in float64 where a problem may be solved, and compute what a step needs."""
     xp = kernel.arrays.xp
-    slack = (1 - state.signs * state.scores).clip(0, None) * (state.bounds > 0)
-    pull = state.bounds * slack
-    residual = pull * state.signs - state.beta
-    scores = kernel.times(residual)
-    primal = 0.5 * (_dots(xp, state.beta, state.scores) + _dots(xp, pull, slack))
-    square = _dots(xp, residual, scores)
-    gap = abs(0.5 * square / primal)
+    point, primal = _measure(kernel, state, tolerance)
+    unsure = state.rough & (state.hard | ~(abs(point.square) > point.target))
+    if unsure.any():
+        exact = kernel.times(state.beta[unsure])
+        state.scores[unsure] = xp.where(xp.isfinite(exact), exact, state.scores[unsure])
+        state.rough[unsure] = False
+        sure, primal[unsure] = _measure(kernel, state.some(unsure), tolerance)
+        point.update(unsure, sure)
+    gap = abs(0.5 * point.square / primal)
     lower = primal < state.primal * (1 - _VISIBLE)
     state.still = xp.where(lower, 0.0, state.still + state.hard)
     state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
@@ -188,15 +119,44 @@ def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
         # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
         other = abs(part.primal - _dual_at_beta(kernel, part, xp)) / part.primal
         state.gap[stuck] = xp.minimum(part.gap, other.clip(np.finfo(float).eps, None))
-    return Point(
+    return point
+
+
+def _measure(kernel: Kernel, state: State, tolerance: float) -> tuple[Point, Array]:
+    """Compute what a step needs, and the objective (P,); in float32 where the scores are rough."""
+    xp = kernel.arrays.xp
+    slack = (1 - state.signs * state.scores).clip(0, None) * (state.bounds > 0)
+    pull = state.bounds * slack
+    residual = pull * state.signs - state.beta
+    scores = _product(kernel, residual, ~state.rough)
+    primal = 0.5 * (_dots(xp, state.beta, state.scores) + _dots(xp, pull, slack))
+    point = Point(
         slack=slack * state.signs,
         bounds=state.bounds * (slack > 0),
         beta=state.beta,
         residual=residual,
         scores=scores,
-        square=square,
+        square=_dots(xp, residual, scores),
         target=2 * tolerance * primal,
     )
+    return point, primal
+
+
+def _reached(kernel: Kernel, state: State, direction: Array, single: Array) -> Array:
+    """Return the scores at the end of directions (P, n), in float32 where `single` (P,) says so."""
+    xp = kernel.arrays.xp
+    moved = _product(kernel, xp.where(single[:, None], direction, state.beta + direction), ~single)
+    return xp.where(single[:, None], state.scores + moved, moved)
+
+
+def _product(kernel: Kernel, beta: Array, double: Array) -> Array:
+    """Multiply (P, n) by K, in float64 where `double` (P,) says so, elsewhere in float32."""
+    xp, product = kernel.arrays.xp, beta * 0
+    if double.any():
+        product[double] = kernel.times(beta[double])
+    if not double.all():
+        product[~double] = xp.asarray(kernel.times(xp.asarray(beta[~double], dtype=xp.float32)), dtype=xp.float64)
+    return product
 
 
 def _dual_at_beta(kernel: Kernel, state: State, xp: Any) -> Array:
@@ -243,11 +203,13 @@ def _dots(xp: Any, first: Array, second: Array) -> Array:
     return xp.asarray(xp.einsum("pn,pn->p", first, second), dtype=xp.float64)
 
 
-def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array]:
+def _directions(
+    kernel: Kernel, preconditioner: Preconditioner | None, point: Point, hard: Array
+) -> tuple[Array, Array, Array]:
     """Solve d + u K d = r, nearly or exactly.
 
-    `hard` (P,) bool: problems for which conjugate gradients in float32 are not enough. Returns d (P, n), and (P,) bool
-    of the problems that proved to be hard.
+    `hard` (P,) bool: problems for which float32 is not enough. Returns d (P, n), and (P,) bool of the problems that
+    proved to be hard, and of those that were solved in float32.
     """
     arrays, xp = kernel.arrays, kernel.arrays.xp
     active = xp.asarray((point.bounds > 0).sum(-1), dtype=xp.float64)  # (P,)
@@ -257,11 +219,12 @@ def _directions(kernel: Kernel, point: Point, hard: Array) -> tuple[Array, Array
     result, difficult = arrays.zeros(*point.beta.shape), hard & ~hard
     for chosen, double in ((~direct & ~hard, False), (~direct & hard, True)):
         if chosen.any():
-            some = point.some(chosen)
-            result[chosen], difficult[chosen] = _conjugate_gradients(kernel, some, patience[chosen], double)
+            helper = None if double else preconditioner
+            found = _conjugate_gradients(kernel, helper, point.some(chosen), patience[chosen], double)
+            result[chosen], difficult[chosen] = found
     if direct.any():
         result[direct] = _cholesky(kernel, point.some(direct))
-    return result, difficult
+    return result, difficult, ~direct & ~hard & ~difficult
 
 
 def _cholesky(kernel: Kernel, point: Point) -> Array:
@@ -287,7 +250,9 @@ def _cholesky(kernel: Kernel, point: Point) -> Array:
     return result
 
 
-def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: bool) -> tuple[Array, Array]:
+def _conjugate_gradients(
+    kernel: Kernel, preconditioner: Preconditioner | None, point: Point, patience: Array, double: bool
+) -> tuple[Array, Array]:
     """Solve all problems together, each until its residual is small or its patience (P,) is over.
 
     The operator 1 + u K is symmetric in the inner product v K v' of the weight vectors.
@@ -299,27 +264,31 @@ def _conjugate_gradients(kernel: Kernel, point: Point, patience: Array, double: 
     bounds, residual, scores = cast(point.bounds), cast(point.residual / scale), cast(point.scores / scale)
     stop = xp.maximum(_FORCING**2 + 0 * point.square, 0.25 * point.target / scale[:, 0] ** 2)
     numbers = arrays.index(np.arange(len(residual)))
-    result, difficult = residual * 0, numbers < 0
-    solution, search, search_scores = residual * 0, residual * 1, scores * 1
-    square = _dots(xp, residual, scores)
+    result, difficult, solution = residual * 0, numbers < 0, residual * 0
+    inverse = preconditioner.inverse(bounds) if preconditioner else None
+    search, search_scores = inverse.solve(residual, scores) if inverse else (residual, scores)
+    product = _dots(xp, residual, search_scores)
     for step in range(1, int(patience.max()) + 1):
         image = search + bounds * search_scores
-        length = cast(square / _dots(xp, search_scores, image))[:, None]
+        length = cast(product / _dots(xp, search_scores, image))[:, None]
         solution = solution + length * search
         residual = residual - length * image
         scores = kernel.times(residual)
-        last, square = square, _dots(xp, residual, scores)
+        square = _dots(xp, residual, scores)
         going = (square > stop) & (step < patience)
         if not going.all():
             over = numbers[~going]
             result[over], difficult[over] = solution[~going], ~(square <= stop)[~going]
             if not going.any():
                 break
-            numbers, patience, stop, last, square = (one[going] for one in (numbers, patience, stop, last, square))
+            numbers, patience, stop, product = (one[going] for one in (numbers, patience, stop, product))
             bounds, solution, residual, scores = (one[going] for one in (bounds, solution, residual, scores))
             search, search_scores = search[going], search_scores[going]
-        turn = cast(square / last)[:, None]
-        search, search_scores = residual + turn * search, scores + turn * search_scores
+            inverse = inverse.some(going) if inverse else None
+        better, better_scores = inverse.solve(residual, scores) if inverse else (residual, scores)
+        last, product = product, _dots(xp, residual, better_scores)
+        turn = cast(product / last)[:, None]
+        search, search_scores = better + turn * search, better_scores + turn * search_scores
     result = xp.asarray(result, dtype=xp.float64) * scale
     usable = xp.isfinite(result).all(-1)[:, None]
     return xp.where(usable, result, point.residual), difficult
