@@ -29,8 +29,9 @@ _TOGETHER = 0.6
 _EASY = 4.0
 # each of this factor at most, with solutions of this tolerance between.
 _STRIDE, _ON_THE_WAY = 8.0, 0.1
-# Products are fast with this many problems at a time, and these of at most so many values of C.
-_WAVE, _WAVE_C = 240, 4
+# Products are fast with this many problems at a time, these of so many values of C at most, each at most so many times
+# the one before.
+_WAVE, _WAVE_C, _NEAR = 240, 4, 4.0
 
 
 class _Batch(NamedTuple):
@@ -51,9 +52,9 @@ class NewtonSolver(Solver):
     -----
     Memory next to the descriptors, for n training rows in one solve: where n is at most 1.25 D, 12 n n bytes for their
     inner products, 8 n n more while these are computed, and at most 4 GiB for those of earlier solves; otherwise
-    20 n (D + 1) bytes. Then 2 GiB, and 9 bytes for each pair of a row and a problem, 8 for each score and each
-    coefficient. So a table of 30,607 rows of 24,576 numbers in float32 takes 3.0 GB, and fits on 15,420 rows of it at
-    most another 11 GB.
+    20 n (D + 1) bytes. Then 2 GiB, 2 kB for each row, 9 bytes for each pair of a row and a problem, and 8 for each
+    score and each coefficient. So a table of 30,607 rows of 24,576 numbers in float32 takes 3.0 GB, and fits on 15,420
+    rows of it at most another 11 GB.
     """
 
     def __init__(self, x: NDArray[np.floating], settings: SvmSettings) -> None:
@@ -171,7 +172,7 @@ class NewtonSolver(Solver):
         state = State.at_zero(self._arrays.asarray(problems.signs[part]), weigh, self._arrays)
         tolerance, max_steps, count = self.settings.tolerance, self.settings.max_iterations, len(weights)
         here = self._easy_costs(kernel, weights, costs[0]) / _STRIDE
-        for wave_costs in np.split(costs, range(together, len(costs), together)):
+        for wave_costs in _waves(costs, together):
             begun = list[State]()
             for target in wave_costs:
                 while (_STRIDE * here < target).any():
@@ -233,3 +234,13 @@ class NewtonSolver(Solver):
             f"fits on {rows} rows of length {self.x.shape[1]}, found {found}; use another device, fewer rows, or the "
             f"solver stream"
         )
+
+
+def _waves(costs: NDArray[np.float64], together: int) -> list[list[NDArray[np.float64]]]:
+    """Divide ascending values of C (G, P) into those that are solved together."""
+    waves = list[list[NDArray[np.float64]]]()
+    for cost in costs:
+        if not waves or len(waves[-1]) == together or (cost > _NEAR * waves[-1][-1]).any():
+            waves.append([])
+        waves[-1].append(cost)
+    return waves
