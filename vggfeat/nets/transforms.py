@@ -55,7 +55,7 @@ def _interpolate(images: Tensor, size: tuple[int, int], interpolation: Interpola
 
 
 def _rescale_on_cpu(image: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Do what `_interpolate` does, across and then down, in half the time; (3, h, w), in memory (h, w, 3).
+    """Do what `_interpolate` does, across and then down, in down to half the time; (3, h, w), in memory (h, w, 3).
 
     On processors with fused multiply-adds it gives the same bits.
     """
