@@ -47,10 +47,9 @@ def max_pool(x: Tensor, *, ceil: bool) -> Tensor:
     Tensor (N, C, h, w)
         h and w are halves of H and W, rounded up with `ceil`, else down.
     """
-    few = x.shape[1] <= FEW_CHANNELS and min(x.shape[2:]) > 1
-    if not (_in_inference() and few and _on_cpu_with_channels_last(x)):
-        return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=ceil)
-    return _halved(_halved(x, 2, ceil), 3, ceil)
+    if _in_inference() and _on_cpu_with_channels_last(x) and x.shape[1] <= FEW_CHANNELS and min(x.shape[2:]) > 1:
+        return _halved(_halved(x, 2, ceil), 3, ceil)
+    return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=ceil)
 
 
 def _halved(x: Tensor, dim: int, ceil: bool) -> Tensor:

@@ -164,7 +164,7 @@ class _Graph(TorchFunctionMode):
         side = self.backbone.model.least_side(layer)
         image = torch.zeros(1, 3, side, side)
         self.names[id(image)] = "images"
-        with torch.inference_mode(), self:
+        with torch.no_grad(), self:  # Inference mode has ways of its own through a layer (`vggfeat.nets.inference`).
             found = self.backbone.model((image - self.mean) / self.std, (layer,))[layer]
         self.held.append(image)
         return found
