@@ -287,6 +287,7 @@ def test_a_checkpoint_given_as_weights_is_called_one(tmp_path):
 
 # --- signals
 
+# Scripts sleep in short pieces: Python hears of a signal that comes just before it sleeps only when it has slept.
 SCRIPT = """
 import atexit, sys, time
 import vggfeat.cli as cli
@@ -294,10 +295,10 @@ import vggfeat.cli as cli
 def work(**_):
     try:
         print("working", flush=True)
-        time.sleep(60)
+        [time.sleep(0.05) for _ in range(1200)]
     finally:
         print("cleaning", flush=True)
-        time.sleep({cleaning})
+        [time.sleep(0.05) for _ in range(int(20 * {cleaning}))]
 
 def leave():
     print("leaving", flush=True)
@@ -391,14 +392,14 @@ from vggfeat.cli import signals
 class Slow:
     def __del__(self):
         print("working", flush=True)
-        time.sleep(60)
+        [time.sleep(0.05) for _ in range(1200)]
 
 def work(**_):
     signals._LATER = {60 if second else 0.01}
     slow = Slow()
     del slow
     print("swallowed", flush=True)
-    time.sleep(60)
+    [time.sleep(0.05) for _ in range(1200)]
 
 cli.group.main = work
 cli.entry_point(["extract"])
@@ -415,7 +416,7 @@ class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "{slow}":
             print("loading", flush=True)
-            time.sleep(60)
+            [time.sleep(0.05) for _ in range(1200)]
 
 sys.meta_path.insert(0, Slow())
 import vggfeat.cli as cli
@@ -453,7 +454,7 @@ import vggfeat.cli as cli
 def work():
     try:
         print("working", flush=True)
-        time.sleep(60)
+        [time.sleep(0.05) for _ in range(1200)]
     except KeyboardInterrupt as error:
         error.add_note("1 of 2 done")
         raise
