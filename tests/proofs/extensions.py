@@ -57,15 +57,7 @@ def fault(job: Job, number: int, kind: str, old: str, known: int, where: str, re
     report.check(found in (old, job.wanted), f"{where}: neither the old file nor the new one")
     report.count("new file already", found == job.wanted)
     check_end(ended, kills, found == job.wanted, where, report)
-    again = job.start().wait()
-    if again.code != 0:
-        report.failures.append(f"{where}: giving the command again ended with {again.code}: {again.err[-300:]}")
-    else:
-        report.check(again.told["resumed"] >= known, f"{where}: {known} known, {again.told['resumed']} kept")
-        report.check(digest(job.out) == job.wanted, f"{where}: the file has other bytes")
-        left = sorted(path.name for path in job.out.parent.iterdir())
-        report.check(left == [job.out.name], f"{where}: left behind: {left}")
-    job.clear()
+    job.finish(report, where, known)
 
 
 def check_end(ended: Ended, kills: bool, finished: bool, where: str, report: Report) -> None:

@@ -12,31 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from feature_rows import memory_folder
+from feature_rows import ALONE, seen_by
 from tests.proofs.common import draw
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import default_workers
 from vggfeat.runtime.distributed import open_world
 
 ROOT = Path(__file__).parents[2]
-ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def seen():
     """What `rank_runs.py` saw; the parent of its processes has loaded everything, so that each is a fork away."""
-    with memory_folder() as folder:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "tests.support.rank_runs", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=ROOT,
-            env=os.environ | ALONE | {"PYTHONPATH": str(ROOT / "tests" / "support")},
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return seen_by("rank_runs")
 
 
 def ended_well(run, count):

@@ -32,6 +32,8 @@ PROVENANCE = {"device": "cpu", "note": "épreuve"}
 ROWS = 23
 SHARD_ROWS = 8
 FAILED = {3: "truncated", 17: "not-an-image"}
+ALONE = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Variables by which a process has one thread."""
 ODD_NAMES = ("a\nb.jpg", "c,'d\".jpg", "é𝄞.jpg", "raw-\udcff.jpg", " space .jpg")
 
 
@@ -101,14 +103,30 @@ def memory_folder():
         yield Path(name)
 
 
+def seen_by(module, seconds=300):
+    """Run a module of tests.support in a process of its own, with a folder in memory, and return what it saw."""
+    support = Path(__file__).parent
+    with memory_folder() as folder:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", f"tests.support.{module}", str(folder)],
+            cwd=support.parents[1],
+            env=os.environ | ALONE | {"PYTHONPATH": str(support)},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
 def crash_run(mode, folder, *arguments, seconds=600):
     """Run a mode of crash_runs.py in a process of its own, which must end in peace, and return what it saw."""
     tests = Path(__file__).parent
-    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     path = os.pathsep.join([str(tests), str(tests.parent)])
     done = subprocess.run(
         [sys.executable, "-W", "error", str(tests / "crash_runs.py"), mode, str(folder), *map(str, arguments)],
-        env=os.environ | threads | {"PYTHONPATH": path},
+        env=os.environ | ALONE | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -1,35 +1,17 @@
 """The streaming solver by several processes: the same bits whatever their number, and none waits for one that died."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from feature_rows import memory_folder
+from feature_rows import seen_by
 from vggfeat.cli import run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def seen():
     """What `svm_ranks.py` saw."""
-    with memory_folder() as folder:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "tests.support.svm_ranks", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support")},
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return seen_by("svm_ranks")
 
 
 @pytest.mark.parametrize("count", [2, 3])

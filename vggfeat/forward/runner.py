@@ -351,7 +351,7 @@ class BatchRunner:
         images : Tensor (N, 3, H, W), float32
             Rescaled and normalised; those of other sizes than the tensor's are padded to the right and below.
         sides : Tensor (N, 2) or None
-            Height and width of each, or None if they are all the same.
+            Height and width of each, or None if each fills the tensor.
         """
         rescaled = [rescale(one, size, self.settings.interpolation) for one, size in images]
         most = (pixels or self.settings.batch_pixels) // self.head.copies
