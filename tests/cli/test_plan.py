@@ -74,7 +74,7 @@ def test_a_run_is_planned_shared_shown_and_merged(inputs, net, tmp_path, capsys)
     assert run(["svm", str(out)]) == 6
     assert f"finish the run: vggfeat extract --plan {out}" in capsys.readouterr().err
     assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
-    assert capsys.readouterr().out == f"{out}: 4 of 6 shards computed, 2 were there\n"
+    assert capsys.readouterr().out == f"{out}: 4 of 6 shards computed, 2 done before\n"
     assert run(["inspect", str(out)]) == 0
     assert "sound: every checksum fits" in capsys.readouterr().out
     assert run(["merge", str(out), "--out", str(tmp_path / "m.h5"), "--quiet"]) == 0
@@ -86,7 +86,7 @@ def test_a_run_is_planned_shared_shown_and_merged(inputs, net, tmp_path, capsys)
 
 def test_what_is_finished_needs_no_net(finished, capsys):
     assert run(["extract", "--plan", str(finished), *QUIET]) == 0
-    assert "0 of 6 shards computed, 6 were there" in capsys.readouterr().out
+    assert "0 of 6 shards computed, 6 done before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [
@@ -191,7 +191,7 @@ def test_images_that_have_come_are_planned_behind(inputs, net, tmp_path, capsys)
     assert run(["plan", "--extend", str(run_folder), "--json", "--quiet"]) == 0
     assert told(capsys) == {"run": str(run_folder), "images": 4, "shards": 3, "new": 1}
     assert run(["extract", "--plan", str(run_folder), "--weights", net, *QUIET]) == 0
-    assert "1 of 3 shards computed, 2 were there" in capsys.readouterr().out
+    assert "1 of 3 shards computed, 2 done before" in capsys.readouterr().out
     assert run(["plan", "--extend", str(run_folder), "--json", "--quiet"]) == 0
     assert told(capsys)["new"] == 0
 

@@ -148,7 +148,7 @@ def test_whatever_dies_the_same_command_ends_with_the_same_bytes(planned, one_pr
                 process = extract(run, started)
                 out, err = process.communicate(timeout=300)
                 assert process.returncode in (0, 3), (victim, err)  # the shard of the bad image may be there
-                assert f"{kept} were there" in out
+                assert f"{kept} done before" in out
             assert len(out.splitlines()) == 1
             assert contents(run) == one_process, victim
 

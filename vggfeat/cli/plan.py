@@ -136,7 +136,7 @@ class _Found:
             return
         told = [f"{self.shards} of {len(self.own)} shards computed"]
         if self.before:
-            told.append(f"{len(self.before)} were there")
+            told.append(f"{len(self.before)} done before")
         if self.failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
             told.append(f"{self.failed.total()} images failed ({reasons})")
