@@ -280,3 +280,19 @@ def test_of_padding_no_more_than_a_row_and_a_column_is_read(config, pool, dtype,
         assert torch.equal(own[within], all_cleared[within])
         assert torch.equal(own[within], spoiled[within])
         assert own[within].isfinite().all()
+
+
+@pytest.mark.parametrize(("config", "ceil"), [("A", False), ("A-LRN", False), ("D", True), ("A-BN", True)])
+def test_a_net_learns_the_same_whether_the_maps_before_its_poolings_are_asked_for_or_not(config, ceil):
+    """What is not asked for is pooled before its ReLU: values and gradients are equal, bit by bit."""
+    model = FAMILIES[config](config, 10, width=1 / NARROW, pool="ceil" if ceil else "floor").eval()
+    images = torch.randn(2, 3, 231, 227, generator=torch.Generator().manual_seed(4))
+    found = []
+    for maps in (("fc8",), tuple(model.maps)):
+        model.zero_grad()
+        scores = model(images, maps)["fc8"]
+        (scores * torch.arange(10.0)[:, None, None]).sum().backward()
+        found.append([scores.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert found[0][1].abs().max() > 0
+    for quick, asked in zip(*found, strict=True):
+        assert torch.equal(quick, asked)

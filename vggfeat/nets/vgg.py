@@ -142,7 +142,7 @@ class VGG(Net):
         if unknown or not maps:
             raise ConfigError(f"maps: expected names out of {', '.join(self.maps)}, found {sorted(unknown)}")
         found: dict[str, Tensor] = {}
-        for name, x in self._maps(images, masks, sides):
+        for name, x in self._maps(images, masks, sides, maps):
             if name in maps:
                 found[name] = x
             if len(found) == len(set(maps)):
@@ -150,22 +150,31 @@ class VGG(Net):
         return found
 
     def _maps(
-        self, images: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None
+        self, images: Tensor, masks: Mapping[str, Tensor] | None, sides: Tensor | None, wanted: Collection[str]
     ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the maps one after the other; of those that a pooling reads only the ones that are wanted."""
         x, beyond = images, margin(images, sides)
         for number, kernels in enumerate(self.nets[self.config].blocks, start=1):
-            for index, kernel in enumerate(kernels, start=1):
+            block = [f"{number}_{index}" for index in range(1, len(kernels) + 1)]
+            normalised = self.nets[self.config].lrn and number == 1
+            # The maximum of what a ReLU leaves is what the ReLU leaves of the maximum, of a quarter of the positions.
+            pooled_first = not normalised and not {f"relu{block[-1]}", f"conv{number}"} & set(wanted)
+            for name, kernel in zip(block, kernels, strict=True):
                 if kernel > 1 and x is not images:  # Images have zeros there as they come.
                     x = clear(x, beyond)
-                x = F.relu(self.convolve(f"conv{number}_{index}", x), inplace=True)
-                yield f"relu{number}_{index}", x
-                if number == index == 1 and self.nets[self.config].lrn:
-                    x = local_response_norm(x)
-            if number == 5:
+                x = self.convolve(f"conv{name}", x)
+                if not (pooled_first and name == block[-1]):
+                    x = F.relu(x, inplace=True)
+                    yield f"relu{name}", x
+            if number == 5 and not pooled_first:
                 yield "conv5", x
+            if normalised:
+                x = local_response_norm(x)
             if self.pool == "ceil":  # The last window of an odd side has a row or column of the margin.
                 x = clear(x, beyond)
             x = max_pool(x, ceil=self.pool == "ceil")
+            if pooled_first:
+                x = F.relu(x, inplace=True)
             sides = None if sides is None else self._pooled(sides)
             beyond = margin(x, sides)
             yield f"pool{number}", x
