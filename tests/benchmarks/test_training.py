@@ -9,7 +9,7 @@ from PIL import Image
 
 from vggfeat import synthetic
 from vggfeat.benchmarks.roofline import layer_costs
-from vggfeat.benchmarks.training import training_images, training_multiply_adds
+from vggfeat.benchmarks.training import plain_net, training_images, training_multiply_adds
 from vggfeat.cli import run
 from vggfeat.nets.vgg import VGG
 
@@ -19,6 +19,22 @@ def test_training_goes_through_every_layer_three_times_but_the_first():
         model = VGG("A")
     forward = sum(layer.multiply_adds for layer in layer_costs(model, 224, 224))
     assert training_multiply_adds(model, 224) == 3 * forward - 224 * 224 * 64 * 27
+
+
+@pytest.mark.parametrize(("config", "pool"), [("A-LRN", "floor"), ("C", "ceil")])
+def test_the_plain_loop_has_the_same_net(config, pool):
+    model = VGG(config, 5, width=1 / 32, pool=pool).eval()
+    plain = plain_net(model, dropout=0.5).eval()
+    ours = model.state_dict()
+    plain.load_state_dict(
+        {
+            name: own.reshape(shape.shape)
+            for (name, shape), own in zip(plain.state_dict().items(), ours.values(), strict=True)
+        }
+    )
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(images), model(images)["fc8"].flatten(1))
 
 
 def test_without_a_folder_as_many_images_are_made_as_are_asked_for():
@@ -42,7 +58,7 @@ def test_the_command_measures_and_names_what_holds_training_up(tmp_path, monkeyp
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
     rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["decoding alone", "loading alone", "step alone", "both"]
+    assert list(rows) == ["decoding alone", "loading alone", "step alone", "plain loop's step", "both"]
     assert all(row["rate"] > 0 for row in rows.values())
     slower = min("loading", "step", key=lambda name: rows[f"{name} alone"]["rate"])
     assert found["held_up_by"] == slower

@@ -12,6 +12,7 @@ from statistics import mean
 
 import numpy as np
 import torch
+from torch import nn
 
 from vggfeat.benchmarks.made_up import images_on_disk
 from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
@@ -19,7 +20,7 @@ from vggfeat.benchmarks.roofline import layer_costs, matrix_rate
 from vggfeat.datasets import ilsvrc
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.nets.vgg import VGG
+from vggfeat.nets.vgg import NETS, VGG, WINDOW
 from vggfeat.runtime.devices import checked_device
 from vggfeat.runtime.distributed import World
 from vggfeat.samples import DataSet, LabelledImages
@@ -38,6 +39,7 @@ RATE = 0.0
 WARM_UP = 3
 """Batches that are not counted."""
 MATRIX = "matrix product"
+PLAIN = "plain loop's step"
 COLUMNS = {
     "name": Column(""),
     "rate": Column("images/s"),
@@ -70,7 +72,8 @@ def measure(
     -------
     Report
         Rows: files to pixels; files to batches of crops on the device; updates of the weights by a batch that lies in
-        its memory; and both, with the share of time that was spent waiting for images. `held_up_by` is the slower one.
+        its memory, by vggfeat and by a plain loop; and loading with vggfeat's updates, with the share of time that was
+        spent waiting for images. `held_up_by` is the slower one.
 
     Raises
     ------
@@ -89,6 +92,7 @@ def measure(
             "decoding alone": lambda: stages.decoding(WARM_UP * max(1, run.workers)),
             "loading alone": stages.loading,
             "step alone": stages.step,
+            PLAIN: stages.plain_step,
             "both": stages.both,
             MATRIX: lambda: matrix_rate(world.device, learner.precision, seconds / 4),
         }
@@ -113,6 +117,7 @@ def measure(
         notes=[
             f"{MATRIX}: {matrix / 1e9:.4g} G multiply-adds/s; an image in training takes {multiply_adds / 1e9:.3g} G",
             "decoding: files to pixels; loading: files to batches on the device; step: on a batch in memory",
+            f"{PLAIN}: the same net and SGD as PyTorch's tutorials write them, channels last, in the same precision",
             f"held up by: {held_up_by}",
         ],
     )  # fmt: skip
@@ -147,14 +152,29 @@ class Stages:
 
     def step(self) -> float:
         """Update the weights by a batch that lies in the device's memory."""
-        recipe, device, numbers = self.recipe, self.world.device, count()
-        images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 50
-        images = images.contiguous(memory_format=torch.channels_last)
-        targets = torch.arange(recipe.batch, device=device) % self.learner.model.num_classes
+        numbers, (images, targets) = count(), self._batch()
 
         def update() -> int:
             self.learner.step(next(numbers), images, targets, RATE)
-            return recipe.batch
+            return len(targets)
+
+        return self.timed(update, warm_up=WARM_UP)
+
+    def plain_step(self) -> float:
+        """Update the weights of a `plain_net` by a batch that lies in the device's memory."""
+        recipe, device, (images, targets) = self.recipe, self.world.device, self._batch()
+        net = plain_net(self.learner.model, recipe.dropout).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.SGD(
+            net.parameters(), lr=RATE, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+        def update() -> int:
+            optimiser.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.learner.precision == "bf16"):
+                loss = nn.functional.cross_entropy(net(images), targets)
+            loss.backward()
+            optimiser.step()
+            return len(targets)
 
         return self.timed(update, warm_up=WARM_UP)
 
@@ -172,6 +192,12 @@ class Stages:
             found = self.timed(update, warm_up=WARM_UP)
         self.waited = mean(waits[WARM_UP:])
         return found
+
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe, device = self.recipe, self.world.device
+        images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 50
+        targets = torch.arange(recipe.batch, device=device) % self.learner.model.num_classes
+        return images.contiguous(memory_format=torch.channels_last), targets
 
     def _batches(self) -> BatchStream:
         colours = torch.eye(3).numpy()
@@ -208,6 +234,30 @@ def labelled(files: DataSet) -> LabelledImages:
         targets=np.arange(len(files)) % CLASSES,
         classes=tuple(f"class {k}" for k in range(CLASSES)),
     )
+
+
+def plain_net(model: VGG, dropout: float) -> nn.Sequential:
+    """Return a net of the same layers, with new weights, as PyTorch's tutorials and torchvision write one.
+
+    It takes crops (N, 3, 224, 224), and gives scores (N, classes).
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for number, kernels in enumerate(NETS[model.config].blocks, start=1):
+        for index, kernel in enumerate(kernels, start=1):
+            wide = model.maps[f"relu{number}_{index}"].channels
+            layers += [nn.Conv2d(channels, wide, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
+            channels = wide
+            if number == index == 1 and NETS[model.config].lrn:
+                layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
+        layers.append(nn.MaxPool2d(2, 2, ceil_mode=model.pool == "ceil"))
+    layers.append(nn.Flatten())
+    channels *= WINDOW**2
+    for name in ("fc6", "fc7"):
+        wide = model.maps[name].channels
+        layers += [nn.Linear(channels, wide), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        channels = wide
+    return nn.Sequential(*layers, nn.Linear(channels, model.num_classes))
 
 
 def training_multiply_adds(model: VGG, side: int) -> int:
