@@ -9,8 +9,10 @@ from the paper's than the row allows.
 """
 
 import json
+import signal
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 import click
 
@@ -19,7 +21,11 @@ import tables_3_4
 import tables_5_6
 import tables_11_12
 from steps import command_of
+from vggfeat.cli.signals import breaking_off, line, listen, stop_listening, stopped
 from vggfeat.errors import VggfeatError
+
+SELF = ("reproduce",)
+"""What a signal stops."""
 
 
 class Rows(click.Group):
@@ -63,7 +69,14 @@ group.add_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        group.main(args=arguments, prog_name="vggfeat reproduce", standalone_mode=False)
+        with breaking_off():
+            group.main(args=arguments, prog_name="vggfeat reproduce", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort) as error:
+        stop_listening()
+        first = error if isinstance(error, KeyboardInterrupt) else error.__cause__  # click's own exception
+        number = getattr(first, "number", signal.SIGINT)
+        click.echo(line(stopped(number, SELF)), err=True)
+        return 128 + number
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -73,5 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def entry_point() -> NoReturn:
+    """Run the command line, listen to signals, and end the process with its exit code."""
+    listen(lambda number: line(stopped(number, SELF)))
     raise SystemExit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,30 @@ def test_a_number_that_is_far_from_the_papers_ends_with_1(capsys):
     with pytest.raises(SystemExit, match="1"):
         steps.report_row("25.4 %", "24.8 % (Table 5)", comparable=True, within=False, spread=0.5)
     assert "OUTSIDE 0.5 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_pipeline_with_one_line(number):
+    script = """
+import time, run
+
+def work(**_):
+    print("working", flush=True)
+    [time.sleep(0.05) for _ in range(1200)]
+
+run.group.main = work
+run.entry_point()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "pipelines"), str(ROOT)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout.readline() == "working\n"
+        running.send_signal(number)
+        said = running.communicate(timeout=20)[1]
+    assert running.returncode == 128 + number
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    assert said == f"vggfeat: stopped by {name}; what was finished is kept, and the same command resumes from there\n"
 
 
 # The others are trained in the same way, one from the other.

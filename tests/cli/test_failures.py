@@ -341,6 +341,7 @@ def test_a_signal_ends_with_one_line_and_its_own_code(number, name):
         ("localise train", ""),
         ("bench train", ""),
         ("bench gpu --out x", "; what was finished is kept, and the same command resumes from there"),
+        ("reproduce small_net", "; what was finished is kept, and the same command resumes from there"),
         ("svm --features extract", ""),
         ("", ""),
     ],

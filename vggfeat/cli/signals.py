@@ -24,7 +24,7 @@ NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"} | {
 """SIGBREAK is Windows' Ctrl-Break, and comes when a console is closed, as SIGHUP does elsewhere."""
 _KEPT = "; what was finished is kept, and the same command resumes from there"
 _RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights fetch", "localise evaluate",
-            "bench gpu")  # fmt: skip
+            "bench gpu", "reproduce")  # fmt: skip
 """All other commands begin again, or say it themselves."""
 _LATER = 0.01
 """Seconds."""
