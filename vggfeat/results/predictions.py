@@ -24,6 +24,8 @@ FOR, AGAINST = (230, 85, 0), (0, 92, 230)
 """Colours, told apart by people who do not see all colours."""
 STRONGEST = 0.75
 """Share of the colour where the evidence is strongest."""
+LEAST_SIDE = 256
+"""Pixels of the longer side of a drawing: of smaller images each pixel is drawn as a square of some."""
 
 
 def write_predictions(
@@ -261,11 +263,12 @@ def evidence_text(content: dict[str, Any], top: int = 5) -> str:
 
 
 def overlay(evidence: "Evidence") -> bytes:
-    """Return `overlay_pixels` as a PNG."""
+    """Return `overlay_pixels` as a PNG, small ones enlarged."""
     from PIL import Image
 
-    file = io.BytesIO()
-    Image.fromarray(overlay_pixels(evidence)).save(file, "PNG")
+    pixels, file = overlay_pixels(evidence), io.BytesIO()
+    times = -(-LEAST_SIDE // max(pixels.shape))
+    Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(file, "PNG")
     return file.getvalue()
 
 
