@@ -156,10 +156,10 @@ def test_progress_counts_problems():
     x, labels = table()
     seen = []
     fit(x, labels, 1.0, PEER, progress=lambda *step: seen.append(step))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     seen.clear()
     sweep_rows(x, labels, x, [1, 2], TIGHT, progress=lambda *step: seen.append(step))
-    assert seen == [(3, 6), (6, 6)]
+    assert seen == [(0, 6), (3, 6), (6, 6)]
 
 
 # --- another solver

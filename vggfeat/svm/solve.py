@@ -226,7 +226,7 @@ class SvmProblemSet:
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
-    """Return what adds up solved problems for whoever wants to know."""
+    """Return what adds up solved problems for whoever wants to know, who first hears how many there are."""
     done = 0
 
     def add(count: int) -> None:
@@ -235,6 +235,7 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
         if progress is not None:
             progress(done, total)
 
+    add(0)
     return add
 
 
