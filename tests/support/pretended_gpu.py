@@ -15,6 +15,8 @@ class OnGpu(torch.Tensor):
 
     waits = 0
     """How often the processor would have waited for the GPU: for numbers, or for how many there are."""
+    masks = 0
+    """How often because a mask was an index."""
 
     @staticmethod
     def __new__(cls, held):
@@ -32,8 +34,10 @@ class OnGpu(torch.Tensor):
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         if any(one.ndim and not isinstance(one, OnGpu) for one in given):
             raise RuntimeError(f"{function}: expected all tensors on the GPU, found one on the CPU")
-        masks = [one for one in given[1:] if one.dtype == torch.bool] if function in INDEXING else []
-        OnGpu.waits += function in WAITING or bool(masks)
+        index = tree_leaves(args[1]) if function in INDEXING else []
+        masked = any(isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in index)
+        OnGpu.masks += masked
+        OnGpu.waits += function in WAITING or masked
         found = function(*tree_map(_held, args), **tree_map(_held, kwargs or {}))
         return args[0] if function._schema.is_mutable else tree_map(_put, found)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from vggfeat.svm.arrays import NumpyArrays
+from vggfeat.svm.arrays import NumpyArrays, arrays_of
 
 
 @pytest.fixture
@@ -31,6 +31,19 @@ def test_products_are_numpys(arrays, dtype, rows, columns):
     assert found.dtype == dtype
     np.testing.assert_allclose(found, left @ right, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4)
     np.testing.assert_array_equal(found, arrays.product(left, right))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
+@pytest.mark.parametrize("rows", [0, 1, 200])
+def test_members_of_kinds_and_true_places_of_masks(rows, device):
+    arrays, rng = arrays_of(device), np.random.default_rng(0)
+    kinds, mask = rng.integers(3, size=rows), rng.random((rows, 7)) < 0.3
+    found = arrays.members(arrays.index(kinds), 4)  # Of the last kind there is none.
+    for kind, places in enumerate(found):
+        np.testing.assert_array_equal(arrays.to_numpy(places), np.flatnonzero(kinds == kind))
+    assert len(found) == 4
+    for row, places in zip(mask, arrays.true_places(arrays.asarray(mask) > 0), strict=True):
+        np.testing.assert_array_equal(arrays.to_numpy(places), np.flatnonzero(row))
 
 
 @pytest.mark.parametrize("rows", [1, 256, 513, 1700])

@@ -33,6 +33,17 @@ def test_no_array_of_the_solver_is_left_on_the_cpu(rows, length, monkeypatch):
     assert OnGpu.waits  # It went through them.
 
 
+@pytest.mark.parametrize(("rows", "length", "most"), [(120, 200, 260), (400, 60, 320)], ids=["inner products", "rows"])
+def test_masks_become_numbers_once_before_they_choose(rows, length, most, monkeypatch):
+    # With masks as indices these 25 steps waited 845 and 1,252 times.
+    monkeypatch.setattr(newton, "arrays_of", PretendedGpu)
+    monkeypatch.setattr(OnGpu, "waits", 0)
+    monkeypatch.setattr(OnGpu, "masks", 0)
+    solutions(rows, length, "cuda")
+    assert OnGpu.masks == 0
+    assert 0 < OnGpu.waits <= most
+
+
 def test_an_array_that_is_left_on_the_cpu_is_seen(monkeypatch):
     monkeypatch.setattr(newton, "arrays_of", PretendedGpu)
     monkeypatch.setattr(PretendedGpu, "zeros", TorchArrays.zeros)

@@ -119,6 +119,14 @@ class NumpyArrays:
         """Return row numbers as an array of this kind."""
         return array
 
+    def members(self, kinds: Array, count: int = 2) -> list[Array]:
+        """Return for each kind, from 0 (False) to count - 1, the ascending places where kinds (P,) is that."""
+        return [np.flatnonzero(kinds == kind) for kind in range(count)]
+
+    def true_places(self, mask: Array) -> list[Array]:
+        """Return for each row of a mask (P, n) the ascending places that are True."""
+        return [np.flatnonzero(row) for row in mask]
+
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return a NumPy array."""
         return array
@@ -199,6 +207,20 @@ class TorchArrays:
     def index(self, array: NDArray[np.int64]) -> Array:
         """Return row numbers as an array of this kind."""
         return self.xp.tensor(array, device=self._device)
+
+    # How many a mask selects, only the device knows: wherever a mask is an index, the processor waits until the device
+    # has computed all before it. With the next two it waits once a mask, or twice, and takes numbers as indices.
+
+    def members(self, kinds: Array, count: int = 2) -> list[Array]:
+        """Return for each kind, from 0 (False) to count - 1, the ascending places where kinds (P,) is that."""
+        sizes = self.xp.stack([(kinds == kind).sum() for kind in range(count)])
+        order = self.xp.argsort(kinds.to(self.xp.int8), stable=True)
+        return list(order.split(self.to_numpy(sizes).tolist()))
+
+    def true_places(self, mask: Array) -> list[Array]:
+        """Return for each row of a mask (P, n) the ascending places that are True."""
+        sizes = self.to_numpy(mask.sum(-1)).tolist()
+        return list(self.xp.nonzero(mask)[:, 1].split(sizes))
 
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """Return a NumPy array."""

@@ -145,7 +145,7 @@ class Kernel(ABC):
 
     def _solve_shifted(self, matrix: Array, diagonal: Array | float, right: Array) -> Array | None:
         """Solve with numbers added to the diagonal, in place; a little more where rounding errors leave no solution."""
-        mean = float(self.arrays.xp.einsum("nn->", matrix)) / max(1, len(matrix))
+        mean = self.arrays.xp.einsum("nn->", matrix) / max(1, len(matrix))
         places = self.arrays.index(np.arange(len(matrix)))
         for more in (diagonal, _SHIFT * mean):
             matrix[places, places] += more

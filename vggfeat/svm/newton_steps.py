@@ -74,15 +74,15 @@ def solve(
     max_steps : int
         Newton steps, at most.
     """
-    numbers = kernel.arrays.index(np.arange(len(state.signs)))
+    arrays, numbers = kernel.arrays, kernel.arrays.index(np.arange(len(state.signs)))
     part = state.some(numbers)
     part.slow, part.still, part.primal = part.slow * 0, part.still * 0, part.primal + np.inf
     for step in range(max_steps + 1):
         point = _evaluate(kernel, part, tolerance)
-        going = (part.gap > tolerance) & (part.still < _STILL) & (step < max_steps)
-        if not going.all():
-            state.update(numbers[~going], part.some(~going))
-            if not going.any():
+        over, going = arrays.members((part.gap > tolerance) & (part.still < _STILL) & (step < max_steps))
+        if len(over):
+            state.update(numbers[over], part.some(over))
+            if not len(going):
                 return
             numbers, part, point = numbers[going], part.some(going), point.some(going)
         direction, difficult, single = _directions(kernel, preconditioner, point, part.hard)
@@ -91,17 +91,17 @@ def solve(
         length = _line_search(kernel, part, direction, reached - part.scores)[:, None]
         part.beta = part.beta + length * direction
         # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
-        part.scores = kernel.arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
+        part.scores = arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
         part.rough = part.rough | single
         part.steps += 1
 
 
 def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
     """Update gap and objective, in float64 where a problem may be solved, and compute what a step needs."""
-    xp = kernel.arrays.xp
+    arrays, xp = kernel.arrays, kernel.arrays.xp
     point, primal = _measure(kernel, state, tolerance)
-    unsure = state.rough & (state.hard | ~(abs(point.square) > point.target))
-    if unsure.any():
+    _, unsure = arrays.members(state.rough & (state.hard | ~(abs(point.square) > point.target)))
+    if len(unsure):
         exact = kernel.times(state.beta[unsure])
         state.scores[unsure] = xp.where(xp.isfinite(exact), exact, state.scores[unsure])
         state.rough[unsure] = False
@@ -113,8 +113,8 @@ def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
     state.slow = xp.where(gap < 0.5 * state.gap, 0.0, state.slow + 1)
     state.hard = state.hard | ~lower | (state.slow >= _SLOW)
     state.gap, state.primal = gap, primal
-    stuck = (state.still > 0) & (gap > tolerance)
-    if stuck.any():
+    _, stuck = arrays.members((state.still > 0) & (gap > tolerance))
+    if len(stuck):
         part = state.some(stuck)
         # A difference of large numbers: below 0 it is a rounding error, and never known to be less than one.
         other = abs(part.primal - _dual_at_beta(kernel, part, xp)) / part.primal
@@ -152,10 +152,11 @@ def _reached(kernel: Kernel, state: State, direction: Array, single: Array) -> A
 def _product(kernel: Kernel, beta: Array, double: Array) -> Array:
     """Multiply (P, n) by K, in float64 where `double` (P,) says so, elsewhere in float32."""
     xp, product = kernel.arrays.xp, beta * 0
-    if double.any():
-        product[double] = kernel.times(beta[double])
-    if not double.all():
-        product[~double] = xp.asarray(kernel.times(xp.asarray(beta[~double], dtype=xp.float32)), dtype=xp.float64)
+    rough, exact = kernel.arrays.members(double)
+    if len(exact):
+        product[exact] = kernel.times(beta[exact])
+    if len(rough):
+        product[rough] = xp.asarray(kernel.times(xp.asarray(beta[rough], dtype=xp.float32)), dtype=xp.float64)
     return product
 
 
@@ -217,13 +218,14 @@ def _directions(
     direct = (active <= _FEW) | (worth <= _CHEAP) | (hard & (worth <= _DEAR))
     patience = xp.where(hard, float(_PATIENCE_DOUBLE), worth.clip(*_PATIENCE))
     result, difficult = arrays.zeros(*point.beta.shape), hard & ~hard
-    for chosen, double in ((~direct & ~hard, False), (~direct & hard, True)):
-        if chosen.any():
+    rough, exact, solved = arrays.members(xp.where(direct, 2, xp.where(hard, 1, 0)), 3)
+    for chosen, double in ((rough, False), (exact, True)):
+        if len(chosen):
             helper = None if double else preconditioner
             found = _conjugate_gradients(kernel, helper, point.some(chosen), patience[chosen], double)
             result[chosen], difficult[chosen] = found
-    if direct.any():
-        result[direct] = _cholesky(kernel, point.some(direct))
+    if len(solved):
+        result[solved] = _cholesky(kernel, point.some(solved))
     return result, difficult, ~direct & ~hard & ~difficult
 
 
@@ -234,10 +236,10 @@ def _cholesky(kernel: Kernel, point: Point) -> Array:
     rest = xp.where(active, 0.0, point.residual)
     # Where beta is 0 at all rows that are not active, which is so after a full step, there is no rest.
     pushed = kernel.times(rest) if bool((rest != 0).any()) else rest
-    result = point.residual * 1.0
+    result, places = point.residual * 1.0, kernel.arrays.true_places(active)
 
     def step(number: int) -> None:
-        rows = xp.where(active[number])[0]
+        rows = places[number]
         bounds = point.bounds[number, rows]
         # r / u = s y - beta / u, without the rounding error of a large u.
         right = point.slack[number, rows] - point.beta[number, rows] / bounds - pushed[number, rows]
@@ -246,7 +248,7 @@ def _cholesky(kernel: Kernel, point: Point) -> Array:
             result[number] = solution
 
     # Copies and a factor, each of the active rows squared, in float64.
-    kernel.arrays.map(step, range(len(result)), size=32 * int(active.sum(-1).max()) ** 2)
+    kernel.arrays.map(step, range(len(result)), size=32 * max(map(len, places)) ** 2)
     return result
 
 
@@ -275,11 +277,10 @@ def _conjugate_gradients(
         residual = residual - length * image
         scores = kernel.times(residual)
         square = _dots(xp, residual, scores)
-        going = (square > stop) & (step < patience)
-        if not going.all():
-            over = numbers[~going]
-            result[over], difficult[over] = solution[~going], ~(square <= stop)[~going]
-            if not going.any():
+        over, going = arrays.members((square > stop) & (step < patience))
+        if len(over):
+            result[numbers[over]], difficult[numbers[over]] = solution[over], ~(square <= stop)[over]
+            if not len(going):
                 break
             numbers, patience, stop, product = (one[going] for one in (numbers, patience, stop, product))
             bounds, solution, residual, scores = (one[going] for one in (bounds, solution, residual, scores))

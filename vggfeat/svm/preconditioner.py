@@ -53,7 +53,7 @@ class Preconditioner:
         if not xp.isfinite(inner).all():
             return None
         values, turn = xp.linalg.eigh(inner)
-        seen = values > _SEEN * values[-1]
+        _, seen = arrays.members(values > _SEEN * values[-1])
         turn = (turn[:, seen] / values[seen] ** 0.5).T
         vectors, scores = turn @ vectors, turn @ scores
         rest = xp.asarray(kernel.squares, dtype=xp.float32) - (scores**2).sum(0)
