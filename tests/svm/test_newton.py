@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svm_reference import KINDS, data, features, fit, objective, reference, sweep_rows
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.svm import Split, SvmProblemSet, SvmSettings, arrays, kernel, newton, newton_steps
+from vggfeat.svm import Split, SvmProblemSet, SvmSettings, arrays, directions, kernel, newton
 
 EXACT = SvmSettings(tolerance=1e-12)
 on_torch = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
@@ -89,11 +89,11 @@ def test_every_way_to_a_direction_ends_at_the_optimum(length, patience, monkeypa
     # Conjugate gradients only, in float32 and then, as Cholesky is too dear, in float64; and both mixed with Cholesky.
     x, labels = features(300, length, 2)
     expected = [reference(x, labels[:, k], np.full(300, 200.0))[2] for k in range(2)]
-    monkeypatch.setattr(newton_steps, "_FEW", 0)
-    monkeypatch.setattr(newton_steps, "_CHEAP", 0)
-    monkeypatch.setattr(newton_steps, "_PATIENCE", patience)
+    monkeypatch.setattr(directions, "_FEW", 0)
+    monkeypatch.setattr(directions, "_CHEAP", 0)
+    monkeypatch.setattr(directions, "_PATIENCE", patience)
     for dear in (0, 1000):
-        monkeypatch.setattr(newton_steps, "_DEAR", dear)
+        monkeypatch.setattr(directions, "_DEAR", dear)
         model = fit(x, labels, 100.0)
         assert model.converged.all()
         for k in range(2):

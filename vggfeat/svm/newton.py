@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import FitError, out_of_memory
 from vggfeat.svm.arrays import Rows, arrays_of, combine, times
+from vggfeat.svm.directions import Preconditioner
 from vggfeat.svm.kernel import Gram, Kernel, bounded, duality_gaps
 from vggfeat.svm.model import Sweep
-from vggfeat.svm.newton_state import State
-from vggfeat.svm.newton_steps import solve
-from vggfeat.svm.preconditioner import Preconditioner
+from vggfeat.svm.newton_steps import State, solve
 from vggfeat.svm.settings import SvmSettings
 from vggfeat.svm.solve import Problems, Solutions, Solver, Split, row_weights
 

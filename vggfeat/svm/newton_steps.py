@@ -13,26 +13,25 @@ dual problem too, and the dual objective there is primal - 0.5 r K r: each gradi
 a >= 0, near beta y for example: the dual objective is sum a - 0.5 |sum a y x|^2 - 0.5 sum a^2 / u.
 
 Each step solves d + u K d = r with u = 0 at the rows without slack, which would end it all if these stayed the same
-rows. Conjugate gradients take all problems together, preconditioned and in float32, as a direction needs few digits.
-Scores are in float32 then, too, until the gap is small enough; what float64 says of it counts. With growing C the
-systems become worse conditioned, but have fewer active rows: then Cholesky solves them one after the other. The step
-goes as far in that direction as the objective falls, which can be found exactly, as it is quadratic in pieces. This is
-Newton's method for the primal problem [1]_, [2]_; it ends after finitely many steps.
+rows; `directions` says how. Where a direction is in float32, scores are too, until the gap is small enough; what
+float64 says of it counts. The step goes as far in that direction as the objective falls, which can be found exactly,
+as it is quadratic in pieces. This is Newton's method for the primal problem [1]_, [2]_; it ends after finitely many
+steps.
 
 .. [1] O. Chapelle: Training a support vector machine in the primal. Neural Computation 19, 2007.
 .. [2] S. S. Keerthi, D. DeCoste: A modified finite Newton method for fast solution of large scale linear SVMs.
    JMLR 6, 2005.
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 
-from vggfeat.svm.arrays import Array
+from vggfeat.svm.arrays import Array, Arrays
+from vggfeat.svm.directions import OfProblems, Point, Preconditioner, dots, find_directions
 from vggfeat.svm.kernel import Kernel
-from vggfeat.svm.newton_state import Point, State
-from vggfeat.svm.preconditioner import Preconditioner
 
 # After so many steps in a row that don't halve the gap, conjugate gradients in float32 count as not enough.
 _SLOW = 3
@@ -43,16 +42,54 @@ _TURNS, _FLAT = 50, 1e-3
 # Rounding errors grow with the length of a step; a Newton step that should be much longer is none.
 _LONGEST = 8.0
 
-# Cholesky at once where it costs less than this many products with K, as conjugate gradients seldom take fewer, and
-# with so few active rows that it costs nothing.
-_CHEAP, _FEW = 5, 256
-# Cholesky never where it costs more; then conjugate gradients are in float64 where float32 is not enough.
-_DEAR = 1000
-# Conjugate gradients end when the gradient of the quadratic problem is this part of what it was,
-_FORCING = 0.01
-# or after as many products as Cholesky costs, these at least and at most; the problem then counts as hard.
-_PATIENCE = (30, 300)
-_PATIENCE_DOUBLE = 1000
+
+@dataclass(kw_only=True)
+class State(OfProblems):
+    """P problems, and how far they are solved."""
+
+    signs: Array
+    """(P, n) y: 1 or -1; anything where bounds are 0."""
+    bounds: Array
+    """(P, n) u."""
+    beta: Array
+    """(P, n)"""
+    scores: Array
+    """(P, n) f, also of rows that take no part."""
+    gap: Array
+    """(P,) relative duality gap, (primal - dual) / primal."""
+    primal: Array
+    """(P,)"""
+    hard: Array
+    """(P,) bool: float32 is not enough."""
+    rough: Array
+    """(P,) bool: the scores have rounding errors of float32, or of several steps."""
+    slow: Array
+    """(P,) steps in a row that did not halve the gap."""
+    still: Array
+    """(P,) steps in a row that did not lower the objective to be seen."""
+
+    @classmethod
+    def at_zero(cls, signs: Array, bounds: Array, arrays: Arrays) -> Self:
+        """Return the state at beta = 0."""
+        rows, numbers = (lambda: arrays.zeros(*signs.shape)), (lambda: arrays.zeros(len(signs)))
+        return cls(
+            signs=signs,
+            bounds=bounds,
+            beta=rows(),
+            scores=rows(),
+            gap=numbers() + np.inf,
+            primal=numbers() + np.inf,
+            hard=numbers() > 0,
+            rough=numbers() > 0,
+            slow=numbers(),
+            still=numbers(),
+        )
+
+    @classmethod
+    def joined(cls, states: Sequence["State"], arrays: Arrays) -> Self:
+        """Return the problems of several states, one after the other; a copy."""
+        join = arrays.xp.concatenate
+        return cls(**{field.name: join([getattr(one, field.name) for one in states]) for field in fields(cls)})
 
 
 # Where a problem is beyond float32, or float64, a direction is not finite, and not taken.
@@ -85,7 +122,7 @@ def solve(
             if not len(going):
                 return
             numbers, part, point = numbers[going], part.some(going), point.some(going)
-        direction, difficult, single = _directions(kernel, preconditioner, point, part.hard)
+        direction, difficult, single = find_directions(kernel, preconditioner, point, part.hard)
         part.hard = part.hard | difficult
         reached = _reached(kernel, part, direction, single)
         length = _line_search(kernel, part, direction, reached - part.scores)[:, None]
@@ -93,7 +130,6 @@ def solve(
         # A full step ends exactly where it should, so that rounding errors don't add up over the steps.
         part.scores = arrays.xp.where(length == 1, reached, part.scores + length * (reached - part.scores))
         part.rough = part.rough | single
-        part.steps += 1
 
 
 def _evaluate(kernel: Kernel, state: State, tolerance: float) -> Point:
@@ -129,14 +165,14 @@ def _measure(kernel: Kernel, state: State, tolerance: float) -> tuple[Point, Arr
     pull = state.bounds * slack
     residual = pull * state.signs - state.beta
     scores = _product(kernel, residual, ~state.rough)
-    primal = 0.5 * (_dots(xp, state.beta, state.scores) + _dots(xp, pull, slack))
+    primal = 0.5 * (dots(xp, state.beta, state.scores) + dots(xp, pull, slack))
     point = Point(
         slack=slack * state.signs,
         bounds=state.bounds * (slack > 0),
         beta=state.beta,
         residual=residual,
         scores=scores,
-        square=_dots(xp, residual, scores),
+        square=dots(xp, residual, scores),
         target=2 * tolerance * primal,
     )
     return point, primal
@@ -168,7 +204,7 @@ def _dual_at_beta(kernel: Kernel, state: State, xp: Any) -> Array:
     used = state.bounds > 0
     alpha = (state.beta * state.signs).clip(0, None) * used
     beta = alpha * state.signs
-    square = _dots(xp, beta, kernel.times(beta)) + _dots(xp, alpha, alpha / xp.where(used, state.bounds, 1.0))
+    square = dots(xp, beta, kernel.times(beta)) + dots(xp, alpha, alpha / xp.where(used, state.bounds, 1.0))
     return alpha.sum(-1) - 0.5 * square
 
 
@@ -178,118 +214,22 @@ def _line_search(kernel: Kernel, state: State, direction: Array, scores: Array) 
     Its derivative there is linear in pieces and grows; Newton's method for its zero, kept between bounds.
     """
     xp = kernel.arrays.xp
-    slope, bend = _dots(xp, state.scores, direction), _dots(xp, direction, scores)
+    slope, bend = dots(xp, state.scores, direction), dots(xp, direction, scores)
     margins, moves = 1 - state.signs * state.scores, state.signs * scores
-    steep = abs(slope - _dots(xp, state.bounds * margins.clip(0, None), moves))
+    steep = abs(slope - dots(xp, state.bounds * margins.clip(0, None), moves))
     length = kernel.arrays.zeros(len(slope)) + 1
     low, high = length * 0, length * _LONGEST
     for _ in range(_TURNS):
         slack = margins - length[:, None] * moves
         pull = state.bounds * (slack > 0) * moves
-        derivative = slope + length * bend - _dots(xp, pull, slack)
+        derivative = slope + length * bend - dots(xp, pull, slack)
         found = (abs(derivative) <= _FLAT * steep) & xp.isfinite(derivative)
         if found.all():
             break
         low, high = xp.where(derivative < 0, length, low), xp.where(derivative > 0, length, high)
-        curvature = bend + _dots(xp, pull, moves)
+        curvature = bend + dots(xp, pull, moves)
         # Where there is no direction, there is no curvature.
         better = length - derivative / xp.where(curvature > 0, curvature, 1.0)
         better = xp.where((better > low) & (better < high), better, 0.5 * (low + high))
         length = xp.where(found, length, better)
     return xp.where(found, length, low)
-
-
-def _dots(xp: Any, first: Array, second: Array) -> Array:
-    """Return the inner products of (P, n) and (P, n), (P,) float64."""
-    return xp.asarray(xp.einsum("pn,pn->p", first, second), dtype=xp.float64)
-
-
-def _directions(
-    kernel: Kernel, preconditioner: Preconditioner | None, point: Point, hard: Array
-) -> tuple[Array, Array, Array]:
-    """Solve d + u K d = r, nearly or exactly.
-
-    `hard` (P,) bool: problems for which float32 is not enough. Returns d (P, n), and (P,) bool of the problems that
-    proved to be hard, and of those that were solved in float32.
-    """
-    arrays, xp = kernel.arrays, kernel.arrays.xp
-    active = xp.asarray((point.bounds > 0).sum(-1), dtype=xp.float64)  # (P,)
-    worth = kernel.direct_cost(active) / kernel.cost
-    direct = (active <= _FEW) | (worth <= _CHEAP) | (hard & (worth <= _DEAR))
-    patience = xp.where(hard, float(_PATIENCE_DOUBLE), worth.clip(*_PATIENCE))
-    result, difficult = arrays.zeros(*point.beta.shape), hard & ~hard
-    rough, exact, solved = arrays.members(xp.where(direct, 2, xp.where(hard, 1, 0)), 3)
-    for chosen, double in ((rough, False), (exact, True)):
-        if len(chosen):
-            helper = None if double else preconditioner
-            found = _conjugate_gradients(kernel, helper, point.some(chosen), patience[chosen], double)
-            result[chosen], difficult[chosen] = found
-    if len(solved):
-        result[solved] = _cholesky(kernel, point.some(solved))
-    return result, difficult, ~direct & ~hard & ~difficult
-
-
-def _cholesky(kernel: Kernel, point: Point) -> Array:
-    """Solve problem by problem; the gradient itself where rounding errors leave no solution."""
-    xp = kernel.arrays.xp
-    active = point.bounds > 0
-    rest = xp.where(active, 0.0, point.residual)
-    # Where beta is 0 at all rows that are not active, which is so after a full step, there is no rest.
-    pushed = kernel.times(rest) if bool((rest != 0).any()) else rest
-    result, places = point.residual * 1.0, kernel.arrays.true_places(active)
-
-    def step(number: int) -> None:
-        rows = places[number]
-        bounds = point.bounds[number, rows]
-        # r / u = s y - beta / u, without the rounding error of a large u.
-        right = point.slack[number, rows] - point.beta[number, rows] / bounds - pushed[number, rows]
-        solution = kernel.newton_step(rows, bounds, point.residual[number], right)
-        if solution is not None:
-            result[number] = solution
-
-    # Copies and a factor, each of the active rows squared, in float64.
-    kernel.arrays.map(step, range(len(result)), size=32 * max(map(len, places)) ** 2)
-    return result
-
-
-def _conjugate_gradients(
-    kernel: Kernel, preconditioner: Preconditioner | None, point: Point, patience: Array, double: bool
-) -> tuple[Array, Array]:
-    """Solve all problems together, each until its residual is small or its patience (P,) is over.
-
-    The operator 1 + u K is symmetric in the inner product v K v' of the weight vectors.
-    """
-    arrays, xp = kernel.arrays, kernel.arrays.xp
-    cast = partial(xp.asarray, dtype=xp.float64 if double else xp.float32)
-    # With r K r = 1, so that float32 has no number that is too large for it.
-    scale = xp.where(point.square > 0, point.square, 1.0)[:, None] ** 0.5
-    bounds, residual, scores = cast(point.bounds), cast(point.residual / scale), cast(point.scores / scale)
-    stop = xp.maximum(_FORCING**2 + 0 * point.square, 0.25 * point.target / scale[:, 0] ** 2)
-    numbers = arrays.index(np.arange(len(residual)))
-    result, difficult, solution = residual * 0, numbers < 0, residual * 0
-    inverse = preconditioner.inverse(bounds) if preconditioner else None
-    search, search_scores = inverse.solve(residual, scores) if inverse else (residual, scores)
-    product = _dots(xp, residual, search_scores)
-    for step in range(1, int(patience.max()) + 1):
-        image = search + bounds * search_scores
-        length = cast(product / _dots(xp, search_scores, image))[:, None]
-        solution = solution + length * search
-        residual = residual - length * image
-        scores = kernel.times(residual)
-        square = _dots(xp, residual, scores)
-        over, going = arrays.members((square > stop) & (step < patience))
-        if len(over):
-            result[numbers[over]], difficult[numbers[over]] = solution[over], ~(square <= stop)[over]
-            if not len(going):
-                break
-            numbers, patience, stop, product = (one[going] for one in (numbers, patience, stop, product))
-            bounds, solution, residual, scores = (one[going] for one in (bounds, solution, residual, scores))
-            search, search_scores = search[going], search_scores[going]
-            inverse = inverse.some(going) if inverse else None
-        better, better_scores = inverse.solve(residual, scores) if inverse else (residual, scores)
-        last, product = product, _dots(xp, residual, better_scores)
-        turn = cast(product / last)[:, None]
-        search, search_scores = better + turn * search, better_scores + turn * search_scores
-    result = xp.asarray(result, dtype=xp.float64) * scale
-    usable = xp.isfinite(result).all(-1)[:, None]
-    return xp.where(usable, result, point.residual), difficult

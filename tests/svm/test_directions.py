@@ -5,8 +5,8 @@ import pytest
 
 from svm_reference import features
 from vggfeat.svm.arrays import arrays_of
+from vggfeat.svm.directions import Preconditioner
 from vggfeat.svm.kernel import Gram
-from vggfeat.svm.preconditioner import Preconditioner
 
 on_torch = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
 
