@@ -10,7 +10,7 @@ resamples.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +185,7 @@ def _places(
     tests: Sequence[PairedScores] | Sequence[TestScores], measure: Measure
 ) -> tuple[list[str], list[NDArray[np.int64]]]:
     """Return the P names of all tests, and which of them each row of a test has."""
-    check_choice("measure", measure, ("ap-11-point", "ap-area", "recall", "accuracy"))
+    check_choice("measure", measure, get_args(Measure))
     names = list(dict.fromkeys(name for test in tests for name in test.images))
     if not names:
         raise FitError("bootstrap: expected tested images to draw from, found none")

@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from vggfeat.errors import StoreError
+from vggfeat.metrics.bootstrap import Measure
 from vggfeat.runtime.checksums import ENTRY, unsealed
 
 SVM_FORMAT, SVM_VERSION = "vggfeat-results", 1
-MEASURES = ("ap-11-point", "ap-area", "recall", "accuracy")
+MEASURES = get_args(Measure)
 DEEPEST = 40
 """Levels of lists and objects in each other; a page shows them all."""
 _LONGEST_WHOLE = 16
