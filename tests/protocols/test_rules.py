@@ -16,9 +16,9 @@ from vggfeat.protocols import rules as protocols
 from vggfeat.protocols.evaluation import Evaluation
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
-from vggfeat.protocols.settings import C_GRID
 from vggfeat.samples import Task
 from vggfeat.svm import LinearModel, SvmProblemSet, SvmSettings, Sweep
+from vggfeat.svm.settings import C_GRID
 
 ALONE = SvmSettings(jobs=1)
 FAST = ProtocolSettings(svm=ALONE, grid=(0.25, 1.0, 4.0))

@@ -10,13 +10,9 @@ from vggfeat.errors import ConfigError, FitError, check_choice
 from vggfeat.protocols.evaluation import Difficult, Metric
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import SvmSettings, check_costs
+from vggfeat.svm.settings import C_GRID
 
 RuleChoice = Literal["auto", "11-point", "area"]
-
-C_GRID = tuple(2.0**power for power in range(-5, 11))
-"""1/32 to 1024, each twice the one before. On features that tell the classes well the best lies below 8; on weak ones
-(an untrained net, small images) it often lay at 64, where the grid used to end, and the four larger values add a
-quarter to the time of the solver that takes all of them together."""
 
 
 @dataclass(frozen=True, kw_only=True)

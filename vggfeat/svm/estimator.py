@@ -17,11 +17,8 @@ from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vggfeat.svm.settings import SvmSettings
+from vggfeat.svm.settings import C_GRID, SvmSettings
 from vggfeat.svm.solve import Split, SvmProblemSet
-
-GRID = tuple(2.0**power for power in range(-5, 11))
-"""1/32 to 1024: the values of C that `vggfeat svm` chooses from."""
 
 
 class LinearOneVsRest(ClassifierMixin, BaseEstimator):
@@ -193,7 +190,7 @@ class LinearOneVsRestCV(LinearOneVsRest):
     Parameters
     ----------
     Cs : (G,) array of float
-        Values of C to choose from.
+        Values of C to choose from; by default those of `vggfeat svm`.
     cv : int, splitter of scikit-learn, or iterable of (training rows, test rows)
         Folds; of a number, stratified by label.
     intercept_scaling, tol, device
@@ -218,7 +215,7 @@ class LinearOneVsRestCV(LinearOneVsRest):
 
     def __init__(
         self,
-        Cs: ArrayLike = GRID,  # noqa: N803
+        Cs: ArrayLike = C_GRID,  # noqa: N803
         *,
         cv: Any = 5,
         intercept_scaling: float = 1.0,
