@@ -57,8 +57,8 @@ def test_blocks_are_the_rows_of_the_table(files, count, join, normalisation, reg
         np.testing.assert_array_equal(whole(stream), table.descriptors)
         assert len(stream.descriptors.ends) > 5
         assert stream.ok.tolist() == table.ok.tolist()
-        assert (stream.settings, stream.reasons, stream.groups) == (table.settings, table.reasons, table.groups)
-        assert stream.dataset.fingerprint() == table.dataset.fingerprint()
+        assert (stream.settings, stream.reasons) == (table.settings, table.reasons)
+        assert stream.dataset.groups == table.dataset.groups
     assert table_bytes(files[:count], join=join, regions=regions) == table.descriptors.nbytes
 
 

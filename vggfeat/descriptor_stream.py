@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation
-from vggfeat.errors import ConfigError
 from vggfeat.samples import DataSet
 from vggfeat.short_repr import short_repr
 from vggfeat.store.sharded import open_features
 from vggfeat.svm import LinearModel, arrays
-from vggfeat.svm.blocks import Blocks, equal_blocks, scores_of
+from vggfeat.svm.blocks import Blocks, check_same, equal_blocks, scores_of
 from vggfeat.table import DescriptorTable, Paths, open_aligned
 
 if TYPE_CHECKING:
@@ -40,11 +39,6 @@ class DescriptorStream:
     """As of a `DescriptorTable`."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     sha256: NDArray[np.uint8] | None = None
-
-    @property
-    def groups(self) -> tuple[str, ...] | None:
-        """N names of what the images are of; None where nothing is known of it."""
-        return self.dataset.groups
 
     __repr__ = short_repr
 
@@ -91,13 +85,7 @@ def _check_same(world: "World", about: Mapping[str, Any]) -> None:
     digest = hashlib.sha256(json.dumps(about["settings"], sort_keys=True, default=str).encode())
     for values in (about["ok"], about["sha256"]):
         digest.update(b"" if values is None else np.ascontiguousarray(values).data)
-    said = world.gather(digest.hexdigest())
-    other = [rank for rank, one in enumerate(said) if one != said[0]]
-    if other:
-        raise ConfigError(
-            f"features: expected the same in all processes, found others in process {other[0]}; give all the same "
-            "command and files"
-        )
+    check_same(world, digest.hexdigest(), "features: expected the same")
 
 
 def score(samples: Described, rows: NDArray[np.int64], model: LinearModel, jobs: int = 1) -> NDArray[np.float64]:

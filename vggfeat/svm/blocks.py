@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.errors import ConfigError
 from vggfeat.runtime.system import cores, processes_here
 from vggfeat.svm.arrays import Rows, one_blas_thread
 
@@ -50,6 +51,16 @@ class Alone:
 
     def hand_over(self, values: NDArray[Any], source: int) -> None:
         """Leave an array as it is."""
+
+
+def check_same(world: "World | Alone", digest: str, what: str) -> None:
+    """Check that all processes have the same digest; ConfigError, in all of them, if not; `what` begins its text."""
+    said = world.gather(digest)
+    other = [rank for rank, one in enumerate(said) if one != said[0]]
+    if other:
+        raise ConfigError(
+            f"{what} in all processes, found others in process {other[0]}; give all the same command and files"
+        )
 
 
 class Blocks(ABC):

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
 from vggfeat.svm.arrays import Rows
-from vggfeat.svm.blocks import Alone, Blocks, Part, Shared, in_order, parts_of, share_parts
+from vggfeat.svm.blocks import Alone, Blocks, Part, Shared, check_same, in_order, parts_of, share_parts
 
 if TYPE_CHECKING:
     from vggfeat.runtime.distributed import World
@@ -145,13 +144,7 @@ class Passes:
         digest = hashlib.sha256(f"{self.blocks.shape} {self.scaling} {self.labels.signs.shape}".encode())
         for values in (self.blocks.ends, self.rows, self.labels.signs, self.columns, costs):
             digest.update(np.ascontiguousarray(values).data)
-        said = self.world.gather(digest.hexdigest())
-        other = [rank for rank, one in enumerate(said) if one != said[0]]
-        if other:
-            raise ConfigError(
-                f"svm: expected the same rows, labels and values of C in all processes, found others in process "
-                f"{other[0]}; give all the same command and files"
-            )
+        check_same(self.world, digest.hexdigest(), "svm: expected the same rows, labels and values of C")
 
     def begin(self, every: int) -> Beginning:
         """Read all rows once, and give every so many-th of them, to the first process those of all."""
