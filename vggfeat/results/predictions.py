@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.protocols.apply import Predictions
-from vggfeat.results.record import json_bytes, write_run
+from vggfeat.results.record import json_bytes, npz_bytes, write_run
 from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
 from vggfeat.samples import Task
 
@@ -183,9 +183,7 @@ def _scores_npz(predictions: Predictions) -> bytes:
     }
     if predictions.probabilities is not None:
         arrays["probabilities"] = predictions.probabilities
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
-    return packed.getvalue()
+    return npz_bytes(arrays)
 
 
 def _class_columns(predictions: Predictions, prefix: str) -> list[str]:

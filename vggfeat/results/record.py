@@ -1,11 +1,14 @@
 """What a command found, as one record, and the one renderer of it: JSON, text for files and terminals, and CSV."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
@@ -116,6 +119,13 @@ def unsolved(convergence: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Write JSON as it is in files."""
     return json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """Write arrays as a compressed npz file, without pickle."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    return packed.getvalue()
 
 
 def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()) -> list[Path]:

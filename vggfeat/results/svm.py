@@ -27,7 +27,7 @@ from vggfeat.errors import FitError
 from vggfeat.protocols.results import METRICS, ClassRow, Result, Submission
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw, draw_learning_curve
-from vggfeat.results.record import STAGES, Record, unsolved
+from vggfeat.results.record import STAGES, Record, npz_bytes, unsolved
 from vggfeat.results.text import align, percent
 from vggfeat.samples import DataSet
 from vggfeat.svm import LinearModel
@@ -288,9 +288,7 @@ def scores_npz(result: Result, dataset: DataSet) -> bytes:
         arrays["ids_submission"] = np.array([dataset.ids[row] for row in result.submission.rows], dtype=np.str_)
         arrays["scores_submission"] = result.submission.scores
         arrays["listed_submission"] = result.submission.listed
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
-    return packed.getvalue()
+    return npz_bytes(arrays)
 
 
 def server_archive(dataset: DataSet, submission: Submission) -> bytes:
