@@ -390,7 +390,7 @@ def test_groups_and_further_columns_go_with_their_rows(tmp_path):
     dataset = replace(data_set(), groups=("x", "y", "x", "z"), columns=further)
     path = write_file(tmp_path / "d.h5", dataset=dataset, failed={"c"})
     table = read_descriptors(path)
-    assert table.groups == ("x", "y", "x", "z")
+    assert table.dataset.groups == ("x", "y", "x", "z")
     found = vggfeat.load_features(path, failed="drop")
     assert (found.ids, found.groups, found.columns) == (["a", "b", "d"], ["x", "y", "z"], {"age": ["4", "3", "1"]})
     assert len(found) == 4, "what is unpacked stays what it was"

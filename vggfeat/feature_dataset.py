@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vggfeat.descriptors import Join, Normalisation, join_features
-from vggfeat.errors import StoreError, check_choice
+from vggfeat.errors import check_choice
 from vggfeat.runtime.storage import is_remote, root_text
 from vggfeat.samples import Task
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
 from vggfeat.store.sharded import ShardedFeatures, check_scales, open_features
-from vggfeat.table import Failed, class_numbers, rows_of
+from vggfeat.table import Failed, class_numbers, rows_of, rows_with_descriptors
 
 Pair = tuple[Tensor, Any]
 
@@ -78,15 +78,8 @@ class FeatureDataset(Dataset[Pair]):
             check_scales(file, join)
             join_features(np.zeros((0, *file.shape.dims), np.float32), join, normalisation)
             file.check()
-            data, rows = file.dataset, rows_of(file.dataset, split)
-            done = file.status[rows] == Status.DONE
-        if not done.all() and failed == "raise":
-            raise StoreError(
-                f"{self.path}: expected a descriptor in each of {len(rows)} rows, found {int((~done).sum())} whose "
-                f"image failed at extraction, the first is {data.ids[rows[~done][0]]!r}; pass failed='drop' to leave "
-                "them out"
-            )
-        self._rows = rows[done]
+            data, ok = file.dataset, file.status == Status.DONE
+        self._rows = rows_with_descriptors(self.path, data, rows_of(data, split), ok, failed)
         labels = data.labels[self._rows]
         self._labels: list[Any] = (
             class_numbers(labels).tolist() if data.task == Task.SINGLE_LABEL else list(torch.from_numpy(labels))

@@ -50,11 +50,6 @@ class DescriptorTable:
     sha256: NDArray[np.uint8] | None = None
     """(N, 32) digest of the image file's bytes, zeros where they were not read; None if no file says it."""
 
-    @property
-    def groups(self) -> tuple[str, ...] | None:
-        """N names of what the images are of, which no split or fold may part; None where nothing is known of it."""
-        return self.dataset.groups
-
     __repr__ = short_repr
 
 
@@ -158,15 +153,7 @@ def load_features(
     check_choice("failed", failed, get_args(Failed))
     with open_aligned(path, join, normalisation, regions) as aligned:
         data = aligned.dataset
-        rows = rows_of(data, split)
-        missing = rows[~aligned.ok[rows]]
-        if len(missing) and failed == "raise":
-            raise StoreError(
-                f"{aligned.files[0].path}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} "
-                f"whose image failed at extraction, the first is {data.ids[missing[0]]!r}; pass failed='drop' to "
-                f"leave them out"
-            )
-        rows = rows[aligned.ok[rows]]
+        rows = rows_with_descriptors(str(aligned.files[0].path), data, rows_of(data, split), aligned.ok, failed)
         labels = data.labels[rows]
         loaded = LoadedFeatures(
             descriptors=aligned.descriptors(rows),
@@ -177,6 +164,19 @@ def load_features(
         loaded.groups = None if data.groups is None else [data.groups[row] for row in rows]
         loaded.columns = {name: [texts[row] for row in rows] for name, texts in data.columns.items()}
         return loaded
+
+
+def rows_with_descriptors(
+    where: str, dataset: DataSet, rows: NDArray[np.int64], ok: NDArray[np.bool_], failed: Failed
+) -> NDArray[np.int64]:
+    """Return those of some rows that are `ok` (N,); StoreError if others are there and are not to be dropped."""
+    missing = rows[~ok[rows]]
+    if len(missing) and failed == "raise":
+        raise StoreError(
+            f"{where}: expected a descriptor in each of {len(rows)} rows, found {len(missing)} whose image failed at "
+            f"extraction, the first is {dataset.ids[missing[0]]!r}; pass failed='drop' to leave them out"
+        )
+    return rows[ok[rows]]
 
 
 def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
