@@ -12,8 +12,9 @@ from vggfeat import similar as search
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError, StoreError, WeightsError
 from vggfeat.forward import rerun
+from vggfeat.forward.rerun import find_net
 from vggfeat.samples import DataSet, Task
-from vggfeat.similar import DescriptorSettings, extract_query, nearest, net_of, query_of_row, row_of_image
+from vggfeat.similar import DescriptorSettings, extract_query, nearest, query_of_row, row_of_image
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.writer import FeatureWriter
@@ -224,12 +225,12 @@ def test_the_page_shows_them_and_escapes_their_names(extracted, tmp_path, capsys
 def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypatch):
     monkeypatch.setenv("VGGFEAT_WEIGHTS", str(tmp_path))
     with FeatureFile(extracted / "x.h5") as file:
-        assert net_of(file, NET).sha256 == file.provenance["weights_sha256"]
+        assert find_net(str(file.path), file.provenance, NET).sha256 == file.provenance["weights_sha256"]
         other = (
             r"^random:A:1:0.03125: expected the weights that .*x\.h5 was made with, random:A:0:0.03125 \(net A\), fo"
         )
         with pytest.raises(WeightsError, match=other) as raised:
-            net_of(file, "random:A:1:0.03125")
+            find_net(str(file.path), file.provenance, "random:A:1:0.03125")
         assert file.provenance["weights_sha256"][:8] not in str(raised.value), "names say more than digits"
     model = load_backbone(NET).model
     save_weights(tmp_path / "other-name.safetensors", model, mean=(1, 2, 3))
@@ -237,12 +238,12 @@ def test_the_net_is_found_by_its_digest_or_refused(extracted, tmp_path, monkeypa
     sha = hashlib.sha256((tmp_path / "other-name.safetensors").read_bytes()).hexdigest()
     with FeatureFile(extracted / "x.h5") as file:
         file.provenance = file.provenance | {"weights": "gone.safetensors", "weights_sha256": sha}
-        assert net_of(file).mean == (1, 2, 3)
+        assert find_net(str(file.path), file.provenance).mean == (1, 2, 3)
         file.provenance = file.provenance | {"weights_sha256": "00" * 32}
         with pytest.raises(WeightsError, match="found no file of these bytes; give them with --weights"):
-            net_of(file)
+            find_net(str(file.path), file.provenance)
         file.provenance = file.provenance | {"weights_sha256": load_backbone("small").sha256, "weights": "small"}
-        assert net_of(file).source == "small"
+        assert find_net(str(file.path), file.provenance).source == "small"
 
 
 @pytest.mark.parametrize("named", ["random:A:0:0.03125", "random:E:0:3", "/dev/zero", "{tmp}/x.safetensors", "../x",
@@ -264,7 +265,7 @@ def test_no_net_that_a_file_names_is_built_or_opened_before_its_bytes_are_known(
     with FeatureFile(extracted / "x.h5") as file:
         file.provenance = file.provenance | {"weights": named.format(tmp=tmp_path)}
         with pytest.raises(WeightsError, match="give them with --weights"):
-            net_of(file)
+            find_net(str(file.path), file.provenance)
     assert [path.name for path in hashed] == ["small.safetensors"], "the net of the package alone was looked at"
 
 

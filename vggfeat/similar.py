@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.forward.rerun import find_net, rerun_net
+from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
@@ -317,25 +317,6 @@ def row_of_image(file: Features, image: Path) -> int | None:
     return int(same[0]) if len(same) else None
 
 
-def net_of(file: Features, weights: str | None = None) -> Backbone:
-    """Load the net that made a feature file.
-
-    Parameters
-    ----------
-    file : Features
-    weights : str, optional
-        As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
-        current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
-        known to be those, and random weights are not built: the feature file may come from anybody.
-
-    Raises
-    ------
-    WeightsError
-        If it is another net, or none is found.
-    """
-    return find_net(str(file.path), file.provenance, weights)
-
-
 def extract_query(
     file: Features, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
 ) -> NDArray[np.float32]:
@@ -346,7 +327,7 @@ def extract_query(
     file : Features
     image : Path
     backbone : Backbone
-        Of `net_of`.
+        The net that made the file, of `vggfeat.forward.rerun.find_net`.
     device : str
     regions : tuple of str, optional
         Regions that will be compared; all of the file by default.

@@ -105,12 +105,13 @@ def _descriptor(
 
     if query in features.dataset.ids or not Path(query).is_file():
         return query_of_row(features, query, settings)
+    from vggfeat.forward.rerun import find_net
     from vggfeat.runtime.devices import default_device
-    from vggfeat.similar import extract_query, net_of, row_of_image
+    from vggfeat.similar import extract_query, row_of_image
 
     row = row_of_image(features, Path(query)) if known else None
     if row is not None:
         return query_of_row(features, features.dataset.ids[row], settings)
-    net = net_of(features, weights)
+    net = find_net(str(features.path), features.provenance, weights)
     made = extract_query(features, Path(query), net, device or default_device(), regions=settings.regions)
     return None, settings.describe(features, made)[0]
