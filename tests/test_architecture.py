@@ -36,7 +36,7 @@ DOORWAYS = {
     "torchvision": {"benchmarks"},
     "huggingface_hub": {"weights.sources", "weights.push"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
-    "PIL": {"images", "synthetic", "results.thumbnails", "results.predictions", "localisation.predict",
+    "PIL": {"images", "synthetic", "results.thumbnails", "results.evidence", "localisation.predict",
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},

@@ -5,7 +5,7 @@ N = rows, K = classes.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,7 +170,7 @@ def audit_table(
         settings=settings,
         copies=copies,
         copies_known=table.sha256 is not None,
-        near=_renumbered(compared.pairs, rows),
+        near=replace(compared.pairs, rows=rows[compared.pairs.rows]),
         suspects=tuple(doubted[: settings.most]),
         contradicted=len(doubted),
         confident=sum(one.confident for one in doubted),
@@ -238,16 +238,6 @@ def _train(
         seed=settings.seed,
         svm=settings.svm,
         progress=progress,
-    )
-
-
-def _renumbered(pairs: Pairs, rows: NDArray[np.int64]) -> Pairs:
-    return Pairs(
-        rows=rows[pairs.rows],
-        cosine=pairs.cosine,
-        across=pairs.across,
-        total=pairs.total,
-        total_across=pairs.total_across,
     )
 
 

@@ -137,7 +137,7 @@ def explain(
     """
     from vggfeat.explain import explain as explain_image
     from vggfeat.protocols.apply import find_model
-    from vggfeat.results.predictions import evidence_json, evidence_text, overlay
+    from vggfeat.results.evidence import evidence_json, evidence_text, overlay
     from vggfeat.results.record import write_file
     from vggfeat.runtime.devices import default_device
     from vggfeat.runtime.targets import check_target

@@ -55,7 +55,7 @@ def report(
     """
     from vggfeat.cli.progress import Progress
     from vggfeat.metrics.bootstrap import BootstrapSettings
-    from vggfeat.results.mistakes import ExplainSettings
+    from vggfeat.results.evidence import ExplainSettings
     from vggfeat.results.page import PageSettings, check_page_place, make_page, page_json, write_page
     from vggfeat.runtime.devices import ready_device
 

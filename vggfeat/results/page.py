@@ -17,7 +17,7 @@ from typing import Any
 from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
-from vggfeat.results.mistakes import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
+from vggfeat.results.evidence import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
 from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
 from vggfeat.results.record import unsolved
 from vggfeat.results.run_parts import other_part, side_by_side, summary, training_part
@@ -122,16 +122,15 @@ def _environment() -> Any:
         "unsolved": unsolved,
     }
     environment.filters |= filters
-    environment.tests |= {"listing": lambda value: isinstance(value, list | tuple), "facts": _is_mapping}
+    environment.tests |= {
+        "listing": lambda value: isinstance(value, list | tuple),
+        "facts": lambda value: isinstance(value, Mapping),
+    }
     return environment
 
 
 def _read(name: str) -> str:
     return _FILES.joinpath(name).read_text(encoding="utf-8")
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 @dataclass(frozen=True, kw_only=True)

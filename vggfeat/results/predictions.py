@@ -1,12 +1,11 @@
-"""What a saved model says of new images, as tables, CSV, JSON and an npz file; and where in one a score comes from.
+"""What a saved model says of new images, as tables, CSV, JSON and an npz file.
 
-N = images, K = classes, H, W = sides of an image.
+N = images, K = classes.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +15,6 @@ from vggfeat.protocols.apply import Predictions
 from vggfeat.results.record import json_bytes, npz_bytes, write_run
 from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
 from vggfeat.samples import Task
-
-if TYPE_CHECKING:
-    from vggfeat.explain import Evidence
-
-FOR, AGAINST = (230, 85, 0), (0, 92, 230)
-"""Colours, told apart by people who do not see all colours."""
-STRONGEST = 0.75
-"""Share of the colour where the evidence is strongest."""
-LEAST_SIDE = 256
-"""Pixels of the longer side of a drawing: of smaller images each pixel is drawn as a square of some."""
 
 
 def write_predictions(
@@ -224,60 +213,3 @@ def _ranked(predictions: Predictions, k: int) -> NDArray[np.int64]:
 
 def _reason(predictions: Predictions, row: int) -> str:
     return predictions.reasons.get(predictions.dataset.ids[row], "")
-
-
-def evidence_json(evidence: "Evidence", image: str, model: str) -> dict[str, Any]:
-    """Return the score and its parts, ready for JSON; `image` and `model` are what was given."""
-    return {
-        "format": "vggfeat-evidence",
-        "version": 1,
-        "image": image,
-        "model": model,
-        "class": evidence.classes[evidence.number],
-        "score": float(evidence.scores[evidence.number]),
-        "intercept": evidence.bias,
-        "sum": evidence.total,
-        "scales": [
-            {
-                "net": scale.net,
-                "scale": scale.scale,
-                "sum": float(sum(part.sum() for part in scale.maps)),
-                "classes": dict(zip(evidence.classes, scale.sums.tolist(), strict=True)),
-            }
-            for scale in evidence.scales
-        ],
-        "scores": dict(zip(evidence.classes, evidence.scores.tolist(), strict=True)),
-    }
-
-
-def evidence_text(content: dict[str, Any], top: int = 5) -> str:
-    """Return the class, the parts of its score, and the highest other scores as a text."""
-    others = sorted(content["scores"].items(), key=lambda one: -one[1])
-    rows = [[f"sum at Q = {one['scale']}", one["net"], f"{one['sum']:+.4f}"] for one in content["scales"]]
-    rows += [["intercept", "", f"{content['intercept']:+.4f}"], ["score", "", f"{content['sum']:+.4f}"]]
-    ranked = [[name, f"{score:+.4f}"] for name, score in others[:top]]
-    return "\n".join([*align([["class", content["class"]]], left=2), *align(rows, left=2), "", "highest scores:",
-                      *align(ranked, left=1)])  # fmt: skip
-
-
-def overlay(evidence: "Evidence") -> bytes:
-    """Return `overlay_pixels` as a PNG, small ones enlarged."""
-    from PIL import Image
-
-    pixels, file = overlay_pixels(evidence), io.BytesIO()
-    times = -(-LEAST_SIDE // max(pixels.shape))
-    Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(file, "PNG")
-    return file.getvalue()
-
-
-def overlay_pixels(evidence: "Evidence") -> NDArray[np.uint8]:
-    """Return the image (H, W, 3): grey, orange where it speaks for the class, blue where against it."""
-    heat = evidence.heat
-    strength = np.abs(heat) / max(float(np.abs(heat).max()), np.finfo(float).tiny) * STRONGEST  # (H, W)
-    colour = np.where((heat > 0)[..., None], np.array(FOR), np.array(AGAINST))
-    grey = _grey(evidence.image)[..., None]
-    return np.rint(grey * (1 - strength[..., None]) + colour * strength[..., None]).astype(np.uint8)
-
-
-def _grey(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return image @ np.array([0.299, 0.587, 0.114])

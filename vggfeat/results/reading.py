@@ -205,9 +205,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> AnyRun:
     files = RunFiles(folder)
     with _reading(folder):
-        if files.sums or _is_there(folder / "results.json"):
+        if files.sums or os.path.lexists(folder / "results.json"):
             return _run_with_results(files, name)
-        if _is_there(folder / "log.jsonl"):
+        if os.path.lexists(folder / "log.jsonl"):
             return _training_run(files, name)
     raise StoreError(
         f"{folder}: expected the folder of a run, with results.json or log.jsonl in it, found neither; give the "
@@ -229,13 +229,9 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
-
-
 def _run_with_results(files: RunFiles, name: str) -> SvmRun | OtherRun:
     path = files.folder / "results.json"
-    if not _is_there(path):
+    if not os.path.lexists(path):
         raise files.refused("results.json", "none")
     results = parse_object(path, files.read("results.json", MOST_JSON))
     run: SvmRun | OtherRun
@@ -250,13 +246,13 @@ def _run_with_results(files: RunFiles, name: str) -> SvmRun | OtherRun:
 
 def _text(files: RunFiles, name: str) -> str:
     """Read a text; empty if there is none. No link is followed, as the page shows it."""
-    if not _is_there(files.folder / name):
+    if not os.path.lexists(files.folder / name):
         return ""
     return files.read(name, MOST_TEXT).decode("utf-8", "replace")
 
 
 def _tests(files: RunFiles, results: Mapping[str, Any]) -> tuple[Scores, ...]:
-    if not _is_there(files.folder / "scores.npz"):
+    if not os.path.lexists(files.folder / "scores.npz"):
         return ()
     content, classes = files.read("scores.npz", MOST_SCORES), len(results["classes"])
     wanted: dict[str, Wanted] = {}
@@ -298,7 +294,7 @@ def _scores(found: Mapping[str, NDArray[Any]], number: int) -> Scores:
 
 def _training_run(files: RunFiles, name: str) -> TrainingRun:
     settings: Mapping[str, Any] = {}
-    if _is_there(files.folder / "run.json"):
+    if os.path.lexists(files.folder / "run.json"):
         settings = parse_settings(files.folder / "run.json", files.read("run.json", MOST_JSON))
     lines = tuple(line for line in _lines(files, "log.jsonl") if type(line.get("step")) is int)
     _check_run(files.folder / "log.jsonl", settings, lines)
