@@ -11,12 +11,13 @@ import pytest
 
 import vggfeat
 from feature_files import CLASSES, FEATURES, IDS, LABELS, SPLITS, data_set, write_file
-from vggfeat import table as fusion
+from vggfeat import descriptor_stream as fusion
+from vggfeat.descriptor_stream import match_rows
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import Task
 from vggfeat.store.export import Table
 from vggfeat.store.reader import FeatureFile
-from vggfeat.table import DescriptorTable, class_numbers, match_rows, read_descriptors, rows_of, to_table
+from vggfeat.table import DescriptorTable, class_numbers, read_descriptors, rows_of, to_table
 
 
 def shuffled(order=(2, 0, 3, 1)):

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import Paths, match_rows
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.metrics import GUESSES, confusion, top_k_error
 from vggfeat.store.layout import POSTERIORS, Status
 from vggfeat.store.reader import FeatureFile
-from vggfeat.table import Paths, class_numbers, match_rows
+from vggfeat.table import class_numbers
 
 BLOCK_BYTES = 1 << 25
 """Posteriors of a file that are in memory at a time."""
