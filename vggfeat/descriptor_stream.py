@@ -25,11 +25,12 @@ from vggfeat.short_repr import short_repr
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
 from vggfeat.store.sharded import check_scales, open_features
-from vggfeat.svm import LinearModel, arrays
+from vggfeat.svm import arrays
 from vggfeat.svm.blocks import Blocks, check_same, equal_blocks, scores_of
 
 if TYPE_CHECKING:
     from vggfeat.runtime.distributed import World
+    from vggfeat.svm import LinearModel
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file or several."""
@@ -106,7 +107,7 @@ def _check_same(world: "World", about: Mapping[str, Any]) -> None:
     check_same(world, digest.hexdigest(), "features: expected the same")
 
 
-def score(samples: Described, rows: NDArray[np.int64], model: LinearModel, jobs: int = 1) -> NDArray[np.float64]:
+def score(samples: Described, rows: NDArray[np.int64], model: "LinearModel", jobs: int = 1) -> NDArray[np.float64]:
     """Score ascending rows (m,) with a model: (m, K) float64, -inf where there is no descriptor.
 
     `jobs` threads go through a stream, -1 = one a core; they never change results.

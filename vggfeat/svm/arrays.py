@@ -1,5 +1,7 @@
 """NumPy or PyTorch: what a solver needs of them beyond what they have in common, and products with rows of a table.
 
+SciPy is loaded when something is solved: who only reads descriptors does not wait for it.
+
 N = rows of the table, n = rows that are meant, D = length of a descriptor, P = problems.
 """
 
@@ -14,8 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from vggfeat.errors import ConfigError
 
@@ -141,6 +141,8 @@ class NumpyArrays:
 
     def solve_positive(self, matrix: Array, right: Array) -> Array | None:
         """Solve a positive definite system (k, k) of one right side (k,); None if by its numbers it isn't one."""
+        from scipy.linalg import solve_triangular
+
         try:
             factor = np.linalg.cholesky(matrix)
         except np.linalg.LinAlgError:
@@ -152,6 +154,8 @@ class NumpyArrays:
 @cache
 def _blas() -> Any:
     """Return the handle on the threads of the BLAS of NumPy and SciPy; finding them takes milliseconds."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
     return ThreadpoolController().select(user_api="blas")
 
 
