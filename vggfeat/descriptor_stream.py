@@ -228,7 +228,7 @@ def open_aligned(
             orders.append(match_rows(first.dataset, file.dataset, str(first.path), str(file.path)))
             ok = ok & (file.status[orders[-1]] == Status.DONE)
             _check_images(first, file, orders[-1], ok)
-        numbers = [_region_numbers(file, regions) for file in files]
+        numbers = [region_numbers(file, regions) for file in files]
         yield Aligned(files=files, orders=orders, ok=ok, regions=numbers, join=join, normalisation=normalisation)
 
 
@@ -283,7 +283,8 @@ def _check_images(first: Features, other: Features, order: NDArray[np.int64], ok
         )
 
 
-def _region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
+def region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
+    """Return the numbers of the regions to stack, all by default; ConfigError if one is not in the file, or twice."""
     wanted = file.regions if regions is None else tuple(regions)
     unknown = [name for name in wanted if name not in file.regions]
     if unknown or not wanted or len(set(wanted)) != len(wanted):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptor_stream import region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.forward.rerun import rerun_net
@@ -55,14 +56,11 @@ class DescriptorSettings:
         Raises
         ------
         ConfigError
-            If a region is not in the file.
+            If a region is not in the file, or named twice.
         """
         check_scales(file, self.join)
-        wanted = file.regions if self.regions is None else self.regions
-        unknown = [name for name in wanted if name not in file.regions]
-        if unknown or not wanted:
-            raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
-        chosen = features if wanted == file.regions else features[:, :, [file.regions.index(name) for name in wanted]]
+        numbers = region_numbers(file, self.regions)
+        chosen = features if numbers == list(range(len(file.regions))) else features[:, :, numbers]
         return join_features(chosen, self.join, self.normalisation)
 
 
