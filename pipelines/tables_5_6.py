@@ -23,7 +23,7 @@ from ilsvrc import (
     save_posteriors,
 )
 from steps import Options
-from vggfeat.cli.options import make_folder
+from vggfeat.cli.output import make_folder
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
 

@@ -20,7 +20,7 @@ from vggfeat.runtime.checksums import sealed_line, unsealed_line
 from vggfeat.weights import save_weights
 
 CLASSES = tuple("abcdefg")
-OPTIONS = importlib.import_module("vggfeat.cli.options")
+OUTPUT = importlib.import_module("vggfeat.cli.output")
 MIDDLE = (57, 57, 168, 168)
 """What a window of 224 says whose numbers are 0, 0, 0.5, 0.5, in inclusive pixels."""
 CORNER = (1, 1, 112, 112)
@@ -151,8 +151,8 @@ def test_an_evaluation_is_repeated_by_its_results(files, tmp_path, protocol):
 
 
 def test_a_terminal_gets_the_worst_classes_and_the_file_all(files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(OPTIONS, "LONGEST_TABLE", 2)
-    monkeypatch.setattr(OPTIONS, "terminal_width", lambda: 60)
+    monkeypatch.setattr(OUTPUT, "LONGEST_TABLE", 2)
+    monkeypatch.setattr(OUTPUT, "terminal_width", lambda: 60)
     assert dense(files, tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     # a and b are never guessed.

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from vggfeat.cli import group, run
-from vggfeat.cli import options as cli_types
+from vggfeat.cli import group, output, run
 from vggfeat.results.text import SHORTEST, align, failures_by_reason, shortened
 
 ROWS = [["class", "AP %"], ["a name that is far too long", "12.5"], ["猫猫猫猫猫猫猫猫", "7.0"]]
@@ -45,7 +44,7 @@ def test_on_a_terminal_no_line_is_longer_than_it_and_in_a_pipe_nothing_is_cut(mo
     assert "\x1b" not in whole
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
-    assert cli_types.terminal_width() == 60
+    assert output.terminal_width() == 60
     assert run(["data", "list"]) == 0
     cut = capsys.readouterr().out
     assert max(map(len, cut.splitlines())) == 60

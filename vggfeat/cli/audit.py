@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.descriptors import GivenFile
-from vggfeat.cli.options import PATH, WorkerOptions, make_folder, option, terminal_width, with_options
-from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.options import PATH, QUIET, WorkerOptions, json_option, option, with_options
+from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class AuditOptions:
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are, for the page or with --descriptors: as for `extract`.")  # fmt: skip
 @with_options(WorkerOptions, "workers")
-@click.option("--json", "as_json", is_flag=True, help="Print all lists as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print all lists as JSON.")
+@QUIET
 def audit(
     files: tuple[Path, ...],
     chosen: AuditOptions,
@@ -86,7 +86,7 @@ def audit(
     if images is not None and out is None and given.file is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
-        check_page_place(out, [*inputs, *([images] if images else [])])
+        check_page_place(out, [*inputs, *filter(None, (images,))])
         make_folder(out.parent)
     table = given.read(inputs, images)
     with Progress("audit", "steps", quiet=quiet) as bar:
@@ -133,7 +133,7 @@ class ProjectionOptions:
 @with_options(ProjectionOptions, "projection")
 @with_options(GivenFile, "given")
 @with_options(WorkerOptions, "workers")
-@click.option("--json", "as_json", is_flag=True, help="Print places and clusters as JSON.")
+@json_option("Print places and clusters as JSON.")
 def map_(
     files: tuple[Path, ...],
     out: Path,
@@ -158,7 +158,7 @@ def map_(
     from vggfeat.results.page import check_page_place, write_page
 
     inputs = given.inputs(files)
-    check_page_place(out, [*inputs, *([images] if images else []), *([results] if results else [])])
+    check_page_place(out, [*inputs, *filter(None, (images, results))])
     make_folder(out.parent)
     predicted = None if results is None else predictions_of(results)
     content = map_json(given.read(inputs, images), str(inputs[0]), projection.settings(), predicted)

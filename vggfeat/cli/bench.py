@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, claim_folder, option, with_options
-from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, json_option, option, with_options
+from vggfeat.cli.output import claim_folder, say, say_json, say_lines
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: G
               help="Images of a shard.")  # fmt: skip
 @click.option("--channels", type=click.IntRange(1), default=4096, show_default=True, help="Values of an image.")
 @click.option("--scratch", type=PATH, help="Where the run is for a while, 20 bytes an image. [the system's place]")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def bench_scale(images: int, shard_rows: int, channels: int, scratch: Path | None, as_json: bool) -> None:
     """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.
 

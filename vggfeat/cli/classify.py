@@ -10,21 +10,23 @@ import click
 
 from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
+    DEVICE,
     LAYOUT,
     PATH,
+    QUIET,
     SPREADSHEET_SAFE,
     DecodingOptions,
     ForwardOptions,
     JobOptions,
     Numbers,
-    claim_folder,
+    json_option,
     load_net,
     net_files,
     option,
     refuse_options,
-    show_results,
     with_options,
 )
+from vggfeat.cli.output import claim_folder, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 
@@ -89,13 +91,13 @@ class PosteriorOptions:
 @click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
               help="Folder for posteriors and results.")  # fmt: skip
 @with_options(ForwardOptions, "forward")
-@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@DEVICE
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @SPREADSHEET_SAFE
 @CLASSIFY.option()
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print the results as JSON instead of the table.")
+@QUIET
 @click.pass_context
 def classify(
     context: click.Context,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import LAYOUT, PATH, Parsed, Words, option, terminal_width, with_options
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.options import LAYOUT, PATH, QUIET, Parsed, Words, json_option, option, with_options
+from vggfeat.cli.output import say, say_json, terminal_width
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def data() -> None:
 
 
 @data.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def list_(as_json: bool) -> None:
     """List the data sets that can be read, with the paper's settings for each.
 
@@ -127,7 +127,7 @@ def list_(as_json: bool) -> None:
 @LAYOUT
 @with_options(ListOptions, "listing")
 @click.option("--all", "everything", is_flag=True, help="List the numbers that agree as well.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def check(
     name: str,
     root: Path | None,
@@ -170,7 +170,7 @@ def check(
 @with_options(ListOptions, "listing")
 @click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def splits(
     name: str,
     root: Path | None,
@@ -206,8 +206,8 @@ def splits(
               help="Counts and sides of the images.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other images.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option()
+@QUIET
 def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool, quiet: bool) -> None:
     """Render a small, learnable imitation of a data set in its official layout.
 
@@ -239,8 +239,8 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
 @click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True, help="Of the JPEGs written.")
 @click.option("--shard-images", type=click.IntRange(1), default=2048, show_default=True, help="Images in a file.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option()
+@QUIET
 def pack(
     root: Path,
     layout: "Layout | None",

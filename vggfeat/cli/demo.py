@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH, Numbers, load_net, make_folder
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.options import PATH, QUIET, Numbers, json_option, load_net
+from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
 
@@ -28,8 +28,8 @@ NET = "small"
 @click.option("--scales", type=Numbers(int), default=(224, 256), show_default="224,256",
               help="Q, smallest image sides in pixels.")  # fmt: skip
 @click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and the rest to standard error.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print the figures as JSON, and the rest to standard error.")
+@QUIET
 def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: bool, quiet: bool) -> int:
     """Render a small imitation of VOC-2007, extract features, train and test the SVMs, make a page: no downloads.
 
@@ -122,7 +122,7 @@ _PLACES = (_PACKAGE / "_pipelines", _PACKAGE.parent / "pipelines")
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("words", metavar="[NAME [OPTIONS]]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--json", "as_json", is_flag=True, help="Print the list of rows as JSON.")
+@json_option("Print the list of rows as JSON.")
 def reproduce(words: tuple[str, ...], as_json: bool) -> int:
     """Reproduce a row of Tables 3 to 6, 11 and 12 of the VGG paper, and compare the numbers.
 

@@ -11,18 +11,20 @@ from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all, stem
 from vggfeat.cli.options import (
+    DEVICE,
     LAYOUT,
+    NET,
     PATH,
-    TRY_AGAIN,
+    QUIET,
     DecodingOptions,
     JobOptions,
     LimitOptions,
-    make_folder,
+    json_option,
     net_files,
     refuse_options,
     with_options,
 )
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.output import TRY_AGAIN, make_folder, say, say_json
 from vggfeat.cli.plan import PlanRunOptions
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
@@ -43,11 +45,11 @@ OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in
 @click.option("--root", "place", help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]")
 @LAYOUT
 @with_options(ListOptions, "listing")
-@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+@click.option("--weights", metavar=NET,
               help="The net. [the one in weights/; of a plan: that of its SHA-256]")  # fmt: skip
 @click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
 @with_options(FeatureOptions, "features")
-@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@DEVICE
 @with_options(DecodingOptions, "decoding")
 @with_options(JobOptions, "job")
 @click.option(
@@ -56,8 +58,8 @@ OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in
 @with_options(PlanRunOptions, "planned")
 @with_options(StoreOptions, "stores")
 @EXTRACT.option()
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print the summary as JSON.")
+@QUIET
 def extract(
     name: str | None,
     place: str | None,

@@ -1,25 +1,28 @@
 """`vggfeat inspect` and `vggfeat export`: show a feature file, write its descriptors for other programs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from vggfeat.cli.descriptors import DescriptorOptions
 from vggfeat.cli.extraction import named_after
-from vggfeat.cli.options import PATH, SPREADSHEET_SAFE, make_folder, with_options
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.options import OVERWRITE, PATH, SPREADSHEET_SAFE, json_option, with_options
+from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.errors import ConfigError
 from vggfeat.store import KINDS
 
 LONGEST = 300
 """Characters of a value that `inspect` prints."""
+SHOWN_MISSING = 5
+"""Shards that it names."""
 
 
 @click.command()
 @click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
 @click.option("--failed", is_flag=True, help="List every image that failed, with its reason.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option("Print everything as JSON.")
 def inspect(file: Path, failed: bool, as_json: bool) -> int:
     """Show what a feature file holds, how it was made, and whether every byte of it is sound.
 
@@ -36,14 +39,12 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
     from vggfeat.store.sharded import is_run
 
     if is_run(file):
-        from vggfeat.cli.plan import show_run
-
-        return show_run(str(file), failed, as_json)
+        return _show_run(str(file), failed, as_json)
 
     report = validate(file)
     with FeatureFile(file) as features:
         dataset, provenance = features.dataset, features.provenance
-        failures = [(name, why) for name, why in zip(dataset.ids, features.reasons, strict=True) if why]
+        failures = _failed(dataset.ids, features.reasons)
     facts = {
         "file": str(file),
         "dataset": report.dataset,
@@ -71,12 +72,75 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
                 say(f"{name:11} {_plain(value)}")
         for name, value in sorted(provenance.items()):
             say(f"  {name:22} {_short(_plain(value))}")
-        for name, why in failures if failed else []:
-            say(f"failed: {name}: {why}")
-        for problem in report.problems:
-            say(f"problem: {problem}")
+        _say_trouble(failures if failed else (), report.problems)
         say("sound: every checksum fits" if not report.problems else "NOT SOUND: make it again")
     return 6 if report.problems else 0
+
+
+def _show_run(run: str, failed: bool, as_json: bool) -> int:
+    """Show what there is of a run, finished or not; return the exit code."""
+    from vggfeat.runtime.storage import open_storage
+    from vggfeat.store.plan import read_plan, shard_path
+    from vggfeat.store.sharded import examine
+
+    plan = read_plan(open_storage(run))
+    failures: list[tuple[str, str]] = []
+
+    def keep(ids: Sequence[str], reasons: Sequence[str]) -> None:
+        if failed or as_json:
+            failures.extend(_failed(ids, reasons))
+
+    found = examine(plan, lambda shard: keep(shard.ids, shard.block.reasons))
+    facts = {
+        "run": plan.where,
+        "dataset": plan.name,
+        "task": str(plan.task),
+        "rows": plan.rows,
+        "done": found.done,
+        "failed": found.failed,
+        "reasons": found.reasons,
+        "shards": plan.shards,
+        "finished": found.shards,
+        "missing": len(found.missing),
+        "scales": list(plan.shape.scales),
+        "regions": list(plan.shape.regions),
+        "channels": plan.shape.channels,
+        "store": plan.settings.store,
+        "dtype": plan.settings.dtype,
+        "classes": len(plan.classes),
+        "splits": plan.splits,
+        "machines": found.machines,
+        "root": found.root,
+    }
+    if as_json:
+        more = {"missing_shards": [shard_path(shard) for shard in found.missing], "failures": dict(failures)}
+        say_json(facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more)
+        return 6 if found.problems else 0
+    for name, value in facts.items():
+        say(f"{name:11} {'-' if value is None else value}")
+    for shard in found.missing[:SHOWN_MISSING]:
+        say(f"missing: {shard_path(shard)}")
+    if len(found.missing) > SHOWN_MISSING:
+        say(f"missing: {len(found.missing) - SHOWN_MISSING} more; --json has all")
+    _say_trouble(failures, found.problems)
+    if found.problems:
+        say("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
+    elif found.missing:
+        say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
+    else:
+        say("sound: every checksum fits")
+    return 6 if found.problems else 0
+
+
+def _failed(ids: Sequence[str], reasons: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, why) for name, why in zip(ids, reasons, strict=True) if why]
+
+
+def _say_trouble(failures: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
+    for name, why in failures:
+        say(f"failed: {name}: {why}")
+    for problem in problems:
+        say(f"problem: {problem}")
 
 
 @click.command()
@@ -85,9 +149,9 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 @click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
 @with_options(DescriptorOptions, "descriptors")
 @click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@OVERWRITE
 @SPREADSHEET_SAFE
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@json_option("Print what was written as JSON.")
 def export(
     files: tuple[Path, ...],
     kind: str,

@@ -9,20 +9,21 @@ import click
 
 from vggfeat.cli.config import LOCALISE
 from vggfeat.cli.options import (
+    ALLOW_FAILED,
     LAYOUT,
     PATH,
+    QUIET,
     SPREADSHEET_SAFE,
     DecodingOptions,
     JobOptions,
     Numbers,
-    claim_folder,
+    json_option,
     load_net,
     net_files,
     option,
-    show_results,
     with_options,
 )
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.output import claim_folder, say, say_json, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError
@@ -134,8 +135,8 @@ localise.add_command(localise_train)
 @with_options(GroupOptions, "job")
 @SPREADSHEET_SAFE
 @LOCALISE.option()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print JSON instead of text.")
+@QUIET
 def evaluate(
     root: Path,
     layout: "Layout | None",
@@ -236,11 +237,10 @@ def evaluate(
 @click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for an image.")
 @with_options(BoxOptions, "boxes")
 @with_options(DecodingOptions, "decoding")
-@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
-              help="Failed images for exit code 0.")  # fmt: skip
+@ALLOW_FAILED
 @SPREADSHEET_SAFE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print JSON instead of text.")
+@QUIET
 def predict(
     images: tuple[Path, ...],
     classifier: str,
@@ -301,7 +301,7 @@ def predict(
 @click.argument("submission", type=PATH)
 @click.option("--images", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
 @click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Labels are from 1 to this.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     """Check a submission file against the official format.
 

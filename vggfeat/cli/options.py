@@ -1,37 +1,40 @@
 """What commands have in common: kinds of values, and groups of options that arrive as one object."""
 
 import contextlib
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from vggfeat.cli.signals import is_main
-from vggfeat.errors import ConfigError, StoreError, VggfeatError
+from vggfeat.errors import ConfigError, VggfeatError
 
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
     from vggfeat.images.decode import DecodeSettings
     from vggfeat.nets.backbone import Backbone
-    from vggfeat.results.record import Record
     from vggfeat.weights.importing import Preprocessing
 
-LONGEST_TABLE = 40
-"""Classes of ILSVRC that are printed."""
-TRY_AGAIN = "failed: to try them again, give the same command with --retry-failed"
 PATH = click.Path(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
 LAYOUT = click.option("--layout", type=click.Choice(["splits", "classes"]),
                       help="What the folders at the top of your own images are, where it can't be told.")  # fmt: skip
 """For all commands that read class folders."""
+NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
+"""What the help calls the value of --weights."""
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+ALLOW_FAILED = click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
+                            help="Failed images for exit code 0.")  # fmt: skip
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress.")
+
+
+def json_option(help: str = "Print as JSON.") -> Callable[[Any], Any]:  # noqa: A002  as click calls it
+    """Return the option of all commands whose result a program may read."""
+    return click.option("--json", "as_json", is_flag=True, help=help)
 
 
 class Parsed(click.ParamType):
@@ -266,11 +269,6 @@ def print_notes(backbone: "Backbone") -> None:
         say_note(note)
 
 
-def terminal_width() -> int | None:
-    """Return the columns of the terminal that is written to; None where the output goes to a file or a program."""
-    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
-
-
 def refuse_options(context: click.Context, names: Collection[str], why: str) -> None:
     """Refuse options that decide nothing here: to ignore them would be to say yes and do something else.
 
@@ -284,22 +282,6 @@ def refuse_options(context: click.Context, names: Collection[str], why: str) -> 
             raise ConfigError(f"{param.opts[0]}: {why}; leave it out")
 
 
-def show_results(
-    record: "Record", out: Path, written: Sequence[Path], *, failed: bool, as_json: bool, runs: Sequence[str] = ()
-) -> None:
-    """Print what was found on ILSVRC, a line for each of its `runs`, how to try failed images again, and the files."""
-    from vggfeat.cli.output import say, say_json, say_lines
-
-    if as_json:
-        say_json(record.content)
-        return
-    say_lines(record.text(most=LONGEST_TABLE, width=terminal_width()))
-    for line in (*runs, *([TRY_AGAIN] if failed else [])):
-        say(line)
-    say(f"{out}: {', '.join(path.name for path in written)}")
-    say(f"as a page: vggfeat report {shlex.quote(str(out))}")
-
-
 def net_files(*specs: str | None) -> list[Path]:
     """Return the files of nets that are given by file or name; of others there are none."""
     from vggfeat.weights.sources import find_file
@@ -309,69 +291,3 @@ def net_files(*specs: str | None) -> list[Path]:
         with contextlib.suppress(VggfeatError):  # Whoever loads it says what is wrong.
             found.append(find_file(spec, download=False))
     return found
-
-
-def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterable[str | Path] = (),
-                 overwrite: bool | None = None) -> None:  # fmt: skip
-    """Check before any work that a command may write its files into a folder, make it, and note that it is at work.
-
-    Parameters
-    ----------
-    folder : Path
-    names : sequence of str
-        Patterns of the names of what it writes.
-    kinds : str
-        What the "format" of its JSON files begins with: by them a folder of an earlier run is known.
-    inputs : iterable of str or Path
-        What it reads.
-    overwrite : bool, optional
-        Whether files of others may be replaced; None where the command has no such option.
-
-    Raises
-    ------
-    ConfigError
-        If an input would be replaced.
-    StoreError
-        If a file of another would be, or the folder can't be made.
-    """
-    from vggfeat.runtime.targets import check_folder, claim, unclaim
-
-    check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
-    make_folder(folder)
-    if not is_main():
-        return
-    try:
-        claim(folder, kinds)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: can't be written to: {error.strerror or error}; mend it, or choose another"
-        ) from None
-    context = click.get_current_context(silent=True)
-    if context is not None:
-        context.call_on_close(partial(unclaim, folder, names, kinds))
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a result, before the work whose result it is; an empty one is removed at the end.
-
-    Raises
-    ------
-    StoreError
-        If that can't be.
-    """
-    context = click.get_current_context(silent=True)
-    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-    if context is not None and missing:
-        context.call_on_close(partial(_remove_empty, missing))
-    from vggfeat.runtime.durable import DISK, make_folders
-
-    try:
-        make_folders(DISK, folder)
-    except OSError as error:
-        raise StoreError(f"{folder}: expected a folder to write into, found: {error.strerror or error}") from None
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()

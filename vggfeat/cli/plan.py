@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.engine import EngineOptions
-from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all
+from vggfeat.cli.extraction import EngineOptions, FeatureOptions, StoreOptions, load_noted_net, note_all
 from vggfeat.cli.options import (
     LAYOUT,
+    NET,
     PATH,
+    QUIET,
     DecodingOptions,
     LimitOptions,
     Parsed,
-    make_folder,
+    json_option,
     net_files,
     option,
     refuse_options,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_note
+from vggfeat.cli.output import make_folder, say, say_json, say_note
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from vggfeat.engines.engine import ShardTask
     from vggfeat.listing import Listing
     from vggfeat.store.plan import Plan
-
-SHOWN_MISSING = 5
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -162,7 +161,7 @@ def _agreement(precision: Any) -> str:
 )
 @LAYOUT
 @with_options(ListOptions, "listing")
-@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH", help="The net. [the one in weights/]")
+@click.option("--weights", metavar=NET, help="The net. [the one in weights/]")
 @click.option("--out", metavar="RUN", help="A folder that is new or empty.")
 @click.option("--extend", metavar="RUN", help="Plan what is new in the data set of this run, behind what it has.")
 @click.option(
@@ -177,8 +176,8 @@ def _agreement(precision: Any) -> str:
               help="What will compute the shards, cpu or cuda, which decides --batch-pixels.")  # fmt: skip
 @with_options(LimitOptions, "limits")
 @with_options(StoreOptions, "stores")
-@click.option("--json", "as_json", is_flag=True, help="Print what was planned as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print what was planned as JSON.")
+@QUIET
 def plan(
     name: str | None,
     root: str | None,
@@ -294,8 +293,8 @@ def _net_option(plan: "Plan", given: str | None) -> str:
 @click.argument("run")
 @click.option("--out", type=PATH, required=True, help="The feature file.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is damaged or of other settings.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print what was written as JSON.")
+@QUIET
 def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """Make one feature file of a finished run, for sets of up to some millions of images.
 
@@ -321,60 +320,3 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
         say_json(facts)
         return
     say(f"{out}: {facts['images']} images of the set {facts['root']}")
-
-
-def show_run(run: str, failed: bool, as_json: bool) -> int:
-    """Show what there is of a run, finished or not; returns the exit code of `vggfeat inspect`."""
-    from vggfeat.runtime.storage import open_storage
-    from vggfeat.store.plan import read_plan, shard_path
-    from vggfeat.store.sharded import examine
-
-    plan = read_plan(open_storage(run))
-    failures: list[tuple[str, str]] = []
-    found = examine(plan, lambda shard: failures.extend(_failures(shard)) if failed or as_json else None)
-    facts = {
-        "run": plan.where,
-        "dataset": plan.name,
-        "task": str(plan.task),
-        "rows": plan.rows,
-        "done": found.done,
-        "failed": found.failed,
-        "reasons": found.reasons,
-        "shards": plan.shards,
-        "finished": found.shards,
-        "missing": len(found.missing),
-        "scales": list(plan.shape.scales),
-        "regions": list(plan.shape.regions),
-        "channels": plan.shape.channels,
-        "store": plan.settings.store,
-        "dtype": plan.settings.dtype,
-        "classes": len(plan.classes),
-        "splits": plan.splits,
-        "machines": found.machines,
-        "root": found.root,
-    }
-    if as_json:
-        more = {"missing_shards": [shard_path(shard) for shard in found.missing], "failures": dict(failures)}
-        say_json(facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more)
-        return 6 if found.problems else 0
-    for name, value in facts.items():
-        say(f"{name:11} {'-' if value is None else value}")
-    for shard in found.missing[:SHOWN_MISSING]:
-        say(f"missing: {shard_path(shard)}")
-    if len(found.missing) > SHOWN_MISSING:
-        say(f"missing: {len(found.missing) - SHOWN_MISSING} more; --json has all")
-    for name, why in failures:
-        say(f"failed: {name}: {why}")
-    for problem in found.problems:
-        say(f"problem: {problem}")
-    if found.problems:
-        say("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
-    elif found.missing:
-        say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
-    else:
-        say("sound: every checksum fits")
-    return 6 if found.problems else 0
-
-
-def _failures(shard: Any) -> list[tuple[str, str]]:
-    return [(name, why) for name, why in zip(shard.ids, shard.block.reasons, strict=True) if why]

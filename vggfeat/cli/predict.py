@@ -5,16 +5,20 @@ from pathlib import Path
 import click
 
 from vggfeat.cli.options import (
+    ALLOW_FAILED,
+    DEVICE,
+    NET,
+    OVERWRITE,
     PATH,
+    QUIET,
     SPREADSHEET_SAFE,
     WorkerOptions,
-    make_folder,
+    json_option,
     net_files,
     print_notes,
-    terminal_width,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError
 
@@ -23,19 +27,18 @@ from vggfeat.errors import ConfigError
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--model", required=True, type=PATH, metavar="RUN|MODEL",
               help="Folder of `vggfeat svm --fit-all`, or a model in such a folder.")  # fmt: skip
-@click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+@click.option("--weights", multiple=True, metavar=NET,
               help="The net of the model's features; several where they were fused. [by SHA-256]")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes of an image that are named.")
 @with_options(ProbabilityOptions, "probability")
-@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@DEVICE
 @with_options(WorkerOptions, "working")
-@click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
-              help="Failed images for exit code 0.")  # fmt: skip
+@ALLOW_FAILED
 @click.option("--out", type=PATH, metavar="FILE.csv", help="Write all scores as CSV.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@OVERWRITE
 @SPREADSHEET_SAFE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print JSON instead of a table.")
+@QUIET
 def predict(
     images: tuple[Path, ...],
     model: Path,
@@ -109,12 +112,12 @@ def predict(
 @click.option("--model", type=PATH, required=True, metavar="RUN|model.safetensors",
               help="A model of `vggfeat svm`, or the folder of a run with its model.safetensors.")  # fmt: skip
 @click.option("--class", "name", metavar="NAME", help="Whose score is explained. [the highest]")
-@click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+@click.option("--weights", multiple=True, metavar=NET,
               help="The net of the features, once for each. [by SHA-256, in weights/]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@DEVICE
 @click.option("--out", type=PATH, metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the sums of every scale and class as JSON.")
+@OVERWRITE
+@json_option("Print the sums of every scale and class as JSON.")
 def explain(
     image: Path,
     model: Path,

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from vggfeat.cli.descriptors import GivenOptions
-from vggfeat.cli.options import PATH, Numbers, Words, terminal_width, with_options
-from vggfeat.cli.output import say_json, say_lines
+from vggfeat.cli.options import PATH, QUIET, Numbers, Words, json_option, with_options
+from vggfeat.cli.output import say_json, say_lines, terminal_width
 
 
 @click.command()
@@ -18,8 +18,8 @@ from vggfeat.cli.output import say_json, say_lines
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Draws of so few images.")
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of a cross-validation.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and folds.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option()
+@QUIET
 def probe(
     files: tuple[Path, ...],
     given: GivenOptions,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.options import PATH, WorkerOptions, make_folder, with_options
-from vggfeat.cli.output import say, say_json
+from vggfeat.cli.options import NET, PATH, QUIET, WorkerOptions, json_option, with_options
+from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.errors import ConfigError
 
 
@@ -17,15 +17,15 @@ from vggfeat.errors import ConfigError
               help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
 @click.option("--explain", is_flag=True,
               help="With --root: draw where the scores of the worst mistakes come from, by the net.")  # fmt: skip
-@click.option("--weights", multiple=True, metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+@click.option("--weights", multiple=True, metavar=NET,
               help="With --explain: the nets of the features. [by SHA-256, in weights/]")  # fmt: skip
 @click.option("--device", help="With --explain: cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 @click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
               help="Of the paired bootstrap between runs.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
 @with_options(WorkerOptions, "workers")
-@click.option("--json", "as_json", is_flag=True, help="Print headlines and differences as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print headlines and differences as JSON.")
+@QUIET
 def report(
     runs: tuple[Path, ...],
     out: Path,

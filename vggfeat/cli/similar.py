@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Words, make_folder, net_files, terminal_width
-from vggfeat.cli.output import say, say_json, say_lines
+from vggfeat.cli.descriptors import DescriptorOptions, default_join
+from vggfeat.cli.options import DEVICE, NET, PATH, QUIET, json_option, net_files, with_options
+from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
+from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
     from vggfeat.store.reader import Features
@@ -16,27 +18,22 @@ if TYPE_CHECKING:
 @click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
 @click.option("--query", required=True, metavar="IMAGE|ID", help="An image file, or the id of one in the file.")
 @click.option("--top", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many to name.")
-@click.option("--join", type=click.Choice(["mean", "max", "stack"]), help="Over scales. [the paper's for the data set]")
-@click.option("--normalisation", type=click.Choice(["blocks", "whole", "none"]), default="blocks", show_default=True,
-              help="As for `svm`.")  # fmt: skip
-@click.option("--regions", type=Words(), help="Which of the stored regions to compare: image, box. [all]")
-@click.option("--weights", metavar="FILE|NAME|small|random:NET:SEED:WIDTH",
+@with_options(DescriptorOptions, "descriptors")
+@click.option("--weights", metavar=NET,
               help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+@DEVICE
 @click.option("--index", "place", type=PATH, metavar="FILE",
               help="Search by an index, which is made if the file is not there: vggfeat[search].")  # fmt: skip
 @click.option("--out", type=PATH, metavar="PAGE.html", help="Write a page as well.")
 @click.option("--root", "images", type=PATH, metavar="ROOT",
               help="Where the images are, for the page: what `extract --root` was given.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option()
+@QUIET
 def similar(
     file: Path,
     query: str,
     top: int,
-    join: str | None,
-    normalisation: str,
-    regions: tuple[str, ...] | None,
+    descriptors: DescriptorOptions,
     weights: str | None,
     device: str | None,
     place: Path | None,
@@ -58,9 +55,7 @@ def similar(
       vggfeat similar /disk/run --query 000012 --index run.index
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
-    from vggfeat.cli.descriptors import default_join
     from vggfeat.cli.progress import Progress
-    from vggfeat.errors import ConfigError
     from vggfeat.results.page import check_page_place, write_page
     from vggfeat.results.similar import similar_json, similar_page, similar_text
     from vggfeat.runtime.targets import anything, check_target
@@ -70,12 +65,15 @@ def similar(
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if place is not None:
-        check_target(place, inputs=[file, *([images] if images else []), *([out] if out else [])], ours=anything)
+        check_target(place, inputs=[file, *filter(None, (images, out))], ours=anything)
     if out is not None:
-        check_page_place(out, [file, *([images] if images else []), query, *net_files(weights)])
+        check_page_place(out, [file, *filter(None, (images,)), query, *net_files(weights)])
         make_folder(out.parent)
-    chosen = join or default_join(file)
-    settings = DescriptorSettings(join=chosen, normalisation=normalisation, regions=regions)  # type: ignore[arg-type]
+    settings = DescriptorSettings(
+        join=descriptors.join or default_join(file),  # type: ignore[arg-type]
+        normalisation=descriptors.normalisation,  # type: ignore[arg-type]
+        regions=descriptors.regions,
+    )
     with open_features(file) as features:
         row, descriptor = _descriptor(features, query, settings, weights, device, known=place is None)
         own = () if row is None else (row,)

@@ -14,15 +14,15 @@ from vggfeat.cli.descriptors import GivenOptions
 from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import (
     PATH,
+    QUIET,
     SPREADSHEET_SAFE,
     Numbers,
-    claim_folder,
+    json_option,
     option,
     refuse_options,
-    terminal_width,
     with_options,
 )
-from vggfeat.cli.output import say, say_json, say_lines, say_note
+from vggfeat.cli.output import claim_folder, say, say_json, say_lines, say_note, terminal_width
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.system import processes_of_all
@@ -148,8 +148,8 @@ class ProbabilityOptions:
 @click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
 @SPREADSHEET_SAFE
 @SVM.option()
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON file instead of the table.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option("Print the JSON file instead of the table.")
+@QUIET
 @click.pass_context
 def svm(
     context: click.Context,

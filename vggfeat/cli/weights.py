@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, PreprocessingOptions, load_net, print_notes, with_options
-from vggfeat.cli.output import say, say_json, say_lines, say_note
+from vggfeat.cli.options import (
+    OVERWRITE,
+    PATH,
+    QUIET,
+    PreprocessingOptions,
+    json_option,
+    load_net,
+    print_notes,
+    with_options,
+)
+from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note
 from vggfeat.weights.sniff import FORMATS
 
 if TYPE_CHECKING:
     from vggfeat.weights.load import Verification, WeightsFile
     from vggfeat.weights.sources import Published
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 SHOWN_CLASSES = 5
 
 
@@ -34,7 +42,7 @@ def weights() -> None:
 
 
 @weights.command("list")
-@JSON
+@json_option()
 def list_(as_json: bool) -> None:
     """List the published nets, and the files in the folder of nets (weights/, or $VGGFEAT_WEIGHTS).
 
@@ -59,7 +67,7 @@ def list_(as_json: bool) -> None:
 
 @weights.command()
 @click.argument("path", metavar="FILE|NAME")
-@JSON
+@json_option()
 def show(path: str, as_json: bool) -> None:
     """Show what a file holds: its net, what images it takes and who says so, and every tensor.
 
@@ -81,9 +89,9 @@ def show(path: str, as_json: bool) -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST.safetensors", type=PATH)
 @click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@OVERWRITE
 @with_options(PreprocessingOptions, "preprocessing")
-@JSON
+@json_option()
 def convert(
     source: str, target: Path, float16: bool, overwrite: bool, preprocessing: PreprocessingOptions, as_json: bool
 ) -> None:
@@ -97,7 +105,6 @@ def convert(
       vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
       vggfeat weights convert places365.caffemodel P.safetensors --mean 104,113,116 --channels bgr --range 255
     """
-    from vggfeat.cli.options import make_folder
     from vggfeat.errors import ConfigError
     from vggfeat.runtime.targets import check_target
     from vggfeat.weights.load import convert as convert_file
@@ -124,8 +131,8 @@ def convert(
 @weights.command()
 @click.argument("name")
 @click.option("--out", type=PATH, help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]")
-@JSON
-@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option()
+@QUIET
 def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Download a published net from the address where it was published, and check its checksum.
 
@@ -136,7 +143,6 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     Example:
       vggfeat weights fetch vgg16-caffe
     """
-    from vggfeat.cli.options import make_folder
     from vggfeat.cli.progress import Progress
     from vggfeat.errors import check_choice
     from vggfeat.runtime.targets import anything, check_target
@@ -166,7 +172,7 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
 
 @weights.command()
 @click.argument("path", metavar="FILE|NAME")
-@JSON
+@json_option()
 def verify(path: str, as_json: bool) -> int:
     """Check a file: structure, finite numbers, no blank layer, known checksum; and say what errors to expect of it.
 
@@ -193,8 +199,8 @@ def verify(path: str, as_json: bool) -> int:
 @click.option("--out", type=PATH, required=True, help="The file to write.")
 @click.option("--layer", help="ONNX: the map to give out, one of the net's. [its class scores]")
 @click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@JSON
+@OVERWRITE
+@json_option()
 def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, overwrite: bool, as_json: bool) -> None:
     """Write a net for torchvision's classes, or as ONNX.
 
@@ -206,7 +212,7 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
       vggfeat weights export vgg16-caffe --to torchvision --out vgg16.pth
       vggfeat weights export D.safetensors --to onnx --layer fc7 --out vgg16-fc7.onnx
     """
-    from vggfeat.cli.options import make_folder, net_files
+    from vggfeat.cli.options import net_files
     from vggfeat.errors import ConfigError
     from vggfeat.runtime.targets import check_target
     from vggfeat.weights.export import export_onnx, export_torchvision
@@ -237,7 +243,7 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
 @click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
 @click.option("--licence", help="As the Hub names it, for instance mit. [that of the published net]")
 @click.option("--private", is_flag=True, help="A repository that is made now may be read by its owner only.")
-@JSON
+@json_option()
 def push(path: str, repository: str, float16: bool, licence: str | None, private: bool, as_json: bool) -> None:
     """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
 
