@@ -272,7 +272,6 @@ def train_boxes(
     started_from: Backbone,
     resume: bool = False,
     run: TrainingSettings = TrainingSettings(),  # noqa: B008  frozen
-    decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress = lambda done, total, note: False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
@@ -287,7 +286,7 @@ def train_boxes(
         Folder of the run, new or empty.
     started_from : Backbone
         Classification net; see `localisation.nets.box_recipe_for`.
-    resume, run, decode, progress, say
+    resume, run, progress, say
         As for `vggfeat.training.train.train`.
 
     Returns
@@ -306,7 +305,7 @@ def train_boxes(
     objective = BoxRegression(recipe, data.images.classes, started_from)
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
-        Decoder(run.workers, decode) as decoder,
+        Decoder(run.workers, DecodeSettings()) as decoder,
     ):
         feed = BoxFeed(data, recipe, started_from.mean, world, decoder)
         return learn(objective, feed, out, world=world, resume=resume, run=run, progress=progress, say=say)

@@ -4,7 +4,6 @@ A file holds tensors by name, and in its metadata a JSON object about them and a
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vggfeat.errors import TrainingError
-from vggfeat.runtime.durable import Files, atomic_write, disk_errors
+from vggfeat.runtime.durable import Files, atomic_write, disk_errors, is_temporary
+from vggfeat.weights.tensor_files import hash_tensors, tensor_bytes
 
 KEPT = 2
 """Should the newest be damaged, there is one before it."""
@@ -71,7 +71,7 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         text = json.dumps(about, sort_keys=True)
-        metadata = {"about": text, "sha256": _digest(text, tensors)}
+        metadata = {"about": text, "sha256": hash_tensors(text, tensors)}
         with disk_errors(path, "writing a checkpoint", "make room, then go on with --resume"):
             if not self.folder.is_dir():
                 self.files.make_folder(self.folder)
@@ -80,7 +80,7 @@ class Checkpoints:
                 file.write(_header(tensors, metadata))
                 # One by one: in a single piece they would need their memory twice more.
                 for name in sorted(tensors):
-                    file.write(_bytes(tensors[name]))
+                    file.write(tensor_bytes(tensors[name]))
             for old in self.paths()[:-KEPT]:
                 self.files.remove(old)
         return path
@@ -98,7 +98,7 @@ class Checkpoints:
         StoreError
             If one can't be read, or the folder.
         """
-        self._sweep()
+        remove_unfinished(self.files, self.folder)
         damaged: dict[Path, TrainingError] = {}
         for path in reversed(self.paths()):
             try:
@@ -131,11 +131,13 @@ class Checkpoints:
             self.files.rename(path, path.with_name(f"{path.name}.bad"))
         return f"{damage}; it is now named {path.name}.bad, and the one before it is taken"
 
-    def _sweep(self) -> None:
-        # A killed process leaves its unfinished file behind, of no use, and large.
-        for path in self.folder.glob(".step-*.tmp"):
+
+def remove_unfinished(files: Files, folder: Path) -> None:
+    """Remove what a killed process has left behind half written: of no use, and large."""
+    for path in folder.glob(".*.tmp"):
+        if is_temporary(path.name):
             with contextlib.suppress(OSError):
-                self.files.remove(path)
+                files.remove(path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -153,7 +155,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         metadata, shapes = _read_header(path, file)
         tensors = {name: _read_tensor(path, file, shape) for name, shape in shapes.items()}
     text = metadata.get("about", "")
-    if _digest(text, tensors) != metadata.get("sha256"):
+    if hash_tensors(text, tensors) != metadata.get("sha256"):
         raise TrainingError(f"{path}: expected the SHA-256 that it was written with, found a damaged file")
     return Checkpoint(path, _parsed(path, text), tensors)
 
@@ -190,7 +192,7 @@ def _entries(shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Any], int]:
 
 def _read_tensor(path: Path, file: BinaryIO, shape: Sequence[int]) -> Tensor:
     tensor = torch.empty(math.prod(shape))
-    view = _bytes(tensor)
+    view = tensor_bytes(tensor)
     while view and (count := file.readinto(view)):  # type: ignore[attr-defined]
         view = view[count:]
     if view:
@@ -207,19 +209,6 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         return dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path}: expected a checkpoint that says of what run it is, found {error}") from None
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

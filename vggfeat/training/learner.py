@@ -100,21 +100,12 @@ class Learner:
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        while True:
-            self.optimiser.zero_grad(set_to_none=True)
-            try:
-                with self._fast_convolutions():
-                    sums = self._gradients(number, images, targets)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                reason = _first_line(error)
+        self.optimiser.zero_grad(set_to_none=True)
+        while isinstance(sums := self._attempt(lambda: self._gradients(number, images, targets)), str):
             if self.world.size > 1:
                 # The others are waiting in the exchange of gradients, so this one can't do the step again.
-                raise self._too_little(reason)
-            # Out here the failed pass has let go of its tensors, which the parts need.
-            self._halve(reason)
+                raise self._too_little(sums)
+            self._halve(sums)
         self.optimiser.step()
         self._sums += sums
         found = torch.isfinite(sums[0])
@@ -191,23 +182,31 @@ class Learner:
         # One pass without an exchange, after which all processes agree on the smallest part.
         before = self.micro_batch
         side = self.recipe.crop
-        while True:
+
+        def one_pass() -> Tensor:
             images = torch.zeros((self.micro_batch, 3, side, side), device=self.world.device)
             targets = self.objective.no_targets(self.micro_batch).to(self.world.device)
             masks = dropout_masks(self.model.maps["fc6"].channels, self.recipe, 0, self.world.device)
-            try:
-                with self._without_exchange(), self._fast_convolutions():
-                    self._part(images, targets, {name: mask[: self.micro_batch] for name, mask in masks.items()})
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                reason = _first_line(error)
+            with self._without_exchange():
+                return self._part(images, targets, {name: mask[: self.micro_batch] for name, mask in masks.items()})
+
+        while isinstance(reason := self._attempt(one_pass), str):
             self._halve(reason)
         self.optimiser.zero_grad(set_to_none=True)
         self.micro_batch = self.world.all_reduce_min(self.micro_batch)
         if self.micro_batch < before:
             self._report_micro_batch()
+
+    def _attempt(self, run: Callable[[], Tensor]) -> Tensor | str:
+        """Run a pass; return its sums, or in a line why memory did not suffice."""
+        try:
+            with self._fast_convolutions():
+                return run()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            # Whoever is told has none of the tensors of the failed pass, whose memory the parts need.
+            return str(error).partition("\n")[0]
 
     def _halve(self, reason: str) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -289,10 +288,6 @@ def _parallel(model: VGG, world: World) -> nn.Module:
         return model
     places = [world.device.index] if world.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=places, gradient_as_bucket_view=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _flat(outputs: Tensor) -> Tensor:

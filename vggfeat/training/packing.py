@@ -105,7 +105,6 @@ def pack(
     settings: PackSettings = PackSettings(),
     *,
     workers: int = 1,
-    limits: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Packing:
     """Pack both lists of a training set; `vggfeat.datasets.ilsvrc.read` reads the result like any other layout.
@@ -118,8 +117,6 @@ def pack(
     settings : PackSettings
     workers : int
         Processes that decode and encode; 0 works in this one.
-    limits : DecodeSettings
-        What may be spent on one image.
     progress : callable
         Called with the numbers of images done and of all.
 
@@ -138,7 +135,7 @@ def pack(
     packer = _Packer(data, Path(out), settings)
     with disk_errors(packer.out, "packing", _ADVICE), packer:
         packer.claim()
-        packer.write(workers, limits, progress)
+        packer.write(workers, progress)
         return packer.finish()
 
 
@@ -179,7 +176,7 @@ class _Packer:
                 left.unlink()
         _save(self.out / BEGUN, json.dumps(sealed(self.what), indent=1).encode())
 
-    def write(self, workers: int, limits: DecodeSettings, progress: Callable[[int, int], None]) -> None:
+    def write(self, workers: int, progress: Callable[[int, int], None]) -> None:
         """Write the shards that are not there, not as their records say, or not with all of their images."""
         found = {shard: _complete_record(self.out, shard) for shard in self.shards}
         # What could not be read may have been mended.
@@ -190,7 +187,7 @@ class _Packer:
         if todo:
             (self.out / INDEX).unlink(missing_ok=True)
         work = partial(shrink, side=self.settings.side, quality=self.settings.quality)
-        with Decoder(workers, limits, decode=work) as decoder:
+        with Decoder(workers, DecodeSettings(), decode=work) as decoder:
             places = (self.lists[shard.list].place(row) for shard in todo for row in shard.rows)
             stream = decoder.stream(Request(file, (None,), span) for file, span in places)
             answers = _counted(stream, done, total, progress)

@@ -14,7 +14,7 @@ from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, short_checksum
 from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.figures import ABOVE, BLUE, GREY, ORANGE, fonts_for, own_style, png_bytes
 from vggfeat.runtime.locks import Lock, holder
-from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints
+from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints, remove_unfinished
 
 log = logging.getLogger(__name__)
 ADVICE = "make room or choose another folder"
@@ -81,7 +81,7 @@ class RunFolder:
             )
         if present and not present & {"run.json", "checkpoints"}:
             raise TrainingError(f"{self.path}: expected a run to go on with, found other files; give another folder")
-        self._sweep()
+        remove_unfinished(self.files, self.path)
         self._compare(self.path / "run.json", _read_json(self.path / "run.json"), identity)
         found, notes = self.checkpoints.newest()
         if found is not None:
@@ -153,13 +153,6 @@ class RunFolder:
                 f"{self.path}: expected no other process to train there, found {holder(self.path / 'LOCK')}; "
                 "wait for it, stop it, or give another folder"
             ) from None
-
-    def _sweep(self) -> None:
-        # A killed process leaves unfinished files behind; they are of no use, and large.
-        for path in self.path.glob(".*.tmp"):
-            if is_temporary(path.name):
-                with contextlib.suppress(OSError):
-                    self.files.remove(path)
 
     def _compare(self, where: Path, found: Any, expected: Mapping[str, Any]) -> None:
         if found is None:

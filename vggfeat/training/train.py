@@ -35,7 +35,6 @@ def train(
     started_from: Backbone | None = None,
     resume: bool = False,
     run: TrainingSettings = TrainingSettings(),  # noqa: B008  frozen
-    decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress = lambda done, total, note: False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
@@ -55,8 +54,6 @@ def train(
         Resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no checkpoint
         yet, begin, and say so.
     run : TrainingSettings
-    decode : DecodeSettings
-        Limits for an image.
     progress : callable
         Called by every process after every step with steps done, the step at which training ends if validation
         improves no more, and a note; returns True to end the run with a checkpoint.
@@ -79,7 +76,7 @@ def train(
     """
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
-        Decoder(run.workers, decode) as decoder,
+        Decoder(run.workers, DecodeSettings()) as decoder,
     ):
         feed = ImageFeed(data, recipe, world, decoder)
         objective = Classification(recipe, feed.classes, started_from)

@@ -125,6 +125,8 @@ class _Remote:
     def _read(self, name: str) -> "Tensor":
         import torch
 
+        from vggfeat.weights.tensor_files import tensor_bytes
+
         self._ask({"name": name})
         tensor = torch.empty(self._shapes[name], dtype=torch.float32)
         self._attempt(lambda: self._line.fill(tensor_bytes(tensor)))
@@ -263,11 +265,6 @@ def _current_folder() -> str | None:
         return None
 
 
-def tensor_bytes(tensor: "Tensor") -> memoryview:
-    """Return the memory of a contiguous tensor on the CPU."""
-    return tensor.numpy().reshape(-1).view("u1").data
-
-
 def opened_here(kind: str, path: Path) -> AbstractContextManager["ParsedNet | StateDict"]:
     """Read a file in this process, without limits: what the reader process does, and what tests of damage do."""
     module, _, function = FORMATS[kind].reader.partition(".")
@@ -304,6 +301,8 @@ def serve(descriptor: int) -> None:
 
 
 def _read_file(line: Line) -> None:
+    from vggfeat.weights.tensor_files import tensor_bytes
+
     line.send({})
     request = line.receive()
     path, limits = Path(request["path"]), Limits(*request["limits"])

@@ -195,11 +195,21 @@ def _check_count(path: Path, count: int) -> None:
 def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over all that is known of a net, and its tensors as they are stored."""
     known = {name: value for name, value in about.items() if name != "checksum"}
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    return hash_tensors(json.dumps(known, sort_keys=True), tensors)
+
+
+def hash_tensors(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a text and the names, types, shapes and bytes of tensors on the CPU, as 64 hex digits."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"\n{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensors[name]))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
