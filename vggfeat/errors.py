@@ -5,7 +5,7 @@ prints the message alone and ends with the exit code of its class; anything else
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VggfeatError(Exception):
@@ -41,6 +41,11 @@ def quoted(text: object, limit: int = 80) -> str:
 def named(name: object) -> str:
     """Return a name that others gave, as it can begin a message: as it is if it is a plain word, else `quoted`."""
     return name if isinstance(name, str) and re.fullmatch(r"[\w./:-]{1,80}", name) else quoted(name)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Join the first of some names for a sentence, and count the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

@@ -399,7 +399,7 @@ def test_classes_that_are_lost_are_named_where_too_many_images_are(tmp_path):
         pytest.raises(TrainingError, match=lost),
     ):
         next(stream)
-    assert say_lost([f"c{k}" for k in range(12)]).endswith("c9 and 2 more classes")
+    assert say_lost([f"c{k}" for k in range(12)]).endswith("c9 and 2 more")
 
 
 def test_a_stream_can_be_given_up_at_any_time(images):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, listed
 from vggfeat.extract import Job, Progress, RunSettings, run_job
 from vggfeat.forward.posteriors import CROP, Mode, PosteriorSettings, posterior_runner
 from vggfeat.images.decode import DecodeSettings
@@ -101,17 +101,14 @@ def match_classes(backbone: Backbone, classes: Sequence[str]) -> NDArray[np.int6
     place = {name: channel for channel, name in enumerate(backbone.classes)}
     missing, more = sorted(set(classes) - place.keys()), sorted(place.keys() - set(classes))
     if missing or more or len(place) != outputs:
-        sides = [f"{_named(names)} only in the {who}" for names, who in ((missing, "data"), (more, "net")) if names]
+        sides = [
+            f"{listed(names, SHOWN)} only in the {who}" for names, who in ((missing, "data"), (more, "net")) if names
+        ]
         raise ConfigError(
             f"{backbone.source}: expected the {len(classes)} classes of the data, found {outputs}: "
             f"{'; '.join(sides) or 'some twice'}; take a net and data of the same classes"
         )
     return np.array([place[name] for name in classes], dtype=np.int64)
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def as_dataset(data: ClassificationSet) -> DataSet:

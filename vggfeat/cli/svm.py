@@ -24,7 +24,7 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import claim_folder, say, say_json, say_lines, say_note, terminal_width
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, listed
 from vggfeat.runtime.system import processes_of_all
 from vggfeat.svm import SOLVERS
 
@@ -283,9 +283,7 @@ def _note_replaced(folder: Path, settings: Any) -> None:
         return  # there are none, or none that can be read
     names = [line.partition(":")[0] for line in differences(before, settings)]
     if names:
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        named = f"{', '.join(names[:MOST_NAMED])}{more}"
-        say_note(f"{folder}: results of other settings in it are replaced; other: {named}")
+        say_note(f"{folder}: results of other settings in it are replaced; other: {listed(names, MOST_NAMED)}")
 
 
 def _refuse_folder_with(folder: Path, file: str, kind: str) -> None:

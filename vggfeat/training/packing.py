@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 
 from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, Columns, columns
-from vggfeat.errors import ConfigError, ImageError, TrainingError
+from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.images.shrinking import shrink
@@ -31,7 +31,7 @@ from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
-from vggfeat.training.statistics import Unreadable, check_readable, listed, unreadable_image
+from vggfeat.training.statistics import SHOWN_CLASSES, Unreadable, check_readable, unreadable_image
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -243,7 +243,7 @@ class _Packer:
                 lost = [self.data.classes[k] for k in np.flatnonzero(left == 0)]
                 raise TrainingError(
                     f"{self.out}: expected images of every class in {name}, found none that can be read of "
-                    f"{listed(lost)}; mend them, or remove the class and pack elsewhere"
+                    f"{listed(lost, SHOWN_CLASSES)}; mend them, or remove the class and pack elsewhere"
                 )
         seen = sum(map(len, self.lists.values()))
         check_readable(str(self.out), seen, len(unreadable), next(iter(unreadable), None))

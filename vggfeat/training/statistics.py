@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, StoreError, TrainingError
+from vggfeat.errors import ImageError, StoreError, TrainingError, listed
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
@@ -51,13 +51,7 @@ def lost_classes(images: LabelledImages, unreadable: Collection[int]) -> list[st
 
 def say_lost(classes: Sequence[str]) -> str:
     """Say of which classes no image that can be read is left; nothing if there are none."""
-    return f"no image that can be read is left of {listed(classes)}" if classes else ""
-
-
-def listed(classes: Sequence[str]) -> str:
-    """Name the first of some classes, and say how many more there are."""
-    more = f" and {len(classes) - SHOWN_CLASSES} more classes" if len(classes) > SHOWN_CLASSES else ""
-    return f"{', '.join(classes[:SHOWN_CLASSES])}{more}"
+    return f"no image that can be read is left of {listed(classes, SHOWN_CLASSES)}" if classes else ""
 
 
 def check_readable(

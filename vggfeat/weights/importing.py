@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, WeightsError, named, quoted
+from vggfeat.errors import ConfigError, WeightsError, listed, named, quoted
 from vggfeat.nets.backbone import NOT_FINITE, Backbone, Net, Pool
 from vggfeat.nets.families import build
 from vggfeat.nets.vgg import VGG
@@ -221,8 +221,7 @@ def _finite_part(path: Path, model: Net, tensors: dict[str, Tensor]) -> tuple[Ne
     about = {"config": model.config, "num_classes": 0, "width": model.width, "pool": model.pool}
     part = empty_model(path, about | {"last": maps[first - 1]})
     kept = {name: tensor for name, tensor in tensors.items() if name in part.layers.state_dict()}
-    more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-    return part, kept, ", ".join(broken[:_SHOWN]) + more
+    return part, kept, listed(broken, _SHOWN)
 
 
 def _is_finite(tensor: Tensor) -> bool:

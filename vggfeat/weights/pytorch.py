@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError, quoted
+from vggfeat.errors import WeightsError, listed, quoted
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
 from vggfeat.nets.vgg import NETS, NetConfig
 from vggfeat.nets.vgg_bn import BATCH_NORM_NETS
@@ -241,8 +241,7 @@ def _difference(found: Mapping[str, str]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(quoted, names[:_SHOWN])) + more if names else "none"
+    return listed(list(map(quoted, names)), _SHOWN) or "none"
 
 
 def torchvision_names(config: str) -> dict[str, str]:

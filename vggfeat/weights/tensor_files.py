@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vggfeat.errors import WeightsError, check_choice, quoted
+from vggfeat.errors import WeightsError, check_choice, listed, quoted
 from vggfeat.formats.archive import list_members
 from vggfeat.nets.backbone import Backbone, Net
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
@@ -44,7 +44,6 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _LEVELS, _MOST_ENTRIES = 3, 100
 """Of dictionaries in a checkpoint, and what is looked through in each."""
 _ALONE = "save the net's state_dict() alone, with torch.save(net.state_dict(), FILE)"
-_SHOWN = 5
 # What training scripts put next to the weights, and what has no method that does anything.
 _NUMPY = tuple(getattr(np.dtypes, name) for name in np.dtypes.__all__)
 _PLAIN = (argparse.Namespace, collections.defaultdict, np.dtype, *_NUMPY)
@@ -169,7 +168,7 @@ def open_pickled(path: Path) -> Iterator[StateDict]:
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor) and isinstance(name, str)}
     _check_count(path, len(tensors))
     if left_out := [quoted(name) for name in state if name not in tensors]:
-        notes |= {"left_out": _listed(left_out)}
+        notes |= {"left_out": listed(left_out)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     yield StateDict(shapes=shapes, read=lambda name: _plain(path, name, tensors[name]), notes=notes)
 
@@ -275,8 +274,8 @@ def _find_state(path: Path, found: Any) -> tuple[Mapping[Any, Any], dict[str, An
     if len(ways) > 1:  # one of a net has kernels
         ways = [way for way in ways if _has_kernels(_below(found, way))] or ways
     if len(ways) != 1:
-        entries = f" with {_listed([quoted(name) for name in found])}" if isinstance(found, Mapping) and found else ""
-        several = f", {len(ways)} of them at {_listed([_shown(way) for way in ways])}" if ways else ""
+        entries = f" with {listed([quoted(name) for name in found])}" if isinstance(found, Mapping) and found else ""
+        several = f", {len(ways)} of them at {listed([_shown(way) for way in ways])}" if ways else ""
         raise WeightsError(
             f"{path}: expected a state dict of tensors, or a checkpoint with one, found {type(found).__name__}"
             f"{entries}{several}; {_ALONE}"
@@ -284,7 +283,7 @@ def _find_state(path: Path, found: Any) -> tuple[Mapping[Any, Any], dict[str, An
     (way,) = ways
     others = [quoted(other) for at, name in enumerate(way) for other in _below(found, way[:at]) if other != name]
     notes = {"taken_from": _shown(way)} if way else {}
-    return _below(found, way), notes | ({"next_to": _listed(others)} if others else {})
+    return _below(found, way), notes | ({"next_to": listed(others)} if others else {})
 
 
 def _ways_to_states(value: Any, levels: int) -> list[tuple[str, ...]]:
@@ -312,10 +311,6 @@ def _has_kernels(state: Mapping[Any, Any]) -> bool:
 
 def _shown(way: tuple[str, ...]) -> str:
     return " / ".join(map(quoted, way))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
