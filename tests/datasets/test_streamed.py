@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from vggfeat.datasets import folder
 from vggfeat.datasets.manifest import ListSettings
-from vggfeat.datasets.streamed import list_images, trees
+from vggfeat.datasets.streamed import folders, list_images
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.listing import complete_batch, listing_of
 from vggfeat.runtime.storage import MissingFileError, open_storage
@@ -93,7 +93,7 @@ class TestFolders:
         for name, target in links.items():
             (root / name).symlink_to(target)
         Path(os.fsdecode(os.fsencode(root) + b"/val/cat/\xff.jpg")).touch()
-        monkeypatch.setattr(trees, "MOST_NAMES", most)
+        monkeypatch.setattr(folders, "MOST_NAMES", most)
         known, found = listing_of(folder.read(root)), list_images("folder", str(root))
         assert found.notes == known.notes
         assert len(found.notes) == 5
@@ -113,7 +113,6 @@ class TestFolders:
             list_images("folder", root)
 
     def test_memory_does_not_grow_with_the_rows(self, monkeypatch):
-        from vggfeat.datasets.streamed import folders
         from vggfeat.runtime.storage import Entry
 
         def peak(count):

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -72,49 +72,81 @@ def walk(root: Path) -> Found:
         If a folder can't be read.
     """
     found = Found([], [], [], [], [])
+
+    def look(folder: str) -> Iterator[tuple[str, bool]]:
+        for entry in list_entries(root / folder):
+            path = path_in(folder, entry.name)
+            if is_hidden(entry.name):
+                continue
+            if not is_utf8(entry.name):
+                found.unnameable.append(path)
+            elif is_folder(entry):
+                yield path, entry.is_symlink()
+            else:
+                (found.images if is_image(path) else found.others).append(path)
+
+    found.folders.extend(walk_folders(root, look, found.repeated.append))
+    found.images.sort()
+    return found
+
+
+def walk_folders(
+    root: Path, look: Callable[[str], Iterable[tuple[str, bool]]], repeated: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the folders below a root, which is "", each once, and always those above a folder before it.
+
+    Parameters
+    ----------
+    root : Path
+    look : callable
+        Given a folder that was yielded, returns the paths of those in it, and whether each is a link.
+    repeated : callable
+        Told the links to folders that are read under another name.
+
+    Raises
+    ------
+    DatasetError
+        If a folder can't be read.
+    """
     seen: set[tuple[int, int]] = set()
     # Links wait until all real folders are read, so that a folder keeps its own name and not that of a link.
     folders, links = deque([""]), deque[str]()
     while folders or links:
         folder = (folders or links).popleft()
-        status = _stat(root, folder)
+        try:
+            status = os.stat(root / folder)
+        except OSError as error:
+            raise DatasetError(f"{root / folder}: expected a folder that can be read: {error.strerror}") from error
         if (status.st_dev, status.st_ino) in seen:
-            found.repeated.append(folder)
+            repeated(folder)
             continue
         seen.add((status.st_dev, status.st_ino))
-        found.folders.append(folder)
-        for entry in list_entries(root / folder):
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            link = entry.is_symlink()
-            if not is_utf8(entry.name):
-                found.unnameable.append(path)
-            elif not (link and is_image(path)) and _is_folder(entry):
-                (links if link else folders).append(path)
-            else:
-                (found.images if is_image(path) else found.others).append(path)
-    found.images.sort()
-    return found
+        yield folder
+        for path, link in look(folder):
+            (links if link else folders).append(path)
+
+
+def path_in(folder: str, name: str) -> str:
+    """Return the path of a name in a folder, which is "" for the root."""
+    return f"{folder}/{name}" if folder else name
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is passed over."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder to be looked into: not a link that is called as an image is."""
+    try:
+        return entry.is_dir() and not (is_image(entry.name) and entry.is_symlink())
+    except OSError:  # A link that leads in a circle, or to where this user may not look.
+        return False
 
 
 def is_image(path: str) -> bool:
     """Whether a name ends like that of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads in a circle, or to where this user may not look.
-        return False
-
-
-def _stat(root: Path, folder: str) -> os.stat_result:
-    try:
-        return os.stat(root / folder)
-    except OSError as error:
-        raise DatasetError(f"{root / folder}: expected a folder of images: {error.strerror}") from error
 
 
 def check_locale(where: Path, names: Iterable[str]) -> None:

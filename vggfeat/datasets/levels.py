@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vggfeat.datasets.files import listed
+from vggfeat.datasets.files import listed, path_in
 from vggfeat.errors import DatasetError
 
 Layout = Literal["splits", "classes"]
@@ -176,10 +176,6 @@ def loose_split_name(text: str) -> str | None:
     return known.pop() if len(known) == 1 else None
 
 
-def _join(*parts: str) -> str:
-    return "/".join(filter(None, parts))
-
-
 def _inside(folders: Iterable[str], base: str) -> dict[str, set[str]]:
     """Names in a folder -> names in each of them; "" means images of its own."""
     found: dict[str, set[str]] = {}
@@ -203,15 +199,15 @@ def _base(folders: set[str]) -> str:
             return base if base.rpartition("/")[2].lower() in _FILLERS else ""
         if len(inside) > 1 or split_name(name):
             return base
-        base = _join(base, name)
+        base = path_in(base, name)
 
 
 def _tops(folders: set[str], base: str) -> dict[str, _Top]:
     tops = {}
     for name in sorted(set(_inside(folders, base)) - {""}):
-        folder, inside = _join(base, name), set(_inside(folders, _join(base, name)))
+        folder, inside = path_in(base, name), set(_inside(folders, path_in(base, name)))
         while len(inside) == 1 and (only := next(iter(inside))) and only.lower() in _FILLERS | {name.lower()}:
-            folder = _join(folder, only)
+            folder = path_in(folder, only)
             inside = set(_inside(folders, folder))
         tops[name] = _Top(folder, frozenset(inside))
     return tops
