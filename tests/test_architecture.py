@@ -34,7 +34,7 @@ DOORWAYS = {
               "explain",
               "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
-    "huggingface_hub": {"weights.sources", "weights.push"},
+    "huggingface_hub": {"weights.sources"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},
     "PIL": {"images", "synthetic", "results.thumbnails", "results.evidence", "localisation.predict",
             "benchmarks", "estimator"},

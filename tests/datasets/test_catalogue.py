@@ -331,5 +331,5 @@ class TestWriteSplits:
     def test_a_file_in_the_way_is_named(self, tmp_path):
         data = manifest.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
         put(tmp_path / "out")
-        with pytest.raises(StoreError, match=r"out/train\.txt: can't be written"):
+        with pytest.raises(StoreError, match=r"out/train\.txt: writing failed"):
             write_splits(data, tmp_path / "out")

@@ -172,8 +172,8 @@ def with_nan(array):
     ("change", "message"),
     [
         (change_layer("relu1_1", type="bnorm"), "relu1_1: .* found one of type bnorm; it is of another network"),
-        (change_layer("relu1_1", leak=0.1), r"relu1_1: expected leak = 0, found \[0.1\]"),
-        (change_layer("conv2_1", dilate=2.0), r"conv2_1: expected dilate = 1, found \[2\]"),
+        (change_layer("relu1_1", leak=0.1), r"relu1_1: expected leak = 0, found 0.1"),
+        (change_layer("conv2_1", dilate=2.0), r"conv2_1: expected dilate = 1, found 2"),
         (change_layer("conv2_1", stride=[1.0, 2.0]), r"conv2_1: expected stride 1 .*found stride \[1, 2\]"),
         (change_layer("conv2_1", pad=[1.0, 1.0]), "conv2_1: pad: expected 1 or 4 numbers, found 2"),
         (change_layer("conv2_1", pad="same"), "conv2_1: pad: expected a number or a few"),

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from vggfeat.datasets import caltech, folder, manifest, voc
-from vggfeat.datasets.levels import Layout
+from vggfeat.datasets.levels import Layout, check_layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
-from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.runtime.rendered import is_rendered
 from vggfeat.samples import DataSet, Task
 
@@ -263,10 +262,7 @@ def open_dataset(
         If it is not there, or not in its official layout.
     """
     record, where = lookup(name), resolve_root(name, root)
-    if layout is not None:
-        check_choice("layout", layout, get_args(Layout))
-        if name != "folder":
-            raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {name}")
+    check_layout(layout, name)
     listing = listing or manifest.ListSettings()
     if name != "manifest" and listing != manifest.ListSettings():
         options = "--column, --one-hot, --label-separator, --encoding and --sheet"

@@ -15,8 +15,8 @@ from vggfeat.datasets.catalogue import lookup, open_dataset, resolve_root
 from vggfeat.datasets.levels import Layout
 from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.record import Archive, Count, DatasetRecord
-from vggfeat.errors import DatasetError, StoreError
-from vggfeat.runtime.durable import DISK, atomic_write, make_folders
+from vggfeat.errors import DatasetError
+from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
 from vggfeat.runtime.targets import check_target
 from vggfeat.samples import DataSet, Label
 
@@ -143,21 +143,15 @@ def write_splits(
         for path, content in contents.items()
     }
     for path, content in contents.items():
-        _write(targets[path], content)
+        with disk_errors(path, "writing", "mend it"):
+            make_folders(DISK, targets[path].parent)
+            with atomic_write(DISK, targets[path]) as file:
+                file.write(content)
     return tuple(contents)
 
 
 def _holds(content: bytes, path: Path) -> bool:
     return path.stat().st_size == len(content) and path.read_bytes() == content
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        make_folders(DISK, path.parent)
-        with atomic_write(DISK, path) as file:
-            file.write(content)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror or error}; mend it") from error
 
 
 def _compare(record: DatasetRecord, data: DataSet) -> Iterator[Count]:

@@ -203,11 +203,6 @@ def read_text(path: Path, most: int) -> str:
         ) from error
 
 
-def read_objects(path: Path) -> list[ElementTree.Element]:
-    """Read the objects of an annotation in PASCAL VOC's XML, in file order. Raises as `read_annotation`."""
-    return read_annotation(path).findall("object")
-
-
 def read_annotation(path: Path) -> ElementTree.Element:
     """Read an annotation in PASCAL VOC's XML, which ILSVRC uses too.
 

@@ -5,10 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from vggfeat.datasets.files import listed, path_in
-from vggfeat.errors import DatasetError
+from vggfeat.errors import ConfigError, DatasetError, check_choice
 
 Layout = Literal["splits", "classes"]
 """What the folders of the first level are, where a user says so."""
@@ -28,6 +28,15 @@ _FILLERS = frozenset((
 ))  # fmt: skip
 _NUMBERED = re.compile(r"(.*[^-_ \d])[-_ ]?(\d{1,3})")
 _NEAR = 0.81
+
+
+def check_layout(layout: Layout | None, name: str) -> None:
+    """Check that a layout is known, and given for the data set folder; ConfigError otherwise."""
+    if layout is None:
+        return
+    check_choice("layout", layout, get_args(Layout))
+    if name != "folder":
+        raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {name}")
 
 
 class Level(NamedTuple):

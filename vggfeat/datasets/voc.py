@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from vggfeat.datasets.files import object_box, object_name, read_objects, read_text
+from vggfeat.datasets.files import object_box, object_name, read_annotation, read_text
 from vggfeat.datasets.record import Archive
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
@@ -261,7 +261,7 @@ def _read_rows(path: Path, widths: tuple[int, ...]) -> Iterator[tuple[int, list[
 
 def _read_people(path: Path, listed: list[int] | None) -> dict[int, Box]:
     """Boxes by object number: of the listed objects, or of all people where there is no list."""
-    objects = read_objects(path)
+    objects = read_annotation(path).findall("object")
     if listed is None:
         listed = [index for index, item in enumerate(objects, start=1) if object_name(item) == "person"]
     if not listed:

@@ -17,7 +17,7 @@ from vggfeat.errors import WeightsError, named
 from vggfeat.formats.protobuf import Message, ProtobufFile
 from vggfeat.nets.backbone import IMAGENET_MEAN
 from vggfeat.weights.importing import ParsedNet, to_tensor
-from vggfeat.weights.match_layers import Step, match_steps
+from vggfeat.weights.match_layers import Step, check_setting, match_steps, unknown_layer
 
 _V1 = {"name": 4, "type": 5, "blobs": 6, "convolution": 10, "full": 17, "lrn": 18, "pooling": 19, "relu": 30}
 _V2 = {"name": 1, "type": 2, "blobs": 7, "convolution": 106, "full": 117, "lrn": 118, "pooling": 121, "relu": 123}
@@ -134,21 +134,21 @@ def _layer(path: Path, message: Message, numbers: Mapping[str, int]) -> _Layer:
 def _step(path: Path, layer: _Layer) -> Step:
     if layer.type == "Convolution":
         settings = layer.settings("convolution")
-        _expect(path, layer, "group", settings.integers(5), 1)
-        _expect(path, layer, "dilation", settings.integers(18), 1)
+        check_setting(path, layer.name, "group", settings.integers(5), 1)
+        check_setting(path, layer.name, "dilation", settings.integers(18), 1)
         pad, stride = _all_around(settings.integers(3, 9, 10)), settings.integers(6, 13, 14) or (1,)
         return Step(kind="conv", name=layer.name, shape=layer.blobs[0].shape, pad=pad, stride=stride)
     if layer.type == "InnerProduct":
         settings = layer.settings("full")
-        _expect(path, layer, "axis", settings.integers(5), 1)
-        _expect(path, layer, "transpose", settings.integers(6), 0)
+        check_setting(path, layer.name, "axis", settings.integers(5), 1)
+        check_setting(path, layer.name, "transpose", settings.integers(6), 0)
         shape = layer.blobs[0].shape
         # The form with four axes is (1, 1, out, in).
         return Step(kind="full", name=layer.name, shape=shape[2:] if len(shape) == 4 and shape[:2] == (1, 1) else shape)
     if layer.type == "Pooling":
         settings = layer.settings("pooling")
-        _expect(path, layer, "pool", settings.integers(1), 0)
-        _expect(path, layer, "global_pooling", settings.integers(12), 0)
+        check_setting(path, layer.name, "pool", settings.integers(1), 0)
+        check_setting(path, layer.name, "global_pooling", settings.integers(12), 0)
         return Step(
             kind="pool",
             name=layer.name,
@@ -159,31 +159,20 @@ def _step(path: Path, layer: _Layer) -> Step:
         )
     if layer.type == "LRN":
         settings = layer.settings("lrn")
-        _expect(path, layer, "norm_region", settings.integers(4), 0)
+        check_setting(path, layer.name, "norm_region", settings.integers(4), 0)
         size = (settings.integers(1) or (5,))[-1]
         alpha, beta, k = _float(settings, 2, 1.0), _float(settings, 3, 0.75), _float(settings, 5, 1.0)
         # Caffe divides alpha by the number of channels.
         return Step(kind="lrn", name=layer.name, numbers=(size, k, alpha / max(size, 1), beta))
     if layer.type != "ReLU":
-        raise WeightsError(
-            f"{path}: {named(layer.name)}: expected the layers of a net of the VGG paper, found one of type "
-            f"{named(layer.type)}; it is of another network"
-        )
-    _expect(path, layer, "negative_slope", layer.settings("relu").floats(1).tolist(), 0)
+        raise unknown_layer(path, layer.name, layer.type)
+    check_setting(path, layer.name, "negative_slope", layer.settings("relu").floats(1).tolist(), 0)
     return Step(kind="relu", name=layer.name)
 
 
 def _all_around(pad: tuple[int, ...]) -> tuple[int, int, int, int]:
     top, left = (pad * 2)[:2] if pad else (0, 0)
     return top, top, left, left
-
-
-def _expect(path: Path, layer: _Layer, name: str, found: Sequence[float], expected: int) -> None:
-    if any(value != expected for value in found):
-        raise WeightsError(
-            f"{path}: {named(layer.name)}: expected {name} = {expected}, found {', '.join(map(str, found))}; "
-            "it is of another network"
-        )
 
 
 def _blob(path: Path, layer: str, message: Message) -> _Blob:

@@ -205,6 +205,23 @@ def _check(path: Path, step: Step) -> None:
         )
 
 
+def check_setting(path: Path, layer: str, name: str, found: Sequence[float], expected: int) -> None:
+    """Refuse a setting of a layer that no net of the paper has; nothing found is right."""
+    if any(value != expected for value in found):
+        raise WeightsError(
+            f"{path}: {named(layer)}: expected {name} = {expected}, found {', '.join(map(str, found))}; "
+            "it is of another network"
+        )
+
+
+def unknown_layer(path: Path, layer: str, kind: str) -> WeightsError:
+    """Return the error for a layer that no net of the paper has."""
+    return WeightsError(
+        f"{path}: {named(layer)}: expected the layers of a net of the VGG paper, found one of type {named(kind)}; "
+        "it is of another network"
+    )
+
+
 def as_convolution(layer: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that fully connected weights (out, in) have as a convolution; any other shape as it is."""
     if len(shape) != 2 or not layer.startswith("fc"):

@@ -15,7 +15,7 @@ from vggfeat.errors import WeightsError, named, quoted
 from vggfeat.formats.mat5 import Numbers, Other, read_mat
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
 from vggfeat.weights.importing import ParsedNet, to_tensor
-from vggfeat.weights.match_layers import Step, match_steps
+from vggfeat.weights.match_layers import Step, check_setting, match_steps, unknown_layer
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""
@@ -131,10 +131,7 @@ def _step(path: Path, layer: Mapping[str, Any]) -> Step:
     if kind in ("normalize", "lrn"):
         return Step(kind="lrn", name=name, numbers=(*_numbers(path, layer, "param", 0), 0, 0, 0)[:4])
     if kind != "relu":
-        raise WeightsError(
-            f"{path}: {named(name)}: expected the layers of a net of the VGG paper, found one of type {named(kind)}; "
-            "it is of another network"
-        )
+        raise unknown_layer(path, name, kind)
     _expect(path, layer, "leak", 0)
     return Step(kind="relu", name=name)
 
@@ -158,9 +155,7 @@ def _pad(path: Path, layer: Mapping[str, Any]) -> tuple[float, float, float, flo
 
 
 def _expect(path: Path, layer: Mapping[str, Any], name: str, expected: int) -> None:
-    found = _numbers(path, layer, name, expected)
-    if set(found) != {expected}:
-        raise WeightsError(f"{path}: {named(layer['name'])}: expected {name} = {expected}, found {list(found)}")
+    check_setting(path, layer["name"], name, _numbers(path, layer, name, expected), expected)
 
 
 def _read(path: Path, name: str, numbers: Numbers) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vggfeat.errors import ConfigError, WeightsError, quoted
 from vggfeat.weights.load import WeightsFile, convert
-from vggfeat.weights.sources import AUTHORS_LICENCE, HUB, TORCHVISION_LICENCE
+from vggfeat.weights.sources import AUTHORS_LICENCE, HUB, TORCHVISION_LICENCE, hub_reason, import_hub
 
 _REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)")
 _LICENCES = {AUTHORS_LICENCE: "cc-by-4.0", TORCHVISION_LICENCE: "bsd-3-clause"}
@@ -78,24 +78,21 @@ def push(
     asked = _REPOSITORY.fullmatch(repository)
     if not asked:
         raise ConfigError(f"repository: expected OWNER/NAME, found {quoted(repository)}")
-    try:
-        from huggingface_hub import CommitOperationAdd, HfApi
-    except ImportError:
-        raise ConfigError(
-            f"{HUB}{asked[1]}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'"
-        ) from None
+    hub = import_hub(f"{HUB}{asked[1]}")
     with TemporaryDirectory() as folder:
         target = Path(folder, "model.safetensors")
         text = card(convert(source, target, dtype=dtype), asked[1], dtype=dtype, licence=licence)
-        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="vggfeat")
+        api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="vggfeat")
         try:
             api.create_repo(asked[1], private=private, exist_ok=True)
-            files = [CommitOperationAdd(target.name, target), CommitOperationAdd("README.md", text.encode())]
+            files = [
+                hub.CommitOperationAdd(target.name, target),
+                hub.CommitOperationAdd("README.md", text.encode()),
+            ]
             commit = api.create_commit(asked[1], files, commit_message="Add a net of vggfeat")
         except Exception as error:  # as where a net is read: errors of many libraries, of no common class
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{HUB}{asked[1]}: expected the Hugging Face Hub to take the net, found {quoted(said, 300)}; log in "
+                f"{HUB}{asked[1]}: expected the Hugging Face Hub to take the net, found {hub_reason(error)}; log in "
                 "(hf auth login) with a token that may write there"
             ) from None
     return Pushed(f"{HUB}{asked[1]}@{commit.oid}", text)

@@ -259,26 +259,36 @@ def _find_on_hub(spec: str, download: bool) -> Path:
     asked = _HUB_SPEC.fullmatch(spec)
     if not asked:
         raise ConfigError(f"weights: expected hf://OWNER/NAME[/FILE][@REVISION], found {quoted(spec)}")
-    try:
-        from huggingface_hub import utils
-    except ImportError:
-        raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
+    logs = import_hub(spec).utils.logging
     model, name, revision = asked.groups()
-    verbosity = utils.logging.get_verbosity()
-    utils.logging.set_verbosity_error()  # it would tell each of its attempts
+    verbosity = logs.get_verbosity()
+    logs.set_verbosity_error()  # it would tell each of its attempts
     try:
         return _get_from_hub(spec, model, name, revision, download)
     except VggfeatError:
         raise
     except Exception as error:  # the library lets those of its own libraries out, which are of no common class
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = _HUB_REASONS.get(type(error).__name__) or quoted(said, 300)
+        reason = _HUB_REASONS.get(type(error).__name__) or hub_reason(error)
         raise WeightsError(
             f"{spec}: expected a file that the Hugging Face Hub gives, found {reason}; compare the names of owner, "
             "model, file and revision, and log in (hf auth login) where the model asks for it"
         ) from None
     finally:
-        utils.logging.set_verbosity(verbosity)
+        logs.set_verbosity(verbosity)
+
+
+def import_hub(spec: str) -> Any:
+    """Import the library of the Hub, which `spec` needs; ConfigError if it is missing."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
+    return huggingface_hub
+
+
+def hub_reason(error: Exception) -> str:
+    """Return what the library of the Hub says of a failure, in one line."""
+    return quoted((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
 
 
 def _get_from_hub(spec: str, model: str, name: str | None, revision: str | None, download: bool) -> Path:

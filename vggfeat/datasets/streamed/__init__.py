@@ -4,9 +4,7 @@ All of them become a `vggfeat.listing.Listing`. What is found is kept on this ma
 until all classes are known, so that a store is listed once, and memory does not grow with the number of rows.
 """
 
-from typing import get_args
-
-from vggfeat.datasets.levels import Layout
+from vggfeat.datasets.levels import Layout, check_layout
 from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.streamed.folders import list_folder
 from vggfeat.datasets.streamed.tables import list_tables
@@ -52,10 +50,7 @@ def list_images(
         If the store can't be read.
     """
     check_choice("kind of data set", kind, KINDS)
-    if layout is not None:
-        check_choice("layout", layout, get_args(Layout))
-    if layout is not None and kind != "folder":
-        raise ConfigError(f"layout: expected it for the data set folder alone, found {layout!r} for {kind}")
+    check_layout(layout, kind)
     if listing not in (None, ListSettings()) and kind != "parquet":
         raise ConfigError(f"--column and --label-separator: expected them for lists alone, found one for {kind}")
     if kind == "folder":
