@@ -131,15 +131,14 @@ class TestFacts:
 
 
 class TestRoot:
-    def test_the_given_root_wins_then_the_variable_then_data(self):
-        assert resolve_root("voc2007", "x/y", {"VGGFEAT_DATA": "/sets"}) == Path("x/y")
-        assert resolve_root("voc2007", None, {"VGGFEAT_DATA": "/sets"}) == Path("/sets/voc2007")
-        assert resolve_root("voc2007", None, {"VGGFEAT_DATA": ""}) == Path("data/voc2007")
-        assert resolve_root("voc2007", None, {}) == Path("data/voc2007")
-
-    def test_the_variable_is_that_of_the_process(self, monkeypatch):
+    def test_the_given_root_wins_then_the_variable_then_data(self, monkeypatch):
         monkeypatch.setenv("VGGFEAT_DATA", "/sets")
-        assert resolve_root("folder") == Path("/sets/folder")
+        assert resolve_root("voc2007", "x/y") == Path("x/y")
+        assert resolve_root("voc2007") == Path("/sets/voc2007")
+        monkeypatch.setenv("VGGFEAT_DATA", "")
+        assert resolve_root("voc2007") == Path("data/voc2007")
+        monkeypatch.delenv("VGGFEAT_DATA")
+        assert resolve_root("voc2007") == Path("data/voc2007")
 
     @pytest.mark.parametrize(("name", "near"), [("voc207", "voc2007"), ("caltech-101", "caltech101")])
     def test_an_unknown_name_is_answered_with_the_nearest(self, name, near):

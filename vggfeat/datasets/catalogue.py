@@ -210,17 +210,8 @@ def lookup(name: str) -> DatasetRecord:
     raise ConfigError(f"data set: expected one of {', '.join(DATASETS)}, found {name!r}{hint}")
 
 
-def resolve_root(name: str, root: Path | str | None = None, environ: Mapping[str, str] | None = None) -> Path:
+def resolve_root(name: str, root: Path | str | None = None) -> Path:
     """Return the folder of a data set: `root`, else $VGGFEAT_DATA/NAME, else data/NAME.
-
-    Parameters
-    ----------
-    name : str
-        A name of `DATASETS`.
-    root : Path or str, optional
-        Returned as it is.
-    environ : mapping, optional
-        By default the environment of the process.
 
     Raises
     ------
@@ -230,8 +221,7 @@ def resolve_root(name: str, root: Path | str | None = None, environ: Mapping[str
     lookup(name)
     if root is not None:
         return Path(root)
-    base = (os.environ if environ is None else environ).get("VGGFEAT_DATA", "")
-    return Path(base or "data") / name
+    return Path(os.environ.get("VGGFEAT_DATA") or "data") / name
 
 
 def open_dataset(

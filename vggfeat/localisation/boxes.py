@@ -14,17 +14,10 @@ from vggfeat.forward.batching import Size
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:
-    """Turn boxes into coordinates.
+    """Turn boxes (..., 4) into coordinates (..., 4) in frames (..., 4), the net's window or the complete image.
 
-    Parameters
-    ----------
-    boxes, frames : Tensor (..., 4)
-        In edges, in the same pixels; shapes are broadcast. A frame is the net's window, or the complete image.
-
-    Returns
-    -------
-    Tensor (..., 4)
-        Centre x and width in widths of the frame, centre y and height in heights of it.
+    Edges are in the same pixels, and shapes are broadcast. Centre x and width come in widths of the frame, centre y
+    and height in heights of it.
     """
     corner, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
     frame_corner, frame_size = frames[..., :2], frames[..., 2:] - frames[..., :2]
@@ -33,12 +26,9 @@ def encode(boxes: Tensor, frames: Tensor) -> Tensor:
 
 
 def decode(coordinates: Tensor, frames: Tensor) -> Tensor:
-    """Turn coordinates into boxes: the inverse of `encode`.
+    """Turn coordinates into edges of boxes (..., 4): the inverse of `encode`.
 
-    Returns
-    -------
-    Tensor (..., 4)
-        Edges; they may lie outside of frame and image, and a box of negative width has its right edge on the left.
+    They may lie outside of frame and image, and a box of negative width has its right edge on the left.
     """
     frame_corner, frame_size = frames[..., :2], frames[..., 2:] - frames[..., :2]
     centre = frame_corner + frame_size * (coordinates[..., :2] + 0.5)
@@ -58,18 +48,10 @@ def intersect(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return intersection over union.
+    """Return intersection over union (...) of boxes (..., 4), 0 to 1; 0 where a box has no area or is NaN.
 
-    Parameters
-    ----------
-    boxes, others : Tensor (..., 4)
-        In edges, in the same pixels, or in any other units: the ratio is the same. Shapes are broadcast. In edges
-        it is the official one of inclusive pixel numbers, whose widths are right - left + 1.
-
-    Returns
-    -------
-    Tensor (...)
-        From 0 to 1; 0 where a box has no area or is NaN.
+    Edges are in the same pixels, or in any other units: the ratio is the same. Shapes are broadcast. In edges it is
+    the official one of inclusive pixel numbers, whose widths are right - left + 1.
     """
     common, first, second = areas(intersect(boxes, others)), areas(boxes), areas(others)
     ratio = common / (first + second - common)
@@ -77,18 +59,9 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def class_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Take the four outputs that belong to each image's class.
+    """Take the four outputs (n, 4) that belong to each image's class (n,), int64, 0 to K - 1.
 
-    Parameters
-    ----------
-    outputs : Tensor (n, 4) or (n, 4 K)
-        Of the last layer. With four outputs, they are those of every class.
-    classes : Tensor (n,), int64
-        From 0 to K - 1.
-
-    Returns
-    -------
-    Tensor (n, 4)
+    `outputs` are those of the last layer, (n, 4 K), or (n, 4), which are those of every class.
     """
     if outputs.shape[1] == 4:
         return outputs
@@ -98,23 +71,11 @@ def class_outputs(outputs: Tensor, classes: Tensor) -> Tensor:
 def window_frames(
     positions: tuple[int, int], offset: tuple[int, int] = (0, 0), *, side: int = 224, stride: int = 32
 ) -> Tensor:
-    """Return the part of the rescaled image that each position of a dense map sees.
+    """Return the part of the rescaled image that each position (h, w) of a dense map sees: edges (h, w, 4), float64.
 
-    Parameters
-    ----------
-    positions : (h, w)
-    offset : (row, column)
-        Of the first window's corner, in pixels; for a centre crop, that of the crop.
-    side : int
-        Of a window, in pixels.
-    stride : int
-        Of the map, in pixels.
-
-    Returns
-    -------
-    Tensor (h, w, 4), float64
-        Edges: the window of row i and column j begins at stride * i and stride * j. With the pooling of Caffe, which
-        rounds up, the last may reach beyond the image.
+    The window of row i and column j begins at stride * i and stride * j, in pixels, behind `offset`, the row and column
+    of the first window's corner; for a centre crop, that of the crop. With the pooling of Caffe, which rounds up, the
+    last may reach beyond the image.
     """
     top = offset[0] + stride * torch.arange(positions[0], dtype=torch.float64)[:, None]
     left = offset[1] + stride * torch.arange(positions[1], dtype=torch.float64)[None, :]
@@ -153,13 +114,9 @@ def boxes_from_map(
 
 
 def clip_to_image(boxes: NDArray[np.float64], image: Size) -> NDArray[np.float64]:
-    """Clip boxes to an image, and make what is left at least one pixel wide and high.
+    """Clip boxes (..., 4) to an image, height and width, and make what is left at least one pixel wide and high.
 
-    Parameters
-    ----------
-    boxes : (..., 4) float64
-        Edges; right may be left of left.
-    image : (height, width)
+    The right edge of a box may be left of its left one.
     """
     sides = np.array([image[1], image[0]], dtype=np.float64)
     first = np.clip(boxes[..., :2], 0, sides - 1)

@@ -97,21 +97,10 @@ class BoxRecipe:
 
 
 def box_recipe_for(started_from: Backbone, scale: int = 256, **other: Any) -> BoxRecipe:
-    """Return the recipe of Appendix A for a classification net and an S.
+    """Return the recipe of Appendix A for a classification net and an S in pixels.
 
-    Parameters
-    ----------
-    started_from : Backbone
-        The classification net; the box net is of its configuration, width and pool rounding.
-    scale : int
-        S in pixels.
-    other
-        Fields of `BoxRecipe`, or of `Recipe`, that are to be other than the defaults.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
+    The box net is of the configuration, width and pool rounding of the net. `other` are fields of `BoxRecipe`, or of
+    `Recipe`, that are to be other than the defaults; ConfigError if a value is not allowed.
     """
     own = {one.name: other.pop(one.name) for one in fields(BoxRecipe) if one.name in other}
     return BoxRecipe(**own, training=recipe_for(started_from.model.config, (scale, scale), started_from, **other))
@@ -173,12 +162,7 @@ def check_windows(models: Sequence[Net]) -> None:
 
 
 def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
-    """Load a box net.
-
-    Parameters
-    ----------
-    spec : str or path
-        As for `load_backbone`.
+    """Load a box net by what `load_backbone` takes.
 
     Raises
     ------
@@ -219,15 +203,7 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
 
 
 def init_box_net(recipe: BoxRecipe, num_classes: int, started_from: Backbone) -> tuple[VGG, list[str]]:
-    """Put a new last layer on a classification net.
-
-    Parameters
-    ----------
-    recipe : BoxRecipe
-    num_classes : int
-        K.
-    started_from : Backbone
-        A classification net; of which classes does not matter.
+    """Put a new last layer, for K classes, on a classification net; of which classes that is does not matter.
 
     Returns
     -------

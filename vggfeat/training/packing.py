@@ -32,6 +32,7 @@ from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporar
 from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.statistics import SHOWN_CLASSES, Unreadable, check_readable, unreadable_image
+from vggfeat.weights.importing import hash_file
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -308,7 +309,7 @@ def _complete_record(out: Path, shard: Shard) -> ShardRecord | None:
     path = out / shard.file
     try:
         record = ShardRecord(**_load(path.with_suffix(".json")))
-        return record if path.stat().st_size == record.bytes and _sha256(path) == record.sha256 else None
+        return record if path.stat().st_size == record.bytes and hash_file(path) == record.sha256 else None
     except (FileNotFoundError, TypeError):
         return None
 
@@ -334,8 +335,3 @@ def _add_file(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     tar.addfile(info, io.BytesIO(data))
     blocks = -(-len(data) // tarfile.BLOCKSIZE)
     return tar.offset - blocks * tarfile.BLOCKSIZE
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -79,12 +79,7 @@ def load_file(path: Path, stated: "Preprocessing | None" = None) -> "Backbone":
     """Load a file in any format; its content says which.
 
     Files of other libraries are read in a process with limits (`vggfeat.weights.reader_process`), ours in this one.
-
-    Parameters
-    ----------
-    path : Path
-    stated : Preprocessing, optional
-        Which pixels the net of another library takes, where its file does not say.
+    `stated` is which pixels the net of another library takes, where its file does not say it.
 
     Raises
     ------
@@ -143,12 +138,7 @@ def _checksum_kinds(path: Path, kind: str) -> set[str]:
 
 
 def load_bundled(file: Traversable | None = None) -> "Backbone":
-    """Load the small net that comes with the package: it was trained on rendered images by vggfeat's own trainer.
-
-    Parameters
-    ----------
-    file : Traversable, optional
-        By default the one in the package.
+    """Load the small net of the package, or of a file: it was trained on rendered images by vggfeat's own trainer.
 
     Raises
     ------
@@ -298,19 +288,8 @@ def convert(
 ) -> WeightsFile:
     """Write a file in any format as a file of ours, with all that is known of where it came from.
 
-    What is known stays as it is, so that converting a second time changes nothing.
-
-    Parameters
-    ----------
-    source, target : Path
-    dtype : "float32" or "float16"
-    stated : Preprocessing, optional
-        Which pixels the net takes, where its file does not say.
-
-    Returns
-    -------
-    WeightsFile
-        Of the source.
+    What is known stays as it is, so that converting a second time changes nothing. `dtype` is float32 or float16;
+    `stated` is what pixels the net takes, where its file does not say it. Returns what is known of the source.
 
     Raises
     ------

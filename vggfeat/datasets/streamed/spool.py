@@ -99,17 +99,15 @@ class ClassSpool:
             self._no_label &= not (row.labels or row.ignored)
             self.splits.update(row.splits)
         columns: dict[str, Sequence[Any]] = dict.fromkeys(StreamedRow._fields, ())
+        numbers = self._numbers
         if rows:
             columns = dict(zip(columns, zip(*rows, strict=True), strict=True))
         for name in ("labels", "ignored"):
-            columns[name] = [[self._number(cls) for cls in classes] for classes in columns[name]]
+            columns[name] = [[numbers.setdefault(cls, len(numbers)) for cls in some] for some in columns[name]]
         schema = row_schema()
         arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
         names = [*columns, *(name for name, _ in further)]
         self._spool.add(pa.RecordBatch.from_arrays([*arrays, *(column for _, column in further)], names))
-
-    def _number(self, cls: str) -> int:
-        return self._numbers.setdefault(cls, len(self._numbers))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from vggfeat.datasets.cells import plain
 from vggfeat.datasets.files import listed
 from vggfeat.datasets.manifest import COLUMNS, ListSettings
 from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below
-from vggfeat.datasets.streamed.named import FileSet, find_files, split_of
+from vggfeat.datasets.streamed.named import find_files, split_of
 from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.formats.parquet import CellAddress, batches, hub_features, open_parquet
@@ -78,10 +78,6 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
         _read_file(file, where, path, columns, listing, spool)
     if told is None or not spool.rows:
         raise DatasetError(f"{found.storage.root}: expected rows in the Parquet files, found none")
-    return _listing(found, spool, told)
-
-
-def _listing(found: FileSet, spool: ClassSpool, told: _Columns) -> Listing:
     notes = [f"Kept in the feature file as text: {listed(told.further)}."] if told.further else []
     return spool.listing("parquet", found.storage.root, notes)
 
