@@ -35,11 +35,13 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
 
     Exit code 6 if a problem is found.
     """
-    from vggfeat.store.reader import FeatureFile, validate
     from vggfeat.store.sharded import is_run
 
-    if is_run(file):
-        return _show_run(str(file), failed, as_json)
+    return _inspect_run(str(file), failed, as_json) if is_run(file) else _inspect_file(file, failed, as_json)
+
+
+def _inspect_file(file: Path, failed: bool, as_json: bool) -> int:
+    from vggfeat.store.reader import FeatureFile, validate
 
     report = validate(file)
     with FeatureFile(file) as features:
@@ -61,36 +63,35 @@ def inspect(file: Path, failed: bool, as_json: bool) -> int:
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
         **({} if dataset.groups is None else {"groups": len(set(dataset.groups))}),
         **({"columns": {name: len(set(texts)) for name, texts in dataset.columns.items()}} if dataset.columns else {}),
-        "provenance": provenance,
-        "problems": list(report.problems),
     }
+    problems = list(report.problems)
     if as_json:
-        say_json(facts | {"failures": dict(failures)})
-    else:
-        for name, value in facts.items():
-            if name not in ("provenance", "problems"):
-                say(f"{name:11} {_plain(value)}")
-        for name, value in sorted(provenance.items()):
-            say(f"  {name:22} {_short(_plain(value))}")
-        _say_trouble(failures if failed else (), report.problems)
-        say("sound: every checksum fits" if not report.problems else "NOT SOUND: make it again")
-    return 6 if report.problems else 0
+        say_json(facts | {"provenance": provenance, "problems": problems, "failures": dict(failures)})
+        return 6 if problems else 0
+    for name, value in facts.items():
+        say(f"{name:11} {_plain(value)}")
+    for name, value in sorted(provenance.items()):
+        say(f"  {name:22} {_short(_plain(value))}")
+    _say_trouble(failures if failed else (), problems)
+    say("sound: every checksum fits" if not problems else "NOT SOUND: make it again")
+    return 6 if problems else 0
 
 
-def _show_run(run: str, failed: bool, as_json: bool) -> int:
-    """Show what there is of a run, finished or not; return the exit code."""
+def _inspect_run(run: str, failed: bool, as_json: bool) -> int:
+    """Show what there is of a run, finished or not."""
     from vggfeat.runtime.storage import open_storage
     from vggfeat.store.plan import read_plan, shard_path
+    from vggfeat.store.shard_files import Shard
     from vggfeat.store.sharded import examine
 
     plan = read_plan(open_storage(run))
     failures: list[tuple[str, str]] = []
 
-    def keep(ids: Sequence[str], reasons: Sequence[str]) -> None:
+    def keep(shard: Shard) -> None:
         if failed or as_json:
-            failures.extend(_failed(ids, reasons))
+            failures.extend(_failed(shard.ids, shard.block.reasons))
 
-    found = examine(plan, lambda shard: keep(shard.ids, shard.block.reasons))
+    found = examine(plan, keep)
     facts = {
         "run": plan.where,
         "dataset": plan.name,
@@ -112,20 +113,21 @@ def _show_run(run: str, failed: bool, as_json: bool) -> int:
         "machines": found.machines,
         "root": found.root,
     }
+    missing = [shard_path(shard) for shard in found.missing]
     if as_json:
-        more = {"missing_shards": [shard_path(shard) for shard in found.missing], "failures": dict(failures)}
+        more = {"missing_shards": missing, "failures": dict(failures)}
         say_json(facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more)
         return 6 if found.problems else 0
     for name, value in facts.items():
         say(f"{name:11} {'-' if value is None else value}")
-    for shard in found.missing[:SHOWN_MISSING]:
-        say(f"missing: {shard_path(shard)}")
-    if len(found.missing) > SHOWN_MISSING:
-        say(f"missing: {len(found.missing) - SHOWN_MISSING} more; --json has all")
+    for path in missing[:SHOWN_MISSING]:
+        say(f"missing: {path}")
+    if len(missing) > SHOWN_MISSING:
+        say(f"missing: {len(missing) - SHOWN_MISSING} more; --json has all")
     _say_trouble(failures, found.problems)
     if found.problems:
         say("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
-    elif found.missing:
+    elif missing:
         say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
     else:
         say("sound: every checksum fits")
@@ -141,6 +143,15 @@ def _say_trouble(failures: Sequence[tuple[str, str]], problems: Sequence[str]) -
         say(f"failed: {name}: {why}")
     for problem in problems:
         say(f"problem: {problem}")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(text: str) -> str:
+    # A file of posteriors has the words of a thousand classes.
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"
 
 
 @click.command()
@@ -191,12 +202,3 @@ def export(
         return
     left_out = f", {missing} failed images left out" if missing else ""
     say(f"{target}: {count} descriptors of {length} values, join {join}{left_out}")
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _short(text: str) -> str:
-    # A file of posteriors has the words of a thousand classes.
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"

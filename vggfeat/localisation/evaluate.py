@@ -5,10 +5,10 @@ N = images of the list, G = guesses of an image, K = classes.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -123,65 +123,92 @@ def locate_images(
     localiser = system.localiser(images.classes, run.device)
     decode = replace(decode, largest_side=localiser.largest_side)
     key = json.loads(json.dumps(_without_names(describe_run(images, system, run, decode))))
-
-    journal: Journal | None = None  # In the first process alone.
-    failures: dict[int, str] = {}
-
-    def to_retry(record: dict[str, Any], changed: set[str]) -> bool:
-        if record["reason"] or IMAGE_SIZES not in changed:
-            return bool(record["reason"])
-        return hash_image(images.place(record["row"]), decode.max_bytes).hex() != record["sha256"]
-
-    def keep(records: Sequence[dict[str, Any]]) -> None:
-        failures.update({record["row"]: record["reason"] for record in records if record["reason"]})
-
-    def report(located: float) -> None:
-        if journal is not None and progress is not None:
-            progress(min(journal.done + world.size * located, len(images)), len(images), len(failures))
-
-    with ExitStack() as stack:
-
-        def open_journal() -> tuple[dict[str, Any], list[tuple[int, int]]]:
-            nonlocal journal
-            journal = Journal(
-                out, JOURNAL_FORMAT, key, len(images), _group_size(run), overwrite=run.overwrite,
-                retry=to_retry if run.retry_failed else None, loose=MAY_CHANGE,
-            )  # fmt: skip
-            stack.enter_context(journal)
-            keep(journal.records)
-            return key, [(group.start, group.stop) for group in journal.pending]
-
-        first_key, groups_left = world.on_main(open_journal)
+    with _Kept(out, images, progress, world) as kept:
+        first_key, groups_left = world.on_main(lambda: kept.open(key, run, decode))
         pending = [range(start, stop) for start, stop in groups_left]
         if first_key != key:
             raise other_process(out, differences(key, first_key))
-        resumed = len(images) - sum(map(len, pending))
-        try:
-            with Decoder(run.workers, decode) as decoder:
-                places = (images.place(row) for group in pending[world.rank :: world.size] for row in group)
-                decoded = decoder.stream(Request(file, (None,), span) for file, span in places)
-                for turn in range(0, len(pending), world.size):
-                    groups = pending[turn : turn + world.size]
-                    rows = groups[world.rank] if world.rank < len(groups) else range(0)
-                    report(0)
-                    found = localiser.locate((next(decoded) for _ in rows), system.requests(images, rows), report)
-                    own = [_record(row, images, one) for row, one in zip(rows, found, strict=True)]
-                    for records in world.gather(own):
-                        if journal is not None and records:
-                            journal.add(records)
-                            keep(records)
-            report(0)
-            if journal is None:
-                return []
-            with disk_errors(out, "listing the failures", "mend it and give the same command again"):
-                write_failures(out, images, failures, files=DISK)
-            return journal.records
-        except BaseException as error:
-            if journal is not None:
-                reasons = failures.values()
-                so_far = tally(total=len(images), done=journal.done, resumed=resumed, reasons=reasons)
-                error.add_note(f"{out}: {so_far}")
-            raise
+        with Decoder(run.workers, decode) as decoder:
+            places = (images.place(row) for group in pending[world.rank :: world.size] for row in group)
+            decoded = decoder.stream(Request(file, (None,), span) for file, span in places)
+            for turn in range(0, len(pending), world.size):
+                groups = pending[turn : turn + world.size]
+                rows = groups[world.rank] if world.rank < len(groups) else range(0)
+                kept.report(0)
+                found = localiser.locate((next(decoded) for _ in rows), system.requests(images, rows), kept.report)
+                own = [_record(row, images, one) for row, one in zip(rows, found, strict=True)]
+                for records in world.gather(own):
+                    kept.add(records)
+        return kept.finish()
+
+
+class _Kept:
+    """What the first process keeps of a run: its journal, and what has failed. Others keep nothing.
+
+    An error that leaves the `with` block is told how far the run has come.
+    """
+
+    def __init__(self, out: Path, images: LabelledImages, progress: Progress | None, world: World) -> None:
+        self.out, self.images, self.progress, self.world = out, images, progress, world
+        self.journal: Journal | None = None
+        self.failures: dict[int, str] = {}
+        self.resumed = 0
+
+    def open(
+        self, key: dict[str, Any], run: RunSettings, decode: DecodeSettings
+    ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """Open the journal; return its key, and from where to where the groups are that it lacks."""
+
+        def to_retry(record: dict[str, Any], changed: set[str]) -> bool:
+            if record["reason"] or IMAGE_SIZES not in changed:
+                return bool(record["reason"])
+            return hash_image(self.images.place(record["row"]), decode.max_bytes).hex() != record["sha256"]
+
+        self.journal = Journal(
+            self.out, JOURNAL_FORMAT, key, len(self.images), _group_size(run), overwrite=run.overwrite,
+            retry=to_retry if run.retry_failed else None, loose=MAY_CHANGE,
+        )  # fmt: skip
+        self._note_failures(self.journal.records)
+        self.resumed = self.journal.done
+        return key, [(group.start, group.stop) for group in self.journal.pending]
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write what a process has found of a group."""
+        if self.journal is not None and records:
+            self.journal.add(records)
+            self._note_failures(records)
+
+    def report(self, located: float) -> None:
+        """Report progress, while every process has located so many images of its group."""
+        if self.journal is not None and self.progress is not None:
+            done = min(self.journal.done + self.world.size * located, len(self.images))
+            self.progress(done, len(self.images), len(self.failures))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """List the failures, and return the records of all images."""
+        self.report(0)
+        if self.journal is None:
+            return []
+        with disk_errors(self.out, "listing the failures", "mend it and give the same command again"):
+            write_failures(self.out, self.images, self.failures, files=DISK)
+        return self.journal.records
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.journal is None:
+            return
+        if error is not None:
+            reasons = self.failures.values()
+            so_far = tally(total=len(self.images), done=self.journal.done, resumed=self.resumed, reasons=reasons)
+            error.add_note(f"{self.out}: {so_far}")
+        self.journal.__exit__(kind, error, trace)
+
+    def _note_failures(self, records: Sequence[dict[str, Any]]) -> None:
+        self.failures |= {record["row"]: record["reason"] for record in records if record["reason"]}
 
 
 def _group_size(run: RunSettings) -> int:
