@@ -9,6 +9,7 @@ import click
 from vggfeat.cli.descriptors import GivenFile
 from vggfeat.cli.options import PATH, QUIET, WorkerOptions, json_option, option, with_options
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
+from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ def audit(
       vggfeat audit --descriptors clip.parquet --dataset folder --root photos
     """
     from vggfeat.audit import audit_table
-    from vggfeat.cli.progress import Progress
     from vggfeat.results.audit import audit_json, audit_page, audit_text
     from vggfeat.results.page import check_page_place, write_page
 

@@ -10,6 +10,8 @@ import click
 from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, json_option, option, with_options
 from vggfeat.cli.output import claim_folder, say, say_json, say_lines
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
+from vggfeat.weights import random_backbone
 
 if TYPE_CHECKING:
     from vggfeat.benchmarks.measure import Report
@@ -55,7 +57,6 @@ class FeatureOptions(NetOptions):
     def settings(self, device: str, **more: Any) -> "ExtractionSettings":
         """Return what decides the features."""
         from vggfeat.forward.features import ExtractionSettings
-        from vggfeat.runtime.devices import default_batch_pixels
 
         batch_pixels = self.batch_pixels or default_batch_pixels(device)
         return ExtractionSettings(scales=self.scales, layer=self.layer, batch_pixels=batch_pixels, **more)
@@ -176,8 +177,6 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
     from vggfeat.benchmarks.extraction import Plan, default_images, measure
     from vggfeat.benchmarks.measure import with_threads
     from vggfeat.extract import RunSettings
-    from vggfeat.runtime.devices import ready_device
-    from vggfeat.weights import random_backbone
 
     device = ready_device(options.device)
     forms = [
@@ -211,7 +210,6 @@ def bench_roofline(options: RooflineOptions) -> None:
     """
     from vggfeat.benchmarks.measure import with_threads
     from vggfeat.benchmarks.roofline import empty_net, measure
-    from vggfeat.runtime.devices import ready_device
 
     device = ready_device(options.device)
     settings = options.settings(device, precision=options.precision)
@@ -285,7 +283,6 @@ def bench_training(options: TrainingBenchOptions) -> None:
       vggfeat bench train --net D --root ILSVRC
     """
     from vggfeat.benchmarks.training import measure, training_images
-    from vggfeat.runtime.devices import default_device
     from vggfeat.training.recipe import Recipe, TrainingSettings
 
     recipe = Recipe(net=options.net, width=options.width, scale=options.scale, batch=options.batch)
@@ -323,7 +320,6 @@ def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: G
       vggfeat bench gpu --out rehearsal --device cpu --tiny
     """
     from vggfeat.benchmarks.gpu import FILES, FORMAT, TINY, Extent, measure
-    from vggfeat.runtime.devices import ready_device
 
     claim_folder(out, FILES, FORMAT, overwrite=overwrite)
     device = ready_device(options.device)

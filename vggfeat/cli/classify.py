@@ -27,8 +27,11 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import claim_folder, show_results
+from vggfeat.cli.progress import Progress, duration, rate_of
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.targets import anything, check_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,10 +173,7 @@ def _run_nets(
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
     from vggfeat.classification.extract import cache_posteriors, match_classes
-    from vggfeat.cli.progress import Progress
-    from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
-    from vggfeat.runtime.targets import anything, check_target
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
     with open_world(ready_device(device), os.environ, lost=StoreError) as world:
@@ -202,8 +202,6 @@ def _run_nets(
 
 
 def _run_line(summary: "Summary") -> str:
-    from vggfeat.cli.progress import duration, rate_of
-
     fresh = summary.total - summary.resumed
     if not fresh:
         return f"{summary.path.name}: saved by an earlier run: {summary.tally()}"

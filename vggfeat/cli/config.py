@@ -14,6 +14,7 @@ import click
 
 from vggfeat.cli.options import PATH
 from vggfeat.errors import ConfigError, WeightsError
+from vggfeat.runtime.storage import open_storage
 
 MOST_BYTES = 1 << 28
 """Of a file of JSON."""
@@ -116,7 +117,6 @@ def _read(path: Path) -> tuple[str, Settings]:
     from vggfeat.nets.backbone import BOX_FACTS
     from vggfeat.results.checked_json import parse_settings
     from vggfeat.runtime.durable import open_bounded, read_bounded
-    from vggfeat.runtime.storage import open_storage
     from vggfeat.store.layout import POSTERIORS
     from vggfeat.store.plan import read_plan
     from vggfeat.store.reader import FeatureFile

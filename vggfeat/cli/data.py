@@ -10,7 +10,10 @@ import click
 from vggfeat import synthetic
 from vggfeat.cli.options import LAYOUT, PATH, QUIET, Parsed, Words, json_option, option, with_options
 from vggfeat.cli.output import say, say_json, terminal_width
+from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.devices import default_workers
+from vggfeat.runtime.targets import check_folder
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport
@@ -217,9 +220,6 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
     Example:
       vggfeat data synth voc2007 --root data/voc2007
     """
-    from vggfeat.cli.progress import Progress
-    from vggfeat.runtime.targets import check_folder
-
     check_folder(root, [synthetic.MARKER], kinds=(), overwrite=True, option="--root")
     with Progress(f"synth {name}", "images", quiet=quiet) as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
@@ -261,10 +261,7 @@ def pack(
     Example:
       vggfeat data pack --root ILSVRC --out ILSVRC-512 --side 512
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
-    from vggfeat.runtime.devices import default_workers
-    from vggfeat.runtime.targets import check_folder
     from vggfeat.training.packing import PackSettings
     from vggfeat.training.packing import pack as write
 

@@ -15,6 +15,9 @@ from vggfeat.cli.options import PATH, QUIET, Numbers, json_option, load_net
 from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.devices import default_workers
+from vggfeat.runtime.rendered import MARKER
+from vggfeat.runtime.targets import check_target
 
 NET = "small"
 
@@ -40,9 +43,6 @@ def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: b
     Example:
       vggfeat demo --out /tmp/vggfeat-demo
     """
-    from vggfeat.runtime.rendered import MARKER
-    from vggfeat.runtime.targets import check_target
-
     nets = _nets(weights)
     for name in nets:
         # The features of an earlier demo may be replaced, those that somebody else has put there may not.
@@ -72,8 +72,6 @@ def run_step(*arguments: object) -> int:
 
 
 def _steps(out: Path, nets: dict[str, str], scales: tuple[int, ...], size: str) -> Iterator[list[object]]:
-    from vggfeat.runtime.devices import default_workers
-
     data = out / "voc2007"
     yield ["data", "synth", "voc2007", "--root", data, "--size", size, "--workers", default_workers()]
     for name, net in nets.items():

@@ -26,8 +26,13 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import TRY_AGAIN, make_folder, say, say_json
 from vggfeat.cli.plan import PlanRunOptions
+from vggfeat.cli.progress import Progress, duration
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.rendered import is_rendered
+from vggfeat.runtime.storage import is_remote
+from vggfeat.runtime.targets import anything, check_target
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
@@ -109,13 +114,9 @@ def extract(
         raise ConfigError("--dataset NAME, or --plan RUN: expected one of them, found none; see vggfeat extract --help")
     refuse_options(click.get_current_context(), OF_RUN, "expected --plan RUN with it, found none")
     root = _local(place)
-    from vggfeat.cli.progress import Progress
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.extract import extract_features
-    from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
-    from vggfeat.runtime.rendered import is_rendered
-    from vggfeat.runtime.targets import anything, check_target
 
     target = out or Path(f"{stem(name, root)}.h5")
     check_target(target, inputs=[*net_files(weights), *([root] if root else [])], ours=anything)
@@ -146,8 +147,6 @@ def extract(
 
 
 def _local(root: str | None) -> Path | None:
-    from vggfeat.runtime.storage import is_remote
-
     if root is not None and is_remote(root):
         raise ConfigError(f"--root: expected a folder of this machine, found {root}; plan a run: vggfeat plan --help")
     return None if root is None else Path(root)
@@ -158,7 +157,6 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
     if as_json:
         say_json(_summary_json(summary))
         return
-    from vggfeat.cli.progress import duration
     from vggfeat.results.text import SHOWN_FAILURES, failures_by_reason
 
     say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")

@@ -14,11 +14,12 @@ import click
 from vggfeat.cli.options import ForwardOptions, Numbers, Parsed, Words, load_net, option
 from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.storage import StorageSettings, is_remote
+from vggfeat.weights.load import BUNDLED
 
 if TYPE_CHECKING:
     from vggfeat.engines.engine import Engine
     from vggfeat.forward.features import ExtractionSettings
-    from vggfeat.runtime.storage import StorageSettings
     from vggfeat.weights import Backbone
 
 PHOTOGRAPHS = (
@@ -75,17 +76,13 @@ class StoreOptions:
         help="Read http(s) addresses of this machine and of the own network; lists of others may lead there.",
     )  # fmt: skip
 
-    def settings(self) -> "StorageSettings":
+    def settings(self) -> StorageSettings:
         """Return them as the stores take them."""
-        from vggfeat.runtime.storage import StorageSettings
-
         return StorageSettings(attempts=self.attempts, allow_private=self.allow_private)
 
 
 def load_noted_net(weights: str | None, *, rendered: bool) -> "Backbone":
     """Load a net, and note what its user should know of it."""
-    from vggfeat.weights.load import BUNDLED
-
     backbone = load_net(weights)
     if backbone.source == BUNDLED and not rendered:
         say_note(PHOTOGRAPHS)
@@ -96,8 +93,6 @@ def load_noted_net(weights: str | None, *, rendered: bool) -> "Backbone":
 
 def named_after(file: Path, suffix: str) -> Path:
     """Return what an output is called by default: next to its input, or here if that is at an address."""
-    from vggfeat.runtime.storage import is_remote
-
     return (Path(file.name) if is_remote(file) else file).with_suffix(suffix)
 
 

@@ -11,6 +11,8 @@ from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import OVERWRITE, PATH, SPREADSHEET_SAFE, json_option, with_options
 from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.storage import open_storage
+from vggfeat.runtime.targets import check_target
 from vggfeat.store import KINDS
 
 LONGEST = 300
@@ -79,7 +81,6 @@ def _inspect_file(file: Path, failed: bool, as_json: bool) -> int:
 
 def _inspect_run(run: str, failed: bool, as_json: bool) -> int:
     """Show what there is of a run, finished or not."""
-    from vggfeat.runtime.storage import open_storage
     from vggfeat.store.plan import read_plan, shard_path
     from vggfeat.store.shard_files import Shard
     from vggfeat.store.sharded import examine
@@ -181,7 +182,6 @@ def export(
     Example:
       vggfeat export voc2007.h5 --to parquet --split train --split val
     """
-    from vggfeat.runtime.targets import check_target
     from vggfeat.store.export import write
     from vggfeat.table import rows_of, to_table
 

@@ -24,9 +24,13 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import claim_folder, say, say_json, show_results
+from vggfeat.cli.progress import Progress
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.results.record import write_file
+from vggfeat.runtime.devices import ready_device
+from vggfeat.weights import imagenet_classes
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
@@ -175,14 +179,12 @@ def evaluate(
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     from vggfeat.classification.extract import match_classes
-    from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
     from vggfeat.localisation.evaluate import LocalisationSystem, count_errors, describe_run, locate_images
     from vggfeat.localisation.submission import class_ids
     from vggfeat.results.localisation import localisation_record, write_localisation
     from vggfeat.results.paper import is_official_set, paper_box_errors
-    from vggfeat.runtime.devices import ready_device
     from vggfeat.runtime.distributed import open_world
     from vggfeat.store.failures import failures_path
 
@@ -262,12 +264,9 @@ def predict(
     Example:
       vggfeat localise predict --boxes B384.safetensors --classifier D384.safetensors holiday/ --out holiday.boxes
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.localisation.locate import Localiser
     from vggfeat.localisation.predict import drawing_names, image_files, predict_files
     from vggfeat.results.localisation import summary_lines, write_box_predictions
-    from vggfeat.results.record import write_file
-    from vggfeat.runtime.devices import ready_device
 
     files = image_files(images)
     inputs = [*images, *files, *net_files(classifier, *boxes.specs)]
@@ -334,8 +333,6 @@ def _classifier(spec: str) -> "Backbone":
 
 def _names(backbone: "Backbone", nets: "tuple[BoxNet, ...]") -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the classes of a net, and what people call them where they are ImageNet's."""
-    from vggfeat.weights import imagenet_classes
-
     outputs = backbone.model.num_classes
     other = next((net.classes for net in nets if len(net.classes) == outputs), tuple(map(str, range(outputs))))
     names = backbone.classes or other

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError, VggfeatError
+from vggfeat.runtime.devices import default_batch_pixels, default_workers
+from vggfeat.weights import load_backbone
+from vggfeat.weights.sources import find_file
 
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
@@ -145,8 +149,6 @@ class ForwardOptions:
 
     def given(self, device: str) -> dict[str, Any]:
         """Return the fields of `vggfeat.forward.ForwardSettings` that they decide."""
-        from vggfeat.runtime.devices import default_batch_pixels
-
         batch_pixels = self.batch_pixels or default_batch_pixels(device)
         return {"precision": self.precision, "interpolation": self.interpolation, "batch_pixels": batch_pixels}
 
@@ -161,8 +163,6 @@ class WorkerOptions:
 
     def processes(self) -> int:
         """Return how many processes decode."""
-        from vggfeat.runtime.devices import default_workers
-
         return default_workers() if self.workers is None else self.workers
 
 
@@ -253,8 +253,6 @@ class PreprocessingOptions:
 
 def load_net(spec: str | None) -> "Backbone":
     """Load a net by `vggfeat.load_backbone`, and note what its user should know of it."""
-    from vggfeat.weights import load_backbone
-
     backbone = load_backbone(spec)
     print_notes(backbone)
     return backbone
@@ -262,7 +260,6 @@ def load_net(spec: str | None) -> "Backbone":
 
 def print_notes(backbone: "Backbone") -> None:
     """Write to standard error what was assumed of a net's file, and what was passed over in it."""
-    from vggfeat.cli.output import say_note
     from vggfeat.weights.importing import notes
 
     for note in notes(backbone):
@@ -284,8 +281,6 @@ def refuse_options(context: click.Context, names: Collection[str], why: str) -> 
 
 def net_files(*specs: str | None) -> list[Path]:
     """Return the files of nets that are given by file or name; of others there are none."""
-    from vggfeat.weights.sources import find_file
-
     found = []
     for spec in specs:
         with contextlib.suppress(VggfeatError):  # Whoever loads it says what is wrong.

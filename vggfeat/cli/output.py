@@ -23,6 +23,7 @@ import click
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 from vggfeat.results.text import printable
+from vggfeat.runtime.targets import check_folder, claim, unclaim
 
 if TYPE_CHECKING:
     from vggfeat.results.record import Record
@@ -109,8 +110,6 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
     StoreError
         If a file of another would be, or the folder can't be made.
     """
-    from vggfeat.runtime.targets import check_folder, claim, unclaim
-
     check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
     make_folder(folder)
     if not is_main():

@@ -27,7 +27,12 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import make_folder, say, say_json, say_note
+from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.addresses import is_address
+from vggfeat.runtime.rendered import RENDERED, is_rendered
+from vggfeat.runtime.storage import is_remote, open_storage
+from vggfeat.runtime.targets import anything, check_folder, check_target
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
@@ -63,7 +68,6 @@ class PlanRunOptions(EngineOptions):
     ) -> "ShardTask":  # fmt: skip
         """Return what every process must know."""
         from vggfeat.engines.engine import ShardTask
-        from vggfeat.runtime.storage import is_remote
 
         return ShardTask(
             run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
@@ -73,7 +77,6 @@ class PlanRunOptions(EngineOptions):
 
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
         """Compute the shards that are asked for, and print what became of them; returns the exit code."""
-        from vggfeat.cli.progress import Progress
         from vggfeat.engines.engine import Share
         from vggfeat.engines.local import torchrun_share
 
@@ -211,10 +214,7 @@ def plan(
       vggfeat plan --dataset parquet --root hf://datasets/ylecun/mnist --weights D.safetensors --out /disk/run
       vggfeat plan --extend /disk/run
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.extract_plan import add_to_plan, make_plan
-    from vggfeat.runtime.storage import is_remote, open_storage
-    from vggfeat.runtime.targets import check_folder
     from vggfeat.store.plan import FORMAT, PLAN, PlanSettings, read_plan
 
     if extend is not None:
@@ -252,8 +252,6 @@ def _listing(
     from vggfeat.datasets.catalogue import open_dataset, resolve_root
     from vggfeat.datasets.streamed import KINDS, list_images
     from vggfeat.listing import listing_of
-    from vggfeat.runtime.addresses import is_address
-    from vggfeat.runtime.rendered import RENDERED, is_rendered
 
     if root is None and name in ("tar", "parquet"):
         raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
@@ -304,9 +302,6 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
     Example:
       vggfeat merge /disk/run --out small.h5
     """
-    from vggfeat.cli.progress import Progress
-    from vggfeat.runtime.storage import open_storage
-    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.store.merging import merge as write
     from vggfeat.store.sharded import ShardedFeatures
 

@@ -19,8 +19,12 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
+from vggfeat.cli.progress import Progress
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError
+from vggfeat.results.record import write_file
+from vggfeat.runtime.devices import default_device, ready_device
+from vggfeat.runtime.targets import check_target
 
 
 @click.command()
@@ -65,13 +69,9 @@ def predict(
       vggfeat predict holiday/ more/1.jpg --model photos.svm
       vggfeat predict holiday/ --model photos.svm --probabilities --abstain-below 0.5 --out holiday.csv
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.predict import list_images, nets_of, predict_images
     from vggfeat.protocols.apply import open_model
     from vggfeat.results.predictions import images_table, predictions_json, scores_csv
-    from vggfeat.results.record import write_file
-    from vggfeat.runtime.devices import ready_device
-    from vggfeat.runtime.targets import check_target
 
     if out is None and (overwrite or spreadsheet_safe):
         name = "--overwrite" if overwrite else "--spreadsheet-safe"
@@ -141,9 +141,6 @@ def explain(
     from vggfeat.explain import explain as explain_image
     from vggfeat.protocols.apply import find_model
     from vggfeat.results.evidence import evidence_json, evidence_text, overlay
-    from vggfeat.results.record import write_file
-    from vggfeat.runtime.devices import default_device
-    from vggfeat.runtime.targets import check_target
 
     chosen = find_model(model)
     out = out or Path(f"{image.stem}.evidence.png")

@@ -7,6 +7,7 @@ import click
 from vggfeat.cli.descriptors import GivenOptions
 from vggfeat.cli.options import PATH, QUIET, Numbers, Words, json_option, with_options
 from vggfeat.cli.output import say_json, say_lines, terminal_width
+from vggfeat.cli.progress import Progress
 
 
 @click.command()
@@ -41,7 +42,6 @@ def probe(
       vggfeat probe voc2007.h5
       vggfeat probe --descriptors clip.parquet --dataset voc2007 --root VOCdevkit --probes knn --shots 1,10
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.protocols.probes import ProbeSettings, run_probes
     from vggfeat.protocols.rules import ProtocolSettings
     from vggfeat.results.probes import probes_json, probes_text

@@ -6,7 +6,9 @@ import click
 
 from vggfeat.cli.options import NET, PATH, QUIET, WorkerOptions, json_option, with_options
 from vggfeat.cli.output import make_folder, say, say_json
+from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.devices import ready_device
 
 
 @click.command()
@@ -53,11 +55,9 @@ def report(
       vggfeat report D.svm E.svm DE.svm --root VOCdevkit --out voc2007.html
       vggfeat report nets/A-256 nets/A-384
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.metrics.bootstrap import BootstrapSettings
     from vggfeat.results.evidence import ExplainSettings
     from vggfeat.results.page import PageSettings, check_page_place, make_page, page_json, write_page
-    from vggfeat.runtime.devices import ready_device
 
     if not explain and (weights or device):
         raise ConfigError("--weights, --device: expected with --explain, found without; leave them out, or give it")

@@ -8,7 +8,10 @@ import click
 from vggfeat.cli.descriptors import DescriptorOptions, default_join
 from vggfeat.cli.options import DEVICE, NET, PATH, QUIET, json_option, net_files, with_options
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
+from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.devices import default_device
+from vggfeat.runtime.targets import anything, check_target
 
 if TYPE_CHECKING:
     from vggfeat.store.reader import Features
@@ -55,10 +58,8 @@ def similar(
       vggfeat similar /disk/run --query 000012 --index run.index
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
-    from vggfeat.cli.progress import Progress
     from vggfeat.results.page import check_page_place, write_page
     from vggfeat.results.similar import similar_json, similar_page, similar_text
-    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.similar import DescriptorSettings, nearest, nearest_by_index, open_index
     from vggfeat.store.sharded import open_features
 
@@ -104,7 +105,6 @@ def _descriptor(
     if query in features.dataset.ids or not Path(query).is_file():
         return query_of_row(features, query, settings)
     from vggfeat.forward.rerun import find_net
-    from vggfeat.runtime.devices import default_device
     from vggfeat.similar import extract_query, row_of_image
 
     row = row_of_image(features, Path(query)) if known else None

@@ -23,6 +23,7 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import claim_folder, say, say_json, say_lines, say_note, terminal_width
+from vggfeat.cli.progress import Progress
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError, listed
 from vggfeat.runtime.system import processes_of_all
@@ -207,7 +208,6 @@ def svm(
         _refuse_several(f"--solver {solver}")
     settings = protocol.settings(solver)
 
-    from vggfeat.cli.progress import Progress
     from vggfeat.protocols.rules import run_protocol
     from vggfeat.results.svm import svm_record, write_results
     from vggfeat.svm import check_device

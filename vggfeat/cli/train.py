@@ -12,13 +12,17 @@ import click
 from vggfeat.cli.config import TRAIN
 from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option, with_options
 from vggfeat.cli.output import say, say_json, say_note
+from vggfeat.cli.progress import Progress, duration
 from vggfeat.cli.signals import is_main, signals_as_flag
+from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
+from vggfeat.runtime.targets import check_folder
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
     from vggfeat.localisation.train import BoxData
     from vggfeat.training.recipe import TrainingSettings
-    from vggfeat.training.trainer import Outcome, Progress
+    from vggfeat.training.trainer import Outcome
+    from vggfeat.training.trainer import Progress as StepProgress
 
 
 SHOWN_FAILURES = 5
@@ -83,7 +87,6 @@ class TrainingOptions:
 
     def settings(self) -> "TrainingSettings":
         """Return how the work is done, and prepare the process for it."""
-        from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
         from vggfeat.training.recipe import TrainingSettings
 
         device = self.device or default_device()
@@ -102,12 +105,11 @@ class TrainingOptions:
             say_note(sentence)
 
     @contextmanager
-    def progress(self, title: str, out: Path) -> "Iterator[Progress]":
+    def progress(self, title: str, out: Path) -> "Iterator[StepProgress]":
         """Show a bar, and hand out what updates it and returns whether Ctrl-C or SIGTERM has arrived.
 
         A signal is raised at the end, with a note of what the run has left in `out`.
         """
-        from vggfeat.cli.progress import Progress
         from vggfeat.training.run_folder import what_is_kept
 
         try:
@@ -179,7 +181,6 @@ def train(
     Exit codes: 0 done, 8 training that can't be carried out; others: vggfeat --help.
     """
     from vggfeat.datasets import ilsvrc
-    from vggfeat.runtime.targets import check_folder
     from vggfeat.training.recipe import recipe_for
     from vggfeat.training.train import train as run_training
 
@@ -211,8 +212,6 @@ def _show(
     outcome: "Outcome", as_json: bool, figures: Callable[[Mapping[str, float]], str], use: str, known: str = ""
 ) -> None:
     """Print what a run has left behind; `use` is what takes its weights, `known` what validation was given."""
-    from vggfeat.cli.progress import duration
-
     if as_json:
         say_json(asdict(outcome))
         return
@@ -289,7 +288,6 @@ def localise_train(
     """
     from vggfeat.localisation.nets import box_recipe_for
     from vggfeat.localisation.train import train_boxes
-    from vggfeat.runtime.targets import check_folder
 
     check_folder(out, RUN, kinds=(), inputs=net_files(weights), overwrite=True)
     started_from = load_net(weights)
@@ -308,7 +306,6 @@ def localise_train(
 
 
 def _read_boxes(root: Path, layout: "Layout | None", annotations: Path | None, quiet: bool) -> "BoxData":
-    from vggfeat.cli.progress import Progress
     from vggfeat.datasets import ilsvrc
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
     from vggfeat.localisation.train import BoxData

@@ -19,7 +19,14 @@ from vggfeat.cli.options import (
     with_options,
 )
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note
+from vggfeat.cli.progress import Progress
+from vggfeat.errors import ConfigError, check_choice
+from vggfeat.runtime.targets import anything, check_target
+from vggfeat.weights.load import convert as convert_file
+from vggfeat.weights.load import examine
+from vggfeat.weights.load import verify as verify_file
 from vggfeat.weights.sniff import FORMATS
+from vggfeat.weights.sources import PUBLISHED, find_file, nets_in, weights_folder
 
 if TYPE_CHECKING:
     from vggfeat.weights.load import Verification, WeightsFile
@@ -50,8 +57,6 @@ def list_(as_json: bool) -> None:
     Example:
       vggfeat weights list
     """
-    from vggfeat.weights.sources import PUBLISHED, nets_in, weights_folder
-
     folder = weights_folder()
     there = {path.name: path for path in nets_in(folder)}
     if as_json:
@@ -75,9 +80,6 @@ def show(path: str, as_json: bool) -> None:
     Example:
       vggfeat weights show VGG_ILSVRC_16_layers.caffemodel
     """
-    from vggfeat.weights.load import examine
-    from vggfeat.weights.sources import find_file
-
     file = examine(find_file(path))
     if as_json:
         say_json(file.describe())
@@ -105,11 +107,6 @@ def convert(
       vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
       vggfeat weights convert places365.caffemodel P.safetensors --mean 104,113,116 --channels bgr --range 255
     """
-    from vggfeat.errors import ConfigError
-    from vggfeat.runtime.targets import check_target
-    from vggfeat.weights.load import convert as convert_file
-    from vggfeat.weights.sources import find_file
-
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
     path = find_file(source)
@@ -143,12 +140,8 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     Example:
       vggfeat weights fetch vgg16-caffe
     """
-    from vggfeat.cli.progress import Progress
-    from vggfeat.errors import check_choice
-    from vggfeat.runtime.targets import anything, check_target
     from vggfeat.weights.download import fetch as download
     from vggfeat.weights.download import is_download, is_note
-    from vggfeat.weights.sources import PUBLISHED, weights_folder
 
     check_choice("name", name, PUBLISHED)
     published, folder = PUBLISHED[name], out or weights_folder()
@@ -182,9 +175,6 @@ def verify(path: str, as_json: bool) -> int:
 
     Exit code 5 if it is not sound.
     """
-    from vggfeat.weights.load import verify as verify_file
-    from vggfeat.weights.sources import find_file
-
     verification = verify_file(find_file(path))
     if as_json:
         say_json(verification.describe())
@@ -213,8 +203,6 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
       vggfeat weights export D.safetensors --to onnx --layer fc7 --out vgg16-fc7.onnx
     """
     from vggfeat.cli.options import net_files
-    from vggfeat.errors import ConfigError
-    from vggfeat.runtime.targets import check_target
     from vggfeat.weights.export import export_onnx, export_torchvision
 
     if (layer and target != "onnx") or (as_is and target != "torchvision"):
@@ -254,7 +242,6 @@ def push(path: str, repository: str, float16: bool, licence: str | None, private
       vggfeat weights push trained/best.safetensors me/vgg-flowers --licence cc-by-4.0
     """
     from vggfeat.weights.push import push as push_file
-    from vggfeat.weights.sources import find_file
 
     dtype = "float16" if float16 else "float32"
     pushed = push_file(find_file(path), repository, dtype=dtype, licence=licence, private=private)
