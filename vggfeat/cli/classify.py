@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +33,9 @@ from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.targets import anything, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vggfeat.datasets.levels import Layout
     from vggfeat.extract import Summary
     from vggfeat.forward.posteriors import PosteriorSettings
-    from vggfeat.samples import ClassificationSet
     from vggfeat.weights import Backbone
 
 SETTLED = (
@@ -143,14 +139,12 @@ def classify(
         refuse_options(context, SETTLED, "expected where a net is run, found --posteriors alone")
 
     from vggfeat.classification.evaluate import evaluate, fuse
-    from vggfeat.datasets import ilsvrc
     from vggfeat.results.classification import Pace, classification_record
 
     claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
     runs = []
     if root is not None:
-        read = partial(ilsvrc.read, root, layout)
-        runs = _run_nets(weights, root, read, out, files, posteriors, forward, device, decoding, job, quiet)
+        runs = _run_nets(weights, root, layout, out, files, posteriors, forward, device, decoding, job, quiet)
     if not is_main():
         return 0
     new = [one.path for one in runs]
@@ -167,17 +161,18 @@ def classify(
 
 
 def _run_nets(
-    weights: tuple[str, ...], root: Path, read: "Callable[[], ClassificationSet]", out: Path, files: tuple[Path, ...],
-    posteriors: PosteriorOptions,
-    forward: ForwardOptions, device: str | None, decoding: DecodingOptions, job: JobOptions, quiet: bool,
+    weights: tuple[str, ...], root: Path, layout: "Layout | None", out: Path, files: tuple[Path, ...],
+    posteriors: PosteriorOptions, forward: ForwardOptions, device: str | None, decoding: DecodingOptions,
+    job: JobOptions, quiet: bool,
 ) -> list["Summary"]:  # fmt: skip
     """Write the posteriors of every net and mode."""
     from vggfeat.classification.extract import cache_posteriors, match_classes
+    from vggfeat.datasets import ilsvrc
     from vggfeat.runtime.distributed import open_world
 
     # The other processes of torchrun may be here before the first has written the weights that it has just trained.
     with open_world(ready_device(device), os.environ, lost=StoreError) as world:
-        data = read()
+        data = ilsvrc.read(root, layout)
         nets: dict[str, Backbone] = {}
         # All nets are loaded and checked before the first is run, which may take hours.
         for spec in weights:

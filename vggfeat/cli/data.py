@@ -9,7 +9,7 @@ import click
 
 from vggfeat import synthetic
 from vggfeat.cli.options import LAYOUT, PATH, QUIET, Parsed, Words, json_option, option, with_options
-from vggfeat.cli.output import say, say_json, terminal_width
+from vggfeat.cli.output import say, say_json, say_left_out, terminal_width
 from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_workers
@@ -276,11 +276,7 @@ def pack(
         say_json(facts)
         return
     say(f"{out}: {packed.images} images, {packed.bytes / 1e6:.0f} MB")
-    for path, reason in packed.unreadable[:SHOWN_FAILURES]:
-        say(f"left out: {path}: {reason}")
-    if len(packed.unreadable) > SHOWN_FAILURES:
-        more = len(packed.unreadable) - SHOWN_FAILURES
-        say(f"left out: {more} more; all of them: {out / 'unreadable.jsonl'}")
+    say_left_out(packed.unreadable, out / "unreadable.jsonl")
 
 
 def _lines(report: "DatasetReport", everything: bool) -> Iterator[str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST_TABLE = 40
 """Classes of ILSVRC that are printed."""
+SHOWN_LEFT_OUT = 10
 TRY_AGAIN = "failed: to try them again, give the same command with --retry-failed"
 
 
@@ -53,6 +54,14 @@ def say_note(text: str) -> None:
     """
     if is_main():
         say(f"note: {text}", err=True)
+
+
+def say_left_out(images: Sequence[tuple[str, str]], listed: Path) -> None:
+    """Print path and reason of the first images that were left out, and where all are listed."""
+    for path, reason in images[:SHOWN_LEFT_OUT]:
+        say(f"left out: {path}: {reason}")
+    if len(images) > SHOWN_LEFT_OUT:
+        say(f"left out: {len(images) - SHOWN_LEFT_OUT} more; all of them: {listed}")
 
 
 def say_json(content: Any) -> None:

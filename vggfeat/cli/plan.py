@@ -107,7 +107,7 @@ class _Found:
     def __init__(self, plan: "Plan", share: str, own: range, before: list[int]) -> None:
         self.plan, self.share, self.own, self.before = plan, share, own, before
         self.rows = sum(len(plan.rows_of(shard)) for shard in own)
-        self.rows_before = self.done = sum(len(plan.rows_of(shard)) for shard in before)
+        self.done = sum(len(plan.rows_of(shard)) for shard in before)
         self.failed: Counter[str] = Counter()
         self.shards = 0
         self.precision: Any = None

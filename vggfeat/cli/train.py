@@ -11,7 +11,7 @@ import click
 
 from vggfeat.cli.config import TRAIN
 from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option, with_options
-from vggfeat.cli.output import say, say_json, say_note
+from vggfeat.cli.output import say, say_json, say_left_out, say_note
 from vggfeat.cli.progress import Progress, duration
 from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vggfeat.training.trainer import Progress as StepProgress
 
 
-SHOWN_FAILURES = 5
 RUN = ("run.json", "log.jsonl", "curves.png", "weights.safetensors", "unreadable.jsonl", "statistics-*.json")
 """Files of a run. What is in its folder already, the run itself looks at."""
 RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std")
@@ -219,10 +218,7 @@ def _show(
     say(f"{outcome.folder}: {outcome.step} steps{resumed}, in {duration(outcome.seconds)}")
     for note in outcome.notes:
         say(f"note: {note}")
-    for path, reason in outcome.unreadable[:SHOWN_FAILURES]:
-        say(f"left out: {path}: {reason}")
-    if len(outcome.unreadable) > SHOWN_FAILURES:
-        say(f"left out: {len(outcome.unreadable) - SHOWN_FAILURES} more; all: {outcome.folder}/unreadable.jsonl")
+    say_left_out(outcome.unreadable, outcome.folder / "unreadable.jsonl")
     say(f"as a page: vggfeat report {shlex.quote(str(outcome.folder))}")
     found = outcome.validation
     if found is not None:
