@@ -174,6 +174,7 @@ class BoxRegression:
     channels: ClassVar[tuple[str, ...]] = ()
     errors: ClassVar[Mapping[str, str]] = {"localisation_error": "boxes that miss"}
     rated: ClassVar[tuple[str, ...]] = ("boxes that overlap by half", "overlaps", "images")
+    validated: ClassVar[type[Validation]] = BoxValidation
 
     @property
     def recipe(self) -> Recipe:
@@ -217,10 +218,6 @@ class BoxRegression:
             mean_overlap=overlap / images,
             images=int(images),
         )
-
-    def read_validation(self, fields: dict[str, Any]) -> BoxValidation:
-        """Return the same figures."""
-        return BoxValidation(**fields)
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the answer for each image's class, (n, 4), its boxes, (n, k, 4), and whether it counts."""

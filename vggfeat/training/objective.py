@@ -70,6 +70,10 @@ class Objective(Protocol):
         """What the figures of `rate` are."""
 
     @property
+    def validated(self) -> type[Validation]:
+        """The class of what `validation` returns."""
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """What else decides the weights, or must be known of them: for run.json and the weights file."""
 
@@ -97,9 +101,6 @@ class Objective(Protocol):
 
     def validation(self, step: int, sums: list[float]) -> Validation:
         """Turn the sums of `rate` into errors."""
-
-    def read_validation(self, fields: dict[str, Any]) -> Validation:
-        """Return the validation that `asdict` has made ready for JSON."""
 
 
 class Feed(Protocol):
@@ -149,6 +150,7 @@ class Classification:
     started_from: Backbone | None = None
 
     rated: ClassVar[tuple[str, ...]] = ("hits", "hits among the five highest scores", "images")
+    validated: ClassVar[type[Validation]] = ClassValidation
     facts: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -182,10 +184,6 @@ class Classification:
         hits, among_five, images = sums
         top5 = 1 - among_five / images if "top5_error" in self.errors else None
         return ClassValidation(step=step, top1_error=1 - hits / images, top5_error=top5, images=int(images))
-
-    def read_validation(self, fields: dict[str, Any]) -> ClassValidation:
-        """Return the same figures."""
-        return ClassValidation(**fields)
 
 
 def first_weights(recipe: Recipe, classes: Sequence[str], started_from: Backbone | None) -> tuple[VGG, list[str]]:

@@ -52,7 +52,7 @@ class TrainingState:
             step=fields["step"],
             plateau=Plateau(**fields["plateau"]),
             sums=Sums(*fields["sums"]),
-            validation=None if last is None else objective.read_validation(last),
+            validation=None if last is None else objective.validated(**last),
         )
 
 
