@@ -26,7 +26,7 @@ from vggfeat.formats.hdf5 import write_text_attribute
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.runtime.durable import DISK
 from vggfeat.samples import LabelledImages
-from vggfeat.store.shards import HEAD
+from vggfeat.store.parts import HEAD
 from vggfeat.svm.model import LinearModel, load_model, save_model
 from vggfeat.training.checkpoints import Checkpoints, read_checkpoint
 from vggfeat.training.packing import PackSettings, pack

@@ -31,8 +31,9 @@ from feature_rows import (
 )
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.samples import DataSet, Task
+from vggfeat.store.identity import is_damaged
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile, is_damaged, validate
+from vggfeat.store.reader import FeatureFile, validate
 
 EVERY = np.array(
     [

@@ -34,8 +34,8 @@ from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files
 from vggfeat.store.identity import describe, differences, first_other_row, matching
 from vggfeat.store.layout import Shape, Status
+from vggfeat.store.parts import HEAD
 from vggfeat.store.reader import FeatureFile, validate
-from vggfeat.store.shards import HEAD
 from vggfeat.store.writer import FeatureWriter
 
 

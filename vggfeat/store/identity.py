@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import canonical_json
-from vggfeat.runtime.durable import open_bounded
-from vggfeat.samples import DataSet
-from vggfeat.store.layout import POSTERIORS, Shape
-from vggfeat.store.reader import FeatureFile, FileReport, is_damaged
+import h5py
 
+from vggfeat.errors import StoreError
+from vggfeat.formats.hdf5 import UntrustedHDF5, canonical_json, open_hdf5
+from vggfeat.runtime.durable import disk_errors, open_bounded
+from vggfeat.samples import DataSet
+from vggfeat.store.layout import FORMAT, POSTERIORS, Shape
+from vggfeat.store.reader import FeatureFile, FileReport
+
+_CHUNK_BYTES = 1 << 24
 _LONGEST_SHOWN = 100
 _LONGEST_ROW = 1000
 _LONGEST_LINE = 1 << 16
@@ -118,6 +121,34 @@ def matching(
             return FinishedRun(file.report(), moved, extended)
         except StoreError as error:
             raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
+
+
+def is_damaged(path: Path) -> bool:
+    """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read.
+
+    Raises
+    ------
+    StoreError
+        If the disk doesn't give its bytes now, which says nothing of them.
+    """
+    if not path.is_file():
+        return False
+    with (
+        disk_errors(path, "reading", "nothing was changed; mend it and give the same command again"),
+        path.open("rb") as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        while file.read(_CHUNK_BYTES):
+            pass
+    try:
+        if not h5py.is_hdf5(path):
+            return not size
+        with open_hdf5(path) as opened:
+            return UntrustedHDF5(opened, str(path), size).text("format") == FORMAT
+    except StoreError:
+        return False
+    except Exception:  # h5py lets out whatever a damaged file makes of its insides
+        return True
 
 
 def _remedy(found: dict[str, Any], expected: dict[str, Any]) -> str:

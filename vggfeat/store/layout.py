@@ -1,4 +1,4 @@
-"""What a feature file holds: one table of its columns, from which writer, shards and reader take their data sets.
+"""What a feature file holds: one table of its columns, by which blocks are checked, and files written and checked.
 
 N = rows of the file, n = rows of a block, S = scales, R = regions, C = channels, K = classes.
 
@@ -8,13 +8,11 @@ dataset, task, fingerprint, key and provenance (JSON), features_sha256, done, fa
 """
 
 import math
-import os
-import stat
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -22,7 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import TEXT, UntrustedHDF5, hdf5_errors, open_hdf5, text_width
+from vggfeat.formats.hdf5 import (
+    TEXT,
+    ChecksummedDataset,
+    UntrustedHDF5,
+    canonical_json,
+    new_file,
+    new_group,
+    text_width,
+    write_column,
+    write_text_attribute,
+)
+from vggfeat.runtime.durable import LatchedFile
 from vggfeat.samples import DataSet
 
 POSTERIORS = "posteriors"
@@ -210,29 +219,112 @@ def storable(dataset: DataSet) -> DataSet:
     return dataset
 
 
-def open_file(path: Path) -> tuple[h5py.File, int]:
-    """Open an HDF5 file for reading, and return it with its size in bytes.
+def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
+    """Check a block before it counts as done, and put NaN in its failed rows.
+
+    Zeros there would pass for features; NaN stops whoever forgets the status.
 
     Raises
     ------
     StoreError
-        If it is missing, no regular file, or no HDF5.
+        If shapes or types differ, a row is neither done nor failed, a reason is missing, out of place or can't be
+        stored, or a row that is done has a value that is not finite.
     """
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError) as error:
-        unfinished = path.with_name(f"{path.name}.parts")
-        hint = (
-            f"; {unfinished} is an unfinished one: give the command that began it again"
-            if os.path.isdir(unfinished)
-            else ""
-        )
-        raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
-    if not stat.S_ISREG(state.st_mode):
-        found = "a folder without plan.json" if os.path.isdir(path) else "a pipe or device"
-        raise StoreError(f"{path}: expected a feature file, or the folder of a run, found {found}; correct its name")
-    with hdf5_errors(str(path)):
-        return open_hdf5(path), state.st_size
+    lengths = shape.lengths(rows)
+    for column in BLOCK_COLUMNS:
+        if column.dtype != TEXT:
+            array, dims, dtype = getattr(block, column.name), dims_of(column, lengths), np.dtype(column.dtype)
+            if array.shape != dims or array.dtype != dtype:
+                found = f"{array.dtype} {array.shape}"
+                raise StoreError(f"{where}: {column.name}: expected {dtype} {dims}, found {found}")
+    done = block.status == Status.DONE
+    if not (done | (block.status == Status.FAILED)).all():
+        raise StoreError(f"{where}: expected every row done or failed, found others")
+    if len(block.reasons) != rows or [not reason for reason in block.reasons] != done.tolist():
+        raise StoreError(f"{where}: expected a reason for every failed row and for no other")
+    text_width(block.reasons, f"{where}: reasons")
+    finite = np.isfinite(block.features).reshape(rows, -1).all(axis=1)
+    bad = np.flatnonzero(done & ~finite)
+    if len(bad):
+        raise StoreError(f"{where}: expected finite features in rows that are done, found others in row {bad[0]}")
+    if done.all():
+        return block
+    features = block.features.copy()
+    features[~done] = np.nan
+    return replace(block, features=features)
+
+
+def write_feature_file(
+    sink: LatchedFile,
+    dataset: DataSet,
+    shape: Shape,
+    blocks: Iterable[Block],
+    *,
+    key: dict[str, Any],
+    provenance: dict[str, Any],
+    reason_width: int,
+) -> None:
+    """Write a feature file block by block; equal input gives equal bytes.
+
+    Parameters
+    ----------
+    sink : LatchedFile
+        Empty file.
+    dataset : DataSet
+        The N samples, in the order of the rows.
+    shape : Shape
+        What one row holds.
+    blocks : iterable of Block
+        Together N rows, checked.
+    key : dict
+        All that decides the features, as JSON.
+    provenance : dict
+        All else that a reader may want to know, as JSON; no times, or equal runs give unequal files.
+    reason_width : int
+        Bytes of the longest reason in `blocks`.
+
+    Raises
+    ------
+    OSError
+        The first error of the disk.
+    StoreError
+        If the blocks hold another number of rows, or `key` or `provenance` is no JSON.
+    """
+    texts = {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "task": str(dataset.task),
+        "fingerprint": dataset.fingerprint(),
+        "key": canonical_json(key, "key"),
+        "provenance": canonical_json(provenance, "provenance"),
+    }
+    with new_file(sink) as file:
+        for name, text in texts.items():
+            write_text_attribute(file, name, text)
+        file.attrs["version"] = np.int64(VERSION)
+        values = data_set_values(dataset, shape)
+        for column in DATA_SET_COLUMNS:
+            if column.name in values:
+                write_column(file, column.name, values[column.name], column.dtype)
+        for folder in FOLDERS:
+            if folder.name in values:
+                group = new_group(file, folder.name)
+                for name, some in sorted(values[folder.name].items()):
+                    write_column(group, name, some, folder.dtype)
+        lengths = shape.lengths(len(dataset))
+        written = {
+            column.name: ChecksummedDataset(file, column.name, dims_of(column, lengths), column.dtype, reason_width)
+            for column in BLOCK_COLUMNS
+        }
+        counts: Counter[int] = Counter()
+        for block in blocks:
+            for name, data in written.items():
+                data.append(getattr(block, name))
+            counts.update(block.status.tolist())
+            sink.raise_first_error()
+        digests = {name: data.close() for name, data in written.items()}
+        write_text_attribute(file, "features_sha256", digests["features"])
+        file.attrs["done"], file.attrs["failed"] = np.int64(counts[Status.DONE]), np.int64(counts[Status.FAILED])
 
 
 def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:

@@ -3,16 +3,19 @@
     LOCK            held while a run is alive, by all its processes
     inputs.jsonl    id and path of every row, as they were at the beginning
     manifest.json   key, shape, rows per shard, fingerprint of the data set; the run has begun if it exists
-    s00000.h5 ...   finished shards (`vggfeat.store.shards`)
+    s00000.h5 ...   finished shards: a block of rows each
     retrying        exists if failed images are tried again, once it is known which shards have some
     *.tmp, *.bad    what a killed run was writing; shards that did not fit their checksum, or are computed again
 
-The manifest is written last and removed first: a folder without one has nothing worth keeping.
+The manifest is written last and removed first: a folder without one has nothing worth keeping. A shard is an HDF5 file
+behind 512 bytes of its own (an HDF5 user block), which hold the SHA-256 of the rest. So damage is found before HDF5
+sees any of it.
 """
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,14 +23,29 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+
 from vggfeat.errors import StoreError
-from vggfeat.formats.hdf5 import canonical_json
+from vggfeat.formats.hdf5 import (
+    UntrustedHDF5,
+    canonical_json,
+    encoded,
+    hdf5_errors,
+    new_data_set,
+    new_file,
+    read_values,
+    text_width,
+    write_text_attribute,
+)
 from vggfeat.runtime.durable import Files, atomic_write, read_bounded
 from vggfeat.runtime.locks import Lock, sole_writer
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import Block, Shape
-from vggfeat.store.shards import checked, decode, encode
+from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, checked, dims_of
 
+HEAD = 512
+"""Bytes before the HDF5 file of a shard."""
+_SHARD_FORMAT = "vggfeat-shard 1"
 _OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|retrying|[a-z0-9.]+\.tmp")
 _LARGEST_MANIFEST = 1 << 20
 _ROWS_AT_A_TIME = 4096
@@ -152,7 +170,7 @@ class PartsFolder:
         """Keep the rows of a shard for good, and return them as they are kept; StoreError if they do not fit it."""
         path = self._path(shard)
         block = checked(block, len(self.rows(shard)), self._shape, str(path))
-        raw = encode(block, index=shard, token=self._token)
+        raw = _encode(block, index=shard, token=self._token)
         with atomic_write(self._files, path) as sink:
             sink.write(raw)
         return block
@@ -161,7 +179,7 @@ class PartsFolder:
         """Read the rows of a finished shard; StoreError if it was damaged since."""
         path, rows = self._path(shard), len(self.rows(shard))
         raw = read_bounded(path, 2 * rows * (self._shape.row_bytes + (1 << 16)) + (1 << 20))
-        return decode(raw, rows=rows, shape=self._shape, index=shard, token=self._token, where=str(path))
+        return _decode(raw, rows=rows, shape=self._shape, index=shard, token=self._token, where=str(path))
 
     def read_finished(self, shard: int) -> Block:
         """Read like `read`; the error says what to do."""
@@ -205,6 +223,64 @@ class PartsFolder:
             self._files.sync_folder(self.path)
         for name in names:
             self._files.remove(self.path / name)
+
+
+def _encode(block: Block, *, index: int, token: str) -> bytes:
+    """Turn a checked block into the bytes of a shard file; equal blocks give equal bytes.
+
+    Parameters
+    ----------
+    block : Block
+        As `checked` returns it.
+    index : int
+        Number of the shard.
+    token : str
+        Digest of the manifest that it belongs to.
+    """
+    # Not HDF5's own file in memory: in HDF5 1.14 the image that it gives out has a wrong checksum.
+    memory = io.BytesIO()
+    with new_file(memory) as file:
+        write_text_attribute(file, "format", _SHARD_FORMAT)
+        write_text_attribute(file, "manifest", token)
+        file.attrs["index"] = np.int64(index)
+        width = text_width(block.reasons, "reasons")
+        for column in BLOCK_COLUMNS:
+            values = encoded(getattr(block, column.name), column.dtype, width)
+            new_data_set(file, column.name, values.shape, values.dtype)[...] = values
+    image = memory.getvalue()
+    return _head(image) + image
+
+
+def _decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where: str) -> Block:
+    """Turn the bytes of a shard file into its block.
+
+    Raises
+    ------
+    StoreError
+        If a byte is damaged, it is the shard of other rows or of another manifest, or `checked` refuses it.
+    """
+    image = memoryview(raw)[HEAD:]
+    if raw[:HEAD] != _head(image):
+        raise StoreError(f"{where}: expected bytes that fit their checksum, found damage")
+    lengths = shape.lengths(rows)
+    with hdf5_errors(where), h5py.File(io.BytesIO(image), "r") as file:
+        source = UntrustedHDF5(file, where, len(image))
+        source.members(file, frozenset(column.name for column in BLOCK_COLUMNS))
+        for name, expected in (("format", _SHARD_FORMAT), ("manifest", token)):
+            if source.text(name) != expected:
+                raise source.refuse(name, expected, source.text(name))
+        if source.number("index") != index:
+            raise source.refuse("index", str(index), source.number("index"))
+        values: dict[str, Any] = {}
+        for column in BLOCK_COLUMNS:
+            data = source.column(file, column.name, dims_of(column, lengths), column.dtype)
+            values[column.name] = read_values(data)
+        return checked(Block(**values), rows, shape, where)
+
+
+def _head(image: bytes | memoryview) -> bytes:
+    line = f"vggfeat shard; the rest is HDF5 with SHA-256 {hashlib.sha256(image).hexdigest()}\n"
+    return line.encode().ljust(HEAD - 1) + b"\n"
 
 
 def _size(count: int) -> str:

@@ -5,6 +5,7 @@ N = rows, S = scales, R = regions, C = channels, K = classes.
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -19,9 +20,8 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import DatasetError, StoreError
 from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, open_hdf5, read_values
-from vggfeat.runtime.durable import disk_errors
 from vggfeat.samples import DataSet, Task
-from vggfeat.store.layout import BLOCK_COLUMNS, FORMAT, Block, Shape, Status, check_layout, open_file
+from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, Status, check_layout
 
 _CHUNK_BYTES = 1 << 24
 
@@ -172,7 +172,7 @@ class FeatureFile(Features):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file, size = open_file(self.path)
+        self._file, size = _open_file(self.path)
         try:
             with hdf5_errors(str(self.path)):
                 self._source = source = UntrustedHDF5(self._file, str(self.path), size)
@@ -326,32 +326,29 @@ class FeatureFile(Features):
             return read_values(self._columns[name], rows)
 
 
-def is_damaged(path: Path) -> bool:
-    """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read.
+def _open_file(path: Path) -> tuple[h5py.File, int]:
+    """Open an HDF5 file for reading, and return it with its size in bytes.
 
     Raises
     ------
     StoreError
-        If the disk doesn't give its bytes now, which says nothing of them.
+        If it is missing, no regular file, or no HDF5.
     """
-    if not path.is_file():
-        return False
-    with (
-        disk_errors(path, "reading", "nothing was changed; mend it and give the same command again"),
-        path.open("rb") as file,
-    ):
-        size = os.fstat(file.fileno()).st_size
-        while file.read(_CHUNK_BYTES):
-            pass
     try:
-        if not h5py.is_hdf5(path):
-            return not size
-        with open_hdf5(path) as opened:
-            return UntrustedHDF5(opened, str(path), size).text("format") == FORMAT
-    except StoreError:
-        return False
-    except Exception:  # h5py lets out whatever a damaged file makes of its insides
-        return True
+        state = os.stat(path)
+    except (OSError, ValueError) as error:
+        unfinished = path.with_name(f"{path.name}.parts")
+        hint = (
+            f"; {unfinished} is an unfinished one: give the command that began it again"
+            if os.path.isdir(unfinished)
+            else ""
+        )
+        raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
+    if not stat.S_ISREG(state.st_mode):
+        found = "a folder without plan.json" if os.path.isdir(path) else "a pipe or device"
+        raise StoreError(f"{path}: expected a feature file, or the folder of a run, found {found}; correct its name")
+    with hdf5_errors(str(path)):
+        return open_hdf5(path), state.st_size
 
 
 def validate(path: str | os.PathLike[str]) -> FileReport:

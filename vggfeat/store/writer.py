@@ -22,10 +22,9 @@ from vggfeat.store import identity
 from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
 from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
 from vggfeat.store.kept import Kept
-from vggfeat.store.layout import Block, Shape, file_bytes, storable
+from vggfeat.store.layout import Block, Shape, file_bytes, storable, write_feature_file
 from vggfeat.store.parts import PartsFolder
 from vggfeat.store.reader import FeatureFile, validate
-from vggfeat.store.shards import write_feature_file
 
 
 class FeatureWriter:
