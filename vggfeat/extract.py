@@ -9,7 +9,7 @@ the same bytes whoever makes it, and nothing must be agreed upon in between.
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.precision import PrecisionCheck
 from vggfeat.forward.runner import BatchRunner
-from vggfeat.forward.settings import ForwardSettings, describe_conditions, hash_image, hash_sizes
+from vggfeat.forward.settings import describe_conditions, describe_made, describe_net, hash_image, hash_sizes
 from vggfeat.forward.shards import check_precision, shard_blocks, some_of
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
@@ -324,17 +324,3 @@ def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:
         **describe_net(job.runner.backbone, job.runner.settings),
         **describe_conditions(job.runner.device, decode, places),
     }
-
-
-def describe_net(backbone: Backbone, settings: ForwardSettings) -> dict[str, Any]:
-    """Return what of the net, and of how it runs, decides the values of the rows."""
-    told = settings.describe()
-    return {
-        **{name: value for name, value in backbone.describe().items() if name != "weights"},
-        **{name: value for name, value in told.items() if name not in ("scales", "regions")},
-    }
-
-
-def describe_made(backbone: Backbone, settings: ForwardSettings, sides: Sequence[int]) -> dict[str, Any]:
-    """Return what else a reader may want to know of how rows are made."""
-    return {**settings.describe(), "weights": backbone.source, "sides": list(sides)}

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.extract import MIRROR, describe_made, describe_net
+from vggfeat.extract import MIRROR
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import LEAST_COSINE, PrecisionCheck, cosines
-from vggfeat.forward.settings import describe_decoding, describe_machine
+from vggfeat.forward.settings import describe_decoding, describe_machine, describe_made, describe_net
 from vggfeat.forward.shards import check_precision, shard_blocks, some_of
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder

@@ -1,9 +1,9 @@
-"""What decides the values of a run besides the net: its settings, the image files, the machine and the libraries."""
+"""What decides the values of a run: the net and its settings, the image files, the machine and the libraries."""
 
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from vggfeat.nets.transforms import Interpolation
 from vggfeat.runtime.devices import library_version
 from vggfeat.samples import Place
 from vggfeat.store.identity import IMAGE_SIZES
+from vggfeat.weights import Backbone
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -73,6 +74,20 @@ class ForwardSettings:
     def describe(self) -> dict[str, Any]:
         """Return all settings, ready for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def describe_net(backbone: Backbone, settings: ForwardSettings) -> dict[str, Any]:
+    """Return what of the net, and of how it runs, decides the values of the rows."""
+    told = settings.describe()
+    return {
+        **{name: value for name, value in backbone.describe().items() if name != "weights"},
+        **{name: value for name, value in told.items() if name not in ("scales", "regions")},
+    }
+
+
+def describe_made(backbone: Backbone, settings: ForwardSettings, sides: Sequence[int]) -> dict[str, Any]:
+    """Return what else a reader may want to know of how rows are made."""
+    return {**settings.describe(), "weights": backbone.source, "sides": list(sides)}
 
 
 def describe_conditions(device: torch.device, decode: DecodeSettings, places: Iterable[Place]) -> dict[str, Any]:
