@@ -19,8 +19,7 @@ from vggfeat import extract_plan
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.descriptor_stream import stream_descriptors, table_bytes
 from vggfeat.descriptors import join_features
-from vggfeat.engines.engine import ShardTask, Share
-from vggfeat.engines.local import LocalEngine
+from vggfeat.engines.engine import LocalEngine, ShardTask, Share
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.extract import RunSettings, extract_features
 from vggfeat.extract_plan import ShardWorker, add_to_plan, make_plan

@@ -20,8 +20,7 @@ from PIL import Image
 from ray_clusters import actors_of, cluster, on_loopback, signal_actor
 from vggfeat.cli import run as command
 from vggfeat.datasets.catalogue import open_dataset
-from vggfeat.engines.engine import ShardTask
-from vggfeat.engines.local import LocalEngine
+from vggfeat.engines.engine import LocalEngine, ShardTask
 from vggfeat.engines.ray_engine import RayEngine
 from vggfeat.errors import WeightsError
 from vggfeat.extract_plan import make_plan

@@ -124,7 +124,7 @@ class EngineEntry(NamedTuple):
 
 
 def _local(options: "EngineOptions") -> "Engine":
-    from vggfeat.engines.local import LocalEngine
+    from vggfeat.engines.engine import LocalEngine
 
     return LocalEngine()
 

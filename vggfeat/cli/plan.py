@@ -77,8 +77,7 @@ class PlanRunOptions(EngineOptions):
 
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
         """Compute the shards that are asked for, and print what became of them; returns the exit code."""
-        from vggfeat.engines.engine import Share
-        from vggfeat.engines.local import torchrun_share
+        from vggfeat.engines.engine import Share, torchrun_share
 
         engine, share = self.chosen_engine(), torchrun_share(os.environ)
         if share is not None and self.take is not None:

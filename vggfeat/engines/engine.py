@@ -1,7 +1,8 @@
-"""What an engine is: it is given shards, and yields what became of each."""
+"""What an engine is: it is given shards, and yields what became of each. The simplest computes them in this process."""
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from vggfeat.forward.rerun import find_net
 from vggfeat.images.fetch import FetchSettings, fetched
 from vggfeat.runtime.devices import default_workers, ready_device
 from vggfeat.runtime.storage import StorageSettings, open_storage
+from vggfeat.runtime.system import processes_of_all, torchrun_number
 from vggfeat.store.plan import Plan, read_plan
 
 Progress = Callable[[float], None]
@@ -71,6 +73,20 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class LocalEngine:
+    """Computes in this process, one shard after the other."""
+
+    def compute(
+        self, task: ShardTask, shards: Sequence[int], progress: Progress | None = None
+    ) -> Generator[ShardResult, None, None]:
+        """Compute shards; see `Engine`."""
+        device, own_gpu = ready_device(task.device), os.environ.get("LOCAL_RANK")
+        if device == "cuda" and own_gpu is not None:  # Torchrun has meant that one for this process.
+            device = f"cuda:{own_gpu}"
+        yield from replace(task, device=device).open().compute(shards, progress)
+
+
+@dataclass(frozen=True)
 class Share:
     """Every so-many-th shard, from one on: what one of many processes takes that know nothing of each other."""
 
@@ -88,3 +104,18 @@ class Share:
     def of(self, shards: int) -> range:
         """Return its shards, of so many, counted from 0."""
         return range(self.number - 1, shards, self.count)
+
+
+def torchrun_share(environ: Mapping[str, str]) -> Share | None:
+    """Return the share of a process that torchrun has started; None without torchrun.
+
+    The processes do not talk to each other: one that dies takes none with it.
+
+    Raises
+    ------
+    ConfigError
+        If WORLD_SIZE and RANK are no numbers of such processes.
+    """
+    size = processes_of_all(environ)
+    rank = torchrun_number(environ, "RANK", 0, size - 1, "0")
+    return Share(rank + 1, size) if size > 1 else None

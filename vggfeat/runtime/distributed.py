@@ -20,7 +20,8 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.runtime.devices import checked_device
-from vggfeat.runtime.meeting import LONGEST_START, Point, Watch, join, number, point_of, talking_on_loopback, wait_for
+from vggfeat.runtime.meeting import LONGEST_START, Point, Watch, join, point_of, talking_on_loopback, wait_for
+from vggfeat.runtime.system import processes_of_all, torchrun_number
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=100)
@@ -28,7 +29,6 @@ LONGEST_WAIT = timedelta(days=100)
 LONGEST_TALK = timedelta(minutes=2)
 """For an exchange when all are there; one that dies in its first moments may be missed for so long."""
 RESUMES = "what is finished is kept: start all again (training: with --resume)"
-MOST_PROCESSES = 65536
 MOST_MESSAGE = 1 << 28
 """Bytes that a process takes from another one."""
 
@@ -211,14 +211,14 @@ def open_world(
     VggfeatError
         Of class `lost`, if another process has gone.
     """
-    size = number(environ, "WORLD_SIZE", 1, MOST_PROCESSES, "1")
+    size = processes_of_all(environ)
     if sums and device.startswith("mps"):
         raise ConfigError("device: to train, expected cpu or cuda, found mps, which can't sum the losses in float64")
     if size == 1:
         yield World(device=checked_device(device))
         return
     point = point_of(environ, size)
-    local = number(environ, "LOCAL_RANK", 0, size - 1, "0")
+    local = torchrun_number(environ, "LOCAL_RANK", 0, size - 1, "0")
     place = checked_device(f"cuda:{local}" if device == "cuda" else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)

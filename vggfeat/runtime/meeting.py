@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch.distributed as dist
 
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.system import torchrun_number
 
 T = TypeVar("T")
 LONGEST_START = timedelta(minutes=30)
@@ -68,7 +69,7 @@ class Point(NamedTuple):
 
 def point_of(environ: Mapping[str, str], size: int) -> Point:
     """Read where the processes meet; ConfigError if that is not said."""
-    rank, port = number(environ, "RANK", 0, size - 1), number(environ, "MASTER_PORT", 1, 65535)
+    rank, port = torchrun_number(environ, "RANK", 0, size - 1), torchrun_number(environ, "MASTER_PORT", 1, 65535)
     if not environ.get("MASTER_ADDR"):
         raise ConfigError("MASTER_ADDR: expected the machine of process 0, found none; let torchrun start the command")
     hosts = rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -95,15 +96,6 @@ def talking_on_loopback() -> Iterator[None]:
     finally:
         for name in chosen:
             os.environ.pop(name, None)
-
-
-def number(environ: Mapping[str, str], name: str, least: int, most: int, default: str = "") -> int:
-    """Read a whole number; ConfigError if it is none, or out of its range."""
-    text = environ.get(name, default)
-    if re.fullmatch("[0-9]{1,5}", text) and least <= int(text) <= most:
-        return int(text)
-    found = repr(text) if text else "none"
-    raise ConfigError(f"{name}: expected {least} to {most}, found {found}; let torchrun start the command")
 
 
 class _Sign(NamedTuple):

@@ -11,11 +11,13 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from functools import cache, reduce
 from importlib import import_module
 from operator import or_
@@ -47,6 +49,7 @@ NO_WAIT = _flags("O_NONBLOCK", "O_NOCTTY")
 """For files of strangers: a pipe that nobody writes to, and a terminal, are opened like files."""
 HAS_GUARDED_PROCESSES = all((fcntl, resource, hasattr(os, "fork"), hasattr(os, "killpg"), hasattr(socket, "send_fds")))
 """Whether processes can be had that get a socket, and limits of memory and time."""
+_MOST_PROCESSES = 65536
 _LOCKED_BYTE = (1 << 31) - 2
 """Where Windows locks: what is locked can't be read, so it lies beyond the content."""
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
@@ -174,19 +177,21 @@ def cores() -> int:
 
 def processes_here() -> int:
     """Return how many processes torchrun has started on this machine; ConfigError if LOCAL_WORLD_SIZE is no count."""
-    return _count("LOCAL_WORLD_SIZE", "how many processes share this machine")
+    return torchrun_number(os.environ, "LOCAL_WORLD_SIZE", 1, _MOST_PROCESSES, "1")
 
 
-def processes_of_all() -> int:
+def processes_of_all(environ: Mapping[str, str] = os.environ) -> int:
     """Return how many processes torchrun has started on all machines; ConfigError if WORLD_SIZE is no count."""
-    return _count("WORLD_SIZE", "how many processes there are")
+    return torchrun_number(environ, "WORLD_SIZE", 1, _MOST_PROCESSES, "1")
 
 
-def _count(name: str, what: str) -> int:
-    text = os.environ.get(name, "1")
-    if not text.isdecimal() or len(text) > len("65536") or int(text) < 1:
-        raise ConfigError(f"{name}: expected {what}, found {text!r}")
-    return int(text)
+def torchrun_number(environ: Mapping[str, str], name: str, least: int, most: int, default: str = "") -> int:
+    """Read a whole number that torchrun tells its processes; ConfigError if it is none, or out of its range."""
+    text = environ.get(name, default)
+    if re.fullmatch("[0-9]{1,5}", text) and least <= int(text) <= most:
+        return int(text)
+    found = repr(text) if text else "none"
+    raise ConfigError(f"{name}: expected {least} to {most}, found {found}; let torchrun start the command")
 
 
 def c_function(name: str) -> Any:
