@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import DatasetError
-from vggfeat.runtime.range_file import RangeFile
-from vggfeat.runtime.storage import Storage, joined
+from vggfeat.runtime.storage import RangeFile, Storage, joined
 
 if TYPE_CHECKING:
     import pyarrow as pa

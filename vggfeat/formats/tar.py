@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vggfeat.errors import DatasetError, quoted
-from vggfeat.runtime.range_file import RangeFile
-from vggfeat.runtime.storage import Storage, joined
+from vggfeat.runtime.storage import RangeFile, Storage, joined
 
 _WINDOW = 1 << 16
 """Bytes of one read: a header with what is small around it."""
