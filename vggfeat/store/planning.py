@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,13 +18,16 @@ from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
 from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, ids_of, part_path, read_plan
 from vggfeat.store.sealed import digest_of, seal
-from vggfeat.store.unique import IdHashes, hashes_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Progress = Callable[[int], None]
 """Called with the rows that are planned so far."""
+_IN_MEMORY = 1 << 26
+"""Bytes of hashes that are kept in memory; more go to the disk."""
+_BUCKET = 1 << 22
+"""Hashes that are sorted at a time."""
 
 
 def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: None) -> Plan:
@@ -122,7 +125,7 @@ def _same(found: Plan, draft: Plan) -> Plan:
     return found
 
 
-def _written(draft: Plan, listing: Listing, hashes: IdHashes, progress: Progress) -> Plan:
+def _written(draft: Plan, listing: Listing, hashes: "IdHashes", progress: Progress) -> Plan:
     """Write the parts of a list behind those that the draft has, and return the plan of all."""
     tally = _Tally(draft, listing.splits)
     parts = list(draft.parts)
@@ -215,6 +218,60 @@ class _Tally:
         )  # fmt: skip
 
 
+class IdHashes:
+    """Hashes of ids, for lists that do not fit into memory, in a file without a name; a context manager.
+
+    A hash has 64 bits of Python's own, which differ from process to process; of 100 million ids two share one by
+    chance once in 3,700 lists, so that ids with a common hash are looked at again.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="vggfeat-ids-")  # noqa: SIM115  its owner closes it
+        self.count = 0
+
+    def __enter__(self) -> "IdHashes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, ids: Iterable[str]) -> None:
+        """Add ids; OSError if the disk refuses."""
+        hashes = _hashes_of(ids)
+        self._file.write(hashes.tobytes())
+        self.count += len(hashes)
+
+    def repeated(self) -> NDArray[np.int64]:
+        """Return the hashes that there are more than once."""
+        found = [bucket[1:][bucket[1:] == bucket[:-1]] for bucket in self._buckets(self._bucket_count())]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    def beyond(self, known: "IdHashes") -> NDArray[np.int64]:
+        """Return the hashes, ascending, that are not among the known ones."""
+        count = max(self._bucket_count(), known._bucket_count())
+        pairs = zip(self._buckets(count), known._buckets(count), strict=True)
+        return np.sort(np.concatenate([np.empty(0, np.int64), *(np.setdiff1d(mine, other) for mine, other in pairs)]))
+
+    def _bucket_count(self) -> int:
+        return -(-self.count // _BUCKET)
+
+    def _buckets(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """Yield all hashes in `count` lists, each sorted; equal ones are in one list."""
+        for number in range(count):
+            self._file.seek(0)
+            chosen = [np.empty(0, np.int64)]
+            while raw := self._file.read(8 * _BUCKET):
+                hashes = np.frombuffer(raw, np.int64)
+                chosen.append(hashes[(hashes % count) == number])
+            yield np.sort(np.concatenate(chosen))
+        self._file.seek(0, 2)
+
+
+def _hashes_of(ids: Iterable[str]) -> NDArray[np.int64]:
+    """Return the hash of each id."""
+    return np.fromiter(map(hash, ids), dtype=np.int64)
+
+
 def _check_unique(plan: Plan, hashes: IdHashes, first: int = 0) -> None:
     """Check that no id is in two rows of the parts from `first` on; DatasetError names the first that is."""
     suspect = hashes.repeated()
@@ -224,7 +281,7 @@ def _check_unique(plan: Plan, hashes: IdHashes, first: int = 0) -> None:
     row = sum(rows for rows, _ in plan.parts[:first])
     for part in range(first, len(plan.parts)):
         ids = plan.part(part)["id"].to_pylist()
-        for place in np.flatnonzero(np.isin(hashes_of(ids), suspect)).tolist():
+        for place in np.flatnonzero(np.isin(_hashes_of(ids), suspect)).tolist():
             if not ids[place] or ids[place] in seen:
                 earlier = seen.get(ids[place], row + place)
                 raise DatasetError(
@@ -241,7 +298,7 @@ def _fresh(
     """Return the rows of a batch that are new, with class numbers of the plan."""
     import pyarrow as pa
 
-    hashes = hashes_of(batch["id"].to_pylist())
+    hashes = _hashes_of(batch["id"].to_pylist())
     places = np.searchsorted(fresh, hashes)
     new = np.zeros(len(batch), bool) if not len(fresh) else fresh[np.minimum(places, len(fresh) - 1)] == hashes
     chosen = batch.filter(pa.array(new))
