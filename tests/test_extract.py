@@ -19,7 +19,7 @@ from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import RunSettings, extract_features, run_job
-from vggfeat.forward import settings, shards
+from vggfeat.forward import precision, settings, shards
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.precision import IMAGES, cosines
 from vggfeat.forward.runner import BatchRunner
@@ -167,7 +167,7 @@ def test_other_settings_are_refused_and_the_difference_is_named(tmp_path, monkey
     if "versions" in changed:
         monkeypatch.setattr(settings, "library_version", lambda name: changed["versions"])
     if "threads" in changed:
-        monkeypatch.setattr(shards.torch, "get_num_threads", lambda: 99)
+        monkeypatch.setattr(settings.torch, "get_num_threads", lambda: 99)
     with pytest.raises(StoreError, match=what):
         extract_features(
             dataset,
@@ -441,7 +441,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr(shards, "cosine_to_float32", refuse)
+    monkeypatch.setattr(precision, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN)
     assert done.failures == ()

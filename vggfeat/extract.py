@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
-from vggfeat.forward.precision import PrecisionCheck
+from vggfeat.forward.precision import PrecisionCheck, check_precision, some_of
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.forward.settings import describe_conditions, describe_made, describe_net, hash_image, hash_sizes
-from vggfeat.forward.shards import check_precision, shard_blocks, some_of
+from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.runtime.distributed import World

@@ -16,9 +16,9 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import MIRROR
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.forward.features import ExtractionSettings, feature_runner
-from vggfeat.forward.precision import LEAST_COSINE, PrecisionCheck, cosines
+from vggfeat.forward.precision import LEAST_COSINE, PrecisionCheck, check_precision, cosines, some_of
 from vggfeat.forward.settings import describe_decoding, describe_machine, describe_made, describe_net
-from vggfeat.forward.shards import check_precision, shard_blocks, some_of
+from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.listing import Listing

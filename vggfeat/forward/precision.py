@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError
+from vggfeat.errors import ImageError, out_of_memory
 from vggfeat.forward.runner import BatchRunner
-from vggfeat.images.decode import DecodedImage
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.pool import Decoder
 
 IMAGES = 4
 """How many images are computed again in float32."""
@@ -26,6 +27,28 @@ class PrecisionCheck(NamedTuple):
     """The least cosine of all vectors (C,), -1 to 1; None if none could be compared."""
     images: int
     """How many were compared."""
+
+
+def some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose the rows that are computed again, evenly from all."""
+    return np.unique(rows[np.linspace(0, len(rows) - 1, IMAGES).astype(int)]) if len(rows) else rows
+
+
+def check_precision(
+    runner: BatchRunner,
+    requests: Iterable[Request],
+    features: Sequence[NDArray[np.float32] | None],
+    workers: int,
+    decode: DecodeSettings,
+) -> PrecisionCheck:
+    """Compute images again in float32, and compare with their features (S, R, C)."""
+    try:
+        with Decoder(min(workers, 1), decode) as decoder:
+            return cosine_to_float32(runner.in_float32(), decoder.stream(requests), features)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return PrecisionCheck(None, 0)  # Two nets are more than one.
 
 
 def cosine_to_float32(

@@ -1,4 +1,4 @@
-"""Shards of rows, computed in one stream of images, and what a faster precision costs them.
+"""Shards of rows, computed in one stream of images.
 
 Who makes a shard, and what becomes of it, is no business of this module: it gives the same bits whoever asks.
 """
@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.precision import IMAGES, PrecisionCheck, cosine_to_float32
+from vggfeat.errors import ImageError
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.image_bytes import shown
@@ -90,25 +88,3 @@ def to_block(rows: Sequence[Row], shape: Shape, requests: Iterable[Request]) -> 
         sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
         sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
     )
-
-
-def some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose the rows that are computed again, evenly from all."""
-    return np.unique(rows[np.linspace(0, len(rows) - 1, IMAGES).astype(int)]) if len(rows) else rows
-
-
-def check_precision(
-    runner: BatchRunner,
-    requests: Iterable[Request],
-    features: Sequence[NDArray[np.float32] | None],
-    workers: int,
-    decode: DecodeSettings,
-) -> PrecisionCheck:
-    """Compute images again in float32, and compare with their features (S, R, C)."""
-    try:
-        with Decoder(min(workers, 1), decode) as decoder:
-            return cosine_to_float32(runner.in_float32(), decoder.stream(requests), features)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        return PrecisionCheck(None, 0)  # Two nets are more than one.
