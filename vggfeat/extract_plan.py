@@ -5,7 +5,6 @@ that is computed twice is the same. `vggfeat.engines` says who computes which.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from vggfeat.images.pool import Decoder
 from vggfeat.listing import Listing
 from vggfeat.runtime.storage import Storage, joined, place_below
 from vggfeat.samples import Box
+from vggfeat.store.failures import count_reasons
 from vggfeat.store.identity import differences
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.plan import Plan, PlanSettings, shard_path
@@ -192,10 +192,9 @@ class ShardWorker:
         )
         for shard, block in stream:
             kept = write_shard(plan, shard, block, self.machine, again=self.again)
-            counts = Counter(reason.partition(":")[0] for reason in kept.reasons if reason)
             precision = None if self._compared else self._precision(shard, block)
             self._compared = True
-            yield ShardResult(shard, len(kept), dict(counts.most_common()), precision)
+            yield ShardResult(shard, len(kept), count_reasons(filter(None, kept.reasons)), precision)
 
     def requests(self, shard: int) -> list[Request]:
         """Say what is to be decoded for the rows of a shard."""

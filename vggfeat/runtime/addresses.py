@@ -13,14 +13,12 @@ from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from vggfeat.errors import ConfigError, StoreError, VggfeatError
-from vggfeat.runtime.public_http import PrivateAddressError, client_maker, read_http
+from vggfeat.runtime.public_http import LEAST_RATE, PrivateAddressError, client_maker, read_http
 from vggfeat.runtime.storage import MissingFileError, StorageSettings
 
 Value = TypeVar("Value")
 Pause = Callable[[float], object]
 """Waits so many seconds; may raise to give up."""
-LEAST_RATE = 1 << 18
-"""Bytes a second that a long request must come with."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
 _USER = re.compile(r"(?<=://)[^/]*@")
 _IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://\S+")
@@ -148,7 +146,7 @@ def read_opened(
     if protocol in _HTTP:
 
         def ask() -> bytes:
-            return read_http(system, path, start, length, settings.timeout, LEAST_RATE)
+            return read_http(system, path, start, length, settings.timeout)
 
     else:
         if length is None or length > 8 * LEAST_RATE:  # Else the time that it may take says nothing.

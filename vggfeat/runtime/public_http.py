@@ -11,6 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+LEAST_RATE = 1 << 18
+"""Bytes a second that a long request must come with."""
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 _CHUNK = 1 << 16
 
@@ -50,7 +52,7 @@ def client_maker(allow_private: bool, timeout: float) -> Callable[..., Awaitable
     return make
 
 
-def read_http(system: Any, url: str, start: int, length: int | None, timeout: float, least_rate: float) -> bytes:
+def read_http(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
     """Read a file, or a part of it; the file of a server that knows no parts is read up to the last byte asked for.
 
     Parameters
@@ -61,8 +63,6 @@ def read_http(system: Any, url: str, start: int, length: int | None, timeout: fl
     length : int, optional
     timeout : float
         Seconds until the first byte; after it each byte buys the time that it takes at the least rate.
-    least_rate : float
-        Bytes a second.
 
     Raises
     ------
@@ -70,11 +70,11 @@ def read_http(system: Any, url: str, start: int, length: int | None, timeout: fl
     """
     from fsspec.asyn import sync
 
-    data: bytes = sync(system.loop, _read, system, url, start, length, timeout, least_rate)
+    data: bytes = sync(system.loop, _read, system, url, start, length, timeout)
     return data
 
 
-async def _read(system: Any, url: str, start: int, length: int | None, timeout: float, least_rate: float) -> bytes:
+async def _read(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
     session = await system.set_session()
     headers = {"Accept-Encoding": "identity"}
     if start or length is not None:
@@ -86,7 +86,7 @@ async def _read(system: Any, url: str, start: int, length: int | None, timeout: 
         answer.raise_for_status()
         skip, data = (start if answer.status != 206 else 0), bytearray()
         async for chunk in answer.content.iter_chunked(_CHUNK):
-            end += len(chunk) / least_rate
+            end += len(chunk) / LEAST_RATE
             limit.reschedule(asyncio.get_running_loop().time() + end - time.monotonic())
             data += chunk[skip:]
             skip = max(0, skip - len(chunk))

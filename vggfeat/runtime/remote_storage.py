@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.addresses import (
-    LEAST_RATE,
     address_name,
     attempt,
     open_address,
@@ -20,6 +19,7 @@ from vggfeat.runtime.addresses import (
     size_of,
     time_limit,
 )
+from vggfeat.runtime.public_http import LEAST_RATE
 from vggfeat.runtime.storage import Entry, MissingFileError, StorageSettings
 
 LISTERS = 16

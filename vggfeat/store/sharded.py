@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.storage import StorageSettings, is_remote, joined, open_storage, root_text
+from vggfeat.runtime.storage import is_remote, joined, open_storage, root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.store.layout import FACTS, Block, Status, join_rows
@@ -44,7 +44,6 @@ class ShardedFeatures(Features):
     ----------
     root : str or path
         Folder, or address, of the run.
-    settings : StorageSettings
 
     Raises
     ------
@@ -52,8 +51,8 @@ class ShardedFeatures(Features):
         If there is no plan, or a shard is missing.
     """
 
-    def __init__(self, root: str | os.PathLike[str], settings: StorageSettings | None = None) -> None:
-        self.plan = plan = read_plan(open_storage(root, settings or StorageSettings()))
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.plan = plan = read_plan(open_storage(root))
         self.path = Path(plan.where)
         self.dataset_name, self.shape, self.store = plan.name, plan.stored_shape, plan.settings.store
         self.key = plan.key | {IMAGE_SIZES: plan.image_sizes}
