@@ -23,11 +23,11 @@ from vggfeat.images.pool import Decoder
 from vggfeat.listing import Listing
 from vggfeat.runtime.storage import Storage, joined, place_below
 from vggfeat.samples import Box
-from vggfeat.store.failures import count_reasons
 from vggfeat.store.identity import differences
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.plan import Plan, PlanSettings, shard_path
 from vggfeat.store.planning import extend_plan, write_plan
+from vggfeat.store.reader import count_reasons
 from vggfeat.store.shard_files import read_shard, write_shard
 from vggfeat.weights import Backbone
 

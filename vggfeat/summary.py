@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from vggfeat.forward.precision import LEAST_COSINE
 from vggfeat.samples import Box
-from vggfeat.store.failures import count_reasons, failures_path, tally
+from vggfeat.store.failures import failures_path, tally
 from vggfeat.store.identity import resolved
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import FeatureFile, count_reasons
 
 
 @dataclass(frozen=True, kw_only=True)

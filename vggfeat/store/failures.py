@@ -1,11 +1,10 @@
-"""The images of a run that failed: counted by reason, and as a list next to the feature file.
+"""The images of a run that failed: in a line, and as a list next to the feature file.
 
-A reason in the store reads "reason: message"; its first word is for counting.
+A reason in the store reads "reason: message".
 """
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,16 +14,10 @@ from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files, atomic_write, open_bounded
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import FeatureFile
+from vggfeat.store.reader import FeatureFile, count_reasons
 
 _FIELDS = ("id", "path", "reason", "message")
 _LONGEST_LINE = 1 << 20
-
-
-def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """Count failures by the first word of their reasons, the most frequent first, equals by name."""
-    counts = Counter(reason.partition(": ")[0] for reason in reasons)
-    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str:

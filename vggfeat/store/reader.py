@@ -8,7 +8,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,13 @@ class Features(ABC):
     def read(self, rows: Any = None) -> NDArray[np.float32]:
         """Read features of some rows into memory: see `FeatureFile.read`."""
 
+    def _numbers(self, rows: Any) -> NDArray[np.int64]:
+        """Return the row numbers that `read` is asked for."""
+        index = slice(None) if rows is None else rows
+        if not isinstance(index, slice):
+            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
+        return np.arange(len(self))[index]
+
     @abstractmethod
     def block(self, rows: range) -> Block:
         """Read all that a run has computed of consecutive rows."""
@@ -142,7 +149,6 @@ class Features(ABC):
     def report(self) -> FileReport:
         """Count rows by status and reason; no features are read."""
         counts = Counter(self.status.tolist())
-        reasons = Counter(reason.partition(":")[0] for reason in self.reasons if reason)
         return FileReport(
             path=self.path,
             dataset=self.dataset_name,
@@ -151,8 +157,14 @@ class Features(ABC):
             done=counts[Status.DONE],
             failed=counts[Status.FAILED],
             pending=counts[Status.PENDING],
-            reasons=dict(reasons.most_common()),
+            reasons=count_reasons(filter(None, self.reasons)),
         )
+
+
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
+    """Count failures by the first word of their reasons, the most frequent first, equals by name."""
+    counts = Counter(reason.partition(": ")[0] for reason in reasons)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 class FeatureFile(Features):
@@ -270,10 +282,7 @@ class FeatureFile(Features):
         IndexError
             If there is no such row.
         """
-        index = slice(None) if rows is None else rows
-        if not isinstance(index, slice):
-            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
-        wanted = np.arange(len(self))[index]
+        wanted = self._numbers(rows)
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
         # HDF5 reads a stretch of rows that follow one another far faster than a list of rows.
         starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)

@@ -21,7 +21,7 @@ from vggfeat.samples import DataSet
 from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.store.layout import FACTS, Block, Status, join_rows
 from vggfeat.store.plan import PLAN, Plan, read_plan, shard_path
-from vggfeat.store.reader import FeatureFile, Features
+from vggfeat.store.reader import FeatureFile, Features, count_reasons
 from vggfeat.store.sealed import merkle_root
 from vggfeat.store.shard_files import Shard, features_of, open_shard, read_shard
 
@@ -125,10 +125,7 @@ class ShardedFeatures(Features):
 
     def read(self, rows: Any = None) -> NDArray[np.float32]:
         """Read features (n, S, R, C) of some rows into memory; as `FeatureFile.read`."""
-        index = slice(None) if rows is None else rows
-        if not isinstance(index, slice):
-            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
-        wanted = np.arange(len(self))[index]
+        wanted = self._numbers(rows)
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
         shards, held = self.plan.shards_of(wanted), self._features
         for shard in sorted(np.unique(shards).tolist(), key=lambda one: held is None or one != held[0]):
@@ -255,13 +252,13 @@ def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> E
             continue
         each(shard)
         counts.update(shard.block.status.tolist())
-        reasons.update(reason.partition(":")[0] for reason in shard.block.reasons if reason)
+        reasons.update(count_reasons(filter(None, shard.block.reasons)))
         digests.append(shard.sha256)
         if shard.machine not in machines:
             machines.append(shard.machine)
     problems.extend((*_bad_parts(plan), *_strange(plan)))
     return Examined(
-        done=counts[Status.DONE], failed=counts[Status.FAILED], reasons=dict(reasons.most_common()),
+        done=counts[Status.DONE], failed=counts[Status.FAILED], reasons=count_reasons(reasons.elements()),
         shards=len(digests), missing=[shard for shard in range(plan.shards) if shard not in present],
         machines=machines, problems=problems, root=merkle_root(digests) if len(digests) == plan.shards else None,
     )  # fmt: skip
