@@ -354,13 +354,15 @@ def failing(number):
     return fail
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOENT, errno.EACCES])
+# Of a worker that has to be replaced in the midst of a run, which takes a start each, one error stands for all.
+@pytest.mark.parametrize(("number", "first"), [
+    *((number, True) for number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOENT, errno.EACCES)),
+    (errno.ENOMEM, True), (errno.ENOMEM, False),
+])  # fmt: skip
 @pytest.mark.parametrize("call", ["subprocess.Popen", "socket.socketpair"])
-@pytest.mark.parametrize("first", [True, False])
 def test_a_system_that_gives_no_process_ends_the_stream_by_its_cause(monkeypatch, call, number, first):
     with crew() as decoder:
         if not first:
-            # A worker that has to be replaced in the midst of a run.
             os.kill(pid := pid_of(decoder), signal.SIGKILL)
             assert gone(pid, 5)
         monkeypatch.setattr(call, failing(number))
