@@ -132,7 +132,7 @@ class TestFolders:
             finally:
                 tracemalloc.stop()
 
-        assert peak(60_000) < 1.1 * peak(20_000)
+        assert peak(40_000) < 1.1 * peak(16_000)
 
 
 class TestTars:
