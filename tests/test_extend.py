@@ -191,7 +191,7 @@ def test_the_command_says_what_it_did_and_a_plan_has_decided_its_list(images, tm
     assert "--extend" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.long)])
 def test_a_kill_at_any_call_leaves_the_old_file_or_the_new_one_and_loses_no_shard(stride, backbone, monkeypatch):
     with memory_folder() as folder:
         for number in range(6):

@@ -342,7 +342,7 @@ def check_kills(report: dict, kills: int) -> None:
 
 
 def test_kills_at_random_moments_lose_nothing(root, tmp_path):
-    check_kills(kill_runs(root, tmp_path / "x.h5", 8), 8)
+    check_kills(kill_runs(root, tmp_path / "x.h5", 4), 4)
 
 
 @pytest.mark.long
