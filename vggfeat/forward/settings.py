@@ -1,6 +1,7 @@
 """What decides the values of a run: the net and its settings, the image files, the machine and the libraries."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ import torch
 from vggfeat.errors import ConfigError, ImageError, check_choice
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.image_bytes import read_bytes
-from vggfeat.listing import size_of
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation
 from vggfeat.runtime.devices import library_version
@@ -125,5 +125,9 @@ def hash_sizes(places: Iterable[Place]) -> str:
     """Return the SHA-256 of the sizes in bytes of images, in this order; that of a missing one is -1."""
     digest = hashlib.sha256()
     for file, span in places:
-        digest.update(f"{span[1] if span else size_of(file)}\n".encode())
+        try:
+            size = span[1] if span else os.stat(file).st_size
+        except (OSError, ValueError):
+            size = -1
+        digest.update(f"{size}\n".encode())
     return digest.hexdigest()
