@@ -411,6 +411,31 @@ cli.entry_point(["extract"])
     assert send_at(running, *moments) == (143, LINE.format("SIGTERM"))
 
 
+def test_a_signal_leaves_no_lock_behind_that_is_just_being_taken():
+    """Else threads that want it would wait for ever, and the command for them."""
+    script = f"""
+import functools, signal, threading, time
+import vggfeat.cli as cli
+
+class Lock:
+    acquire = release = locked = lambda *_: None
+    __enter__ = functools.partial(signal.raise_signal, {signal.SIGINT:d})
+
+    def __exit__(self, *_):
+        print("released", flush=True)
+
+def work(**_):
+    with threading.Condition(Lock()):
+        print("taken", flush=True)
+        [time.sleep(0.05) for _ in range(1200)]
+
+cli.group.main = work
+cli.entry_point(["extract"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "taken\nreleased\n", LINE.format("Ctrl-C"))
+
+
 LOADING = """
 import sys, time
 

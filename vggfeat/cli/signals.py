@@ -3,7 +3,7 @@
 The end at once is safe, because all that is kept is safe from a kill. To raise a second exception is not: in the midst
 of cleaning up it would leave threads behind that the interpreter waits for, or be printed and lost. Nor is it while a
 module is loaded: libraries in C turn the exception into another one, or abort. So before the command, and while one is
-loaded, the first signal ends at once as well.
+loaded, the first signal ends at once as well. Where the lock of a condition is being taken, it waits until it is.
 
 This module is loaded before anything is listened to, so it imports only what the interpreter has loaded by then.
 """
@@ -157,6 +157,9 @@ class _Ear:
             return
         if not self.raises or _loading(frame):
             self.end()
+        if _taking_lock(frame):
+            self.send_again()
+            return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     def end(self) -> None:
@@ -168,11 +171,15 @@ class _Ear:
         if not self.heard or not issubclass(lost.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(lost)
             return
+        self.send_again()
+
+    def send_again(self) -> None:
+        """Send the first signal once more, in a moment."""
         # The classes of threading wait until it runs: too long a time in here.
         _thread.start_new_thread(self.repeat, (self.heard[0],))
 
     def repeat(self, number: int) -> None:
-        time.sleep(_LATER)  # not at once: the exception would be raised in the hook, and swallowed as well
+        time.sleep(_LATER)  # not at once: the exception would be raised where it must not be once more
         self.heard.clear()
         if hasattr(os, "killpg"):
             os.kill(os.getpid(), number)  # Whatever the main thread waits for is interrupted too.
@@ -185,6 +192,11 @@ def _loading(frame: FrameType | None) -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
         frame = frame.f_back
     return frame is not None
+
+
+def _taking_lock(frame: FrameType | None) -> bool:
+    """Say whether a condition is being entered: its lock may be held by now, and would never be released."""
+    return frame is not None and frame.f_code.co_name == "__enter__" and frame.f_globals["__name__"] == "threading"
 
 
 def _end(number: int, said: str) -> None:
