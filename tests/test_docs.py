@@ -59,7 +59,7 @@ def test_every_option_that_a_page_names_exists(page):
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's own
     known |= {"--folder", "--cases", "--seed"}  # of the proofs
     known |= {"--all-groups", "--group", "--torch-backend", "--no-cache-dir", "--dist"}  # of uv, pip and pytest
-    known |= {"--gpus", "--rm", "--nv"}  # of Docker and Apptainer
+    known |= {"--gpus", "--rm", "--user", "--nv"}  # of Docker and Apptainer
     known |= {"--array", "--gres", "--wrap"}  # of SLURM
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8"))) <= known
 

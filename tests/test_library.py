@@ -131,10 +131,12 @@ def test_loaders_of_pytorch_read_a_feature_file(path):
     dataset = vggfeat.FeatureDataset(path, join="max")
     assert (len(dataset), dataset.classes, dataset.ids) == (4, CLASSES, list(IDS))
     expected = vggfeat.load_features(path, join="max")
+    # A fork of a process that has run Ray may die in Ray's own code.
+    start = "spawn" if "ray" in sys.modules else "fork"
     for workers in (0, 1):
         dataset[0]  # open before the fork
         loader = DataLoader(
-            dataset, batch_size=3, num_workers=workers, multiprocessing_context="fork" if workers else None
+            dataset, batch_size=3, num_workers=workers, multiprocessing_context=start if workers else None
         )
         batches = list(loader)
         assert [len(labels) for _, labels in batches] == [3, 1]

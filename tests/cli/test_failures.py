@@ -419,7 +419,7 @@ import vggfeat.cli as cli
 
 class Lock:
     acquire = release = locked = lambda *_: None
-    __enter__ = functools.partial(signal.raise_signal, {signal.SIGINT:d})
+    __enter__ = staticmethod(functools.partial(signal.raise_signal, {signal.SIGINT:d}))
 
     def __exit__(self, *_):
         print("released", flush=True)

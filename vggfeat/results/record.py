@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.text import SHOWN_FAILURES, align, failures_by_reason, percent, printable, shortened
 from vggfeat.runtime.checksums import replace_run
@@ -123,6 +121,8 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
     """Write arrays as a compressed npz file, without pickle."""
+    import numpy as np  # --help does not wait for it
+
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     return packed.getvalue()
