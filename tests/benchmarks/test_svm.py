@@ -322,7 +322,7 @@ def test_descriptors_in_a_file_are_solved_by_both_solvers(capsys):
     assert run(words) == 0
     stream, newton = json.loads(capsys.readouterr().out)["rows"]
     assert (stream["solver"], newton["solver"]) == ("vggfeat, stream", "vggfeat, newton")
-    assert stream["converged"] == newton["converged"] == stream["solved"] == 60
+    assert stream["converged"] == newton["converged"] == stream["solved"] == 100
     assert max(newton["excess"], -newton["lead"]) < 2e-6
     assert stream["passes"] > 10
     assert run([*words, "--no-peer"]) == 0
