@@ -259,7 +259,9 @@ def _find_on_hub(spec: str, download: bool) -> Path:
     asked = _HUB_SPEC.fullmatch(spec)
     if not asked:
         raise ConfigError(f"weights: expected hf://OWNER/NAME[/FILE][@REVISION], found {quoted(spec)}")
-    logs = import_hub(spec).utils.logging
+    import_hub(spec)
+    from huggingface_hub.utils import logging as logs
+
     model, name, revision = asked.groups()
     verbosity = logs.get_verbosity()
     logs.set_verbosity_error()  # it would tell each of its attempts
