@@ -6,8 +6,10 @@ bytes. Any reader of Parquet reads them.
 """
 
 import hashlib
+import io
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,11 +49,16 @@ class Sealed(NamedTuple):
             raise unreadable(self.where, error) from None
 
     def vectors(self, name: str, dtype: str) -> NDArray[Any]:
-        """Return the values of a column of fixed-size lists as they lie in the file, without a copy: (n, length).
+        """Return the values of a column of fixed-size lists: (n, length)."""
+        length, parts = self.file.schema_arrow.field(name).type.list_size, list(self.groups(name, dtype))
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, length), dtype), *parts])
+
+    def groups(self, name: str, dtype: str) -> Iterator[NDArray[Any]]:
+        """Yield the values of such a column row group by row group, as they lie in the file, without a copy.
 
         Of plain values that lie in one page, the page ends with them; pyarrow takes a second for 17 million of 16 bits.
         """
-        parts, length = [], self.file.schema_arrow.field(name).type.list_size
+        length = self.file.schema_arrow.field(name).type.list_size
         index = self.file.schema_arrow.names.index(name)
         for number in range(self.file.metadata.num_row_groups):
             group = self.file.metadata.row_group(number)
@@ -61,8 +68,7 @@ class Sealed(NamedTuple):
             start = end - count * np.dtype(dtype).itemsize
             if chunk.compression != "UNCOMPRESSED" or start < chunk.data_page_offset or end > len(self.raw):
                 raise unreadable(self.where, f"the column {name} is not stored plainly")
-            parts.append(np.frombuffer(self.raw, dtype, count, start).reshape(-1, length))
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, length), dtype), *parts])
+            yield np.frombuffer(self.raw, dtype, count, start).reshape(-1, length)
 
 
 def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none", group_rows: int = 1 << 20) -> bytes:
@@ -78,10 +84,9 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
     group_rows : int
         Rows of a row group, of less than a gibibyte.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     writer = pq.ParquetWriter(
         sink, table.schema, compression=compression, use_dictionary=compression != "none", write_statistics=False,
         data_page_size=_ONE_PAGE,
@@ -89,11 +94,14 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
     with writer:
         writer.write_table(table, row_group_size=group_rows)
         writer.add_key_value_metadata({_ABOUT: canonical_json(about, _ABOUT), _DIGEST: _ZEROS.decode()})
-    raw = memoryview(sink.getvalue())
-    place = _place(raw)
-    if place is None:
-        raise StoreError("parquet: expected pyarrow to write the metadata it was given, found others; update pyarrow")
-    return b"".join([raw[:place], hashlib.sha256(raw).hexdigest().encode(), raw[place + len(_ZEROS) :]])
+    with sink.getbuffer() as raw:
+        place = _place(raw)
+        if place is None:
+            raise StoreError(
+                "parquet: expected pyarrow to write the metadata it was given, found others; update pyarrow"
+            )
+        raw[place : place + len(_ZEROS)] = hashlib.sha256(raw).hexdigest().encode()
+    return sink.getvalue()  # without a copy
 
 
 def unseal(raw: bytes, where: str, kind: str) -> Sealed:

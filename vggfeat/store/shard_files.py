@@ -122,12 +122,21 @@ def encode_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any
     ]
     table = pa.table([_whole(column) for column in columns], schema=schema)
     raw = seal(table, _about(plan, shard, machine), group_rows=max(1, _GROUP_BYTES // plan.stored_shape.row_bytes))
-    sealed = unseal(raw, shard_path(shard), FORMAT)
-    stored = sealed.vectors("features", _DTYPES[plan.settings.dtype])
-    bits = f"u{values.itemsize}"  # by which NaN is equal to itself
-    if not np.array_equal(stored.reshape(-1).view(bits), values.view(bits)):
+    del table
+    pa.default_memory_pool().release_unused()  # Else it would keep what it has written for the next shard's time.
+    if not _holds(unseal(raw, shard_path(shard), FORMAT), values):
         raise StoreError("parquet: expected pyarrow to write values plainly, found others; update vggfeat")
     return raw
+
+
+def _holds(sealed: Sealed, values: NDArray[Any]) -> bool:
+    """Say whether a shard has exactly these values as its features."""
+    bits, start = f"u{values.itemsize}", 0  # by which NaN is equal to itself
+    for stored in sealed.groups("features", values.dtype.str):
+        if not np.array_equal(stored.reshape(-1).view(bits), values[start : start + stored.size].view(bits)):
+            return False
+        start += stored.size
+    return start == values.size
 
 
 def read_shard(plan: Plan, shard: int) -> Shard:
