@@ -260,7 +260,7 @@ def test_processes_of_torchrun_take_their_shares(inputs, net, tmp_path, capsys, 
         monkeypatch.setenv("RANK", rank)
         capsys.readouterr()
         assert run(["extract", "--plan", str(out), "--weights", net, *QUIET]) == 0
-        assert f"{int(rank) + 1}/2 {count} of {count} shards computed" in capsys.readouterr().out
+        assert f"share {int(rank) + 1}/2, {count} of {count} shards computed" in capsys.readouterr().out
     assert run(["extract", "--plan", str(out), "--take", "1/2", *QUIET]) == 2
     monkeypatch.setenv("RANK", "x")
     assert run(["extract", "--plan", str(out), *QUIET]) == 2

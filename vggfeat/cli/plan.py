@@ -141,7 +141,8 @@ class _Found:
         if self.failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
             told.append(f"{self.failed.total()} images failed ({reasons})")
-        say(f"{self.plan.where}:{self.share} {', '.join(told)}")
+        share = f" share{self.share}," if self.share else ""
+        say(f"{self.plan.where}:{share} {', '.join(told)}")
         if self.precision is not None:
             say_note(_agreement(self.precision))
 
@@ -274,7 +275,8 @@ def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None =
         say_json({"run": done.where, "images": done.rows, "shards": done.shards, "new": done.rows - (before or 0)})
         return
     new = "" if before is None else f", {done.rows - before} of them new"
-    say(f"{done.where}: {done.rows} images{new}, in {done.shards} shards of up to {done.settings.shard_rows}")
+    shards = "1 shard" if done.shards == 1 else f"{done.shards} shards"
+    say(f"{done.where}: {done.rows} images{new}, in {shards} of up to {done.settings.shard_rows}")
     say(f"next: vggfeat extract --plan {shlex.quote(done.where)}{_net_option(done, weights)}")
 
 
