@@ -9,7 +9,6 @@ from the paper's than the row allows.
 """
 
 import json
-import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
@@ -21,7 +20,7 @@ import tables_3_4
 import tables_5_6
 import tables_11_12
 from steps import command_of
-from vggfeat.cli.signals import breaking_off, line, listen, stop_listening, stopped
+from vggfeat.cli.signals import breaking_off, interruption, line, listen, number_of, stop_listening, stopped
 from vggfeat.errors import VggfeatError
 
 SELF = ("reproduce",)
@@ -72,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with breaking_off():
             group.main(args=arguments, prog_name="vggfeat reproduce", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort) as error:
+        first = interruption(error)
+        if first is None:  # click makes an Abort of EOFError as well
+            raise
+        number = number_of(first)
         stop_listening()
-        first = error if isinstance(error, KeyboardInterrupt) else error.__cause__  # click's own exception
-        number = getattr(first, "number", signal.SIGINT)
         click.echo(line(stopped(number, SELF)), err=True)
         return 128 + number
     except click.ClickException as error:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
@@ -23,7 +22,7 @@ from vggfeat.cli.plan import merge, plan
 from vggfeat.cli.predict import explain, predict
 from vggfeat.cli.probe import probe
 from vggfeat.cli.report import report
-from vggfeat.cli.signals import Terminated, breaking_off, line, stop_listening, stopped
+from vggfeat.cli.signals import Terminated, breaking_off, interruption, line, number_of, stop_listening, stopped
 from vggfeat.cli.similar import similar
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
@@ -100,10 +99,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _say(str(error), error)
         return error.exit_code
     except (KeyboardInterrupt, _Stopped, click.Abort) as error:
-        first = error if isinstance(error, KeyboardInterrupt) else error.__cause__
-        if not isinstance(first, KeyboardInterrupt):  # click makes an Abort of EOFError as well
+        first = interruption(error)
+        if first is None:  # click makes an Abort of EOFError as well
             raise
-        number = getattr(first, "number", signal.SIGINT)
+        number = number_of(first)
         stop_listening()
         _say(stopped(number, arguments), first)
         return 128 + number

@@ -47,6 +47,17 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the signal that an exception is, or that another library has made into it; None if it is none."""
+    first = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+    return first if isinstance(first, KeyboardInterrupt) else None
+
+
+def number_of(signalled: KeyboardInterrupt) -> int:
+    """Return the number of a signal that was raised."""
+    return getattr(signalled, "number", signal.SIGINT)
+
+
 def stopped(number: int, arguments: Sequence[str] | None) -> str:
     """Say what ended the command with these words, and how to go on."""
     words = sys.argv[1:] if arguments is None else arguments
