@@ -269,7 +269,7 @@ def test_no_net_that_a_file_names_is_built_or_opened_before_its_bytes_are_known(
     assert [path.name for path in hashed] == ["small.safetensors"], "the net of the package alone was looked at"
 
 
-def test_a_file_in_tf32_is_asked_in_float32_where_there_is_no_gpu(extracted):
+def test_a_file_in_a_precision_that_the_device_has_not_is_asked_in_float32(extracted):
     image, backbone = extracted / "again.bmp", load_backbone(NET)
     with FeatureFile(extracted / "x.h5") as file:
         expected = extract_query(file, image, backbone, device="cpu")

@@ -355,8 +355,8 @@ def test_the_measurement_as_text_and_as_json(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "tf32"], "tf32 exists on CUDA devices only"),
-        (["--precision", "fp8"], "precision: expected one of fp32, tf32, bf16, fp16, found 'fp8'"),
+        (["--precision", "tf32"], "on cpu expected fp32, winograd, bf16 or fp16, found tf32"),
+        (["--precision", "fp8"], "precision: expected one of fp32, winograd, tf32, bf16, fp16, found 'fp8'"),
         (["--batching", "shape"], "batching: expected one of size, padded, found 'shape'"),
         (["--device", "nothing"], "device: expected cpu or a CUDA device"),
     ],

@@ -480,7 +480,7 @@ def test_devices_that_are_not_there_are_named():
         feature_runner(backbone(), ExtractionSettings(), "cuda:99")
     with pytest.raises(ConfigError, match="device: expected cpu or a CUDA device"):
         feature_runner(backbone(), ExtractionSettings(), "meta")
-    with pytest.raises(ConfigError, match="tf32 exists on CUDA devices only"):
+    with pytest.raises(ConfigError, match="on cpu expected fp32, winograd, bf16 or fp16, found tf32"):
         feature_runner(backbone(), ExtractionSettings(precision="tf32"), "cpu")
 
 

@@ -105,7 +105,7 @@ def test_mps_is_taken_where_pytorch_has_it_for_what_it_computes(monkeypatch):
     apple = checked_device("mps", "fp16")
     assert (apple.type, layout(apple)) == ("mps", torch.contiguous_format)
     assert default_device() in ("cpu", "cuda")
-    for precision in ("bf16", "tf32"):
+    for precision in ("bf16", "tf32", "winograd"):
         with pytest.raises(ConfigError, match=f"on mps expected fp32 or fp16, found {precision}"):
             checked_device("mps", precision)
     with pytest.raises(ConfigError, match="to train, expected cpu or cuda, found mps"):

@@ -115,8 +115,9 @@ def measure(
     Report
         Rows: every stage alone; of every form the net alone, and files to file; the net alone by onnxruntime and
         OpenVINO, where they are installed and the device is the CPU; the plain and the tuned loop from files to file in
-        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision; `ratio` and
-        `ratio_tuned`: to the plain and the tuned loop in the same precision.
+        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision, as if every
+        multiplication of a convolution were made; `ratio` and `ratio_tuned`: to the plain and the tuned loop in the
+        same precision, of winograd in float32.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def measure(
             say(f"once before it counts: {form.precision}, {form.batching}")
             subjects |= stages.of_form(runners[form])
         if plan.plain:
-            subjects |= peer_subjects(stages, {form.precision for form in forms}, say)
+            subjects |= peer_subjects(stages, {_exact(form.precision) for form in forms}, say)
             for precision, loop in plain_loops(backbone, stages, forms, plan.seconds, say):
                 say(f"once before it counts: {TUNED if loop.tuned else PLAIN}{precision}")
                 subjects |= stages.of_plain(precision, loop)
@@ -215,7 +216,7 @@ def summarise(
         if "precision" in about:
             row["share"] = medians[name] * multiply_adds / max(rates[MATRIX + about["precision"]])
         for key, loop in (("ratio", PLAIN), ("ratio_tuned", TUNED)):
-            baseline = medians.get(f"{loop}{about.get('precision')}")
+            baseline = medians.get(f"{loop}{_exact(about.get('precision', ''))}")
             if name.startswith((TOGETHER, PLAIN, TUNED)) and baseline:
                 row[key] = medians[name] / baseline
         if name.startswith(TOGETHER):
@@ -223,3 +224,8 @@ def summarise(
             row["held_up_by"] = min((*STAGES, network), key=medians.__getitem__).partition(",")[0]
         rows.append(row)
     return rows
+
+
+def _exact(precision: str) -> str:
+    """Return what others, who convolve in one way only, are measured in next to a form."""
+    return "fp32" if precision == "winograd" else precision

@@ -12,6 +12,7 @@ from vggfeat.cli.options import (
     ALLOW_FAILED,
     LAYOUT,
     PATH,
+    PRECISIONS,
     QUIET,
     SPREADSHEET_SAFE,
     DecodingOptions,
@@ -64,7 +65,7 @@ class BoxOptions:
         "--merge", type=click.Choice(["score", "count"]),
         help="What boxes weigh in a merged one: their class posteriors, or one each. [score]",
     )  # fmt: skip
-    precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
+    precision: str = option("--precision", type=click.Choice(PRECISIONS), default="fp32")
     device: str | None = option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
     batch_pixels: int | None = option(
         "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]"

@@ -29,6 +29,8 @@ LAYOUT = click.option("--layout", type=click.Choice(["splits", "classes"]),
 """For all commands that read class folders."""
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
 """What the help calls the value of --weights."""
+PRECISIONS = "fp32", "winograd", "tf32", "bf16", "fp16"
+"""Of convolutions; which a device has is checked when it is known."""
 DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
 ALLOW_FAILED = click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
                             help="Failed images for exit code 0.")  # fmt: skip
@@ -136,8 +138,9 @@ class ForwardOptions:
     """How a net runs over images."""
 
     precision: str = option(
-        "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32",
-        help="Of the convolutions. With a faster one, some images are computed in fp32 as well and compared.",
+        "--precision", type=click.Choice(PRECISIONS), default="fp32",
+        help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
+        "some images are computed in fp32 as well and compared.",
     )  # fmt: skip
     interpolation: str = option(
         "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear",

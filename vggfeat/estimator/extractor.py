@@ -74,7 +74,8 @@ class Extractor(TransformerMixin, BaseEstimator):
         What an image that can't be read does: raise an error, or give a row of NaN and an entry in `failures_`.
     progress : bool
         Show how far it is, on standard error or in a notebook.
-    precision : "fp32", "tf32", "bf16" or "fp16"
+    precision : "fp32", "winograd", "tf32", "bf16" or "fp16"
+        See `vggfeat.forward.settings.ForwardSettings`.
     interpolation : "bilinear" or "bicubic"
     device : str or None
         A GPU if there is one, by default.

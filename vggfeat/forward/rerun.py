@@ -13,6 +13,7 @@ from vggfeat.errors import ConfigError, StoreError, WeightsError
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings
+from vggfeat.runtime.devices import has_precision
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.importing import hash_file
 from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
@@ -84,7 +85,7 @@ def rerun_net(
     net : Backbone
     device : str
     exact : bool
-        In fp32, whatever the precision of the run was. It stands for TF32 anyway where that isn't: not on CUDA.
+        In fp32, whatever the precision of the run was. It stands anyway for one that the device has not.
 
     Raises
     ------
@@ -103,11 +104,10 @@ def rerun_net(
 def _settings(where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str) -> ExtractionSettings:
     try:
         same = {name: provenance[name] for name in ("layer", "precision", "interpolation", "batch_pixels")}
-        if same["precision"] == "tf32" and not device.startswith("cuda"):
-            same["precision"] = "fp32"
-        return ExtractionSettings(scales=tuple(scales), regions=("image",), **same)
+        settings = ExtractionSettings(scales=tuple(scales), regions=("image",), **same)
     except (KeyError, TypeError, ConfigError) as error:
         raise StoreError(
             f"{where}: expected one that says how its features were extracted, found one that doesn't ({error}); "
             "extract them again"
         ) from None
+    return settings if has_precision(device, settings.precision) else replace(settings, precision="fp32")

@@ -25,10 +25,17 @@ from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import normalised_batch, rescale, rescaled_size
+from vggfeat.nets.winograd import with_winograd
 from vggfeat.runtime.devices import checked_device, convolutions, layout
 from vggfeat.weights import Backbone
 
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "winograd": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 MAX_RESCALED_PIXELS = 1 << 25
 """An image so elongated that it would be larger than this after rescaling fails by name."""
 
@@ -144,6 +151,8 @@ class BatchRunner:
         model = copy.deepcopy(backbone.model).eval().requires_grad_(False)
         dtype = DTYPES[settings.precision]
         self.model: Net = model.to(self.device, dtype, memory_format=layout(self.device))  # type: ignore[call-overload]
+        if settings.precision == "winograd":
+            self.model = with_winograd(self.model)
         if settings.compiled:
             self.model.compile(dynamic=True)
         self.mean = torch.tensor(backbone.mean, device=self.device)

@@ -19,7 +19,8 @@ from vggfeat.samples import Place
 from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.weights import Backbone
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["fp32", "winograd", "tf32", "bf16", "fp16"]
+"""winograd is float32 too, with fewer multiplications; see `vggfeat.nets.winograd`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class ForwardSettings:
             raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
         if len(set(self.scales)) != len(self.scales):
             raise ConfigError(f"scales: expected each once, found {self.scales}")
+        if self.compiled and self.precision == "winograd":
+            raise ConfigError(
+                "precision: expected another than winograd for a compiled net, found both; leave one of the two out"
+            )
         for name in ("batch_pixels", "window_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")

@@ -20,6 +20,12 @@ _KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
 _BYTES_A_PIXEL = 2048
 # From the most, maps have 2^30 numbers: more, and they could no longer be counted in 32 bits.
 _GPU_PIXELS = 1 << 22, 1 << 24
+# What nets can be run in on each kind of device. cuDNN chooses by itself where it convolves as Winograd did.
+_PRECISIONS = {
+    "cpu": ("fp32", "winograd", "bf16", "fp16"),
+    "cuda": ("fp32", "tf32", "bf16", "fp16"),
+    "mps": ("fp32", "fp16"),
+}
 # PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
 _SWITCHES = threading.RLock()
 
@@ -37,8 +43,8 @@ def checked_device(name: str, precision: str = "fp32") -> "torch.device":
     Raises
     ------
     ConfigError
-        If it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision: "tf32"
-        exists on CUDA only, and on mps there are "fp32" and "fp16".
+        If it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision; see
+        `has_precision`.
     """
     import torch
 
@@ -52,11 +58,15 @@ def checked_device(name: str, precision: str = "fp32") -> "torch.device":
         raise ConfigError(
             f"device: expected cpu or a CUDA device of this machine, or mps, found {name!r}: {reason}"
         ) from None
-    if precision == "tf32" and device.type == "cpu":
-        raise ConfigError("precision: tf32 exists on CUDA devices only; on the cpu expected fp32, bf16 or fp16")
-    if device.type == "mps" and precision not in ("fp32", "fp16"):
-        raise ConfigError(f"precision: on mps expected fp32 or fp16, found {precision}")
+    if not has_precision(name, precision):
+        *others, last = _PRECISIONS[device.type]
+        raise ConfigError(f"precision: on {device.type} expected {', '.join(others)} or {last}, found {precision}")
     return device
+
+
+def has_precision(name: str, precision: str) -> bool:
+    """Say whether nets run in a precision on the device of that name."""
+    return precision in _PRECISIONS.get(name.partition(":")[0], ())
 
 
 def layout(device: "torch.device") -> "torch.memory_format":
