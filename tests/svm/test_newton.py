@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.svm import LinearSVC
 
 from svm_reference import KINDS, data, features, fit, objective, reference, sweep_rows
 from vggfeat.errors import ConfigError, FitError
@@ -131,13 +132,14 @@ def test_beyond_float64_a_gap_is_1_and_the_end_is_reached(size, device):
 @on_torch
 @pytest.mark.parametrize("cost", [1e22, 1e30, 1e100])
 def test_beyond_float64_the_objective_does_not_rise(cost, device):
-    # More rows than numbers: no solution is without slack, and of beta no digit is right.
+    # More rows than numbers: no solution is without slack. Of beta no digit is right; of weights some are, up to a C.
     x, labels = features(60, 20, 2)
     labels = np.where(np.random.default_rng(0).random(labels.shape) < 0.3, 1, -1).astype(np.int8)
     beyond, within = (fit(x, labels, each, SvmSettings(device=device)) for each in (cost, 1e6))
     slacks = [np.maximum(0, 1 - labels * (x @ model.coef.T + model.intercept)) for model in (beyond, within)]
     lost, least = ((slack**2).sum(axis=0) for slack in slacks)
-    assert not beyond.converged.any()
+    np.testing.assert_array_equal(beyond.converged, beyond.gap <= 1e-6)
+    assert beyond.converged.all() == (cost < 1e30)
     assert within.converged.all()
     assert (lost <= 1.001 * least).all()
 
@@ -291,3 +293,22 @@ def test_numpy_is_enough():
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("length", [16, 600])
+def test_what_no_sum_of_many_rows_reaches_is_solved_for_the_weights(length, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, held = (100 * rng.normal(size=(600, length))).astype(np.float32), np.arange(500, 600)
+    labels = np.where(rng.random((500, 3)) < 0.2, 1, -1).astype(np.int8)
+    asked, stream = [], newton.StreamSolver
+    monkeypatch.setattr(newton, "StreamSolver", lambda *given: asked.append(given) or stream(*given))
+    problems = SvmProblemSet(x)
+    model = problems.fit(np.arange(500), labels, 1e5)
+    (sweep,) = problems.sweep([Split(rows=np.arange(500), labels=labels, held_out=held)], [1e-7, 1e5])
+    assert model.converged.all()
+    assert sweep.converged.all()
+    assert len(asked) == (2 if length < 500 else 0), "as many numbers as rows are no fewer"
+    np.testing.assert_allclose(sweep.scores[1].T, model.scores(x[held]), rtol=1e-4)
+    peer = LinearSVC(C=1e-7, dual=False, tol=1e-12, max_iter=100_000)
+    for k, scores in enumerate(sweep.scores[0]):
+        np.testing.assert_allclose(scores, peer.fit(x[:500], labels[:, k]).decision_function(x[held]), atol=2e-3)

@@ -6,6 +6,7 @@ P = problems (pairs of a split and a class).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from vggfeat.svm.model import Sweep
 from vggfeat.svm.newton_steps import State, solve
 from vggfeat.svm.settings import SvmSettings
 from vggfeat.svm.solve import Problems, Solutions, Solver, Split, row_weights
+from vggfeat.svm.stream import StreamSolver
 
 # Of all arrays (problems, n) in one batch: those of the solver, about 24 in float64, and one for each C.
 _BATCH_BYTES, _SOLVER_ARRAYS = 1 << 31, 24
@@ -63,6 +65,27 @@ class NewtonSolver(Solver):
 
     def solve(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
         """Solve problems for their weights; gaps are computed from these and the rows."""
+        found = self._solve_together(problems, report)
+        left = np.flatnonzero(~found.converged.all(axis=1))
+        if len(left) and (solver := self._for_weights(problems.rows)):
+            part = problems.some(left)
+            again = solver.solve(part, _unheard)
+            problem, cost = np.nonzero(again.gap < found.gap[left])
+            for old, new in zip(found, again, strict=True):
+                old[left[problem], cost] = new[problem, cost]
+        return found
+
+    def _for_weights(self, rows: Rows) -> StreamSolver | None:
+        """Return the solver for what was given up on more rows than a weight vector has numbers.
+
+        Many sums of so many rows are the same weight vector. With a large C, and long rows, rounding errors of theirs
+        are larger than what is left to be gained; those of the vector are not.
+        """
+        if len(rows) <= self.x.shape[1]:
+            return None
+        return StreamSolver(self.x, replace(self.settings, solver="stream", device=None))
+
+    def _solve_together(self, problems: Problems, report: Callable[[int], None]) -> Solutions:
         count, values = problems.costs.shape
         coef, intercept = np.empty((count, values, self.x.shape[1])), np.empty((count, values))
         beta, gap = np.empty((values, *problems.signs.shape)), np.empty((count, values))
@@ -94,7 +117,19 @@ class NewtonSolver(Solver):
         for together in [splits] if alike and splits else [[split] for split in splits]:
             with self._memory(np.unique(np.concatenate([split.rows for split in together]))):
                 sweeps += self._sweep_together(together, costs, report)
+        for split, sweep in zip(splits, sweeps, strict=True):
+            self._sweep_again(split, costs, sweep)
         return sweeps
+
+    def _sweep_again(self, split: Split, costs: NDArray[np.float64], found: Sweep) -> None:
+        """Solve for weights what was given up, and put in what is nearer to the optimum."""
+        values, left = np.flatnonzero(~found.converged.all(axis=1)), np.flatnonzero(~found.converged.all(axis=0))
+        if len(left) and (solver := self._for_weights(split.rows)):
+            part = Split(rows=split.rows, labels=split.labels[:, left], held_out=split.held_out)
+            (again,) = solver.sweep([part], costs[values], _unheard)
+            value, k = np.nonzero(again.gap < found.gap[np.ix_(values, left)])
+            for old, new in zip(found, again, strict=True):
+                old[values[value], left[k]] = new[value, k]
 
     def _sweep_together(
         self, splits: Sequence[Split], costs: NDArray[np.float64], report: Callable[[int], None]
@@ -233,6 +268,10 @@ class NewtonSolver(Solver):
             f"fits on {rows} rows of length {self.x.shape[1]}, found {found}; use another device, fewer rows, or the "
             f"solver stream"
         )
+
+
+def _unheard(count: int) -> None:
+    """Report nothing of what has been reported before."""
 
 
 def _waves(costs: NDArray[np.float64], together: int) -> list[list[NDArray[np.float64]]]:

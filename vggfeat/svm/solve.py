@@ -9,7 +9,7 @@ P = problems.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import NamedTuple
 
@@ -50,6 +50,10 @@ class Problems:
     """(P, n) factor to C of each row, 0 where it takes no part."""
     costs: NDArray[np.float64]
     """(P, G) values of C."""
+
+    def some(self, chosen: NDArray[np.int64]) -> "Problems":
+        """Return some of the problems, by number."""
+        return replace(self, signs=self.signs[chosen], weights=self.weights[chosen], costs=self.costs[chosen])
 
 
 class Solutions(NamedTuple):
