@@ -13,7 +13,7 @@ CHANNELS_LAST = torch.channels_last
 
 
 def net(config, dtype=torch.float32):
-    model = build(config, 10, width=1 / 16)
+    model = build(config, 10, width=1 / 32)
     initialise(model, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

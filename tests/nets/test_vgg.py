@@ -267,14 +267,15 @@ def test_of_padding_no_more_than_a_row_and_a_column_is_read(config, pool, dtype,
     model = with_biases(model).eval().to(dtype, memory_format=torch.channels_last)
     images = clear_all(torch.randn(4, 3, 256, 272, generator=torch.Generator().manual_seed(2)) * 60, SIDES).to(dtype)
     images = images.contiguous(memory_format=torch.channels_last)
-    found = []
+    names, found = ("relu3_1", "pool5", "fc8"), []
     for cleared in (None, clear_all, spoil_the_rest):
         with monkeypatch.context() as patch, torch.inference_mode():
             if cleared:
                 patch.setattr(vgg, "margin", lambda maps, sides: sides)
                 patch.setattr(vgg, "clear", cleared)
-            found.append([model(images.clone(), (name,), sides=SIDES)[name] for name in ("relu3_1", "pool5", "fc8")])
-    for name, own, all_cleared, spoiled in zip(("relu3_1", "pool5", "fc8"), *found, strict=True):
+            found.append(model(images.clone(), names, sides=SIDES))
+    for name in names:
+        own, all_cleared, spoiled = (maps[name] for maps in found)
         within = inside(own, model.map_side(name, SIDES)).expand_as(own)
         assert within.any(3).any(2).all()
         assert torch.equal(own[within], all_cleared[within])
