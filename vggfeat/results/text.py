@@ -47,6 +47,8 @@ def shortened(text: str, width: int | None) -> str:
 
 def printable(text: str) -> str:
     """Return a text of one line, with control characters and bytes that are no UTF-8 in their escaped form."""
+    if text.isprintable():  # Images in a page are long texts.
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
