@@ -265,7 +265,7 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vggfeat.benchmarks.roofline.MATRIX_SIDE", {"cpu": 256})
         plan = Plan(images=3, repeat=2, rounds=2, seconds=0.01, seed=1)
-        report = measure(random_backbone("random:A:0:0.03125"), forms, plan, RunSettings(workers=0), say=said.append)
+        report = measure(random_backbone("random:A:0:0.015625"), forms, plan, RunSettings(workers=0), say=said.append)
     return report, said
 
 
@@ -306,7 +306,7 @@ def test_multiply_adds_are_the_mean_over_the_images(measured, tmp_path):
     counted = []
     for name in make_jpegs(tmp_path, 3, 1):
         with Image.open(tmp_path / name) as image:
-            costs = image_costs(random_backbone("random:A:0:0.03125").model, settings, (image.height, image.width))
+            costs = image_costs(random_backbone("random:A:0:0.015625").model, settings, (image.height, image.width))
         counted.append(sum(cost.multiply_adds for cost in costs))
     assert measured[0].figures["image_multiply_adds"] == pytest.approx(np.mean(counted))
 
