@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_the_command_makes_the_index_once_and_says_what_the_exact_search_says(st
     before = stored.read_bytes()
     assert run([*words, "--index", str(stored)]) == 2
     assert stored.read_bytes() == before
+
+
+def test_the_command_checks_the_place_of_an_index_before_it_reads_the_features(stored, tmp_path, capsys):
+    """The page took the place of the index that had just been made; without its folder, all was read for nothing."""
+    words = ["similar", str(stored), "--query", "id 77", "--index"]
+    both = str(tmp_path / "both")
+    assert run([*words, both, "--out", both]) == 2
+    assert f"--index: expected another file than --out, found {both} for both" in capsys.readouterr().err
+    assert not Path(both).exists()
+    assert run([*words, str(tmp_path)]) == 6
+    assert "choose another --index" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run([*words, str(tmp_path / "file" / "i")]) == 6
+    assert f"{tmp_path / 'file'}: expected a folder to write into" in capsys.readouterr().err
+    assert run([*words, str(tmp_path / "new" / "i")]) == 0
+    assert (tmp_path / "new" / "i").exists()
 
 
 def test_without_its_library_an_index_is_refused_with_what_to_install(stored, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`vggfeat similar`: an image in, the images most like it out."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,10 @@ def similar(
     if images is not None and out is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if place is not None:
-        check_target(place, inputs=[file, *filter(None, (images, out))], ours=anything)
+        check_target(place, inputs=[file, *filter(None, (images, out))], ours=anything, option="--index")
+        if out is not None and os.path.realpath(place) == os.path.realpath(out):
+            raise ConfigError(f"--index: expected another file than --out, found {place} for both; choose another name")
+        make_folder(place.parent)
     if out is not None:
         check_page_place(out, [file, *filter(None, (images,)), query, *net_files(weights)])
         make_folder(out.parent)
