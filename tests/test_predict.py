@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -58,8 +59,11 @@ def test_it_says_what_extract_and_apply_say_and_a_bad_image_is_a_row(desk, tmp_p
     expected = apply_model(desk / "photos.svm", [new], PredictionSettings(probabilities=True))
     capsys.readouterr()
     out = tmp_path / "made" / "scores.csv"
+    (desk / "new" / "notes.pdf").touch()
     assert predict(desk, desk / "new", "--probabilities", "--top", 2, "--out", out) == 3
-    shown = capsys.readouterr().out.splitlines()
+    shown, err = capsys.readouterr()
+    assert f"note: Not images by their endings, and ignored: {desk / 'new' / 'notes.pdf'}." in err
+    shown = shown.splitlines()
     header, *rows = csv.reader(io.StringIO(out.read_text(), newline=""))
     classes = expected.classes
     assert header == [
@@ -147,7 +151,7 @@ def test_two_nets_are_fused_as_they_were(tmp_path):
     files = [extract(tmp_path / "x", tmp_path / f"{k}.h5", net) for k, net in enumerate(NETS)]
     words = ["--grid", "1", "--folds", "3", "--fit-all", "--join", "stack", "--quiet"]
     assert run(["svm", *map(str, files), *words, "--out", str(tmp_path / "run")]) == 0
-    saved, images = open_model(tmp_path / "run"), list_images([tmp_path / "x"])
+    saved, images = open_model(tmp_path / "run"), list_images([tmp_path / "x"])[0]
     found = predict_images(saved, images, nets_of(saved, NETS[::-1]))
     expected = apply_model(tmp_path / "run", files)
     assert [str(Path(name).relative_to(tmp_path / "x")) for name in found.dataset.ids] == list(expected.dataset.ids)
@@ -159,6 +163,25 @@ def test_two_nets_are_fused_as_they_were(tmp_path):
     save_model(tmp_path / "box.safetensors", model, about)
     with pytest.raises(ConfigError, match="found one of boxes, which an image alone has not"):
         predict_images(open_model(tmp_path / "box.safetensors"), images, [load_backbone(net) for net in NETS])
+
+
+def test_what_a_folder_has_besides_images_is_named(tmp_path):
+    """As `extract` names it: a folder of new images is no place where files may go missing without a word."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in (b"a/1.jpg", b"a/b/2.png", b"a/b/notes.pdf", b"a/caf\xe9.jpg", b".hidden"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "b")
+    files, notes = list_images([tmp_path / "a", tmp_path / "a" / "1.jpg"])
+    assert files == [tmp_path / "a" / "1.jpg", tmp_path / "a" / "b" / "2.png"]
+    assert notes == (
+        f"Not images by their endings, and ignored: {tmp_path}/a/b/notes.pdf.",
+        f"Links to folders that are read under another name, and ignored: {tmp_path}/a/again.",
+        f"Names that are not UTF-8, and left out; rename them to use them: {tmp_path}/a/caf\\xe9.jpg.",
+    )
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.pdf").touch()
+    with pytest.raises(ConfigError, match=r"found none\. Not images by their endings, and ignored: .*notes\.pdf$"):
+        list_images([tmp_path / "c"])
 
 
 def test_nothing_to_predict_is_refused(tmp_path):

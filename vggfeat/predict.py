@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.datasets.files import walk
+from vggfeat.datasets.folder import left_out_notes
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.rerun import find_net, rerun_net
@@ -29,8 +30,10 @@ CHUNK = 64
 """Images that are in memory at a time."""
 
 
-def list_images(places: Sequence[Path]) -> list[Path]:
-    """Return images in the order given, each once; a folder gives all images below it, sorted.
+def list_images(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return images in the order given, each once, and notes on what else is in folders.
+
+    A folder gives all images below it, sorted, and what it has besides is named as by `vggfeat.datasets.folder.read`.
 
     Raises
     ------
@@ -40,11 +43,21 @@ def list_images(places: Sequence[Path]) -> list[Path]:
         If a folder can't be read.
     """
     files: list[Path] = []
+    besides: tuple[list[str], list[str], list[str]] = ([], [], [])
     for place in places:
-        files += [place / name for name in walk(place).images] if place.is_dir() else [place]
+        if not place.is_dir():
+            files.append(place)
+            continue
+        found = walk(place)
+        files += [place / name for name in found.images]
+        for names, more in zip(besides, (found.others, found.repeated, found.unnameable), strict=True):
+            names += [str(place / name) for name in more]
+    others, repeated, unnameable = besides
+    notes = left_out_notes(others, [], repeated, unnameable)
     if not files:
-        raise ConfigError("images: expected files, or folders with some, found none")
-    return list(dict.fromkeys(files))
+        told = (note.removesuffix(".") for note in notes)
+        raise ConfigError(". ".join(("images: expected files, or folders with some, found none", *told)))
+    return list(dict.fromkeys(files)), notes
 
 
 def nets_of(saved: SavedModel, weights: Sequence[str] = ()) -> list[Backbone]:

@@ -18,7 +18,7 @@ from vggfeat.cli.options import (
     print_notes,
     with_options,
 )
-from vggfeat.cli.output import make_folder, say, say_json, say_lines, terminal_width
+from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note, terminal_width
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError
@@ -80,7 +80,9 @@ def predict(
     if out is not None:
         target = check_target(out, inputs=[*images, model, *net_files(*weights)], overwrite=overwrite)
         make_folder(target.parent)
-    files = list_images(images)
+    files, notes = list_images(images)
+    for note in notes:
+        say_note(note)
     saved = open_model(model)
     nets = nets_of(saved, weights)
     for net in nets:

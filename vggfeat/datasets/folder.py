@@ -116,7 +116,11 @@ def _check_one_level(root: Path | str, images: Sequence[str], classes: Sequence[
 
 def _notes(found: Found, level: Level) -> tuple[str, ...]:
     empty = empty_folders(found.folders, (path.rpartition("/")[0] for path in found.images), level)
-    told = (found.others, empty, found.repeated, found.unnameable)
+    return left_out_notes(found.others, empty, found.repeated, found.unnameable)
+
+
+def left_out_notes(*told: Sequence[str]) -> tuple[str, ...]:
+    """Return notes on the names of files, folders and links that are not read, for each of `LEFT_OUT` that has some."""
     return tuple(f"{what}: {listed(names)}." for what, names in zip(LEFT_OUT, told, strict=True) if names)
 
 
