@@ -39,6 +39,8 @@ from vggfeat.results.reading import Scores, SvmRun, read_runs
 from vggfeat.results.svm_page import confusion_of
 from vggfeat.results.text import printable
 from vggfeat.results.thumbnails import BUDGET, SIDES, Key, examples_of, per_list, small_copies
+from vggfeat.runtime.checksums import replace_run
+from vggfeat.runtime.durable import DISK
 
 FEW = BootstrapSettings(resamples=100)
 OURS = {
@@ -700,6 +702,12 @@ def test_folders_without_results_or_given_twice_are_refused(made, tmp_path, caps
         "expected the folder of a run, with results.json or log.jsonl in it, found neither" in capsys.readouterr().err
     )
     assert run(["report", str(tmp_path / "none")]) == 6
+    capsys.readouterr()
+    replace_run(DISK, tmp_path, {"predictions.json": b"{}"}, last="predictions.json")  # as of svm --apply
+    assert run(["report", str(tmp_path)]) == 6
+    err = capsys.readouterr().err
+    assert "with results.json or log.jsonl in it, found neither" in err
+    assert "was stopped" not in err
     good = str(made[0] / "good.svm")
     assert run(["report", good, good, "--out", str(tmp_path / "x.html")]) == 2
     assert not (tmp_path / "x.html").exists()

@@ -205,7 +205,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> AnyRun:
     files = RunFiles(folder)
     with _reading(folder):
-        if files.sums or os.path.lexists(folder / "results.json"):
+        if "results.json" in files.sums or os.path.lexists(folder / "results.json"):
             return _run_with_results(files, name)
         if os.path.lexists(folder / "log.jsonl"):
             return _training_run(files, name)
