@@ -90,7 +90,13 @@ def test_a_row_that_has_moved_keeps_its_bits_and_they_are_those_of_a_new_run_up_
         before = file.read()
     draw(tmp_path / "in" / "001.png", 99)
     assert make(run=EXTEND)[1] == 1
-    make("whole.h5")
+    overwrite = replace(RUN, overwrite=True)
+    assert make(run=overwrite)[1] == 0, "it is a file of these images and settings"
+    shutil.copy(tmp_path / "x.h5", tmp_path / "old.h5")
+    assert make("whole.h5")[1] == 11
+    draw(tmp_path / "in" / "002.png", 98)
+    assert make("old.h5", overwrite)[1] == 12, "in the place of extend"
+    (tmp_path / "in" / "002.png").unlink()
     with FeatureFile(tmp_path / "x.h5") as file, FeatureFile(tmp_path / "whole.h5") as whole:
         assert file.dataset.ids[:2] == ("00.png", "001.png")
         np.testing.assert_array_equal(np.delete(file.read(), 1, axis=0), before)
