@@ -102,7 +102,7 @@ def test_what_does_not_match_is_named_with_counts(tmp_path):
     assert table.reasons[1] == f"{MISSING}: none in x.npz"
     assert notes(table) == [
         "3 of 4 samples of folder have no descriptor in x.npz: 'cat/2.png', 'dog/1.jpg', 'dog/3.tar.gz'",
-        "4 names in x.npz are no images of folder: 'cat/9', 'dog/7', 'dog/8', ...",
+        "in x.npz 4 names are no images of folder: 'cat/9', 'dog/7', 'dog/8', ...",
     ]
 
 
@@ -129,7 +129,7 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path, writer, bad):
     values = VALUES.copy()
     values[2, 1] = bad
     path = writer(tmp_path / f"x.{writer.__name__}", values=values)
-    with pytest.raises(StoreError, match=r"expected finite numbers, found others in 1 descriptors, .*'dog/1.jpg'"):
+    with pytest.raises(StoreError, match=r"expected finite numbers, found others in 1 descriptor, .*'dog/1.jpg'"):
         read_given(path, images())
 
 

@@ -110,7 +110,7 @@ def test_no_class_is_given_that_is_not_probable_enough(desk, capsys):
     assert predict(desk, image, "--abstain-below", "1") == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].removeprefix(str(image)).split()[0] == "-"
-    assert shown[-1] == "1 images scored, 0 failed, 1 given no class, as none is as probable as 100.0 %"
+    assert shown[-1] == "1 image scored, 0 failed, 1 given no class, as none is as probable as 100.0 %"
 
 
 def test_a_model_file_alone_is_enough_and_its_net_is_compared(desk, tmp_path, capsys):

@@ -48,6 +48,25 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+_ONE = {
+    "s": "", "es": "", "v": "s", "are": "is", "have": "has", "were": "was", "do": "does", "they": "it", "them": "it",
+}  # fmt: skip
+_MANY = {"s": "s", "es": "es", "v": ""} | {word: word for word in ("are", "have", "were", "do", "they", "them")}
+
+
+def counted(count: int, words: str) -> str:
+    """Say how many there are of something: "1 image has failed" or "2 images have failed" of "image{s} {have} failed".
+
+    Parameters
+    ----------
+    count : int
+    words : str
+        With {s} and {es} for the ending of a noun, {v} for that of a verb, and {are}, {have}, {were}, {do}, {they} and
+        {them}; no names of others, which may have braces.
+    """
+    return f"{count} {words.format_map(_ONE if count == 1 else _MANY)}"
+
+
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check that a setting is one of a few values.
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.precision import PrecisionCheck, check_precision, some_of
 from vggfeat.forward.runner import BatchRunner
@@ -238,12 +238,12 @@ def _extension_notes(writer: FeatureWriter, job: Job) -> tuple[str, ...]:
     if writer.kept is None:
         return ()
     new = sum(len(writer.left(shard)) for shard in range(-(-writer.total_rows // len(writer.rows(0)))))
-    told = f"extended: the features of {writer.total_rows - new} images are kept, those of {new} are computed"
+    old = counted(writer.total_rows - new, "image{s}")
+    told = f"extended: the features of {old} are kept, those of {new} are computed"
     gone = gone_from(writer.kept.file, job.dataset)
     more = f", and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
-    dropped = (
-        f"{len(gone)} images have gone from the list, and are dropped: {', '.join(map(shown, gone[:_SHOWN]))}{more}"
-    )
+    left = counted(len(gone), "image{s} {have} gone from the list, and {are} dropped")
+    dropped = f"{left}: {', '.join(map(shown, gone[:_SHOWN]))}{more}"
     return (told, dropped) if gone else (told,)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Normalisation, l2_normalise
-from vggfeat.errors import StoreError, quoted
+from vggfeat.errors import StoreError, counted, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable
@@ -121,7 +121,9 @@ def notes(table: DescriptorTable) -> list[str]:
         )
     if about["strangers"]:
         first = _some(about["first_strangers"], about["strangers"])
-        found.append(f"{about['strangers']} names in {about['file']} are no images of {data.name}: {first}")
+        found.append(
+            f"in {about['file']} {counted(about['strangers'], 'name{s} {are} no image{s}')} of {data.name}: {first}"
+        )
     return found
 
 
@@ -214,8 +216,8 @@ def _check(path: Path, given: Given) -> None:
     wrong = np.flatnonzero(~np.isfinite(given.descriptors).all(axis=1))
     if len(wrong):
         raise StoreError(
-            f"{path}: expected finite numbers, found others in {len(wrong)} descriptors, the first is that of "
-            f"{quoted(given.names[wrong[0]])}; leave these out, or compute them again"
+            f"{path}: expected finite numbers, found others in {counted(len(wrong), 'descriptor{s}')}, the first is "
+            f"that of {quoted(given.names[wrong[0]])}; leave these out, or compute them again"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.errors import counted
 from vggfeat.forward.precision import LEAST_COSINE
 from vggfeat.samples import Box
 from vggfeat.store.failures import failures_path, tally
@@ -107,9 +108,11 @@ def _notes(made_by: dict[str, Any], enlarged: int, halvings: int) -> Iterator[st
         if side != scale:
             yield f"Q = {scale} is too short for one {least}: images were enlarged to {side} instead"
     if enlarged:
-        yield f"{enlarged} images were enlarged more than eightfold to reach Q = {max(made_by['sides'])}"
+        images = counted(enlarged, "image{s} {were} enlarged")
+        yield f"{images} more than eightfold to reach Q = {max(made_by['sides'])}"
     if halvings:
-        yield f"{halvings} batches did not fit into memory and were halved; --batch-pixels sets their size"
+        batches = counted(halvings, "batch{es} did not fit into memory and {were} halved")
+        yield f"{batches}; --batch-pixels sets their size"
 
 
 def _precision_notes(made_by: dict[str, Any]) -> Iterator[str]:
@@ -119,6 +122,7 @@ def _precision_notes(made_by: dict[str, Any]) -> Iterator[str]:
     if compared["least"] is None:
         yield f"{precision}: no image could be computed again in float32, so nothing is known of the difference"
         return
-    again = f"{precision}: computed again in float32, the least cosine of a vector of {compared['images']} images is"
+    images = counted(compared["images"], "image{s}")
+    again = f"{precision}: computed again in float32, the least cosine of a vector of {images} is"
     advice = "" if compared["least"] >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
     yield f"{again} {compared['least']:.6f}{advice}"

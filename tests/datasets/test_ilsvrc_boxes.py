@@ -103,7 +103,7 @@ def test_boxes_beyond_the_image_are_kept_as_annotated_and_said(tmp_path):
     put_all(tmp_path / "Annotations" / "train", {f"{DOG}/{DOG}_300": annotation((DOG, -40, 2, 600, 375))})
     found = read_boxes(tmp_path, data.train, "train")
     assert found.of(1).tolist() == [[-41, 1, 600, 375]]
-    assert found.notes[1] == f"boxes of 1 images reach beyond the image, the first is {DOG}_300.xml"
+    assert found.notes[1] == f"boxes of 1 image reach beyond the image, the first is {DOG}_300.xml"
 
 
 def test_annotations_may_lie_elsewhere(tmp_path):
@@ -136,7 +136,7 @@ def test_the_blacklist_goes_by_the_number_in_the_name(tmp_path, year):
     assert [(path[-6], bool(out)) for path, out in zip(data.val.paths, found.excluded, strict=True)] == [
         ("2", False), ("1", True),
     ]  # fmt: skip
-    assert found.notes[1] == f"{name}: 1 images do not count"
+    assert found.notes[1] == f"{name}: 1 image does not count"
     put(tmp_path / f"ILSVRC{year}_devkit" / "data" / name, "1\nn36\n")
     with pytest.raises(DatasetError, match=rf"{name}, line 2: expected the number of an image, found 'n36'"):
         read_boxes(tmp_path, data.val, "val")
@@ -174,7 +174,7 @@ def test_annotations_of_other_classes_are_said_and_if_many_refused(tmp_path):
     put_all(tmp_path / "Annotations" / "train", strange)
     found = read_boxes(tmp_path, data.train, "train")
     assert found.has.tolist() == [False, True, True, False]
-    assert found.notes[1].startswith("1 annotations have no object of their image's class, the first is ")
+    assert found.notes[1].startswith("1 annotation has no object of the class of the image, the first is ")
     assert found.notes[1].endswith(f"{DOG}_12.xml, fox")
     put_all(tmp_path / "Annotations" / "train", {**strange, f"{DOG}/{DOG}_300": annotation()})
     with pytest.raises(DatasetError, match=r"found others in 2 of 3 annotations, the first is .*give images and"):

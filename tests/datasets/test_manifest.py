@@ -62,7 +62,7 @@ class TestManifest:
     def test_a_forgotten_label_is_named_by_line(self, tmp_path):
         text = "path,labels\na.jpg,cat\nb.jpg,\nc.jpg,dog\nd.jpg,\n"
         (note,) = read_manifest(write(tmp_path, text)).notes
-        assert "2 line(s) have no label (the first is line 3)" in note
+        assert "2 lines have no label (the first is line 3)" in note
 
     @pytest.mark.parametrize("text", ["path\na.jpg\n", "path,labels\na.jpg,\n"])
     def test_without_labels_it_is_unlabelled(self, tmp_path, text):
@@ -573,7 +573,7 @@ def test_backslashes_part_folders_unless_a_file_is_called_so(tmp_path):
     put(tmp_path, "odd\\name.jpg")
     data = read_manifest(write(tmp_path, "path\ncat\\a.jpg\nodd\\name.jpg\n"))
     assert data.paths == ("cat/a.jpg", "odd\\name.jpg")
-    assert data.notes == ("Read with / for \\: 1 path(s), the first is cat\\a.jpg.",)
+    assert data.notes == ("Read with / for \\: 1 path, the first is cat\\a.jpg.",)
 
 
 def test_groups_are_kept_and_those_that_splits_part_are_named(tmp_path):

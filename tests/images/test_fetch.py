@@ -137,8 +137,8 @@ def test_what_fails_in_passing_is_tried_again(server):
     [
         ("none.img", "missing", "expected a file at this address, found none", 1),
         ("status/403", "unreadable", "reading was refused: ClientResponseError: 403", 1),
-        ("status/500", "unreachable", r"reading failed 3 time\(s\), the last: ClientResponseError: 500", 3),
-        ("drip/00.img", "unreachable", r"reading failed 3 time\(s\), the last: no answer in time", 3),
+        ("status/500", "unreachable", r"reading failed 3 times, the last: ClientResponseError: 500", 3),
+        ("drip/00.img", "unreachable", r"reading failed 3 times, the last: no answer in time", 3),
         ("redirect/http://127.0.0.1:9/a.png", "unreachable", "Cannot connect to host 127.0.0.1:9", 3),
         ("redirect/file:///etc/passwd", "unreadable", "refused: NonHttpUrlRedirectClientError", 1),
         ("endless", "too-large", r"expected 1 to 1000000 bytes", 1),

@@ -65,4 +65,4 @@ def test_an_image_of_another_size_is_noted_whichever_way_it_stands():
     size, box = seen(6)
     truth = boxes_of([BOX], sizes=[(121, 200)])
     found = count_errors([record(size, box, 6)], listed(Path(), ["a.jpg"], [0]), truth, 1)
-    assert found.notes == ("1 images are not of the size that their annotation declares, for instance a.jpg",)
+    assert found.notes == ("1 image is not of the size that the annotation declares, for instance a.jpg",)

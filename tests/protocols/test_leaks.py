@@ -32,7 +32,7 @@ def test_the_same_bytes_in_training_and_test_are_said_with_their_names():
     assert notes_of(table_of(dataset, sha256=digests(60))) == []
     assert notes_of(table_of(dataset)) == [], "files of old do not say it"
     assert notes_of(table_of(dataset, sha256=digests(60, s40=3, s59=3))) == [
-        "2 sample(s) of test have the same bytes as images in train, among them s040.jpg as s003.jpg, s059.jpg as "
+        "In test 2 samples have the same bytes as images in train, among them s040.jpg as s003.jpg, s059.jpg as "
         "s003.jpg: the figures may be too good."
     ]
 
@@ -48,14 +48,14 @@ def test_images_that_failed_have_no_bytes_to_compare():
 def test_over_folds_there_is_one_note_of_all():
     dataset = data_set(one_hot(np.arange(30) % 2), task=Task.SINGLE_LABEL)
     (note,) = notes_of(table_of(dataset, sha256=digests(30, **{f"s{row}": 0 for row in range(2, 30, 2)})))
-    assert note.startswith("15 sample(s) of the test have the same bytes as images in the training of 3 of 3 runs, ")
+    assert note.startswith("In the test 15 samples have the same bytes as images in the training of 3 of 3 runs, ")
 
 
 def test_a_group_on_both_sides_of_given_splits_is_said():
     groups = ["a", "b", "c"] * 10 + ["c", "d", "e"] * 10
     dataset = data_set(multi_label(60), SPLITS, groups=tuple(groups))
     assert notes_of(table_of(dataset)) == [
-        "1 group(s) are both in train and in test, among them c: the figures may be too good."
+        "1 group is both in train and in test, among them c: the figures may be too good."
     ]
 
 
@@ -75,7 +75,7 @@ def test_too_few_groups_are_refused_by_their_number():
     with pytest.raises(ConfigError, match=r"folds: expected 2 up to the number of groups \(2\), found 3"):
         run_protocol(table_of(dataset), FAST)
     groups = tuple("a" if row % 3 == 0 else f"{row // 6}" for row in range(60))
-    with pytest.raises(FitError, match=r"the data set has 20 of it in 1 group\(s\): add samples"):
+    with pytest.raises(FitError, match=r"the data set has 20 of it in 1 group: add samples"):
         run_protocol(table_of(replace(dataset, groups=groups)), FAST)
 
 
@@ -87,7 +87,7 @@ def test_the_same_bytes_with_contradictory_labels_are_said(single):
     assert label_notes(table_of(dataset, sha256=digests(4, s3=0))) == []
     names = "s000 and s001 (class0)" if single else "s000 and s001 (class1)"
     assert label_notes(table_of(dataset, sha256=digests(4, s1=0))) == [
-        f"1 image(s) occur more than once, with contradictory labels: {names}."
+        f"1 image occurs more than once, with contradictory labels: {names}."
     ]
 
 

@@ -793,5 +793,5 @@ def test_an_image_that_is_trained_on_and_tested_on_as_two_samples_is_named():
     labels = one_hot([row % 3 for row in range(60)])
     paths = [f"{row}.jpg" for row in (*range(30), *range(25, 30), *range(35, 60))]
     dataset = data_set(labels, splits, task=Task.SINGLE_LABEL, paths=paths)
-    words = "5 image(s) are in train and, with other samples of them, in test as well, the first is 25.jpg"
+    words = "5 images are in train and, with other samples, in test as well, the first is 25.jpg"
     assert any(note.startswith(words) for note in run_protocol(table_of(dataset), FAST).notes)

@@ -158,7 +158,7 @@ def test_attempts_are_counted_and_what_is_refused_is_not_tried_again(store, serv
     fail(server, "500", 1000)
     for call in (lambda: store.read("a", 0, 5), lambda: store.write_new("a", b""), lambda: list(store.entries())):
         server.log.clear()
-        with pytest.raises(UnreachableError, match=r"^s3://bucket/.*: \w+ failed 5 time\(s\), the last: OSError: "):
+        with pytest.raises(UnreachableError, match=r"^s3://bucket/.*: \w+ failed 5 times, the last: OSError: "):
             call()
         assert len(server.log) == 5
     server.fault = lambda *_: "403"
@@ -195,7 +195,7 @@ def test_what_opens_no_store_is_said_in_one_line(address, said):
 
 def test_a_store_that_is_connected_to_at_once_and_does_not_answer_is_said_in_one_line():
     with pytest.raises(
-        StoreError, match=r"^ftp://127.0.0.1:9/run: opening failed 2 time\(s\), the last: ConnectionRefused"
+        StoreError, match=r"^ftp://127.0.0.1:9/run: opening failed 2 times, the last: ConnectionRefused"
     ):
         open_storage("ftp://127.0.0.1:9/run", StorageSettings(attempts=2, wait=0))
 

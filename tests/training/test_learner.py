@@ -115,10 +115,11 @@ def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
     monkeypatch.setattr(Learner, "_part", full)
     for learner in (expected, small):
         learner.step(0, *stripes(recipe.batch, 0), 1e-3)
-    assert said == [f"memory is too small for the batch at once: {n} images at a time from here on" for n in (2, 1)]
+    told = "memory is too small for the batch at once: {} at a time from here on"
+    assert said == [told.format(images) for images in ("2 images", "1 image")]
     assert all(torch.equal(weight, weights_of(expected)[name]) for name, weight in weights_of(small).items())
     monkeypatch.setattr(Learner, "_part", lambda *_: (_ for _ in ()).throw(MemoryError("std::bad_alloc")))
-    with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 images.*bad_alloc.*narrower"):
+    with pytest.raises(TrainingError, match=r"cpu: expected memory for 1 image at.*bad_alloc.*narrower"):
         small.step(1, *stripes(recipe.batch, 1), 1e-3)
 
 

@@ -321,7 +321,7 @@ def test_the_learning_rate_drops_and_the_run_ends_when_validation_is_stuck(tmp_p
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
     assert (outcome.step, outcome.learning_rate) == (4, pytest.approx(1e-4))
     (note,) = outcome.notes
-    assert note.startswith("training ended at step 4 of at most 100: validation has not improved 1 times in a row")
+    assert note.startswith("training ended at step 4 of at most 100: validation has not improved 1 time in a row")
     assert note in [line["text"] for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "note"]
 
 

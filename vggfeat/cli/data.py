@@ -11,7 +11,7 @@ from vggfeat import synthetic
 from vggfeat.cli.options import LAYOUT, PATH, QUIET, Parsed, Words, json_option, option, with_options
 from vggfeat.cli.output import say, say_json, say_left_out, terminal_width
 from vggfeat.cli.progress import Progress
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import default_workers
 from vggfeat.runtime.targets import check_folder
 
@@ -275,7 +275,7 @@ def pack(
         facts = {"folder": str(out), "images": packed.images, "bytes": packed.bytes, "left_out": left_out}
         say_json(facts)
         return
-    say(f"{out}: {packed.images} images, {packed.bytes / 1e6:.0f} MB")
+    say(f"{out}: {counted(packed.images, 'image{s}')}, {packed.bytes / 1e6:.0f} MB")
     say_left_out(packed.unreadable, out / "unreadable.jsonl")
 
 

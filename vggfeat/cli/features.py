@@ -10,7 +10,7 @@ from vggfeat.cli.descriptors import DescriptorOptions
 from vggfeat.cli.extraction import named_after
 from vggfeat.cli.options import OVERWRITE, PATH, SPREADSHEET_SAFE, json_option, with_options
 from vggfeat.cli.output import make_folder, say, say_json
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.storage import open_storage
 from vggfeat.runtime.targets import check_target
 from vggfeat.store import KINDS
@@ -200,5 +200,5 @@ def export(
         facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
         say_json(facts)
         return
-    left_out = f", {missing} failed images left out" if missing else ""
-    say(f"{target}: {count} descriptors of {length} values, join {join}{left_out}")
+    left_out = f", {counted(missing, 'failed image{s}')} left out" if missing else ""
+    say(f"{target}: {counted(count, 'descriptor{s}')} of {counted(length, 'value{s}')}, join {join}{left_out}")

@@ -28,7 +28,7 @@ from vggfeat.cli.output import claim_folder, say, say_json, show_results
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.results.record import write_file
 from vggfeat.runtime.devices import ready_device
 from vggfeat.weights import imagenet_classes
@@ -318,7 +318,7 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     if as_json:
         say_json({"file": str(submission), "images": images, "guesses": guesses})
         return
-    say(f"{submission}: {images} lines, {guesses} guesses")
+    say(f"{submission}: {counted(images, 'line{s}')}, {counted(guesses, 'guess{es}')}")
 
 
 def _classifier(spec: str) -> "Backbone":

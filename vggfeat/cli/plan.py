@@ -28,7 +28,7 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import make_folder, say, say_json, say_note
 from vggfeat.cli.progress import Progress
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.addresses import is_address
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import is_remote, open_storage
@@ -140,7 +140,7 @@ class _Found:
             told.append(f"{len(self.before)} done before")
         if self.failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
-            told.append(f"{self.failed.total()} images failed ({reasons})")
+            told.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
         share = f" share{self.share}," if self.share else ""
         say(f"{self.plan.where}:{share} {', '.join(told)}")
         if self.precision is not None:
@@ -153,7 +153,8 @@ def _agreement(precision: Any) -> str:
     if precision.least is None:
         return "no image could be computed again in float32, so nothing is known of the difference"
     advice = "" if precision.least >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
-    return f"computed again in float32, the least cosine of {precision.images} images is {precision.least:.6f}{advice}"
+    images = counted(precision.images, "image{s}")
+    return f"computed again in float32, the least cosine of {images} is {precision.least:.6f}{advice}"
 
 
 @click.command()
@@ -275,8 +276,8 @@ def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None =
         say_json({"run": done.where, "images": done.rows, "shards": done.shards, "new": done.rows - (before or 0)})
         return
     new = "" if before is None else f", {done.rows - before} of them new"
-    shards = "1 shard" if done.shards == 1 else f"{done.shards} shards"
-    say(f"{done.where}: {done.rows} images{new}, in {shards} of up to {done.settings.shard_rows}")
+    images, shards = counted(done.rows, "image{s}"), counted(done.shards, "shard{s}")
+    say(f"{done.where}: {images}{new}, in {shards} of up to {done.settings.shard_rows}")
     say(f"next: vggfeat extract --plan {shlex.quote(done.where)}{_net_option(done, weights)}")
 
 
@@ -315,4 +316,4 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
     if as_json:
         say_json(facts)
         return
-    say(f"{out}: {facts['images']} images of the set {facts['root']}")
+    say(f"{out}: {counted(len(features), 'image{s}')} of the set {facts['root']}")

@@ -21,7 +21,7 @@ from vggfeat.cli.options import (
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note, terminal_width
 from vggfeat.cli.progress import Progress
 from vggfeat.cli.svm import ProbabilityOptions
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.results.record import write_file
 from vggfeat.runtime.devices import default_device, ready_device
 from vggfeat.runtime.targets import check_target
@@ -105,7 +105,7 @@ def predict(
     else:
         say_lines(images_table(found, top=top, width=terminal_width()))
         if out is not None:
-            say(f"{out}: {len(files)} images")
+            say(f"{out}: {counted(len(files), 'image{s}')}")
     return 3 if int(found.failed.sum()) > allow_failed else 0
 
 

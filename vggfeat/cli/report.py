@@ -7,7 +7,7 @@ import click
 from vggfeat.cli.options import NET, PATH, QUIET, WorkerOptions, json_option, with_options
 from vggfeat.cli.output import make_folder, say, say_json
 from vggfeat.cli.progress import Progress
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
 
 
@@ -82,8 +82,9 @@ def report(
         for one in group["differences"]:
             say(f"{one['second']} - {one['first']}: {_difference(one)}")
     if page.missing:
-        say(f"note: {page.missing} images are missing, damaged or outside {images}; the page says which")
-    say(f"{out}: {len(page.content) / 1e6:.1f} MB, {page.images} images")
+        missing = counted(page.missing, "image{s} {are} missing, damaged or outside")
+        say(f"note: {missing} {images}; the page says which")
+    say(f"{out}: {len(page.content) / 1e6:.1f} MB, {counted(page.images, 'image{s}')}")
 
 
 def _value(run: dict) -> str:
@@ -99,5 +100,5 @@ def _difference(one: dict) -> str:
     low, high = (100 * end for end in one["interval"])
     return (
         f"{100 * one['mean']:+.1f} points, {100 * one['level']:g} % interval {low:+.1f} to {high:+.1f} "
-        f"({one['resamples']} resamples of {one['images']} test images)"
+        f"({one['resamples']} resamples of {counted(one['images'], 'test image{s}')})"
     )

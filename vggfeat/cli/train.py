@@ -14,6 +14,7 @@ from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option
 from vggfeat.cli.output import say, say_json, say_left_out, say_note
 from vggfeat.cli.progress import Progress, duration
 from vggfeat.cli.signals import is_main, signals_as_flag
+from vggfeat.errors import counted
 from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
 from vggfeat.runtime.targets import check_folder
 
@@ -188,7 +189,8 @@ def train(
     recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
     run = options.settings()
     data = ilsvrc.read(root, layout)
-    counts = f"{len(data.train)} images to train on, {len(data.val)} to validate, {len(data.classes)} classes"
+    train = counted(len(data.train), "image{s}")
+    counts = f"{train} to train on, {len(data.val)} to validate, {len(data.classes)} classes"
     options.say(f"{counts}: {data.layout}")
     with options.progress(f"train {net}", out) as progress:
         outcome = run_training(
@@ -215,7 +217,7 @@ def _show(
         say_json(asdict(outcome))
         return
     resumed = f", {outcome.resumed} of them by earlier runs" if outcome.resumed else ""
-    say(f"{outcome.folder}: {outcome.step} steps{resumed}, in {duration(outcome.seconds)}")
+    say(f"{outcome.folder}: {counted(outcome.step, 'step{s}')}{resumed}, in {duration(outcome.seconds)}")
     for note in outcome.notes:
         say(f"note: {note}")
     say_left_out(outcome.unreadable, outcome.folder / "unreadable.jsonl")

@@ -20,7 +20,7 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note
 from vggfeat.cli.progress import Progress
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError, check_choice, counted
 from vggfeat.runtime.targets import anything, check_target
 from vggfeat.weights.load import convert as convert_file
 from vggfeat.weights.load import examine
@@ -267,7 +267,8 @@ def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
 def _shown(file: "WeightsFile") -> Iterator[str]:
     about = file.describe()
     yield f"{file.path}: {FORMATS[file.format].words}, {file.bytes} bytes"
-    yield f"  net: {about['net']}, width {about['width']:g}, {about['num_classes']} classes, {about['numbers']} numbers"
+    classes = counted(about["num_classes"], "class{es}")
+    yield f"  net: {about['net']}, width {about['width']:g}, {classes}, {about['numbers']} numbers"
     yield f"  takes: RGB, 0 to 255, less {_words(about['mean'])}, over {_words(about['std'])}"
     yield f"  poolings: {'round up' if about['pool_rounding'] == 'ceil' else 'round down'}"
     more = "" if len(about["classes"]) <= SHOWN_CLASSES else ", ..."

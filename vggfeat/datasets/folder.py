@@ -11,7 +11,7 @@ import numpy as np
 
 from vggfeat.datasets.files import IMAGE_SUFFIXES, Found, listed, walk
 from vggfeat.datasets.levels import Layout, Level, class_name_notes, class_of, find_level
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, counted
 from vggfeat.samples import DataSet, Label, Task
 
 
@@ -45,7 +45,7 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
     found = walk(root)
     if not found.images:
         endings = " ".join(IMAGE_SUFFIXES)
-        raise DatasetError(f"{root}: expected images ({endings}), found {len(found.others)} other file(s)")
+        raise DatasetError(f"{root}: expected images ({endings}), found {counted(len(found.others), 'other file{s}')}")
     arranged = arrange(root, found.images, layout)
     level, classes, splits = arranged.level, arranged.classes, arranged.splits
     classes_of = arranged.classes_of

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.files import list_folder, listed, object_box, object_name, read_annotation, read_text
 from vggfeat.datasets.ilsvrc import official
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, counted
 from vggfeat.samples import Box, LabelledImages
 
 Subset = Literal["train", "val"]
@@ -148,7 +148,7 @@ def read_boxes(
     boxes = found.boxes(excluded)
     notes = [*_said(boxes, found, part)]
     if blacklist is not None:
-        notes.append(f"{blacklist}: {excluded.sum()} images do not count")
+        notes.append(f"{blacklist}: {counted(excluded.sum(), 'image{s} {do} not count')}")
     return replace(boxes, notes=tuple(notes))
 
 
@@ -276,7 +276,8 @@ def _read_blacklist(
 def _said(boxes: Boxes, found: _Found, part: Subset) -> Iterator[str]:
     yield f"{boxes.has.sum()} of {len(boxes)} {part} images have boxes of their class, {len(boxes.edges)} in all"
     if found.strange:
-        first = found.strange[0]
-        yield f"{len(found.strange)} annotations have no object of their image's class, the first is {first}"
+        strange = counted(len(found.strange), "annotation{s} {have} no object of the class of the image")
+        yield f"{strange}, the first is {found.strange[0]}"
     if found.outside:
-        yield f"boxes of {len(found.outside)} images reach beyond the image, the first is {found.outside[0]}"
+        outside = counted(len(found.outside), "image{s}")
+        yield f"boxes of {outside} reach beyond the image, the first is {found.outside[0]}"

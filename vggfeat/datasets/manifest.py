@@ -23,7 +23,7 @@ from vggfeat.datasets.rows import (
     read_paths,
     read_splits,
 )
-from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.errors import ConfigError, DatasetError, check_choice, counted
 from vggfeat.samples import DataSet, Label, Task
 
 LabelSeparator = Literal[";", "|", ",", "none"]
@@ -181,7 +181,7 @@ def _told(cells: Cells, option: str, heading: str) -> int:
     if len(fits) != 1:
         raise ConfigError(
             f"{option}: expected one of the headings {listed(cells.headings)} ({cells.path.name}), found {heading!r} "
-            f"{len(fits)} times"
+            f"{counted(len(fits), 'time{s}')}"
         )
     return fits[0]
 
@@ -227,7 +227,7 @@ def _label_notes(cells: Cells, labels: Sequence[dict[str, int]], classes: Sequen
     most_one = all(list(some.values()) in ([], [Label.POSITIVE]) for some in labels)
     if most_one and 0 < len(bare) < len(labels):
         notes.append(
-            f"Read as multi-label, because {len(bare)} line(s) have no label (the first is line "
+            f"Read as multi-label, because {counted(len(bare), 'line{s} {have} no label')} (the first is line "
             f"{cells.lines[bare[0]]}); give every line one label to make it single-label."
         )
     return notes

@@ -13,7 +13,7 @@ import numpy as np
 from vggfeat.datasets.cells import Cells, plain
 from vggfeat.datasets.files import check_locale, listed
 from vggfeat.datasets.levels import SPLITS, listed_split
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, counted
 from vggfeat.samples import Box, Label
 
 Value = TypeVar("Value")
@@ -43,7 +43,8 @@ def read_paths(cells: Cells, texts: Sequence[str]) -> tuple[list[str], list[str]
             turned.append(text)
         paths.append(path if _is_simple(path) else path_below(cells.where(row), path))
     check_locale(cells.path, paths)
-    return paths, [f"Read with / for \\: {len(turned)} path(s), the first is {turned[0]}."] if turned else []
+    read = f"Read with / for \\: {counted(len(turned), 'path{s}')}, the first is "
+    return paths, [f"{read}{turned[0]}."] if turned else []
 
 
 def _is_simple(path: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vggfeat.datasets.files import object_box, object_name, read_annotation, read_text
 from vggfeat.datasets.record import Archive
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, counted
 from vggfeat.samples import Box, DataSet, Label, Task
 
 CLASSES = (
@@ -251,7 +251,7 @@ def _read_rows(path: Path, widths: tuple[int, ...]) -> Iterator[tuple[int, list[
             continue
         if len(fields) not in widths:
             wanted = " or ".join(map(str, widths))
-            raise DatasetError(f"{path}, line {number}: expected {wanted} field(s), found {len(fields)}")
+            raise DatasetError(f"{path}, line {number}: expected {wanted} fields, found {len(fields)}")
         if not _ID.fullmatch(fields[0]):
             raise DatasetError(
                 f"{path}, line {number}: expected an image id of letters, digits and _ . -, found {fields[0][:40]!r}"
@@ -271,7 +271,9 @@ def _read_people(path: Path, listed: list[int] | None) -> dict[int, Box]:
 
 def _person_box(where: str, index: int, objects: list[Element]) -> Box:
     if index > len(objects):
-        raise DatasetError(f"{where}: expected it, because ImageSets/Action lists it, found {len(objects)} object(s)")
+        raise DatasetError(
+            f"{where}: expected it, because ImageSets/Action lists it, found {counted(len(objects), 'object{s}')}"
+        )
     item = objects[index - 1]
     if object_name(item) != "person":
         raise DatasetError(f"{where}: expected a person, found {object_name(item)[:40]!r}")

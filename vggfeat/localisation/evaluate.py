@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, counted
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
@@ -358,4 +358,5 @@ def _notes(records: Sequence[dict[str, Any]], boxes: Boxes, images: LabelledImag
     other = (sizes != boxes.sizes).any(axis=1) & sizes.all(axis=1) & boxes.sizes.all(axis=1)
     if other.any():
         first = images.paths[int(np.argmax(other))]
-        yield f"{other.sum()} images are not of the size that their annotation declares, for instance {first}"
+        odd = counted(other.sum(), "image{s} {are} not of the size that the annotation declares")
+        yield f"{odd}, for instance {first}"

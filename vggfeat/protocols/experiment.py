@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import Described, score
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, counted
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.evaluation import Evaluation, Rows
 from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
@@ -143,7 +143,7 @@ class Experiment:
         """
         from vggfeat.svm.calibration import calibrate
 
-        fitted = f"all {len(rows)} labelled samples"
+        fitted = f"all {counted(len(rows), 'labelled sample{s}')}"
         choice, chosen, tests = runs[0].choice, runs[0].plan["chosen"], f"the test on {runs[0].plan['tested']}"
         if len(runs) > 1:
             chosen, tests = f"on average over the choices of {len(runs)} runs", f"{len(runs)} tests"
@@ -170,7 +170,7 @@ class Experiment:
         if without.any():
             self._note(
                 f"In {plan.tested} there is no positive of {self._names(without)}: no value for that, and the mean is "
-                f"over the other {(~without).sum()} classes."
+                f"over the other {counted((~without).sum(), 'class{es}')}."
             )
         return Run(
             name=plan.name,
@@ -329,9 +329,10 @@ class Experiment:
         """Say what a class lacks in rows to train on: `labels` (n, K) of those in use, and of those that failed."""
         dataset = self.table.dataset
         positive = np.flatnonzero(dataset.labels[:, k] == Label.POSITIVE).tolist()
-        groups = "" if dataset.groups is None else f" in {len({dataset.groups[row] for row in positive})} group(s)"
+        in_groups = 0 if dataset.groups is None else len({dataset.groups[row] for row in positive})
+        groups = f" in {counted(in_groups, 'group{s}')}" * (dataset.groups is not None)
         lost = int((failed[:, k] == 1).sum())
-        images = f", because {lost} image(s) of it failed" if lost else ""
+        images = f", because {counted(lost, 'image{s}')} of it failed" if lost else ""
         return (
             f"class {self.classes[k]}: expected positive and negative samples in {what} to train on, found "
             f"{(labels[:, k] == 1).sum()} positive and {(labels[:, k] == -1).sum()} negative{images}; the data set has "

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import Described
+from vggfeat.errors import counted
 from vggfeat.samples import DataSet, Label
 
 MOST_NAMED = 3
@@ -33,8 +34,8 @@ def shared_path_note(dataset: DataSet, pair: Pair) -> list[str]:
     if not shared:
         return []
     return [
-        f"{len(shared)} image(s) are in {pair.fitted} and, with other samples of them, in {pair.tested} as well, the "
-        f"first is {min(shared)}: the figures may be too good."
+        f"{counted(len(shared), 'image{s} {are}')} in {pair.fitted} and, with other samples, in "
+        f"{pair.tested} as well, the first is {min(shared)}: the figures may be too good."
     ]
 
 
@@ -55,8 +56,8 @@ def _group_notes(dataset: DataSet, pairs: Sequence[Pair]) -> list[str]:
         return []
     named = ", ".join(sorted(shared)[:MOST_NAMED])
     return [
-        f"{len(shared)} group(s) are both in {_fitted(where, pairs)} and in {_tested(where, pairs)}, among them "
-        f"{named}: the figures may be too good."
+        f"{counted(len(shared), 'group{s} {are}')} both in {_fitted(where, pairs)} and in {_tested(where, pairs)}, "
+        f"among them {named}: the figures may be too good."
     ]
 
 
@@ -72,8 +73,8 @@ def _byte_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
         return []
     named = ", ".join(f"{paths[row]} as {paths[other]}" for row, other in sorted(twins.items())[:MOST_NAMED])
     return [
-        f"{len(twins)} sample(s) of {_tested(where, pairs)} have the same bytes as images in {_fitted(where, pairs)}, "
-        f"among them {named}: the figures may be too good."
+        f"In {_tested(where, pairs)} {counted(len(twins), 'sample{s} {have}')} the same bytes as images in "
+        f"{_fitted(where, pairs)}, among them {named}: the figures may be too good."
     ]
 
 
@@ -115,7 +116,7 @@ def label_notes(table: Described) -> list[str]:
             one, other = (dataset.ids[rows[(labels[:, k] == sign).argmax()]] for sign in (1, -1))
             differing.append(f"{one} and {other} ({dataset.classes[k]})")
     return [
-        f"{len(differing)} image(s) occur more than once, with contradictory labels: "
+        f"{counted(len(differing), 'image{s} occur{v}')} more than once, with contradictory labels: "
         f"{'; '.join(differing[:MOST_NAMED])}."
     ] * bool(differing)
 

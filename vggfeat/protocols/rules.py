@@ -15,7 +15,7 @@ import numpy as np
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
 from vggfeat.descriptor_stream import Described
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, counted
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.evaluation import Evaluation, Rows
 from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
@@ -219,7 +219,7 @@ def _plan_given_splits(evaluation: Evaluation, settings: ProtocolSettings) -> Pl
 
 
 def _note_unused(lost: dict[str, int]) -> list[str]:
-    names = ", ".join(f"{name} ({count} samples)" for name, count in lost.items() if count)
+    names = ", ".join(f"{name} ({counted(count, 'sample{s}')})" for name, count in lost.items() if count)
     return [f"Splits that were not used: {names}."] * bool(names)
 
 
@@ -237,7 +237,8 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
         words = {"chosen": chosen, "fitted": fitted, "tested": tested}
         parts = [(np.setdiff1d(fit_rows, held), held)]
         plans.append(SplitPlan(name=tested, parts=parts, fit_rows=fit_rows, test_rows=test_rows, **words))
-    left_out = f" {len(dataset) - len(rows)} samples without labels took no part." if len(rows) < len(dataset) else ""
+    bare = len(dataset) - len(rows)
+    left_out = f" {counted(bare, 'sample{s}')} without labels took no part." * (bare > 0)
     together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     return Plans(
@@ -301,8 +302,10 @@ def _condensed(notes: list[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for note in notes:
         alike.setdefault(re.sub(r"\d[\d.]*", "#", note), []).append(note)
-    more = " The same holds, with other numbers, {} times more."
-    return [group[0] + (more.format(len(group) - 1) if len(group) > 1 else "") for group in alike.values()]
+    more = [
+        f" The same holds, with other numbers, {counted(len(group) - 1, 'time{s}')} more." for group in alike.values()
+    ]
+    return [group[0] + told * (len(group) > 1) for group, told in zip(alike.values(), more, strict=True)]
 
 
 def _reading_notes(settings: ProtocolSettings) -> list[str]:

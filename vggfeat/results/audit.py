@@ -8,6 +8,7 @@ from typing import Any
 
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
+from vggfeat.errors import counted
 from vggfeat.results.page import render
 from vggfeat.results.text import align, printable
 from vggfeat.results.thumbnails import Key, first_copies
@@ -26,9 +27,6 @@ LISTS = {
     "failed": "Images without a descriptor",
 }
 """List of the JSON -> its title."""
-
-ONE = {"s": "", "es": "", "are": "is", "have": "has", "them": "it"}
-MANY = {"s": "s", "es": "es", "are": "are", "have": "have", "them": "them"}
 
 
 def audit_json(audit: Audit, table: DescriptorTable, file: str) -> dict[str, Any]:
@@ -112,24 +110,24 @@ def _problems(audit: Audit) -> list[str]:
     copies, near = audit.copies, audit.near
     across, contrary = sum(one.across for one in copies), sum(one.labels_differ for one in copies)
     others = f", {less} more with less" if (less := audit.contradicted - audit.confident) else ""
-    counted = [
+    found = [
         (across, "group{s} of copies {are} in different splits: figures of a test are too good"),
         (near.total_across, "pair{s} of near duplicates {are} in different splits: look at {them}"),
         (contrary, "group{s} of copies {have} different labels: one of them is wrong"),
         (audit.confident, f"label{{s}} {{are}} contradicted by other images with confidence{others}"),
         (len(copies) - across, "group{s} of copies {are} in one split: they count more than once"),
         (near.total - near.total_across, "pair{s} of near duplicates {are} not parted by splits"),
-        (len(audit.few), f"class{{es}} {{have}} fewer than {audit.settings.fewest} images"),
+        (len(audit.few), f"class{{es}} {{have}} fewer than {counted(audit.settings.fewest, 'image{s}')}"),
         (len(audit.outliers), "image{s} {are} like no other"),
         (len(audit.failed), "image{s} {have} no descriptor"),
     ]
-    return [f"{count} {words.format(**(ONE if count == 1 else MANY))}" for count, words in counted if count]
+    return [counted(count, words) for count, words in found if count]
 
 
 def audit_text(content: Mapping[str, Any], *, top: int = 10, width: int | None = None) -> str:
     """Return what was found as a text: the verdict, then the first `top` entries of every list."""
     problems = content["problems"]
-    kinds = "1 kind of problem:" if len(problems) == 1 else f"{len(problems)} kinds of problems:"
+    kinds = counted(len(problems), "kind{s} of problem{s}:")
     lines = [kinds if problems else "nothing was found that is wrong"]
     lines += [f"  {one}" for one in problems]
     for name, title in LISTS.items():
@@ -170,7 +168,7 @@ def basis(content: Mapping[str, Any]) -> list[str]:
     far = content["outlier_distance"]
     outliers = "" if far is None else f", outliers from a distance of {far:.3f} on"
     lines = [
-        f"{content['rows']} images of {content['dataset']} compared with each other; "
+        f"{counted(content['rows'], 'image{s}')} of {content['dataset']} compared with each other; "
         f"near duplicates from a cosine of {settings['near']:g} on{outliers}"
     ]
     if not content["copies_known"]:
@@ -179,9 +177,9 @@ def basis(content: Mapping[str, Any]) -> list[str]:
         lines.append("labels were not doubted" + ": there are too few to train on" * settings["labels"])
     else:
         lines.append(
-            f"{training['labelled']} labelled images scored by SVMs that did not see them: {training['svms']} SVMs "
-            f"({training['folds']} folds, C = {training['C']:g} of {len(settings['grid'])}); a ? marks a contradiction "
-            "of less confidence"
+            f"{counted(training['labelled'], 'labelled image{s} scored by SVMs that did not see {them}')}: "
+            f"{training['svms']} SVMs ({training['folds']} folds, C = {training['C']:g} of "
+            f"{len(settings['grid'])}); a ? marks a contradiction of less confidence"
         )
     return lines
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
+from vggfeat.errors import counted
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record
 from vggfeat.results.text import shortened
@@ -132,8 +133,8 @@ def _headline(fused: Fused, found: ClassificationErrors, chance: Mapping[str, fl
     if "top5_error" in chance:
         errors += f", top-5 error {100 * found.top5_error:.1f} %"
     return (
-        f"{fused.dataset['name']}: {errors} on {len(fused.ids)} images of {len(fused.classes)} classes: {nets} "
-        f"(chance {by_chance})"
+        f"{fused.dataset['name']}: {errors} on {counted(len(fused.ids), 'image{s}')} of "
+        f"{counted(len(fused.classes), 'class{es}')}: {nets} (chance {by_chance})"
     )
 
 
@@ -161,7 +162,8 @@ def result_notes(fused: Fused) -> list[str]:
             notes.append(f"files of different {name} were averaged: {', '.join(sorted(values))}")
     if fused.failed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(fused.failed.values()).items())
-        notes.append(f"{len(fused.failed)} images could not be read or evaluated ({reasons}); they count as wrong")
+        lost = counted(len(fused.failed), "image{s} could not be read or evaluated, and count{v} as wrong")
+        notes.append(f"{lost} ({reasons})")
     return notes
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vggfeat.errors import counted
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.localisation.evaluate import LocalisationErrors
 from vggfeat.localisation.predict import Predicted, shown_path, title
@@ -66,7 +67,7 @@ def localisation_record(
     else:
         columns |= {"true_class": "true class %"}
     if found.failed:
-        notes.append(f"{len(found.failed)} images failed; they count as wrong")
+        notes.append(counted(len(found.failed), "image{s} failed; {they} count{v} as wrong"))
     return Record(
         content=content,
         columns=columns,

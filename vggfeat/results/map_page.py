@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, quoted
+from vggfeat.errors import ConfigError, counted, quoted
 from vggfeat.projection import METHODS, Clusters, ProjectionSettings, chosen_rows, cluster, project
 from vggfeat.results.page import render
 from vggfeat.results.reading import SvmRun, read_runs
@@ -129,8 +129,8 @@ def map_text(content: Mapping[str, Any]) -> str:
         for number, one in enumerate(content["clusters"], start=1)
     ]
     points, images = len(content["points"]), content["images"]
-    part = "" if points == images else f" of {images}"
-    last = printable(f"{points}{part} images of {content['dataset']}, {METHODS[content['method']]}")
+    shown = counted(images, "image{s}") if points == images else f"{points} of {images} images"
+    last = printable(f"{shown} of {content['dataset']}, {METHODS[content['method']]}")
     return "\n".join([*align(rows, left=3), last])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.errors import counted
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.protocols.apply import Predictions
 from vggfeat.results.record import json_bytes, npz_bytes, write_run
@@ -161,7 +162,7 @@ def _counts(predictions: Predictions) -> str:
     positive = "" if predictions.task == Task.SINGLE_LABEL else " of a score above 0"
     reason = f"as none{positive} is as probable as {percent(least)} %"
     abstained = "" if least is None else f", {without} given no class, {reason}"
-    return f"{len(predictions.dataset) - failed} images scored, {failed} failed{abstained}"
+    return f"{counted(len(predictions.dataset) - failed, 'image{s} scored')}, {failed} failed{abstained}"
 
 
 def _scores_npz(predictions: Predictions) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vggfeat.errors import counted
 from vggfeat.results.page import render
 from vggfeat.results.text import align
 from vggfeat.results.thumbnails import Key, first_copies, small_copies
@@ -47,8 +48,8 @@ def similar_text(content: Mapping[str, Any], width: int | None = None) -> str:
     rows += [
         [str(one["rank"]), f"{one['cosine']:.4f}", one["id"], ", ".join(one["classes"])] for one in content["nearest"]
     ]
-    failed = f", {content['failed']} failed ones left out" if content["failed"] else ""
-    return "\n".join([*align(rows, left=4, width=width), f"{content['rows']} images compared{failed}"])
+    failed = f", {content['failed']} failed and left out" if content["failed"] else ""
+    return "\n".join([*align(rows, left=4, width=width), f"{counted(content['rows'], 'image{s}')} compared{failed}"])
 
 
 def similar_page(

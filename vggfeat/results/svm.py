@@ -23,7 +23,7 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, counted
 from vggfeat.protocols.results import METRICS, ClassRow, Result, Submission
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw, draw_learning_curve
@@ -218,9 +218,10 @@ def _interval_lines(result: Result) -> list[str]:
     found = result.interval
     if found is None or np.isnan(found.low):
         return []
+    drawn = f"{result.units.removesuffix('s')}{{s}}"
     return [
         f"  {100 * found.settings.level:g} % interval: {percent(found.low)} to {percent(found.high)} % "
-        f"({found.settings.resamples} resamples of {found.images} {result.units})"
+        f"({found.settings.resamples} resamples of {counted(found.images, drawn)})"
     ]
 
 

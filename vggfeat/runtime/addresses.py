@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-from vggfeat.errors import ConfigError, StoreError, VggfeatError
+from vggfeat.errors import ConfigError, StoreError, VggfeatError, counted
 from vggfeat.runtime.public_http import LEAST_RATE, PrivateAddressError, client_maker, read_http
 from vggfeat.runtime.storage import MissingFileError, StorageSettings
 
@@ -231,7 +231,7 @@ def attempt(
         )
     if _is_final(last):
         raise StoreError(f"{name}: {doing} was refused: {found}")
-    raise UnreachableError(f"{name}: {doing} failed {settings.attempts} time(s), the last: {found}")
+    raise UnreachableError(f"{name}: {doing} failed {counted(settings.attempts, 'time{s}')}, the last: {found}")
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.runtime.storage import is_remote, joined, open_storage, root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.identity import IMAGE_SIZES
@@ -192,8 +192,8 @@ def check_complete(plan: Plan) -> None:
     missing = missing_shards(plan)
     if missing:
         raise StoreError(
-            f"{plan.where}: expected all {plan.shards} shards, found {len(missing)} missing, the first is "
-            f"{shard_path(missing[0])}; finish the run: vggfeat extract --plan {plan.where}"
+            f"{plan.where}: expected all {counted(plan.shards, 'shard{s}')}, found {len(missing)} missing, the first "
+            f"is {shard_path(missing[0])}; finish the run: vggfeat extract --plan {plan.where}"
         )
 
 

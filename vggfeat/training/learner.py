@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vggfeat.errors import TrainingError, out_of_memory
+from vggfeat.errors import TrainingError, counted, out_of_memory
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import convolutions
 from vggfeat.runtime.distributed import World
@@ -219,13 +219,15 @@ class Learner:
             self._report_micro_batch()
 
     def _report_micro_batch(self) -> None:
-        self.say(f"memory is too small for the batch at once: {self.micro_batch} images at a time from here on")
+        self.say(
+            f"memory is too small for the batch at once: {counted(self.micro_batch, 'image{s}')} at a time from here on"
+        )
 
     def _too_little(self, reason: str) -> TrainingError:
         advice = "give --micro-batch a smaller number" if self.micro_batch > 1 else "train a narrower net"
         return TrainingError(
-            f"{self.world.device}: expected memory for {self.micro_batch} images at a time, found too little "
-            f"({reason}); {advice}"
+            f"{self.world.device}: expected memory for {counted(self.micro_batch, 'image{s}')} at a time, found too "
+            f"little ({reason}); {advice}"
         )
 
     def _without_exchange(self) -> AbstractContextManager[Any]:

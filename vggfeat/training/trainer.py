@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vggfeat.errors import TrainingError
+from vggfeat.errors import TrainingError, counted
 from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
 from vggfeat.training.data import LabelledBatch
@@ -165,8 +165,9 @@ class Trainer:
         if self.state.step < self.recipe.max_steps:
             self.note(
                 f"training ended at step {self.state.step} of at most {self.recipe.max_steps}: validation has not "
-                f"improved {self.recipe.patience} times in a row at the lowest learning rate, and its least error is "
-                f"{100 * (1 - self.state.plateau.best):.1f} %; --patience and --drops decide when it ends"
+                f"improved {counted(self.recipe.patience, 'time{s}')} in a row at the lowest learning rate, and "
+                f"its least error is {100 * (1 - self.state.plateau.best):.1f} %; --patience and --drops decide when "
+                "it ends"
             )
         if self.state.sums.images and self.log is not None and not self.log.has("train", self.state.step):
             self._log_sums(self.log)

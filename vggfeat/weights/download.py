@@ -20,7 +20,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError, quoted
+from vggfeat.errors import WeightsError, counted, quoted
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
 from vggfeat.runtime.locks import flock
@@ -170,7 +170,7 @@ class _Download:
                 failures = failures + 1 if self.have < best + self.settings.chunk else 1
                 best = max(best, self.have)
                 if failures >= self.settings.attempts:
-                    raise AddressError(f"{error}, {failures} times in a row") from None
+                    raise AddressError(f"{error}, {counted(failures, 'time{s}')} in a row") from None
                 self.sleep(self.settings.pause * 2 ** (failures - 1))
 
     def _attempt(self, address: str) -> None:

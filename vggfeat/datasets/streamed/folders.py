@@ -30,7 +30,7 @@ from vggfeat.datasets.files import (
 from vggfeat.datasets.folder import LEFT_OUT, Arranged, arrange, empty_folders, lonely_notes
 from vggfeat.datasets.levels import Layout, class_name_notes
 from vggfeat.datasets.streamed.spool import Spool
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, counted
 from vggfeat.listing import BATCH_ROWS, STATS, Listing, row_schema, sizes_of
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.runtime.rendered import RENDERED, is_rendered
@@ -82,7 +82,9 @@ def list_folder(root: str, settings: StorageSettings, layout: Layout | None = No
         spool.add(_batch(some))
     if not spool.rows:
         endings = " ".join(IMAGE_SUFFIXES)
-        raise DatasetError(f"{storage.root}: expected images ({endings}), found {seen.others.count} other file(s)")
+        raise DatasetError(
+            f"{storage.root}: expected images ({endings}), found {counted(seen.others.count, 'other file{s}')}"
+        )
     arranged = arrange(storage.root, list(seen.example.values()), layout)
     rendered = tree is not None and is_rendered(tree.root)
     return Listing(

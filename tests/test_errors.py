@@ -1,0 +1,36 @@
+"""Counts in messages: one of a thing is said as one."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import vggfeat
+from vggfeat.errors import counted
+
+
+@pytest.mark.parametrize(
+    ("words", "one", "two"),
+    [
+        ("image{s} scored", "1 image scored", "2 images scored"),
+        ("batch{es} {were} halved", "1 batch was halved", "2 batches were halved"),
+        ("image{s} occur{v} twice: look at {them}", "1 image occurs twice: look at it",
+         "2 images occur twice: look at them"),
+        ("image{s} {have} failed; {they} {do} not count", "1 image has failed; it does not count",
+         "2 images have failed; they do not count"),
+    ],
+)  # fmt: skip
+def test_one_of_a_thing_is_said_as_one(words, one, two):
+    assert counted(1, words) == one
+    assert counted(2, words) == two
+    assert counted(0, words) == two.replace("2", "0")
+
+
+def test_no_text_leaves_the_number_to_its_reader():
+    """Where a count may be one, `counted` says so; "image(s)" is no word."""
+    for path in Path(vggfeat.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                left = re.search(r"\b(?!http)\w+\((s|es)\)", node.value)
+                assert left is None, f"{path.name}, line {node.lineno}: {left}"
