@@ -449,6 +449,24 @@ def test_parquet(tmp_path):
     assert data.notes[0] == "Columns of lists or bytes, and ignored: raw, values."
 
 
+@pytest.mark.parametrize("name", ["labels", "Split", "box", "image"])
+def test_lists_and_bytes_in_a_column_that_is_known_are_refused(tmp_path, name):
+    """They were passed over with a note, and hours later the features had no labels."""
+    values = {"labels": [["a", "b"], ["c"]], "Split": [["train"], ["test"]], "box": [[1.0, 2, 3, 4]] * 2}
+    table = {"path" if name != "image" else "text": ["a.jpg", "b.jpg"], name: values.get(name, [b"x", b"y"])}
+    pq.write_table(pa.table(table), tmp_path / "list.parquet")
+    with pytest.raises(DatasetError, match=rf"expected text or numbers in the column '{name}', found lists or bytes"):
+        read_manifest(tmp_path / "list.parquet")
+
+
+def test_a_column_of_lists_is_no_matter_where_another_is_taken(tmp_path):
+    table = {"path": ["a.jpg", "b.jpg"], "labels": [["x"], ["y"]], "label": ["x", "y"], "more": [[1], [2]]}
+    pq.write_table(pa.table(table), tmp_path / "list.parquet")
+    assert read_manifest(tmp_path / "list.parquet").classes == ("x", "y")
+    with pytest.raises(DatasetError, match="expected text or numbers in the column 'more', found lists or bytes"):
+        read_manifest(tmp_path / "list.parquet", ListSettings(columns={"group": "more"}))
+
+
 @pytest.mark.parametrize("name", ["list.xlsx", "list.parquet", "list.ods"])
 def test_what_is_not_what_it_is_called_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4 no such thing")

@@ -41,6 +41,8 @@ class Cells(NamedTuple):
     lines: Sequence[int]
     """Where each row starts in the file, from 1."""
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    """Headings of columns of lists or bytes, which are left out."""
 
     def where(self, row: int) -> str:
         """File and line of a row, for messages."""
@@ -293,10 +295,10 @@ def _read_parquet(path: Path, content: bytes) -> Cells:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: expected a Parquet file, found one that can't be read: {reason}") from error
-    others = [name for name in file.schema_arrow.names if name not in {field.name for field in fields}]
+    others = tuple(name for name in file.schema_arrow.names if name not in {field.name for field in fields})
     notes = (f"Columns of lists or bytes, and ignored: {listed(others)}.",) if others else ()
     headings = [name.strip() for name in table.column_names]
-    return Cells(path, headings, columns, range(2, 2 + table.num_rows), notes)
+    return Cells(path, headings, columns, range(2, 2 + table.num_rows), notes, others)
 
 
 def _column(column: Any) -> list[str]:

@@ -168,6 +168,9 @@ def _find_columns(cells: Cells, settings: ListSettings) -> dict[str, int]:
                 f"{remedy if one != other else 'rename one'}"
             )
         found |= dict.fromkeys([name] * len(fits), *fits)
+        lost = [heading for heading in cells.unread if plain(heading) in headings]
+        if lost and not fits:
+            raise DatasetError(_unreadable(cells, lost[0]))
     if "path" not in found:
         raise DatasetError(
             f"{cells.path}, line 1: expected a heading {', '.join(COLUMNS['path'][:-1])} or {COLUMNS['path'][-1]}, "
@@ -176,8 +179,17 @@ def _find_columns(cells: Cells, settings: ListSettings) -> dict[str, int]:
     return found
 
 
+def _unreadable(cells: Cells, heading: str) -> str:
+    return (
+        f"{cells.path}: expected text or numbers in the column {heading!r}, found lists or bytes; write them as text, "
+        "labels with ; between them, or plan the list with `vggfeat plan --dataset parquet`, which reads them"
+    )
+
+
 def _told(cells: Cells, option: str, heading: str) -> int:
     fits = [number for number, found in enumerate(cells.headings) if found == heading.strip()]
+    if not fits and heading.strip() in cells.unread:
+        raise DatasetError(_unreadable(cells, heading.strip()))
     if len(fits) != 1:
         raise ConfigError(
             f"{option}: expected one of the headings {listed(cells.headings)} ({cells.path.name}), found {heading!r} "
