@@ -1,10 +1,13 @@
 import hashlib
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image, ImageFile
 from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.colours import to_rgb
-from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, region_of
+from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, loaded, region_of
 from vggfeat.samples import Box
 
 SETTINGS = DecodeSettings()
@@ -713,3 +716,29 @@ def test_every_reason_has_its_sentence():
 
 def test_the_scan_bomb_is_an_image(read):
     assert (read(scan_bomb(16, 3)) == 90).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_decodes_can_decode():
+    request, settings = (
+        Request("x", (None,), data=encode(Image.new("RGB", (4, 3)), "PNG")),
+        DecodeSettings(max_pixels=99),
+    )
+    before, begun = Image.MAX_IMAGE_PIXELS, threading.Event()
+
+    def hold():
+        with loaded(request, settings):
+            begun.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert begun.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        same = before == Image.MAX_IMAGE_PIXELS
+        os._exit(0 if same and decode(request, settings).size == (3, 4) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    thread.join()

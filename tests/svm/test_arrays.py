@@ -2,12 +2,13 @@
 
 import threading
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from vggfeat.svm.arrays import NumpyArrays, arrays_of
+from vggfeat.svm.arrays import NumpyArrays, arrays_of, one_blas_thread
 
 
 @pytest.fixture
@@ -65,6 +66,45 @@ def test_threads_share_the_work_and_the_blas_gets_its_own_back():
         assert len(seen) == 3
         assert large == [{3}, {3}]
         assert blas_threads() == {3}
+
+
+class OneBlas:
+    """A BLAS of three threads, whose number is set and set back as threadpoolctl does."""
+
+    def __init__(self):
+        self.num_threads, self.lib_controllers = 3, [self]
+
+    @contextmanager
+    def limit(self, limits):
+        before, self.num_threads = self.num_threads, limits
+        yield
+        self.num_threads = before
+
+
+def test_two_threads_of_a_program_leave_the_blas_as_it_was(monkeypatch):
+    blas, within, end, seen = OneBlas(), threading.Event(), threading.Event(), []
+    monkeypatch.setattr("vggfeat.svm.arrays._blas", lambda: blas)
+
+    def first():
+        with NumpyArrays().threads(), one_blas_thread():
+            within.set()
+            end.wait(20)
+
+    def second():
+        with one_blas_thread():  # Without turns it begins while the first lasts, and sets back what that has set.
+            threads[0].join(20)
+            seen.append(blas.num_threads)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert within.wait(20)
+    threads[1].start()
+    threads[1].join(0.1)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert seen == [1]
+    assert blas.num_threads == 3
 
 
 def test_overflow_is_no_warning_and_errors_reach_the_caller(arrays):

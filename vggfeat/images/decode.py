@@ -7,7 +7,6 @@ browsers do. Whatever is transparent is laid over white. Of animations and of fi
 
 import hashlib
 import io
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from vggfeat.images.image_bytes import (
 from vggfeat.images.memory import read_memory
 from vggfeat.images.orientation import turn_boxes, written_orientation
 from vggfeat.images.tiff import read_tiff, too_large
+from vggfeat.runtime.turns import Turns
 from vggfeat.samples import Box, DataSet, LabelledImages
 
 MEANINGS = {
@@ -72,7 +72,7 @@ REASONS: tuple[str, ...] = tuple(MEANINGS)
 REDUCING_GAP = 3
 """Box reduction leaves at least so many pixels for each one that is asked for; the rest is done by anti-aliasing."""
 # Pillow's limits and Python's warning filters belong to the whole process.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = Turns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ def failure(path: str, reason: str, text: str) -> ImageError:
 
 @contextmanager
 def _pillow(settings: DecodeSettings) -> Iterator[None]:
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    with _ONE_AT_A_TIME.turn(), warnings.catch_warnings():
         # Pillow warns of odd metadata, which says nothing of the pixels.
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES

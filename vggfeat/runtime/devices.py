@@ -1,6 +1,5 @@
 """What this machine has: the defaults for device and worker processes."""
 
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.system import c_function, cores, processes_here
+from vggfeat.runtime.turns import Turns
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ _PRECISIONS = {
     "mps": ("fp32", "fp16"),
 }
 # PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
-_SWITCHES = threading.RLock()
+_SWITCHES = Turns()
 
 
 def default_device() -> str:
@@ -93,7 +93,7 @@ def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    with _SWITCHES:
+    with _SWITCHES.turn():
         before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
         # The older switch, cudnn.allow_tf32, leaves the choice to the program where it says no.
         cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
+from vggfeat.runtime.turns import Turns
 
 # Of rows that are multiplied, in float64, at a time.
 _ROW_BYTES = 1 << 24
@@ -30,6 +31,9 @@ T = TypeVar("T")
 _LEAST_COLUMNS = 256
 """Of a product that one thread computes; for fewer, starting it costs more than it saves."""
 _AT_ONCE_BYTES = 1 << 30
+# The number of threads of a BLAS belongs to the whole process: of two that set it and set it back, the last to end
+# would leave what the first has set.
+_BLAS_THREADS = Turns(long=True)
 
 
 class NumpyArrays:
@@ -50,14 +54,15 @@ class NumpyArrays:
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
         """Compute with as many threads as the BLAS would take, each with one thread of it."""
-        self._blas = _blas()
-        count = max((library.num_threads for library in self._blas.lib_controllers), default=1)
-        with self._blas.limit(limits=1), ThreadPoolExecutor(count, "vggfeat-svm") as pool:
-            self._pool, self._count = pool, count
-            try:
-                yield
-            finally:
-                self._pool, self._count = None, 1
+        with _BLAS_THREADS.turn():
+            self._blas = _blas()
+            count = max((library.num_threads for library in self._blas.lib_controllers), default=1)
+            with self._blas.limit(limits=1), ThreadPoolExecutor(count, "vggfeat-svm") as pool:
+                self._pool, self._count = pool, count
+                try:
+                    yield
+                finally:
+                    self._pool, self._count = None, 1
 
     def product(self, left: Array, right: Array) -> Array:
         """Return the matrix product of (a, b) and (b, c); equal for equal numbers of threads."""
@@ -159,9 +164,11 @@ def _blas() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
     """Keep the BLAS to one thread, for who divides the work among threads, or wants equal bits on any machine."""
-    return _blas().limit(limits=1)
+    with _BLAS_THREADS.turn(), _blas().limit(limits=1):
+        yield
 
 
 class TorchArrays:
