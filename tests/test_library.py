@@ -5,10 +5,13 @@ import pickle
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 import vggfeat
@@ -16,9 +19,10 @@ from feature_files import CLASSES, FEATURES, IDS, LABELS, data_set, write_file
 from vggfeat import errors
 from vggfeat.cli import EXIT_CODES
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.nets.transforms import _taps
 from vggfeat.protocols import ProtocolSettings
 from vggfeat.samples import Task
-from vggfeat.svm import SvmSettings
+from vggfeat.svm import LinearOneVsRest, SvmSettings
 from vggfeat.weights import load_backbone
 
 pandas = pytest.importorskip("pandas")
@@ -159,3 +163,46 @@ def test_labels_of_a_single_label_set_are_numbers_of_classes(tmp_path):
     with pytest.raises(ConfigError, match="split: expected one of"):
         vggfeat.FeatureDataset(tmp_path / "s.h5", "dev")
     dataset.close()
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("state", [
+    partial(default_dtype, torch.float64), partial(default_dtype, torch.bfloat16), partial(torch.device, "meta"),
+    torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16),
+], ids=["float64", "bfloat16", "device", "inference", "no_grad", "autocast"])  # fmt: skip
+def test_no_state_of_pytorch_in_the_program_changes_a_number(state, tmp_path):
+    rng = np.random.default_rng(0)
+    images, net = [rng.integers(0, 256, (230, side, 3), dtype=np.uint8) for side in (240, 250)], "random:A:0:0.03125"
+    rows, labels = rng.standard_normal((30, 4)), rng.integers(0, 3, 30)
+
+    def numbers():
+        _taps.cache_clear()  # What is kept was made in another state.
+        extractor = vggfeat.Extractor(net, (224, 236), device="cpu")
+        maps = extractor.maps(images[0], ["pool1", "fc7"], scale=225)
+        model = LinearOneVsRest(device="cpu").fit(rows, labels)
+        return [extractor.transform(images), *maps.values(), model.coef_]
+
+    expected, loaded = numbers(), load_backbone(net)
+    vggfeat.save_weights(tmp_path / "x.safetensors", loaded.model, mean=loaded.mean)
+    with state():
+        found, again, own = numbers(), load_backbone(net), load_backbone(tmp_path / "x.safetensors")
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.sha256 == loaded.sha256
+    for backbone in (again, own, loaded):
+        parameters = list(backbone.model.parameters())
+        assert {(one.dtype, one.device.type, one.requires_grad) for one in parameters} == {
+            (torch.float32, "cpu", False)
+        }
+        image = torch.rand(1, 3, 32, 32, requires_grad=True)
+        backbone.model(image, ["pool1"])["pool1"].sum().backward()
+        assert image.grad is not None

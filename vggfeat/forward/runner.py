@@ -155,8 +155,9 @@ class BatchRunner:
             self.model = with_winograd(self.model)
         if settings.compiled:
             self.model.compile(dynamic=True)
-        self.mean = torch.tensor(backbone.mean, device=self.device)
-        self.std = torch.tensor(backbone.std, device=self.device)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device) for values in (backbone.mean, backbone.std)
+        )
         self.sides = settings.sides(self.model)
         self.halvings = 0
         """Batches that did not fit into memory and were halved so far."""
@@ -367,7 +368,7 @@ class BatchRunner:
         sizes = [size for _, size in images]
         whole = tensor_size(sizes, self.batching, most)
         batch = normalised_batch(rescaled, self.mean, self.std, whole)
-        return batch, None if set(sizes) == {whole} else to_device(torch.tensor(sizes), self.device)
+        return batch, None if set(sizes) == {whole} else to_device(torch.tensor(sizes, device="cpu"), self.device)
 
     def record_event(self) -> torch.cuda.Event | None:
         """Return an event that comes to pass when all that is queued by now has been done; None on the CPU."""

@@ -77,8 +77,8 @@ def window_frames(
     of the first window's corner; for a centre crop, that of the crop. With the pooling of Caffe, which rounds up, the
     last may reach beyond the image.
     """
-    top = offset[0] + stride * torch.arange(positions[0], dtype=torch.float64)[:, None]
-    left = offset[1] + stride * torch.arange(positions[1], dtype=torch.float64)[None, :]
+    top = offset[0] + stride * torch.arange(positions[0], dtype=torch.float64, device="cpu")[:, None]
+    left = offset[1] + stride * torch.arange(positions[1], dtype=torch.float64, device="cpu")[None, :]
     top, left = torch.broadcast_tensors(top, left)
     return torch.stack([left, top, left + side, top + side], dim=-1)
 

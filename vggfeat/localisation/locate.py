@@ -110,7 +110,7 @@ def class_places(net: BoxNet, classes: Sequence[str]) -> NDArray[np.int64]:
 def _net_frames(net: BoxNet, positions: tuple[int, int], rescaled: Size, offset: tuple[int, int] = (0, 0)) -> Tensor:
     """Return what the outputs of a net are relative to, (h, w, 4) or (1, 1, 4), in pixels of the rescaled image."""
     if net.frame == "image":
-        return torch.tensor([[[0.0, 0.0, rescaled[1], rescaled[0]]]], dtype=torch.float64)
+        return torch.tensor([[[0.0, 0.0, rescaled[1], rescaled[0]]]], dtype=torch.float64, device="cpu")
     return window_frames(positions, offset, side=net.window, stride=last_map(net.backbone.model).stride)
 
 

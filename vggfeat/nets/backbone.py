@@ -111,7 +111,7 @@ class Backbone:
     """A net and the preprocessing that its weights ask for."""
 
     model: Net
-    """In evaluation mode, on the CPU, float32."""
+    """In evaluation mode, on the CPU, float32; no parameter asks for a gradient."""
     source: str
     """What was asked for: a file name without its folder, small, or random:NET:SEED:WIDTH."""
     sha256: str

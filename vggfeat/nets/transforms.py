@@ -92,11 +92,12 @@ def _taps(length: int, count: int, interpolation: Interpolation) -> tuple[Tensor
     """
     taps = _tap_count(length, count, interpolation)
     with torch.inference_mode(mode=False):  # Kept for callers of any mode.
-        combs = torch.arange(length) % taps == torch.arange(taps)[:, None]  # (K, length)
+        numbers = torch.arange(max(length, taps), device="cpu")
+        combs = numbers[:length] % taps == numbers[:taps, None]  # (K, length)
         seen = _interpolate(combs.to(torch.float32)[None, None], (taps, count), interpolation)[0, 0]  # (K, count)
-        centres = (torch.arange(count, dtype=torch.float64) + 0.5) * (length / count)
+        centres = (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) * (length / count)
         first = (centres - (taps + 1) / 2).ceil().to(torch.int64)
-        places = first[:, None] + torch.arange(taps)
+        places = first[:, None] + numbers[:taps]
         return places.clamp(0, length - 1), seen.T.gather(1, places % taps)
 
 

@@ -77,6 +77,18 @@ def layout(device: "torch.device") -> "torch.memory_format":
 
 
 @contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make ordinary tensors on the CPU within, whatever inference mode and default device the caller's program has set.
+
+    The default dtype belongs to all threads, so that it is left alone: who makes tensors says theirs.
+    """
+    import torch
+
+    with torch.inference_mode(mode=False), torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
     """Set, within, how a GPU convolves, whatever the caller's program has set.
 

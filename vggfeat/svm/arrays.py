@@ -195,9 +195,9 @@ class TorchArrays:
             ) from error
         self._device = probe.device
 
-    def threads(self) -> contextlib.AbstractContextManager[None]:
-        """Leave the threads to PyTorch."""
-        return contextlib.nullcontext()
+    def threads(self) -> contextlib.AbstractContextManager[Any]:
+        """Leave the threads to PyTorch, and put off a default device of the caller's program: `asarray` moves to it."""
+        return self._device if self.xp.get_default_device().type != "cpu" else contextlib.nullcontext()
 
     def product(self, left: Array, right: Array) -> Array:
         """Return the matrix product of (a, b) and (b, c)."""

@@ -92,7 +92,10 @@ def load_file(path: Path, stated: "Preprocessing | None" = None) -> "Backbone":
 
 
 def _load(path: Path, kind: str, stated: "Preprocessing | None") -> "Backbone":
-    backbone = _load_own(path, stated) if kind == "vggfeat" else _load_other(path, kind, stated)
+    from vggfeat.runtime.devices import ordinary_tensors
+
+    with ordinary_tensors():
+        backbone = _load_own(path, stated) if kind == "vggfeat" else _load_other(path, kind, stated)
     if origin := hub_origin(path):
         return replace(backbone, source=origin, imported={**backbone.imported, "hub": origin})
     return backbone
@@ -176,6 +179,7 @@ def random_backbone(spec: str) -> "Backbone":
 
     from vggfeat.nets.backbone import Backbone
     from vggfeat.nets.families import allocated, build, initialise
+    from vggfeat.runtime.devices import ordinary_tensors
 
     fields = spec.split(":")
     try:
@@ -189,13 +193,16 @@ def random_backbone(spec: str) -> "Backbone":
         raise ConfigError(
             f"weights: expected random:NET[:SEED[:WIDTH]], for instance random:A:0:0.25, found {spec!r}"
         ) from None
-    initialise(allocated(model), torch.Generator().manual_seed(seed))
+    with ordinary_tensors():
+        initialise(allocated(model), torch.Generator().manual_seed(seed))
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
     canonical = f"random:{net}:{seed}:{repr(width).removesuffix('.0')}"
-    return Backbone(model=model.eval(), source=canonical, sha256=digest.hexdigest(), trained=False)
+    return Backbone(
+        model=model.eval().requires_grad_(False), source=canonical, sha256=digest.hexdigest(), trained=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
