@@ -211,6 +211,23 @@ def test_rows_that_are_not_there_are_an_error(good, rows):
         file.read(rows)
 
 
+@pytest.mark.parametrize("rows", [3, np.int64(3), True, [[0, 1], [2, 3]], [[0]], [1.0], "1"])
+def test_what_is_no_list_of_rows_is_an_index_error_and_no_damage(good, rows):
+    with FeatureFile(good) as file, pytest.raises(IndexError):
+        file.read(rows)
+
+
+def test_a_file_that_was_closed_is_called_that(good):
+    file = FeatureFile(good)
+    file.close()
+    file.close()
+    readings = [file.read, file.check, file.report, lambda: file.block(range(2)), lambda: file.dataset]
+    readings += [lambda name=name: getattr(file, name) for name in ("status", "reasons", "sizes", "features_sha256")]
+    for reading in readings:
+        with pytest.raises(StoreError, match="expected an open feature file, found one that was closed; open it"):
+            reading()
+
+
 def test_data_set_without_labels_boxes_or_splits_comes_back(tmp_path):
     dataset = DataSet(
         name="folder",

@@ -9,6 +9,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,9 +123,11 @@ class Features(ABC):
 
     def _numbers(self, rows: Any) -> NDArray[np.int64]:
         """Return the row numbers that `read` is asked for."""
-        index = slice(None) if rows is None else rows
-        if not isinstance(index, slice):
-            index = np.asarray(index, dtype=None if np.size(index) else np.int64)
+        if rows is None or isinstance(rows, slice):
+            return np.arange(len(self))[rows or slice(None)]
+        index = np.asarray(rows, dtype=None if np.size(rows) else np.int64)
+        if index.ndim != 1:
+            raise IndexError(f"rows: expected a list of row numbers, or a mask, found one of shape {index.shape}")
         return np.arange(len(self))[index]
 
     @abstractmethod
@@ -219,7 +222,8 @@ class FeatureFile(Features):
     @property
     def features_sha256(self) -> str:
         """Digest of all features, 64 hex digits, as the file gives it."""
-        return self._source.text("features_sha256")
+        with self._errors():
+            return self._source.text("features_sha256")
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
@@ -251,7 +255,7 @@ class FeatureFile(Features):
         """The data set that the features are of, without its root and notes."""
         boxes = self._values("boxes")
         try:
-            with hdf5_errors(str(self.path)):
+            with self._errors():
                 return DataSet(
                     name=self.dataset_name,
                     task=Task(self._source.text("task")),
@@ -280,13 +284,15 @@ class FeatureFile(Features):
         Raises
         ------
         IndexError
-            If there is no such row.
+            If there is no such row, or `rows` is none of these.
+        StoreError
+            If the file is damaged, or was closed.
         """
         wanted = self._numbers(rows)
         out = np.empty((len(wanted), *self.shape.dims), np.float32)
         # HDF5 reads a stretch of rows that follow one another far faster than a list of rows.
         starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
-        with hdf5_errors(str(self.path)):
+        with self._errors():
             for start, stop in zip(starts, np.append(starts, len(wanted))[1:], strict=True):
                 first = int(wanted[start])
                 self.features.read_direct(out, np.s_[first : first + stop - start], np.s_[start:stop])
@@ -299,7 +305,7 @@ class FeatureFile(Features):
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what the file says of itself."""
-        with hdf5_errors(str(self.path)):
+        with self._errors():
             for name, data in self._columns.items():
                 yield from self._problems_of(name, data)
             if self._source.text("features_sha256") != self._source.text("sha256", self.features):
@@ -331,8 +337,13 @@ class FeatureFile(Features):
         return {name: self._values(f"{first}/{name}") for first, _, name in names if name and first == folder}
 
     def _values(self, name: str, rows: slice = slice(None)) -> Any:
-        with hdf5_errors(str(self.path)):
+        with self._errors():
             return read_values(self._columns[name], rows)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        if not self._file:
+            raise StoreError(f"{self.path}: expected an open feature file, found one that was closed; open it again")
+        return hdf5_errors(str(self.path))
 
 
 def _open_file(path: Path) -> tuple[h5py.File, int]:
@@ -347,11 +358,7 @@ def _open_file(path: Path) -> tuple[h5py.File, int]:
         state = os.stat(path)
     except (OSError, ValueError) as error:
         unfinished = path.with_name(f"{path.name}.parts")
-        hint = (
-            f"; {unfinished} is an unfinished one: give the command that began it again"
-            if os.path.isdir(unfinished)
-            else ""
-        )
+        hint = f"; {unfinished} is an unfinished one: give the command that began it again" * os.path.isdir(unfinished)
         raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
     if not stat.S_ISREG(state.st_mode):
         found = "a folder without plan.json" if os.path.isdir(path) else "a pipe or device"
