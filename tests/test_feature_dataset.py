@@ -1,6 +1,7 @@
 """Descriptors for PyTorch's loaders, out of a run in shards: those of the one file that it makes."""
 
 import pickle
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import vggfeat
+from feature_files import write_file
 from sharded_files import ROWS, SHARD_ROWS, make_run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.store import sharded
@@ -115,3 +117,26 @@ def test_failed_images_and_damaged_and_missing_shards_are_named(tmp_path, monkey
     with pytest.raises(StoreError, match=r"1 missing, the first is features/.*2"):
         vggfeat.FeatureDataset(folder, failed="drop")
     dataset.close()
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_features_that_take_the_place_of_others_are_refused(kind, tmp_path):
+    path = make_run(tmp_path / "run")
+    if kind == "file":
+        with sharded.ShardedFeatures(path) as features:
+            path = merge(features, tmp_path / "x.h5")
+    dataset = vggfeat.FeatureDataset(path, failed="drop")
+    before = dataset[0][0]
+    dataset.close()
+    np.testing.assert_array_equal(dataset[0][0], before)
+    copy = pickle.loads(pickle.dumps(dataset))
+    dataset.close()
+    if kind == "file":
+        path.unlink()
+        write_file(path)
+    else:
+        shutil.rmtree(path)
+        make_run(path, "mean")
+    for one in (dataset, copy):
+        with pytest.raises(StoreError, match="that this data set was made of, found that others have"):
+            one[0]

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vggfeat.descriptors import Join, Normalisation, join_features
-from vggfeat.errors import check_choice
+from vggfeat.errors import StoreError, check_choice
 from vggfeat.runtime.storage import is_remote, root_text
 from vggfeat.samples import Task
 from vggfeat.store.layout import Status
-from vggfeat.store.reader import Features
+from vggfeat.store.plan import digest_of_plan
+from vggfeat.store.reader import FeatureFile, Features
 from vggfeat.store.sharded import ShardedFeatures, check_scales, open_features
 from vggfeat.table import Failed, class_numbers, rows_of, rows_with_descriptors
 
@@ -56,7 +57,8 @@ class FeatureDataset(Dataset[Pair]):
     Raises
     ------
     StoreError
-        If the file or a shard is missing or damaged, or an image failed and `failed` is "raise".
+        If the file or a shard is missing or damaged, or an image failed and `failed` is "raise". Also when an entry is
+        read, if other features have taken the place of these in the meantime.
     ConfigError
         If a split is not in the file, a setting is not allowed, or the run keeps too little for `join`.
     """
@@ -78,7 +80,7 @@ class FeatureDataset(Dataset[Pair]):
             check_scales(file, join)
             join_features(np.zeros((0, *file.shape.dims), np.float32), join, normalisation)
             file.check()
-            data, ok = file.dataset, file.status == Status.DONE
+            data, ok, self._made_of = file.dataset, file.status == Status.DONE, _identity(file)
         self._rows = rows_with_descriptors(self.path, data, rows_of(data, split), ok, failed)
         labels = data.labels[self._rows]
         self._labels: list[Any] = (
@@ -123,7 +125,14 @@ class FeatureDataset(Dataset[Pair]):
     def _file(self) -> Features:
         # A handle that came through a fork is the parent's.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_features(self.path)
+            features = open_features(self.path)
+            if _identity(features) != self._made_of:
+                features.close()
+                raise StoreError(
+                    f"{self.path}: expected the features that this data set was made of, found that others have taken "
+                    "their place; make it again"
+                )
+            self._opened = os.getpid(), features
         return self._opened[1]
 
     def close(self) -> None:
@@ -137,3 +146,10 @@ class FeatureDataset(Dataset[Pair]):
 
     def __repr__(self) -> str:
         return f"FeatureDataset({self.path!r}, {len(self)} descriptors, {len(self.classes)} classes)"
+
+
+def _identity(features: Features) -> str:
+    """Say by a digest which features, of which samples, these are."""
+    if isinstance(features, FeatureFile):
+        return features.fingerprint + features.features_sha256
+    return digest_of_plan(features.plan.to_json())  # type: ignore[attr-defined]
