@@ -125,11 +125,14 @@ class DataSet:
         for name, column in (*self.columns.items(), *([] if self.groups is None else [("groups", self.groups)])):
             if len(column) != n or (column is self.groups and not all(column)):
                 raise DatasetError(f"{self.name}: expected {n} values in the column {name}, found others")
+        if self.labels.dtype.kind not in "iu":  # False would be read as `Label.IGNORED`.
+            raise DatasetError(f"{self.name}: expected labels 1, -1, 0, 2 or 3, found {self.labels.dtype}")
         # Those of `Label` leave no gap; np.isin would take eight times the memory of the labels.
         if self.labels.size and not min(Label) <= self.labels.min() <= self.labels.max() <= max(Label):
             raise DatasetError(f"{self.name}: expected labels 1, -1, 0, 2 or 3, found others")
         for split, rows in self.splits.items():
-            if len(rows) and (rows.min() < 0 or rows.max() >= n or (np.diff(rows) <= 0).any()):
+            numbers = rows.dtype.kind in "iu" and rows.ndim == 1
+            if len(rows) and not (numbers and rows[0] >= 0 and rows[-1] < n and (rows[:-1] < rows[1:]).all()):
                 raise DatasetError(f"{self.name}: split {split} is not an ascending list of rows below {n}")
 
     def __len__(self) -> int:

@@ -28,6 +28,12 @@ def test_both_rules_on_a_list_of_four():
     assert average_precision(labels, scores, "11-point") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
+def test_truth_values_are_refused_as_false_would_be_ignored():
+    for labels in ([True, False], np.array([False, False]), [np.True_, np.False_]):
+        with pytest.raises(FitError, match=r"expected labels 1, -1 or 0, found bool; give np.where"):
+            average_precision(labels, [1.0, 2.0])
+
+
 def test_eleven_points_is_the_default():
     labels, scores = ranked("+-+-")
     assert average_precision(labels, scores) == average_precision(labels, scores, "11-point")

@@ -45,7 +45,7 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike) -> PrecisionRecall:
     Raises
     ------
     FitError
-        If shapes differ, a label is none of 1, -1, 0, or a score is NaN.
+        If shapes differ, a label is none of the numbers 1, -1, 0, or a score is NaN.
 
     Notes
     -----
@@ -54,6 +54,8 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike) -> PrecisionRecall:
     truth, ranked = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != ranked.shape:
         raise FitError(f"average precision: expected as many labels as scores, found {truth.shape} and {ranked.shape}")
+    if truth.dtype.kind == "b":  # False is 0, and all of them would be ignored.
+        raise FitError("average precision: expected labels 1, -1 or 0, found bool; give np.where(labels, 1, -1)")
     if not np.isin(truth, (1, -1, 0)).all():
         raise FitError(f"average precision: expected labels 1, -1 or 0, found {sorted(set(truth.tolist()))[:5]}")
     if np.isnan(ranked).any():
@@ -72,7 +74,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike, rule: Rule = "11-poi
     Parameters
     ----------
     labels : (N,) array of 1, -1 or 0
-        0 = ignored.
+        0 = ignored, which is not negative: where there are 0 and 1 alone, every sample that counts is positive.
     scores : (N,) array of float
         Equal scores keep the order of the rows; -inf ranks last and still counts.
     rule : "11-point" or "area"
