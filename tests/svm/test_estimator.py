@@ -110,3 +110,30 @@ def test_each_column_gets_the_c_of_its_best_average_precision():
                 found[g, f] = average_precision_score(y[test, k], alone.decision_function(x[test]))
         np.testing.assert_allclose(model.cv_scores_[:, :, k], found, atol=0.01)
         assert model.C_[k] == costs[model.cv_scores_[:, :, k].mean(axis=1).argmax()]
+
+
+def test_of_equal_means_the_smallest_c_is_taken(monkeypatch):
+    # 0.3 + 0.2 + 0.1 is 0.6, and 0.1 + 0.2 + 0.3 a bit more.
+    folds = iter([[0.3, 0.1], [0.2, 0.2], [0.1, 0.3]])
+    monkeypatch.setattr(LinearOneVsRestCV, "_accuracy", lambda self, scores, signs: np.array(next(folds)))
+    x, y = make_classification(30, random_state=0)
+    assert LinearOneVsRestCV([0.5, 2.0], cv=3).fit(x, y).C_ == 0.5
+
+
+def test_a_column_that_no_test_row_is_positive_of_takes_the_c_of_the_others():
+    x, y = indicators()
+    folds = [(np.arange(0, 70), np.arange(70, len(x))), (np.arange(10, len(x)), np.arange(10))]
+    y[:10, 2] = y[70:, 2] = 0
+    model = LinearOneVsRestCV([1e-4, 1e-2, 1.0], cv=folds).fit(x, y)
+    assert np.isnan(model.cv_scores_[:, :, 2]).all()
+    best = model.cv_scores_[:, :, :2].mean(axis=(1, 2)).argmax()
+    assert model.C_[2] == [1e-4, 1e-2, 1.0][best]
+
+
+def test_folds_that_tell_nothing_are_refused():
+    x, y = make_classification(30, random_state=0)
+    used_up = iter([(np.arange(20), np.arange(20, 30))])
+    LinearOneVsRestCV(cv=list(used_up)).fit(x, y)
+    for folds, found in [(used_up, "expected folds"), ([(np.arange(30), np.arange(0))], "expected test rows")]:
+        with pytest.raises(ValueError, match=f"cv: {found}.* found none"):
+            LinearOneVsRestCV(cv=folds).fit(x, y)

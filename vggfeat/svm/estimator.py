@@ -92,7 +92,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         ConfigError
             If a parameter is not allowed.
         FitError
-            If a class has no row of weight above 0.
+            If a class has no row of weight above 0, or nothing but such rows.
         """
         rows, signs = self._read(X, y)
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
@@ -185,7 +185,8 @@ class LinearOneVsRestCV(LinearOneVsRest):
     """`LinearOneVsRest` with C chosen by cross-validation, all values of all classes of all folds in one sweep.
 
     Labels get one C, that of the highest mean accuracy; the columns of an indicator matrix each the C of their highest
-    mean average precision. Of equal values the smallest C is taken.
+    mean average precision, or where no test row is positive that of the highest mean of the other columns. Of equal
+    values the smallest C is taken.
 
     Parameters
     ----------
@@ -201,7 +202,7 @@ class LinearOneVsRestCV(LinearOneVsRest):
     C_ : float, or (K,) float64 for an indicator matrix
         What was chosen.
     cv_scores_ : (G, F) float64, or (G, F, K) for an indicator matrix
-        Accuracy or average precision on the test rows of each fold, 0 to 1, for ascending C.
+        Accuracy or average precision on the test rows of each fold, 0 to 1, for ascending C; NaN where there is none.
     classes_, coef_, intercept_, gap_, n_features_in_, feature_names_in_
         As in `LinearOneVsRest`, of the last fit, on all rows.
 
@@ -237,7 +238,8 @@ class LinearOneVsRestCV(LinearOneVsRest):
         Raises
         ------
         ValueError
-            As scikit-learn's estimators, for arrays that don't fit, or more folds than rows of a class.
+            As scikit-learn's estimators, for arrays that don't fit, or more folds than rows of a class; or if no test
+            row tells which C is better.
         ConfigError
             If a parameter is not allowed.
         FitError
@@ -246,19 +248,36 @@ class LinearOneVsRestCV(LinearOneVsRest):
         rows, signs = self._read(X, y)
         costs, problems = np.sort(np.asarray(self.Cs, dtype=np.float64).ravel()), self._problems(rows)
         folds = list(check_cv(self.cv, y, classifier=not self.multilabel_).split(rows, y))
+        if not folds:
+            raise ValueError("cv: expected folds to choose C by, found none; an iterable is used up by one fit")
         parts = [Split(rows=train, labels=signs[train], held_out=test) for train, test in folds]
         names = [str(self.classes_[k]) for k in self._positive()]
         sweeps = problems.sweep(parts, costs, classes=names)
         measure = self._average_precision if self.multilabel_ else self._accuracy
         found = [measure(sweep.scores, signs[part.held_out]) for sweep, part in zip(sweeps, parts, strict=True)]
         self.cv_scores_ = np.stack(found, axis=1)
-        best = costs[np.nanmean(self.cv_scores_, axis=1).argmax(axis=0)]
+        best = costs[self._best(self.cv_scores_)]
         self.C_ = best if self.multilabel_ else float(best)
         self._solve(problems, signs, self.C_, np.ones(signs.shape))
         return self
 
+    def _best(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the number of the best C for scores (G, F) or (G, F, K): one, or (K,)."""
+        known = ~np.isnan(scores)
+        if not known.any():
+            raise ValueError("cv: expected test rows, and some that are positive, to choose C by, found none")
+        sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
+        # Rounded, so that values which differ by the order of a summation only count as equal.
+        means = np.round(np.divide(sums, counts, out=np.zeros(sums.shape), where=counts > 0), 12)
+        best = means.argmax(axis=0)
+        if self.multilabel_ and not (counts > 0).all():
+            best[counts[0] == 0] = np.round(means[:, counts[0] > 0].mean(axis=1), 12).argmax()
+        return best
+
     def _accuracy(self, scores: NDArray[np.float64], signs: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return for scores (G, K, m) the share of rows whose best class is right, (G,)."""
+        if not len(signs):
+            return np.full(len(scores), np.nan)
         if self._is_binary():
             return ((scores[:, 0] > 0) == (signs[:, 0] > 0)).mean(axis=1)
         return (scores.argmax(axis=1) == signs.argmax(axis=1)).mean(axis=1)
