@@ -193,8 +193,9 @@ def test_files_are_read_from_where_they_stand_and_left_there(extractor, path, ex
     with path.open("rb", buffering=0) as opened:
         opened.read = lambda count, read=opened.read: read(min(count, 100))  # as of a connection
         np.testing.assert_array_equal(extractor.transform([opened]), expected)
-    with pytest.raises(ConfigError, match="one of text"):
-        extractor.transform([io.StringIO("text")])
+    for text in (io.StringIO("text"), path.open(encoding="utf-8")):  # Of the second, no text can be read.
+        with text, pytest.raises(ConfigError, match="one of text; open it with open\\(path, 'rb'\\)"):
+            extractor.transform([text])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,8 @@ def _of_file(file: Any, max_bytes: int) -> Input:
             data += more  # Unbuffered files and connections give what they have.
         if place is not None:
             file.seek(place)
+    except UnicodeError:
+        data = ""
     except (OSError, ValueError) as error:
         return Input(name, failure(name, "unreadable", f"expected an open file, found: {error}"))
     if not isinstance(data, bytes):
