@@ -175,6 +175,9 @@ def test_a_bad_image_becomes_a_row_of_nan_if_asked_for(images, tmp_path, caplog)
     ]
     assert [failure.reason.partition(":")[0] for failure in extractor.failures_] == ["unrecognised", "missing"]
     assert "2 of 4 images gave no descriptor" in caplog.text
+    with pytest.raises(ConfigError, match="X: expected a list of images"):
+        extractor.transform(images[0])
+    assert extractor.failures_ == []
     with pytest.raises(ConfigError, match="errors: expected one of raise, nan"):
         Extractor(NET, errors="ignore").fit()
 

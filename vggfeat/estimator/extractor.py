@@ -188,10 +188,10 @@ class Extractor(TransformerMixin, BaseEstimator):
         ResourceError
             If the system gives no process to decode in.
         """
+        failures = self._kept().calls.failures = list[Failure]()
         images, runner = images_of(X), self._load()
         total = len(X) if isinstance(X, Sized) else None
-        blocks, failures, done = [self._descriptors(runner, [])], list[Failure](), 0
-        self._kept().calls.failures = failures
+        blocks, done = [self._descriptors(runner, [])], 0
         with progress_bar(total, shown=self.progress) as advance:
             for rows, names in self._rows(images, runner):
                 found = [
