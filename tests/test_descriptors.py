@@ -61,6 +61,16 @@ def test_a_zero_feature_stays_zero_and_nothing_divides_by_it():
     assert join_features(np.zeros((2, 1, 1, 3), np.float32)).tolist() == [[0, 0, 0]] * 2
 
 
+@pytest.mark.parametrize("join", ["mean", "max", "stack"])
+@pytest.mark.parametrize("normalisation", ["blocks", "whole", "none"])
+def test_an_image_that_failed_stays_nan_and_becomes_no_zero(join, normalisation):
+    features = np.ones((3, 2, 1, 4), np.float32)
+    features[1] = np.nan
+    found = join_features(features, join, normalisation)
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+    np.testing.assert_array_equal(found[0], join_features(features[:1], join, normalisation)[0])
+
+
 def test_lengths_are_one_whatever_the_scale_of_the_numbers():
     vectors = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
     for factor in (1e-18, 1.0, 1e18):

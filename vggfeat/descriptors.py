@@ -33,7 +33,8 @@ def join_features(
     Returns
     -------
     (N, D) float32
-        D = R * C, or R * S * C when stacked: region by region, in it scale by scale. A zero feature stays zero.
+        D = R * C, or R * S * C when stacked: region by region, in it scale by scale. A zero feature stays zero; NaN, as
+        of an image that failed, stays NaN.
 
     Raises
     ------
@@ -71,6 +72,6 @@ def fuse(descriptors: list[NDArray[np.float32]], normalisation: Normalisation = 
 
 
 def l2_normalise(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Divide by the Euclidean length along the last axis, computed in float64; zero vectors stay zero."""
+    """Divide by the Euclidean length along the last axis, computed in float64; zero vectors stay zero, NaN is kept."""
     lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64))[..., None]
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0, casting="same_kind")
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0, casting="same_kind")
