@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, get_args
 
 from vggfeat.datasets.catalogue import DATASETS
@@ -56,9 +57,11 @@ class ProtocolSettings:
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
+        for name, least in (("folds", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ConfigError(f"{name}: expected a whole number from {least}, found {value!r}")
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
-        if self.folds < 2:
-            raise ConfigError(f"folds: expected at least 2, found {self.folds}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
 
