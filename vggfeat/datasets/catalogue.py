@@ -263,7 +263,9 @@ def open_dataset(
         data = manifest.read_manifest(where, listing)
     else:
         data = record.reader(where) if layout is None else folder.read(where, layout)
-    return replace(data, notes=(*data.notes, RENDERED_NOTE)) if is_rendered(data.root) else data
+    notes = (*data.notes, RENDERED_NOTE) if is_rendered(data.root) else data.notes
+    # Where a program goes later, its images are not.
+    return replace(data, root=os.path.abspath(data.root), notes=notes)
 
 
 def _remedy(record: DatasetRecord, where: Path, root: Path | str | None) -> str:
