@@ -64,6 +64,20 @@ def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     assert not (tmp_path / "x.h5.parts").exists()
 
 
+def test_a_program_may_go_elsewhere_and_name_its_file_by_anything(root, tmp_path, backbone, monkeypatch):
+    class Named:
+        def __fspath__(self):
+            return str(tmp_path / "x.h5")
+
+    monkeypatch.chdir(root.parent)
+    dataset = open_dataset("folder", root.name)
+    monkeypatch.chdir(tmp_path)
+    assert dataset.root == str(root)
+    summary = extract_features(dataset, backbone, Named(), SETTINGS, run=RUN)
+    assert (summary.path, summary.failures) == (tmp_path / "x.h5", ())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.h5"]
+
+
 def test_the_file_says_how_it_was_made(root, tmp_path, backbone):
     extract_features(open_dataset("folder", root), backbone, tmp_path / "x.h5", SETTINGS, run=RUN)
     with FeatureFile(tmp_path / "x.h5") as file:

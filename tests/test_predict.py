@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import run
-from vggfeat.errors import ConfigError, FitError, StoreError, WeightsError
+from vggfeat.errors import ConfigError, DatasetError, FitError, StoreError, WeightsError
 from vggfeat.predict import list_images, nets_of, predict_images
 from vggfeat.protocols.apply import PredictionSettings, apply_model, open_model
 from vggfeat.svm import load_model, save_model
@@ -187,3 +187,26 @@ def test_what_a_folder_has_besides_images_is_named(tmp_path):
 def test_nothing_to_predict_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="images: expected files, or folders with some, found none"):
         list_images([tmp_path])
+
+
+class AsPath:
+    """What names a file without being a `Path`, as `os.PathLike` allows it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", [str, Path, AsPath])
+def test_paths_of_every_kind_are_taken_one_or_several(desk, kind):
+    new, saved = good(desk), open_model(kind(desk / "photos.svm"))
+    assert list_images(kind(desk / "new")) == list_images([kind(desk / "new")]) == list_images([desk / "new"])
+    nets = nets_of(saved, "small")
+    found = predict_images(saved, [kind(path) for path in new[:2]], nets)
+    assert found.dataset.ids == tuple(map(str, new[:2]))
+    one, several = (apply_model(saved.path, files) for files in (kind(desk / "photos.h5"), [kind(desk / "photos.h5")]))
+    np.testing.assert_array_equal(one.scores, several.scores)
+    with pytest.raises(DatasetError, match=r"found .* twice"):
+        predict_images(saved, [new[0], new[0]], nets)

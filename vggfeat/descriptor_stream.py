@@ -38,6 +38,11 @@ CHUNK_BYTES = 1 << 26
 """Features that are in memory at a time, of all files together."""
 
 
+def path_list(paths: Paths) -> list[str | os.PathLike[str]]:
+    """Return a list of paths, also of a single one, whose letters are none."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Described:
     """Samples with their descriptors, in memory or not, failed ones included."""
@@ -140,7 +145,7 @@ def memory_for(paths: Paths, *, join: Join = "mean", regions: Sequence[str] | No
 def table_bytes(paths: Paths, *, join: Join = "mean", regions: Sequence[str] | None = None) -> int:
     """Return the memory that the table of some feature files takes, without reading it."""
     total = 0
-    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+    for path in path_list(paths):
         with open_features(path) as file:
             scales = len(file.scales) if join == "stack" else 1
             total += 4 * len(file) * scales * len(regions or file.regions) * file.channels
@@ -211,7 +216,7 @@ def open_aligned(
     paths: Paths, join: Join, normalisation: Normalisation, regions: Sequence[str] | None
 ) -> Iterator[Aligned]:
     """Open feature files, compare them with their checksums, and match their rows; closed when the block ends."""
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    paths = path_list(paths)
     if not paths:
         raise ConfigError("features: expected at least one feature file, found none")
     real = [os.path.realpath(path) for path in paths]

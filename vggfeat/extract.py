@@ -8,6 +8,7 @@ the same bytes whoever makes it, and nothing must be agreed upon in between.
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -82,7 +83,7 @@ class RunSettings:
 def extract_features(
     dataset: DataSet,
     backbone: Backbone,
-    out: Path,
+    out: str | os.PathLike[str],
     settings: ExtractionSettings,
     *,
     run: RunSettings = RunSettings(),
@@ -96,7 +97,7 @@ def extract_features(
     ----------
     dataset : DataSet
     backbone : Backbone
-    out : Path
+    out : path
         The feature file. Unfinished work is next to it in `out` + ".parts".
     settings : ExtractionSettings
     run : RunSettings
@@ -129,7 +130,7 @@ def extract_features(
         runner=feature_runner(backbone, settings, run.device),
         provenance=MIRROR,
     )
-    return run_job(job, out, run=run, decode=decode, progress=progress, world=world)
+    return run_job(job, Path(out), run=run, decode=decode, progress=progress, world=world)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

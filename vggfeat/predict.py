@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.files import walk
 from vggfeat.datasets.folder import left_out_notes
+from vggfeat.descriptor_stream import Paths, path_list
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.rerun import find_net, rerun_net
@@ -30,10 +31,15 @@ CHUNK = 64
 """Images that are in memory at a time."""
 
 
-def list_images(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+def list_images(places: Paths) -> tuple[list[Path], tuple[str, ...]]:
     """Return images in the order given, each once, and notes on what else is in folders.
 
     A folder gives all images below it, sorted, and what it has besides is named as by `vggfeat.datasets.folder.read`.
+
+    Parameters
+    ----------
+    places : path, or sequence of paths
+        Files and folders.
 
     Raises
     ------
@@ -44,7 +50,7 @@ def list_images(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
     """
     files: list[Path] = []
     besides: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for place in places:
+    for place in map(Path, path_list(places)):
         if not place.is_dir():
             files.append(place)
             continue
@@ -60,13 +66,13 @@ def list_images(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
     return list(dict.fromkeys(files)), notes
 
 
-def nets_of(saved: SavedModel, weights: Sequence[str] = ()) -> list[Backbone]:
+def nets_of(saved: SavedModel, weights: Paths = ()) -> list[Backbone]:
     """Load the nets that a model's features come from, in its order.
 
     Parameters
     ----------
     saved : SavedModel
-    weights : sequence of str
+    weights : str or path, or sequence of them
         Nets as for `vggfeat extract --weights`, in any order; those that are not given are searched for by SHA-256, see
         `vggfeat.forward.rerun.find_net`.
 
@@ -75,7 +81,7 @@ def nets_of(saved: SavedModel, weights: Sequence[str] = ()) -> list[Backbone]:
     WeightsError
         If one is not found, or one that is given is none of the model's.
     """
-    given = {net.sha256: net for net in map(load_backbone, weights)}
+    given = {net.sha256: net for net in map(load_backbone, path_list(weights))}
     made = [one["provenance"] for one in saved.recipe["files"]]
     known = {one["weights_sha256"]: f"{one.get('weights')} (net {one.get('net')})" for one in made}
     for digest, net in given.items():
@@ -90,7 +96,7 @@ def nets_of(saved: SavedModel, weights: Sequence[str] = ()) -> list[Backbone]:
 
 def predict_images(
     saved: SavedModel,
-    files: Sequence[Path],
+    files: Sequence[str | os.PathLike[str]],
     nets: Sequence[Backbone],
     settings: PredictionSettings = PredictionSettings(),  # noqa: B008  frozen
     *,
@@ -103,8 +109,8 @@ def predict_images(
     Parameters
     ----------
     saved : SavedModel
-    files : sequence of Path
-        Of `list_images`. One that can't be read has a reason, and the others go on.
+    files : sequence of paths
+        Of `list_images`, each once. One that can't be read has a reason, and the others go on.
     nets : sequence of Backbone
         Of `nets_of`.
     settings : PredictionSettings, optional
@@ -124,6 +130,8 @@ def predict_images(
         If the model needs boxes, which an image alone doesn't have.
     FitError
         If the features would be made in another way than the model's, or probabilities are asked for that it lacks.
+    DatasetError
+        If a file is given twice.
     """
     if any(list(one["regions"]) != ["image"] for one in saved.recipe["files"]):
         raise ConfigError(
@@ -131,7 +139,7 @@ def predict_images(
             "images and boxes in a manifest, and use extract and svm --apply"
         )
     streams = [_Net.of(saved, number, net, device) for number, net in enumerate(nets)]
-    ids = tuple(map(str, files))
+    ids = tuple(os.fspath(path) for path in files)
     images = DataSet(
         name="images", task=Task.UNLABELLED, classes=(), ids=ids, paths=ids, labels=np.zeros((len(ids), 0), np.int8)
     )
@@ -175,7 +183,7 @@ class _Net:
 
 def _score(
     saved: SavedModel,
-    files: Sequence[Path],
+    files: Sequence[str | os.PathLike[str]],
     nets: Sequence[_Net],
     workers: int,
     progress: Callable[[int, int], None] | None,

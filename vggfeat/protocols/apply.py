@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.descriptor_stream import Described, memory_for, score, stream_descriptors
+from vggfeat.descriptor_stream import Described, Paths, memory_for, path_list, score, stream_descriptors
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.runtime.checksums import RunFiles
 from vggfeat.samples import DataSet, Task
@@ -207,7 +207,7 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
 
 def apply_model(
     path: str | os.PathLike[str],
-    files: Sequence[str | os.PathLike[str]],
+    files: Paths,
     settings: PredictionSettings = PredictionSettings(),
 ) -> Predictions:
     """Score the images of feature files with a saved model.
@@ -216,7 +216,7 @@ def apply_model(
     ----------
     path : path
         As for `open_model`.
-    files : paths
+    files : path, or sequence of paths
         Feature files of the new images, one for each that the model was trained on, in the same order of nets.
     settings : PredictionSettings, optional
 
@@ -228,7 +228,7 @@ def apply_model(
     StoreError
         If a feature file is damaged, the files are of different images, or the model is next to files of another run.
     """
-    saved = open_model(path)
+    saved, files = open_model(path), path_list(files)
     recipe, made = saved.recipe, saved.recipe["files"]
     if len(made) != len(files):
         nets = ", ".join(str(one["provenance"].get("net")) for one in made)
