@@ -1,5 +1,7 @@
 """Feature files of the same samples become one table: matched, joined, normalised, and checked by hand."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -393,7 +395,8 @@ def test_groups_and_further_columns_go_with_their_rows(tmp_path):
     table = read_descriptors(path)
     assert table.dataset.groups == ("x", "y", "x", "z")
     found = vggfeat.load_features(path, failed="drop")
-    assert (found.ids, found.groups, found.columns) == (["a", "b", "d"], ["x", "y", "z"], {"age": ["4", "3", "1"]})
+    for one in (found, found._replace(labels=found.labels * 0), pickle.loads(pickle.dumps(found)), copy.copy(found)):
+        assert (one.ids, one.groups, one.columns) == (["a", "b", "d"], ["x", "y", "z"], {"age": ["4", "3", "1"]})
     assert len(found) == 4, "what is unpacked stays what it was"
     exported = to_table(table, np.array([0, 3]))
     assert (exported.groups, exported.columns) == (["x", "z"], {"age": ["4", "1"]})

@@ -6,7 +6,7 @@ N = samples, n = some of them, K = classes, D = length of a descriptor.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,12 @@ class LoadedFeatures(_Arrays):
     """n names of what the images are of (patient, site, specimen); None where nothing is known of it."""
     columns: Mapping[str, list[str]] = MappingProxyType({})
     """Further columns of the list that named the images, name -> n texts."""
+
+    def _replace(self, **changes: Any) -> Self:
+        """Return a copy with other arrays; what is no part of the tuple stays with it."""
+        made = super()._replace(**changes)
+        made.groups, made.columns = self.groups, self.columns
+        return made
 
 
 def read_descriptors(
