@@ -224,6 +224,9 @@ def test_dropout_only_in_training():
         (("A",), {"pool": "round"}),
         (("A",), {"width": 0}),
         (("A", 0), {}),
+        (("A", 1.5), {}),
+        (("A",), {"dropout": 2.0}),
+        (("A",), {"dropout": float("nan")}),
         (("A",), {"width": float("nan")}),
     ],
 )
@@ -235,6 +238,15 @@ def test_settings_that_are_not_allowed_are_named(arguments, options):
 def test_unknown_maps_are_named():
     with pytest.raises(ConfigError, match="fc9"):
         small("A")(torch.zeros(1, 3, 224, 224), ("fc9",))
+    with pytest.raises(ConfigError, match=r"expected names out of .* found \[\]"):
+        small("A")(torch.zeros(1, 3, 224, 224), iter(()))
+
+
+def test_names_of_maps_may_come_one_by_one():
+    model, images = small("A"), torch.randn(1, 3, 32, 32)
+    found = model(images, (name for name in ("pool1", "relu2_1")))
+    assert [*found] == ["pool1", "relu2_1"]
+    assert torch.equal(found["pool1"], model(images, ["pool1"])["pool1"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

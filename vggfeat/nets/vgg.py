@@ -93,8 +93,10 @@ class VGG(Net):
         if not (math.isfinite(width) and 0 < width <= 4):
             raise ConfigError(f"width: expected a number above 0 and at most 4, found {width}")
         check_choice("last", last, ("", *_ENDS))
-        if num_classes < 1 and not last:
-            raise ConfigError(f"num_classes: expected at least 1, found {num_classes}")
+        if not last and (not hasattr(num_classes, "__index__") or num_classes < 1):
+            raise ConfigError(f"num_classes: expected a whole number from 1, found {num_classes!r}")
+        if not 0 <= dropout <= 1:
+            raise ConfigError(f"dropout: expected a probability from 0 to 1, found {dropout}")
         self.config, self.num_classes, self.width, self.last = config, 0 if last else num_classes, width, last
         self.pool: Pool = pool
         self.dropout = dropout
@@ -138,6 +140,7 @@ class VGG(Net):
             (N, C, H/32, W/32), fc6 and fc7 (N, C, h, w) with h = `map_side("fc6", H)`, and fc8 (N, num_classes, h, w):
             class scores before the soft-max.
         """
+        maps = tuple(maps)  # of a generator too, which can be looked through once
         unknown = set(maps) - set(self.maps)
         if unknown or not maps:
             raise ConfigError(f"maps: expected names out of {', '.join(self.maps)}, found {sorted(unknown)}")
