@@ -31,7 +31,7 @@ def test_cosines_by_hand():
     np.testing.assert_allclose(cosines(one, other), [[0.96, -1.0], [1.0, 0.0]])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "winograd"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_bundled_net_keeps_the_contract(precision):
     images = [image(1), ImageError("empty", "x"), image(2)]
     net = load_backbone("small")

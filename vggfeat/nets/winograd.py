@@ -19,12 +19,10 @@ from torch.nn import functional as F
 
 TILE, SEEN = 4, 6
 """Side of a tile, and of what it depends on."""
-LEAST_CHANNELS = 64
-"""Before and after; with fewer, turning tiles into numbers and back takes longer than the convolution."""
-# Bytes of the largest array of a block. The weights are read once a block, which should be larger than they are; but
-# beyond the largest, a block is no longer in the caches of a processor.
-_BLOCK_BYTES = 1 << 21, 1 << 25
-_WEIGHTS = 4
+LEAST_CHANNELS = 128
+"""Before and after; with fewer, turning tiles into numbers and back takes about as long as what it saves."""
+# Of the largest array of a block: many tiles for each time that the weights are read, and little enough for the caches.
+_BLOCK_BYTES = 1 << 24
 
 # The letters of the paper. The points are 0, 1, -1, 2, -2 and infinity.
 _B = (  # (6, 6), turns what a tile depends on, along one side
@@ -110,9 +108,10 @@ class WinogradConv2d(nn.Module):
         for images, tiles in self._blocks(count, down, across):
             seen = _with_margin(rows[images], tiles, across)  # (n, 4 r + 2, 4 w + 2, C), r rows of tiles
             size = (len(seen), tiles.stop - tiles.start, across)  # (n, r, w), T of them
-            every = seen.unfold(1, SEEN, TILE).unfold(2, SEEN, TILE).permute(4, 5, 0, 1, 2, 3)  # (6, 6, n, r, w, C)
-            turned = torch.mm(self.turn, every.reshape(SEEN**2, -1))  # (36, T C)
-            sums = torch.bmm(turned.view(SEEN**2, -1, channels), self.weights)  # (36, T, K)
+            every = seen.unfold(1, SEEN, TILE).unfold(2, SEEN, TILE).permute(0, 1, 2, 4, 5, 3)  # (n, r, w, 6, 6, C)
+            numbers = every.reshape(-1, SEEN**2, channels)  # (T, 36, C)
+            turned = torch.bmm(self.turn.expand(len(numbers), -1, -1), numbers)  # (T, 36, C)
+            sums = torch.bmm(turned.transpose(0, 1), self.weights)  # (36, T, K)
             if self.bias is not None:
                 sums[_ONES] += self.bias
             values = torch.mm(self.turn_back, sums.view(SEEN**2, -1)).view(TILE, TILE, *size, last)
@@ -122,11 +121,8 @@ class WinogradConv2d(nn.Module):
 
     def _blocks(self, count: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
         """Divide images with so many tiles into blocks: some whole images, or some rows of tiles of one."""
-        least, most = _BLOCK_BYTES
-        size = self.weights.element_size()
-        allowed = min(most, max(least, _WEIGHTS * size * self.weights.numel()))
-        row = SEEN**2 * across * max(self.weights.shape[1:]) * size
-        images, rows = max(1, allowed // (row * down)), min(down, max(1, allowed // row))
+        row = SEEN**2 * across * max(self.weights.shape[1:]) * self.weights.element_size()
+        images, rows = max(1, _BLOCK_BYTES // (row * down)), min(down, max(1, _BLOCK_BYTES // row))
         for first in range(0, count, images):
             for top in range(0, down, rows):
                 yield slice(first, min(first + images, count)), slice(top, min(top + rows, down))
