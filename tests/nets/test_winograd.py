@@ -45,6 +45,13 @@ def test_without_a_bias_and_whatever_the_order_in_memory():
         torch.testing.assert_close(found, ours(x), rtol=0, atol=1e-13)
 
 
+def test_a_default_device_of_the_program_is_not_looked_at():
+    x, ours = drawn(1, 2, 6, 6), layer(2, 4)
+    with torch.device("meta"):
+        found = WinogradConv2d(ours)(x)
+    torch.testing.assert_close(found, ours(x), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("size", [1, 40_000, 150_000])
 def test_blocks_have_no_seams(size, monkeypatch):
     x, ours = drawn(3, 4, 21, 18), layer(4, 6)

@@ -91,12 +91,13 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        kernels, turn = layer.weight.detach().double(), torch.tensor(_G, dtype=torch.float64) / 24
+        weight = layer.weight.detach()
+        kernels, turn = weight.double(), weight.new_tensor(_G, dtype=torch.float64) / 24
         turned = torch.einsum("iy,jx,kcyx->ijck", turn, turn, kernels)  # (6, 6, C, K)
-        self.register_buffer("weights", turned.flatten(0, 1).to(layer.weight.dtype).contiguous())
+        self.register_buffer("weights", turned.flatten(0, 1).to(weight.dtype).contiguous())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
         for name, matrix in (("turn", _B), ("turn_back", _A)):
-            side = torch.tensor(matrix, dtype=layer.weight.dtype)
+            side = weight.new_tensor(matrix)
             self.register_buffer(name, torch.kron(side, side), persistent=False)  # (36, 36), (16, 36)
 
     def forward(self, x: Tensor) -> Tensor:
