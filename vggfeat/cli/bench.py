@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import (
-    PATH,
-    PRECISIONS,
-    Numbers,
-    Scale,
-    Sides,
-    Words,
-    WorkerOptions,
-    json_option,
-    option,
-    with_options,
-)
+from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, json_option, option, with_options
 from vggfeat.cli.output import claim_folder, say, say_json, say_lines
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
@@ -78,7 +67,7 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     """What `bench extract` measures, and how long."""
 
     precision: tuple[str, ...] = option(
-        "--precision", type=Words(), default="fp32,bf16", help=f"Any of {', '.join(PRECISIONS)}."
+        "--precision", type=Words(), default="fp32,bf16", help="Any of fp32, winograd, tf32, bf16, fp16."
     )
     batching: tuple[str, ...] = option("--batching", type=Words(), default="size", help="size, padded, or both.")
     compiled: bool = option("--compile", is_flag=True, help="Compile the nets, which takes minutes at first.")
@@ -104,7 +93,7 @@ class RooflineOptions(FeatureOptions):
         "--pool", type=click.Choice(["floor", "ceil"]), default="floor",
         help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.",
     )  # fmt: skip
-    precision: str = option("--precision", type=click.Choice(PRECISIONS), default="fp32")
+    precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
     counted: bool = option("--no-measure", is_flag=True, help="Operations and bytes only.")
 
 
