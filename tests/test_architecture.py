@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"runtime", "short_repr"},
+    {"runtime"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"listing"},
     {"images", "datasets", "store", "weights", "synthetic"},
@@ -40,9 +40,9 @@ DOORWAYS = {
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},
-    "aiohttp": {"runtime.public_http"},
+    "aiohttp": {"runtime.addresses"},
     "ray": {"engines.ray_engine"},
-    "fsspec": {"runtime.addresses", "runtime.public_http"},
+    "fsspec": {"runtime.addresses"},
     "IPython": {"estimator"},
     "pandas": {"protocols", "store.export"},
     "anndata": {"store.export"},

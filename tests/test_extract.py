@@ -19,9 +19,9 @@ from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import RunSettings, extract_features, run_job
-from vggfeat.forward import precision, settings, shards
+from vggfeat.forward import rerun, settings, shards
 from vggfeat.forward.features import ExtractionSettings, feature_runner
-from vggfeat.forward.precision import IMAGES, cosines
+from vggfeat.forward.rerun import IMAGES, cosines
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.store.failures import failures_path
@@ -455,7 +455,7 @@ def test_no_memory_for_a_second_net_costs_the_comparison_alone(root, tmp_path, m
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr(precision, "cosine_to_float32", refuse)
+    monkeypatch.setattr(rerun, "cosine_to_float32", refuse)
     settings = replace(SETTINGS, precision="bf16")
     done = extract_features(open_dataset("folder", root), random_backbone(NET), tmp_path / "x.h5", settings, run=RUN)
     assert done.failures == ()

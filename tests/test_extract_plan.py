@@ -33,11 +33,10 @@ from vggfeat.samples import DataSet, Task
 from vggfeat.similar import DescriptorSettings, extract_query, nearest, query_of_row
 from vggfeat.store import planning
 from vggfeat.store.failures import failures_path
-from vggfeat.store.merging import merge
 from vggfeat.store.plan import PlanSettings, read_plan, shard_path
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shard_files import read_shard
-from vggfeat.store.sharded import ShardedFeatures, examine, open_features
+from vggfeat.store.sharded import ShardedFeatures, examine, merge, open_features
 from vggfeat.table import load_features, read_descriptors
 from vggfeat.weights import load_backbone, random_backbone, save_weights
 

@@ -15,8 +15,8 @@ from feature_files import write_file
 from sharded_files import ROWS, SHARD_ROWS, make_run
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.store import sharded
-from vggfeat.store.merging import merge
 from vggfeat.store.plan import shard_path
+from vggfeat.store.sharded import merge
 
 
 @pytest.fixture(scope="module")

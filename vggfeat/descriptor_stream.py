@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, fuse, join_features
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, short_repr
 from vggfeat.samples import DataSet
-from vggfeat.short_repr import short_repr
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
 from vggfeat.store.sharded import check_scales, open_features
@@ -84,6 +83,8 @@ def stream_descriptors(
 
     The files are compared with their checksums once, stay open inside the `with` statement, and must not change there.
 
+    StoreError, ConfigError as `read_descriptors`; ConfigError, in all processes, if they have not the same features.
+
     Parameters
     ----------
     paths, join, normalisation, regions
@@ -91,11 +92,6 @@ def stream_descriptors(
     world : World, optional
         Processes that go through the rows together: each calls this, trains the same with the solver stream, and reads
         some of the rows.
-
-    Raises
-    ------
-    StoreError, ConfigError
-        As `read_descriptors`; ConfigError, in all processes, if they have not the same features.
     """
     with open_aligned(paths, join, normalisation, regions) as aligned:
         shape, about = (len(aligned.dataset), aligned.length), aligned.about(regions)
@@ -242,10 +238,7 @@ def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str)
 
     Both have N samples, in any order; returns (N,). Messages call them `first_name` and `other_name`.
 
-    Raises
-    ------
-    StoreError
-        If an id is missing on either side, or classes, labels or groups differ; the first one is named.
+    StoreError if an id is missing on either side, or classes, labels or groups differ; the first one is named.
     """
     position = {name: row for row, name in enumerate(other.ids)}
     where, known = f"{first_name} and {other_name}", set(first.ids)

@@ -1,11 +1,14 @@
 """The errors that vggfeat raises on purpose, one class per kind of cause.
 
 Every message is one line and says what was expected, what was found, where, and what to do. The command line
-prints the message alone and ends with the exit code of its class; anything else that escapes is a defect.
+prints the message alone and ends with the exit code of its class; anything else that escapes is a defect. Also here:
+how counts, names and objects are put into words.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 
 class VggfeatError(Exception):
@@ -59,7 +62,6 @@ def counted(count: int, words: str) -> str:
 
     Parameters
     ----------
-    count : int
     words : str
         With {s} and {es} for the ending of a noun, {v} for that of a verb, and {are}, {have}, {were}, {do}, {they} and
         {them}; no names of others, which may have braces.
@@ -70,10 +72,7 @@ def counted(count: int, words: str) -> str:
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check that a setting is one of a few values.
 
-    Raises
-    ------
-    ConfigError
-        If it is another; the message names the setting, what is allowed, and what was found.
+    ConfigError if it is another; the message names the setting, what is allowed, and what was found.
     """
     choices = [str(choice) for choice in allowed]
     if value not in choices:
@@ -143,3 +142,29 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+
+
+_LONGEST = 60
+
+
+def short_repr(self: Any) -> str:
+    """Show a dataclass or a named tuple; it is assigned to `__repr__` in the body of the class.
+
+    Arrays are shown by shape and dtype, long lists by their length, mappings by their keys.
+    """
+    names = getattr(self, "_fields", None) or [field.name for field in fields(self)]
+    return f"{type(self).__name__}({', '.join(f'{name}={_brief(getattr(self, name))}' for name in names)})"
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "dtype") and value.ndim:
+        return f"<{tuple(value.shape)} {value.dtype}>"
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(str, value))
+        return f"<{keys if len(keys) <= _LONGEST and keys.isprintable() else f'{len(value)} entries'}>"
+    text = repr(value)
+    if len(text) <= _LONGEST:
+        return text
+    if isinstance(value, str):
+        return f"{text[:_LONGEST]}..."
+    return f"<{len(value)} of them>" if isinstance(value, list | tuple) else f"<{type(value).__name__}>"

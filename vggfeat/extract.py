@@ -22,19 +22,17 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, counted
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
-from vggfeat.forward.precision import PrecisionCheck, check_precision, some_of
+from vggfeat.forward.rerun import PrecisionCheck, check_precision, some_of
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.forward.settings import describe_conditions, describe_made, describe_net, hash_image, hash_sizes
 from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.runtime.distributed import World
-from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.targets import check_name
-from vggfeat.samples import DataSet, LabelledImages
+from vggfeat.samples import RENDERED, DataSet, LabelledImages, is_rendered
 from vggfeat.store.failures import tally
-from vggfeat.store.identity import IMAGE_SIZES, RunTicket
-from vggfeat.store.kept import Kept, gone_from, is_done, same_rows
+from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, is_done, same_rows
 from vggfeat.store.layout import Shape
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
@@ -262,10 +260,7 @@ def write_shards(
 
     Afterwards only the first process still holds the writer, which knows what all have made.
 
-    Raises
-    ------
-    StoreError
-        If the disk refuses.
+    StoreError if the disk refuses.
     """
     runner, pending, is_main = job.runner, writer.pending, world.is_main
     shards = pending[world.rank :: world.size]

@@ -15,7 +15,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import MIRROR
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.forward.features import ExtractionSettings, feature_runner
-from vggfeat.forward.precision import LEAST_COSINE, PrecisionCheck, check_precision, cosines, some_of
+from vggfeat.forward.rerun import LEAST_COSINE, PrecisionCheck, check_precision, cosines, some_of
 from vggfeat.forward.settings import describe_decoding, describe_machine, describe_made, describe_net
 from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request
@@ -60,25 +60,17 @@ def make_plan(
 ) -> Plan:
     """Plan the extraction of a list of images, unless that is done already; nothing is computed.
 
+    ConfigError, DatasetError if the settings do not go together, or with the list; StoreError if a run of other
+    settings is there, or the store refuses.
+
     Parameters
     ----------
-    listing : Listing
     backbone : Backbone
         The net, which the plan names by its SHA-256.
     storage : Storage
         Where the run is to be.
-    settings : ExtractionSettings
-    plan : PlanSettings
-    decode : DecodeSettings
     progress : callable
         Called with the rows that are planned so far.
-
-    Raises
-    ------
-    ConfigError, DatasetError
-        If the settings do not go together, or with the list.
-    StoreError
-        If a run of other settings is there, or the store refuses.
     """
     return write_plan(_draft(listing, backbone, storage, settings, plan, decode), listing, progress)
 
@@ -127,12 +119,13 @@ def _key(backbone: Backbone, settings: ExtractionSettings, decode: DecodeSetting
 class ShardWorker:
     """A net on a device of this machine, that computes shards of a plan.
 
+    StoreError if net, settings or versions are not those of the plan (every difference is named), or the machine is
+    not.
+
     Parameters
     ----------
-    plan : Plan
     backbone : Backbone
         The net of the plan.
-    device : str
     workers : int
         Processes that decode.
     timeout : float
@@ -143,12 +136,6 @@ class ShardWorker:
         Compute shards again that have rows which failed, and replace them.
     root : str, optional
         Where the images are, if not where the plan says.
-    fetch : callable
-
-    Raises
-    ------
-    StoreError
-        If net, settings or versions are not those of the plan (every difference is named), or the machine is not.
     """
 
     def __init__(

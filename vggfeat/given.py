@@ -134,10 +134,7 @@ def _some(names: Sequence[str], count: int) -> str:
 def match_names(names: Sequence[str], dataset: DataSet, where: str) -> Matched:
     """Find the sample, or the samples of one image, that each name means; messages begin with `where`.
 
-    Raises
-    ------
-    StoreError
-        If a name means several images, two names mean one sample, or no name means any.
+    StoreError if a name means several images, two names mean one sample, or no name means any.
     """
     known = _known_names(dataset)
     row_of = np.full(len(dataset), -1, dtype=np.int64)

@@ -86,11 +86,8 @@ def row_schema(further: Iterable[str] = ()) -> "pa.Schema":
 def complete_batch(batch: "pa.RecordBatch", where: str) -> "pa.Table":
     """Return a batch with all columns, in their order and types; what is not told is filled in.
 
-    Raises
-    ------
-    DatasetError
-        If `id` or `file` is missing or has a row without a value, a column is of another type, or has a name that
-        none has.
+    DatasetError if `id` or `file` is missing or has a row without a value, a column is of another type, or has a name
+    that none has.
     """
     import pyarrow as pa
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError
-from vggfeat.short_repr import short_repr
+from vggfeat.errors import DatasetError, short_repr
 
 STORED_FRAME = frozenset({"voc2012-action"})
 """Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""
@@ -202,10 +201,7 @@ class Place(NamedTuple):
 class LabelledImages:
     """A long list of images with one class each, as training reads it. N may be a million and more.
 
-    Raises
-    ------
-    DatasetError
-        If columns differ in length, or a target is no class.
+    DatasetError if columns differ in length, or a target is no class.
     """
 
     root: Path
@@ -296,3 +292,15 @@ def _check_unique(where: str, what: str, names: tuple[str, ...]) -> None:
         if name in seen:
             raise DatasetError(f"{where}: expected unique {what} names, found {name!r} twice")
         seen.add(name)
+
+
+MARKER = "RENDERED.txt"
+"""File in the root of a rendered data set."""
+RENDERED = "rendered"
+"""What provenance says of its images."""
+
+
+def is_rendered(root: str | Path) -> bool:
+    """Say whether the images in a folder are marked as rendered: in it, or in one of the four folders above it."""
+    folder = Path(os.path.abspath(root))
+    return any((place / MARKER).is_file() for place in (folder, *folder.parents[:4]))

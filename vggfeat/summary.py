@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import counted
-from vggfeat.forward.precision import LEAST_COSINE
+from vggfeat.forward.rerun import LEAST_COSINE
 from vggfeat.samples import Box
 from vggfeat.store.failures import failures_path, tally
 from vggfeat.store.identity import resolved

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import Described, Paths, open_aligned
 from vggfeat.descriptors import Join, Normalisation
-from vggfeat.errors import ConfigError, StoreError, check_choice
+from vggfeat.errors import ConfigError, StoreError, check_choice, short_repr
 from vggfeat.samples import DataSet, Task
-from vggfeat.short_repr import short_repr
 from vggfeat.store.export import Table
 
 Failed = Literal["raise", "drop"]
@@ -172,10 +171,7 @@ def class_numbers(labels: NDArray[np.int8]) -> NDArray[np.int64]:
 def rows_of(dataset: DataSet, split: str | Sequence[str] | None) -> NDArray[np.int64]:
     """Return the ascending rows of a split, of the union of several, or all rows.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such split, or an empty list is given.
+    ConfigError if there is no such split, or an empty list is given.
     """
     if split is None:
         return np.arange(len(dataset), dtype=np.int64)

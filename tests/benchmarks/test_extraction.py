@@ -21,7 +21,7 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.extract import RunSettings
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, feature_runner
-from vggfeat.forward.precision import cosines
+from vggfeat.forward.rerun import cosines
 from vggfeat.images.decode import DecodeSettings, row_requests
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.vgg import VGG

@@ -9,7 +9,7 @@ import pytest
 
 from vggfeat.errors import ImageError
 from vggfeat.forward.features import ExtractionSettings, feature_runner
-from vggfeat.forward.precision import LEAST_COSINE, cosine_to_float32, cosines
+from vggfeat.forward.rerun import LEAST_COSINE, cosine_to_float32, cosines
 from vggfeat.images.decode import DecodedImage
 from vggfeat.weights import load_backbone
 

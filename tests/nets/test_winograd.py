@@ -10,9 +10,9 @@ from torch import nn
 from vggfeat.errors import ConfigError
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.images.decode import DecodedImage
-from vggfeat.nets import winograd
+from vggfeat.nets import inference
 from vggfeat.nets.families import build, initialise
-from vggfeat.nets.winograd import LEAST_CHANNELS, WinogradConv2d, with_winograd
+from vggfeat.nets.inference import LEAST_CHANNELS, WinogradConv2d, with_winograd
 from vggfeat.runtime.devices import checked_device
 from vggfeat.weights import random_backbone
 
@@ -55,7 +55,7 @@ def test_a_default_device_of_the_program_is_not_looked_at():
 @pytest.mark.parametrize("size", [1, 40_000, 150_000])
 def test_blocks_have_no_seams(size, monkeypatch):
     x, ours = drawn(3, 4, 21, 18), layer(4, 6)
-    monkeypatch.setattr(winograd, "_BLOCK_BYTES", size)  # a row of tiles, some, and whole images
+    monkeypatch.setattr(inference, "_BLOCK_BYTES", size)  # a row of tiles, some, and whole images
     one = WinogradConv2d(ours)
     assert len(list(one._blocks(3, 6, 5))) == {1: 18, 40_000: 6, 150_000: 2}[size]
     torch.testing.assert_close(one(x), ours(x), rtol=0, atol=1e-13)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from vggfeat.runtime.turns import Turns
+from vggfeat.runtime.system import Turns
 
 
 def in_thread(turns):

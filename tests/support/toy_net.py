@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from vggfeat.nets.backbone import MapInfo, Net
 from vggfeat.nets.transforms import clear, margin
-from vggfeat.nets.vgg_bn import FixedBatchNorm
+from vggfeat.nets.vgg import FixedBatchNorm
 from vggfeat.weights.importing import ParsedNet
 
 

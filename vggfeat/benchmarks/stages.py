@@ -29,7 +29,7 @@ from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
 from vggfeat.extract import Job, RunSettings, run_job
 from vggfeat.forward.batching import upload
-from vggfeat.forward.precision import cosines
+from vggfeat.forward.rerun import cosines
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.forward.shards import to_block
 from vggfeat.images.decode import DecodedImage, DecodeSettings, row_requests

@@ -30,9 +30,9 @@ from vggfeat.cli.output import make_folder, say, say_json, say_note
 from vggfeat.cli.progress import Progress
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.addresses import is_address
-from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import is_remote, open_storage
 from vggfeat.runtime.targets import anything, check_folder, check_target
+from vggfeat.samples import RENDERED, is_rendered
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
@@ -148,7 +148,7 @@ class _Found:
 
 
 def _agreement(precision: Any) -> str:
-    from vggfeat.forward.precision import LEAST_COSINE
+    from vggfeat.forward.rerun import LEAST_COSINE
 
     if precision.least is None:
         return "no image could be computed again in float32, so nothing is known of the difference"
@@ -304,8 +304,8 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
     Example:
       vggfeat merge /disk/run --out small.h5
     """
-    from vggfeat.store.merging import merge as write
     from vggfeat.store.sharded import ShardedFeatures
+    from vggfeat.store.sharded import merge as write
 
     check_target(out, inputs=[run], ours=anything)
     make_folder(out.parent)

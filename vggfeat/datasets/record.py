@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vggfeat.descriptors import Join
-from vggfeat.metrics.ranking import Rule
+from vggfeat.metrics.classes import Rule
 from vggfeat.samples import DataSet, Task
 
 ProtocolName = Literal["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]

@@ -19,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vggfeat.engines.engine import Progress, ShardTask
-from vggfeat.engines.handout import Handout
+from vggfeat.engines.engine import Handout, Progress, ShardTask
 from vggfeat.errors import ConfigError, ResourceError, VggfeatError
 from vggfeat.extract_plan import ShardResult
 from vggfeat.forward.rerun import find_weights
@@ -72,14 +71,8 @@ class RayEngine:
     ) -> Generator[ShardResult, None, None]:
         """Compute shards; see `Engine`. Progress is called now and then with 0: only finished shards count.
 
-        Raises
-        ------
-        ConfigError
-            If ray is missing, or there is no such cluster.
-        ResourceError
-            If the cluster has no room for a net, or its processes end again and again.
-        VggfeatError
-            Of the first actor that could not go on.
+        ConfigError if ray is missing, or there is no such cluster; ResourceError if the cluster has no room for a net,
+        or its processes end again and again; VggfeatError of the first actor that could not go on.
         """
         plan = task.plan()
         with _connected(self.address or os.environ.get("RAY_ADDRESS")):
@@ -162,13 +155,8 @@ class _Pool:
 
     Parameters
     ----------
-    plan : Plan
-    task : ShardTask
-    shards : sequence of int
     needs : dict
         CPUs and GPUs of an actor, as Ray names them.
-    least : int
-    most : int
     """
 
     def __init__(

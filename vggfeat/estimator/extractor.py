@@ -23,8 +23,7 @@ from vggfeat.errors import ConfigError, ImageError, check_choice
 from vggfeat.estimator.inputs import images_of, inputs
 from vggfeat.estimator.kept import Kept
 from vggfeat.estimator.progress import progress_bar
-from vggfeat.forward.features import ExtractionSettings, feature_runner
-from vggfeat.forward.layer_maps import maps_of_image
+from vggfeat.forward.features import ExtractionSettings, feature_runner, maps_of_image
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodedImage, DecodeSettings
 from vggfeat.images.fetch import FetchSettings

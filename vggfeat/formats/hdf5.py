@@ -67,6 +67,9 @@ class UntrustedHDF5:
     def column(self, group: h5py.Group, name: str, dims: tuple[int | None, ...], dtype: str) -> h5py.Dataset:
         """Return a data set that is safe to read.
 
+        StoreError if it is of another shape or type, is not stored in this file alone, as plain bytes, or declares more
+        bytes than the file has.
+
         Parameters
         ----------
         group : h5py.Group
@@ -77,12 +80,6 @@ class UntrustedHDF5:
             Expected shape; None fits any length.
         dtype : str
             A numpy type name such as "<f4", or `TEXT`.
-
-        Raises
-        ------
-        StoreError
-            If it is of another shape or type, is not stored in this file alone, as plain bytes, or declares
-            more bytes than the file has.
         """
         data = group.get(name)
         if not isinstance(data, h5py.Dataset):
@@ -251,7 +248,6 @@ class ChecksummedDataset:
     ----------
     group : h5py.Group
         Where to create it.
-    name : str
     dims : tuple of int
         Final shape.
     dtype : str
@@ -308,10 +304,7 @@ def encoded(values: Any, dtype: str, width: int = 0) -> NDArray[Any]:
 def text_width(texts: Iterable[str], what: str) -> int:
     """Bytes of the longest of `texts`.
 
-    Raises
-    ------
-    StoreError
-        If one holds a NUL or half a UTF-16 pair, which no file name has.
+    StoreError if one holds a NUL or half a UTF-16 pair, which no file name has.
     """
     width = 0
     for text in texts:
@@ -326,13 +319,7 @@ def text_width(texts: Iterable[str], what: str) -> int:
 
 
 def canonical_json(value: object, what: str) -> str:
-    """JSON in which equal things are equal texts: sorted keys, no spaces.
-
-    Raises
-    ------
-    StoreError
-        If `value` is no JSON.
-    """
+    """JSON in which equal things are equal texts: sorted keys, no spaces; StoreError if `value` is no JSON."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -43,12 +43,7 @@ def cell_address(text: str) -> CellAddress | None:
 def open_parquet(storage: Storage, path: str) -> "ParquetFile":
     """Open a Parquet file; of its content only what is asked for is read.
 
-    Raises
-    ------
-    DatasetError
-        If it is none.
-    StoreError
-        If it can't be read.
+    DatasetError if it is none; StoreError if it can't be read.
     """
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -64,13 +59,7 @@ def _no_parquet(where: str, error: Exception) -> DatasetError:
 
 
 def batches(file: "ParquetFile", where: str, columns: list[str], rows: int, **named: Any) -> Iterator["pa.RecordBatch"]:
-    """Yield the rows of some columns.
-
-    Raises
-    ------
-    DatasetError
-        If the file is damaged.
-    """
+    """Yield the rows of some columns; DatasetError if the file is damaged."""
     import pyarrow
 
     try:
@@ -93,8 +82,6 @@ class ImageCells:
 
     Parameters
     ----------
-    storage : Storage
-    path : str
     column : str
         Of bytes, or as Hugging Face keeps images: with the fields bytes and path.
     """
@@ -113,10 +100,7 @@ class ImageCells:
     def read(self, row: int) -> bytes | None:
         """Return the bytes in a row; None if its cell is empty.
 
-        Raises
-        ------
-        DatasetError
-            If there is no such row or column, or the file is damaged.
+        DatasetError if there is no such row or column, or the file is damaged.
         """
         if not 0 <= row < self._starts[-1]:
             raise DatasetError(f"{self.where}: expected more than {row} rows, found {self._starts[-1]}")

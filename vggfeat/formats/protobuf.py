@@ -73,10 +73,7 @@ class ProtobufFile:
 class Message:
     """The fields of one message, by number: the integer of each, or the place of its bytes.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, cut off, or has far too many fields.
+    WeightsError if it is damaged, cut off, or has far too many fields.
     """
 
     def __init__(self, file: ProtobufFile, span: Span) -> None:

@@ -83,18 +83,7 @@ class _Windows:
 
 
 class TarIndex:
-    """The members of a tar file below a root.
-
-    Parameters
-    ----------
-    storage : Storage
-    path : str
-
-    Raises
-    ------
-    StoreError
-        If it can't be read.
-    """
+    """The members of a tar file below a root; StoreError if it can't be read."""
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.where = joined(storage.root, path)
@@ -104,13 +93,8 @@ class TarIndex:
     def members(self) -> Iterator[Member]:
         """Yield the files of the tar, in their order.
 
-        Raises
-        ------
-        DatasetError
-            If it is no tar, or packed, cut off or damaged; or if a member is a link, a device or a sparse file, or has
-            a name that is absolute, leads upwards or is not UTF-8.
-        StoreError
-            If it can't be read.
+        DatasetError if it is no tar, or packed, cut off or damaged; or if a member is a link, a device or a sparse
+        file, or has a name that is absolute, leads upwards or is not UTF-8; StoreError if it can't be read.
         """
         head = self.read(0, 8)
         packed = next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)

@@ -30,7 +30,6 @@ def by_size(sizes: Sequence[Size], pixels: int) -> list[list[int]]:
 
     Parameters
     ----------
-    sizes : sequence of Size
     pixels : int
         In a batch, at most; a larger image is alone.
 

@@ -3,6 +3,7 @@
 N = images of a batch, C = channels of the layer, H, W = image sides in pixels.
 Appendix B of the VGG paper: rescale so that the smallest side is Q, run the net densely over the whole image and
 over its mirror, average the penultimate layer over space, then over the two. Nothing is normalised or joined here.
+The maps of one image can be had as they are, too: nothing is averaged then, and no mirror goes with it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,14 +12,15 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, check_choice
-from vggfeat.forward.batching import Batching, Size, to_compute_layout
-from vggfeat.forward.runner import BatchRunner
+from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory
+from vggfeat.forward.batching import Batching, Size, to_compute_layout, upload
+from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.nets.backbone import MapInfo, Net
-from vggfeat.nets.transforms import inside, mirror, mirror_padded
+from vggfeat.nets.transforms import inside, mirror, mirror_padded, rescaled_size
 from vggfeat.samples import DataSet
 from vggfeat.weights import Backbone
 
@@ -64,10 +66,7 @@ class ExtractionSettings(ForwardSettings):
 def check_boxes(dataset: DataSet, regions: Sequence[Region]) -> None:
     """Check that every sample has a box if boxes are asked for.
 
-    Raises
-    ------
-    ConfigError
-        If one has none; the first is named.
+    ConfigError if one has none; the first is named.
     """
     if "box" not in regions:
         return
@@ -113,10 +112,7 @@ class FeatureHead:
 def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> BatchRunner:
     """Put a net on a device, ready to turn images into features.
 
-    Raises
-    ------
-    ConfigError
-        If the net has no such layer, or the device is not there or can't compute in that precision.
+    ConfigError if the net has no such layer, or the device is not there or can't compute in that precision.
     """
     backbone.check_layer(settings.layer)
     head = FeatureHead(settings.layer, backbone.model.maps[settings.layer].channels)
@@ -185,7 +181,6 @@ def strips_of_several(model: Net, images: Tensor, layers: Collection[str], pixel
 
     Parameters
     ----------
-    model : Net
     images : Tensor (N, 3, H, W)
     layers : collection of str
         Maps whose strides divide that of the deepest of them.
@@ -236,3 +231,64 @@ def narrowest_strip(model: Net, size: Size, layer: str = "") -> int:
 def _halo(info: MapInfo) -> int:
     """Return the cells, `stride` pixels wide, that a strip carries along on either side."""
     return -(-info.reach // info.stride)
+
+
+def maps_of_image(
+    runner: BatchRunner, pixels: NDArray[np.uint8], layers: Sequence[str], scale: int | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Run the net over an image, once for all layers.
+
+    ConfigError if the net has no such layer, or the image is too small for it; ImageError if the image would be too
+    large for the memory of any machine; ResourceError if the maps don't fit into memory.
+
+    Parameters
+    ----------
+    runner : BatchRunner
+        Gives net, device, preprocessing and precision.
+    pixels : (H, W, 3) uint8
+    layers : sequence of str
+        Names of maps of the net.
+    scale : int, optional
+        Q, the smallest side in pixels that the image is rescaled to; by default it is not rescaled.
+
+    Returns
+    -------
+    dict of str to (C, h, w) float32
+        In the order of `layers`.
+    """
+    layers = layers if isinstance(layers, str) else tuple(layers)
+    if not layers or isinstance(layers, str):
+        raise ConfigError(f"layers: expected a list of maps of the net, found {layers!r}")
+    if scale is not None and (not isinstance(scale, int | np.integer) or scale < 1):
+        raise ConfigError(f"scale: expected a whole number of pixels from 1, found {scale!r}")
+    height, width = pixels.shape[:2]
+    size = (height, width) if scale is None else rescaled_size(height, width, scale)
+    _check_layers(runner.model, layers, size)
+    if size[0] * size[1] > MAX_RESCALED_PIXELS:
+        raise ImageError(
+            "elongated", f"expected at most {MAX_RESCALED_PIXELS} pixels to run, found {size[1]}x{size[0]}"
+        )
+    try:
+        with runner.computing():
+            images, _ = runner.prepare([(upload(pixels, runner.device), size)])  # (1, 3, H, W)
+            found = dense_maps(
+                runner.model, to_compute_layout(images, runner.model), layers, runner.settings.batch_pixels
+            )
+            return {layer: found[layer][0].float().contiguous().cpu().numpy() for layer in layers}
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    raise ResourceError(
+        f"maps: expected memory of {runner.device} for {', '.join(layers)} of {size[1]}x{size[0]} pixels, found too "
+        "little; give fewer layers at a time, or a smaller scale"
+    )
+
+
+def _check_layers(model: Net, layers: Sequence[str], size: tuple[int, int]) -> None:
+    for layer in layers:
+        check_choice("layer", layer, model.maps)
+        if min(size) < model.least_side(layer):
+            raise ConfigError(
+                f"scale: expected sides of at least {model.least_side(layer)} pixels for {layer}, found "
+                f"{size[1]}x{size[0]}; give a larger scale"
+            )

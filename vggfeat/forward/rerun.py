@@ -1,18 +1,22 @@
-"""Features of further images as an earlier run computed them: by its net, found again by its bytes, and its settings.
+"""Features computed again: of further images by the net and settings of an earlier run, and in float32 to compare.
 
-What the run said of itself is its provenance, which may come from anybody.
+What a run said of itself is its provenance, which may come from anybody. S = scales, R = regions, C = values each.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vggfeat.errors import ConfigError, StoreError, WeightsError
+import numpy as np
+from numpy.typing import NDArray
+
+from vggfeat.errors import ConfigError, ImageError, StoreError, WeightsError, out_of_memory
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.runner import BatchRunner
-from vggfeat.images.decode import DecodeSettings
+from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.pool import Decoder
 from vggfeat.runtime.devices import has_precision
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.importing import hash_file
@@ -21,6 +25,8 @@ from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
 
 def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = None) -> Backbone:
     """Load the net of an earlier run.
+
+    WeightsError if it is another net, or none is found.
 
     Parameters
     ----------
@@ -32,11 +38,6 @@ def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = No
         As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
         current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
         known to be those, and random weights are not built.
-
-    Raises
-    ------
-    WeightsError
-        If it is another net, or none is found.
     """
     wanted = str(provenance.get("weights_sha256"))
     name = f"{provenance.get('weights')} (net {provenance.get('net')})"[:100]
@@ -76,21 +77,16 @@ def rerun_net(
 ) -> tuple[BatchRunner, DecodeSettings]:
     """Make a net ready for whole images, and say how they are decoded, as it was in an earlier run.
 
+    StoreError if the provenance doesn't say.
+
     Parameters
     ----------
     where, provenance
         As for `find_net`.
     scales : sequence of int
         Q.
-    net : Backbone
-    device : str
     exact : bool
         In fp32, whatever the precision of the run was. It stands anyway for one that the device has not.
-
-    Raises
-    ------
-    StoreError
-        If the provenance doesn't say.
     """
     settings = _settings(where, provenance, scales, device)
     runner = feature_runner(net, replace(settings, precision="fp32") if exact else settings, device)
@@ -111,3 +107,65 @@ def _settings(where: str, provenance: Mapping[str, Any], scales: Sequence[int], 
             "extract them again"
         ) from None
     return settings if has_precision(device, settings.precision) else replace(settings, precision="fp32")
+
+
+IMAGES = 4
+"""How many images are computed again in float32."""
+LEAST_COSINE = 0.9999
+"""What every vector is expected to reach."""
+
+
+class PrecisionCheck(NamedTuple):
+    """How near the rows of a run are to those of float32."""
+
+    least: float | None
+    """The least cosine of all vectors (C,), -1 to 1; None if none could be compared."""
+    images: int
+    """How many were compared."""
+
+
+def some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose the rows that are computed again, evenly from all."""
+    return np.unique(rows[np.linspace(0, len(rows) - 1, IMAGES).astype(int)]) if len(rows) else rows
+
+
+def check_precision(
+    runner: BatchRunner,
+    requests: Iterable[Request],
+    features: Sequence[NDArray[np.float32] | None],
+    workers: int,
+    decode: DecodeSettings,
+) -> PrecisionCheck:
+    """Compute images again in float32, and compare with their features (S, R, C)."""
+    try:
+        with Decoder(min(workers, 1), decode) as decoder:
+            return cosine_to_float32(runner.in_float32(), decoder.stream(requests), features)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return PrecisionCheck(None, 0)  # Two nets are more than one.
+
+
+def cosine_to_float32(
+    exact: BatchRunner, images: Iterable[DecodedImage | ImageError], features: Sequence[NDArray[np.float32] | None]
+) -> PrecisionCheck:
+    """Compute images again in float32, and compare.
+
+    Parameters
+    ----------
+    exact : BatchRunner
+        The same net and settings in float32.
+    features : sequence of (S, R, C) or None
+        What the run made of them.
+    """
+    pairs = zip(exact.rows(images), features, strict=True)
+    found = [cosines(row.features, other) for row, other in pairs if row.features is not None and other is not None]
+    return PrecisionCheck(float(min(values.min() for values in found)) if found else None, len(found))
+
+
+def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of each pair of vectors, (S, R, C) to (S, R); 1 for two vectors of zeros."""
+    left, right = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    lengths = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
+    equal = (left == right).all(axis=-1)
+    return np.where(equal, 1.0, (left * right).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0))

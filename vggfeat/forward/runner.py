@@ -24,8 +24,8 @@ from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padde
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
+from vggfeat.nets.inference import with_winograd
 from vggfeat.nets.transforms import normalised_batch, rescale, rescaled_size
-from vggfeat.nets.winograd import with_winograd
 from vggfeat.runtime.devices import checked_device, convolutions, layout
 from vggfeat.weights import Backbone
 
@@ -116,22 +116,16 @@ class Launched:
 class BatchRunner:
     """A net on a device, ready to turn images into a row of values for every scale and region.
 
+    ConfigError if the device is not there or can't compute in that precision.
+
     Parameters
     ----------
-    backbone : Backbone
-    settings : ForwardSettings
-    head : Head
     device : str
         cpu, cuda, cuda:1, ..., mps
     regions : sequence of str
         R names of what is computed of each image.
     batching : "size" or "padded"
         Which images run together; padded only with a head that takes sides.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there or can't compute in that precision.
     """
 
     def __init__(
@@ -181,7 +175,6 @@ class BatchRunner:
 
         Parameters
         ----------
-        images : iterator of DecodedImage or ImageError
         lengths : iterable of int
             Images of each block.
         ahead : int
@@ -352,7 +345,6 @@ class BatchRunner:
 
         Parameters
         ----------
-        images
         pixels : int, optional
             As for `Head.values`; by default that of the settings.
 

@@ -20,7 +20,7 @@ from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.weights import Backbone
 
 Precision = Literal["fp32", "winograd", "tf32", "bf16", "fp16"]
-"""winograd is float32 too, with fewer multiplications; see `vggfeat.nets.winograd`."""
+"""winograd is float32 too, with fewer multiplications; see `vggfeat.nets.inference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,7 @@ class ForwardSettings:
     def sides(self, model: Net) -> tuple[int, ...]:
         """Return the smallest sides that are really used: a Q too short for one position is raised to it.
 
-        Raises
-        ------
-        ConfigError
-            If two scales become one.
+        ConfigError if two scales become one.
         """
         least = self.least_side(model)
         sides = tuple(max(scale, least) for scale in self.scales)

@@ -31,7 +31,6 @@ def shard_blocks(
 
     Parameters
     ----------
-    runner : BatchRunner
     shards : iterable of (int, sequence of Request)
         Number and images of each; drawn no further ahead than images are decoded.
     shape : Shape
@@ -40,7 +39,6 @@ def shard_blocks(
         Images of the largest shard.
     workers : int
         Processes that decode.
-    decode : DecodeSettings
     progress : callable, optional
         As for `BatchRunner.blocks`; not called on a GPU, whose work lies ahead of what is done.
     fetched : callable

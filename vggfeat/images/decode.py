@@ -42,7 +42,7 @@ from vggfeat.images.image_bytes import (
 from vggfeat.images.memory import read_memory
 from vggfeat.images.orientation import turn_boxes, written_orientation
 from vggfeat.images.tiff import read_tiff, too_large
-from vggfeat.runtime.turns import Turns
+from vggfeat.runtime.system import Turns
 from vggfeat.samples import Box, DataSet, LabelledImages
 
 MEANINGS = {

@@ -12,14 +12,17 @@ from vggfeat.metrics.boxes import (
     localisation_error,
 )
 from vggfeat.metrics.classes import (
+    PrecisionRecall,
+    Rule,
+    average_precision,
     class_recall,
     confusion,
     mean_class_recall,
     mean_defined,
+    precision_recall,
     predict_classes,
     top_k_error,
 )
-from vggfeat.metrics.ranking import PrecisionRecall, Rule, average_precision, precision_recall
 
 __all__ = [
     "GUESSES",

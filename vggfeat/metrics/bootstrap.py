@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import FitError, check_choice
 from vggfeat.metrics import predict_classes
-from vggfeat.metrics.ranking import THRESHOLDS
+from vggfeat.metrics.classes import THRESHOLDS
 
 Measure = Literal["ap-11-point", "ap-area", "recall", "accuracy"]
 Values = Callable[[NDArray[np.float32]], NDArray[np.float64]]
@@ -101,25 +101,19 @@ def paired_bootstrap(
 ) -> Difference:
     """Compare two results of the same tests.
 
+    FitError if there is no test or no image, or a score is NaN; ConfigError if there is no such measure.
+
     Parameters
     ----------
     tests : sequence of PairedScores
         One, or one for each split or fold.
     measure : "ap-11-point", "ap-area", "recall" or "accuracy"
         By which both are measured, as `vggfeat.metrics` does; accuracy has no value for single classes.
-    settings : BootstrapSettings, optional
 
     Returns
     -------
     Difference
         Its interval is that between percentiles of the resampled differences (Efron's percentile interval).
-
-    Raises
-    ------
-    FitError
-        If there is no test or no image, or a score is NaN.
-    ConfigError
-        If there is no such measure.
     """
     names, places = _places(tests, measure)
     pairs = [tuple(_values(test.labels, scores, measure) for scores in (test.first, test.second)) for test in tests]
@@ -151,6 +145,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Say where a result may lie by chance of its test images.
 
+    FitError, ConfigError as `paired_bootstrap`.
+
     Parameters
     ----------
     tests, measure, settings
@@ -161,11 +157,6 @@ def bootstrap_interval(
     Interval
         Between percentiles of the resampled results, corrected for their bias (Efron's bias-corrected percentile
         interval): average precision is higher where images occur more than once. In a difference that cancels out.
-
-    Raises
-    ------
-    FitError, ConfigError
-        As `paired_bootstrap`.
     """
     names, places = _places(tests, measure)
     values = [_values(test.labels, test.scores, measure) for test in tests]

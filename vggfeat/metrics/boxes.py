@@ -39,6 +39,8 @@ class Localised(NamedTuple):
 def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
     """Turn boxes of pixel edges into the whole pixels of the official files, 1-based and inclusive.
 
+    FitError if an edge is NaN or infinite.
+
     Parameters
     ----------
     boxes : (..., 4) array of float
@@ -49,11 +51,6 @@ def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
     (..., 4) int64
         xmin, ymin, xmax, ymax. Every edge goes to the nearest pixel boundary, halves up, so that
         Box(xmin - 1, ymin - 1, xmax, ymax) comes back as it was; a box thinner than a pixel gets one.
-
-    Raises
-    ------
-    FitError
-        If an edge is NaN or infinite.
     """
     edges = np.asarray(boxes, dtype=np.float64)
     if edges.shape[-1:] != (4,) or not np.isfinite(edges).all():

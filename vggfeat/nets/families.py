@@ -9,8 +9,7 @@ from torch import nn
 
 from vggfeat.errors import check_choice
 from vggfeat.nets.backbone import Net, Pool
-from vggfeat.nets.vgg import NETS, VGG
-from vggfeat.nets.vgg_bn import BATCH_NORM_NETS, BatchNormVGG
+from vggfeat.nets.vgg import BATCH_NORM_NETS, NETS, VGG, BatchNormVGG
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -21,10 +20,7 @@ FAMILIES: dict[str, Callable[..., Net]] = dict.fromkeys(NETS, VGG) | dict.fromke
 def build(config: str, num_classes: int = 1000, *, width: float = 1.0, pool: Pool = "floor", last: str = "") -> Net:
     """Build a net by its name; with `last`, up to that map alone, where its family allows that.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such net, or it can't be of that width.
+    ConfigError if there is no such net, or it can't be of that width.
     """
     check_choice("net", config, FAMILIES)
     return FAMILIES[config](config, num_classes, width=width, pool=pool, **({"last": last} if last else {}))

@@ -10,7 +10,7 @@ from vggfeat.errors import counted
 from vggfeat.results.paper import is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record
 from vggfeat.results.text import shortened
-from vggfeat.runtime.rendered import RENDERED
+from vggfeat.samples import RENDERED
 from vggfeat.store.reader import count_reasons
 
 MOST_CONFUSIONS = 100

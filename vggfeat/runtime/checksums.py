@@ -117,10 +117,7 @@ def replace_run(
 class RunFiles:
     """Files of a folder, read only if they are of one run. Folders without run.sha256 are taken as they are.
 
-    Raises
-    ------
-    StoreError
-        If run.sha256 can't be read.
+    StoreError if run.sha256 can't be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,12 +129,8 @@ class RunFiles:
     def read(self, name: str, most: int) -> bytes:
         """Read a file of at most `most` bytes.
 
-        Raises
-        ------
-        StoreError
-            If it is not of this run, too large, or no regular file.
-        OSError
-            If it is not there, or the disk refuses.
+        StoreError if it is not of this run, too large, or no regular file; OSError if it is not there, or the disk
+        refuses.
         """
         content = read_bounded(self.folder / name, most)
         self._compare(name, hashlib.sha256(content).hexdigest())
@@ -146,10 +139,7 @@ class RunFiles:
     def check(self, *needed: str) -> None:
         """Check that all files are of one run; those that were removed since do no harm, but the last and `needed` do.
 
-        Raises
-        ------
-        StoreError
-            If they are not.
+        StoreError if they are not.
         """
         for name in self.sums.keys() - self._known:
             path = self.folder / name

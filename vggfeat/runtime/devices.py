@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.system import c_function, cores, processes_here
-from vggfeat.runtime.turns import Turns
+from vggfeat.runtime.system import Turns, c_function, cores, processes_here
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +39,8 @@ def default_device() -> str:
 def checked_device(name: str, precision: str = "fp32") -> "torch.device":
     """Return the device of that name.
 
-    Raises
-    ------
-    ConfigError
-        If it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision; see
-        `has_precision`.
+    ConfigError if it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision;
+    see `has_precision`.
     """
     import torch
 

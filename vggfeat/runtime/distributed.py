@@ -191,6 +191,9 @@ def open_world(
 ) -> Iterator[World]:
     """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
 
+    ConfigError if the device is not there, or a variable of `environ` is missing or wrong; VggfeatError of class
+    `lost`, if another process has gone.
+
     Parameters
     ----------
     device : str
@@ -203,13 +206,6 @@ def open_world(
         Whether `sum` and `broadcast` will be asked for, which on GPUs takes NCCL.
     advice : str
         What to do if another process has gone.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there, or a variable of `environ` is missing or wrong.
-    VggfeatError
-        Of class `lost`, if another process has gone.
     """
     size = processes_of_all(environ)
     if sums and device.startswith("mps"):

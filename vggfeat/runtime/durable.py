@@ -163,6 +163,8 @@ def write_all(files: Files, fd: int, view: memoryview, offset: int) -> None:
 def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Iterator[LatchedFile]:
     """Yield a new file that takes the name `path` durably if the block ends well; else nothing is left.
 
+    OSError: the first call that failed, after clearing up; StoreError if a folder, pipe or device has the name.
+
     Parameters
     ----------
     files : Files
@@ -172,13 +174,6 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
     temp : Path, optional
         Name until then, on the same file system, which its owner removes if a killed process has left it. By default
         a name next to `path` that no other writer has.
-
-    Raises
-    ------
-    OSError
-        The first call that failed, after clearing up.
-    StoreError
-        If a folder, pipe or device has the name.
     """
     _check_replaceable(path)
     if temp is None:
@@ -280,10 +275,7 @@ def _machine() -> str:
 def make_folders(files: Files, folder: Path) -> None:
     """Make a folder with those above it, each durably; one that is there is fine.
 
-    Raises
-    ------
-    OSError
-        If the disk refuses, or something else has the name.
+    OSError if the disk refuses, or something else has the name.
     """
     if folder.is_dir():
         return

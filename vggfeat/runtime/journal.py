@@ -29,6 +29,9 @@ Loose = Mapping[str, Callable[[Any, Any], bool]]
 class Journal:
     """JSON objects, a line each, of which only those of complete groups count; a context manager.
 
+    StoreError if the file is of another key, or is no journal; another process has it; its name is too long for those
+    of the files next to it; or the disk refuses.
+
     Parameters
     ----------
     path : Path
@@ -49,12 +52,6 @@ class Journal:
         by the same call.
     loose : mapping of str to callable
         Entries of the key that may have changed where rows are retried, and from which value to which.
-
-    Raises
-    ------
-    StoreError
-        If the file is of another key, or is no journal; another process has it; its name is too long for those of the
-        files next to it; or the disk refuses.
     """
 
     def __init__(

@@ -92,9 +92,10 @@ def start_process(
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start a process that runs a function of a module, which is given the number of its end of a socket.
 
+    OSError if the system gives no process or no socket, or there is no interpreter to start.
+
     Parameters
     ----------
-    module, function : str
     more : mapping
         Of the environment, besides what `environment` passes on.
     own_group : bool
@@ -104,11 +105,6 @@ def start_process(
     -------
     (Popen, socket)
         The process, and this end.
-
-    Raises
-    ------
-    OSError
-        If the system gives no process or no socket, or there is no interpreter to start.
     """
     if not sys.executable:
         raise OSError("no path of the Python interpreter (sys.executable)")

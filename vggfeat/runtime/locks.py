@@ -40,21 +40,15 @@ if hasattr(os, "register_at_fork"):
 class Lock:
     """A lock on a file, free again the moment its process has ended, however that ended.
 
+    BlockingIOError if another process holds it; `sole_writer` says which; OSError if the file can't be opened;
+    StoreError if it is no regular file, or on a file system without locks.
+
     Parameters
     ----------
     path : Path
         Lock file; made if missing. It holds number and machine of each process, for messages only.
     joining : bool
         Share it with the processes of the same run, instead of holding it alone.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process holds it; `sole_writer` says which.
-    OSError
-        If the file can't be opened.
-    StoreError
-        If it is no regular file, or on a file system without locks.
     """
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:
@@ -69,10 +63,7 @@ class Lock:
     def share(self) -> None:
         """Let other processes join.
 
-        Raises
-        ------
-        BlockingIOError
-            If another process has taken it alone in the moment in which the kind of lock changes.
+        BlockingIOError if another process has taken it alone in the moment in which the kind of lock changes.
         """
         if self._fd is not None:
             flock(self._fd, self._path, shared=True)
@@ -98,12 +89,7 @@ class Lock:
 def flock(fd: int, path: Path, *, shared: bool = False) -> None:
     """Lock an open file, or change its lock, without waiting.
 
-    Raises
-    ------
-    BlockingIOError
-        If another process has it.
-    StoreError
-        If the file system has no locks.
+    BlockingIOError if another process has it; StoreError if the file system has no locks.
     """
     try:
         system.lock(fd, shared=shared)

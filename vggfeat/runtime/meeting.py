@@ -113,7 +113,6 @@ class Watch:
     ----------
     store : torch.distributed.Store
         Of this run and of nobody else in this process: an exchange may block.
-    rank, size : int
     silence : float
         Seconds that a process may be silent, or waited for, before it is named.
     where : str

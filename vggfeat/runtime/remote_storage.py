@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.addresses import (
+    LEAST_RATE,
     address_name,
     attempt,
     open_address,
@@ -19,7 +20,6 @@ from vggfeat.runtime.addresses import (
     size_of,
     time_limit,
 )
-from vggfeat.runtime.public_http import LEAST_RATE
 from vggfeat.runtime.storage import Entry, MissingFileError, StorageSettings
 
 LISTERS = 16
@@ -46,16 +46,12 @@ class _Page(NamedTuple):
 class RemoteStorage:
     """Files below an address.
 
+    ConfigError if nothing reads such an address.
+
     Parameters
     ----------
     root : str
         Address of a folder, for instance s3://bucket/run; it need not exist before something is written.
-    settings : StorageSettings
-
-    Raises
-    ------
-    ConfigError
-        If nothing reads such an address.
     """
 
     def __init__(self, root: str, settings: StorageSettings) -> None:

@@ -198,16 +198,12 @@ class LocalStorage:
 class RangeFile(io.RawIOBase):
     """A file of a storage as a file object: every read is one request; put a buffer before it where reads are small.
 
+    StoreError here and in every read, as the storage does.
+
     Parameters
     ----------
-    storage : Storage
     path : str
         Below the root of the storage.
-
-    Raises
-    ------
-    StoreError
-        Here and in every read, as the storage does.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -247,6 +243,9 @@ def open_storage(
 ) -> Storage:
     """Open what is below a root, which need not exist.
 
+    ConfigError if there is nothing that opens such an address, or it is of a kind that can't be written to; StoreError
+    if the disk can't be written to.
+
     Parameters
     ----------
     root : str or path
@@ -255,13 +254,6 @@ def open_storage(
         Count for what is not on this machine.
     writing : bool
         Whether something is going to be written there.
-
-    Raises
-    ------
-    ConfigError
-        If there is nothing that opens such an address, or it is of a kind that can't be written to.
-    StoreError
-        If the disk can't be written to.
     """
     text = root_text(root)
     if is_remote(text):

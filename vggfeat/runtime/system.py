@@ -17,7 +17,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, reduce
 from importlib import import_module
 from operator import or_
@@ -129,12 +130,7 @@ def lock(fd: int, *, shared: bool = False) -> None:
     Windows shares no locks: the lock of the process that was first stays, and those that join it have none of their
     own.
 
-    Raises
-    ------
-    BlockingIOError
-        If another process has it.
-    OSError
-        If the file system has no locks.
+    BlockingIOError if another process has it; OSError if the file system has no locks.
     """
     if fcntl is not None:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -226,3 +222,33 @@ def peak_memory() -> int:
         return 0
     peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Turns:
+    """A lock of the threads of this process; the thread that holds it may take it again.
+
+    Parameters
+    ----------
+    long : bool
+        Whether a turn may take long. A fork waits for a short turn of another thread to end, so that the child finds
+        what was changed as it was before; it does not wait for a long one. Either way the lock is free in the child.
+    """
+
+    def __init__(self, *, long: bool = False) -> None:
+        self._lock = threading.RLock()
+        if not hasattr(os, "register_at_fork"):
+            return
+        if long:
+            os.register_at_fork(after_in_child=self._renew)
+        else:
+            free = self._lock.release
+            os.register_at_fork(before=self._lock.acquire, after_in_parent=free, after_in_child=free)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the turns of other threads, and hold the lock within."""
+        with self._lock:
+            yield
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()

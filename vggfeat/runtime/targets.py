@@ -44,10 +44,7 @@ def nothing(_: Path) -> bool:
 def check_name(out: Path, option: str = "--out") -> None:
     """Check before the work that an output, and the files written next to it, can have their names.
 
-    Raises
-    ------
-    StoreError
-        If its name is so long that lists and temporary files named after it can't be made.
+    StoreError if its name is so long that lists and temporary files named after it can't be made.
     """
     name = os.fsencode(Path(os.path.realpath(out)).name)
     if len(name) > LONGEST_NAME:
@@ -68,6 +65,8 @@ def check_target(
 ) -> Path:
     """Check that a file may be written, and return where it really is.
 
+    ConfigError if it is an input; StoreError if it may not be replaced, or its name is too long.
+
     Parameters
     ----------
     path : path
@@ -82,13 +81,6 @@ def check_target(
         What those files are, for messages.
     option : str
         Where the name comes from, for messages.
-
-    Raises
-    ------
-    ConfigError
-        If it is an input.
-    StoreError
-        If it may not be replaced, or its name is too long.
     """
     real = Path(os.path.realpath(path))
     check_name(real, option)
@@ -129,6 +121,9 @@ def check_folder(
     Files of these names are ours, and are replaced, where one of them says that it is of the format, where the folder
     has the checksums of a run, or where a command that was stopped has left its claim. A link in it is not ours.
 
+    ConfigError if the folder, or one of the files, is an input; StoreError if one may not be replaced, or the folder is
+    none.
+
     Parameters
     ----------
     folder : path
@@ -139,13 +134,6 @@ def check_folder(
         What "format" begins with in JSON among them.
     inputs, overwrite, option
         As for `check_target`.
-
-    Raises
-    ------
-    ConfigError
-        If the folder, or one of the files, is an input.
-    StoreError
-        If one may not be replaced, or the folder is none.
     """
     real = Path(os.path.realpath(folder))
     check_name(real, option)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError, StoreError, check_choice
 from vggfeat.formats.csv_cells import spreadsheet_cell
 from vggfeat.formats.hdf5 import new_file
-from vggfeat.formats.mat5_write import write_mat5
+from vggfeat.formats.mat5 import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
 from vggfeat.store import KINDS
@@ -38,13 +38,7 @@ _CHUNK_BYTES = 1 << 26
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """Descriptors with all that is known of their rows.
-
-    Raises
-    ------
-    StoreError
-        If the columns differ in length.
-    """
+    """Descriptors with all that is known of their rows; StoreError if the columns differ in length."""
 
     ids: Sequence[str]
     """N unique names."""
@@ -93,6 +87,9 @@ def write(
 ) -> Path:
     """Write a table in the form of another program; the file appears whole or not at all.
 
+    ConfigError if there is no such kind; StoreError if the file exists, the table does not fit the format, or the disk
+    fails.
+
     Parameters
     ----------
     path : path
@@ -107,13 +104,6 @@ def write(
         Put ' before ids, paths, groups and further columns that a spreadsheet would run as formulas.
     files : Files
         Carries out all that changes the disk.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such kind.
-    StoreError
-        If the file exists, the table does not fit the format, or the disk fails.
     """
     check_choice("export", kind, KINDS)
     target = check_target(path, overwrite=overwrite)

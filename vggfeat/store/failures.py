@@ -74,22 +74,18 @@ def write_failures(
 ) -> None:
     """Write the list of failures of a feature file, if it differs; without failures there is none.
 
+    OSError if the disk refuses.
+
     Parameters
     ----------
     out : Path
         The feature file.
-    dataset : DataSet
     failures : mapping of int to str
         Row -> "reason: message".
     files : Files
         Carries out what changes the disk.
     temp : Path, optional
         Name of the list until it is complete; see `vggfeat.runtime.durable.atomic_write`.
-
-    Raises
-    ------
-    OSError
-        If the disk refuses.
     """
     path = failures_path(out)
     ids = dataset.ids

@@ -1,20 +1,25 @@
-"""What makes two runs the same run, and in words how they differ."""
+"""What makes two runs the same run, in words how they differ, and what a run keeps of a finished file that it replaces.
+
+N = rows of the run, n = rows of a shard.
+"""
 
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import UntrustedHDF5, canonical_json, open_hdf5
 from vggfeat.runtime.durable import disk_errors, open_bounded
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import FORMAT, POSTERIORS, Shape
+from vggfeat.store.layout import BLOCK_COLUMNS, FACTS, FORMAT, POSTERIORS, Block, Shape, Status, join_rows, select
 from vggfeat.store.reader import FeatureFile, FileReport
 
 _CHUNK_BYTES = 1 << 24
@@ -68,9 +73,11 @@ def matching(
 ) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
+    ReplaceableError if it is of another run (every difference is named) or damaged; of damage that only the checksums
+    tell, with `sound` alone; StoreError if it is no feature file.
+
     Parameters
     ----------
-    out : Path
     manifest : dict
         As `describe` makes it.
     sound : bool
@@ -79,14 +86,6 @@ def matching(
         Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
     other_rows : bool
         Take it for the same run if images have come or gone, or their labels, splits and the like are others by now.
-
-    Raises
-    ------
-    ReplaceableError
-        If it is of another run (every difference is named) or damaged; of damage that only the checksums tell, with
-        `sound` alone.
-    StoreError
-        If it is no feature file.
     """
     if not os.path.lexists(out):
         return None
@@ -126,10 +125,7 @@ def matching(
 def is_damaged(path: Path) -> bool:
     """Say whether what can't be read as a feature file was one, as far as can be seen, or is HDF5 nobody can read.
 
-    Raises
-    ------
-    StoreError
-        If the disk doesn't give its bytes now, which says nothing of them.
+    StoreError if the disk doesn't give its bytes now, which says nothing of them.
     """
     if not path.is_file():
         return False
@@ -237,13 +233,7 @@ def first_other_row(inputs: Path, dataset: DataSet) -> str:
 
 
 def resolved(out: Path) -> Path:
-    """Follow links to where a file would really be written.
-
-    Raises
-    ------
-    StoreError
-        If that is a folder, or in none.
-    """
+    """Follow links to where a file would really be written; StoreError if that is a folder, or in none."""
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
         raise StoreError(f"{out}: expected a folder {target.parent}, found none; make it first")
@@ -282,3 +272,94 @@ def _short(text: str | None, longest: int = _LONGEST_SHOWN) -> str:
     if _DIGEST.fullmatch(text):
         return f'"{text[1:9]}..."'
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+class Kept:
+    """The rows of a finished file that a run keeps, shard by shard; none until `rows` says so.
+
+    A shard whose rows stand where they stood is kept or computed as a whole, because the other images of a batch change
+    the last bits of an image: so it has the bytes that a new run gives it. In a shard whose rows have moved, as all
+    behind an image that has come, every known row keeps its features, and the others are computed by themselves.
+
+    StoreError if it can't be read.
+
+    Parameters
+    ----------
+    out : Path
+        The file; of another list perhaps, but of the same settings. It stays open until `close`.
+    total : int
+        N.
+    rows : sequence of int, optional
+        As the attribute.
+    """
+
+    def __init__(self, out: Path, total: int, rows: Sequence[int] = ()) -> None:
+        self.file = FeatureFile(out)
+        self.rows = np.array(rows, np.int64) if len(rows) else np.full(total, -1)
+        """(N,) row of the file that a row is, which is done; -1 for one that is computed."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def of_shard(self, rows: range) -> NDArray[np.int64]:
+        """Return for the rows of a shard (n,) the rows of the file that they keep, -1 for those to compute."""
+        found = self.rows[rows.start : rows.stop]
+        known = found >= 0
+        if known.all() or (found != np.array(rows))[known].any():
+            return found
+        return np.full_like(found, -1)
+
+    def left(self, rows: range) -> list[int]:
+        """Rows of a shard that are to be computed."""
+        return [rows[place] for place in np.flatnonzero(self.of_shard(rows) < 0).tolist()]
+
+    def joined(self, rows: range, computed: Block | None = None) -> Block:
+        """Return all rows of a shard: those that are kept, and in their places those that were computed, if any.
+
+        StoreError if others were computed, or the file can't be read.
+        """
+        if computed is not None and len(computed) == len(rows):
+            return computed
+        found = self.of_shard(rows)
+        new, old = np.flatnonzero(found < 0), np.flatnonzero(found >= 0)
+        kept = _block_of(self.file, found[old])
+        if len(new) != (0 if computed is None else len(computed)):
+            raise StoreError(f"{self.file.path}: expected {len(new)} rows beside those that are kept, found others")
+        if computed is None:
+            return kept
+        order = np.argsort(np.concatenate([old, new]))
+        columns = {one.name: (getattr(kept, one.name), getattr(computed, one.name)) for one in BLOCK_COLUMNS}
+        return Block(**{name: select(join_rows(both), order) for name, both in columns.items()})
+
+
+def same_rows(file: FeatureFile, dataset: DataSet) -> NDArray[np.int64]:
+    """Find which row of a file each row of a data set is: that of its id, path and, where boxes have features, box.
+
+    Returns
+    -------
+    (N,) int64
+        -1 where the file has none.
+    """
+    before, parts = file.dataset, 3 if "box" in file.regions else 2
+    places = {name: row for row, name in enumerate(before.ids)}
+    rows = np.array([places.get(name, -1) for name in dataset.ids], dtype=np.int64)
+    for row in np.flatnonzero(rows >= 0).tolist():
+        if before[int(rows[row])][:parts] != dataset[row][:parts]:
+            rows[row] = -1
+    return rows
+
+
+def gone_from(file: FeatureFile, dataset: DataSet) -> list[str]:
+    """Name the samples of a file that a data set no longer has, in the order of the file."""
+    ids = set(dataset.ids)
+    return [name for name in file.dataset.ids if name not in ids]
+
+
+def _block_of(file: FeatureFile, rows: NDArray[np.int64]) -> Block:
+    return Block(features=file.read(rows), **{name: select(getattr(file, name), rows) for name in FACTS})
+
+
+def is_done(file: FeatureFile, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say of rows of a file, -1 for none, whether there is one and it has features."""
+    return (rows >= 0) & (file.status[rows] == Status.DONE)

@@ -87,13 +87,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What one row of features holds.
-
-    Raises
-    ------
-    StoreError
-        If a list is empty or repeats itself, or a number is below 1.
-    """
+    """What one row of features holds; StoreError if a list is empty or repeats itself, or a number is below 1."""
 
     scales: tuple[int, ...]
     """S smallest image sides Q, in pixels."""
@@ -181,8 +175,6 @@ def file_bytes(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
 
     Parameters
     ----------
-    dataset : DataSet
-    shape : Shape
     reason_width : int
         Bytes of the longest reason.
     """
@@ -199,10 +191,7 @@ def file_bytes(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
 def storable(dataset: DataSet) -> DataSet:
     """Check that a feature file can hold a data set, and return it in the one form in which it is stored.
 
-    Raises
-    ------
-    StoreError
-        If it has no sample, or a name that a file can't hold.
+    StoreError if it has no sample, or a name that a file can't hold.
     """
     if not len(dataset):
         raise StoreError(f"{dataset.name}: expected at least one sample, found none")
@@ -224,11 +213,8 @@ def checked(block: Block, rows: int, shape: Shape, where: str) -> Block:
 
     Zeros there would pass for features; NaN stops whoever forgets the status.
 
-    Raises
-    ------
-    StoreError
-        If shapes or types differ, a row is neither done nor failed, a reason is missing, out of place or can't be
-        stored, or a row that is done has a value that is not finite.
+    StoreError if shapes or types differ, a row is neither done nor failed, a reason is missing, out of place or can't
+    be stored, or a row that is done has a value that is not finite.
     """
     lengths = shape.lengths(rows)
     for column in BLOCK_COLUMNS:
@@ -266,6 +252,9 @@ def write_feature_file(
 ) -> None:
     """Write a feature file block by block; equal input gives equal bytes.
 
+    OSError: the first error of the disk; StoreError if the blocks hold another number of rows, or `key` or `provenance`
+    is no JSON.
+
     Parameters
     ----------
     sink : LatchedFile
@@ -282,13 +271,6 @@ def write_feature_file(
         All else that a reader may want to know, as JSON; no times, or equal runs give unequal files.
     reason_width : int
         Bytes of the longest reason in `blocks`.
-
-    Raises
-    ------
-    OSError
-        The first error of the disk.
-    StoreError
-        If the blocks hold another number of rows, or `key` or `provenance` is no JSON.
     """
     texts = {
         "format": FORMAT,
@@ -330,10 +312,7 @@ def write_feature_file(
 def check_layout(source: UntrustedHDF5) -> dict[str, h5py.Dataset]:
     """Check that a file holds exactly what the layout says, and return its data sets by name.
 
-    Raises
-    ------
-    StoreError
-        At the first thing that is missing, unexpected, of another type or shape, or larger than the file.
+    StoreError at the first thing that is missing, unexpected, of another type or shape, or larger than the file.
     """
     if source.text("format") != FORMAT:
         raise source.refuse("format", FORMAT, ascii(source.text("format")))

@@ -254,10 +254,7 @@ def _encode(block: Block, *, index: int, token: str) -> bytes:
 def _decode(raw: bytes, *, rows: int, shape: Shape, index: int, token: str, where: str) -> Block:
     """Turn the bytes of a shard file into its block.
 
-    Raises
-    ------
-    StoreError
-        If a byte is damaged, it is the shard of other rows or of another manifest, or `checked` refuses it.
+    StoreError if a byte is damaged, it is the shard of other rows or of another manifest, or `checked` refuses it.
     """
     image = memoryview(raw)[HEAD:]
     if raw[:HEAD] != _head(image):

@@ -283,13 +283,7 @@ def class_numbers(lists: "pa.ChunkedArray") -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_plan(storage: Storage) -> Plan:
-    """Read the plan of a run.
-
-    Raises
-    ------
-    StoreError
-        If there is none, or it is damaged or of another version.
-    """
+    """Read the plan of a run; StoreError if there is none, or it is damaged or of another version."""
     where = joined(storage.root, PLAN)
     try:
         raw = storage.read(PLAN, 0, _LARGEST_PLAN)

@@ -35,19 +35,13 @@ def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: 
 
     A plan that was not finished is begun anew: what it has left is replaced, part by part.
 
+    DatasetError if the list has no row, an id twice, or a row that fits no plan; StoreError if the folder has a plan of
+    other settings (every difference is named), or the store refuses.
+
     Parameters
     ----------
     draft : Plan
         Without rows.
-    listing : Listing
-    progress : callable
-
-    Raises
-    ------
-    DatasetError
-        If the list has no row, an id twice, or a row that fits no plan.
-    StoreError
-        If the folder has a plan of other settings (every difference is named), or the store refuses.
     """
     known = existing(draft)
     if known is not None:

@@ -349,10 +349,7 @@ class FeatureFile(Features):
 def _open_file(path: Path) -> tuple[h5py.File, int]:
     """Open an HDF5 file for reading, and return it with its size in bytes.
 
-    Raises
-    ------
-    StoreError
-        If it is missing, no regular file, or no HDF5.
+    StoreError if it is missing, no regular file, or no HDF5.
     """
     try:
         state = os.stat(path)
@@ -370,10 +367,7 @@ def _open_file(path: Path) -> tuple[h5py.File, int]:
 def validate(path: str | os.PathLike[str]) -> FileReport:
     """Read a feature file to its end and report what it holds and every problem found.
 
-    Raises
-    ------
-    StoreError
-        If it can't be opened as a feature file at all.
+    StoreError if it can't be opened as a feature file at all.
     """
     with FeatureFile(path) as file:
         return replace(file.report(), problems=tuple(file.problems()))

@@ -76,7 +76,6 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
 
     Parameters
     ----------
-    table : pa.Table
     about : dict
         What the file says of itself, as JSON.
     compression : str
@@ -107,18 +106,14 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
 def unseal(raw: bytes, where: str, kind: str) -> Sealed:
     """Check the bytes of a file and open it.
 
+    StoreError if a byte is damaged, or it is no file of that kind.
+
     Parameters
     ----------
-    raw : bytes
     where : str
         Its name, for messages.
     kind : str
         The "format" that it must say of itself.
-
-    Raises
-    ------
-    StoreError
-        If a byte is damaged, or it is no file of that kind.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

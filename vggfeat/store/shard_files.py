@@ -57,21 +57,16 @@ class Shard(NamedTuple):
 def write_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any], *, again: bool = False) -> Block:
     """Keep the rows of a shard for good, and return them as they are kept; of two that write it the first wins.
 
+    StoreError if the block does not fit the shard, or the store refuses.
+
     Parameters
     ----------
-    plan : Plan
-    shard : int
     block : Block
         All that the net has given: every scale, float32.
     machine : mapping
         What computed it, ready for JSON.
     again : bool
         Replace the shard that is there.
-
-    Raises
-    ------
-    StoreError
-        If the block does not fit the shard, or the store refuses.
     """
     where = f"{plan.where}/{shard_path(shard)}"
     kept = checked(reduced(block, plan), len(plan.rows_of(shard)), plan.stored_shape, where)
@@ -142,10 +137,7 @@ def _holds(sealed: Sealed, values: NDArray[Any]) -> bool:
 def read_shard(plan: Plan, shard: int) -> Shard:
     """Read a finished shard, every byte of it compared with its SHA-256.
 
-    Raises
-    ------
-    StoreError
-        If it is missing, damaged, or of another plan.
+    StoreError if it is missing, damaged, or of another plan.
     """
     sealed = open_shard(plan, shard)
     table = sealed.table(["id", "path", *_FIELDS, "labels"])

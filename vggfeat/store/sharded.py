@@ -1,4 +1,4 @@
-"""Features in shards, read like a feature file: `open_features` opens either.
+"""Features in shards, read like a feature file, or made one: `open_features` opens either.
 
 What is in memory is a row's status, size and digest, the data set, and one shard. Every shard is compared with its
 SHA-256 when it is first used. N = rows, S = scales that are kept, R = regions, C = channels.
@@ -24,6 +24,7 @@ from vggfeat.store.plan import PLAN, Plan, read_plan, shard_path
 from vggfeat.store.reader import FeatureFile, Features, count_reasons
 from vggfeat.store.sealed import merkle_root
 from vggfeat.store.shard_files import Shard, features_of, open_shard, read_shard
+from vggfeat.store.writer import FeatureWriter
 
 _SHOWN = 5
 
@@ -40,15 +41,12 @@ class _Rows(NamedTuple):
 class ShardedFeatures(Features):
     """The features of a run of many shards, all of which are finished.
 
+    StoreError if there is no plan, or a shard is missing.
+
     Parameters
     ----------
     root : str or path
         Folder, or address, of the run.
-
-    Raises
-    ------
-    StoreError
-        If there is no plan, or a shard is missing.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -115,10 +113,7 @@ class ShardedFeatures(Features):
     def shards(self) -> Iterator[Shard]:
         """Read the shards one after the other; nothing but the one that is handed out is in memory.
 
-        Raises
-        ------
-        StoreError
-            While iterating, if one is damaged or missing.
+        StoreError while iterating, if one is damaged or missing.
         """
         for number in range(self.plan.shards):
             yield read_shard(self.plan, number)
@@ -174,10 +169,7 @@ class ShardedFeatures(Features):
 def open_features(path: str | os.PathLike[str]) -> Features:
     """Open a feature file, or the folder of a run in shards.
 
-    Raises
-    ------
-    StoreError
-        If it is missing, not complete, damaged, or of a version that this program does not know.
+    StoreError if it is missing, not complete, damaged, or of a version that this program does not know.
     """
     return ShardedFeatures(path) if is_run(path) else FeatureFile(path)
 
@@ -236,7 +228,6 @@ def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> E
 
     Parameters
     ----------
-    plan : Plan
     each : callable
         Called with every sound shard.
     """
@@ -281,3 +272,43 @@ def _strange(plan: Plan) -> Iterator[str]:
         yield f"{joined(plan.where, path)}: expected shards of the plan alone, found another file; move it away"
     if len(strange) > _SHOWN:
         yield f"{plan.where}: {len(strange) - _SHOWN} more such files"
+
+
+def merge(
+    run: ShardedFeatures,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int, int], None] = lambda done, total, failed: None,
+) -> Path:
+    """Write the feature file of a finished run; one that was stopped is resumed.
+
+    It has the bytes of the file that `vggfeat extract` makes with as many rows a shard, but for what that one says of a
+    precision faster than float32: how near it came.
+
+    ConfigError if the run keeps the mean over the scales alone, of which a feature file has every one; StoreError if a
+    shard is damaged, another file stands in the way, or the disk refuses.
+
+    Parameters
+    ----------
+    overwrite : bool
+        Replace a feature file that is damaged or of other settings.
+    progress : callable
+        Called with rows done, of how many, and how many of them failed.
+    """
+    if run.store != "scales":
+        raise ConfigError(
+            f"{run.path}: expected features of every scale, found their mean alone, which a feature file can't hold; "
+            "plan with --store scales, or take the run as it is: svm, similar and export read it"
+        )
+    run.check()
+    shard_rows = run.plan.settings.shard_rows
+    with FeatureWriter.open(out, run.dataset, run.key, run.shape, shard_rows=shard_rows, overwrite=overwrite) as writer:
+        for shard in writer.pending:
+            writer.append(shard, run.block(writer.rows(shard)))
+            progress(writer.done_rows, writer.total_rows, len(writer.failures))
+        if writer.complete:
+            writer.verify()
+        else:
+            writer.finish(run.provenance)
+        return writer.out

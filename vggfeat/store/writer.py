@@ -20,8 +20,7 @@ from vggfeat.runtime.targets import check_target
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
 from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
-from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
-from vggfeat.store.kept import Kept
+from vggfeat.store.identity import FinishedRun, Kept, ReplaceableError, RunTicket
 from vggfeat.store.layout import Block, Shape, file_bytes, storable, write_feature_file
 from vggfeat.store.parts import PartsFolder
 from vggfeat.store.reader import FeatureFile, validate
@@ -80,6 +79,10 @@ class FeatureWriter:
 
         If `out` is already complete with them, `complete` is True and nothing is pending.
 
+        StoreError if there is something of another key (every difference is named), or no feature file at all; another
+        run is writing it; the data set has a name that can't be stored; the disk is too small or fails; or, with
+        `ticket`, the arguments are not those of that process.
+
         Parameters
         ----------
         out : path
@@ -102,13 +105,6 @@ class FeatureWriter:
             What `share` returned in another process of this run, which has opened the file: take part in its work.
         files : Files
             Carries out all that changes the disk.
-
-        Raises
-        ------
-        StoreError
-            If there is something of another key (every difference is named), or no feature file at all; another run
-            is writing it; the data set has a name that can't be stored; the disk is too small or fails; or, with
-            `ticket`, the arguments are not those of that process.
         """
         target, dataset = identity.resolved(Path(out)), storable(dataset)
         check_target(failures_path(target), ours=is_failures_list, called="a list of failures")
@@ -269,10 +265,7 @@ class FeatureWriter:
     def verify(self) -> None:
         """Compare the complete file with its checksums, if `open` has not, and write its list of failures anew.
 
-        Raises
-        ------
-        StoreError
-            If the file is damaged, or the disk fails.
+        StoreError if the file is damaged, or the disk fails.
         """
         try:
             if not self._read_through:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.turns import Turns
+from vggfeat.runtime.system import Turns
 
 # Of rows that are multiplied, in float64, at a time.
 _ROW_BYTES = 1 << 24

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, short_repr
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
-from vggfeat.short_repr import short_repr
 from vggfeat.svm.arrays import times
 
 MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")

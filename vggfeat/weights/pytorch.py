@@ -12,8 +12,7 @@ from typing import Any
 
 from vggfeat.errors import WeightsError, listed, quoted
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
-from vggfeat.nets.vgg import NETS, NetConfig
-from vggfeat.nets.vgg_bn import BATCH_NORM_NETS
+from vggfeat.nets.vgg import BATCH_NORM_NETS, NETS, NetConfig
 from vggfeat.weights.importing import ParsedNet, Read, Shapes, StateDict
 from vggfeat.weights.match_layers import TOP, as_convolution, match_kernels, usable_top
 
