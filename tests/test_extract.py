@@ -19,7 +19,7 @@ from vggfeat import summary
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import RunSettings, extract_features, run_job
-from vggfeat.forward import rerun, settings, shards
+from vggfeat.forward import rerun, settings
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.rerun import IMAGES, cosines
 from vggfeat.forward.runner import BatchRunner
@@ -369,7 +369,7 @@ def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
 
 @pytest.fixture
 def ahead(monkeypatch):
-    monkeypatch.setattr(shards, "shards_ahead", lambda device: 1)
+    monkeypatch.setattr("vggfeat.extract.shards_ahead", lambda device: 1)
 
 
 def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):

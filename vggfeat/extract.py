@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError, ImageError, counted
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
-from vggfeat.forward.rerun import PrecisionCheck, check_precision, some_of
-from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.rerun import check_precision, some_of
+from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.forward.settings import describe_conditions, describe_made, describe_net, hash_image, hash_sizes
-from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
+from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import RENDERED, DataSet, LabelledImages, is_rendered
 from vggfeat.store.failures import tally
-from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, is_done, same_rows
-from vggfeat.store.layout import Shape
+from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, same_rows
+from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone
@@ -122,12 +122,8 @@ def extract_features(
         If the settings do not go together, or with this device or data set.
     """
     check_boxes(dataset, settings.regions)
-    job = Job(
-        dataset=dataset,
-        images=dataset,
-        runner=feature_runner(backbone, settings, run.device),
-        provenance=MIRROR,
-    )
+    runner = feature_runner(backbone, settings, run.device)
+    job = Job(dataset=dataset, images=dataset, runner=runner, provenance=MIRROR)
     return run_job(job, Path(out), run=run, decode=decode, progress=progress, world=world)
 
 
@@ -223,8 +219,10 @@ def _opened_writer(
 def _keep_rows(writer: FeatureWriter, kept: Kept, job: Job, decode: DecodeSettings) -> None:
     """Keep the rows of the finished file that have features and whose images have not changed since."""
     rows = same_rows(kept.file, job.dataset)
-    kept.rows = np.where(is_done(kept.file, rows), rows, -1)
-    if not _of_same_sizes(kept, rows, job):
+    kept.rows = np.where((rows >= 0) & (kept.file.status[rows] == Status.DONE), rows, -1)
+    now = {before: row for row, before in enumerate(rows.tolist())}
+    places = [job.images.place(now[row]) for row in range(len(kept.file)) if row in now]
+    if len(places) < len(kept.file) or hash_sizes(places) != kept.file.key.get(IMAGE_SIZES):
         for row in itertools.chain.from_iterable(map(writer.rows, writer.pending)):
             digest = kept.file.sha256[kept.rows[row]].tobytes() if kept.rows[row] >= 0 else b""
             if digest and hash_image(job.images.place(row), decode.max_bytes) != digest:
@@ -246,21 +244,13 @@ def _extension_notes(writer: FeatureWriter, job: Job) -> tuple[str, ...]:
     return (told, dropped) if gone else (told,)
 
 
-def _of_same_sizes(kept: Kept, rows: NDArray[np.int64], job: Job) -> bool:
-    """Say whether all images of a finished file, which are `rows` of the list now, have the sizes that they had."""
-    now = {before: row for row, before in enumerate(rows.tolist())}
-    places = [job.images.place(now[row]) for row in range(len(kept.file)) if row in now]
-    return len(places) == len(kept.file) and hash_sizes(places) == kept.file.key.get(IMAGE_SIZES)
-
-
 def write_shards(
     job: Job, writer: FeatureWriter, workers: int, decode: DecodeSettings, progress: Progress | None, world: World
 ) -> None:
     """Compute and write the pending shards, and wait until the other processes have written theirs.
 
-    Afterwards only the first process still holds the writer, which knows what all have made.
-
-    StoreError if the disk refuses.
+    Afterwards only the first process still holds the writer, which knows what all have made. StoreError if the disk
+    refuses.
     """
     runner, pending, is_main = job.runner, writer.pending, world.is_main
     shards = pending[world.rank :: world.size]
@@ -297,16 +287,12 @@ def _finish(job: Job, writer: FeatureWriter, key: dict[str, Any], workers: int, 
     if is_rendered(job.images.root):
         told["images"] = RENDERED
     if job.check_precision and job.runner.settings.precision != "fp32":
-        told["float32_cosine"] = _check_precision(job, writer, workers, decode)._asdict()
+        # A run that is killed and resumed finds the same.
+        rows = some_of(np.setdiff1d(np.arange(writer.total_rows), list(writer.failures)))
+        features = [writer.features(row) for row in rows]
+        check = check_precision(job.runner, job.requests(rows.tolist()), features, workers, decode)
+        told["float32_cosine"] = check._asdict()
     writer.finish(told)
-
-
-def _check_precision(job: Job, writer: FeatureWriter, workers: int, decode: DecodeSettings) -> PrecisionCheck:
-    """Compute some rows again in float32; a run that is killed and resumed finds the same."""
-    done = np.setdiff1d(np.arange(writer.total_rows), list(writer.failures))
-    rows = some_of(done)
-    features = [writer.features(row) for row in rows]
-    return check_precision(job.runner, job.requests(rows.tolist()), features, workers, decode)
 
 
 def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:
@@ -320,3 +306,71 @@ def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:
         **describe_net(job.runner.backbone, job.runner.settings),
         **describe_conditions(job.runner.device, decode, places),
     }
+
+
+def shard_blocks(
+    runner: BatchRunner,
+    shards: Iterable[tuple[int, Sequence[Request]]],
+    shape: Shape,
+    most: int,
+    workers: int,
+    decode: DecodeSettings,
+    progress: Callable[[float], None] | None = None,
+    fetched: Callable[[Iterator[Request]], Iterator[Request | ImageError]] = iter,
+) -> Iterator[tuple[int, Block]]:
+    """Compute shards, one after the other, in one stream of images, and yield each as soon as it is there.
+
+    Who makes a shard, and what becomes of it, does not matter here: it has the same bits whoever asks.
+
+    Parameters
+    ----------
+    shards : iterable of (int, sequence of Request)
+        Number and images of each; drawn no further ahead than images are decoded.
+    shape : Shape
+        Of a row.
+    most : int
+        Images of the largest shard.
+    workers : int
+        Processes that decode.
+    progress : callable, optional
+        As for `BatchRunner.blocks`; not called on a GPU, whose work lies ahead of what is done.
+    fetched : callable
+        Gets the bytes of images that are not on this machine, in order.
+    """
+    ahead = shards_ahead(runner.device)
+    decoded, launched, named = itertools.tee(shards, 3)
+    with Decoder(workers, decode, ahead=images_ahead(ahead, most)) as decoder:
+        images = decoder.stream(fetched(itertools.chain.from_iterable(requests for _, requests in decoded)))
+        lengths = (len(requests) for _, requests in launched)
+        blocks = runner.blocks(images, lengths, ahead=ahead, progress=None if ahead else progress)
+        for (shard, requests), block in zip(named, blocks, strict=True):
+            yield shard, to_block(block, shape, requests)
+
+
+def shards_ahead(device: torch.device) -> int:
+    """Return how many shards are launched before the rows of one are waited for: one on a GPU, so that it has work."""
+    return int(device.type != "cpu")
+
+
+def images_ahead(shards: int, rows: int) -> int:
+    """Return how many images are decoded before they are asked for, so that a launch finds those of its shard."""
+    return (1 + shards) * rows if shards else 0
+
+
+def to_block(rows: Sequence[Row], shape: Shape, requests: Iterable[Request]) -> Block:
+    """Turn the rows of a shard into what the store keeps.
+
+    The name of the file is left out of the reason: the row has it, and a place on one machine says nothing later.
+    """
+    features = np.full((len(rows), *shape.dims), np.nan, dtype=np.float32)
+    for index, row in enumerate(rows):
+        if row.features is not None:
+            features[index] = row.features
+    names = [" ".join(shown(request.name).split()) for request in requests]
+    return Block(
+        features=features,
+        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
+        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
+        sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
+        sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
+    )

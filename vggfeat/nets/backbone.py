@@ -134,7 +134,7 @@ class Backbone:
         return f"Backbone({self.source}, {self.model!r}{trained}, SHA-256 {self.sha256[:12]}...)"
 
     def check_layer(self, layer: str) -> None:
-        """Check that the net has a map; ConfigError if it has not, which says why, if the file had not all of its layers."""
+        """Check that the net has a map; ConfigError, which says why it may have none, if it has not."""
         if layer in self.model.maps:
             return
         reasons = {"without": "has no", NOT_FINITE: "has NaN or infinity in"}

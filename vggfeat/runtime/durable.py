@@ -34,47 +34,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Files:
-    """The calls that change the disk, one method each, so that a test can make any of them fail."""
+    """The calls that change the disk, one each, so that a test can make any of them fail."""
 
     def create(self, path: Path) -> int:
         """Open a new file for reading and writing; one that exists is an error."""
         return os.open(path, _NEW, 0o666)
 
-    def write(self, fd: int, data: memoryview, offset: int) -> int:
-        """Write some of `data` at `offset`; return how many bytes."""
-        return system.write_at(fd, data, offset)
-
-    def truncate(self, fd: int, size: int) -> None:
-        """Set the size of an open file."""
-        os.ftruncate(fd, size)
-
-    def sync(self, fd: int) -> None:
-        """Wait until the bytes of an open file are on the disk."""
-        system.sync(fd)
-
-    def sync_folder(self, folder: Path) -> None:
-        """Wait until the names in a folder are on the disk."""
-        system.sync_folder(folder)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename a file in one step, replacing any file of that name."""
-        os.replace(source, target)
-
-    def remove(self, path: Path) -> None:
-        """Remove one file."""
-        os.unlink(path)
-
-    def make_folder(self, folder: Path) -> None:
-        """Make one folder."""
-        os.mkdir(folder)
-
-    def remove_folder(self, folder: Path) -> None:
-        """Remove one empty folder."""
-        os.rmdir(folder)
-
-    def free(self, folder: Path) -> int:
-        """Bytes that an ordinary user can still write there."""
-        return system.free_bytes(folder)
+    write = staticmethod(system.write_at)
+    truncate = staticmethod(os.ftruncate)
+    sync = staticmethod(system.sync)
+    sync_folder = staticmethod(system.sync_folder)
+    rename = staticmethod(os.replace)
+    remove = staticmethod(os.unlink)
+    make_folder = staticmethod(os.mkdir)
+    remove_folder = staticmethod(os.rmdir)
+    free = staticmethod(system.free_bytes)
 
 
 DISK = Files()
@@ -102,13 +76,7 @@ class LatchedFile(io.RawIOBase):
         """Return True."""
         return True
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
+    writable = seekable = readable
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to a byte; it can't fail."""

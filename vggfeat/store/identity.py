@@ -19,7 +19,7 @@ from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import UntrustedHDF5, canonical_json, open_hdf5
 from vggfeat.runtime.durable import disk_errors, open_bounded
 from vggfeat.samples import DataSet
-from vggfeat.store.layout import BLOCK_COLUMNS, FACTS, FORMAT, POSTERIORS, Block, Shape, Status, join_rows, select
+from vggfeat.store.layout import BLOCK_COLUMNS, FACTS, FORMAT, POSTERIORS, Block, Shape, join_rows, select
 from vggfeat.store.reader import FeatureFile, FileReport
 
 _CHUNK_BYTES = 1 << 24
@@ -323,7 +323,8 @@ class Kept:
             return computed
         found = self.of_shard(rows)
         new, old = np.flatnonzero(found < 0), np.flatnonzero(found >= 0)
-        kept = _block_of(self.file, found[old])
+        facts = {name: select(getattr(self.file, name), found[old]) for name in FACTS}
+        kept = Block(features=self.file.read(found[old]), **facts)
         if len(new) != (0 if computed is None else len(computed)):
             raise StoreError(f"{self.file.path}: expected {len(new)} rows beside those that are kept, found others")
         if computed is None:
@@ -354,12 +355,3 @@ def gone_from(file: FeatureFile, dataset: DataSet) -> list[str]:
     """Name the samples of a file that a data set no longer has, in the order of the file."""
     ids = set(dataset.ids)
     return [name for name in file.dataset.ids if name not in ids]
-
-
-def _block_of(file: FeatureFile, rows: NDArray[np.int64]) -> Block:
-    return Block(features=file.read(rows), **{name: select(getattr(file, name), rows) for name in FACTS})
-
-
-def is_done(file: FeatureFile, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say of rows of a file, -1 for none, whether there is one and it has features."""
-    return (rows >= 0) & (file.status[rows] == Status.DONE)
