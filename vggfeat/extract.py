@@ -31,9 +31,9 @@ from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.targets import check_name
 from vggfeat.samples import RENDERED, DataSet, LabelledImages, is_rendered
-from vggfeat.store.failures import tally
 from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, same_rows
 from vggfeat.store.layout import Block, Shape, Status
+from vggfeat.store.parts import tally
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone

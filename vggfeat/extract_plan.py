@@ -71,26 +71,10 @@ def make_plan(
     progress : callable
         Called with the rows that are planned so far.
     """
-    return write_plan(_draft(listing, backbone, storage, settings, plan, decode), listing, progress)
-
-
-def add_to_plan(plan: Plan, listing: Listing, progress: Callable[[int], None] = lambda rows: None) -> Plan:
-    """Plan what is new in a list; see `vggfeat.store.planning.extend_plan`."""
-    return extend_plan(replace(plan, root=listing.root), listing, progress)
-
-
-def _draft(
-    listing: Listing,
-    backbone: Backbone,
-    storage: Storage,
-    settings: ExtractionSettings,
-    plan: PlanSettings,
-    decode: DecodeSettings,
-) -> Plan:
     backbone.check_layer(settings.layer)
     channels = backbone.model.maps[settings.layer].channels
     made = describe_made(backbone, settings, settings.sides(backbone.model))
-    return Plan(
+    draft = Plan(
         storage=storage,
         key=json.loads(canonical_json(_key(backbone, settings, decode), "key")),
         provenance=json.loads(canonical_json({**made, **MIRROR, **listing.marks}, "provenance")),
@@ -100,15 +84,15 @@ def _draft(
         task=listing.task,
         classes=listing.classes,
         root=listing.root,
-        splits={},
-        columns=(),
-        grouped=False,
-        boxed=False,
         boxes_as_stored=listing.boxes_as_stored,
-        image_sizes="",
-        parts=(),
         options=dict(listing.options),
     )
+    return write_plan(draft, listing, progress)
+
+
+def add_to_plan(plan: Plan, listing: Listing, progress: Callable[[int], None] = lambda rows: None) -> Plan:
+    """Plan what is new in a list; see `vggfeat.store.planning.extend_plan`."""
+    return extend_plan(replace(plan, root=listing.root), listing, progress)
 
 
 def _key(backbone: Backbone, settings: ExtractionSettings, decode: DecodeSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -42,6 +42,8 @@ PART_SHARDS = 16
 """Shards whose rows are in one part."""
 Store = Literal["scales", "mean"]
 DType = Literal["float32", "float16"]
+_PLAIN = ("name", "splits", "grouped", "boxed", "boxes_as_stored")
+"""Fields that plan.json has as they are, below "dataset"."""
 _LARGEST_PLAN = 1 << 28
 _SHARD = re.compile(r"features/\d{3,}/part-(\d{6,})\.parquet")
 
@@ -82,18 +84,18 @@ class Plan:
     classes: tuple[str, ...]
     root: str
     """Where the images are."""
-    splits: dict[str, int]
+    splits: dict[str, int] = field(default_factory=dict)
     """Name -> rows."""
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
     """Names of further columns."""
-    grouped: bool
+    grouped: bool = False
     """Whether rows have groups."""
-    boxed: bool
+    boxed: bool = False
     """Whether rows have boxes."""
     boxes_as_stored: bool
-    image_sizes: str
+    image_sizes: str = ""
     """SHA-256 over the sizes of the images, a line each."""
-    parts: tuple[tuple[int, str], ...]
+    parts: tuple[tuple[int, str], ...] = ()
     """Rows and digest of each part."""
     options: dict[str, Any] = field(default_factory=dict)
     """`vggfeat.listing.Listing.options`."""
@@ -231,16 +233,12 @@ class Plan:
             **self.decisive(),
             "provenance": self.provenance,
             "dataset": {
-                "name": self.name,
                 "task": str(self.task),
                 "classes": list(self.classes),
-                "splits": self.splits,
                 "columns": list(self.columns),
-                "grouped": self.grouped,
-                "boxed": self.boxed,
-                "boxes_as_stored": self.boxes_as_stored,
                 "image_sizes_sha256": self.image_sizes,
                 "options": self.options,
+                **{name: getattr(self, name) for name in _PLAIN},
             },
             "root": self.root,
             "rows": self.rows,
@@ -331,22 +329,12 @@ def _plan(storage: Storage, content: dict[str, Any]) -> Plan:
         provenance=content["provenance"],
         shape=Shape(scales=tuple(content["scales"]), regions=tuple(content["regions"]), channels=content["channels"]),
         settings=PlanSettings(shard_rows=content["shard_rows"], store=content["store"], dtype=content["dtype"]),
-        name=data["name"],
         task=Task(data["task"]),
         classes=tuple(data["classes"]),
-        root=content["root"],
-        splits=data["splits"],
         columns=tuple(data["columns"]),
-        grouped=data["grouped"],
-        boxed=data["boxed"],
-        boxes_as_stored=data["boxes_as_stored"],
+        root=content["root"],
         image_sizes=data["image_sizes_sha256"],
         parts=tuple((part["rows"], part["sha256"]) for part in content["parts"]),
         options=data.get("options", {}),
+        **{name: data[name] for name in _PLAIN},
     )
-
-
-def ids_of(plan: Plan) -> Iterable[list[str]]:
-    """Yield the ids of a plan, part by part."""
-    for number in range(len(plan.parts)):
-        yield plan.part(number)["id"].to_pylist()

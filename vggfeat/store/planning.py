@@ -16,7 +16,7 @@ from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.listing import FURTHER, LABELS, Listing, complete_batch
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
-from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, ids_of, part_path, read_plan
+from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, part_path, read_plan
 from vggfeat.store.sealed import digest_of, seal
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: N
         raise DatasetError(f"{old.where}: expected the data set of the plan, {old.name}, {old.task}, found {found}")
     classes = (*old.classes, *(name for name in listing.classes if name not in old.classes))
     with IdHashes() as known, IdHashes() as now:
-        for ids in ids_of(old):
-            known.add(ids)
+        for part in range(len(old.parts)):
+            known.add(old.part(part)["id"].to_pylist())
         for batch in listing.batches():
             now.add(batch["id"].to_pylist())
         fresh = now.beyond(known)
@@ -124,7 +124,8 @@ def _written(draft: Plan, listing: Listing, hashes: "IdHashes", progress: Progre
     tally = _Tally(draft, listing.splits)
     parts = list(draft.parts)
     rows = draft.rows
-    for table in _parts(_completed(listing), draft.settings.shard_rows * PART_SHARDS):
+    complete = (complete_batch(batch, listing.root) for batch in listing.batches())
+    for table in _parts(complete, draft.settings.shard_rows * PART_SHARDS):
         tally.add(table, f"{listing.root} (row {rows})")
         with disk_errors(Path(tempfile.gettempdir()), "keeping hashes of ids", "make room there, or set TMPDIR"):
             hashes.add(table["id"].to_pylist())
@@ -136,11 +137,6 @@ def _written(draft: Plan, listing: Listing, hashes: "IdHashes", progress: Progre
         rows += len(table)
         progress(rows)
     return tally.plan(tuple(parts))
-
-
-def _completed(listing: Listing) -> Iterator["pa.Table"]:
-    for batch in listing.batches():
-        yield complete_batch(batch, listing.root)
 
 
 def _parts(tables: Iterator["pa.Table"], rows: int) -> Iterator["pa.Table"]:

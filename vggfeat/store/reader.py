@@ -73,25 +73,29 @@ class Features(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @property
     @abstractmethod
+    def _fact(self, name: str) -> Any:
+        """Return one of `vggfeat.store.layout.FACTS`, of all rows."""
+
+    @property
     def status(self) -> NDArray[np.uint8]:
         """(N,) values of `vggfeat.store.layout.Status`."""
+        return self._fact("status")
 
     @property
-    @abstractmethod
     def reasons(self) -> tuple[str, ...]:
         """N reasons, empty where a row did not fail."""
+        return self._fact("reasons")
 
     @property
-    @abstractmethod
     def sizes(self) -> NDArray[np.int32]:
         """(N, 2) height and width of the image in pixels, 0 where it gave none."""
+        return self._fact("sizes")
 
     @property
-    @abstractmethod
     def sha256(self) -> NDArray[np.uint8]:
         """(N, 32) digest of the image file's bytes."""
+        return self._fact("sha256")
 
     @property
     @abstractmethod
@@ -186,7 +190,7 @@ class FeatureFile(Features):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path, self._facts = Path(path), dict[str, Any]()
         self._file, size = _open_file(self.path)
         try:
             with hdf5_errors(str(self.path)):
@@ -225,30 +229,13 @@ class FeatureFile(Features):
         with self._errors():
             return self._source.text("features_sha256")
 
-    @cached_property
-    def status(self) -> NDArray[np.uint8]:
-        """(N,) values of `vggfeat.store.layout.Status`."""
-        status: NDArray[np.uint8] = self._values("status")
-        if status.size and status.max() > max(Status):
-            raise self._source.refuse("status", "0, 1 or 2", status.max())
-        return status
-
-    @cached_property
-    def reasons(self) -> tuple[str, ...]:
-        """N reasons, empty where a row did not fail."""
-        return tuple(self._values("reasons"))
-
-    @cached_property
-    def sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of the image in pixels, 0 where it gave none."""
-        sizes: NDArray[np.int32] = self._values("sizes")
-        return sizes
-
-    @cached_property
-    def sha256(self) -> NDArray[np.uint8]:
-        """(N, 32) digest of the image file's bytes."""
-        digests: NDArray[np.uint8] = self._values("sha256")
-        return digests
+    def _fact(self, name: str) -> Any:
+        if name not in self._facts:
+            values = self._values(name)
+            if name == "status" and values.size and values.max() > max(Status):
+                raise self._source.refuse("status", "0, 1 or 2", values.max())
+            self._facts[name] = values
+        return self._facts[name]
 
     @cached_property
     def dataset(self) -> DataSet:

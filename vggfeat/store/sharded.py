@@ -76,29 +76,8 @@ class ShardedFeatures(Features):
         """Smallest image sides Q, in pixels, that features were computed at."""
         return self.plan.shape.scales
 
-    @property
-    def status(self) -> NDArray[np.uint8]:
-        """(N,) values of `vggfeat.store.layout.Status`."""
-        status: NDArray[np.uint8] = self._rows.facts["status"]
-        return status.copy()
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """N reasons, empty where a row did not fail."""
-        reasons: tuple[str, ...] = self._rows.facts["reasons"]
-        return reasons
-
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of the image in pixels, 0 where it gave none."""
-        sizes: NDArray[np.int32] = self._rows.facts["sizes"]
-        return sizes
-
-    @property
-    def sha256(self) -> NDArray[np.uint8]:
-        """(N, 32) digest of the image file's bytes."""
-        digests: NDArray[np.uint8] = self._rows.facts["sha256"]
-        return digests
+    def _fact(self, name: str) -> Any:
+        return self._rows.facts[name]
 
     @cached_property
     def dataset(self) -> DataSet:
@@ -135,8 +114,7 @@ class ShardedFeatures(Features):
 
     def problems(self) -> Iterator[str]:
         """Read everything and yield, a sentence each, what does not fit what is said of it."""
-        found = examine(self.plan)
-        yield from found.problems
+        yield from examine(self.plan).problems
 
     def check(self) -> None:
         """Compare with its SHA-256 every shard that was not yet read; StoreError at the first that is damaged."""

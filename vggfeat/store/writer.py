@@ -19,10 +19,9 @@ from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors
 from vggfeat.runtime.targets import check_target
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
-from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
 from vggfeat.store.identity import FinishedRun, Kept, ReplaceableError, RunTicket
 from vggfeat.store.layout import Block, Shape, file_bytes, storable, write_feature_file
-from vggfeat.store.parts import PartsFolder
+from vggfeat.store.parts import PartsFolder, failures_of, failures_path, is_failures_list, write_failures
 from vggfeat.store.reader import FeatureFile, validate
 
 
