@@ -82,16 +82,9 @@ def stream_descriptors(
     """Open feature files for going through their descriptors, as `vggfeat.table.read_descriptors` makes them.
 
     The files are compared with their checksums once, stay open inside the `with` statement, and must not change there.
-
-    StoreError, ConfigError as `read_descriptors`; ConfigError, in all processes, if they have not the same features.
-
-    Parameters
-    ----------
-    paths, join, normalisation, regions
-        As of `read_descriptors`.
-    world : World, optional
-        Processes that go through the rows together: each calls this, trains the same with the solver stream, and reads
-        some of the rows.
+    The processes of a world go through the rows together: each calls this, trains the same with the solver stream, and
+    reads some of the rows. StoreError, ConfigError as `read_descriptors`; ConfigError, in all processes, if they have
+    not the same features.
     """
     with open_aligned(paths, join, normalisation, regions) as aligned:
         shape, about = (len(aligned.dataset), aligned.length), aligned.about(regions)

@@ -59,17 +59,9 @@ def make_plan(
 ) -> Plan:
     """Plan the extraction of a list of images, unless that is done already; nothing is computed.
 
-    ConfigError, DatasetError if the settings do not go together, or with the list; StoreError if a run of other
-    settings is there, or the store refuses.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        The net, which the plan names by its SHA-256.
-    storage : Storage
-        Where the run is to be.
-    progress : callable
-        Called with the rows that are planned so far.
+    The plan names the net by its SHA-256. `storage` is where the run is to be; `progress` is called with the rows that
+    are planned so far. ConfigError, DatasetError if the settings do not go together, or with the list; StoreError if a
+    run of other settings is there, or the store refuses.
     """
     backbone.check_layer(settings.layer)
     channels = backbone.model.maps[settings.layer].channels
@@ -100,25 +92,12 @@ def _key(backbone: Backbone, settings: ExtractionSettings, decode: DecodeSetting
 
 
 class ShardWorker:
-    """A net on a device of this machine, that computes shards of a plan.
+    """The net of a plan on a device of this machine, that computes shards of it.
 
-    StoreError if net, settings or versions are not those of the plan (every difference is named), or the machine is
-    not.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        The net of the plan.
-    workers : int
-        Processes that decode.
-    timeout : float
-        Seconds an image.
-    mixed : bool
-        Whether the machine may be of another kind than the one that computed the first shard.
-    again : bool
-        Compute shards again that have rows which failed, and replace them.
-    root : str, optional
-        Where the images are, if not where the plan says.
+    `workers` processes decode, `timeout` seconds an image. With `mixed`, the machine may be of another kind than the
+    one that computed the first shard; with `again`, shards that have rows which failed are computed again, and
+    replaced. `root` is where the images are, if not where the plan says. StoreError if net, settings or versions are
+    not those of the plan (every difference is named), or the machine is not.
     """
 
     def __init__(
@@ -148,12 +127,8 @@ class ShardWorker:
     def compute(self, shards: Iterable[int], progress: Callable[[float], None] | None = None) -> Iterator[ShardResult]:
         """Compute shards, those left out that are there already, and yield what became of each once it is kept.
 
-        Parameters
-        ----------
-        shards : iterable of int
-            Drawn one by one, shortly before they are computed.
-        progress : callable, optional
-            Called with the images of the shard at work that are done; on a CPU alone.
+        Their numbers are drawn one by one, shortly before they are computed. `progress` is called with the images of
+        the shard at work that are done; on a CPU alone.
         """
         plan = self.plan
         parts = ((shard, self.requests(shard)) for shard in shards if self._is_open(shard))

@@ -101,17 +101,9 @@ class FeatureDataset(Dataset[Pair]):
         return [(one, self._labels[index]) for one, index in zip(descriptors, indices, strict=True)]
 
     def shuffled(self, seed: int) -> list[int]:
-        """Draw an order of all entries in which those of a shard follow one another; of a file any order.
+        """Draw an order of all entries, each once, as the `sampler` of a loader; with another seed in each epoch.
 
-        Parameters
-        ----------
-        seed : int
-            Another one in each epoch.
-
-        Returns
-        -------
-        list of int
-            Each entry once, as the `sampler` of a loader.
+        Those of a shard follow one another; of a file it is any order.
         """
         rng = np.random.default_rng(seed)
         features = self._file()

@@ -270,14 +270,9 @@ class ClassificationSet:
 
 
 def rank_by_hash(prefix: str, names: tuple[str, ...] | list[str]) -> list[str]:
-    """Order names by the SHA-256 of "prefix/name": a shuffle that every language can repeat.
+    """Order unique names by the SHA-256 of "prefix/name": a shuffle that every language can repeat.
 
-    Parameters
-    ----------
-    prefix : str
-        For the Caltech splits, "seed/class".
-    names : sequence of str
-        Unique names.
+    For the Caltech splits the prefix is "seed/class".
     """
     return sorted(
         names, key=lambda name: hashlib.sha256(f"{prefix}/{name}".encode("utf-8", "surrogateescape")).hexdigest()

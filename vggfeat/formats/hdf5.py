@@ -31,17 +31,7 @@ _ROWS_AT_A_TIME = 65536
 
 
 class UntrustedHDF5:
-    """An open HDF5 file whose parts are checked before they are read.
-
-    Parameters
-    ----------
-    file : h5py.File
-        Open for reading.
-    where : str
-        Its name, for messages.
-    size : int
-        Bytes that the file really has.
-    """
+    """An open HDF5 file, `where` in messages, of really `size` bytes, whose parts are checked before they are read."""
 
     def __init__(self, file: h5py.File, where: str, size: int) -> None:
         self.file, self.where, self.size = file, where, size
@@ -65,21 +55,11 @@ class UntrustedHDF5:
         return names
 
     def column(self, group: h5py.Group, name: str, dims: tuple[int | None, ...], dtype: str) -> h5py.Dataset:
-        """Return a data set that is safe to read.
+        """Return a data set that is safe to read, of a group whose `members` were checked.
 
+        `dims` is the expected shape, in which None fits any length; `dtype` a numpy type name such as "<f4", or `TEXT`.
         StoreError if it is of another shape or type, is not stored in this file alone, as plain bytes, or declares more
         bytes than the file has.
-
-        Parameters
-        ----------
-        group : h5py.Group
-            Its `members` were checked.
-        name : str
-            Name in `group`.
-        dims : tuple of int or None
-            Expected shape; None fits any length.
-        dtype : str
-            A numpy type name such as "<f4", or `TEXT`.
         """
         data = group.get(name)
         if not isinstance(data, h5py.Dataset):
@@ -242,18 +222,9 @@ def new_data_set(group: h5py.Group, name: str, dims: tuple[int, ...], dtype: Any
 
 
 class ChecksummedDataset:
-    """A data set that is filled from row 0 on, with the SHA-256 of its bytes.
+    """A data set of a group that is filled from row 0 on, with the SHA-256 of its bytes.
 
-    Parameters
-    ----------
-    group : h5py.Group
-        Where to create it.
-    dims : tuple of int
-        Final shape.
-    dtype : str
-        A numpy type name, little-endian, or `TEXT`.
-    width : int
-        Bytes of the longest text.
+    `dims` is its final shape; `dtype` a numpy type name, little-endian, or `TEXT`, of at most `width` bytes each.
     """
 
     def __init__(self, group: h5py.Group, name: str, dims: tuple[int, ...], dtype: str, width: int = 0) -> None:

@@ -68,20 +68,11 @@ class Other:
 
 
 def read_mat(path: Path, wanted: Collection[str]) -> dict[str, Any]:
-    """Read some variables of a file.
+    """Read the wanted variables of a file; all others are passed over.
 
-    WeightsError if it is damaged, of another version, inflates to far more than its size, or can't be read.
-
-    Parameters
-    ----------
-    wanted : names
-        Of variables; all others are passed over.
-
-    Returns
-    -------
-    dict
-        Cells become lists, structs dictionaries, arrays of structs lists of them, texts str, numbers `Numbers`, and
-        all else `Other`.
+    Cells become lists, structs dictionaries, arrays of structs lists of them, texts str, numbers `Numbers`, and all
+    else `Other`. WeightsError if it is damaged, of another version, inflates to far more than its size, or can't be
+    read.
     """
     try:
         with path.open("rb") as file:

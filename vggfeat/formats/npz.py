@@ -39,17 +39,10 @@ class Wanted(NamedTuple):
 
 
 def read_arrays(file: BinaryIO, wanted: Mapping[str, Wanted], most: int) -> dict[str, NDArray[Any]]:
-    """Read those of the wanted arrays that are there; nothing else of the file is unpacked.
+    """Read those of the wanted arrays, by name, that are there; nothing else of the file is unpacked.
 
     ValueError or another of `UNREADABLE` if one is another, compressed in a way that NumPy does not write, or damaged,
-    or they are larger.
-
-    Parameters
-    ----------
-    wanted : mapping
-        Name -> what it should be.
-    most : int
-        Bytes that all of them together may have.
+    or if all of them together have more than `most` bytes.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
@@ -117,14 +110,9 @@ def list_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def read_member(path: Path, name: str, most: int | None = None) -> bytes:
-    """Read a member of an archive.
+    """Read a member of an archive, of `most` bytes; by default what a trained net of the archive's size could have.
 
     WeightsError if there is none of that name, it is damaged, or it says that it has more bytes.
-
-    Parameters
-    ----------
-    most : int, optional
-        Bytes that it may have; by default what the weights of a net of the archive's size could have.
     """
     most = most or MOST_INFLATED * path.stat().st_size + _ALLOWANCE
     with _archive(path) as archive:

@@ -27,15 +27,7 @@ class Span(NamedTuple):
 
 
 class ProtobufFile:
-    """An open file that is one message.
-
-    Parameters
-    ----------
-    path : Path
-        For error messages.
-    file : binary file
-        Open for reading, buffered.
-    """
+    """An open file that is one message: a binary file, buffered, and its path for error messages."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file

@@ -103,14 +103,8 @@ def posterior_runner(
 ) -> BatchRunner:
     """Put a net on a device, ready to turn images into class posteriors, (S, 1, K) an image.
 
-    ConfigError if the device is not there or can't compute in that precision.
-
-    Parameters
-    ----------
-    device : str
-        cpu, cuda, cuda:1, ...
-    order : (K,) array of int, optional
-        Channel of fc8 for every class. By default the net's own order.
+    `order` (K,) is the channel of fc8 for every class, by default the net's own order. ConfigError if the device is not
+    there or can't compute in that precision.
     """
     channels = np.arange(backbone.model.num_classes) if order is None else order
     head = PosteriorHead(settings, to_device(torch.from_numpy(channels), checked_device(device, settings.precision)))

@@ -149,15 +149,7 @@ def check_precision(
 def cosine_to_float32(
     exact: BatchRunner, images: Iterable[DecodedImage | ImageError], features: Sequence[NDArray[np.float32] | None]
 ) -> PrecisionCheck:
-    """Compute images again in float32, and compare.
-
-    Parameters
-    ----------
-    exact : BatchRunner
-        The same net and settings in float32.
-    features : sequence of (S, R, C) or None
-        What the run made of them.
-    """
+    """Compute images again by a runner in float32, and compare with their features (S, R, C), or None."""
     pairs = zip(exact.rows(images), features, strict=True)
     found = [cosines(row.features, other) for row, other in pairs if row.features is not None and other is not None]
     return PrecisionCheck(float(min(values.min() for values in found)) if found else None, len(found))

@@ -27,13 +27,10 @@ FEW_CHANNELS = 32
 def dense(layer: nn.Module, x: Tensor) -> Tensor:
     """Run an `nn.Conv2d` without padding, of stride 1, on a map (N, C, H, W): layers 6 to 8.
 
-    oneDNN, which convolves for PyTorch on a CPU, brings the weights into an order of its own at every call: 411 MB in
-    fc6 of net D. But these are a matrix as they lie, and the windows of a map are the rows of another. Their product
-    differs from the convolution by rounding alone.
-
-    Returns
-    -------
-    Tensor (N, channels of the layer, h, w), h = H - K + 1 and w = W - K + 1
+    Returns (N, channels of the layer, h, w), with h = H - K + 1 and w = W - K + 1. oneDNN, which convolves for PyTorch
+    on a CPU, brings the weights into an order of its own at every call: 411 MB in fc6 of net D. But these are a matrix
+    as they lie, and the windows of a map are the rows of another. Their product differs from the convolution by
+    rounding alone.
     """
     if not _in_inference():
         return layer(x)
@@ -50,14 +47,10 @@ def dense(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, *, ceil: bool) -> Tensor:
-    """Return the maxima of a map (N, C, H, W) over squares of 2 x 2, the same bits in either way.
+    """Return the maxima of a map (N, C, H, W) over squares of 2 x 2, (N, C, h, w), the same bits in either way.
 
-    PyTorch's own pooling works out where each maximum is as well, and is slow where channels are few.
-
-    Returns
-    -------
-    Tensor (N, C, h, w)
-        h and w are halves of H and W, rounded up with `ceil`, else down.
+    h and w are halves of H and W, rounded up with `ceil`, else down. PyTorch's own pooling works out where each maximum
+    is as well, and is slow where channels are few.
     """
     if _in_inference() and _on_cpu_with_channels_last(x) and x.shape[1] <= FEW_CHANNELS and min(x.shape[2:]) > 1:
         return _halved(_halved(x, 2, ceil), 3, ceil)

@@ -63,12 +63,8 @@ def client_maker(allow_private: bool, timeout: float) -> Callable[..., Awaitable
 def read_http(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
     """Read a file, or a part of it; the file of a server that knows no parts is read up to the last byte asked for.
 
-    Lets out FileNotFoundError, TimeoutError, OSError and aiohttp.ClientError.
-
-    Parameters
-    ----------
-    timeout : float
-        Seconds until the first byte; after it each byte buys the time that it takes at the least rate.
+    `timeout` is seconds until the first byte; after it each byte buys the time that it takes at the least rate. Lets
+    out FileNotFoundError, TimeoutError, OSError and aiohttp.ClientError.
     """
     from fsspec.asyn import sync
 

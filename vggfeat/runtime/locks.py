@@ -40,15 +40,10 @@ if hasattr(os, "register_at_fork"):
 class Lock:
     """A lock on a file, free again the moment its process has ended, however that ended.
 
-    BlockingIOError if another process holds it; `sole_writer` says which; OSError if the file can't be opened;
-    StoreError if it is no regular file, or on a file system without locks.
-
-    Parameters
-    ----------
-    path : Path
-        Lock file; made if missing. It holds number and machine of each process, for messages only.
-    joining : bool
-        Share it with the processes of the same run, instead of holding it alone.
+    The file is made if missing; it holds number and machine of each process, for messages only. With `joining` it is
+    shared with the processes of the same run, instead of held alone. BlockingIOError if another process holds it,
+    `sole_writer` says which; OSError if the file can't be opened; StoreError if it is no regular file, or on a file
+    system without locks.
     """
 
     def __init__(self, path: Path, *, joining: bool = False) -> None:

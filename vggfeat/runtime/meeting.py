@@ -109,16 +109,9 @@ class _Sign(NamedTuple):
 class Watch:
     """The signs of life of all processes, as one of them exchanges them; begun by `start`, ended by `close`.
 
-    Parameters
-    ----------
-    store : torch.distributed.Store
-        Of this run and of nobody else in this process: an exchange may block.
-    silence : float
-        Seconds that a process may be silent, or waited for, before it is named.
-    where : str
-        The store, in words.
-    say : callable
-        Called with a sentence, in another thread.
+    The store, which is `where` in words, is of this run and of nobody else in this process: an exchange may block. A
+    process may be silent, or waited for, `silence` seconds before it is named: `say` is called with a sentence, in
+    another thread.
     """
 
     def __init__(

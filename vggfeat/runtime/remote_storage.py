@@ -44,14 +44,9 @@ class _Page(NamedTuple):
 
 
 class RemoteStorage:
-    """Files below an address.
+    """Files below the address of a folder, for instance s3://bucket/run, which need not exist before they are written.
 
     ConfigError if nothing reads such an address.
-
-    Parameters
-    ----------
-    root : str
-        Address of a folder, for instance s3://bucket/run; it need not exist before something is written.
     """
 
     def __init__(self, root: str, settings: StorageSettings) -> None:

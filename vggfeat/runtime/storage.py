@@ -101,15 +101,7 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder of this machine, or of a disk that machines share.
-
-    Parameters
-    ----------
-    root : str
-        It need not exist before something is written.
-    files : Files
-        Carries out all that changes the disk.
-    """
+    """A folder of this machine, or of a disk that machines share; it need not exist before something is written."""
 
     def __init__(self, root: str, files: Files = DISK) -> None:
         self.root = os.path.abspath(root)
@@ -199,11 +191,6 @@ class RangeFile(io.RawIOBase):
     """A file of a storage as a file object: every read is one request; put a buffer before it where reads are small.
 
     StoreError here and in every read, as the storage does.
-
-    Parameters
-    ----------
-    path : str
-        Below the root of the storage.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -241,19 +228,11 @@ class RangeFile(io.RawIOBase):
 def open_storage(
     root: str | os.PathLike[str], settings: StorageSettings = StorageSettings(), *, writing: bool = False
 ) -> Storage:
-    """Open what is below a root, which need not exist.
+    """Open what is below a root, a folder or its address (file:///data/run, s3://bucket/run), which need not exist.
 
+    The settings count for what is not on this machine; `writing` says whether something is going to be written there.
     ConfigError if there is nothing that opens such an address, or it is of a kind that can't be written to; StoreError
     if the disk can't be written to.
-
-    Parameters
-    ----------
-    root : str or path
-        A folder, or its address: file:///data/run, s3://bucket/run.
-    settings : StorageSettings
-        Count for what is not on this machine.
-    writing : bool
-        Whether something is going to be written there.
     """
     text = root_text(root)
     if is_remote(text):

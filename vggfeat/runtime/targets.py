@@ -63,24 +63,14 @@ def check_target(
     called: str = "",
     option: str = "--out",
 ) -> Path:
-    """Check that a file may be written, and return where it really is.
+    """Check that a file may be made or replaced, whose folder need not exist, and return where it really is.
+
+    `inputs` are files and folders that the command reads; those that do not exist don't matter. `overwrite` says
+    whether a file that is not ours may be replaced, and is None where the command has no such option; `ours`, whether a
+    file is one that this command makes. For messages, `called` is what those files are, `option` where the name comes
+    from.
 
     ConfigError if it is an input; StoreError if it may not be replaced, or its name is too long.
-
-    Parameters
-    ----------
-    path : path
-        The file that is to be made or replaced. Its folder need not exist.
-    inputs : iterable of path
-        Files and folders that the command reads; those that do not exist don't matter.
-    overwrite : bool, optional
-        Whether a file that is not ours may be replaced; None where the command has no such option.
-    ours : callable
-        Says whether a file is one that this command makes.
-    called : str
-        What those files are, for messages.
-    option : str
-        Where the name comes from, for messages.
     """
     real = Path(os.path.realpath(path))
     check_name(real, option)
@@ -116,24 +106,14 @@ def check_folder(
     overwrite: bool | None = None,
     option: str = "--out",
 ) -> Path:
-    """Check that files may be written into a folder, and return where it really is.
+    """Check that files may be written into a folder, which need not exist, and return where it really is.
 
-    Files of these names are ours, and are replaced, where one of them says that it is of the format, where the folder
-    has the checksums of a run, or where a command that was stopped has left its claim. A link in it is not ours.
+    Files whose names fit one of the patterns are ours, and are replaced, where one of them is JSON with a "format" that
+    begins with one of `kinds`, where the folder has the checksums of a run, or where a command that was stopped has
+    left its claim. A link in it is not ours. All else is as for `check_target`.
 
     ConfigError if the folder, or one of the files, is an input; StoreError if one may not be replaced, or the folder is
     none.
-
-    Parameters
-    ----------
-    folder : path
-        It need not exist.
-    names : iterable of str
-        Patterns of the names.
-    kinds : tuple of str
-        What "format" begins with in JSON among them.
-    inputs, overwrite, option
-        As for `check_target`.
     """
     real = Path(os.path.realpath(folder))
     check_name(real, option)

@@ -73,19 +73,12 @@ def matching(
 ) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
-    ReplaceableError if it is of another run (every difference is named) or damaged; of damage that only the checksums
-    tell, with `sound` alone; StoreError if it is no feature file.
+    `manifest` is as `describe` makes it. With `sound` every byte is read. With `other_images` it is the same run if
+    image files have other sizes by now, or if fewer pixels were allowed an image; with `other_rows`, if images have
+    come or gone, or their labels, splits and the like are others by now.
 
-    Parameters
-    ----------
-    manifest : dict
-        As `describe` makes it.
-    sound : bool
-        Read every byte.
-    other_images : bool
-        Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
-    other_rows : bool
-        Take it for the same run if images have come or gone, or their labels, splits and the like are others by now.
+    ReplaceableError if it is of another run (every difference is named) or damaged; of damage that only the checksums
+    tell, with `sound` alone. StoreError if it is no feature file.
     """
     if not os.path.lexists(out):
         return None
@@ -275,22 +268,14 @@ def _short(text: str | None, longest: int = _LONGEST_SHOWN) -> str:
 
 
 class Kept:
-    """The rows of a finished file that a run keeps, shard by shard; none until `rows` says so.
+    """The rows of a finished file that a run of N rows keeps, shard by shard; none until `rows` says so.
 
     A shard whose rows stand where they stood is kept or computed as a whole, because the other images of a batch change
     the last bits of an image: so it has the bytes that a new run gives it. In a shard whose rows have moved, as all
     behind an image that has come, every known row keeps its features, and the others are computed by themselves.
 
-    StoreError if it can't be read.
-
-    Parameters
-    ----------
-    out : Path
-        The file; of another list perhaps, but of the same settings. It stays open until `close`.
-    total : int
-        N.
-    rows : sequence of int, optional
-        As the attribute.
+    The file may be of another list, but is of the same settings; it stays open until `close`. StoreError if it can't be
+    read.
     """
 
     def __init__(self, out: Path, total: int, rows: Sequence[int] = ()) -> None:

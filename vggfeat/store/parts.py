@@ -59,16 +59,8 @@ _ROWS_AT_A_TIME = 4096
 class PartsFolder:
     """The folder of the unfinished feature file `out`, which one run at a time may change.
 
-    Parameters
-    ----------
-    out : Path
-        The feature file.
-    manifest : dict
-        What decides the run, as `vggfeat.store.identity.describe` makes it.
-    shape : Shape
-        What one row holds.
-    files : Files
-        Carries out all that changes the disk.
+    `manifest` is what decides the run, as `vggfeat.store.identity.describe` makes it, `shape` what one row holds;
+    `files` carries out all that changes the disk.
     """
 
     def __init__(self, out: Path, manifest: dict[str, Any], shape: Shape, files: Files) -> None:

@@ -31,17 +31,11 @@ _BUCKET = 1 << 22
 
 
 def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: None) -> Plan:
-    """Write a plan, unless it is there already.
+    """Write a plan, of which the draft has no rows, unless it is there already.
 
-    A plan that was not finished is begun anew: what it has left is replaced, part by part.
-
-    DatasetError if the list has no row, an id twice, or a row that fits no plan; StoreError if the folder has a plan of
-    other settings (every difference is named), or the store refuses.
-
-    Parameters
-    ----------
-    draft : Plan
-        Without rows.
+    A plan that was not finished is begun anew: what it has left is replaced, part by part. DatasetError if the list has
+    no row, an id twice, or a row that fits no plan; StoreError if the folder has a plan of other settings (every
+    difference is named), or the store refuses.
     """
     known = existing(draft)
     if known is not None:
@@ -64,23 +58,9 @@ def existing(draft: Plan) -> Plan | None:
 def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: None) -> Plan:
     """Plan the rows of a list whose ids are new, behind those of a plan; no part and no shard of it is touched.
 
-    Parameters
-    ----------
-    old : Plan
-    listing : Listing
-        The data set as it is now; what is gone from it stays in the plan.
-    progress : callable
-
-    Raises
-    ------
-    DatasetError
-        If it is another data set, or an id is there twice.
-    StoreError
-        If the store refuses.
-
-    Notes
-    -----
-    The list is walked twice: to find the ids that are new, and to plan them.
+    The listing is the data set as it is now; what is gone from it stays in the plan. It is walked twice: to find the
+    ids that are new, and to plan them. DatasetError if it is another data set, or an id is there twice; StoreError if
+    the store refuses.
     """
     if (listing.name, listing.task) != (old.name, old.task):
         found = f"{listing.name}, {listing.task}"

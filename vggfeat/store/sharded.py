@@ -39,14 +39,9 @@ class _Rows(NamedTuple):
 
 
 class ShardedFeatures(Features):
-    """The features of a run of many shards, all of which are finished.
+    """The features of a run of many shards, all of which are finished, by its folder or address.
 
     StoreError if there is no plan, or a shard is missing.
-
-    Parameters
-    ----------
-    root : str or path
-        Folder, or address, of the run.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -262,17 +257,11 @@ def merge(
     """Write the feature file of a finished run; one that was stopped is resumed.
 
     It has the bytes of the file that `vggfeat extract` makes with as many rows a shard, but for what that one says of a
-    precision faster than float32: how near it came.
+    precision faster than float32: how near it came. With `overwrite` a feature file that is damaged or of other
+    settings is replaced; `progress` is called with rows done, of how many, and how many of them failed.
 
     ConfigError if the run keeps the mean over the scales alone, of which a feature file has every one; StoreError if a
     shard is damaged, another file stands in the way, or the disk refuses.
-
-    Parameters
-    ----------
-    overwrite : bool
-        Replace a feature file that is damaged or of other settings.
-    progress : callable
-        Called with rows done, of how many, and how many of them failed.
     """
     if run.store != "scales":
         raise ConfigError(
