@@ -55,17 +55,9 @@ def join_features(
 
 
 def fuse(descriptors: list[NDArray[np.float32]], normalisation: Normalisation = "blocks") -> NDArray[np.float32]:
-    """Stack the descriptors of several nets (Appendix B: D and E), in the order given.
+    """Stack the descriptors (N, D_i) of several nets (Appendix B: D and E), in the order given: (N, sum of D_i).
 
-    Parameters
-    ----------
-    descriptors : list of (N, D_i) float32, rows aligned
-    normalisation : "blocks", "whole" or "none"
-        Anything but "none" brings the stacked descriptor to unit length.
-
-    Returns
-    -------
-    (N, sum of D_i) float32
+    Any normalisation but "none" brings the stacked descriptor to unit length.
     """
     stacked = np.concatenate(descriptors, axis=1) if len(descriptors) > 1 else descriptors[0]
     return stacked if normalisation == "none" or len(descriptors) == 1 else l2_normalise(stacked)

@@ -60,11 +60,8 @@ _MANY = {"s": "s", "es": "es", "v": ""} | {word: word for word in ("are", "have"
 def counted(count: int, words: str) -> str:
     """Say how many there are of something: "1 image has failed" or "2 images have failed" of "image{s} {have} failed".
 
-    Parameters
-    ----------
-    words : str
-        With {s} and {es} for the ending of a noun, {v} for that of a verb, and {are}, {have}, {were}, {do}, {they} and
-        {them}; no names of others, which may have braces.
+    In the words, {s} and {es} stand for the ending of a noun, {v} for that of a verb, and {are}, {have}, {were}, {do},
+    {they} and {them} for themselves; there are no names of others, which may have braces.
     """
     return f"{count} {words.format_map(_ONE if count == 1 else _MANY)}"
 

@@ -320,22 +320,10 @@ def shard_blocks(
 ) -> Iterator[tuple[int, Block]]:
     """Compute shards, one after the other, in one stream of images, and yield each as soon as it is there.
 
-    Who makes a shard, and what becomes of it, does not matter here: it has the same bits whoever asks.
-
-    Parameters
-    ----------
-    shards : iterable of (int, sequence of Request)
-        Number and images of each; drawn no further ahead than images are decoded.
-    shape : Shape
-        Of a row.
-    most : int
-        Images of the largest shard.
-    workers : int
-        Processes that decode.
-    progress : callable, optional
-        As for `BatchRunner.blocks`; not called on a GPU, whose work lies ahead of what is done.
-    fetched : callable
-        Gets the bytes of images that are not on this machine, in order.
+    Who makes a shard, and what becomes of it, does not matter here: it has the same bits whoever asks. Their numbers
+    and images are drawn no further ahead than images are decoded; the largest has `most`. `progress` is as for
+    `BatchRunner.blocks`, but not called on a GPU, whose work lies ahead of what is done. `fetched` gets the bytes of
+    images that are not on this machine, in order.
     """
     ahead = shards_ahead(runner.device)
     decoded, launched, named = itertools.tee(shards, 3)

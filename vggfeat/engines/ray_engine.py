@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,13 +151,7 @@ class _Seat:
 
 
 class _Pool:
-    """The actors of a run, and what each is given.
-
-    Parameters
-    ----------
-    needs : dict
-        CPUs and GPUs of an actor, as Ray names them.
-    """
+    """The actors of a run, and what each is given; each needs CPUs and GPUs, as Ray names them."""
 
     def __init__(
         self, plan: Plan, task: ShardTask, shards: Sequence[int], needs: dict[str, Any], least: int, most: int
@@ -278,14 +272,6 @@ def _portable(task: ShardTask, plan: Plan) -> ShardTask:
     if weights is not None and os.path.isfile(weights):
         weights = os.path.abspath(weights)
     return replace(task, run=plan.where, weights=weights)
-
-
-def _share(nodes: Sequence[Mapping[str, float]], device: str) -> int:
-    """Return the cores of a net: of the smallest node, all of them, or its share beside each of its GPUs."""
-    if device.startswith("cuda"):
-        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
-        return max(1, min([_MOST_DECODERS, *shares]))
-    return min([int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1], default=1)
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -22,6 +22,7 @@ from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
+from vggfeat.runtime.durable import PositionedFile
 from vggfeat.runtime.system import OPENED, read_at
 
 TEXT = "UTF-8 text of fixed width"
@@ -119,27 +120,11 @@ class UntrustedHDF5:
             raise self.refuse(name, expected, f"another type (HDF5 class {kind.get_class()})")
 
 
-class _PositionalFile(io.RawIOBase):
-    """A file open for reading, whose position no forked process shares."""
-
+class _OpenFile(PositionedFile):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        self._at = 0
         self._fd = os.open(path, os.O_RDONLY | OPENED)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
-        self._at = offset + (os.fstat(self._fd).st_size if base is None else base)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        self._size = os.fstat(self._fd).st_size
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
@@ -164,7 +149,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     some disks refuse. A file that it reads through Python shares nothing with others; ours never change under their
     names.
     """
-    return h5py.File(_PositionalFile(path), "r")
+    return h5py.File(_OpenFile(path), "r")
 
 
 @contextmanager

@@ -80,10 +80,7 @@ def hub_features(schema: "pa.Schema") -> dict[str, Any]:
 class ImageCells:
     """The images in a column, for readers that go forwards most of the time.
 
-    Parameters
-    ----------
-    column : str
-        Of bytes, or as Hugging Face keeps images: with the fields bytes and path.
+    The column is of bytes, or as Hugging Face keeps images: with the fields bytes and path.
     """
 
     def __init__(self, storage: Storage, path: str, column: str) -> None:

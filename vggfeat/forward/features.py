@@ -137,18 +137,9 @@ def mean_over_mirrors(values: Tensor) -> Tensor:
 def spatial_mean(
     model: Net, images: Tensor, layer: str, pixels: int, each: Callable[[Tensor], Tensor] = lambda maps: maps
 ) -> Tensor:
-    """Average a dense map over space, in strips where the images are too large for one pass.
+    """Average a dense map over space, to (N, C) float32, in strips where the images are too large for one pass.
 
-    Parameters
-    ----------
-    model, images, layer, pixels
-        As for `strips`.
-    each : callable, optional
-        What is done to the map (N, C, h, w), position by position, before it is averaged.
-
-    Returns
-    -------
-    Tensor (N, C), float32
+    The map (N, C, h, w) goes through `each`, position by position, before it is averaged.
     """
     sums, positions = [], 0
     for part in strips(model, images, layer, pixels):
@@ -176,21 +167,10 @@ def strips(model: Net, images: Tensor, layer: str, pixels: int) -> Iterator[Tens
 def strips_of_several(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> Iterator[dict[str, Tensor]]:
     """Yield dense maps whole, or in strips along the longer side where the images are too large for one pass.
 
-    A strip is cut at multiples of the stride and carries along every pixel that its positions can see, so that it
-    gives the same values as the whole; only the positions that are its own are handed out.
-
-    Parameters
-    ----------
-    images : Tensor (N, 3, H, W)
-    layers : collection of str
-        Maps whose strides divide that of the deepest of them.
-    pixels : int
-        Pixels in one pass, over all N images; the narrowest strip, of one position, may have more.
-
-    Yields
-    ------
-    dict of str to Tensor (N, C, h, w)
-        Part of each map; one after the other, they are all of it.
+    A strip is cut at multiples of the stride and carries along every pixel that its positions can see, so that it gives
+    the same values as the whole; only the positions that are its own are handed out: part of each map (N, C, h, w), by
+    name. Images are (N, 3, H, W); the strides of all layers divide that of the deepest. A pass has at most `pixels`,
+    over all N images; the narrowest strip, of one position, may have more.
     """
     count, _, height, width = images.shape
     if count * height * width <= pixels:
@@ -236,25 +216,11 @@ def _halo(info: MapInfo) -> int:
 def maps_of_image(
     runner: BatchRunner, pixels: NDArray[np.uint8], layers: Sequence[str], scale: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """Run the net over an image, once for all layers.
+    """Run the net of a runner over an image (H, W, 3) uint8, once for all layers: name -> (C, h, w) float32.
 
-    ConfigError if the net has no such layer, or the image is too small for it; ImageError if the image would be too
-    large for the memory of any machine; ResourceError if the maps don't fit into memory.
-
-    Parameters
-    ----------
-    runner : BatchRunner
-        Gives net, device, preprocessing and precision.
-    pixels : (H, W, 3) uint8
-    layers : sequence of str
-        Names of maps of the net.
-    scale : int, optional
-        Q, the smallest side in pixels that the image is rescaled to; by default it is not rescaled.
-
-    Returns
-    -------
-    dict of str to (C, h, w) float32
-        In the order of `layers`.
+    `scale` is Q, the smallest side in pixels that the image is rescaled to; by default it is not rescaled. ConfigError
+    if the net has no such layer, or the image is too small for it; ImageError if the image would be too large for the
+    memory of any machine; ResourceError if the maps don't fit into memory.
     """
     layers = layers if isinstance(layers, str) else tuple(layers)
     if not layers or isinstance(layers, str):

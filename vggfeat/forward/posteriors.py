@@ -142,20 +142,11 @@ def cut_mirrored(images: Tensor, places: Sequence[tuple[int, int]]) -> list[Tens
 
 
 def grid(height: int, width: int) -> list[tuple[int, int]]:
-    """Place 25 crops of 224 x 224 on an image, from edge to edge.
+    """Place 25 crops of 224 x 224 on an image, from edge to edge: (top, left) each, row by row.
 
-    Along a side of L pixels they begin at floor(i (L - 224) / 4) for i = 0 to 4: the first touches one edge, the last
-    the other. The paper says "regular", no more; rounding down gives the middle crop the place that `centre` has.
-
-    Parameters
-    ----------
-    height, width : int
-        From 224 on. At 224 all five places along the side are one, and count five times.
-
-    Returns
-    -------
-    list of (top, left)
-        25, row by row.
+    Along a side of L pixels, from 224 on, they begin at floor(i (L - 224) / 4) for i = 0 to 4: the first touches one
+    edge, the last the other. At 224 all five are one, and count five times. The paper says "regular", no more; rounding
+    down gives the middle crop the place that `centre` has.
     """
     tops, lefts = ([i * (side - CROP) // (GRID - 1) for i in range(GRID)] for side in (height, width))
     return [(top, left) for top in tops for left in lefts]

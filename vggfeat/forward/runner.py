@@ -116,16 +116,9 @@ class Launched:
 class BatchRunner:
     """A net on a device, ready to turn images into a row of values for every scale and region.
 
-    ConfigError if the device is not there or can't compute in that precision.
-
-    Parameters
-    ----------
-    device : str
-        cpu, cuda, cuda:1, ..., mps
-    regions : sequence of str
-        R names of what is computed of each image.
-    batching : "size" or "padded"
-        Which images run together; padded only with a head that takes sides.
+    The device is cpu, cuda, cuda:1, ..., or mps; `regions` are R names of what is computed of each image. `batching`
+    says which images run together; padded only with a head that takes sides. ConfigError if the device is not there or
+    can't compute in that precision.
     """
 
     def __init__(
@@ -171,17 +164,10 @@ class BatchRunner:
         ahead: int = 0,
         progress: Callable[[float], None] | None = None,
     ) -> Iterator[list[Row]]:
-        """Yield the rows of images, block by block, in their order.
+        """Yield the rows of images, block by block, in their order, of blocks of these lengths.
 
-        Parameters
-        ----------
-        lengths : iterable of int
-            Images of each block.
-        ahead : int
-            Blocks that are launched before the rows of one are waited for: a GPU then has work while these are fetched
-            and written.
-        progress : callable, optional
-            As for `rows`, for each block.
+        So many blocks are launched `ahead`, before the rows of one are waited for: a GPU then has work while these are
+        fetched and written. `progress` is as for `rows`, for each block.
         """
         queue: deque[Launched] = deque()
         for length in lengths:
@@ -194,22 +180,11 @@ class BatchRunner:
     def rows(
         self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
     ) -> list[Row]:
-        """Compute the rows of some images.
+        """Compute the rows of some images, in their order; a failure keeps its place.
 
-        The grouping into batches depends on these images and the settings alone, unless memory runs out: the same
-        call gives the same bits on the same device, versions and number of threads.
-
-        Parameters
-        ----------
-        images : iterable of DecodedImage or ImageError
-            In row order; a failure keeps its place.
-        progress : callable, optional
-            Called after every batch with the number of images that have been through it, on a GPU: are queued for it.
-
-        Returns
-        -------
-        list of Row
-            In the order of the images.
+        The grouping into batches depends on these images and the settings alone, unless memory runs out: the same call
+        gives the same bits on the same device, versions and number of threads. `progress` is called after every batch
+        with the number of images that have been through it, on a GPU: are queued for it.
         """
         return self.finish(self.launch(images, progress))
 

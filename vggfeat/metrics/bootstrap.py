@@ -99,21 +99,11 @@ class Difference:
 def paired_bootstrap(
     tests: Sequence[PairedScores], measure: Measure, settings: BootstrapSettings = BootstrapSettings()
 ) -> Difference:
-    """Compare two results of the same tests.
+    """Compare two results of the same tests: one, or one for each split or fold.
 
-    FitError if there is no test or no image, or a score is NaN; ConfigError if there is no such measure.
-
-    Parameters
-    ----------
-    tests : sequence of PairedScores
-        One, or one for each split or fold.
-    measure : "ap-11-point", "ap-area", "recall" or "accuracy"
-        By which both are measured, as `vggfeat.metrics` does; accuracy has no value for single classes.
-
-    Returns
-    -------
-    Difference
-        Its interval is that between percentiles of the resampled differences (Efron's percentile interval).
+    Both are measured as `vggfeat.metrics` does, by "ap-11-point", "ap-area", "recall" or "accuracy", which has no value
+    for single classes. The interval is that between percentiles of the resampled differences (Efron's percentile
+    interval). FitError if there is no test or no image, or a score is NaN; ConfigError if there is no such measure.
     """
     names, places = _places(tests, measure)
     pairs = [tuple(_values(test.labels, scores, measure) for scores in (test.first, test.second)) for test in tests]
@@ -143,20 +133,11 @@ def paired_bootstrap(
 def bootstrap_interval(
     tests: Sequence[TestScores], measure: Measure, settings: BootstrapSettings = BootstrapSettings()
 ) -> Interval:
-    """Say where a result may lie by chance of its test images.
+    """Say where a result may lie by chance of its test images; parameters and errors are those of `paired_bootstrap`.
 
-    FitError, ConfigError as `paired_bootstrap`.
-
-    Parameters
-    ----------
-    tests, measure, settings
-        As for `paired_bootstrap`.
-
-    Returns
-    -------
-    Interval
-        Between percentiles of the resampled results, corrected for their bias (Efron's bias-corrected percentile
-        interval): average precision is higher where images occur more than once. In a difference that cancels out.
+    The interval is that between percentiles of the resampled results, corrected for their bias (Efron's bias-corrected
+    percentile interval): average precision is higher where images occur more than once. In a difference that cancels
+    out.
     """
     names, places = _places(tests, measure)
     values = [_values(test.labels, test.scores, measure) for test in tests]

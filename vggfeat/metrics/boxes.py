@@ -37,20 +37,11 @@ class Localised(NamedTuple):
 
 
 def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
-    """Turn boxes of pixel edges into the whole pixels of the official files, 1-based and inclusive.
+    """Turn boxes of pixel edges, (..., 4) as in `vggfeat.samples.Box`, into the whole pixels of the official files.
 
-    FitError if an edge is NaN or infinite.
-
-    Parameters
-    ----------
-    boxes : (..., 4) array of float
-        left, top, right, bottom, as in `vggfeat.samples.Box`; all finite.
-
-    Returns
-    -------
-    (..., 4) int64
-        xmin, ymin, xmax, ymax. Every edge goes to the nearest pixel boundary, halves up, so that
-        Box(xmin - 1, ymin - 1, xmax, ymax) comes back as it was; a box thinner than a pixel gets one.
+    Returns (..., 4) int64: xmin, ymin, xmax, ymax, 1-based and inclusive. Every edge goes to the nearest pixel
+    boundary, halves up, so that Box(xmin - 1, ymin - 1, xmax, ymax) comes back as it was; a box thinner than a pixel
+    gets one. FitError if an edge is NaN or infinite.
     """
     edges = np.asarray(boxes, dtype=np.float64)
     if edges.shape[-1:] != (4,) or not np.isfinite(edges).all():
@@ -61,27 +52,10 @@ def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
 
 
 def box_overlap(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union of boxes, with inclusive pixels: a side is xmax - xmin + 1.
+    """Intersection over union of boxes (M, 4) and (T, 4), with inclusive pixels: a side is xmax - xmin + 1.
 
-    Parameters
-    ----------
-    boxes : (M, 4) array
-    others : (T, 4) array
-        xmin, ymin, xmax, ymax each; xmax >= xmin and ymax >= ymin.
-
-    Returns
-    -------
-    (M, T) float64
-        From 0 to 1.
-
-    Raises
-    ------
-    FitError
-        If a shape is another, or a box has no pixel.
-
-    Notes
-    -----
-    Source: `eval_clsloc.m` of ILSVRC's development kits.
+    Each is xmin, ymin, xmax, ymax, with xmax >= xmin and ymax >= ymin. Returns (M, T) float64 from 0 to 1. FitError if
+    a shape is another, or a box has no pixel. Source: `eval_clsloc.m` of ILSVRC's development kits.
     """
     one, other = (_checked(table) for table in (boxes, others))
     first = np.maximum(one[:, None, :2], other[None, :, :2])

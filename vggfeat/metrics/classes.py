@@ -41,19 +41,9 @@ def confusion(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> N
 
 
 def class_recall(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.float64]:
-    """Recall of each class: its correctly predicted samples / its samples.
+    """Recall of each class, (K,) float64: its correctly predicted samples / its samples; NaN where it has none.
 
-    FitError as `confusion`.
-
-    Parameters
-    ----------
-    targets, predictions, num_classes
-        As for `confusion`; a prediction of -1 counts as wrong.
-
-    Returns
-    -------
-    (K,) float64
-        NaN for classes of which there is no sample.
+    Parameters and errors are those of `confusion`; a prediction of -1 counts as wrong.
     """
     true, predicted = _check_classes(targets, predictions, num_classes)
     samples = np.bincount(true, minlength=num_classes)
@@ -91,19 +81,9 @@ def mean_defined(values: NDArray[np.float64]) -> float:
 
 
 def predict_classes(scores: ArrayLike) -> NDArray[np.int64]:
-    """Choose the class of the highest score.
+    """Choose the class of the highest score, of equal ones the first: (N,) int64 of scores (N, K).
 
-    FitError if a score is NaN or the array is not (N, K) with K from 1.
-
-    Parameters
-    ----------
-    scores : (N, K) array of float
-        -inf = not to be chosen.
-
-    Returns
-    -------
-    (N,) int64
-        Of equal scores the first class; -1 where all scores are -inf.
+    A score of -inf is not chosen; -1 where all are. FitError if one is NaN or the array is not (N, K) with K from 1.
     """
     table = _check_scores(scores)
     return np.where(table.max(axis=1) > -np.inf, table.argmax(axis=1), -1)

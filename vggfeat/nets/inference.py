@@ -140,13 +140,7 @@ def _suits(layer: nn.Conv2d) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """What a convolution with 3 x 3 kernels, stride 1 and a margin of zeros computes, up to rounding.
-
-    Parameters
-    ----------
-    layer : nn.Conv2d
-        Not changed.
-    """
+    """What an `nn.Conv2d`, 3 x 3, stride 1, a margin of zeros, computes, up to rounding; the layer is not changed."""
 
     weights: Tensor
     """(36, C, K) turned kernels."""

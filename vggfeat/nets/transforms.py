@@ -79,16 +79,11 @@ def _tap_count(length: int, count: int, interpolation: Interpolation) -> int:
 
 @lru_cache(maxsize=512)
 def _taps(length: int, count: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """Return of which places, and by which weights, PyTorch makes each of `count` values from `length`.
+    """Return of which places (count, K), and by which weights (count, K), PyTorch makes each of `count` values.
 
-    Combs are resampled: comb r of K has ones at r, r + K, r + 2 K, ... A value sees at most one tooth of each, and
-    shows its weight.
-
-    Returns
-    -------
-    places : Tensor (count, K), int64
-        Ascending; those outside are moved to the border, and have no weight.
-    weights : Tensor (count, K), float32
+    They are made from `length`. Combs are resampled: comb r of K has ones at r, r + K, r + 2 K, ... A value sees at
+    most one tooth of each, and shows its weight. Places ascend; those outside are moved to the border, and have no
+    weight.
     """
     taps = _tap_count(length, count, interpolation)
     with torch.inference_mode(mode=False):  # Kept for callers of any mode.
@@ -102,13 +97,9 @@ def _taps(length: int, count: int, interpolation: Interpolation) -> tuple[Tensor
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Subtract the mean pixel and divide by the deviation of each channel.
+    """Subtract the mean pixel and divide by the deviation of each channel, (3,) each, of (N, 3, H, W) from 0 to 255.
 
-    Parameters
-    ----------
-    images : Tensor (N, 3, H, W), float32, 0 to 255
-    mean, std : Tensor (3,), float32
-        In the same units. The paper only subtracts the mean (Sect. 2.1): its deviation is 1.
+    The paper only subtracts the mean (Sect. 2.1): its deviation is 1.
     """
     return (images - mean[:, None, None]) / std[:, None, None]
 

@@ -54,7 +54,28 @@ class Files:
 DISK = Files()
 
 
-class LatchedFile(io.RawIOBase):
+class PositionedFile(io.RawIOBase):
+    """A file object to read from, of `_size` bytes, with a position of its own, which no forked process shares."""
+
+    _at = _size = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    seekable = readable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte."""
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+
+class LatchedFile(PositionedFile):
     """An open file that remembers its first error and from then on only pretends to work.
 
     HDF5 crashes the interpreter when a write fails under it, so it must not learn of a failure before it has
@@ -64,7 +85,6 @@ class LatchedFile(io.RawIOBase):
     def __init__(self, files: Files, fd: int) -> None:
         super().__init__()
         self._files, self._fd = files, fd
-        self._at = self._size = 0
         self._error: BaseException | None = None
 
     def raise_first_error(self) -> None:
@@ -72,20 +92,7 @@ class LatchedFile(io.RawIOBase):
         if self._error is not None:
             raise self._error
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    writable = seekable = readable
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte; it can't fail."""
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+    writable = PositionedFile.readable
 
     def write(self, data: Any) -> int:
         """Write all of `data`, or pretend to."""
@@ -294,11 +301,7 @@ def disk_errors(where: Path, doing: str, advice: str) -> Iterator[None]:
 def append(files: Files, path: Path, data: bytes) -> None:
     """Add bytes to the end of a file; they are on the disk when this returns, and none is there if it fails.
 
-    Raises
-    ------
-    OSError
-        The first call that failed. (A buffered file would try again when it is closed, and that error would take the
-        place of the first.)
+    Raises the first OSError. (A buffered file would try again when it is closed, and that error would take its place.)
     """
     fd = os.open(path, os.O_WRONLY | OPENED | NO_LINK)
     try:

@@ -29,29 +29,19 @@ Loose = Mapping[str, Callable[[Any, Any], bool]]
 class Journal:
     """JSON objects, a line each, of which only those of complete groups count; a context manager.
 
+    The folder of `path` exists. While the journal is open there is a lock file next to it, of that name and ".lock".
+    `form` is name and version of what the lines are; `key`, as JSON, what decides them: a file of another key is not
+    resumed, unless with `overwrite` it begins again.
+
+    A complete journal has `total` lines, each with its number, from 0, as `row`. `step` lines are added together: an
+    unfinished group is dropped, so that the next run cuts its work in the same places and gives the same bits.
+
+    Groups with a row for which `retry` is true are dropped. This happens once: a run that was stopped meanwhile is
+    resumed by the same call. `loose` are entries of the key that may have changed where rows are retried, and from
+    which value to which.
+
     StoreError if the file is of another key, or is no journal; another process has it; its name is too long for those
     of the files next to it; or the disk refuses.
-
-    Parameters
-    ----------
-    path : Path
-        Its folder exists. While the journal is open there is a lock file next to it, of that name and ".lock".
-    form : str
-        Name and version of what the lines are.
-    key : dict
-        What decides the lines, as JSON; a file of another key is not resumed.
-    total : int
-        Lines when it is complete. Each has its number, from 0, as `row`.
-    step : int
-        Lines that are added together: an unfinished group is dropped, so that the next run cuts its work in the
-        same places and gives the same bits.
-    overwrite : bool
-        Begin again if the file is of another key.
-    retry : callable, optional
-        Drop the groups with a row for which it is true. This happens once: a run that was stopped meanwhile is resumed
-        by the same call.
-    loose : mapping of str to callable
-        Entries of the key that may have changed where rows are retried, and from which value to which.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from vggfeat.errors import ConfigError, StoreError
@@ -20,7 +19,7 @@ from vggfeat.runtime.addresses import (
     size_of,
     time_limit,
 )
-from vggfeat.runtime.storage import Entry, MissingFileError, StorageSettings
+from vggfeat.runtime.storage import Entry, MissingFileError, StorageSettings, check_below
 
 LISTERS = 16
 """Folders that are listed at a time."""
@@ -185,9 +184,7 @@ class RemoteStorage:
         return self._place(path)
 
     def _place(self, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-            raise ConfigError(f"{self.root}: expected a path below it, found {path!a}; take the / or .. out of it")
+        check_below(self.root, path)
         return f"{self._base}/{path}"
 
     def _name(self, path: str) -> str:

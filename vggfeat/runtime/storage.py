@@ -5,7 +5,6 @@ nobody needs a lock, and doing something twice is doing it once. Paths are relat
 """
 
 import contextlib
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import (
     DISK,
     Files,
+    PositionedFile,
     atomic_write,
     check_regular,
     create_temporary,
@@ -181,13 +181,11 @@ class LocalStorage:
                 sink.write(data)
 
     def _place(self, path: str) -> Path:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-            raise ConfigError(f"{self.root}: expected a path below it, found {path!a}; take the / or .. out of it")
-        return Path(self.root, *parts)
+        check_below(self.root, path)
+        return Path(self.root, path)
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(PositionedFile):
     """A file of a storage as a file object: every read is one request; put a buffer before it where reads are small.
 
     StoreError here and in every read, as the storage does.
@@ -196,25 +194,7 @@ class RangeFile(io.RawIOBase):
     def __init__(self, storage: Storage, path: str) -> None:
         super().__init__()
         self._storage, self._path = storage, path
-        self.size = storage.size(path)
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte."""
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+        self.size = self._size = storage.size(path)
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer from the position: all of it, or what the file still has."""
@@ -259,6 +239,13 @@ def root_text(root: str | os.PathLike[str]) -> str:
     if shortened and not os.path.lexists(text):
         return f"{shortened[1]}://{text[shortened.end() :]}"
     return text
+
+
+def check_below(root: str, path: str) -> None:
+    """Check that a path leads nowhere else than below a root; ConfigError if it may."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise ConfigError(f"{root}: expected a path below it, found {path!a}; take the / or .. out of it")
 
 
 def place_below(root: str, file: str) -> str:

@@ -227,11 +227,8 @@ def peak_memory() -> int:
 class Turns:
     """A lock of the threads of this process; the thread that holds it may take it again.
 
-    Parameters
-    ----------
-    long : bool
-        Whether a turn may take long. A fork waits for a short turn of another thread to end, so that the child finds
-        what was changed as it was before; it does not wait for a long one. Either way the lock is free in the child.
+    A fork waits for a short turn of another thread to end, so that the child finds what was changed as it was before;
+    it does not wait for a `long` one. Either way the lock is free in the child.
     """
 
     def __init__(self, *, long: bool = False) -> None:

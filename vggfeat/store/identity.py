@@ -322,10 +322,7 @@ class Kept:
 def same_rows(file: FeatureFile, dataset: DataSet) -> NDArray[np.int64]:
     """Find which row of a file each row of a data set is: that of its id, path and, where boxes have features, box.
 
-    Returns
-    -------
-    (N,) int64
-        -1 where the file has none.
+    Returns (N,) int64, -1 where the file has none.
     """
     before, parts = file.dataset, 3 if "box" in file.regions else 2
     places = {name: row for row, name in enumerate(before.ids)}

@@ -171,13 +171,7 @@ def data_set_values(dataset: DataSet, shape: Shape) -> dict[str, Any]:
 
 
 def file_bytes(dataset: DataSet, shape: Shape, reason_width: int = 16) -> int:
-    """Bytes that a feature file will take, within 1 MiB or so.
-
-    Parameters
-    ----------
-    reason_width : int
-        Bytes of the longest reason.
-    """
+    """Bytes that a feature file will take, within 1 MiB or so, with reasons of at most `reason_width` bytes."""
     total = 1 << 20  # for what HDF5 says of the data sets
     for values in data_set_values(dataset, shape).values():
         for some in values.values() if isinstance(values, Mapping) else [values]:

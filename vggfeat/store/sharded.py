@@ -197,13 +197,7 @@ class Examined(NamedTuple):
 
 
 def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> Examined:
-    """Read all there is of a run, shard by shard.
-
-    Parameters
-    ----------
-    each : callable
-        Called with every sound shard.
-    """
+    """Read all there is of a run, shard by shard; `each` is called with every sound one."""
     counts: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
     digests, machines, problems = [], [], []

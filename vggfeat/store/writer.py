@@ -147,11 +147,8 @@ class FeatureWriter:
     def append(self, shard: int, block: Block) -> None:
         """Keep a shard for good, given all its rows or those that were `left`; it is on the disk when this returns.
 
-        Raises
-        ------
-        StoreError
-            If the shard is not pending, the block does not fit it or claims as done what is not finite, or the
-            disk fails. Then the shard stays pending.
+        StoreError if the shard is not pending, the block does not fit it or claims as done what is not finite, or the
+        disk fails. Then the shard stays pending.
         """
         self._check_pending(shard)
         whole = block if self.kept is None else self.kept.joined(self.rows(shard), block)
