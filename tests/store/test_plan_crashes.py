@@ -15,7 +15,7 @@ from vggfeat.runtime.storage import LocalStorage
 from vggfeat.samples import DataSet, Task
 from vggfeat.store import planning
 from vggfeat.store.layout import Shape
-from vggfeat.store.plan import Plan, PlanSettings, ids_of, read_plan
+from vggfeat.store.plan import Plan, PlanSettings, read_plan
 from vggfeat.store.planning import extend_plan, write_plan
 from vggfeat.store.shard_files import write_shard
 from vggfeat.store.sharded import ShardedFeatures, examine
@@ -45,8 +45,7 @@ def draft(storage):
     return Plan(
         storage=storage, key={"weights_sha256": "ab" * 32}, provenance={}, shape=SHAPE,
         settings=PlanSettings(shard_rows=4), name="folder", task=Task.SINGLE_LABEL, classes=("a", "b"),
-        root="/nowhere", splits={}, columns=(), grouped=False, boxed=False, boxes_as_stored=False, image_sizes="",
-        parts=(),
+        root="/nowhere", boxes_as_stored=False,
     )  # fmt: skip
 
 
@@ -141,8 +140,8 @@ def test_two_that_plan_otherwise_at_once_leave_a_plan_that_is_whole(tmp_path):
 
     with pytest.raises(StoreError, match="shard_rows: found 5, expected 4"):
         write_plan(plan, replace(images(21), batches=batches))
-    kept = [name for ids in ids_of(read_plan(plan.storage)) for name in ids]
-    assert kept == [name for batch in images(21).batches() for name in batch["id"].to_pylist()]
+    planned = [name for batch in images(21).batches() for name in batch["id"].to_pylist()]
+    assert list(read_plan(plan.storage).data_set().ids) == planned
 
 
 def test_a_disk_without_room_for_hashes_is_named(tmp_path, monkeypatch):
