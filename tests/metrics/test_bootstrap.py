@@ -6,13 +6,7 @@ from scipy.stats import binom, norm
 
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import average_precision, bootstrap, class_recall, predict_classes
-from vggfeat.metrics.bootstrap import (
-    BootstrapSettings,
-    PairedScores,
-    TestScores,
-    bootstrap_interval,
-    paired_bootstrap,
-)
+from vggfeat.metrics.bootstrap import BootstrapSettings, PairedScores, TestScores, bootstrap_interval, paired_bootstrap
 
 ROWS, CLASSES = 40, 3
 

@@ -6,16 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vggfeat.nets.transforms import (
-    clear,
-    margin,
-    mirror,
-    normalise,
-    normalised_batch,
-    pad,
-    rescale,
-    rescaled_size,
-)
+from vggfeat.nets.transforms import clear, margin, mirror, normalise, normalised_batch, pad, rescale, rescaled_size
 
 
 @pytest.mark.parametrize(
