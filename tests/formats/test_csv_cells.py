@@ -18,22 +18,22 @@ def test_what_is_written_is_read_again():
     assert rows_of(csv_bytes(["id"], [[None], [1.5]])) == [["id"], [""], ["1.5"]]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "=cmd|' /C calc'!A0",
-        "+1+1",
-        "-x.png",
-        "@SUM(A1)",
-        "\t=1",
-        "\r=1",
-        "=",
-        "-1-1",
-        "\n=1",
-        "\uff1d1+1",
-        "\uff20SUM(A1)",
-    ],
+RUN = (
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-x.png",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "=",
+    "-1-1",
+    "\n=1",
+    "\uff1d1+1",
+    "\uff20SUM(A1)",
 )
+
+
+@pytest.mark.parametrize("text", RUN)
 def test_what_a_spreadsheet_would_run_is_made_text(text):
     assert spreadsheet_cell(text) == f"'{text}"
     found = rows_of(csv_bytes([text], [[text, "plain"]], spreadsheet_safe=True))

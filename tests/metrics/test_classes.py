@@ -1,15 +1,24 @@
-"""Recall, confusion and top-k error against values counted by hand and scikit-learn."""
+"""Recall, top-k error and average precision against hand counts, scikit-learn, and the development kits' rules."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, recall_score, top_k_accuracy_score
 
 from vggfeat.errors import ConfigError, FitError
-from vggfeat.metrics import class_recall, confusion, mean_class_recall, predict_classes, top_k_error
+from vggfeat.metrics import (
+    average_precision,
+    class_recall,
+    confusion,
+    mean_class_recall,
+    precision_recall,
+    predict_classes,
+    top_k_error,
+)
 
 # --- recall of classes
 
@@ -120,3 +129,199 @@ def test_scores_are_checked():
         predict_classes([0, 1])
     with pytest.raises(ConfigError, match="at least 1, found 0"):
         top_k_error([0], [[1, 2]], 0)
+
+
+def ranked(signs):
+    """Labels from "+-0" in order of rank, and scores that rank them so."""
+    return [{"+": 1, "-": -1, "0": 0}[sign] for sign in signs], -np.arange(len(signs), dtype=float)
+
+
+# --- average precision by hand
+
+
+def test_both_rules_on_a_list_of_four():
+    # + - + -: precision at the hits 1/1 and 2/3.
+    labels, scores = ranked("+-+-")
+    assert average_precision(labels, scores, "area") == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert average_precision(labels, scores, "11-point") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_truth_values_are_refused_as_false_would_be_ignored():
+    for labels in ([True, False], np.array([False, False]), [np.True_, np.False_]):
+        with pytest.raises(FitError, match=r"expected labels 1, -1 or 0, found bool; give np.where"):
+            average_precision(labels, [1.0, 2.0])
+
+
+def test_eleven_points_is_the_default():
+    labels, scores = ranked("+-+-")
+    assert average_precision(labels, scores) == average_precision(labels, scores, "11-point")
+
+
+def test_official_example_of_the_action_kit():
+    # Hits at ranks 2, 3, 5 of 5: precision 1/2, 2/3, 3/5; the first is lifted to 2/3.
+    value = average_precision([1, -1, 1, -1, 1], [0.9, 0.95, 0.4, 0.3, 0.2], "area")
+    assert value == pytest.approx(0.6444444444, abs=1e-10)
+    assert value == pytest.approx((2 / 3 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_eleven_points_keep_the_rounding_of_the_kits_thresholds():
+    # Ten positives: recalls of exactly 3/10, 6/10, 7/10 fall below thresholds of 0.30000000000000004 and so on.
+    labels, scores = ranked("+++-++++-++-+")
+    precision = [Fraction(1)] * 3 + [Fraction(7, 8)] * 4 + [Fraction(9, 11)] * 2 + [Fraction(10, 13)]
+    exact = (precision[0] + sum(precision)) / 11
+    assert float(exact) == pytest.approx(0.9005086, abs=5e-8)
+    trapped = exact - (precision[2] - precision[3] + precision[5] - precision[6] + precision[6] - precision[7]) / 11
+    assert average_precision(labels, scores, "11-point") == pytest.approx(float(trapped), abs=1e-12)
+    assert average_precision(labels, scores, "11-point") == pytest.approx(0.8839797, abs=5e-8)
+    assert average_precision(labels, scores, "area") == pytest.approx(float(sum(precision) / 10))
+
+
+@pytest.mark.parametrize("rule", ["11-point", "area"])
+def test_bounds(rule):
+    assert average_precision(*ranked("+++--"), rule) == 1
+    assert average_precision(*ranked("---+"), rule) == pytest.approx(1 / 4)
+    assert average_precision(*ranked("++"), rule) == 1
+
+
+@pytest.mark.parametrize("rule", ["11-point", "area"])
+def test_equal_scores_keep_the_order_of_the_rows(rule):
+    assert average_precision([1, -1], [0.5, 0.5], rule) == 1
+    assert average_precision([-1, 1], [0.5, 0.5], rule) == pytest.approx(1 / 2)
+    labels = [-1] * 99 + [1] * 99
+    assert average_precision(labels, np.zeros(198), rule) < average_precision(labels[::-1], np.zeros(198), rule) == 1
+
+
+@pytest.mark.parametrize("rule", ["11-point", "area"])
+def test_missing_scores_rank_last_and_still_count(rule):
+    # The second positive is found at rank 4 of 4, whatever its row.
+    for labels, scores in (([1, 1, -1, -1], [3, -np.inf, 1, -9e99]), ([-1, 1, 1, -1], [1, 3, -np.inf, -9e99])):
+        assert average_precision(labels, scores, rule) == average_precision(*ranked("+--+"), rule) < 1
+
+
+@pytest.mark.parametrize("rule", ["11-point", "area"])
+@pytest.mark.parametrize("signs", ["0+-+-", "+0-+-", "+-0+0-", "00+-+-0"])
+def test_ignored_samples_change_nothing_even_on_top(rule, signs):
+    assert average_precision(*ranked(signs), rule) == average_precision(*ranked("+-+-"), rule)
+
+
+@pytest.mark.parametrize("rule", ["11-point", "area"])
+@pytest.mark.parametrize("labels", [[], [-1, -1], [0], [0, -1]])
+def test_without_a_positive_there_is_no_value(rule, labels):
+    assert math.isnan(average_precision(labels, np.zeros(len(labels)), rule))
+
+
+def test_area_is_never_below_the_uninterpolated_value_and_can_be_above():
+    labels, scores = np.array([1, -1, 1, -1, 1]), np.array([0.9, 0.95, 0.4, 0.3, 0.2])
+    assert average_precision(labels, scores, "area") > average_precision_score(labels == 1, scores) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "words"),
+    [
+        ([1, -1], [0.0], "as many labels as scores"),
+        ([[1, -1]], [[0.0, 1.0]], "as many labels as scores"),
+        ([1, 2], [0.0, 1.0], "labels 1, -1 or 0"),
+        ([1, -1], [0.0, np.nan], "found NaN"),
+    ],
+)
+def test_refusals(labels, scores, words):
+    with pytest.raises(FitError, match=words):
+        average_precision(labels, scores)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ConfigError, match="11-point, area, found 'voc'"):
+        average_precision([1], [0.0], "voc")
+
+
+def test_whole_numbers_of_any_kind_rank_as_numbers():
+    # -uint8(1) would be 255.
+    assert average_precision([-1, 1], np.array([1, 2], dtype=np.uint8)) == 1
+
+
+# --- the kits' rules, step by step
+
+
+def kit_curve(labels, scores):
+    """Recall and precision with the loops of a person who counts; NaN where the kit divides 0 by 0."""
+    rows = list(range(len(labels)))
+    rows.sort(key=lambda row: -scores[row])
+    positives = sum(1 for label in labels if label > 0)
+    found = wrong = 0
+    recall, precision = [], []
+    for row in rows:
+        found += labels[row] > 0
+        wrong += labels[row] < 0
+        recall.append(found / positives)
+        precision.append(found / (found + wrong) if found + wrong else float("nan"))
+    return recall, precision
+
+
+def kit_eleven_points(labels, scores):
+    recall, precision = kit_curve(labels, scores)
+    total = 0.0
+    for step in range(11):
+        threshold = step * 0.1
+        best = None
+        for r, p in zip(recall, precision, strict=True):
+            if r >= threshold and not math.isnan(p) and (best is None or p > best):
+                best = p
+        total += 0.0 if best is None else best
+    return total / 11
+
+
+def kit_area(labels, scores):
+    recall, precision = kit_curve(labels, scores)
+    recall, precision = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
+    for i in range(len(precision) - 2, -1, -1):
+        if math.isnan(precision[i]) or precision[i + 1] > precision[i]:
+            precision[i] = precision[i + 1]
+    total = 0.0
+    for i in range(1, len(recall)):
+        if recall[i] != recall[i - 1]:
+            total += (recall[i] - recall[i - 1]) * precision[i]
+    return total
+
+
+lists = st.lists(
+    st.tuples(st.sampled_from([1, -1, -1, 0]), st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, 2.0, math.inf])),
+    min_size=1,
+    max_size=40,
+).filter(lambda rows: any(label == 1 for label, _ in rows))
+
+
+@settings(max_examples=400, deadline=None)
+@given(lists)
+@example([(0, 2.0), (1, 1.0), (-1, 1.0)])
+@example([(1, 0.0)] * 10 + [(-1, 0.0)] * 10)
+def test_every_list_agrees_with_the_rules_spelled_out(rows):
+    labels, scores = zip(*rows, strict=True)
+    assert average_precision(labels, scores, "11-point") == pytest.approx(kit_eleven_points(labels, scores), abs=1e-12)
+    assert average_precision(labels, scores, "area") == pytest.approx(kit_area(labels, scores), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 60))
+def test_long_random_lists_agree_with_the_rules_spelled_out(seed, positives):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.ones(positives), rng.choice([-1, -1, 0], 140)]).astype(int)
+    scores = np.round(rng.standard_normal(len(labels)) + labels, rng.integers(0, 3))
+    order = rng.permutation(len(labels))
+    labels, scores = labels[order], scores[order]
+    assert average_precision(labels, scores, "11-point") == pytest.approx(kit_eleven_points(labels, scores), abs=1e-12)
+    assert average_precision(labels, scores, "area") == pytest.approx(kit_area(labels, scores), abs=1e-12)
+
+
+# --- the curve
+
+
+def test_precision_and_recall_of_a_short_list():
+    recall, precision = precision_recall(*ranked("0+-+"))
+    np.testing.assert_array_equal(recall, [0, 1 / 2, 1 / 2, 1])
+    np.testing.assert_array_equal(precision, [np.nan, 1, 1 / 2, 2 / 3])
+
+
+def test_recall_without_positives_is_not_a_number():
+    recall, precision = precision_recall([-1, -1], [0, 1])
+    assert np.isnan(recall).all()
+    np.testing.assert_array_equal(precision, [0, 0])

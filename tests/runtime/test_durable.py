@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import io
 import os
 import subprocess
@@ -34,41 +35,21 @@ from vggfeat.runtime.targets import check_name
 
 
 class Recording(Files):
+    """Notes the calls and what they were given; one fails, or writes so many bytes at a time."""
+
     def __init__(self, fail=None, most=None):
-        self.calls, self.fail, self.most = [], fail, most
+        self.calls, self.given = [], []
+        for name in ("create", "write", "sync", "make_folder", "sync_folder", "rename", "remove"):
+            setattr(self, name, functools.partial(self._call, name, fail, most))
 
-    def _note(self, name):
+    def _call(self, name, fail, most, first, *more):
         self.calls.append(name)
-        if name == self.fail:
+        self.given.append(first)
+        if name == fail:
             raise OSError(errno.EIO, "broken")
-
-    def create(self, path):
-        self._note("create")
-        return super().create(path)
-
-    def write(self, fd, data, offset):
-        self._note("write")
-        return super().write(fd, data[: self.most], offset)
-
-    def sync(self, fd):
-        self._note("sync")
-        super().sync(fd)
-
-    def make_folder(self, folder):
-        self._note("make_folder")
-        super().make_folder(folder)
-
-    def sync_folder(self, folder):
-        self._note("sync_folder")
-        super().sync_folder(folder)
-
-    def rename(self, source, target):
-        self._note("rename")
-        super().rename(source, target)
-
-    def remove(self, path):
-        self._note("remove")
-        super().remove(path)
+        if name == "write":
+            more = (more[0][:most], more[1])
+        return getattr(DISK, name)(first, *more)
 
 
 def test_file_gets_its_name_after_its_bytes_are_synced_and_the_folder_last(tmp_path):
@@ -237,17 +218,6 @@ def test_a_file_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkey
         sink.write(b"whole")
     assert seen
     assert (tmp_path / "a").read_bytes() == b"whole"
-
-
-def test_folders_are_made_durably_from_the_top(tmp_path):
-    files = Recording()
-    make_folders(files, tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    assert files.calls == ["make_folder", "sync_folder", "make_folder", "sync_folder"]
-    make_folders(files, tmp_path / "a" / "b")
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="File exists"):
-        make_folders(files, tmp_path / "file")
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
@@ -452,30 +422,17 @@ def test_holder_of_an_unreadable_lock_is_another_process(tmp_path, content):
     assert holder(tmp_path / "LOCK") == "another process"
 
 
-class Recorded(Files):
-    """Remembers what folders were made and synced."""
-
-    def __init__(self):
-        self.calls = []
-
-    def make_folder(self, folder):
-        self.calls.append(("make", folder.name))
-        super().make_folder(folder)
-
-    def sync_folder(self, folder):
-        self.calls.append(("sync", folder.name))
-        super().sync_folder(folder)
-
-
 def test_folders_are_made_from_the_top_and_synced_in_the_folder_that_holds_them(tmp_path):
-    files = Recorded()
+    files = Recording()
     make_folders(files, tmp_path / "a" / "b")
-    assert files.calls == [("make", "a"), ("sync", tmp_path.name), ("make", "b"), ("sync", "a")]
+    assert (tmp_path / "a" / "b").is_dir()
+    assert files.calls == ["make_folder", "sync_folder", "make_folder", "sync_folder"]
+    assert files.given == [tmp_path / "a", tmp_path, tmp_path / "a" / "b", tmp_path / "a"]
     make_folders(files, tmp_path / "a" / "b")
     assert len(files.calls) == 4
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "c"):
-        with pytest.raises(FileExistsError):
+        with pytest.raises(FileExistsError, match="File exists"):
             make_folders(files, place)
 
 

@@ -55,23 +55,8 @@ def test_a_wrong_row_is_seen():
 
 def percent(folder, *options):
     out = folder / f"{'-'.join(options)}.h5"
-    commands = [
-        [
-            "extract",
-            "--dataset",
-            "voc2007",
-            "--root",
-            folder,
-            "--weights",
-            "small",
-            "--scales",
-            "224,256",
-            "--out",
-            out,
-        ],
-        ["svm", "--features", out, "--json"],
-    ]
-    commands[0] += ["--quiet", *options]
+    source = ["--dataset", "voc2007", "--root", folder, "--weights", "small", "--scales", "224,256"]
+    commands = [["extract", *source, "--out", out, "--quiet", *options], ["svm", "--features", out, "--json"]]
     for words in commands:
         done = subprocess.run([sys.executable, "-m", "vggfeat", *map(str, words)], stdout=subprocess.PIPE, check=True)
     return 100 * json.loads(done.stdout)["headline"]
