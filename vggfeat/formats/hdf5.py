@@ -22,8 +22,7 @@ from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
-from vggfeat.runtime.durable import PositionedFile
-from vggfeat.runtime.system import OPENED, read_at
+from vggfeat.runtime.durable import DiskFile
 
 TEXT = "UTF-8 text of fixed width"
 """Type of a column of texts, where numbers have a numpy type name."""
@@ -120,28 +119,6 @@ class UntrustedHDF5:
             raise self.refuse(name, expected, f"another type (HDF5 class {kind.get_class()})")
 
 
-class _OpenFile(PositionedFile):
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__()
-        self._fd = os.open(path, os.O_RDONLY | OPENED)
-        self._size = os.fstat(self._fd).st_size
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        done = 0
-        while done < view.nbytes:  # One call of the system takes 2 GiB at most, and HDF5 does not ask twice.
-            count = read_at(self._fd, view[done:], self._at)
-            if not count:
-                break
-            done, self._at = done + count, self._at + count
-        return done
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._fd)
-        super().close()
-
-
 def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     """Open an HDF5 file for reading, whoever else has it open and how; OSError if it is none.
 
@@ -149,7 +126,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     some disks refuse. A file that it reads through Python shares nothing with others; ours never change under their
     names.
     """
-    return h5py.File(_OpenFile(path), "r")
+    return h5py.File(DiskFile(path), "r")
 
 
 @contextmanager

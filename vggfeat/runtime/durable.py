@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,27 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.[0-9a-f]{8}\
 _ABANDONED = 24 * 3600.0
 """Seconds without a write after which nobody on another machine is at work on a temporary file."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_position = threading.Lock()
+
+
+def _read_at(fd: int, view: memoryview, offset: int) -> int:
+    """Read some bytes from `offset` into `view`; return how many. Where the system can, the position stays."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    with _position:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, view.nbytes)
+    view[: len(data)] = data
+    return len(data)
+
+
+def _write_at(fd: int, data: memoryview, offset: int) -> int:
+    """Write some of `data` at `offset`; return how many bytes. Where the system can, the position stays."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    with _position:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
 
 
 class Files:
@@ -40,7 +62,7 @@ class Files:
         """Open a new file for reading and writing; one that exists is an error."""
         return os.open(path, _NEW, 0o666)
 
-    write = staticmethod(system.write_at)
+    write = staticmethod(_write_at)
     truncate = staticmethod(os.ftruncate)
     sync = staticmethod(system.sync)
     sync_folder = staticmethod(system.sync_folder)
@@ -73,6 +95,32 @@ class PositionedFile(io.RawIOBase):
     def tell(self) -> int:
         """Return the position."""
         return self._at
+
+
+class DiskFile(PositionedFile):
+    """A file on the disk, open for reading; OSError if there is none."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self._fd = os.open(path, os.O_RDONLY | OPENED)
+        self._size = os.fstat(self._fd).st_size
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer from the position: all of it, or what the file still has."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < view.nbytes:  # One call of the system takes 2 GiB at most, and HDF5 does not ask twice.
+            count = _read_at(self._fd, view[done:], self._at)
+            if not count:
+                break
+            done, self._at = done + count, self._at + count
+        return done
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
 
 class LatchedFile(PositionedFile):
@@ -112,7 +160,7 @@ class LatchedFile(PositionedFile):
     def readinto(self, buffer: Any) -> int:
         """Read into `buffer` from the position; 0 bytes after an error."""
         view = memoryview(buffer).cast("B")
-        count = self._attempt(lambda: system.read_at(self._fd, view, self._at))
+        count = self._attempt(lambda: _read_at(self._fd, view, self._at))
         self._at += count
         return count
 

@@ -55,7 +55,6 @@ _LOCKED_BYTE = (1 << 31) - 2
 """Where Windows locks: what is locked can't be read, so it lies beyond the content."""
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 _PR_SET_PDEATHSIG = 1
-_position = threading.Lock()
 
 
 @cache
@@ -66,26 +65,6 @@ def note_unguarded(what: str) -> None:
         "fill the memory, hang or end it",
         what,
     )
-
-
-def read_at(fd: int, view: memoryview, offset: int) -> int:
-    """Read some bytes from `offset` into `view`; return how many. Where the system can, the position stays."""
-    if hasattr(os, "preadv"):
-        return os.preadv(fd, [view], offset)
-    with _position:
-        os.lseek(fd, offset, os.SEEK_SET)
-        data = os.read(fd, view.nbytes)
-    view[: len(data)] = data
-    return len(data)
-
-
-def write_at(fd: int, data: memoryview, offset: int) -> int:
-    """Write some of `data` at `offset`; return how many bytes. Where the system can, the position stays."""
-    if hasattr(os, "pwrite"):
-        return os.pwrite(fd, data, offset)
-    with _position:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, data)
 
 
 def sync(fd: int) -> None:
