@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptors import fuse, join_features
 from vggfeat.errors import ConfigError, FitError, ImageError
-from vggfeat.forward.batching import to_compute_layout, upload
 from vggfeat.forward.features import dense_map, mirror
 from vggfeat.forward.rerun import rerun_net
-from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.runner import BatchRunner, to_compute_layout, upload
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size

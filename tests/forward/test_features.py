@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.forward import batching as batches
 from vggfeat.forward import features as extraction_module
+from vggfeat.forward import runner
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, check_boxes, feature_runner, spatial_mean
 from vggfeat.images.decode import DecodedImage, row_requests
 from vggfeat.nets.transforms import rescale
@@ -485,14 +485,14 @@ def test_devices_that_are_not_there_are_named():
 
 
 def test_an_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
-    upload = batches.to_device
+    upload = runner.to_device
 
     def scarce(tensor, device):
         if tensor.shape[0] == 300:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return upload(tensor, device)
 
-    monkeypatch.setattr(batches, "to_device", scarce)
+    monkeypatch.setattr(runner, "to_device", scarce)
     images = [image(224, 224, 1), image(300, 300, 2), image(230, 240, 3)]
     rows = feature_runner(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(images)
     assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]

@@ -30,8 +30,7 @@ from vggfeat.runtime.durable import (
     temporary_path,
     write_all,
 )
-from vggfeat.runtime.locks import Lock, holder
-from vggfeat.runtime.targets import check_name
+from vggfeat.runtime.targets import Lock, check_name, holder
 
 
 class Recording(Files):

@@ -28,9 +28,8 @@ from vggfeat.benchmarks.made_up import listed
 from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
 from vggfeat.extract import Job, RunSettings, run_job, to_block
-from vggfeat.forward.batching import upload
 from vggfeat.forward.rerun import cosines
-from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.forward.runner import BatchRunner, Row, upload
 from vggfeat.images.decode import DecodedImage, DecodeSettings, row_requests
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.backbone import Net

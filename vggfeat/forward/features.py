@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory
-from vggfeat.forward.batching import Batching, Size, to_compute_layout, upload
-from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
-from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
+from vggfeat.forward.settings import Batching, ForwardSettings, Size
 from vggfeat.nets.backbone import MapInfo, Net
 from vggfeat.nets.transforms import inside, mirror, mirror_padded, rescaled_size
 from vggfeat.samples import DataSet

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.errors import check_choice
-from vggfeat.forward.batching import Size, to_compute_layout, to_device
 from vggfeat.forward.features import mean_over_mirrors, narrowest_strip, spatial_mean, with_mirrors
-from vggfeat.forward.runner import BatchRunner
-from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.runner import BatchRunner, to_compute_layout, to_device
+from vggfeat.forward.settings import ForwardSettings, Size
 from vggfeat.nets.backbone import Net
 from vggfeat.runtime.devices import checked_device
 from vggfeat.store.layout import POSTERIORS

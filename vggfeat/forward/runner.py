@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.batching import Batching, DeviceCache, Size, by_size, padded, tensor_size, to_device, wait_for
-from vggfeat.forward.settings import ForwardSettings
+from vggfeat.forward.settings import Batching, ForwardSettings, Size, by_size, padded, tensor_size
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.inference import with_winograd
@@ -257,7 +257,8 @@ class BatchRunner:
 
         Of a task that does not fit into memory, even alone and in the narrowest strips, the values are None.
         """
-        uploads = DeviceCache([region for regions in images for region in regions], self.device)
+        regions = [region for regions in images for region in regions]
+        uploads = cache(lambda number: upload(regions[number], self.device))
         for tasks in self.task_batches([[region.shape[:2] for region in regions] for regions in images]):
             chosen = [(task.image * len(self.regions) + task.region, task.size) for task in tasks]
             yield list(zip(tasks, self._fitting(chosen, uploads, self.settings.batch_pixels), strict=True))
@@ -274,15 +275,15 @@ class BatchRunner:
         numbers = group([task.size for task in tasks], self.settings.batch_pixels // self.head.copies)
         return [[tasks[number] for number in batch] for batch in numbers]
 
-    def _fitting(self, images: Sequence[tuple[int, Size]], uploads: DeviceCache, pixels: int) -> list[Tensor | None]:
+    def _fitting(self, images: Sequence[tuple[int, Size]], uploads: Any, pixels: int) -> list[Tensor | None]:
         """Return the values of images, by their number and the size that they get; what does not fit is halved."""
         try:
-            return list(self._forward_batch([(uploads[number], size) for number, size in images], pixels))
+            return list(self._forward_batch([(uploads(number), size) for number, size in images], pixels))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         # Out here the failed pass has let go of its tensors, which the halves need.
-        uploads.drop()
+        uploads.cache_clear()
         if self.device.type != "cpu":
             torch.get_device_module(self.device).empty_cache()
         self.halvings += 1
@@ -344,3 +345,24 @@ class BatchRunner:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+
+def wait_for(event: torch.cuda.Event | None) -> None:
+    """Wait until an event of `BatchRunner.record_event` has come to pass."""
+    if event is not None:
+        event.synchronize()
+
+
+def upload(image: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return an image (H, W, 3) on the device, channels first: (3, H, W)."""
+    return to_device(torch.from_numpy(image), device).permute(2, 0, 1)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; of a GPU nothing waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_compute_layout(images: Tensor, model: Net) -> Tensor:
+    """Bring images into the precision and the order in memory that the net runs best with."""
+    return images.to(next(model.parameters()).dtype).contiguous(memory_format=layout(images.device))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.forward.batching import Size
+from vggfeat.forward.settings import Size
 
 
 def encode(boxes: Tensor, frames: Tensor) -> Tensor:

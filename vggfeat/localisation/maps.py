@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError
-from vggfeat.forward.batching import Size, to_compute_layout, wait_for
 from vggfeat.forward.features import dense_map, narrowest_strip
-from vggfeat.forward.runner import BatchRunner
-from vggfeat.forward.settings import ForwardSettings, Precision
+from vggfeat.forward.runner import BatchRunner, to_compute_layout, wait_for
+from vggfeat.forward.settings import ForwardSettings, Precision, Size
 from vggfeat.localisation.merging import MergeSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation, rescaled_size

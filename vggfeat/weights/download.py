@@ -23,7 +23,7 @@ from typing import Any
 from vggfeat.errors import WeightsError, counted, quoted
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
-from vggfeat.runtime.locks import flock
+from vggfeat.runtime.targets import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
 from vggfeat.weights.sniff import digests
 from vggfeat.weights.sources import Published
