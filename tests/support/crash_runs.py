@@ -36,7 +36,7 @@ class Hooked(Files):
 def _hooked(name):
     def call(self, *arguments):
         self.calls += 1
-        return self.hook(self.calls, name, getattr(Files, name).__get__(self), arguments)
+        return self.hook(self.calls, name, getattr(Files, name), arguments)
 
     return call
 

@@ -123,7 +123,7 @@ def seen_by(module, seconds=300):
 def crash_run(mode, folder, *arguments, seconds=600):
     """Run a mode of crash_runs.py in a process of its own, which must end in peace, and return what it saw."""
     tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent)])
+    path = os.pathsep.join([str(tests), str(tests.parent), str(tests.parents[1])])
     done = subprocess.run(
         [sys.executable, "-W", "error", str(tests / "crash_runs.py"), mode, str(folder), *map(str, arguments)],
         env=os.environ | ALONE | {"PYTHONPATH": path},

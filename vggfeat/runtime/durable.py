@@ -58,7 +58,8 @@ def _write_at(fd: int, data: memoryview, offset: int) -> int:
 class Files:
     """The calls that change the disk, one each, so that a test can make any of them fail."""
 
-    def create(self, path: Path) -> int:
+    @staticmethod
+    def create(path: Path) -> int:
         """Open a new file for reading and writing; one that exists is an error."""
         return os.open(path, _NEW, 0o666)
 
