@@ -517,20 +517,14 @@ def test_columns_are_known_by_usual_headings_or_told(tmp_path, head):
             "file,path\na,b\n",
             r"line 1: .* found 'file' and 'path'; say which with --column path=file or --column path=",
         ),
-        (
-            "path,label,label\na,b,c\n",
-            r"found 'label' and 'label'; rename one",
-        ),
+        ("path,label,label\na,b,c\n", r"found 'label' and 'label'; rename one"),
         (
             "path,label,class\na,b,c\n",
             r"found 'label' and 'class'; say which with --column labels=label or --column la",
         ),
         ("photo,label\na,b\n", r"line 1: expected a heading path, file, filename or image, .* --column path=HEADING"),
         ("path,label\na,cat;dog\n", r"line 2: .* found one class or several; .* --label-separator none or --label-sep"),
-        (
-            "path,label;file\na,b;c\n",
-            r"found 2 columns with commas and 2 columns with semicolons.* sep=, or sep=;",
-        ),
+        ("path,label;file\na,b;c\n", r"found 2 columns with commas and 2 columns with semicolons.* sep=, or sep=;"),
         ("path,age,age\na,1,2\n", r"line 1: expected every heading once, found 'age' twice"),
         ("path,group\na,x\nb, \n", r"line 3: expected a group in every line, found none"),
         ("path,label\na,#N/A\n", r"line 2: expected a value, found #N/A, the result of a formula that failed"),

@@ -24,16 +24,7 @@ from vggfeat.runtime.distributed import World, share
 from vggfeat.runtime.durable import Files
 from vggfeat.samples import Box, LabelledImages
 from vggfeat.training import statistics
-from vggfeat.training.crops import (
-    Crops,
-    EpochOrder,
-    centred,
-    colour_axes,
-    draw,
-    group_crops,
-    place_crops,
-    resample,
-)
+from vggfeat.training.crops import Crops, EpochOrder, centred, colour_axes, draw, group_crops, place_crops, resample
 from vggfeat.training.data import NO_TARGET, Prefetch, training_batches, validation_batches
 from vggfeat.training.recipe import Recipe
 from vggfeat.training.statistics import PixelStatistics, StatisticsSettings, pixel_statistics, save_statistics, say_lost

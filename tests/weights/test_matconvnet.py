@@ -273,10 +273,7 @@ BOMB = zlib.compress(BOMB + bytes(64 << 20))
         ([layers_variable(b"", (1,) * 33)], "an array with 33 axes"),
         ([layers_variable(element(1, b"x"), kind=3)], "layer 1: expected a struct"),
         ([element(14, head(17, (1, 1), b"net"))], "SimpleNN"),
-        (
-            [element(14, head(3, (1, 1), b"net"))],
-            "net: expected the struct of a SimpleNN, found object, as DagNN are",
-        ),
+        ([element(14, head(3, (1, 1), b"net"))], "net: expected the struct of a SimpleNN, found object, as DagNN are"),
         ([layers_variable(element(14, head(1, (0, 0))) * 500, (1, 500))], "more than 500 arrays"),
         ([element(14, b"")] * 501, "more than 500 arrays"),
         ([layers_variable(element(14, b"") * 501, (1, 501))], "more than 500 arrays"),

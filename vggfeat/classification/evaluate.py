@@ -169,11 +169,7 @@ def fuse(files: Paths, *, scales: Sequence[int] | None = None) -> Fused:
         words=words,
         failed={data.ids[row]: reasons[row] for row in sorted(reasons)},
         parts=tuple(parts),
-        dataset={
-            "name": data.name,
-            "fingerprint": data.fingerprint(),
-            "layout": parts[0].provenance.get("layout"),
-        },
+        dataset={"name": data.name, "fingerprint": data.fingerprint(), "layout": parts[0].provenance.get("layout")},
     )
 
 
@@ -300,11 +296,7 @@ def evaluate(fused: Fused) -> ClassificationErrors:
         missed[k] = [round(error * len(rows)) if len(rows) else 0 for error in errors]
         classes.append(
             ClassErrors(
-                name=name,
-                images=len(rows),
-                failed=int((~ok[rows]).sum()),
-                top1_error=errors[0],
-                top5_error=errors[1],
+                name=name, images=len(rows), failed=int((~ok[rows]).sum()), top1_error=errors[0], top5_error=errors[1]
             )
         )
     top1, top5 = (missed.sum(axis=0) / len(fused.ids)).tolist()

@@ -92,11 +92,7 @@ def check_copy(
 
 
 def write_splits(
-    dataset: DataSet,
-    directory: Path | str,
-    *,
-    overwrite: bool = False,
-    inputs: Sequence[Path] = (),
+    dataset: DataSet, directory: Path | str, *, overwrite: bool = False, inputs: Sequence[Path] = ()
 ) -> tuple[Path, ...]:
     r"""Write the ids of every split to a text file of its own.
 

@@ -59,12 +59,7 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         labels=labels,
         splits=row_arrays(splits),
         root=str(root),
-        notes=(
-            *level.notes,
-            *class_name_notes(classes),
-            *split_notes(classes, labels, splits),
-            *_notes(found, level),
-        ),
+        notes=(*level.notes, *class_name_notes(classes), *split_notes(classes, labels, splits), *_notes(found, level)),
     )
 
 

@@ -62,9 +62,7 @@ class BoxData(NamedTuple):
                 f"{len(rows[0])} and {len(rows[1])}; unpack the annotations of this set"
             )
         images = replace(
-            self.images,
-            train=select_images(self.images.train, rows[0]),
-            val=select_images(self.images.val, rows[1]),
+            self.images, train=select_images(self.images.train, rows[0]), val=select_images(self.images.val, rows[1])
         )
         return BoxData(images, self.train.select(rows[0]), self.val.select(rows[1]))
 
@@ -213,10 +211,7 @@ class BoxRegression:
         """Return error and mean overlap."""
         hits, overlap, images = sums
         return BoxValidation(
-            step=step,
-            localisation_error=1 - hits / images,
-            mean_overlap=overlap / images,
-            images=int(images),
+            step=step, localisation_error=1 - hits / images, mean_overlap=overlap / images, images=int(images)
         )
 
     def _read(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

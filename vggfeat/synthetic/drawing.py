@@ -207,12 +207,7 @@ def _placement(rng: Generator) -> NDArray[np.float64]:
 
 
 def _surface(
-    rng: Generator,
-    rings: tuple[Points, ...],
-    pattern: str,
-    frequency: float,
-    centre: tuple[float, float],
-    reach: float,
+    rng: Generator, rings: tuple[Points, ...], pattern: str, frequency: float, centre: tuple[float, float], reach: float
 ) -> tuple[int, int, Pixels, Plane]:
     """Colour an outline: left and top of the patch, (h, w, 3) colours, (h, w) opacity."""
     patch = place(rng, rings, centre, reach, most_border=0.1)

@@ -143,8 +143,7 @@ def place_crops(draws: Draws, sizes: NDArray[np.int64], side: int) -> Crops:
     Places are uniform over all that the rescaled image allows; one that is NaN is the centre.
     """
     rescaled = np.array(
-        [rescaled_size(h, w, s) for (h, w), s in zip(sizes.tolist(), draws.scale.tolist(), strict=True)],
-        dtype=np.int64,
+        [rescaled_size(h, w, s) for (h, w), s in zip(sizes.tolist(), draws.scale.tolist(), strict=True)], dtype=np.int64
     ).reshape(-1, 2)
     spare = rescaled - side
     offset = np.where(np.isnan(draws.place), spare // 2, np.floor(np.nan_to_num(draws.place) * (spare + 1)))

@@ -85,10 +85,7 @@ def push(
         api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="vggfeat")
         try:
             api.create_repo(asked[1], private=private, exist_ok=True)
-            files = [
-                hub.CommitOperationAdd(target.name, target),
-                hub.CommitOperationAdd("README.md", text.encode()),
-            ]
+            files = [hub.CommitOperationAdd(target.name, target), hub.CommitOperationAdd("README.md", text.encode())]
             commit = api.create_commit(asked[1], files, commit_message="Add a net of vggfeat")
         except Exception as error:  # as where a net is read: errors of many libraries, of no common class
             raise WeightsError(
