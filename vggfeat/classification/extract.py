@@ -35,17 +35,10 @@ SHOWN = 3
 def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
     """Return the paper's test scales for a net, by the S that its file says it was trained at (Sect. 4.1 and 4.2).
 
-    Parameters
-    ----------
-    backbone : Backbone
-    mode : str
-        crop takes one scale: S, or the middle of its range. The others take S - 32, S, S + 32, or least, middle and
-        largest S.
-
-    Returns
-    -------
-    tuple of int
-        Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file doesn't say.
+    `mode`: crop takes one scale: S, or the middle of its range. The others take S - 32, S, S + 32, or least, middle and
+    largest S.
+    Returns tuple of int: Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the
+    file doesn't say.
     """
     trained = _trained_scale(backbone)
     if trained is None:
@@ -70,20 +63,8 @@ def _trained_scale(backbone: Backbone) -> tuple[int, int] | None:
 def match_classes(backbone: Backbone, classes: Sequence[str]) -> NDArray[np.int64]:
     """Find the fc8 channel of every class, by name; by number where the net has no names.
 
-    Parameters
-    ----------
-    backbone : Backbone
-    classes : sequence of str
-        K names of the data.
-
-    Returns
-    -------
-    (K,) int64
-
-    Raises
-    ------
-    ConfigError
-        If net and data have other classes, or another number of them, or the net answers with boxes.
+    `classes`: K names of the data.
+    Raises ConfigError if net and data have other classes, or another number of them, or the net answers with boxes.
     """
     if BOX_FACTS in backbone.facts:
         raise ConfigError(
@@ -143,32 +124,19 @@ def cache_posteriors(
 ) -> Summary:
     """Compute the class posteriors of the validation images into one HDF5 file, or finish the run that did so.
 
+    Raises StoreError as `vggfeat.extract.extract_features`. Raises ConfigError if net and data have other classes, or
+    the settings do not go together.
+
     Parameters
     ----------
     data : ClassificationSet
         Columns of the file stand in the order of its classes, whatever order the net has.
-    backbone : Backbone
     out : Path
-        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in
-        `out` + ".parts".
-    settings : PosteriorSettings
-    run : RunSettings
+        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in `out` + ".parts".
     decode : DecodeSettings
         Limits for an image. `largest_side` is set to the largest scale here.
-    progress : callable, optional
     world : World
         The processes that do it together, as `vggfeat.extract.extract_features`.
-
-    Returns
-    -------
-    Summary
-
-    Raises
-    ------
-    StoreError
-        As `vggfeat.extract.extract_features`.
-    ConfigError
-        If net and data have other classes, or the settings do not go together.
     """
     order = match_classes(backbone, data.classes)
     job = Job(

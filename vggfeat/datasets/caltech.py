@@ -44,10 +44,7 @@ class Draw(NamedTuple):
 class SplitRule:
     """How many images of each class go where.
 
-    Raises
-    ------
-    ConfigError
-        If `train` or `test` is below 1, or `held_out` is not between 0 and `train` - 1.
+    Raises ConfigError if `train` or `test` is below 1, or `held_out` is not between 0 and `train` - 1.
     """
 
     train: int
@@ -66,6 +63,8 @@ class SplitRule:
     def draw(self, seed: int, cls: str, names: Sequence[str]) -> Draw:
         """Draw the images of one class, ranked by the SHA-256 of "seed/class/name".
 
+        Raises DatasetError if not a single test image is left.
+
         Parameters
         ----------
         seed : int
@@ -74,11 +73,6 @@ class SplitRule:
             Name of the class.
         names : sequence of str
             Unique file names of the class, in any order.
-
-        Raises
-        ------
-        DatasetError
-            If not a single test image is left.
         """
         if len(names) <= self.train:
             raise DatasetError(
@@ -96,6 +90,8 @@ OFFICIAL = {101: SplitRule(train=30, held_out=6, test=50), 256: SplitRule(train=
 
 def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: SplitRule | None = None) -> DataSet:
     """Read Caltech-101 or Caltech-256 and draw its splits.
+
+    Raises DatasetError if the folder is not found, or a class has too few images for one to be left to test.
 
     Parameters
     ----------
@@ -116,11 +112,6 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
         "caltech101" or "caltech256": one row per .jpg file that lies directly in a class folder, ids
         "class/file name" in sorted order; labels (N, K) 1 and -1; splits "train-1", "held-out-1" (a part of
         train-1), "test-1", "train-2", ... A note names what was ignored.
-
-    Raises
-    ------
-    DatasetError
-        If the folder is not found, or a class has too few images for one to be left to test.
     """
     if variety not in OFFICIAL:
         raise ConfigError(f"variety: expected 101 or 256, found {variety}")

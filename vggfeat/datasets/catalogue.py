@@ -195,10 +195,7 @@ DATASETS: Mapping[str, DatasetRecord] = {record.name: record for record in _RECO
 def lookup(name: str) -> DatasetRecord:
     """Return the record of a data set.
 
-    Raises
-    ------
-    ConfigError
-        If there is none of this name; the message suggests the nearest.
+    Raises ConfigError if there is none of this name; the message suggests the nearest.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -210,10 +207,7 @@ def lookup(name: str) -> DatasetRecord:
 def resolve_root(name: str, root: Path | str | None = None) -> Path:
     """Return the folder of a data set: `root`, else $VGGFEAT_DATA/NAME, else data/NAME.
 
-    Raises
-    ------
-    ConfigError
-        If there is no data set of this name.
+    Raises ConfigError if there is no data set of this name.
     """
     lookup(name)
     if root is not None:

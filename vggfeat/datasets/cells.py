@@ -52,6 +52,9 @@ class Cells(NamedTuple):
 def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None, sheet: str | None = None) -> Cells:
     """Read a table; its kind is told by the ending of its name, .xlsx, .xlsm, .parquet, and CSV for any other.
 
+    Raises DatasetError if it is missing, too large, or can't be read as what it is called; the message names the line.
+    Raises ConfigError if there is no such encoding or sheet, or a library is missing.
+
     Parameters
     ----------
     path : Path
@@ -62,13 +65,6 @@ def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None
         What a CSV file is written in, a name that Python knows.
     sheet : str, optional
         Of a workbook; needed if several have content.
-
-    Raises
-    ------
-    DatasetError
-        If it is missing, too large, or can't be read as what it is called; the message names the line.
-    ConfigError
-        If there is no such encoding or sheet, or a library is missing.
     """
     kind = path.suffix.lower()
     if kind in _OTHER_TABLES:
@@ -93,12 +89,8 @@ def plain(heading: str) -> str:
 def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
     """Turn bytes into text: by their mark, in the encoding that is told, or in UTF-8.
 
-    Raises
-    ------
-    DatasetError
-        If a byte does not fit; the message names the line and the option.
-    ConfigError
-        If there is no such encoding.
+    Raises DatasetError if a byte does not fit; the message names the line and the option. Raises ConfigError if there
+    is no such encoding.
     """
     other = next((words for mark, words in _NOT_TEXT.items() if content.startswith(mark)), None)
     if other:

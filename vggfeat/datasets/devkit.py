@@ -37,17 +37,14 @@ def find_kit(places: Iterable[Path]) -> Kit | None:
 def read_classes(kit: Kit) -> tuple[dict[int, str], dict[str, str]]:
     """Read the kit's classes.
 
+    Raises DatasetError if the file is no MATLAB file with `synsets`.
+
     Returns
     -------
     wnids : dict
         The kit's number -> WNID, of the classes and their ancestors. These numbers are not the order of the WNIDs.
     words : dict
         WNID -> words.
-
-    Raises
-    ------
-    DatasetError
-        If the file is no MATLAB file with `synsets`.
     """
     try:
         table = read_mat(kit.meta, ["synsets"])["synsets"]
@@ -65,10 +62,7 @@ def read_classes(kit: Kit) -> tuple[dict[int, str], dict[str, str]]:
 def read_truth(kit: Kit, wnids: dict[int, str]) -> list[str]:
     """Read the WNID of each validation image, in the order of the file names.
 
-    Raises
-    ------
-    DatasetError
-        If a line is not the number of a class; the message names the line.
+    Raises DatasetError if a line is not the number of a class; the message names the line.
     """
     known = {str(number): wnid for number, wnid in wnids.items()}
     found = []
@@ -84,10 +78,7 @@ def read_truth(kit: Kit, wnids: dict[int, str]) -> list[str]:
 def read_solution(path: Path) -> dict[str, str]:
     """Read the WNID of each validation image, by name without ending, from the list of the Kaggle copy.
 
-    Raises
-    ------
-    DatasetError
-        If the file can't be read or a line has no label; the message names the line.
+    Raises DatasetError if the file can't be read or a line has no label; the message names the line.
     """
     found = {}
     for number, line in enumerate(read_text(path, _MOST).splitlines(), start=1):

@@ -35,10 +35,7 @@ def list_folder(path: Path) -> list[str]:
 def list_entries(path: Path) -> list[os.DirEntry[str]]:
     """Entries of a folder, sorted by the code points of their names.
 
-    Raises
-    ------
-    DatasetError
-        If it is no folder, or can't be read, or `check_locale` refuses a name.
+    Raises DatasetError if it is no folder, or can't be read, or `check_locale` refuses a name.
     """
     try:
         with os.scandir(path) as entries:
@@ -66,10 +63,7 @@ def walk(root: Path) -> Found:
     Links to folders are followed, but no folder is read twice; hidden names and __MACOSX are passed over. The kind of
     an entry comes with its name: a million files, and no stat.
 
-    Raises
-    ------
-    DatasetError
-        If a folder can't be read.
+    Raises DatasetError if a folder can't be read.
     """
     found = Found([], [], [], [], [])
 
@@ -95,18 +89,9 @@ def walk_folders(
 ) -> Iterator[str]:
     """Yield the folders below a root, which is "", each once, and always those above a folder before it.
 
-    Parameters
-    ----------
-    root : Path
-    look : callable
-        Given a folder that was yielded, returns the paths of those in it, and whether each is a link.
-    repeated : callable
-        Told the links to folders that are read under another name.
-
-    Raises
-    ------
-    DatasetError
-        If a folder can't be read.
+    `look`: given a folder that was yielded, returns the paths of those in it, and whether each is a link. `repeated`:
+    told the links to folders that are read under another name.
+    Raises DatasetError if a folder can't be read.
     """
     seen: set[tuple[int, int]] = set()
     # Links wait until all real folders are read, so that a folder keeps its own name and not that of a link.
@@ -152,10 +137,7 @@ def is_image(path: str) -> bool:
 def check_locale(where: Path, names: Iterable[str]) -> None:
     """Refuse names beyond ASCII where Python takes the bytes of file names for another code than UTF-8.
 
-    Raises
-    ------
-    DatasetError
-        If there is one; it would be stored as other letters than it has, or would not be found.
+    Raises DatasetError if there is one; it would be stored as other letters than it has, or would not be found.
     """
     code = sys.getfilesystemencoding()
     odd = None if code == "utf-8" else next((name for name in names if not name.isascii()), None)
@@ -181,17 +163,9 @@ def listed(names: Sequence[str]) -> str:
 def read_text(path: Path, most: int) -> str:
     """Read a small text file in UTF-8, with or without a byte order mark.
 
-    Parameters
-    ----------
-    path : Path
-        A regular file; a pipe or a device is refused unopened.
-    most : int
-        Bytes that the file may have.
-
-    Raises
-    ------
-    DatasetError
-        If the file is missing, unreadable, too large or not UTF-8; the message names the file, and the line.
+    `path`: a regular file; a pipe or a device is refused unopened. `most`: bytes that the file may have.
+    Raises DatasetError if the file is missing, unreadable, too large or not UTF-8; the message names the file, and the
+    line.
     """
     content = read_bytes(path, most)
     try:
@@ -206,11 +180,8 @@ def read_text(path: Path, most: int) -> str:
 def read_annotation(path: Path) -> ElementTree.Element:
     """Read an annotation in PASCAL VOC's XML, which ILSVRC uses too.
 
-    Raises
-    ------
-    DatasetError
-        If the file is missing, has more than 1 MB, more than 16 levels or a DOCTYPE (so no entity is ever
-        expanded), or is not well-formed.
+    Raises DatasetError if the file is missing, has more than 1 MB, more than 16 levels or a DOCTYPE (so no entity is
+    ever expanded), or is not well-formed.
     """
     parser = ElementTree.XMLParser(target=_PlainTree())
     try:
@@ -228,17 +199,8 @@ def object_name(item: ElementTree.Element) -> str:
 def object_box(item: ElementTree.Element, where: str) -> Box:
     """Box of an object as pixel edges, from the 1-based inclusive numbers of the XML, whole or not.
 
-    Parameters
-    ----------
-    item : Element
-        An object; its tags may stand in any order.
-    where : str
-        File and object, for the message.
-
-    Raises
-    ------
-    DatasetError
-        If one of the four numbers is missing or not finite, or xmax < xmin, or ymax < ymin.
+    `item`: an object; its tags may stand in any order. `where`: file and object, for the message.
+    Raises DatasetError if one of the four numbers is missing or not finite, or xmax < xmin, or ymax < ymin.
     """
     xmin, ymin, xmax, ymax = (_coordinate(item, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if xmax < xmin or ymax < ymin:

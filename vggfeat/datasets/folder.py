@@ -18,12 +18,15 @@ from vggfeat.samples import DataSet, Label, Task
 def read(root: Path, layout: Layout | None = None) -> DataSet:
     """Read a folder of images.
 
+    Raises DatasetError if there is no image, images lie both in class folders and next to them, or the first level may
+    be splits as well as classes.
+
     Parameters
     ----------
     root : Path
-        The first level of folders names the classes, and images at any depth below belong to them; or the
-        first level is splits, and the second names the classes; or all images lie directly in the root (or in the
-        split folders), and there are no labels. `vggfeat.datasets.levels.find_level` tells which.
+        The first level of folders names the classes, and images at any depth below belong to them; or the first level
+        is splits, and the second names the classes; or all images lie directly in the root (or in the split folders),
+        and there are no labels. `vggfeat.datasets.levels.find_level` tells which.
     layout : "splits" or "classes", optional
         What the first level is.
 
@@ -34,12 +37,6 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         folders are followed, but no folder is read twice. Hidden names and __MACOSX are passed over. Anything
         with an image's suffix is listed, even if it can't be opened, so that it is reported and not lost;
         notes count the rest.
-
-    Raises
-    ------
-    DatasetError
-        If there is no image, images lie both in class folders and next to them, or the first level may be splits
-        as well as classes.
     """
     root = Path(root)
     found = walk(root)
@@ -78,10 +75,7 @@ class Arranged(NamedTuple):
 def arrange(root: Path | str, images: Sequence[str], layout: Layout | None) -> Arranged:
     """Tell classes and splits of images by their folders; one image of each folder tells as much as all.
 
-    Raises
-    ------
-    DatasetError
-        As `read`.
+    Raises DatasetError as `read`.
     """
     level = find_level(root, images, layout)
     splits: dict[str, list[int]] = {name: [] for name in level.splits}

@@ -75,10 +75,7 @@ def split_name(text: str) -> str | None:
 def listed_split(text: str) -> str:
     """Return the name of a split that a list names: train, val or test in any spelling, train-1 and the like, or as is.
 
-    Raises
-    ------
-    ValueError
-        If it is none of these, but nearly one.
+    Raises ValueError if it is none of these, but nearly one.
     """
     lower = text.lower()
     numbered = _NUMBERED.fullmatch(lower)
@@ -100,6 +97,9 @@ def find_level(root: Path | str, images: Iterable[str], layout: Layout | None = 
     named so (in any case: train, training, trn; val, valid, validation, dev; test, testing, eval), or if all hold
     folders of the same names; else they are classes.
 
+    Raises DatasetError if they may be either, two folders are the same split, or a split has no class of the training
+    images.
+
     Parameters
     ----------
     root : Path, or address
@@ -108,15 +108,6 @@ def find_level(root: Path | str, images: Iterable[str], layout: Layout | None = 
         Paths relative to the root, with forward slashes; one of each folder will do.
     layout : "splits" or "classes", optional
         What the user says.
-
-    Returns
-    -------
-    Level
-
-    Raises
-    ------
-    DatasetError
-        If they may be either, two folders are the same split, or a split has no class of the training images.
     """
     folders = {path.rpartition("/")[0] for path in images}
     base = _base(folders)

@@ -37,10 +37,8 @@ _LONGEST_NAME = 200
 class ListSettings:
     """How a list is to be read where it does not tell it itself.
 
-    Raises
-    ------
-    ConfigError
-        If a column is none of `COLUMNS`, the separator of labels is not allowed, or labels are told twice.
+    Raises ConfigError if a column is none of `COLUMNS`, the separator of labels is not allowed, or labels are told
+    twice.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +65,10 @@ class ListSettings:
 def read_manifest(path: Path, settings: ListSettings | None = None) -> DataSet:
     """Read a list of images.
 
+    Raises DatasetError if a line is malformed or a column may be two things, a path is absolute or leaves the folder,
+    an id occurs twice, a split has two names or one that is nearly train, val or test. The message names the line.
+    Raises ConfigError if a heading of the settings is not there, or a library is missing.
+
     Parameters
     ----------
     path : Path
@@ -84,14 +86,6 @@ def read_manifest(path: Path, settings: ListSettings | None = None) -> DataSet:
     DataSet
         "manifest": rows in file order; labels (N, K), classes sorted. Single-label if every row has exactly one label,
         multi-label if not, unlabelled if there are none.
-
-    Raises
-    ------
-    DatasetError
-        If a line is malformed or a column may be two things, a path is absolute or leaves the folder, an id occurs
-        twice, a split has two names or one that is nearly train, val or test. The message names the line.
-    ConfigError
-        If a heading of the settings is not there, or a library is missing.
     """
     path, settings = _list_file(Path(path)), settings or ListSettings()
     wanted = {*COLUMNS["path"], *map(plain, (*settings.columns.values(), *settings.one_hot))}

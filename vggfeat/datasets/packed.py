@@ -51,11 +51,8 @@ def is_packed(root: Path) -> bool:
 def read(root: Path) -> ClassificationSet:
     """Read the index of a packed copy, and look whether its shards have their sizes.
 
-    Raises
-    ------
-    DatasetError
-        If the copy is not complete, its index is damaged or of another version, or a shard is missing or has another
-        size.
+    Raises DatasetError if the copy is not complete, its index is damaged or of another version, or a shard is missing
+    or has another size.
     """
     path = root / INDEX
     if not path.is_file():

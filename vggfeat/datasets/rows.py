@@ -65,14 +65,8 @@ def path_below(where: str, text: str) -> str:
 def read_labels(cells: Cells, column: int, separator: str | None) -> tuple[list[dict[str, int]], tuple[str, ...]]:
     """Return the labels of every row, and the classes.
 
-    Parameters
-    ----------
-    cells : Cells
-    column : int
-        Number of the column of labels.
-    separator : str, optional
-        Between several labels in a cell; "none" for one label a cell. None: ";" in a column called labels, while
-        elsewhere a cell with ";" is refused.
+    `column`: number of the column of labels. `separator`: between several labels in a cell; "none" for one label a
+    cell. None: ";" in a column called labels, while elsewhere a cell with ";" is refused.
     """
     heading = cells.headings[column]
     separator = separator or (";" if plain(heading) == "labels" else None)

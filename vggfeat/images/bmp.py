@@ -26,18 +26,9 @@ def has_bit_fields(data: bytes) -> bool:
 def read_bit_fields(data: bytes, max_pixels: int, *, partial: bool = False) -> Image.Image:
     """Read a BMP of bit fields; each colour is scaled to 0 to 255 and rounded down, as Pillow does, opacity over white.
 
-    Parameters
-    ----------
-    data : bytes
-        Of the whole file, for which `has_bit_fields` holds.
-    max_pixels : int
-    partial : bool
-        Whether rows that the file ends before are black, instead of an error.
-
-    Raises
-    ------
-    ImageError
-        "damaged", "truncated", "too-large", or "unsupported" if a mask has gaps.
+    `data`: of the whole file, for which `has_bit_fields` holds. `partial`: whether rows that the file ends before are
+    black, instead of an error.
+    Raises ImageError "damaged", "truncated", "too-large", or "unsupported" if a mask has gaps.
     """
     _, width, signed, bits, _ = _header(data)
     height = abs(signed)

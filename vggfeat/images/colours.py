@@ -12,12 +12,8 @@ _STRIP = 1 << 20
 def upright_rgb(image: Image.Image, orientation: int | None = None) -> tuple[Image.Image, int]:
     """Load an image and bring it to RGB, and upright.
 
-    Parameters
-    ----------
-    image : Image
-        Best not loaded yet; apart from loading it is left as it is.
-    orientation : int, optional
-        By default the one that Pillow knows.
+    `image`: best not loaded yet; apart from loading it is left as it is. `orientation`: by default the one that Pillow
+    knows.
 
     Returns
     -------
@@ -40,20 +36,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     rounded. Greys of more than 8 bits are scaled by their range, see `grey_range`; of colours of 16 bits Pillow keeps
     the higher 8.
 
-    Parameters
-    ----------
-    image : Image
-        Of any mode.
-
-    Returns
-    -------
-    Image
-        Of mode RGB; the same object if it was plain RGB.
-
-    Raises
-    ------
-    ValueError
-        If Pillow knows no way from this mode to RGB.
+    `image`: of any mode.
+    Returns Image: of mode RGB; the same object if it was plain RGB.
+    Raises ValueError if Pillow knows no way from this mode to RGB.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey(image)
@@ -71,17 +56,8 @@ def grey_range(mode: str, values: NDArray) -> tuple[float, float]:
     0 and 65535 for integers, 0 and 1 for floats that all lie there. Other floats have no customary range: their own
     smallest and largest finite values, and a constant image is mid-grey.
 
-    Parameters
-    ----------
-    mode : str
-        I;16 (any byte order) or I, as Pillow reads PNG and PPM; or F.
-    values : ndarray (H, W)
-        The pixels.
-
-    Returns
-    -------
-    tuple of float
-        Black and white; never equal.
+    `mode`: I;16 (any byte order) or I, as Pillow reads PNG and PPM; or F. `values` (H, W): the pixels.
+    Returns tuple of float: black and white; never equal.
     """
     if mode != "F":
         return 0.0, 65535.0

@@ -79,10 +79,7 @@ _ONE_AT_A_TIME = Turns()
 class DecodeSettings:
     """What may be spent on one image.
 
-    Raises
-    ------
-    ConfigError
-        If a limit is not above zero.
+    Raises ConfigError if a limit is not above zero.
     """
 
     max_pixels: int = 89_478_485
@@ -159,7 +156,6 @@ def row_requests(
     ----------
     dataset : DataSet
         With a box in every row if one is asked for.
-    rows : iterable of int
     regions : sequence of "image" or "box"
     images : DataSet or LabelledImages, optional
         Says where the image of a row is; by default the data set itself.
@@ -178,19 +174,7 @@ def decode(request: Request, settings: DecodeSettings) -> DecodedImage:
     Threads take turns, because the limits that Pillow knows are those of the process. The C libraries below Pillow
     may write complaints to standard error.
 
-    Parameters
-    ----------
-    request : Request
-    settings : DecodeSettings
-
-    Returns
-    -------
-    Image
-
-    Raises
-    ------
-    ImageError
-        For every fault of the file or of a box, with one of `REASONS`.
+    Raises ImageError for every fault of the file or of a box, with one of `REASONS`.
     """
     boxes = [None if box is None else Box(*box) for box in request.boxes]
     with loaded(request, settings) as found:
@@ -221,12 +205,8 @@ class Loaded(NamedTuple):
 def loaded(request: Request, settings: DecodeSettings) -> Iterator[Loaded]:
     """Load an image for a block, as `decode` does; an error of the block too is one of the image.
 
-    Raises
-    ------
-    ImageError
-        For every fault of the file or of what is done with it, with one of `REASONS`.
-    ResourceError, StoreError
-        As `vggfeat.images.image_bytes.read_bytes`.
+    Raises ImageError for every fault of the file or of what is done with it, with one of `REASONS`. Raises
+    ResourceError and StoreError as `vggfeat.images.image_bytes.read_bytes`.
     """
     data = b""
     try:
@@ -276,22 +256,11 @@ def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
 def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
     """Bring an image that is in memory already to what `decode` would have made of its file.
 
-    Parameters
-    ----------
-    image : PIL Image
-        Of any mode, opened by any means; it is loaded, and otherwise left as it is.
-    settings : DecodeSettings
-        Of these, `largest_side`, `max_pixels` and `allow_truncated` count.
-
-    Returns
-    -------
-    Image
-        With one region, the whole; `sha256` is 32 zeros, because there is no file.
-
-    Raises
-    ------
-    ImageError
-        If it can't be loaded or turned into RGB, or what its values mean can't be known, see `read_memory`.
+    `image`: of any mode, opened by any means; it is loaded, and otherwise left as it is. `settings`: of these,
+    `largest_side`, `max_pixels` and `allow_truncated` count.
+    Returns Image: with one region, the whole; `sha256` is 32 zeros, because there is no file.
+    Raises ImageError if it can't be loaded or turned into RGB, or what its values mean can't be known, see
+    `read_memory`.
     """
     name = str(getattr(image, "filename", "") or "image in memory")
     try:

@@ -29,10 +29,7 @@ _OPEN_FILES = 4
 class FetchSettings:
     """How images are fetched that are not files of this machine.
 
-    Raises
-    ------
-    ConfigError
-        If there is no thread, or no byte is allowed.
+    Raises ConfigError if there is no thread, or no byte is allowed.
     """
 
     storage: StorageSettings = field(default_factory=StorageSettings)
@@ -50,23 +47,12 @@ class FetchSettings:
 def fetched(requests: Iterable[Request], settings: FetchSettings) -> Iterator[Fetched]:
     """Fill in the bytes of images that are at an address or in a cell of a Parquet file.
 
-    Parameters
-    ----------
-    requests : iterable of Request
-        `path` is a path of this machine or an address, or either with the address of a cell behind it
-        (`vggfeat.formats.parquet`). Files of this machine are passed on as they are.
-    settings : FetchSettings
-
-    Yields
-    ------
-    Request or ImageError
-        One for each request, in their order. Reasons: missing; unreadable (refused, or at a private address);
-        unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet file that is).
-
-    Raises
-    ------
-    ConfigError
-        While iterating, if a library is missing that such an address needs.
+    `requests`: `path` is a path of this machine or an address, or either with the address of a cell behind it
+    (`vggfeat.formats.parquet`). Files of this machine are passed on as they are.
+    Yields Request or ImageError: one for each request, in their order. Reasons: missing; unreadable (refused, or at a
+    private address); unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet
+    file that is).
+    Raises ConfigError while iterating, if a library is missing that such an address needs.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(settings.threads, "vggfeat-fetch") as threads, ThreadPoolExecutor(1) as cells:

@@ -59,14 +59,9 @@ _AVIF_EXIF = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 def read_bytes(path: str, max_bytes: int, span: tuple[int, ...] | None) -> bytes:
     """Read the bytes of an image, all of its file or those of a span (first byte, number of bytes, their CRC-32).
 
-    Raises
-    ------
-    ImageError
-        If it is no regular file of 1 to `max_bytes` bytes, can't be read, or a span has another CRC-32.
-    ResourceError
-        If this process may open no more files.
-    StoreError
-        If a span is asked for, and its file can't be read now: that is no fault of the image, and of many others.
+    Raises ImageError if it is no regular file of 1 to `max_bytes` bytes, can't be read, or a span has another CRC-32.
+    Raises ResourceError if this process may open no more files. Raises StoreError if a span is asked for, and its file
+    can't be read now: that is no fault of the image, and of many others.
     """
     try:
         # Without NO_WAIT, opening a FIFO waits for a writer that may never come.
@@ -118,10 +113,7 @@ def _closed_shard(path: str, error: OSError | ValueError) -> StoreError:
 def check_length(length: int, max_bytes: int) -> None:
     """Check the number of bytes of an image.
 
-    Raises
-    ------
-    ImageError
-        If it is not from 1 to `max_bytes`.
+    Raises ImageError if it is not from 1 to `max_bytes`.
     """
     if not 0 < length <= max_bytes:
         raise ImageError("too-large" if length > 0 else "empty", f"expected 1 to {max_bytes} bytes, found {length}")
@@ -159,10 +151,7 @@ def is_read(data: bytes) -> bool:
 def refuse_other_formats(data: bytes) -> None:
     """Refuse a file whose format has a name but is not read.
 
-    Raises
-    ------
-    ImageError
-        "unsupported", with the name.
+    Raises ImageError "unsupported", with the name.
     """
     name = _name(data)
     if name:

@@ -155,6 +155,8 @@ def _exif_orientation(block: bytes) -> int | None:
 def turn_boxes(edges: ArrayLike, orientation: int, size: tuple[int, int]) -> NDArray[np.float64]:
     """Turn boxes of the stored pixels to where they are in the upright image.
 
+    Returns (..., 4) float64: edges, left before right and top before bottom.
+
     Parameters
     ----------
     edges : (..., 4) array
@@ -163,11 +165,6 @@ def turn_boxes(edges: ArrayLike, orientation: int, size: tuple[int, int]) -> NDA
         EXIF, 1 to 8.
     size : (int, int)
         Height and width of the upright image.
-
-    Returns
-    -------
-    (..., 4) float64
-        Edges, left before right and top before bottom.
     """
     across, backwards, upwards = _BOX_TURNS[orientation]
     left, top, right, bottom = np.moveaxis(np.asarray(edges, dtype=np.float64), -1, 0)

@@ -27,12 +27,13 @@ AHEAD = 3
 class Decoder:
     """Decodes images in worker processes; use it in a `with` statement, which ends them.
 
+    Raises ConfigError if there are fewer than 0 workers.
+
     Parameters
     ----------
     workers : int
         Processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes with
         limits, as many threads of this one, without them too; then that is logged.
-    settings : DecodeSettings
     decode : callable
         What a worker does with a request: a function at the top of a module that can be imported, or
         `functools.partial` of one with named arguments that JSON can hold.
@@ -40,11 +41,6 @@ class Decoder:
         Images that may be drawn before they are asked for; at least 3 per worker are.
     hold : int
         Bytes of decoded images that may wait to be taken before less is drawn ahead.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than 0 workers.
     """
 
     def __init__(
@@ -98,26 +94,13 @@ class Decoder:
         Requests are drawn only so far ahead: at most 3 per worker or `ahead`, and no more than one
         beyond the number of workers once the images that wait outgrow `hold`.
 
-        Parameters
-        ----------
-        requests : iterable of Request, DecodedImage or ImageError
-            Images that are decoded already, or have failed already, are passed on in their turn.
-
-        Returns
-        -------
-        iterator of DecodedImage or ImageError
-            One for each request, in the order of the requests. Reasons of its own: time-out, and worker-died for an
-            image that ended two workers in turn.
-
-        Raises
-        ------
-        ResourceError
-            While iterating, if a worker can't be started; or if the system refuses something else, such as one more
-            open file, that is no fault of the image.
-        StoreError
-            While iterating, if a file of packed images can't be read now.
-        RuntimeError
-            If the decoder is closed; while iterating, if decoding failed in a way that is no fault of the image.
+        `requests`: images that are decoded already, or have failed already, are passed on in their turn.
+        Returns iterator of DecodedImage or ImageError: one for each request, in the order of the requests. Reasons of
+        its own: time-out, and worker-died for an image that ended two workers in turn.
+        Raises ResourceError while iterating, if a worker can't be started; or if the system refuses something else,
+        such as one more open file, that is no fault of the image. Raises StoreError while iterating, if a file of
+        packed images can't be read now. Raises RuntimeError if the decoder is closed; while iterating, if decoding
+        failed in a way that is no fault of the image.
         """
         if self._closed:
             raise RuntimeError("the decoder is closed")

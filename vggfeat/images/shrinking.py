@@ -17,25 +17,17 @@ def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: in
     (a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `side`), resampled bilinearly with anti-aliasing
     and stored as a JPEG of RGB with 4:2:0 colours; in the EXIF orientation that it had, which boxes depend on.
 
+    Returns Image: its one region is (bytes,) uint8: the JPEG file.
+    Raises ImageError as `decode`.
+
     Parameters
     ----------
     request : Request
         Its boxes and its side are not read.
-    settings : DecodeSettings
     side : int
         In pixels.
     quality : int
         1 to 95, in the scale of libjpeg.
-
-    Returns
-    -------
-    Image
-        Its one region is (bytes,) uint8: the JPEG file.
-
-    Raises
-    ------
-    ImageError
-        As `decode`.
     """
     with loaded(request._replace(boxes=(None,), side=side), settings) as found:
         height, width = found.size

@@ -43,6 +43,8 @@ def read_tiff(
     ones of colours the higher 8 bits are kept. Floats that all lie in 0 to 1 span that; other floats, and integers that
     are signed or longer, span their own smallest and largest finite values, over all colours.
 
+    Raises ImageError "unsupported", "truncated", "damaged" or "too-large".
+
     Parameters
     ----------
     data : bytes
@@ -60,11 +62,6 @@ def read_tiff(
         Of mode RGB, upright.
     orientation : int
         By which it was turned.
-
-    Raises
-    ------
-    ImageError
-        "unsupported", "truncated", "damaged" or "too-large".
     """
     layout = read_layout(*read_tags(data, at))
     if layout.width * layout.height > max_pixels:

@@ -108,15 +108,8 @@ class Layout:
 def read_tags(data: bytes, at: int | None = None) -> tuple[str, Tags]:
     """Read the tags that matter from the first directory of a TIFF, or from the one at an offset.
 
-    Returns
-    -------
-    (str, dict)
-        Byte order, "<" or ">"; number of the tag -> its values.
-
-    Raises
-    ------
-    ImageError
-        "truncated" if the file ends before its tags do.
+    Returns (str, dict): byte order, "<" or ">"; number of the tag -> its values.
+    Raises ImageError "truncated" if the file ends before its tags do.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
@@ -156,17 +149,8 @@ def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray
 def read_layout(order: str, tags: Tags) -> Layout:
     """Work out from its tags how the pixels of a TIFF are stored.
 
-    Parameters
-    ----------
-    order : str
-        Byte order, "<" or ">".
-    tags : dict
-        As from `read_tags`.
-
-    Raises
-    ------
-    ImageError
-        "damaged" if the tags contradict each other; "unsupported" if vggfeat reads no such TIFF.
+    `order`: byte order, "<" or ">". `tags`: as from `read_tags`.
+    Raises ImageError "damaged" if the tags contradict each other; "unsupported" if vggfeat reads no such TIFF.
     """
 
     def one(tag: int, default: int) -> int:

@@ -36,17 +36,9 @@ class Worker:
 
     It must be started by a thread that lives as long as the process is needed, because Linux ends it with that thread.
 
-    Parameters
-    ----------
-    decode : callable
-        A function at the top of a module that can be imported, or `functools.partial` of one with named arguments
-        that JSON can hold.
-    settings : DecodeSettings
-
-    Raises
-    ------
-    ResourceError
-        If the system gives no process.
+    `decode`: a function at the top of a module that can be imported, or `functools.partial` of one with named arguments
+    that JSON can hold.
+    Raises ResourceError if the system gives no process.
     """
 
     def __init__(self, decode: Decode, settings: DecodeSettings) -> None:
@@ -66,10 +58,7 @@ class Worker:
     def greet(self) -> None:
         """Wait until the process is ready.
 
-        Raises
-        ------
-        ResourceError
-            If it ends before, or is not ready within a minute.
+        Raises ResourceError if it ends before, or is not ready within a minute.
         """
         self._line.left = _START_LIMIT
         try:
@@ -90,20 +79,10 @@ class Worker:
     def decode(self, request: Request) -> DecodedImage:
         """Hand a request over and wait for the pixels.
 
-        Raises
-        ------
-        ImageError
-            As the worker's function raised it.
-        TimeoutError
-            If the time of the settings is over.
-        EOFError, OSError
-            If the process ended.
-        ResourceError
-            If the system refused the worker something that is no fault of the image.
-        StoreError
-            If the worker can't read a file of packed images.
-        RuntimeError
-            If the worker's function failed in another such way.
+        Raises ImageError as the worker's function raised it. Raises TimeoutError if the time of the settings is over.
+        Raises EOFError and OSError if the process ended. Raises ResourceError if the system refused the worker
+        something that is no fault of the image. Raises StoreError if the worker can't read a file of packed images.
+        Raises RuntimeError if the worker's function failed in another such way.
         """
         self._line.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
@@ -153,10 +132,7 @@ def not_started(cause: OSError | str) -> ResourceError:
 def work(descriptor: int) -> None:
     """Run the far end, the body of a worker process, until the line is closed.
 
-    Parameters
-    ----------
-    descriptor : int
-        Of the socket that is the line.
+    `descriptor`: of the socket that is the line.
     """
     line = Line(socket.socket(fileno=descriptor))
     try:

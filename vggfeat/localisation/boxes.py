@@ -88,6 +88,8 @@ def boxes_from_map(
 ) -> NDArray[np.float64]:
     """Turn the outputs of a box net for one image into boxes.
 
+    Returns (T, h w, 4) float64: edges in pixels of the file, within the image and at least one pixel wide and high.
+
     Parameters
     ----------
     outputs : Tensor (4, h, w) or (4 K, h, w)
@@ -99,11 +101,6 @@ def boxes_from_map(
         What the outputs are relative to, in edges, in pixels of the rescaled image.
     rescaled, image : (height, width)
         Sides of the image as the net saw it, and of the file.
-
-    Returns
-    -------
-    (T, h w, 4) float64
-        Edges in pixels of the file, within the image and at least one pixel wide and high.
     """
     table = outputs.double().unflatten(0, (-1, 4)).permute(0, 2, 3, 1)  # (1 or K, h, w, 4)
     wanted = table.expand(len(classes), -1, -1, -1) if len(table) == 1 else table[torch.from_numpy(classes)]

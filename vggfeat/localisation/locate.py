@@ -90,10 +90,7 @@ class LocalisedImage:
 def class_places(net: BoxNet, classes: Sequence[str]) -> NDArray[np.int64]:
     """Return the place of every class among those of a box net; zeros if its outputs are those of all classes.
 
-    Raises
-    ------
-    ConfigError
-        If the net lacks one.
+    Raises ConfigError if the net lacks one.
     """
     if net.kind == "scr":
         return np.zeros(len(classes), dtype=np.int64)
@@ -152,24 +149,18 @@ class _Work:
 class Localiser:
     """Box nets and a classification net on a device, ready to locate the objects of images.
 
+    Raises ConfigError if a box net with outputs for each class lacks one of them, there are not as many scales as box
+    nets, or the device can't do it, or the windows of the nets are not the same.
+
     Parameters
     ----------
-    nets : sequence of BoxNet
     classifier : Backbone, optional
         Rates the boxes; its channels are the K classes, in this order or in that of `channels`. None: every window
         counts the same, and all labels are given.
     classes : sequence of str
         K names, those of the classes that are asked for and returned.
-    settings : LocaliseSettings
-    device : str
     channels : (K,) int64, optional
         Channel of the classification net for every class.
-
-    Raises
-    ------
-    ConfigError
-        If a box net with outputs for each class lacks one of them, there are not as many scales as box nets, or the
-        device can't do it, or the windows of the nets are not the same.
     """
 
     def __init__(
@@ -208,17 +199,8 @@ class Localiser:
     ) -> list[LocalisedImage]:
         """Locate the classes of some images, all of which are held in memory.
 
-        Parameters
-        ----------
-        images : N of DecodedImage or ImageError
-            Each uncut, as its only region.
-        requests : N of LocalisationRequest
-        progress : callable, optional
-
-        Returns
-        -------
-        list of N LocalisedImage
-            An image that fails has a reason.
+        `images`: each uncut, as its only region.
+        Returns list of N LocalisedImage: an image that fails has a reason.
         """
         rows = [
             LocalisedImage(size=(0, 0), reason=f"{image.reason}: {image}")
@@ -313,19 +295,8 @@ def _add_boxes(work: _Work, net: BoxNet, places: NDArray[np.int64], side: int, r
 class CropLocaliser:
     """A box net on a device that sees the centre crop alone: protocol 1 of Appendix A, for a class that is known.
 
-    Parameters
-    ----------
-    net : BoxNet
-    classes : sequence of str
-        K names.
-    settings : LocaliseSettings
-        Of one scale.
-    device : str
-
-    Raises
-    ------
-    ConfigError
-        As `Localiser`, and if there is more than one scale.
+    `classes`: K names. `settings`: of one scale.
+    Raises ConfigError as `Localiser`, and if there is more than one scale.
     """
 
     def __init__(self, net: BoxNet, classes: Sequence[str], settings: LocaliseSettings, *, device: str = "cpu") -> None:

@@ -63,14 +63,7 @@ def match_scores(boxes: Boxes, others: Boxes) -> NDArray[np.float64]:
     the least; taken literally, overlap would speak against a match. Here the area enters as 1 - intersection / union,
     and the distance in units of the mean of the two diagonals, so that the score is the same at every size.
 
-    Parameters
-    ----------
-    boxes, others : (..., 4) arrays of float
-        Pixel edges; their leading axes are broadcast.
-
-    Returns
-    -------
-    (...) float64
+    `boxes`, `others` (..., 4) arrays of float: pixel edges; their leading axes are broadcast.
     """
     # Sides one by one: NumPy is slow along an axis of two.
     (x, y, w, h), (other_x, other_y, other_w, other_h) = _centred(boxes), _centred(others)
@@ -96,17 +89,8 @@ def merge(boxes: Boxes, scores: NDArray[np.float64], settings: MergeSettings) ->
     All classes advance together, so that Python runs n steps, however many classes there are. Time and memory grow
     with the square of n.
 
-    Parameters
-    ----------
-    boxes : (K, n, 4) array of float
-        Pixel edges, finite, of sides above 0; n from 1.
-    scores : (K, n) array of float
-        Class output of the window that predicted the box, from 0.
-    settings : MergeSettings
-
-    Returns
-    -------
-    Merged
+    `boxes` (K, n, 4) array of float: pixel edges, finite, of sides above 0; n from 1. `scores` (K, n) array of float:
+    class output of the window that predicted the box, from 0.
     """
     if scores.shape[1] > settings.most:
         kept = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : settings.most], axis=1)

@@ -31,10 +31,7 @@ Several = Literal["largest", "closest"]
 class BoxRecipe:
     """Everything that decides the trained weights, apart from the images, boxes and weights that are started from.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed; the message names it.
+    Raises ConfigError if a value is not allowed; the message names it.
     """
 
     kind: Kind = "pcr"
@@ -147,10 +144,7 @@ def last_map(model: Net) -> MapInfo:
 def check_windows(models: Sequence[Net]) -> None:
     """Check that a position of the last map sees the same part of an image in all nets.
 
-    Raises
-    ------
-    ConfigError
-        For the first net that differs.
+    Raises ConfigError for the first net that differs.
     """
     windows = [(last_map(model).stride, last_map(model).window) for model in models]
     for model, window in zip(models, windows, strict=True):
@@ -164,10 +158,7 @@ def check_windows(models: Sequence[Net]) -> None:
 def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
     """Load a box net by what `load_backbone` takes.
 
-    Raises
-    ------
-    WeightsError
-        If it can't be loaded, is of another kind, or its metadata do not fit its channels.
+    Raises WeightsError if it can't be loaded, is of another kind, or its metadata do not fit its channels.
     """
     source = os.fspath(spec)
     backbone = load_backbone(source)
@@ -205,17 +196,14 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
 def init_box_net(recipe: BoxRecipe, num_classes: int, started_from: Backbone) -> tuple[VGG, list[str]]:
     """Put a new last layer, for K classes, on a classification net; of which classes that is does not matter.
 
+    Raises ConfigError if the net is a box net already, or another than the recipe's.
+
     Returns
     -------
     model : VGG
         On the CPU, in training mode; layers that don't learn ask for no gradient.
     notes : list of str
         What a user should know, a sentence each.
-
-    Raises
-    ------
-    ConfigError
-        If the net is a box net already, or another than the recipe's.
     """
     if is_box_net(started_from):
         raise ConfigError(

@@ -46,10 +46,7 @@ class Mark(NamedTuple):
 def image_files(places: Sequence[Path]) -> list[Path]:
     """Return images in the order given; a folder gives the images in it, sorted, but not those of its folders.
 
-    Raises
-    ------
-    ConfigError
-        If there are none.
+    Raises ConfigError if there are none.
     """
     files: list[Path] = []
     for place in places:
@@ -76,7 +73,6 @@ def predict_files(
 
     Parameters
     ----------
-    files : sequence of Path
     localiser : Localiser
         With a classification net.
     classes : sequence of str
@@ -140,16 +136,8 @@ def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
     Every line is a colour between two of black, and every label black on a plate of the colour, so that both are seen
     on dark and on bright ground. Equal input gives equal bytes with the same version of Pillow.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, RGB
-    marks : sequence of Mark
-        Best first.
-
-    Returns
-    -------
-    bytes
-        A PNG file of W x H pixels.
+    `image` (H, W, 3) uint8, RGB. `marks`: best first.
+    Returns bytes: a PNG file of W x H pixels.
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)

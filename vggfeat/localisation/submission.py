@@ -37,10 +37,7 @@ class ClassIds(NamedTuple):
 def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
     """Find the number of each class: that of the development kit in or next to the root, else its place from 1.
 
-    Raises
-    ------
-    DatasetError
-        If there is a kit that lacks a class.
+    Raises DatasetError if there is a kit that lacks a class.
     """
     kit = kits.find_kit((root, root.parent))
     if kit is None:
@@ -82,24 +79,12 @@ def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> 
 def read_submission(path: Path, *, images: int, classes: int = 1000) -> list[NDArray[np.float64]]:
     """Read a submission, and check every number of it.
 
-    Parameters
-    ----------
-    path : Path
-    images : int
-        Lines that there must be, for instance 50000 for validation and 100000 for test.
-    classes : int
-        Labels are from 1 to this.
-
-    Returns
-    -------
-    list of N arrays (G, 5), float64
-        label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are no guess.
-
-    Raises
-    ------
-    DatasetError
-        If the file can't be read; for the first line that is not of the format, or another number of lines. File and
-        line are named.
+    `images`: lines that there must be, for instance 50000 for validation and 100000 for test. `classes`: labels are
+    from 1 to this.
+    Returns list of N arrays (G, 5), float64: label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are
+    no guess.
+    Raises DatasetError if the file can't be read; for the first line that is not of the format, or another number of
+    lines. File and line are named.
     """
     lines = read_text(path, _MOST).split("\n")
     if lines[-1] == "":

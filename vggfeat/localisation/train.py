@@ -50,10 +50,7 @@ class BoxData(NamedTuple):
     def usable(self) -> "BoxData":
         """Return what there are boxes for, and what is not on the blacklist.
 
-        Raises
-        ------
-        DatasetError
-            If that is nothing.
+        Raises DatasetError if that is nothing.
         """
         rows = [np.flatnonzero(boxes.has & ~boxes.excluded) for boxes in (self.train, self.val)]
         if not all(map(len, rows)):
@@ -70,14 +67,8 @@ class BoxData(NamedTuple):
 class BoxTargets:
     """The boxes of each image, in the frame of its crop.
 
-    Parameters
-    ----------
-    images : LabelledImages
-    boxes : Boxes
-        Of the same rows.
-    recipe : BoxRecipe
-    training : bool
-        Whether `cut`, `least_inside` and `several` of the recipe count. In validation all boxes are kept, uncut.
+    `boxes`: of the same rows. `training`: whether `cut`, `least_inside` and `several` of the recipe count. In
+    validation all boxes are kept, uncut.
     """
 
     def __init__(self, images: LabelledImages, boxes: Boxes, recipe: BoxRecipe, *, training: bool) -> None:
@@ -227,7 +218,6 @@ class BoxFeed(ImageFeed):
     ----------
     data : BoxData
         Of usable images.
-    recipe : BoxRecipe
     mean : 3 numbers
         RGB, 0 to 255.
     world, decoder
@@ -269,9 +259,12 @@ def train_boxes(
 ) -> Outcome:
     """Train a box net on images that have boxes, or resume the run that was doing so.
 
+    Returns Outcome: its validation is a `BoxValidation`.
+    Raises ConfigError, TrainingError and StoreError as `vggfeat.training.train.train` does. Raises DatasetError if no
+    image has a box.
+
     Parameters
     ----------
-    recipe : BoxRecipe
     data : BoxData
         Images without boxes, and those on the blacklist, are left out.
     out : Path
@@ -280,18 +273,6 @@ def train_boxes(
         Classification net; see `localisation.nets.box_recipe_for`.
     resume, run, progress, say
         As for `vggfeat.training.train.train`.
-
-    Returns
-    -------
-    Outcome
-        Its validation is a `BoxValidation`.
-
-    Raises
-    ------
-    ConfigError, TrainingError, StoreError
-        As `vggfeat.training.train.train` does.
-    DatasetError
-        If no image has a box.
     """
     data = data.usable()
     objective = BoxRegression(recipe, data.images.classes, started_from)

@@ -30,10 +30,7 @@ _IMAGES, _LISTS = (".jpg", ".jpeg", ".png"), (".xml", ".txt", ".mat", ".csv")
 class Settings:
     """Counts of one rendered set; fields that its layout does not have are not read.
 
-    Raises
-    ------
-    ConfigError
-        If a count is negative or `image_side` is below 32.
+    Raises ConfigError if a count is negative or `image_side` is below 32.
     """
 
     image_side: int
@@ -79,10 +76,7 @@ class Layout:
     def settings(self, name: str, size: str | Settings) -> Settings:
         """Return the counts of a named size, or the given ones, checked.
 
-        Raises
-        ------
-        ConfigError
-            If the name is none of `SIZES`, a count is too small, or there are too many classes.
+        Raises ConfigError if the name is none of `SIZES`, a count is too small, or there are too many classes.
         """
         if not isinstance(size, Settings):
             check_choice("size", size, SIZES)
@@ -174,6 +168,10 @@ def write(
 ) -> bool:
     """Render a data set.
 
+    Returns bool: False if the same set was there already, complete and as it was rendered, and nothing was done.
+    Raises ConfigError if name, size, seed or workers is not allowed. Raises DatasetError if the folder holds anything
+    else. Raises StoreError if it can't be written.
+
     Parameters
     ----------
     name : str
@@ -188,20 +186,6 @@ def write(
         Processes, from 1.
     progress : callable, optional
         Called with the number of images done and of all, after each.
-
-    Returns
-    -------
-    bool
-        False if the same set was there already, complete and as it was rendered, and nothing was done.
-
-    Raises
-    ------
-    ConfigError
-        If name, size, seed or workers is not allowed.
-    DatasetError
-        If the folder holds anything else.
-    StoreError
-        If it can't be written.
     """
     check_choice("data set", name, LAYOUTS)
     layout = LAYOUTS[name]

@@ -41,12 +41,7 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints in a folder. One process at a time may change it.
 
-    Parameters
-    ----------
-    folder : Path
-        Made with the first checkpoint.
-    files : Files
-        Carries out what changes the disk.
+    `folder`: made with the first checkpoint. `files`: carries out what changes the disk.
     """
 
     def __init__(self, folder: Path, files: Files) -> None:
@@ -54,6 +49,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
         """Write a checkpoint durably, then remove all but the last two.
+
+        Raises StoreError if the disk refuses; the checkpoints before are untouched.
 
         Parameters
         ----------
@@ -63,11 +60,6 @@ class Checkpoints:
             On the CPU, contiguous.
         about : mapping
             Anything that JSON can hold.
-
-        Raises
-        ------
-        StoreError
-            If the disk refuses; the checkpoints before are untouched.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         text = json.dumps(about, sort_keys=True)
@@ -91,12 +83,8 @@ class Checkpoints:
         Damaged ones get the ending ".bad" once an undamaged one is found, and are named in the sentences returned with
         it. A file that can't be read is not taken for a damaged one.
 
-        Raises
-        ------
-        TrainingError
-            If there are checkpoints and all are damaged.
-        StoreError
-            If one can't be read, or the folder.
+        Raises TrainingError if there are checkpoints and all are damaged. Raises StoreError if one can't be read, or
+        the folder.
         """
         remove_unfinished(self.files, self.folder)
         damaged: dict[Path, TrainingError] = {}
@@ -143,12 +131,7 @@ def remove_unfinished(files: Files, folder: Path) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and prove that every byte is what was written.
 
-    Raises
-    ------
-    TrainingError
-        If its bytes are damaged.
-    StoreError
-        If they can't be read.
+    Raises TrainingError if its bytes are damaged. Raises StoreError if they can't be read.
     """
     # Not through a memory map, as the library of the format reads: there a failing disk ends the process by SIGBUS.
     with disk_errors(path, "reading a checkpoint", READ_ADVICE), path.open("rb") as file:

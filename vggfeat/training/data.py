@@ -174,8 +174,6 @@ class BatchStream:
 
     Parameters
     ----------
-    images : LabelledImages
-    plans : iterator of _BatchPlan
     recipe : Recipe
         For the side of the crop, and whether JPEGs are decoded at reduced size.
     mean : array-like (3,)
@@ -300,10 +298,7 @@ def training_batches(
     nor on where the sequence starts (`first_step`, the updates done before). Each process of `world` gets a contiguous
     part of each batch. The other arguments are those of `BatchStream`.
 
-    Raises
-    ------
-    TrainingError
-        While iterating, if more than 1 % of the images seen, and more than ten, can't be read.
+    Raises TrainingError while iterating, if more than 1 % of the images seen, and more than ten, can't be read.
     """
     world = world or World()
     part, order = world.rows(recipe.batch), EpochOrder(len(images), recipe.seed)

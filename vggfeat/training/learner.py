@@ -42,9 +42,6 @@ class Learner:
     ----------
     model : VGG
         On the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not learn.
-    objective : Objective
-    run : TrainingSettings
-    world : World
     tensors : mapping of str to Tensor, optional
         Of `snapshot`, to resume from; only the first process needs them.
     say : callable
@@ -83,6 +80,9 @@ class Learner:
     def step(self, number: int, images: Tensor, targets: Tensor, learning_rate: float) -> None:
         """Update the weights by one batch.
 
+        Raises TrainingError if not even a single image fits into memory, or if in one of several processes the share
+        does not.
+
         Parameters
         ----------
         number : int
@@ -91,12 +91,6 @@ class Learner:
             This process's share of the batch, on the device.
         targets : Tensor (N, ...)
             Of the objective.
-        learning_rate : float
-
-        Raises
-        ------
-        TrainingError
-            If not even a single image fits into memory, or if in one of several processes the share does not.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -116,10 +110,7 @@ class Learner:
 
         It is here that a loss of NaN is found: looking after every step would make the processor wait for the GPU.
 
-        Raises
-        ------
-        TrainingError
-            If a loss was NaN or infinite; step and learning rate are named.
+        Raises TrainingError if a loss was NaN or infinite; step and learning rate are named.
         """
         first_bad = self.world.all_reduce_min(int(self._first_bad))
         if first_bad != NEVER:
@@ -131,10 +122,7 @@ class Learner:
     def snapshot(self, step: int, learning_rate: float) -> dict[str, Tensor]:
         """Return weights and momenta, on the CPU, contiguous.
 
-        Raises
-        ------
-        TrainingError
-            If one is NaN or infinite.
+        Raises TrainingError if one is NaN or infinite.
         """
         found = {}
         for name, parameter in self.model.named_parameters():
@@ -261,10 +249,8 @@ def dropout_masks(channels: int, recipe: Recipe, number: int, device: torch.devi
 
     They depend on seed and step alone, so that the same activations are dropped however the batch is split.
 
-    Returns
-    -------
-    dict of str to Tensor (batch, channels), float32
-        0 with probability `recipe.dropout`, else 1 / (1 - dropout).
+    Returns dict of str to Tensor (batch, channels), float32: 0 with probability `recipe.dropout`, else 1 / (1 -
+    dropout).
     """
     shape = (recipe.batch, channels)
     mixed = hashlib.sha256(f"dropout/{recipe.seed}/{number}".encode()).digest()

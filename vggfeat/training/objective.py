@@ -89,11 +89,7 @@ class Objective(Protocol):
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, the images that were right, and those that count, each summed over a part of a batch.
 
-        Parameters
-        ----------
-        outputs : Tensor (N, C), float32
-            Of fc8.
-        targets : Tensor (N, ...)
+        `outputs` (N, C), float32, are of fc8, `targets` (N, ...).
         """
 
     def rate(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -192,10 +188,7 @@ def first_weights(recipe: Recipe, classes: Sequence[str], started_from: Backbone
     Returns the net, on the CPU in training mode, and what a user should know, a sentence each. `classes` are the names
     of the fc8 channels, `started_from` is what `recipe.start` asks for.
 
-    Raises
-    ------
-    ConfigError
-        If `started_from` is missing, not asked for, or of another net or width.
+    Raises ConfigError if `started_from` is missing, not asked for, or of another net or width.
     """
     with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
         model = recipe.build(len(classes))

@@ -42,10 +42,7 @@ _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 class PackSettings:
     """What a packed copy is like.
 
-    Raises
-    ------
-    ConfigError
-        If a number is out of its range.
+    Raises ConfigError if a number is out of its range.
     """
 
     side: int = 512
@@ -110,28 +107,17 @@ def pack(
 ) -> Packing:
     """Pack both lists of a training set; `vggfeat.datasets.ilsvrc.read` reads the result like any other layout.
 
+    Raises TrainingError if the folder holds anything else or another process packs into it, or more than 1 % of the
+    images can't be read. Raises StoreError if it can't be written.
+
     Parameters
     ----------
-    data : ClassificationSet
     out : Path
         A folder that is new or empty, or that an earlier call with the same arguments has left.
-    settings : PackSettings
     workers : int
         Processes that decode and encode; 0 works in this one.
     progress : callable
         Called with the numbers of images done and of all.
-
-    Returns
-    -------
-    Packing
-
-    Raises
-    ------
-    TrainingError
-        If the folder holds anything else or another process packs into it, or more than 1 % of the images can't be
-        read.
-    StoreError
-        If it can't be written.
     """
     packer = _Packer(data, Path(out), settings)
     with disk_errors(packer.out, "packing", _ADVICE), packer:

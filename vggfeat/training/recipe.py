@@ -24,10 +24,7 @@ FROM_A = ("B", "C", "D", "E")
 class Recipe:
     """Everything that decides the trained weights, apart from the images and the weights that are started from.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed; the message names it.
+    Raises ConfigError if a value is not allowed; the message names it.
     """
 
     net: str = "A"
@@ -202,20 +199,16 @@ def recipe_for(
 ) -> Recipe:
     """Return the paper's recipe for a net and an S.
 
+    Raises ConfigError if a net can't be started from those weights, or a value is not allowed.
+
     Parameters
     ----------
-    net : A, A-LRN, B, C, D or E
     scale : (lowest, highest) S in pixels
     started_from : Backbone, optional
         Weights of the same net, which lower the learning rate to 1e-3, or of net A for B to E, which don't. Width and
         pool rounding are taken from them.
     other
         Fields of `Recipe` that are to be other than the paper's.
-
-    Raises
-    ------
-    ConfigError
-        If a net can't be started from those weights, or a value is not allowed.
     """
     if started_from is None:
         return Recipe(net=net, scale=scale, **other)

@@ -27,11 +27,7 @@ FEW_POINTS = 10
 class RunFolder:
     """A folder that one run writes to: run.json, log.jsonl, checkpoints/, curves.png, weights.safetensors.
 
-    Parameters
-    ----------
-    path : Path
-    files : Files
-        Carries out what changes the disk.
+    `files`: carries out what changes the disk.
     """
 
     def __init__(self, path: Path, files: Files) -> None:
@@ -42,27 +38,17 @@ class RunFolder:
     def begin(self, identity: Mapping[str, Any], resume: bool) -> tuple[Checkpoint | None, list[str]]:
         """Lock the folder, and find what to resume from.
 
-        Parameters
-        ----------
-        identity : mapping
-            What must be equal for a run to be resumed, ready for JSON.
-        resume : bool
-            Whether to resume a run that is there; in a folder that is empty, or without a checkpoint, it begins, and
-            a note says so.
+        `identity`: what must be equal for a run to be resumed, ready for JSON. `resume`: whether to resume a run that
+        is there; in a folder that is empty, or without a checkpoint, it begins, and a note says so.
+        Raises TrainingError if another process is training there, it holds anything without `resume`, or a run of other
+        settings, or its log is of another run; or, with `resume`, if there is no such folder. Raises StoreError if the
+        disk refuses.
 
         Returns
         -------
         checkpoint : Checkpoint or None
         notes : list of str
             Sentences about damaged checkpoints, or that there is none, and about a log that names no run.
-
-        Raises
-        ------
-        TrainingError
-            If another process is training there, it holds anything without `resume`, or a run of other settings, or
-            its log is of another run; or, with `resume`, if there is no such folder.
-        StoreError
-            If the disk refuses.
         """
         with disk_errors(self.path, "making the folder", ADVICE):
             if resume and not os.path.lexists(self.path):
@@ -222,10 +208,7 @@ class Log:
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log; one that is damaged, or that a killed process has not finished, is left out.
 
-    Raises
-    ------
-    StoreError
-        If it can't be read.
+    Raises StoreError if it can't be read.
     """
     for text in (_read_text(path) or "").splitlines():
         line = unsealed_line(text)
@@ -236,6 +219,8 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
     """Draw a log; equal logs give equal bytes.
 
+    Returns bytes: a PNG file of 1320 by 540 pixels.
+
     Parameters
     ----------
     lines : sequence of dict
@@ -244,11 +229,6 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str
         One line above all.
     errors : mapping of str to str
         Names of up to two errors in the log, and what they are called; the first is in training lines as well.
-
-    Returns
-    -------
-    bytes
-        A PNG file of 1320 by 540 pixels.
     """
     from matplotlib.figure import Figure
 

@@ -104,22 +104,9 @@ def pixel_statistics(
 ) -> PixelStatistics:
     """Measure the mean pixel and the covariance of the colours. Every image weighs the same, whatever its size.
 
-    Parameters
-    ----------
-    images : LabelledImages
-    decoder : Decoder
-    settings : StatisticsSettings
-    cache : Path
-        Folder for the result, a JSON file named after the list and the settings; made if missing. One writer at a time.
-    progress : callable
-        Called with the numbers of images done and of all.
-
-    Raises
-    ------
-    TrainingError
-        If no image can be read.
-    StoreError
-        If the cache can't be written.
+    `cache`: folder for the result, a JSON file named after the list and the settings; made if missing. One writer at a
+    time. `progress`: called with the numbers of images done and of all.
+    Raises TrainingError if no image can be read. Raises StoreError if the cache can't be written.
     """
     key = hashlib.sha256(json.dumps([images.fingerprint(), asdict(settings)]).encode()).hexdigest()[:16]
     path = cache / f"statistics-{key}.json"
@@ -154,10 +141,7 @@ def _measure(
 def read_statistics(path: Path) -> PixelStatistics | None:
     """Return what an earlier run has measured; None if the file is missing or damaged: it is measured again.
 
-    Raises
-    ------
-    StoreError
-        If it can't be read.
+    Raises StoreError if it can't be read.
     """
     try:
         with disk_errors(path, "reading the pixel statistics", "make it readable, or remove it"):

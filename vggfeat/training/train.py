@@ -42,10 +42,12 @@ def train(
 
     Started by torchrun, all its processes train together; the first of them writes.
 
+    Raises ConfigError if settings do not go together, or the device is not there. Raises TrainingError if `out` holds
+    something else, the loss is no number, memory is too small even for one image at a time, over 1 % of the images
+    can't be read, or another process of the run has gone. Raises StoreError if the disk refuses.
+
     Parameters
     ----------
-    recipe : Recipe
-    data : ClassificationSet
     out : Path
         Folder of the run, new or empty.
     started_from : Backbone, optional
@@ -53,26 +55,11 @@ def train(
     resume : bool
         Resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no checkpoint
         yet, begin, and say so.
-    run : TrainingSettings
     progress : callable
-        Called by every process after every step with steps done, the step at which training ends if validation
-        improves no more, and a note; returns True to end the run with a checkpoint.
+        Called by every process after every step with steps done, the step at which training ends if validation improves
+        no more, and a note; returns True to end the run with a checkpoint.
     say : callable
         Called by the first process with a sentence that a user should read at once.
-
-    Returns
-    -------
-    Outcome
-
-    Raises
-    ------
-    ConfigError
-        If settings do not go together, or the device is not there.
-    TrainingError
-        If `out` holds something else, the loss is no number, memory is too small even for one image at a time, over
-        1 % of the images can't be read, or another process of the run has gone.
-    StoreError
-        If the disk refuses.
     """
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
@@ -100,7 +87,6 @@ def learn(
 
     Parameters
     ----------
-    objective : Objective
     feed : Feed
         Its targets are of the objective.
     world : World
@@ -153,14 +139,7 @@ def _identity(objective: Objective, feed: Feed) -> dict[str, Any]:
 class ImageFeed:
     """A `Feed` of image files.
 
-    Parameters
-    ----------
-    data : ClassificationSet
-    recipe : Recipe
-    world : World
-    decoder : Decoder
-    labels : (Labels, Labels), optional
-        Of training and of validation images; None for their classes.
+    `labels` (Labels, Labels): of training and of validation images; None for their classes.
     """
 
     def __init__(

@@ -71,10 +71,7 @@ def open_caffe(path: Path) -> Iterator[ParsedNet]:
     otherwise, and have the inputs of fully connected layers in the order C, H, W (pooling_layer.cpp,
     inner_product_layer.cpp).
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, or of another network.
+    Raises WeightsError if it is damaged, or of another network.
     """
     try:
         with path.open("rb") as file:

@@ -25,12 +25,8 @@ class AddressError(Exception):
 class Patience:
     """How long one request, with all its redirections, may take.
 
-    Parameters
-    ----------
-    timeout : float
-        Seconds for one byte, and half of those until the file begins.
-    least_rate : float
-        Bytes a second that the file must come with, after that time.
+    `timeout`: seconds for one byte, and half of those until the file begins. `least_rate`: bytes a second that the file
+    must come with, after that time.
     """
 
     def __init__(self, timeout: float, least_rate: float) -> None:
@@ -139,14 +135,8 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 def open_url(request: urllib.request.Request, patience: Patience) -> Answer:
     """Ask a server, and return its answer once all headers of it have come.
 
-    Raises
-    ------
-    urllib.error.HTTPError
-        If it refuses.
-    AddressError
-        If it leads to what is no address.
-    OSError, http.client.HTTPException
-        If there is no connection, no answer in time, or one that is none.
+    Raises urllib.error.HTTPError if it refuses. Raises AddressError if it leads to what is no address. Raises OSError
+    and http.client.HTTPException if there is no connection, no answer in time, or one that is none.
     """
     # Not urlopen: that would follow a server to ftp as well, and use whatever a program has installed globally.
     opener = urllib.request.OpenerDirector()

@@ -82,26 +82,18 @@ def fetch(
 ) -> Fetched:
     """Download a published file into a folder, unless it is there.
 
+    Raises WeightsError if no address gives the file, or its checksum is another. What has come stays, to be resumed,
+    except where the checksum is wrong: then nothing stays. Raises StoreError if it can't be written.
+
     Parameters
     ----------
-    published : Published
     folder : Path
         Must exist. The file gets its published name, once its checksum is right and its bytes are on the disk; until
         then it is NAME.part.
-    settings : FetchSettings, optional
-    progress : callable, optional
     files : Files
         Carries out the writes.
     sleep : callable
         Waits so many seconds.
-
-    Raises
-    ------
-    WeightsError
-        If no address gives the file, or its checksum is another. What has come stays, to be resumed, except where the
-        checksum is wrong: then nothing stays.
-    StoreError
-        If it can't be written.
     """
     target = folder / published.file
     if os.path.lexists(target):
@@ -154,12 +146,8 @@ class _Download:
     def complete(self, address: str) -> None:
         """Get the rest of the file, in as many connections as it takes.
 
-        Raises
-        ------
-        AddressError
-            If the address has no such file, or gives nothing more after so many attempts.
-        OSError
-            If the disk fails.
+        Raises AddressError if the address has no such file, or gives nothing more after so many attempts. Raises
+        OSError if the disk fails.
         """
         # What came from elsewhere is only given up for an answer from here.
         best, failures = self.have if self._version(address) is not None else 0, 0

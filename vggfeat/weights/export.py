@@ -37,26 +37,11 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     torchvision averages pool5 to 7 x 7 and rounds poolings down: the outputs agree with ours where pool5 is 7 x 7
     and, for nets that round up, on sides that are multiples of 32. A 224 x 224 crop is both.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        Net A, B, D or E, or one of these with batch normalisation.
-    path : path
-        Written under a temporary name, synced, and renamed.
-    fold : bool
-
-    Returns
-    -------
-    {"model": str, "mean": list of 3, "std": list of 3, "exact": bool}
-        torchvision's function, what its Normalize must be given for images of 0 to 1, and whether nothing changed
-        at the border.
-
-    Raises
-    ------
-    ConfigError
-        If torchvision has no such net.
-    StoreError
-        If the file can't be written.
+    `backbone`: net A, B, D or E, or one of these with batch normalisation. `path`: written under a temporary name,
+    synced, and renamed.
+    Returns {"model": str, "mean": list of 3, "std": list of 3, "exact": bool}: torchvision's function, what its
+    Normalize must be given for images of 0 to 1, and whether nothing changed at the border.
+    Raises ConfigError if torchvision has no such net. Raises StoreError if the file can't be written.
     """
     model = backbone.model
     check_choice("export to torchvision: net", model.config, TORCHVISION_CLASSES)
@@ -89,23 +74,11 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     N, H and W are free, H and W at least `least_side` of the map. Classes and provenance are in the model's metadata,
     under `vggfeat`, as JSON.
 
-    Parameters
-    ----------
-    backbone : Backbone
-    path : path
-        Written under a temporary name, synced, and renamed.
-    layer : str, optional
-        The map to give out, one of the net's; by default that of the class scores, before the soft-max.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such layer, the net does what the table of operations does not have, or the package onnx is
-        not installed.
-    WeightsError
-        If it would be larger than ONNX allows (2 GiB).
-    StoreError
-        If the file can't be written.
+    `path`: written under a temporary name, synced, and renamed. `layer`: the map to give out, one of the net's; by
+    default that of the class scores, before the soft-max.
+    Raises ConfigError if there is no such layer, the net does what the table of operations does not have, or the
+    package onnx is not installed. Raises WeightsError if it would be larger than ONNX allows (2 GiB). Raises StoreError
+    if the file can't be written.
     """
     layer = layer or backbone.model.scores
     backbone.check_layer(layer)

@@ -96,10 +96,8 @@ class Preprocessing:
     def apply(self, path: Path, parsed: ParsedNet) -> ParsedNet:
         """Replace what was assumed of a file.
 
-        Raises
-        ------
-        ConfigError
-            If a number can't be meant in its units, or other channels or another range come without mean and std.
+        Raises ConfigError if a number can't be meant in its units, or other channels or another range come without mean
+        and std.
         """
         if not self.stated():
             return parsed
@@ -142,10 +140,8 @@ def finish(path: Path, parsed: ParsedNet, *, sha256: str = "", published: str = 
     with the mean, which changes nothing but the order of its inputs. Where not all numbers of fc6, fc7 or fc8 of a VGG
     net are finite, the net ends before.
 
-    Raises
-    ------
-    WeightsError
-        If the tensors are not those of the net, or the numbers are not all finite floating-point numbers.
+    Raises WeightsError if the tensors are not those of the net, or the numbers are not all finite floating-point
+    numbers.
     """
     model = parsed.model
     check_shapes(path, model.layers.state_dict(), parsed.shapes)
@@ -232,10 +228,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def empty_model(path: Path, about: Mapping[str, Any]) -> Net:
     """Build the net that a file is about (config, num_classes, width, pool), without memory for its weights.
 
-    Raises
-    ------
-    WeightsError
-        If there is no such net.
+    Raises WeightsError if there is no such net.
     """
     try:
         with torch.device("meta"):
@@ -248,10 +241,7 @@ def empty_model(path: Path, about: Mapping[str, Any]) -> Net:
 def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> None:
     """Check that a file has the tensors of a net, no more and no less, before any of them is read.
 
-    Raises
-    ------
-    WeightsError
-        For the first that is missing, unknown or of another shape.
+    Raises WeightsError for the first that is missing, unknown or of another shape.
     """
     sides = (("misses", expected.keys() - found.keys()), ("has an unexpected", found.keys() - expected.keys()))
     if differ := [f"{verb} tensor {_least_of(names)}" for verb, names in sides if names]:
@@ -272,10 +262,7 @@ def _least_of(names: Collection[str]) -> str:
 def fill(path: Path, model: Net, tensors: Mapping[str, Tensor]) -> None:
     """Give a net its weights, in float32, and make it ready to be run.
 
-    Raises
-    ------
-    WeightsError
-        If a tensor holds anything else than finite floating-point numbers, or a variance is negative.
+    Raises WeightsError if a tensor holds anything else than finite floating-point numbers, or a variance is negative.
     """
     ready = {}
     for name, tensor in tensors.items():
@@ -293,10 +280,7 @@ def fill(path: Path, model: Net, tensors: Mapping[str, Tensor]) -> None:
 def to_tensor(path: Path, name: str, array: Any) -> Tensor:
     """Make a float32 tensor of a NumPy array of any byte order, float16 to float64.
 
-    Raises
-    ------
-    WeightsError
-        If it holds anything else than floating-point numbers.
+    Raises WeightsError if it holds anything else than floating-point numbers.
     """
     if getattr(array.dtype, "kind", "") != "f" or array.dtype.itemsize > 8:
         raise WeightsError(f"{path}: {name}: expected floating-point numbers, found {array.dtype}")

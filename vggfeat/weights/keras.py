@@ -50,10 +50,7 @@ def open_keras(path: Path) -> Iterator[ParsedNet]:
     mode 'caffe'). Poolings round down in Keras, unlike in Caffe. fc6 has its inputs in the order H, W, C, which is
     undone here.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, leads to other files, or is of another network.
+    Raises WeightsError if it is damaged, leads to other files, or is of another network.
     """
     with _damage(path), open_hdf5(path) as file:
         if "features" in file and "features_sha256" in file.attrs:
@@ -66,10 +63,7 @@ def open_keras(path: Path) -> Iterator[ParsedNet]:
 def open_keras_archive(path: Path) -> Iterator[ParsedNet]:
     """Open a VGG net in a .keras archive, which has the layers in config.json and the weights in model.weights.h5.
 
-    Raises
-    ------
-    WeightsError
-        As for `open_keras`; and if the archive declares more than it can hold.
+    Raises WeightsError as for `open_keras`; and if the archive declares more than it can hold.
     """
     config = read_member(path, "config.json", _MOST_CONFIG)
     content = read_member(path, "model.weights.h5")

@@ -36,12 +36,9 @@ _LEAST_PUBLISHED = 400 << 20
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Name the 1000 classes of ILSVRC-2012 classification.
 
-    Returns
-    -------
-    tuple of 1000 pairs
-        WNID, for instance n01440764, and its words, the commonest first, separated by ", ". Sorted by WNID: the
-        order of the fc8 channels in the nets of Caffe, MatConvNet, Keras, torchvision and timm, and not that of the
-        numbers of the development kit.
+    Returns tuple of 1000 pairs: WNID, for instance n01440764, and its words, the commonest first, separated by ", ".
+    Sorted by WNID: the order of the fc8 channels in the nets of Caffe, MatConvNet, Keras, torchvision and timm, and not
+    that of the numbers of the development kit.
     """
     text = resources.files("vggfeat.weights").joinpath("ilsvrc_classes.txt").read_text(encoding="utf-8")
     rows = (line.partition("\t") for line in text.splitlines())
@@ -81,12 +78,8 @@ def load_file(path: Path, stated: "Preprocessing | None" = None) -> "Backbone":
     Files of other libraries are read in a process with limits (`vggfeat.weights.reader_process`), ours in this one.
     `stated` is which pixels the net of another library takes, where its file does not say it.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, of an unknown format, or of another network.
-    ConfigError
-        If what is stated can't be, or the file is one of ours.
+    Raises WeightsError if it is damaged, of an unknown format, or of another network. Raises ConfigError if what is
+    stated can't be, or the file is one of ours.
     """
     return _load(path, recognise(path), stated)
 
@@ -143,10 +136,7 @@ def _checksum_kinds(path: Path, kind: str) -> set[str]:
 def load_bundled(file: Traversable | None = None) -> "Backbone":
     """Load the small net of the package, or of a file: it was trained on rendered images by vggfeat's own trainer.
 
-    Raises
-    ------
-    WeightsError
-        If the package was installed without it, or it is damaged.
+    Raises WeightsError if the package was installed without it, or it is damaged.
     """
     one = file or resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")
     if not one.is_file():
@@ -170,10 +160,7 @@ def random_backbone(spec: str) -> "Backbone":
 
     The same spec gives the same weights on every machine with the same PyTorch.
 
-    Raises
-    ------
-    ConfigError
-        If the spec is not understood.
+    Raises ConfigError if the spec is not understood.
     """
     import torch
 
@@ -264,10 +251,7 @@ class Verification:
 def examine(path: Path, stated: "Preprocessing | None" = None) -> WeightsFile:
     """Load a file in any format and say what it holds; `stated` is for `load_file`.
 
-    Raises
-    ------
-    WeightsError
-        If it can't be loaded.
+    Raises WeightsError if it can't be loaded.
     """
     kind = recognise(path)
     backbone, found = _load(path, kind, stated), digests(path)
@@ -298,14 +282,8 @@ def convert(
     What is known stays as it is, so that converting a second time changes nothing. `dtype` is float32 or float16;
     `stated` is what pixels the net takes, where its file does not say it. Returns what is known of the source.
 
-    Raises
-    ------
-    WeightsError
-        If the source can't be loaded.
-    ConfigError
-        If what is stated can't be.
-    StoreError
-        If the target can't be written.
+    Raises WeightsError if the source can't be loaded. Raises ConfigError if what is stated can't be. Raises StoreError
+    if the target can't be written.
     """
     from vggfeat.weights.tensor_files import save_weights
 

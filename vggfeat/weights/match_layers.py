@@ -21,9 +21,7 @@ _LRN = (5, 2, 1e-4, 0.75)
 def usable_top(names: Collection[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return which of fc6, fc7 and fc8 can be run: those that no layer is missing before; and what to note of it.
 
-    Parameters
-    ----------
-    names : conv1_1.weight, ..., those of tensors of ours that a file has
+    `names` are conv1_1.weight, ..., those of tensors of ours that a file has.
     """
     there = [layer for layer in TOP if f"{layer}.weight" in names]
     top = tuple(layer for layer, ours in zip(there, TOP, strict=False) if layer == ours)
@@ -36,15 +34,8 @@ def usable_top(names: Collection[str]) -> tuple[tuple[str, ...], dict[str, str]]
 def match_kernels(path: Path, shapes: Shapes, pool: Pool, nets: Mapping[str, NetConfig] = NETS) -> Net:
     """Find the net that has these weights, by the kernel sides of its convolutions; it has no memory for weights.
 
-    Parameters
-    ----------
-    shapes : {"conv1_1.weight": (out, in, height, width), ...}
-    nets : those that the file may hold
-
-    Raises
-    ------
-    WeightsError
-        If there is none.
+    `shapes` is {"conv1_1.weight": (out, in, height, width), ...}, `nets` are those that the file may hold.
+    Raises WeightsError if there is none.
     """
     blocks = ([shapes.get(f"conv{number}_{index}.weight") for index in range(1, 5)] for number in range(1, 6))
     sides = tuple(tuple(s[2] if len(s) == 4 else 0 for s in block if s is not None) for block in blocks)
@@ -67,16 +58,9 @@ def sized_net(path: Path, config: str, shapes: Shapes, pool: Pool) -> Net:
 
 
 def layers_in_order(path: Path, kernels: Sequence[int]) -> tuple[str, ...]:
-    """Name the convolutions, conv1_1 and so on, of a file whose layers only have an order.
+    """Name the convolutions, conv1_1 and so on, of a file whose layers only have an order, by their kernel sides.
 
-    Parameters
-    ----------
-    kernels : kernel sides of the convolutions, without fc6, fc7 and fc8
-
-    Raises
-    ------
-    WeightsError
-        If no net of the VGG paper has these.
+    Raises WeightsError if no net of the VGG paper has these.
     """
     for net in NETS.values():
         if [kernel for block in net.blocks for kernel in block] == list(kernels):
@@ -123,10 +107,7 @@ class MatchedNet:
 def match_steps(path: Path, steps: Sequence[Step]) -> MatchedNet:
     """Find the net of the paper that runs these layers, and compare their padding and strides with its.
 
-    Raises
-    ------
-    WeightsError
-        If there is none: names the first layer that differs.
+    Raises WeightsError if there is none: names the first layer that differs.
     """
     config = _nearest(path, steps)
     names = {}

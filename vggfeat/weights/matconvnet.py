@@ -36,10 +36,7 @@ def open_matconvnet(path: Path) -> Iterator[ParsedNet]:
     without padding rounds it down. A mean image becomes the mean of its pixels, since dense maps have no place
     for it.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, of another version of MATLAB, or of another network.
+    Raises WeightsError if it is damaged, of another version of MATLAB, or of another network.
     """
     net = _net(path)
     # The layers of a cell, or of an array of structs; one alone is no list.

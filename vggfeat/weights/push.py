@@ -55,6 +55,9 @@ def push(
 ) -> Pushed:
     """Write a net and its card to the Hub, in one commit; the repository is made if there is none.
 
+    Raises ConfigError if `repository` is no name, or the library of the Hub is not installed. Raises WeightsError if
+    the source can't be loaded, or the Hub refuses.
+
     Parameters
     ----------
     source : Path
@@ -67,13 +70,6 @@ def push(
         As the Hub names licences, for instance mit. By default that of the published net, or none.
     private : bool
         Of a repository that is made now: whether only its owner may read it.
-
-    Raises
-    ------
-    ConfigError
-        If `repository` is no name, or the library of the Hub is not installed.
-    WeightsError
-        If the source can't be loaded, or the Hub refuses.
     """
     asked = _REPOSITORY.fullmatch(repository)
     if not asked:

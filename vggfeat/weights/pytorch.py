@@ -91,10 +91,8 @@ _SHOWN = 3
 def parse_state(path: Path, state: StateDict) -> ParsedNet:
     """Find the net of a state dict by its names, whatever it was wrapped in when it was saved.
 
-    Raises
-    ------
-    WeightsError
-        If there are two, or no net has such names; says which keys the nearest one misses or has too much.
+    Raises WeightsError if there are two, or no net has such names; says which keys the nearest one misses or has too
+    much.
     """
     names = _unwrapped(path, state.shapes)
     found = dict(_nets(path, state, names))

@@ -61,17 +61,8 @@ def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
 
     Where the system has no processes with limits, this one reads it, and that is logged.
 
-    Parameters
-    ----------
-    kind : a key of `vggfeat.weights.sniff.FORMATS`
-    path : Path
-
-    Raises
-    ------
-    WeightsError
-        If it is damaged or of another kind, or takes more than the limits.
-    VggfeatError
-        If the reader process can't be started.
+    Raises WeightsError if it is damaged or of another kind, or takes more than the limits. Raises VggfeatError if the
+    reader process can't be started.
     """
     try:
         limits = Limits.of(path.stat().st_size)
@@ -193,10 +184,7 @@ class _ReaderProcess:
     def connect(self) -> socket.socket:
         """Return a line to a fork of it, which will read one file.
 
-        Raises
-        ------
-        VggfeatError
-            If it can't start, or can't fork.
+        Raises VggfeatError if it can't start, or can't fork.
         """
         for _ in range(2):  # it may have ended a moment ago
             try:

@@ -85,15 +85,8 @@ _GRAPHS = (
 def recognise(path: Path) -> str:
     """Say which format a file is in.
 
-    Returns
-    -------
-    str
-        A key of `FORMATS`. That the file can be loaded is not said yet.
-
-    Raises
-    ------
-    WeightsError
-        If it is none of them; the message says what it is, if that can be seen, and what to do.
+    Returns str: a key of `FORMATS`. That the file can be loaded is not said yet.
+    Raises WeightsError if it is none of them; the message says what it is, if that can be seen, and what to do.
     """
     start, end, size = _read_ends(path)
     if not size:
@@ -127,10 +120,7 @@ def recognise(path: Path) -> str:
 def digests(path: Path, kinds: Iterable[str] = ("sha256", "sha1", "md5")) -> dict[str, str]:
     """Checksums of a file, as hex digits, in one pass.
 
-    Raises
-    ------
-    WeightsError
-        If it can't be read.
+    Raises WeightsError if it can't be read.
     """
     hashes = [hashlib.new(kind, usedforsecurity=False) for kind in kinds]
     try:

@@ -180,10 +180,7 @@ PUBLISHED: Mapping[str, Published] = {published.name: published for published in
 def identify(digests: Mapping[str, str]) -> Published | None:
     """Say which published file has these checksums, if any.
 
-    Parameters
-    ----------
-    digests : {"sha256": ..., "sha1": ..., "md5": ...}
-        Hex digits of the complete file, of all kinds or of some.
+    `digests` ({"sha256": ..., "sha1": ..., "md5": ...}): hex digits of the complete file, of all kinds or of some.
     """
     for published in _ALL:
         kind, value = published.checksum
@@ -205,19 +202,10 @@ def nets_in(folder: Path) -> list[Path]:
 def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None, *, download: bool = True) -> Path:
     """Find the file that `load_backbone` would load, if it would load one.
 
-    Parameters
-    ----------
-    spec, folder
-        As for `load_backbone`.
-    download : bool
-        Whether a file of the Hub may be downloaded, if it is not there yet.
-
-    Raises
-    ------
-    WeightsError
-        If there is none, or more than one without a name.
-    ConfigError
-        If a name of the Hub is not understood, or its library is not installed.
+    `spec`, `folder`: as for `load_backbone`. `download`: whether a file of the Hub may be downloaded, if it is not
+    there yet.
+    Raises WeightsError if there is none, or more than one without a name. Raises ConfigError if a name of the Hub is
+    not understood, or its library is not installed.
     """
     folder = Path(folder) if folder is not None else weights_folder()
     remedy = (

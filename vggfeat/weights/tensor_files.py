@@ -116,10 +116,7 @@ def writing_weights(path: Path) -> AbstractContextManager[None]:
 def load_own(path: Path) -> Backbone:
     """Load a file that `save_weights` wrote.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, or another program's.
+    Raises WeightsError if it is damaged, or another program's.
     """
     with _safetensors(path) as file:
         about = _read_metadata(path, file.metadata() or {})
@@ -145,10 +142,7 @@ def load_own(path: Path) -> Backbone:
 def open_safetensors(path: Path) -> Iterator[StateDict]:
     """Open safetensors of another library.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, or has more tensors than any net.
+    Raises WeightsError if it is damaged, or has more tensors than any net.
     """
     with _safetensors(path) as file:
         _check_count(path, len(file.keys()))
@@ -159,10 +153,7 @@ def open_safetensors(path: Path) -> Iterator[StateDict]:
 def open_pickled(path: Path) -> Iterator[StateDict]:
     """Open what `torch.save` wrote: a state dict, or a checkpoint with one in it.
 
-    Raises
-    ------
-    WeightsError
-        If it is damaged, not safe to load, or has no tensors with names.
+    Raises WeightsError if it is damaged, not safe to load, or has no tensors with names.
     """
     state, notes = _find_state(path, _unpickled(path))
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor) and isinstance(name, str)}

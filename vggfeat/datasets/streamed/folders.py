@@ -67,12 +67,7 @@ class _Seen:
 def list_folder(root: str, settings: StorageSettings, layout: Layout | None = None) -> Listing:
     """List a tree of images. Memory grows with the number of its folders.
 
-    Raises
-    ------
-    DatasetError
-        As `vggfeat.datasets.folder.read`.
-    StoreError
-        If the store can't be listed.
+    Raises DatasetError as `vggfeat.datasets.folder.read`. Raises StoreError if the store can't be listed.
     """
     storage, seen, spool = open_storage(root, settings), _Seen(), Spool()
     tree = Tree(Path(storage.root)) if isinstance(storage, LocalStorage) else None
@@ -163,14 +158,7 @@ class Some:
 class Tree:
     """A folder of this machine.
 
-    Parameters
-    ----------
-    root : Path
-
-    Raises
-    ------
-    DatasetError
-        If a folder can't be read.
+    Raises DatasetError if a folder can't be read.
     """
 
     def __init__(self, root: Path) -> None:

@@ -52,15 +52,9 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
     (`vggfeat.datasets.manifest.COLUMNS`), and by what Hugging Face's library has written of them; of other columns,
     those of text and numbers are kept as text. Without a column of splits, the name of the file says it.
 
-    Raises
-    ------
-    DatasetError
-        If there is no file, one is no Parquet file or has other columns than the first, or a cell is not as it
-        should be; the message names file and row.
-    ConfigError
-        If a column of the settings is not there.
-    StoreError
-        If a file can't be read.
+    Raises DatasetError if there is no file, one is no Parquet file or has other columns than the first, or a cell is
+    not as it should be; the message names file and row. Raises ConfigError if a column of the settings is not there.
+    Raises StoreError if a file can't be read.
     """
     found = find_files(root, ".parquet", settings)
     spool, told = ClassSpool(), None

@@ -37,13 +37,8 @@ def list_tars(root: str, settings: StorageSettings) -> Listing:
     are what .cls says, or "labels", "label", "cls" or "class" in .json, where "group" is read too. The split is what
     the name of the tar says, or of its folder.
 
-    Raises
-    ------
-    DatasetError
-        If there is no tar, one has no image or is no whole tar, or a label can't be read; the message names tar and
-        member.
-    StoreError
-        If a tar can't be read.
+    Raises DatasetError if there is no tar, one has no image or is no whole tar, or a label can't be read; the message
+    names tar and member. Raises StoreError if a tar can't be read.
     """
     found = find_files(root, ".tar", settings)
     spool, others = ClassSpool(), dict[str, None]()
