@@ -7,14 +7,15 @@ The development kit numbers the classes in another order of its own.
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.datasets import devkit as kits
 from vggfeat.datasets import packed
-from vggfeat.datasets.files import is_image, listed, walk
+from vggfeat.datasets.files import is_image, listed, read_text, walk
 from vggfeat.datasets.levels import Layout, class_name_notes, class_of, find_level, split_name
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, VggfeatError
+from vggfeat.formats.mat5 import read_mat
 from vggfeat.samples import ClassificationSet, LabelledImages, rank_by_hash
 
 HELD_OUT = 0.1
@@ -26,6 +27,93 @@ _WNID = re.compile(r"n\d{8}")
 
 Files = dict[str, list[str]]
 """Class -> paths of its images, sorted, relative to the root."""
+
+KIT = "ILSVRC2012_devkit_t12"
+MAPPING = "LOC_synset_mapping.txt"
+SOLUTION = "LOC_val_solution.csv"
+_META = ("meta.mat", "meta_clsloc.mat")
+_TRUTH = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2015_clsloc_validation_ground_truth.txt")
+_MOST = 1 << 26
+
+
+class Kit(NamedTuple):
+    """The two files of a development kit that matter here."""
+
+    meta: Path
+    truth: Path
+
+
+def find_kit(places: Iterable[Path]) -> Kit | None:
+    """Look for a development kit in some folders: by its name, as `data`, or the files themselves."""
+    for place in places:
+        for folder in (place / KIT / "data", place / KIT, place / "devkit" / "data", place / "data", place):
+            meta = next((folder / name for name in _META if (folder / name).is_file()), None)
+            truth = next((folder / name for name in _TRUTH if (folder / name).is_file()), None)
+            if meta and truth:
+                return Kit(meta, truth)
+    return None
+
+
+def read_classes(kit: Kit) -> tuple[dict[int, str], dict[str, str]]:
+    """Read the kit's classes.
+
+    Raises DatasetError if the file is no MATLAB file with `synsets`.
+
+    Returns
+    -------
+    wnids : dict
+        The kit's number -> WNID, of the classes and their ancestors. These numbers are not the order of the WNIDs.
+    words : dict
+        WNID -> words.
+    """
+    try:
+        table = read_mat(kit.meta, ["synsets"])["synsets"]
+        table = table if isinstance(table, list) else [table]
+        number = next(name for name in table[0] if name.startswith("ILSVRC") and name.endswith("_ID"))
+        rows = [(int(row[number].array().item()), str(row["WNID"]), str(row["words"])) for row in table]
+    except (VggfeatError, LookupError, AttributeError, TypeError, ValueError, OverflowError, StopIteration) as error:
+        raise DatasetError(
+            f"{kit.meta}: expected the classes of the development kit, found {type(error).__name__}: {error}; "
+            "unpack the kit again"
+        ) from error
+    return {row[0]: row[1] for row in rows}, {row[1]: row[2] for row in rows}
+
+
+def read_truth(kit: Kit, wnids: dict[int, str]) -> list[str]:
+    """Read the WNID of each validation image, in the order of the file names.
+
+    Raises DatasetError if a line is not the number of a class; the message names the line.
+    """
+    known = {str(number): wnid for number, wnid in wnids.items()}
+    found = []
+    for line, text in enumerate(read_text(kit.truth, _MOST).split(), start=1):
+        if text not in known:
+            raise DatasetError(
+                f"{kit.truth}, line {line}: expected the number of a class of the kit, found {text[:40]!r}"
+            )
+        found.append(known[text])
+    return found
+
+
+def read_solution(path: Path) -> dict[str, str]:
+    """Read the WNID of each validation image, by name without ending, from the list of the Kaggle copy.
+
+    Raises DatasetError if the file can't be read or a line has no label; the message names the line.
+    """
+    found = {}
+    for number, line in enumerate(read_text(path, _MOST).splitlines(), start=1):
+        name, _, labels = line.partition(",")
+        if line and not labels.strip():
+            raise DatasetError(f"{path}, line {number}: expected a name and its label, found {line[:80]!r}")
+        if line:
+            found[name] = labels.split()[0]
+    return found
+
+
+def read_mapping(path: Path) -> dict[str, str]:
+    """Read words by WNID from lines of "WNID words"."""
+    pairs = (line.split(maxsplit=1) for line in read_text(path, _MOST).splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
 def read(root: Path | str, layout: Layout | None = None) -> ClassificationSet:
@@ -60,7 +148,7 @@ def read(root: Path | str, layout: Layout | None = None) -> ClassificationSet:
             f"{root}: expected train next to {listed(list(splits))}, found none; give a folder with {_WANTED}"
         )
     files = splits["train" if level.splits else ""][0]
-    kit = kits.find_kit((root, root.parent))
+    kit = find_kit((root, root.parent))
     said = (*level.notes, *class_name_notes(sorted(files)))
     notes = "".join(f"; {note.rstrip('.')}" for note in said)
     if "val" not in splits:
@@ -108,18 +196,18 @@ def official(classes: Iterable[str]) -> bool:
     return all(_WNID.fullmatch(name) for name in classes)
 
 
-def _labelled(root: Path, flat: list[str], kit: kits.Kit | None, of_ilsvrc: bool) -> tuple[Files, str]:
+def _labelled(root: Path, flat: list[str], kit: Kit | None, of_ilsvrc: bool) -> tuple[Files, str]:
     """Sort the images of a flat val by class, and name the file that says so."""
-    solution = next((path for path in (root / kits.SOLUTION, root.parent / kits.SOLUTION) if path.is_file()), None)
+    solution = next((path for path in (root / SOLUTION, root.parent / SOLUTION) if path.is_file()), None)
     if kit is not None:
-        labels, source = kits.read_truth(kit, kits.read_classes(kit)[0]), kit.truth
+        labels, source = read_truth(kit, read_classes(kit)[0]), kit.truth
         if len(labels) != len(flat):
             raise DatasetError(
                 f"{root / flat[0]}: expected {len(labels)} images there, one per line of {source}, "
                 f"found {len(flat)}; unpack all validation images and nothing else there"
             )
     elif solution is not None:
-        known, source = kits.read_solution(solution), solution
+        known, source = read_solution(solution), solution
         stems = [path.rpartition("/")[2].rpartition(".")[0] for path in flat]
         missing = [stem for stem in stems if stem not in known]
         if missing:
@@ -128,7 +216,7 @@ def _labelled(root: Path, flat: list[str], kit: kits.Kit | None, of_ilsvrc: bool
     else:
         remedy = "put them into class folders like those of train, or remove them, so that some of train validate"
         if of_ilsvrc:
-            remedy = f"unpack {kits.KIT}.tar.gz into {root}, or put {kits.SOLUTION} there"
+            remedy = f"unpack {KIT}.tar.gz into {root}, or put {SOLUTION} there"
         raise DatasetError(f"{root / flat[0]}: expected labels of the flat validation images, found none; {remedy}")
     files: Files = {}
     for path, label in zip(flat, labels, strict=True):
@@ -150,7 +238,7 @@ def _hold_out(root: Path, files: Files) -> tuple[Files, Files]:
     return kept, held
 
 
-def _checked(root: Path, train: Files, val: Files, kit: kits.Kit | None, layout: str) -> ClassificationSet:
+def _checked(root: Path, train: Files, val: Files, kit: Kit | None, layout: str) -> ClassificationSet:
     if not train:
         raise DatasetError(f"{root}: expected images in class folders, found none; give a folder with {_WANTED}")
     for one, other, names in (("train", "val", set(train) - set(val)), ("val", "train", set(val) - set(train))):
@@ -184,8 +272,8 @@ def _listed(root: Path, classes: tuple[str, ...], files: Files) -> LabelledImage
     )
 
 
-def _words(root: Path, kit: kits.Kit | None) -> dict[str, str]:
-    mapping = next((path for path in (root / kits.MAPPING, root.parent / kits.MAPPING) if path.is_file()), None)
+def _words(root: Path, kit: Kit | None) -> dict[str, str]:
+    mapping = next((path for path in (root / MAPPING, root.parent / MAPPING) if path.is_file()), None)
     if mapping is not None:
-        return kits.read_mapping(mapping)
-    return {} if kit is None else kits.read_classes(kit)[1]
+        return read_mapping(mapping)
+    return {} if kit is None else read_classes(kit)[1]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.datasets import devkit as kits
 from vggfeat.datasets.files import read_text
+from vggfeat.datasets.ilsvrc import find_kit, read_classes
 from vggfeat.errors import DatasetError
 from vggfeat.metrics import GUESSES
 
@@ -39,10 +39,10 @@ def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
 
     Raises DatasetError if there is a kit that lacks a class.
     """
-    kit = kits.find_kit((root, root.parent))
+    kit = find_kit((root, root.parent))
     if kit is None:
         return ClassIds(np.arange(1, len(classes) + 1), "places in the sorted list of classes, because there is no kit")
-    by_name = {wnid: number for number, wnid in kits.read_classes(kit)[0].items()}
+    by_name = {wnid: number for number, wnid in read_classes(kit)[0].items()}
     missing = [name for name in classes if name not in by_name]
     if missing:
         raise DatasetError(f"{kit.meta}: expected every class of the data, found none of the name {missing[0]}")
