@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vggfeat.images.decode import DecodeSettings, Request, decode, row_requests
+from vggfeat.images.decode import DecodeSettings, Request, decode, row_requests, shrink
 from vggfeat.images.orientation import (
     annotated_orientation,
     pillow_orientation,
@@ -17,7 +17,6 @@ from vggfeat.images.orientation import (
     written_orientation,
 )
 from vggfeat.images.pool import Decoder
-from vggfeat.images.shrinking import shrink
 from vggfeat.samples import Box, DataSet, Task
 
 ORIENTATIONS = range(1, 9)

@@ -21,27 +21,26 @@ import PIL.AvifImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
-from vggfeat.images.bmp import has_bit_fields, read_bit_fields
-from vggfeat.images.colours import upright_rgb
+from vggfeat.images.colours import has_bit_fields, read_bit_fields, upright_rgb
 from vggfeat.images.image_bytes import (
     FORMATS,
     check_length,
     ends_early,
-    is_bmp,
     is_read,
     is_tiff,
     odd_jpeg,
     read_bytes,
     refuse_other_formats,
     shown,
+    too_large,
     without_metadata,
 )
 from vggfeat.images.memory import read_memory
-from vggfeat.images.orientation import turn_boxes, written_orientation
-from vggfeat.images.tiff import read_tiff, too_large
+from vggfeat.images.orientation import TURNS_BACK, turn_boxes, written_orientation
+from vggfeat.images.tiff import read_tiff
 from vggfeat.runtime.system import Turns
 from vggfeat.samples import Box, DataSet, LabelledImages
 
@@ -150,15 +149,9 @@ class Request(NamedTuple):
 def row_requests(
     dataset: DataSet, rows: Iterable[int], regions: Sequence[str], images: DataSet | LabelledImages | None = None
 ) -> Iterator[Request]:
-    """Say for each row of a data set which file is to be decoded, and which parts of it.
+    """Say for each row of a data set which file is to be decoded, and which parts of it: "image" or "box".
 
-    Parameters
-    ----------
-    dataset : DataSet
-        With a box in every row if one is asked for.
-    regions : sequence of "image" or "box"
-    images : DataSet or LabelledImages, optional
-        Says where the image of a row is; by default the data set itself.
+    Each row has a box if one is asked for. `images` says where the image of a row is, by default the data set itself.
     """
     for row in rows:
         box = dataset[row].box
@@ -237,7 +230,7 @@ def _loaded(data: bytes, request: Request, settings: DecodeSettings) -> Loaded:
     if is_tiff(data):
         upright, turned = read_tiff(data, settings.max_pixels, partial=settings.allow_truncated)
         return Loaded(data, upright, (upright.height, upright.width), False, turned)
-    if is_bmp(data) and has_bit_fields(data):
+    if has_bit_fields(data):
         upright = read_bit_fields(data, settings.max_pixels, partial=settings.allow_truncated)
         return Loaded(data, upright, (upright.height, upright.width), False, 1)
     opened = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
@@ -280,14 +273,7 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
 def failure(path: str, reason: str, text: str) -> ImageError:
     """Make the error of one image, in a line that is fit for a terminal and for a table of UTF-8.
 
-    Parameters
-    ----------
-    path : str
-        May hold bytes that are not UTF-8, as Python names such files.
-    reason : str
-        One of `REASONS`.
-    text : str
-        What was expected and found; it may quote the file.
+    `path` may hold bytes that are not UTF-8, as Python names such files; `text` may quote the file.
     """
     return ImageError(reason, shown(f"{path}: {text}")[:500])
 
@@ -347,3 +333,33 @@ def _text(error: Exception, data: bytes) -> str:
         # Pillow's own words hold an address in memory, and equal runs must give equal reasons.
         return f"expected an image of the formats {', '.join(FORMATS)}, found none"
     return f"expected an image that can be decoded, found {type(error).__name__}: {error}"
+
+
+def shrink(request: Request, settings: DecodeSettings, *, side: int, quality: int) -> DecodedImage:
+    """Shrink an image so that its smallest side is `side`; it is never enlarged.
+
+    What is small enough already, and an upright JPEG of RGB or grey, is kept byte for byte. Anything else is decoded
+    (a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `side`), resampled bilinearly with anti-aliasing
+    and stored as a JPEG of RGB with 4:2:0 colours; in the EXIF orientation that it had, which boxes depend on.
+
+    Boxes and side of the request are not read. `side` is in pixels, `quality` 1 to 95, in the scale of libjpeg.
+    Returns an image whose one region is (bytes,) uint8: the JPEG file. Raises ImageError as `decode`.
+    """
+    with loaded(request._replace(boxes=(None,), side=side), settings) as found:
+        height, width = found.size
+        shortest = min(height, width)
+        if found.ready and shortest <= side:
+            data = found.data
+        else:
+            image = found.upright
+            if shortest > side:
+                sides = [(2 * edge * side + shortest) // (2 * shortest) for edge in (width, height)]
+                image = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
+            exif = Image.Exif()
+            if found.orientation != 1:
+                exif[ExifTags.Base.Orientation] = found.orientation
+                image = image.transpose(TURNS_BACK[found.orientation])
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=quality, subsampling="4:2:0", exif=exif)
+            data = file.getvalue()
+    return DecodedImage((np.frombuffer(data, np.uint8),), found.size, hashlib.sha256(found.data).digest())

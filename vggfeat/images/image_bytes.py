@@ -119,6 +119,12 @@ def check_length(length: int, max_bytes: int) -> None:
         raise ImageError("too-large" if length > 0 else "empty", f"expected 1 to {max_bytes} bytes, found {length}")
 
 
+def too_large(max_pixels: int, width: int | None = None, height: int | None = None) -> ImageError:
+    """Make the error for an image of too many pixels."""
+    found = f"found {f'{width}x{height}' if width else 'more'}; raise --max-pixels (max_pixels) to read it"
+    return ImageError("too-large", f"expected at most {max_pixels} pixels, {found}")
+
+
 def _reason_to_stay_closed(error: OSError | ValueError) -> str:
     if isinstance(error, ValueError) or error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return "missing"
@@ -136,11 +142,6 @@ def shown(text: str) -> str:
 def is_tiff(data: bytes) -> bool:
     """Say whether a file begins as a TIFF does."""
     return data.startswith(_TIFF)
-
-
-def is_bmp(data: bytes) -> bool:
-    """Say whether a file begins as a BMP does."""
-    return data.startswith(b"BM")
 
 
 def is_read(data: bytes) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vggfeat.errors import ImageError
 from vggfeat.images.colours import over_white, to_rgb
+from vggfeat.images.image_bytes import too_large
 from vggfeat.images.orientation import TURNS
 from vggfeat.images.tiff_tags import (
     ASSOCIATED,
@@ -74,12 +75,6 @@ def read_tiff(
     rgb = Image.fromarray(_colours(_planes(data, layout, partial=partial), layout))
     turned = layout.orientation
     return (rgb if turned == 1 else rgb.transpose(TURNS[turned])), turned
-
-
-def too_large(max_pixels: int, width: int | None = None, height: int | None = None) -> ImageError:
-    """Make the error for an image of too many pixels."""
-    found = f"found {f'{width}x{height}' if width else 'more'}; raise --max-pixels (max_pixels) to read it"
-    return ImageError("too-large", f"expected at most {max_pixels} pixels, {found}")
 
 
 def _check_bytes(layout: Layout, max_pixels: int) -> None:

@@ -24,9 +24,8 @@ import numpy as np
 
 from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, Columns, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
-from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
-from vggfeat.images.shrinking import shrink
 from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.targets import Lock, holder
@@ -269,7 +268,7 @@ def _counted(
 def _write_shard(out: Path, shard: Shard, names: Sequence[str], answers: Iterator[Answer]) -> ShardRecord:
     """Write a shard, and then its record.
 
-    `names` are those of the whole list; `answers` are JPEG files as `vggfeat.images.shrinking.shrink` makes them, one
+    `names` are those of the whole list; `answers` are JPEG files as `vggfeat.images.decode.shrink` makes them, one
     for each row of the shard.
     """
     path = out / shard.file
