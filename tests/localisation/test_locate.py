@@ -9,10 +9,9 @@ import torch
 from toy_net import ToyResNet
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodedImage
-from vggfeat.localisation.boxes import boxes_from_map, clip_to_image, window_frames
+from vggfeat.localisation.boxes import MergeSettings, boxes_from_map, clip_to_image, window_frames
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, Localiser
 from vggfeat.localisation.maps import LocaliseSettings, MapSettings, dense_maps, map_runner
-from vggfeat.localisation.merging import MergeSettings
 from vggfeat.localisation.nets import BoxNet
 from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import normalise, rescale

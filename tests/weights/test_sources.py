@@ -19,8 +19,8 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.store.reader import FeatureFile
 from vggfeat.weights import load_backbone, sources
+from vggfeat.weights.export import card, push
 from vggfeat.weights.load import examine
-from vggfeat.weights.push import card, push
 from vggfeat.weights.sources import find_file, hub_origin
 from vggfeat.weights.tensor_files import save_weights
 

@@ -79,8 +79,8 @@ class BoxOptions:
 
     def settings(self, nets: "tuple[BoxNet, ...]", **more: Any) -> "LocaliseSettings":
         """Return what decides a guess."""
+        from vggfeat.localisation.boxes import MergeSettings
         from vggfeat.localisation.maps import LocaliseSettings
-        from vggfeat.localisation.merging import MergeSettings
 
         if len(self.scales) not in (0, 1, len(nets)):
             raise ConfigError(

@@ -241,7 +241,7 @@ def push(path: str, repository: str, float16: bool, licence: str | None, private
     Example:
       vggfeat weights push trained/best.safetensors me/vgg-flowers --licence cc-by-4.0
     """
-    from vggfeat.weights.push import push as push_file
+    from vggfeat.weights.export import push as push_file
 
     dtype = "float16" if float16 else "float32"
     pushed = push_file(find_file(path), repository, dtype=dtype, licence=licence, private=private)

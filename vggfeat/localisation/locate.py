@@ -21,9 +21,8 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
 from vggfeat.forward.settings import Size
 from vggfeat.images.decode import DecodedImage
-from vggfeat.localisation.boxes import boxes_from_map, window_frames
+from vggfeat.localisation.boxes import boxes_from_map, merge, window_frames
 from vggfeat.localisation.maps import LocaliseSettings, crop_place, crop_runner, dense_maps, map_runner
-from vggfeat.localisation.merging import merge
 from vggfeat.localisation.nets import BoxNet, check_windows, last_map
 from vggfeat.nets.transforms import rescaled_size
 from vggfeat.samples import Box

@@ -16,7 +16,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.forward.features import dense_map, narrowest_strip
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, wait_for
 from vggfeat.forward.settings import ForwardSettings, Precision, Size
-from vggfeat.localisation.merging import MergeSettings
+from vggfeat.localisation.boxes import MergeSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation, rescaled_size
 from vggfeat.weights import Backbone
