@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat.synthetic import LAYOUTS, class_trees, voc_trees
+from vggfeat.synthetic import LAYOUTS, trees
 from vggfeat.synthetic.drawing import Canvas, add_object, background, generator
 from vggfeat.synthetic.everyday import FINISHES, TINTS, Material, everyday
 from vggfeat.synthetic.families import COUNT, OUTLINES, PATTERNS, family
@@ -50,13 +50,13 @@ def test_generator_is_seeded_by_the_sha256_of_its_key():
 def test_families_are_distinct_and_no_two_sets_share_one():
     assert len({family(number) for number in range(COUNT)}) == COUNT == 2 * len(OUTLINES) * len(PATTERNS)
     assert len({family(number).title for number in range(COUNT)}) == COUNT
-    voc = [look for _, look in voc_trees.FAMILIES if look is not None]
+    voc = [look for _, look in trees.FAMILIES if look is not None]
     assert len(voc) == 19
-    everything = voc + [synset.look for synset in class_trees.synsets(LAYOUTS["ilsvrc"].most_classes)]
+    everything = voc + [synset.look for synset in trees.synsets(LAYOUTS["ilsvrc"].most_classes)]
     for first, name in (
-        (class_trees.FIRST_FOLDER, "folder"),
-        (class_trees.FIRST_CALTECH101, "caltech101"),
-        (class_trees.FIRST_CALTECH256, "caltech256"),
+        (trees.FIRST_FOLDER, "folder"),
+        (trees.FIRST_CALTECH101, "caltech101"),
+        (trees.FIRST_CALTECH256, "caltech256"),
     ):
         everything += [family(first + k) for k in range(LAYOUTS[name].most_classes)]
     assert len(set(everything)) == len(everything)
@@ -222,7 +222,7 @@ def bodies(material, count=30):
 
 
 def test_only_the_later_classes_of_ilsvrc_have_a_material():
-    classes = class_trees.synsets(LAYOUTS["ilsvrc"].most_classes)
+    classes = trees.synsets(LAYOUTS["ilsvrc"].most_classes)
     assert all(synset.material is None for synset in classes[:120])
     materials = [synset.material for synset in classes[120:]]
     assert {m.tint for m in materials} == {*TINTS, None}
@@ -260,7 +260,7 @@ def test_a_class_without_a_material_comes_in_every_colour():
 
 
 def test_every_action_has_a_pose_and_no_two_share_one():
-    assert set(POSES) == set(voc_trees.ACTIONS)
+    assert set(POSES) == set(trees.ACTIONS)
     assert len(set(POSES.values())) == len(POSES)
     assert all(first in POSES and second in POSES for first, second in TOGETHER)
 

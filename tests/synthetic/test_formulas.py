@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat.synthetic.bodies import blob, body_patch, random_body
 from vggfeat.synthetic.drawing import generator
+from vggfeat.synthetic.figures import System, blob, body_patch, figure, random_body, random_system, varied
 from vggfeat.synthetic.formulas import KINDS, formula_image, look
-from vggfeat.synthetic.fractals import System, figure, random_system, varied
 
 
 def rng_of(words):

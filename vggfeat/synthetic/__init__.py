@@ -94,28 +94,28 @@ SIZES = ("tiny", "demo", "large")
 
 LAYOUTS: Mapping[str, Layout] = {
     "voc2007": Layout(
-        home="vggfeat.synthetic.voc_trees:write_voc2007",
+        home="vggfeat.synthetic.trees:write_voc2007",
         least={"train": 20, "val": 20, "test": 1},
         tiny=Settings(image_side=96, train=40, val=40, test=40),
         demo=Settings(image_side=500, train=140, val=140, test=260),
         large=Settings(image_side=500, train=1000, val=1000, test=2000),
     ),
     "voc2012": Layout(
-        home="vggfeat.synthetic.voc_trees:write_voc2012",
+        home="vggfeat.synthetic.trees:write_voc2012",
         least={"train": 20, "val": 20, "test": 1},
         tiny=Settings(image_side=96, train=40, val=40, test=20, unlisted=6),
         demo=Settings(image_side=500, train=140, val=140, test=60, unlisted=20),
         large=Settings(image_side=500, train=1000, val=1000, test=400, unlisted=100),
     ),
     "voc2012-action": Layout(
-        home="vggfeat.synthetic.voc_trees:write_actions",
+        home="vggfeat.synthetic.trees:write_actions",
         least={"train": 20, "val": 20, "test": 1},
         tiny=Settings(image_side=120, train=40, val=40, test=20),
         demo=Settings(image_side=500, train=140, val=140, test=60),
         large=Settings(image_side=500, train=800, val=800, test=200),
     ),
     "caltech101": Layout(
-        home="vggfeat.synthetic.class_trees:write_caltech101",
+        home="vggfeat.synthetic.trees:write_caltech101",
         least={"classes": 3, "per_class": 31},
         most_classes=102,
         tiny=Settings(image_side=72, classes=6, per_class=32),
@@ -123,7 +123,7 @@ LAYOUTS: Mapping[str, Layout] = {
         large=Settings(image_side=300, classes=102, per_class=45),
     ),
     "caltech256": Layout(
-        home="vggfeat.synthetic.class_trees:write_caltech256",
+        home="vggfeat.synthetic.trees:write_caltech256",
         least={"classes": 3, "per_class": 61},
         most_classes=257,
         tiny=Settings(image_side=72, classes=5, per_class=64),
@@ -131,7 +131,7 @@ LAYOUTS: Mapping[str, Layout] = {
         large=Settings(image_side=300, classes=257, per_class=80),
     ),
     "ilsvrc": Layout(
-        home="vggfeat.synthetic.class_trees:write_ilsvrc",
+        home="vggfeat.synthetic.trees:write_ilsvrc",
         least={"classes": 2, "train": 2, "val": 1},
         most_classes=240,
         tiny=Settings(image_side=96, classes=6, train=12, val=24, test=6),
@@ -139,7 +139,7 @@ LAYOUTS: Mapping[str, Layout] = {
         large=Settings(image_side=300, classes=100, train=200, val=2000, test=200),
     ),
     "folder": Layout(
-        home="vggfeat.synthetic.class_trees:write_folder",
+        home="vggfeat.synthetic.trees:write_folder",
         least={"classes": 2, "per_class": 4},
         most_classes=40,
         tiny=Settings(image_side=96, classes=4, per_class=12),
@@ -198,7 +198,7 @@ def write(
     try:
         if _is_complete(root, wanted):
             return False
-        from vggfeat.synthetic.jobs import render
+        from vggfeat.synthetic.scenes import render
 
         root.mkdir(parents=True, exist_ok=True)
         _mark(root, wanted)

@@ -1,10 +1,10 @@
 """Images that formulas alone make, in as many classes as are asked for: for training nets whose features travel.
 
 A class is made by its number, and an image of it by random numbers of its own. The classes take turns at four kinds:
-fractals (`fractals`), surfaces whose pattern is a random formula of the place, leaves that hide one another, and
-bodies put together from parts (`bodies`). Each class has a palette, which most of its images keep; a figure stands on a
-ground that says nothing of it. Published work by others has found the first three of use: Kataoka 2020 for fractals,
-Baradad 2021 for leaves ("Learning to see by looking at noise") and 2022 for formulas ("Procedural image programs").
+fractals and bodies put together from parts (`figures`), surfaces whose pattern is a random formula of the place, and
+leaves that hide one another. Each class has a palette, which most of its images keep; a figure stands on a ground that
+says nothing of it. Others have found fractals (Kataoka 2020), leaves (Baradad 2021, "Learning to see by looking at
+noise") and formulas (Baradad 2022, "Procedural image programs") of use.
 
 H, W = sides of the image in pixels, here equal; K = colours of a palette. Colours are float32 RGB, 0 to 255.
 """
@@ -19,13 +19,11 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from vggfeat.synthetic import Settings
-from vggfeat.synthetic.bodies import Body, blob, body_patch, random_body
 from vggfeat.synthetic.drawing import Pixels, cloud, generator, grained, lit, to_image
 from vggfeat.synthetic.everyday import any_colour, blurred, ground, noise, softened
 from vggfeat.synthetic.families import Plane
-from vggfeat.synthetic.fractals import System, figure, random_system, varied
-from vggfeat.synthetic.jobs import Form, Job, Render
-from vggfeat.synthetic.scenes import Scene
+from vggfeat.synthetic.figures import Body, System, blob, body_patch, figure, random_body, random_system, varied
+from vggfeat.synthetic.scenes import Form, Job, Render, Scene
 
 _UNITS = 6
 """Waves that a formula sums, and bends of the sums."""

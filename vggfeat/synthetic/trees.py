@@ -1,20 +1,168 @@
-"""Rendered imitations of data sets with one class an image: Caltech-101, Caltech-256, a folder, ILSVRC-2012."""
+"""Rendered imitations of data sets in their layouts: VOC's objects and actions, Caltech, a folder, ILSVRC-2012."""
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from vggfeat.samples import rank_by_hash
 from vggfeat.synthetic import Settings
 from vggfeat.synthetic.everyday import Material, everyday, material
 from vggfeat.synthetic.families import Family, family
-from vggfeat.synthetic.jobs import Form, Job, Render, Rendered, object_line, write_annotation, write_lines
-from vggfeat.synthetic.scenes import PHOTO_SHAPES, SMALL_SHAPES, one_subject
+from vggfeat.synthetic.scenes import (
+    PHOTO_SHAPES,
+    SMALL_SHAPES,
+    Form,
+    Job,
+    Render,
+    Rendered,
+    Scene,
+    action_line,
+    object_line,
+    one_subject,
+    people_at_work,
+    several_objects,
+    write_annotation,
+    write_lines,
+)
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The official names; only a person looks like one."""
+ACTIONS = (
+    "jumping", "other", "phoning", "playinginstrument", "reading", "ridingbike",
+    "ridinghorse", "running", "takingphoto", "usingcomputer", "walking",
+)  # fmt: skip
+FAMILIES: tuple[tuple[str, Family | None], ...] = tuple(
+    (name, None if name == "person" else family(number)) for number, name in enumerate(CLASSES)
+)
+"""Name and look of each class; None is a person."""
+
+_LISTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
+"""List -> the sets that it joins."""
+
+
+def write_objects(year: int, root: Path, settings: Settings, render: Render) -> None:
+    """Write `VOCdevkit/VOC<year>` with ImageSets/Main.
+
+    The test set of 2007 is annotated. That of 2012 is not, and images of other tasks lie in the same folder.
+    """
+    tree = root / "VOCdevkit" / f"VOC{year}"
+    counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+    if year == 2012:
+        counts["unlisted"] = settings.unlisted
+    dealt = deal(counts, len(CLASSES)).items()
+    sets = {part: {_object_id(year, k): k for k in found} for part, found in dealt}
+    draw = partial(several_objects, side=settings.image_side, classes=FAMILIES)
+    drawn = {image: partial(draw, first=k % len(CLASSES)) for ids in sets.values() for image, k in ids.items()}
+    images = _render_images(tree, drawn, render)
+    secret = sets["test"] if year == 2012 else ()
+    folder = tree / "ImageSets" / "Main"
+    for name, ids in _write_ids(folder, sets).items():
+        for cls in () if name == "test" and secret else CLASSES:
+            write_lines(folder / f"{cls}_{name}.txt", (f"{image} {_label(images[image], cls):>2}" for image in ids))
+    for image, rendered in images.items():
+        if image not in secret:
+            _annotate(tree, image, rendered, map(object_line, rendered.things))
+
+
+write_voc2007, write_voc2012 = partial(write_objects, 2007), partial(write_objects, 2012)
+
+
+def _object_id(year: int, number: int) -> str:
+    return f"{number:06d}" if year == 2007 else f"{2008 + number % 4}_{number:06d}"
+
+
+def _label(image: Rendered, cls: str) -> int:
+    """1 for an object that is not difficult, 0 if all are, -1 without any (development kit, "Main")."""
+    difficult = [thing.difficult for thing in image.things if thing.name == cls]
+    return -1 if not difficult else int(not all(difficult))
+
+
+def deal(counts: Mapping[str, int], block: int) -> dict[str, list[int]]:
+    """Deal out the numbers 1, 2, ... in blocks to sets of such counts, so that they mix and each gets every class."""
+    dealt: dict[str, list[int]] = {name: [] for name in counts}
+    number = 1
+    while number <= sum(counts.values()):
+        name = min(
+            (name for name in counts if len(dealt[name]) < counts[name]), key=lambda n: len(dealt[n]) / counts[n]
+        )
+        size = min(block, counts[name] - len(dealt[name]))
+        dealt[name] += range(number, number + size)
+        number += size
+    return dealt
+
+
+def _render_images(
+    tree: Path, drawn: Mapping[str, Callable[[Generator], Scene]], render: Render
+) -> dict[str, Rendered]:
+    jobs = [Job(path=tree / "JPEGImages" / f"{image}.jpg", image=image, draw=draw) for image, draw in drawn.items()]
+    return dict(zip(drawn, render(jobs), strict=True))
+
+
+def _write_ids(folder: Path, sets: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Write each list of ids, sorted, and return them by name."""
+    lists = {name: sorted(image for part in parts for image in sets[part]) for name, parts in _LISTS.items()}
+    for name, ids in lists.items():
+        write_lines(folder / f"{name}.txt", ids)
+    return lists
+
+
+def _annotate(tree: Path, image: str, rendered: Rendered, objects: Iterable[str]) -> None:
+    path = tree / "Annotations" / f"{image}.xml"
+    # The development kit's reader stops where one of the three is missing.
+    write_annotation(path, tree.name, f"{image}.jpg", rendered, objects, source=("database", "annotation", "image"))
+
+
+def write_actions(root: Path, settings: Settings, render: Render) -> None:
+    """Write `VOCdevkit/VOC2012` with ImageSets/Action; people of the test set have boxes, but no actions."""
+    tree = root / "VOCdevkit" / "VOC2012"
+    counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+    dealt = deal(counts, 2 * len(ACTIONS)).items()
+    sets = {part: {f"{2010 if k % 4 == 1 else 2011}_{k:06d}": k for k in found} for part, found in dealt}
+    extras = [(name, look) for name, look in FAMILIES if look is not None]
+    draw = partial(people_at_work, side=settings.image_side, extras=extras)
+    drawn = {
+        image: partial(draw, actions=published(image), first=_first_action(image, number))
+        for ids in sets.values()
+        for image, number in ids.items()
+    }
+    images = _render_images(tree, drawn, render)
+    folder = tree / "ImageSets" / "Action"
+    for name, ids in _write_ids(folder, sets).items():
+        for action in ACTIONS:
+            listed = {image: images[image] for image in ids if action in published(image)}
+            write_lines(folder / f"{action}_{name}.txt", _action_rows(listed, action, labelled=name != "test"))
+    for image, rendered in images.items():
+        shown = () if image in sets["test"] else published(image)
+        ending = ".0" if image.endswith("5") else ""
+        _annotate(tree, image, rendered, (action_line(thing, shown, ending) for thing in rendered.things))
+
+
+def published(image: str) -> tuple[str, ...]:
+    """Actions that are annotated in an image: jumping is not, in those of 2010."""
+    return tuple(action for action in ACTIONS if action != "jumping" or not image.startswith("2010"))
+
+
+def _first_action(image: str, number: int) -> str:
+    action = ACTIONS[number % len(ACTIONS)]
+    return action if action in published(image) else "other"
+
+
+def _action_rows(images: Mapping[str, Rendered], action: str, *, labelled: bool) -> Iterator[str]:
+    """Give a row for each person: image, number of the object in it, and 1 or -1."""
+    for image, rendered in images.items():
+        for number, thing in enumerate(rendered.things, start=1):
+            if thing.name == "person":
+                yield f"{image} {number:>2}" + (f" {1 if action in thing.actions else -1:>2}" if labelled else "")
+
 
 FIRST_FOLDER, FIRST_ILSVRC, FIRST_CALTECH101, FIRST_CALTECH256 = 20, 60, 300, 402
 """Number of the first family of each set; no two sets share one."""
@@ -26,13 +174,9 @@ _SMALLEST = "inline_skate"
 _NAMES_101 = (BACKGROUND, _SMALLEST, "accordion", "airplanes", "anchor", "ant", "barrel", "bass", "beaver", "brain")
 _NAMES_256 = ("056.dog", "198.spider", CLUTTER, "001.ak47", "251.airplanes-101", "232.t-shirt")
 _FOLDER_FORMS = (
+    (".jpg", Form.JPEG), (".png", Form.PNG), (".JPG", Form.JPEG), (".png", Form.CUT_OUT), (".jpeg", Form.GREY),
     (".jpg", Form.JPEG),
-    (".png", Form.PNG),
-    (".JPG", Form.JPEG),
-    (".png", Form.CUT_OUT),
-    (".jpeg", Form.GREY),
-    (".jpg", Form.JPEG),
-)
+)  # fmt: skip
 _TASK = "CLS-LOC"
 _MAT_TITLE = b"MATLAB 5.0 MAT-file, rendered by vggfeat"
 _MAT_TITLE_BYTES = 116
@@ -138,7 +282,7 @@ def write_ilsvrc(root: Path, settings: Settings, render: Render) -> None:
     """
     classes = synsets(settings.classes)
     parts = {
-        "train": _train_images(classes, settings.train),
+        "train": list(_train_images(classes, settings.train)),
         "val": _numbered_images("val", classes, settings.val),
         "test": _numbered_images("test", classes, settings.test),
     }
@@ -148,19 +292,18 @@ def write_ilsvrc(root: Path, settings: Settings, render: Render) -> None:
     found = {part: {image: next(done) for image in images} for part, images in parts.items()}
     _write_annotations(root, found)
     _write_lists(root, classes, found)
-    _write_kit(root / "ILSVRC2012_devkit_t12" / "data", classes, parts["val"], settings.train)
+    kit, truth = root / "ILSVRC2012_devkit_t12" / "data", (str(image.synset.number) for image in parts["val"])
+    write_lines(kit / "ILSVRC2012_validation_ground_truth.txt", truth)
+    (kit / "meta.mat").write_bytes(_meta(sorted(classes, key=lambda synset: synset.number), settings.train))
 
 
-def _train_images(classes: Sequence[Synset], count: int) -> list[_RenderedImage]:
+def _train_images(classes: Sequence[Synset], count: int) -> Iterator[_RenderedImage]:
     odd = {(0, 1): Form.PNG, (1, 1): Form.CMYK}
-    images = []
     for row, synset in enumerate(classes):
         for k in range(count):
             form = odd.get((row, k), Form.GREY if k % 19 == 7 else Form.JPEG)
             # Numbers of the real files have gaps and different lengths.
-            path = f"{synset.wnid}/{synset.wnid}_{2 + 37 * k + k * k % 11}"
-            images.append(_RenderedImage(path, synset, form))
-    return images
+            yield _RenderedImage(f"{synset.wnid}/{synset.wnid}_{2 + 37 * k + k * k % 11}", synset, form)
 
 
 def _numbered_images(part: str, classes: Sequence[Synset], count: int) -> list[_RenderedImage]:
@@ -200,19 +343,13 @@ def _write_lists(root: Path, classes: Sequence[Synset], found: Mapping[str, Mapp
         write_lines(root / "ILSVRC" / "ImageSets" / _TASK / f"{name}.txt", lines)
     rows = [f"{synset.wnid} {synset.title}, {synset.look.outline}" for synset in sorted(classes)]
     write_lines(root / "LOC_synset_mapping.txt", rows)
-    solution = {image.path: _solution(rendered) for image, rendered in found["val"].items()}
+    solution = {
+        image.path: "".join(f"{thing.name} {' '.join(map(str, thing.box))} " for thing in rendered.things)
+        for image, rendered in found["val"].items()
+    }
     # The rows of the real file are in no order.
     shuffled = (f"{name},{solution[name]}" for name in rank_by_hash("solution", list(solution)))
     write_lines(root / "LOC_val_solution.csv", ["ImageId,PredictionString", *shuffled])
-
-
-def _solution(rendered: Rendered) -> str:
-    return "".join(f"{thing.name} {' '.join(map(str, thing.box))} " for thing in rendered.things)
-
-
-def _write_kit(data: Path, classes: Sequence[Synset], val: Sequence[_RenderedImage], train: int) -> None:
-    write_lines(data / "ILSVRC2012_validation_ground_truth.txt", (str(image.synset.number) for image in val))
-    (data / "meta.mat").write_bytes(_meta(sorted(classes, key=lambda synset: synset.number), train))
 
 
 def _meta(classes: Sequence[Synset], train: int) -> bytes:
