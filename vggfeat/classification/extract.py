@@ -127,16 +127,11 @@ def cache_posteriors(
     Raises StoreError as `vggfeat.extract.extract_features`. Raises ConfigError if net and data have other classes, or
     the settings do not go together.
 
-    Parameters
-    ----------
-    data : ClassificationSet
-        Columns of the file stand in the order of its classes, whatever order the net has.
-    out : Path
-        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in `out` + ".parts".
-    decode : DecodeSettings
-        Limits for an image. `largest_side` is set to the largest scale here.
-    world : World
-        The processes that do it together, as `vggfeat.extract.extract_features`.
+    `data`: columns of the file stand in the order of its classes, whatever order the net has.
+    `out`: the file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in `out` +
+    ".parts".
+    `decode`: limits for an image. `largest_side` is set to the largest scale here.
+    `world`: the processes that do it together, as `vggfeat.extract.extract_features`.
     """
     order = match_classes(backbone, data.classes)
     job = Job(

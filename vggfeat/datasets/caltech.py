@@ -65,14 +65,9 @@ class SplitRule:
 
         Raises DatasetError if not a single test image is left.
 
-        Parameters
-        ----------
-        seed : int
-            Another number, another split.
-        cls : str
-            Name of the class.
-        names : sequence of str
-            Unique file names of the class, in any order.
+        `seed`: another number, another split.
+        `cls`: name of the class.
+        `names`: unique file names of the class, in any order.
         """
         if len(names) <= self.train:
             raise DatasetError(
@@ -93,18 +88,11 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
 
     Raises DatasetError if the folder is not found, or a class has too few images for one to be left to test.
 
-    Parameters
-    ----------
-    root : Path
-        `101_ObjectCategories` (or `256_ObjectCategories`) or the folder that holds it.
-    variety : int
-        101 or 256. All 102 or 257 folders are classes, the background and clutter folders too.
-    seed : int
-        Split k (from 0) ranks the files of a class by the SHA-256 of "{seed + k}/class/file name".
-    splits : int
-        How many splits to draw, from 1.
-    rule : SplitRule, optional
-        How many images go where; by default `OFFICIAL[variety]`.
+    `root`: `101_ObjectCategories` (or `256_ObjectCategories`) or the folder that holds it.
+    `variety`: 101 or 256. All 102 or 257 folders are classes, the background and clutter folders too.
+    `seed`: split k (from 0) ranks the files of a class by the SHA-256 of "{seed + k}/class/file name".
+    `splits`: how many splits to draw, from 1.
+    `rule`: how many images go where; by default `OFFICIAL[variety]`.
 
     Returns
     -------

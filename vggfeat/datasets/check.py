@@ -92,16 +92,10 @@ def write_splits(
     names are checked before anything is written. Raises StoreError if the folder can't be written, or has files of
     these names with other content.
 
-    Parameters
-    ----------
-    dataset : DataSet
-        Any data set with splits.
-    directory : Path or str
-        Made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
-    overwrite : bool
-        Replace files that have other content.
-    inputs : sequence of Path
-        Files and folders of the data set, in which nothing is replaced.
+    `dataset`: any data set with splits.
+    `directory`: made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
+    `overwrite`: replace files that have other content.
+    `inputs`: files and folders of the data set, in which nothing is replaced.
     """
     if not dataset.splits:
         raise DatasetError(f"{dataset.name}: expected splits to write, found none")

@@ -21,14 +21,10 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
     Raises DatasetError if there is no image, images lie both in class folders and next to them, or the first level may
     be splits as well as classes.
 
-    Parameters
-    ----------
-    root : Path
-        The first level of folders names the classes, and images at any depth below belong to them; or the first level
-        is splits, and the second names the classes; or all images lie directly in the root (or in the split folders),
-        and there are no labels. `vggfeat.datasets.levels.find_level` tells which.
-    layout : "splits" or "classes", optional
-        What the first level is.
+    `root`: the first level of folders names the classes, and images at any depth below belong to them; or the first
+    level is splits, and the second names the classes; or all images lie directly in the root (or in the split folders),
+    and there are no labels. `vggfeat.datasets.levels.find_level` tells which.
+    `layout` ("splits" or "classes"): what the first level is.
 
     Returns
     -------

@@ -112,18 +112,11 @@ def read_boxes(
     Raises DatasetError if there are no annotations, one can't be read or is none, one is missing in a flat folder of
     validation annotations, or more than half have no object of their image's class.
 
-    Parameters
-    ----------
-    root : Path or str
-        As for `ilsvrc.read`.
-    images : LabelledImages
-        From `ilsvrc.read`.
-    part : train or val
-        Which list it is.
-    annotations : Path, optional
-        Folder to look in instead, where they lie elsewhere.
-    progress : callable
-        Told files read and files in all.
+    `root`: as for `ilsvrc.read`.
+    `images`: from `ilsvrc.read`.
+    `part`: which list it is.
+    `annotations`: folder to look in instead, where they lie elsewhere.
+    `progress`: told files read and files in all.
     """
     root = Path(root)
     place, names = _find_files(root, images, part, annotations)

@@ -69,17 +69,13 @@ def read_manifest(path: Path, settings: ListSettings | None = None) -> DataSet:
     an id occurs twice, a split has two names or one that is nearly train, val or test. The message names the line.
     Raises ConfigError if a heading of the settings is not there, or a library is missing.
 
-    Parameters
-    ----------
-    path : Path
-        A CSV file, Excel workbook or Parquet file, or the folder that holds manifest.csv. Columns are known by their
-        headings, see `COLUMNS`; others are kept as text. *path* is relative to the folder of the list. *labels* may be
-        "?name": the image is neither positive nor negative for this class. *split* may name several, separated by ";";
-        VAL, valid, dev and the like are val, as `listed_split` says. *box* is "left top right bottom" in pixel edges:
-        0-based, right and bottom exclusive. *id* defaults to the path. *group* is what images are of that training and
-        test must not share.
-    settings : ListSettings, optional
-        What the list does not tell.
+    `path`: a CSV file, Excel workbook or Parquet file, or the folder that holds manifest.csv. Columns are known by
+    their headings, see `COLUMNS`; others are kept as text. *path* is relative to the folder of the list. *labels* may
+    be "?name": the image is neither positive nor negative for this class. *split* may name several, separated by ";";
+    VAL, valid, dev and the like are val, as `listed_split` says. *box* is "left top right bottom" in pixel edges:
+    0-based, right and bottom exclusive. *id* defaults to the path. *group* is what images are of that training and test
+    must not share.
+    `settings`: what the list does not tell.
 
     Returns
     -------

@@ -29,14 +29,9 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     Returns Image: of mode RGB; it may be the same object.
     Raises ImageError if what its values mean can't be known, or its file can't be read.
 
-    Parameters
-    ----------
-    image : Image
-        It may be loaded, and is otherwise left as it is.
-    max_pixels : int
-        Of a TIFF that is not loaded.
-    partial : bool
-        As for `read_tiff`.
+    `image`: it may be loaded, and is otherwise left as it is.
+    `max_pixels`: of a TIFF that is not loaded.
+    `partial`: as for `read_tiff`.
     """
     if not min(image.size):
         raise ImageError("damaged", f"expected sides above 0, found {image.width}x{image.height}")

@@ -157,14 +157,9 @@ def turn_boxes(edges: ArrayLike, orientation: int, size: tuple[int, int]) -> NDA
 
     Returns (..., 4) float64: edges, left before right and top before bottom.
 
-    Parameters
-    ----------
-    edges : (..., 4) array
-        left, top, right, bottom in pixels from 0.
-    orientation : int
-        EXIF, 1 to 8.
-    size : (int, int)
-        Height and width of the upright image.
+    `edges` (..., 4) array: left, top, right, bottom in pixels from 0.
+    `orientation`: EXIF, 1 to 8.
+    `size` (int, int): height and width of the upright image.
     """
     across, backwards, upwards = _BOX_TURNS[orientation]
     left, top, right, bottom = np.moveaxis(np.asarray(edges, dtype=np.float64), -1, 0)

@@ -29,18 +29,12 @@ class Decoder:
 
     Raises ConfigError if there are fewer than 0 workers.
 
-    Parameters
-    ----------
-    workers : int
-        Processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes with
-        limits, as many threads of this one, without them too; then that is logged.
-    decode : callable
-        What a worker does with a request: a function at the top of a module that can be imported, or
-        `functools.partial` of one with named arguments that JSON can hold.
-    ahead : int
-        Images that may be drawn before they are asked for; at least 3 per worker are.
-    hold : int
-        Bytes of decoded images that may wait to be taken before less is drawn ahead.
+    `workers`: processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes
+    with limits, as many threads of this one, without them too; then that is logged.
+    `decode`: what a worker does with a request: a function at the top of a module that can be imported, or
+    `functools.partial` of one with named arguments that JSON can hold.
+    `ahead`: images that may be drawn before they are asked for; at least 3 per worker are.
+    `hold`: bytes of decoded images that may wait to be taken before less is drawn ahead.
     """
 
     def __init__(

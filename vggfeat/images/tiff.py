@@ -46,16 +46,10 @@ def read_tiff(
 
     Raises ImageError "unsupported", "truncated", "damaged" or "too-large".
 
-    Parameters
-    ----------
-    data : bytes
-        Of the whole file.
-    max_pixels : int
-        More are refused; so are samples of more than 8 bytes for each of them.
-    partial : bool
-        Whether pixels that the file ends before are black, instead of an error.
-    at, page : int, optional
-        Where the tags of the page are in the file, and its number; the first by default.
+    `data`: of the whole file.
+    `max_pixels`: more are refused; so are samples of more than 8 bytes for each of them.
+    `partial`: whether pixels that the file ends before are black, instead of an error.
+    `at`, `page`: where the tags of the page are in the file, and its number; the first by default.
 
     Returns
     -------

@@ -105,17 +105,12 @@ def boxes_from_map(
 
     Returns (T, h w, 4) float64: edges in pixels of the file, within the image and at least one pixel wide and high.
 
-    Parameters
-    ----------
-    outputs : Tensor (4, h, w) or (4 K, h, w)
-        Of the last layer; channels 4 c to 4 c + 3 are the coordinates for class c, and four channels are those of every
-        class.
-    classes : (T,) int64
-        Classes asked for, by their place among the net's.
-    frames : Tensor (h, w, 4) or (1, 1, 4)
-        What the outputs are relative to, in edges, in pixels of the rescaled image.
-    rescaled, image : (height, width)
-        Sides of the image as the net saw it, and of the file.
+    `outputs` (4, h, w) or (4 K, h, w): of the last layer; channels 4 c to 4 c + 3 are the coordinates for
+    class c, and four channels are those of every class.
+    `classes` (T,) int64: classes asked for, by their place among the net's.
+    `frames` (h, w, 4) or (1, 1, 4): what the outputs are relative to, in edges, in pixels of the rescaled
+    image.
+    `rescaled`, `image` (height, width): sides of the image as the net saw it, and of the file.
     """
     table = outputs.double().unflatten(0, (-1, 4)).permute(0, 2, 3, 1)  # (1 or K, h, w, 4)
     wanted = table.expand(len(classes), -1, -1, -1) if len(table) == 1 else table[torch.from_numpy(classes)]

@@ -93,20 +93,13 @@ def locate_images(
     Raises StoreError if the file is of another run, the processes are not of one kind, or the disk refuses. Raises
     ConfigError if settings, nets and device do not go together.
 
-    Parameters
-    ----------
-    images : LabelledImages
-        N.
-    out : Path
-        The journal, a line an image; see `vggfeat.runtime.journal`. Images that failed are listed next to it, as those
-        of a feature file are.
-    run : RunSettings
-        Its shards are the groups of images that are in memory together, with their maps: 32 on the CPU, 128 on a GPU by
-        default.
-    decode : DecodeSettings
-        `largest_side` is set to the largest Q here.
-    world : World
-        The processes that do it together; all give the same arguments, but for the device's number.
+    `images`: N.
+    `out`: the journal, a line an image; see `vggfeat.runtime.journal`. Images that failed are listed next to it, as
+    those of a feature file are.
+    `run`: its shards are the groups of images that are in memory together, with their maps: 32 on the CPU, 128 on a GPU
+    by default.
+    `decode`: `largest_side` is set to the largest Q here.
+    `world`: the processes that do it together; all give the same arguments, but for the device's number.
 
     Returns
     -------

@@ -151,15 +151,10 @@ class Localiser:
     Raises ConfigError if a box net with outputs for each class lacks one of them, there are not as many scales as box
     nets, or the device can't do it, or the windows of the nets are not the same.
 
-    Parameters
-    ----------
-    classifier : Backbone, optional
-        Rates the boxes; its channels are the K classes, in this order or in that of `channels`. None: every window
-        counts the same, and all labels are given.
-    classes : sequence of str
-        K names, those of the classes that are asked for and returned.
-    channels : (K,) int64, optional
-        Channel of the classification net for every class.
+    `classifier`: rates the boxes; its channels are the K classes, in this order or in that of `channels`. None: every
+    window counts the same, and all labels are given.
+    `classes`: K names, those of the classes that are asked for and returned.
+    `channels` (K,) int64: channel of the classification net for every class.
     """
 
     def __init__(

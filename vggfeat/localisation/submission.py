@@ -55,14 +55,9 @@ def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
 def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> str:
     """Write guesses as the official file has them.
 
-    Parameters
-    ----------
-    labels : (N, G) array of int
-        Classes from 0, -1 = no guess; an image without any gets the line `FILLER`.
-    boxes : (N, G, 4) array of int
-        xmin, ymin, xmax, ymax in inclusive pixels.
-    numbers : (K,) array of int
-        Number of each class in the file.
+    `labels` (N, G) array of int: classes from 0, -1 = no guess; an image without any gets the line `FILLER`.
+    `boxes` (N, G, 4) array of int: xmin, ymin, xmax, ymax in inclusive pixels.
+    `numbers` (K,) array of int: number of each class in the file.
     """
     known = np.asarray(numbers)
     lines = []

@@ -214,14 +214,9 @@ class BoxRegression:
 class BoxFeed(ImageFeed):
     """Crops, and boxes in them. The mean pixel is that of the net that is started from.
 
-    Parameters
-    ----------
-    data : BoxData
-        Of usable images.
-    mean : 3 numbers
-        RGB, 0 to 255.
-    world, decoder
-        As for `ImageFeed`.
+    `data`: of usable images.
+    `mean`: RGB, 0 to 255.
+    `world`, `decoder`: as for `ImageFeed`.
     """
 
     def __init__(
@@ -263,16 +258,10 @@ def train_boxes(
     Raises ConfigError, TrainingError and StoreError as `vggfeat.training.train.train` does. Raises DatasetError if no
     image has a box.
 
-    Parameters
-    ----------
-    data : BoxData
-        Images without boxes, and those on the blacklist, are left out.
-    out : Path
-        Folder of the run, new or empty.
-    started_from : Backbone
-        Classification net; see `localisation.nets.box_recipe_for`.
-    resume, run, progress, say
-        As for `vggfeat.training.train.train`.
+    `data`: images without boxes, and those on the blacklist, are left out.
+    `out`: folder of the run, new or empty.
+    `started_from`: classification net; see `localisation.nets.box_recipe_for`.
+    `resume`, `run`, `progress`, `say`: as for `vggfeat.training.train.train`.
     """
     data = data.usable()
     objective = BoxRegression(recipe, data.images.classes, started_from)

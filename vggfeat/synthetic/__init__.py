@@ -172,20 +172,12 @@ def write(
     Raises ConfigError if name, size, seed or workers is not allowed. Raises DatasetError if the folder holds anything
     else. Raises StoreError if it can't be written.
 
-    Parameters
-    ----------
-    name : str
-        A key of `LAYOUTS`.
-    root : Path
-        A folder that is new or empty, or that an earlier call with the same arguments has left.
-    seed : int
-        Another number, other images.
-    size : str or Settings
-        One of `SIZES`, or counts.
-    workers : int
-        Processes, from 1.
-    progress : callable, optional
-        Called with the number of images done and of all, after each.
+    `name`: a key of `LAYOUTS`.
+    `root`: a folder that is new or empty, or that an earlier call with the same arguments has left.
+    `seed`: another number, other images.
+    `size`: one of `SIZES`, or counts.
+    `workers`: processes, from 1.
+    `progress`: called with the number of images done and of all, after each.
     """
     check_choice("data set", name, LAYOUTS)
     layout = LAYOUTS[name]

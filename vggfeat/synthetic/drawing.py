@@ -54,16 +54,10 @@ class Canvas:
     def add(self, left: int, top: int, colours: Pixels, cover: Plane, own: NDArray[np.bool_]) -> None:
         """Lay a patch over the image as a new object; it may reach over the edges.
 
-        Parameters
-        ----------
-        left, top : int
-            Place of the patch.
-        colours : (h, w, 3) float32
-            RGB, 0 to 255.
-        cover : (h, w) float32
-            Opacity, 0 to 1.
-        own : (h, w) bool
-            Which pixels belong to the object; the others that are covered hide what lies behind.
+        `left`, `top`: place of the patch.
+        `colours` (h, w, 3) float32: RGB, 0 to 255.
+        `cover` (h, w) float32: opacity, 0 to 1.
+        `own` (h, w) bool: which pixels belong to the object; the others that are covered hide what lies behind.
         """
         self.drawn.append(float(own.sum()))
         inside, outside = self.litter(left, top, colours, cover)

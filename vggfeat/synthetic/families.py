@@ -24,14 +24,9 @@ COARSE, FINE = 2.2, 3.8
 class Family:
     """One class of objects.
 
-    Parameters
-    ----------
-    outline : str
-        A key of `OUTLINES`.
-    pattern : str
-        A key of `PATTERNS`.
-    frequency : float
-        Repeats of the pattern over the unit length.
+    `outline`: a key of `OUTLINES`.
+    `pattern`: a key of `PATTERNS`.
+    `frequency`: repeats of the pattern over the unit length.
     """
 
     outline: str

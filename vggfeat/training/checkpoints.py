@@ -52,14 +52,9 @@ class Checkpoints:
 
         Raises StoreError if the disk refuses; the checkpoints before are untouched.
 
-        Parameters
-        ----------
-        step : int
-            Steps done; it is the name of the file.
-        tensors : mapping of str to Tensor, float32
-            On the CPU, contiguous.
-        about : mapping
-            Anything that JSON can hold.
+        `step`: steps done; it is the name of the file.
+        `tensors`: float32, on the CPU, contiguous.
+        `about`: anything that JSON can hold.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         text = json.dumps(about, sort_keys=True)

@@ -53,16 +53,10 @@ class Labels(Protocol):
     ) -> NDArray[Any]:
         """Return the targets, (n, ...), of crops of the images of n rows.
 
-        Parameters
-        ----------
-        rows : ndarray (n,)
-            Of the list.
-        sizes : ndarray (n, 2)
-            Height and width of the upright images before any reduction.
-        orientations : ndarray (n,)
-            By which EXIF orientation each was turned.
-        crops : Crops
-            Of the decoded images.
+        `rows` (n,): of the list.
+        `sizes` (n, 2): height and width of the upright images before any reduction.
+        `orientations` (n,): by which EXIF orientation each was turned.
+        `crops`: of the decoded images.
         """
 
 
@@ -172,22 +166,13 @@ class _Prepared(NamedTuple):
 class BatchStream:
     """An iterator of `LabelledBatch`, used in a `with` statement: decoding goes on in the background until its end.
 
-    Parameters
-    ----------
-    recipe : Recipe
-        For the side of the crop, and whether JPEGs are decoded at reduced size.
-    mean : array-like (3,)
-        Mean RGB pixel, 0 to 255, that is subtracted.
-    colours : array-like (3, 3), optional
-        From `crops.colour_axes`; None for no colour shift.
-    decoder : Decoder
-        May serve others at the same time; close it after the batches.
-    device : torch.device
-        Where images are resampled and handed out.
-    labels : Labels, optional
-        None for the classes of the list.
-    depth : int
-        Batches that may wait.
+    `recipe`: for the side of the crop, and whether JPEGs are decoded at reduced size.
+    `mean` (3,): mean RGB pixel, 0 to 255, that is subtracted.
+    `colours` (3, 3): from `crops.colour_axes`; None for no colour shift.
+    `decoder`: may serve others at the same time; close it after the batches.
+    `device`: where images are resampled and handed out.
+    `labels`: None for the classes of the list.
+    `depth`: batches that may wait.
     """
 
     def __init__(

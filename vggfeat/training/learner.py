@@ -38,14 +38,10 @@ class Sums(NamedTuple):
 class Learner:
     """A net, its optimiser, and what they need on a device.
 
-    Parameters
-    ----------
-    model : VGG
-        On the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not learn.
-    tensors : mapping of str to Tensor, optional
-        Of `snapshot`, to resume from; only the first process needs them.
-    say : callable
-        Called with a sentence if memory is too small for the micro-batch.
+    `model`: on the CPU, with the weights to begin with; it is moved to the device. What asks for no gradient does not
+    learn.
+    `tensors`: of `snapshot`, to resume from; only the first process needs them.
+    `say`: called with a sentence if memory is too small for the micro-batch.
 
     Notes
     -----
@@ -83,14 +79,9 @@ class Learner:
         Raises TrainingError if not even a single image fits into memory, or if in one of several processes the share
         does not.
 
-        Parameters
-        ----------
-        number : int
-            Of the step, from 0.
-        images : Tensor (N, 3, H, W), float32
-            This process's share of the batch, on the device.
-        targets : Tensor (N, ...)
-            Of the objective.
+        `number`: of the step, from 0.
+        `images` (N, 3, H, W), float32: this process's share of the batch, on the device.
+        `targets` (N, ...): of the objective.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate

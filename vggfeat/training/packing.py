@@ -109,14 +109,9 @@ def pack(
     Raises TrainingError if the folder holds anything else or another process packs into it, or more than 1 % of the
     images can't be read. Raises StoreError if it can't be written.
 
-    Parameters
-    ----------
-    out : Path
-        A folder that is new or empty, or that an earlier call with the same arguments has left.
-    workers : int
-        Processes that decode and encode; 0 works in this one.
-    progress : callable
-        Called with the numbers of images done and of all.
+    `out`: a folder that is new or empty, or that an earlier call with the same arguments has left.
+    `workers`: processes that decode and encode; 0 works in this one.
+    `progress`: called with the numbers of images done and of all.
     """
     packer = _Packer(data, Path(out), settings)
     with disk_errors(packer.out, "packing", _ADVICE), packer:

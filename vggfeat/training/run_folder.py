@@ -221,14 +221,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str
 
     Returns bytes: a PNG file of 1320 by 540 pixels.
 
-    Parameters
-    ----------
-    lines : sequence of dict
-        Of `read_log`.
-    title : str
-        One line above all.
-    errors : mapping of str to str
-        Names of up to two errors in the log, and what they are called; the first is in training lines as well.
+    `lines`: of `read_log`.
+    `title`: one line above all.
+    `errors`: names of up to two errors in the log, and what they are called; the first is in training lines as well.
     """
     from matplotlib.figure import Figure
 

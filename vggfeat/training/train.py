@@ -46,20 +46,13 @@ def train(
     something else, the loss is no number, memory is too small even for one image at a time, over 1 % of the images
     can't be read, or another process of the run has gone. Raises StoreError if the disk refuses.
 
-    Parameters
-    ----------
-    out : Path
-        Folder of the run, new or empty.
-    started_from : Backbone, optional
-        The weights that `recipe.start` asks for.
-    resume : bool
-        Resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no checkpoint
-        yet, begin, and say so.
-    progress : callable
-        Called by every process after every step with steps done, the step at which training ends if validation improves
-        no more, and a note; returns True to end the run with a checkpoint.
-    say : callable
-        Called by the first process with a sentence that a user should read at once.
+    `out`: folder of the run, new or empty.
+    `started_from`: the weights that `recipe.start` asks for.
+    `resume`: resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no
+    checkpoint yet, begin, and say so.
+    `progress`: called by every process after every step with steps done, the step at which training ends if validation
+    improves no more, and a note; returns True to end the run with a checkpoint.
+    `say`: called by the first process with a sentence that a user should read at once.
     """
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
@@ -85,16 +78,10 @@ def learn(
 ) -> Outcome:
     """Train for any `Objective` on the batches of any `Feed`; otherwise as `train`.
 
-    Parameters
-    ----------
-    feed : Feed
-        Its targets are of the objective.
-    world : World
-        The processes of the run.
-    files : Files
-        Carries out what changes the disk.
-    clock : callable
-        Seconds, for rates.
+    `feed`: its targets are of the objective.
+    `world`: the processes of the run.
+    `files`: carries out what changes the disk.
+    `clock`: seconds, for rates.
     """
     model, notes = objective.first_weights()
     identity = _identity(objective, feed)

@@ -83,16 +83,10 @@ class Outcome:
 class Trainer:
     """A run, seen from one of its processes; all of them call the same methods in the same order.
 
-    Parameters
-    ----------
-    objective, feed, run, world, progress, say, clock
-        As for `vggfeat.training.train.learn`.
-    folder : RunFolder
-        Locked by the first process.
-    state : TrainingState
-        Where the run resumes; it grows with every step.
-    identity : dict
-        Goes into every checkpoint.
+    `objective`, `feed`, `run`, `world`, `progress`, `say`, `clock`: as for `vggfeat.training.train.learn`.
+    `folder`: locked by the first process.
+    `state`: where the run resumes; it grows with every step.
+    `identity`: goes into every checkpoint.
     """
 
     learner: Learner

@@ -85,15 +85,10 @@ def fetch(
     Raises WeightsError if no address gives the file, or its checksum is another. What has come stays, to be resumed,
     except where the checksum is wrong: then nothing stays. Raises StoreError if it can't be written.
 
-    Parameters
-    ----------
-    folder : Path
-        Must exist. The file gets its published name, once its checksum is right and its bytes are on the disk; until
-        then it is NAME.part.
-    files : Files
-        Carries out the writes.
-    sleep : callable
-        Waits so many seconds.
+    `folder`: must exist. The file gets its published name, once its checksum is right and its bytes are on the disk;
+    until then it is NAME.part.
+    `files`: carries out the writes.
+    `sleep`: waits so many seconds.
     """
     target = folder / published.file
     if os.path.lexists(target):

@@ -292,18 +292,11 @@ def push(
     Raises ConfigError if `repository` is no name, or the library of the Hub is not installed. Raises WeightsError if
     the source can't be loaded, or the Hub refuses.
 
-    Parameters
-    ----------
-    source : Path
-        A file of weights in any format.
-    repository : str
-        OWNER/NAME, or hf://OWNER/NAME.
-    dtype : "float32" or "float16"
-        How the numbers are stored.
-    licence : str, optional
-        As the Hub names licences, for instance mit. By default that of the published net, or none.
-    private : bool
-        Of a repository that is made now: whether only its owner may read it.
+    `source`: a file of weights in any format.
+    `repository`: OWNER/NAME, or hf://OWNER/NAME.
+    `dtype` ("float32" or "float16"): how the numbers are stored.
+    `licence`: as the Hub names licences, for instance mit. By default that of the published net, or none.
+    `private`: of a repository that is made now: whether only its owner may read it.
     """
     asked = _REPOSITORY.fullmatch(repository)
     if not asked:
