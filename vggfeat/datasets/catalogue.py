@@ -8,7 +8,7 @@ A new data set needs a reader in this folder, a record here, a page `data/NAME.m
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,13 @@ from vggfeat.samples import DataSet, Task, is_rendered
 
 RENDERED_NOTE = "The images are rendered, not photographed: results on them say nothing about photographs."
 _VOC_SCALES = (256, 384, 512, 640, 768)
+
+
+def _of_splits(published: bool, **counts: tuple[int, int, int]) -> Iterator[Count]:
+    """Count what train, val and test of VOC have; a test set that is not published can't be checked."""
+    for number, split in enumerate(("train", "val", "trainval", "test")):
+        for what, (train, val, test) in counts.items():
+            yield Count(split, what, None, (train, val, train + val, test)[number], published or split != "test")
 
 
 def _positives(split: str, classes: tuple[str, ...], numbers: str) -> tuple[Count, ...]:
@@ -47,10 +54,7 @@ _RECORDS = (
         protocol="voc",
         average_precision="11-point",
         counts=(
-            Count("train", "images", None, 2501),
-            Count("val", "images", None, 2510),
-            Count("trainval", "images", None, 5011),
-            Count("test", "images", None, 4952),
+            *_of_splits(True, images=(2501, 2510, 4952)),
             *_positives(
                 "trainval",
                 voc.CLASSES,
@@ -80,10 +84,7 @@ _RECORDS = (
         protocol="voc-server",
         average_precision="area",
         counts=(
-            Count("train", "images", None, 5717),
-            Count("val", "images", None, 5823),
-            Count("trainval", "images", None, 11540),
-            Count("test", "images", None, 10991, verified=False),
+            *_of_splits(False, images=(5717, 5823, 10991)),
             *_positives(
                 "trainval",
                 voc.CLASSES,
@@ -114,14 +115,7 @@ _RECORDS = (
         protocol="voc-server",
         average_precision="area",
         counts=(
-            Count("train", "images", None, 2296),
-            Count("train", "people", None, 3134),
-            Count("val", "images", None, 2292),
-            Count("val", "people", None, 3144),
-            Count("trainval", "images", None, 4588),
-            Count("trainval", "people", None, 6278),
-            Count("test", "images", None, 4569, verified=False),
-            Count("test", "people", None, 6283, verified=False),
+            *_of_splits(False, images=(2296, 2292, 4569), people=(3134, 3144, 6283)),
             *_positives("trainval", voc.ACTIONS, "495 457 619 530 578 534 561 456 476 597"),
         ),
         archives=voc.ARCHIVES[2012],
