@@ -47,7 +47,7 @@ class Boxes:
     may be smaller."""
     excluded: NDArray[np.bool_]
     """(N,) images on the blacklist, which the localisation error of ILSVRC leaves out."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """What a user should know, a sentence each."""
 
     def __len__(self) -> int:
@@ -71,7 +71,6 @@ class Boxes:
             first=np.concatenate([[0], np.cumsum(counts)]),
             sizes=self.sizes[rows],
             excluded=self.excluded[rows],
-            notes=(),
         )
 
     def fingerprint(self) -> str:
@@ -177,7 +176,6 @@ class _Found:
             first=np.concatenate([[0], np.cumsum(self.counts)]),
             sizes=self.sizes,
             excluded=excluded,
-            notes=(),
         )
 
 

@@ -7,7 +7,7 @@ shards/train-00000.tar, ... Reading an image takes its file and its bytes, and n
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +26,14 @@ _SHARD = re.compile(r"shards/[a-z]+-\d{5,}\.tar")
 _AGAIN = "give the same `data pack` command again"
 
 
-class Columns(NamedTuple):
-    """What the .npz file of a packed list holds: no strings of Python's, which would need a pickle."""
+def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Make what the .npz file of a packed list holds: no strings of Python's, which would need a pickle.
 
-    names: NDArray[np.uint8]
-    """Paths of the files that were packed, in UTF-8 with a zero between two."""
-    targets: NDArray[np.int64]
-    """(N,) numbers of classes."""
-    places: NDArray[np.int64]
-    """(N, 4) as in `Shards`."""
-
-
-def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Columns:
-    """Make what is stored of a list."""
+    names: paths of the files that were packed, in UTF-8 with a zero between two, uint8; targets: (N,) numbers of
+    classes; places: (N, 4) as in `Shards`; both int64.
+    """
     names = "\0".join(paths).encode("utf-8", "surrogateescape")
-    return Columns(np.frombuffer(names, np.uint8), targets, places)
+    return {"names": np.frombuffer(names, np.uint8), "targets": targets, "places": places}
 
 
 def is_packed(root: Path) -> bool:

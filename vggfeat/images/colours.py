@@ -83,6 +83,13 @@ def over_white(rgb: NDArray[np.uint8], opacity: NDArray[np.uint8], *, premultipl
     return np.minimum((light + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
 
 
+def between(values: NDArray, black: float, white: float) -> NDArray[np.float64]:
+    """Scale numbers from black to white to 0 to 255, not rounded; NaN becomes 0."""
+    scaled = np.clip((values.astype(np.float64) - black) * 255 / (white - black), 0, 255)
+    scaled[np.isnan(scaled)] = 0
+    return scaled
+
+
 def _load(image: Image.Image) -> Image.Image:
     # Pillow scales PNG's pixels of 2 and 4 bits up to 8 and cuts colours of 16 bits down to 8, but leaves the colour
     # that is to be transparent at the scale of the file.
@@ -111,8 +118,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         strip = values[top : top + rows]
-        scaled = np.clip((strip.astype(np.float64) - black) * 255 / (white - black), 0, 255)
-        scaled[np.isnan(scaled)] = 0
+        scaled = between(strip, black, white)
         if isinstance(key, int):
             scaled[strip == key] = 255
         grey[top : top + rows] = np.rint(scaled)

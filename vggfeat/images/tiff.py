@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggfeat.errors import ImageError
-from vggfeat.images.colours import over_white, to_rgb
+from vggfeat.images.colours import between, over_white, to_rgb
 from vggfeat.images.image_bytes import too_large
 from vggfeat.images.orientation import TURNS
 from vggfeat.images.tiff_tags import (
@@ -297,18 +297,13 @@ def _eight_bits(numbers: NDArray, layout: Layout, limits: tuple[float, float]) -
     if layout.kind == "unsigned" and layout.colours > 1 and 8 <= layout.bits <= 16:
         found = (numbers >> (layout.bits - 8)).astype(np.uint8)
     else:
-        black, white = limits
-        scaled = np.clip((numbers.astype(np.float64) - black) * 255 / (white - black), 0, 255)
-        scaled[np.isnan(scaled)] = 0
-        found = np.rint(scaled).astype(np.uint8)
+        found = np.rint(between(numbers, *limits)).astype(np.uint8)
     return np.repeat(found, 3, axis=2) if layout.colours == 1 else found
 
 
 def _opacity(numbers: NDArray, layout: Layout) -> NDArray[np.uint8]:
     if layout.kind == "float":
-        scaled = np.clip(numbers.astype(np.float64) * 255, 0, 255)
-        scaled[np.isnan(scaled)] = 0
-        return np.rint(scaled).astype(np.uint8)
+        return np.rint(between(numbers, 0, 1)).astype(np.uint8)
     if layout.bits >= 8:
         return (numbers >> (layout.bits - 8)).astype(np.uint8)
     return np.rint(numbers * (255.0 / (2**layout.bits - 1))).astype(np.uint8)

@@ -4,10 +4,8 @@ N = images of a process's share of a batch, C = channels of fc8, K = classes.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 from vggfeat.errors import ConfigError
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
-from vggfeat.training.data import NO_TARGET, LabelledBatch
+from vggfeat.training.data import NO_TARGET
 from vggfeat.training.recipe import Recipe
 from vggfeat.weights import Backbone
 
@@ -47,7 +45,7 @@ class Validation:
 
 
 class Objective(Protocol):
-    """What the trainer asks of an objective; a *target* is what a `Feed` gives for an image."""
+    """What the trainer asks of an objective; a *target* is what an `ImageFeed` gives for an image."""
 
     @property
     def recipe(self) -> Recipe:
@@ -97,33 +95,6 @@ class Objective(Protocol):
 
     def validation(self, step: int, sums: list[float]) -> Validation:
         """Turn the sums of `rate` into errors."""
-
-
-class Feed(Protocol):
-    """Batches of this process's share, and facts about them."""
-
-    classes: tuple[str, ...]
-    """In the order of the net's outputs."""
-    images: int
-    """In the training set."""
-    validation_images: int
-    fingerprint: dict[str, Any]
-    """What tells this data set from another, ready for JSON."""
-
-    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Return the mean RGB pixel, 0 to 255; `folder` may keep it. `progress` is given images done and in all."""
-
-    def training(self, first_step: int) -> AbstractContextManager[Iterator[LabelledBatch]]:
-        """Hand out endless batches, from that of `first_step` on."""
-
-    def validation(self) -> AbstractContextManager[Iterator[LabelledBatch]]:
-        """Hand out all validation images once."""
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        """List (path, reason) of what this process could not read so far."""
-
-    def lost(self, unreadable: Collection[str]) -> list[str]:
-        """Name the classes, of training or of validation, of which no image is left without these paths."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, Columns, columns
+from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
 from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
@@ -184,15 +185,14 @@ class _Packer:
         lines = (json.dumps(one._asdict()) + "\n" for one in unreadable)
         _save(self.out / "unreadable.jsonl", "".join(lines).encode())
         for name in self.lists:
-            names, targets, places = self._columns(name)
             file = io.BytesIO()
-            np.savez(file, names=names, targets=targets, places=places)
+            np.savez(file, **self._columns(name))
             _save(self.out / f"{name}.npz", file.getvalue())
         _save(self.out / INDEX, json.dumps(sealed(self._index()), indent=1).encode())
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
 
-    def _columns(self, name: str) -> Columns:
+    def _columns(self, name: str) -> dict[str, NDArray[Any]]:
         parts = [self.records[shard].places for shard in self.shards if shard.list == name]
         rows = [(row, number, *span) for number, part in enumerate(parts) for row, *span in part]
         table = np.array(rows, dtype=np.int64).reshape(-1, 5)

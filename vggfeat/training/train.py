@@ -19,7 +19,7 @@ from vggfeat.training.checkpoints import Checkpoint
 from vggfeat.training.crops import colour_axes
 from vggfeat.training.data import BatchStream, Labels, training_batches, validation_batches
 from vggfeat.training.learner import Learner
-from vggfeat.training.objective import Classification, Feed, Objective
+from vggfeat.training.objective import Classification, Objective
 from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.training.run_folder import RunFolder
 from vggfeat.training.statistics import lost_classes, pixel_statistics
@@ -65,7 +65,7 @@ def train(
 
 def learn(
     objective: Objective,
-    feed: Feed,
+    feed: "ImageFeed",
     out: Path,
     *,
     world: World,
@@ -76,7 +76,7 @@ def learn(
     files: Files = DISK,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train for any `Objective` on the batches of any `Feed`; otherwise as `train`.
+    """Train for any `Objective` on the batches of a feed; otherwise as `train`.
 
     `feed`: its targets are of the objective.
     `world`: the processes of the run.
@@ -111,7 +111,7 @@ def learn(
         return trainer.train(learner, mean)
 
 
-def _identity(objective: Objective, feed: Feed) -> dict[str, Any]:
+def _identity(objective: Objective, feed: "ImageFeed") -> dict[str, Any]:
     # A longer run begins as a shorter one does, so the number of steps may be another when it is resumed.
     recipe = {name: value for name, value in objective.recipe.describe().items() if name != "max_steps"}
     return {
@@ -124,9 +124,10 @@ def _identity(objective: Objective, feed: Feed) -> dict[str, Any]:
 
 
 class ImageFeed:
-    """A `Feed` of image files.
+    """Batches of this process's share of image files, and facts about them.
 
-    `labels` (Labels, Labels): of training and of validation images; None for their classes.
+    `classes` are in the order of the net's outputs, `fingerprint` is what tells this data set from another, ready for
+    JSON. `labels` are those of training and of validation images, None for their classes.
     """
 
     def __init__(
@@ -148,7 +149,10 @@ class ImageFeed:
         self._unreadable: dict[str, str] = {}
 
     def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Measure the mean pixel and the colours in the first process, or read what an earlier run has measured."""
+        """Return the mean RGB pixel, 0 to 255, measured with the colours in the first process, or by an earlier run.
+
+        `folder` may keep them; `progress` is given images done and in all.
+        """
 
         def measure() -> tuple[list[float], list[list[float]]]:
             measured = pixel_statistics(self._data.train, self._decoder, cache=folder, progress=progress)
@@ -159,7 +163,7 @@ class ImageFeed:
         return tuple(mean)
 
     def training(self, first_step: int) -> BatchStream:
-        """Hand out random crops."""
+        """Hand out endless batches of random crops, from that of `first_step` on."""
         self._streams["training"] = training_batches(
             self._data.train,
             self._recipe,
@@ -173,7 +177,7 @@ class ImageFeed:
         return self._streams["training"]
 
     def validation(self) -> BatchStream:
-        """Hand out centre crops at the validation scale."""
+        """Hand out all validation images once: centre crops at the validation scale."""
         self.unreadable()  # Collect what the validation before has found.
         self._streams["validation"] = validation_batches(
             self._data.val,
@@ -186,13 +190,13 @@ class ImageFeed:
         return self._streams["validation"]
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """List each image once."""
+        """List (path, reason) of what this process could not read so far, each image once."""
         for batches in self._streams.values():
             self._unreadable.update(batches.unreadable)
         return sorted(self._unreadable.items())
 
     def lost(self, unreadable: Collection[str]) -> list[str]:
-        """Name them with the list that they are lost in."""
+        """Name the classes, and their list, of which no image is left without these paths."""
         found = []
         for name, images in (("training", self._data.train), ("validation", self._data.val)):
             rows = [row for row, path in enumerate(images.paths) if path in unreadable]

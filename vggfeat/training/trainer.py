@@ -7,7 +7,7 @@ that resumes from it does what the run before would have done.
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,11 +16,14 @@ from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
 from vggfeat.training.data import LabelledBatch
 from vggfeat.training.learner import Learner, Sums
-from vggfeat.training.objective import Feed, Objective, Validation
+from vggfeat.training.objective import Objective, Validation
 from vggfeat.training.recipe import Plateau, TrainingSettings
 from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
 from vggfeat.training.statistics import say_lost
 from vggfeat.weights import save_weights
+
+if TYPE_CHECKING:
+    from vggfeat.training.train import ImageFeed
 
 SECONDS_BETWEEN_CURVES = 60.0
 Progress = Callable[[float, float, str], bool | None]
@@ -92,7 +95,7 @@ class Trainer:
     learner: Learner
 
     def __init__(
-        self, objective: Objective, feed: Feed, run: TrainingSettings, world: World, folder: RunFolder,
+        self, objective: Objective, feed: "ImageFeed", run: TrainingSettings, world: World, folder: RunFolder,
         state: TrainingState, identity: dict[str, Any], progress: Progress, say: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
