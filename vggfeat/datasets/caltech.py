@@ -117,7 +117,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
         labels=_one_hot(files),
         splits=_draw_splits(tree, files, ids, range(seed, seed + splits), rule or OFFICIAL[variety]),
         root=str(tree),
-        notes=_note(strays),
+        notes=(f"Ignored, because they are not .jpg images of a class: {listed(strays)}.",) if strays else (),
     )
 
 
@@ -180,7 +180,3 @@ def _draw_splits(
                 rows[part] += [row_of[f"{cls}/{name}"] for name in drawn]
         splits |= {f"{part}-{number}": np.array(sorted(found), dtype=np.int64) for part, found in rows.items()}
     return splits
-
-
-def _note(strays: list[str]) -> tuple[str, ...]:
-    return (f"Ignored, because they are not .jpg images of a class: {listed(strays)}.",) if strays else ()

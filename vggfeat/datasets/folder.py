@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.datasets.files import IMAGE_SUFFIXES, Found, listed, walk
+from vggfeat.datasets.files import IMAGE_SUFFIXES, listed, walk
 from vggfeat.datasets.levels import Layout, Level, class_name_notes, class_of, find_level
 from vggfeat.errors import DatasetError, counted
 from vggfeat.samples import DataSet, Label, Task
@@ -41,8 +41,8 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         raise DatasetError(f"{root}: expected images ({endings}), found {counted(len(found.others), 'other file{s}')}")
     arranged = arrange(root, found.images, layout)
     level, classes, splits = arranged.level, arranged.classes, arranged.splits
-    classes_of = arranged.classes_of
-    labels = label_matrix(classes, [{cls: Label.POSITIVE} if cls else {} for cls in classes_of])
+    labels = label_matrix(classes, [{cls: Label.POSITIVE} if cls else {} for cls in arranged.classes_of])
+    empty = empty_folders(found.folders, (path.rpartition("/")[0] for path in found.images), level)
     return DataSet(
         name="folder",
         task=Task.SINGLE_LABEL if classes else Task.UNLABELLED,
@@ -52,7 +52,12 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         labels=labels,
         splits=row_arrays(splits),
         root=str(root),
-        notes=(*level.notes, *class_name_notes(classes), *split_notes(classes, labels, splits), *_notes(found, level)),
+        notes=(
+            *level.notes,
+            *class_name_notes(classes),
+            *split_notes(classes, labels, splits),
+            *left_out_notes(found.others, empty, found.repeated, found.unnameable),
+        ),
     )
 
 
@@ -97,11 +102,6 @@ def _check_one_level(root: Path | str, images: Sequence[str], classes: Sequence[
             f"{root}: expected all images in class folders or none, found {flat!r} next to {inner!r}; "
             "move them, or list them in a manifest"
         )
-
-
-def _notes(found: Found, level: Level) -> tuple[str, ...]:
-    empty = empty_folders(found.folders, (path.rpartition("/")[0] for path in found.images), level)
-    return left_out_notes(found.others, empty, found.repeated, found.unnameable)
 
 
 def left_out_notes(*told: Sequence[str]) -> tuple[str, ...]:

@@ -69,9 +69,13 @@ def read_labels(cells: Cells, column: int, separator: str | None) -> tuple[list[
     cell. None: ";" in a column called labels, while elsewhere a cell with ";" is refused.
     """
     heading = cells.headings[column]
-    separator = separator or (";" if plain(heading) == "labels" else None)
-    found = _each(cells, cells.columns[column], partial(cell_labels, heading, separator))
+    found = _each(cells, cells.columns[column], partial(cell_labels, heading, separator or usual_separator(heading)))
     return found, tuple(sorted({name for some in found for name in some}))
+
+
+def usual_separator(heading: str) -> str | None:
+    """Return what parts several labels in a cell, where nobody has said it."""
+    return ";" if plain(heading) == "labels" else None
 
 
 def read_one_hot(cells: Cells, columns: Mapping[str, int]) -> tuple[list[dict[str, int]], tuple[str, ...]]:

@@ -59,17 +59,13 @@ def find_files(root: str, ending: str, settings: StorageSettings) -> FileSet:
         folder, _, name = entry.path.rpartition("/")
         if name == _PLAN:
             runs.add(folder)
-        elif _counts(entry.path, ending):
+        elif name.lower().endswith(ending) and not any(part.startswith(".") for part in entry.path.split("/")):
             paths.append(entry.path)
     if runs:  # of vggfeat: what it keeps there is no list of images
         paths = [path for path in paths if _above(path) not in runs]
     if not paths:
         raise DatasetError(f"{storage.root}: expected files that end with {ending}, found none; correct --root")
     return FileSet(storage, paths)
-
-
-def _counts(path: str, ending: str) -> bool:
-    return path.lower().endswith(ending) and not any(part.startswith(".") for part in path.split("/"))
 
 
 def _above(path: str) -> str | None:

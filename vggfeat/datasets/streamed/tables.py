@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vggfeat.datasets.cells import plain
 from vggfeat.datasets.files import listed
 from vggfeat.datasets.manifest import COLUMNS, ListSettings
-from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below
+from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below, usual_separator
 from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow, find_files, split_of
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.formats.parquet import CellAddress, batches, hub_features, open_parquet
@@ -207,15 +207,12 @@ def _file(where: str, column: str, cell: Any) -> str:
 def _labels(where: str, cell: Any, columns: _Columns, listing: ListSettings) -> dict[str, int]:
     """Return the labels of a cell: a number, a name, or a list of these."""
     if isinstance(cell, str) and not columns.classes:
-        return cell_labels(columns.known["labels"], _separator(columns, listing), where, cell)
+        heading = columns.known["labels"]
+        return cell_labels(heading, listing.label_separator or usual_separator(heading), where, cell)
     values = cell if isinstance(cell, list) else [] if cell is None else [cell]
     if columns.classes:
         values = [value for value in values if value != -1]  # as Hugging Face says that a label is withheld
     return dict.fromkeys([_class(where, value, columns.classes) for value in values], int(Label.POSITIVE))
-
-
-def _separator(columns: _Columns, listing: ListSettings) -> str | None:
-    return listing.label_separator or (";" if plain(columns.known["labels"]) == "labels" else None)
 
 
 def _class(where: str, value: Any, classes: Sequence[str]) -> str:

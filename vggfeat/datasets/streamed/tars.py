@@ -5,6 +5,7 @@ by their headers; images stay where they are and are read by their bytes.
 """
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,7 +71,7 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
     unread: dict[str, None] = {}
     ids: set[str] = set()
     splits = split_of(path)
-    named = (_named(member) for member in tar.members() if not _is_hidden(member.name))
+    named = (_named(member) for member in tar.members() if not re.search(r"(^|/)(\.|__)", member.name))
     for key, sample in groupby(named, key=itemgetter(0)):
         parts = {ending: member for _, ending, member in sample}
         images = {ending: member for ending, member in parts.items() if is_image(member.name)}
@@ -90,10 +91,6 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
     if not rows:
         raise DatasetError(f"{tar.where}: expected images in the tar, found none; leave it out")
     return rows, list(unread)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__")) or "/." in name or "/__" in name
 
 
 def _named(member: Member) -> tuple[str, str, Member]:
