@@ -26,7 +26,7 @@ _SHARD = re.compile(r"shards/[a-z]+-\d{5,}\.tar")
 _AGAIN = "give the same `data pack` command again"
 
 
-def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def columns(paths: tuple[str, ...], targets: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, Any]:
     """Make what the .npz file of a packed list holds: no strings of Python's, which would need a pickle.
 
     names: paths of the files that were packed, in UTF-8 with a zero between two, uint8; targets: (N,) numbers of

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
@@ -192,7 +191,7 @@ class _Packer:
         images = sum(len(record.places) for record in records)
         return Packing(images, sum(record.bytes for record in records), unreadable)
 
-    def _columns(self, name: str) -> dict[str, NDArray[Any]]:
+    def _columns(self, name: str) -> dict[str, Any]:
         parts = [self.records[shard].places for shard in self.shards if shard.list == name]
         rows = [(row, number, *span) for number, part in enumerate(parts) for row, *span in part]
         table = np.array(rows, dtype=np.int64).reshape(-1, 5)

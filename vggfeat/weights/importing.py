@@ -10,7 +10,7 @@ Which pixels a net takes, no file can tell by its weights: the same numbers serv
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -244,8 +244,7 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> N
     Raises WeightsError for the first that is missing, unknown or of another shape.
     """
     sides = (("misses", expected.keys() - found.keys()), ("has an unexpected", found.keys() - expected.keys()))
-    more = [(verb, names, f" and {len(names) - 1} more" if len(names) > 1 else "") for verb, names in sides if names]
-    if differ := [f"{verb} tensor {named(min(names))}{others}" for verb, names, others in more]:
+    if differ := [f"{verb} tensor {_least_of(names)}" for verb, names in sides if names]:
         raise WeightsError(f"{path}: {' and '.join(differ)}; it is of another network or damaged")
     for name in found:
         if tuple(expected[name].shape) != found[name]:
@@ -253,6 +252,11 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], found: Shapes) -> N
                 f"{path}: {name}: expected shape {tuple(expected[name].shape)}, found {found[name]}; "
                 "it is of another network or damaged"
             )
+
+
+def _least_of(names: Collection[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return named(min(names)) + more
 
 
 def fill(path: Path, model: Net, tensors: Mapping[str, Tensor]) -> None:
