@@ -184,12 +184,12 @@ def _read_strictly(path: Path, text: str, separator: str, first: int) -> Cells:
     return _table(path, rows, lines)
 
 
-def _table(path: Path, rows: list[list[str]], lines: Sequence[int], notes: tuple[str, ...] = ()) -> Cells:
+def _table(path: Path, rows: list[list[str]], lines: Sequence[int]) -> Cells:
     if not rows:
         raise DatasetError(f"{path}: expected a line of headings, found an empty list")
     headings = [heading.strip() for heading in rows[0]]
     columns: list[Sequence[str]] = [*zip(*rows[1:], strict=True)] or [()] * len(headings)
-    return Cells(path, headings, columns, lines[1:], notes)
+    return Cells(path, headings, columns, lines[1:])
 
 
 def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:

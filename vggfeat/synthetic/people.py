@@ -94,9 +94,9 @@ class _Pen:
         left, top = (value * OVERSAMPLING for value in self.centre)
         return left + facing * (cos * x - sin * y) * self._scale, top + (sin * x + cos * y) * self._scale
 
-    def polygon(self, points: Sequence[Point], colour: Colour, person: bool = False) -> None:
+    def polygon(self, points: Sequence[Point], colour: Colour) -> None:
         placed = [self.place(*point) for point in points]
-        for draw, fill in self._inks(colour, person):
+        for draw, fill in self._inks(colour, person=False):
             draw.polygon(placed, fill=fill)
 
     def line(self, points: Sequence[Point], thick: float, colour: Colour, person: bool = False) -> None:

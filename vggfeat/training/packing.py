@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
-from vggfeat.datasets.packed import BEGUN, FORMAT, INDEX, columns
+from vggfeat.datasets.ilsvrc import BEGUN, FORMAT, INDEX, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
 from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
