@@ -141,15 +141,12 @@ class TestRoot:
         assert resolve_root("voc2007") == Path("data/voc2007")
 
     @pytest.mark.parametrize(("name", "near"), [("voc207", "voc2007"), ("caltech-101", "caltech101")])
-    def test_an_unknown_name_is_answered_with_the_nearest(self, name, near):
+    def test_an_unknown_name_is_answered_with_the_nearest_or_with_all(self, name, near):
         for function in (lookup, resolve_root, open_dataset, check_copy):
             with pytest.raises(ConfigError, match=f"did you mean {near}"):
                 function(name)
-
-    def test_a_name_like_no_other_gets_the_list(self):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=rf"{', '.join(DATASETS)}, found 'q'$"):
             lookup("q")
-        assert str(caught.value).endswith(f"{', '.join(DATASETS)}, found 'q'")
 
 
 class TestOpen:
@@ -172,7 +169,9 @@ class TestOpen:
         images.rename(tmp_path / "folder")
         assert len(open_dataset("folder")) == 2
 
-    def test_a_manifest_may_be_named_itself(self, tmp_path):
+    def test_a_manifest_may_be_named_itself_and_a_folder_without_one_is_no_copy_to_unpack(self, tmp_path):
+        with pytest.raises(DatasetError, match=r"manifest.csv: expected the list of the images, found none"):
+            open_dataset("manifest", tmp_path)
         path = put(tmp_path / "mine.csv", "path\na.jpg\n")
         assert open_dataset("manifest", path).ids == ("a.jpg",)
 
@@ -190,10 +189,6 @@ class TestOpen:
                 open_dataset(name, tmp_path / place)
             assert str(caught.value).endswith(remedy)
             assert "published" not in str(caught.value)
-
-    def test_a_folder_without_a_list_is_no_copy_to_unpack(self, tmp_path):
-        with pytest.raises(DatasetError, match=r"manifest.csv: expected the list of the images, found none"):
-            open_dataset("manifest", tmp_path)
 
 
 class TestCheck:
@@ -214,10 +209,8 @@ class TestCheck:
         (tree / "airplanes" / "image_0000.jpg").unlink()
         report = check_copy("caltech101", tmp_path)
         assert not report.complete
-        assert [(count.what, count.found) for count in report.counts if not count.agrees] == [
-            ("images", 9143),
-            ("airplanes", 799),
-        ]
+        wrong = [(count.what, count.found) for count in report.counts if not count.agrees]
+        assert wrong == [("images", 9143), ("airplanes", 799)]
 
     def test_a_full_voc2007_is_complete_and_without_its_test_archive_is_not(self, tmp_path):
         positives = {
@@ -256,12 +249,8 @@ class TestCheck:
         report = check_copy("folder", images)
         assert report.complete
         assert report.archives == ()
-        assert [(count.split, count.what, count.found) for count in report.counts] == [
-            ("all", "classes", 2),
-            ("all", "images", 2),
-            ("all", "cat", 1),
-            ("all", "dog", 1),
-        ]
+        found = {(count.split, count.what): count.found for count in report.counts}
+        assert found == {("all", "classes"): 2, ("all", "images"): 2, ("all", "cat"): 1, ("all", "dog"): 1}
 
     def test_people_and_images_are_counted_apart(self, tmp_path):
         make_actions(tmp_path / "VOC2012")
@@ -317,18 +306,12 @@ class TestWriteSplits:
         assert repr(name) in str(caught.value)
         assert not (tmp_path / "out").exists()
 
-    def test_a_split_that_cannot_name_a_file_is_refused(self, images, tmp_path):
+    def test_what_cannot_be_written_is_refused_by_name(self, images, tmp_path):
         data = folder.read(images)
-        data = dataclasses.replace(data, splits={"../x": np.array([0])})
-        with pytest.raises(DatasetError, match=r"'\.\./x'"):
-            write_splits(data, tmp_path / "out")
-
-    def test_without_splits_there_is_nothing_to_write(self, images, tmp_path):
         with pytest.raises(DatasetError, match="expected splits"):
-            write_splits(folder.read(images), tmp_path / "out")
-
-    def test_a_file_in_the_way_is_named(self, tmp_path):
-        data = manifest.read_manifest(put(tmp_path / "list.csv", "path,split\na.jpg,train\n"))
+            write_splits(data, tmp_path / "out")
+        with pytest.raises(DatasetError, match=r"'\.\./x'"):
+            write_splits(dataclasses.replace(data, splits={"../x": np.array([0])}), tmp_path / "out")
         put(tmp_path / "out")
         with pytest.raises(StoreError, match=r"out/train\.txt: writing failed"):
-            write_splits(data, tmp_path / "out")
+            write_splits(dataclasses.replace(data, splits={"train": np.array([0])}), tmp_path / "out")
