@@ -37,8 +37,8 @@ def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
 
     `mode`: crop takes one scale: S, or the middle of its range. The others take S - 32, S, S + 32, or least, middle and
     largest S.
-    Returns tuple of int: Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the
-    file doesn't say.
+    Returns the Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file
+    doesn't say.
     """
     trained = _trained_scale(backbone)
     if trained is None:

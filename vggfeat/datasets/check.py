@@ -87,7 +87,7 @@ def write_splits(
 ) -> tuple[Path, ...]:
     r"""Write the ids of every split to a text file of its own.
 
-    Returns tuple of Path: the files, in the order of the splits.
+    Returns the files, in the order of the splits.
     Raises DatasetError if there are no splits, an id holds a line break, or a split's name can't name a file. Ids and
     names are checked before anything is written. Raises StoreError if the folder can't be written, or has files of
     these names with other content.

@@ -136,7 +136,7 @@ def read(root: Path | str, layout: Layout | None = None) -> ClassificationSet:
 
     `root`: links to files and to folders are followed; hidden names are passed over. `layout` ("splits" or "classes"):
     what the folders of the first level are; by default `vggfeat.datasets.levels.find_level` tells.
-    Returns ClassificationSet: classes sorted by code point, and paths within a class. No image is opened.
+    Classes are sorted by code point, and paths within a class. No image is opened.
     Raises DatasetError if there are no images or a single class, a class is in one of the two lists only, the labels of
     a flat val are missing or disagree with it, or the first level may be splits as well as classes.
     """

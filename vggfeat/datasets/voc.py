@@ -61,7 +61,7 @@ def read(root: Path, year: int) -> DataSet:
 
     `root`: the folder that holds VOCdevkit, VOCdevkit itself, or VOC2007 or VOC2012 itself. `year`: 2007 or 2012. The
     labels of the 2012 test set are not published: they come out as `Label.WITHHELD`.
-    Returns DataSet: "voc2007" or "voc2012": rows in the order of the train, val and test lists, labels (N, 20). Label 0
+    Returns "voc2007" or "voc2012": rows in the order of the train, val and test lists, labels (N, 20). Label 0
     (`Label.IGNORED`) is the kit's "only difficult objects of this class". Without a test list there is no test split,
     and a note says what to unpack.
     Raises DatasetError if a list or a class file is missing, holds an unknown or doubled id or a label other than 1,
@@ -95,11 +95,11 @@ def read_actions(root: Path) -> DataSet:
     """Read action classification of VOC2012: people of `ImageSets/Action`, with their boxes.
 
     `root`: the folder that holds VOCdevkit, VOCdevkit itself, or VOC2012 itself.
-    Returns DataSet: "voc2012-action": one row per person, id "image/object" with the kit's 1-based object number,
-    ordered by the set's list and then by that number; labels (N, 10); boxes (N, 4) as edges. A person that a class file
-    does not list while others do is `Label.UNLISTED` for this class (the kit's jumping lists are shorter than the
-    rest). Test labels are always `Label.WITHHELD`. Where the test set has no class files, its people are the person
-    objects of the annotations.
+    Returns "voc2012-action": one row per person, id "image/object" with the kit's 1-based object number, ordered by the
+    set's list and then by that number; labels (N, 10); boxes (N, 4) as edges. A person that a class file does not list
+    while others do is `Label.UNLISTED` for this class (the kit's jumping lists are shorter than the rest). Test labels
+    are always `Label.WITHHELD`. Where the test set has no class files, its people are the person objects of the
+    annotations.
     Raises DatasetError as in `read`, and if an annotation is missing, is not plain XML of moderate size, lacks a listed
     object, or holds a box whose edges are out of order. The message names file and line or object.
     """

@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     the higher 8.
 
     `image`: of any mode.
-    Returns Image: of mode RGB; the same object if it was plain RGB.
+    Returns an image of mode RGB, the same object if it was plain RGB.
     Raises ValueError if Pillow knows no way from this mode to RGB.
     """
     if image.mode.startswith("I") or image.mode == "F":
@@ -65,7 +65,7 @@ def grey_range(mode: str, values: NDArray) -> tuple[float, float]:
     smallest and largest finite values, and a constant image is mid-grey.
 
     `mode`: I;16 (any byte order) or I, as Pillow reads PNG and PPM; or F. `values` (H, W): the pixels.
-    Returns tuple of float: black and white; never equal.
+    Returns black and white, which are never equal.
     """
     if mode != "F":
         return 0.0, 65535.0

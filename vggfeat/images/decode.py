@@ -251,7 +251,7 @@ def region_of(image: Image.Image, settings: DecodeSettings) -> DecodedImage:
 
     `image`: of any mode, opened by any means; it is loaded, and otherwise left as it is. `settings`: of these,
     `largest_side`, `max_pixels` and `allow_truncated` count.
-    Returns Image: with one region, the whole; `sha256` is 32 zeros, because there is no file.
+    Returns an image with one region, the whole; `sha256` is 32 zeros, because there is no file.
     Raises ImageError if it can't be loaded or turned into RGB, or what its values mean can't be known, see
     `read_memory`.
     """

@@ -49,9 +49,9 @@ def fetched(requests: Iterable[Request], settings: FetchSettings) -> Iterator[Fe
 
     `requests`: `path` is a path of this machine or an address, or either with the address of a cell behind it
     (`vggfeat.formats.parquet`). Files of this machine are passed on as they are.
-    Yields Request or ImageError: one for each request, in their order. Reasons: missing; unreadable (refused, or at a
-    private address); unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet
-    file that is).
+    Yields a request or an error for each, in their order. Reasons: missing; unreadable (refused, or at a private
+    address); unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet file that
+    is).
     Raises ConfigError while iterating, if a library is missing that such an address needs.
     """
     stopped = threading.Event()

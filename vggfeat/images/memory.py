@@ -26,7 +26,7 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     A TIFF that has been opened but not loaded is read by its tags, as its file would be. Of images of more than 8 bits,
     only such a TIFF, a PNG and a PNM say what is black and white; others are refused.
 
-    Returns Image: of mode RGB; it may be the same object.
+    Returns an image of mode RGB, which may be the same object.
     Raises ImageError if what its values mean can't be known, or its file can't be read.
 
     `image`: it may be loaded, and is otherwise left as it is.

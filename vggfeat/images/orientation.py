@@ -155,7 +155,7 @@ def _exif_orientation(block: bytes) -> int | None:
 def turn_boxes(edges: ArrayLike, orientation: int, size: tuple[int, int]) -> NDArray[np.float64]:
     """Turn boxes of the stored pixels to where they are in the upright image.
 
-    Returns (..., 4) float64: edges, left before right and top before bottom.
+    Returns edges (..., 4), float64, left before right and top before bottom.
 
     `edges` (..., 4) array: left, top, right, bottom in pixels from 0.
     `orientation`: EXIF, 1 to 8.

@@ -89,8 +89,8 @@ class Decoder:
         beyond the number of workers once the images that wait outgrow `hold`.
 
         `requests`: images that are decoded already, or have failed already, are passed on in their turn.
-        Returns iterator of DecodedImage or ImageError: one for each request, in the order of the requests. Reasons of
-        its own: time-out, and worker-died for an image that ended two workers in turn.
+        Returns an answer for each request, in the order of the requests. Reasons of its own: time-out, and worker-died
+        for an image that ended two workers in turn.
         Raises ResourceError while iterating, if a worker can't be started; or if the system refuses something else,
         such as one more open file, that is no fault of the image. Raises StoreError while iterating, if a file of
         packed images can't be read now. Raises RuntimeError if the decoder is closed; while iterating, if decoding

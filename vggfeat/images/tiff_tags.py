@@ -108,7 +108,7 @@ class Layout:
 def read_tags(data: bytes, at: int | None = None) -> tuple[str, Tags]:
     """Read the tags that matter from the first directory of a TIFF, or from the one at an offset.
 
-    Returns (str, dict): byte order, "<" or ">"; number of the tag -> its values.
+    Returns the byte order, "<" or ">", and number of the tag -> its values.
     Raises ImageError "truncated" if the file ends before its tags do.
     """
     order = "<" if data[:2] == b"II" else ">"

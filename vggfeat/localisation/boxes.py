@@ -103,7 +103,7 @@ def boxes_from_map(
 ) -> NDArray[np.float64]:
     """Turn the outputs of a box net for one image into boxes.
 
-    Returns (T, h w, 4) float64: edges in pixels of the file, within the image and at least one pixel wide and high.
+    Returns edges (T, h w, 4), float64, in pixels of the file, within the image and at least one pixel wide and high.
 
     `outputs` (4, h, w) or (4 K, h, w): of the last layer; channels 4 c to 4 c + 3 are the coordinates for
     class c, and four channels are those of every class.

@@ -193,8 +193,8 @@ class Localiser:
     ) -> list[LocalisedImage]:
         """Locate the classes of some images, all of which are held in memory.
 
-        `images`: each uncut, as its only region.
-        Returns list of N LocalisedImage: an image that fails has a reason.
+        `images`: N, each uncut, as its only region.
+        Returns N results; that of an image that fails has a reason.
         """
         rows = [
             LocalisedImage(size=(0, 0), reason=f"{image.reason}: {image}")

@@ -131,7 +131,7 @@ def draw_boxes(image: NDArray[np.uint8], marks: Sequence[Mark]) -> bytes:
     on dark and on bright ground. Equal input gives equal bytes with the same version of Pillow.
 
     `image` (H, W, 3) uint8, RGB. `marks`: best first.
-    Returns bytes: a PNG file of W x H pixels.
+    Returns a PNG file of W x H pixels.
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)

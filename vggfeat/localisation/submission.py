@@ -76,8 +76,8 @@ def read_submission(path: Path, *, images: int, classes: int = 1000) -> list[NDA
 
     `images`: lines that there must be, for instance 50000 for validation and 100000 for test. `classes`: labels are
     from 1 to this.
-    Returns list of N arrays (G, 5), float64: label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are
-    no guess.
+    Returns N arrays (G, 5), float64: label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are no
+    guess.
     Raises DatasetError if the file can't be read; for the first line that is not of the format, or another number of
     lines. File and line are named.
     """

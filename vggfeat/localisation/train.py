@@ -254,7 +254,7 @@ def train_boxes(
 ) -> Outcome:
     """Train a box net on images that have boxes, or resume the run that was doing so.
 
-    Returns Outcome: its validation is a `BoxValidation`.
+    The validation of the outcome is a `BoxValidation`.
     Raises ConfigError, TrainingError and StoreError as `vggfeat.training.train.train` does. Raises DatasetError if no
     image has a box.
 

@@ -168,7 +168,7 @@ def write(
 ) -> bool:
     """Render a data set.
 
-    Returns bool: False if the same set was there already, complete and as it was rendered, and nothing was done.
+    Returns False if the same set was there already, complete and as it was rendered, and nothing was done.
     Raises ConfigError if name, size, seed or workers is not allowed. Raises DatasetError if the folder holds anything
     else. Raises StoreError if it can't be written.
 

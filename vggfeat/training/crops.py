@@ -181,8 +181,8 @@ def group_crops(images: Sequence[NDArray[np.uint8]], crops: Crops, *, most: int 
 def resample(group: CropGroup) -> Tensor:
     """Resample what was cut out.
 
-    Returns Tensor (n, 3, C, C), float32: 0 to 255, never rounded; on the device of the group, in channels-last order in
-    memory. An image's values do not depend on the others of its group.
+    Returns (n, 3, C, C) float32, 0 to 255, never rounded; on the device of the group, in channels-last order in memory.
+    An image's values do not depend on the others of its group.
     """
     n, h, w, _ = group.pixels.shape
     side = group.side
@@ -200,7 +200,7 @@ def colour_axes(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what one unit of each random factor adds to a pixel (Krizhevsky et al. 2012, Sect. 4.1).
 
     `covariance` (3, 3): of RGB values, 0 to 255.
-    Returns ndarray (3, 3), float64: columns are eigenvector times eigenvalue, the largest first, in values of 0 to 255.
+    Returns (3, 3) float64, whose columns are eigenvector times eigenvalue, the largest first, in values of 0 to 255.
     The eigenvalues are those of values from 0 to 1, as in all common implementations: in units of 0 to 255 they would
     be 255 times as large, and a shift would wipe the image out. Signs are set so that the sum of a vector is not
     negative.

@@ -240,8 +240,7 @@ def dropout_masks(channels: int, recipe: Recipe, number: int, device: torch.devi
 
     They depend on seed and step alone, so that the same activations are dropped however the batch is split.
 
-    Returns dict of str to Tensor (batch, channels), float32: 0 with probability `recipe.dropout`, else 1 / (1 -
-    dropout).
+    Returns name -> (batch, channels) float32: 0 with probability `recipe.dropout`, else 1 / (1 - dropout).
     """
     shape = (recipe.batch, channels)
     mixed = hashlib.sha256(f"dropout/{recipe.seed}/{number}".encode()).digest()

@@ -219,7 +219,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
     """Draw a log; equal logs give equal bytes.
 
-    Returns bytes: a PNG file of 1320 by 540 pixels.
+    Returns a PNG file of 1320 by 540 pixels.
 
     `lines`: of `read_log`.
     `title`: one line above all.

@@ -36,9 +36,9 @@ _LEAST_PUBLISHED = 400 << 20
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Name the 1000 classes of ILSVRC-2012 classification.
 
-    Returns tuple of 1000 pairs: WNID, for instance n01440764, and its words, the commonest first, separated by ", ".
-    Sorted by WNID: the order of the fc8 channels in the nets of Caffe, MatConvNet, Keras, torchvision and timm, and not
-    that of the numbers of the development kit.
+    Returns 1000 pairs: WNID, for instance n01440764, and its words, the commonest first, separated by ", ". Sorted by
+    WNID: the order of the fc8 channels in the nets of Caffe, MatConvNet, Keras, torchvision and timm, and not that of
+    the numbers of the development kit.
     """
     text = resources.files("vggfeat.weights").joinpath("ilsvrc_classes.txt").read_text(encoding="utf-8")
     rows = (line.partition("\t") for line in text.splitlines())

@@ -85,7 +85,7 @@ _GRAPHS = (
 def recognise(path: Path) -> str:
     """Say which format a file is in.
 
-    Returns str: a key of `FORMATS`. That the file can be loaded is not said yet.
+    Returns a key of `FORMATS`. That the file can be loaded is not said yet.
     Raises WeightsError if it is none of them; the message says what it is, if that can be seen, and what to do.
     """
     start, end, size = _read_ends(path)
