@@ -16,8 +16,8 @@ from PIL import Image, ImageFile
 
 from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from vggfeat.errors import ConfigError, ImageError
-from vggfeat.images.colours import to_rgb
 from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, loaded, region_of
+from vggfeat.images.upright import to_rgb
 from vggfeat.samples import Box
 
 SETTINGS = DecodeSettings()

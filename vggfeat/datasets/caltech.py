@@ -63,11 +63,10 @@ class SplitRule:
     def draw(self, seed: int, cls: str, names: Sequence[str]) -> Draw:
         """Draw the images of one class, ranked by the SHA-256 of "seed/class/name".
 
-        Raises DatasetError if not a single test image is left.
-
         `seed`: another number, another split.
         `cls`: name of the class.
         `names`: unique file names of the class, in any order.
+        Raises DatasetError if not a single test image is left.
         """
         if len(names) <= self.train:
             raise DatasetError(

@@ -87,15 +87,14 @@ def write_splits(
 ) -> tuple[Path, ...]:
     r"""Write the ids of every split to a text file of its own.
 
-    Returns the files, in the order of the splits.
-    Raises DatasetError if there are no splits, an id holds a line break, or a split's name can't name a file. Ids and
-    names are checked before anything is written. Raises StoreError if the folder can't be written, or has files of
-    these names with other content.
-
     `dataset`: any data set with splits.
     `directory`: made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
     `overwrite`: replace files that have other content.
     `inputs`: files and folders of the data set, in which nothing is replaced.
+    Returns the files, in the order of the splits.
+    Raises DatasetError if there are no splits, an id holds a line break, or a split's name can't name a file. Ids and
+    names are checked before anything is written. Raises StoreError if the folder can't be written, or has files of
+    these names with other content.
     """
     if not dataset.splits:
         raise DatasetError(f"{dataset.name}: expected splits to write, found none")

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
-from vggfeat.images.colours import has_bit_fields, read_bit_fields, upright_rgb
 from vggfeat.images.image_bytes import (
     FORMATS,
     check_length,
@@ -39,8 +38,15 @@ from vggfeat.images.image_bytes import (
     without_metadata,
 )
 from vggfeat.images.memory import read_memory
-from vggfeat.images.orientation import TURNS_BACK, turn_boxes, written_orientation
 from vggfeat.images.tiff import read_tiff
+from vggfeat.images.upright import (
+    TURNS_BACK,
+    has_bit_fields,
+    read_bit_fields,
+    turn_boxes,
+    upright_rgb,
+    written_orientation,
+)
 from vggfeat.runtime.system import Turns
 from vggfeat.samples import Box, DataSet, LabelledImages
 
@@ -113,7 +119,7 @@ class DecodedImage(NamedTuple):
     sha256: bytes
     """32 bytes, of the file as it is on the disk."""
     orientation: int = 1
-    """By which EXIF orientation, 1 to 8, the image was turned; see `vggfeat.images.orientation`."""
+    """By which EXIF orientation, 1 to 8, the image was turned; see `vggfeat.images.upright`."""
 
 
 class Request(NamedTuple):

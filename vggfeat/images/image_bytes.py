@@ -1,7 +1,7 @@
 """The bytes of an image: read, recognised, and freed of what is not pixels.
 
 What is written beside the pixels is taken out before Pillow sees it, because a broken or very long text, profile or
-EXIF block must not cost the image; `vggfeat.images.orientation` reads the orientation, which alone is used.
+EXIF block must not cost the image; `vggfeat.images.upright` reads the orientation, which alone is used.
 """
 
 import errno

@@ -12,9 +12,9 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vggfeat.errors import ImageError
-from vggfeat.images.colours import upright_rgb
 from vggfeat.images.tiff import read_tiff
 from vggfeat.images.tiff_tags import Layout, read_layout
+from vggfeat.images.upright import upright_rgb
 
 _PLANAR, _IN_PLANES = 284, 2
 _SCALE = "np.rint(np.clip((np.asarray(image, float) - black) * 255 / (white - black), 0, 255)).astype(np.uint8)"
@@ -26,12 +26,11 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     A TIFF that has been opened but not loaded is read by its tags, as its file would be. Of images of more than 8 bits,
     only such a TIFF, a PNG and a PNM say what is black and white; others are refused.
 
-    Returns an image of mode RGB, which may be the same object.
-    Raises ImageError if what its values mean can't be known, or its file can't be read.
-
     `image`: it may be loaded, and is otherwise left as it is.
     `max_pixels`: of a TIFF that is not loaded.
     `partial`: as for `read_tiff`.
+    Returns an image of mode RGB, which may be the same object.
+    Raises ImageError if what its values mean can't be known, or its file can't be read.
     """
     if not min(image.size):
         raise ImageError("damaged", f"expected sides above 0, found {image.width}x{image.height}")

@@ -27,14 +27,13 @@ AHEAD = 3
 class Decoder:
     """Decodes images in worker processes; use it in a `with` statement, which ends them.
 
-    Raises ConfigError if there are fewer than 0 workers.
-
     `workers`: processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes
     with limits, as many threads of this one, without them too; then that is logged.
     `decode`: what a worker does with a request: a function at the top of a module that can be imported, or
     `functools.partial` of one with named arguments that JSON can hold.
     `ahead`: images that may be drawn before they are asked for; at least 3 per worker are.
     `hold`: bytes of decoded images that may wait to be taken before less is drawn ahead.
+    Raises ConfigError if there are fewer than 0 workers.
     """
 
     def __init__(

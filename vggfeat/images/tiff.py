@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggfeat.errors import ImageError
-from vggfeat.images.colours import between, over_white, to_rgb
 from vggfeat.images.image_bytes import too_large
-from vggfeat.images.orientation import TURNS
 from vggfeat.images.tiff_tags import (
     ASSOCIATED,
     CMYK,
@@ -28,6 +26,7 @@ from vggfeat.images.tiff_tags import (
     read_tags,
     unsupported,
 )
+from vggfeat.images.upright import TURNS, between, over_white, to_rgb
 
 _STRIP = 1 << 20
 _BYTES_A_PIXEL = 8

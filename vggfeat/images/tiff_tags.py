@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ImageError
-from vggfeat.images.orientation import known_orientation, xmp_orientation
+from vggfeat.images.upright import known_orientation, xmp_orientation
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of PhotometricInterpretation."""

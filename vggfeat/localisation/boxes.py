@@ -103,14 +103,13 @@ def boxes_from_map(
 ) -> NDArray[np.float64]:
     """Turn the outputs of a box net for one image into boxes.
 
-    Returns edges (T, h w, 4), float64, in pixels of the file, within the image and at least one pixel wide and high.
-
     `outputs` (4, h, w) or (4 K, h, w): of the last layer; channels 4 c to 4 c + 3 are the coordinates for
     class c, and four channels are those of every class.
     `classes` (T,) int64: classes asked for, by their place among the net's.
     `frames` (h, w, 4) or (1, 1, 4): what the outputs are relative to, in edges, in pixels of the rescaled
     image.
     `rescaled`, `image` (height, width): sides of the image as the net saw it, and of the file.
+    Returns edges (T, h w, 4), float64, in pixels of the file, within the image and at least one pixel wide and high.
     """
     table = outputs.double().unflatten(0, (-1, 4)).permute(0, 2, 3, 1)  # (1 or K, h, w, 4)
     wanted = table.expand(len(classes), -1, -1, -1) if len(table) == 1 else table[torch.from_numpy(classes)]

@@ -19,8 +19,8 @@ from vggfeat.errors import ConfigError, counted
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
-from vggfeat.images.orientation import annotated_orientation, stored_size, turn_back
 from vggfeat.images.pool import Decoder
+from vggfeat.images.upright import annotated_orientation, stored_size, turn_back
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, LocalisedImage, Localiser
 from vggfeat.localisation.maps import LocaliseSettings
 from vggfeat.localisation.nets import BoxNet

@@ -148,13 +148,12 @@ class _Work:
 class Localiser:
     """Box nets and a classification net on a device, ready to locate the objects of images.
 
-    Raises ConfigError if a box net with outputs for each class lacks one of them, there are not as many scales as box
-    nets, or the device can't do it, or the windows of the nets are not the same.
-
     `classifier`: rates the boxes; its channels are the K classes, in this order or in that of `channels`. None: every
     window counts the same, and all labels are given.
     `classes`: K names, those of the classes that are asked for and returned.
     `channels` (K,) int64: channel of the classification net for every class.
+    Raises ConfigError if a box net with outputs for each class lacks one of them, there are not as many scales as box
+    nets, or the device can't do it, or the windows of the nets are not the same.
     """
 
     def __init__(

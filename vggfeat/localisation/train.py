@@ -19,8 +19,8 @@ from torch import Tensor
 from vggfeat.datasets.ilsvrc_boxes import Boxes, select_images
 from vggfeat.errors import DatasetError, TrainingError
 from vggfeat.images.decode import DecodeSettings
-from vggfeat.images.orientation import annotated_orientation, stored_size, turn_boxes
 from vggfeat.images.pool import Decoder
+from vggfeat.images.upright import annotated_orientation, stored_size, turn_boxes
 from vggfeat.localisation.boxes import areas, class_outputs, decode, encode, intersect, overlaps
 from vggfeat.localisation.nets import BoxRecipe, init_box_net
 from vggfeat.metrics import LEAST_OVERLAP

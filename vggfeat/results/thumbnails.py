@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import ConfigError, ImageError, VggfeatError
 from vggfeat.images.decode import DecodeSettings, Request
-from vggfeat.images.orientation import turn_boxes
 from vggfeat.images.pool import Decoder
+from vggfeat.images.upright import turn_boxes
 from vggfeat.metrics import predict_classes
 from vggfeat.results.reading import Scores
 from vggfeat.samples import STORED_FRAME

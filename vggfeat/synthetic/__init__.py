@@ -168,16 +168,15 @@ def write(
 ) -> bool:
     """Render a data set.
 
-    Returns False if the same set was there already, complete and as it was rendered, and nothing was done.
-    Raises ConfigError if name, size, seed or workers is not allowed. Raises DatasetError if the folder holds anything
-    else. Raises StoreError if it can't be written.
-
     `name`: a key of `LAYOUTS`.
     `root`: a folder that is new or empty, or that an earlier call with the same arguments has left.
     `seed`: another number, other images.
     `size`: one of `SIZES`, or counts.
     `workers`: processes, from 1.
     `progress`: called with the number of images done and of all, after each.
+    Returns False if the same set was there already, complete and as it was rendered, and nothing was done.
+    Raises ConfigError if name, size, seed or workers is not allowed. Raises DatasetError if the folder holds anything
+    else. Raises StoreError if it can't be written.
     """
     check_choice("data set", name, LAYOUTS)
     layout = LAYOUTS[name]

@@ -106,12 +106,11 @@ def pack(
 ) -> Packing:
     """Pack both lists of a training set; `vggfeat.datasets.ilsvrc.read` reads the result like any other layout.
 
-    Raises TrainingError if the folder holds anything else or another process packs into it, or more than 1 % of the
-    images can't be read. Raises StoreError if it can't be written.
-
     `out`: a folder that is new or empty, or that an earlier call with the same arguments has left.
     `workers`: processes that decode and encode; 0 works in this one.
     `progress`: called with the numbers of images done and of all.
+    Raises TrainingError if the folder holds anything else or another process packs into it, or more than 1 % of the
+    images can't be read. Raises StoreError if it can't be written.
     """
     packer = _Packer(data, Path(out), settings)
     with disk_errors(packer.out, "packing", _ADVICE), packer:

@@ -199,12 +199,11 @@ def recipe_for(
 ) -> Recipe:
     """Return the paper's recipe for a net and an S.
 
-    Raises ConfigError if a net can't be started from those weights, or a value is not allowed.
-
     `scale` (lowest, highest) S in pixels.
     `started_from`: weights of the same net, which lower the learning rate to 1e-3, or of net A for B to E, which don't.
     Width and pool rounding are taken from them.
     `other`: fields of `Recipe` that are to be other than the paper's.
+    Raises ConfigError if a net can't be started from those weights, or a value is not allowed.
     """
     if started_from is None:
         return Recipe(net=net, scale=scale, **other)

@@ -219,11 +219,10 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
     """Draw a log; equal logs give equal bytes.
 
-    Returns a PNG file of 1320 by 540 pixels.
-
     `lines`: of `read_log`.
     `title`: one line above all.
     `errors`: names of up to two errors in the log, and what they are called; the first is in training lines as well.
+    Returns a PNG file of 1320 by 540 pixels.
     """
     from matplotlib.figure import Figure
 

@@ -42,10 +42,6 @@ def train(
 
     Started by torchrun, all its processes train together; the first of them writes.
 
-    Raises ConfigError if settings do not go together, or the device is not there. Raises TrainingError if `out` holds
-    something else, the loss is no number, memory is too small even for one image at a time, over 1 % of the images
-    can't be read, or another process of the run has gone. Raises StoreError if the disk refuses.
-
     `out`: folder of the run, new or empty.
     `started_from`: the weights that `recipe.start` asks for.
     `resume`: resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no
@@ -53,6 +49,9 @@ def train(
     `progress`: called by every process after every step with steps done, the step at which training ends if validation
     improves no more, and a note; returns True to end the run with a checkpoint.
     `say`: called by the first process with a sentence that a user should read at once.
+    Raises ConfigError if settings do not go together, or the device is not there. Raises TrainingError if `out` holds
+    something else, the loss is no number, memory is too small even for one image at a time, over 1 % of the images
+    can't be read, or another process of the run has gone. Raises StoreError if the disk refuses.
     """
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,

@@ -82,13 +82,12 @@ def fetch(
 ) -> Fetched:
     """Download a published file into a folder, unless it is there.
 
-    Raises WeightsError if no address gives the file, or its checksum is another. What has come stays, to be resumed,
-    except where the checksum is wrong: then nothing stays. Raises StoreError if it can't be written.
-
     `folder`: must exist. The file gets its published name, once its checksum is right and its bytes are on the disk;
     until then it is NAME.part.
     `files`: carries out the writes.
     `sleep`: waits so many seconds.
+    Raises WeightsError if no address gives the file, or its checksum is another. What has come stays, to be resumed,
+    except where the checksum is wrong: then nothing stays. Raises StoreError if it can't be written.
     """
     target = folder / published.file
     if os.path.lexists(target):

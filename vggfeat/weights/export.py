@@ -289,14 +289,13 @@ def push(
 ) -> Pushed:
     """Write a net and its card to the Hub, in one commit; the repository is made if there is none.
 
-    Raises ConfigError if `repository` is no name, or the library of the Hub is not installed. Raises WeightsError if
-    the source can't be loaded, or the Hub refuses.
-
     `source`: a file of weights in any format.
     `repository`: OWNER/NAME, or hf://OWNER/NAME.
     `dtype` ("float32" or "float16"): how the numbers are stored.
     `licence`: as the Hub names licences, for instance mit. By default that of the published net, or none.
     `private`: of a repository that is made now: whether only its owner may read it.
+    Raises ConfigError if `repository` is no name, or the library of the Hub is not installed. Raises WeightsError if
+    the source can't be loaded, or the Hub refuses.
     """
     asked = _REPOSITORY.fullmatch(repository)
     if not asked:

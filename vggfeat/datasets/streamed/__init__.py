@@ -27,15 +27,14 @@ def list_images(
 ) -> Listing:
     """List images of this machine or of a store.
 
-    Raises ConfigError if there is no such kind, an option does not go with it, or nothing reads such an address. Raises
-    DatasetError if nothing is there, or it is not as it should be; the message names file and row. Raises StoreError if
-    the store can't be read.
-
     `kind`: one of `KINDS`.
     `root`: a folder or an address: of a tree of images, of tar or Parquet files; or one such file; or several by a
     pattern, as in s3://bucket/train-{0000..0146}.tar.
     `layout` ("splits" or "classes"): for folders, as `vggfeat.datasets.folder.read`.
     `listing`: for Parquet: which columns are what, where their names do not tell.
+    Raises ConfigError if there is no such kind, an option does not go with it, or nothing reads such an address. Raises
+    DatasetError if nothing is there, or it is not as it should be; the message names file and row. Raises StoreError if
+    the store can't be read.
     """
     check_choice("kind of data set", kind, KINDS)
     check_layout(layout, kind)
