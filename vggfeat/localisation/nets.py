@@ -14,7 +14,6 @@ import torch
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice
 from vggfeat.nets.backbone import BOX_FACTS, MapInfo, Net
-from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.objective import copy_layers
 from vggfeat.training.recipe import Recipe, recipe_for
@@ -210,15 +209,9 @@ def init_box_net(recipe: BoxRecipe, num_classes: int, started_from: Backbone) ->
             f"{started_from.source}: expected a classification net to start from, as in Appendix A of the paper, "
             "found a box net"
         )
-    old, wanted = started_from.model, recipe.training
-    for name, value in (("net", old.config), ("width", old.width), ("pool", old.pool)):
-        if value != getattr(wanted, name):
-            raise ConfigError(
-                f"{started_from.source}: {name}: expected {getattr(wanted, name)}, as in the recipe, found {value}"
-            )
-    with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
-        model = wanted.build(4 if recipe.kind == "scr" else 4 * num_classes)
-    allocated(model)
+    wanted = recipe.training
+    wanted.check_start(started_from, "net", "width", "pool")
+    model = wanted.build(4 if recipe.kind == "scr" else 4 * num_classes)
     copy_layers(model, started_from, [name for name in model.layers if name != "fc8"])
     with torch.no_grad():
         generator = torch.Generator().manual_seed(wanted.seed)

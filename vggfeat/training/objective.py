@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.errors import ConfigError
-from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.data import NO_TARGET
 from vggfeat.training.recipe import Recipe
@@ -161,9 +160,7 @@ def first_weights(recipe: Recipe, classes: Sequence[str], started_from: Backbone
 
     Raises ConfigError if `started_from` is missing, not asked for, or of another net or width.
     """
-    with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
-        model = recipe.build(len(classes))
-    allocated(model)
+    model = recipe.build(len(classes))
     draw_weights(model, recipe, torch.Generator().manual_seed(recipe.seed))
     notes = []
     if started_from is not None or recipe.start != "random":
@@ -200,12 +197,7 @@ def _check(recipe: Recipe, started_from: Backbone | None) -> None:
     found = started_from.model
     if recipe.start == "random" or found.config != ("A" if recipe.start == "A" else recipe.net):
         raise ConfigError(f"started_from: the recipe starts from {wanted}, found net {found.config}")
-    for name in ("width", "pool"):
-        if getattr(found, name) != getattr(recipe, name):
-            raise ConfigError(
-                f"{started_from.source}: {name}: expected {getattr(recipe, name)}, as in the recipe, "
-                f"found {getattr(found, name)}"
-            )
+    recipe.check_start(started_from, "width", "pool")
 
 
 def _copy(model: VGG, recipe: Recipe, classes: Sequence[str], started_from: Backbone) -> list[str]:

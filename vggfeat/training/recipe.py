@@ -8,8 +8,11 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+import torch
+
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.nets.backbone import Pool
+from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import NETS, VGG
 from vggfeat.weights import Backbone
 
@@ -117,8 +120,19 @@ class Recipe:
         return self.validate_every or max(1, math.ceil(images / self.batch))
 
     def build(self, num_classes: int) -> VGG:
-        """Build the net, with weights that are still to be set."""
-        return VGG(self.net, num_classes, width=self.width, pool=self.pool, dropout=self.dropout)
+        """Build the net on the CPU, with weights that are still to be set."""
+        with torch.device("meta"):  # PyTorch's own first weights would cost time and move its random state.
+            model = VGG(self.net, num_classes, width=self.width, pool=self.pool, dropout=self.dropout)
+        return allocated(model)
+
+    def check_start(self, started_from: Backbone, *names: str) -> None:
+        """Check that the net which is started from is of this recipe, by fields of it; ConfigError if it is another."""
+        for name in names:
+            expected, found = getattr(self, name), getattr(started_from.model, "config" if name == "net" else name)
+            if found != expected:
+                raise ConfigError(
+                    f"{started_from.source}: {name}: expected {expected}, as in the recipe, found {found}"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return all values, ready for JSON."""

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from vggfeat.errors import ConfigError, WeightsError, check_choice, quoted
 from vggfeat.nets.backbone import Backbone
-from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write
 from vggfeat.weights.load import WeightsFile, convert
 from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 from vggfeat.weights.sources import AUTHORS_LICENCE, HUB, TORCHVISION_LICENCE, hub_reason, import_hub
@@ -61,7 +60,8 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
         state[theirs] = (tensor.flatten(1) if linear else tensor).contiguous().clone()
         if ours.endswith(".running_var"):
             state[theirs.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
-    _write(Path(path), lambda file: torch.save(state, cast(BinaryIO, file)))
+    with writing_weights(Path(path)) as file:
+        torch.save(state, cast(BinaryIO, file))
     mean, std = (TORCHVISION_MEAN, TORCHVISION_STD) if fold else (backbone.mean, backbone.std)
     return {
         "model": TORCHVISION_CLASSES[model.config],
@@ -92,7 +92,8 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str], *, layer: str 
     if size > _LARGEST_ONNX:
         raise WeightsError(f"{path}: expected a net of at most 2 GiB, which ONNX can hold, found {size} bytes")
     content = graph.build(layer).SerializeToString()
-    _write(path, lambda file: file.write(content))
+    with writing_weights(path) as file:
+        file.write(content)
 
 
 class _Graph(TorchFunctionMode):
@@ -239,11 +240,6 @@ def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:
     scale, shift = s / std, (m - mean) / std
     exact = weight.to(torch.float64)
     return (exact * scale).to(torch.float32), (bias + (exact * shift).sum((1, 2, 3))).to(torch.float32)
-
-
-def _write(path: Path, write: Callable[[LatchedFile], Any]) -> None:
-    with writing_weights(path), atomic_write(DISK, path) as file:
-        write(file)
 
 
 _REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)")

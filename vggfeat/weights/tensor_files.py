@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from vggfeat.errors import WeightsError, check_choice, listed, quoted
 from vggfeat.formats.npz import list_members
 from vggfeat.nets.backbone import Backbone, Net
-from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors
 from vggfeat.weights.importing import StateDict, check_shapes, empty_model, fill, hash_file
 
 METADATA_VERSION = 1
@@ -104,13 +104,15 @@ def save_weights(
             raise WeightsError(f"{path}: {name}: expected numbers that {dtype} can hold, found NaN or infinity")
     about["checksum"] = _checksum(about, tensors)
     content = save(tensors, metadata={"vggfeat": json.dumps(about, sort_keys=True)})
-    with writing_weights(path), atomic_write(DISK, path) as file:
+    with writing_weights(path) as file:
         file.write(content)
 
 
-def writing_weights(path: Path) -> AbstractContextManager[None]:
-    """Turn an OSError of the block into the StoreError that says that `path` could not be written."""
-    return disk_errors(path, "writing the weights", "mend it, or choose another place")
+@contextmanager
+def writing_weights(path: Path) -> Iterator[LatchedFile]:
+    """Open a file of weights for a block, under its name once that is done; StoreError if it can't be written."""
+    with disk_errors(path, "writing the weights", "mend it, or choose another place"), atomic_write(DISK, path) as file:
+        yield file
 
 
 def load_own(path: Path) -> Backbone:
