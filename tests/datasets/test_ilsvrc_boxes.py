@@ -204,9 +204,11 @@ def rendered(tmp_path_factory):
     return root / "set"
 
 
-def test_rendered_boxes_are_those_of_the_solution(rendered):
+def test_rendered_boxes_are_those_of_the_solution_and_progress_reaches_the_end(rendered):
     data = ilsvrc.read(rendered)
-    found = read_boxes(rendered, data.val, "val")
+    told = []
+    found = read_boxes(rendered, data.val, "val", progress=lambda *now: told.append(now))
+    assert told == [(0, len(data.val)), (len(data.val), len(data.val))]
     with open(rendered / "LOC_val_solution.csv", newline="") as file:
         solution = {row[0]: row[1].split() for row in list(csv.reader(file))[1:]}
     assert len(data.val) == len(solution)
@@ -218,12 +220,6 @@ def test_rendered_boxes_are_those_of_the_solution(rendered):
     # Four of five training images have an annotation.
     assert train.has.sum() == len(list(rendered.glob("ILSVRC/Annotations/CLS-LOC/train/*/*.xml")))
     assert train.has.mean() == pytest.approx(0.8, abs=0.02)
-
-
-def test_progress_reaches_the_end(rendered):
-    data, told = ilsvrc.read(rendered), []
-    read_boxes(rendered, data.val, "val", progress=lambda *now: told.append(now))
-    assert told == [(0, len(data.val)), (len(data.val), len(data.val))]
 
 
 @pytest.mark.long

@@ -22,13 +22,8 @@ from vggfeat.samples import Box
 
 SETTINGS = DecodeSettings()
 COLOURS = {
-    "R": (255, 0, 0),
-    "G": (0, 255, 0),
-    "B": (0, 0, 255),
-    "K": (0, 0, 0),
-    "W": (255, 255, 255),
-    "Y": (255, 255, 0),
-}
+    "R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "K": (0, 0, 0), "W": (255, 255, 255), "Y": (255, 255, 0),
+}  # fmt: skip
 # The upright image is RGB over KWY. EXIF names the sides on which row 0 and column 0 of the stored image lie.
 STORED = {
     1: ("RGB", "KWY"),  # top, left
@@ -506,6 +501,12 @@ def test_equal_failures_have_equal_messages(tmp_path):
         assert "0x" not in first
 
 
+BROKEN = (
+    OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, AttributeError, OverflowError, ZeroDivisionError,
+    struct.error, RecursionError, RuntimeError, AssertionError, BufferError,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -517,26 +518,8 @@ def test_equal_failures_have_equal_messages(tmp_path):
         (ValueError("not enough image data"), "truncated"),
         (NotImplementedError("that"), "unsupported"),
         (OSError("Unsupported BMP compression"), "unsupported"),
-        *[
-            (error, "damaged")
-            for error in (
-                OSError("broken data stream"),
-                ValueError("bad"),
-                SyntaxError("broken PNG file"),
-                KeyError("MPO"),
-                IndexError(1),
-                TypeError("none"),
-                AttributeError("none"),
-                OverflowError("big"),
-                ZeroDivisionError(),
-                struct.error("short"),
-                UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-                RecursionError(),
-                RuntimeError("codec"),
-                AssertionError(),
-                BufferError(),
-            )
-        ],
+        *((kind("broken"), "damaged") for kind in BROKEN),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "damaged"),
     ],
     ids=repr,
 )
@@ -637,19 +620,10 @@ def test_boxes_are_rounded_outwards_and_clipped(read, grid, box, columns, rows):
     assert region.shape == (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1, 3)
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        Box(3, 3, 3, 5),
-        Box(2.5, 1, 2.5, 2),
-        Box(2.9, 1, 2.1, 2),
-        Box(10, 0, 12, 6),
-        Box(0, 6, 10, 7),
-        Box(-3, 0, 0, 6),
-        Box(float("nan"), 0, 1, 1),
-        Box(0, 0, float("inf"), 1),
-    ],
-)
+@pytest.mark.parametrize("box", [
+    Box(3, 3, 3, 5), Box(2.5, 1, 2.5, 2), Box(2.9, 1, 2.1, 2), Box(10, 0, 12, 6), Box(0, 6, 10, 7), Box(-3, 0, 0, 6),
+    Box(float("nan"), 0, 1, 1), Box(0, 0, float("inf"), 1),
+])  # fmt: skip
 def test_boxes_without_area_are_refused(tmp_path, grid, box):
     (tmp_path / "grid.png").write_bytes(grid)
     error = refusal(tmp_path / "grid.png", (None, box))

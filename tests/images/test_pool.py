@@ -414,22 +414,16 @@ def test_a_limit_on_open_files_is_never_an_image_s_fault(tmp_path):
 
 
 def test_a_worker_gets_of_the_environment_what_it_needs_and_no_secrets(monkeypatch):
-    secrets = (
-        "AWS_SECRET_ACCESS_KEY",
-        "HF_TOKEN",
-        "GITHUB_TOKEN",
-        "DATABASE_URL",
-        "SSH_AUTH_SOCK",
-        "MY_OWN",
-        "LC",
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GITHUB_TOKEN", "DATABASE_URL", "SSH_AUTH_SOCK", "MY_OWN", "LC",
         "PYTHON_KEY",
-    )
+    }  # fmt: skip
     for name in (*secrets, "LC_ALL", "LANG", "TMPDIR", "LD_LIBRARY_PATH"):
         monkeypatch.setenv(name, "C" if name in ("LC_ALL", "LANG") else "/tmp")
     with crew() as decoder:
         found = set(str(next(decoder.stream(orders("environment/-")))).split())
     assert {"PATH", "LC_ALL", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"} <= found
-    assert not found & set(secrets)
+    assert not found & secrets
     kept = {"PATH": "a", "LC_CTYPE": "b", "KEY": "c"}
     assert {name: value for name, value in environment(kept).items() if name in kept} == {"PATH": "a", "LC_CTYPE": "b"}
 

@@ -374,15 +374,8 @@ def test_sizes_are_checked_before_memory_is_taken(read):
     assert read(small, max_pixels=3) == "too-large"
     data = write_tiff(ONE, 8, photometric=BLACK_IS_ZERO, compression=LZW, t256=[60000], t257=[60000], t278=[60000])
     assert read(data) == "too-large"
-    wide = write_tiff(
-        np.zeros((1, 1, 31), int),
-        64,
-        photometric=BLACK_IS_ZERO,
-        extra=(0,) * 30,
-        compression=LZW,
-        t256=[9000],
-        t257=[9000],
-    )
+    tags = {"photometric": BLACK_IS_ZERO, "extra": (0,) * 30, "t256": [9000], "t257": [9000]}
+    wide = write_tiff(np.zeros((1, 1, 31), int), 64, compression=LZW, **tags)
     assert read(wide) == "too-large"
 
 

@@ -127,17 +127,8 @@ def by_hand(image, crops, row):
 
 
 SIZES = [
-    (375, 500),
-    (500, 375),
-    (333, 501),
-    (256, 341),
-    (224, 224),
-    (100, 37),
-    (1, 20),
-    (701, 700),
-    (1100, 900),
-    (3, 90),
-]
+    (375, 500), (500, 375), (333, 501), (256, 341), (224, 224), (100, 37), (1, 20), (701, 700), (1100, 900), (3, 90),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -165,7 +156,6 @@ def test_the_corners_of_the_rescaled_image_can_be_reached_and_not_passed():
     for place in (0.0, np.nextafter(1, 0)):
         draws = centred(256, 1)._replace(place=np.full((1, 2), place))
         assert place_crops(draws, size, 224).offset.tolist() == [(spare * (place > 0)).tolist()]
-    counts = np.zeros(33)
     rows = drawn(60_000, Recipe())
     offsets = place_crops(rows, np.full((60_000, 2), 256), 224).offset
     counts = np.bincount(offsets[:, 0], minlength=33)

@@ -220,16 +220,13 @@ def test_half_a_file_of_another_version_that_nobody_names_is_found_by_the_checks
     assert ranges(server)[-2:] == ["bytes=50000-", None]
 
 
-def test_a_server_that_cannot_resume_is_begun_again(server, tmp_path):
-    server.behaviour.ranges, server.behaviour.cuts = False, [50_000]
-    get(server, tmp_path)
-
-
-def test_a_server_that_never_finishes_and_cannot_resume_is_given_up(server, tmp_path):
+def test_a_server_that_cannot_resume_is_begun_again_and_given_up_if_it_never_finishes(server, tmp_path):
     server.behaviour.ranges, server.behaviour.cuts = False, [10, 20] * 50
     with pytest.raises(WeightsError, match="5 times in a row"):
         get(server, tmp_path)
     assert len(server.behaviour.seen) < 10
+    server.behaviour.cuts = [50_000]
+    get(server, tmp_path)
 
 
 def test_the_wrong_part_of_the_file_is_not_taken(server, tmp_path):
@@ -245,18 +242,13 @@ def test_a_part_of_which_nothing_is_known_is_thrown_away(server, tmp_path, conte
     assert ranges(server) == [None]
 
 
-def test_a_part_that_is_whole_only_gets_its_name(server, tmp_path):
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_part_that_is_whole_only_gets_its_name_and_one_that_is_too_long_is_begun_again(server, tmp_path, more):
     stop_at(server, tmp_path, 50_000)
-    (tmp_path / "net.bin.part").write_bytes(BODY)
+    (tmp_path / "net.bin.part").write_bytes(BODY + more)
     get(server, tmp_path)
-    assert ranges(server)[-1] == f"bytes={len(BODY)}-"
+    assert (ranges(server)[-1] == f"bytes={len(BODY)}-") == (not more)
     assert names(tmp_path) == ["net.bin"]
-
-
-def test_a_part_that_is_too_long_is_begun_again(server, tmp_path):
-    stop_at(server, tmp_path, 50_000)
-    (tmp_path / "net.bin.part").write_bytes(BODY + b"more")
-    get(server, tmp_path)
 
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
