@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from dying_disk import FailingFiles
 from vggfeat.errors import StoreError, WeightsError
 from vggfeat.runtime.durable import Files
 from vggfeat.weights import download as fetching
@@ -316,11 +317,8 @@ def test_no_redirection_leads_out_of_https(other):
     request = urllib.request.Request("https://127.0.0.1/file")
     with pytest.raises(AddressError, match="not https"):
         Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, other)
-    assert (
-        Redirects()
-        .redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://127.0.0.1/x")
-        .full_url.endswith("/x")
-    )
+    led = Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://127.0.0.1/x")
+    assert led.full_url.endswith("/x")
 
 
 def test_the_next_address_is_tried(server, tmp_path):
@@ -410,49 +408,13 @@ def test_too_little_room_is_said_before_the_first_byte(server, tmp_path):
     assert (tmp_path / "net.bin.part").stat().st_size == 0
 
 
-class Sabotage(Files):
-    """Fails at call number `fail` of those that change the disk."""
-
-    def __init__(self, fail):
-        self.left = fail
-
-    def step(self):
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    def write(self, fd, data, offset):
-        self.step()
-        return super().write(fd, data, offset)
-
-    def truncate(self, fd, size):
-        self.step()
-        super().truncate(fd, size)
-
-    def sync(self, fd):
-        self.step()
-        super().sync(fd)
-
-    def rename(self, source, target):
-        self.step()
-        super().rename(source, target)
-
-    def remove(self, path):
-        self.step()
-        super().remove(path)
-
-    def sync_folder(self, folder):
-        self.step()
-        super().sync_folder(folder)
-
-
 def test_a_disk_error_at_any_call_leaves_no_wrong_file_and_the_next_run_mends_it(server, tmp_path):
     settings = dataclasses.replace(QUICK, chunk=60_000)
     for fail in range(100):
         folder = tmp_path / str(fail)
         folder.mkdir()
         with contextlib.suppress(StoreError):
-            get(server, folder, files=Sabotage(fail), settings=settings)
+            get(server, folder, files=FailingFiles(fail + 1, dead=True), settings=settings)
             break
         if (folder / "net.bin").exists():
             assert (folder / "net.bin").read_bytes() == BODY
