@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steps import TWIN_TRAINING, Options, must_run, read_results
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress
 from vggfeat.errors import WeightsError
 from vggfeat.runtime.devices import default_workers
 from vggfeat.synthetic import LAYOUTS, Settings, write

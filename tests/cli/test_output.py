@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import output, run
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress
 
 NET = "random:A:0:0.03125"
 FORGED = "sound: every checksum fits"

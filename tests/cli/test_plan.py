@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import run
-from vggfeat.cli.extraction import ENGINES, EngineEntry, EngineOptions
+from vggfeat.cli.extract import ENGINES, EngineEntry, EngineOptions
 from vggfeat.engines.engine import ShardTask
 from vggfeat.errors import ConfigError
 from vggfeat.runtime import durable

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from vggfeat.cli import progress
-from vggfeat.cli.progress import Progress, duration, line, rate_of
+from vggfeat.cli import output
+from vggfeat.cli.output import Progress, duration, line, rate_of
 
 
 class Clock:
@@ -69,7 +69,7 @@ def test_quiet_says_nothing(capsys):
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: True, raising=False)
     with Progress("extract", "images") as bar:
         bar.update(0, 4)
         bar.update(4, 4, "1 failed")
@@ -118,7 +118,7 @@ def test_the_bar_foretells_what_the_line_does(monkeypatch):
             self.fields = fields
 
     clock = Clock()
-    monkeypatch.setattr(progress, "_rich_bar", Bar)
+    monkeypatch.setattr(output, "_rich_bar", Bar)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress("extract", "images", clock=clock) as shown:
         shown.update(10, 100)

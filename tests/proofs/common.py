@@ -24,7 +24,7 @@ from crash_runs import FILES, FOLDERS, Hooked
 from feature_rows import memory_folder
 from image_files import draw
 from vggfeat import extract as caching
-from vggfeat.cli import entry_point, progress
+from vggfeat.cli import entry_point, output
 from vggfeat.cli import main as cli_main
 from vggfeat.datasets import catalogue as front
 from vggfeat.runtime.durable import DISK
@@ -41,7 +41,7 @@ def load_all() -> None:
     torch.set_num_threads(1)
     load_backbone(NET)
     Image.preinit()
-    assert all((caching, cli_main, front, progress))
+    assert all((caching, cli_main, front, output))
 
 
 def load_late() -> None:

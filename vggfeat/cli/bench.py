@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PATH, Numbers, Scale, Sides, Words, WorkerOptions, json_option, option, with_options
-from vggfeat.cli.output import claim_folder, say, say_json, say_lines
+from vggfeat.cli.options import INTEGERS, JSON, PATH, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
+from vggfeat.cli.output import claim_folder, say, say_json, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
 from vggfeat.weights import random_backbone
@@ -26,33 +26,30 @@ SECONDS = click.FloatRange(0.01)
 class BenchOptions:
     """What all benchmarks take."""
 
-    as_json: bool = option("--json", is_flag=True, help="Print as JSON, every round included.")
+    as_json: bool = flag("--json", help="Print as JSON, every round included.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetOptions(BenchOptions):
     """The net, and where it runs."""
 
-    net: str = option("--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D")
-    width: float = option(
-        "--width", type=click.FloatRange(0, min_open=True), default=1.0, help="Factor on the channels of the net."
-    )
-    device: str | None = option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-    seconds: float = option("--seconds", type=SECONDS, default=2.0, help="Least time of each measurement.")
+    net: str = option(type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D")
+    width: float = option(type=click.FloatRange(0, min_open=True), default=1.0,
+        help="Factor on the channels of the net.")  # fmt: skip
+    device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+    seconds: float = option(type=SECONDS, default=2.0, help="Least time of each measurement.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(NetOptions):
     """Which features are computed, and in what passes."""
 
-    scales: tuple[int, ...] = option(
-        "--scales", type=Numbers(int), default="256,384,512,640,768", help="Q, smallest image sides in pixels."
-    )
-    layer: str = option("--layer", type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7")
-    batch_pixels: int | None = option(
-        "--batch-pixels", type=click.IntRange(1), help="Pixels in one pass. [2^20 on the CPU, 2^22 to 2^24 on a GPU]"
-    )
-    threads: int | None = option("--threads", type=THREADS, help="Cores of the CPU for the net. [all]")
+    scales: tuple[int, ...] = option(type=INTEGERS, default="256,384,512,640,768",
+        help="Q, smallest image sides in pixels.")  # fmt: skip
+    layer: str = option(type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7")
+    batch_pixels: int | None = option(type=click.IntRange(1),
+        help="Pixels in one pass. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")  # fmt: skip
+    threads: int | None = option(type=THREADS, help="Cores of the CPU for the net. [all]")
 
     def settings(self, device: str, **more: Any) -> "ExtractionSettings":
         """Return what decides the features."""
@@ -66,83 +63,66 @@ class FeatureOptions(NetOptions):
 class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
     """What `bench extract` measures, and how long."""
 
-    precision: tuple[str, ...] = option(
-        "--precision", type=Words(), default="fp32,bf16", help="Any of fp32, winograd, tf32, bf16, fp16."
-    )
-    batching: tuple[str, ...] = option("--batching", type=Words(), default="size", help="size, padded, or both.")
-    compiled: bool = option("--compile", is_flag=True, help="Compile the nets, which takes minutes at first.")
-    images: int | None = option(
-        "--images", type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]"
-    )
+    precision: tuple[str, ...] = option(type=WORDS, default="fp32,bf16",
+        help="Any of fp32, winograd, tf32, bf16, fp16.")  # fmt: skip
+    batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both.")
+    compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first.")
+    images: int | None = option(type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]")
     longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels.")
-    repeat: int = option(
-        "--repeat", type=click.IntRange(1), default=1,
-        help="How often a run from files to file goes through them; for a GPU, 10 and more.",
-    )  # fmt: skip
-    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of images and weights.")
-    rounds: int = option("--rounds", type=click.IntRange(1), default=3, help="Times that all is measured.")
-    no_plain: bool = option("--no-plain", is_flag=True, help="Without plain loops and other libraries.")
+    repeat: int = option(type=click.IntRange(1), default=1,
+        help="How often a run from files to file goes through them; for a GPU, 10 and more.")  # fmt: skip
+    seed: int = option(type=click.IntRange(0), default=0, help="Of images and weights.")
+    rounds: int = option(type=click.IntRange(1), default=3, help="Times that all is measured.")
+    no_plain: bool = flag(help="Without plain loops and other libraries.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RooflineOptions(FeatureOptions):
     """What `bench roofline` counts and measures."""
 
-    shape: tuple[int, int] = option("--shape", type=Sides(), default="375x500", help="Of the image, in pixels.")
-    pool: str = option(
-        "--pool", type=click.Choice(["floor", "ceil"]), default="floor",
-        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.",
-    )  # fmt: skip
-    precision: str = option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
-    counted: bool = option("--no-measure", is_flag=True, help="Operations and bytes only.")
+    shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels.")
+    pool: str = option(type=click.Choice(["floor", "ceil"]), default="floor",
+        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.")  # fmt: skip
+    precision: str = option(type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
+    counted: bool = flag("--no-measure", help="Operations and bytes only.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBenchOptions(NetOptions, WorkerOptions):
     """What `bench train` measures, and how long."""
 
-    seconds: float = option("--seconds", type=SECONDS, default=10.0, help="Least time of each measurement.")
-    root: Path | None = option(  # noqa: RUF009  a field
-        "--root", type=PATH, metavar="ROOT",
-        help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]",
-    )  # fmt: skip
-    scale: tuple[int, int] = option("--scale", type=Scale(), default="256", help="S, smallest image side.")
-    batch: int = option("--batch", type=click.IntRange(1), default=256, help="Images in a step.")
-    precision: str | None = option(
-        "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"
-    )
-    compiled: bool = option("--compile", is_flag=True, help="Compile the net.")
-    micro_batch: int | None = option("--micro-batch", type=click.IntRange(1), help="Images in one pass. [what fits]")
-    images: int = option("--images", type=click.IntRange(16), default=512, help="How many to make.")
+    seconds: float = option(type=SECONDS, default=10.0, help="Least time of each measurement.")
+    root: Path | None = option(type=PATH, metavar="ROOT",
+        help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]")  # fmt: skip
+    scale: tuple[int, int] = option(type=SCALE, default="256", help="S, smallest image side.")
+    batch: int = option(type=click.IntRange(1), default=256, help="Images in a step.")
+    precision: str | None = option(type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+    compiled: bool = flag("--compile", help="Compile the net.")
+    micro_batch: int | None = option(type=click.IntRange(1), help="Images in one pass. [what fits]")
+    images: int = option(type=click.IntRange(16), default=512, help="How many to make.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SvmBenchOptions(BenchOptions):
     """What `bench svm` solves."""
 
-    size: str = option(
-        "--size", type=SIZES, default="voc",
+    size: str = option(type=SIZES, default="voc",
         help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --shape "
-        "of them in a file, solved by the solver stream, and in memory by newton.",
-    )  # fmt: skip
-    shape: tuple[int, int] | None = option(
-        "--shape", type=Sides(), metavar="NxD", help="Of --size stored. [20000x1024]"
-    )
-    threads: int | None = option("--threads", type=THREADS, help="Cores for either solver. [all]")
-    device: str | None = option("--device", help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
-    sample: int | None = option(
-        "--sample", type=click.IntRange(1),
-        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]",
-    )  # fmt: skip
-    alone: bool = option("--no-peer", is_flag=True, help="Time vggfeat's solver only.")
-    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of the descriptors.")
+        "of them in a file, solved by the solver stream, and in memory by newton.")  # fmt: skip
+    shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Of --size stored. [20000x1024]")
+    threads: int | None = option(type=THREADS, help="Cores for either solver. [all]")
+    device: str | None = option(help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
+    sample: int | None = option(type=click.IntRange(1),
+        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]")  # fmt: skip
+    alone: bool = flag("--no-peer", help="Time vggfeat's solver only.")
+    seed: int = option(type=click.IntRange(0), default=0, help="Of the descriptors.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuOptions(BenchOptions, WorkerOptions):
     """Where `bench gpu` runs."""
 
-    device: str = option("--device", default="cuda", help="cuda, cuda:1, ...; or cpu, to rehearse.")
+    device: str = option(default="cuda", help="cuda, cuda:1, ...; or cpu, to rehearse.")
 
 
 @click.group()
@@ -150,9 +130,11 @@ def bench() -> None:
     """Measure speed, next to other programs or what the machine can do."""
 
 
-@bench.command("extract")
-@with_options(ExtractionBenchOptions, "options")
-def bench_extraction(options: ExtractionBenchOptions) -> None:
+@command("extract", group=bench)
+def bench_extraction(
+    *,
+    options: ExtractionBenchOptions,
+) -> None:  # fmt: skip
     """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
 
     The images are made on the fly, with the sides of VOC-2007's, which --longest-side changes by one factor; the
@@ -194,9 +176,11 @@ def bench_extraction(options: ExtractionBenchOptions) -> None:
         _show(measure(backbone, forms, plan, run, say=_say), options.as_json)
 
 
-@bench.command("roofline")
-@with_options(RooflineOptions, "options")
-def bench_roofline(options: RooflineOptions) -> None:
+@command("roofline", group=bench)
+def bench_roofline(
+    *,
+    options: RooflineOptions,
+) -> None:  # fmt: skip
     """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
 
     The least time of a layer is that of its multiply-adds at the rate of a large matrix product, or of its bytes at the
@@ -219,9 +203,11 @@ def bench_roofline(options: RooflineOptions) -> None:
         _show(measure(model, settings, options.shape, device=device, seconds=seconds, say=_say), options.as_json)
 
 
-@bench.command("svm")
-@with_options(SvmBenchOptions, "options")
-def bench_svm(options: SvmBenchOptions) -> None:
+@command("svm", group=bench)
+def bench_svm(
+    *,
+    options: SvmBenchOptions,
+) -> None:  # fmt: skip
     """Time the SVM stage of a protocol by vggfeat's solver and by others, on the same arrays.
 
     C is chosen among 12 values on held-out rows, then all classes are fitted again. LinearSVC is taken in its fastest
@@ -270,9 +256,11 @@ def _bench_stored(options: SvmBenchOptions, threads: int) -> None:
     _show(report, options.as_json)
 
 
-@bench.command("train")
-@with_options(TrainingBenchOptions, "options")
-def bench_training(options: TrainingBenchOptions) -> None:
+@command("train", group=bench)
+def bench_training(
+    *,
+    options: TrainingBenchOptions,
+) -> None:  # fmt: skip
     """Measure images per second of decoding, of the step of SGD, and of both together, on one device.
 
     Whichever of the first two is slower alone is what holds training up. The step is also set against the product of
@@ -297,14 +285,16 @@ def bench_training(options: TrainingBenchOptions) -> None:
         _show(measure(images, recipe, run, seconds=options.seconds, say=_say), options.as_json)
 
 
-@bench.command("gpu")
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the figures.")
-@click.option("--tiny", is_flag=True, help="Rehearse with a small net on few images; with --device cpu, anywhere.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=7.0, show_default=True,
-              help="No part begins later than this.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace figures of another machine.")
-@with_options(GpuOptions, "options")
-def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: GpuOptions) -> None:
+@command("gpu", group=bench)
+def bench_gpu(
+    *,
+    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the figures."),
+    tiny: bool = flag(help="Rehearse with a small net on few images; with --device cpu, anywhere."),
+    minutes: float = option(type=click.FloatRange(0, min_open=True), default=7.0,
+        help="No part begins later than this."),
+    overwrite: bool = flag(help="Replace figures of another machine."),
+    options: GpuOptions,
+) -> None:  # fmt: skip
     """Measure all that is worth knowing of a GPU; laid out to end within nine minutes.
 
     The device's ceilings, in four precisions; the tests that claim something of a GPU, from a checkout; the choice of C
@@ -330,15 +320,16 @@ def bench_gpu(out: Path, tiny: bool, minutes: float, overwrite: bool, options: G
         say(f"{out}: {', '.join(FILES[:3])}")
 
 
-@bench.command("scale")
-@click.option("--images", type=click.IntRange(1, 10**9), default=1_000_000, show_default=True,
-              help="Of the list.")  # fmt: skip
-@click.option("--shard-rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True,
-              help="Images of a shard.")  # fmt: skip
-@click.option("--channels", type=click.IntRange(1), default=4096, show_default=True, help="Values of an image.")
-@click.option("--scratch", type=PATH, help="Where the run is for a while, 20 bytes an image. [the system's place]")
-@json_option()
-def bench_scale(images: int, shard_rows: int, channels: int, scratch: Path | None, as_json: bool) -> None:
+@command("scale", group=bench)
+def bench_scale(
+    *,
+    images: int = option(type=click.IntRange(1, 10**9), default=1_000_000, help="Of the list."),
+    shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images of a shard."),
+    channels: int = option(type=click.IntRange(1), default=4096, help="Values of an image."),
+    scratch: Path | None = option(type=PATH,
+        help="Where the run is for a while, 20 bytes an image. [the system's place]"),
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.
 
     Three stages, each in a process of its own: planning; a worker's share besides decoding and the net, of some shards
@@ -370,7 +361,4 @@ def _say(name: str) -> None:
 
 
 def _show(report: "Report", as_json: bool) -> None:
-    if as_json:
-        say_json(report.content())
-    else:
-        say_lines(report.text())
+    show(as_json, report.content(), report.text().split("\n"))

@@ -10,6 +10,7 @@ import click
 from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
     DEVICE,
+    INTEGERS,
     LAYOUT,
     PATH,
     QUIET,
@@ -17,16 +18,14 @@ from vggfeat.cli.options import (
     DecodingOptions,
     ForwardOptions,
     JobOptions,
-    Numbers,
+    command,
     json_option,
     load_net,
     net_files,
     option,
     refuse_options,
-    with_options,
 )
-from vggfeat.cli.output import claim_folder, show_results
-from vggfeat.cli.progress import Progress, duration, rate_of
+from vggfeat.cli.output import Progress, claim_folder, duration, rate_of, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import ready_device
@@ -58,17 +57,12 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 class PosteriorOptions:
     """How posteriors are computed."""
 
-    mode: str = option(
-        "--mode", type=click.Choice(list(MODES)), default="dense",
-        help="Centre crop; complete images; 5x5 crops; or the last two averaged.",
-    )  # fmt: skip
-    scales: tuple[int, ...] | None = option(
-        "--scales", type=Numbers(int), help="Q, smallest image sides in pixels. [the paper's for the net's S]"
-    )
-    softmax: str = option(
-        "--softmax", type=click.Choice(["after", "before"]), default="after",
-        help="After the spatial average of dense class scores, or before it.",
-    )  # fmt: skip
+    mode: str = option(type=click.Choice(list(MODES)), default="dense",
+        help="Centre crop; complete images; 5x5 crops; or the last two averaged.")  # fmt: skip
+    scales: tuple[int, ...] | None = option(type=INTEGERS,
+        help="Q, smallest image sides in pixels. [the paper's for the net's S]")  # fmt: skip
+    softmax: str = option(type=click.Choice(["after", "before"]), default="after",
+        help="After the spatial average of dense class scores, or before it.")  # fmt: skip
 
     def settings(self, backbone: "Backbone", mode: Any, **forward: Any) -> "PosteriorSettings":
         """Return the settings of one net and mode."""
@@ -79,41 +73,27 @@ class PosteriorOptions:
         return PosteriorSettings(mode=mode, scales=scales, softmax=self.softmax, **forward)  # type: ignore[arg-type]
 
 
-@click.command()
-@click.option("--weights", multiple=True, metavar="FILE|NAME|small", help="A net; given several times, they are fused.")
-@click.option("--root", type=PATH, metavar="ROOT",
-              help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
-@LAYOUT
-@click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
-              help="Posteriors that this command has saved; no net is run for them.")  # fmt: skip
-@with_options(PosteriorOptions, "posteriors")
-@click.option("--out", type=PATH, default=Path("classified"), show_default=True, metavar="DIR",
-              help="Folder for posteriors and results.")  # fmt: skip
-@with_options(ForwardOptions, "forward")
-@DEVICE
-@with_options(DecodingOptions, "decoding")
-@with_options(JobOptions, "job")
-@SPREADSHEET_SAFE
-@CLASSIFY.option()
-@json_option("Print the results as JSON instead of the table.")
-@QUIET
-@click.pass_context
+@command()
 def classify(
-    context: click.Context,
-    weights: tuple[str, ...],
-    root: Path | None,
-    layout: "Layout | None",
-    files: tuple[Path, ...],
+    *,
+    weights: tuple[str, ...] = option(multiple=True, metavar="FILE|NAME|small",
+        help="A net; given several times, they are fused."),
+    root: Path | None = option(type=PATH, metavar="ROOT",
+        help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
+    layout: "Layout | None" = LAYOUT,
+    files: tuple[Path, ...] = option("--posteriors", multiple=True, type=PATH, metavar="FILE.h5",
+        help="Posteriors that this command has saved; no net is run for them."),
     posteriors: PosteriorOptions,
-    out: Path,
+    out: Path = option(type=PATH, default=Path("classified"), metavar="DIR", help="Folder for posteriors and results."),
     forward: ForwardOptions,
-    device: str | None,
+    device: str | None = DEVICE,
     decoding: DecodingOptions,
     job: JobOptions,
-    spreadsheet_safe: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    config: Path | None = CLASSIFY.option,
+    as_json: bool = json_option("Print the results as JSON instead of the table."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Measure top-1 and top-5 errors on the validation images, as in Sections 3.2 and 4 of the VGG paper.
 
     Posteriors are averaged over mirrors or crops, then over scales, then over modes, then over nets. Those of every
@@ -136,7 +116,7 @@ def classify(
     if not weights and not files:
         raise ConfigError("--weights: expected a net with --root, or --posteriors, found neither; give one of them")
     if not weights:
-        refuse_options(context, SETTLED, "expected where a net is run, found --posteriors alone")
+        refuse_options(SETTLED, "expected where a net is run, found --posteriors alone")
 
     from vggfeat.classification.evaluate import evaluate, fuse
     from vggfeat.results.classification import Pace, classification_record

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH
+from vggfeat.cli.options import PATH, option
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.runtime.storage import open_storage
 
@@ -41,10 +41,11 @@ class Replay:
     fixed: Callable[[], Settings] = dict
     """Returns what the command takes where it has no option."""
 
-    def option(self) -> Callable[[Any], Any]:
-        """Return the decorator that gives a command its option."""
-        return click.option(
-            "--config", type=PATH, is_eager=True, expose_value=False, callback=self._callback, metavar="FILE",
+    @property
+    def option(self) -> Any:
+        """Declare the option of its command, which sets the others and is handed to nobody."""
+        return option(
+            type=PATH, is_eager=True, expose_value=False, callback=self._callback, metavar="FILE",
             help="Take the settings from a result of this command; options that are given win.",
         )  # fmt: skip
 

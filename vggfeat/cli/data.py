@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import LAYOUT, PATH, QUIET, Parsed, Words, json_option, option, with_options
-from vggfeat.cli.output import say, say_json, say_left_out, terminal_width
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.options import JSON, LAYOUT, PATH, QUIET, WORDS, Parsed, argument, command, flag, names_of, option
+from vggfeat.cli.output import Progress, say, say_json, say_left_out, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import default_workers
 from vggfeat.runtime.targets import check_folder
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN_FAILURES = 10
 PACKED = ("index.json", "packing.json", "train.npz", "val.npz", "unreadable.jsonl")
-ROOT = click.option("--root", type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
+ROOT = option(type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -36,19 +35,16 @@ def _column(text: str) -> tuple[str, str]:
 class ListOptions:
     """How the list of --dataset manifest is read, where it does not tell it itself."""
 
-    columns: tuple[tuple[str, str], ...] = option(
-        "--column", multiple=True, type=Parsed("NAME=HEADING", "NAME=HEADING, for instance path=Photo", _column),
-        help="In a list, the heading of the column path, labels, split, box, id or group; may be given several times.",
-    )  # fmt: skip
-    one_hot: tuple[str, ...] | None = option(
-        "--one-hot", type=Words(), help="In a list, headings of columns of 0 and 1 that are a class each."
-    )
-    label_separator: str | None = option(
-        "--label-separator", type=click.Choice([";", "|", ",", "none"]),
-        help="In a list, between several labels of an image. [; in a column called labels]",
-    )  # fmt: skip
-    encoding: str | None = option("--encoding", help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
-    sheet: str | None = option("--sheet", help="Of a list in an Excel workbook. [the only one with content]")
+    columns: tuple[tuple[str, str], ...] = option("--column", multiple=True,
+        type=Parsed("NAME=HEADING", "NAME=HEADING, for instance path=Photo", _column),
+        help="In a list, the heading of the column path, labels, split, box, id or group; "
+        "may be given several times.")  # fmt: skip
+    one_hot: tuple[str, ...] | None = option(type=WORDS,
+        help="In a list, headings of columns of 0 and 1 that are a class each.")  # fmt: skip
+    label_separator: str | None = option(type=click.Choice([";", "|", ",", "none"]),
+        help="In a list, between several labels of an image. [; in a column called labels]")  # fmt: skip
+    encoding: str | None = option(help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
+    sheet: str | None = option(help="Of a list in an Excel workbook. [the only one with content]")
 
     def settings(self) -> "ListSettings":
         """Return them as `vggfeat.open_dataset` takes them."""
@@ -74,7 +70,7 @@ class ListOptions:
 
     def as_planned(self, planned: Mapping[str, Any], layout: "Layout | None") -> "tuple[Layout | None, ListOptions]":
         """Return what a plan was told of its list; ConfigError if something else is told now."""
-        names = {"layout": "--layout"} | {one.name: one.metadata["names"][0] for one in fields(self)}
+        names = {"layout": "--layout"} | {one.name: names_of(one.name, one)[0] for one in fields(self)}
         for name, value in self.told(layout).items():
             if value != planned.get(name):
                 raise ConfigError(
@@ -98,9 +94,11 @@ def data() -> None:
     """List, check, split and imitate data sets."""
 
 
-@data.command("list")
-@json_option()
-def list_(as_json: bool) -> None:
+@command("list", group=data)
+def list_(
+    *,
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """List the data sets that can be read, with the paper's settings for each.
 
     \b
@@ -108,37 +106,28 @@ def list_(as_json: bool) -> None:
       vggfeat data list
     """
     from vggfeat.datasets.catalogue import DATASETS
-
-    if as_json:
-        fields = ("name", "title", "scales", "regions", "join", "protocol")
-        say_json([{field: getattr(record, field) for field in fields} for record in DATASETS.values()])
-        return
     from vggfeat.results.text import align
 
+    fields = ("name", "title", "scales", "regions", "join", "protocol")
+    content = [{field: getattr(record, field) for field in fields} for record in DATASETS.values()]
     rows = [["name", "join", "regions", "Q", "title"]]
     rows += [
         [record.name, record.join, ",".join(record.regions), ",".join(map(str, record.scales)), record.title]
         for record in DATASETS.values()
     ]
-    for line in align(rows, left=len(rows[0]), width=terminal_width()):
-        say(line)
+    show(as_json, content, align(rows, left=len(rows[0]), width=terminal_width()))
 
 
-@data.command()
-@click.argument("name")
-@ROOT
-@LAYOUT
-@with_options(ListOptions, "listing")
-@click.option("--all", "everything", is_flag=True, help="List the numbers that agree as well.")
-@json_option()
+@command(group=data)
 def check(
-    name: str,
-    root: Path | None,
-    layout: "Layout | None",
+    *,
+    name: str = argument(),
+    root: Path | None = ROOT,
+    layout: "Layout | None" = LAYOUT,
     listing: ListOptions,
-    everything: bool,
-    as_json: bool,
-) -> int:
+    everything: bool = flag("--all", help="List the numbers that agree as well."),
+    as_json: bool = JSON,
+) -> int:  # fmt: skip
     """Compare a copy with the official numbers, and name what is missing and where it is published.
 
     \b
@@ -151,38 +140,28 @@ def check(
     from vggfeat.datasets.check import check_copy
 
     report = check_copy(name, root, layout, listing.settings())
-    if as_json:
-        fields = {"name": report.name, "root": report.root, "complete": report.complete, "problem": report.problem}
-        rows = {
-            "counts": [{**count._asdict(), "agrees": count.agrees} for count in report.counts],
-            "missing": [problem._asdict() for problem in report.missing],
-            "notes": list(report.notes),
-            "archives": [archive._asdict() for archive in report.archives],
-        }
-        say_json(fields | rows)
-        return 0 if report.complete else 4
-    for line in _lines(report, everything):
-        say(line)
+    content = {
+        **{field: getattr(report, field) for field in ("name", "root", "complete", "problem")},
+        "counts": [{**count._asdict(), "agrees": count.agrees} for count in report.counts],
+        "missing": [problem._asdict() for problem in report.missing],
+        "notes": list(report.notes),
+        "archives": [archive._asdict() for archive in report.archives],
+    }
+    show(as_json, content, _lines(report, everything))
     return 0 if report.complete else 4
 
 
-@data.command()
-@click.argument("name")
-@ROOT
-@LAYOUT
-@with_options(ListOptions, "listing")
-@click.option("--out", type=PATH, help="Folder for the lists. [NAME-splits]")
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@json_option()
+@command(group=data)
 def splits(
-    name: str,
-    root: Path | None,
-    layout: "Layout | None",
+    *,
+    name: str = argument(),
+    root: Path | None = ROOT,
+    layout: "Layout | None" = LAYOUT,
     listing: ListOptions,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+    out: Path | None = option(type=PATH, help="Folder for the lists. [NAME-splits]"),
+    overwrite: bool = flag(help="Replace existing files."),
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Write the ids of every split to a text file of its own.
 
     \b
@@ -195,23 +174,21 @@ def splits(
     folder, inputs = out or Path(f"{name}-splits"), [resolve_root(name, root)]
     found = open_dataset(name, root, layout, listing.settings())
     written = write_splits(found, folder, overwrite=overwrite, inputs=inputs)
-    if as_json:
-        say_json({"files": [str(path) for path in written]})
-        return
-    for path in written:
-        say(str(path))
+    files = [str(path) for path in written]
+    show(as_json, {"files": files}, files)
 
 
-@data.command()
-@click.argument("name", metavar=f"[{'|'.join(synthetic.LAYOUTS)}]")
-@click.option("--root", type=PATH, required=True, help="A folder that is new or empty.")
-@click.option("--size", type=click.Choice(synthetic.SIZES), default="demo", show_default=True,
-              help="Counts and sides of the images.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, other images.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Rendering processes.")
-@json_option()
-@QUIET
-def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bool, quiet: bool) -> None:
+@command(group=data)
+def synth(
+    *,
+    name: str = argument(metavar=f"[{'|'.join(synthetic.LAYOUTS)}]"),
+    root: Path = option(type=PATH, required=True, help="A folder that is new or empty."),
+    size: str = option(type=click.Choice(synthetic.SIZES), default="demo", help="Counts and sides of the images."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Another number, other images."),
+    workers: int = option(type=click.IntRange(1, 256), default=1, help="Rendering processes."),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Render a small, learnable imitation of a data set in its official layout.
 
     formulas imitates none: fractals, surfaces, leaves and bodies in class folders, below train and val, for `train`.
@@ -223,35 +200,25 @@ def synth(name: str, root: Path, size: str, seed: int, workers: int, as_json: bo
     check_folder(root, [synthetic.MARKER], kinds=(), overwrite=True, option="--root")
     with Progress(f"synth {name}", "images", quiet=quiet) as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
-    if as_json:
-        facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
-        say_json(facts)
-        return
-    say(f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'was there already'}")
+    facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
+    told = f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'was there already'}"
+    show(as_json, facts, [told])
 
 
-@data.command()
-@click.option("--root", type=PATH, required=True, help="Training images, as for `train`.")
-@LAYOUT
-@click.option("--out", type=PATH, required=True, help="A folder that is new or empty.")
-@click.option("--side", type=click.IntRange(1), default=512, show_default=True,
-              help="Smallest side that images are shrunk to: the largest S to train at.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True, help="Of the JPEGs written.")
-@click.option("--shard-images", type=click.IntRange(1), default=2048, show_default=True, help="Images in a file.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]")
-@json_option()
-@QUIET
+@command(group=data)
 def pack(
-    root: Path,
-    layout: "Layout | None",
-    out: Path,
-    side: int,
-    quality: int,
-    shard_images: int,
-    workers: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+    *,
+    root: Path = option(type=PATH, required=True, help="Training images, as for `train`."),
+    layout: "Layout | None" = LAYOUT,
+    out: Path = option(type=PATH, required=True, help="A folder that is new or empty."),
+    side: int = option(type=click.IntRange(1), default=512,
+        help="Smallest side that images are shrunk to: the largest S to train at."),
+    quality: int = option(type=click.IntRange(1, 95), default=92, help="Of the JPEGs written."),
+    shard_images: int = option(type=click.IntRange(1), default=2048, help="Images in a file."),
+    workers: int | None = option(type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]"),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Copy a training set into few large files, with images shrunk to what training needs.
 
     `train` reads the copy like the original, with fewer and cheaper reads. A run that was stopped resumes when the

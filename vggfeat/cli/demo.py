@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH, QUIET, Numbers, json_option, load_net
-from vggfeat.cli.output import make_folder, say, say_json
+from vggfeat.cli.options import INTEGERS, PATH, QUIET, argument, command, json_option, load_net, option
+from vggfeat.cli.output import make_folder, say, show
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_workers
@@ -22,18 +22,17 @@ from vggfeat.samples import MARKER
 NET = "small"
 
 
-@click.command()
-@click.option(
-    "--out", type=PATH, default=Path("vggfeat-demo"), show_default=True,
-    help="Folder for images, features and results.",
-)  # fmt: skip
-@click.option("--weights", default=NET, show_default=True, help="The net; small comes with vggfeat.")
-@click.option("--scales", type=Numbers(int), default=(224, 256), show_default="224,256",
-              help="Q, smallest image sides in pixels.")  # fmt: skip
-@click.option("--size", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True, help="Of the data set.")
-@json_option("Print the figures as JSON, and the rest to standard error.")
-@QUIET
-def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: bool, quiet: bool) -> int:
+@command()
+def demo(
+    *,
+    out: Path = option(type=PATH, default=Path("vggfeat-demo"), help="Folder for images, features and results."),
+    weights: str = option(default=NET, help="The net; small comes with vggfeat."),
+    scales: tuple[int, ...] = option(type=INTEGERS, default=(224, 256), show_default="224,256",
+        help="Q, smallest image sides in pixels."),
+    size: str = option(type=click.Choice(["tiny", "demo"]), default="demo", help="Of the data set."),
+    as_json: bool = json_option("Print the figures as JSON, and the rest to standard error."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Render a small imitation of VOC-2007, extract features, train and test the SVMs, make a page: no downloads.
 
     Then the same with the same net untrained, to show what the training of the net was good for. The commands are
@@ -54,10 +53,7 @@ def demo(out: Path, weights: str, scales: tuple[int, ...], size: str, as_json: b
             if code:
                 return code
     found = _found(out, nets)
-    if as_json:
-        say_json(found)
-        return 0
-    _show(found)
+    show(as_json, found, _told(found))
     return 0
 
 
@@ -101,16 +97,16 @@ def _found(out: Path, nets: dict[str, str]) -> dict[str, Any]:
     return {"images": str(out / "voc2007"), "runs": runs, "chance": chance, "page": str(out / "report.html")}
 
 
-def _show(found: dict[str, Any]) -> None:
-    say()
+def _told(found: dict[str, Any]) -> Iterator[str]:
+    yield ""
     for run in found["runs"]:
-        say(f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %")
-    say(f"chance: {100 * found['chance']:.1f} %")
-    say("The images are rendered, not photographs: the numbers say nothing about VOC-2007.")
+        yield f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %"
+    yield f"chance: {100 * found['chance']:.1f} %"
+    yield "The images are rendered, not photographs: the numbers say nothing about VOC-2007."
     if len(found["runs"]) == 1:
-        say("The net is not trained. With the net that comes with vggfeat: vggfeat demo")
+        yield "The net is not trained. With the net that comes with vggfeat: vggfeat demo"
     folders = ", ".join(run["folder"] for run in found["runs"])
-    say(f"images {found['images']}, features and results {folders}, to look at {found['page']}")
+    yield f"images {found['images']}, features and results {folders}, to look at {found['page']}"
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -118,10 +114,12 @@ _PLACES = (_PACKAGE / "_pipelines", _PACKAGE.parent / "pipelines")
 """Of the pipelines in a wheel, and in a checkout."""
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("words", metavar="[NAME [OPTIONS]]", nargs=-1, type=click.UNPROCESSED)
-@json_option("Print the list of rows as JSON.")
-def reproduce(words: tuple[str, ...], as_json: bool) -> int:
+@command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def reproduce(
+    *,
+    words: tuple[str, ...] = argument(metavar="[NAME [OPTIONS]]", nargs=-1, type=click.UNPROCESSED),
+    as_json: bool = json_option("Print the list of rows as JSON."),
+) -> int:  # fmt: skip
     """Reproduce a row of Tables 3 to 6, 11 and 12 of the VGG paper, and compare the numbers.
 
     Without NAME, all rows are listed with the numbers that are expected; `vggfeat reproduce NAME --help` shows the

@@ -1,15 +1,20 @@
-"""`vggfeat extract`: images in, one feature file out."""
+"""`vggfeat extract`: images in, one feature file out; or the shards of a run, by one of the engines.
+
+Another engine gets its options, and its line in `ENGINES`, here.
+"""
 
 import os
-from dataclasses import fields, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.extraction import FeatureOptions, StoreOptions, load_noted_net, note_all, stem
 from vggfeat.cli.options import (
     DEVICE,
     LAYOUT,
@@ -17,18 +22,25 @@ from vggfeat.cli.options import (
     PATH,
     QUIET,
     DecodingOptions,
+    FeatureOptions,
     JobOptions,
     LimitOptions,
+    Parsed,
+    StoreOptions,
+    command,
+    flag,
     json_option,
+    load_noted_net,
+    names_of,
     net_files,
+    note_all,
+    option,
     refuse_options,
-    with_options,
+    stem,
 )
-from vggfeat.cli.output import TRY_AGAIN, make_folder, say, say_json
-from vggfeat.cli.plan import PlanRunOptions
-from vggfeat.cli.progress import Progress, duration
+from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.storage import is_remote
 from vggfeat.runtime.targets import anything, check_target
@@ -36,7 +48,205 @@ from vggfeat.samples import is_rendered
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
+    from vggfeat.engines.engine import Engine, ShardTask
     from vggfeat.extract import Summary
+    from vggfeat.store.plan import Plan
+
+
+class EngineEntry(NamedTuple):
+    """One line of the table of engines."""
+
+    words: str
+    """For the help of the command."""
+    make: "Callable[[EngineOptions], Engine]"
+    """Makes the engine; what it needs is imported then."""
+    options: Sequence[str] = ()
+    """Fields of `EngineOptions` that belong to it."""
+    torchrun: bool = False
+    """Whether it may run in processes that torchrun has started, each of which takes its share."""
+
+
+def _local_engine(options: "EngineOptions") -> "Engine":
+    from vggfeat.engines.engine import LocalEngine
+
+    return LocalEngine()
+
+
+def _ray_engine(options: "EngineOptions") -> "Engine":
+    from vggfeat.engines.ray_engine import RayEngine
+
+    least, most = options.nets or (1, None)
+    return RayEngine(address=options.address, least=least, most=most, cores=options.cores)
+
+
+ENGINES = {
+    "local": EngineEntry("this process", _local_engine, torchrun=True),
+    "ray": EngineEntry(
+        "actors of a cluster of Ray (pip install 'vggfeat[ray]')", _ray_engine, options=("address", "nets", "cores")
+    ),
+}
+"""Name -> engine. The first is the default; `vggfeat extract --engine` offers all."""
+
+
+def _nets(text: str) -> tuple[int, int | None]:
+    least, colon, most = text.partition(":")
+    found = int(least), int(most) if most else None if colon else int(least)
+    if not 1 <= found[0] <= (found[0] if found[1] is None else found[1]):
+        raise ValueError
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Who computes shards: this process, or a cluster."""
+
+    engine: str = option(type=click.Choice(list(ENGINES)), default="local",
+        help="With --plan, who computes: "
+        f"{'; '.join(f'{name}, {entry.words}' for name, entry in ENGINES.items())}.")  # fmt: skip
+    address: str | None = option(metavar="HOST:PORT|auto",
+        help="With --engine ray: the head of the cluster, of which this machine is a node. [$RAY_ADDRESS, else this "
+        "machine alone]")  # fmt: skip
+    nets: tuple[int, int | None] | None = option("--nets", "--gpus",
+        type=Parsed("LEAST[:MOST]", "one or two numbers from 1 on, such as 8:64, or 8:", _nets),
+        help="With --engine ray: nets to begin with, and at most; each has a GPU, or CPU cores where there is none. "
+        "[1:, as many as there is room for]")  # fmt: skip
+    cores: int | None = option(type=click.IntRange(1),
+        help="With --engine ray: CPU cores of a net. [its share of the smallest node]")  # fmt: skip
+
+    def chosen_engine(self) -> "Engine":
+        """Return the engine; ConfigError for options that it has not, and under torchrun, where it is one itself."""
+        entry = ENGINES[self.engine]
+        self._check_options()
+        if not entry.torchrun and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError(
+                f"--engine {self.engine}: expected it or torchrun, found both; give the command to one process"
+            )
+        return entry.make(self)
+
+    def _check_options(self) -> None:
+        for one in fields(EngineOptions):
+            owners = [name for name, other in ENGINES.items() if one.name in other.options]
+            if owners and self.engine not in owners and getattr(self, one.name) != one.default:
+                raise ConfigError(
+                    f"{names_of(one.name, one)[0]}: expected --engine {' or '.join(owners)} with it, found the engine "
+                    f"{self.engine}; leave one out"
+                )
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRunOptions(EngineOptions):
+    """Which shards of a plan are computed, and where."""
+
+    run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
+    take: tuple[int, int] | None = option(
+        type=Parsed("NUMBER/COUNT", "a number from 1 to a count, such as 17/1000", _share),
+        help="With --plan: of every COUNT shards the one of this NUMBER, from 1. [all; under torchrun its "
+        "share]")  # fmt: skip
+    mixed: bool = flag(
+        help="With --plan: let machines of another kind take part, if their features agree with those that are "
+        "there.")  # fmt: skip
+
+    def task(
+        self, weights: str | None, device: str | None, root: str | None, decoding: DecodingOptions,
+        stores: StoreOptions, *, again: bool,
+    ) -> "ShardTask":  # fmt: skip
+        """Return what every process must know."""
+        from vggfeat.engines.engine import ShardTask
+
+        return ShardTask(
+            run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
+            root=root if root is None or is_remote(root) else os.path.abspath(root), mixed=self.mixed, again=again,
+            storage=stores.settings(),
+        )  # fmt: skip
+
+    def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
+        """Compute the shards that are asked for, and print what became of them; returns the exit code."""
+        from vggfeat.engines.engine import Share, torchrun_share
+
+        engine, share = self.chosen_engine(), torchrun_share(os.environ)
+        if share is not None and self.take is not None:
+            raise ConfigError("--take: expected it or torchrun, found both; leave one out")
+        share = share or (Share(*self.take) if self.take else None)
+        plan = task.plan()
+        own = range(plan.shards) if share is None else share.of(plan.shards)
+        present = plan.present()
+        found = _Found(plan, "" if share is None else f" {share}", own, [shard for shard in own if shard in present])
+        pending = list(own) if task.again else [shard for shard in own if shard not in present]
+        with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
+            found.show(bar)
+            if pending:  # else no net is loaded
+                plan.storage.check_writable()
+                with closing(engine.compute(task, pending, found.progress(bar))) as results:
+                    for result in results:
+                        found.add(result)
+                        found.show(bar)
+        found.tell(as_json)
+        return 3 if found.failed.total() > allow_failed else 0
+
+
+class _Found:
+    """What became of the shards of a process."""
+
+    def __init__(self, plan: "Plan", share: str, own: range, before: list[int]) -> None:
+        self.plan, self.share, self.own, self.before = plan, share, own, before
+        self.rows = sum(len(plan.rows_of(shard)) for shard in own)
+        self.done = sum(len(plan.rows_of(shard)) for shard in before)
+        self.failed: Counter[str] = Counter()
+        self.shards = 0
+        self.precision: Any = None
+
+    def add(self, result: Any) -> None:
+        """Count a shard."""
+        self.shards += 1
+        self.done += result.rows if result.shard not in self.before else 0
+        self.failed.update(result.reasons)
+        self.precision = result.precision or self.precision
+
+    def show(self, bar: Any, more: float = 0) -> None:
+        """Show how far it is."""
+        bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
+
+    def progress(self, bar: Any) -> Any:
+        """Return what is called with the images of the shard at work that are done."""
+        return lambda more: self.show(bar, more)
+
+    def tell(self, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            say_json({
+                "run": self.plan.where, "share": self.share.strip() or None, "shards": len(self.own),
+                "computed": self.shards, "before": len(self.before), "images": self.rows,
+                "failed": self.failed.total(), "failed_by_reason": dict(self.failed.most_common()),
+            })  # fmt: skip
+            return
+        told = [f"{self.shards} of {len(self.own)} shards computed"]
+        if self.before:
+            told.append(f"{len(self.before)} done before")
+        if self.failed:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
+            told.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
+        share = f" share{self.share}," if self.share else ""
+        say(f"{self.plan.where}:{share} {', '.join(told)}")
+        if self.precision is not None:
+            say_note(_agreement(self.precision))
+
+
+def _agreement(precision: Any) -> str:
+    from vggfeat.forward.precision import LEAST_COSINE
+
+    if precision.least is None:
+        return "no image could be computed again in float32, so nothing is known of the difference"
+    advice = "" if precision.least >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
+    images = counted(precision.images, "image{s}")
+    return f"computed again in float32, the least cosine of {images} is {precision.least:.6f}{advice}"
+
 
 OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", "extend", *(one.name for one in fields(ListOptions)),
            *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
@@ -45,43 +255,27 @@ OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in
 """What nothing but a plan has a use for."""
 
 
-@click.command()
-@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`.")
-@click.option("--root", "place", help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]")
-@LAYOUT
-@with_options(ListOptions, "listing")
-@click.option("--weights", metavar=NET,
-              help="The net. [the one in weights/; of a plan: that of its SHA-256]")  # fmt: skip
-@click.option("--out", type=PATH, help="The feature file. [NAME.h5]")
-@with_options(FeatureOptions, "features")
-@DEVICE
-@with_options(DecodingOptions, "decoding")
-@with_options(JobOptions, "job")
-@click.option(
-    "--extend", is_flag=True, help="Compute only what is new, where images have come since the file was made."
-)
-@with_options(PlanRunOptions, "planned")
-@with_options(StoreOptions, "stores")
-@EXTRACT.option()
-@json_option("Print the summary as JSON.")
-@QUIET
+@command()
 def extract(
-    name: str | None,
-    place: str | None,
-    layout: "Layout | None",
+    *,
+    name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`."),
+    place: str | None = option("--root",
+        help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]"),
+    layout: "Layout | None" = LAYOUT,
     listing: ListOptions,
-    weights: str | None,
-    out: Path | None,
+    weights: str | None = option(metavar=NET, help="The net. [the one in weights/; of a plan: that of its SHA-256]"),
+    out: Path | None = option(type=PATH, help="The feature file. [NAME.h5]"),
     features: FeatureOptions,
-    device: str | None,
+    device: str | None = DEVICE,
     decoding: DecodingOptions,
     job: JobOptions,
-    extend: bool,
+    extend: bool = flag(help="Compute only what is new, where images have come since the file was made."),
     planned: PlanRunOptions,
     stores: StoreOptions,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+    config: Path | None = EXTRACT.option,
+    as_json: bool = json_option("Print the summary as JSON."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Compute dense multi-scale features of a data set and keep them in one HDF5 file.
 
     Every image is rescaled so that its smallest side is Q, run densely through the net, and so is its mirror; the
@@ -107,12 +301,12 @@ def extract(
     Exit codes: 0 done, 3 done but more than --allow-failed images failed; others: vggfeat --help.
     """
     if planned.run is not None:
-        refuse_options(click.get_current_context(), OF_PLAN, "the plan has decided it")
+        refuse_options(OF_PLAN, "the plan has decided it")
         task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
         return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
     if name is None:
         raise ConfigError("--dataset NAME, or --plan RUN: expected one of them, found none; see vggfeat extract --help")
-    refuse_options(click.get_current_context(), OF_RUN, "expected --plan RUN with it, found none")
+    refuse_options(OF_RUN, "expected --plan RUN with it, found none")
     root = _local(place)
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.extract import extract_features

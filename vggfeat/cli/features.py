@@ -1,19 +1,146 @@
-"""`vggfeat inspect` and `vggfeat export`: show a feature file, write its descriptors for other programs."""
+"""Feature files: their descriptors, or those of another program, as options; `vggfeat inspect` and `vggfeat export`."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.descriptors import DescriptorOptions
-from vggfeat.cli.extraction import named_after
-from vggfeat.cli.options import OVERWRITE, PATH, SPREADSHEET_SAFE, json_option, with_options
-from vggfeat.cli.output import make_folder, say, say_json
+from vggfeat.cli.options import (
+    OVERWRITE,
+    PATH,
+    SPREADSHEET_SAFE,
+    WORDS,
+    argument,
+    command,
+    flag,
+    json_option,
+    named_after,
+    option,
+)
+from vggfeat.cli.output import make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.storage import open_storage
 from vggfeat.runtime.targets import check_target
 from vggfeat.store import KINDS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from vggfeat.descriptor_stream import DescriptorStream, Memory
+    from vggfeat.runtime.distributed import World
+    from vggfeat.table import DescriptorTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorOptions:
+    """How features become descriptors."""
+
+    join: str | None = option(type=click.Choice(["mean", "max", "stack"]),
+        help="Over scales. [the paper's for the data set]")  # fmt: skip
+    normalisation: str = option(type=click.Choice(["blocks", "whole", "none"]), default="blocks",
+        help="L2 of every net and region, then of the whole; of the whole only; or none.")  # fmt: skip
+    regions: tuple[str, ...] | None = option(type=WORDS,
+        help="Which of the stored regions to stack: image, box. [all]")  # fmt: skip
+
+    def read(self, files: Sequence[Path]) -> "DescriptorTable":
+        """Read feature files."""
+        from vggfeat.table import read_descriptors
+
+        return read_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
+
+    def stream(self, files: Sequence[Path], world: "World | None") -> "AbstractContextManager[DescriptorStream]":
+        """Open feature files for going through their descriptors again and again, alone or with other processes."""
+        from vggfeat.descriptor_stream import stream_descriptors
+
+        joined = self._joined(files)
+        return stream_descriptors(files, normalisation=self.normalisation, world=world, **joined)  # type: ignore[arg-type]
+
+    def memory(self, files: Sequence[Path]) -> "Memory":
+        """Return the memory that the table of feature files takes, and what there is."""
+        from vggfeat.descriptor_stream import memory_for
+
+        return memory_for(files, **self._joined(files))
+
+    def _joined(self, files: Sequence[Path]) -> dict[str, Any]:
+        return {"join": self.join or default_join(files[0]), "regions": self.regions}
+
+
+def default_join(file: Path) -> str:
+    """Return the paper's way to join scales for the data set in a feature file."""
+    from vggfeat.datasets.catalogue import DATASETS
+    from vggfeat.store.sharded import open_features
+
+    with open_features(file) as features:
+        name = features.dataset_name
+        if features.store == "mean":
+            return "mean"
+    return DATASETS[name].join if name in DATASETS else "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFile(DescriptorOptions):
+    """The same, or descriptors of another program and the data set that they are of; --root is of images here."""
+
+    file: Path | None = option("--descriptors", type=PATH, metavar="FILE.parquet|.npz|.npy",
+        help="Descriptors of another program in the place of feature files; needs --dataset.")  # fmt: skip
+    dataset: str | None = option(metavar="NAME",
+        help="With --descriptors: whose images they are, a name of `vggfeat data list`.")  # fmt: skip
+
+    def inputs(self, files: Sequence[Path]) -> list[Path]:
+        """Return the files that are read: feature files, or that of the descriptors.
+
+        Raises
+        ------
+        ConfigError
+            If both are given, or neither, or options that don't go together.
+        """
+        if self.file is None:
+            if self.dataset is not None:
+                raise ConfigError("--dataset: expected together with --descriptors, found alone; leave it out")
+            if not files:
+                name = click.get_current_context().command_path
+                raise click.UsageError(f"expected a feature file, found none; for example: {name} voc2007.h5")
+            return list(files)
+        if files:
+            raise ConfigError(f"--descriptors: expected no feature files with it, found {files[0]}; leave one out")
+        if self.dataset is None:
+            raise ConfigError("--descriptors: expected --dataset as well, found none; name the data set of the images")
+        return [self.file]
+
+    def read(self, files: Sequence[Path], root: Path | None = None) -> "DescriptorTable":
+        """Read what `inputs` has returned; `root` is that of the data set of given descriptors."""
+        if self.file is None or self.dataset is None:
+            return super().read(files)
+        for name in ("join", "regions"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"--{name}: not together with --descriptors, which are made already; leave it out")
+
+        from vggfeat.datasets.catalogue import open_dataset
+        from vggfeat.given import notes, read_given
+
+        data = open_dataset(self.dataset, root)
+        table = read_given(self.file, data, normalisation=self.normalisation)  # type: ignore[arg-type]
+        for note in notes(table):
+            say_note(note)
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions(GivenFile):
+    """The same with the root of the data set, for commands that show no images."""
+
+    data_root: Path | None = option("--root", type=PATH,
+        help="With --descriptors: where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")  # fmt: skip
+
+    def inputs(self, files: Sequence[Path]) -> list[Path]:
+        """Return the files that are read, as `GivenFile`."""
+        if self.file is None and self.data_root is not None:
+            raise ConfigError("--root: expected together with --descriptors, found alone; leave it out")
+        return super().inputs(files)
+
 
 LONGEST = 300
 """Characters of a value that `inspect` prints."""
@@ -21,11 +148,13 @@ SHOWN_MISSING = 5
 """Shards that it names."""
 
 
-@click.command()
-@click.argument("file", type=PATH, metavar="FEATURES.h5|RUN")
-@click.option("--failed", is_flag=True, help="List every image that failed, with its reason.")
-@json_option("Print everything as JSON.")
-def inspect(file: Path, failed: bool, as_json: bool) -> int:
+@command()
+def inspect(
+    *,
+    file: Path = argument(type=PATH, metavar="FEATURES.h5|RUN"),
+    failed: bool = flag(help="List every image that failed, with its reason."),
+    as_json: bool = json_option("Print everything as JSON."),
+) -> int:  # fmt: skip
     """Show what a feature file holds, how it was made, and whether every byte of it is sound.
 
     Of a run in shards, finished or not: what is planned, done, failed by reason, and missing.
@@ -155,25 +284,19 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters; --json has all)"
 
 
-@click.command()
-@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FEATURES.h5|RUN...")
-@click.option("--to", "kind", type=click.Choice(KINDS), required=True)
-@click.option("--out", type=PATH, help="The file to write. [first FILE with the new suffix]")
-@with_options(DescriptorOptions, "descriptors")
-@click.option("--split", "splits", multiple=True, help="Only rows of this split; may be given several times.")
-@OVERWRITE
-@SPREADSHEET_SAFE
-@json_option("Print what was written as JSON.")
+@command()
 def export(
-    files: tuple[Path, ...],
-    kind: str,
-    out: Path | None,
+    *,
+    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, required=True, metavar="FEATURES.h5|RUN..."),
+    kind: str = option("--to", type=click.Choice(KINDS), required=True),
+    out: Path | None = option(type=PATH, help="The file to write. [first FILE with the new suffix]"),
     descriptors: DescriptorOptions,
-    splits: tuple[str, ...],
-    overwrite: bool,
-    spreadsheet_safe: bool,
-    as_json: bool,
-) -> None:
+    splits: tuple[str, ...] = option("--split", multiple=True,
+        help="Only rows of this split; may be given several times."),
+    overwrite: bool = OVERWRITE,
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    as_json: bool = json_option("Print what was written as JSON."),
+) -> None:  # fmt: skip
     """Write descriptors, labels and ids for other programs, joined as `svm` joins them.
 
     Several files are fused by stacking. Images that failed are left out and counted.
@@ -196,9 +319,7 @@ def export(
     make_folder(target.parent)
     write(target, kind, to_table(table, kept), overwrite=overwrite, spreadsheet_safe=spreadsheet_safe)
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
-    if as_json:
-        facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
-        say_json(facts)
-        return
+    facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
     left_out = f", {counted(missing, 'failed image{s}')} left out" if missing else ""
-    say(f"{target}: {counted(count, 'descriptor{s}')} of {counted(length, 'value{s}')}, join {join}{left_out}")
+    told = f"{target}: {counted(count, 'descriptor{s}')} of {counted(length, 'value{s}')}, join {join}{left_out}"
+    show(as_json, facts, [told])

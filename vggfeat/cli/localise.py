@@ -10,6 +10,8 @@ import click
 from vggfeat.cli.config import LOCALISE
 from vggfeat.cli.options import (
     ALLOW_FAILED,
+    INTEGERS,
+    JSON,
     LAYOUT,
     PATH,
     PRECISIONS,
@@ -17,15 +19,14 @@ from vggfeat.cli.options import (
     SPREADSHEET_SAFE,
     DecodingOptions,
     JobOptions,
-    Numbers,
+    argument,
+    command,
     json_option,
     load_net,
     net_files,
     option,
-    with_options,
 )
-from vggfeat.cli.output import claim_folder, say, say_json, show_results
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress, claim_folder, show, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError, counted
@@ -49,27 +50,19 @@ PREDICTIONS = ("predictions.json", "predictions.csv", "run.sha256")
 class BoxOptions:
     """Box nets, and how their boxes are put together."""
 
-    specs: tuple[str, ...] = option(
-        "--boxes", multiple=True, required=True, metavar="FILE",
-        help="A box net of `vggfeat localise train`; given several times, the boxes of all are put together.",
-    )  # fmt: skip
-    scales: tuple[tuple[int, ...], ...] = option(
-        "--scales", multiple=True, type=Numbers(int),
-        help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. [their S]",
-    )  # fmt: skip
-    threshold: float | None = option(
-        "--threshold", type=click.FloatRange(0, 3, max_open=True),
-        help="Greatest match score of boxes that are merged. [0.25]",
-    )  # fmt: skip
-    average: str | None = option(
-        "--merge", type=click.Choice(["score", "count"]),
-        help="What boxes weigh in a merged one: their class posteriors, or one each. [score]",
-    )  # fmt: skip
-    precision: str = option("--precision", type=click.Choice(PRECISIONS), default="fp32")
-    device: str | None = option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-    batch_pixels: int | None = option(
-        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]"
-    )
+    specs: tuple[str, ...] = option("--boxes", multiple=True, required=True, metavar="FILE",
+        help="A box net of `vggfeat localise train`; given several times, the boxes of all are put "
+        "together.")  # fmt: skip
+    scales: tuple[tuple[int, ...], ...] = option(multiple=True, type=INTEGERS,
+        help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. "
+        "[their S]")  # fmt: skip
+    threshold: float | None = option(type=click.FloatRange(0, 3, max_open=True),
+        help="Greatest match score of boxes that are merged. [0.25]")  # fmt: skip
+    average: str | None = option("--merge", type=click.Choice(["score", "count"]),
+        help="What boxes weigh in a merged one: their class posteriors, or one each. [score]")  # fmt: skip
+    precision: str = option(type=click.Choice(PRECISIONS), default="fp32")
+    device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+    batch_pixels: int | None = option(type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]")
 
     def load(self) -> "tuple[BoxNet, ...]":
         """Load the nets."""
@@ -102,9 +95,8 @@ class BoxOptions:
 class GroupOptions(JobOptions):
     """How an evaluation is cut up, resumed and repeated."""
 
-    shard_rows: int | None = option(
-        "--group", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 128]"
-    )
+    shard_rows: int | None = option("--group", type=click.IntRange(1, 65536),
+        help="Images between two restart points. [32, on a GPU 128]")  # fmt: skip
 
 
 @click.group()
@@ -124,39 +116,27 @@ def localise() -> None:
 localise.add_command(localise_train)
 
 
-@localise.command()
-@click.option("--root", required=True, type=PATH, metavar="ROOT",
-              help="ILSVRC, or class folders with annotations.")  # fmt: skip
-@LAYOUT
-@click.option("--annotations", type=PATH, help="Folder of the boxes, if not in the data's tree.")
-@click.option("--classifier", metavar="FILE", help="Rates the boxes; and guesses the classes, without --posteriors.")
-@click.option("--posteriors", "files", multiple=True, type=PATH, metavar="FILE.h5",
-              help="Class posteriors of `vggfeat classify`, averaged: they guess the classes.")  # fmt: skip
-@click.option("--protocol", type=click.Choice(["dense", "gt"]), default="dense", show_default=True,
-              help="dense: five guesses an image. gt: the true class is given, centre crop.")  # fmt: skip
-@click.option("--out", required=True, type=PATH, help="Folder for the results.")
-@with_options(BoxOptions, "boxes")
-@with_options(DecodingOptions, "decoding")
-@with_options(GroupOptions, "job")
-@SPREADSHEET_SAFE
-@LOCALISE.option()
-@json_option("Print JSON instead of text.")
-@QUIET
+@command(group=localise)
 def evaluate(
-    root: Path,
-    layout: "Layout | None",
-    annotations: Path | None,
-    classifier: str | None,
-    files: tuple[Path, ...],
-    protocol: str,
-    out: Path,
+    *,
+    root: Path = option(required=True, type=PATH, metavar="ROOT", help="ILSVRC, or class folders with annotations."),
+    layout: "Layout | None" = LAYOUT,
+    annotations: Path | None = option(type=PATH, help="Folder of the boxes, if not in the data's tree."),
+    classifier: str | None = option(metavar="FILE",
+        help="Rates the boxes; and guesses the classes, without --posteriors."),
+    files: tuple[Path, ...] = option("--posteriors", multiple=True, type=PATH, metavar="FILE.h5",
+        help="Class posteriors of `vggfeat classify`, averaged: they guess the classes."),
+    protocol: str = option(type=click.Choice(["dense", "gt"]), default="dense",
+        help="dense: five guesses an image. gt: the true class is given, centre crop."),
+    out: Path = option(required=True, type=PATH, help="Folder for the results."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
     job: GroupOptions,
-    spreadsheet_safe: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    config: Path | None = LOCALISE.option,
+    as_json: bool = json_option("Print JSON instead of text."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Compute the localisation error on validation images, by the official rules.
 
     dense: box nets and the classification net see the whole image at every Q; the boxes of the five best classes
@@ -233,29 +213,20 @@ def evaluate(
     return 3 if len(found.failed) > job.allow_failed else 0
 
 
-@localise.command()
-@click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("--classifier", required=True, metavar="FILE", help="Guesses the classes, and rates the boxes.")
-@click.option("--out", required=True, type=PATH, help="Folder for drawings and predictions.")
-@click.option("--top", type=click.IntRange(1, 5), default=1, show_default=True, help="Classes shown for an image.")
-@with_options(BoxOptions, "boxes")
-@with_options(DecodingOptions, "decoding")
-@ALLOW_FAILED
-@SPREADSHEET_SAFE
-@json_option("Print JSON instead of text.")
-@QUIET
+@command(group=localise)
 def predict(
-    images: tuple[Path, ...],
-    classifier: str,
-    out: Path,
-    top: int,
+    *,
+    images: tuple[Path, ...] = argument(nargs=-1, required=True, type=PATH),
+    classifier: str = option(required=True, metavar="FILE", help="Guesses the classes, and rates the boxes."),
+    out: Path = option(required=True, type=PATH, help="Folder for drawings and predictions."),
+    top: int = option(type=click.IntRange(1, 5), default=1, help="Classes shown for an image."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
-    allow_failed: int,
-    spreadsheet_safe: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+    allow_failed: int = ALLOW_FAILED,
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    as_json: bool = json_option("Print JSON instead of text."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Locate what is on images, and draw the boxes.
 
     IMAGES are files, or folders of files. The folder receives a PNG with boxes and labels for every image,
@@ -287,22 +258,20 @@ def predict(
             found.append(one)
             bar.update(len(found), len(files))
     content = write_box_predictions(found, classes, words, out, spreadsheet_safe=spreadsheet_safe)
-    if as_json:
-        say_json(content)
-    else:
-        for line in summary_lines(found, classes, words):
-            say(line)
-        drawn = sum(bool(one.drawn) for one in found)
-        say(f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv")
-    return 3 if sum(not one.drawn for one in found) > allow_failed else 0
+    drawn = sum(bool(one.drawn) for one in found)
+    told = f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv"
+    show(as_json, content, [*summary_lines(found, classes, words), told])
+    return 3 if len(found) - drawn > allow_failed else 0
 
 
-@localise.command()
-@click.argument("submission", type=PATH)
-@click.option("--images", type=click.IntRange(1), default=50_000, show_default=True, help="Lines expected.")
-@click.option("--classes", type=click.IntRange(1), default=1000, show_default=True, help="Labels are from 1 to this.")
-@json_option()
-def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
+@command(group=localise)
+def check(
+    *,
+    submission: Path = argument(type=PATH),
+    images: int = option(type=click.IntRange(1), default=50_000, help="Lines expected."),
+    classes: int = option(type=click.IntRange(1), default=1000, help="Labels are from 1 to this."),
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Check a submission file against the official format.
 
     A line an image, in the order of file names: label xmin ymin xmax ymax, one to five times. Five zeros are no
@@ -315,10 +284,8 @@ def check(submission: Path, images: int, classes: int, as_json: bool) -> None:
     from vggfeat.localisation.submission import read_submission
 
     guesses = sum(len(line) for line in read_submission(submission, images=images, classes=classes))
-    if as_json:
-        say_json({"file": str(submission), "images": images, "guesses": guesses})
-        return
-    say(f"{submission}: {counted(images, 'line{s}')}, {counted(guesses, 'guess{es}')}")
+    told = f"{submission}: {counted(images, 'line{s}')}, {counted(guesses, 'guess{es}')}"
+    show(as_json, {"file": str(submission), "images": images, "guesses": guesses}, [told])
 
 
 def _classifier(spec: str) -> "Backbone":

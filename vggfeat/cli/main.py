@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 import click
 
-from vggfeat.cli.audit import audit, map_
 from vggfeat.cli.bench import bench
 from vggfeat.cli.classify import classify
 from vggfeat.cli.data import data
@@ -19,11 +18,9 @@ from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
 from vggfeat.cli.output import say, say_lines, say_note
 from vggfeat.cli.plan import merge, plan
-from vggfeat.cli.predict import explain, predict
-from vggfeat.cli.probe import probe
-from vggfeat.cli.report import report
+from vggfeat.cli.predict import explain, predict, similar
+from vggfeat.cli.report import audit, map_, probe, report
 from vggfeat.cli.signals import Terminated, breaking_off, interruption, line, number_of, stop_listening, stopped
-from vggfeat.cli.similar import similar
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
 from vggfeat.cli.weights import weights

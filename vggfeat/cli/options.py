@@ -1,9 +1,10 @@
 """What commands have in common: kinds of values, and groups of options that arrive as one object."""
 
 import contextlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,34 +14,96 @@ from click.core import ParameterSource
 from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.runtime.devices import default_batch_pixels, default_workers
+from vggfeat.runtime.storage import StorageSettings, is_remote
 from vggfeat.weights import load_backbone
+from vggfeat.weights.load import BUNDLED
 from vggfeat.weights.sources import find_file
 
 if TYPE_CHECKING:
     from vggfeat.extract import RunSettings
+    from vggfeat.forward.features import ExtractionSettings
     from vggfeat.images.decode import DecodeSettings
     from vggfeat.nets.backbone import Backbone
     from vggfeat.weights.importing import Preprocessing
 
+
+def option(*names: str, **settings: Any) -> Any:
+    """Declare an option where its value is declared: as the default of a command's parameter, or a field of a group.
+
+    The arguments are those of `click.option`; without names it is called as the value is. An option without a default
+    is None when it is not given, and its help says in brackets what holds then.
+    """
+    default = settings.get("default", False if settings.get("is_flag") else None)
+    if default is not None and not settings.get("is_flag"):
+        settings.setdefault("show_default", True)
+    return field(default=default, metadata={"make": click.option, "names": names, "settings": settings})
+
+
+def flag(*names: str, help: str) -> Any:  # noqa: A002  as click calls it
+    """Declare an option without a value."""
+    return option(*names, is_flag=True, help=help)
+
+
+def argument(**settings: Any) -> Any:
+    """Declare an argument in the same way, as `click.argument`."""
+    return field(default=None, metadata={"make": click.argument, "names": (), "settings": settings})
+
+
+def json_option(help: str = "Print as JSON.") -> Any:  # noqa: A002
+    """Declare the option of all commands whose result a program may read."""
+    return flag("--json", help=help)
+
+
+def names_of(parameter: str, one: Field[Any]) -> tuple[str, ...]:
+    """Return the names that a declaration gives an option; an argument has none."""
+    derived = (f"--{parameter.replace('_', '-')}",) if one.metadata["make"] is click.option else ()
+    return one.metadata["names"] or derived
+
+
+def command(called: str | None = None, *, group: Any = click, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a command of a function, whose parameters are what it takes.
+
+    The default of a parameter is what `option` or `argument` returned; one without a default is annotated with a group
+    of options, a dataclass, which it receives as one object.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        groups, declared = {}, []
+        for parameter in signature(function).parameters.values():
+            if isinstance(parameter.default, Field):
+                declared.append((parameter.name, parameter.default))
+            else:
+                groups[parameter.name] = parameter.annotation
+                declared += [(one.name, one) for one in fields(parameter.annotation)]
+
+        @wraps(function)
+        def run(**given: Any) -> Any:
+            for name, options in groups.items():
+                given[name] = options(**{one.name: given.pop(one.name) for one in fields(options)})
+            return function(**given)
+
+        for name, one in reversed(declared):
+            run = one.metadata["make"](*names_of(name, one), name, **one.metadata["settings"])(run)
+        return group.command(called, **settings)(run)
+
+    return decorate
+
+
 PATH = click.Path(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
-LAYOUT = click.option("--layout", type=click.Choice(["splits", "classes"]),
-                      help="What the folders at the top of your own images are, where it can't be told.")  # fmt: skip
+LAYOUT = option(type=click.Choice(["splits", "classes"]),
+    help="What the folders at the top of your own images are, where it can't be told.")  # fmt: skip
 """For all commands that read class folders."""
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
 """What the help calls the value of --weights."""
 PRECISIONS = "fp32", "winograd", "tf32", "bf16", "fp16"
 """Of convolutions; which a device has is checked when it is known."""
-DEVICE = click.option("--device", help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-ALLOW_FAILED = click.option("--allow-failed", type=click.IntRange(0), default=0, show_default=True,
-                            help="Failed images for exit code 0.")  # fmt: skip
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress.")
-
-
-def json_option(help: str = "Print as JSON.") -> Callable[[Any], Any]:  # noqa: A002  as click calls it
-    """Return the option of all commands whose result a program may read."""
-    return click.option("--json", "as_json", is_flag=True, help=help)
+DEVICE = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
+ALLOW_FAILED = option(type=click.IntRange(0), default=0, help="Failed images for exit code 0.")
+OVERWRITE = flag(help="Replace an existing file.")
+QUIET = flag(help="No progress.")
+JSON = json_option()
+SPREADSHEET_SAFE = flag(help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]")
 
 
 class Parsed(click.ParamType):
@@ -69,26 +132,6 @@ class Parsed(click.ParamType):
             self.fail(f"expected {self.expected}, found {value!r}", param, ctx)
 
 
-def Numbers(kind: type[int] | type[float]) -> Parsed:  # noqa: N802  it is used as a type
-    """Return the type of numbers separated by commas."""
-    return Parsed("N,N,...", "numbers separated by commas", lambda text: tuple(map(kind, text.split(","))))
-
-
-def Words() -> Parsed:  # noqa: N802
-    """Return the type of words separated by commas."""
-    return Parsed("WORD,WORD,...", "words", lambda text: tuple(part.strip() for part in text.split(",")))
-
-
-def Scale() -> Parsed:  # noqa: N802
-    """Return the type of a side in pixels, or of a range of sides; a single side is a range of one."""
-    return Parsed("S|LOWEST:HIGHEST", "a side in pixels, or lowest:highest", _scale)
-
-
-def Sides() -> Parsed:  # noqa: N802
-    """Return the type of height and width of an image."""
-    return Parsed("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels", _sides)
-
-
 def _scale(text: str) -> tuple[int, int]:
     lowest, _, highest = text.partition(":")
     return int(lowest), int(highest or lowest)
@@ -99,70 +142,37 @@ def _sides(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def option(*names: str, **settings: Any) -> Any:
-    """Declare a field of a group of options: the arguments are those of `click.option`.
-
-    An option without a default is None when it is not given, and its help says in brackets what holds then.
-    """
-    default = settings.get("default", False if settings.get("is_flag") else None)
-    if default is not None and not settings.get("is_flag"):
-        settings.setdefault("show_default", True)
-    return field(default=default, metadata={"names": names, "settings": settings})
-
-
-def with_options(group: type, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a group, which it receives as one object under a name."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(command)
-        def run(*args: Any, **given: Any) -> Any:
-            values = {one.name: given.pop(one.name) for one in fields(group)}
-            return command(*args, **given, **{name: group(**values)})
-
-        for one in reversed(fields(group)):
-            run = click.option(*one.metadata["names"], one.name, **one.metadata["settings"])(run)
-        return run
-
-    return decorate
-
-
-SPREADSHEET_SAFE = click.option(
-    "--spreadsheet-safe",
-    is_flag=True,
-    help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]",
-)
+INTEGERS = Parsed("N,N,...", "numbers separated by commas", lambda text: tuple(map(int, text.split(","))))
+FLOATS = Parsed("N,N,...", "numbers separated by commas", lambda text: tuple(map(float, text.split(","))))
+WORDS = Parsed("WORD,WORD,...", "words", lambda text: tuple(part.strip() for part in text.split(",")))
+SCALE = Parsed("S|LOWEST:HIGHEST", "a side in pixels, or lowest:highest", _scale)
+"""A single side is a range of one."""
+SIDES = Parsed("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels", _sides)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardOptions:
     """How a net runs over images."""
 
-    precision: str = option(
-        "--precision", type=click.Choice(PRECISIONS), default="fp32",
+    precision: str = option(type=click.Choice(PRECISIONS), default="fp32",
         help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
-        "some images are computed in fp32 as well and compared.",
-    )  # fmt: skip
-    interpolation: str = option(
-        "--interpolation", type=click.Choice(["bilinear", "bicubic"]), default="bilinear",
-        help="How images are rescaled.",
-    )  # fmt: skip
-    batch_pixels: int | None = option(
-        "--batch-pixels", type=click.IntRange(1), help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]"
-    )
+        "some images are computed in fp32 as well and compared.")  # fmt: skip
+    interpolation: str = option(type=click.Choice(["bilinear", "bicubic"]), default="bilinear",
+        help="How images are rescaled.")  # fmt: skip
+    batch_pixels: int | None = option(type=click.IntRange(1),
+        help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")  # fmt: skip
 
     def given(self, device: str) -> dict[str, Any]:
         """Return the fields of `vggfeat.forward.ForwardSettings` that they decide."""
-        batch_pixels = self.batch_pixels or default_batch_pixels(device)
-        return {"precision": self.precision, "interpolation": self.interpolation, "batch_pixels": batch_pixels}
+        return {**vars(self), "batch_pixels": self.batch_pixels or default_batch_pixels(device)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
     """Who decodes image files."""
 
-    workers: int | None = option(
-        "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
-    )
+    workers: int | None = option(type=click.IntRange(0, 256),
+        help="Processes that decode images. [one a core, at most 16]")  # fmt: skip
 
     def processes(self) -> int:
         """Return how many processes decode."""
@@ -173,12 +183,8 @@ class WorkerOptions:
 class LimitOptions:
     """Which images are taken."""
 
-    max_pixels: int | None = option(
-        "--max-pixels", type=click.IntRange(1), help="Larger images fail by name. [89478485]"
-    )
-    allow_truncated: bool = option(
-        "--allow-truncated", is_flag=True, help="Take images that end early; the rest of them is grey."
-    )
+    max_pixels: int | None = option(type=click.IntRange(1), help="Larger images fail by name. [89478485]")
+    allow_truncated: bool = flag(help="Take images that end early; the rest of them is grey.")
 
     def settings(self) -> "DecodeSettings":
         """Return the limits for an image."""
@@ -192,7 +198,7 @@ class LimitOptions:
 class DecodingOptions(LimitOptions, WorkerOptions):
     """How image files are decoded."""
 
-    time_limit: float = option("--time-limit", type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
+    time_limit: float = option(type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
 
     def settings(self) -> "DecodeSettings":
         """Return the limits for an image."""
@@ -203,48 +209,33 @@ class DecodingOptions(LimitOptions, WorkerOptions):
 class JobOptions:
     """How a job is cut up, resumed and repeated."""
 
-    shard_rows: int | None = option(
-        "--shard-rows", type=click.IntRange(1, 65536), help="Images between two restart points. [32, on a GPU 256]"
-    )
-    allow_failed: int = option(
-        "--allow-failed", type=click.IntRange(0), default=0, help="Failed images for exit code 0."
-    )
-    retry_failed: bool = option(
-        "--retry-failed", is_flag=True, help="Compute again what failed, or has changed, since."
-    )
-    overwrite: bool = option("--overwrite", is_flag=True, help="Replace a file that is damaged or of other settings.")
+    shard_rows: int | None = option(type=click.IntRange(1, 65536),
+        help="Images between two restart points. [32, on a GPU 256]")  # fmt: skip
+    allow_failed: int = option(type=click.IntRange(0), default=0, help="Failed images for exit code 0.")
+    retry_failed: bool = flag(help="Compute again what failed, or has changed, since.")
+    overwrite: bool = flag(help="Replace a file that is damaged or of other settings.")
 
     def settings(self, device: str, workers: int) -> "RunSettings":
         """Return them as `vggfeat.extract_features` takes them."""
         from vggfeat.extract import RunSettings
 
-        return RunSettings(
-            device=device,
-            workers=workers,
-            shard_rows=self.shard_rows,
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
-        )
+        given = {name: value for name, value in vars(self).items() if name != "allow_failed"}
+        return RunSettings(device=device, workers=workers, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingOptions:
     """Which pixels a net takes, for a file of another library that does not say it."""
 
-    mean: tuple[float, ...] | None = option(
-        "--mean", type=Numbers(float),
-        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by format]",
-    )  # fmt: skip
-    std: tuple[float, ...] | None = option(
-        "--std", type=Numbers(float), help="Divided by after that, as --mean. [by format]"
-    )
-    channels: str | None = option("--channels", type=click.Choice(["rgb", "bgr"]), help="Their order. [by format]")
-    highest: str | None = option(
-        "--range", type=click.Choice(["1", "255"]), help="Highest value of a pixel. [by format]"
-    )
-    pool_rounding: str | None = option(
-        "--pool-rounding", type=click.Choice(["floor", "ceil"]), help="Of the poolings' outputs. [by format]"
-    )
+    mean: tuple[float, ...] | None = option(type=FLOATS,
+        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
+        "format]")  # fmt: skip
+    std: tuple[float, ...] | None = option(type=FLOATS, help="Divided by after that, as --mean. [by format]")
+    channels: str | None = option(type=click.Choice(["rgb", "bgr"]), help="Their order. [by format]")
+    highest: str | None = option("--range", type=click.Choice(["1", "255"]),
+        help="Highest value of a pixel. [by format]")  # fmt: skip
+    pool_rounding: str | None = option(type=click.Choice(["floor", "ceil"]),
+        help="Of the poolings' outputs. [by format]")  # fmt: skip
 
     def stated(self) -> "Preprocessing":
         """Return them as `vggfeat.weights.load.load_file` takes them."""
@@ -265,11 +256,10 @@ def print_notes(backbone: "Backbone") -> None:
     """Write to standard error what was assumed of a net's file, and what was passed over in it."""
     from vggfeat.weights.importing import notes
 
-    for note in notes(backbone):
-        say_note(note)
+    note_all(notes(backbone))
 
 
-def refuse_options(context: click.Context, names: Collection[str], why: str) -> None:
+def refuse_options(names: Collection[str], why: str) -> None:
     """Refuse options that decide nothing here: to ignore them would be to say yes and do something else.
 
     Raises
@@ -277,6 +267,7 @@ def refuse_options(context: click.Context, names: Collection[str], why: str) -> 
     ConfigError
         If one of these parameters was given.
     """
+    context = click.get_current_context()
     for param in context.command.params:
         if param.name in names and context.get_parameter_source(str(param.name)) != ParameterSource.DEFAULT:
             raise ConfigError(f"{param.opts[0]}: {why}; leave it out")
@@ -289,3 +280,77 @@ def net_files(*specs: str | None) -> list[Path]:
         with contextlib.suppress(VggfeatError):  # Whoever loads it says what is wrong.
             found.append(find_file(spec, download=False))
     return found
+
+
+PHOTOGRAPHS = (
+    "small has seen rendered images only, so that features of photographs say little, those of --layer fc6 the most; "
+    "a net that has seen photographs: vggfeat weights fetch vgg16-caffe"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(ForwardOptions):
+    """What decides a feature, apart from the net and the image."""
+
+    scales: tuple[int, ...] | None = option(type=INTEGERS,
+        help="Q, smallest image sides in pixels. [the paper's for the data set]")  # fmt: skip
+    regions: tuple[str, ...] | None = option(type=WORDS,
+        help="image, box, or image,box. [the paper's for the data set]")  # fmt: skip
+    layer: str = option(default="fc7", help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8.")
+    batching: str = option(type=click.Choice(["size", "padded"]), default="size",
+        help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
+    compiled: bool = flag("--compile",
+        help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
+
+    def settings(self, name: str, device: str) -> "ExtractionSettings":
+        """Return them for a data set, with what the paper took for it where nothing was given."""
+        from vggfeat.datasets.catalogue import DATASETS
+        from vggfeat.forward.features import ExtractionSettings
+
+        record = DATASETS.get(name, DATASETS["folder"])
+        paper = {"scales": self.scales or record.scales, "regions": self.regions or record.regions}
+        return ExtractionSettings(**(self.given(device) | paper))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """How what is not on this machine is read."""
+
+    attempts: int = option(type=click.IntRange(1), default=5,
+        help="Of each request to a store or server, if it fails.")  # fmt: skip
+    allow_private: bool = flag(
+        help="Read http(s) addresses of this machine and of the own network; lists of others may lead "
+        "there.")  # fmt: skip
+
+    def settings(self) -> StorageSettings:
+        """Return them as the stores take them."""
+        return StorageSettings(**vars(self))
+
+
+def load_noted_net(weights: str | None, *, rendered: bool) -> "Backbone":
+    """Load a net, and note what its user should know of it."""
+    backbone = load_net(weights)
+    if backbone.source == BUNDLED and not rendered:
+        say_note(PHOTOGRAPHS)
+    if not backbone.trained:
+        say_note(f"{backbone.source} is an untrained net: good for trials, not for results")
+    return backbone
+
+
+def named_after(file: Path, suffix: str) -> Path:
+    """Return what an output is called by default: next to its input, or here if that is at an address."""
+    return (Path(file.name) if is_remote(file) else file).with_suffix(suffix)
+
+
+def note_all(notes: Sequence[str]) -> None:
+    """Note what a user should know of a copy of the data."""
+    for note in notes:
+        say_note(note)
+
+
+def stem(name: str, root: Path | None) -> str:
+    """Return what outputs are called: a user's own images are better known by their folder than by "folder"."""
+    if name in ("folder", "manifest") and root is not None:
+        place = root.resolve()
+        return (place.stem if place.is_file() else place.name) or name
+    return name

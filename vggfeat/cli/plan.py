@@ -2,32 +2,32 @@
 
 import os
 import shlex
-from collections import Counter
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.extraction import EngineOptions, FeatureOptions, StoreOptions, load_noted_net, note_all
 from vggfeat.cli.options import (
     LAYOUT,
     NET,
     PATH,
     QUIET,
-    DecodingOptions,
+    FeatureOptions,
     LimitOptions,
-    Parsed,
+    StoreOptions,
+    argument,
+    command,
+    flag,
     json_option,
+    load_noted_net,
     net_files,
+    note_all,
     option,
     refuse_options,
-    with_options,
 )
-from vggfeat.cli.output import make_folder, say, say_json, say_note
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress, make_folder, say, say_json, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.addresses import is_address
 from vggfeat.runtime.storage import is_remote, open_storage
@@ -36,170 +36,35 @@ from vggfeat.samples import RENDERED, is_rendered
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
-    from vggfeat.engines.engine import ShardTask
     from vggfeat.listing import Listing
     from vggfeat.store.plan import Plan
 
 
-def _share(text: str) -> tuple[int, int]:
-    number, count = map(int, text.split("/"))
-    if not 1 <= number <= count:
-        raise ValueError
-    return number, count
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRunOptions(EngineOptions):
-    """Which shards of a plan are computed, and where."""
-
-    run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
-    take: tuple[int, int] | None = option(
-        "--take", type=Parsed("NUMBER/COUNT", "a number from 1 to a count, such as 17/1000", _share),
-        help="With --plan: of every COUNT shards the one of this NUMBER, from 1. [all; under torchrun its share]",
-    )  # fmt: skip
-    mixed: bool = option(
-        "--mixed", is_flag=True,
-        help="With --plan: let machines of another kind take part, if their features agree with those that are there.",
-    )  # fmt: skip
-
-    def task(
-        self, weights: str | None, device: str | None, root: str | None, decoding: DecodingOptions,
-        stores: StoreOptions, *, again: bool,
-    ) -> "ShardTask":  # fmt: skip
-        """Return what every process must know."""
-        from vggfeat.engines.engine import ShardTask
-
-        return ShardTask(
-            run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
-            root=root if root is None or is_remote(root) else os.path.abspath(root), mixed=self.mixed, again=again,
-            storage=stores.settings(),
-        )  # fmt: skip
-
-    def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
-        """Compute the shards that are asked for, and print what became of them; returns the exit code."""
-        from vggfeat.engines.engine import Share, torchrun_share
-
-        engine, share = self.chosen_engine(), torchrun_share(os.environ)
-        if share is not None and self.take is not None:
-            raise ConfigError("--take: expected it or torchrun, found both; leave one out")
-        share = share or (Share(*self.take) if self.take else None)
-        plan = task.plan()
-        own = range(plan.shards) if share is None else share.of(plan.shards)
-        present = plan.present()
-        found = _Found(plan, "" if share is None else f" {share}", own, [shard for shard in own if shard in present])
-        pending = list(own) if task.again else [shard for shard in own if shard not in present]
-        with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
-            found.show(bar)
-            if pending:  # else no net is loaded
-                plan.storage.check_writable()
-                with closing(engine.compute(task, pending, found.progress(bar))) as results:
-                    for result in results:
-                        found.add(result)
-                        found.show(bar)
-        found.tell(as_json)
-        return 3 if found.failed.total() > allow_failed else 0
-
-
-class _Found:
-    """What became of the shards of a process."""
-
-    def __init__(self, plan: "Plan", share: str, own: range, before: list[int]) -> None:
-        self.plan, self.share, self.own, self.before = plan, share, own, before
-        self.rows = sum(len(plan.rows_of(shard)) for shard in own)
-        self.done = sum(len(plan.rows_of(shard)) for shard in before)
-        self.failed: Counter[str] = Counter()
-        self.shards = 0
-        self.precision: Any = None
-
-    def add(self, result: Any) -> None:
-        """Count a shard."""
-        self.shards += 1
-        self.done += result.rows if result.shard not in self.before else 0
-        self.failed.update(result.reasons)
-        self.precision = result.precision or self.precision
-
-    def show(self, bar: Any, more: float = 0) -> None:
-        """Show how far it is."""
-        bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
-
-    def progress(self, bar: Any) -> Any:
-        """Return what is called with the images of the shard at work that are done."""
-        return lambda more: self.show(bar, more)
-
-    def tell(self, as_json: bool) -> None:
-        """Print it."""
-        if as_json:
-            say_json({
-                "run": self.plan.where, "share": self.share.strip() or None, "shards": len(self.own),
-                "computed": self.shards, "before": len(self.before), "images": self.rows,
-                "failed": self.failed.total(), "failed_by_reason": dict(self.failed.most_common()),
-            })  # fmt: skip
-            return
-        told = [f"{self.shards} of {len(self.own)} shards computed"]
-        if self.before:
-            told.append(f"{len(self.before)} done before")
-        if self.failed:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
-            told.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
-        share = f" share{self.share}," if self.share else ""
-        say(f"{self.plan.where}:{share} {', '.join(told)}")
-        if self.precision is not None:
-            say_note(_agreement(self.precision))
-
-
-def _agreement(precision: Any) -> str:
-    from vggfeat.forward.rerun import LEAST_COSINE
-
-    if precision.least is None:
-        return "no image could be computed again in float32, so nothing is known of the difference"
-    advice = "" if precision.least >= LEAST_COSINE else f", below {LEAST_COSINE}: with this net take --precision fp32"
-    images = counted(precision.images, "image{s}")
-    return f"computed again in float32, the least cosine of {images} is {precision.least:.6f}{advice}"
-
-
-@click.command()
-@click.option("--dataset", "name", metavar="NAME", help="A name of `vggfeat data list`, or tar or parquet.")
-@click.option(
-    "--root",
-    help="Where the data set is, a folder or address. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]",
-)
-@LAYOUT
-@with_options(ListOptions, "listing")
-@click.option("--weights", metavar=NET, help="The net. [the one in weights/]")
-@click.option("--out", metavar="RUN", help="A folder that is new or empty.")
-@click.option("--extend", metavar="RUN", help="Plan what is new in the data set of this run, behind what it has.")
-@click.option(
-    "--shard-rows", type=click.IntRange(1, 1 << 20), default=4096, show_default=True, help="Images of a shard."
-)
-@click.option("--store", type=click.Choice(["scales", "mean"]), default="scales", show_default=True,
-              help="Keep the features of every scale, or their mean, all that joining by mean needs.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-              help="How values are kept; float16 has 11 bits of each.")  # fmt: skip
-@with_options(FeatureOptions, "features")
-@click.option("--device", default="cpu", show_default=True,
-              help="What will compute the shards, cpu or cuda, which decides --batch-pixels.")  # fmt: skip
-@with_options(LimitOptions, "limits")
-@with_options(StoreOptions, "stores")
-@json_option("Print what was planned as JSON.")
-@QUIET
+@command()
 def plan(
-    name: str | None,
-    root: str | None,
-    layout: "Layout | None",
+    *,
+    name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`, or tar or parquet."),
+    root: str | None = option(
+        help="Where the data set is, a folder or address. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]"),
+    layout: "Layout | None" = LAYOUT,
     listing: ListOptions,
-    weights: str | None,
-    out: str | None,
-    extend: str | None,
-    shard_rows: int,
-    store: str,
-    dtype: str,
+    weights: str | None = option(metavar=NET, help="The net. [the one in weights/]"),
+    out: str | None = option(metavar="RUN", help="A folder that is new or empty."),
+    extend: str | None = option(metavar="RUN",
+        help="Plan what is new in the data set of this run, behind what it has."),
+    shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images of a shard."),
+    store: str = option(type=click.Choice(["scales", "mean"]), default="scales",
+        help="Keep the features of every scale, or their mean, all that joining by mean needs."),
+    dtype: str = option(type=click.Choice(["float32", "float16"]), default="float32",
+        help="How values are kept; float16 has 11 bits of each."),
     features: FeatureOptions,
-    device: str,
+    device: str = option(default="cpu",
+        help="What will compute the shards, cpu or cuda, which decides --batch-pixels."),
     limits: LimitOptions,
     stores: StoreOptions,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+    as_json: bool = json_option("Print what was planned as JSON."),
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Plan the extraction of a data set of any size, as shards that any number of machines can compute.
 
     The list of images is walked once and written in parts, with the size of every file; nothing is computed. The
@@ -219,7 +84,7 @@ def plan(
     from vggfeat.store.plan import FORMAT, PLAN, PlanSettings, read_plan
 
     if extend is not None:
-        refuse_options(click.get_current_context(), _DECIDED, "the plan that is extended has decided it")
+        refuse_options(_DECIDED, "the plan that is extended has decided it")
         old = read_plan(open_storage(extend, stores.settings(), writing=True))
         layout, listing = listing.as_planned(old.options, layout)
         found = _listing(old.name, root or old.options.get("root", old.root), layout, listing, stores)
@@ -289,13 +154,15 @@ def _net_option(plan: "Plan", given: str | None) -> str:
     return "" if find_weights(plan.key["weights_sha256"], name) else f" --weights {shlex.quote(given or name)}"
 
 
-@click.command()
-@click.argument("run")
-@click.option("--out", type=PATH, required=True, help="The feature file.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is damaged or of other settings.")
-@json_option("Print what was written as JSON.")
-@QUIET
-def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
+@command()
+def merge(
+    *,
+    run: str = argument(),
+    out: Path = option(type=PATH, required=True, help="The feature file."),
+    overwrite: bool = flag(help="Replace a file that is damaged or of other settings."),
+    as_json: bool = json_option("Print what was written as JSON."),
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Make one feature file of a finished run, for sets of up to some millions of images.
 
     The file is the one that `vggfeat extract --shard-rows` makes of the same images with as many rows a shard.
@@ -313,7 +180,4 @@ def merge(run: str, out: Path, overwrite: bool, as_json: bool, quiet: bool) -> N
     with ShardedFeatures(run) as features, Progress("merge", "images", quiet=quiet) as bar:
         write(features, out, overwrite=overwrite, progress=bar.update_failed)
         facts = {"file": str(out), "images": len(features), "root": features.root}
-    if as_json:
-        say_json(facts)
-        return
-    say(f"{out}: {counted(len(features), 'image{s}')} of the set {facts['root']}")
+    show(as_json, facts, [f"{out}: {counted(len(features), 'image{s}')} of the set {facts['root']}"])

@@ -1,63 +1,59 @@
-"""`vggfeat predict` and `vggfeat explain`: a saved model on images: their classes, and where a score comes from."""
+"""`vggfeat predict`, `explain` and `similar`: what is on an image, why, and what is like it."""
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.features import DescriptorOptions, default_join
 from vggfeat.cli.options import (
     ALLOW_FAILED,
     DEVICE,
+    JSON,
     NET,
     OVERWRITE,
     PATH,
     QUIET,
     SPREADSHEET_SAFE,
     WorkerOptions,
+    argument,
+    command,
     json_option,
     net_files,
+    option,
     print_notes,
-    with_options,
 )
-from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note, terminal_width
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError, counted
 from vggfeat.results.record import write_file
 from vggfeat.runtime.devices import default_device, ready_device
-from vggfeat.runtime.targets import check_target
+from vggfeat.runtime.targets import anything, check_target
+
+if TYPE_CHECKING:
+    from vggfeat.store.reader import Features
 
 
-@click.command()
-@click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("--model", required=True, type=PATH, metavar="RUN|MODEL",
-              help="Folder of `vggfeat svm --fit-all`, or a model in such a folder.")  # fmt: skip
-@click.option("--weights", multiple=True, metavar=NET,
-              help="The net of the model's features; several where they were fused. [by SHA-256]")  # fmt: skip
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes of an image that are named.")
-@with_options(ProbabilityOptions, "probability")
-@DEVICE
-@with_options(WorkerOptions, "working")
-@ALLOW_FAILED
-@click.option("--out", type=PATH, metavar="FILE.csv", help="Write all scores as CSV.")
-@OVERWRITE
-@SPREADSHEET_SAFE
-@json_option("Print JSON instead of a table.")
-@QUIET
+@command()
 def predict(
-    images: tuple[Path, ...],
-    model: Path,
-    weights: tuple[str, ...],
-    top: int,
+    *,
+    images: tuple[Path, ...] = argument(nargs=-1, required=True, type=PATH),
+    model: Path = option(required=True, type=PATH, metavar="RUN|MODEL",
+        help="Folder of `vggfeat svm --fit-all`, or a model in such a folder."),
+    weights: tuple[str, ...] = option(multiple=True, metavar=NET,
+        help="The net of the model's features; several where they were fused. [by SHA-256]"),
+    top: int = option(type=click.IntRange(1), default=3, help="Classes of an image that are named."),
     probability: ProbabilityOptions,
-    device: str | None,
+    device: str | None = DEVICE,
     working: WorkerOptions,
-    allow_failed: int,
-    out: Path | None,
-    overwrite: bool,
-    spreadsheet_safe: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+    allow_failed: int = ALLOW_FAILED,
+    out: Path | None = option(type=PATH, metavar="FILE.csv", help="Write all scores as CSV."),
+    overwrite: bool = OVERWRITE,
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    as_json: bool = json_option("Print JSON instead of a table."),
+    quiet: bool = QUIET,
+) -> int:  # fmt: skip
     """Say what is on images, by a model of `svm`.
 
     IMAGES are files, or folders with images at any depth. Their features are extracted in memory, by the net and the
@@ -109,27 +105,20 @@ def predict(
     return 3 if int(found.failed.sum()) > allow_failed else 0
 
 
-@click.command()
-@click.argument("image", type=PATH, metavar="IMAGE")
-@click.option("--model", type=PATH, required=True, metavar="RUN|model.safetensors",
-              help="A model of `vggfeat svm`, or the folder of a run with its model.safetensors.")  # fmt: skip
-@click.option("--class", "name", metavar="NAME", help="Whose score is explained. [the highest]")
-@click.option("--weights", multiple=True, metavar=NET,
-              help="The net of the features, once for each. [by SHA-256, in weights/]")  # fmt: skip
-@DEVICE
-@click.option("--out", type=PATH, metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]")
-@OVERWRITE
-@json_option("Print the sums of every scale and class as JSON.")
+@command()
 def explain(
-    image: Path,
-    model: Path,
-    name: str | None,
-    weights: tuple[str, ...],
-    device: str | None,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+    *,
+    image: Path = argument(type=PATH, metavar="IMAGE"),
+    model: Path = option(type=PATH, required=True, metavar="RUN|model.safetensors",
+        help="A model of `vggfeat svm`, or the folder of a run with its model.safetensors."),
+    name: str | None = option("--class", metavar="NAME", help="Whose score is explained. [the highest]"),
+    weights: tuple[str, ...] = option(multiple=True, metavar=NET,
+        help="The net of the features, once for each. [by SHA-256, in weights/]"),
+    device: str | None = DEVICE,
+    out: Path | None = option(type=PATH, metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]"),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = json_option("Print the sums of every scale and class as JSON."),
+) -> None:  # fmt: skip
     """Draw where in an image the score of a class comes from.
 
     A linear SVM on averages over an image is a sum over its positions: what each adds is exact, and with the intercept
@@ -151,8 +140,91 @@ def explain(
     found = explain_image(image, chosen, name=name, weights=weights, device=device or default_device())
     content = evidence_json(found, str(image), str(chosen))
     write_file(target, overlay(found))
-    if as_json:
-        say_json({**content, "drawing": str(target)})
-        return
-    say_lines(evidence_text(content))
-    say(str(out))
+    show(as_json, {**content, "drawing": str(target)}, [*evidence_text(content).split("\n"), str(out)])
+
+
+@command()
+def similar(
+    *,
+    file: Path = argument(type=PATH, metavar="FEATURES.h5|RUN"),
+    query: str = option(required=True, metavar="IMAGE|ID", help="An image file, or the id of one in the file."),
+    top: int = option(type=click.IntRange(1, 10000), default=20, help="How many to name."),
+    descriptors: DescriptorOptions,
+    weights: str | None = option(metavar=NET,
+        help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]"),
+    device: str | None = DEVICE,
+    place: Path | None = option("--index", type=PATH, metavar="FILE",
+        help="Search by an index, which is made if the file is not there: vggfeat[search]."),
+    out: Path | None = option(type=PATH, metavar="PAGE.html", help="Write a page as well."),
+    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+        help="Where the images are, for the page: what `extract --root` was given."),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
+    """Name the images of a feature file that are most like one, by the cosine of their descriptors.
+
+    Every row is compared. An image that is in the file (an id, or a file of the same bytes) needs no net; another
+    one is run through the net that made the file, with the same settings. With --index candidates come from a file that
+    the first such command makes, and their cosines are exact; an image file always goes through the net. It pays for
+    many queries of a million images and more.
+
+    \b
+    Examples:
+      vggfeat similar voc2007.h5 --query 000012
+      vggfeat similar /disk/run --query 000012 --index run.index
+      vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
+    """
+    from vggfeat.results.page import check_page_place, write_page
+    from vggfeat.results.similar import similar_json, similar_page, similar_text
+    from vggfeat.similar import DescriptorSettings, nearest, nearest_by_index, open_index
+    from vggfeat.store.sharded import open_features
+
+    if images is not None and out is None:
+        raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
+    if place is not None:
+        check_target(place, inputs=[file, *filter(None, (images, out))], ours=anything, option="--index")
+        if out is not None and os.path.realpath(place) == os.path.realpath(out):
+            raise ConfigError(f"--index: expected another file than --out, found {place} for both; choose another name")
+        make_folder(place.parent)
+    if out is not None:
+        check_page_place(out, [file, *filter(None, (images,)), query, *net_files(weights)])
+        make_folder(out.parent)
+    settings = DescriptorSettings(
+        join=descriptors.join or default_join(file),  # type: ignore[arg-type]
+        normalisation=descriptors.normalisation,  # type: ignore[arg-type]
+        regions=descriptors.regions,
+    )
+    with open_features(file) as features:
+        row, descriptor = _descriptor(features, query, settings, weights, device, known=place is None)
+        own = () if row is None else (row,)
+        if place is None:
+            found = nearest(features, descriptor, settings, top=top, without=own)
+        else:
+            with Progress("index", "images", quiet=quiet) as bar:
+                index = open_index(features, place, settings, bar.update)
+            found = nearest_by_index(features, descriptor, index, settings, top=top, without=own)
+        content = similar_json(features, query, row, found, settings)
+        if out is not None:
+            sample = None if row is None else features.dataset[row]
+            shown = None if sample is None else (sample.path, sample.box)
+            write_page(out, similar_page(content, features.dataset_name, shown, Path(query), images))
+    told = similar_text(content, width=terminal_width()).split("\n")
+    show(as_json, content, told if out is None else [*told, str(out)])
+
+
+def _descriptor(
+    features: "Features", query: str, settings: Any, weights: str | None, device: str | None, *, known: bool
+) -> tuple[int | None, Any]:
+    from vggfeat.similar import query_of_row
+
+    if query in features.dataset.ids or not Path(query).is_file():
+        return query_of_row(features, query, settings)
+    from vggfeat.forward.rerun import find_net
+    from vggfeat.similar import extract_query, row_of_image
+
+    row = row_of_image(features, Path(query)) if known else None
+    if row is not None:
+        return query_of_row(features, features.dataset.ids[row], settings)
+    net = find_net(str(features.path), features.provenance, weights)
+    made = extract_query(features, Path(query), net, device or default_device(), regions=settings.regions)
+    return None, settings.describe(features, made)[0]

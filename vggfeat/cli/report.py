@@ -1,46 +1,213 @@
-"""`vggfeat report`: folders of results in, one page out."""
+"""`vggfeat audit`, `map`, `probe` and `report`: features or folders of results in, what people look at out."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vggfeat.cli.options import NET, PATH, QUIET, WorkerOptions, json_option, with_options
-from vggfeat.cli.output import make_folder, say, say_json
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.features import GivenFile, GivenOptions
+from vggfeat.cli.options import (
+    INTEGERS,
+    JSON,
+    NET,
+    PATH,
+    QUIET,
+    WORDS,
+    WorkerOptions,
+    argument,
+    command,
+    flag,
+    json_option,
+    option,
+)
+from vggfeat.cli.output import Progress, make_folder, say, say_json, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
 
+if TYPE_CHECKING:
+    from vggfeat.audit import AuditSettings
+    from vggfeat.projection import ProjectionSettings
 
-@click.command()
-@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", type=PATH, default=Path("report.html"), show_default=True,
-              help="The page.")  # fmt: skip
-@click.option("--root", "images", type=PATH, metavar="ROOT",
-              help="Where the images are: what `extract --root` was given. [a page without images]")  # fmt: skip
-@click.option("--explain", is_flag=True,
-              help="With --root: draw where the scores of the worst mistakes come from, by the net.")  # fmt: skip
-@click.option("--weights", multiple=True, metavar=NET,
-              help="With --explain: the nets of the features. [by SHA-256, in weights/]")  # fmt: skip
-@click.option("--device", help="With --explain: cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-@click.option("--resamples", type=click.IntRange(100, 100000), default=1000, show_default=True,
-              help="Of the paired bootstrap between runs.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-@with_options(WorkerOptions, "workers")
-@json_option("Print headlines and differences as JSON.")
-@QUIET
-def report(
-    runs: tuple[Path, ...],
-    out: Path,
-    images: Path | None,
-    explain: bool,
-    weights: tuple[str, ...],
-    device: str | None,
-    resamples: int,
-    seed: int,
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What counts as a problem."""
+
+    near: float = option(type=click.FloatRange(0, 1, min_open=True), default=0.98,
+        help="Least cosine of near duplicates.")  # fmt: skip
+    fewest: int = option(type=click.IntRange(0), default=10, help="Images that a class should have.")
+    neighbours: int = option(type=click.IntRange(1, 1000), default=5,
+        help="Nearest images whose mean distance tells an outlier.")  # fmt: skip
+    folds: int = option(type=click.IntRange(2), default=5,
+        help="Of the cross-validation that doubts labels: so many times classes times 4 SVMs are trained.")  # fmt: skip
+    no_labels: bool = flag(help="Doubt no labels: nothing is trained.")
+    seed: int = option(type=click.IntRange(0), default=0, help="Of the folds.")
+
+    def settings(self) -> "AuditSettings":
+        """Return them as `vggfeat.audit.audit_table` takes them."""
+        from vggfeat.audit import AuditSettings
+
+        given = {name: getattr(self, name) for name in ("near", "fewest", "neighbours", "folds", "seed")}
+        return AuditSettings(labels=not self.no_labels, **given)
+
+
+@command()
+def audit(
+    *,
+    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    chosen: AuditOptions,
+    given: GivenFile,
+    top: int = option(type=click.IntRange(1), default=10, help="Entries of a list on the terminal."),
+    out: Path | None = option(type=PATH, metavar="PAGE.html", help="Write a page as well."),
+    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+        help="Where the images are, for the page or with --descriptors: as for `extract`."),
     workers: WorkerOptions,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+    as_json: bool = json_option("Print all lists as JSON."),
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
+    """Look for copies, near duplicates, wrong labels, outliers and small classes in a feature file.
+
+    Copies have the same bytes; near duplicates a cosine from --near on. Both matter most across splits, and are listed
+    first there. Labels are doubted by SVMs that did not see the image; outliers are far from their nearest images. All
+    of it is for people to look at: nothing is changed.
+
+    \b
+    Examples:
+      vggfeat audit photos.h5
+      vggfeat audit photos.h5 --root photos --out audit.html
+      vggfeat audit --descriptors clip.parquet --dataset folder --root photos
+    """
+    from vggfeat.audit import audit_table
+    from vggfeat.results.audit import audit_json, audit_page, audit_text
+    from vggfeat.results.page import check_page_place, write_page
+
+    inputs = given.inputs(files)
+    if images is not None and out is None and given.file is None:
+        raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
+    if out is not None:
+        check_page_place(out, [*inputs, *filter(None, (images,))])
+        make_folder(out.parent)
+    table = given.read(inputs, images)
+    with Progress("audit", "steps", quiet=quiet) as bar:
+        found = audit_table(table, chosen.settings(), progress=bar.update_stage)
+    content = audit_json(found, table, str(inputs[0]))
+    if out is not None:
+        write_page(out, audit_page(content, images, workers=workers.processes()))
+    told = audit_text(content, top=top, width=terminal_width()).split("\n")
+    show(as_json, content, told if out is None else [*told, str(out)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionOptions:
+    """How images get a place in the plane."""
+
+    method: str = option(type=click.Choice(["tsne", "umap", "pca"]), default="tsne",
+        help="umap needs the library umap-learn: vggfeat[umap].")  # fmt: skip
+    clusters: int | None = option(type=click.IntRange(1),
+        help="Of k-means. [the square root of half the images, at most 20]")  # fmt: skip
+    most: int = option(type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn.")
+    seed: int = option(type=click.IntRange(0), default=0, help="Of all random choices.")
+
+    def settings(self) -> "ProjectionSettings":
+        """Return them as `vggfeat.projection` takes them."""
+        from vggfeat.projection import ProjectionSettings
+
+        return ProjectionSettings(**vars(self))
+
+
+@command("map")
+def map_(
+    *,
+    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    out: Path = option(type=PATH, default=Path("map.html"), help="The page."),
+    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+        help="Where the images are: what `extract --root` was given. [a page without images]"),
+    results: Path | None = option("--run", type=PATH, metavar="RUN",
+        help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]"),
+    projection: ProjectionOptions,
+    given: GivenFile,
+    workers: WorkerOptions,
+    as_json: bool = json_option("Print places and clusters as JSON."),
+) -> None:  # fmt: skip
+    """Show all images of a feature file as points on one page, alike ones near each other.
+
+    Point at one to see the image; drag over some to list their ids. The page also shows clusters (k-means) with their
+    central images, which is a way into images without labels.
+
+    \b
+    Examples:
+      vggfeat map photos.h5 --root photos --out map.html
+      vggfeat map photos.h5 --run photos.svm --method pca
+    """
+    from vggfeat.results.map_page import map_json, map_page, map_text, predictions_of
+    from vggfeat.results.page import check_page_place, write_page
+
+    inputs = given.inputs(files)
+    check_page_place(out, [*inputs, *filter(None, (images, results))])
+    make_folder(out.parent)
+    predicted = None if results is None else predictions_of(results)
+    content = map_json(given.read(inputs, images), str(inputs[0]), projection.settings(), predicted)
+    write_page(out, map_page(content, images, workers=workers.processes()))
+    show(as_json, {**content, "page": str(out)}, [*map_text(content).split("\n"), str(out)])
+
+
+@command()
+def probe(
+    *,
+    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    given: GivenOptions,
+    probes: tuple[str, ...] = option(type=WORDS, default="svm,knn,logistic", help="Which classifiers."),
+    shots: tuple[int, ...] = option(type=INTEGERS, default="1,2,4,8,16",
+        help="Images of each class to train on; all are measured as well."),
+    repeats: int = option(type=click.IntRange(1), default=5, help="Draws of so few images."),
+    folds: int = option(type=click.IntRange(2), default=5, help="Of a cross-validation."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of draws and folds."),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
+    """Measure nearest neighbours and logistic regression beside the SVM, on all training images and on few.
+
+    Splits and measure are those of `svm`. The number of neighbours, or C, is chosen on the rows that the protocol holds
+    out for it. With few images of each class the spread is over the draws.
+
+    \b
+    Examples:
+      vggfeat probe voc2007.h5
+      vggfeat probe --descriptors clip.parquet --dataset voc2007 --root VOCdevkit --probes knn --shots 1,10
+    """
+    from vggfeat.protocols.probes import ProbeSettings, run_probes
+    from vggfeat.protocols.rules import ProtocolSettings
+    from vggfeat.results.probes import probes_json, probes_text
+
+    inputs = given.inputs(files)
+    protocol = ProtocolSettings(folds=folds, seed=seed)
+    settings = ProbeSettings(probes=probes, shots=shots, repeats=repeats, protocol=protocol)
+    table = given.read(inputs, given.data_root)
+    with Progress("probe", "measurements", quiet=quiet) as bar:
+        measure, values = run_probes(table, settings, progress=bar.update_stage)
+    content = probes_json(measure, values, table.dataset.name)
+    show(as_json, content, probes_text(content, width=terminal_width()).split("\n"))
+
+
+@command()
+def report(
+    *,
+    runs: tuple[Path, ...] = argument(type=PATH, nargs=-1, required=True, metavar="RUN..."),
+    out: Path = option(type=PATH, default=Path("report.html"), help="The page."),
+    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+        help="Where the images are: what `extract --root` was given. [a page without images]"),
+    explain: bool = flag(help="With --root: draw where the scores of the worst mistakes come from, by the net."),
+    weights: tuple[str, ...] = option(multiple=True, metavar=NET,
+        help="With --explain: the nets of the features. [by SHA-256, in weights/]"),
+    device: str | None = option(help="With --explain: cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]"),
+    resamples: int = option(type=click.IntRange(100, 100000), default=1000,
+        help="Of the paired bootstrap between runs."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of the bootstrap."),
+    workers: WorkerOptions,
+    as_json: bool = json_option("Print headlines and differences as JSON."),
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Show the results in folders of `svm`, `train` and others as one page, a file that can be opened and mailed.
 
     It holds the headline by its rule next to the paper's number, a table of classes that sorts, curves, confusions,

@@ -1,7 +1,6 @@
 """`vggfeat svm`: features in, a table of results out; or a saved model and new features in, predictions out."""
 
 import os
-import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import SVM
-from vggfeat.cli.descriptors import GivenOptions
-from vggfeat.cli.extraction import named_after
+from vggfeat.cli.features import GivenOptions
 from vggfeat.cli.options import (
+    FLOATS,
     PATH,
     QUIET,
     SPREADSHEET_SAFE,
-    Numbers,
+    argument,
+    command,
+    flag,
     json_option,
+    named_after,
     option,
     refuse_options,
-    with_options,
 )
-from vggfeat.cli.output import claim_folder, say, say_json, say_lines, say_note, terminal_width
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import (
+    Progress,
+    claim_folder,
+    files_and_page,
+    say,
+    say_json,
+    say_lines,
+    say_note,
+    show,
+    terminal_width,
+)
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError, listed
 from vggfeat.runtime.system import processes_of_all
@@ -53,44 +63,27 @@ PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256"
 class ProtocolOptions:
     """What is trained and tested, and how."""
 
-    protocol: str = option(
-        "--protocol", type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
-        default="auto", help="auto: the paper's for the data set in the file.",
-    )  # fmt: skip
-    grid: tuple[float, ...] | None = option(
-        "--grid", type=Numbers(float), help="Values of C to choose from. [1/32, 1/16, ... 1024]"
-    )
-    folds: int | None = option("--folds", type=click.IntRange(2), help="Folds of a cross-validation. [5]")
-    rule: str = option(
-        "--rule", type=click.Choice(["auto", "11-point", "area"]), default="auto",
-        help="Average precision of the headline. auto: VOC-2007 11-point, else area.",
-    )  # fmt: skip
-    difficult_training: str = option(
-        "--difficult-training", type=DIFFICULT, default="ignore",
-        help="What images with difficult objects only are in training.",
-    )  # fmt: skip
-    difficult_scoring: str = option(
-        "--difficult-scoring", type=DIFFICULT, default="ignore",
-        help="What they are in scoring; the official rule is to ignore them.",
-    )  # fmt: skip
-    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of folds and held-out images.")
-    fit_all: bool = option(
-        "--fit-all", is_flag=True, help="In the end train model.safetensors on all labelled images, with the C chosen."
-    )
-    learning_curve: bool = option(
-        "--learning-curve", is_flag=True, help="Train on 1/16 to 1/2 of the images as well: would more images help?"
-    )
-    solver: str = option(
-        "--solver", type=click.Choice(["auto", *SOLVERS]), default="auto",
+    protocol: str = option(default="auto",
+        type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
+        help="auto: the paper's for the data set in the file.")  # fmt: skip
+    grid: tuple[float, ...] | None = option(type=FLOATS,
+        help="Values of C to choose from. [1/32, 1/16, ... 1024]")  # fmt: skip
+    folds: int | None = option(type=click.IntRange(2), help="Folds of a cross-validation. [5]")
+    rule: str = option(type=click.Choice(["auto", "11-point", "area"]), default="auto",
+        help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
+    difficult_training: str = option(type=DIFFICULT, default="ignore",
+        help="What images with difficult objects only are in training.")  # fmt: skip
+    difficult_scoring: str = option(type=DIFFICULT, default="ignore",
+        help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
+    seed: int = option(type=click.IntRange(0), default=0, help="Of folds and held-out images.")
+    fit_all: bool = flag(help="In the end train model.safetensors on all labelled images, with the C chosen.")
+    learning_curve: bool = flag(help="Train on 1/16 to 1/2 of the images as well: would more images help?")
+    solver: str = option(type=click.Choice(["auto", *SOLVERS]), default="auto",
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items())
-        + " auto: newton; stream where the descriptors would take more than half of the free memory.",
-    )  # fmt: skip
-    device: str | None = option("--device", help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
-    jobs: int | None = option(
-        "--jobs",
-        type=click.IntRange(1, 256),
-        help="Worker processes of the solver liblinear, threads of stream. [one a core]",
-    )
+        + " auto: newton; stream where the descriptors would take more than half of the free memory.")  # fmt: skip
+    device: str | None = option(help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
+    jobs: int | None = option(type=click.IntRange(1, 256),
+        help="Worker processes of the solver liblinear, threads of stream. [one a core]")  # fmt: skip
 
     def settings(self, solver: str) -> "ProtocolSettings":
         """Return them as `vggfeat.run_protocol` takes them, with a solver in the place of auto."""
@@ -118,15 +111,9 @@ class ProtocolOptions:
 class ProbabilityOptions:
     """What is said of scores."""
 
-    probabilities: bool = option(
-        "--probabilities",
-        is_flag=True,
-        help="Of each class, next to its score; the model is one of `svm --fit-all`.",
-    )
-    abstain_below: float | None = option(
-        "--abstain-below", type=click.FloatRange(0, 1), metavar="P",
-        help="Give no class that is less probable than P. [none is too improbable]",
-    )  # fmt: skip
+    probabilities: bool = flag(help="Of each class, next to its score; the model is one of `svm --fit-all`.")
+    abstain_below: float | None = option(type=click.FloatRange(0, 1), metavar="P",
+        help="Give no class that is less probable than P. [none is too improbable]")  # fmt: skip
 
     def settings(self) -> "PredictionSettings":
         """Return them as `vggfeat.protocols.apply_model` takes them."""
@@ -135,37 +122,25 @@ class ProbabilityOptions:
         return PredictionSettings(probabilities=self.probabilities, abstain_below=self.abstain_below)
 
 
-@click.command()
-@click.argument("files", type=PATH, nargs=-1, metavar="FEATURES.h5|RUN...")
-@click.option("--features", "more_files", multiple=True, type=PATH, metavar="FILE.h5",
-              help="The same as a feature file without an option.")  # fmt: skip
-@click.option("--apply", "model", type=PATH, metavar="MODEL|RUN",
-              help="Train nothing: rank or label the images of the feature files with a saved model.")  # fmt: skip
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True,
-              help="With --apply: how many images of each class, and classes of each image, are named.")  # fmt: skip
-@with_options(ProbabilityOptions, "probability")
-@with_options(GivenOptions, "given")
-@with_options(ProtocolOptions, "protocol")
-@click.option("--out", type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]")
-@SPREADSHEET_SAFE
-@SVM.option()
-@json_option("Print the JSON file instead of the table.")
-@QUIET
-@click.pass_context
+@command()
 def svm(
-    context: click.Context,
-    files: tuple[Path, ...],
-    more_files: tuple[Path, ...],
-    model: Path | None,
-    top: int,
+    *,
+    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    more_files: tuple[Path, ...] = option("--features", multiple=True, type=PATH, metavar="FILE.h5",
+        help="The same as a feature file without an option."),
+    model: Path | None = option("--apply", type=PATH, metavar="MODEL|RUN",
+        help="Train nothing: rank or label the images of the feature files with a saved model."),
+    top: int = option(type=click.IntRange(1), default=5,
+        help="With --apply: how many images of each class, and classes of each image, are named."),
     probability: ProbabilityOptions,
     given: GivenOptions,
     protocol: ProtocolOptions,
-    out: Path | None,
-    spreadsheet_safe: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+    out: Path | None = option(type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]"),
+    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    config: Path | None = SVM.option,
+    as_json: bool = json_option("Print the JSON file instead of the table."),
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Choose C, train linear SVMs and test them, by the protocol of the data set in the feature file.
 
     Several feature files of the same images are fused by stacking their descriptors, in the order given.
@@ -195,11 +170,11 @@ def svm(
     files = tuple(given.inputs(files + more_files))
     if model is not None:
         _refuse_several("--apply")
-        settled = {str(param.name) for param in context.command.params} - WITH_APPLY
-        refuse_options(context, settled, "not together with --apply, where the model decides")
+        settled = {str(param.name) for param in click.get_current_context().command.params} - WITH_APPLY
+        refuse_options(settled, "not together with --apply, where the model decides")
         _apply(model, files, top, probability, out or named_after(files[0], ".applied"), spreadsheet_safe, as_json)
         return
-    refuse_options(context, ONLY_APPLY, "expected together with --apply, found alone")
+    refuse_options(ONLY_APPLY, "expected together with --apply, found alone")
     several = processes_of_all() > 1
     if given.file is not None:
         _refuse_several("--descriptors")
@@ -237,12 +212,9 @@ def svm(
     record = svm_record(result)
     _note_replaced(folder, record.content["settings"])
     written = write_results(result, table.dataset, folder)
-    if as_json:
-        say_json(record.content)
-        return
-    say_lines(record.text(width=terminal_width()))
-    say(f"{folder}: {', '.join(path.name for path in written)}")
-    say(f"as a page: vggfeat report {shlex.quote(str(folder))} --root ROOT")
+    told = record.text(width=terminal_width()).split("\n")
+    names, page = files_and_page(folder, written)
+    show(as_json, record.content, [*told, names, f"{page} --root ROOT"])
 
 
 def _refuse_several(what: str) -> None:
@@ -313,4 +285,4 @@ def _apply(
         say_json(predictions_json(predictions, model=model, top=top))
         return
     say_lines(predictions_table(predictions, top=top, width=terminal_width()))
-    say(f"{folder}: {', '.join(path.name for path in written)}")
+    say(files_and_page(folder, written)[0])

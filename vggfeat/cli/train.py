@@ -1,7 +1,7 @@
 """`vggfeat train` and `vggfeat localise train`: labelled images in, a net for classes or boxes out."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import TRAIN
-from vggfeat.cli.options import LAYOUT, PATH, Scale, load_net, net_files, option, with_options
-from vggfeat.cli.output import say, say_json, say_left_out, say_note
-from vggfeat.cli.progress import Progress, duration
+from vggfeat.cli.options import LAYOUT, PATH, SCALE, command, flag, load_net, net_files, option
+from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.errors import counted
 from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
@@ -28,57 +27,34 @@ if TYPE_CHECKING:
 
 RUN = ("run.json", "log.jsonl", "curves.png", "weights.safetensors", "unreadable.jsonl", "statistics-*.json")
 """Files of a run. What is in its folder already, the run itself looks at."""
-RECIPE = ("width", "pool", "batch", "max_steps", "learning_rate", "initialisation", "normal_std")
-BOX_RECIPE = ("kind", "layers", "frame", "cut", "least_inside", "several", "unit", "head_std", "batch", "max_steps",
-              "learning_rate")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """What every training command takes: the end of the recipe, and how the work is done."""
 
-    dropout: float | None = option(
-        "--dropout", type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]"
-    )
-    momentum: float | None = option("--momentum", type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
-    weight_decay: float | None = option(
-        "--weight-decay", type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]"
-    )
-    colour_shift: float | None = option(
-        "--colour-shift", type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]"
-    )
-    full_decode: bool = option(
-        "--full-decode", is_flag=True, help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it."
-    )
-    drops: int | None = option(
-        "--drops", type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]"
-    )
-    patience: int | None = option(
-        "--patience", type=click.IntRange(1), help="Validations without a gain before that. [5]"
-    )
-    validate_every: int | None = option(
-        "--validate-every", type=click.IntRange(1), metavar="STEPS", help="Steps between validations. [an epoch]"
-    )
-    seed: int = option("--seed", type=click.IntRange(0), default=0, help="Of everything that is random.")
-    device: str | None = option("--device", help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-    precision: str | None = option(
-        "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]"
-    )
-    compiled: bool = option("--compile", is_flag=True, help="Compile the net: slow to start, then faster on a GPU.")
-    micro_batch: int | None = option(
-        "--micro-batch", type=click.IntRange(1), help="Images in one pass: bounds the memory. [what fits]"
-    )
-    workers: int | None = option(
-        "--workers", type=click.IntRange(0, 256), help="Processes that decode images. [one a core, at most 16]"
-    )
-    checkpoint_every: int | None = option(
-        "--checkpoint-every", type=click.IntRange(1), metavar="STEPS", help="Steps between checkpoints. [1000]"
-    )
-    log_every: int | None = option(
-        "--log-every", type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]"
-    )
-    as_json: bool = option("--json", is_flag=True, help="Print the summary as JSON.")
-    quiet: bool = option("--quiet", is_flag=True, help="No progress.")
+    dropout: float | None = option(type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
+    momentum: float | None = option(type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
+    weight_decay: float | None = option(type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
+    colour_shift: float | None = option(type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
+    full_decode: bool = flag(help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
+    drops: int | None = option(type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
+    patience: int | None = option(type=click.IntRange(1), help="Validations without a gain before that. [5]")
+    validate_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
+        help="Steps between validations. [an epoch]")  # fmt: skip
+    seed: int = option(type=click.IntRange(0), default=0, help="Of everything that is random.")
+    device: str | None = option(help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
+    precision: str | None = option(type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+    compiled: bool = flag("--compile", help="Compile the net: slow to start, then faster on a GPU.")
+    micro_batch: int | None = option(type=click.IntRange(1), help="Images in one pass: bounds the memory. [what fits]")
+    workers: int | None = option(type=click.IntRange(0, 256),
+        help="Processes that decode images. [one a core, at most 16]")  # fmt: skip
+    checkpoint_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
+        help="Steps between checkpoints. [1000]")  # fmt: skip
+    log_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
+        help="Steps between lines of the log. [50]")  # fmt: skip
+    as_json: bool = flag("--json", help="Print the summary as JSON.")
+    quiet: bool = flag(help="No progress.")
 
     def recipe(self) -> dict[str, Any]:
         """Return the fields of `vggfeat.training.recipe.Recipe` that they decide."""
@@ -126,44 +102,44 @@ class TrainingOptions:
             raise
 
 
-def given(chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {name: chosen[name] for name in names if chosen[name] is not None}
+def given(chosen: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the options that were given, of all or of some names."""
+    return {name: chosen[name] for name in names or chosen if chosen[name] is not None}
 
 
-@click.command()
-@click.option("--root", type=PATH, required=True, metavar="ROOT",
-              help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders.")  # fmt: skip
-@LAYOUT
-@click.option(
-    "--net", type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True, help="Table 1 of the paper."
-)
-@click.option("--scale", type=Scale(), default="256", show_default=True,
-              help="S, smallest image side in training: 256, 384, or 256:512 for another one each time.")  # fmt: skip
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Resume from the newest sound checkpoint in DIR, which exists.")
-@click.option("--init-from", metavar="FILE|NAME", help="Weights to start from: of net A, or of this net. [random]")
-@click.option("--width", type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
-@click.option("--pool", type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
-@click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
-@click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
-@click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0),
-              help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
-@click.option("--initialisation", type=click.Choice(["glorot", "normal", "he"]), help="Of random layers. [glorot]")
-@click.option("--normal-std", type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
-@TRAIN.option()
-@with_options(TrainingOptions, "options")
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The beginning of the recipe: the net, and the steps."""
+
+    width: float | None = option(type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
+    pool: str | None = option(type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
+    batch: int | None = option(type=click.IntRange(1), help="Images in a step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=click.IntRange(1), help="Most steps. [370000]")
+    learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0),
+        help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
+    initialisation: str | None = option(type=click.Choice(["glorot", "normal", "he"]),
+        help="Of random layers. [glorot]")  # fmt: skip
+    normal_std: float | None = option(type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
+
+
+@command()
 def train(
-    root: Path,
-    layout: "Layout | None",
-    net: str,
-    scale: tuple[int, int],
-    out: Path,
-    resume: bool,
-    init_from: str | None,
+    *,
+    root: Path = option(type=PATH, required=True, metavar="ROOT",
+        help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
+    layout: "Layout | None" = LAYOUT,
+    net: str = option(type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True,
+        help="Table 1 of the paper."),
+    scale: tuple[int, int] = option(type=SCALE, default="256",
+        help="S, smallest image side in training: 256, 384, or 256:512 for another one each time."),
+    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the run."),
+    resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
+    init_from: str | None = option(metavar="FILE|NAME",
+        help="Weights to start from: of net A, or of this net. [random]"),
+    chosen: RecipeOptions,
+    config: Path | None = TRAIN.option,
     options: TrainingOptions,
-    **chosen: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Train a net by the recipe of the VGG paper; every default is that of its Sect. 3.1, or says why it is not.
 
     DIR receives the settings, a log, the last two checkpoints, curves, and weights.safetensors, which `extract`
@@ -186,7 +162,7 @@ def train(
 
     check_folder(out, RUN, kinds=(), inputs=net_files(init_from), overwrite=True)
     started_from = load_net(init_from) if init_from else None
-    recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(chosen, RECIPE))
+    recipe = recipe_for(net, scale, started_from, **options.recipe(), **given(vars(chosen)))
     run = options.settings()
     data = ilsvrc.read(root, layout)
     train = counted(len(data.train), "image{s}")
@@ -230,45 +206,44 @@ def _show(
         say(f"  vggfeat {use.format(shlex.quote(str(outcome.weights)))}")
 
 
-@click.command("train")
-@click.option("--root", type=PATH, required=True, metavar="ROOT",
-              help="ILSVRC-2012 in any of its layouts, or a packed copy.")  # fmt: skip
-@LAYOUT
-@click.option("--annotations", type=PATH, metavar="DIR",
-              help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]")  # fmt: skip
-@click.option("--weights", required=True, metavar="FILE|NAME",
-              help="Classification net to start from, trained at the same S.")  # fmt: skip
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Resume from the newest sound checkpoint in DIR, which exists.")
-@click.option("--kind", type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
-@click.option("--layers", type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
-@click.option("--scale", type=click.IntRange(1), default=256, show_default=True,
-              help="S, smallest image side in training: 256 or 384 in the paper.")  # fmt: skip
-@click.option("--frame", type=click.Choice(["window", "image"]),
-              help="What boxes are relative to: what the net sees, or the whole image. [window]")  # fmt: skip
-@click.option("--cut", type=click.Choice(["whole", "clipped"]), help="Of a box that the crop cuts: [whole]")
-@click.option("--least-inside", type=click.FloatRange(0, 1, min_open=True),
-              help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
-@click.option("--several", type=click.Choice(["largest", "closest"]),
-              help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
-@click.option("--unit", type=click.FloatRange(0, min_open=True),
-              help="What an output of 1 means, in sides of the frame. [0.2]")  # fmt: skip
-@click.option("--head-std", type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
-@click.option("--batch", type=click.IntRange(1), help="Images in a step, over all processes. [256]")
-@click.option("--steps", "max_steps", type=click.IntRange(1), help="Most steps. [370000]")
-@click.option("--lr", "--learning-rate", "learning_rate", type=click.FloatRange(0), help="At first. [0.001]")
-@with_options(TrainingOptions, "options")
+@dataclass(frozen=True, kw_only=True)
+class BoxRecipeOptions:
+    """The recipe of a box net."""
+
+    kind: str | None = option(type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
+    layers: str | None = option(type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
+    scale: int = option(type=click.IntRange(1), default=256,
+        help="S, smallest image side in training: 256 or 384 in the paper.")  # fmt: skip
+    frame: str | None = option(type=click.Choice(["window", "image"]),
+        help="What boxes are relative to: what the net sees, or the whole image. [window]")  # fmt: skip
+    cut: str | None = option(type=click.Choice(["whole", "clipped"]), help="Of a box that the crop cuts: [whole]")
+    least_inside: float | None = option(type=click.FloatRange(0, 1, min_open=True),
+        help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
+    several: str | None = option(type=click.Choice(["largest", "closest"]),
+        help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
+    unit: float | None = option(type=click.FloatRange(0, min_open=True),
+        help="What an output of 1 means, in sides of the frame. [0.2]")  # fmt: skip
+    head_std: float | None = option(type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
+    batch: int | None = option(type=click.IntRange(1), help="Images in a step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=click.IntRange(1), help="Most steps. [370000]")
+    learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0), help="At first. [0.001]")
+
+
+@command("train")
 def localise_train(
-    root: Path,
-    layout: "Layout | None",
-    annotations: Path | None,
-    weights: str,
-    out: Path,
-    resume: bool,
-    scale: int,
+    *,
+    root: Path = option(type=PATH, required=True, metavar="ROOT",
+        help="ILSVRC-2012 in any of its layouts, or a packed copy."),
+    layout: "Layout | None" = LAYOUT,
+    annotations: Path | None = option(type=PATH, metavar="DIR",
+        help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]"),
+    weights: str = option(required=True, metavar="FILE|NAME",
+        help="Classification net to start from, trained at the same S."),
+    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the run."),
+    resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
+    chosen: BoxRecipeOptions,
     options: TrainingOptions,
-    **chosen: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Train box regression from a classification net, after Appendix A of the VGG paper.
 
     The last layer is replaced by one that answers with boxes and starts at random; the rest of the recipe is that of
@@ -289,7 +264,7 @@ def localise_train(
 
     check_folder(out, RUN, kinds=(), inputs=net_files(weights), overwrite=True)
     started_from = load_net(weights)
-    recipe = box_recipe_for(started_from, scale, **options.recipe(), **given(chosen, BOX_RECIPE))
+    recipe = box_recipe_for(started_from, **options.recipe(), **given(vars(chosen)))
     run = options.settings()
     data = _read_boxes(root, layout, annotations, options.quiet or not is_main())
     for note in (data.images.layout, *data.train.notes, *data.val.notes):

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import (
+    JSON,
     OVERWRITE,
     PATH,
     QUIET,
     PreprocessingOptions,
-    json_option,
+    argument,
+    command,
+    flag,
     load_net,
+    option,
     print_notes,
-    with_options,
 )
-from vggfeat.cli.output import make_folder, say, say_json, say_lines, say_note
-from vggfeat.cli.progress import Progress
+from vggfeat.cli.output import Progress, make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError, check_choice, counted
 from vggfeat.runtime.targets import anything, check_target
 from vggfeat.weights.load import convert as convert_file
@@ -48,9 +50,11 @@ def weights() -> None:
     """
 
 
-@weights.command("list")
-@json_option()
-def list_(as_json: bool) -> None:
+@command("list", group=weights)
+def list_(
+    *,
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """List the published nets, and the files in the folder of nets (weights/, or $VGGFEAT_WEIGHTS).
 
     \b
@@ -59,21 +63,20 @@ def list_(as_json: bool) -> None:
     """
     folder = weights_folder()
     there = {path.name: path for path in nets_in(folder)}
-    if as_json:
-        paths = {name: str(path) for name, path in there.items()}
-        rows = [asdict(published) | {"path": paths.get(published.file)} for published in PUBLISHED.values()]
-        files = [{"path": str(path), "bytes": path.stat().st_size} for path in there.values()]
-        say_json({"published": rows, "folder": str(folder), "files": files})
-        return
-    say_lines("\n".join(_listed(list(PUBLISHED.values()), there)))
-    say()
-    say(f"in {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small")
+    paths = {name: str(path) for name, path in there.items()}
+    rows = [asdict(published) | {"path": paths.get(published.file)} for published in PUBLISHED.values()]
+    files = [{"path": str(path), "bytes": path.stat().st_size} for path in there.values()]
+    here = f"in {folder}/: {', '.join(there) or 'nothing yet'}; in the package: small"
+    content = {"published": rows, "folder": str(folder), "files": files}
+    show(as_json, content, [*_listed(list(PUBLISHED.values()), there), "", here])
 
 
-@weights.command()
-@click.argument("path", metavar="FILE|NAME")
-@json_option()
-def show(path: str, as_json: bool) -> None:
+@command("show", group=weights)
+def show_file(
+    *,
+    path: str = argument(metavar="FILE|NAME"),
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Show what a file holds: its net, what images it takes and who says so, and every tensor.
 
     \b
@@ -81,22 +84,19 @@ def show(path: str, as_json: bool) -> None:
       vggfeat weights show VGG_ILSVRC_16_layers.caffemodel
     """
     file = examine(find_file(path))
-    if as_json:
-        say_json(file.describe())
-        return
-    say_lines("\n".join(_shown(file)))
+    show(as_json, file.describe(), _shown(file))
 
 
-@weights.command()
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST.safetensors", type=PATH)
-@click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
-@OVERWRITE
-@with_options(PreprocessingOptions, "preprocessing")
-@json_option()
+@command(group=weights)
 def convert(
-    source: str, target: Path, float16: bool, overwrite: bool, preprocessing: PreprocessingOptions, as_json: bool
-) -> None:
+    *,
+    source: str = argument(metavar="SRC"),
+    target: Path = argument(metavar="DST.safetensors", type=PATH),
+    float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
+    overwrite: bool = OVERWRITE,
+    preprocessing: PreprocessingOptions,
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
 
     How each of them was settled, and the source's SHA-256, is kept in the file; `show` prints it. Most formats don't
@@ -115,22 +115,20 @@ def convert(
     dtype = "float16" if float16 else "float32"
     file = convert_file(path, real, dtype=dtype, stated=preprocessing.stated())
     print_notes(file.backbone)
-    if as_json:
-        about = file.describe() | {"converted_to": str(target), "stored": dtype}
-        say_json(about)
-        return
     kind, net = FORMATS[file.format].words, file.backbone.model.config
-    say(f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}")
-    for name, value in file.backbone.imported.items():
-        say(f"  {name}: {_words(value)}")
+    told = f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}"
+    imported = [f"  {name}: {_words(value)}" for name, value in file.backbone.imported.items()]
+    show(as_json, file.describe() | {"converted_to": str(target), "stored": dtype}, [told, *imported])
 
 
-@weights.command()
-@click.argument("name")
-@click.option("--out", type=PATH, help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]")
-@json_option()
-@QUIET
-def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
+@command(group=weights)
+def fetch(
+    *,
+    name: str = argument(),
+    out: Path | None = option(type=PATH, help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]"),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:  # fmt: skip
     """Download a published net from the address where it was published, and check its checksum.
 
     A download that was stopped is resumed when the same command is given again. In weights/ the net is known by its
@@ -154,19 +152,19 @@ def fetch(name: str, out: Path | None, as_json: bool, quiet: bool) -> None:
         fetched = download(
             published, folder, progress=lambda done, total: bar.update(done / 1e6, max(done, total) / 1e6)
         )
-    if as_json:
-        say_json({"name": name} | asdict(fetched))
-        return
     how = f"from {fetched.address}" if fetched.address else "was there"
-    say(f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:")
     known = name if folder == weights_folder() else fetched.path
-    say(f"  vggfeat extract --dataset NAME --root ROOT --weights {known}")
+    told = f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:"
+    use = f"  vggfeat extract --dataset NAME --root ROOT --weights {known}"
+    show(as_json, {"name": name} | asdict(fetched), [told, use])
 
 
-@weights.command()
-@click.argument("path", metavar="FILE|NAME")
-@json_option()
-def verify(path: str, as_json: bool) -> int:
+@command(group=weights)
+def verify(
+    *,
+    path: str = argument(metavar="FILE|NAME"),
+    as_json: bool = JSON,
+) -> int:  # fmt: skip
     """Check a file: structure, finite numbers, no blank layer, known checksum; and say what errors to expect of it.
 
     \b
@@ -176,22 +174,21 @@ def verify(path: str, as_json: bool) -> int:
     Exit code 5 if it is not sound.
     """
     verification = verify_file(find_file(path))
-    if as_json:
-        say_json(verification.describe())
-    else:
-        say_lines("\n".join(_verified(verification)))
+    show(as_json, verification.describe(), _verified(verification))
     return 5 if verification.problems else 0
 
 
-@weights.command()
-@click.argument("path", metavar="FILE|NAME")
-@click.option("--to", "target", type=click.Choice(["torchvision", "onnx"]), required=True)
-@click.option("--out", type=PATH, required=True, help="The file to write.")
-@click.option("--layer", help="ONNX: the map to give out, one of the net's. [its class scores]")
-@click.option("--as-is", is_flag=True, help="torchvision: leave conv1_1 as it is, for another normalisation.")
-@OVERWRITE
-@json_option()
-def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, overwrite: bool, as_json: bool) -> None:
+@command(group=weights)
+def export(
+    *,
+    path: str = argument(metavar="FILE|NAME"),
+    target: str = option("--to", type=click.Choice(["torchvision", "onnx"]), required=True),
+    out: Path = option(type=PATH, required=True, help="The file to write."),
+    layer: str | None = option(help="ONNX: the map to give out, one of the net's. [its class scores]"),
+    as_is: bool = flag(help="torchvision: leave conv1_1 as it is, for another normalisation."),
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Write a net for torchvision's classes, or as ONNX.
 
     ONNX takes RGB from 0 to 255, N, H and W free, with the normalisation inside. For torchvision the normalisation
@@ -225,14 +222,16 @@ def export(path: str, target: str, out: Path, layer: str | None, as_is: bool, ov
         say("  its mean is not torchvision's, so maps differ slightly at the border of an image; exact with --as-is")
 
 
-@weights.command()
-@click.argument("path", metavar="FILE|NAME")
-@click.argument("repository", metavar="OWNER/NAME")
-@click.option("--float16", is_flag=True, help="Half the size; numbers are rounded to 11 bits.")
-@click.option("--licence", help="As the Hub names it, for instance mit. [that of the published net]")
-@click.option("--private", is_flag=True, help="A repository that is made now may be read by its owner only.")
-@json_option()
-def push(path: str, repository: str, float16: bool, licence: str | None, private: bool, as_json: bool) -> None:
+@command(group=weights)
+def push(
+    *,
+    path: str = argument(metavar="FILE|NAME"),
+    repository: str = argument(metavar="OWNER/NAME"),
+    float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
+    licence: str | None = option(help="As the Hub names it, for instance mit. [that of the published net]"),
+    private: bool = flag(help="A repository that is made now may be read by its owner only."),
+    as_json: bool = JSON,
+) -> None:  # fmt: skip
     """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
 
     Both go in one commit, which the command names; log in first (hf auth login). Needs vggfeat[hub].
@@ -245,23 +244,23 @@ def push(path: str, repository: str, float16: bool, licence: str | None, private
 
     dtype = "float16" if float16 else "float32"
     pushed = push_file(find_file(path), repository, dtype=dtype, licence=licence, private=private)
-    if as_json:
-        say_json(pushed._asdict())
-        return
-    say(f"{pushed.spec}: to use it:")
-    say(f"  vggfeat extract --dataset NAME --root ROOT --weights {pushed.spec}")
+    use = f"  vggfeat extract --dataset NAME --root ROOT --weights {pushed.spec}"
+    show(as_json, pushed._asdict(), [f"{pushed.spec}: to use it:", use])
 
 
 def _listed(rows: "list[Published]", there: dict[str, Path]) -> Iterator[str]:
     for authors, title in ((True, "the authors' nets, in every format"), (False, "trained by others")):
         own = [row for row in rows if row.authors is authors]
-        yield ("\n" if not authors else "") + f"{title}: {', '.join(dict.fromkeys(row.licence for row in own))}"
+        if not authors:
+            yield ""
+        yield f"{title}: {', '.join(dict.fromkeys(row.licence for row in own))}"
         yield f"  {'name':25}{'net':5}{'top-1':>6}{'top-5':>6}  {'file':48} here"
         for row in own:
             here = "yes" if row.file in there else "-"
             errors = f"{row.top1_error:6.1f}{row.top5_error:6.1f}"
             yield f"  {row.name:25}{row.net:5}{errors}  {row.file:48} {here}"
-    yield "\nErrors: percent of ILSVRC-2012 validation, single centre crop. Get one: vggfeat weights fetch NAME"
+    yield ""
+    yield "Errors: percent of ILSVRC-2012 validation, single centre crop. Get one: vggfeat weights fetch NAME"
 
 
 def _shown(file: "WeightsFile") -> Iterator[str]:
