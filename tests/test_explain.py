@@ -16,7 +16,7 @@ from vggfeat.explain import Explainer, _resampled, _spread
 from vggfeat.explain import explain as explain_image
 from vggfeat.predict import nets_of, predict_images
 from vggfeat.protocols import apply_model, open_model
-from vggfeat.results.evidence import evidence_text, explain_mistakes, overlay
+from vggfeat.results.predictions import evidence_text, explain_mistakes, overlay
 from vggfeat.results.reading import read_runs
 from vggfeat.results.svm_page import make_group
 from vggfeat.results.thumbnails import OUTSIDE, Example, Key

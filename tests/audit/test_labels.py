@@ -9,7 +9,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
 from planted import SEVERAL, SINGLE, planted_table
-from vggfeat.audit.labels import out_of_fold, suspects
+from vggfeat.audit.neighbours import out_of_fold, suspects
 from vggfeat.protocols.folds import k_folds
 from vggfeat.samples import Label
 

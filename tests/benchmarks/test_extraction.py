@@ -12,9 +12,8 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from vggfeat.benchmarks.extraction import Plan, default_images, measure, summarise
-from vggfeat.benchmarks.made_up import SHAPES, listed, make_jpegs, photograph, shapes
-from vggfeat.benchmarks.net_peers import HINTS, features, peer_subjects
+from vggfeat.benchmarks.extraction import HINTS, Plan, default_images, features, measure, peer_subjects, summarise
+from vggfeat.benchmarks.measure import SHAPES, listed, make_jpegs, photograph, shapes
 from vggfeat.benchmarks.roofline import image_costs
 from vggfeat.benchmarks.stages import PlainExtractor, Stages, enough_memory, plain_net, plain_precision
 from vggfeat.cli import run
@@ -197,7 +196,7 @@ def test_features_of_another_library_are_the_mean_over_space_and_mirror():
 def test_other_libraries_run_the_same_net_on_the_same_batches(stages, library, monkeypatch):
     pytest.importorskip(library)
     pytest.importorskip("onnx")
-    monkeypatch.setattr("vggfeat.benchmarks.net_peers.find_spec", lambda name: name in (library, "onnx"))
+    monkeypatch.setattr("vggfeat.benchmarks.extraction.find_spec", lambda name: name in (library, "onnx"))
     said = []
     found = peer_subjects(stages, {"fp32", "bf16"}, said.append)
     precisions = ["fp32"] if library == "onnxruntime" else [*HINTS]
@@ -209,7 +208,7 @@ def test_other_libraries_run_the_same_net_on_the_same_batches(stages, library, m
 
 
 def test_without_other_libraries_there_are_none(stages, monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.net_peers.find_spec", lambda name: None)
+    monkeypatch.setattr("vggfeat.benchmarks.extraction.find_spec", lambda name: None)
     assert peer_subjects(stages, {"fp32"}, print) == {}
 
 

@@ -9,14 +9,17 @@ import pytest
 from sklearn.svm import SVC, LinearSVC
 
 from vggfeat.benchmarks import svm as bench
-from vggfeat.benchmarks.made_up import SIZES, Size, make_descriptors, make_problem
 from vggfeat.benchmarks.peer import (
     FORMS,
+    SIZES,
     PeerForm,
     PrecomputedForm,
+    Size,
     SnapForm,
     Trial,
     fastest,
+    make_descriptors,
+    make_problem,
     objectives,
     other_forms,
     solve,
@@ -76,7 +79,7 @@ def test_equal_seeds_give_equal_problems():
     ],
 )
 def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, fit, held_out, refit):
-    monkeypatch.setattr("vggfeat.benchmarks.made_up.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    monkeypatch.setattr("vggfeat.benchmarks.peer.make_descriptors", lambda labels, size, rng: labels[:, :1])
     problem, size = make_problem(name), SIZES[name]
     assert problem.labels.shape == (rows, classes)
     assert size.blocks * size.channels == length
@@ -92,7 +95,7 @@ def test_sizes_are_those_of_the_tasks(monkeypatch, name, rows, length, classes, 
 
 
 def test_classes_of_voc_are_as_uneven_as_the_real_ones(monkeypatch):
-    monkeypatch.setattr("vggfeat.benchmarks.made_up.make_descriptors", lambda labels, size, rng: labels[:, :1])
+    monkeypatch.setattr("vggfeat.benchmarks.peer.make_descriptors", lambda labels, size, rng: labels[:, :1])
     shares = (make_problem("voc").labels == 1).mean(axis=0)
     assert shares[0] == pytest.approx(0.4, abs=0.03)
     assert np.median(shares) < 0.1

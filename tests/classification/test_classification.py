@@ -25,7 +25,7 @@ from vggfeat.localisation.nets import BOX_FACTS
 from vggfeat.nets.families import initialise
 from vggfeat.nets.transforms import rescale, rescaled_size
 from vggfeat.nets.vgg import VGG
-from vggfeat.results.classification import classification_record, result_notes
+from vggfeat.results.ilsvrc import classification_record, result_notes
 from vggfeat.results.paper import TABLES_3_TO_6, is_official_fusion, paper_errors
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import Block, Shape, Status

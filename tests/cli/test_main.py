@@ -193,11 +193,7 @@ def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, ca
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "none.pth"], 5, "ways to get one"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "random:Z"], 2, "one of A, A-LRN"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--scales", "a"], 2, "numbers"),
-        (
-            ["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "nose"],
-            2,
-            "regions",
-        ),
+        (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "nose"], 2, "regions"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--device", "tpu"], 2, "device"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "box"], 2, "box"),
         (["svm", "--features", "nowhere.h5"], 6, "found none"),

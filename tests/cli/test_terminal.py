@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggfeat.cli import group, output, run
-from vggfeat.results.text import SHORTEST, align, failures_by_reason, shortened
+from vggfeat.results.record import SHORTEST, align, failures_by_reason, shortened
 
 ROWS = [["class", "AP %"], ["a name that is far too long", "12.5"], ["猫猫猫猫猫猫猫猫", "7.0"]]
 
@@ -21,11 +21,7 @@ def test_a_wide_table_gives_way_in_its_names_never_in_its_numbers():
         "猫猫猫猫猫猫猫猫              7.0",
     ]
     assert align(ROWS, left=1, width=33) == align(ROWS, left=1)
-    assert align(ROWS, left=1, width=20) == [
-        "class           AP %",
-        "a name that i…  12.5",
-        "猫猫猫猫猫猫…    7.0",
-    ]
+    assert align(ROWS, left=1, width=20) == ["class           AP %", "a name that i…  12.5", "猫猫猫猫猫猫…    7.0"]
     assert align(ROWS, left=1, width=SHORTEST + 6)[1] == "a name …  12.5"
 
 

@@ -8,7 +8,7 @@ import pytest
 from small_tables import data_set, multi_label, one_hot, table_of
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.protocols import ProtocolSettings, run_protocol
-from vggfeat.protocols.leaks import contents_of, label_notes
+from vggfeat.protocols.folds import contents_of, label_notes
 from vggfeat.samples import Task
 
 FAST = ProtocolSettings(grid=(1.0,), folds=3)

@@ -16,7 +16,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.metrics import average_precision, mean_class_recall
 from vggfeat.protocols.probes import PROBES, ProbeSettings, ProbeValue, _draws, _measure, run_probes
 from vggfeat.protocols.rules import ProtocolSettings, plan_protocol, run_protocol
-from vggfeat.results.probes import probes_json, probes_text
+from vggfeat.results.features import probes_json, probes_text
 
 
 @pytest.fixture(scope="module", params=[SINGLE, SEVERAL])

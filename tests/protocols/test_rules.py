@@ -13,9 +13,9 @@ from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import average_precision
 from vggfeat.protocols import experiment
 from vggfeat.protocols import rules as protocols
-from vggfeat.protocols.evaluation import Evaluation
 from vggfeat.protocols.results import METRICS
 from vggfeat.protocols.rules import ProtocolSettings, run_protocol
+from vggfeat.protocols.settings import Evaluation
 from vggfeat.samples import Task
 from vggfeat.svm import LinearModel, SvmProblemSet, SvmSettings, Sweep
 from vggfeat.svm.settings import C_GRID

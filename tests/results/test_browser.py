@@ -7,9 +7,9 @@ import pytest
 from browsing import browser, chromium
 from page_runs import HOSTILE, make_images, make_run, make_table
 from vggfeat.metrics.bootstrap import BootstrapSettings
+from vggfeat.results.features import similar_page
 from vggfeat.results.page import PageSettings, make_page
-from vggfeat.results.similar import similar_page
-from vggfeat.results.text import printable
+from vggfeat.results.record import printable
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium on this machine: apt-get install chromium, as .ci/run does where it may"

@@ -12,8 +12,8 @@ from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.projection import ProjectionSettings
 from vggfeat.results.audit import audit_json, audit_page
-from vggfeat.results.map_page import map_json, map_page, map_text, predictions_of, script_json
-from vggfeat.results.text import printable
+from vggfeat.results.features import map_json, map_page, map_text, predictions_of, script_json
+from vggfeat.results.record import printable
 from vggfeat.samples import Label
 
 SETTINGS = ProjectionSettings(method="pca", clusters=3)

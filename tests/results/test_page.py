@@ -36,8 +36,8 @@ from vggfeat.results.charts import (
 )
 from vggfeat.results.page import PageSettings, make_page
 from vggfeat.results.reading import Scores, SvmRun, read_runs
+from vggfeat.results.record import printable
 from vggfeat.results.svm_page import confusion_of
-from vggfeat.results.text import printable
 from vggfeat.results.thumbnails import BUDGET, SIDES, Key, examples_of, per_list, small_copies
 from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK

@@ -601,11 +601,7 @@ def test_archive_of_the_classification():
     dataset = server_set(name="voc2012").dataset
     scores = np.array([[0.5, -1.25, 1e-7], [-123.0, 1 / 3, 0.0]])
     submission = Submission(
-        rows=np.array([24, 35]),
-        scores=scores,
-        listed=np.ones((2, 3), dtype=bool),
-        model=make_model(3),
-        plan={},
+        rows=np.array([24, 35]), scores=scores, listed=np.ones((2, 3), dtype=bool), model=make_model(3), plan={}
     )
     start = "results/VOC2012/Main/comp2_cls_test_"
     assert files_of(server_archive(dataset, submission)) == {

@@ -11,8 +11,8 @@ from PIL import Image
 
 from page_runs import Parsed, edited, make_images, make_run
 from vggfeat.errors import ConfigError
+from vggfeat.results.features import similar_page
 from vggfeat.results.page import PageSettings, make_page
-from vggfeat.results.similar import similar_page
 from vggfeat.results.thumbnails import OUTSIDE, Key, find_root, image_below, small_copies
 
 SECRET = (255, 0, 255)

@@ -2,8 +2,4 @@
 
 from vggfeat.audit.checks import Audit, AuditSettings, audit_table
 
-__all__ = [
-    "Audit",
-    "AuditSettings",
-    "audit_table",
-]
+__all__ = ["Audit", "AuditSettings", "audit_table"]

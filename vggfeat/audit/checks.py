@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.audit.labels import GRID, OutOfFold, Suspect, out_of_fold, suspects
-from vggfeat.audit.neighbours import Pairs, compare_rows
+from vggfeat.audit.neighbours import GRID, OutOfFold, Pairs, Suspect, compare_rows, out_of_fold, suspects
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.protocols.leaks import contents_of, contradicted, repeated
+from vggfeat.protocols.folds import contents_of, contradicted, repeated
 from vggfeat.samples import DataSet, Label
 from vggfeat.svm import SvmSettings
 from vggfeat.table import DescriptorTable

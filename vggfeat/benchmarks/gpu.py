@@ -21,8 +21,7 @@ from xml.etree import ElementTree
 import torch
 
 from vggfeat.benchmarks.extraction import open_stages
-from vggfeat.benchmarks.made_up import images_on_disk, listed
-from vggfeat.benchmarks.measure import Column, Report, Say, machine, rate
+from vggfeat.benchmarks.measure import Column, Report, Say, images_on_disk, listed, machine, rate
 from vggfeat.benchmarks.roofline import copy_rate, empty_net, image_costs, layer_costs, matrix_rate, summarise
 from vggfeat.benchmarks.stages import STAGES, Stages, enough_memory
 from vggfeat.errors import ConfigError, ResourceError
@@ -253,7 +252,7 @@ class Bench:
 
     def svm(self) -> dict[str, Any]:
         """Choose C and fit, as `vggfeat bench svm` does for vggfeat's solver."""
-        from vggfeat.benchmarks.made_up import make_problem
+        from vggfeat.benchmarks.peer import make_problem
         from vggfeat.benchmarks.svm import run_own
         from vggfeat.svm import SvmSettings
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as TF
 
-from vggfeat.benchmarks.made_up import listed
+from vggfeat.benchmarks.measure import listed
 from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
 from vggfeat.extract import Job, RunSettings, run_job, to_block

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.benchmarks.made_up import Problem
 from vggfeat.benchmarks.measure import Column, Report, Say, machine
 from vggfeat.benchmarks.peer import (
     SAME_PROBLEM,
     Form,
     PeerForm,
+    Problem,
     Solutions,
     Trial,
     fastest,

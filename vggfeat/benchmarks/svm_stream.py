@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.benchmarks.made_up import HIDDEN, SHARES_OF_VOC
 from vggfeat.benchmarks.measure import Column, Report, Say, machine
-from vggfeat.benchmarks.peer import objectives
+from vggfeat.benchmarks.peer import HIDDEN, SHARES_OF_VOC, objectives
 from vggfeat.descriptors import l2_normalise
 from vggfeat.runtime.system import peak_memory
 from vggfeat.svm import SvmProblemSet, SvmSettings

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vggfeat.benchmarks.made_up import images_on_disk
-from vggfeat.benchmarks.measure import Column, Report, Say, in_turns, machine, rate
+from vggfeat.benchmarks.measure import Column, Report, Say, images_on_disk, in_turns, machine, rate
 from vggfeat.benchmarks.roofline import layer_costs, matrix_rate
 from vggfeat.datasets import ilsvrc
 from vggfeat.images.decode import DecodeSettings, Request

@@ -231,7 +231,7 @@ def bench_svm(
         return
     if options.shape is not None:
         raise ConfigError("--shape: expected together with --size stored, found another size; leave it out")
-    from vggfeat.benchmarks.made_up import make_problem
+    from vggfeat.benchmarks.peer import make_problem
     from vggfeat.benchmarks.svm import measure
 
     report = measure(

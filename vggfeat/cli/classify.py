@@ -119,7 +119,7 @@ def classify(
         refuse_options(SETTLED, "expected where a net is run, found --posteriors alone")
 
     from vggfeat.classification.evaluate import evaluate, fuse
-    from vggfeat.results.classification import Pace, classification_record
+    from vggfeat.results.ilsvrc import Pace, classification_record
 
     claim_folder(out, RESULTS, "vggfeat-classification", inputs=files, overwrite=job.overwrite)
     runs = []

@@ -106,7 +106,7 @@ def list_(
       vggfeat data list
     """
     from vggfeat.datasets.catalogue import DATASETS
-    from vggfeat.results.text import align
+    from vggfeat.results.record import align
 
     fields = ("name", "title", "scales", "regions", "join", "protocol")
     content = [{field: getattr(record, field) for field in fields} for record in DATASETS.values()]

@@ -239,7 +239,7 @@ class _Found:
 
 
 def _agreement(precision: Any) -> str:
-    from vggfeat.forward.precision import LEAST_COSINE
+    from vggfeat.forward.rerun import LEAST_COSINE
 
     if precision.least is None:
         return "no image could be computed again in float32, so nothing is known of the difference"
@@ -351,7 +351,7 @@ def show_summary(summary: "Summary", as_json: bool = False) -> None:
     if as_json:
         say_json(_summary_json(summary))
         return
-    from vggfeat.results.text import SHOWN_FAILURES, failures_by_reason
+    from vggfeat.results.record import SHOWN_FAILURES, failures_by_reason
 
     say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
     for note in summary.notes:

@@ -164,7 +164,7 @@ def evaluate(
     from vggfeat.datasets.ilsvrc_boxes import read_boxes
     from vggfeat.localisation.evaluate import LocalisationSystem, count_errors, describe_run, locate_images
     from vggfeat.localisation.submission import class_ids
-    from vggfeat.results.localisation import localisation_record, write_localisation
+    from vggfeat.results.ilsvrc import localisation_record, write_localisation
     from vggfeat.results.paper import is_official_set, paper_box_errors
     from vggfeat.runtime.distributed import open_world
     from vggfeat.store.parts import failures_path
@@ -238,7 +238,7 @@ def predict(
     """
     from vggfeat.localisation.locate import Localiser
     from vggfeat.localisation.predict import drawing_names, image_files, predict_files
-    from vggfeat.results.localisation import summary_lines, write_box_predictions
+    from vggfeat.results.ilsvrc import summary_lines, write_box_predictions
 
     files = image_files(images)
     inputs = [*images, *files, *net_files(classifier, *boxes.specs)]

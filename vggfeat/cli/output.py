@@ -25,7 +25,7 @@ import click
 
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
-from vggfeat.results.text import printable
+from vggfeat.results.record import printable
 from vggfeat.runtime.targets import check_folder, claim, unclaim
 
 if TYPE_CHECKING:

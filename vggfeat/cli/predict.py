@@ -131,7 +131,7 @@ def explain(
     """
     from vggfeat.explain import explain as explain_image
     from vggfeat.protocols.apply import find_model
-    from vggfeat.results.evidence import evidence_json, evidence_text, overlay
+    from vggfeat.results.predictions import evidence_json, evidence_text, overlay
 
     chosen = find_model(model)
     out = out or Path(f"{image.stem}.evidence.png")
@@ -174,8 +174,8 @@ def similar(
       vggfeat similar /disk/run --query 000012 --index run.index
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
+    from vggfeat.results.features import similar_json, similar_page, similar_text
     from vggfeat.results.page import check_page_place, write_page
-    from vggfeat.results.similar import similar_json, similar_page, similar_text
     from vggfeat.similar import DescriptorSettings, nearest, nearest_by_index, open_index
     from vggfeat.store.sharded import open_features
 

@@ -140,7 +140,7 @@ def map_(
       vggfeat map photos.h5 --root photos --out map.html
       vggfeat map photos.h5 --run photos.svm --method pca
     """
-    from vggfeat.results.map_page import map_json, map_page, map_text, predictions_of
+    from vggfeat.results.features import map_json, map_page, map_text, predictions_of
     from vggfeat.results.page import check_page_place, write_page
 
     inputs = given.inputs(files)
@@ -178,7 +178,7 @@ def probe(
     """
     from vggfeat.protocols.probes import ProbeSettings, run_probes
     from vggfeat.protocols.rules import ProtocolSettings
-    from vggfeat.results.probes import probes_json, probes_text
+    from vggfeat.results.features import probes_json, probes_text
 
     inputs = given.inputs(files)
     protocol = ProtocolSettings(folds=folds, seed=seed)
@@ -223,8 +223,8 @@ def report(
       vggfeat report nets/A-256 nets/A-384
     """
     from vggfeat.metrics.bootstrap import BootstrapSettings
-    from vggfeat.results.evidence import ExplainSettings
     from vggfeat.results.page import PageSettings, check_page_place, make_page, page_json, write_page
+    from vggfeat.results.predictions import ExplainSettings
 
     if not explain and (weights or device):
         raise ConfigError("--weights, --device: expected with --explain, found without; leave them out, or give it")

@@ -20,9 +20,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.descriptors import join_features
 from vggfeat.errors import ConfigError, ImageError, check_choice
-from vggfeat.estimator.inputs import images_of, inputs
-from vggfeat.estimator.kept import Kept
-from vggfeat.estimator.progress import progress_bar
+from vggfeat.estimator.inputs import Kept, images_of, inputs, progress_bar
 from vggfeat.forward.features import ExtractionSettings, feature_runner, maps_of_image
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodedImage, DecodeSettings

@@ -1,12 +1,17 @@
 """Whatever a program has of an image becomes a request to the decoders, or pixels, or one named reason why not.
 
 N = images, H, W = image sides in pixels. Nothing is guessed: an array whose layout or range of values could mean two
-things is refused, with a line that makes it one of them.
+things is refused, with a line that makes it one of them. What decodes is kept between calls, with the net on its
+device; how far a long call is, a bar shows on the terminal, by standard error, or a line in a notebook.
 """
 
 import os
+import threading
+import time
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -15,8 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggfeat.errors import ConfigError, ImageError
+from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
 from vggfeat.images.fetch import FetchSettings, fetched
+from vggfeat.images.pool import Decoder
 from vggfeat.runtime.addresses import address_name, is_address
 
 _WHOLE = (None,)
@@ -232,3 +239,112 @@ def _downloaded(addresses: Iterable[str], settings: FetchSettings) -> Iterator[I
     for found in fetched(requests(), settings):
         name = names.popleft()
         yield Input(name, found._replace(path=name) if isinstance(found, Request) else found)
+
+
+class Kept:
+    """A net and decoders, for all threads of one process.
+
+    Parameters
+    ----------
+    owner : object
+        With its end the decoders end too.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.process = os.getpid()
+        self.calls = threading.local()
+        """What the last call of each thread has left."""
+        self._owner = weakref.ref(owner)
+        self._lock = threading.Lock()
+        self._wanted: Hashable = None
+        self._runner: BatchRunner | None = None
+        self._decoders: dict[DecodeSettings, tuple[Decoder, Callable[[], object]]] = {}
+
+    def runner(self, wanted: Hashable, make: Callable[[], BatchRunner]) -> BatchRunner:
+        """Return the net for some parameters; for other ones than before it is made, once."""
+        with self._lock:
+            if self._runner is None or self._wanted != wanted:
+                self._close()
+                self._runner, self._wanted = make(), wanted
+            return self._runner
+
+    def decoder(self, workers: int, settings: DecodeSettings) -> Decoder:
+        """Return the decoder with these settings, which is started when it is first needed."""
+        with self._lock:
+            if settings in self._decoders and self._decoders[settings][0].workers != workers:
+                self._close()
+            if settings not in self._decoders:
+                decoder = Decoder(workers, settings)
+                self._decoders[settings] = decoder, weakref.finalize(self._owner(), _close_in, self.process, decoder)
+            return self._decoders[settings][0]
+
+    def close(self) -> None:
+        """End the processes that decode; they are started again when they are needed."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        while self._decoders:
+            self._decoders.popitem()[1][1]()
+
+
+def _close_in(process: int, decoder: Decoder) -> None:
+    # After a fork, the processes belong to the parent.
+    if os.getpid() == process:
+        decoder.close()
+
+
+_SECONDS_BETWEEN_LINES = 0.5
+
+Advance = Callable[[int], None]
+"""Takes the number of images that are done."""
+
+
+@contextmanager
+def progress_bar(total: int | None, *, shown: bool) -> Iterator[Advance]:
+    """Show progress within; `total` is None where it is not known."""
+    if not shown:
+        yield lambda done: None
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with _notebook_line(total) if console.is_jupyter else _terminal_bar(console, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _terminal_bar(console: Any, total: int | None) -> Iterator[Advance]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def _notebook_line(total: int | None) -> Iterator[Advance]:
+    # rich's own bar needs ipywidgets there, and warns without.
+    from IPython.display import display
+
+    started, shown = time.monotonic(), 0.0
+
+    def text(done: int) -> dict[str, str]:
+        rate = done / max(time.monotonic() - started, 1e-9)
+        return {"text/plain": f"{done}{'' if total is None else f'/{total}'} images, {rate:.1f} images/s"}
+
+    handle = display(text(0), raw=True, display_id=True)
+    last = 0
+
+    def advance(done: int) -> None:
+        nonlocal shown, last
+        last = done
+        if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
+            handle.update(text(done), raw=True)
+
+    try:
+        yield advance
+    finally:
+        handle.update(text(last), raw=True)

@@ -206,9 +206,7 @@ def open_model(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def apply_model(
-    path: str | os.PathLike[str],
-    files: Paths,
-    settings: PredictionSettings = PredictionSettings(),
+    path: str | os.PathLike[str], files: Paths, settings: PredictionSettings = PredictionSettings()
 ) -> Predictions:
     """Score the images of feature files with a saved model.
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vggfeat.descriptor_stream import Described, score
 from vggfeat.errors import FitError, counted
 from vggfeat.metrics import mean_defined
-from vggfeat.protocols.evaluation import Evaluation, Rows
-from vggfeat.protocols.leaks import Pair, leak_notes, shared_path_note
+from vggfeat.protocols.folds import Pair, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
+from vggfeat.protocols.settings import Evaluation, Rows
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from vggfeat.descriptor_stream import score
 from vggfeat.metrics import mean_defined
 from vggfeat.metrics.bootstrap import BootstrapSettings, Interval, TestScores, bootstrap_interval
-from vggfeat.protocols.evaluation import Metric
 from vggfeat.protocols.experiment import Experiment
 from vggfeat.protocols.folds import hold_out, names_of, unit_names
 from vggfeat.protocols.results import Run
+from vggfeat.protocols.settings import Metric
 from vggfeat.samples import DataSet
 from vggfeat.svm import fittable_classes
 

@@ -10,7 +10,7 @@ from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
 from vggfeat.errors import counted
 from vggfeat.results.page import render
-from vggfeat.results.text import align, printable
+from vggfeat.results.record import align, printable
 from vggfeat.results.thumbnails import Key, first_copies
 from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable

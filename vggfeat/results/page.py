@@ -17,12 +17,11 @@ from typing import Any
 from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
-from vggfeat.results.evidence import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
+from vggfeat.results.predictions import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
 from vggfeat.results.reading import OtherRun, SvmRun, TrainingRun, read_runs
-from vggfeat.results.record import unsolved
+from vggfeat.results.record import DASH, percent, printable, unsolved
 from vggfeat.results.run_parts import other_part, side_by_side, summary, training_part
 from vggfeat.results.svm_page import RunGroup, compare_runs, group_runs, make_group, points
-from vggfeat.results.text import DASH, percent, printable
 from vggfeat.results.thumbnails import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
 from vggfeat.runtime.targets import check_target
@@ -65,10 +64,7 @@ def write_page(path: Path, content: bytes) -> None:
         If it can't be written.
     """
     path = Path(os.path.realpath(path))
-    with (
-        disk_errors(path, "writing the page", "mend it, or choose another --out"),
-        atomic_write(DISK, path) as file,
-    ):
+    with disk_errors(path, "writing the page", "mend it, or choose another --out"), atomic_write(DISK, path) as file:
         file.write(content)
 
 

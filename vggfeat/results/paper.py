@@ -47,6 +47,11 @@ class PaperErrors(NamedTuple):
     top1: float
     top5: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as results.json has it."""
+        about = {"table": self.table, "mode": self.mode, "nets": [net._asdict() for net in self.nets]}
+        return {**about, "top1_percent": self.top1, "top5_percent": self.top5}
+
     def __str__(self) -> str:
         nets = ", ".join(f"{net.net} (S = {net.scale}) at Q = {', '.join(map(str, net.sides))}" for net in self.nets)
         errors = f"top-1 error {self.top1} %, top-5 error {self.top5} %"

@@ -10,7 +10,7 @@ import numpy as np
 
 from vggfeat.protocols.spread import LearningCurve
 from vggfeat.results.charts import cost_curves, measure_of
-from vggfeat.results.text import printable
+from vggfeat.results.record import printable
 from vggfeat.runtime.figures import ABOVE, BLUE, GREY, ORANGE, Fonts, fonts_for, own_style, png_bytes
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from vggfeat.errors import ConfigError, StoreError, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.protocols.folds import unit_names
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object, parse_settings
-from vggfeat.results.text import DASH, percent
+from vggfeat.results.record import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
 from vggfeat.samples import RENDERED
 

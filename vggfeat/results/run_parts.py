@@ -9,8 +9,8 @@ import numpy as np
 
 from vggfeat.results.charts import COLOURS, Chart, Curve, chart, linear_axis, log_axis, thinned
 from vggfeat.results.reading import OtherRun, TrainingRun
+from vggfeat.results.record import DASH, percent
 from vggfeat.results.svm_page import Cell, SortableTable
-from vggfeat.results.text import DASH, percent
 
 MOST_ROWS = 2000
 """Of one table."""

@@ -27,8 +27,7 @@ from vggfeat.errors import FitError, counted
 from vggfeat.protocols.results import METRICS, ClassRow, Result, Submission
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw, draw_learning_curve
-from vggfeat.results.record import STAGES, Record, npz_bytes, unsolved
-from vggfeat.results.text import align, percent
+from vggfeat.results.record import STAGES, Record, align, npz_bytes, percent, unsolved
 from vggfeat.samples import DataSet
 from vggfeat.svm import LinearModel
 from vggfeat.svm.model import MODEL_NAMES, model_bytes

@@ -13,7 +13,7 @@ import numpy as np
 from vggfeat.metrics.bootstrap import BootstrapSettings, Difference, PairedScores, paired_bootstrap
 from vggfeat.results.charts import Chart, choice, choices, learning, overview, ranking
 from vggfeat.results.reading import Scores, SvmRun
-from vggfeat.results.text import DASH, percent
+from vggfeat.results.record import DASH, percent
 from vggfeat.results.thumbnails import Examples, examples_of, per_list
 
 ALL_PAIRS = 4
@@ -160,8 +160,7 @@ def _table(runs: Sequence[SvmRun], comparisons: Sequence[RunPair]) -> SortableTa
     costs = [(f"C{name}", [_costs(row) for row in rows]) for name, rows in named]
     columns += [*measured[: len(runs)], *differing, *measured[len(runs) :], *costs]
     return SortableTable(
-        header=tuple(head for head, _ in columns),
-        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
+        header=tuple(head for head, _ in columns), rows=tuple(zip(*(cells for _, cells in columns), strict=True))
     )
 
 

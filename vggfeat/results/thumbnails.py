@@ -196,12 +196,7 @@ def first_copies(root: Path | None, dataset: str, keys: Iterable[Key], *, worker
 
 
 def small_copies(
-    root: Path | None,
-    keys: Iterable[Key],
-    *,
-    dataset: str = "",
-    workers: int = 1,
-    progress: Progress | None = None,
+    root: Path | None, keys: Iterable[Key], *, dataset: str = "", workers: int = 1, progress: Progress | None = None
 ) -> dict[Key, str]:
     """Make small JPEGs.
 

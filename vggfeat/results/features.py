@@ -1,6 +1,8 @@
-"""All images of a table as points in the plane: as JSON, and as a page on which they can be looked at and selected."""
+"""What is found in features, as JSON, text and pages: a map, images like one, and what probes are worth."""
 
 import json
+import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +13,17 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, counted, quoted
 from vggfeat.projection import METHODS, Clusters, ProjectionSettings, chosen_rows, cluster, project
+from vggfeat.protocols.probes import PROBES, ProbeValue
+from vggfeat.protocols.results import METRICS
 from vggfeat.results.page import render
 from vggfeat.results.reading import SvmRun, read_runs
-from vggfeat.results.text import align, printable
-from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image
+from vggfeat.results.record import align, percent, printable
+from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image, small_copies
 from vggfeat.samples import Task
+from vggfeat.similar import DescriptorSettings, Neighbours
+from vggfeat.store.reader import Features
 from vggfeat.table import DescriptorTable
 
-FORMAT, VERSION = "vggfeat-map", 1
 UNKNOWN = "not known"
 
 
@@ -68,8 +73,8 @@ def map_json(
     ]
     sizes = np.bincount(clusters.number)
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": "vggfeat-map",
+        "version": 1,
         "file": file,
         "dataset": data.name,
         "images": len(data),
@@ -189,3 +194,124 @@ def script_json(value: Any) -> Any:
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)
+
+
+def similar_json(
+    features: Features, query: str, row: int | None, found: Neighbours, settings: DescriptorSettings
+) -> dict[str, Any]:
+    """Return what was found, ready for JSON; `row` is that of the query, if it is in the file."""
+    data = features.dataset
+    return {
+        "file": str(features.path),
+        "query": query,
+        "query_id": None if row is None else data.ids[row],
+        "measure": "cosine",
+        "join": settings.join,
+        "normalisation": settings.normalisation,
+        "regions": list(settings.regions or features.regions),
+        "rows": found.rows,
+        "failed": found.failed,
+        "nearest": [
+            {
+                "rank": rank,
+                "id": one.id,
+                "path": one.path,
+                "cosine": one.cosine,
+                "classes": data.classes_of(one.row),
+                "box": one.box,
+            }
+            for rank, one in enumerate(found.nearest, start=1)
+        ],
+    }
+
+
+def similar_text(content: Mapping[str, Any], width: int | None = None) -> str:
+    """Return a line an image, then how many were compared."""
+    rows = [["rank", "cosine", "id", "classes"]]
+    rows += [
+        [str(one["rank"]), f"{one['cosine']:.4f}", one["id"], ", ".join(one["classes"])] for one in content["nearest"]
+    ]
+    failed = f", {content['failed']} failed and left out" if content["failed"] else ""
+    return "\n".join([*align(rows, left=4, width=width), f"{counted(content['rows'], 'image{s}')} compared{failed}"])
+
+
+def similar_page(
+    content: Mapping[str, Any],
+    dataset: str,
+    own: tuple[str, Any] | None,
+    query: Path,
+    images: Path | None,
+    *,
+    workers: int = 1,
+) -> bytes:
+    """Render what was found.
+
+    Parameters
+    ----------
+    content : mapping
+        Of `similar_json`.
+    dataset : str
+        Name of the data set.
+    own : (path, box), optional
+        Of the query, if it is in the file.
+    query : Path
+        The image, if it is not.
+    images : Path, optional
+        Root of the data set; without it the page has names only.
+    workers : int
+        Processes that decode images.
+
+    Raises
+    ------
+    ConfigError
+        If the images are not there.
+    """
+    keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
+    asked = Key(os.path.abspath(query), None) if own is None else Key.of(*own)
+    copies = first_copies(images, dataset, [*([asked] if own else []), *keys], workers=workers)
+    if own is None:
+        copies |= small_copies(None, [asked], workers=workers)
+    found = list(zip(content["nearest"], keys, strict=True))
+    return render("similar.html", content=content, found=found, asked=asked, copies=copies)
+
+
+def probes_json(measure: str, values: Sequence[ProbeValue], dataset: str) -> dict[str, Any]:
+    """Return what was measured, ready for JSON."""
+    return {
+        "format": "vggfeat-probes",
+        "version": 1,
+        "dataset": dataset,
+        "measure": measure,
+        "values": [
+            {
+                **one._asdict(),
+                "mean": _known(one.mean),
+                "values": [_known(value) for value in one.values],
+                "setting": PROBES[one.probe].setting,
+            }
+            for one in values
+        ],
+    }
+
+
+def probes_text(content: dict[str, Any], width: int | None = None) -> str:
+    """Return a table: a line a probe, a column a number of training images of each class, in per cent."""
+    values = content["values"]
+    shots = list(dict.fromkeys(one["shots"] for one in values))
+    rows = [["probe", "chosen", *("all" if one is None else str(one) for one in shots)]]
+    for name in dict.fromkeys(one["probe"] for one in values):
+        own = [one for one in values if one["probe"] == name]
+        chosen = "/".join(f"{value:g}" for value in dict.fromkeys(own[0]["settings"]))
+        rows.append([name, f"{own[0]['setting']} = {chosen}", *map(_cell, own)])
+    measure = METRICS[content["measure"]]
+    head = f"{content['dataset']}: {measure}, % by images of each class to train on, +- deviation over draws and runs"
+    return "\n".join([printable(head), *align(rows, left=2, width=width)])
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _cell(value: dict[str, Any]) -> str:
+    deviation = "" if value["deviation"] is None else f" +- {100 * value['deviation']:.1f}"
+    return f"{percent(value['mean'])}{deviation}"
