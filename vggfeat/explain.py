@@ -89,14 +89,12 @@ def explain(
 
     Parameters
     ----------
-    image : path
     model : path
         As for `vggfeat.protocols.apply.open_model`.
     name : str, optional
         The class; by default the one with the highest score.
     weights : sequence of str, optional
         As for `vggfeat.predict.nets_of`.
-    device : str
     workers : int
         Processes that decode the image; 0 decodes in this one, without limits of time and memory.
 

@@ -126,7 +126,6 @@ def nearest(
         Open; every byte of it is compared with its checksum before anything is handed back.
     query : (D,) float32
         Made by `settings.describe`.
-    settings : DescriptorSettings, optional
     top : int
         How many, from 1.
     without : sequence of int
@@ -322,11 +321,8 @@ def extract_query(
 
     Parameters
     ----------
-    file : Features
-    image : Path
     backbone : Backbone
         The net that made the file, of `vggfeat.forward.rerun.find_net`.
-    device : str
     regions : tuple of str, optional
         Regions that will be compared; all of the file by default.
 

@@ -124,8 +124,6 @@ def audit_table(
     ----------
     table : DescriptorTable
         Of N rows; copies are found where it has the digests of the image files.
-    settings : AuditSettings, optional
-    progress : callable, optional
     clock : callable
         Seconds, for `Audit.seconds`.
 

@@ -195,12 +195,8 @@ def measure(
 
     Parameters
     ----------
-    backbone : Backbone
     forms : sequence of ExtractionSettings
         Ways to compute the same features: they differ in precision and batching alone.
-    plan : Plan
-    run : RunSettings
-    say : callable
 
     Returns
     -------

@@ -129,15 +129,12 @@ def measure(
     ----------
     out : Path
         Folder that exists. It receives gpu.jsonl, a line a part; gpu.json, the report; and gpu.txt, its table.
-    device : str
-    extent : Extent
     workers : int
         Processes that decode.
     minutes : float
         No part begins later than this.
     overwrite : bool
         Begin again if the folder has parts of another machine or extent.
-    say : callable
 
     Returns
     -------

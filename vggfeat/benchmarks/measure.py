@@ -129,7 +129,6 @@ def rate(act: Callable[[], int], device: "torch.device", seconds: float, warm_up
         Returns how much it has done: images.
     device : torch.device
         Is waited for before and after.
-    seconds : float
     warm_up : int
         Calls that are not counted: buffers fill, kernels are chosen and compiled.
     """
@@ -185,7 +184,6 @@ def make_jpegs(folder: Path, count: int, seed: int, longest: int = LONGEST) -> t
 
     Parameters
     ----------
-    folder : Path
     count : int
         Files, from 1.
     seed : int

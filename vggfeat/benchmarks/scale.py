@@ -41,7 +41,6 @@ def measure_scale(rows: int, shard_rows: int, channels: int = 4096, scratch: Pat
 
     Parameters
     ----------
-    rows, shard_rows : int
     channels : int
         Values of an image, kept as a mean in float16.
     scratch : Path, optional

@@ -163,8 +163,6 @@ class Stages:
         JPEG files.
     repeat : int
         How many times writing, and the run from files to file, go through them.
-    decoder : Decoder
-    run : RunSettings
     """
 
     def __init__(self, reference: BatchRunner, files: DataSet, repeat: int, decoder: Decoder, run: RunSettings) -> None:

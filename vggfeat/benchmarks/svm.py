@@ -153,7 +153,6 @@ def measure(
 
     Parameters
     ----------
-    problem : Problem
     threads : int
         Cores that each may use.
     device : str, optional
@@ -164,7 +163,6 @@ def measure(
     peer : bool
         Measure `LinearSVC`, in its fastest form, and in the fastest one on rows reduced by QR, where that is possible;
         `SVC` on inner products, which solves another problem; and snapml, where it is installed.
-    say : callable
 
     Returns
     -------

@@ -56,7 +56,6 @@ def measure(
         Of the descriptors.
     peer : bool
         Solve the same in memory as well, which takes 24 N D bytes.
-    say : callable
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

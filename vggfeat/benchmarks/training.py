@@ -61,11 +61,8 @@ def measure(
     ----------
     images : LabelledImages
         Gone through again and again.
-    recipe : Recipe
-    run : TrainingSettings
     seconds : float
         Least time of each of the measurements, after its warm-up.
-    say : callable
 
     Returns
     -------

@@ -117,7 +117,6 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
 
     Parameters
     ----------
-    folder : Path
     names : sequence of str
         Patterns of the names of what it writes.
     kinds : str

@@ -216,7 +216,6 @@ def apply_model(
         As for `open_model`.
     files : path, or sequence of paths
         Feature files of the new images, one for each that the model was trained on, in the same order of nets.
-    settings : PredictionSettings, optional
 
     Raises
     ------

@@ -38,7 +38,6 @@ def run_protocol(
     ----------
     table : DescriptorTable or DescriptorStream
         Descriptors with the labels and splits of their data set; of a stream with a solver that streams.
-    settings : ProtocolSettings, optional
     progress : callable, optional
         See `vggfeat.protocols.experiment.Progress`.
     clock : callable, optional

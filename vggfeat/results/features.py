@@ -34,10 +34,8 @@ def map_json(
 
     Parameters
     ----------
-    table : DescriptorTable
     file : str
         What it was read from.
-    settings : ProjectionSettings
     predicted : mapping, optional
         Id -> class; images get the colours of these, of their labels otherwise, of clusters without labels.
 

@@ -186,8 +186,6 @@ def localisation_record(
 
     Parameters
     ----------
-    data : ClassificationSet
-    found : LocalisationErrors
     protocol : str
         dense or gt.
     settings : mapping

@@ -167,8 +167,6 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
     ----------
     folders : sequence of Path
         See `vggfeat.results.reading.read_runs`.
-    settings : PageSettings, optional
-    progress : callable, optional
 
     Raises
     ------

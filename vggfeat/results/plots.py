@@ -73,7 +73,6 @@ def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes
 
     Parameters
     ----------
-    curve : LearningCurve
     measure : str
         In words.
     title : str

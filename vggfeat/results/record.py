@@ -77,7 +77,6 @@ def failures_by_reason(failures: Iterable[tuple[str, str]], most: int, place: st
     ----------
     failures : iterable of (str, str)
         Image and reason.
-    most : int
     place : str
         What holds all of them.
     """

@@ -105,7 +105,6 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
 
     Parameters
     ----------
-    result : Result
     dataset : DataSet
         That of the descriptors.
     folder : Path

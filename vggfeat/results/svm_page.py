@@ -109,8 +109,6 @@ def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: in
 
     Parameters
     ----------
-    runs : sequence of SvmRun
-    comparisons : sequence of RunPair
     lists : int
         Lists of images on the whole page, which share its budget.
     """

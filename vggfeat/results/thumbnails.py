@@ -204,7 +204,6 @@ def small_copies(
     ----------
     root : Path or None
         Folder that the paths are relative to, and that none may leave; None for paths that the user has given.
-    keys : iterable of Key
     dataset : str
         Name of the data set that the boxes are of: some are in stored pixels and turn with the image.
     workers : int
