@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import INTEGERS, JSON, PATH, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
+from vggfeat.cli.options import INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
 from vggfeat.cli.output import claim_folder, say, say_json, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
@@ -92,7 +92,7 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     """What `bench train` measures, and how long."""
 
     seconds: float = option(type=SECONDS, default=10.0, help="Least time of each measurement.")
-    root: Path | None = option(type=PATH, metavar="ROOT",
+    root: Path | None = option(metavar="ROOT",
         help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]")  # fmt: skip
     scale: tuple[int, int] = option(type=SCALE, default="256", help="S, smallest image side.")
     batch: int = option(type=click.IntRange(1), default=256, help="Images in a step.")
@@ -288,7 +288,7 @@ def bench_training(
 @command("gpu", group=bench)
 def bench_gpu(
     *,
-    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the figures."),
+    out: Path = option(required=True, metavar="DIR", help="Folder of the figures."),
     tiny: bool = flag(help="Rehearse with a small net on few images; with --device cpu, anywhere."),
     minutes: float = option(type=click.FloatRange(0, min_open=True), default=7.0,
         help="No part begins later than this."),
@@ -326,9 +326,8 @@ def bench_scale(
     images: int = option(type=click.IntRange(1, 10**9), default=1_000_000, help="Of the list."),
     shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images of a shard."),
     channels: int = option(type=click.IntRange(1), default=4096, help="Values of an image."),
-    scratch: Path | None = option(type=PATH,
-        help="Where the run is for a while, 20 bytes an image. [the system's place]"),
-    as_json: bool = JSON,
+    scratch: Path | None = option(help="Where the run is for a while, 20 bytes an image. [the system's place]"),
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.
 

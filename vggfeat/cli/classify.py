@@ -9,12 +9,7 @@ import click
 
 from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
-    DEVICE,
     INTEGERS,
-    LAYOUT,
-    PATH,
-    QUIET,
-    SPREADSHEET_SAFE,
     DecodingOptions,
     ForwardOptions,
     JobOptions,
@@ -78,21 +73,21 @@ def classify(
     *,
     weights: tuple[str, ...] = option(multiple=True, metavar="FILE|NAME|small",
         help="A net; given several times, they are fused."),
-    root: Path | None = option(type=PATH, metavar="ROOT",
+    root: Path | None = option(metavar="ROOT",
         help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
-    layout: "Layout | None" = LAYOUT,
-    files: tuple[Path, ...] = option("--posteriors", multiple=True, type=PATH, metavar="FILE.h5",
+    layout: "Layout | None",
+    files: tuple[Path, ...] = option("--posteriors", multiple=True, metavar="FILE.h5",
         help="Posteriors that this command has saved; no net is run for them."),
     posteriors: PosteriorOptions,
-    out: Path = option(type=PATH, default=Path("classified"), metavar="DIR", help="Folder for posteriors and results."),
+    out: Path = option(default=Path("classified"), metavar="DIR", help="Folder for posteriors and results."),
     forward: ForwardOptions,
-    device: str | None = DEVICE,
+    device: str | None,
     decoding: DecodingOptions,
     job: JobOptions,
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    spreadsheet_safe: bool,
     config: Path | None = CLASSIFY.option,
     as_json: bool = json_option("Print the results as JSON instead of the table."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Measure top-1 and top-5 errors on the validation images, as in Sections 3.2 and 4 of the VGG paper.
 

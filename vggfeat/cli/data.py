@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import JSON, LAYOUT, PATH, QUIET, WORDS, Parsed, argument, command, flag, names_of, option
+from vggfeat.cli.options import PATH, WORDS, Parsed, argument, command, flag, names_of, option
 from vggfeat.cli.output import Progress, say, say_json, say_left_out, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import default_workers
@@ -97,7 +97,7 @@ def data() -> None:
 @command("list", group=data)
 def list_(
     *,
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """List the data sets that can be read, with the paper's settings for each.
 
@@ -123,10 +123,10 @@ def check(
     *,
     name: str = argument(),
     root: Path | None = ROOT,
-    layout: "Layout | None" = LAYOUT,
+    layout: "Layout | None",
     listing: ListOptions,
     everything: bool = flag("--all", help="List the numbers that agree as well."),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Compare a copy with the official numbers, and name what is missing and where it is published.
 
@@ -156,11 +156,11 @@ def splits(
     *,
     name: str = argument(),
     root: Path | None = ROOT,
-    layout: "Layout | None" = LAYOUT,
+    layout: "Layout | None",
     listing: ListOptions,
-    out: Path | None = option(type=PATH, help="Folder for the lists. [NAME-splits]"),
+    out: Path | None = option(help="Folder for the lists. [NAME-splits]"),
     overwrite: bool = flag(help="Replace existing files."),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write the ids of every split to a text file of its own.
 
@@ -182,12 +182,12 @@ def splits(
 def synth(
     *,
     name: str = argument(metavar=f"[{'|'.join(synthetic.LAYOUTS)}]"),
-    root: Path = option(type=PATH, required=True, help="A folder that is new or empty."),
+    root: Path = option(required=True, help="A folder that is new or empty."),
     size: str = option(type=click.Choice(synthetic.SIZES), default="demo", help="Counts and sides of the images."),
     seed: int = option(type=click.IntRange(0), default=0, help="Another number, other images."),
     workers: int = option(type=click.IntRange(1, 256), default=1, help="Rendering processes."),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Render a small, learnable imitation of a data set in its official layout.
 
@@ -208,16 +208,16 @@ def synth(
 @command(group=data)
 def pack(
     *,
-    root: Path = option(type=PATH, required=True, help="Training images, as for `train`."),
-    layout: "Layout | None" = LAYOUT,
-    out: Path = option(type=PATH, required=True, help="A folder that is new or empty."),
+    root: Path = option(required=True, help="Training images, as for `train`."),
+    layout: "Layout | None",
+    out: Path = option(required=True, help="A folder that is new or empty."),
     side: int = option(type=click.IntRange(1), default=512,
         help="Smallest side that images are shrunk to: the largest S to train at."),
     quality: int = option(type=click.IntRange(1, 95), default=92, help="Of the JPEGs written."),
     shard_images: int = option(type=click.IntRange(1), default=2048, help="Images in a file."),
     workers: int | None = option(type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]"),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Copy a training set into few large files, with images shrunk to what training needs.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import INTEGERS, PATH, QUIET, argument, command, json_option, load_net, option
+from vggfeat.cli.options import INTEGERS, argument, command, json_option, load_net, option
 from vggfeat.cli.output import make_folder, say, show
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
@@ -25,13 +25,13 @@ NET = "small"
 @command()
 def demo(
     *,
-    out: Path = option(type=PATH, default=Path("vggfeat-demo"), help="Folder for images, features and results."),
+    out: Path = option(default=Path("vggfeat-demo"), help="Folder for images, features and results."),
     weights: str = option(default=NET, help="The net; small comes with vggfeat."),
     scales: tuple[int, ...] = option(type=INTEGERS, default=(224, 256), show_default="224,256",
         help="Q, smallest image sides in pixels."),
     size: str = option(type=click.Choice(["tiny", "demo"]), default="demo", help="Of the data set."),
     as_json: bool = json_option("Print the figures as JSON, and the rest to standard error."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Render a small imitation of VOC-2007, extract features, train and test the SVMs, make a page: no downloads.
 

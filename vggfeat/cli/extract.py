@@ -16,11 +16,7 @@ import click
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
-    DEVICE,
-    LAYOUT,
     NET,
-    PATH,
-    QUIET,
     DecodingOptions,
     FeatureOptions,
     JobOptions,
@@ -261,12 +257,12 @@ def extract(
     name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`."),
     place: str | None = option("--root",
         help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]"),
-    layout: "Layout | None" = LAYOUT,
+    layout: "Layout | None",
     listing: ListOptions,
     weights: str | None = option(metavar=NET, help="The net. [the one in weights/; of a plan: that of its SHA-256]"),
-    out: Path | None = option(type=PATH, help="The feature file. [NAME.h5]"),
+    out: Path | None = option(help="The feature file. [NAME.h5]"),
     features: FeatureOptions,
-    device: str | None = DEVICE,
+    device: str | None,
     decoding: DecodingOptions,
     job: JobOptions,
     extend: bool = flag(help="Compute only what is new, where images have come since the file was made."),
@@ -274,7 +270,7 @@ def extract(
     stores: StoreOptions,
     config: Path | None = EXTRACT.option,
     as_json: bool = json_option("Print the summary as JSON."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Compute dense multi-scale features of a data set and keep them in one HDF5 file.
 

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import (
-    OVERWRITE,
-    PATH,
-    SPREADSHEET_SAFE,
-    WORDS,
-    argument,
-    command,
-    flag,
-    json_option,
-    named_after,
-    option,
-)
+from vggfeat.cli.options import WORDS, argument, command, flag, json_option, named_after, option
 from vggfeat.cli.output import make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.storage import open_storage
@@ -42,8 +31,7 @@ class DescriptorOptions:
         help="Over scales. [the paper's for the data set]")  # fmt: skip
     normalisation: str = option(type=click.Choice(["blocks", "whole", "none"]), default="blocks",
         help="L2 of every net and region, then of the whole; of the whole only; or none.")  # fmt: skip
-    regions: tuple[str, ...] | None = option(type=WORDS,
-        help="Which of the stored regions to stack: image, box. [all]")  # fmt: skip
+    regions: tuple[str, ...] | None = option(type=WORDS, help="Which of the stored regions to stack: image, box. [all]")
 
     def read(self, files: Sequence[Path]) -> "DescriptorTable":
         """Read feature files."""
@@ -84,7 +72,7 @@ def default_join(file: Path) -> str:
 class GivenFile(DescriptorOptions):
     """The same, or descriptors of another program and the data set that they are of; --root is of images here."""
 
-    file: Path | None = option("--descriptors", type=PATH, metavar="FILE.parquet|.npz|.npy",
+    file: Path | None = option("--descriptors", metavar="FILE.parquet|.npz|.npy",
         help="Descriptors of another program in the place of feature files; needs --dataset.")  # fmt: skip
     dataset: str | None = option(metavar="NAME",
         help="With --descriptors: whose images they are, a name of `vggfeat data list`.")  # fmt: skip
@@ -132,7 +120,7 @@ class GivenFile(DescriptorOptions):
 class GivenOptions(GivenFile):
     """The same with the root of the data set, for commands that show no images."""
 
-    data_root: Path | None = option("--root", type=PATH,
+    data_root: Path | None = option("--root",
         help="With --descriptors: where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")  # fmt: skip
 
     def inputs(self, files: Sequence[Path]) -> list[Path]:
@@ -151,7 +139,7 @@ SHOWN_MISSING = 5
 @command()
 def inspect(
     *,
-    file: Path = argument(type=PATH, metavar="FEATURES.h5|RUN"),
+    file: Path = argument(metavar="FEATURES.h5|RUN"),
     failed: bool = flag(help="List every image that failed, with its reason."),
     as_json: bool = json_option("Print everything as JSON."),
 ) -> int:  # fmt: skip
@@ -287,14 +275,14 @@ def _short(text: str) -> str:
 @command()
 def export(
     *,
-    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, required=True, metavar="FEATURES.h5|RUN..."),
+    files: tuple[Path, ...] = argument(nargs=-1, required=True, metavar="FEATURES.h5|RUN..."),
     kind: str = option("--to", type=click.Choice(KINDS), required=True),
-    out: Path | None = option(type=PATH, help="The file to write. [first FILE with the new suffix]"),
+    out: Path | None = option(help="The file to write. [first FILE with the new suffix]"),
     descriptors: DescriptorOptions,
     splits: tuple[str, ...] = option("--split", multiple=True,
         help="Only rows of this split; may be given several times."),
-    overwrite: bool = OVERWRITE,
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    overwrite: bool,
+    spreadsheet_safe: bool,
     as_json: bool = json_option("Print what was written as JSON."),
 ) -> None:  # fmt: skip
     """Write descriptors, labels and ids for other programs, joined as `svm` joins them.

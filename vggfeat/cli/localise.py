@@ -9,14 +9,8 @@ import click
 
 from vggfeat.cli.config import LOCALISE
 from vggfeat.cli.options import (
-    ALLOW_FAILED,
     INTEGERS,
-    JSON,
-    LAYOUT,
-    PATH,
     PRECISIONS,
-    QUIET,
-    SPREADSHEET_SAFE,
     DecodingOptions,
     JobOptions,
     argument,
@@ -119,23 +113,23 @@ localise.add_command(localise_train)
 @command(group=localise)
 def evaluate(
     *,
-    root: Path = option(required=True, type=PATH, metavar="ROOT", help="ILSVRC, or class folders with annotations."),
-    layout: "Layout | None" = LAYOUT,
-    annotations: Path | None = option(type=PATH, help="Folder of the boxes, if not in the data's tree."),
+    root: Path = option(required=True, metavar="ROOT", help="ILSVRC, or class folders with annotations."),
+    layout: "Layout | None",
+    annotations: Path | None = option(help="Folder of the boxes, if not in the data's tree."),
     classifier: str | None = option(metavar="FILE",
         help="Rates the boxes; and guesses the classes, without --posteriors."),
-    files: tuple[Path, ...] = option("--posteriors", multiple=True, type=PATH, metavar="FILE.h5",
+    files: tuple[Path, ...] = option("--posteriors", multiple=True, metavar="FILE.h5",
         help="Class posteriors of `vggfeat classify`, averaged: they guess the classes."),
     protocol: str = option(type=click.Choice(["dense", "gt"]), default="dense",
         help="dense: five guesses an image. gt: the true class is given, centre crop."),
-    out: Path = option(required=True, type=PATH, help="Folder for the results."),
+    out: Path = option(required=True, help="Folder for the results."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
     job: GroupOptions,
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    spreadsheet_safe: bool,
     config: Path | None = LOCALISE.option,
     as_json: bool = json_option("Print JSON instead of text."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Compute the localisation error on validation images, by the official rules.
 
@@ -216,16 +210,16 @@ def evaluate(
 @command(group=localise)
 def predict(
     *,
-    images: tuple[Path, ...] = argument(nargs=-1, required=True, type=PATH),
+    images: tuple[Path, ...] = argument(nargs=-1, required=True, ),
     classifier: str = option(required=True, metavar="FILE", help="Guesses the classes, and rates the boxes."),
-    out: Path = option(required=True, type=PATH, help="Folder for drawings and predictions."),
+    out: Path = option(required=True, help="Folder for drawings and predictions."),
     top: int = option(type=click.IntRange(1, 5), default=1, help="Classes shown for an image."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
-    allow_failed: int = ALLOW_FAILED,
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    allow_failed: int,
+    spreadsheet_safe: bool,
     as_json: bool = json_option("Print JSON instead of text."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Locate what is on images, and draw the boxes.
 
@@ -267,10 +261,10 @@ def predict(
 @command(group=localise)
 def check(
     *,
-    submission: Path = argument(type=PATH),
+    submission: Path = argument(),
     images: int = option(type=click.IntRange(1), default=50_000, help="Lines expected."),
     classes: int = option(type=click.IntRange(1), default=1000, help="Labels are from 1 to this."),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Check a submission file against the official format.
 

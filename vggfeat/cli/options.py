@@ -54,6 +54,22 @@ def json_option(help: str = "Print as JSON.") -> Any:  # noqa: A002
     return flag("--json", help=help)
 
 
+COMMON = {
+    "layout": option(type=click.Choice(["splits", "classes"]),
+                     help="What the folders at the top of your own images are, where it can't be told."),
+    "device": option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]"),
+    "allow_failed": option(type=click.IntRange(0), default=0, help="Failed images for exit code 0."),
+    "overwrite": flag(help="Replace an existing file."),
+    "spreadsheet_safe": flag(
+        help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]"),
+    "as_json": json_option(),
+    "quiet": flag(help="No progress."),
+}  # fmt: skip
+"""Parameter of any command -> what it is, where the command does not say it."""
+PATHS = Path, Path | None, tuple[Path, ...]
+"""What is annotated so takes `PATH`."""
+
+
 def names_of(parameter: str, one: Field[Any]) -> tuple[str, ...]:
     """Return the names that a declaration gives an option; an argument has none."""
     derived = (f"--{parameter.replace('_', '-')}",) if one.metadata["make"] is click.option else ()
@@ -63,27 +79,29 @@ def names_of(parameter: str, one: Field[Any]) -> tuple[str, ...]:
 def command(called: str | None = None, *, group: Any = click, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make a command of a function, whose parameters are what it takes.
 
-    The default of a parameter is what `option` or `argument` returned; one without a default is annotated with a group
-    of options, a dataclass, which it receives as one object.
+    The default of a parameter is what `option` or `argument` returned. One without a default is in `COMMON`, or
+    annotated with a group of options, a dataclass, which it receives as one object.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         groups, declared = {}, []
-        for parameter in signature(function).parameters.values():
-            if isinstance(parameter.default, Field):
-                declared.append((parameter.name, parameter.default))
+        for one in signature(function).parameters.values():
+            own = one.default if isinstance(one.default, Field) else COMMON.get(one.name)
+            if own is not None:
+                declared.append((one.name, one.annotation, own))
             else:
-                groups[parameter.name] = parameter.annotation
-                declared += [(one.name, one) for one in fields(parameter.annotation)]
+                groups[one.name] = one.annotation
+                declared += [(each.name, each.type, each) for each in fields(one.annotation)]
 
         @wraps(function)
         def run(**given: Any) -> Any:
             for name, options in groups.items():
-                given[name] = options(**{one.name: given.pop(one.name) for one in fields(options)})
+                given[name] = options(**{each.name: given.pop(each.name) for each in fields(options)})
             return function(**given)
 
-        for name, one in reversed(declared):
-            run = one.metadata["make"](*names_of(name, one), name, **one.metadata["settings"])(run)
+        for name, kind, field_ in reversed(declared):
+            chosen = ({"type": PATH} if kind in PATHS else {}) | field_.metadata["settings"]
+            run = field_.metadata["make"](*names_of(name, field_), name, **chosen)(run)
         return group.command(called, **settings)(run)
 
     return decorate
@@ -91,19 +109,10 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
 
 PATH = click.Path(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
-LAYOUT = option(type=click.Choice(["splits", "classes"]),
-    help="What the folders at the top of your own images are, where it can't be told.")  # fmt: skip
-"""For all commands that read class folders."""
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
 """What the help calls the value of --weights."""
 PRECISIONS = "fp32", "winograd", "tf32", "bf16", "fp16"
 """Of convolutions; which a device has is checked when it is known."""
-DEVICE = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-ALLOW_FAILED = option(type=click.IntRange(0), default=0, help="Failed images for exit code 0.")
-OVERWRITE = flag(help="Replace an existing file.")
-QUIET = flag(help="No progress.")
-JSON = json_option()
-SPREADSHEET_SAFE = flag(help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]")
 
 
 class Parsed(click.ParamType):
@@ -316,8 +325,7 @@ class FeatureOptions(ForwardOptions):
 class StoreOptions:
     """How what is not on this machine is read."""
 
-    attempts: int = option(type=click.IntRange(1), default=5,
-        help="Of each request to a store or server, if it fails.")  # fmt: skip
+    attempts: int = option(type=click.IntRange(1), default=5, help="Of each request to a store or server, if it fails.")
     allow_private: bool = flag(
         help="Read http(s) addresses of this machine and of the own network; lists of others may lead "
         "there.")  # fmt: skip

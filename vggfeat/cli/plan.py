@@ -10,10 +10,7 @@ import click
 
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
-    LAYOUT,
     NET,
-    PATH,
-    QUIET,
     FeatureOptions,
     LimitOptions,
     StoreOptions,
@@ -46,7 +43,7 @@ def plan(
     name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`, or tar or parquet."),
     root: str | None = option(
         help="Where the data set is, a folder or address. [$VGGFEAT_DATA/NAME, data/NAME; with --extend as planned]"),
-    layout: "Layout | None" = LAYOUT,
+    layout: "Layout | None",
     listing: ListOptions,
     weights: str | None = option(metavar=NET, help="The net. [the one in weights/]"),
     out: str | None = option(metavar="RUN", help="A folder that is new or empty."),
@@ -63,7 +60,7 @@ def plan(
     limits: LimitOptions,
     stores: StoreOptions,
     as_json: bool = json_option("Print what was planned as JSON."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Plan the extraction of a data set of any size, as shards that any number of machines can compute.
 
@@ -158,10 +155,10 @@ def _net_option(plan: "Plan", given: str | None) -> str:
 def merge(
     *,
     run: str = argument(),
-    out: Path = option(type=PATH, required=True, help="The feature file."),
+    out: Path = option(required=True, help="The feature file."),
     overwrite: bool = flag(help="Replace a file that is damaged or of other settings."),
     as_json: bool = json_option("Print what was written as JSON."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Make one feature file of a finished run, for sets of up to some millions of images.
 

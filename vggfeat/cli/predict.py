@@ -7,23 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.features import DescriptorOptions, default_join
-from vggfeat.cli.options import (
-    ALLOW_FAILED,
-    DEVICE,
-    JSON,
-    NET,
-    OVERWRITE,
-    PATH,
-    QUIET,
-    SPREADSHEET_SAFE,
-    WorkerOptions,
-    argument,
-    command,
-    json_option,
-    net_files,
-    option,
-    print_notes,
-)
+from vggfeat.cli.options import NET, WorkerOptions, argument, command, json_option, net_files, option, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError, counted
@@ -38,21 +22,21 @@ if TYPE_CHECKING:
 @command()
 def predict(
     *,
-    images: tuple[Path, ...] = argument(nargs=-1, required=True, type=PATH),
-    model: Path = option(required=True, type=PATH, metavar="RUN|MODEL",
+    images: tuple[Path, ...] = argument(nargs=-1, required=True, ),
+    model: Path = option(required=True, metavar="RUN|MODEL",
         help="Folder of `vggfeat svm --fit-all`, or a model in such a folder."),
     weights: tuple[str, ...] = option(multiple=True, metavar=NET,
         help="The net of the model's features; several where they were fused. [by SHA-256]"),
     top: int = option(type=click.IntRange(1), default=3, help="Classes of an image that are named."),
     probability: ProbabilityOptions,
-    device: str | None = DEVICE,
+    device: str | None,
     working: WorkerOptions,
-    allow_failed: int = ALLOW_FAILED,
-    out: Path | None = option(type=PATH, metavar="FILE.csv", help="Write all scores as CSV."),
-    overwrite: bool = OVERWRITE,
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    allow_failed: int,
+    out: Path | None = option(metavar="FILE.csv", help="Write all scores as CSV."),
+    overwrite: bool,
+    spreadsheet_safe: bool,
     as_json: bool = json_option("Print JSON instead of a table."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Say what is on images, by a model of `svm`.
 
@@ -108,15 +92,15 @@ def predict(
 @command()
 def explain(
     *,
-    image: Path = argument(type=PATH, metavar="IMAGE"),
-    model: Path = option(type=PATH, required=True, metavar="RUN|model.safetensors",
+    image: Path = argument(metavar="IMAGE"),
+    model: Path = option(required=True, metavar="RUN|model.safetensors",
         help="A model of `vggfeat svm`, or the folder of a run with its model.safetensors."),
     name: str | None = option("--class", metavar="NAME", help="Whose score is explained. [the highest]"),
     weights: tuple[str, ...] = option(multiple=True, metavar=NET,
         help="The net of the features, once for each. [by SHA-256, in weights/]"),
-    device: str | None = DEVICE,
-    out: Path | None = option(type=PATH, metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]"),
-    overwrite: bool = OVERWRITE,
+    device: str | None,
+    out: Path | None = option(metavar="FILE.png", help="The drawing. [IMAGE.evidence.png, here]"),
+    overwrite: bool,
     as_json: bool = json_option("Print the sums of every scale and class as JSON."),
 ) -> None:  # fmt: skip
     """Draw where in an image the score of a class comes from.
@@ -146,20 +130,20 @@ def explain(
 @command()
 def similar(
     *,
-    file: Path = argument(type=PATH, metavar="FEATURES.h5|RUN"),
+    file: Path = argument(metavar="FEATURES.h5|RUN"),
     query: str = option(required=True, metavar="IMAGE|ID", help="An image file, or the id of one in the file."),
     top: int = option(type=click.IntRange(1, 10000), default=20, help="How many to name."),
     descriptors: DescriptorOptions,
     weights: str | None = option(metavar=NET,
         help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]"),
-    device: str | None = DEVICE,
-    place: Path | None = option("--index", type=PATH, metavar="FILE",
+    device: str | None,
+    place: Path | None = option("--index", metavar="FILE",
         help="Search by an index, which is made if the file is not there: vggfeat[search]."),
-    out: Path | None = option(type=PATH, metavar="PAGE.html", help="Write a page as well."),
-    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+    out: Path | None = option(metavar="PAGE.html", help="Write a page as well."),
+    images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are, for the page: what `extract --root` was given."),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Name the images of a feature file that are most like one, by the cosine of their descriptors.
 

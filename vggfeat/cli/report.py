@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.features import GivenFile, GivenOptions
-from vggfeat.cli.options import (
-    INTEGERS,
-    JSON,
-    NET,
-    PATH,
-    QUIET,
-    WORDS,
-    WorkerOptions,
-    argument,
-    command,
-    flag,
-    json_option,
-    option,
-)
+from vggfeat.cli.options import INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
 from vggfeat.cli.output import Progress, make_folder, say, say_json, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
@@ -55,16 +42,16 @@ class AuditOptions:
 @command()
 def audit(
     *,
-    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
     chosen: AuditOptions,
     given: GivenFile,
     top: int = option(type=click.IntRange(1), default=10, help="Entries of a list on the terminal."),
-    out: Path | None = option(type=PATH, metavar="PAGE.html", help="Write a page as well."),
-    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+    out: Path | None = option(metavar="PAGE.html", help="Write a page as well."),
+    images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are, for the page or with --descriptors: as for `extract`."),
     workers: WorkerOptions,
     as_json: bool = json_option("Print all lists as JSON."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Look for copies, near duplicates, wrong labels, outliers and small classes in a feature file.
 
@@ -119,11 +106,11 @@ class ProjectionOptions:
 @command("map")
 def map_(
     *,
-    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
-    out: Path = option(type=PATH, default=Path("map.html"), help="The page."),
-    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+    files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
+    out: Path = option(default=Path("map.html"), help="The page."),
+    images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are: what `extract --root` was given. [a page without images]"),
-    results: Path | None = option("--run", type=PATH, metavar="RUN",
+    results: Path | None = option("--run", metavar="RUN",
         help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]"),
     projection: ProjectionOptions,
     given: GivenFile,
@@ -155,7 +142,7 @@ def map_(
 @command()
 def probe(
     *,
-    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
+    files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
     given: GivenOptions,
     probes: tuple[str, ...] = option(type=WORDS, default="svm,knn,logistic", help="Which classifiers."),
     shots: tuple[int, ...] = option(type=INTEGERS, default="1,2,4,8,16",
@@ -163,8 +150,8 @@ def probe(
     repeats: int = option(type=click.IntRange(1), default=5, help="Draws of so few images."),
     folds: int = option(type=click.IntRange(2), default=5, help="Of a cross-validation."),
     seed: int = option(type=click.IntRange(0), default=0, help="Of draws and folds."),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Measure nearest neighbours and logistic regression beside the SVM, on all training images and on few.
 
@@ -193,9 +180,9 @@ def probe(
 @command()
 def report(
     *,
-    runs: tuple[Path, ...] = argument(type=PATH, nargs=-1, required=True, metavar="RUN..."),
-    out: Path = option(type=PATH, default=Path("report.html"), help="The page."),
-    images: Path | None = option("--root", type=PATH, metavar="ROOT",
+    runs: tuple[Path, ...] = argument(nargs=-1, required=True, metavar="RUN..."),
+    out: Path = option(default=Path("report.html"), help="The page."),
+    images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are: what `extract --root` was given. [a page without images]"),
     explain: bool = flag(help="With --root: draw where the scores of the worst mistakes come from, by the net."),
     weights: tuple[str, ...] = option(multiple=True, metavar=NET,
@@ -206,7 +193,7 @@ def report(
     seed: int = option(type=click.IntRange(0), default=0, help="Of the bootstrap."),
     workers: WorkerOptions,
     as_json: bool = json_option("Print headlines and differences as JSON."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Show the results in folders of `svm`, `train` and others as one page, a file that can be opened and mailed.
 

@@ -10,19 +10,7 @@ import click
 
 from vggfeat.cli.config import SVM
 from vggfeat.cli.features import GivenOptions
-from vggfeat.cli.options import (
-    FLOATS,
-    PATH,
-    QUIET,
-    SPREADSHEET_SAFE,
-    argument,
-    command,
-    flag,
-    json_option,
-    named_after,
-    option,
-    refuse_options,
-)
+from vggfeat.cli.options import FLOATS, argument, command, flag, json_option, named_after, option, refuse_options
 from vggfeat.cli.output import (
     Progress,
     claim_folder,
@@ -66,8 +54,7 @@ class ProtocolOptions:
     protocol: str = option(default="auto",
         type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
         help="auto: the paper's for the data set in the file.")  # fmt: skip
-    grid: tuple[float, ...] | None = option(type=FLOATS,
-        help="Values of C to choose from. [1/32, 1/16, ... 1024]")  # fmt: skip
+    grid: tuple[float, ...] | None = option(type=FLOATS, help="Values of C to choose from. [1/32, 1/16, ... 1024]")
     folds: int | None = option(type=click.IntRange(2), help="Folds of a cross-validation. [5]")
     rule: str = option(type=click.Choice(["auto", "11-point", "area"]), default="auto",
         help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
@@ -125,21 +112,21 @@ class ProbabilityOptions:
 @command()
 def svm(
     *,
-    files: tuple[Path, ...] = argument(type=PATH, nargs=-1, metavar="FEATURES.h5|RUN..."),
-    more_files: tuple[Path, ...] = option("--features", multiple=True, type=PATH, metavar="FILE.h5",
+    files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
+    more_files: tuple[Path, ...] = option("--features", multiple=True, metavar="FILE.h5",
         help="The same as a feature file without an option."),
-    model: Path | None = option("--apply", type=PATH, metavar="MODEL|RUN",
+    model: Path | None = option("--apply", metavar="MODEL|RUN",
         help="Train nothing: rank or label the images of the feature files with a saved model."),
     top: int = option(type=click.IntRange(1), default=5,
         help="With --apply: how many images of each class, and classes of each image, are named."),
     probability: ProbabilityOptions,
     given: GivenOptions,
     protocol: ProtocolOptions,
-    out: Path | None = option(type=PATH, help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]"),
-    spreadsheet_safe: bool = SPREADSHEET_SAFE,
+    out: Path | None = option(help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]"),
+    spreadsheet_safe: bool,
     config: Path | None = SVM.option,
     as_json: bool = json_option("Print the JSON file instead of the table."),
-    quiet: bool = QUIET,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Choose C, train linear SVMs and test them, by the protocol of the data set in the feature file.
 

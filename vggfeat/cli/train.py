@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import TRAIN
-from vggfeat.cli.options import LAYOUT, PATH, SCALE, command, flag, load_net, net_files, option
+from vggfeat.cli.options import SCALE, command, flag, load_net, net_files, option
 from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.errors import counted
@@ -51,8 +51,7 @@ class TrainingOptions:
         help="Processes that decode images. [one a core, at most 16]")  # fmt: skip
     checkpoint_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
         help="Steps between checkpoints. [1000]")  # fmt: skip
-    log_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
-        help="Steps between lines of the log. [50]")  # fmt: skip
+    log_every: int | None = option(type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]")
     as_json: bool = flag("--json", help="Print the summary as JSON.")
     quiet: bool = flag(help="No progress.")
 
@@ -125,14 +124,14 @@ class RecipeOptions:
 @command()
 def train(
     *,
-    root: Path = option(type=PATH, required=True, metavar="ROOT",
+    root: Path = option(required=True, metavar="ROOT",
         help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
-    layout: "Layout | None" = LAYOUT,
+    layout: "Layout | None",
     net: str = option(type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True,
         help="Table 1 of the paper."),
     scale: tuple[int, int] = option(type=SCALE, default="256",
         help="S, smallest image side in training: 256, 384, or 256:512 for another one each time."),
-    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the run."),
+    out: Path = option(required=True, metavar="DIR", help="Folder of the run."),
     resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
     init_from: str | None = option(metavar="FILE|NAME",
         help="Weights to start from: of net A, or of this net. [random]"),
@@ -232,14 +231,13 @@ class BoxRecipeOptions:
 @command("train")
 def localise_train(
     *,
-    root: Path = option(type=PATH, required=True, metavar="ROOT",
-        help="ILSVRC-2012 in any of its layouts, or a packed copy."),
-    layout: "Layout | None" = LAYOUT,
-    annotations: Path | None = option(type=PATH, metavar="DIR",
+    root: Path = option(required=True, metavar="ROOT", help="ILSVRC-2012 in any of its layouts, or a packed copy."),
+    layout: "Layout | None",
+    annotations: Path | None = option(metavar="DIR",
         help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]"),
     weights: str = option(required=True, metavar="FILE|NAME",
         help="Classification net to start from, trained at the same S."),
-    out: Path = option(type=PATH, required=True, metavar="DIR", help="Folder of the run."),
+    out: Path = option(required=True, metavar="DIR", help="Folder of the run."),
     resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
     chosen: BoxRecipeOptions,
     options: TrainingOptions,

@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import (
-    JSON,
-    OVERWRITE,
-    PATH,
-    QUIET,
-    PreprocessingOptions,
-    argument,
-    command,
-    flag,
-    load_net,
-    option,
-    print_notes,
-)
+from vggfeat.cli.options import PreprocessingOptions, argument, command, flag, load_net, option, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError, check_choice, counted
 from vggfeat.runtime.targets import anything, check_target
@@ -53,7 +41,7 @@ def weights() -> None:
 @command("list", group=weights)
 def list_(
     *,
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """List the published nets, and the files in the folder of nets (weights/, or $VGGFEAT_WEIGHTS).
 
@@ -75,7 +63,7 @@ def list_(
 def show_file(
     *,
     path: str = argument(metavar="FILE|NAME"),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Show what a file holds: its net, what images it takes and who says so, and every tensor.
 
@@ -91,11 +79,11 @@ def show_file(
 def convert(
     *,
     source: str = argument(metavar="SRC"),
-    target: Path = argument(metavar="DST.safetensors", type=PATH),
+    target: Path = argument(metavar="DST.safetensors"),
     float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
-    overwrite: bool = OVERWRITE,
+    overwrite: bool,
     preprocessing: PreprocessingOptions,
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
 
@@ -125,9 +113,9 @@ def convert(
 def fetch(
     *,
     name: str = argument(),
-    out: Path | None = option(type=PATH, help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]"),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    out: Path | None = option(help="Folder for the file. [$VGGFEAT_WEIGHTS, weights/]"),
+    as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Download a published net from the address where it was published, and check its checksum.
 
@@ -163,7 +151,7 @@ def fetch(
 def verify(
     *,
     path: str = argument(metavar="FILE|NAME"),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Check a file: structure, finite numbers, no blank layer, known checksum; and say what errors to expect of it.
 
@@ -183,11 +171,11 @@ def export(
     *,
     path: str = argument(metavar="FILE|NAME"),
     target: str = option("--to", type=click.Choice(["torchvision", "onnx"]), required=True),
-    out: Path = option(type=PATH, required=True, help="The file to write."),
+    out: Path = option(required=True, help="The file to write."),
     layer: str | None = option(help="ONNX: the map to give out, one of the net's. [its class scores]"),
     as_is: bool = flag(help="torchvision: leave conv1_1 as it is, for another normalisation."),
-    overwrite: bool = OVERWRITE,
-    as_json: bool = JSON,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net for torchvision's classes, or as ONNX.
 
@@ -230,7 +218,7 @@ def push(
     float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
     licence: str | None = option(help="As the Hub names it, for instance mit. [that of the published net]"),
     private: bool = flag(help="A repository that is made now may be read by its owner only."),
-    as_json: bool = JSON,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
 
