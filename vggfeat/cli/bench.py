@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
+from vggfeat.cli.options import COUNT, INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
 from vggfeat.cli.output import claim_folder, say, say_json, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vggfeat.benchmarks.measure import Report
     from vggfeat.forward.features import ExtractionSettings
 
-SIZES = click.Choice(["tiny", "voc", "caltech101", "caltech256", "caltech256-part", "stored"])
+SIZES = ["tiny", "voc", "caltech101", "caltech256", "caltech256-part", "stored"]
 THREADS = click.IntRange(1, 1024)
 SECONDS = click.FloatRange(0.01)
 
@@ -33,7 +33,7 @@ class BenchOptions:
 class NetOptions(BenchOptions):
     """The net, and where it runs."""
 
-    net: str = option(type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), default="D")
+    net: str = option(type=["A", "A-LRN", "B", "C", "D", "E"], default="D")
     width: float = option(type=click.FloatRange(0, min_open=True), default=1.0,
         help="Factor on the channels of the net.")  # fmt: skip
     device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
@@ -46,9 +46,8 @@ class FeatureOptions(NetOptions):
 
     scales: tuple[int, ...] = option(type=INTEGERS, default="256,384,512,640,768",
         help="Q, smallest image sides in pixels.")  # fmt: skip
-    layer: str = option(type=click.Choice(["pool5", "fc6", "fc7", "fc8"]), default="fc7")
-    batch_pixels: int | None = option(type=click.IntRange(1),
-        help="Pixels in one pass. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")  # fmt: skip
+    layer: str = option(type=["pool5", "fc6", "fc7", "fc8"], default="fc7")
+    batch_pixels: int | None = option(type=COUNT, help="Pixels in one pass. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")
     threads: int | None = option(type=THREADS, help="Cores of the CPU for the net. [all]")
 
     def settings(self, device: str, **more: Any) -> "ExtractionSettings":
@@ -67,12 +66,12 @@ class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
         help="Any of fp32, winograd, tf32, bf16, fp16.")  # fmt: skip
     batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both.")
     compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first.")
-    images: int | None = option(type=click.IntRange(1), help="JPEG files to make. [24 on the CPU, 256 on a GPU]")
+    images: int | None = option(type=COUNT, help="JPEG files to make. [24 on the CPU, 256 on a GPU]")
     longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels.")
-    repeat: int = option(type=click.IntRange(1), default=1,
+    repeat: int = option(type=COUNT, default=1,
         help="How often a run from files to file goes through them; for a GPU, 10 and more.")  # fmt: skip
     seed: int = option(type=click.IntRange(0), default=0, help="Of images and weights.")
-    rounds: int = option(type=click.IntRange(1), default=3, help="Times that all is measured.")
+    rounds: int = option(type=COUNT, default=3, help="Times that all is measured.")
     no_plain: bool = flag(help="Without plain loops and other libraries.")
 
 
@@ -81,9 +80,9 @@ class RooflineOptions(FeatureOptions):
     """What `bench roofline` counts and measures."""
 
     shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels.")
-    pool: str = option(type=click.Choice(["floor", "ceil"]), default="floor",
+    pool: str = option(type=["floor", "ceil"], default="floor",
         help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.")  # fmt: skip
-    precision: str = option(type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
+    precision: str = option(type=["fp32", "tf32", "bf16", "fp16"], default="fp32")
     counted: bool = flag("--no-measure", help="Operations and bytes only.")
 
 
@@ -95,10 +94,10 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     root: Path | None = option(metavar="ROOT",
         help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]")  # fmt: skip
     scale: tuple[int, int] = option(type=SCALE, default="256", help="S, smallest image side.")
-    batch: int = option(type=click.IntRange(1), default=256, help="Images in a step.")
-    precision: str | None = option(type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+    batch: int = option(type=COUNT, default=256, help="Images in a step.")
+    precision: str | None = option(type=["fp32", "bf16"], help="Of the net. [bf16 on a GPU, else fp32]")
     compiled: bool = flag("--compile", help="Compile the net.")
-    micro_batch: int | None = option(type=click.IntRange(1), help="Images in one pass. [what fits]")
+    micro_batch: int | None = option(type=COUNT, help="Images in one pass. [what fits]")
     images: int = option(type=click.IntRange(16), default=512, help="How many to make.")
 
 
@@ -112,7 +111,7 @@ class SvmBenchOptions(BenchOptions):
     shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Of --size stored. [20000x1024]")
     threads: int | None = option(type=THREADS, help="Cores for either solver. [all]")
     device: str | None = option(help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
-    sample: int | None = option(type=click.IntRange(1),
+    sample: int | None = option(type=COUNT,
         help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]")  # fmt: skip
     alone: bool = flag("--no-peer", help="Time vggfeat's solver only.")
     seed: int = option(type=click.IntRange(0), default=0, help="Of the descriptors.")
@@ -325,7 +324,7 @@ def bench_scale(
     *,
     images: int = option(type=click.IntRange(1, 10**9), default=1_000_000, help="Of the list."),
     shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images of a shard."),
-    channels: int = option(type=click.IntRange(1), default=4096, help="Values of an image."),
+    channels: int = option(type=COUNT, default=4096, help="Values of an image."),
     scratch: Path | None = option(help="Where the run is for a while, 20 bytes an image. [the system's place]"),
     as_json: bool,
 ) -> None:  # fmt: skip

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
     INTEGERS,
@@ -52,11 +50,11 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 class PosteriorOptions:
     """How posteriors are computed."""
 
-    mode: str = option(type=click.Choice(list(MODES)), default="dense",
+    mode: str = option(type=list(MODES), default="dense",
         help="Centre crop; complete images; 5x5 crops; or the last two averaged.")  # fmt: skip
     scales: tuple[int, ...] | None = option(type=INTEGERS,
         help="Q, smallest image sides in pixels. [the paper's for the net's S]")  # fmt: skip
-    softmax: str = option(type=click.Choice(["after", "before"]), default="after",
+    softmax: str = option(type=["after", "before"], default="after",
         help="After the spatial average of dense class scores, or before it.")  # fmt: skip
 
     def settings(self, backbone: "Backbone", mode: Any, **forward: Any) -> "PosteriorSettings":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import PATH, WORDS, Parsed, argument, command, flag, names_of, option
+from vggfeat.cli.options import COUNT, PATH, WORDS, Parsed, argument, command, flag, names_of, option
 from vggfeat.cli.output import Progress, say, say_json, say_left_out, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import default_workers
@@ -41,7 +41,7 @@ class ListOptions:
         "may be given several times.")  # fmt: skip
     one_hot: tuple[str, ...] | None = option(type=WORDS,
         help="In a list, headings of columns of 0 and 1 that are a class each.")  # fmt: skip
-    label_separator: str | None = option(type=click.Choice([";", "|", ",", "none"]),
+    label_separator: str | None = option(type=[";", "|", ",", "none"],
         help="In a list, between several labels of an image. [; in a column called labels]")  # fmt: skip
     encoding: str | None = option(help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
     sheet: str | None = option(help="Of a list in an Excel workbook. [the only one with content]")
@@ -183,7 +183,7 @@ def synth(
     *,
     name: str = argument(metavar=f"[{'|'.join(synthetic.LAYOUTS)}]"),
     root: Path = option(required=True, help="A folder that is new or empty."),
-    size: str = option(type=click.Choice(synthetic.SIZES), default="demo", help="Counts and sides of the images."),
+    size: str = option(type=synthetic.SIZES, default="demo", help="Counts and sides of the images."),
     seed: int = option(type=click.IntRange(0), default=0, help="Another number, other images."),
     workers: int = option(type=click.IntRange(1, 256), default=1, help="Rendering processes."),
     as_json: bool,
@@ -211,10 +211,10 @@ def pack(
     root: Path = option(required=True, help="Training images, as for `train`."),
     layout: "Layout | None",
     out: Path = option(required=True, help="A folder that is new or empty."),
-    side: int = option(type=click.IntRange(1), default=512,
+    side: int = option(type=COUNT, default=512,
         help="Smallest side that images are shrunk to: the largest S to train at."),
     quality: int = option(type=click.IntRange(1, 95), default=92, help="Of the JPEGs written."),
-    shard_images: int = option(type=click.IntRange(1), default=2048, help="Images in a file."),
+    shard_images: int = option(type=COUNT, default=2048, help="Images in a file."),
     workers: int | None = option(type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]"),
     as_json: bool,
     quiet: bool,

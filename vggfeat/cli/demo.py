@@ -29,7 +29,7 @@ def demo(
     weights: str = option(default=NET, help="The net; small comes with vggfeat."),
     scales: tuple[int, ...] = option(type=INTEGERS, default=(224, 256), show_default="224,256",
         help="Q, smallest image sides in pixels."),
-    size: str = option(type=click.Choice(["tiny", "demo"]), default="demo", help="Of the data set."),
+    size: str = option(type=["tiny", "demo"], default="demo", help="Of the data set."),
     as_json: bool = json_option("Print the figures as JSON, and the rest to standard error."),
     quiet: bool,
 ) -> int:  # fmt: skip

@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
+    COUNT,
     NET,
     DecodingOptions,
     FeatureOptions,
@@ -96,7 +95,7 @@ def _nets(text: str) -> tuple[int, int | None]:
 class EngineOptions:
     """Who computes shards: this process, or a cluster."""
 
-    engine: str = option(type=click.Choice(list(ENGINES)), default="local",
+    engine: str = option(type=list(ENGINES), default="local",
         help="With --plan, who computes: "
         f"{'; '.join(f'{name}, {entry.words}' for name, entry in ENGINES.items())}.")  # fmt: skip
     address: str | None = option(metavar="HOST:PORT|auto",
@@ -106,7 +105,7 @@ class EngineOptions:
         type=Parsed("LEAST[:MOST]", "one or two numbers from 1 on, such as 8:64, or 8:", _nets),
         help="With --engine ray: nets to begin with, and at most; each has a GPU, or CPU cores where there is none. "
         "[1:, as many as there is room for]")  # fmt: skip
-    cores: int | None = option(type=click.IntRange(1),
+    cores: int | None = option(type=COUNT,
         help="With --engine ray: CPU cores of a net. [its share of the smallest node]")  # fmt: skip
 
     def chosen_engine(self) -> "Engine":

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 class DescriptorOptions:
     """How features become descriptors."""
 
-    join: str | None = option(type=click.Choice(["mean", "max", "stack"]),
-        help="Over scales. [the paper's for the data set]")  # fmt: skip
-    normalisation: str = option(type=click.Choice(["blocks", "whole", "none"]), default="blocks",
+    join: str | None = option(type=["mean", "max", "stack"], help="Over scales. [the paper's for the data set]")
+    normalisation: str = option(type=["blocks", "whole", "none"], default="blocks",
         help="L2 of every net and region, then of the whole; of the whole only; or none.")  # fmt: skip
     regions: tuple[str, ...] | None = option(type=WORDS, help="Which of the stored regions to stack: image, box. [all]")
 
@@ -276,7 +275,7 @@ def _short(text: str) -> str:
 def export(
     *,
     files: tuple[Path, ...] = argument(nargs=-1, required=True, metavar="FEATURES.h5|RUN..."),
-    kind: str = option("--to", type=click.Choice(KINDS), required=True),
+    kind: str = option("--to", type=KINDS, required=True),
     out: Path | None = option(help="The file to write. [first FILE with the new suffix]"),
     descriptors: DescriptorOptions,
     splits: tuple[str, ...] = option("--split", multiple=True,

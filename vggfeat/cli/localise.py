@@ -9,6 +9,7 @@ import click
 
 from vggfeat.cli.config import LOCALISE
 from vggfeat.cli.options import (
+    COUNT,
     INTEGERS,
     PRECISIONS,
     DecodingOptions,
@@ -52,11 +53,11 @@ class BoxOptions:
         "[their S]")  # fmt: skip
     threshold: float | None = option(type=click.FloatRange(0, 3, max_open=True),
         help="Greatest match score of boxes that are merged. [0.25]")  # fmt: skip
-    average: str | None = option("--merge", type=click.Choice(["score", "count"]),
+    average: str | None = option("--merge", type=["score", "count"],
         help="What boxes weigh in a merged one: their class posteriors, or one each. [score]")  # fmt: skip
-    precision: str = option(type=click.Choice(PRECISIONS), default="fp32")
+    precision: str = option(type=PRECISIONS, default="fp32")
     device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-    batch_pixels: int | None = option(type=click.IntRange(1), help="Pixels in one batch: bounds the memory. [2^20]")
+    batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch: bounds the memory. [2^20]")
 
     def load(self) -> "tuple[BoxNet, ...]":
         """Load the nets."""
@@ -120,7 +121,7 @@ def evaluate(
         help="Rates the boxes; and guesses the classes, without --posteriors."),
     files: tuple[Path, ...] = option("--posteriors", multiple=True, metavar="FILE.h5",
         help="Class posteriors of `vggfeat classify`, averaged: they guess the classes."),
-    protocol: str = option(type=click.Choice(["dense", "gt"]), default="dense",
+    protocol: str = option(type=["dense", "gt"], default="dense",
         help="dense: five guesses an image. gt: the true class is given, centre crop."),
     out: Path = option(required=True, help="Folder for the results."),
     boxes: BoxOptions,
@@ -262,8 +263,8 @@ def predict(
 def check(
     *,
     submission: Path = argument(),
-    images: int = option(type=click.IntRange(1), default=50_000, help="Lines expected."),
-    classes: int = option(type=click.IntRange(1), default=1000, help="Labels are from 1 to this."),
+    images: int = option(type=COUNT, default=50_000, help="Lines expected."),
+    classes: int = option(type=COUNT, default=1000, help="Labels are from 1 to this."),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Check a submission file against the official format.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def option(*names: str, **settings: Any) -> Any:
     """Declare an option where its value is declared: as the default of a command's parameter, or a field of a group.
 
-    The arguments are those of `click.option`; without names it is called as the value is. An option without a default
-    is None when it is not given, and its help says in brackets what holds then.
+    The arguments are those of `click.option`; without names it is called as the value is, and a list as `type` is a
+    choice. An option without a default is None when it is not given, and its help says in brackets what holds then.
     """
     default = settings.get("default", False if settings.get("is_flag") else None)
     if default is not None and not settings.get("is_flag"):
@@ -55,7 +55,7 @@ def json_option(help: str = "Print as JSON.") -> Any:  # noqa: A002
 
 
 COMMON = {
-    "layout": option(type=click.Choice(["splits", "classes"]),
+    "layout": option(type=["splits", "classes"],
                      help="What the folders at the top of your own images are, where it can't be told."),
     "device": option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]"),
     "allow_failed": option(type=click.IntRange(0), default=0, help="Failed images for exit code 0."),
@@ -101,12 +101,15 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
 
         for name, kind, field_ in reversed(declared):
             chosen = ({"type": PATH} if kind in PATHS else {}) | field_.metadata["settings"]
+            if isinstance(chosen.get("type"), list | tuple):
+                chosen["type"] = click.Choice(chosen["type"])
             run = field_.metadata["make"](*names_of(name, field_), name, **chosen)(run)
         return group.command(called, **settings)(run)
 
     return decorate
 
 
+COUNT = click.IntRange(1)
 PATH = click.Path(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
@@ -163,13 +166,11 @@ SIDES = Parsed("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels", _sides)
 class ForwardOptions:
     """How a net runs over images."""
 
-    precision: str = option(type=click.Choice(PRECISIONS), default="fp32",
+    precision: str = option(type=PRECISIONS, default="fp32",
         help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
         "some images are computed in fp32 as well and compared.")  # fmt: skip
-    interpolation: str = option(type=click.Choice(["bilinear", "bicubic"]), default="bilinear",
-        help="How images are rescaled.")  # fmt: skip
-    batch_pixels: int | None = option(type=click.IntRange(1),
-        help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")  # fmt: skip
+    interpolation: str = option(type=["bilinear", "bicubic"], default="bilinear", help="How images are rescaled.")
+    batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")
 
     def given(self, device: str) -> dict[str, Any]:
         """Return the fields of `vggfeat.forward.ForwardSettings` that they decide."""
@@ -192,7 +193,7 @@ class WorkerOptions:
 class LimitOptions:
     """Which images are taken."""
 
-    max_pixels: int | None = option(type=click.IntRange(1), help="Larger images fail by name. [89478485]")
+    max_pixels: int | None = option(type=COUNT, help="Larger images fail by name. [89478485]")
     allow_truncated: bool = flag(help="Take images that end early; the rest of them is grey.")
 
     def settings(self) -> "DecodeSettings":
@@ -240,11 +241,9 @@ class PreprocessingOptions:
         help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
         "format]")  # fmt: skip
     std: tuple[float, ...] | None = option(type=FLOATS, help="Divided by after that, as --mean. [by format]")
-    channels: str | None = option(type=click.Choice(["rgb", "bgr"]), help="Their order. [by format]")
-    highest: str | None = option("--range", type=click.Choice(["1", "255"]),
-        help="Highest value of a pixel. [by format]")  # fmt: skip
-    pool_rounding: str | None = option(type=click.Choice(["floor", "ceil"]),
-        help="Of the poolings' outputs. [by format]")  # fmt: skip
+    channels: str | None = option(type=["rgb", "bgr"], help="Their order. [by format]")
+    highest: str | None = option("--range", type=["1", "255"], help="Highest value of a pixel. [by format]")
+    pool_rounding: str | None = option(type=["floor", "ceil"], help="Of the poolings' outputs. [by format]")
 
     def stated(self) -> "Preprocessing":
         """Return them as `vggfeat.weights.load.load_file` takes them."""
@@ -306,7 +305,7 @@ class FeatureOptions(ForwardOptions):
     regions: tuple[str, ...] | None = option(type=WORDS,
         help="image, box, or image,box. [the paper's for the data set]")  # fmt: skip
     layer: str = option(default="fc7", help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8.")
-    batching: str = option(type=click.Choice(["size", "padded"]), default="size",
+    batching: str = option(type=["size", "padded"], default="size",
         help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
     compiled: bool = flag("--compile",
         help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
@@ -325,7 +324,7 @@ class FeatureOptions(ForwardOptions):
 class StoreOptions:
     """How what is not on this machine is read."""
 
-    attempts: int = option(type=click.IntRange(1), default=5, help="Of each request to a store or server, if it fails.")
+    attempts: int = option(type=COUNT, default=5, help="Of each request to a store or server, if it fails.")
     allow_private: bool = flag(
         help="Read http(s) addresses of this machine and of the own network; lists of others may lead "
         "there.")  # fmt: skip

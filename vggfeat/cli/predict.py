@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.features import DescriptorOptions, default_join
-from vggfeat.cli.options import NET, WorkerOptions, argument, command, json_option, net_files, option, print_notes
+from vggfeat.cli.options import (
+    COUNT,
+    NET,
+    WorkerOptions,
+    argument,
+    command,
+    json_option,
+    net_files,
+    option,
+    print_notes,
+)
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError, counted
@@ -27,7 +37,7 @@ def predict(
         help="Folder of `vggfeat svm --fit-all`, or a model in such a folder."),
     weights: tuple[str, ...] = option(multiple=True, metavar=NET,
         help="The net of the model's features; several where they were fused. [by SHA-256]"),
-    top: int = option(type=click.IntRange(1), default=3, help="Classes of an image that are named."),
+    top: int = option(type=COUNT, default=3, help="Classes of an image that are named."),
     probability: ProbabilityOptions,
     device: str | None,
     working: WorkerOptions,

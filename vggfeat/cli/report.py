@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vggfeat.cli.features import GivenFile, GivenOptions
-from vggfeat.cli.options import INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
+from vggfeat.cli.options import COUNT, INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
 from vggfeat.cli.output import Progress, make_folder, say, say_json, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
@@ -45,7 +45,7 @@ def audit(
     files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
     chosen: AuditOptions,
     given: GivenFile,
-    top: int = option(type=click.IntRange(1), default=10, help="Entries of a list on the terminal."),
+    top: int = option(type=COUNT, default=10, help="Entries of a list on the terminal."),
     out: Path | None = option(metavar="PAGE.html", help="Write a page as well."),
     images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are, for the page or with --descriptors: as for `extract`."),
@@ -89,10 +89,9 @@ def audit(
 class ProjectionOptions:
     """How images get a place in the plane."""
 
-    method: str = option(type=click.Choice(["tsne", "umap", "pca"]), default="tsne",
+    method: str = option(type=["tsne", "umap", "pca"], default="tsne",
         help="umap needs the library umap-learn: vggfeat[umap].")  # fmt: skip
-    clusters: int | None = option(type=click.IntRange(1),
-        help="Of k-means. [the square root of half the images, at most 20]")  # fmt: skip
+    clusters: int | None = option(type=COUNT, help="Of k-means. [the square root of half the images, at most 20]")
     most: int = option(type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn.")
     seed: int = option(type=click.IntRange(0), default=0, help="Of all random choices.")
 
@@ -147,7 +146,7 @@ def probe(
     probes: tuple[str, ...] = option(type=WORDS, default="svm,knn,logistic", help="Which classifiers."),
     shots: tuple[int, ...] = option(type=INTEGERS, default="1,2,4,8,16",
         help="Images of each class to train on; all are measured as well."),
-    repeats: int = option(type=click.IntRange(1), default=5, help="Draws of so few images."),
+    repeats: int = option(type=COUNT, default=5, help="Draws of so few images."),
     folds: int = option(type=click.IntRange(2), default=5, help="Of a cross-validation."),
     seed: int = option(type=click.IntRange(0), default=0, help="Of draws and folds."),
     as_json: bool,

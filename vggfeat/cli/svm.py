@@ -10,7 +10,7 @@ import click
 
 from vggfeat.cli.config import SVM
 from vggfeat.cli.features import GivenOptions
-from vggfeat.cli.options import FLOATS, argument, command, flag, json_option, named_after, option, refuse_options
+from vggfeat.cli.options import COUNT, FLOATS, argument, command, flag, json_option, named_after, option, refuse_options
 from vggfeat.cli.output import (
     Progress,
     claim_folder,
@@ -40,7 +40,7 @@ WITH_APPLY = {"files", "more_files", "model", "out", "as_json", "quiet", *ONLY_A
 """What --apply can be given with: all the rest is in the model."""
 MOST_NAMED = 8
 """Settings that a note names."""
-DIFFICULT = click.Choice(["ignore", "negative", "positive"])
+DIFFICULT = ["ignore", "negative", "positive"]
 
 RESULTS = ("results.json", "table.txt", "scores.npz", "results.png", "learning-curve.png", "model.safetensors",
            "model-split-*.safetensors", "model-fold-*.safetensors", "results-*-test.tar.gz", "run.sha256")  # fmt: skip
@@ -52,11 +52,11 @@ class ProtocolOptions:
     """What is trained and tested, and how."""
 
     protocol: str = option(default="auto",
-        type=click.Choice(["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"]),
+        type=["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"],
         help="auto: the paper's for the data set in the file.")  # fmt: skip
     grid: tuple[float, ...] | None = option(type=FLOATS, help="Values of C to choose from. [1/32, 1/16, ... 1024]")
     folds: int | None = option(type=click.IntRange(2), help="Folds of a cross-validation. [5]")
-    rule: str = option(type=click.Choice(["auto", "11-point", "area"]), default="auto",
+    rule: str = option(type=["auto", "11-point", "area"], default="auto",
         help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
     difficult_training: str = option(type=DIFFICULT, default="ignore",
         help="What images with difficult objects only are in training.")  # fmt: skip
@@ -65,7 +65,7 @@ class ProtocolOptions:
     seed: int = option(type=click.IntRange(0), default=0, help="Of folds and held-out images.")
     fit_all: bool = flag(help="In the end train model.safetensors on all labelled images, with the C chosen.")
     learning_curve: bool = flag(help="Train on 1/16 to 1/2 of the images as well: would more images help?")
-    solver: str = option(type=click.Choice(["auto", *SOLVERS]), default="auto",
+    solver: str = option(type=["auto", *SOLVERS], default="auto",
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items())
         + " auto: newton; stream where the descriptors would take more than half of the free memory.")  # fmt: skip
     device: str | None = option(help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
@@ -117,7 +117,7 @@ def svm(
         help="The same as a feature file without an option."),
     model: Path | None = option("--apply", metavar="MODEL|RUN",
         help="Train nothing: rank or label the images of the feature files with a saved model."),
-    top: int = option(type=click.IntRange(1), default=5,
+    top: int = option(type=COUNT, default=5,
         help="With --apply: how many images of each class, and classes of each image, are named."),
     probability: ProbabilityOptions,
     given: GivenOptions,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.config import TRAIN
-from vggfeat.cli.options import SCALE, command, flag, load_net, net_files, option
+from vggfeat.cli.options import COUNT, SCALE, command, flag, load_net, net_files, option
 from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.errors import counted
@@ -39,19 +39,17 @@ class TrainingOptions:
     colour_shift: float | None = option(type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
     full_decode: bool = flag(help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
     drops: int | None = option(type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
-    patience: int | None = option(type=click.IntRange(1), help="Validations without a gain before that. [5]")
-    validate_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
-        help="Steps between validations. [an epoch]")  # fmt: skip
+    patience: int | None = option(type=COUNT, help="Validations without a gain before that. [5]")
+    validate_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between validations. [an epoch]")
     seed: int = option(type=click.IntRange(0), default=0, help="Of everything that is random.")
     device: str | None = option(help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-    precision: str | None = option(type=click.Choice(["fp32", "bf16"]), help="Of the net. [bf16 on a GPU, else fp32]")
+    precision: str | None = option(type=["fp32", "bf16"], help="Of the net. [bf16 on a GPU, else fp32]")
     compiled: bool = flag("--compile", help="Compile the net: slow to start, then faster on a GPU.")
-    micro_batch: int | None = option(type=click.IntRange(1), help="Images in one pass: bounds the memory. [what fits]")
+    micro_batch: int | None = option(type=COUNT, help="Images in one pass: bounds the memory. [what fits]")
     workers: int | None = option(type=click.IntRange(0, 256),
         help="Processes that decode images. [one a core, at most 16]")  # fmt: skip
-    checkpoint_every: int | None = option(type=click.IntRange(1), metavar="STEPS",
-        help="Steps between checkpoints. [1000]")  # fmt: skip
-    log_every: int | None = option(type=click.IntRange(1), metavar="STEPS", help="Steps between lines of the log. [50]")
+    checkpoint_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between checkpoints. [1000]")
+    log_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between lines of the log. [50]")
     as_json: bool = flag("--json", help="Print the summary as JSON.")
     quiet: bool = flag(help="No progress.")
 
@@ -111,13 +109,12 @@ class RecipeOptions:
     """The beginning of the recipe: the net, and the steps."""
 
     width: float | None = option(type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
-    pool: str | None = option(type=click.Choice(["floor", "ceil"]), help="Rounding of the pooling output. [floor]")
-    batch: int | None = option(type=click.IntRange(1), help="Images in a step, over all processes. [256]")
-    max_steps: int | None = option("--steps", type=click.IntRange(1), help="Most steps. [370000]")
+    pool: str | None = option(type=["floor", "ceil"], help="Rounding of the pooling output. [floor]")
+    batch: int | None = option(type=COUNT, help="Images in a step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=COUNT, help="Most steps. [370000]")
     learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0),
         help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
-    initialisation: str | None = option(type=click.Choice(["glorot", "normal", "he"]),
-        help="Of random layers. [glorot]")  # fmt: skip
+    initialisation: str | None = option(type=["glorot", "normal", "he"], help="Of random layers. [glorot]")
     normal_std: float | None = option(type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
 
 
@@ -127,8 +124,7 @@ def train(
     root: Path = option(required=True, metavar="ROOT",
         help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
     layout: "Layout | None",
-    net: str = option(type=click.Choice(["A", "A-LRN", "B", "C", "D", "E"]), required=True,
-        help="Table 1 of the paper."),
+    net: str = option(type=["A", "A-LRN", "B", "C", "D", "E"], required=True, help="Table 1 of the paper."),
     scale: tuple[int, int] = option(type=SCALE, default="256",
         help="S, smallest image side in training: 256, 384, or 256:512 for another one each time."),
     out: Path = option(required=True, metavar="DIR", help="Folder of the run."),
@@ -209,22 +205,21 @@ def _show(
 class BoxRecipeOptions:
     """The recipe of a box net."""
 
-    kind: str | None = option(type=click.Choice(["pcr", "scr"]), help="A box for each class, or one for all. [pcr]")
-    layers: str | None = option(type=click.Choice(["all", "fc"]), help="Which learn: all, or fc6, fc7 and fc8. [all]")
-    scale: int = option(type=click.IntRange(1), default=256,
-        help="S, smallest image side in training: 256 or 384 in the paper.")  # fmt: skip
-    frame: str | None = option(type=click.Choice(["window", "image"]),
+    kind: str | None = option(type=["pcr", "scr"], help="A box for each class, or one for all. [pcr]")
+    layers: str | None = option(type=["all", "fc"], help="Which learn: all, or fc6, fc7 and fc8. [all]")
+    scale: int = option(type=COUNT, default=256, help="S, smallest image side in training: 256 or 384 in the paper.")
+    frame: str | None = option(type=["window", "image"],
         help="What boxes are relative to: what the net sees, or the whole image. [window]")  # fmt: skip
-    cut: str | None = option(type=click.Choice(["whole", "clipped"]), help="Of a box that the crop cuts: [whole]")
+    cut: str | None = option(type=["whole", "clipped"], help="Of a box that the crop cuts: [whole]")
     least_inside: float | None = option(type=click.FloatRange(0, 1, min_open=True),
         help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
-    several: str | None = option(type=click.Choice(["largest", "closest"]),
+    several: str | None = option(type=["largest", "closest"],
         help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
     unit: float | None = option(type=click.FloatRange(0, min_open=True),
         help="What an output of 1 means, in sides of the frame. [0.2]")  # fmt: skip
     head_std: float | None = option(type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
-    batch: int | None = option(type=click.IntRange(1), help="Images in a step, over all processes. [256]")
-    max_steps: int | None = option("--steps", type=click.IntRange(1), help="Most steps. [370000]")
+    batch: int | None = option(type=COUNT, help="Images in a step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=COUNT, help="Most steps. [370000]")
     learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0), help="At first. [0.001]")
 
 

@@ -170,7 +170,7 @@ def verify(
 def export(
     *,
     path: str = argument(metavar="FILE|NAME"),
-    target: str = option("--to", type=click.Choice(["torchvision", "onnx"]), required=True),
+    target: str = option("--to", type=["torchvision", "onnx"], required=True),
     out: Path = option(required=True, help="The file to write."),
     layer: str | None = option(help="ONNX: the map to give out, one of the net's. [its class scores]"),
     as_is: bool = flag(help="torchvision: leave conv1_1 as it is, for another normalisation."),
