@@ -151,13 +151,8 @@ def nearest(
         checked = aside.submit(file.check)
         rows = _scan(file, eligible, unit, settings, top + SPARE, progress)
         checked.result()
-    cosines = _cosines(file, rows, unit, settings)
-    order = np.argsort(-cosines, kind="stable")[:top]
-    return Neighbours(
-        nearest=tuple(_neighbour(file, int(rows[place]), float(cosines[place])) for place in order),
-        rows=int(eligible.sum()),
-        failed=int((file.status != Status.DONE).sum()),
-    )
+    failed = int((file.status != Status.DONE).sum())
+    return Neighbours(nearest=_best(file, rows, unit, settings, top), rows=int(eligible.sum()), failed=failed)
 
 
 def nearest_by_index(
@@ -179,13 +174,8 @@ def nearest_by_index(
         raise ConfigError(f"top: expected at least 1, found {top}")
     unit = _unit(file, query, settings)
     rows = np.setdiff1d(index.candidates(unit, top + SPARE + len(without)), list(without))
-    cosines = _cosines(file, rows, unit, settings)
-    order = np.argsort(-cosines, kind="stable")[:top]
-    return Neighbours(
-        nearest=tuple(_neighbour(file, int(rows[place]), float(cosines[place])) for place in order),
-        rows=len(index) - len(without),
-        failed=index.failed,
-    )
+    found = _best(file, rows, unit, settings, top)
+    return Neighbours(nearest=found, rows=len(index) - len(without), failed=index.failed)
 
 
 def open_index(
@@ -282,19 +272,19 @@ def _quick(
     return np.divide(products.sum(axis=1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
-def _cosines(
-    file: Features, rows: NDArray[np.int64], unit: NDArray[np.float32], settings: DescriptorSettings
-) -> NDArray[np.float64]:
+def _best(
+    file: Features, rows: NDArray[np.int64], unit: NDArray[np.float32], settings: DescriptorSettings, top: int
+) -> tuple[Neighbour, ...]:
     descriptors = settings.describe(file, file.read(rows))
     if settings.normalisation == "none":
         descriptors = l2_normalise(descriptors)
     # Rounding alone leads beyond 1.
-    return np.clip(descriptors.astype(np.float64) @ unit, -1, 1)
-
-
-def _neighbour(file: Features, row: int, cosine: float) -> Neighbour:
-    sample = file.dataset[row]
-    return Neighbour(row, sample.id, sample.path, sample.box, cosine)
+    cosines = np.clip(descriptors.astype(np.float64) @ unit, -1, 1)
+    found = []
+    for place in np.argsort(-cosines, kind="stable")[:top].tolist():
+        sample = file.dataset[int(rows[place])]
+        found.append(Neighbour(int(rows[place]), sample.id, sample.path, sample.box, float(cosines[place])))
+    return tuple(found)
 
 
 def row_of_image(file: Features, image: Path) -> int | None:

@@ -160,7 +160,12 @@ def audit_table(
         progress=lambda done, total: report("comparing", done, total),
     )
     halfway = clock()
-    training = _train(table, image, settings, lambda done, total: report("training", done, total))
+    training = None
+    if settings.labels:
+        training = out_of_fold(
+            table.dataset, table.descriptors, table.ok, image, folds=settings.folds, grid=settings.grid,
+            seed=settings.seed, svm=settings.svm, progress=lambda done, total: report("training", done, total),
+        )  # fmt: skip
     doubted = [] if training is None else suspects(dataset, training)
     far = _far(compared.distance)
     return Audit(
@@ -218,24 +223,6 @@ def _images(dataset: DataSet, copies: tuple[Copies, ...]) -> NDArray[np.int64]:
     for group in copies:
         image[list(group.rows)] = image[group.rows[0]]
     return image
-
-
-def _train(
-    table: DescriptorTable, image: NDArray[np.int64], settings: AuditSettings, progress: Callable[[int, int], None]
-) -> OutOfFold | None:
-    if not settings.labels:
-        return None
-    return out_of_fold(
-        table.dataset,
-        table.descriptors,
-        table.ok,
-        image,
-        folds=settings.folds,
-        grid=settings.grid,
-        seed=settings.seed,
-        svm=settings.svm,
-        progress=progress,
-    )
 
 
 def _far(distance: NDArray[np.float64]) -> float:

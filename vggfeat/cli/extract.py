@@ -33,7 +33,7 @@ from vggfeat.cli.options import (
     refuse_options,
     stem,
 )
-from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note
+from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note, show
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.runtime.devices import ready_device
@@ -172,16 +172,15 @@ class PlanRunOptions(EngineOptions):
         plan = task.plan()
         own = range(plan.shards) if share is None else share.of(plan.shards)
         present = plan.present()
-        found = _Found(plan, "" if share is None else f" {share}", own, [shard for shard in own if shard in present])
+        named = "" if share is None else f" {share}"
         pending = list(own) if task.again else [shard for shard in own if shard not in present]
-        with Progress(f"extract {plan.name}{found.share}", "images", quiet=quiet) as bar:
-            found.show(bar)
+        with Progress(f"extract {plan.name}{named}", "images", quiet=quiet) as bar:
+            found = _Found(plan, named, own, [shard for shard in own if shard in present], bar)
             if pending:  # else no net is loaded
                 plan.storage.check_writable()
-                with closing(engine.compute(task, pending, found.progress(bar))) as results:
+                with closing(engine.compute(task, pending, found.show)) as results:
                     for result in results:
                         found.add(result)
-                        found.show(bar)
         found.tell(as_json)
         return 3 if found.failed.total() > allow_failed else 0
 
@@ -189,13 +188,14 @@ class PlanRunOptions(EngineOptions):
 class _Found:
     """What became of the shards of a process."""
 
-    def __init__(self, plan: "Plan", share: str, own: range, before: list[int]) -> None:
-        self.plan, self.share, self.own, self.before = plan, share, own, before
+    def __init__(self, plan: "Plan", share: str, own: range, before: list[int], bar: Progress) -> None:
+        self.plan, self.share, self.own, self.before, self.bar = plan, share, own, before, bar
         self.rows = sum(len(plan.rows_of(shard)) for shard in own)
         self.done = sum(len(plan.rows_of(shard)) for shard in before)
         self.failed: Counter[str] = Counter()
         self.shards = 0
         self.precision: Any = None
+        self.show()
 
     def add(self, result: Any) -> None:
         """Count a shard."""
@@ -203,14 +203,11 @@ class _Found:
         self.done += result.rows if result.shard not in self.before else 0
         self.failed.update(result.reasons)
         self.precision = result.precision or self.precision
+        self.show()
 
-    def show(self, bar: Any, more: float = 0) -> None:
-        """Show how far it is."""
-        bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
-
-    def progress(self, bar: Any) -> Any:
-        """Return what is called with the images of the shard at work that are done."""
-        return lambda more: self.show(bar, more)
+    def show(self, more: float = 0) -> None:
+        """Show how far it is, with so many images of the shard at work done."""
+        self.bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
 
     def tell(self, as_json: bool) -> None:
         """Print it."""
@@ -331,7 +328,7 @@ def extract(
         )
     if not is_main():
         return 0
-    show_summary(summary, as_json)
+    _show(summary, as_json)
     return 3 if len(summary.failures) > job.allow_failed else 0
 
 
@@ -341,23 +338,13 @@ def _local(root: str | None) -> Path | None:
     return None if root is None else Path(root)
 
 
-def show_summary(summary: "Summary", as_json: bool = False) -> None:
+def _show(summary: "Summary", as_json: bool) -> None:
     """Print what a run has left behind."""
-    if as_json:
-        say_json(_summary_json(summary))
-        return
     from vggfeat.results.record import SHOWN_FAILURES, failures_by_reason
 
-    say(f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}")
-    for note in summary.notes:
-        say(f"note: {note}")
-    for told in failures_by_reason(summary.failures, SHOWN_FAILURES, str(summary.failures_file)):
-        say(told)
-    if summary.failures:
-        say(TRY_AGAIN)
-
-
-def _summary_json(summary: "Summary") -> dict[str, Any]:
     failed = len(summary.failures)
     counts = {"done": summary.total - failed, "failed": failed, "failed_by_reason": summary.failed_by_reason}
-    return summary.to_json() | counts
+    told = [f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}"]
+    told += [f"note: {note}" for note in summary.notes]
+    told += failures_by_reason(summary.failures, SHOWN_FAILURES, str(summary.failures_file))
+    show(as_json, summary.to_json() | counts, told + [TRY_AGAIN] * bool(failed))

@@ -34,6 +34,8 @@ CHANCE = {
     "recall": "1 / number of classes",
 }
 """How the chance level is computed, by the first word of the measure's key."""
+COUNTS = "train_positives", "train_negatives", "test_positives", "test_negatives"
+"""Fields of a run and of a row of the table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -260,10 +262,7 @@ class Result:
                     C=tuple(float(run.choice.C[k]) for run in self.runs),
                     converged=tuple(bool(run.model.converged[k]) for run in self.runs),
                     gap=tuple(float(run.model.gap[k]) for run in self.runs),
-                    train_positives=tuple(int(run.train_positives[k]) for run in self.runs),
-                    train_negatives=tuple(int(run.train_negatives[k]) for run in self.runs),
-                    test_positives=tuple(int(run.test_positives[k]) for run in self.runs),
-                    test_negatives=tuple(int(run.test_negatives[k]) for run in self.runs),
+                    **{count: tuple(int(getattr(run, count)[k]) for run in self.runs) for count in COUNTS},
                 )
             )
         return tuple(rows)
@@ -285,9 +284,9 @@ class Result:
             "runs": [_run_json(run) for run in self.runs],
             "convergence": {stage: solved._asdict() for stage, solved in self.convergence().items()},
             "confusion": confusion,
-            "submission": None if self.submission is None else _submission_json(self.submission),
+            "submission": _last_fit_json(self.submission),
             "learning_curve": None if self.learning_curve is None else self.learning_curve.rows(),
-            "final": None if self.final is None else _last_fit_json(self.final),
+            "final": _last_fit_json(self.final),
             "notes": self.notes,
             "settings": self.settings,
             "seconds": self.seconds,
@@ -341,18 +340,12 @@ def _run_json(run: Run) -> dict[str, Any]:
     }
 
 
-def _submission_json(submission: Submission) -> dict[str, Any]:
-    return _last_fit_json(submission) | {"listed": submission.listed.sum(axis=0)}
-
-
-def _last_fit_json(last: Submission | FinalModel) -> dict[str, Any]:
-    return {
-        "plan": last.plan,
-        "C": last.model.C,
-        "converged": last.model.converged,
-        "gap": last.model.gap,
-        "samples": len(last.rows),
-    }
+def _last_fit_json(last: Submission | FinalModel | None) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    model = {"C": last.model.C, "converged": last.model.converged, "gap": last.model.gap}
+    listed = {"listed": last.listed.sum(axis=0)} if isinstance(last, Submission) else {}
+    return {"plan": last.plan, **model, "samples": len(last.rows), **listed}
 
 
 def _plain(value: Any) -> Any:

@@ -59,13 +59,8 @@ def result_frame(result: "Result") -> Any:
 
 
 def _columns(result: "Result", run: Any) -> dict[str, Any]:
-    counts = ("train_positives", "train_negatives", "test_positives", "test_negatives")
-    return {
-        "run": run.name,
-        "class": list(result.classes),
-        **run.values,
-        "C": run.choice.C,
-        "converged": run.model.converged,
-        "gap": run.model.gap,
-        **{name: getattr(run, name) for name in counts},
-    }
+    from vggfeat.protocols.results import COUNTS
+
+    fit = {"C": run.choice.C, "converged": run.model.converged, "gap": run.model.gap}
+    counts = {name: getattr(run, name) for name in COUNTS}
+    return {"run": run.name, "class": list(result.classes), **run.values, **fit, **counts}

@@ -1,7 +1,7 @@
 """What an audit found, as JSON, as text, and as a page with images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,37 +33,24 @@ def audit_json(audit: Audit, table: DescriptorTable, file: str) -> dict[str, Any
     """Return all that was found, ready for JSON; `file` is what the table was read from."""
     data, near, training = table.dataset, audit.near, audit.training
     image = _describer(data)
+    pairs = zip(near.rows.tolist(), near.cosine.tolist(), near.across.tolist(), strict=True)
+
+    def entry(rows: Sequence[int], **facts: Any) -> dict[str, Any]:
+        return {"images": [image(row) for row in rows], **facts}
+
     lists = {
-        "copies": [
-            {
-                "images": [image(row) for row in one.rows],
-                "across_splits": one.across,
-                "labels_differ": one.labels_differ,
-            }
-            for one in audit.copies
-        ],
+        "copies": [entry(one.rows, across_splits=one.across, labels_differ=one.labels_differ) for one in audit.copies],
         "near_duplicates": [
-            {
-                "images": [image(row) for row in pair],
-                "cosine": cosine,
-                "across_splits": across,
-                "labels_differ": labels_differ(data, pair),
-            }
-            for pair, cosine, across in zip(near.rows.tolist(), near.cosine.tolist(), near.across.tolist(), strict=True)
+            entry(pair, cosine=cosine, across_splits=across, labels_differ=labels_differ(data, pair))
+            for pair, cosine, across in pairs
         ],
         "suspect_labels": [
-            {
-                "images": [image(one.row)],
-                "label": one.label,
-                "claim": one.claim,
-                "margin": one.margin,
-                "confident": one.confident,
-            }
+            entry([one.row], label=one.label, claim=one.claim, margin=one.margin, confident=one.confident)
             for one in audit.suspects
         ],
-        "outliers": [{"images": [image(one.row)], "distance": one.distance} for one in audit.outliers],
+        "outliers": [entry([one.row], distance=one.distance) for one in audit.outliers],
         "small_classes": [{"class": name, "count": count} for name, count in audit.few],
-        "failed": [{"images": [image(row)], "reason": table.reasons.get(row, "")} for row in audit.failed],
+        "failed": [entry([row], reason=table.reasons.get(row, "")) for row in audit.failed],
     }
     return {
         "format": FORMAT,
