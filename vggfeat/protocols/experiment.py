@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.descriptor_stream import Described, score
 from vggfeat.errors import FitError, counted
 from vggfeat.metrics import mean_defined
-from vggfeat.protocols.folds import Pair, leak_notes, shared_path_note
+from vggfeat.protocols.folds import SplitPlan, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.protocols.settings import Evaluation, Rows
 from vggfeat.samples import Label
@@ -24,24 +24,6 @@ from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, f
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage in words, the number of solved SVMs and the number of all in this stage."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SplitPlan:
-    """Which rows a run chooses C on, fits on, and is tested on."""
-
-    name: str
-    """Of the run."""
-    parts: Sequence[tuple[Rows, Rows]]
-    """To choose C: at least one pair of rows to fit and rows to measure on, without a row in common."""
-    fit_rows: Rows
-    test_rows: Rows
-    chosen: str
-    """In words, which rows C is chosen by."""
-    fitted: str
-    """In words, which rows are fitted."""
-    tested: str
-    """In words, which rows are tested."""
 
 
 class _Measured(NamedTuple):
@@ -105,8 +87,7 @@ class Experiment:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
             self.evaluation.truth(plan.test_rows, plan.tested)
             self._fittable_labels(plan.fit_rows, plan.fitted)
-        pairs = [Pair(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested) for plan in plans]
-        self.notes += leak_notes(self.table, pairs)
+        self.notes += leak_notes(self.table, plans)
         choices = self._choose(plans)
         return [self._run(plan, choice) for plan, choice in zip(plans, choices, strict=True)]
 
@@ -352,7 +333,7 @@ class Experiment:
                 f"splits: expected no sample both in {fitted} and in {tested}, found {len(both)}, the first is "
                 f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
             )
-        for note in shared_path_note(self.table.dataset, Pair(fit_rows, test_rows, fitted, tested)):
+        for note in shared_path_note(self.table.dataset, fit_rows, test_rows, fitted, tested):
             self._note(note)
 
     def _note_failed(self, rows: Rows, what: str) -> None:

@@ -14,6 +14,7 @@ other. N = rows of the table, K = classes. Bytes of images are compared by their
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -185,34 +186,44 @@ MOST_NAMED = 3
 """Examples in a note."""
 
 
-class Pair(NamedTuple):
-    """Rows that are trained on, and rows that are tested on then."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitPlan:
+    """Which rows a run chooses C on, fits on, and is tested on."""
 
+    name: str
+    """Of the run."""
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """To choose C: at least one pair of rows to fit and rows to measure on, without a row in common."""
     fit_rows: NDArray[np.int64]
     test_rows: NDArray[np.int64]
+    chosen: str
+    """In words, which rows C is chosen by."""
     fitted: str
     """In words, which rows are fitted."""
     tested: str
+    """In words, which rows are tested."""
 
 
-def shared_path_note(dataset: DataSet, pair: Pair) -> list[str]:
+def shared_path_note(
+    dataset: DataSet, fit_rows: NDArray[np.int64], test_rows: NDArray[np.int64], fitted: str, tested: str
+) -> list[str]:
     """Say which images are on both sides by their paths, with several samples each."""
     paths = dataset.paths
-    shared = {paths[row] for row in pair.fit_rows.tolist()} & {paths[row] for row in pair.test_rows.tolist()}
+    shared = {paths[row] for row in fit_rows.tolist()} & {paths[row] for row in test_rows.tolist()}
     if not shared:
         return []
     return [
-        f"{counted(len(shared), 'image{s} {are}')} in {pair.fitted} and, with other samples, in "
-        f"{pair.tested} as well, the first is {min(shared)}: the figures may be too good."
+        f"{counted(len(shared), 'image{s} {are}')} in {fitted} and, with other samples, in "
+        f"{tested} as well, the first is {min(shared)}: the figures may be too good."
     ]
 
 
-def leak_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
+def leak_notes(table: Described, pairs: Sequence[SplitPlan]) -> list[str]:
     """Say which groups, and which bytes under another name, are on both sides of a test."""
     return [*_group_notes(table.dataset, pairs), *_byte_notes(table, pairs)]
 
 
-def _group_notes(dataset: DataSet, pairs: Sequence[Pair]) -> list[str]:
+def _group_notes(dataset: DataSet, pairs: Sequence[SplitPlan]) -> list[str]:
     if dataset.groups is None:
         return []
     groups, shared, where = np.array(dataset.groups, dtype=np.str_), set(), []
@@ -229,7 +240,7 @@ def _group_notes(dataset: DataSet, pairs: Sequence[Pair]) -> list[str]:
     ]
 
 
-def _byte_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
+def _byte_notes(table: Described, pairs: Sequence[SplitPlan]) -> list[str]:
     contents, paths = contents_of(table), table.dataset.paths
     twins: dict[int, int] = {}
     where = []
@@ -246,7 +257,7 @@ def _byte_notes(table: Described, pairs: Sequence[Pair]) -> list[str]:
     ]
 
 
-def _twins(contents: NDArray[np.int64], paths: Sequence[str], pair: Pair) -> dict[int, int]:
+def _twins(contents: NDArray[np.int64], paths: Sequence[str], pair: SplitPlan) -> dict[int, int]:
     """Return tested row -> a fitted row of the same bytes, but of another path."""
     found = {}
     for row in pair.test_rows[np.isin(contents[pair.test_rows], contents[pair.fit_rows])].tolist():
@@ -257,11 +268,11 @@ def _twins(contents: NDArray[np.int64], paths: Sequence[str], pair: Pair) -> dic
     return found
 
 
-def _fitted(where: Sequence[Pair], pairs: Sequence[Pair]) -> str:
+def _fitted(where: Sequence[SplitPlan], pairs: Sequence[SplitPlan]) -> str:
     return where[0].fitted if len(pairs) == 1 else f"the training of {len(where)} of {len(pairs)} runs"
 
 
-def _tested(where: Sequence[Pair], pairs: Sequence[Pair]) -> str:
+def _tested(where: Sequence[SplitPlan], pairs: Sequence[SplitPlan]) -> str:
     return where[0].tested if len(pairs) == 1 else "the test"
 
 

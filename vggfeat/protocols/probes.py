@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, check_choice
 from vggfeat.metrics import mean_defined
-from vggfeat.protocols.experiment import SplitPlan
+from vggfeat.protocols.folds import SplitPlan
 from vggfeat.protocols.rules import plan_protocol
 from vggfeat.protocols.settings import Evaluation, ProtocolSettings, Rows
 from vggfeat.svm import SvmProblemSet, fittable_classes

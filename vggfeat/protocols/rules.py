@@ -17,8 +17,8 @@ from vggfeat.datasets.record import ProtocolName
 from vggfeat.descriptor_stream import Described
 from vggfeat.errors import FitError, counted
 from vggfeat.metrics.bootstrap import BootstrapSettings
-from vggfeat.protocols.experiment import Experiment, Progress, SplitPlan
-from vggfeat.protocols.folds import hold_out, k_folds, label_notes, names_of
+from vggfeat.protocols.experiment import Experiment, Progress
+from vggfeat.protocols.folds import SplitPlan, hold_out, k_folds, label_notes, names_of
 from vggfeat.protocols.results import Result
 from vggfeat.protocols.settings import Evaluation, ProtocolSettings, Rows, choose_metric, choose_protocol, split_numbers
 from vggfeat.protocols.spread import headline_interval, learning_curve
