@@ -1,6 +1,7 @@
-"""How rows are divided: each once, images whole, classes even, by a rule that can be repeated by hand."""
+"""Folds and held-out rows: units whole, classes in equal parts; and what is said where a test has been seen."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from vggfeat.errors import ConfigError
+from small_tables import data_set, multi_label, one_hot, table_of
+from vggfeat.errors import ConfigError, FitError
+from vggfeat.protocols import ProtocolSettings, run_protocol
 from vggfeat.protocols import folds as division
-from vggfeat.protocols.folds import hold_out, k_folds, unit_names
+from vggfeat.protocols.folds import contents_of, hold_out, k_folds, label_notes, unit_names
+from vggfeat.samples import Task
 
 
-def one_hot(numbers):
+def members(numbers):
     return np.eye(max(numbers) + 1, dtype=bool)[numbers]
 
 
@@ -26,7 +30,7 @@ PATHS = [f"{row}.png" for row in range(len(NUMBERS))]
 
 
 def test_every_class_is_spread_evenly_and_so_are_sizes():
-    fold = k_folds(PATHS, one_hot(NUMBERS), 5)
+    fold = k_folds(PATHS, members(NUMBERS), 5)
     counts = np.array([[np.sum((fold == f) & (np.array(NUMBERS) == k)) for k in range(3)] for f in range(5)])
     assert counts.sum() == len(NUMBERS)
     assert (np.ptp(counts, axis=0) <= 1).all()
@@ -34,7 +38,7 @@ def test_every_class_is_spread_evenly_and_so_are_sizes():
 
 
 def test_folds_are_dealt_by_hash_so_the_order_of_rows_is_of_no_account():
-    positive = one_hot(NUMBERS)
+    positive = members(NUMBERS)
     fold = dict(zip(PATHS, k_folds(PATHS, positive, 4, seed=3), strict=True))
     order = np.random.default_rng(0).permutation(len(PATHS))
     shuffled = [PATHS[row] for row in order]
@@ -54,7 +58,7 @@ def test_a_class_goes_where_it_is_rarest_not_where_there_is_room(seed):
 
 
 def test_the_seed_changes_folds():
-    assert (k_folds(PATHS, one_hot(NUMBERS), 4, seed=0) != k_folds(PATHS, one_hot(NUMBERS), 4, seed=1)).any()
+    assert (k_folds(PATHS, members(NUMBERS), 4, seed=0) != k_folds(PATHS, members(NUMBERS), 4, seed=1)).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +86,7 @@ def test_held_out_is_the_papers_part_of_caltech():
     # 6 of 30 and 12 of 60; the first by hash.
     numbers = [0] * 30 + [1] * 60
     paths = [f"{row}.png" for row in range(90)]
-    held = hold_out(paths, one_hot(numbers), 0.2, seed=7)
+    held = hold_out(paths, members(numbers), 0.2, seed=7)
     assert held[:30].sum() == 6
     assert held[30:].sum() == 12
     first = by_hash("7/held-out", paths[:30])[:6]
@@ -90,11 +94,11 @@ def test_held_out_is_the_papers_part_of_caltech():
 
 
 def test_small_classes_give_one_and_keep_one():
-    held = hold_out(["a", "b", "c", "d", "e", "f"], one_hot([0, 1, 1, 2, 2, 2]), 0.2)
+    held = hold_out(["a", "b", "c", "d", "e", "f"], members([0, 1, 1, 2, 2, 2]), 0.2)
     assert not held[0]
     assert held[1:3].sum() == 1
     assert held[3:].sum() == 1
-    assert hold_out(["a", "b"], one_hot([0, 0]), 0.99).sum() == 1
+    assert hold_out(["a", "b"], members([0, 0]), 0.99).sum() == 1
 
 
 def test_images_without_a_positive_are_held_out_in_proportion():
@@ -139,7 +143,7 @@ def parted(names, side):
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_are_dealt_whole_and_about_as_evenly_as_scikit_learn_deals_them(seed):
     paths, numbers, names = of_groups(seed)
-    fold = k_folds(paths, one_hot(numbers), 4, groups=names)
+    fold = k_folds(paths, members(numbers), 4, groups=names)
     assert set(fold) == {0, 1, 2, 3}
     assert not parted(names, fold.tolist())
     x, largest = np.zeros((len(paths), 1)), max(names.count(name) for name in names)
@@ -151,7 +155,7 @@ def test_groups_are_dealt_whole_and_about_as_evenly_as_scikit_learn_deals_them(s
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_are_held_out_whole(seed):
     paths, numbers, names = of_groups(seed)
-    held = hold_out(paths, one_hot(numbers), 0.25, groups=names)
+    held = hold_out(paths, members(numbers), 0.25, groups=names)
     assert not parted(names, held.tolist())
     assert 0.05 < held.mean() < 0.5
     for k in range(3):
@@ -162,8 +166,8 @@ def test_groups_of_one_are_images():
     paths = [f"group:{row}" for row in range(len(NUMBERS))]
     groups = [str(row) for row in range(len(NUMBERS))]
     for divide, part in ((k_folds, 4), (hold_out, 0.2)):
-        alone = divide(paths, one_hot(NUMBERS), part)
-        np.testing.assert_array_equal(divide(PATHS, one_hot(NUMBERS), part, groups=groups), alone)
+        alone = divide(paths, members(NUMBERS), part)
+        np.testing.assert_array_equal(divide(PATHS, members(NUMBERS), part, groups=groups), alone)
 
 
 def test_large_groups_by_hand():
@@ -196,7 +200,7 @@ def share(prefix, name):
 
 
 def test_in_large_sets_the_hash_alone_decides(large):
-    positive = one_hot(NUMBERS)
+    positive = members(NUMBERS)
     expected = [int(4 * share("3/folds", path)) for path in PATHS]
     assert k_folds(PATHS, positive, 4, seed=3).tolist() == expected
     assert hold_out(PATHS, positive, 0.3, seed=3).tolist() == [share("3/held-out", path) < 0.3 for path in PATHS]
@@ -205,7 +209,7 @@ def test_in_large_sets_the_hash_alone_decides(large):
 def test_in_large_sets_groups_stay_whole_and_parts_are_of_the_size_asked_for(large):
     paths = [f"{row}.png" for row in range(20_000)]
     groups = [f"g{row // 4}" for row in range(20_000)]
-    positive = one_hot([row % 2 for row in range(20_000)])
+    positive = members([row % 2 for row in range(20_000)])
     fold = k_folds(paths, positive, 5, groups=groups)
     assert (fold.reshape(-1, 4) == fold[::4, None]).all()
     assert np.abs(np.bincount(fold) / 4000 - 1).max() < 0.1
@@ -217,6 +221,93 @@ def test_in_large_sets_groups_stay_whole_and_parts_are_of_the_size_asked_for(lar
 @pytest.mark.parametrize("count", [0, 1])
 def test_large_sets_refuse_what_small_ones_refuse(large, count):
     with pytest.raises(ConfigError, match="folds: expected 2"):
-        k_folds(PATHS, one_hot(NUMBERS), count)
+        k_folds(PATHS, members(NUMBERS), count)
     with pytest.raises(ConfigError, match="held_out"):
-        hold_out(PATHS, one_hot(NUMBERS), 1.0)
+        hold_out(PATHS, members(NUMBERS), 1.0)
+
+
+FAST = ProtocolSettings(grid=(1.0,), folds=3)
+SPLITS = {"train": range(30), "test": range(30, 60)}
+
+
+def digests(count, **same):
+    """Digests that differ, but for rows that have those of another: s3=5 is row 3 with the bytes of row 5."""
+    numbers = np.arange(1, count + 1)
+    for row, other in same.items():
+        numbers[int(row[1:])] = other + 1
+    return np.repeat(numbers[:, None], 32, axis=1).astype(np.uint8)
+
+
+def notes_of(table, settings=FAST):
+    return [note for note in run_protocol(table, settings).notes if "group" in note or "bytes" in note]
+
+
+def test_the_same_bytes_in_training_and_test_are_said_with_their_names():
+    dataset = data_set(np.repeat(multi_label(30), 2, axis=0), SPLITS)
+    assert notes_of(table_of(dataset, sha256=digests(60))) == []
+    assert notes_of(table_of(dataset)) == [], "files of old do not say it"
+    assert notes_of(table_of(dataset, sha256=digests(60, s40=3, s59=3))) == [
+        "In test 2 samples have the same bytes as images in train, among them s040.jpg as s003.jpg, s059.jpg as "
+        "s003.jpg: the figures may be too good."
+    ]
+
+
+def test_images_that_failed_have_no_bytes_to_compare():
+    dataset = data_set(multi_label(60), SPLITS)
+    sha256 = digests(60)
+    sha256[[3, 40]] = 0
+    assert notes_of(table_of(dataset, failed=[3, 40], sha256=sha256)) == []
+    assert len(set(contents_of(table_of(dataset, sha256=sha256)).tolist())) == 60
+
+
+def test_over_folds_there_is_one_note_of_all():
+    dataset = data_set(one_hot(np.arange(30) % 2), task=Task.SINGLE_LABEL)
+    (note,) = notes_of(table_of(dataset, sha256=digests(30, **{f"s{row}": 0 for row in range(2, 30, 2)})))
+    assert note.startswith("In the test 15 samples have the same bytes as images in the training of 3 of 3 runs, ")
+
+
+def test_a_group_on_both_sides_of_given_splits_is_said():
+    groups = ["a", "b", "c"] * 10 + ["c", "d", "e"] * 10
+    dataset = data_set(multi_label(60), SPLITS, groups=tuple(groups))
+    assert notes_of(table_of(dataset)) == [
+        "1 group is both in train and in test, among them c: the figures may be too good."
+    ]
+
+
+def test_folds_keep_groups_together_and_so_do_held_out_parts():
+    groups = tuple(f"g{row // 5}" for row in range(60))
+    dataset = data_set(one_hot(np.arange(60) % 3), task=Task.SINGLE_LABEL, groups=groups)
+    result = run_protocol(table_of(dataset), replace(FAST, grid=(1.0, 2.0)))
+    assert not [note for note in result.notes if "group" in note]
+    assert "Samples of one group stay together." in result.description
+    tested = [{groups[row] for row in run.rows} for run in result.runs]
+    assert sum(map(len, tested)) == len(set.union(*tested)) == 12
+
+
+def test_too_few_groups_are_refused_by_their_number():
+    groups = tuple("ab"[row % 2] for row in range(60))
+    dataset = data_set(one_hot(np.arange(60) % 3), task=Task.SINGLE_LABEL, groups=groups)
+    with pytest.raises(ConfigError, match=r"folds: expected 2 up to the number of groups \(2\), found 3"):
+        run_protocol(table_of(dataset), FAST)
+    groups = tuple("a" if row % 3 == 0 else f"{row // 6}" for row in range(60))
+    with pytest.raises(FitError, match=r"the data set has 20 of it in 1 group: add samples"):
+        run_protocol(table_of(replace(dataset, groups=groups)), FAST)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_the_same_bytes_with_contradictory_labels_are_said(single):
+    labels = one_hot([0, 1, 1, 0]) if single else np.array([[1, 1], [1, -1], [-1, 1], [1, 0]])
+    dataset = data_set(labels, task=Task.SINGLE_LABEL if single else Task.MULTI_LABEL)
+    assert label_notes(table_of(dataset, sha256=digests(4))) == []
+    assert label_notes(table_of(dataset, sha256=digests(4, s3=0))) == []
+    names = "s000 and s001 (class0)" if single else "s000 and s001 (class1)"
+    assert label_notes(table_of(dataset, sha256=digests(4, s1=0))) == [
+        f"1 image occurs more than once, with contradictory labels: {names}."
+    ]
+
+
+def test_boxes_of_one_image_may_have_labels_of_their_own():
+    boxes = np.array([[0, 0, 5, 5], [5, 5, 9, 9], [0, 0, 5, 5]], dtype=float)
+    dataset = replace(data_set(one_hot([0, 1, 1])), boxes=boxes)
+    assert label_notes(table_of(dataset, sha256=digests(3, s1=0))) == []
+    assert len(label_notes(table_of(dataset, sha256=digests(3, s2=0)))) == 1
