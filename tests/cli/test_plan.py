@@ -241,7 +241,7 @@ def test_a_disk_that_takes_nothing_is_named_before_the_work(words, inputs, finis
         raise AssertionError("the work was begun")
 
     monkeypatch.setattr(durable.Files, "create", refuse)
-    for work in ("weights.load_backbone", "engines.engine.find_net", "store.merging.merge",
+    for work in ("weights.load_backbone", "engines.engine.find_net", "store.sharded.merge",
                  "datasets.catalogue.open_dataset", "protocols.rules.run_protocol"):  # fmt: skip
         monkeypatch.setattr(f"vggfeat.{work}", never)
     capsys.readouterr()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import COUNT, INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
-from vggfeat.cli.output import claim_folder, say, say_json, show
+from vggfeat.cli.output import claim_folder, say, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
 from vggfeat.weights import random_backbone
@@ -340,18 +340,13 @@ def bench_scale(
     from vggfeat.benchmarks.scale import measure_scale
 
     found = measure_scale(images, shard_rows, channels, scratch)
-    if as_json:
-        say_json(found)
-        return
     about = {
         "plan": "{rows_per_second} images/s, {shards} shards, {bytes_per_row} bytes an image",
         "work": "{seconds_per_million} s a million images",
         "restart": "{pending} shards left",
     }
-    for stage, text in about.items():
-        one = found[stage]
-        cost = f"{one['seconds']:.1f} s, {one['cpu_seconds']:.1f} s of CPU, {one['peak_mib']} MiB"
-        say(f"{stage:8}{cost}, {text.format(**one)}")
+    cost = "{seconds:.1f} s, {cpu_seconds:.1f} s of CPU, {peak_mib} MiB, "
+    show(as_json, found, [f"{stage:8}{(cost + text).format(**found[stage])}" for stage, text in about.items()])
 
 
 def _say(name: str) -> None:

@@ -251,10 +251,6 @@ EXTRACT = Replay(
 SVM = Replay(
     of="svm",
     read=_of_svm,
-    renamed={
-        "protocol.difficult_in_training": "difficult_training",
-        "protocol.difficult_in_scoring": "difficult_scoring",
-    },
     fixed=_fixed_of_svm,
 )
 CLASSIFY = Replay(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.options import WORDS, argument, command, flag, json_option, named_after, option
-from vggfeat.cli.output import make_folder, say, say_json, say_note, show
+from vggfeat.cli.output import make_folder, say_note, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.storage import open_storage
 from vggfeat.runtime.targets import check_target
@@ -183,15 +183,11 @@ def _inspect_file(file: Path, failed: bool, as_json: bool) -> int:
         **({"columns": {name: len(set(texts)) for name, texts in dataset.columns.items()}} if dataset.columns else {}),
     }
     problems = list(report.problems)
-    if as_json:
-        say_json(facts | {"provenance": provenance, "problems": problems, "failures": dict(failures)})
-        return 6 if problems else 0
-    for name, value in facts.items():
-        say(f"{name:11} {_plain(value)}")
-    for name, value in sorted(provenance.items()):
-        say(f"  {name:22} {_short(_plain(value))}")
-    _say_trouble(failures if failed else (), problems)
-    say("sound: every checksum fits" if not problems else "NOT SOUND: make it again")
+    told = [f"{name:11} {_plain(value)}" for name, value in facts.items()]
+    told += [f"  {name:22} {_short(_plain(value))}" for name, value in sorted(provenance.items())]
+    told += _trouble(failures if failed else (), problems)
+    told.append("sound: every checksum fits" if not problems else "NOT SOUND: make it again")
+    show(as_json, facts | {"provenance": provenance, "problems": problems, "failures": dict(failures)}, told)
     return 6 if problems else 0
 
 
@@ -231,23 +227,19 @@ def _inspect_run(run: str, failed: bool, as_json: bool) -> int:
         "root": found.root,
     }
     missing = [shard_path(shard) for shard in found.missing]
-    if as_json:
-        more = {"missing_shards": missing, "failures": dict(failures)}
-        say_json(facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more)
-        return 6 if found.problems else 0
-    for name, value in facts.items():
-        say(f"{name:11} {'-' if value is None else value}")
-    for path in missing[:SHOWN_MISSING]:
-        say(f"missing: {path}")
+    told = [f"{name:11} {'-' if value is None else value}" for name, value in facts.items()]
+    told += [f"missing: {path}" for path in missing[:SHOWN_MISSING]]
     if len(missing) > SHOWN_MISSING:
-        say(f"missing: {len(missing) - SHOWN_MISSING} more; --json has all")
-    _say_trouble(failures, found.problems)
+        told.append(f"missing: {len(missing) - SHOWN_MISSING} more; --json has all")
+    told += _trouble(failures, found.problems)
     if found.problems:
-        say("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
+        told.append("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
     elif missing:
-        say(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
+        told.append(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
     else:
-        say("sound: every checksum fits")
+        told.append("sound: every checksum fits")
+    more = {"missing_shards": missing, "failures": dict(failures)}
+    show(as_json, facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more, told)
     return 6 if found.problems else 0
 
 
@@ -255,11 +247,8 @@ def _failed(ids: Sequence[str], reasons: Sequence[str]) -> list[tuple[str, str]]
     return [(name, why) for name, why in zip(ids, reasons, strict=True) if why]
 
 
-def _say_trouble(failures: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
-    for name, why in failures:
-        say(f"failed: {name}: {why}")
-    for problem in problems:
-        say(f"problem: {problem}")
+def _trouble(failures: Sequence[tuple[str, str]], problems: Sequence[str]) -> list[str]:
+    return [*(f"failed: {name}: {why}" for name, why in failures), *(f"problem: {problem}" for problem in problems)]
 
 
 def _plain(value: object) -> str:

@@ -8,7 +8,7 @@ import click
 
 from vggfeat.cli.features import GivenFile, GivenOptions
 from vggfeat.cli.options import COUNT, INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
-from vggfeat.cli.output import Progress, make_folder, say, say_json, show, terminal_width
+from vggfeat.cli.output import Progress, make_folder, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
 
@@ -225,19 +225,15 @@ def report(
     with Progress("report", "parts", quiet=quiet) as bar:
         page = make_page(runs, settings, progress=bar.update_stage)
     write_page(out, page.content)
-    found = page_json(page)
-    if as_json:
-        say_json({"page": str(out), **found})
-        return
+    found, told = page_json(page), []
     for group in found["groups"]:
-        for run in group["runs"]:
-            say(f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}")
-        for one in group["differences"]:
-            say(f"{one['second']} - {one['first']}: {_difference(one)}")
+        told += [f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}" for run in group["runs"]]
+        told += [f"{one['second']} - {one['first']}: {_difference(one)}" for one in group["differences"]]
     if page.missing:
         missing = counted(page.missing, "image{s} {are} missing, damaged or outside")
-        say(f"note: {missing} {images}; the page says which")
-    say(f"{out}: {len(page.content) / 1e6:.1f} MB, {counted(page.images, 'image{s}')}")
+        told.append(f"note: {missing} {images}; the page says which")
+    told.append(f"{out}: {len(page.content) / 1e6:.1f} MB, {counted(page.images, 'image{s}')}")
+    show(as_json, {"page": str(out), **found}, told)
 
 
 def _value(run: dict) -> str:

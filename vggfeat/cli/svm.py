@@ -58,9 +58,9 @@ class ProtocolOptions:
     folds: int | None = option(type=click.IntRange(2), help="Folds of a cross-validation. [5]")
     rule: str = option(type=["auto", "11-point", "area"], default="auto",
         help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
-    difficult_training: str = option(type=DIFFICULT, default="ignore",
+    difficult_in_training: str = option("--difficult-training", type=DIFFICULT, default="ignore",
         help="What images with difficult objects only are in training.")  # fmt: skip
-    difficult_scoring: str = option(type=DIFFICULT, default="ignore",
+    difficult_in_scoring: str = option("--difficult-scoring", type=DIFFICULT, default="ignore",
         help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
     seed: int = option(type=click.IntRange(0), default=0, help="Of folds and held-out images.")
     fit_all: bool = flag(help="In the end train model.safetensors on all labelled images, with the C chosen.")
@@ -80,18 +80,9 @@ class ProtocolOptions:
         if self.jobs is not None and not SOLVERS[solver].jobs:
             others = " or ".join(name for name, entry in SOLVERS.items() if entry.jobs)
             raise ConfigError(f"--jobs: expected together with --solver {others}, found {solver}; leave it out")
-        given = {"grid": self.grid, "folds": self.folds}
-        return ProtocolSettings(
-            protocol=self.protocol,  # type: ignore[arg-type]
-            rule=self.rule,  # type: ignore[arg-type]
-            difficult_in_training=self.difficult_training,  # type: ignore[arg-type]
-            difficult_in_scoring=self.difficult_scoring,  # type: ignore[arg-type]
-            seed=self.seed,
-            fit_all=self.fit_all,
-            learning_curve=self.learning_curve,
-            svm=SvmSettings(solver=solver, device=self.device, jobs=self.jobs or -1, seed=self.seed),
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        )
+        svm = SvmSettings(solver=solver, device=self.device, jobs=self.jobs or -1, seed=self.seed)
+        own = {name: value for name, value in vars(self).items() if name not in ("solver", "device", "jobs")}
+        return ProtocolSettings(svm=svm, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
