@@ -72,6 +72,15 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_every_command_is_in_a_section_of_the_help_with_words_that_are_whole(capsys):
+    for words in ([], ["data"], ["weights"], ["bench"], ["localise"]):
+        assert run([*words, "--help"]) == 0
+        text = capsys.readouterr().out.partition("Exit codes")[0]
+        assert "..." not in text.partition("Options:")[2], words
+        inner = [name.split()[-1] for name in commands() if name.split()[:-1] == words]
+        assert all(re.search(rf"^  {name} +[A-Z]", text, re.MULTILINE) for name in inner)
+
+
 def test_version(capsys):
     assert run(["--version"]) == 0
     assert "0.1.0" in capsys.readouterr().out

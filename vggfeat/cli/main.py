@@ -49,6 +49,12 @@ class _Stopped(BaseException):
 
 
 class _Group(click.Group):
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands section by section, each with a line that is whole."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(command.name), words) for command, words in commands.items()])
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -74,11 +80,49 @@ def group() -> None:
     """
 
 
-for _command in (
-    extract, plan, merge, svm, predict, inspect, export, train, classify, localise, weights, data, bench, report,
-    similar, audit, explain, map_, probe, demo, reproduce,
-):  # fmt: skip
-    group.add_command(_command)
+# The sections of the help: what people come for first stands first.
+SECTIONS: dict[str, dict[click.Command, str]] = {
+    "Features": {
+        extract: "Compute the features of a data set or a folder.",
+        plan: "Divide an extraction of any size into shards.",
+        merge: "Join the shards of a run into one feature file.",
+        inspect: "Show what a feature file or a run holds.",
+        export: "Write descriptors, labels and ids for other programs.",
+    },
+    "Classifiers": {
+        svm: "Train linear SVMs, and test them by the data set's protocol.",
+        predict: "Classify new images by a model of svm.",
+        probe: "Compare with nearest neighbours and logistic regression.",
+        report: "Make a page of the results of runs.",
+    },
+    "Look at images": {
+        similar: "List the images that are most like one.",
+        audit: "Find copies, wrong labels and outliers.",
+        map_: "Show all images on one page, alike ones together.",
+        explain: "Draw where in an image a score comes from.",
+    },
+    "ILSVRC and training": {
+        classify: "Measure top-1 and top-5 errors of nets.",
+        localise: "Train, evaluate and use nets that find boxes.",
+        train: "Train a net by the paper's recipe.",
+    },
+    "Data sets and weights": {
+        data: "List, check, split, pack and imitate data sets.",
+        weights: "List, fetch, verify, convert and export nets.",
+    },
+    "Trials and figures": {
+        demo: "See all of it work on rendered images.",
+        reproduce: "Run a row of the paper's tables.",
+        bench: "Measure speed, next to other programs.",
+    },
+}
+for _commands in SECTIONS.values():
+    for _command, _words in _commands.items():
+        _command.short_help = _words
+        group.add_command(_command)
+        for _inner in getattr(_command, "commands", {}).values():
+            # The first sentence, whole: click would cut it at 45 characters.
+            _inner.short_help = _inner.get_short_help_str(limit=200)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
