@@ -81,6 +81,24 @@ def test_every_command_is_in_a_section_of_the_help_with_words_that_are_whole(cap
         assert all(re.search(rf"^  {name} +[A-Z]", text, re.MULTILINE) for name in inner)
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "section"),
+    [
+        ("extract", "--workers", "Decoding"),
+        ("extract", "--dataset", "Options"),
+        ("plan", "--layer", "Features"),
+        ("svm", "--grid", "Protocol"),
+        ("classify", "--retry-failed", "Resuming and failures"),
+        ("localise evaluate", "--merge", "Boxes"),
+    ],
+)
+def test_the_options_of_a_long_command_stand_in_sections_each_once(words, option, section, capsys):
+    assert run([*words.split(), "--help"]) == 0
+    parts = re.split(r"^(\w[\w ]+):\n", capsys.readouterr().out, flags=re.MULTILINE)
+    where = [title for title, text in zip(parts[1::2], parts[2::2], strict=True) if f"\n  {option} " in f"\n{text}"]
+    assert where == [section]
+
+
 def test_version(capsys):
     assert run(["--version"]) == 0
     assert "0.1.0" in capsys.readouterr().out

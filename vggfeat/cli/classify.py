@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vggfeat.cli.config import CLASSIFY
 from vggfeat.cli.options import (
@@ -50,6 +50,7 @@ MODES = {"crop": ("crop",), "dense": ("dense",), "multi-crop": ("multi-crop",), 
 class PosteriorOptions:
     """How posteriors are computed."""
 
+    title: ClassVar[str] = "Posteriors"
     mode: str = option(type=list(MODES), default="dense",
         help="Centre crop; complete images; 5x5 crops; or the last two averaged.")  # fmt: skip
     scales: tuple[int, ...] | None = option(type=INTEGERS,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -35,6 +35,7 @@ def _column(text: str) -> tuple[str, str]:
 class ListOptions:
     """How the list of --dataset manifest is read, where it does not tell it itself."""
 
+    title: ClassVar[str] = "Lists of images"
     columns: tuple[tuple[str, str], ...] = option("--column", multiple=True,
         type=Parsed("NAME=HEADING", "NAME=HEADING, for instance path=Photo", _column),
         help="In a list, the heading of the column path, labels, split, box, id or group; "

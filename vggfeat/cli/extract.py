@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
@@ -95,6 +95,7 @@ def _nets(text: str) -> tuple[int, int | None]:
 class EngineOptions:
     """Who computes shards: this process, or a cluster."""
 
+    title: ClassVar[str] = "Shards of a plan"
     engine: str = option(type=list(ENGINES), default="local",
         help="With --plan, who computes: "
         f"{'; '.join(f'{name}, {entry.words}' for name, entry in ENGINES.items())}.")  # fmt: skip

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class DescriptorOptions:
     """How features become descriptors."""
 
+    title: ClassVar[str] = "Descriptors"
     join: str | None = option(type=["mean", "max", "stack"], help="Over scales. [the paper's for the data set]")
     normalisation: str = option(type=["blocks", "whole", "none"], default="blocks",
         help="L2 of every net and region, then of the whole; of the whole only; or none.")  # fmt: skip

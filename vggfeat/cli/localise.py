@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -45,6 +45,7 @@ PREDICTIONS = ("predictions.json", "predictions.csv", "run.sha256")
 class BoxOptions:
     """Box nets, and how their boxes are put together."""
 
+    title: ClassVar[str] = "Boxes"
     specs: tuple[str, ...] = option("--boxes", multiple=True, required=True, metavar="FILE",
         help="A box net of `vggfeat localise train`; given several times, the boxes of all are put "
         "together.")  # fmt: skip

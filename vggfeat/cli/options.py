@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.core import ParameterSource
@@ -66,6 +66,7 @@ COMMON = {
     "quiet": flag(help="No progress."),
 }  # fmt: skip
 """Parameter of any command -> what it is, where the command does not say it."""
+_UNTITLED = "Options"
 PATHS = Path, Path | None, tuple[Path, ...]
 """What is annotated so takes `PATH`."""
 
@@ -76,11 +77,27 @@ def names_of(parameter: str, one: Field[Any]) -> tuple[str, ...]:
     return one.metadata["names"] or derived
 
 
+class Sectioned(click.Command):
+    """A command whose help shows the options of each group that has a title in a section of its own."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those without a title first."""
+        sections: dict[str, list[tuple[str, str]]] = {_UNTITLED: []}
+        for param in self.get_params(context):
+            record = param.get_help_record(context)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", _UNTITLED), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 def command(called: str | None = None, *, group: Any = click, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make a command of a function, whose parameters are what it takes.
 
     The default of a parameter is what `option` or `argument` returned. One without a default is in `COMMON`, or
-    annotated with a group of options, a dataclass, which it receives as one object.
+    annotated with a group of options, a dataclass, which it receives as one object, and whose `title`, if it has one,
+    heads them in the help.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -88,10 +105,11 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
         for one in signature(function).parameters.values():
             own = one.default if isinstance(one.default, Field) else COMMON.get(one.name)
             if own is not None:
-                declared.append((one.name, one.annotation, own))
+                declared.append((one.name, one.annotation, own, _UNTITLED))
             else:
                 groups[one.name] = one.annotation
-                declared += [(each.name, each.type, each) for each in fields(one.annotation)]
+                title = getattr(one.annotation, "title", _UNTITLED)
+                declared += [(each.name, each.type, each, title) for each in fields(one.annotation)]
 
         @wraps(function)
         def run(**given: Any) -> Any:
@@ -99,12 +117,13 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
                 given[name] = options(**{each.name: given.pop(each.name) for each in fields(options)})
             return function(**given)
 
-        for name, kind, field_ in reversed(declared):
+        for name, kind, field_, title in reversed(declared):
             chosen = ({"type": PATH} if kind in PATHS else {}) | field_.metadata["settings"]
             if isinstance(chosen.get("type"), list | tuple):
                 chosen["type"] = click.Choice(chosen["type"])
             run = field_.metadata["make"](*names_of(name, field_), name, **chosen)(run)
-        return group.command(called, **settings)(run)
+            vars(run)["__click_params__"][-1].section = title  # where click collects the options of a function
+        return group.command(called, cls=Sectioned, **settings)(run)
 
     return decorate
 
@@ -166,6 +185,7 @@ SIDES = Parsed("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels", _sides)
 class ForwardOptions:
     """How a net runs over images."""
 
+    title: ClassVar[str] = "The net"
     precision: str = option(type=PRECISIONS, default="fp32",
         help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
         "some images are computed in fp32 as well and compared.")  # fmt: skip
@@ -193,6 +213,7 @@ class WorkerOptions:
 class LimitOptions:
     """Which images are taken."""
 
+    title: ClassVar[str] = "Decoding"
     max_pixels: int | None = option(type=COUNT, help="Larger images fail by name. [89478485]")
     allow_truncated: bool = flag(help="Take images that end early; the rest of them is grey.")
 
@@ -219,6 +240,7 @@ class DecodingOptions(LimitOptions, WorkerOptions):
 class JobOptions:
     """How a job is cut up, resumed and repeated."""
 
+    title: ClassVar[str] = "Resuming and failures"
     shard_rows: int | None = option(type=click.IntRange(1, 65536),
         help="Images between two restart points. [32, on a GPU 256]")  # fmt: skip
     allow_failed: int = option(type=click.IntRange(0), default=0, help="Failed images for exit code 0.")
@@ -237,6 +259,7 @@ class JobOptions:
 class PreprocessingOptions:
     """Which pixels a net takes, for a file of another library that does not say it."""
 
+    title: ClassVar[str] = "Pixels"
     mean: tuple[float, ...] | None = option(type=FLOATS,
         help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
         "format]")  # fmt: skip
@@ -300,6 +323,7 @@ PHOTOGRAPHS = (
 class FeatureOptions(ForwardOptions):
     """What decides a feature, apart from the net and the image."""
 
+    title: ClassVar[str] = "Features"
     scales: tuple[int, ...] | None = option(type=INTEGERS,
         help="Q, smallest image sides in pixels. [the paper's for the data set]")  # fmt: skip
     regions: tuple[str, ...] | None = option(type=WORDS,
@@ -324,6 +348,7 @@ class FeatureOptions(ForwardOptions):
 class StoreOptions:
     """How what is not on this machine is read."""
 
+    title: ClassVar[str] = "Stores and servers"
     attempts: int = option(type=COUNT, default=5, help="Of each request to a store or server, if it fails.")
     allow_private: bool = flag(
         help="Read http(s) addresses of this machine and of the own network; lists of others may lead "

@@ -4,7 +4,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -51,6 +51,7 @@ PREDICTIONS = ("predictions.csv", "predictions.json", "scores.npz", "run.sha256"
 class ProtocolOptions:
     """What is trained and tested, and how."""
 
+    title: ClassVar[str] = "Protocol"
     protocol: str = option(default="auto",
         type=["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"],
         help="auto: the paper's for the data set in the file.")  # fmt: skip
@@ -89,6 +90,7 @@ class ProtocolOptions:
 class ProbabilityOptions:
     """What is said of scores."""
 
+    title: ClassVar[str] = "Probabilities"
     probabilities: bool = flag(help="Of each class, next to its score; the model is one of `svm --fit-all`.")
     abstain_below: float | None = option(type=click.FloatRange(0, 1), metavar="P",
         help="Give no class that is less probable than P. [none is too improbable]")  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -33,6 +33,7 @@ RUN = ("run.json", "log.jsonl", "curves.png", "weights.safetensors", "unreadable
 class TrainingOptions:
     """What every training command takes: the end of the recipe, and how the work is done."""
 
+    title: ClassVar[str] = "Recipe and work"
     dropout: float | None = option(type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
     momentum: float | None = option(type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
     weight_decay: float | None = option(type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
@@ -108,6 +109,7 @@ def given(chosen: Mapping[str, Any], names: Collection[str] | None = None) -> di
 class RecipeOptions:
     """The beginning of the recipe: the net, and the steps."""
 
+    title: ClassVar[str] = "Recipe"
     width: float | None = option(type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
     pool: str | None = option(type=["floor", "ceil"], help="Rounding of the pooling output. [floor]")
     batch: int | None = option(type=COUNT, help="Images in a step, over all processes. [256]")
@@ -205,6 +207,7 @@ def _show(
 class BoxRecipeOptions:
     """The recipe of a box net."""
 
+    title: ClassVar[str] = "Recipe"
     kind: str | None = option(type=["pcr", "scr"], help="A box for each class, or one for all. [pcr]")
     layers: str | None = option(type=["all", "fc"], help="Which learn: all, or fc6, fc7 and fc8. [all]")
     scale: int = option(type=COUNT, default=256, help="S, smallest image side in training: 256 or 384 in the paper.")

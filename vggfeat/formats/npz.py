@@ -1,22 +1,17 @@
-"""Zip archives that anybody may have written: a member, or arrays of an .npz file, within limits, and no pickle.
+"""Arrays of an .npz file that anybody may have written: their sizes are known before any is unpacked, and no pickle.
 
 A few megabytes of zip can hold gigabytes of zeros, and the header of an array can claim any shape.
 """
 
-import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-
-from vggfeat.errors import WeightsError
 
 LONGEST_TEXT = 1 << 12
 """Characters of an entry of an array of texts."""
@@ -77,52 +72,3 @@ def _check(name: str, shape: tuple[int, ...], kind: np.dtype[Any], wanted: Wante
         raise ValueError(f"{name}: expected {wanted.kinds} of shape ({expected}), found {kind.str} of {shape}")
     if kind.kind == "U" and kind.itemsize > 4 * LONGEST_TEXT:
         raise ValueError(f"{name}: expected texts of at most {LONGEST_TEXT} characters, found {kind.itemsize // 4}")
-
-
-_MOST_DIRECTORY = 4 << 20
-"""Bytes of an archive's directory: 40,000 members at least. It bounds the memory and the time that a list takes."""
-MOST_INFLATED = 4
-"""Times its compressed size: the weights of a trained net hardly shrink at all."""
-_ALLOWANCE = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
-
-
-class _Bounded(io.FileIO):
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size > _MOST_DIRECTORY:
-            raise zipfile.BadZipFile(f"a directory of {size} bytes")
-        return super().read(size)
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive
-    except _DAMAGE as error:
-        raise WeightsError(f"{path}: expected a zip archive, found a damaged one: {error}; take it again") from None
-
-
-def list_members(path: Path) -> list[zipfile.ZipInfo]:
-    """List the members of an archive; WeightsError if it is damaged, or has too many."""
-    with _archive(path) as archive:
-        return archive.infolist()
-
-
-def read_member(path: Path, name: str, most: int | None = None) -> bytes:
-    """Read a member of an archive, of `most` bytes; by default what a trained net of the archive's size could have.
-
-    WeightsError if there is none of that name, it is damaged, or it says that it has more bytes.
-    """
-    most = most or MOST_INFLATED * path.stat().st_size + _ALLOWANCE
-    with _archive(path) as archive:
-        try:
-            member = archive.getinfo(name)
-        except KeyError:
-            raise WeightsError(f"{path}: expected {name} in the archive, found none; take it again") from None
-        if member.file_size > most:
-            raise WeightsError(
-                f"{path}: {name}: expected at most {most} bytes, found {member.file_size}; it is damaged"
-            )
-        with archive.open(member) as stream:
-            return stream.read(most)

@@ -17,8 +17,8 @@ import h5py
 from torch import Tensor
 
 from vggfeat.errors import StoreError, WeightsError, quoted
+from vggfeat.formats.archive import read_member
 from vggfeat.formats.hdf5 import UntrustedHDF5, open_hdf5
-from vggfeat.formats.npz import read_member
 from vggfeat.nets.backbone import IMAGENET_MEAN
 from vggfeat.nets.vgg import WINDOW
 from vggfeat.weights.importing import ParsedNet, to_tensor

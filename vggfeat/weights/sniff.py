@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vggfeat.errors import WeightsError, quoted
-from vggfeat.formats.npz import list_members
+from vggfeat.formats.archive import list_members
 from vggfeat.runtime.system import NO_WAIT, OPENED
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vggfeat.errors import WeightsError, check_choice, listed, quoted
-from vggfeat.formats.npz import list_members
+from vggfeat.formats.archive import list_members
 from vggfeat.nets.backbone import Backbone, Net
 from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors
 from vggfeat.weights.importing import StateDict, check_shapes, empty_model, fill, hash_file
