@@ -29,8 +29,9 @@ from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
+from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.targets import check_name
-from vggfeat.samples import RENDERED, DataSet, LabelledImages, is_rendered
+from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, same_rows
 from vggfeat.store.layout import Block, Shape, Status
 from vggfeat.store.parts import tally

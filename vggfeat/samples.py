@@ -287,15 +287,3 @@ def _check_unique(where: str, what: str, names: tuple[str, ...]) -> None:
         if name in seen:
             raise DatasetError(f"{where}: expected unique {what} names, found {name!r} twice")
         seen.add(name)
-
-
-MARKER = "RENDERED.txt"
-"""File in the root of a rendered data set."""
-RENDERED = "rendered"
-"""What provenance says of its images."""
-
-
-def is_rendered(root: str | Path) -> bool:
-    """Say whether the images in a folder are marked as rendered: in it, or in one of the four folders above it."""
-    folder = Path(os.path.abspath(root))
-    return any((place / MARKER).is_file() for place in (folder, *folder.parents[:4]))

@@ -37,9 +37,9 @@ from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, 
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.rendered import is_rendered
 from vggfeat.runtime.storage import is_remote
 from vggfeat.runtime.targets import anything, check_target
-from vggfeat.samples import is_rendered
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

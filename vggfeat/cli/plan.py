@@ -27,9 +27,9 @@ from vggfeat.cli.options import (
 from vggfeat.cli.output import Progress, make_folder, say, say_json, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.addresses import is_address
+from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import is_remote, open_storage
 from vggfeat.runtime.targets import anything, check_folder, check_target
-from vggfeat.samples import RENDERED, is_rendered
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

@@ -17,7 +17,8 @@ from vggfeat.datasets import caltech, folder, manifest, voc
 from vggfeat.datasets.levels import Layout, check_layout
 from vggfeat.datasets.record import Count, DatasetRecord, PaperNumbers, PaperRow
 from vggfeat.errors import ConfigError, DatasetError
-from vggfeat.samples import DataSet, Task, is_rendered
+from vggfeat.runtime.rendered import is_rendered
+from vggfeat.samples import DataSet, Task
 
 RENDERED_NOTE = "The images are rendered, not photographed: results on them say nothing about photographs."
 _VOC_SCALES = (256, 384, 512, 640, 768)

@@ -17,7 +17,8 @@ from vggfeat.localisation.predict import Predicted, shown_path, title
 from vggfeat.localisation.submission import ClassIds, submission_text
 from vggfeat.results.paper import PaperBoxError, is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record, json_bytes, percent, shortened, write_run
-from vggfeat.samples import RENDERED, ClassificationSet
+from vggfeat.runtime.rendered import RENDERED
+from vggfeat.samples import ClassificationSet
 from vggfeat.store.reader import count_reasons
 
 MOST_CONFUSIONS = 100

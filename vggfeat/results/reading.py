@@ -21,7 +21,7 @@ from vggfeat.protocols.folds import unit_names
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object, parse_settings
 from vggfeat.results.record import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
-from vggfeat.samples import RENDERED
+from vggfeat.runtime.rendered import RENDERED
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
 from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
-from vggfeat.samples import MARKER
+from vggfeat.runtime.rendered import MARKER
 
 _SMALLEST_SIDE = 32
 _IMAGES, _LISTS = (".jpg", ".jpeg", ".png"), (".xml", ".txt", ".mat", ".csv")

@@ -33,8 +33,9 @@ from vggfeat.datasets.streamed.spool import Spool
 from vggfeat.errors import DatasetError, counted
 from vggfeat.listing import BATCH_ROWS, STATS, Listing, row_schema, sizes_of
 from vggfeat.runtime.durable import disk_errors
+from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import Entry, LocalStorage, StorageSettings, open_storage
-from vggfeat.samples import RENDERED, Task, is_rendered
+from vggfeat.samples import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
