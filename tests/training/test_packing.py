@@ -195,7 +195,7 @@ def test_a_full_disk_at_any_call_leaves_nothing_half_written(tree, tmp_path, mon
             left[0] -= 1
             if left[0] < 0:
                 raise OSError(28, "No space left on device")
-            return original(self, *arguments)
+            return original(*arguments)
 
         monkeypatch.setattr(durable.Files, call, failing)
         try:

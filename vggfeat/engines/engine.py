@@ -51,14 +51,12 @@ class ShardTask:
         plan = self.plan()
         plan.storage.check_writable()
         backbone = find_net(plan.where, plan.key | plan.provenance, self.weights)
+        fetching = FetchSettings(storage=self.storage, max_bytes=plan.key["decode"]["max_bytes"])
         return ShardWorker(
             plan, backbone, device=ready_device(self.device),
             workers=default_workers() if self.workers is None else self.workers, timeout=self.timeout,
-            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=self._fetching(plan)),
+            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=fetching),
         )  # fmt: skip
-
-    def _fetching(self, plan: Plan) -> FetchSettings:
-        return FetchSettings(storage=self.storage, max_bytes=plan.key["decode"]["max_bytes"])
 
 
 class Engine(Protocol):

@@ -141,9 +141,9 @@ def spatial_mean(
     The map (N, C, h, w) goes through `each`, position by position, before it is averaged.
     """
     sums, positions = [], 0
-    for part in strips(model, images, layer, pixels):
-        sums.append(each(part).sum((2, 3), dtype=torch.float32))
-        positions += part[0, 0].numel()
+    for part in strips(model, images, (layer,), pixels):
+        sums.append(each(part[layer]).sum((2, 3), dtype=torch.float32))
+        positions += part[layer][0, 0].numel()
     return sum(sums[1:], sums[0]) / positions
 
 
@@ -154,16 +154,11 @@ def dense_map(model: Net, images: Tensor, layer: str, pixels: int) -> Tensor:
 
 def dense_maps(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> dict[str, Tensor]:
     """Return several dense maps, (N, C, h, w) each, of the same passes; as `dense_map`."""
-    parts = [*strips_of_several(model, images, layers, pixels)]
+    parts = [*strips(model, images, layers, pixels)]
     return {layer: torch.cat([part[layer] for part in parts], dim=_long_axis(images)) for layer in layers}
 
 
-def strips(model: Net, images: Tensor, layer: str, pixels: int) -> Iterator[Tensor]:
-    """Yield a dense map as `strips_of_several` yields some: tensors (N, C, h, w)."""
-    return (part[layer] for part in strips_of_several(model, images, (layer,), pixels))
-
-
-def strips_of_several(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> Iterator[dict[str, Tensor]]:
+def strips(model: Net, images: Tensor, layers: Collection[str], pixels: int) -> Iterator[dict[str, Tensor]]:
     """Yield dense maps whole, or in strips along the longer side where the images are too large for one pass.
 
     A strip is cut at multiples of the stride and carries along every pixel that its positions can see, so that it gives

@@ -41,6 +41,7 @@ def is_public(host: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
+@cache  # fsspec knows equal file systems by equal options, so that this must be the same object each time.
 def client_maker(allow_private: bool, timeout: float) -> Callable[..., Awaitable[Any]]:
     """Return what makes the sessions of fsspec's file system for http(s)."""
 
@@ -60,19 +61,12 @@ def client_maker(allow_private: bool, timeout: float) -> Callable[..., Awaitable
     return make
 
 
-def read_http(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
+async def _read_http(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
     """Read a file, or a part of it; the file of a server that knows no parts is read up to the last byte asked for.
 
     `timeout` is seconds until the first byte; after it each byte buys the time that it takes at the least rate. Lets
     out FileNotFoundError, TimeoutError, OSError and aiohttp.ClientError.
     """
-    from fsspec.asyn import sync
-
-    data: bytes = sync(system.loop, _read, system, url, start, length, timeout)
-    return data
-
-
-async def _read(system: Any, url: str, start: int, length: int | None, timeout: float) -> bytes:
     session = await system.set_session()
     headers = {"Accept-Encoding": "identity"}
     if start or length is not None:
@@ -164,7 +158,7 @@ def open_address(address: str, settings: StorageSettings) -> Opened:
 
 def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str, Any]:
     """Return what file systems are made with: the rule on private addresses, wherever http is in a chain."""
-    maker = _maker(settings.allow_private, settings.timeout)
+    maker = client_maker(settings.allow_private, settings.timeout)
     options: dict[str, Any] = {
         part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address, re.IGNORECASE)
     }
@@ -176,12 +170,6 @@ def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str
         options["config_kwargs"] = limits | own | {"retries": {"total_max_attempts": 1}}
         options["use_listings_cache"] = False
     return options
-
-
-@cache
-def _maker(allow_private: bool, timeout: float) -> Any:
-    # fsspec knows equal file systems by equal options, so that this must be the same object each time.
-    return client_maker(allow_private, timeout)
 
 
 def read_address(
@@ -207,9 +195,11 @@ def read_opened(
     system, path, protocol = opened
     settings = patience(opened, settings)
     if protocol in _HTTP:
+        from fsspec.asyn import sync
 
         def ask() -> bytes:
-            return read_http(system, path, start, length, settings.timeout)
+            data: bytes = sync(system.loop, _read_http, system, path, start, length, settings.timeout)
+            return data
 
     else:
         if length is None or length > 8 * LEAST_RATE:  # Else the time that it may take says nothing.

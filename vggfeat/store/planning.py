@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -188,7 +189,7 @@ class _Tally:
         )  # fmt: skip
 
 
-class IdHashes:
+class IdHashes(AbstractContextManager["IdHashes"]):
     """Hashes of ids, for lists that do not fit into memory, in a file without a name; a context manager.
 
     A hash has 64 bits of Python's own, which differ from process to process; of 100 million ids two share one by
@@ -198,9 +199,6 @@ class IdHashes:
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="vggfeat-ids-")  # noqa: SIM115  its owner closes it
         self.count = 0
-
-    def __enter__(self) -> "IdHashes":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

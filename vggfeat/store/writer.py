@@ -25,7 +25,7 @@ from vggfeat.store.parts import PartsFolder, failures_of, failures_path, is_fail
 from vggfeat.store.reader import FeatureFile, validate
 
 
-class FeatureWriter:
+class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
     """The shards of one feature file, held by one run; a context manager that `FeatureWriter.open` makes.
 
     Of several processes the first opens them and makes the file, and all append. The bytes of a shard don't depend on
@@ -112,9 +112,6 @@ class FeatureWriter:
             writer.close()
             raise
         return writer
-
-    def __enter__(self) -> "FeatureWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -229,7 +226,12 @@ class FeatureWriter:
                     reason_width=width,
                 )
                 sink.raise_first_error()
-                self._check_before_naming(final_temp)
+                problems = validate(final_temp).problems
+                if problems:
+                    raise StoreError(
+                        f"{final_temp}: expected to read what was written, found {problems[0]}; look at the disk"
+                    )
+                self._finished()  # Something may have taken the name during a run of hours.
         self._write_failures(failures_temp)
         self.complete = True
         with disk_errors(self.out, "removing its parts", f"the file itself is complete; delete {self.folder}"):
@@ -307,12 +309,6 @@ class FeatureWriter:
 
     def _to_renew(self, finished: FinishedRun) -> bool:
         return finished.other_rows or finished.other_images or (self._retry and finished.report.failed > 0)
-
-    def _check_before_naming(self, temp: Path) -> None:
-        problems = validate(temp).problems
-        if problems:
-            raise StoreError(f"{temp}: expected to read what was written, found {problems[0]}; look at the disk")
-        self._finished()  # Something may have taken the name during a run of hours.
 
     def _count_shards(self, *, again: bool) -> None:
         """Find the shards that are finished; those with failures are not, if they are tried `again`."""
