@@ -12,9 +12,9 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from vggfeat.errors import ConfigError, StoreError, VggfeatError, counted
 from vggfeat.runtime.storage import MissingFileError, StorageSettings
@@ -108,14 +108,63 @@ class UnreachableError(StoreError):
     """A store or server that failed as often as it was asked."""
 
 
-class Opened(NamedTuple):
-    """What reads an address."""
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What reads an address, or one below it."""
 
     system: Any
     """A file system of fsspec."""
     path: str
     """What that calls the file."""
     protocol: str
+    name: str
+    """What messages call it."""
+    settings: StorageSettings
+    pause: Pause = time.sleep
+
+    def ask(self, request: Callable[[], Value], doing: str = "reading") -> Value:
+        """Make a request; see `attempt`."""
+        return attempt(self.name, request, self.settings, doing=doing, pause=self.pause)
+
+    def limit(self, size: int = 0) -> dict[str, float]:
+        """Return the argument that limits a call, of so many bytes; none for systems that work in this thread."""
+        seconds = self.settings.timeout + size / LEAST_RATE
+        return {"timeout": seconds} if getattr(self.system, "async_impl", False) else {}
+
+    def size(self) -> int:
+        """Return the bytes of a file. Raises as `read_address`."""
+        found = self.ask(lambda: self.system.info(self.path, **self.limit()))
+        if found.get("type") == "directory":
+            raise MissingFileError(f"{self.name}: expected a file, found a folder")
+        if found.get("size") is None:
+            raise StoreError(f"{self.name}: expected a server that tells sizes and reads parts, found another")
+        return int(found["size"])
+
+    def read(self, start: int = 0, length: int | None = None) -> bytes:
+        """Read the file, or a part of it, as `read_address` does."""
+        if length == 0:
+            return b""
+        if self.protocol in _HTTP:
+            from fsspec.asyn import sync
+
+            timeout = self.settings.timeout
+            return self.ask(lambda: sync(self.system.loop, _read_http, self.system, self.path, start, length, timeout))
+        if length is None or length > 8 * LEAST_RATE:  # Else the time that it may take says nothing.
+            left = max(0, self.size() - start)
+            length = left if length is None else min(left, length)
+        return self.ask(lambda: self._read_range(start, length)) if length else b""
+
+    def _read_range(self, start: int, length: int) -> bytes:
+        named: dict[str, Any] = self.limit(length)
+        if self.protocol == "hf":
+            named["cache_type"] = "none"  # Else it reads megabytes ahead of every image.
+        try:
+            data: bytes = self.system.cat_file(self.path, start=start, end=start + length, **named)
+        except OSError as error:
+            if _code(error) in ("InvalidRange", "416"):
+                return b""  # It ends before the first byte that was asked for.
+            raise
+        return data
 
 
 def is_address(text: str) -> bool:
@@ -134,7 +183,7 @@ def without_secrets(error: BaseException, address: str = "") -> str:
     return _IN_TEXT.sub(lambda found: address_name(found[0]), text)  # as a library has written it anew
 
 
-def open_address(address: str, settings: StorageSettings) -> Opened:
+def open_address(address: str, settings: StorageSettings, pause: Pause = time.sleep) -> Opened:
     """Find what reads an address; ConfigError if nothing does: a library is missing, or it is no address."""
     name = address_name(address)
     try:
@@ -153,7 +202,9 @@ def open_address(address: str, settings: StorageSettings) -> Opened:
         raise ConfigError(f"{name}: expected an address that fsspec can read, found: {text}{remedy}") from None
     if protocol in ("s3", "s3a"):
         system.retries = 1  # Tries are counted here.
-    return Opened(system, path, protocol)
+    if protocol == "hf":  # It makes attempts of its own, and can't be told how many.
+        settings = replace(settings, attempts=1)
+    return Opened(system=system, path=path, protocol=protocol, name=name, settings=settings, pause=pause)
 
 
 def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str, Any]:
@@ -181,72 +232,8 @@ def read_address(
     private address; ConfigError if nothing reads such an address.
     """
     # To open one of a chain, as zip://a.png::https://host/b.zip, reads already.
-    opened = attempt(address_name(address), lambda: open_address(address, settings), settings, pause=pause)
-    return read_opened(opened, address, settings, start, length, pause=pause)
-
-
-def read_opened(
-    opened: Opened, address: str, settings: StorageSettings, start: int = 0, length: int | None = None,
-    *, pause: Pause = time.sleep,
-) -> bytes:  # fmt: skip
-    """Read as `read_address` does, with what has been opened."""
-    if length == 0:
-        return b""
-    system, path, protocol = opened
-    settings = patience(opened, settings)
-    if protocol in _HTTP:
-        from fsspec.asyn import sync
-
-        def ask() -> bytes:
-            data: bytes = sync(system.loop, _read_http, system, path, start, length, settings.timeout)
-            return data
-
-    else:
-        if length is None or length > 8 * LEAST_RATE:  # Else the time that it may take says nothing.
-            left = max(0, size_of(opened, address, settings, pause=pause) - start)
-            length = left if length is None else min(left, length)
-
-        def ask() -> bytes:
-            return _read_range(opened, start, length or 0, settings)
-
-    return attempt(address_name(address), ask, settings, pause=pause)
-
-
-def _read_range(opened: Opened, start: int, length: int, settings: StorageSettings) -> bytes:
-    if length == 0:
-        return b""
-    named: dict[str, Any] = time_limit(opened.system, settings.timeout + length / LEAST_RATE)
-    if opened.protocol == "hf":
-        named["cache_type"] = "none"  # Else it reads megabytes ahead of every image.
-    try:
-        data: bytes = opened.system.cat_file(opened.path, start=start, end=start + length, **named)
-    except OSError as error:
-        if _code(error) in ("InvalidRange", "416"):
-            return b""  # It ends before the first byte that was asked for.
-        raise
-    return data
-
-
-def size_of(opened: Opened, address: str, settings: StorageSettings, *, pause: Pause = time.sleep) -> int:
-    """Return the bytes of a file. Raises as `read_address`."""
-    settings = patience(opened, settings)
-    named = time_limit(opened.system, settings.timeout)
-    found = attempt(address_name(address), lambda: opened.system.info(opened.path, **named), settings, pause=pause)
-    if found.get("type") == "directory":
-        raise MissingFileError(f"{address_name(address)}: expected a file, found a folder")
-    if found.get("size") is None:
-        raise StoreError(f"{address_name(address)}: expected a server that tells sizes and reads parts, found another")
-    return int(found["size"])
-
-
-def patience(opened: Opened, settings: StorageSettings) -> StorageSettings:
-    """Return the settings, with one attempt where the library makes some of its own and can't be told how many."""
-    return replace(settings, attempts=1) if opened.protocol == "hf" else settings
-
-
-def time_limit(system: Any, seconds: float) -> dict[str, float]:
-    """Return the argument that limits a call to a file system; none for those that work in this thread."""
-    return {"timeout": seconds} if getattr(system, "async_impl", False) else {}
+    opened = attempt(address_name(address), lambda: open_address(address, settings, pause), settings, pause=pause)
+    return opened.read(start, length)
 
 
 def attempt(

@@ -5,20 +5,12 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime.addresses import (
-    LEAST_RATE,
-    address_name,
-    attempt,
-    open_address,
-    patience,
-    read_opened,
-    size_of,
-    time_limit,
-)
+from vggfeat.runtime.addresses import Opened, address_name, attempt, open_address
 from vggfeat.runtime.storage import Entry, MissingFileError, StorageSettings, check_below
 
 LISTERS = 16
@@ -54,17 +46,15 @@ class RemoteStorage:
         self.root = root.rstrip("/")
         # Some libraries connect at once.
         self._opened = attempt(address_name(root), lambda: open_address(self.root, settings), settings, doing="opening")
-        self.settings = patience(self._opened, settings)
         self._base = self._opened.path.rstrip("/")
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file, or a part of it."""
-        opened = self._opened._replace(path=self._place(path))
-        return read_opened(opened, self._name(path), self.settings, start, length)
+        return self._at(path).read(start, length)
 
     def size(self, path: str) -> int:
         """Return the bytes of a file."""
-        return size_of(self._opened._replace(path=self._place(path)), self._name(path), self.settings)
+        return self._at(path).size()
 
     def exists(self, path: str) -> bool:
         """Say whether there is a file of that name."""
@@ -76,27 +66,22 @@ class RemoteStorage:
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Make a file by one request, which the store carries out only if there is none."""
-        place, writer = self._writable(path), secrets.token_hex(8)
+        writer = secrets.token_hex(8)
         named: dict[str, Any] = {"Metadata": {_WRITER: writer}} if self._opened.protocol in _S3 else {}
-
-        def put() -> bool:
-            self._pipe(place, data, mode="create", **named)
-            return True
-
         try:
-            return attempt(self._name(path), put, self.settings, doing="writing")
+            self._put(path, data, mode="create", **named)
+            return True
         except FileExistsError:
             # The answer to a request that succeeded may be lost: the next, here or in a library, finds our own file.
             if not named:
                 return self.read(path) == data
-            ask = partial(self._opened.system.metadata, place, refresh=True, **self._limit())
-            found: dict[str, str] = attempt(self._name(path), ask, self.settings)
+            place = self._at(path)
+            found: dict[str, str] = place.ask(partial(place.system.metadata, place.path, refresh=True, **place.limit()))
             return found.get(_WRITER) == writer
 
     def replace(self, path: str, data: bytes) -> None:
         """Make a file, or replace it, by one request."""
-        place = self._writable(path)
-        attempt(self._name(path), lambda: self._pipe(place, data, mode="overwrite"), self.settings, doing="writing")
+        self._put(path, data, mode="overwrite")
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
         """Yield all files below a folder; its folders are listed ahead of their turn, several at a time.
@@ -127,16 +112,14 @@ class RemoteStorage:
         return self._s3_pages(prefix, rest) if self._opened.protocol in _S3 else self._whole_folder(prefix)
 
     def _s3_pages(self, prefix: str, rest: dict[str, str]) -> _Page:
-        system = self._opened.system
+        folder = replace(self._opened, name=self._name(prefix))
         bucket, _, key = self._base.partition("/")
         above = f"{key}/" if key else ""
         members: list[tuple[str, Entry | None]] = []
-        limit = self._limit()
         for _ in range(PAGES):
-            ask = partial(
-                system.call_s3, "list_objects_v2", Bucket=bucket, Prefix=above + prefix, Delimiter="/", **rest, **limit
-            )
-            page: dict[str, Any] = attempt(self._name(prefix), ask, self.settings, doing="listing")
+            asked = {"Bucket": bucket, "Prefix": above + prefix, "Delimiter": "/", **rest, **folder.limit()}
+            request = partial(folder.system.call_s3, "list_objects_v2", **asked)
+            page: dict[str, Any] = folder.ask(request, "listing")
             found: list[tuple[str, Entry | None]] = [
                 (item["Prefix"][len(above) :], None) for item in page.get("CommonPrefixes", ())
             ]
@@ -148,16 +131,14 @@ class RemoteStorage:
         return _Page(members, rest)
 
     def _whole_folder(self, prefix: str) -> _Page:
-        system = self._opened.system
         if self._opened.protocol in ("http", "https"):
             raise StoreError(
                 f"{self.root}: expected a store that lists its files, found a server of http(s); "
                 "name the files: set-{0000..0009}.tar, or a list in Parquet"
             )
-        place = f"{self._base}/{prefix}".rstrip("/")
-        ask = partial(system.ls, place, detail=True, **self._limit())
+        place = replace(self._opened, path=f"{self._base}/{prefix}".rstrip("/"), name=self._name(prefix))
         try:
-            found = attempt(self._name(prefix), ask, self.settings, doing="listing")
+            found = place.ask(partial(place.system.ls, place.path, detail=True, **place.limit()), "listing")
         except MissingFileError:
             return _Page([], None)
         members: list[tuple[str, Entry | None]] = []
@@ -167,11 +148,10 @@ class RemoteStorage:
             members.append((f"{path}/", None) if folder else (path, Entry(path, int(item["size"] or 0), _etag(item))))
         return _Page(sorted(members, key=lambda member: member[0]), None)
 
-    def _pipe(self, place: str, data: bytes, **named: Any) -> None:
-        self._opened.system.pipe_file(place, data, **named, **self._limit(len(data)))
-
-    def _limit(self, size: int = 0) -> dict[str, float]:
-        return time_limit(self._opened.system, self.settings.timeout + size / LEAST_RATE)
+    def _put(self, path: str, data: bytes, **named: Any) -> None:
+        self.check_writable()
+        place = self._at(path)
+        place.ask(partial(place.system.pipe_file, place.path, data, **named, **place.limit(len(data))), "writing")
 
     def check_writable(self) -> None:
         """Check that this kind of store can be written to; ConfigError if not."""
@@ -179,16 +159,12 @@ class RemoteStorage:
             found = self._opened.protocol
             raise ConfigError(f"{self.root}: expected an object store to write to (s3://, gs://), found {found}://")
 
-    def _writable(self, path: str) -> str:
-        self.check_writable()
-        return self._place(path)
-
-    def _place(self, path: str) -> str:
+    def _at(self, path: str) -> Opened:
         check_below(self.root, path)
-        return f"{self._base}/{path}"
+        return replace(self._opened, path=f"{self._base}/{path}", name=self._name(path))
 
     def _name(self, path: str) -> str:
-        return f"{self.root}/{path}".rstrip("/")
+        return address_name(f"{self.root}/{path}".rstrip("/"))
 
 
 class _Ahead:

@@ -156,12 +156,16 @@ class LocalStorage:
         if self.exists(path):
             sweep(self._files, place)  # what one has left that was killed after it had lost
             return False
-        self._write(place, data)
+        self.replace(path, data)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
         """Make a file, or replace it, by a temporary name and a rename."""
-        self._write(self._place(path), data)
+        place = self._place(path)
+        with disk_errors(place, "writing", _ADVICE):
+            make_folders(self._files, place.parent)
+            with atomic_write(self._files, place) as sink:
+                sink.write(data)
 
     def check_writable(self) -> None:
         """Check that files can be made in the folder, or, if there is none yet, where it would be made."""
@@ -173,12 +177,6 @@ class LocalStorage:
             made, fd = create_temporary(self._files, place / "writable")
             os.close(fd)
             self._files.remove(made)
-
-    def _write(self, place: Path, data: bytes) -> None:
-        with disk_errors(place, "writing", _ADVICE):
-            make_folders(self._files, place.parent)
-            with atomic_write(self._files, place) as sink:
-                sink.write(data)
 
     def _place(self, path: str) -> Path:
         check_below(self.root, path)
