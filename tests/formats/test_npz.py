@@ -46,21 +46,18 @@ def test_what_numpy_wrote_is_read(save):
         np.testing.assert_array_equal(found[name], array)
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        (packed(x=np.zeros((200, MB // 8))), "expected arrays of at most 1048576 bytes, found 209715"),
-        (packed(x=np.zeros((3, 2))), r"x: expected f of shape \(2, any\), found <f8 of \(3, 2\)"),
-        (packed(x=np.zeros(2)), r"x: expected f of shape \(2, any\), found <f8 of \(2,\)"),
-        (packed(x=np.zeros((2, 2), int)), r"x: expected f of shape \(2, any\), found <i8"),
-        (packed(np.savez, x=np.array([[None, 1]] * 2, dtype=object)), r"x: expected f of shape"),
-        (forged({"descr": "<f8", "shape": (2, 1 << 40)}), "x: expected 17592186044416 bytes for its shape, found 0"),
-        (forged({"descr": "<f8", "shape": (2, -1)}), r"found <f8 of \(2, -1\)"),
-        (forged({"descr": "<f8", "shape": (2, 1)}, bytes(17)), "x: expected 16 bytes for its shape, found 17"),
-        (forged({"descr": "<f8", "shape": (2, 1)}, bytes(16), method=zipfile.ZIP_LZMA), "compressed otherwise"),
-        (forged({"descr": "<f8", "shape": (2, 1)}, bytes(16), method=zipfile.ZIP_BZIP2), "compressed otherwise"),
-    ],
-)
+@pytest.mark.parametrize(("file", "said"), [
+    (packed(x=np.zeros((200, MB // 8))), "expected arrays of at most 1048576 bytes, found 209715"),
+    (packed(x=np.zeros((3, 2))), r"x: expected f of shape \(2, any\), found <f8 of \(3, 2\)"),
+    (packed(x=np.zeros(2)), r"x: expected f of shape \(2, any\), found <f8 of \(2,\)"),
+    (packed(x=np.zeros((2, 2), int)), r"x: expected f of shape \(2, any\), found <i8"),
+    (packed(np.savez, x=np.array([[None, 1]] * 2, dtype=object)), r"x: expected f of shape"),
+    (forged({"descr": "<f8", "shape": (2, 1 << 40)}), "x: expected 17592186044416 bytes for its shape, found 0"),
+    (forged({"descr": "<f8", "shape": (2, -1)}), r"found <f8 of \(2, -1\)"),
+    (forged({"descr": "<f8", "shape": (2, 1)}, bytes(17)), "x: expected 16 bytes for its shape, found 17"),
+    (forged({"descr": "<f8", "shape": (2, 1)}, bytes(16), method=zipfile.ZIP_LZMA), "compressed otherwise"),
+    (forged({"descr": "<f8", "shape": (2, 1)}, bytes(16), method=zipfile.ZIP_BZIP2), "compressed otherwise"),
+])  # fmt: skip
 def test_sizes_and_shapes_that_are_not_expected_are_refused_unread(file, said):
     tracemalloc.start()
     try:

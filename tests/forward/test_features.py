@@ -211,17 +211,14 @@ def test_an_image_that_does_not_fit_beside_its_mirror_goes_alone(net, sides, mon
     assert counts == [2, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA out of memory",
-        "CUDA error: out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "std::bad_alloc",
-        "could not create a memory object",
-        "DefaultCPUAllocator: can't allocate memory",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+    "could not create a memory object",
+    "DefaultCPUAllocator: can't allocate memory",
+])  # fmt: skip
 def test_every_way_to_say_out_of_memory_is_understood(text, monkeypatch):
     calls = []
 
@@ -449,20 +446,10 @@ def test_a_sample_without_box_is_named():
         check_boxes(dataset(), ("image", "box"))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"scales": ()},
-        {"scales": (0,)},
-        {"scales": (256, 256)},
-        {"scales": (2.5,)},
-        {"regions": ()},
-        {"regions": ("head",)},
-        {"precision": "fp8"},
-        {"interpolation": "nearest"},
-        {"batch_pixels": 0},
-    ],
-)
+@pytest.mark.parametrize("settings", [
+    {"scales": ()}, {"scales": (0,)}, {"scales": (256, 256)}, {"scales": (2.5,)}, {"regions": ()},
+    {"regions": ("head",)}, {"precision": "fp8"}, {"interpolation": "nearest"}, {"batch_pixels": 0},
+])  # fmt: skip
 def test_settings_that_are_not_allowed_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         ExtractionSettings(**settings)

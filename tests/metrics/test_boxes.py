@@ -13,18 +13,15 @@ from vggfeat.errors import FitError
 from vggfeat.metrics import box_overlap, inclusive_pixels, localisation_error
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "overlap"),
-    [
-        ([5, 5, 5, 5], [5, 5, 5, 5], 1),  # A box of one pixel has an area.
-        ([1, 1, 2, 1], [2, 1, 3, 1], 1 / 3),  # They share the pixel 2; with exclusive ends they would only touch.
-        ([1, 1, 2, 1], [3, 1, 4, 1], 0),
-        ([1, 1, 10, 10], [6, 1, 15, 10], 50 / 150),
-        ([1, 1, 10, 10], [1, 1, 5, 10], 1 / 2),
-        ([1, 1, 10, 10], [11, 11, 20, 20], 0),
-        ([-4, -4, 5, 5], [1, 1, 5, 5], 1 / 4),
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "overlap"), [
+    ([5, 5, 5, 5], [5, 5, 5, 5], 1),  # A box of one pixel has an area.
+    ([1, 1, 2, 1], [2, 1, 3, 1], 1 / 3),  # They share the pixel 2; with exclusive ends they would only touch.
+    ([1, 1, 2, 1], [3, 1, 4, 1], 0),
+    ([1, 1, 10, 10], [6, 1, 15, 10], 50 / 150),
+    ([1, 1, 10, 10], [1, 1, 5, 10], 1 / 2),
+    ([1, 1, 10, 10], [11, 11, 20, 20], 0),
+    ([-4, -4, 5, 5], [1, 1, 5, 5], 1 / 4),
+])  # fmt: skip
 def test_overlaps_by_hand(one, other, overlap):
     assert box_overlap([one], [other])[0, 0] == pytest.approx(overlap, abs=1e-15)
 
@@ -69,21 +66,18 @@ def one_image(labels, boxes, objects=(OBJECT,), target=0):
     return localisation_error([target], [list(objects)], [labels], [boxes])
 
 
-@pytest.mark.parametrize(
-    ("labels", "boxes", "objects", "error"),
-    [
-        ([0], [OBJECT], [OBJECT], 0),
-        ([1], [OBJECT], [OBJECT], 1),  # The label is wrong.
-        ([0], [HALF], [OBJECT], 0),  # An overlap of one half is enough.
-        ([0], [LESS], [OBJECT], 1),
-        ([0], [[21, 1, 30, 10]], [OBJECT, [21, 1, 30, 10]], 0),  # Any object of the class will do.
-        ([0, 1], [LESS, OBJECT], [OBJECT], 1),  # One guess has the label, another the box.
-        ([1, 2, 3, 4, 0], [OBJECT] * 5, [OBJECT], 0),  # The fifth guess counts like the first.
-        ([-1], [OBJECT], [OBJECT], 1),  # No guess is a wrong one.
-        ([0, -1], [OBJECT, OBJECT], [OBJECT], 0),
-        ([0, 0], [LESS, OBJECT], [OBJECT], 0),  # A label may be guessed twice.
-    ],
-)
+@pytest.mark.parametrize(("labels", "boxes", "objects", "error"), [
+    ([0], [OBJECT], [OBJECT], 0),
+    ([1], [OBJECT], [OBJECT], 1),  # The label is wrong.
+    ([0], [HALF], [OBJECT], 0),  # An overlap of one half is enough.
+    ([0], [LESS], [OBJECT], 1),
+    ([0], [[21, 1, 30, 10]], [OBJECT, [21, 1, 30, 10]], 0),  # Any object of the class will do.
+    ([0, 1], [LESS, OBJECT], [OBJECT], 1),  # One guess has the label, another the box.
+    ([1, 2, 3, 4, 0], [OBJECT] * 5, [OBJECT], 0),  # The fifth guess counts like the first.
+    ([-1], [OBJECT], [OBJECT], 1),  # No guess is a wrong one.
+    ([0, -1], [OBJECT, OBJECT], [OBJECT], 0),
+    ([0, 0], [LESS, OBJECT], [OBJECT], 0),  # A label may be guessed twice.
+])  # fmt: skip
 def test_an_image_is_right_if_one_guess_has_label_and_box(labels, boxes, objects, error):
     assert one_image(labels, boxes, objects).error == error
 

@@ -71,16 +71,13 @@ def test_no_sample_gives_no_value():
     assert confusion(empty, empty, 2).sum() == 0
 
 
-@pytest.mark.parametrize(
-    ("targets", "predictions", "words"),
-    [
-        ([0, 3], [0, 0], "targets from 0 to 2, found 0 to 3"),
-        ([0, -1], [0, 0], "targets from 0 to 2, found -1 to 0"),
-        ([0, 1], [0, -2], "predictions from -1 to 2"),
-        ([0, 1], [0], "prediction for every target"),
-        ([0.0, 1.0], [0, 1], "whole numbers"),
-    ],
-)
+@pytest.mark.parametrize(("targets", "predictions", "words"), [
+    ([0, 3], [0, 0], "targets from 0 to 2, found 0 to 3"),
+    ([0, -1], [0, 0], "targets from 0 to 2, found -1 to 0"),
+    ([0, 1], [0, -2], "predictions from -1 to 2"),
+    ([0, 1], [0], "prediction for every target"),
+    ([0.0, 1.0], [0, 1], "whole numbers"),
+])  # fmt: skip
 def test_recall_refuses_what_is_no_class(targets, predictions, words):
     with pytest.raises(FitError, match=words):
         mean_class_recall(targets, predictions, 3)
@@ -215,15 +212,12 @@ def test_area_is_never_below_the_uninterpolated_value_and_can_be_above():
     assert average_precision(labels, scores, "area") > average_precision_score(labels == 1, scores) + 0.05
 
 
-@pytest.mark.parametrize(
-    ("labels", "scores", "words"),
-    [
-        ([1, -1], [0.0], "as many labels as scores"),
-        ([[1, -1]], [[0.0, 1.0]], "as many labels as scores"),
-        ([1, 2], [0.0, 1.0], "labels 1, -1 or 0"),
-        ([1, -1], [0.0, np.nan], "found NaN"),
-    ],
-)
+@pytest.mark.parametrize(("labels", "scores", "words"), [
+    ([1, -1], [0.0], "as many labels as scores"),
+    ([[1, -1]], [[0.0, 1.0]], "as many labels as scores"),
+    ([1, 2], [0.0, 1.0], "labels 1, -1 or 0"),
+    ([1, -1], [0.0, np.nan], "found NaN"),
+])  # fmt: skip
 def test_refusals(labels, scores, words):
     with pytest.raises(FitError, match=words):
         average_precision(labels, scores)

@@ -69,14 +69,11 @@ def test_a_net_of_another_family_goes_to_onnx_for_images_of_any_size(toy, tmp_pa
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda x: x.clamp_(0, 6), r"made of conv2d, .* found torch\.Tensor\.clamp_ in toy"),
-        (lambda x: x[:, :, : x.shape[2]], r"made of conv2d, .* found torch\.Tensor\.shape.* in toy"),
-        (lambda x: x + 1, "Add: expected maps and weights of the net, found another"),
-    ],
-)
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda x: x.clamp_(0, 6), r"made of conv2d, .* found torch\.Tensor\.clamp_ in toy"),
+    (lambda x: x[:, :, : x.shape[2]], r"made of conv2d, .* found torch\.Tensor\.shape.* in toy"),
+    (lambda x: x + 1, "Add: expected maps and weights of the net, found another"),
+])  # fmt: skip
 def test_what_onnx_has_no_line_for_is_named(toy, tmp_path, monkeypatch, change, said):
     pytest.importorskip("onnx")
     ahead = ToyResNet.forward

@@ -9,18 +9,15 @@ from torch.nn import functional as F
 from vggfeat.nets.transforms import clear, margin, mirror, normalise, normalised_batch, pad, rescale, rescaled_size
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "smallest", "expected"),
-    [
-        (375, 500, 256, (256, 341)),  # 341.33
-        (500, 375, 384, (512, 384)),  # 512.0
-        (333, 500, 256, (256, 384)),  # 384.38
-        (2, 3, 5, (5, 8)),  # 7.5: halves go up
-        (300, 300, 256, (256, 256)),
-        (1, 100, 256, (256, 25600)),
-        (768, 1024, 256, (256, 341)),
-    ],
-)
+@pytest.mark.parametrize(("height", "width", "smallest", "expected"), [
+    (375, 500, 256, (256, 341)),  # 341.33
+    (500, 375, 384, (512, 384)),  # 512.0
+    (333, 500, 256, (256, 384)),  # 384.38
+    (2, 3, 5, (5, 8)),  # 7.5: halves go up
+    (300, 300, 256, (256, 256)),
+    (1, 100, 256, (256, 25600)),
+    (768, 1024, 256, (256, 341)),
+])  # fmt: skip
 def test_the_smallest_side_becomes_q(height, width, smallest, expected):
     assert rescaled_size(height, width, smallest) == expected
     assert rescaled_size(width, height, smallest) == expected[::-1]

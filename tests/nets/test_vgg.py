@@ -164,15 +164,12 @@ def test_conv5_is_pooled_to_pool5():
 
 
 # Sides of pool5 and positions for Q, and the long side 500 (ceil 16 -> 10, floor 15 -> 9): Sect. 3.2.
-@pytest.mark.parametrize(
-    ("side", "pool", "pool5", "positions"),
-    [
-        *((224, "floor", 7, 1), (256, "floor", 8, 2), (288, "floor", 9, 3), (352, "floor", 11, 5)),
-        *((384, "floor", 12, 6), (416, "floor", 13, 7), (512, "floor", 16, 10), (640, "floor", 20, 14)),
-        *((768, "floor", 24, 18), (500, "floor", 15, 9), (500, "ceil", 16, 10), (224, "ceil", 7, 1)),
-        *((193, "ceil", 7, 1), (192, "ceil", 6, 0), (223, "floor", 6, 0)),
-    ],
-)
+@pytest.mark.parametrize(("side", "pool", "pool5", "positions"), [
+    *((224, "floor", 7, 1), (256, "floor", 8, 2), (288, "floor", 9, 3), (352, "floor", 11, 5)),
+    *((384, "floor", 12, 6), (416, "floor", 13, 7), (512, "floor", 16, 10), (640, "floor", 20, 14)),
+    *((768, "floor", 24, 18), (500, "floor", 15, 9), (500, "ceil", 16, 10), (224, "ceil", 7, 1)),
+    *((193, "ceil", 7, 1), (192, "ceil", 6, 0), (223, "floor", 6, 0)),
+])  # fmt: skip
 def test_map_sides(side, pool, pool5, positions):
     model = small("A", pool=pool)
     assert (model.map_side("pool5", side), model.map_side("fc8", side)) == (pool5, positions)
@@ -234,19 +231,10 @@ def test_dropout_only_in_training():
         assert not torch.equal(model(images)["fc8"], model(images)["fc8"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options"),
-    [
-        (("F",), {}),
-        (("A",), {"pool": "round"}),
-        (("A",), {"width": 0}),
-        (("A", 0), {}),
-        (("A", 1.5), {}),
-        (("A",), {"dropout": 2.0}),
-        (("A",), {"dropout": float("nan")}),
-        (("A",), {"width": float("nan")}),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "options"), [
+    (("F",), {}), (("A",), {"pool": "round"}), (("A",), {"width": 0}), (("A", 0), {}), (("A", 1.5), {}),
+    (("A",), {"dropout": 2.0}), (("A",), {"dropout": float("nan")}), (("A",), {"width": float("nan")}),
+])  # fmt: skip
 def test_settings_that_are_not_allowed_are_named(arguments, options):
     with pytest.raises(ConfigError, match="expected"):
         VGG(*arguments, **options)

@@ -134,21 +134,18 @@ def test_who_waits_for_others_names_them_once_and_heeds_signals(seen):
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected 1 to 65536, found 'two'; let torchrun start the command"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected 1 to 65536, found '0'"),
-        ({"WORLD_SIZE": "9" * 9}, "WORLD_SIZE: expected 1 to 65536, found '999999999'"),
-        ({"RANK": None}, "RANK: expected 0 to 1, found none"),
-        ({"RANK": "2"}, "RANK: expected 0 to 1, found '2'"),
-        ({"RANK": "-1"}, "RANK: expected 0 to 1, found '-1'"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK: expected 0 to 1, found '2'"),
-        ({"MASTER_PORT": None}, "MASTER_PORT: expected 1 to 65535, found none"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT: expected 1 to 65535, found '0'"),
-        ({"MASTER_ADDR": ""}, "MASTER_ADDR: expected the machine of process 0, found none"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected 1 to 65536, found 'two'; let torchrun start the command"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected 1 to 65536, found '0'"),
+    ({"WORLD_SIZE": "9" * 9}, "WORLD_SIZE: expected 1 to 65536, found '999999999'"),
+    ({"RANK": None}, "RANK: expected 0 to 1, found none"),
+    ({"RANK": "2"}, "RANK: expected 0 to 1, found '2'"),
+    ({"RANK": "-1"}, "RANK: expected 0 to 1, found '-1'"),
+    ({"LOCAL_RANK": "2"}, "LOCAL_RANK: expected 0 to 1, found '2'"),
+    ({"MASTER_PORT": None}, "MASTER_PORT: expected 1 to 65535, found none"),
+    ({"MASTER_PORT": "0"}, "MASTER_PORT: expected 1 to 65535, found '0'"),
+    ({"MASTER_ADDR": ""}, "MASTER_ADDR: expected the machine of process 0, found none"),
+])  # fmt: skip
 def test_a_place_among_the_processes_that_is_none_is_refused_in_one_line(change, words):
     environ = {name: text for name, text in (TWO | change).items() if text is not None}
     with pytest.raises(ConfigError) as caught, open_world("cpu", environ, lost=StoreError):

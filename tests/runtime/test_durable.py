@@ -333,15 +333,12 @@ def test_lock_on_a_removed_file_is_no_lock(tmp_path, monkeypatch):
     lock.release()
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"12\n13\n", "process 12, 13"),  # as they were written before they named the machine
-        (b"12 node3\n", "process 12 on node3"),
-        (b"12 {here}\n4711 node3\n13 {here}\n4712 node3\n", "process 12, 13 and process 4711, 4712 on node3"),
-        (b"12 {here}\n4711 no", "process 12"),
-    ],
-)
+@pytest.mark.parametrize(("content", "named"), [
+    (b"12\n13\n", "process 12, 13"),  # as they were written before they named the machine
+    (b"12 node3\n", "process 12 on node3"),
+    (b"12 {here}\n4711 node3\n13 {here}\n4712 node3\n", "process 12, 13 and process 4711, 4712 on node3"),
+    (b"12 {here}\n4711 no", "process 12"),
+])  # fmt: skip
 def test_processes_of_another_machine_are_named_with_it(tmp_path, content, named):
     (tmp_path / "LOCK").write_bytes(content.replace(b"{here}", os.uname().nodename.encode()))
     assert holder(tmp_path / "LOCK") == named

@@ -174,14 +174,11 @@ def test_no_path_leads_out_of_the_root(store, path):
         store.write_new(path, b"")
 
 
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("nonsense://a/b", "nonsense://a/b: expected an address that fsspec can read, found: Protocol not known"),
-        ("gs://bucket/run", "found: .*gcsfs.*; pip install gcsfs"),
-        ("https://me:SECRET@127.0.0.1/run?key=SECRET", "https://127.0.0.1/run: expected the address of a folder"),
-    ],
-)
+@pytest.mark.parametrize(("address", "said"), [
+    ("nonsense://a/b", "nonsense://a/b: expected an address that fsspec can read, found: Protocol not known"),
+    ("gs://bucket/run", "found: .*gcsfs.*; pip install gcsfs"),
+    ("https://me:SECRET@127.0.0.1/run?key=SECRET", "https://127.0.0.1/run: expected the address of a folder"),
+])  # fmt: skip
 def test_what_opens_no_store_is_said_in_one_line(address, said):
     with contextlib.suppress(ImportError):
         import gcsfs  # noqa: F401

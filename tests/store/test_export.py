@@ -264,17 +264,10 @@ def test_groups_and_further_columns_come_back(tmp_path, kind):
         assert (last["group"], last["column_site"], last["id"]) == ("'=1+1", "'=1+1", "'=1+1")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"paths": ("a",)},
-        {"descriptors": DESCRIPTORS[1:]},
-        {"labels": LABELS[:, :1]},
-        {"descriptors": LABELS[0]},
-        {"groups": GROUPS[1:]},
-        {"columns": {"a": ()}},
-    ],
-)
+@pytest.mark.parametrize("change", [
+    {"paths": ("a",)}, {"descriptors": DESCRIPTORS[1:]}, {"labels": LABELS[:, :1]}, {"descriptors": LABELS[0]},
+    {"groups": GROUPS[1:]}, {"columns": {"a": ()}},
+])  # fmt: skip
 def test_columns_of_unequal_length_are_refused(change):
     with pytest.raises(StoreError, match=r"expected 6 (paths|values)"):
         make_table(**change)

@@ -166,21 +166,10 @@ def test_every_set_is_plain_contiguous_bytes_with_its_checksum(good):
         assert (file.attrs["done"], file.attrs["failed"]) == (21, 2)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [0, 1, 2],
-        [22, 4, 4, 5, 6, 0],
-        [],
-        [-1],
-        slice(3, 9),
-        slice(None, None, -2),
-        slice(5, 5),
-        np.arange(ROWS) % 2 == 0,
-        np.array([7], np.uint8),
-        range(2, 20, 3),
-    ],
-)
+@pytest.mark.parametrize("rows", [
+    [0, 1, 2], [22, 4, 4, 5, 6, 0], [], [-1], slice(3, 9), slice(None, None, -2), slice(5, 5), np.arange(ROWS) % 2 == 0,
+    np.array([7], np.uint8), range(2, 20, 3),
+])  # fmt: skip
 def test_rows_come_in_the_order_asked_for(good, rows):
     index = list(rows) if isinstance(rows, range) else rows
     wanted = EVERY[np.array(index, int)] if isinstance(index, list) else EVERY[index]
@@ -251,17 +240,14 @@ def test_groups_and_further_columns_are_part_of_what_is_compared():
     assert len({make_dataset(**changes).fingerprint() for changes in other}) == 5
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"columns": FURTHER}, "expected a column name without / or odd signs, found ''"),
-        ({"columns": {"a/b": GROUPS}}, "expected a column name without / or odd signs, found 'a/b'"),
-        ({"columns": {"a": ("\0",) * ROWS}}, "voc2007: 'a': expected a text"),
-        ({"groups": GROUPS[1:]}, "expected 23 values in the column groups"),
-        ({"groups": ("", *GROUPS[1:])}, "expected 23 values in the column groups"),
-        ({"columns": {"a": GROUPS[1:]}}, "expected 23 values in the column a"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"columns": FURTHER}, "expected a column name without / or odd signs, found ''"),
+    ({"columns": {"a/b": GROUPS}}, "expected a column name without / or odd signs, found 'a/b'"),
+    ({"columns": {"a": ("\0",) * ROWS}}, "voc2007: 'a': expected a text"),
+    ({"groups": GROUPS[1:]}, "expected 23 values in the column groups"),
+    ({"groups": ("", *GROUPS[1:])}, "expected 23 values in the column groups"),
+    ({"columns": {"a": GROUPS[1:]}}, "expected 23 values in the column a"),
+])  # fmt: skip
 def test_columns_that_do_not_fit_are_refused(tmp_path, changes, words):
     with pytest.raises((DatasetError, StoreError), match=words):
         finish(tmp_path / "x.h5", make_dataset(**changes))
@@ -499,20 +485,17 @@ def fixed(text):
     return np.array(text, h5py.string_dtype("utf-8", len(text)))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("format", fixed(b"other"), "format: expected vggfeat-features, found 'other'"),
-        ("format", "vggfeat-features", "format: expected UTF-8 text of fixed width"),
-        ("format", np.int64(3), "format: expected UTF-8 text"),
-        ("format", np.zeros(3), "format: expected one value"),
-        ("version", np.int64(2), "version: expected 1, found 2; update"),
-        ("version", np.float64(1), "version: expected <i8"),
-        ("key", fixed(b"{"), "can't be read"),
-        ("key", fixed(b"[1]"), "key: expected a JSON object, found list"),
-        ("provenance", fixed(b"[" * 50000), "can't be read"),
-    ],
-)
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("format", fixed(b"other"), "format: expected vggfeat-features, found 'other'"),
+    ("format", "vggfeat-features", "format: expected UTF-8 text of fixed width"),
+    ("format", np.int64(3), "format: expected UTF-8 text"),
+    ("format", np.zeros(3), "format: expected one value"),
+    ("version", np.int64(2), "version: expected 1, found 2; update"),
+    ("version", np.float64(1), "version: expected <i8"),
+    ("key", fixed(b"{"), "can't be read"),
+    ("key", fixed(b"[1]"), "key: expected a JSON object, found list"),
+    ("provenance", fixed(b"[" * 50000), "can't be read"),
+])  # fmt: skip
 def test_other_attribute_is_refused(copy, name, value, words):
     assert_refused(spoil(copy, lambda file: file.attrs.__setitem__(name, value)), words)
 

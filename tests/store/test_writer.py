@@ -322,16 +322,13 @@ def nested(depth, inner):
     return '{"a":' * depth + inner + "}" * depth
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        "[]",
-        nested(900, ",".join([f'"b{number}":1' for number in range(90_000)]).join(("{", "}"))),
-        json.dumps({"k" * 500_000: {f"b{number}": 1 for number in range(40_000)}}),
-        json.dumps({"\x1b[2J\n": 1}),
-        nested(900, "1"),
-    ],
-)
+@pytest.mark.parametrize("found", [
+    "[]",
+    nested(900, ",".join([f'"b{number}":1' for number in range(90_000)]).join(("{", "}"))),
+    json.dumps({"k" * 500_000: {f"b{number}": 1 for number in range(40_000)}}),
+    json.dumps({"\x1b[2J\n": 1}),
+    nested(900, "1"),
+])  # fmt: skip
 def test_manifest_of_another_kind_is_refused_in_a_short_line_and_little_memory(out, found):
     path = begun(out) / "manifest.json"
     path.write_text(found)
@@ -358,15 +355,12 @@ def test_differences_beyond_fifty_are_counted():
     assert (len(told), told[-1]) == (51, "and 50 more")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"\0", "inputs.jsonl can't be read, so that"),
-        (None, "inputs.jsonl can't be read, so that"),
-        (b'["000000"', "inputs.jsonl can't be read, so that"),
-        (b"null\n", "row 0 is the first that differs: found None, expected"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    (b"\0", "inputs.jsonl can't be read, so that"),
+    (None, "inputs.jsonl can't be read, so that"),
+    (b'["000000"', "inputs.jsonl can't be read, so that"),
+    (b"null\n", "row 0 is the first that differs: found None, expected"),
+])  # fmt: skip
 def test_frozen_list_as_large_as_a_disk_is_read_by_short_lines(tmp_path, content, words):
     path = tmp_path / "inputs.jsonl"
     if content is not None:
@@ -721,17 +715,14 @@ def test_provenance_that_is_no_json_is_refused_and_the_shards_stay(out, unbroken
     assert digest(out) == unbroken
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"ids": ("a\0b", *make_dataset().ids[1:])}, r"ids: .*'a\\x00b'"),
-        ({"paths": ("\ud834", *make_dataset().paths[1:])}, r"paths: .*ud834"),
-        ({"splits": {"a/b": np.arange(2)}}, "split name"),
-        ({"splits": {"..": np.arange(2)}}, "split name"),
-        ({"splits": {"a\nb": np.arange(2)}}, "split name"),
-        ({"splits": {"": np.arange(2)}}, "split name"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ({"ids": ("a\0b", *make_dataset().ids[1:])}, r"ids: .*'a\\x00b'"),
+    ({"paths": ("\ud834", *make_dataset().paths[1:])}, r"paths: .*ud834"),
+    ({"splits": {"a/b": np.arange(2)}}, "split name"),
+    ({"splits": {"..": np.arange(2)}}, "split name"),
+    ({"splits": {"a\nb": np.arange(2)}}, "split name"),
+    ({"splits": {"": np.arange(2)}}, "split name"),
+])  # fmt: skip
 def test_name_that_no_file_can_hold_is_refused_before_anything_is_made(out, change, words):
     with pytest.raises(StoreError, match=words):
         open_parts(out, make_dataset(**change))
