@@ -54,7 +54,12 @@ class ShardedFeatures(Features):
         self.provenance = self.key | plan.provenance
         self._features: tuple[int, NDArray[np.float32]] | None = None
         self._one_at_a_time = Lock()
-        check_complete(plan)
+        missing = missing_shards(plan)
+        if missing:
+            raise StoreError(
+                f"{plan.where}: expected all {counted(plan.shards, 'shard{s}')}, found {len(missing)} missing, the "
+                f"first is {shard_path(missing[0])}; finish the run: vggfeat extract --plan {plan.where}"
+            )
 
     def __len__(self) -> int:
         return self.plan.rows
@@ -152,16 +157,6 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return is_remote(path) or os.path.isfile(os.path.join(root_text(path).removeprefix("file://"), PLAN))
 
 
-def check_complete(plan: Plan) -> None:
-    """Check that every shard has its name; StoreError names the first that has not."""
-    missing = missing_shards(plan)
-    if missing:
-        raise StoreError(
-            f"{plan.where}: expected all {counted(plan.shards, 'shard{s}')}, found {len(missing)} missing, the first "
-            f"is {shard_path(missing[0])}; finish the run: vggfeat extract --plan {plan.where}"
-        )
-
-
 def missing_shards(plan: Plan) -> list[int]:
     """Return the shards that nobody has finished, ascending."""
     present = plan.present()
@@ -214,7 +209,7 @@ def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> E
         digests.append(shard.sha256)
         if shard.machine not in machines:
             machines.append(shard.machine)
-    problems.extend((*_bad_parts(plan), *_strange(plan)))
+    problems.extend(_other_problems(plan))
     return Examined(
         done=counts[Status.DONE], failed=counts[Status.FAILED], reasons=count_reasons(reasons.elements()),
         shards=len(digests), missing=[shard for shard in range(plan.shards) if shard not in present],
@@ -222,17 +217,13 @@ def examine(plan: Plan, each: Callable[[Shard], None] = lambda shard: None) -> E
     )  # fmt: skip
 
 
-def _bad_parts(plan: Plan) -> Iterator[str]:
-    """Name the parts of the plan that nobody can read."""
+def _other_problems(plan: Plan) -> Iterator[str]:
+    """Name the parts of the plan that nobody can read, and what lies among the shards and is none of this plan's."""
     for number in range(len(plan.parts)):
         try:
             plan.part(number)
         except StoreError as error:
             yield str(error)
-
-
-def _strange(plan: Plan) -> Iterator[str]:
-    """Name what lies among the shards and is none of this plan's."""
     own = {shard_path(shard) for shard in range(plan.shards)}
     strange = [entry.path for entry in plan.storage.entries("features") if entry.path not in own]
     for path in strange[:_SHOWN]:
