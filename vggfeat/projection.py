@@ -28,10 +28,7 @@ CENTRAL = 5
 class ProjectionSettings:
     """How rows get a place in the plane.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
+    Raises ConfigError if a value is not allowed.
     """
 
     method: Method = "tsne"
@@ -63,10 +60,7 @@ class Clusters(NamedTuple):
 def chosen_rows(ok: NDArray[np.bool_], settings: ProjectionSettings) -> NDArray[np.int64]:
     """Return the rows that have a descriptor, ascending; where there are more than `most`, a random part.
 
-    Raises
-    ------
-    ConfigError
-        If there are fewer than 3.
+    Raises ConfigError if there are fewer than 3.
     """
     rows = np.flatnonzero(ok)
     if len(rows) < 3:
@@ -79,10 +73,7 @@ def chosen_rows(ok: NDArray[np.bool_], settings: ProjectionSettings) -> NDArray[
 def project(descriptors: NDArray[np.float32], settings: ProjectionSettings) -> NDArray[np.float64]:
     """Give rows (n, D) places (n, 2): both from 0, the larger extent to 1.
 
-    Raises
-    ------
-    ConfigError
-        If the method's library is not installed.
+    Raises ConfigError if the method's library is not installed.
     """
     from sklearn.decomposition import PCA
 

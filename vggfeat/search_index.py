@@ -64,6 +64,8 @@ def make_index(
 ) -> SearchIndex:
     """Make an index.
 
+    Raises ConfigError if faiss is not installed; StoreError if no row has features.
+
     Parameters
     ----------
     sample : (n, D) float32
@@ -74,13 +76,6 @@ def make_index(
         What they are of, as JSON.
     total : int
         Rows, those without features included.
-
-    Raises
-    ------
-    ConfigError
-        If faiss is not installed.
-    StoreError
-        If no row has features.
     """
     faiss = _faiss()
     if not len(sample):
@@ -97,12 +92,8 @@ def make_index(
 def load_index(path: Path, about: dict[str, Any]) -> SearchIndex:
     """Read an index.
 
-    Raises
-    ------
-    StoreError
-        If it is damaged, no index, or of other rows or settings than `about`.
-    ConfigError
-        If faiss is not installed.
+    Raises StoreError if it is damaged, no index, or of other rows or settings than `about`; ConfigError if faiss is not
+    installed.
     """
     again = "delete it, and it is made again, or choose another name"
     with disk_errors(path, "reading the index", "mend it and give the same command again"), path.open("rb") as file:

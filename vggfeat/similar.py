@@ -53,10 +53,7 @@ class DescriptorSettings:
     def describe(self, file: Features, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn features (n, S, R, C) of a file into descriptors (n, D).
 
-        Raises
-        ------
-        ConfigError
-            If a region is not in the file, or named twice.
+        Raises ConfigError if a region is not in the file, or named twice.
         """
         check_scales(file, self.join)
         numbers = region_numbers(file, self.regions)
@@ -92,10 +89,7 @@ class Neighbours:
 def query_of_row(file: Features, name: str, settings: DescriptorSettings) -> tuple[int, NDArray[np.float32]]:
     """Return the row of a sample and its descriptor (D,).
 
-    Raises
-    ------
-    StoreError
-        If there is no sample of this name, or its image failed.
+    Raises StoreError if there is no sample of this name, or its image failed.
     """
     if name not in file.dataset.ids:
         raise StoreError(
@@ -120,6 +114,9 @@ def nearest(
 ) -> Neighbours:
     """Find the rows nearest to a descriptor.
 
+    Raises StoreError if the file is damaged; ConfigError if the query has another length than the descriptors of the
+    file, or no length at all, or `top` is below 1.
+
     Parameters
     ----------
     file : Features
@@ -132,13 +129,6 @@ def nearest(
         Rows that are not to be found, such as that of the query itself.
     progress : callable, optional
         Called with the rows looked at and all of them.
-
-    Raises
-    ------
-    StoreError
-        If the file is damaged.
-    ConfigError
-        If the query has another length than the descriptors of the file, or no length at all, or `top` is below 1.
     """
     settings = settings or DescriptorSettings()
     if top < 1:
@@ -183,12 +173,8 @@ def open_index(
 ) -> SearchIndex:
     """Read the index of a file's descriptors, or make it, which reads all of them, if `path` is free.
 
-    Raises
-    ------
-    StoreError
-        If the file is damaged, or the index, or that is of other features or settings.
-    ConfigError
-        If the library faiss is not installed.
+    Raises StoreError if the file is damaged, or the index, or that is of other features or settings; ConfigError if the
+    library faiss is not installed.
     """
     own = file.plan.token if isinstance(file, ShardedFeatures) else None
     if isinstance(file, FeatureFile):
@@ -290,10 +276,7 @@ def _best(
 def row_of_image(file: Features, image: Path) -> int | None:
     """Find the row whose image file has the same bytes; None if there is none.
 
-    Raises
-    ------
-    StoreError
-        If the image can't be read.
+    Raises StoreError if the image can't be read.
     """
     try:
         with image.open("rb") as content:
@@ -309,6 +292,9 @@ def extract_query(
 ) -> NDArray[np.float32]:
     """Compute the features of an image as those in a file were computed.
 
+    Raises ConfigError if boxes are to be compared, which an image alone doesn't have; StoreError if the image gives no
+    features.
+
     Parameters
     ----------
     backbone : Backbone
@@ -320,13 +306,6 @@ def extract_query(
     -------
     (1, S, R, C) float32
         NaN in regions that are not compared.
-
-    Raises
-    ------
-    ConfigError
-        If boxes are to be compared, which an image alone doesn't have.
-    StoreError
-        If the image gives no features.
     """
     wanted = file.regions if regions is None else regions
     if set(wanted) != {"image"}:

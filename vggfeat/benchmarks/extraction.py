@@ -164,10 +164,7 @@ class Plan:
     def shards(self, run: RunSettings) -> RunSettings:
         """Return how the runs from files to file are cut up: every shard has the same images, in the same batches.
 
-        Raises
-        ------
-        ConfigError
-            If the images do not fill shards.
+        Raises ConfigError if the images do not fill shards.
         """
         rows = run.rows()
         if self.repeat > 1 and self.images > rows and self.images % rows:
@@ -193,6 +190,8 @@ def measure(
 ) -> Report:
     """Measure extraction on one device, with everything run once before it counts.
 
+    Raises ConfigError if a form can't be run on the device, a batch does not fit into its memory, or an image fails.
+
     Parameters
     ----------
     forms : sequence of ExtractionSettings
@@ -206,11 +205,6 @@ def measure(
         PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision, as if every
         multiplication of a convolution were made; `ratio` and `ratio_tuned`: to the plain and the tuned loop in the
         same precision, of winograd in float32.
-
-    Raises
-    ------
-    ConfigError
-        If a form can't be run on the device, a batch does not fit into its memory, or an image fails.
     """
     exact = replace(forms[0], precision="fp32", batching="size", compiled=False)
     runners = {form: feature_runner(backbone, form, run.device) for form in dict.fromkeys((exact, *forms))}

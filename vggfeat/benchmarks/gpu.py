@@ -125,6 +125,9 @@ def measure(
 ) -> Report:
     """Measure the parts that are not in the folder yet.
 
+    Raises ConfigError if the device is not there; StoreError if the folder has parts of another machine or extent, or
+    the disk refuses.
+
     Parameters
     ----------
     out : Path
@@ -140,13 +143,6 @@ def measure(
     -------
     Report
         Rows of all parts, those of earlier runs included.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there.
-    StoreError
-        If the folder has parts of another machine or extent, or the disk refuses.
     """
     end = time.monotonic() + 60 * minutes
     about = machine(checked_device(device))

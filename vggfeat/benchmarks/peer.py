@@ -110,10 +110,7 @@ SIZES = {
 def make_problem(name: str, seed: int = 0) -> Problem:
     """Make one of `SIZES`.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such size.
+    Raises ConfigError if there is no such size.
     """
     if name not in SIZES:
         raise ConfigError(f"size: expected one of {', '.join(SIZES)}, found {name!r}")

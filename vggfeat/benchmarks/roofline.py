@@ -107,10 +107,7 @@ def image_costs(model: Net, settings: ExtractionSettings, shape: tuple[int, int]
 
     Rescaling and the mean over space are not counted.
 
-    Raises
-    ------
-    ConfigError
-        If a side of the image is below 1, or the scales do not go together.
+    Raises ConfigError if a side of the image is below 1, or the scales do not go together.
     """
     if min(shape) < 1:
         raise ConfigError(f"shape: expected sides of at least 1 pixel, found {shape[0]}x{shape[1]}")
@@ -149,10 +146,7 @@ def measure(
 ) -> Report:
     """Count the features of one image, and measure what the device does at most; None seconds: count only.
 
-    Raises
-    ------
-    ConfigError
-        As `image_costs`, or if the device is not there or can't compute in that precision.
+    Raises ConfigError as `image_costs`, or if the device is not there or can't compute in that precision.
     """
     costs, ceilings, notes, found = image_costs(model, settings, shape), {}, [], None
     if seconds is not None:

@@ -264,12 +264,8 @@ class Stages:
         What that does after the last image of a run in bf16, fp16 or tf32 is left out: it computes four images
         again in float32, which is nothing next to a real data set and much next to a few files.
 
-        Raises
-        ------
-        ConfigError
-            If an image fails.
-        MemoryError
-            If a batch had to be halved: halves are other batches than those of the net alone.
+        Raises ConfigError if an image fails; MemoryError if a batch had to be halved: halves are other batches than
+        those of the net alone.
         """
         with self.out() as out:
             self._extract(runner, self.often, out)

@@ -56,12 +56,8 @@ class Replay:
     def options(self, path: Path, params: set[str]) -> dict[str, Any]:
         """Return parameter -> value, or function that returns it, as `click.Context.default_map` takes them.
 
-        Raises
-        ------
-        ConfigError
-            If the file is of another command, or holds a setting without an option.
-        StoreError
-            If it can't be read.
+        Raises ConfigError if the file is of another command, or holds a setting without an option; StoreError if it
+        can't be read.
         """
         kind, content = _read(path)
         try:

@@ -80,10 +80,7 @@ class GivenFile(DescriptorOptions):
     def inputs(self, files: Sequence[Path]) -> list[Path]:
         """Return the files that are read: feature files, or that of the descriptors.
 
-        Raises
-        ------
-        ConfigError
-            If both are given, or neither, or options that don't go together.
+        Raises ConfigError if both are given, or neither, or options that don't go together.
         """
         if self.file is None:
             if self.dataset is not None:

@@ -293,10 +293,7 @@ def print_notes(backbone: "Backbone") -> None:
 def refuse_options(names: Collection[str], why: str) -> None:
     """Refuse options that decide nothing here: to ignore them would be to say yes and do something else.
 
-    Raises
-    ------
-    ConfigError
-        If one of these parameters was given.
+    Raises ConfigError if one of these parameters was given.
     """
     context = click.get_current_context()
     for param in context.command.params:

@@ -115,6 +115,9 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
                  overwrite: bool | None = None) -> None:  # fmt: skip
     """Check before any work that a command may write its files into a folder, make it, and note that it is at work.
 
+    Raises ConfigError if an input would be replaced; StoreError if a file of another would be, or the folder can't be
+    made.
+
     Parameters
     ----------
     names : sequence of str
@@ -125,13 +128,6 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
         What it reads.
     overwrite : bool, optional
         Whether files of others may be replaced; None where the command has no such option.
-
-    Raises
-    ------
-    ConfigError
-        If an input would be replaced.
-    StoreError
-        If a file of another would be, or the folder can't be made.
     """
     check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
     make_folder(folder)
@@ -151,10 +147,7 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
 def make_folder(folder: Path) -> None:
     """Make the folder of a result, before the work whose result it is; an empty one is removed at the end.
 
-    Raises
-    ------
-    StoreError
-        If that can't be.
+    Raises StoreError if that can't be.
     """
     context = click.get_current_context(silent=True)
     missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]

@@ -117,10 +117,7 @@ class SavedModel:
     ) -> Predictions:
         """Say what scores (N, K) of images mean.
 
-        Raises
-        ------
-        FitError
-            If probabilities are asked for, and the model's file keeps nothing to compute them with.
+        Raises FitError if probabilities are asked for, and the model's file keeps nothing to compute them with.
         """
         said, asked = list(notes), settings.probabilities or settings.abstain_below is not None
         if not self.model.converged.all():
@@ -143,10 +140,7 @@ class SavedModel:
     def calibration(self, notes: list[str]) -> Calibration:
         """Return what turns scores into probabilities; to `notes` is added of which classes nothing is known.
 
-        Raises
-        ------
-        FitError
-            If the file keeps none, or lacks a class where each is needed.
+        Raises FitError if the file keeps none, or lacks a class where each is needed.
         """
         if "calibration" not in self.about:
             raise FitError(
@@ -171,10 +165,7 @@ class SavedModel:
 def find_model(path: str | os.PathLike[str]) -> Path:
     """Return the file of a model that is given by its name or by the folder of its run.
 
-    Raises
-    ------
-    FitError
-        If there is none; the models that the folder holds are named.
+    Raises FitError if there is none; the models that the folder holds are named.
     """
     path = Path(path)
     found = path / MODEL_NAMES[0] if path.is_dir() else path
@@ -296,10 +287,7 @@ def check_made(
 ) -> None:
     """Check that features are made as those of an entry of `SavedModel.recipe`.
 
-    Raises
-    ------
-    FitError
-        If they are not; the field is named.
+    Raises FitError if they are not; the field is named.
     """
     theirs = expected["provenance"]
     fields = [(name, theirs.get(name), provenance.get(name)) for name in MADE_WITH]

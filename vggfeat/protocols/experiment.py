@@ -78,10 +78,8 @@ class Experiment:
 
         What can be refused is refused before the first fit.
 
-        Raises
-        ------
-        FitError
-            If a row is both trained and tested on, labels of the test are withheld, or a class can't be fitted.
+        Raises FitError if a row is both trained and tested on, labels of the test are withheld, or a class can't be
+        fitted.
         """
         for plan in plans:
             self._check_apart(plan.fit_rows, plan.test_rows, plan.fitted, plan.tested)
@@ -96,10 +94,7 @@ class Experiment:
     ) -> Submission:
         """Fit on some rows and score others, whose labels are not needed.
 
-        Raises
-        ------
-        FitError
-            As `runs`, labels of the test apart.
+        Raises FitError as `runs`, labels of the test apart.
         """
         self._check_apart(fit_rows, test_rows, fitted, scored)
         model = self._fit(fit_rows, choice, fitted)
@@ -117,10 +112,7 @@ class Experiment:
     def fit_all(self, rows: Rows, runs: Sequence[Run]) -> FinalModel:
         """Fit on all labelled rows, with the C of a run, or with the one that is best on average over several.
 
-        Raises
-        ------
-        FitError
-            If a class can't be fitted.
+        Raises FitError if a class can't be fitted.
         """
         from vggfeat.svm.calibration import calibrate
 

@@ -117,10 +117,7 @@ class Plans(NamedTuple):
 def plan_protocol(dataset: DataSet, settings: ProtocolSettings) -> tuple[ProtocolName, Evaluation, Plans]:
     """Return the protocol, how it measures, and which rows each run trains on, chooses C on, and is tested on.
 
-    Raises
-    ------
-    FitError, ConfigError
-        As `run_protocol`, where the splits or labels don't suit it.
+    Raises FitError or ConfigError as `run_protocol`, where the splits or labels don't suit it.
     """
     name = choose_protocol(dataset, settings)
     evaluation = Evaluation(

@@ -53,10 +53,7 @@ class Evaluation:
     def training_labels(self, rows: Rows, what: str) -> NDArray[np.int8]:
         """Labels (m, K) of 1, -1, 0 to train on; `what` names the rows in errors.
 
-        Raises
-        ------
-        FitError
-            If a label is withheld, or recall is asked for and a sample hasn't exactly one class.
+        Raises FitError if a label is withheld, or recall is asked for and a sample hasn't exactly one class.
         """
         return self._labels(rows, self.difficult_in_training, f"train on ({what})")
 
@@ -195,10 +192,7 @@ class ProtocolSettings:
 def choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
     """Return the protocol that is asked for, or else that of the data set.
 
-    Raises
-    ------
-    FitError
-        If the data set has no labels.
+    Raises FitError if the data set has no labels.
     """
     if dataset.task == Task.UNLABELLED or not dataset.classes or (dataset.labels == Label.WITHHELD).all():
         raise FitError(
@@ -219,10 +213,7 @@ def choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolNam
 def choose_metric(dataset: DataSet, settings: ProtocolSettings, protocol: ProtocolName) -> Metric:
     """Return the measure of a data set under a protocol.
 
-    Raises
-    ------
-    ConfigError, FitError
-        If the protocol or the rule doesn't go with its labels.
+    Raises ConfigError or FitError if the protocol or the rule doesn't go with its labels.
     """
     single = dataset.task == Task.SINGLE_LABEL
     if protocol == "caltech" and not single:

@@ -174,6 +174,8 @@ def basis(content: Mapping[str, Any]) -> list[str]:
 def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
     """Render what was found, the first `SHOWN` entries of every list.
 
+    Raises ConfigError if the images are not there.
+
     Parameters
     ----------
     content : mapping
@@ -182,11 +184,6 @@ def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers:
         Of the data set, for small copies of the images; without it the page has names only.
     workers : int
         Processes that decode images.
-
-    Raises
-    ------
-    ConfigError
-        If the images are not there.
     """
     parts = [
         {

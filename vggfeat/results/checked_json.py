@@ -22,10 +22,7 @@ _LONGEST_SHOWN = 60
 def parse(text: str) -> Any:
     """Read JSON, whole numbers of more than 16 digits as floats.
 
-    Raises
-    ------
-    ValueError
-        If it is none, or nested too deeply to be read.
+    Raises ValueError if it is none, or nested too deeply to be read.
     """
     try:
         return json.loads(text, parse_int=lambda digits: (int if len(digits) <= _LONGEST_WHOLE else float)(digits))
@@ -36,10 +33,7 @@ def parse(text: str) -> Any:
 def parse_object(path: Path, text: bytes) -> dict[str, Any]:
     """Read a JSON object that was in a file.
 
-    Raises
-    ------
-    StoreError
-        If it is none, or nested too deeply to be shown.
+    Raises StoreError if it is none, or nested too deeply to be shown.
     """
     try:
         content = parse(text.decode("utf-8"))
@@ -55,10 +49,7 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
 def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
     """Read the settings of a run that were in a file, without their checksum, which those of before have not.
 
-    Raises
-    ------
-    StoreError
-        If they are no JSON object, or another than their checksum is of.
+    Raises StoreError if they are no JSON object, or another than their checksum is of.
     """
     content = parse_object(path, text)
     try:
@@ -72,10 +63,7 @@ def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
 def check_svm(path: Path, results: dict[str, Any]) -> None:
     """Check what a page shows of results.json of `vggfeat svm`.
 
-    Raises
-    ------
-    StoreError
-        For the first entry that is missing or another than it should be.
+    Raises StoreError for the first entry that is missing or another than it should be.
     """
     try:
         _check(results, {"version": _Kind(f"{SVM_VERSION}", lambda found: found == SVM_VERSION)}, "")

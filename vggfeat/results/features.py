@@ -32,17 +32,14 @@ def map_json(
 ) -> dict[str, Any]:
     """Place all images in the plane, group them, and return both, ready for JSON.
 
+    Raises ConfigError if there are too few images, none of them has a prediction, or a library is not installed.
+
     Parameters
     ----------
     file : str
         What it was read from.
     predicted : mapping, optional
         Id -> class; images get the colours of these, of their labels otherwise, of clusters without labels.
-
-    Raises
-    ------
-    ConfigError
-        If there are too few images, none of them has a prediction, or a library is not installed.
     """
     data, rows = table.dataset, chosen_rows(table.ok, settings)
     if predicted is not None and not any(data.ids[row] in predicted for row in rows.tolist()):
@@ -106,12 +103,7 @@ def _groups(
 def predictions_of(folder: Path) -> dict[str, str]:
     """Return id -> class with the highest score, of the tested images of a run of `vggfeat svm`.
 
-    Raises
-    ------
-    ConfigError
-        If the folder is of another command, or has no scores.
-    StoreError
-        If it can't be read.
+    Raises ConfigError if the folder is of another command, or has no scores; StoreError if it can't be read.
     """
     (run,) = read_runs([folder])
     if not isinstance(run, SvmRun) or not run.tests:
@@ -140,6 +132,8 @@ def map_text(content: Mapping[str, Any]) -> str:
 def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
     """Render the points; up to `BUDGET` of them have small copies of their images.
 
+    Raises ConfigError if the images are not there.
+
     Parameters
     ----------
     content : mapping
@@ -148,11 +142,6 @@ def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: i
         Of the data set; without it the page has names only.
     workers : int
         Processes that decode images.
-
-    Raises
-    ------
-    ConfigError
-        If the images are not there.
     """
     points = content["points"]
     keys = [Key.of(one["path"], one["box"]) for one in points]
@@ -244,6 +233,8 @@ def similar_page(
 ) -> bytes:
     """Render what was found.
 
+    Raises ConfigError if the images are not there.
+
     Parameters
     ----------
     content : mapping
@@ -258,11 +249,6 @@ def similar_page(
         Root of the data set; without it the page has names only.
     workers : int
         Processes that decode images.
-
-    Raises
-    ------
-    ConfigError
-        If the images are not there.
     """
     keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
     asked = Key(os.path.abspath(query), None) if own is None else Key.of(*own)

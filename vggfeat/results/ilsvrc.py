@@ -239,10 +239,7 @@ def write_localisation(
 ) -> list[Path]:
     """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; all in one step.
 
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
+    Raises StoreError if the folder can't be made or written.
     """
     more = {}
     if record.content["protocol"] == "dense":
@@ -318,10 +315,7 @@ def write_box_predictions(
 
     Boxes are edges in pixels: left, top, right, bottom.
 
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
+    Raises StoreError if the folder can't be made or written.
     """
     images = [
         {

@@ -39,12 +39,7 @@ LISTS = 3
 def check_page_place(path: Path, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Check, before the work for a page, that nothing but another page would be replaced by it.
 
-    Raises
-    ------
-    ConfigError
-        If it is one of the inputs.
-    StoreError
-        If something else has that name.
+    Raises ConfigError if it is one of the inputs; StoreError if something else has that name.
     """
     check_target(path, inputs=inputs, ours=is_page, called="a page of vggfeat")
 
@@ -58,10 +53,7 @@ def is_page(path: Path) -> bool:
 def write_page(path: Path, content: bytes) -> None:
     """Write a page; a file of its name is replaced, see `check_page_place`.
 
-    Raises
-    ------
-    StoreError
-        If it can't be written.
+    Raises StoreError if it can't be written.
     """
     path = Path(os.path.realpath(path))
     with disk_errors(path, "writing the page", "mend it, or choose another --out"), atomic_write(DISK, path) as file:
@@ -163,17 +155,13 @@ class Page:
 def make_page(folders: Sequence[Path], settings: PageSettings | None = None, progress: Progress | None = None) -> Page:
     """Make one page of the results in some folders; equal folders give equal bytes.
 
+    Raises ConfigError if no folder is given or one twice, or the images are not where they should be; StoreError if a
+    folder holds no results, or some that can't be read.
+
     Parameters
     ----------
     folders : sequence of Path
         See `vggfeat.results.reading.read_runs`.
-
-    Raises
-    ------
-    ConfigError
-        If no folder is given or one twice, or the images are not where they should be.
-    StoreError
-        If a folder holds no results, or some that can't be read.
     """
     settings = settings or PageSettings()
     report = progress or (lambda doing, done, total: None)

@@ -40,10 +40,7 @@ def write_predictions(
 ) -> list[Path]:
     """Write predictions.csv, predictions.json and scores.npz; files of these names are replaced, all in one step.
 
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
+    Raises StoreError if the folder can't be made or written.
     """
     contents = {
         "predictions.csv": predictions_csv(predictions, spreadsheet_safe=spreadsheet_safe),

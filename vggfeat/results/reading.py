@@ -167,6 +167,9 @@ AnyRun = SvmRun | TrainingRun | OtherRun
 def read_runs(folders: Sequence[Path]) -> list[AnyRun]:
     """Read folders of results.
 
+    Raises ConfigError if no folder is given, or one twice; StoreError if a folder holds no results, or some that can't
+    be read.
+
     Parameters
     ----------
     folders : sequence of Path
@@ -176,13 +179,6 @@ def read_runs(folders: Sequence[Path]) -> list[AnyRun]:
     -------
     list of SvmRun, TrainingRun or OtherRun
         In the same order.
-
-    Raises
-    ------
-    ConfigError
-        If no folder is given, or one twice.
-    StoreError
-        If a folder holds no results, or some that can't be read.
     """
     if not folders:
         raise ConfigError("runs: expected at least one folder of results, found none")

@@ -214,6 +214,8 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
 def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()) -> list[Path]:
     """Write the files of a run into a folder, which is made if needed; they become current together.
 
+    Raises StoreError if the folder can't be made or written.
+
     Parameters
     ----------
     folder, contents, last, own
@@ -223,11 +225,6 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
     -------
     list of Path
         Of all files.
-
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,10 +234,7 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
 def write_file(path: Path, content: bytes) -> None:
     """Write one file into a folder, which is made if needed, in one step.
 
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
+    Raises StoreError if the folder can't be made or written.
     """
     with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,8 @@ def headline(result: Result) -> str:
 def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool = True) -> list[Path]:
     """Write the results: JSON, table, scores, models, an image, and the server's archive for withheld labels.
 
+    Raises StoreError if the folder can't be made or written.
+
     Parameters
     ----------
     dataset : DataSet
@@ -117,11 +119,6 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
     list of Path
         results.json, table.txt, scores.npz, results.png, the models (see above),
         results-NAME-test.tar.gz, as far as there is one, and run.sha256.
-
-    Raises
-    ------
-    StoreError
-        If the folder can't be made or written.
     """
     found = svm_record(result)
     contents = {"scores.npz": scores_npz(result, dataset)}
@@ -296,10 +293,7 @@ def server_archive(dataset: DataSet, submission: Submission) -> bytes:
     A line is "<image id> <confidence>", for actions "<image id> <object index> <confidence>"; only rows that the
     class's own list contains are written (VOC2012 development kit). Equal results give equal bytes.
 
-    Raises
-    ------
-    FitError
-        If there is no server for the data set.
+    Raises FitError if there is no server for the data set.
     """
     record = DATASETS.get(dataset.name)
     if record is None or record.server_file is None:

@@ -141,10 +141,7 @@ def per_list(lists: int) -> int:
 def find_root(root: Path, dataset: str, paths: Sequence[str]) -> Path:
     """Find the folder that the paths of a data set are relative to, given what `vggfeat extract --root` was given.
 
-    Raises
-    ------
-    ConfigError
-        If no image is there.
+    Raises ConfigError if no image is there.
     """
     some = paths[:: max(1, len(paths) // 20)]
     places = [root.parent if root.is_file() else root]  # of a list of images, its folder
@@ -183,10 +180,7 @@ def is_below(root: Path, real: str) -> bool:
 def first_copies(root: Path | None, dataset: str, keys: Iterable[Key], *, workers: int = 1) -> dict[Key, str]:
     """Return small copies of the first `BUDGET` images of some of a data set; none without its root.
 
-    Raises
-    ------
-    ConfigError
-        If the images are not there.
+    Raises ConfigError if the images are not there.
     """
     wanted = list(dict.fromkeys(keys))[:BUDGET]
     if root is None or not wanted:
