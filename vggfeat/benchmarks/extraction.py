@@ -192,10 +192,7 @@ def measure(
 
     Raises ConfigError if a form can't be run on the device, a batch does not fit into its memory, or an image fails.
 
-    Parameters
-    ----------
-    forms : sequence of ExtractionSettings
-        Ways to compute the same features: they differ in precision and batching alone.
+    `forms`: ways to compute the same features: they differ in precision and batching alone.
 
     Returns
     -------
@@ -282,14 +279,9 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return a row for each subject.
 
-    Parameters
-    ----------
-    rates : mapping of str to sequence of float
-        Images per second of everything that was measured, round by round; of matrix products multiply-adds per second.
-    facts : mapping of str to mapping
-        What is known of each subject; `precision` where its share is of the matrix rate.
-    multiply_adds : float
-        Of an image and its mirror at all scales.
+    `rates`: images per second of everything that was measured, round by round; of matrix products multiply-adds per
+    second. `facts`: what is known of each subject; `precision` where its share is of the matrix rate. `multiply_adds`:
+    of an image and its mirror at all scales.
     """
     medians = {name: median(values) for name, values in rates.items()}
     rows = []

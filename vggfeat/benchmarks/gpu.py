@@ -128,16 +128,9 @@ def measure(
     Raises ConfigError if the device is not there; StoreError if the folder has parts of another machine or extent, or
     the disk refuses.
 
-    Parameters
-    ----------
-    out : Path
-        Folder that exists. It receives gpu.jsonl, a line a part; gpu.json, the report; and gpu.txt, its table.
-    workers : int
-        Processes that decode.
-    minutes : float
-        No part begins later than this.
-    overwrite : bool
-        Begin again if the folder has parts of another machine or extent.
+    `out`: folder that exists. It receives gpu.jsonl, a line a part; gpu.json, the report; and gpu.txt, its table.
+    `workers`: processes that decode. `minutes`: no part begins later than this. `overwrite`: begin again if the folder
+    has parts of another machine or extent.
 
     Returns
     -------

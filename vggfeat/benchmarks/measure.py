@@ -123,14 +123,8 @@ def in_turns(subjects: Mapping[str, Callable[[], float]], rounds: int, say: Say)
 def rate(act: Callable[[], int], device: "torch.device", seconds: float, warm_up: int = 0) -> float:
     """Return how much an act does a second, repeated for so many seconds at least.
 
-    Parameters
-    ----------
-    act : callable
-        Returns how much it has done: images.
-    device : torch.device
-        Is waited for before and after.
-    warm_up : int
-        Calls that are not counted: buffers fill, kernels are chosen and compiled.
+    `act`: returns how much it has done: images. `device`: is waited for before and after. `warm_up`: calls that are not
+    counted: buffers fill, kernels are chosen and compiled.
     """
     for _ in range(warm_up):
         act()
@@ -182,14 +176,8 @@ HUE = 14.0
 def make_jpegs(folder: Path, count: int, seed: int, longest: int = LONGEST) -> tuple[str, ...]:
     """Write images into a folder, and return their names.
 
-    Parameters
-    ----------
-    count : int
-        Files, from 1.
-    seed : int
-        Another number, other images; equal ones give the same bytes with the same Pillow and NumPy.
-    longest : int
-        Pixels of the longest side.
+    `count`: files, from 1. `seed`: another number, other images; equal ones give the same bytes with the same Pillow
+    and NumPy. `longest`: pixels of the longest side.
     """
     rng = np.random.default_rng(seed)
     names = []

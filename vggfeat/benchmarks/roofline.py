@@ -188,16 +188,9 @@ def matrix_rate(device: torch.device, precision: str, seconds: float, *, side: i
 
     On the CPU by the faster of PyTorch's two libraries for products.
 
-    Parameters
-    ----------
-    device : torch.device
-        A CPU or a CUDA device.
-    precision : fp32, tf32, bf16 or fp16
-        tf32 on a CUDA device only.
-    seconds : float
-        Time for it, apart from the first products, which set up the libraries.
-    side : int, optional
-        Of the matrices, divisible by 32; by default that of the device in `MATRIX_SIDE`.
+    `device`: a CPU or a CUDA device. `precision` fp32, tf32, bf16 or fp16: tf32 on a CUDA device only. `seconds`: time
+    for it, apart from the first products, which set up the libraries. `side`: of the matrices, divisible by 32; by
+    default that of the device in `MATRIX_SIDE`.
     """
     side = side or MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))

@@ -41,12 +41,8 @@ def measure_scale(rows: int, shard_rows: int, channels: int = 4096, scratch: Pat
 
     Raises ConfigError if there is no row; ResourceError if a stage ends before its time.
 
-    Parameters
-    ----------
-    channels : int
-        Values of an image, kept as a mean in float16.
-    scratch : Path, optional
-        Where the run is for a while; some 20 bytes an image.
+    `channels`: values of an image, kept as a mean in float16. `scratch`: where the run is for a while; some 20 bytes an
+    image.
 
     Returns
     -------

@@ -155,14 +155,8 @@ class NetBatch(NamedTuple):
 class Stages:
     """Images in memory, and what is done to all of them.
 
-    Parameters
-    ----------
-    reference : BatchRunner
-        A net in float32; its features are what others are compared with.
-    files : DataSet
-        JPEG files.
-    repeat : int
-        How many times writing, and the run from files to file, go through them.
+    `reference`: a net in float32; its features are what others are compared with. `files`: JPEG files. `repeat`: how
+    many times writing, and the run from files to file, go through them.
     """
 
     def __init__(self, reference: BatchRunner, files: DataSet, repeat: int, decoder: Decoder, run: RunSettings) -> None:

@@ -151,18 +151,11 @@ def measure(
 ) -> Report:
     """Measure vggfeat's solver and others.
 
-    Parameters
-    ----------
-    threads : int
-        Cores that each may use.
-    device : str, optional
-        Of vggfeat's solver, as in `SvmSettings`. Others always run on the CPU.
-    sample : int, optional
-        How many problems of each stage the others solve, spread over classes and C; their seconds are extrapolated. By
-        default those of the size.
-    peer : bool
-        Measure `LinearSVC`, in its fastest form, and in the fastest one on rows reduced by QR, where that is possible;
-        `SVC` on inner products, which solves another problem; and snapml, where it is installed.
+    `threads`: cores that each may use. `device`: of vggfeat's solver, as in `SvmSettings`. Others always run on the
+    CPU. `sample`: how many problems of each stage the others solve, spread over classes and C; their seconds are
+    extrapolated. By default those of the size. `peer`: measure `LinearSVC`, in its fastest form, and in the fastest one
+    on rows reduced by QR, where that is possible; `SVC` on inner products, which solves another problem; and snapml,
+    where it is installed.
 
     Returns
     -------

@@ -46,16 +46,8 @@ def measure(
 ) -> Report:
     """Solve all classes for all of `COSTS` on rows in a file of float16, which is removed in the end.
 
-    Parameters
-    ----------
-    rows, length : int
-        N, D.
-    threads : int
-        Of the streaming solver and of the BLAS.
-    seed : int
-        Of the descriptors.
-    peer : bool
-        Solve the same in memory as well, which takes 24 N D bytes.
+    `rows` and `length`: N, D. `threads`: of the streaming solver and of the BLAS. `seed`: of the descriptors. `peer`:
+    solve the same in memory as well, which takes 24 N D bytes.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

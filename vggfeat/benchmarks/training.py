@@ -60,12 +60,7 @@ def measure(
     Raises ConfigError if the device is not there; TrainingError if memory is too small, or too many images can't be
     read.
 
-    Parameters
-    ----------
-    images : LabelledImages
-        Gone through again and again.
-    seconds : float
-        Least time of each of the measurements, after its warm-up.
+    `images`: gone through again and again. `seconds`: least time of each of the measurements, after its warm-up.
 
     Returns
     -------

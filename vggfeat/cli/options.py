@@ -140,14 +140,8 @@ PRECISIONS = "fp32", "winograd", "tf32", "bf16", "fp16"
 class Parsed(click.ParamType):
     """Text that a function turns into a value.
 
-    Parameters
-    ----------
-    name : str
-        What the help calls the value.
-    expected : str
-        What a message says was expected.
-    parse : callable
-        Takes the text; raises ValueError for others.
+    `name`: what the help calls the value. `expected`: what a message says was expected. `parse`: takes the text; raises
+    ValueError for others.
     """
 
     def __init__(self, name: str, expected: str, parse: Callable[[str], Any]) -> None:

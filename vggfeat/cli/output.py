@@ -118,16 +118,9 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
     Raises ConfigError if an input would be replaced; StoreError if a file of another would be, or the folder can't be
     made.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Patterns of the names of what it writes.
-    kinds : str
-        What the "format" of its JSON files begins with: by them a folder of an earlier run is known.
-    inputs : iterable of str or Path
-        What it reads.
-    overwrite : bool, optional
-        Whether files of others may be replaced; None where the command has no such option.
+    `names`: patterns of the names of what it writes. `kinds`: what the "format" of its JSON files begins with: by them
+    a folder of an earlier run is known. `inputs`: what it reads. `overwrite`: whether files of others may be replaced;
+    None where the command has no such option.
     """
     check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
     make_folder(folder)
@@ -175,16 +168,8 @@ STALLED = 30.0
 class Progress:
     """Shows done and total, rate, and the time left. Use as a context manager.
 
-    Parameters
-    ----------
-    title : str
-        What is being done.
-    unit : str
-        What is counted, in the plural.
-    quiet : bool
-        Show nothing.
-    clock : callable
-        Seconds, for the rate.
+    `title`: what is being done. `unit`: what is counted, in the plural. `quiet`: show nothing. `clock`: seconds, for
+    the rate.
     """
 
     def __init__(

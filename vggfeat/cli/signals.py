@@ -36,10 +36,7 @@ class Terminated(KeyboardInterrupt):
     It is a KeyboardInterrupt because that is what code looks for that must not swallow a signal: Python's own compiler
     drops every other exception that comes while it works.
 
-    Parameters
-    ----------
-    number : int
-        Of the signal.
+    `number`: of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -85,10 +82,7 @@ def listen(last_line: Callable[[int], str]) -> None:
 
     A signal that is ignored stays so: nohup and the background jobs of a shell rely on it.
 
-    Parameters
-    ----------
-    last_line : callable
-        Given the number of the first signal, returns what is printed when the process ends at once.
+    `last_line`: given the number of the first signal, returns what is printed when the process ends at once.
     """
     ear = _Ear(last_line)
     sys.unraisablehook = ear.again

@@ -176,14 +176,8 @@ def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers:
 
     Raises ConfigError if the images are not there.
 
-    Parameters
-    ----------
-    content : mapping
-        Of `audit_json`.
-    root : Path, optional
-        Of the data set, for small copies of the images; without it the page has names only.
-    workers : int
-        Processes that decode images.
+    `content`: of `audit_json`. `root`: of the data set, for small copies of the images; without it the page has names
+    only. `workers`: processes that decode images.
     """
     parts = [
         {

@@ -34,12 +34,8 @@ def map_json(
 
     Raises ConfigError if there are too few images, none of them has a prediction, or a library is not installed.
 
-    Parameters
-    ----------
-    file : str
-        What it was read from.
-    predicted : mapping, optional
-        Id -> class; images get the colours of these, of their labels otherwise, of clusters without labels.
+    `file`: what it was read from. `predicted`: id -> class; images get the colours of these, of their labels otherwise,
+    of clusters without labels.
     """
     data, rows = table.dataset, chosen_rows(table.ok, settings)
     if predicted is not None and not any(data.ids[row] in predicted for row in rows.tolist()):
@@ -134,14 +130,8 @@ def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: i
 
     Raises ConfigError if the images are not there.
 
-    Parameters
-    ----------
-    content : mapping
-        Of `map_json`.
-    root : Path, optional
-        Of the data set; without it the page has names only.
-    workers : int
-        Processes that decode images.
+    `content`: of `map_json`. `root`: of the data set; without it the page has names only. `workers`: processes that
+    decode images.
     """
     points = content["points"]
     keys = [Key.of(one["path"], one["box"]) for one in points]
@@ -235,20 +225,9 @@ def similar_page(
 
     Raises ConfigError if the images are not there.
 
-    Parameters
-    ----------
-    content : mapping
-        Of `similar_json`.
-    dataset : str
-        Name of the data set.
-    own : (path, box), optional
-        Of the query, if it is in the file.
-    query : Path
-        The image, if it is not.
-    images : Path, optional
-        Root of the data set; without it the page has names only.
-    workers : int
-        Processes that decode images.
+    `content`: of `similar_json`. `dataset`: name of the data set. `own` (path, box), optional: of the query, if it is
+    in the file. `query`: the image, if it is not. `images`: root of the data set; without it the page has names only.
+    `workers`: processes that decode images.
     """
     keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
     asked = Key(os.path.abspath(query), None) if own is None else Key.of(*own)

@@ -184,16 +184,8 @@ def localisation_record(
 ) -> Record:
     """Gather the errors of one evaluation.
 
-    Parameters
-    ----------
-    protocol : str
-        dense or gt.
-    settings : mapping
-        What decided the results, as `vggfeat.localisation.evaluate.describe_run` has it.
-    numbering : ClassIds
-        Of the labels in a submission.
-    paper : sequence of PaperBoxError
-        Empty where the data are not those of the paper.
+    `protocol`: dense or gt. `settings`: what decided the results, as `vggfeat.localisation.evaluate.describe_run` has
+    it. `numbering`: of the labels in a submission. `paper`: empty where the data are not those of the paper.
     """
     classes, errors = _class_rows(data, found), _errors(found, protocol)
     content = {

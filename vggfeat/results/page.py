@@ -63,15 +63,9 @@ def write_page(path: Path, content: bytes) -> None:
 def render(template: str, *, script: str = _SORT, **content: Any) -> bytes:
     """Fill in a template.
 
-    Parameters
-    ----------
-    template : str
-        A name in the folder templates.
-    script : str
-        A name there: the only one that runs on the page.
-    **content
-        What it shows. Texts are escaped, and control characters in them, line breaks and marks of writing direction
-        among them, stand in their escaped form.
+    `template`: a name in the folder templates. `script`: a name there: the only one that runs on the page. `**content`:
+    what it shows. Texts are escaped, and control characters in them, line breaks and marks of writing direction among
+    them, stand in their escaped form.
 
     Returns
     -------
@@ -158,10 +152,7 @@ def make_page(folders: Sequence[Path], settings: PageSettings | None = None, pro
     Raises ConfigError if no folder is given or one twice, or the images are not where they should be; StoreError if a
     folder holds no results, or some that can't be read.
 
-    Parameters
-    ----------
-    folders : sequence of Path
-        See `vggfeat.results.reading.read_runs`.
+    `folders`: see `vggfeat.results.reading.read_runs`.
     """
     settings = settings or PageSettings()
     report = progress or (lambda doing, done, total: None)

@@ -35,12 +35,7 @@ class _Bar(NamedTuple):
 def draw(results: Mapping[str, Any], title: str) -> bytes:
     """Draw a result; equal results give equal bytes.
 
-    Parameters
-    ----------
-    results : mapping
-        results.json.
-    title : str
-        One line above all.
+    `results`: results.json. `title`: one line above all.
 
     Returns
     -------
@@ -71,12 +66,7 @@ def draw(results: Mapping[str, Any], title: str) -> bytes:
 def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes:
     """Draw a learning curve, the mean of each share with its lowest and highest; equal curves give equal bytes.
 
-    Parameters
-    ----------
-    measure : str
-        In words.
-    title : str
-        One line above all.
+    `measure`: in words. `title`: one line above all.
 
     Returns
     -------

@@ -170,10 +170,7 @@ def read_runs(folders: Sequence[Path]) -> list[AnyRun]:
     Raises ConfigError if no folder is given, or one twice; StoreError if a folder holds no results, or some that can't
     be read.
 
-    Parameters
-    ----------
-    folders : sequence of Path
-        Of `svm`, `train`, or another command that writes a results.json.
+    `folders`: of `svm`, `train`, or another command that writes a results.json.
 
     Returns
     -------

@@ -73,12 +73,7 @@ def percent(value: float | None, missing: str = "-") -> str:
 def failures_by_reason(failures: Iterable[tuple[str, str]], most: int, place: str) -> list[str]:
     """Say why images failed, a line for each of the first `most` reasons, and where all images are named.
 
-    Parameters
-    ----------
-    failures : iterable of (str, str)
-        Image and reason.
-    place : str
-        What holds all of them.
+    `failures` iterable of (str, str): image and reason. `place`: what holds all of them.
     """
     reasons: dict[str, list[str]] = {}
     for name, reason in failures:
@@ -131,12 +126,8 @@ class Record:
     def text(self, *, most: int | None = None, width: int | None = None) -> str:
         """Render as plain text, a line each, never wrapped.
 
-        Parameters
-        ----------
-        most : int, optional
-            With more classes than so many, only those of the highest error are listed.
-        width : int, optional
-            Columns of the terminal that the tables are cut to.
+        `most`: with more classes than so many, only those of the highest error are listed. `width`: columns of the
+        terminal that the tables are cut to.
         """
         lines = [*self._class_lines(most, width), "", *self._confusion_lines(width), *self.remarks]
         lines += failures_by_reason(self.failed.items(), SHOWN_FAILURES, "results.json")
@@ -216,10 +207,7 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
 
     Raises StoreError if the folder can't be made or written.
 
-    Parameters
-    ----------
-    folder, contents, last, own
-        As of `vggfeat.runtime.checksums.replace_run`.
+    `folder`, `contents`, `last` and `own`: as of `vggfeat.runtime.checksums.replace_run`.
 
     Returns
     -------

@@ -105,14 +105,8 @@ def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool
 
     Raises StoreError if the folder can't be made or written.
 
-    Parameters
-    ----------
-    dataset : DataSet
-        That of the descriptors.
-    folder : Path
-        Made if needed; files of the same names are replaced, all of them in one step.
-    plots : bool
-        Whether to draw.
+    `dataset`: that of the descriptors. `folder`: made if needed; files of the same names are replaced, all of them in
+    one step. `plots`: whether to draw.
 
     Returns
     -------

@@ -107,10 +107,7 @@ def group_runs(runs: Sequence[SvmRun]) -> list[list[SvmRun]]:
 def make_group(runs: Sequence[SvmRun], comparisons: Sequence[RunPair], lists: int) -> RunGroup:
     """Gather what the page says of runs of the same classes and measure.
 
-    Parameters
-    ----------
-    lists : int
-        Lists of images on the whole page, which share its budget.
+    `lists`: lists of images on the whole page, which share its budget.
     """
     several = len(runs) > 1
     each = [(run.results, run.name if several else "") for run in runs[:MOST_CHOICES]]

@@ -194,14 +194,9 @@ def small_copies(
 ) -> dict[Key, str]:
     """Make small JPEGs.
 
-    Parameters
-    ----------
-    root : Path or None
-        Folder that the paths are relative to, and that none may leave; None for paths that the user has given.
-    dataset : str
-        Name of the data set that the boxes are of: some are in stored pixels and turn with the image.
-    workers : int
-        Processes that decode; 0 decodes in this one, without limits.
+    `root`: folder that the paths are relative to, and that none may leave; None for paths that the user has given.
+    `dataset`: name of the data set that the boxes are of: some are in stored pixels and turn with the image. `workers`:
+    processes that decode; 0 decodes in this one, without limits.
 
     Returns
     -------
