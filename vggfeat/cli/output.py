@@ -190,9 +190,7 @@ class Progress:
             self.task = self.bar.add_task(self.title, total=None, rate="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         self._say(self.clock())

@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -129,9 +128,7 @@ class Extractor(TransformerMixin, BaseEstimator):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def run_protocol(
     if server is not None:
         (run,) = runs
         words = {"chosen": run.plan["chosen"], "fitted": "train + val", "scored": "test"}
-        submission = experiment.submit(run.choice, server.fit_rows, server.test_rows, **words)
+        submission = experiment.submit(run.choice, server[0], server[1], **words)
     final = experiment.fit_all(_labelled(dataset), runs) if settings.fit_all else None
     interval = headline_interval(dataset, metric, runs, BootstrapSettings(seed=settings.seed))
     curve = None
@@ -97,13 +97,6 @@ def run_protocol(
     )
 
 
-class Server(NamedTuple):
-    """Rows of a last model, whose scores go to a server."""
-
-    fit_rows: Rows
-    test_rows: Rows
-
-
 class Plans(NamedTuple):
     """What a protocol does with the rows of a data set; nothing is trained yet."""
 
@@ -111,7 +104,8 @@ class Plans(NamedTuple):
     splits: Sequence[SplitPlan]
     """One for each run."""
     notes: Sequence[str] = ()
-    server: Server | None = None
+    server: tuple[Rows, Rows] | None = None
+    """Rows to fit a last model on, and rows whose scores go to a server."""
 
 
 def plan_protocol(dataset: DataSet, settings: ProtocolSettings) -> tuple[ProtocolName, Evaluation, Plans]:
@@ -159,7 +153,7 @@ def _plan_voc_server(evaluation: Evaluation, settings: ProtocolSettings) -> Plan
     return Plans(
         f"{description} For the server, test was scored after training on train + val.",
         [plan],
-        server=Server(_union(train, val), dataset.splits["test"]),
+        server=(_union(train, val), dataset.splits["test"]),
     )
 
 

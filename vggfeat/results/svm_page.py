@@ -12,7 +12,7 @@ import numpy as np
 
 from vggfeat.metrics.bootstrap import BootstrapSettings, Difference, PairedScores, paired_bootstrap
 from vggfeat.results.charts import Chart, choice, choices, learning, overview, ranking
-from vggfeat.results.reading import Scores, SvmRun
+from vggfeat.results.reading import SvmRun
 from vggfeat.results.record import DASH, percent
 from vggfeat.results.thumbnails import Examples, examples_of, per_list
 
@@ -239,12 +239,9 @@ def _paired(first: SvmRun, second: SvmRun) -> list[PairedScores] | str:
         order = np.array([place[name] for name in mine.ids], dtype=np.int64)
         if (mine.labels != yours.labels[order]).any():
             return "the labels of the same samples differ, or were read in another way (difficult ones)"
-        tests.append(_test(mine, yours, order))
+        theirs = yours.scores[order]
+        tests.append(PairedScores(images=mine.images, labels=mine.labels, first=mine.scores, second=theirs))
     return tests
-
-
-def _test(mine: Scores, yours: Scores, order: np.ndarray) -> PairedScores:
-    return PairedScores(images=mine.images, labels=mine.labels, first=mine.scores, second=yours.scores[order])
 
 
 @dataclass(frozen=True, kw_only=True)
