@@ -114,21 +114,11 @@ def nearest(
 ) -> Neighbours:
     """Find the rows nearest to a descriptor.
 
-    Raises StoreError if the file is damaged; ConfigError if the query has another length than the descriptors of the
-    file, or no length at all, or `top` is below 1.
-
-    Parameters
-    ----------
-    file : Features
-        Open; every byte of it is compared with its checksum before anything is handed back.
-    query : (D,) float32
-        Made by `settings.describe`.
-    top : int
-        How many, from 1.
-    without : sequence of int
-        Rows that are not to be found, such as that of the query itself.
-    progress : callable, optional
-        Called with the rows looked at and all of them.
+    `file`: open; every byte of it is compared with its checksum before anything is handed back. `query` (D,) float32:
+    made by `settings.describe`. `top`: how many, from 1. `without`: rows that are not to be found, such as that of the
+    query itself. `progress`: called with the rows looked at and all of them. Raises StoreError if the file is damaged;
+    ConfigError if the query has another length than the descriptors of the file, or no length at all, or `top` is below
+    1.
     """
     settings = settings or DescriptorSettings()
     if top < 1:
@@ -295,12 +285,8 @@ def extract_query(
     Raises ConfigError if boxes are to be compared, which an image alone doesn't have; StoreError if the image gives no
     features.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        The net that made the file, of `vggfeat.forward.rerun.find_net`.
-    regions : tuple of str, optional
-        Regions that will be compared; all of the file by default.
+    `backbone`: the net that made the file, of `vggfeat.forward.rerun.find_net`. `regions`: regions that will be
+    compared; all of the file by default.
 
     Returns
     -------

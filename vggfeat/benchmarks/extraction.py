@@ -190,18 +190,13 @@ def measure(
 ) -> Report:
     """Measure extraction on one device, with everything run once before it counts.
 
-    Raises ConfigError if a form can't be run on the device, a batch does not fit into its memory, or an image fails.
-
-    `forms`: ways to compute the same features: they differ in precision and batching alone.
-
-    Returns
-    -------
-    Report
-        Rows: every stage alone; of every form the net alone, and files to file; the net alone by onnxruntime and
-        OpenVINO, where they are installed and the device is the CPU; the plain and the tuned loop from files to file in
-        PyTorch's float32 and, if a form is in bf16, in that. `share`: of the matrix rate of the precision, as if every
-        multiplication of a convolution were made; `ratio` and `ratio_tuned`: to the plain and the tuned loop in the
-        same precision, of winograd in float32.
+    `forms`: ways to compute the same features: they differ in precision and batching alone. Rows of the report: every
+    stage alone; of every form the net alone, and files to file; the net alone by onnxruntime and OpenVINO, where they
+    are installed and the device is the CPU; the plain and the tuned loop from files to file in PyTorch's float32 and,
+    if a form is in bf16, in that. `share`: of the matrix rate of the precision, as if every multiplication of a
+    convolution were made; `ratio` and `ratio_tuned`: to the plain and the tuned loop in the same precision, of winograd
+    in float32. Raises ConfigError if a form can't be run on the device, a batch does not fit into its memory, or an
+    image fails.
     """
     exact = replace(forms[0], precision="fp32", batching="size", compiled=False)
     runners = {form: feature_runner(backbone, form, run.device) for form in dict.fromkeys((exact, *forms))}

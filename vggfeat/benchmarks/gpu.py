@@ -125,17 +125,10 @@ def measure(
 ) -> Report:
     """Measure the parts that are not in the folder yet.
 
-    Raises ConfigError if the device is not there; StoreError if the folder has parts of another machine or extent, or
-    the disk refuses.
-
     `out`: folder that exists. It receives gpu.jsonl, a line a part; gpu.json, the report; and gpu.txt, its table.
     `workers`: processes that decode. `minutes`: no part begins later than this. `overwrite`: begin again if the folder
-    has parts of another machine or extent.
-
-    Returns
-    -------
-    Report
-        Rows of all parts, those of earlier runs included.
+    has parts of another machine or extent. Its rows are those of all parts, earlier runs included. Raises ConfigError
+    if the device is not there; StoreError if the folder has parts of another machine or extent, or the disk refuses.
     """
     end = time.monotonic() + 60 * minutes
     about = machine(checked_device(device))

@@ -39,15 +39,9 @@ _CLASSES = 1000
 def measure_scale(rows: int, shard_rows: int, channels: int = 4096, scratch: Path | None = None) -> dict[str, Any]:
     """Plan a made-up list, compute some of its shards with an empty forward pass, and start again with all done.
 
-    Raises ConfigError if there is no row; ResourceError if a stage ends before its time.
-
     `channels`: values of an image, kept as a mean in float16. `scratch`: where the run is for a while; some 20 bytes an
-    image.
-
-    Returns
-    -------
-    dict
-        Ready for JSON: seconds, those of all cores at work, and peak of memory in MiB, of each stage.
+    image. What is returned is ready for JSON: seconds, those of all cores at work, and peak of memory in MiB, of each
+    stage. Raises ConfigError if there is no row; ResourceError if a stage ends before its time.
     """
     if min(rows, shard_rows, channels) < 1:
         raise ConfigError(f"rows, shard_rows, channels: expected at least 1, found {rows}, {shard_rows}, {channels}")

@@ -155,12 +155,7 @@ def measure(
     CPU. `sample`: how many problems of each stage the others solve, spread over classes and C; their seconds are
     extrapolated. By default those of the size. `peer`: measure `LinearSVC`, in its fastest form, and in the fastest one
     on rows reduced by QR, where that is possible; `SVC` on inner products, which solves another problem; and snapml,
-    where it is installed.
-
-    Returns
-    -------
-    Report
-        Rows: the solvers; `ratio` of the seconds, to vggfeat's.
+    where it is installed. Rows of the report: the solvers; `ratio` of the seconds, to vggfeat's.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

@@ -57,17 +57,11 @@ def measure(
 ) -> Report:
     """Measure training on one device.
 
-    Raises ConfigError if the device is not there; TrainingError if memory is too small, or too many images can't be
-    read.
-
-    `images`: gone through again and again. `seconds`: least time of each of the measurements, after its warm-up.
-
-    Returns
-    -------
-    Report
-        Rows: files to pixels; files to batches of crops on the device; updates of the weights by a batch that lies in
-        its memory, by vggfeat and by a plain loop; and loading with vggfeat's updates, with the share of time that was
-        spent waiting for images. `held_up_by` is the slower one.
+    `images`: gone through again and again. `seconds`: least time of each of the measurements, after its warm-up. Rows
+    of the report: files to pixels; files to batches of crops on the device; updates of the weights by a batch that lies
+    in its memory, by vggfeat and by a plain loop; and loading with vggfeat's updates, with the share of time that was
+    spent waiting for images. `held_up_by` is the slower one. Raises ConfigError if the device is not there;
+    TrainingError if memory is too small, or too many images can't be read.
     """
     world = World(device=checked_device(run.device))
     objective = Classification(recipe, images.classes)

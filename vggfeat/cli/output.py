@@ -115,12 +115,10 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
                  overwrite: bool | None = None) -> None:  # fmt: skip
     """Check before any work that a command may write its files into a folder, make it, and note that it is at work.
 
-    Raises ConfigError if an input would be replaced; StoreError if a file of another would be, or the folder can't be
-    made.
-
     `names`: patterns of the names of what it writes. `kinds`: what the "format" of its JSON files begins with: by them
     a folder of an earlier run is known. `inputs`: what it reads. `overwrite`: whether files of others may be replaced;
-    None where the command has no such option.
+    None where the command has no such option. Raises ConfigError if an input would be replaced; StoreError if a file of
+    another would be, or the folder can't be made.
     """
     check_folder(folder, names, kinds=kinds, inputs=inputs, overwrite=overwrite)
     make_folder(folder)

@@ -119,10 +119,7 @@ def signals_as_flag() -> Iterator[Callable[[], bool]]:
     The same signal a second time takes effect at once. A signal that the process ignores, as a shell's background jobs
     do with SIGINT, stays ignored. Use it in the main thread only: no other can set handlers.
 
-    Yields
-    ------
-    callable
-        Returns True once a signal has arrived.
+    What is handed out returns True once a signal has arrived.
     """
     arrived: list[int] = []
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -174,10 +174,8 @@ def basis(content: Mapping[str, Any]) -> list[str]:
 def audit_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
     """Render what was found, the first `SHOWN` entries of every list.
 
-    Raises ConfigError if the images are not there.
-
     `content`: of `audit_json`. `root`: of the data set, for small copies of the images; without it the page has names
-    only. `workers`: processes that decode images.
+    only. `workers`: processes that decode images. Raises ConfigError if the images are not there.
     """
     parts = [
         {

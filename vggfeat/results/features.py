@@ -32,10 +32,9 @@ def map_json(
 ) -> dict[str, Any]:
     """Place all images in the plane, group them, and return both, ready for JSON.
 
-    Raises ConfigError if there are too few images, none of them has a prediction, or a library is not installed.
-
     `file`: what it was read from. `predicted`: id -> class; images get the colours of these, of their labels otherwise,
-    of clusters without labels.
+    of clusters without labels. Raises ConfigError if there are too few images, none of them has a prediction, or a
+    library is not installed.
     """
     data, rows = table.dataset, chosen_rows(table.ok, settings)
     if predicted is not None and not any(data.ids[row] in predicted for row in rows.tolist()):
@@ -128,10 +127,8 @@ def map_text(content: Mapping[str, Any]) -> str:
 def map_page(content: Mapping[str, Any], root: Path | None = None, *, workers: int = 1) -> bytes:
     """Render the points; up to `BUDGET` of them have small copies of their images.
 
-    Raises ConfigError if the images are not there.
-
     `content`: of `map_json`. `root`: of the data set; without it the page has names only. `workers`: processes that
-    decode images.
+    decode images. Raises ConfigError if the images are not there.
     """
     points = content["points"]
     keys = [Key.of(one["path"], one["box"]) for one in points]
@@ -223,11 +220,9 @@ def similar_page(
 ) -> bytes:
     """Render what was found.
 
-    Raises ConfigError if the images are not there.
-
     `content`: of `similar_json`. `dataset`: name of the data set. `own` (path, box), optional: of the query, if it is
     in the file. `query`: the image, if it is not. `images`: root of the data set; without it the page has names only.
-    `workers`: processes that decode images.
+    `workers`: processes that decode images. Raises ConfigError if the images are not there.
     """
     keys = [Key.of(one["path"], one["box"]) for one in content["nearest"]]
     asked = Key(os.path.abspath(query), None) if own is None else Key.of(*own)

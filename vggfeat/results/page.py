@@ -65,12 +65,8 @@ def render(template: str, *, script: str = _SORT, **content: Any) -> bytes:
 
     `template`: a name in the folder templates. `script`: a name there: the only one that runs on the page. `**content`:
     what it shows. Texts are escaped, and control characters in them, line breaks and marks of writing direction among
-    them, stand in their escaped form.
-
-    Returns
-    -------
-    bytes
-        UTF-8. The page's own policy lets no other script run, and loads nothing.
+    them, stand in their escaped form. What is returned is UTF-8. The page's own policy lets no other script run, and
+    loads nothing.
     """
     from markupsafe import Markup
 
@@ -149,10 +145,8 @@ class Page:
 def make_page(folders: Sequence[Path], settings: PageSettings | None = None, progress: Progress | None = None) -> Page:
     """Make one page of the results in some folders; equal folders give equal bytes.
 
-    Raises ConfigError if no folder is given or one twice, or the images are not where they should be; StoreError if a
-    folder holds no results, or some that can't be read.
-
-    `folders`: see `vggfeat.results.reading.read_runs`.
+    `folders`: see `vggfeat.results.reading.read_runs`. Raises ConfigError if no folder is given or one twice, or the
+    images are not where they should be; StoreError if a folder holds no results, or some that can't be read.
     """
     settings = settings or PageSettings()
     report = progress or (lambda doing, done, total: None)

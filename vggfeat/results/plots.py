@@ -35,12 +35,8 @@ class _Bar(NamedTuple):
 def draw(results: Mapping[str, Any], title: str) -> bytes:
     """Draw a result; equal results give equal bytes.
 
-    `results`: results.json. `title`: one line above all.
-
-    Returns
-    -------
-    bytes
-        A PNG file of 1320 pixels by 540 to some 1200, however many classes there are.
+    `results`: results.json. `title`: one line above all. What is returned is a PNG file of 1320 pixels by 540 to some
+    1200, however many classes there are.
     """
     from matplotlib.figure import Figure
 
@@ -66,12 +62,7 @@ def draw(results: Mapping[str, Any], title: str) -> bytes:
 def draw_learning_curve(curve: LearningCurve, measure: str, title: str) -> bytes:
     """Draw a learning curve, the mean of each share with its lowest and highest; equal curves give equal bytes.
 
-    `measure`: in words. `title`: one line above all.
-
-    Returns
-    -------
-    bytes
-        A PNG file of 840 pixels by 540.
+    `measure`: in words. `title`: one line above all. What is returned is a PNG file of 840 pixels by 540.
     """
     from matplotlib.figure import Figure
 

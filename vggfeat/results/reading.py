@@ -167,15 +167,9 @@ AnyRun = SvmRun | TrainingRun | OtherRun
 def read_runs(folders: Sequence[Path]) -> list[AnyRun]:
     """Read folders of results.
 
+    `folders`: of `svm`, `train`, or another command that writes a results.json. They are returned in the same order.
     Raises ConfigError if no folder is given, or one twice; StoreError if a folder holds no results, or some that can't
     be read.
-
-    `folders`: of `svm`, `train`, or another command that writes a results.json.
-
-    Returns
-    -------
-    list of SvmRun, TrainingRun or OtherRun
-        In the same order.
     """
     if not folders:
         raise ConfigError("runs: expected at least one folder of results, found none")

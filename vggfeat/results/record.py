@@ -205,14 +205,8 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
 def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()) -> list[Path]:
     """Write the files of a run into a folder, which is made if needed; they become current together.
 
-    Raises StoreError if the folder can't be made or written.
-
-    `folder`, `contents`, `last` and `own`: as of `vggfeat.runtime.checksums.replace_run`.
-
-    Returns
-    -------
-    list of Path
-        Of all files.
+    `folder`, `contents`, `last` and `own`: as of `vggfeat.runtime.checksums.replace_run`. The paths of all files are
+    returned. Raises StoreError if the folder can't be made or written.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

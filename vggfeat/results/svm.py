@@ -103,16 +103,10 @@ def headline(result: Result) -> str:
 def write_results(result: Result, dataset: DataSet, folder: Path, *, plots: bool = True) -> list[Path]:
     """Write the results: JSON, table, scores, models, an image, and the server's archive for withheld labels.
 
-    Raises StoreError if the folder can't be made or written.
-
     `dataset`: that of the descriptors. `folder`: made if needed; files of the same names are replaced, all of them in
-    one step. `plots`: whether to draw.
-
-    Returns
-    -------
-    list of Path
-        results.json, table.txt, scores.npz, results.png, the models (see above),
-        results-NAME-test.tar.gz, as far as there is one, and run.sha256.
+    one step. `plots`: whether to draw. Returned are the paths of results.json, table.txt, scores.npz, results.png, the
+    models (see above), results-NAME-test.tar.gz, as far as there is one, and run.sha256. Raises StoreError if the
+    folder can't be made or written.
     """
     found = svm_record(result)
     contents = {"scores.npz": scores_npz(result, dataset)}

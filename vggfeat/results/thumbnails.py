@@ -196,12 +196,8 @@ def small_copies(
 
     `root`: folder that the paths are relative to, and that none may leave; None for paths that the user has given.
     `dataset`: name of the data set that the boxes are of: some are in stored pixels and turn with the image. `workers`:
-    processes that decode; 0 decodes in this one, without limits.
-
-    Returns
-    -------
-    dict
-        Key -> address with the image in it ("data:image/jpeg;base64,..."), or the reason why there is none.
+    processes that decode; 0 decodes in this one, without limits. What is returned is key -> address with the image in
+    it ("data:image/jpeg;base64,..."), or the reason why there is none.
     """
     wanted = list(dict.fromkeys(keys))
     images = {key: os.path.abspath(key.path) if root is None else image_below(root, key.path) for key in wanted}
