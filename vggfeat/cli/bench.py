@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import COUNT, INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, option
+from vggfeat.cli.options import COUNT, INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, json_option, option
 from vggfeat.cli.output import claim_folder, say, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SIZES = ["tiny", "voc", "caltech101", "caltech256", "caltech256-part", "stored"]
 THREADS = click.IntRange(1, 1024)
 SECONDS = click.FloatRange(0.01)
+EVERY_ROUND = json_option("Print as JSON, every round included.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,39 +102,13 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
     images: int = option(type=click.IntRange(16), default=512, help="How many to make.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SvmBenchOptions(BenchOptions):
-    """What `bench svm` solves."""
-
-    size: str = option(type=SIZES, default="voc",
-        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --shape "
-        "of them in a file, solved by the solver stream, and in memory by newton.")  # fmt: skip
-    shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Of --size stored. [20000x1024]")
-    threads: int | None = option(type=THREADS, help="Cores for either solver. [all]")
-    device: str | None = option(help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]")
-    sample: int | None = option(type=COUNT,
-        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]")  # fmt: skip
-    alone: bool = flag("--no-peer", help="Time vggfeat's solver only.")
-    seed: int = option(type=click.IntRange(0), default=0, help="Of the descriptors.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuOptions(BenchOptions, WorkerOptions):
-    """Where `bench gpu` runs."""
-
-    device: str = option(default="cuda", help="cuda, cuda:1, ...; or cpu, to rehearse.")
-
-
 @click.group()
 def bench() -> None:
     """Measure speed, next to other programs or what the machine can do."""
 
 
 @command("extract", group=bench)
-def bench_extraction(
-    *,
-    options: ExtractionBenchOptions,
-) -> None:  # fmt: skip
+def bench_extraction(*, options: ExtractionBenchOptions) -> None:
     """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
 
     The images are made on the fly, with the sides of VOC-2007's, which --longest-side changes by one factor; the
@@ -176,10 +151,7 @@ def bench_extraction(
 
 
 @command("roofline", group=bench)
-def bench_roofline(
-    *,
-    options: RooflineOptions,
-) -> None:  # fmt: skip
+def bench_roofline(*, options: RooflineOptions) -> None:
     """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
 
     The least time of a layer is that of its multiply-adds at the rate of a large matrix product, or of its bytes at the
@@ -205,7 +177,17 @@ def bench_roofline(
 @command("svm", group=bench)
 def bench_svm(
     *,
-    options: SvmBenchOptions,
+    as_json: bool = EVERY_ROUND,
+    size: str = option(type=SIZES, default="voc",
+        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --shape "
+        "of them in a file, solved by the solver stream, and in memory by newton."),
+    shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Of --size stored. [20000x1024]"),
+    threads: int | None = option(type=THREADS, help="Cores for either solver. [all]"),
+    device: str | None = option(help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]"),
+    sample: int | None = option(type=COUNT,
+        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]"),
+    alone: bool = flag("--no-peer", help="Time vggfeat's solver only."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of the descriptors."),
 ) -> None:  # fmt: skip
     """Time the SVM stage of a protocol by vggfeat's solver and by others, on the same arrays.
 
@@ -220,46 +202,32 @@ def bench_svm(
       vggfeat bench svm --size caltech101 --device cuda --json
       vggfeat bench svm --size stored --shape 40000x4096
     """
-    if options.alone and options.sample:
+    if alone and sample:
         raise ConfigError("--sample: expected without --no-peer, found both; leave one out")
     from vggfeat.runtime.system import cores
 
-    threads = options.threads or cores()
-    if options.size == "stored":
-        _bench_stored(options, threads)
+    threads = threads or cores()
+    if size == "stored":
+        from vggfeat.benchmarks.svm_stream import measure as measure_stored
+
+        for name, value in (("device", device), ("sample", sample)):
+            if value is not None:
+                raise ConfigError(f"--{name}: not together with --size stored; leave it out")
+        rows, length = shape or (20_000, 1024)
+        _show(measure_stored(rows, length, threads=threads, seed=seed, peer=not alone, say=_say), as_json)
         return
-    if options.shape is not None:
+    if shape is not None:
         raise ConfigError("--shape: expected together with --size stored, found another size; leave it out")
     from vggfeat.benchmarks.peer import make_problem
     from vggfeat.benchmarks.svm import measure
 
-    report = measure(
-        make_problem(options.size, options.seed),
-        threads=threads,
-        device=options.device,
-        sample=options.sample,
-        peer=not options.alone,
-        say=_say,
-    )
-    _show(report, options.as_json)
-
-
-def _bench_stored(options: SvmBenchOptions, threads: int) -> None:
-    from vggfeat.benchmarks.svm_stream import measure
-
-    for name in ("device", "sample"):
-        if getattr(options, name) is not None:
-            raise ConfigError(f"--{name}: not together with --size stored; leave it out")
-    rows, length = options.shape or (20_000, 1024)
-    report = measure(rows, length, threads=threads, seed=options.seed, peer=not options.alone, say=_say)
-    _show(report, options.as_json)
+    problem = make_problem(size, seed)
+    report = measure(problem, threads=threads, device=device, sample=sample, peer=not alone, say=_say)
+    _show(report, as_json)
 
 
 @command("train", group=bench)
-def bench_training(
-    *,
-    options: TrainingBenchOptions,
-) -> None:  # fmt: skip
+def bench_training(*, options: TrainingBenchOptions) -> None:
     """Measure images per second of decoding, of the step of SGD, and of both together, on one device.
 
     Whichever of the first two is slower alone is what holds training up. The step is also set against the product of
@@ -292,7 +260,9 @@ def bench_gpu(
     minutes: float = option(type=click.FloatRange(0, min_open=True), default=7.0,
         help="No part begins later than this."),
     overwrite: bool = flag(help="Replace figures of another machine."),
-    options: GpuOptions,
+    workers: WorkerOptions,
+    as_json: bool = EVERY_ROUND,
+    device: str = option(default="cuda", help="cuda, cuda:1, ...; or cpu, to rehearse."),
 ) -> None:  # fmt: skip
     """Measure all that is worth knowing of a GPU; laid out to end within nine minutes.
 
@@ -311,11 +281,11 @@ def bench_gpu(
     from vggfeat.benchmarks.gpu import FILES, FORMAT, TINY, Extent, measure
 
     claim_folder(out, FILES, FORMAT, overwrite=overwrite)
-    device = ready_device(options.device)
+    device = ready_device(device)
     extent = TINY if tiny else Extent()
-    report = measure(out, device, extent, workers=options.processes(), minutes=minutes, overwrite=overwrite, say=_say)
-    _show(report, options.as_json)
-    if not options.as_json:
+    report = measure(out, device, extent, workers=workers.processes(), minutes=minutes, overwrite=overwrite, say=_say)
+    _show(report, as_json)
+    if not as_json:
         say(f"{out}: {', '.join(FILES[:3])}")
 
 

@@ -96,10 +96,7 @@ def data() -> None:
 
 
 @command("list", group=data)
-def list_(
-    *,
-    as_json: bool,
-) -> None:  # fmt: skip
+def list_(*, as_json: bool) -> None:
     """List the data sets that can be read, with the paper's settings for each.
 
     \b

@@ -1,8 +1,6 @@
 """`vggfeat audit`, `map`, `probe` and `report`: features or folders of results in, what people look at out."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,38 +10,20 @@ from vggfeat.cli.output import Progress, make_folder, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
 
-if TYPE_CHECKING:
-    from vggfeat.audit import AuditSettings
-    from vggfeat.projection import ProjectionSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """What counts as a problem."""
-
-    near: float = option(type=click.FloatRange(0, 1, min_open=True), default=0.98,
-        help="Least cosine of near duplicates.")  # fmt: skip
-    fewest: int = option(type=click.IntRange(0), default=10, help="Images that a class should have.")
-    neighbours: int = option(type=click.IntRange(1, 1000), default=5,
-        help="Nearest images whose mean distance tells an outlier.")  # fmt: skip
-    folds: int = option(type=click.IntRange(2), default=5,
-        help="Of the cross-validation that doubts labels: so many times classes times 4 SVMs are trained.")  # fmt: skip
-    no_labels: bool = flag(help="Doubt no labels: nothing is trained.")
-    seed: int = option(type=click.IntRange(0), default=0, help="Of the folds.")
-
-    def settings(self) -> "AuditSettings":
-        """Return them as `vggfeat.audit.audit_table` takes them."""
-        from vggfeat.audit import AuditSettings
-
-        given = {name: getattr(self, name) for name in ("near", "fewest", "neighbours", "folds", "seed")}
-        return AuditSettings(labels=not self.no_labels, **given)
-
 
 @command()
 def audit(
     *,
     files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
-    chosen: AuditOptions,
+    near: float = option(type=click.FloatRange(0, 1, min_open=True), default=0.98,
+        help="Least cosine of near duplicates."),
+    fewest: int = option(type=click.IntRange(0), default=10, help="Images that a class should have."),
+    neighbours: int = option(type=click.IntRange(1, 1000), default=5,
+        help="Nearest images whose mean distance tells an outlier."),
+    folds: int = option(type=click.IntRange(2), default=5,
+        help="Of the cross-validation that doubts labels: so many times classes times 4 SVMs are trained."),
+    no_labels: bool = flag(help="Doubt no labels: nothing is trained."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of the folds."),
     given: GivenFile,
     top: int = option(type=COUNT, default=10, help="Entries of a list on the terminal."),
     out: Path | None = option(metavar="PAGE.html", help="Write a page as well."),
@@ -65,7 +45,7 @@ def audit(
       vggfeat audit photos.h5 --root photos --out audit.html
       vggfeat audit --descriptors clip.parquet --dataset folder --root photos
     """
-    from vggfeat.audit import audit_table
+    from vggfeat.audit import AuditSettings, audit_table
     from vggfeat.results.audit import audit_json, audit_page, audit_text
     from vggfeat.results.page import check_page_place, write_page
 
@@ -75,31 +55,17 @@ def audit(
     if out is not None:
         check_page_place(out, [*inputs, *filter(None, (images,))])
         make_folder(out.parent)
+    settings = AuditSettings(
+        near=near, fewest=fewest, neighbours=neighbours, folds=folds, labels=not no_labels, seed=seed
+    )
     table = given.read(inputs, images)
     with Progress("audit", "steps", quiet=quiet) as bar:
-        found = audit_table(table, chosen.settings(), progress=bar.update_stage)
+        found = audit_table(table, settings, progress=bar.update_stage)
     content = audit_json(found, table, str(inputs[0]))
     if out is not None:
         write_page(out, audit_page(content, images, workers=workers.processes()))
     told = audit_text(content, top=top, width=terminal_width()).split("\n")
     show(as_json, content, told if out is None else [*told, str(out)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectionOptions:
-    """How images get a place in the plane."""
-
-    method: str = option(type=["tsne", "umap", "pca"], default="tsne",
-        help="umap needs the library umap-learn: vggfeat[umap].")  # fmt: skip
-    clusters: int | None = option(type=COUNT, help="Of k-means. [the square root of half the images, at most 20]")
-    most: int = option(type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn.")
-    seed: int = option(type=click.IntRange(0), default=0, help="Of all random choices.")
-
-    def settings(self) -> "ProjectionSettings":
-        """Return them as `vggfeat.projection` takes them."""
-        from vggfeat.projection import ProjectionSettings
-
-        return ProjectionSettings(**vars(self))
 
 
 @command("map")
@@ -111,7 +77,11 @@ def map_(
         help="Where the images are: what `extract --root` was given. [a page without images]"),
     results: Path | None = option("--run", metavar="RUN",
         help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]"),
-    projection: ProjectionOptions,
+    method: str = option(type=["tsne", "umap", "pca"], default="tsne",
+        help="umap needs the library umap-learn: vggfeat[umap]."),
+    clusters: int | None = option(type=COUNT, help="Of k-means. [the square root of half the images, at most 20]"),
+    most: int = option(type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of all random choices."),
     given: GivenFile,
     workers: WorkerOptions,
     as_json: bool = json_option("Print places and clusters as JSON."),
@@ -126,14 +96,16 @@ def map_(
       vggfeat map photos.h5 --root photos --out map.html
       vggfeat map photos.h5 --run photos.svm --method pca
     """
+    from vggfeat.projection import ProjectionSettings
     from vggfeat.results.features import map_json, map_page, map_text, predictions_of
     from vggfeat.results.page import check_page_place, write_page
 
     inputs = given.inputs(files)
     check_page_place(out, [*inputs, *filter(None, (images, results))])
     make_folder(out.parent)
+    settings = ProjectionSettings(method=method, clusters=clusters, most=most, seed=seed)  # type: ignore[arg-type]
     predicted = None if results is None else predictions_of(results)
-    content = map_json(given.read(inputs, images), str(inputs[0]), projection.settings(), predicted)
+    content = map_json(given.read(inputs, images), str(inputs[0]), settings, predicted)
     write_page(out, map_page(content, images, workers=workers.processes()))
     show(as_json, {**content, "page": str(out)}, [*map_text(content).split("\n"), str(out)])
 

@@ -39,10 +39,7 @@ def weights() -> None:
 
 
 @command("list", group=weights)
-def list_(
-    *,
-    as_json: bool,
-) -> None:  # fmt: skip
+def list_(*, as_json: bool) -> None:
     """List the published nets, and the files in the folder of nets (weights/, or $VGGFEAT_WEIGHTS).
 
     \b
@@ -60,11 +57,7 @@ def list_(
 
 
 @command("show", group=weights)
-def show_file(
-    *,
-    path: str = argument(metavar="FILE|NAME"),
-    as_json: bool,
-) -> None:  # fmt: skip
+def show_file(*, path: str = argument(metavar="FILE|NAME"), as_json: bool) -> None:
     """Show what a file holds: its net, what images it takes and who says so, and every tensor.
 
     \b
@@ -148,11 +141,7 @@ def fetch(
 
 
 @command(group=weights)
-def verify(
-    *,
-    path: str = argument(metavar="FILE|NAME"),
-    as_json: bool,
-) -> int:  # fmt: skip
+def verify(*, path: str = argument(metavar="FILE|NAME"), as_json: bool) -> int:
     """Check a file: structure, finite numbers, no blank layer, known checksum; and say what errors to expect of it.
 
     \b
