@@ -60,34 +60,6 @@ class FeatureOptions(NetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionBenchOptions(FeatureOptions, WorkerOptions):
-    """What `bench extract` measures, and how long."""
-
-    precision: tuple[str, ...] = option(type=WORDS, default="fp32,bf16",
-        help="Any of fp32, winograd, tf32, bf16, fp16.")  # fmt: skip
-    batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both.")
-    compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first.")
-    images: int | None = option(type=COUNT, help="JPEG files to make. [24 on the CPU, 256 on a GPU]")
-    longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels.")
-    repeat: int = option(type=COUNT, default=1,
-        help="How often a run from files to file goes through them; for a GPU, 10 and more.")  # fmt: skip
-    seed: int = option(type=click.IntRange(0), default=0, help="Of images and weights.")
-    rounds: int = option(type=COUNT, default=3, help="Times that all is measured.")
-    no_plain: bool = flag(help="Without plain loops and other libraries.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RooflineOptions(FeatureOptions):
-    """What `bench roofline` counts and measures."""
-
-    shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels.")
-    pool: str = option(type=["floor", "ceil"], default="floor",
-        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'.")  # fmt: skip
-    precision: str = option(type=["fp32", "tf32", "bf16", "fp16"], default="fp32")
-    counted: bool = flag("--no-measure", help="Operations and bytes only.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingBenchOptions(NetOptions, WorkerOptions):
     """What `bench train` measures, and how long."""
 
@@ -108,7 +80,22 @@ def bench() -> None:
 
 
 @command("extract", group=bench)
-def bench_extraction(*, options: ExtractionBenchOptions) -> None:
+def bench_extraction(
+    *,
+    workers: WorkerOptions,
+    options: FeatureOptions,
+    precision: tuple[str, ...] = option(type=WORDS, default="fp32,bf16",
+        help="Any of fp32, winograd, tf32, bf16, fp16."),
+    batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both."),
+    compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first."),
+    images: int | None = option(type=COUNT, help="JPEG files to make. [24 on the CPU, 256 on a GPU]"),
+    longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels."),
+    repeat: int = option(type=COUNT, default=1,
+        help="How often a run from files to file goes through them; for a GPU, 10 and more."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Of images and weights."),
+    rounds: int = option(type=COUNT, default=3, help="Times that all is measured."),
+    no_plain: bool = flag(help="Without plain loops and other libraries."),
+) -> None:  # fmt: skip
     """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
 
     The images are made on the fly, with the sides of VOC-2007's, which --longest-side changes by one factor; the
@@ -136,22 +123,30 @@ def bench_extraction(*, options: ExtractionBenchOptions) -> None:
 
     device = ready_device(options.device)
     forms = [
-        options.settings(device, precision=precision, batching=batching, compiled=options.compiled)
-        for precision, batching in dict.fromkeys(product(options.precision, options.batching))
+        options.settings(device, precision=one, batching=other, compiled=compiled)
+        for one, other in dict.fromkeys(product(precision, batching))
     ]
+    images = images or default_images(device)
     plan = Plan(
-        images=options.images or default_images(device),
-        plain=not options.no_plain,
-        **{name: getattr(options, name) for name in ("longest", "repeat", "seed", "rounds", "seconds")},
-    )
-    run = RunSettings(device=device, workers=options.processes())
+        images=images, longest=longest, repeat=repeat, seed=seed, rounds=rounds, seconds=options.seconds,
+        plain=not no_plain,
+    )  # fmt: skip
+    run = RunSettings(device=device, workers=workers.processes())
     with with_threads(options.threads):
-        backbone = random_backbone(f"random:{options.net}:{options.seed}:{options.width!r}")
+        backbone = random_backbone(f"random:{options.net}:{seed}:{options.width!r}")
         _show(measure(backbone, forms, plan, run, say=_say), options.as_json)
 
 
 @command("roofline", group=bench)
-def bench_roofline(*, options: RooflineOptions) -> None:
+def bench_roofline(
+    *,
+    options: FeatureOptions,
+    shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels."),
+    pool: str = option(type=["floor", "ceil"], default="floor",
+        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'."),
+    precision: str = option(type=["fp32", "tf32", "bf16", "fp16"], default="fp32"),
+    counted: bool = flag("--no-measure", help="Operations and bytes only."),
+) -> None:  # fmt: skip
     """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
 
     The least time of a layer is that of its multiply-adds at the rate of a large matrix product, or of its bytes at the
@@ -167,11 +162,11 @@ def bench_roofline(*, options: RooflineOptions) -> None:
     from vggfeat.benchmarks.roofline import empty_net, measure
 
     device = ready_device(options.device)
-    settings = options.settings(device, precision=options.precision)
-    model = empty_net(options.net, options.width, options.pool)  # type: ignore[arg-type]
-    seconds = None if options.counted else options.seconds
+    settings = options.settings(device, precision=precision)
+    model = empty_net(options.net, options.width, pool)  # type: ignore[arg-type]
+    seconds = None if counted else options.seconds
     with with_threads(options.threads):
-        _show(measure(model, settings, options.shape, device=device, seconds=seconds, say=_say), options.as_json)
+        _show(measure(model, settings, shape, device=device, seconds=seconds, say=_say), options.as_json)
 
 
 @command("svm", group=bench)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vggfeat.forward.features import ExtractionSettings
     from vggfeat.images.decode import DecodeSettings
     from vggfeat.nets.backbone import Backbone
-    from vggfeat.weights.importing import Preprocessing
 
 
 def option(*names: str, **settings: Any) -> Any:
@@ -247,27 +246,6 @@ class JobOptions:
 
         given = {name: value for name, value in vars(self).items() if name != "allow_failed"}
         return RunSettings(device=device, workers=workers, **given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessingOptions:
-    """Which pixels a net takes, for a file of another library that does not say it."""
-
-    title: ClassVar[str] = "Pixels"
-    mean: tuple[float, ...] | None = option(type=FLOATS,
-        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
-        "format]")  # fmt: skip
-    std: tuple[float, ...] | None = option(type=FLOATS, help="Divided by after that, as --mean. [by format]")
-    channels: str | None = option(type=["rgb", "bgr"], help="Their order. [by format]")
-    highest: str | None = option("--range", type=["1", "255"], help="Highest value of a pixel. [by format]")
-    pool_rounding: str | None = option(type=["floor", "ceil"], help="Of the poolings' outputs. [by format]")
-
-    def stated(self) -> "Preprocessing":
-        """Return them as `vggfeat.weights.load.load_file` takes them."""
-        from vggfeat.weights.importing import Preprocessing
-
-        about: dict[str, Any] = {name: getattr(self, name) for name in ("mean", "std", "channels", "pool_rounding")}
-        return Preprocessing(**about, range=int(self.highest) if self.highest else None)  # type: ignore[arg-type]
 
 
 def load_net(spec: str | None) -> "Backbone":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import PreprocessingOptions, argument, command, flag, load_net, option, print_notes
+from vggfeat.cli.options import FLOATS, argument, command, flag, load_net, option, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError, check_choice, counted
 from vggfeat.runtime.targets import anything, check_target
@@ -75,7 +75,13 @@ def convert(
     target: Path = argument(metavar="DST.safetensors"),
     float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
     overwrite: bool,
-    preprocessing: PreprocessingOptions,
+    mean: tuple[float, ...] | None = option(type=FLOATS,
+        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
+        "format]"),
+    std: tuple[float, ...] | None = option(type=FLOATS, help="Divided by after that, as --mean. [by format]"),
+    channels: str | None = option(type=["rgb", "bgr"], help="Their order. [by format]"),
+    highest: str | None = option("--range", type=["1", "255"], help="Highest value of a pixel. [by format]"),
+    pool_rounding: str | None = option(type=["floor", "ceil"], help="Of the poolings' outputs. [by format]"),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
@@ -88,13 +94,19 @@ def convert(
       vggfeat weights convert VGG_ILSVRC_16_layers.caffemodel weights/D.safetensors
       vggfeat weights convert places365.caffemodel P.safetensors --mean 104,113,116 --channels bgr --range 255
     """
+    from vggfeat.weights.importing import Preprocessing
+
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: expected a name that ends in .safetensors, by which it will be found again")
     path = find_file(source)
     real = check_target(target, inputs=[path], overwrite=overwrite, option="DST")
     make_folder(real.parent)
     dtype = "float16" if float16 else "float32"
-    file = convert_file(path, real, dtype=dtype, stated=preprocessing.stated())
+    stated = Preprocessing(
+        mean=mean, std=std, channels=channels, pool_rounding=pool_rounding,  # type: ignore[arg-type]
+        range=int(highest) if highest else None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    file = convert_file(path, real, dtype=dtype, stated=stated)
     print_notes(file.backbone)
     kind, net = FORMATS[file.format].words, file.backbone.model.config
     told = f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}"
