@@ -39,11 +39,24 @@ def test_with_one_region_blocks_and_whole_are_the_same():
     np.testing.assert_allclose(join_features(one, "stack", "blocks"), join_features(one, "stack", "whole"), rtol=1e-6)
 
 
-def test_fusing_two_nets_stacks_in_the_order_given_and_normalises():
-    d, e = np.array([[0.6, 0.8]], dtype=np.float32), np.array([[1.0, 0.0, 0.0]], dtype=np.float32)
-    np.testing.assert_allclose(fuse([d, e]), np.array([[0.6, 0.8, 1, 0, 0]]) / np.sqrt(2), rtol=1e-6)
-    np.testing.assert_allclose(fuse([e, d], "none"), [[1, 0, 0, 0.6, 0.8]], rtol=1e-6)
-    assert fuse([d]) is d
+NET_D = np.array([[[[3, 4]]]], dtype=np.float32)
+NET_E = np.array([[[[12, 0, 0]]]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(("normalisation", "expected"), [
+    ("blocks", np.array([0.6, 0.8, 1, 0, 0]) / np.sqrt(2)),
+    ("whole", np.array([3, 4, 12, 0, 0]) / 13),
+    ("none", np.array([3, 4, 12, 0, 0])),
+])  # fmt: skip
+def test_two_nets_are_stacked_in_the_order_given_and_whole_normalises_neither_by_itself(normalisation, expected):
+    np.testing.assert_allclose(fuse([NET_D, NET_E], "mean", normalisation)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(fuse([NET_E, NET_D], "mean", normalisation)[0, 3:], expected[:2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalisation", ["blocks", "whole", "none"])
+def test_one_net_is_only_joined(normalisation):
+    expected = join_features(FEATURES, "stack", normalisation)
+    np.testing.assert_array_equal(fuse([FEATURES], "stack", normalisation), expected)
 
 
 def test_lengths_of_the_paper():
@@ -53,8 +66,8 @@ def test_lengths_of_the_paper():
     actions = np.ones((1, 5, 2, 4096), dtype=np.float32)
     assert join_features(voc, "mean").shape == (1, 4096)
     assert join_features(caltech, "stack").shape == (1, 12288)
-    assert fuse([join_features(caltech, "stack")] * 2).shape == (1, 24576)
-    assert fuse([join_features(actions, "mean")] * 2).shape == (1, 16384)
+    assert fuse([caltech] * 2, "stack").shape == (1, 24576)
+    assert fuse([actions] * 2, "mean").shape == (1, 16384)
 
 
 def test_a_zero_feature_stays_zero_and_nothing_divides_by_it():

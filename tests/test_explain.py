@@ -57,8 +57,9 @@ def trained(desk, *words, files=(0,)):
     (("--join", "mean"), (0,)),
     (("--join", "stack", "--normalisation", "whole"), (0,)),
     (("--join", "max"), (0, 1)),
+    (("--normalisation", "whole"), (0, 1)),
     (("--normalisation", "none"), (1,)),
-], ids=["mean", "stack", "max of two nets", "not normalised"])  # fmt: skip
+], ids=["mean", "stack", "max of two nets", "two nets as a whole", "not normalised"])  # fmt: skip
 def test_the_sum_over_positions_and_the_intercept_is_the_score(desk, words, files):
     out, features, nets = trained(desk, *words, files=files)
     applied = apply_model(out, features)

@@ -72,7 +72,7 @@ def test_two_nets_with_two_regions_are_stacked_net_by_net_and_brought_to_unit_le
     by_hand = {
         # Each region of each net at length 1, each net at length 1, the whole at length 1.
         "blocks": np.array([3 / 5, 4 / 5, 0, 1, 0, 0]) / 2 + np.array([0, 0, 0, 0, np.sqrt(1 / 2), 0]),
-        "whole": np.concatenate([unit(3, 4, 0, 2), unit(15, 0)]) / np.sqrt(2),
+        "whole": unit(3, 4, 0, 2, 15, 0),
         "none": np.array([3, 4, 0, 2, 15, 0]),
     }
     for normalisation, expected in by_hand.items():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.descriptors import Join, Normalisation, fuse, join_features
+from vggfeat.descriptors import Join, Normalisation, fuse
 from vggfeat.errors import ConfigError, StoreError, short_repr
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import Status
@@ -196,8 +196,8 @@ class Aligned:
             features = file.read(order[rows])  # (n, S, R, C)
             # Before anything is computed: what a file holds in a row that failed is no number.
             features[~self.ok[rows]] = 0
-            parts.append(join_features(features[:, :, regions], self.join, self.normalisation))
-        return fuse(parts, self.normalisation)
+            parts.append(features[:, :, regions])
+        return fuse(parts, self.join, self.normalisation)
 
 
 @contextmanager

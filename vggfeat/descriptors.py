@@ -3,6 +3,7 @@
 N = images, S = scales, R = regions, C = channels of one feature, D = length of a descriptor.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,8 +14,9 @@ from vggfeat.errors import check_choice
 Join = Literal["mean", "max", "stack"]
 """How the scales of one region become one block; regions are always stacked."""
 Normalisation = Literal["blocks", "whole", "none"]
-"""blocks: L2 for each region of each net, then over the whole descriptor. The paper says that the descriptor is
-L2-normalised, not where (Appendix B); with one region and one net, blocks and whole are the same."""
+"""blocks: L2 for each region of each net, then over the whole descriptor. whole: over the whole descriptor only, of all
+nets together. The paper says that the descriptor is L2-normalised, not where (Appendix B); with one region and one net,
+blocks and whole are the same."""
 
 
 def join_features(
@@ -54,13 +56,27 @@ def join_features(
     return descriptors if normalisation == "none" else l2_normalise(descriptors)
 
 
-def fuse(descriptors: list[NDArray[np.float32]], normalisation: Normalisation = "blocks") -> NDArray[np.float32]:
-    """Stack the descriptors (N, D_i) of several nets (Appendix B: D and E), in the order given: (N, sum of D_i).
+def fuse(
+    features: Sequence[NDArray[np.float32]], join: Join = "mean", normalisation: Normalisation = "blocks"
+) -> NDArray[np.float32]:
+    """Join the features of each of several nets, and stack what comes of it (Appendix B: D and E), in the order given.
 
-    Any normalisation but "none" brings the stacked descriptor to unit length.
+    Parameters
+    ----------
+    features : sequence of (N, S_i, R_i, C_i) float32, rows aligned
+        From one net on.
+    join, normalisation
+        As for `join_features`, but that "whole" is the whole of all nets: none of them is normalised by itself.
+
+    Returns
+    -------
+    (N, sum of D_i) float32
     """
-    stacked = np.concatenate(descriptors, axis=1) if len(descriptors) > 1 else descriptors[0]
-    return stacked if normalisation == "none" or len(descriptors) == 1 else l2_normalise(stacked)
+    if len(features) == 1:
+        return join_features(features[0], join, normalisation)
+    each: Normalisation = "blocks" if normalisation == "blocks" else "none"
+    stacked = np.concatenate([join_features(one, join, each) for one in features], axis=1)
+    return stacked if normalisation == "none" else l2_normalise(stacked)
 
 
 def l2_normalise(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

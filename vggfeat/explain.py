@@ -186,7 +186,7 @@ def _views(
     The sum over scales and channels of weights times features is the product of the SVM's weights with the descriptor.
     """
     machine, join, normalisation = saved.model, saved.recipe["join"], saved.recipe["normalisation"]
-    descriptor = fuse([join_features(one, join, normalisation) for one in features], normalisation)
+    descriptor = fuse(features, join, normalisation)
     plain = [join_features(one, join, "none")[0].astype(np.float64) for one in features]
     if descriptor.shape[1] != machine.coef.shape[1]:
         raise FitError(f"model: expected weights for {descriptor.shape[1]} values, found {machine.coef.shape[1]}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.datasets.files import walk
 from vggfeat.datasets.folder import left_out_notes
 from vggfeat.descriptor_stream import Paths, path_list
-from vggfeat.descriptors import fuse, join_features
+from vggfeat.descriptors import fuse
 from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.rerun import find_net, rerun_net
 from vggfeat.forward.runner import BatchRunner, Row
@@ -169,16 +169,14 @@ class _Net:
         note = f"Images were computed in {settings.precision}, the model's features in {theirs}."
         return cls(runner=runner, decode=decode, notes=(note,) * (settings.precision != theirs))
 
-    def descriptors(
-        self, images: Iterator[DecodedImage | ImageError], saved: SavedModel
-    ) -> tuple[NDArray[np.float32], list[Row]]:
-        """Return (n, D) descriptors of some images, zeros where they failed, and what became of them."""
+    def features(self, images: Iterator[DecodedImage | ImageError]) -> tuple[NDArray[np.float32], list[Row]]:
+        """Return the features (n, S, 1, C) of some images, zeros where they failed, and what became of them."""
         rows = self.runner.rows(images)
         features = np.zeros((len(rows), len(self.runner.sides), 1, self.runner.head.channels), dtype=np.float32)
         for place, row in enumerate(rows):
             if row.features is not None:
                 features[place] = row.features
-        return join_features(features, saved.recipe["join"], saved.recipe["normalisation"]), rows
+        return features, rows
 
 
 def _score(
@@ -197,14 +195,15 @@ def _score(
         for start in range(0, len(files), CHUNK):
             parts = []
             for net, stream in zip(nets, streams, strict=True):
-                part, rows = net.descriptors(islice(stream, CHUNK), saved)
+                part, rows = net.features(islice(stream, CHUNK))
                 parts.append(part)
                 for place, row in enumerate(rows, start=start):
                     name = " ".join(shown(requests[place].name).split())
                     reasons[place] = reasons[place] or row.reason.replace(f"{name}: ", "")
             end = start + len(parts[0])
             ok = np.array([not reason for reason in reasons[start:end]])
-            scores[start:end][ok] = saved.model.scores(fuse(parts, saved.recipe["normalisation"]))[ok]
+            descriptors = fuse(parts, saved.recipe["join"], saved.recipe["normalisation"])
+            scores[start:end][ok] = saved.model.scores(descriptors)[ok]
             if progress is not None:
                 progress(end, len(files))
     return scores, reasons
