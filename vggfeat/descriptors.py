@@ -71,7 +71,13 @@ def fuse(
     Returns
     -------
     (N, sum of D_i) float32
+
+    Raises
+    ------
+    ConfigError
+        As `join_features`.
     """
+    check_choice("normalisation", normalisation, get_args(Normalisation))
     if len(features) == 1:
         return join_features(features[0], join, normalisation)
     each: Normalisation = "blocks" if normalisation == "blocks" else "none"
