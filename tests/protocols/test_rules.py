@@ -510,7 +510,46 @@ def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(mon
     prepare_sweep(monkeypatch, [2, 0, 2], columns=[0, 2] if without.start == 0 else [0, 1, 2])
     result = run_protocol(table_of(voc_like(labels=labels)), FAST)
     assert result.runs[0].choice.C.tolist() == [4.0] * 3
-    assert any("too few positives of class1" in note for note in result.notes)
+    assert any("too few positives or negatives of class1" in note for note in result.notes)
+
+
+def test_a_fold_without_a_positive_leaves_the_mean_of_the_others():
+    labels = np.full((30, 1), -1)
+    labels[[3, 8, 15, 22]] = 1
+    dataset = data_set(labels, {}, name="folder")
+    result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0, 4.0), folds=5))
+    known = [run.means["ap-area"] for run in result.runs if run.test_positives[0]]
+    assert len(known) == 4
+    assert result.headline == pytest.approx(np.mean(known))
+    assert result.interval.mean == pytest.approx(np.mean(known))
+    assert result.deviation("ap-area") == pytest.approx(np.std(known, ddof=1))
+    assert np.isfinite(result.chance)
+    assert any("no positive of any class" in note and "over the other tests" in note for note in result.notes)
+
+
+def test_a_class_whose_held_out_positives_all_failed_takes_the_c_that_is_best_on_average(monkeypatch):
+    prepare_sweep(monkeypatch, [0, 2, 2])
+    held = [row for row in range(30, 60) if multi_label()[row, 0] == 1]
+    result = run_protocol(table_of(voc_like(), failed=held), FAST)
+    assert result.runs[0].choice.C.tolist() == [4.0] * 3
+    assert any("too few positives or negatives of class0" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("failed", [range(60, 90), [row for row in range(60, 90) if multi_label()[row, 1] == 1]])
+def test_the_kits_value_of_a_test_that_scores_dont_decide_is_kept_and_that_is_said(failed):
+    result = run_protocol(table_of(voc_like(), failed=failed), FAST)
+    run = result.runs[0]
+    # By VOCevalcls what a results file lacks ranks last, in the order of the list.
+    order = np.where(np.isin(np.arange(60, 90), list(failed)), -np.inf, 0.0)
+    assert run.values["ap-11-point"][1] == average_precision(run.truth[:, 1], order)
+    assert any("no scores of both positives and negatives of class" in note for note in result.notes)
+
+
+def test_where_no_class_tells_which_c_is_better_the_smallest_is_taken():
+    labels = multi_label()
+    labels[30:60] = 1
+    result = run_protocol(table_of(voc_like(labels=labels)), FAST)
+    assert result.runs[0].choice.C.tolist() == [0.25] * 3
 
 
 @pytest.mark.parametrize("solver", ["newton", "liblinear"])

@@ -121,7 +121,7 @@ def paired_bootstrap(
     classes = np.concatenate([per_class for _, per_class in drawn])
     low, high = _percentiles(means[:, None], ends)[0].tolist()
     return Difference(
-        mean=float(own_means.mean()),
+        mean=float(_nanmean(own_means, axis=0)[0]),
         interval=(low, high),
         classes=own_classes[0],
         class_intervals=_percentiles(classes, ends),
@@ -146,7 +146,7 @@ def bootstrap_interval(
         """(b, P) counts become (tests, b) results."""
         return np.array([_nanmean(value(counts[:, place])) for value, place in zip(values, places, strict=True)])
 
-    own = float(results(np.ones((1, len(names)), np.float32)).mean())
+    own = float(_nanmean(results(np.ones((1, len(names)), np.float32)), axis=0)[0])
     draws = _draws(len(names), sum(map(len, places)), settings)
     drawn = np.concatenate([_nanmean(results(counts), axis=0) for counts in draws])
     low, high = _percentiles(drawn[:, None], _unbiased_ends(own, drawn, settings))[0].tolist()

@@ -31,6 +31,8 @@ class _Measured(NamedTuple):
 
     curve: NDArray[np.float64]
     """(G, K) or (G, 1), NaN for classes that can't be trained."""
+    decided: NDArray[np.bool_]
+    """(K,) or (1,) whether scores decide the value."""
     converged: NDArray[np.bool_]
     """(G, K)"""
     gap: NDArray[np.float64]
@@ -139,12 +141,8 @@ class Experiment:
         model = self._fit(plan.fit_rows, choice, plan.fitted)
         scores = self._score(model, plan.test_rows, plan.tested)
         values = self.evaluation.values(truth, scores)
-        without = (truth != 1).all(axis=0)
-        if without.any():
-            self._note(
-                f"In {plan.tested} there is no positive of {self._names(without)}: no value for that, and the mean is "
-                f"over the other {counted((~without).sum(), 'class{es}')}."
-            )
+        for note in self.evaluation.weak_points(truth, self.table.ok[plan.test_rows], plan.tested):
+            self._note(note)
         return Run(
             name=plan.name,
             plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
@@ -213,7 +211,9 @@ class Experiment:
         )
 
     def _choice(self, plan: SplitPlan, grid: NDArray[np.float64], measured: Sequence[_Measured]) -> Choice:
-        curve = np.apply_along_axis(mean_defined, 0, np.stack([part.curve for part in measured]))
+        curves = np.stack([part.curve for part in measured])
+        telling = np.where(np.stack([part.decided for part in measured])[:, None], curves, np.nan)
+        curve = np.apply_along_axis(mean_defined, 0, curves if np.isnan(telling).all() else telling)
         converged = np.logical_and.reduce([part.converged for part in measured])
         gap = np.fmax.reduce([part.gap for part in measured])
         if not converged.all():
@@ -257,7 +257,7 @@ class Experiment:
             curve[:, ~trainable] = np.nan
         elif not trainable.any():
             curve[:] = np.nan
-        return _Measured(curve, converged, gap)
+        return _Measured(curve, self.evaluation.decided(truth, ok)[: curve.shape[1]], converged, gap)
 
     def _best(self, curve: NDArray[np.float64], grid: NDArray[np.float64], what: str) -> NDArray[np.float64]:
         # Rounded, so that values which differ by the order of a summation only count as equal.
@@ -281,8 +281,8 @@ class Experiment:
         if without.any():
             best[without] = np.round(curve[:, ~without].mean(axis=1), 12).argmax()
             self._note(
-                f"In the choice of C ({what}) there are too few positives of {self._names(without)}: the C that is "
-                f"best on average was taken."
+                f"In the choice of C ({what}) there are too few positives or negatives of {self._names(without)}: the "
+                f"C that is best on average was taken."
             )
         return np.broadcast_to(grid[best], len(self.classes)).copy()
 

@@ -219,18 +219,23 @@ class Result:
     @property
     def chance(self) -> float:
         """Mean over runs of the headline's chance level."""
-        return float(np.mean([run.chance for run in self.runs]))
+        return mean_defined(np.array([run.chance for run in self.runs]))
 
     def mean(self, metric: str) -> float:
-        """Mean over runs of one of the measures in `Run.means`."""
-        return float(np.mean([run.means[metric] for run in self.runs]))
+        """Mean over runs of one of the measures in `Run.means`; those in which no class has a value are left out."""
+        return mean_defined(self._means(metric))
 
     def deviation(self, metric: str) -> float | None:
-        """Sample standard deviation over runs (divisor: runs - 1), None for a single run.
+        """Sample standard deviation over runs (divisor: runs - 1), None for a single one with a value.
 
         The paper prints a "+-" and doesn't say whether its divisor is the number of runs or one less.
         """
-        return float(np.std([run.means[metric] for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
+        known = self._means(metric)
+        known = known[~np.isnan(known)]
+        return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+    def _means(self, metric: str) -> NDArray[np.float64]:
+        return np.array([run.means[metric] for run in self.runs])
 
     @property
     def secondary(self) -> dict[str, float]:

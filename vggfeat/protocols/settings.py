@@ -4,6 +4,7 @@ m = rows, K = classes.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError, check_choice
+from vggfeat.errors import ConfigError, FitError, check_choice, counted
 from vggfeat.metrics import (
     Rule,
     average_precision,
@@ -25,7 +26,7 @@ from vggfeat.metrics import (
     predict_classes,
 )
 from vggfeat.samples import DataSet, Label, Task
-from vggfeat.svm import SvmSettings, check_costs
+from vggfeat.svm import SvmSettings, check_costs, fittable_classes
 from vggfeat.svm.settings import C_GRID
 
 Difficult = Literal["ignore", "negative", "positive"]
@@ -85,14 +86,41 @@ class Evaluation:
 
     def chance(self, truth: NDArray[np.int8]) -> float:
         """Return the headline without knowledge, as `results.CHANCE` says; NaN without a positive."""
-        positives, counted = (truth == 1).sum(axis=0), (truth != 0).sum(axis=0)
+        positives, counting = (truth == 1).sum(axis=0), (truth != 0).sum(axis=0)
         occurring = positives > 0
         if not occurring.any():
             return float("nan")
         if self.metric == "recall":
             return 1 / truth.shape[1]  # A guess may be any class, whether the rows hold it or not.
-        rule, counts = _RULES[self.metric], zip(positives[occurring], counted[occurring], strict=True)
+        rule, counts = _RULES[self.metric], zip(positives[occurring], counting[occurring], strict=True)
         return float(np.mean([expected_precision(int(pos), int(all_), rule) for pos, all_ in counts]))
+
+    def decided(self, truth: NDArray[np.int8], ok: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Say for which classes scores decide the average precision, (K,): a positive and a negative have some.
+
+        Rows that are not `ok` (m,) rank last, in their order, as the official kits do with what a results file lacks:
+        of them alone, or of positives alone, the value is the same whatever the scores. All decide a recall.
+        """
+        if self.metric == "recall":
+            return np.ones(truth.shape[1], dtype=bool)
+        return fittable_classes(truth[ok])
+
+    def weak_points(self, truth: NDArray[np.int8], ok: NDArray[np.bool_], tested: str) -> Iterator[str]:
+        """Yield sentences on classes whose values in a test say little; `tested` names its rows."""
+        names, without = np.array(self.dataset.classes, dtype=object), (truth != 1).all(axis=0)
+        if without.all():
+            yield f"In {tested} there is no positive of any class: it has no value, and means are over the other tests."
+        elif without.any():
+            yield (
+                f"In {tested} there is no positive of {', '.join(names[without])}: no value for that, and the mean is "
+                f"over the other {counted((~without).sum(), 'class{es}')}."
+            )
+        empty = ~without & ~self.decided(truth, ok)
+        if empty.any():
+            yield (
+                f"In {tested} there are no scores of both positives and negatives of {', '.join(names[empty])}: the "
+                "average precision there is that of the order of the list, whatever the SVM says."
+            )
 
     def confusion(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.int64] | None:
         """(K, K) counts, row = true class; None where samples have several classes."""
