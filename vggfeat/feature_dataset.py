@@ -73,7 +73,7 @@ class FeatureDataset(Dataset[Pair]):
         failed: Failed = "raise",
     ) -> None:
         check_choice("failed", failed, get_args(Failed))
-        self.path = root_text(path) if is_remote(path) else os.path.abspath(path)
+        self.path = root_text(path) if is_remote(path) else os.path.abspath(root_text(path))
         self.join, self.normalisation = join, normalisation
         self._opened: tuple[int, Features] | None = None
         with open_features(self.path) as file:

@@ -202,6 +202,23 @@ def test_no_file_of_another_is_replaced_unasked(command, name, places, tmp_path,
     assert not list(tmp_path.rglob(".unfinished.json"))
 
 
+@pytest.mark.parametrize("command", sorted(WRITES.keys() - {"plan"}))
+def test_no_folder_is_made_that_is_called_as_a_store(command, places, tmp_path, capsys):
+    """Of s3://bucket/x, which none but plan can write to, `Path` makes s3:/bucket/x, a place on this machine."""
+    suffix = ".safetensors" if command == "weights convert" else ""
+    before = sorted(os.listdir(tmp_path))
+    assert run(words(command, f"memory://bucket/x{suffix}", places)) == 2
+    assert "expected a place on this machine, found an address of a store" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("command", ["export", "data splits", "plan", "merge", "audit"])
+def test_an_output_may_be_told_by_the_address_of_its_place_on_this_machine(command, places, tmp_path):
+    before = set(os.listdir(tmp_path))
+    assert run(words(command, f"file://{tmp_path}/given", places)) == 0
+    assert set(os.listdir(tmp_path)) - before == {"given"}
+
+
 @pytest.mark.parametrize("command", ["export", "weights convert", "weights export"])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_is_written_through_and_stays(command, there, places, tmp_path):

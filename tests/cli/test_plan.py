@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vggfeat import FeatureDataset, load_features
 from vggfeat.cli import run
 from vggfeat.cli.extract import ENGINES, EngineEntry, EngineOptions
 from vggfeat.engines.engine import ShardTask
@@ -112,6 +113,24 @@ def test_commands_say_of_a_run_what_they_say_of_its_file(words, finished, tmp_pa
     if words[0] == "export":
         with np.load("out-0") as one, np.load("out-1") as other:
             assert all((one[name] == other[name]).all() for name in one.files)
+
+
+def test_a_run_and_its_images_are_found_by_their_address_on_this_machine(inputs, net, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    out, photos = f"file://{tmp_path}/run", f"file://{inputs}/photos"
+    words = ["--dataset", "folder", "--root", photos, "--weights", net, "--scales", "224", "--quiet"]
+    assert run(["plan", *words, "--out", out]) == 0
+    assert run(["extract", "--plan", out, "--weights", net, "--root", photos, *QUIET]) == 0
+    assert run(["extract", *words, "--device", "cpu", "--workers", "0", "--out", f"file://{tmp_path}/x.h5"]) == 0
+    for features in (out, f"file://{tmp_path}/x.h5"):
+        assert run(["inspect", features]) == 0
+        assert run(["export", features, "--to", "npz", "--out", f"file://{tmp_path}/x.npz", "--overwrite"]) == 0
+        assert run(["svm", features, "--out", f"file://{tmp_path}/x.svm", "--quiet"]) == 0
+        assert len(load_features(features).ids) == len(FeatureDataset(features)) == 16
+    assert run(["data", "check", "folder", "--root", photos]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "run", "x.h5", "x.npz", "x.svm"]
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_the_command_that_is_named_as_the_next_one_works(inputs, tmp_path, capsys, monkeypatch):

@@ -92,6 +92,7 @@ def test_addresses_of_this_machine_are_folders(tmp_path):
 def test_an_address_that_was_made_a_path_is_one_still(tmp_path, monkeypatch):
     assert is_remote(Path("s3://bucket/run"))
     assert open_storage(Path("memory://bucket/run")).root == "memory://bucket/run"
+    assert open_storage(Path(f"file://{tmp_path}")).root == str(tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("s3:/bucket/run").mkdir(parents=True)
     assert not is_remote(Path("s3:/bucket/run"))

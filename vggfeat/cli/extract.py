@@ -38,7 +38,7 @@ from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError, counted
 from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.rendered import is_rendered
-from vggfeat.runtime.storage import is_remote
+from vggfeat.runtime.storage import is_remote, root_text
 from vggfeat.runtime.targets import anything, check_target
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class PlanRunOptions(EngineOptions):
 
         return ShardTask(
             run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
-            root=root if root is None or is_remote(root) else os.path.abspath(root), mixed=self.mixed, again=again,
+            root=root if root is None or is_remote(root) else os.path.abspath(root_text(root)), mixed=self.mixed,
+            again=again,
             storage=stores.settings(),
         )  # fmt: skip
 
@@ -336,7 +337,7 @@ def extract(
 def _local(root: str | None) -> Path | None:
     if root is not None and is_remote(root):
         raise ConfigError(f"--root: expected a folder of this machine, found {root}; plan a run: vggfeat plan --help")
-    return None if root is None else Path(root)
+    return None if root is None else Path(root_text(root))
 
 
 def _show(summary: "Summary", as_json: bool) -> None:

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from vggfeat.cli.output import say_note
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.runtime.devices import default_batch_pixels, default_workers
-from vggfeat.runtime.storage import StorageSettings, is_remote
+from vggfeat.runtime.storage import StorageSettings, is_remote, root_text
 from vggfeat.weights import load_backbone
 from vggfeat.weights.load import BUNDLED
 from vggfeat.weights.sources import find_file
@@ -128,7 +128,16 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
 
 
 COUNT = click.IntRange(1)
-PATH = click.Path(path_type=Path, readable=False)
+
+
+class _Place(click.Path):
+    """A file or folder; file:///data/x is that of this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(root_text(value), param, ctx)
+
+
+PATH = _Place(path_type=Path, readable=False)
 """What reads a file says whether it is there and can be read."""
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
 """What the help calls the value of --weights."""

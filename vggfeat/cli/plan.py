@@ -28,7 +28,7 @@ from vggfeat.cli.output import Progress, make_folder, say, say_json, show
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.addresses import is_address
 from vggfeat.runtime.rendered import RENDERED, is_rendered
-from vggfeat.runtime.storage import is_remote, open_storage
+from vggfeat.runtime.storage import is_remote, open_storage, root_text
 from vggfeat.runtime.targets import anything, check_folder, check_target
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def plan(
     if name is None or out is None:
         raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
     if not is_remote(out):
-        check_folder(out, [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
+        check_folder(root_text(out), [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
     storage = open_storage(out, stores.settings(), writing=True)
     found = _listing(name, root, layout, listing, stores)
     net = load_noted_net(weights, rendered=bool(found.marks))
@@ -118,6 +118,7 @@ def _listing(
 
     if root is None and name in ("tar", "parquet"):
         raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
+    root = root and root_text(root)
     told = listing.told(layout) | ({"root": root if is_address(root) else os.path.abspath(root)} if root else {})
     if name == "folder" and not (root and is_address(root)) and (place := resolve_root(name, root)).is_dir():
         root = str(place)

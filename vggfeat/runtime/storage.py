@@ -28,7 +28,7 @@ from vggfeat.runtime.durable import (
 from vggfeat.runtime.system import NO_WAIT, OPENED
 
 _ADVICE = "nothing that was finished is lost; mend it and give the same command again"
-_LOCAL = "file://"
+_LOCAL = re.compile(r"file:(//|(?=/))")
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
@@ -218,7 +218,7 @@ def open_storage(
 
         storage: Storage = RemoteStorage(text, settings)
     else:
-        storage = LocalStorage(text.removeprefix(_LOCAL))
+        storage = LocalStorage(text)
     if writing:
         storage.check_writable()
     return storage
@@ -226,13 +226,14 @@ def open_storage(
 
 def is_remote(root: str | os.PathLike[str]) -> bool:
     """Say whether a root is an address that is not of this machine's disk."""
-    text = root_text(root)
-    return "://" in text and not text.startswith(_LOCAL)
+    return "://" in root_text(root)
 
 
 def root_text(root: str | os.PathLike[str]) -> str:
-    """Return a root as text; of s3://bucket, `Path` has made s3:/bucket."""
+    """Return a root as text; of s3://bucket, `Path` has made s3:/bucket. That of this machine is a path."""
     text = os.fspath(root)
+    if (local := _LOCAL.match(text)) and not os.path.lexists(text):
+        return text[local.end() :]
     shortened = _ONE_SLASH.match(text)
     if shortened and not os.path.lexists(text):
         return f"{shortened[1]}://{text[shortened.end() :]}"

@@ -23,6 +23,7 @@ from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime import system
 from vggfeat.runtime.checksums import SUMS, read_sums
 from vggfeat.runtime.durable import DISK, Files, atomic_write, check_regular, disk_errors, open_bounded
+from vggfeat.runtime.storage import is_remote, root_text
 
 Ours = Callable[[Path], bool]
 """Says by its content whether a regular file is one that this command makes, and may make again; OSError if it can't be
@@ -84,7 +85,7 @@ def check_target(
 
     ConfigError if it is an input; StoreError if it may not be replaced, or its name is too long.
     """
-    real = Path(os.path.realpath(path))
+    real = _real(path, option)
     check_name(real, option)
     state = _state(real)
     if state is None:
@@ -127,7 +128,7 @@ def check_folder(
     ConfigError if the folder, or one of the files, is an input; StoreError if one may not be replaced, or the folder is
     none.
     """
-    real = Path(os.path.realpath(folder))
+    real = _real(folder, option)
     check_name(real, option)
     state = _state(real)
     if state is not None and not stat.S_ISDIR(state.st_mode):
@@ -157,6 +158,15 @@ def unclaim(folder: Path, names: Iterable[str], kinds: tuple[str, ...]) -> None:
     with contextlib.suppress(OSError, StoreError):  # It is gone, or it can stay.
         if not present or any(path.suffix in _JSON and _names_format(path, kinds) for path in present):
             (folder / CLAIM).unlink()
+
+
+def _real(path: str | os.PathLike[str], option: str) -> Path:
+    """Return where a place of this machine really is, links followed; ConfigError if it is at an address."""
+    if is_remote(path):
+        raise ConfigError(
+            f"{option}: expected a place on this machine, found an address of a store; write it here, and copy it there"
+        )
+    return Path(os.path.realpath(root_text(path)))
 
 
 def _is_ours(folder: Path, present: list[Path], kinds: tuple[str, ...]) -> bool:

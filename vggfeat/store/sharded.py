@@ -149,12 +149,12 @@ def open_features(path: str | os.PathLike[str]) -> Features:
 
     StoreError if it is missing, not complete, damaged, or of a version that this program does not know.
     """
-    return ShardedFeatures(path) if is_run(path) else FeatureFile(path)
+    return ShardedFeatures(path) if is_run(path) else FeatureFile(root_text(path))
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Say whether a path is that of a run in shards: a folder with a plan, or an address."""
-    return is_remote(path) or os.path.isfile(os.path.join(root_text(path).removeprefix("file://"), PLAN))
+    return is_remote(path) or os.path.isfile(os.path.join(root_text(path), PLAN))
 
 
 def missing_shards(plan: Plan) -> list[int]:
