@@ -207,6 +207,7 @@ def world(folder: Path, processes: int) -> dict:
         "lost": lost(folder, processes),
         "paused": paused(folder, processes, recipe),
         "micro_batches": [finish(child) for child in start_world(folder / "narrow", processes, recipe, action=narrow)],
+        "others": others(folder / "others", processes, recipe),
     }
 
 
@@ -224,6 +225,21 @@ def narrow(recipe: Recipe, found: World) -> None:
     learner = Learner(objective.first_weights()[0], objective, TrainingSettings(), found, None, [].append)
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     os._exit(learner.micro_batch)
+
+
+def others(out: Path, processes: int, recipe: Recipe) -> dict:
+    """The last process has other images."""
+
+    def run(recipe: Recipe, found: World) -> None:
+        try:
+            run_small(out, recipe, feed=StripeFeed(recipe, found, images=32 + found.rank), world=found)
+        except TrainingError as error:
+            out.with_name(f"others {found.rank}").write_text(str(error))
+            raise
+
+    codes = [finish(child) for child in start_world(out, processes, recipe, action=run)]
+    said = [out.with_name(f"others {rank}").read_text() for rank in range(processes)]
+    return {"codes": codes, "begun": out.exists(), "said": said}
 
 
 def stopped(folder: Path, processes: int, recipe: Recipe) -> dict:

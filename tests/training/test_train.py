@@ -508,8 +508,13 @@ def test_figures_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
     out = tmp_path / "run"
     run_small(out, small_recipe(max_steps=2, validate_every=2))
-    assert (scalars[0], scalars[-1]) == ((out / "tensorboard", 0), "closed")
+    assert (scalars[0], scalars[-1]) == ((out / "tensorboard", 1), "closed")
     assert {("train/loss", 2), ("train/lr", 2), ("validation/top1_error", 2)} <= set(scalars)
+    # What a step of `purge_step` or later had is hidden, and a run that goes on writes nothing of step 2 again.
+    scalars.clear()
+    run_small(out, small_recipe(max_steps=3, validate_every=2), resume=True)
+    assert scalars[0] == (out / "tensorboard", 3)
+    assert {step for _, step in scalars[1:-1]} == {3}
 
 
 # Processes
@@ -528,6 +533,11 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert (stopped["codes"], stopped["step"]) == ([0] * 4, 3)
     assert stopped["weights"][0] == stopped["weights"][1]
     assert report["micro_batches"] == [2, 2]
+    others = report["others"]
+    assert (others["codes"], others["begun"]) == ([TrainingError.exit_code] * 2, False)
+    assert set(others["said"]) == {
+        "process 1: data.validation: expected 32, found 33; give all processes the same command and the same images"
+    }
     assert report["lost"]["codes"] == [TrainingError.exit_code, -signal.SIGKILL]
     assert report["lost"]["seconds"] < 20
     paused = report["paused"]

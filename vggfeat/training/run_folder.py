@@ -141,15 +141,19 @@ class RunFolder:
             ) from None
 
     def _compare(self, where: Path, found: Any, expected: Mapping[str, Any]) -> None:
-        if found is None:
-            return
-        saved, wanted = dict(_flat(found)), dict(_flat(json.loads(json.dumps(expected))))
-        for name in [*wanted, *saved]:
-            if saved.get(name) != wanted.get(name):
-                raise TrainingError(
-                    f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {saved.get(name, 'nothing')}; "
-                    "give the settings and the images of that run, or another folder"
-                )
+        if found is not None:
+            advice = "give the settings and the images of that run, or another folder"
+            check_equal(where, found, json.loads(json.dumps(expected)), advice)
+
+
+def check_equal(where: object, found: Any, expected: Mapping[str, Any], advice: str) -> None:
+    """Raise TrainingError if what a run was described by is another, and name the first difference."""
+    saved, wanted = dict(_flat(found)), dict(_flat(expected))
+    for name in [*wanted, *saved]:
+        if saved.get(name) != wanted.get(name):
+            raise TrainingError(
+                f"{where}: {name}: expected {wanted.get(name, 'nothing')}, found {saved.get(name, 'nothing')}; {advice}"
+            )
 
 
 def what_is_kept(folder: Path) -> str:
@@ -294,7 +298,8 @@ def _open_board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(folder, purge_step=step)
+    # TensorBoard hides figures of this step and of later ones; those of the step itself are not written again.
+    return SummaryWriter(folder, purge_step=step + 1)
 
 
 def _curve(axes: Any, lines: Sequence[dict[str, Any]], key: str, label: str, color: str, **style: Any) -> None:

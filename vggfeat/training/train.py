@@ -21,7 +21,7 @@ from vggfeat.training.data import BatchStream, Labels, training_batches, validat
 from vggfeat.training.learner import Learner
 from vggfeat.training.objective import Classification, Objective
 from vggfeat.training.recipe import Recipe, TrainingSettings
-from vggfeat.training.run_folder import RunFolder
+from vggfeat.training.run_folder import RunFolder, check_equal
 from vggfeat.training.statistics import lost_classes, pixel_statistics
 from vggfeat.training.trainer import Outcome, Progress, Stopped, Trainer, TrainingState
 from vggfeat.weights import Backbone
@@ -42,16 +42,37 @@ def train(
 
     Started by torchrun, all its processes train together; the first of them writes.
 
-    `out`: folder of the run, new or empty.
-    `started_from`: the weights that `recipe.start` asks for.
-    `resume`: resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no
-    checkpoint yet, begin, and say so.
-    `progress`: called by every process after every step with steps done, the step at which training ends if validation
-    improves no more, and a note; returns True to end the run with a checkpoint.
-    `say`: called by the first process with a sentence that a user should read at once.
-    Raises ConfigError if settings do not go together, or the device is not there. Raises TrainingError if `out` holds
-    something else, the loss is no number, memory is too small even for one image at a time, over 1 % of the images
-    can't be read, or another process of the run has gone. Raises StoreError if the disk refuses.
+    Parameters
+    ----------
+    recipe : Recipe
+    data : ClassificationSet
+    out : Path
+        Folder of the run, new or empty.
+    started_from : Backbone, optional
+        The weights that `recipe.start` asks for.
+    resume : bool
+        Resume from the newest checkpoint in `out`, which must exist; in a folder that is empty, or has no checkpoint
+        yet, begin, and say so.
+    run : TrainingSettings
+    progress : callable
+        Called by every process after every step with steps done, the step at which training ends if validation
+        improves no more, and a note; returns True to end the run with a checkpoint.
+    say : callable
+        Called by the first process with a sentence that a user should read at once.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    ConfigError
+        If settings do not go together, or the device is not there.
+    TrainingError
+        If `out` holds something else, the loss is no number, memory is too small even for one image at a time, over
+        1 % of the images can't be read, or another process of the run has gone or has other images or settings.
+    StoreError
+        If the disk refuses.
     """
     with (
         open_world(run.device, os.environ, lost=TrainingError, sums=True) as world,
@@ -84,6 +105,7 @@ def learn(
     """
     model, notes = objective.first_weights()
     identity = _identity(objective, feed)
+    _check_processes(world, identity, objective.recipe, run)
     folder = RunFolder(out, files)
     with ExitStack() as stack:
         stack.callback(folder.close)
@@ -120,6 +142,20 @@ def _identity(objective: Objective, feed: "ImageFeed") -> dict[str, Any]:
         "started_from": objective.started_from.sha256 if objective.started_from else None,
         **objective.facts,
     }
+
+
+def _check_processes(world: World, identity: dict[str, Any], recipe: Recipe, run: TrainingSettings) -> None:
+    """Check that all take their shares of the same batches, and meet at the same steps."""
+    own = {
+        **identity,
+        "max_steps": recipe.max_steps,
+        "precision": run.precision,
+        "checkpoint_every": run.checkpoint_every,
+        "log_every": run.log_every,
+    }
+    said = world.gather(own)
+    for rank, other in enumerate(said):
+        check_equal(f"process {rank}", other, said[0], "give all processes the same command and the same images")
 
 
 class ImageFeed:
