@@ -204,6 +204,8 @@ class TestTars:
             (lambda path: tar(path, {"1.jpg": b"x", "1.json": b"{"}), "member '1.json': expected JSON, found: "),
             (lambda path: tar(path, {"1.jpg": b"x", "1.json": b'{"label": [1.5]}'}), "expected numbers or names of classes in 'label', found"),  # noqa: E501
             (lambda path: tar(path, {"1.jpg": b"x", "2.jpg": b"x", "1.png": b"y", "1.jpg ": b""} | {"a/1.jpg": b"x"}) and tar(path, {"1.jpg": b"x", "2.jpg": b"y", "./1.jpg": b"z"}), "found its name twice"),  # noqa: E501
+            (lambda path: tar(path, {"1.jpg": b"x", "1.JPG": b"y"}), "member '1.JPG': expected every file of a sample once, next to each other, found its name twice"),  # noqa: E501
+            (lambda path: tar(path, {"1.jpg": b"x", "1.cls": b"0", "./1.cls": b"1"}), "member '1.cls': expected every file of a sample once"),  # noqa: E501
         ],
     )  # fmt: skip
     def test_a_bad_tar_is_named_with_what_to_do(self, tmp_path, make, said):

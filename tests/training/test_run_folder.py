@@ -34,9 +34,10 @@ def drawn(monkeypatch):
         ([0.01], ["0.01"]),
         ([0.01, 0.001, 0.0001], ["0.0001", "0.001", "0.01"]),
         ([0.01, 0.007], ["0.007", "0.01"]),
+        ([0.0], ["0"]),
         ([0.1 / 2**n for n in range(30)], ["1e-10", "1e-08", "1e-06", "0.0001", "0.01"]),
     ],
-    ids=["one", "three", "within a decade", "many"],
+    ids=["one", "three", "within a decade", "none", "many"],
 )
 def test_learning_rates_are_marked_with_plain_numbers(drawn, rates, marks):
     figure = drawn([line(step, rate) for step, rate in enumerate(rates, start=1)])

@@ -241,7 +241,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str
         left.set(ylabel="loss", ylim=(0, None))
         rates = left.twinx()
         _curve(rates, train, "lr", "learning rate", GREY, drawstyle="steps-pre")
-        rates.set(yscale="log", ylabel="learning rate")
+        rates.set(yscale="log" if all(line["lr"] for line in train) else "linear", ylabel="learning rate")
         _mark_rates(rates, {line["lr"] for line in train})
         first = next(iter(errors))
         _curve(right, train, first, f"{errors[first]}, training batches", GREY)

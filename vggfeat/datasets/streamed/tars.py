@@ -73,7 +73,11 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
     splits = split_of(path)
     named = (_named(member) for member in tar.members() if not re.search(r"(^|/)(\.|__)", member.name))
     for key, sample in groupby(named, key=itemgetter(0)):
-        parts = {ending: member for _, ending, member in sample}
+        parts: dict[str, Member] = {}
+        for _, ending, member in sample:
+            if ending in parts:
+                raise _twice(tar, member)
+            parts[ending] = member
         images = {ending: member for ending, member in parts.items() if is_image(member.name)}
         unread |= dict.fromkeys(ending for ending in parts if ending not in images and ending not in ("cls", "json"))
         if not images:
@@ -82,15 +86,19 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
         for ending, member in images.items():
             name = f"{path}/{key}" if len(images) == 1 else f"{path}/{key}.{ending}"
             if name in ids:
-                raise DatasetError(
-                    f"{tar.where}, member {quoted(member.name)}: expected the files of a sample next to each other, "
-                    "found its name twice; write the tar again, sorted by name (tar --sort=name)"
-                )
+                raise _twice(tar, member)
             ids.add(name)
             rows.append(StreamedRow(name, path, member.start, member.size, member.size, splits=splits, **told))
     if not rows:
         raise DatasetError(f"{tar.where}: expected images in the tar, found none; leave it out")
     return rows, list(unread)
+
+
+def _twice(tar: TarIndex, member: Member) -> DatasetError:
+    return DatasetError(
+        f"{tar.where}, member {quoted(member.name)}: expected every file of a sample once, next to each other, "
+        "found its name twice; write the tar again, every file once, sorted by name (tar --sort=name)"
+    )
 
 
 def _named(member: Member) -> tuple[str, str, Member]:
