@@ -317,19 +317,11 @@ class BatchRunner:
         return torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024)
 
     def prepare(self, images: Sequence[tuple[Tensor, Size]], pixels: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Make a batch of images on the device, (3, H, W) each, and the sizes that they get.
+        """Make a batch (N, 3, H, W) float32 of images (3, H, W) on the device, and the sizes that they get.
 
-        Parameters
-        ----------
-        pixels : int, optional
-            As for `Head.values`; by default that of the settings.
-
-        Returns
-        -------
-        images : Tensor (N, 3, H, W), float32
-            Rescaled and normalised; those of other sizes than the tensor's are padded to the right and below.
-        sides : Tensor (N, 2) or None
-            Height and width of each, or None if each fills the tensor.
+        It is rescaled and normalised; images of other sizes than the tensor's are padded to the right and below. Also
+        returned are height and width of each (N, 2), or None if each fills the tensor. `pixels` is as for
+        `Head.values`, by default that of the settings.
         """
         rescaled = [rescale(one, size, self.settings.interpolation) for one, size in images]
         most = (pixels or self.settings.batch_pixels) // self.head.copies

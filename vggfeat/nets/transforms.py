@@ -30,17 +30,9 @@ def rescaled_size(height: int, width: int, smallest: int) -> tuple[int, int]:
 
 
 def rescale(image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Tensor:
-    """Resample an image with anti-aliasing.
+    """Resample an image (3, H, W) from 0 to 255 with anti-aliasing, to (3, height, width) float32.
 
-    Parameters
-    ----------
-    image : Tensor (3, H, W), uint8 or floating point, 0 to 255
-    size : (height, width) in pixels
-
-    Returns
-    -------
-    Tensor (3, height, width), float32
-        Range 0 to 255, up to the overshoot of bicubic resampling; never rounded to whole numbers.
+    The range is 0 to 255, up to the overshoot of bicubic resampling; it is never rounded to whole numbers.
     """
     if tuple(image.shape[1:]) == tuple(size):
         return image.to(torch.float32)
