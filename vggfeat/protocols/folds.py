@@ -15,14 +15,16 @@ other. N = rows of the table, K = classes. Bytes of images are compared by their
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.descriptor_stream import Described
 from vggfeat.errors import ConfigError, counted
 from vggfeat.samples import DataSet, Label, rank_by_hash
+
+if TYPE_CHECKING:
+    from vggfeat.descriptor_stream import Described
 
 LARGE = 1_000_000
 """Rows from which on parts are drawn by hash alone."""
@@ -218,7 +220,7 @@ def shared_path_note(
     ]
 
 
-def leak_notes(table: Described, pairs: Sequence[SplitPlan]) -> list[str]:
+def leak_notes(table: "Described", pairs: Sequence[SplitPlan]) -> list[str]:
     """Say which groups, and which bytes under another name, are on both sides of a test."""
     return [*_group_notes(table.dataset, pairs), *_byte_notes(table, pairs)]
 
@@ -240,7 +242,7 @@ def _group_notes(dataset: DataSet, pairs: Sequence[SplitPlan]) -> list[str]:
     ]
 
 
-def _byte_notes(table: Described, pairs: Sequence[SplitPlan]) -> list[str]:
+def _byte_notes(table: "Described", pairs: Sequence[SplitPlan]) -> list[str]:
     contents, paths = contents_of(table), table.dataset.paths
     twins: dict[int, int] = {}
     where = []
@@ -276,7 +278,7 @@ def _tested(where: Sequence[SplitPlan], pairs: Sequence[SplitPlan]) -> str:
     return where[0].tested if len(pairs) == 1 else "the test"
 
 
-def contents_of(table: Described) -> NDArray[np.int64]:
+def contents_of(table: "Described") -> NDArray[np.int64]:
     """Return a number for the bytes of each row's image, (N,); one that is not known has a number of its own."""
     count = len(table.dataset)
     if table.sha256 is None or not count:
@@ -286,7 +288,7 @@ def contents_of(table: Described) -> NDArray[np.int64]:
     return np.where(known, numbers, count + np.arange(count))
 
 
-def label_notes(table: Described) -> list[str]:
+def label_notes(table: "Described") -> list[str]:
     """Say which images occur with the same bytes, and the same box if they have one, but contradictory labels."""
     dataset, differing = table.dataset, []
     for rows in repeated(contents_of(table), dataset.boxes):

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from vggfeat.results.reading import SvmRun, read_runs
 from vggfeat.results.record import align, percent, printable
 from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image, small_copies
 from vggfeat.samples import Task
-from vggfeat.similar import DescriptorSettings, Neighbours
-from vggfeat.store.reader import Features
 from vggfeat.table import DescriptorTable
+
+if TYPE_CHECKING:
+    from vggfeat.similar import DescriptorSettings, Neighbours
+    from vggfeat.store.reader import Features
 
 UNKNOWN = "not known"
 
@@ -171,7 +173,7 @@ def script_json(value: Any) -> Any:
 
 
 def similar_json(
-    features: Features, query: str, row: int | None, found: Neighbours, settings: DescriptorSettings
+    features: "Features", query: str, row: int | None, found: "Neighbours", settings: "DescriptorSettings"
 ) -> dict[str, Any]:
     """Return what was found, ready for JSON; `row` is that of the query, if it is in the file."""
     data = features.dataset

@@ -5,21 +5,23 @@ G = guesses of an image.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
 from vggfeat.errors import counted
 from vggfeat.formats.csv_cells import csv_bytes
-from vggfeat.localisation.evaluate import LocalisationErrors
-from vggfeat.localisation.predict import Predicted, shown_path, title
-from vggfeat.localisation.submission import ClassIds, submission_text
 from vggfeat.results.paper import PaperBoxError, is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record, json_bytes, percent, shortened, write_run
 from vggfeat.runtime.rendered import RENDERED
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.reader import count_reasons
+
+if TYPE_CHECKING:
+    from vggfeat.localisation.evaluate import LocalisationErrors
+    from vggfeat.localisation.predict import Predicted
+    from vggfeat.localisation.submission import ClassIds
 
 MOST_CONFUSIONS = 100
 """Confusions that results.json has; confusions.csv has all."""
@@ -175,11 +177,11 @@ def _number(value: float) -> float | None:
 
 def localisation_record(
     data: ClassificationSet,
-    found: LocalisationErrors,
+    found: "LocalisationErrors",
     protocol: str,
     *,
     settings: Mapping[str, Any],
-    numbering: ClassIds,
+    numbering: "ClassIds",
     paper: Sequence[PaperBoxError],
 ) -> Record:
     """Gather the errors of one evaluation.
@@ -227,12 +229,19 @@ def localisation_record(
 
 
 def write_localisation(
-    record: Record, data: ClassificationSet, found: LocalisationErrors, folder: Path, *, spreadsheet_safe: bool = False
+    record: Record,
+    data: ClassificationSet,
+    found: "LocalisationErrors",
+    folder: Path,
+    *,
+    spreadsheet_safe: bool = False,
 ) -> list[Path]:
     """Write results.json, table.txt and classes.csv, and for protocol dense submission.txt; all in one step.
 
     Raises StoreError if the folder can't be made or written.
     """
+    from vggfeat.localisation.submission import submission_text
+
     more = {}
     if record.content["protocol"] == "dense":
         order, numbers = file_order(data.val.paths), record.content["numbers"]["of_classes"]
@@ -245,7 +254,7 @@ def file_order(paths: Sequence[str]) -> list[int]:
     return sorted(range(len(paths)), key=lambda row: (paths[row].rpartition("/")[2], paths[row]))
 
 
-def _class_rows(data: ClassificationSet, found: LocalisationErrors) -> list[dict[str, Any]]:
+def _class_rows(data: ClassificationSet, found: "LocalisationErrors") -> list[dict[str, Any]]:
     """Return the errors class by class, from 0 to 1; None where no image counts."""
     missed = (found.labels != found.targets[:, None]).all(axis=1)
     rows = []
@@ -261,7 +270,7 @@ def _class_rows(data: ClassificationSet, found: LocalisationErrors) -> list[dict
     return rows
 
 
-def _errors(found: LocalisationErrors, protocol: str) -> dict[str, Any]:
+def _errors(found: "LocalisationErrors", protocol: str) -> dict[str, Any]:
     """Return the errors over all images, from 0 to 1; those of the G guesses for protocol dense alone."""
     overlaps = found.true_class.overlaps[found.true_class.counted, 0]
     errors: dict[str, Any] = {
@@ -276,7 +285,7 @@ def _errors(found: LocalisationErrors, protocol: str) -> dict[str, Any]:
     return errors
 
 
-def _box_headline(found: LocalisationErrors, errors: Mapping[str, Any]) -> list[str]:
+def _box_headline(found: "LocalisationErrors", errors: Mapping[str, Any]) -> list[str]:
     counted = f"on {found.guessed.counted.sum()} of {len(found.targets)} images"
     true = f"{percent(errors['true_class_localisation'])} % {counted}"
     true += f", mean overlap {errors['true_class_mean_overlap']:.2f}"
@@ -296,7 +305,7 @@ def _share(wrong: Any) -> float | None:
 
 
 def write_box_predictions(
-    found: Sequence[Predicted],
+    found: "Sequence[Predicted]",
     classes: Sequence[str],
     words: Mapping[str, str],
     folder: Path,
@@ -309,6 +318,8 @@ def write_box_predictions(
 
     Raises StoreError if the folder can't be made or written.
     """
+    from vggfeat.localisation.predict import shown_path
+
     images = [
         {
             "path": shown_path(one.path),
@@ -345,8 +356,10 @@ def _guess_rows(images: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
             yield [one["path"], *[""] * 7, one["failed"]]
 
 
-def summary_lines(found: Sequence[Predicted], classes: Sequence[str], words: Mapping[str, str]) -> list[str]:
+def summary_lines(found: "Sequence[Predicted]", classes: Sequence[str], words: Mapping[str, str]) -> list[str]:
     """Return a line an image: its best guess, or why there is none."""
+    from vggfeat.localisation.predict import shown_path, title
+
     lines = []
     for one in found:
         if one.located.reason:

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vggfeat.errors import ImageError, counted
 from vggfeat.formats.csv_cells import csv_bytes
-from vggfeat.protocols.apply import Predictions
 from vggfeat.results.record import (
     SHOWN_FAILURES,
     align,
@@ -27,16 +25,17 @@ from vggfeat.results.record import (
     shortened,
     write_run,
 )
-from vggfeat.results.thumbnails import OUTSIDE, Example, address_of, image_below
 from vggfeat.samples import Task
 
 if TYPE_CHECKING:
     from vggfeat.explain import Evidence, Explainer
+    from vggfeat.protocols.apply import Predictions
     from vggfeat.results.svm_page import ClassPart
+    from vggfeat.results.thumbnails import Example
 
 
 def write_predictions(
-    predictions: Predictions, folder: Path, *, model: Path, top: int, spreadsheet_safe: bool = False
+    predictions: "Predictions", folder: Path, *, model: Path, top: int, spreadsheet_safe: bool = False
 ) -> list[Path]:
     """Write predictions.csv, predictions.json and scores.npz; files of these names are replaced, all in one step.
 
@@ -50,7 +49,7 @@ def write_predictions(
     return write_run(folder, contents, last="predictions.json")
 
 
-def predictions_csv(predictions: Predictions, *, spreadsheet_safe: bool = False) -> bytes:
+def predictions_csv(predictions: "Predictions", *, spreadsheet_safe: bool = False) -> bytes:
     """Return a line an image, in the order of the feature file, as UTF-8.
 
     Columns of a single-label model: id, predicted, score, failed. Of a multi-label one: id, the classes, failed. With
@@ -67,7 +66,7 @@ def predictions_csv(predictions: Predictions, *, spreadsheet_safe: bool = False)
     return csv_bytes(["id", *columns, "failed"], rows, spreadsheet_safe=spreadsheet_safe)
 
 
-def scores_csv(predictions: Predictions, *, spreadsheet_safe: bool = False) -> bytes:
+def scores_csv(predictions: "Predictions", *, spreadsheet_safe: bool = False) -> bytes:
     """Return a line an image with all of its scores, as UTF-8.
 
     Columns: image, predicted (several classes with ";" between them), score (the highest), with probabilities
@@ -83,7 +82,7 @@ def scores_csv(predictions: Predictions, *, spreadsheet_safe: bool = False) -> b
     return csv_bytes(header, rows, spreadsheet_safe=spreadsheet_safe)
 
 
-def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict[str, Any]:
+def predictions_json(predictions: "Predictions", *, model: Path, top: int) -> dict[str, Any]:
     """Return the predictions ready for JSON.
 
     `ranking` names `top` images a class, and `images` the `top` classes of an image.
@@ -126,7 +125,7 @@ def predictions_json(predictions: Predictions, *, model: Path, top: int) -> dict
     return content
 
 
-def predictions_table(predictions: Predictions, *, top: int, width: int | None = None) -> str:
+def predictions_table(predictions: "Predictions", *, top: int, width: int | None = None) -> str:
     """Return a line a class, with its number of images and its `top` best; then failures and notes.
 
     A single-label model gives an image to one class; a multi-label one to every class whose score is above 0. Lines
@@ -147,7 +146,7 @@ def predictions_table(predictions: Predictions, *, top: int, width: int | None =
     return "\n".join(printable(line) for line in lines)
 
 
-def images_table(predictions: Predictions, *, top: int, width: int | None = None) -> str:
+def images_table(predictions: "Predictions", *, top: int, width: int | None = None) -> str:
     """Return a line an image: the classes that it is given, and the scores of its `top` best; then notes.
 
     Of an image that failed the reason. Lines are cut at `width`.
@@ -169,7 +168,7 @@ def _ragged(rows: Sequence[Sequence[str]], left: int, width: int | None) -> list
     return [shortened(line, width) for line in lines]
 
 
-def _counts(predictions: Predictions) -> str:
+def _counts(predictions: "Predictions") -> str:
     failed = int(predictions.failed.sum())
     without = len(predictions.dataset) - failed - int(predictions.given.any(axis=1).sum())
     least = predictions.settings.abstain_below
@@ -179,7 +178,7 @@ def _counts(predictions: Predictions) -> str:
     return f"{counted(len(predictions.dataset) - failed, 'image{s} scored')}, {failed} failed{abstained}"
 
 
-def _scores_npz(predictions: Predictions) -> bytes:
+def _scores_npz(predictions: "Predictions") -> bytes:
     arrays: dict[str, Any] = {
         "ids": np.array(predictions.dataset.ids, dtype=np.str_),
         "classes": np.array(predictions.classes, dtype=np.str_),
@@ -190,19 +189,19 @@ def _scores_npz(predictions: Predictions) -> bytes:
     return npz_bytes(arrays)
 
 
-def _class_columns(predictions: Predictions, prefix: str) -> list[str]:
+def _class_columns(predictions: "Predictions", prefix: str) -> list[str]:
     known = [] if predictions.probabilities is None else [f"probability_{name}" for name in predictions.classes]
     return [*(f"{prefix}{name}" for name in predictions.classes), *known]
 
 
-def _numbers(predictions: Predictions, row: int, classes: Sequence[int]) -> list[str]:
+def _numbers(predictions: "Predictions", row: int, classes: Sequence[int]) -> list[str]:
     """Write the scores of some classes, then their probabilities if they were asked for; empty where there are none."""
     tables = (predictions.scores, predictions.probabilities)
     values = (table[row, k] for table in tables if table is not None for k in classes)
     return [f"{value:.9g}" if np.isfinite(value) else "" for value in values]
 
 
-def _values(predictions: Predictions, row: int, k: int) -> dict[str, float | None]:
+def _values(predictions: "Predictions", row: int, k: int) -> dict[str, float | None]:
     """Return the score of a class, and its probability if that was asked for, for JSON."""
     score = {"score": float(predictions.scores[row, k])}
     if predictions.probabilities is None:
@@ -211,22 +210,22 @@ def _values(predictions: Predictions, row: int, k: int) -> dict[str, float | Non
     return {**score, "probability": probability if np.isfinite(probability) else None}
 
 
-def _shown(predictions: Predictions, row: int, k: int) -> str:
+def _shown(predictions: "Predictions", row: int, k: int) -> str:
     score = f"{predictions.scores[row, k]:.2f}"
     return score if predictions.probabilities is None else f"{score}, {percent(predictions.probabilities[row, k])} %"
 
 
-def _given(predictions: Predictions, row: int) -> str:
+def _given(predictions: "Predictions", row: int) -> str:
     return ";".join(predictions.classes[k] for k in np.flatnonzero(predictions.given[row]).tolist())
 
 
-def _ranked(predictions: Predictions, k: int) -> NDArray[np.int64]:
+def _ranked(predictions: "Predictions", k: int) -> NDArray[np.int64]:
     """Rows that have a score, best first; of equal scores the earlier row."""
     order = np.argsort(-predictions.scores[:, k], kind="stable")
     return order[np.isfinite(predictions.scores[order, k])]
 
 
-def _reason(predictions: Predictions, row: int) -> str:
+def _reason(predictions: "Predictions", row: int) -> str:
     return predictions.reasons.get(predictions.dataset.ids[row], "")
 
 
@@ -278,6 +277,8 @@ def evidence_text(content: dict[str, Any], top: int = 5) -> str:
 
 def overlay(evidence: "Evidence") -> bytes:
     """Return `overlay_pixels` as a PNG, small ones enlarged."""
+    from PIL import Image
+
     pixels, file = overlay_pixels(evidence), io.BytesIO()
     times = -(-LEAST_SIDE // max(pixels.shape))
     Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(file, "PNG")
@@ -311,14 +312,14 @@ class ExplainedMistake(NamedTuple):
 
     name: str
     """Of the class whose score is drawn."""
-    example: Example
+    example: "Example"
     drawing: str
     """Its address ("data:image/jpeg;base64,..."), or the reason why there is none."""
     score: float | None
     """By the model that explains it; in a cross-validation another than the one that was tested on the image."""
 
 
-def worst_mistakes(classes: "Sequence[ClassPart]", number: int) -> list[tuple[str, Example]]:
+def worst_mistakes(classes: "Sequence[ClassPart]", number: int) -> "list[tuple[str, Example]]":
     """Choose the worst mistake of each class, worst classes first, of the run of that number.
 
     It is what was taken for the class most surely, else the positive that was missed most clearly. Only whole images:
@@ -334,7 +335,7 @@ def worst_mistakes(classes: "Sequence[ClassPart]", number: int) -> list[tuple[st
 
 
 def explain_mistakes(
-    mistakes: Sequence[tuple[str, Example]], explainer: "Explainer", root: Path, progress: Callable[[int, int], None]
+    mistakes: "Sequence[tuple[str, Example]]", explainer: "Explainer", root: Path, progress: Callable[[int, int], None]
 ) -> tuple[ExplainedMistake, ...]:
     """Draw mistakes, whose paths are relative to `root`; `progress` is called with those done and all."""
     found = []
@@ -344,7 +345,9 @@ def explain_mistakes(
     return tuple(found)
 
 
-def _explain(name: str, example: Example, explainer: "Explainer", root: Path) -> ExplainedMistake:
+def _explain(name: str, example: "Example", explainer: "Explainer", root: Path) -> ExplainedMistake:
+    from vggfeat.results.thumbnails import OUTSIDE, address_of, image_below
+
     image = image_below(root, example.key.path)
     if image is None:
         return ExplainedMistake(name, example, OUTSIDE, None)
