@@ -203,13 +203,13 @@ def bench_svm(
 
     threads = threads or cores()
     if size == "stored":
-        from vggfeat.benchmarks.svm_stream import measure as measure_stored
+        from vggfeat.benchmarks.svm import measure_stream
 
         for name, value in (("device", device), ("sample", sample)):
             if value is not None:
                 raise ConfigError(f"--{name}: not together with --size stored; leave it out")
         rows, length = shape or (20_000, 1024)
-        _show(measure_stored(rows, length, threads=threads, seed=seed, peer=not alone, say=_say), as_json)
+        _show(measure_stream(rows, length, threads=threads, seed=seed, peer=not alone, say=_say), as_json)
         return
     if shape is not None:
         raise ConfigError("--shape: expected together with --size stored, found another size; leave it out")
