@@ -91,6 +91,19 @@ def test_lengths_are_one_whatever_the_scale_of_the_numbers():
         np.testing.assert_allclose(lengths, 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.longdouble, np.int32, np.uint8])
+def test_other_kinds_of_numbers_become_float32_and_lose_no_digit_on_the_way(kind):
+    features = np.arange(24).reshape(2, 2, 2, 3).astype(kind)
+    found = join_features(features, "mean", "whole")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, join_features(features.astype(np.float32), "mean", "whole"))
+
+
+def test_an_array_of_another_shape_is_refused():
+    with pytest.raises(ConfigError, match=r"features: expected an array \(N, scales, regions, channels\), found shape"):
+        join_features(FEATURES[0])
+
+
 @pytest.mark.parametrize(
     ("join", "normalisation", "named"), [("sum", "blocks", "join"), ("mean", "l1", "normalisation")]
 )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Join, Normalisation, fuse
-from vggfeat.errors import ConfigError, StoreError, short_repr
+from vggfeat.errors import ConfigError, StoreError, several, short_repr
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
@@ -137,7 +137,7 @@ def table_bytes(paths: Paths, *, join: Join = "mean", regions: Sequence[str] | N
     for path in path_list(paths):
         with open_features(path) as file:
             scales = len(file.scales) if join == "stack" else 1
-            total += 4 * len(file) * scales * len(regions or file.regions) * file.channels
+            total += 4 * len(file) * scales * len(several(regions or file.regions)) * file.channels
     return total
 
 
@@ -276,7 +276,7 @@ def _check_images(first: Features, other: Features, order: NDArray[np.int64], ok
 
 def region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
     """Return the numbers of the regions to stack, all by default; ConfigError if one is not in the file, or twice."""
-    wanted = file.regions if regions is None else tuple(regions)
+    wanted = file.regions if regions is None else several(regions)
     unknown = [name for name in wanted if name not in file.regions]
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
@@ -287,7 +287,7 @@ def _describe(file: Features, regions: Sequence[str] | None) -> dict[str, Any]:
     return {
         "file": file.path.name,
         "scales": list(file.scales),
-        "regions": list(file.regions if regions is None else regions),
+        "regions": list(file.regions if regions is None else several(regions)),
         "channels": file.channels,
         "failed": int((file.status != Status.DONE).sum()),
         "provenance": file.provenance,

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import check_choice
+from vggfeat.errors import ConfigError, check_choice, check_unmasked
 
 Join = Literal["mean", "max", "stack"]
 """How the scales of one region become one block; regions are always stacked."""
@@ -41,10 +41,14 @@ def join_features(
     Raises
     ------
     ConfigError
-        If `join` or `normalisation` is not one of the above.
+        If `join` or `normalisation` is not one of the above, or features are masked or of another shape.
     """
     check_choice("join", join, get_args(Join))
     check_choice("normalisation", normalisation, get_args(Normalisation))
+    check_unmasked("features", features, error=ConfigError)
+    features = np.asarray(features, dtype=np.float32)  # Of float16, lengths would be 1 to three digits only.
+    if features.ndim != 4:
+        raise ConfigError(f"features: expected an array (N, scales, regions, channels), found shape {features.shape}")
     count, scales, regions, channels = features.shape
     if join == "stack":
         blocks = features.transpose(0, 2, 1, 3).reshape(count, regions, scales * channels)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.errors import ConfigError, ImageError, counted
+from vggfeat.errors import ConfigError, ImageError, check_given, counted, keep_kinds
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.rerun import check_precision, some_of
 from vggfeat.forward.runner import BatchRunner, Row
@@ -70,6 +70,7 @@ class RunSettings:
     features."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
             found = f"workers {self.workers}, shard_rows {self.shard_rows}"
             raise ConfigError(f"run: expected workers of at least 0 and shard_rows of at least 1, found {found}")
@@ -122,6 +123,8 @@ def extract_features(
     ConfigError
         If the settings do not go together, or with this device or data set.
     """
+    check_given("dataset", dataset, DataSet, "what vggfeat.open_dataset makes of a folder")
+    check_given("backbone", backbone, Backbone, "what vggfeat.load_backbone makes of a weights file")
     check_boxes(dataset, settings.regions)
     runner = feature_runner(backbone, settings, run.device)
     job = Job(dataset=dataset, images=dataset, runner=runner, provenance=MIRROR)

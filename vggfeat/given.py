@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import Normalisation, l2_normalise
-from vggfeat.errors import StoreError, counted, quoted
+from vggfeat.errors import StoreError, check_given, counted, quoted
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable
@@ -77,7 +77,10 @@ def read_given(
     StoreError
         If the file can't be read, has a value that is not finite, or names an image twice or by half; or if no name is
         one of the data set.
+    ConfigError
+        If a path is given for the data set.
     """
+    check_given("dataset", dataset, DataSet, "what vggfeat.open_dataset makes of a folder")
     place = Path(path)
     given = _read(place)
     _check(place, given)

@@ -17,7 +17,7 @@ from vggfeat.datasets.files import walk
 from vggfeat.datasets.folder import left_out_notes
 from vggfeat.descriptor_stream import Paths, path_list
 from vggfeat.descriptors import fuse
-from vggfeat.errors import ConfigError, ImageError, WeightsError
+from vggfeat.errors import ConfigError, ImageError, WeightsError, check_given
 from vggfeat.forward.rerun import find_net, rerun_net
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
@@ -81,6 +81,7 @@ def nets_of(saved: SavedModel, weights: Paths = ()) -> list[Backbone]:
     WeightsError
         If one is not found, or one that is given is none of the model's.
     """
+    check_given("saved", saved, SavedModel, "what vggfeat.protocols.open_model makes of a model's file")
     given = {net.sha256: net for net in map(load_backbone, path_list(weights))}
     made = [one["provenance"] for one in saved.recipe["files"]]
     known = {one["weights_sha256"]: f"{one.get('weights')} (net {one.get('net')})" for one in made}
@@ -133,6 +134,7 @@ def predict_images(
     DatasetError
         If a file is given twice.
     """
+    check_given("saved", saved, SavedModel, "what vggfeat.protocols.open_model makes of a model's file")
     if any(list(one["regions"]) != ["image"] for one in saved.recipe["files"]):
         raise ConfigError(
             f"{saved.path}: expected a model of whole images, found one of boxes, which an image alone has not; list "

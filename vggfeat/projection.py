@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError, check_choice, keep_kinds
 
 Method = Literal["tsne", "umap", "pca"]
 METHODS: dict[str, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
@@ -41,6 +41,7 @@ class ProjectionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         check_choice("method", self.method, get_args(Method))
         if self.clusters is not None and self.clusters < 1:
             raise ConfigError(f"clusters: expected at least 1, found {self.clusters}")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError, short_repr
+from vggfeat.errors import DatasetError, check_unmasked, short_repr
 
 STORED_FRAME = frozenset({"voc2012-action"})
 """Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""
@@ -112,6 +112,7 @@ class DataSet:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
+        check_unmasked(self.name, self.labels, self.boxes, *self.splits.values(), error=DatasetError)
         if len(self.paths) != n or self.labels.shape != (n, len(self.classes)):
             raise DatasetError(
                 f"{self.name}: expected {n} paths and labels of shape ({n}, {len(self.classes)}), "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, keep_kinds
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
@@ -49,6 +49,9 @@ class DescriptorSettings:
     """As `vggfeat.descriptors`; a cosine divides by the length of the whole in any case."""
     regions: tuple[str, ...] | None = None
     """Which of the stored regions to stack; None for all."""
+
+    def __post_init__(self) -> None:
+        keep_kinds(self)
 
     def describe(self, file: Features, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn features (n, S, R, C) of a file into descriptors (n, D).

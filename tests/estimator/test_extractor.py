@@ -148,7 +148,7 @@ def test_mistakes_are_named():
         with pytest.raises(ConfigError, match=f"{name}: expected a whole number from [01], found {wrong!r}"):
             Extractor(NET, **{name: wrong}).fit()
     for scales in (256.7, "256", (256.7,), None):
-        with pytest.raises(ConfigError, match="scales: expected whole numbers of pixels, found"):
+        with pytest.raises(ConfigError, match="scales: expected a whole number, found"):
             Extractor(NET, scales=scales).fit()
     with pytest.raises(WeightsError, match="found neither"):
         Extractor("nowhere.safetensors").fit()
@@ -288,7 +288,7 @@ def test_an_image_too_small_for_a_layer_is_refused(images):
         extractor.maps(images[0], "fc7")
     assert [*extractor.maps(images[0], (layer for layer in ["pool4"]))] == ["pool4"]
     for scale in (0, 99.5, "99"):
-        with pytest.raises(ConfigError, match=f"scale: expected a whole number of pixels from 1, found {scale!r}"):
+        with pytest.raises(ConfigError, match=f"scale: expected a whole number from 1, found {scale!r}"):
             extractor.maps(images[0], ["pool4"], scale=scale)
     with pytest.raises(ImageError, match="expected a readable file"):
         extractor.maps("nowhere.jpg")

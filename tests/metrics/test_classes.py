@@ -124,7 +124,7 @@ def test_scores_are_checked():
         predict_classes([[0, np.nan]])
     with pytest.raises(FitError, match="samples, classes"):
         predict_classes([0, 1])
-    with pytest.raises(ConfigError, match="at least 1, found 0"):
+    with pytest.raises(ConfigError, match="k: expected a whole number from 1, found 0"):
         top_k_error([0], [[1, 2]], 0)
 
 

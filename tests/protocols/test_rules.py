@@ -722,9 +722,9 @@ def test_protocols_must_go_with_the_data_set():
         ({"grid": ()}, "C: expected finite numbers above 0"),
         ({"grid": (1.0, -1.0)}, "C: expected finite numbers above 0"),
         ({"folds": 1}, "folds: expected a whole number from 2, found 1"),
-        ({"folds": 2.5}, "folds: expected a whole number from 2, found 2.5"),
+        ({"folds": 2.5}, "folds: expected a whole number, found 2.5"),
         ({"seed": -1}, "seed: expected a whole number from 0, found -1"),
-        ({"seed": "a"}, "seed: expected a whole number from 0, found 'a'"),
+        ({"seed": "a"}, "seed: expected a whole number, found 'a'"),
         ({"held_out": 1.0}, "held_out: expected a fraction"),
     ],
 )

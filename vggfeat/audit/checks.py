@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.audit.neighbours import GRID, OutOfFold, Pairs, Suspect, compare_rows, out_of_fold, suspects
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, check_given, keep_kinds
 from vggfeat.protocols.folds import contents_of, contradicted, repeated
 from vggfeat.samples import DataSet, Label
 from vggfeat.svm import SvmSettings
@@ -53,6 +53,7 @@ class AuditSettings:
     """Of the solver."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if not 0 < self.near <= 1:
             raise ConfigError(f"near: expected a cosine above 0, at most 1, found {self.near}")
         for name, least in (("fewest", 0), ("neighbours", 1), ("folds", 2), ("most", 1)):
@@ -131,6 +132,8 @@ def audit_table(
     ------
     StoreError
         If no row has a descriptor.
+    ConfigError
+        If a path is given for a table.
     FitError
         If there is too little memory to train.
 
@@ -139,6 +142,7 @@ def audit_table(
     All rows are compared with all others (see `compare_rows`), and folds times classes times values of C linear SVMs
     are trained.
     """
+    check_given("table", table, DescriptorTable, "what vggfeat.read_descriptors makes of feature files")
     settings = settings or AuditSettings()
     dataset, report = table.dataset, progress or (lambda doing, done, total: None)
     if not table.ok.any():

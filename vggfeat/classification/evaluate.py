@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import Paths, match_rows
-from vggfeat.errors import ConfigError, FitError, StoreError
+from vggfeat.errors import ConfigError, FitError, StoreError, several
 from vggfeat.metrics import GUESSES, confusion, top_k_error
 from vggfeat.store.layout import POSTERIORS, Status
 from vggfeat.store.reader import FeatureFile
@@ -177,7 +177,7 @@ def _choose_scales(path: Path, scales: Sequence[int] | None) -> _Chosen:
             raise StoreError(
                 f"{path}: expected class posteriors, found features of {layer}; make them with `vggfeat classify`"
             )
-        wanted = file.scales if scales is None else tuple(scales)
+        wanted = file.scales if scales is None else several(scales)
         missing = [q for q in wanted if q not in file.scales]
         if missing or not wanted:
             stored = ", ".join(map(str, file.scales))

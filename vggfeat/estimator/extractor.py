@@ -6,11 +6,10 @@ N, n = images, D = length of a descriptor, C = channels of a map, H, W = image s
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from operator import index
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from vggfeat.descriptors import join_features
-from vggfeat.errors import ConfigError, ImageError, check_choice
+from vggfeat.errors import ImageError, check_choice, whole
 from vggfeat.estimator.inputs import Kept, images_of, inputs, progress_bar
 from vggfeat.forward.features import ExtractionSettings, feature_runner, maps_of_image
 from vggfeat.forward.runner import BatchRunner, Row
@@ -282,13 +281,11 @@ class Extractor(TransformerMixin, BaseEstimator):
 
     def _load(self) -> BatchRunner:
         for name, least in (("chunk", 1), ("workers", 0), ("batch_pixels", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ConfigError(f"{name}: expected a whole number from {least}, found {value!r}")
+            whole(name, getattr(self, name), least)
         check_choice("errors", self.errors, get_args(Errors))
         join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
         settings = ExtractionSettings(
-            scales=_whole_numbers(self.scales),
+            scales=self.scales,  # type: ignore[arg-type]
             layer=self.layer,
             precision=self.precision,  # type: ignore[arg-type]
             interpolation=self.interpolation,  # type: ignore[arg-type]
@@ -322,10 +319,3 @@ class Extractor(TransformerMixin, BaseEstimator):
         tags.requires_fit = False
         tags.no_validation = True
         return tags
-
-
-def _whole_numbers(scales: Any) -> tuple[int, ...]:
-    try:
-        return tuple(map(index, scales if isinstance(scales, Iterable) else [scales]))
-    except TypeError:  # int() would cut 256.7, and read "256" as 2, 5 and 6
-        raise ConfigError(f"scales: expected whole numbers of pixels, found {scales!r}") from None

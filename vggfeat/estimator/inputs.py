@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, ImageError, check_unmasked
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
 from vggfeat.images.fetch import FetchSettings, fetched
@@ -112,6 +112,7 @@ def _input(item: Any, settings: DecodeSettings) -> Input:
     if hasattr(item, "read"):
         return _of_file(item, settings.max_bytes)
     if hasattr(item, "__array__") and np.ndim(item):
+        check_unmasked("X", item, error=ConfigError)
         return _of_values("array", np.asarray(item), settings)
     raise ConfigError(
         f"X: expected paths, addresses, bytes, files, PIL images, arrays or tensors, found {type(item).__name__}"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory
+from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory, whole
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
 from vggfeat.forward.settings import Batching, ForwardSettings, Size
 from vggfeat.nets.backbone import MapInfo, Net
@@ -219,10 +219,8 @@ def maps_of_image(
     layers = layers if isinstance(layers, str) else tuple(layers)
     if not layers or isinstance(layers, str):
         raise ConfigError(f"layers: expected a list of maps of the net, found {layers!r}")
-    if scale is not None and (not isinstance(scale, int | np.integer) or scale < 1):
-        raise ConfigError(f"scale: expected a whole number of pixels from 1, found {scale!r}")
     height, width = pixels.shape[:2]
-    size = (height, width) if scale is None else rescaled_size(height, width, scale)
+    size = (height, width) if scale is None else rescaled_size(height, width, whole("scale", scale, 1))
     _check_layers(runner.model, layers, size)
     if size[0] * size[1] > MAX_RESCALED_PIXELS:
         raise ImageError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.errors import ConfigError, ImageError, check_choice
+from vggfeat.errors import ConfigError, ImageError, check_choice, keep_kinds
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.image_bytes import read_bytes
 from vggfeat.nets.backbone import Net
@@ -53,9 +53,10 @@ class ForwardSettings:
     """Decoded images held at a time, from which batches are made."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
             check_choice(name, getattr(self, name), get_args(allowed))
-        if not self.scales or not all(type(q) is int and 1 <= q <= 4096 for q in self.scales):
+        if not self.scales or not all(1 <= q <= 4096 for q in self.scales):
             raise ConfigError(f"scales: expected whole numbers of pixels from 1 to 4096, found {self.scales}")
         if len(set(self.scales)) != len(self.scales):
             raise ConfigError(f"scales: expected each once, found {self.scales}")

@@ -23,7 +23,7 @@ import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
+from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError, keep_kinds
 from vggfeat.images.image_bytes import (
     FORMATS,
     check_length,
@@ -103,9 +103,9 @@ class DecodeSettings:
     """Bytes of address space that a worker may add to what it has at its start (Linux only)."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         for name in ("max_pixels", "max_bytes", "largest_side", "timeout", "memory"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name}: expected a value above 0, found {value}")
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
+from vggfeat.errors import ImageError, ResourceError, StoreError, whole
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker, not_started
@@ -27,13 +27,24 @@ AHEAD = 3
 class Decoder:
     """Decodes images in worker processes; use it in a `with` statement, which ends them.
 
-    `workers`: processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes
-    with limits, as many threads of this one, without them too; then that is logged.
-    `decode`: what a worker does with a request: a function at the top of a module that can be imported, or
-    `functools.partial` of one with named arguments that JSON can hold.
-    `ahead`: images that may be drawn before they are asked for; at least 3 per worker are.
-    `hold`: bytes of decoded images that may wait to be taken before less is drawn ahead.
-    Raises ConfigError if there are fewer than 0 workers.
+    Parameters
+    ----------
+    workers : int
+        Processes; 0 decodes in this one, without limits of time and memory. Where the system has no processes with
+        limits, as many threads of this one, without them too; then that is logged.
+    settings : DecodeSettings
+    decode : callable
+        What a worker does with a request: a function at the top of a module that can be imported, or
+        `functools.partial` of one with named arguments that JSON can hold.
+    ahead : int
+        Images that may be drawn before they are asked for; at least 3 per worker are.
+    hold : int
+        Bytes of decoded images that may wait to be taken before less is drawn ahead.
+
+    Raises
+    ------
+    ConfigError
+        If the number of workers is no whole number from 0.
     """
 
     def __init__(
@@ -45,9 +56,7 @@ class Decoder:
         ahead: int = 0,
         hold: int = 1 << 28,
     ) -> None:
-        if workers < 0:
-            raise ConfigError(f"workers: expected 0 or more, found {workers}")
-        self.workers = workers
+        self.workers = workers = whole("workers", workers, 0)
         self.settings = settings
         self._decode = decode
         self._answer = self._in_worker if HAS_GUARDED_PROCESSES else self._here

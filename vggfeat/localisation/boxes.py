@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError, check_choice, keep_kinds
 from vggfeat.forward.settings import Size
 
 Weighting = Literal["score", "count"]
@@ -146,6 +146,7 @@ class MergeSettings:
     the paper comes near it."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         check_choice("average", self.average, get_args(Weighting))
         if not 0 <= self.threshold < 3:
             raise ConfigError(f"threshold: expected a match score from 0 to below 3, found {self.threshold}")

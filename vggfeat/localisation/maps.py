@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, keep_kinds
 from vggfeat.forward.features import dense_map, narrowest_strip
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, wait_for
 from vggfeat.forward.settings import ForwardSettings, Precision, Size
@@ -52,6 +52,7 @@ class LocaliseSettings:
     """Pixels in one batch: bounds the memory. A larger image is run in exact overlapping strips."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if not 1 <= self.top <= 5:
             raise ConfigError(f"top: expected 1 to 5 guesses an image, found {self.top}")
         if not self.scales:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import FitError, check_choice
+from vggfeat.errors import FitError, check_choice, keep_kinds, whole
 from vggfeat.metrics import predict_classes
 from vggfeat.metrics.classes import THRESHOLDS
 
@@ -36,6 +36,11 @@ class BootstrapSettings:
     seed: int = 0
     level: float = 0.95
     """Of the interval between two percentiles of the differences."""
+
+    def __post_init__(self) -> None:
+        keep_kinds(self)
+        whole("resamples", self.resamples, 1)
+        whole("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

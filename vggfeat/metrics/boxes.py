@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, check_unmasked
 
 GUESSES = 5
 """Guesses that an image may have, each a label and a box."""
@@ -43,6 +43,7 @@ def inclusive_pixels(boxes: ArrayLike) -> NDArray[np.int64]:
     boundary, halves up, so that Box(xmin - 1, ymin - 1, xmax, ymax) comes back as it was; a box thinner than a pixel
     gets one. FitError if an edge is NaN or infinite.
     """
+    check_unmasked("boxes", boxes)
     edges = np.asarray(boxes, dtype=np.float64)
     if edges.shape[-1:] != (4,) or not np.isfinite(edges).all():
         raise FitError(f"boxes: expected finite edges of shape (..., 4), found shape {edges.shape} or others")
@@ -86,6 +87,7 @@ def localisation_error(
     FitError if shapes do not fit, there are more than five guesses, or an image that counts has no object. Source:
     `eval_clsloc.m` of ILSVRC's development kits; VGG paper, Appendix A.
     """
+    check_unmasked("localisation", targets, labels, boxes, counted)
     true, guessed, placed = np.asarray(targets), np.asarray(labels), np.asarray(boxes, dtype=np.float64)
     counts = np.ones(len(true), dtype=bool) if counted is None else np.asarray(counted, dtype=bool)
     _check_guesses(true, objects, guessed, placed, counts)
@@ -100,6 +102,7 @@ def localisation_error(
 
 
 def _checked(boxes: ArrayLike) -> NDArray[np.float64]:
+    check_unmasked("boxes", boxes)
     table = np.asarray(boxes, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != 4:
         raise FitError(f"boxes: expected an array (boxes, 4), found shape {table.shape}")

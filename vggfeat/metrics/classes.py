@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import ConfigError, FitError, check_choice
+from vggfeat.errors import FitError, check_choice, check_unmasked, whole
 
 
 def confusion(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.int64]:
@@ -109,7 +109,7 @@ def top_k_error(targets: ArrayLike, scores: ArrayLike, k: int) -> float:
     Raises
     ------
     ConfigError
-        If `k` is below 1.
+        If `k` is no whole number from 1.
     FitError
         If shapes don't fit, a class number is out of its range, or a score is NaN.
 
@@ -117,8 +117,7 @@ def top_k_error(targets: ArrayLike, scores: ArrayLike, k: int) -> float:
     -----
     With one true class a sample, this is the flat error of ILSVRC's `eval_clsloc.m`.
     """
-    if k < 1:
-        raise ConfigError(f"k: expected at least 1, found {k}")
+    k = whole("k", k, 1)
     table = _check_scores(scores)
     true, _ = _check_classes(targets, np.zeros(len(table), dtype=np.int64), table.shape[1])
     own = np.take_along_axis(table, true[:, None], axis=1)
@@ -131,6 +130,7 @@ def top_k_error(targets: ArrayLike, scores: ArrayLike, k: int) -> float:
 def _check_classes(
     targets: ArrayLike, predictions: ArrayLike, num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    check_unmasked("recall", targets, predictions)
     true, predicted = np.asarray(targets), np.asarray(predictions)
     if true.ndim != 1 or true.shape != predicted.shape:
         raise FitError(f"recall: expected a prediction for every target, found {predicted.shape} for {true.shape}")
@@ -145,6 +145,7 @@ def _check_classes(
 
 
 def _check_scores(scores: ArrayLike) -> NDArray[np.float64]:
+    check_unmasked("scores", scores)
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] == 0:
         raise FitError(f"scores: expected an array (samples, classes), found shape {table.shape}")
@@ -180,6 +181,7 @@ def precision_recall(labels: ArrayLike, scores: ArrayLike) -> PrecisionRecall:
     FitError if shapes differ, a label is none of the numbers 1, -1, 0, or a score is NaN. Source: `VOCevalcls.m` of the
     development kits of VOC2007 to VOC2012, `VOCevalaction.m` of VOC2012.
     """
+    check_unmasked("average precision", labels, scores)
     truth, ranked = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != ranked.shape:
         raise FitError(f"average precision: expected as many labels as scores, found {truth.shape} and {ranked.shape}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError, check_choice, check_given, keep_kinds
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.folds import SplitPlan
 from vggfeat.protocols.rules import plan_protocol
@@ -74,6 +74,7 @@ class ProbeSettings:
     protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         for name in self.probes:
             check_choice("probe", name, PROBES)
         if not self.probes or self.repeats < 1 or any(shots < 1 for shots in self.shots):
@@ -101,6 +102,7 @@ def run_probes(
     FitError, ConfigError
         As `run_protocol`.
     """
+    check_given("table", table, DescriptorTable, "what vggfeat.read_descriptors makes of feature files")
     settings = settings or ProbeSettings()
     _, evaluation, (_, plans, *_) = plan_protocol(table.dataset, settings.protocol)
     report = progress or (lambda doing, done, total: None)

@@ -15,7 +15,7 @@ import numpy as np
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
 from vggfeat.descriptor_stream import Described
-from vggfeat.errors import FitError, counted
+from vggfeat.errors import FitError, check_given, counted
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.experiment import Experiment, Progress
 from vggfeat.protocols.folds import SplitPlan, hold_out, k_folds, label_notes, names_of
@@ -54,8 +54,9 @@ def run_protocol(
         If there are no labels, a split is missing, labels of a test are withheld, a sample is trained and tested
         on, or a class has no positive or no negative to train on.
     ConfigError
-        If the protocol doesn't go with the data set.
+        If the protocol doesn't go with the data set, or a path is given for a table.
     """
+    check_given("table", table, Described, "what vggfeat.read_descriptors makes of feature files")
     settings = settings or ProtocolSettings()
     dataset, (name, evaluation, plans) = table.dataset, plan_protocol(table.dataset, settings)
     metric, server = evaluation.metric, plans.server

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError, check_choice, counted
+from vggfeat.errors import ConfigError, FitError, check_choice, counted, keep_kinds, whole
 from vggfeat.metrics import (
     Rule,
     average_precision,
@@ -204,14 +203,13 @@ class ProtocolSettings:
     """Of the solver, worker processes included."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         kinds = {"protocol": ProtocolName, "rule": RuleChoice}
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
         for name, least in (("folds", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < least:
-                raise ConfigError(f"{name}: expected a whole number from {least}, found {value!r}")
+            whole(name, getattr(self, name), least)
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import ConfigError
+from vggfeat.errors import ConfigError, keep_kinds
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
 from vggfeat.results.predictions import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
@@ -124,6 +124,7 @@ class PageSettings:
     """Draw where the scores of the worst mistakes come from, by the net; None for a page without that."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.explain is not None and self.images is None:
             raise ConfigError("--explain: expected the root of the images with it (--root), found none; give it")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, counted
+from vggfeat.errors import ImageError, counted, keep_kinds
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.record import (
     SHOWN_FAILURES,
@@ -305,6 +305,9 @@ class ExplainSettings:
     weights: tuple[str, ...] = ()
     """As for `vggfeat.predict.nets_of`."""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        keep_kinds(self)
 
 
 class ExplainedMistake(NamedTuple):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from vggfeat.errors import ConfigError, StoreError
+from vggfeat.errors import ConfigError, StoreError, keep_kinds
 from vggfeat.runtime.durable import (
     DISK,
     Files,
@@ -60,6 +60,7 @@ class StorageSettings:
     """Whether http(s) addresses of the own network may be read."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.attempts < 1 or not (self.timeout > 0 and self.wait >= 0):
             found = f"attempts {self.attempts}, wait {self.wait}, timeout {self.timeout}"
             raise ConfigError(f"storage: expected at least one attempt and a time limit above 0, found {found}")

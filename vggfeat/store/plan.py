@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError, check_choice
+from vggfeat.errors import ConfigError, StoreError, check_choice, keep_kinds
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.listing import FURTHER, LABELS
 from vggfeat.runtime.storage import MissingFileError, Storage, joined
@@ -60,6 +60,7 @@ class PlanSettings:
     """float16 takes half the space, and keeps 11 bits of each value."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         check_choice("store", self.store, get_args(Store))
         check_choice("dtype", self.dtype, get_args(DType))
         if not 1 <= self.shard_rows <= 1 << 20:

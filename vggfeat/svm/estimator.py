@@ -17,6 +17,7 @@ from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from vggfeat.errors import check_unmasked
 from vggfeat.svm.settings import C_GRID, SvmSettings
 from vggfeat.svm.solve import Split, SvmProblemSet
 
@@ -92,9 +93,10 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         ConfigError
             If a parameter is not allowed.
         FitError
-            If a class has no row of weight above 0, or nothing but such rows.
+            If a class has no row of weight above 0, or nothing but such rows, or an array is masked.
         """
         rows, signs = self._read(X, y)
+        check_unmasked("sample_weight", sample_weight)
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not self.multilabel_ and len(np.unique(signs[weights > 0], axis=0)) < 2:
             raise ValueError("y: expected at least 2 classes with rows of weight above 0, found fewer (1 class)")
@@ -103,6 +105,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
 
     def _read(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int8]]:
         """Return rows (n, D) and labels 1 or -1, (n, K) or (n, 1); keep the names of the classes."""
+        check_unmasked("X, y", x, y)
         several = np.asarray(y).ndim == 2 and np.asarray(y).shape[1] > 1
         rows, labels = validate_data(self, x, y, dtype=[np.float64, np.float32], multi_output=several)
         check_classification_targets(labels)
@@ -164,6 +167,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Score X (m, D): (m, K), or (m,) for two labels, above 0 where the second is more likely."""
         check_is_fitted(self)
+        check_unmasked("X", X)
         rows = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         scores = rows @ self.coef_.T + self.intercept_
         return scores[:, 0] if self._is_binary() else scores

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError, short_repr
+from vggfeat.errors import FitError, check_unmasked, short_repr
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.svm.arrays import times
 
@@ -81,6 +81,7 @@ class Sweep(NamedTuple):
 
 def check_descriptors(descriptors: NDArray[np.floating], what: str) -> NDArray[np.floating]:
     """Return descriptors (n, D) as an array; FitError if they are of another kind or not finite."""
+    check_unmasked(f"descriptors {what}", descriptors)
     x = np.asarray(descriptors)
     if x.ndim != 2 or not x.shape[1] or not np.issubdtype(x.dtype, np.floating):
         raise FitError(f"descriptors {what}: expected numbers of shape (rows, length), found {x.dtype} {x.shape}")

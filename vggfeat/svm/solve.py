@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import ConfigError, FitError
+from vggfeat.errors import ConfigError, FitError, check_unmasked
 from vggfeat.svm.arrays import times
 from vggfeat.svm.blocks import Blocks
 from vggfeat.svm.model import LinearModel, Sweep, check_descriptors
@@ -265,6 +265,7 @@ def _check_labels(labels: ArrayLike, rows: int, classes: Sequence[str] | None) -
     FitError
         If the shape is another, there are other labels, or a class has no positive or no negative row.
     """
+    check_unmasked("labels", labels)
     signs = np.asarray(labels)
     if signs.ndim != 2 or len(signs) != rows or not signs.shape[1]:
         raise FitError(f"SVM: expected labels of shape ({rows}, classes), found {signs.shape}")
@@ -295,6 +296,7 @@ def _check_rows(rows: ArrayLike, count: int, what: str, *, once: bool = False) -
 
 def _check_weights(weights: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return weights (n,) or (n, K) of rows as (n, 1) or (n, K); FitError if one is negative or not finite."""
+    check_unmasked("weights", weights)
     given = np.asarray(weights, dtype=np.float64)
     if given.shape not in (shape, shape[:1]):
         raise FitError(f"weights: expected the shape {shape[:1]} or {shape}, found {given.shape}")

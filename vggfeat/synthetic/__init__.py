@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice
+from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice, keep_kinds
 from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
 from vggfeat.runtime.rendered import MARKER
 
@@ -49,6 +49,7 @@ class Settings:
     """Images of a class, or a few more (Caltech, folder)."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.image_side < _SMALLEST_SIDE:
             raise ConfigError(f"image_side: expected at least {_SMALLEST_SIDE}, found {self.image_side}")
         for field in fields(self):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 
 from vggfeat.datasets.ilsvrc import BEGUN, FORMAT, INDEX, columns
-from vggfeat.errors import ConfigError, ImageError, TrainingError, listed
+from vggfeat.errors import ConfigError, ImageError, TrainingError, keep_kinds, listed
 from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.runtime.checksums import sealed, unsealed
@@ -53,6 +53,7 @@ class PackSettings:
     """Images in a file: about 60 MB at side 256, 200 MB at 512."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.side < 1 or not 1 <= self.quality <= 95 or self.shard_images < 1:
             raise ConfigError(f"packing: expected side from 1, quality from 1 to 95, shards of 1 or more, found {self}")
 

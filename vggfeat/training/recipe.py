@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError, check_choice, keep_kinds
 from vggfeat.nets.backbone import Pool
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import NETS, VGG
@@ -90,14 +90,14 @@ class Recipe:
     """Of first weights, order of the images, crops, colours and dropout."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         check_choice("net", self.net, NETS)
         check_choice("pool", self.pool, get_args(Pool))
         check_choice("start", self.start, get_args(Start))
         check_choice("initialisation", self.initialisation, get_args(Initialisation))
         if self.start == "A" and self.net not in FROM_A:
             raise ConfigError(f"start: expected net {', '.join(FROM_A)} to be started from net A, found {self.net}")
-        lowest, highest = self.scale
-        if not self.crop <= lowest <= highest <= 4096:
+        if len(self.scale) != 2 or not self.crop <= self.scale[0] <= self.scale[1] <= 4096:
             raise ConfigError(f"scale: expected {self.crop} <= lowest <= highest <= 4096 pixels, found {self.scale}")
         for name in ("batch", "max_steps", "patience"):
             _check_range(name, getattr(self, name), 1, math.inf)
@@ -160,6 +160,7 @@ class TrainingSettings:
     """Steps between two lines of the log. There is also one of the first step, and one of the last."""
 
     def __post_init__(self) -> None:
+        keep_kinds(self)
         if self.precision is not None:
             check_choice("precision", self.precision, get_args(Precision))
         _check_range("workers", self.workers, 0, 1024)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, StoreError, TrainingError, listed
+from vggfeat.errors import ImageError, StoreError, TrainingError, keep_kinds, listed
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
@@ -81,6 +81,9 @@ class StatisticsSettings:
     because averaging over neighbours takes contrast away."""
     seed: int = 0
     """Of the drawing."""
+
+    def __post_init__(self) -> None:
+        keep_kinds(self)
 
 
 class PixelStatistics(NamedTuple):

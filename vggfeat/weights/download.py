@@ -20,7 +20,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError, counted, quoted
+from vggfeat.errors import WeightsError, counted, keep_kinds, quoted
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
 from vggfeat.runtime.targets import flock
@@ -52,6 +52,9 @@ class FetchSettings:
     """Bytes taken from the network at once."""
     most_bytes: int = 2 << 30
     """More than this is no VGG net, whatever the server says: the largest has 575 MB, twice that in float64."""
+
+    def __post_init__(self) -> None:
+        keep_kinds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
