@@ -140,7 +140,7 @@ def test_what_is_refused(stored, tmp_path):
                 nearest(file, query)
         with pytest.raises(ConfigError, match="expected a descriptor of 14 values"):
             nearest(file, np.ones(15, np.float32))
-        with pytest.raises(ConfigError, match="top: expected at least 1, found 0"):
+        with pytest.raises(ConfigError, match="top: expected a whole number from 1, found 0"):
             nearest(file, np.ones(14, np.float32), top=0)
 
 

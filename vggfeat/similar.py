@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
-from vggfeat.errors import ConfigError, StoreError, keep_kinds
+from vggfeat.errors import ConfigError, StoreError, keep_kinds, whole
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
@@ -117,15 +117,30 @@ def nearest(
 ) -> Neighbours:
     """Find the rows nearest to a descriptor.
 
-    `file`: open; every byte of it is compared with its checksum before anything is handed back. `query` (D,) float32:
-    made by `settings.describe`. `top`: how many, from 1. `without`: rows that are not to be found, such as that of the
-    query itself. `progress`: called with the rows looked at and all of them. Raises StoreError if the file is damaged;
-    ConfigError if the query has another length than the descriptors of the file, or no length at all, or `top` is below
-    1.
+    Parameters
+    ----------
+    file : Features
+        Open; every byte of it is compared with its checksum before anything is handed back.
+    query : (D,) float32
+        Made by `settings.describe`.
+    settings : DescriptorSettings, optional
+    top : int
+        How many, from 1.
+    without : sequence of int
+        Rows that are not to be found, such as that of the query itself.
+    progress : callable, optional
+        Called with the rows looked at and all of them.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged.
+    ConfigError
+        If the query has another length than the descriptors of the file, or no length at all, or `top` is no whole
+        number from 1.
     """
     settings = settings or DescriptorSettings()
-    if top < 1:
-        raise ConfigError(f"top: expected at least 1, found {top}")
+    top = whole("top", top, 1)
     unit = _unit(file, query, settings)
     eligible = file.status == Status.DONE
     eligible[list(without)] = False
@@ -153,8 +168,7 @@ def nearest_by_index(
     of a file are not compared with its checksums. Parameters, returned value and errors are those of `nearest`.
     """
     settings = settings or DescriptorSettings()
-    if top < 1:
-        raise ConfigError(f"top: expected at least 1, found {top}")
+    top = whole("top", top, 1)
     unit = _unit(file, query, settings)
     rows = np.setdiff1d(index.candidates(unit, top + SPARE + len(without)), list(without))
     found = _best(file, rows, unit, settings, top)

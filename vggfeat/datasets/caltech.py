@@ -16,7 +16,7 @@ import numpy as np
 
 from vggfeat.datasets.files import is_utf8, list_folder, listed
 from vggfeat.datasets.record import Archive
-from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.errors import ConfigError, DatasetError, whole
 from vggfeat.samples import DataSet, Label, Task, rank_by_hash
 
 ARCHIVES = {
@@ -102,8 +102,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
     """
     if variety not in OFFICIAL:
         raise ConfigError(f"variety: expected 101 or 256, found {variety}")
-    if splits < 1:
-        raise ConfigError(f"splits: expected at least 1, found {splits}")
+    seed, splits = whole("seed", seed), whole("splits", splits, 1)
     tree = _find_tree(Path(root), variety)
     files, strays = _list_classes(tree, _CLASS_FOLDER[variety])
     ids = tuple(f"{cls}/{name}" for cls, names in files.items() for name in names)
