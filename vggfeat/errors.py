@@ -8,7 +8,6 @@ how counts, names and objects are put into words.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from numbers import Integral
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -42,6 +41,11 @@ def quoted(text: object, limit: int = 80) -> str:
     if not isinstance(text, str):
         return f"a {type(text).__name__}"  # whose own text may be of any length
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}..."
+
+
+def with_bytes(text: str) -> str:
+    r"""Return text in which a byte that is no UTF-8, for which Python has a character of its own, is shown as \xff."""
+    return re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
 
 
 def named(name: object) -> str:
@@ -219,7 +223,7 @@ def short_repr(self: Any) -> str:
 
     Arrays are shown by shape and dtype, long lists by their length, mappings by their keys.
     """
-    names = getattr(self, "_fields", None) or [field.name for field in fields(self)]
+    names = getattr(self, "_fields", None) or [field.name for field in dataclasses.fields(self)]
     return f"{type(self).__name__}({', '.join(f'{name}={_brief(getattr(self, name))}' for name in names)})"
 
 

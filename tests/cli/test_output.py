@@ -16,6 +16,7 @@ from PIL import Image
 
 from vggfeat.cli import group, output, run
 from vggfeat.cli.output import Progress, duration, line, rate_of
+from vggfeat.errors import quoted
 from vggfeat.results.record import SHORTEST, align, failures_by_reason, shortened
 
 NET = "random:A:0:0.03125"
@@ -43,6 +44,19 @@ def test_a_line_stays_one_line_and_holds_nothing_that_is_obeyed(name, capsys):
     assert [len(text.splitlines()) for text in found] == [1, 2]
     assert not OBEYED.search(found.out + found.err)
     found.out.encode()
+
+
+def test_a_byte_that_is_no_utf_8_is_shown_alike_wherever_a_name_is_told(tmp_path, capsys):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "caf\udce9.png").write_bytes(b"")
+    output.say("caf\udce9")
+    output.say(f"expected {quoted('caf' + chr(0xDCE9))}, of {Path('caf' + chr(0xDCE9))!r}")
+    assert run(["inspect", "caf\udce9.h5"]) == 6
+    assert run(["caf\udce9"]) == 2
+    assert run(["data", "check", "folder", "--root", str(tmp_path / "photos")]) == 4
+    found = "".join(capsys.readouterr())
+    assert found.count(r"caf\xe9") >= 6
+    assert "udce9" not in found
 
 
 def test_names_that_do_no_harm_are_shown_as_they_are(capsys):

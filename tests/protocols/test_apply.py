@@ -149,6 +149,12 @@ def test_features_made_in_another_way_are_refused(folder, tmp_path, field, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_other_scales_are_called_as_their_option_and_not_by_the_sides_that_follow_from_them(folder, tmp_path):
+    file = write_file(tmp_path / "other.h5", new_images(), scales=(256, 512), sides=[256, 512])
+    with pytest.raises(FitError, match=r"other\.h5: scales: expected \[256, 384\], .* found \[256, 512\]; extract it"):
+        apply_model(folder / "single" / "model.safetensors", [file])
+
+
 def test_other_weights_are_called_by_their_names(folder, tmp_path):
     trained = write_file(tmp_path / "a.h5", data_set(), weights="D.safetensors")
     assert svm("--features", trained, "--grid", "1", "--join", "max", "--out", tmp_path / "a") == 0

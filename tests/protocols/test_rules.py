@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -503,6 +504,17 @@ def test_a_class_without_positives_in_the_test_has_no_value_and_that_is_said():
     assert result.to_json()["classes"][1]["values"]["ap-11-point"] is None
 
 
+def test_a_note_that_names_one_class_stands_for_no_other_although_classes_are_called_by_numbers():
+    labels = multi_label()
+    for k in range(2):  # of five folds, four have a positive
+        labels[:, k] = -1
+        labels[4 * k : 4 * k + 4, k] = 1
+    dataset = replace(voc_like(labels=labels), classes=("1", "2", "3"))
+    result = run_protocol(table_of(dataset), ProtocolSettings(svm=ALONE, grid=(1.0,), protocol="k-fold"))
+    said = [note for note in result.notes if "there is no positive of" in note]
+    assert {note.split(" of ")[1].split(":")[0] for note in said} == {"1", "2"}
+
+
 @pytest.mark.parametrize("without", [slice(0, 30), slice(30, 60)])
 def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(monkeypatch, without):
     labels = multi_label()
@@ -719,8 +731,8 @@ def test_protocols_must_go_with_the_data_set():
         ({"rule": "ap"}, "rule: expected one of auto, 11-point, area"),
         ({"difficult_in_training": "drop"}, "difficult_in_training: expected one of ignore"),
         ({"difficult_in_scoring": 0}, "difficult_in_scoring: expected one of ignore"),
-        ({"grid": ()}, "C: expected finite numbers above 0"),
-        ({"grid": (1.0, -1.0)}, "C: expected finite numbers above 0"),
+        ({"grid": ()}, "grid: expected finite numbers above 0"),
+        ({"grid": (1.0, -1.0)}, "grid: expected finite numbers above 0"),
         ({"folds": 1}, "folds: expected a whole number from 2, found 1"),
         ({"folds": 2.5}, "folds: expected a whole number, found 2.5"),
         ({"seed": -1}, "seed: expected a whole number from 0, found -1"),

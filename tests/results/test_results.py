@@ -177,7 +177,7 @@ def test_columns_stand_straight_whatever_the_names_and_nothing_wraps():
     assert lines[10] == f"note: {note}"
     assert lines[11] == r"note: two\nlines"
     assert lines[5].startswith(r"new\nline\x1b[31m ")
-    assert lines[7].startswith(r"raw-\udcff ")
+    assert lines[7].startswith(r"raw-\xff ")
     text_table(result).encode()
 
     def columns(line):

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from vggfeat.errors import with_bytes
+
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"} | {
     getattr(signal, name): name for name in ("SIGHUP", "SIGBREAK") if hasattr(signal, name)
 }
@@ -203,7 +205,7 @@ def _taking_lock(frame: FrameType | None) -> bool:
 
 def _end(number: int, said: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, said.encode(errors="backslashreplace"))
+        os.write(2, with_bytes(said).encode(errors="backslashreplace"))
     # They would end by themselves, but one that is just starting takes its time. Linux lists them by thread.
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from vggfeat.errors import DatasetError
+from vggfeat.errors import DatasetError, with_bytes
 from vggfeat.samples import Box
 
 UNREAD_SUFFIXES = (
@@ -155,7 +155,7 @@ def is_utf8(name: str) -> bool:
 
 def listed(names: Sequence[str]) -> str:
     """Join the first five names for a sentence, and count the others; bytes that are not UTF-8 show as hex escapes."""
-    shown = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names[:5]]
+    shown = [with_bytes(name) for name in names[:5]]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(shown) + more
 

@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from vggfeat.errors import ImageError, ResourceError, StoreError
+from vggfeat.errors import ImageError, ResourceError, StoreError, with_bytes
 from vggfeat.runtime.system import NO_WAIT, OPENED
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
@@ -133,7 +133,7 @@ def _reason_to_stay_closed(error: OSError | ValueError) -> str:
 
 def shown(text: str) -> str:
     """Make a text of a file's name or content fit for a message."""
-    return "".join(char if char.isprintable() else "?" for char in text.encode("utf-8", "backslashreplace").decode())
+    return "".join(char if char.isprintable() else "?" for char in with_bytes(text))
 
 
 # What a file is by its first bytes

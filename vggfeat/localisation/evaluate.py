@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError, counted, with_bytes
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
@@ -205,7 +205,7 @@ def _group_size(run: RunSettings) -> int:
 def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[str, Any]:
     return {
         "row": row,
-        "path": images.paths[row].encode("utf-8", "backslashreplace").decode(),
+        "path": with_bytes(images.paths[row]),
         "size": list(located.size),
         "orientation": located.orientation,
         "sha256": located.sha256.hex(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.datasets.files import IMAGE_SUFFIXES, list_folder
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, ImageError, with_bytes
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
@@ -110,7 +110,7 @@ def title(name: str, words: Mapping[str, str]) -> str:
 
 def shown_path(path: str) -> str:
     """Return a path as text that can be written anywhere."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return with_bytes(path)
 
 
 def drawing_names(files: Sequence[Path]) -> list[str]:

@@ -291,7 +291,8 @@ def check_made(
     """
     theirs = expected["provenance"]
     fields = [(name, theirs.get(name), provenance.get(name)) for name in MADE_WITH]
-    fields += [("scales", expected["scales"], scales), ("channels", expected["channels"], channels)]
+    fields.insert(-1, ("scales", expected["scales"], scales))  # of which "sides", which no option is called, follows
+    fields.append(("channels", expected["channels"], channels))
     for name, wanted, found in fields:
         if wanted != found:
             if name == "weights_sha256":  # Names say more than digits.

@@ -53,6 +53,8 @@ class Experiment:
     """Seconds, for `seconds`."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the reader of the numbers; grows."""
+    named: dict[str, str] = field(default_factory=dict)
+    """Sentence -> the names in it, without which nothing else may stand for it; grows."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage (choice, fit, test) -> time in seconds; grows."""
 
@@ -141,8 +143,8 @@ class Experiment:
         model = self._fit(plan.fit_rows, choice, plan.fitted)
         scores = self._score(model, plan.test_rows, plan.tested)
         values = self.evaluation.values(truth, scores)
-        for note in self.evaluation.weak_points(truth, self.table.ok[plan.test_rows], plan.tested):
-            self._note(note)
+        for note, names in self.evaluation.weak_points(truth, self.table.ok[plan.test_rows], plan.tested):
+            self._note(note, names)
         return Run(
             name=plan.name,
             plan={"chosen": plan.chosen, "fitted": plan.fitted, "tested": plan.tested},
@@ -193,8 +195,8 @@ class Experiment:
         if not model.converged.all():
             self._note(
                 f"On {what} the solver gave up before its tolerance for {self._names(~model.converged)}: the relative "
-                f"duality gap is up to {model.gap[~model.converged].max():.0e}."
-            )
+                f"duality gap is up to {model.gap[~model.converged].max():.0e}.", self._names(~model.converged),
+            )  # fmt: skip
         self._note_failed(rows, what)
         return model
 
@@ -282,8 +284,8 @@ class Experiment:
             best[without] = np.round(curve[:, ~without].mean(axis=1), 12).argmax()
             self._note(
                 f"In the choice of C ({what}) there are too few positives or negatives of {self._names(without)}: the "
-                f"C that is best on average was taken."
-            )
+                f"C that is best on average was taken.", self._names(without),
+            )  # fmt: skip
         return np.broadcast_to(grid[best], len(self.classes)).copy()
 
     def _fittable_labels(self, rows: Rows, what: str) -> NDArray[np.int8]:
@@ -326,7 +328,7 @@ class Experiment:
                 f"{self.table.dataset.ids[both[0]]!r}; correct the splits"
             )
         for note in shared_path_note(self.table.dataset, fit_rows, test_rows, fitted, tested):
-            self._note(note)
+            self._note(note, note)
 
     def _note_failed(self, rows: Rows, what: str) -> None:
         failed = (~self.table.ok[rows]).sum()
@@ -340,9 +342,10 @@ class Experiment:
     def _names(self, chosen: NDArray[np.bool_]) -> str:
         return ", ".join(self.classes[k] for k in np.flatnonzero(chosen).tolist())
 
-    def _note(self, sentence: str) -> None:
+    def _note(self, sentence: str, names: str = "") -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+            self.named[sentence] = names
 
     def _stage(self, stage: str) -> Callable[[int, int], None] | None:
         progress = self.progress

@@ -6,7 +6,7 @@ choose C on held-out training rows, fit again on all training rows, test once.
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def run_protocol(
         learning_curve=curve,
         submission=submission,
         final=final,
-        notes=(*_reading_notes(settings), *_condensed(experiment.notes)),
+        notes=(*_reading_notes(settings), *_condensed(experiment.notes, experiment.named)),
         settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
         seconds={**experiment.seconds, "total": clock() - start},
     )
@@ -286,11 +286,11 @@ def _by(evaluation: Evaluation) -> str:
     return "for each class by average precision"
 
 
-def _condensed(notes: list[str]) -> list[str]:
-    """Return one note for those that differ in their numbers only, as the folds of a test make them."""
-    alike: dict[str, list[str]] = {}
+def _condensed(notes: list[str], named: Mapping[str, str]) -> list[str]:
+    """Return one note for those that differ in their numbers only, as folds of a test make them; a class may be "1"."""
+    alike: dict[tuple[str, str], list[str]] = {}
     for note in notes:
-        alike.setdefault(re.sub(r"\d[\d.]*", "#", note), []).append(note)
+        alike.setdefault((re.sub(r"\d[\d.]*", "#", note), named.get(note, note)), []).append(note)
     more = [
         f" The same holds, with other numbers, {counted(len(group) - 1, 'time{s}')} more." for group in alike.values()
     ]

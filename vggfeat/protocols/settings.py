@@ -104,21 +104,30 @@ class Evaluation:
             return np.ones(truth.shape[1], dtype=bool)
         return fittable_classes(truth[ok])
 
-    def weak_points(self, truth: NDArray[np.int8], ok: NDArray[np.bool_], tested: str) -> Iterator[str]:
-        """Yield sentences on classes whose values in a test say little; `tested` names its rows."""
+    def weak_points(self, truth: NDArray[np.int8], ok: NDArray[np.bool_], tested: str) -> Iterator[tuple[str, str]]:
+        """Yield sentences on classes whose values in a test say little, each with their names; `tested` names its rows."""
         names, without = np.array(self.dataset.classes, dtype=object), (truth != 1).all(axis=0)
+        listed = ", ".join(names[without])
         if without.all():
-            yield f"In {tested} there is no positive of any class: it has no value, and means are over the other tests."
+            none = (
+                f"In {tested} there is no positive of any class: it has no value, and means are over the other tests."
+            )
+            yield none, listed
         elif without.any():
+            others = counted((~without).sum(), "class{es}")
             yield (
-                f"In {tested} there is no positive of {', '.join(names[without])}: no value for that, and the mean is "
-                f"over the other {counted((~without).sum(), 'class{es}')}."
+                f"In {tested} there is no positive of {listed}: no value for that, and the mean is over the other {others}.",
+                listed,
             )
         empty = ~without & ~self.decided(truth, ok)
         if empty.any():
+            listed = ", ".join(names[empty])
             yield (
-                f"In {tested} there are no scores of both positives and negatives of {', '.join(names[empty])}: the "
-                "average precision there is that of the order of the list, whatever the SVM says."
+                (
+                    f"In {tested} there are no scores of both positives and negatives of {listed}: the average precision "
+                    "there is that of the order of the list, whatever the SVM says."
+                ),
+                listed,
             )
 
     def confusion(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.int64] | None:
@@ -210,7 +219,7 @@ class ProtocolSettings:
             check_choice(name, getattr(self, name), get_args(kind))
         for name, least in (("folds", 2), ("seed", 0)):
             whole(name, getattr(self, name), least)
-        object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid).ravel().tolist()))))
+        object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid, "grid").ravel().tolist()))))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
 

@@ -6,6 +6,7 @@ Text has names from anywhere, in straight columns.
 import io
 import json
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vggfeat.errors import with_bytes
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
@@ -21,6 +23,8 @@ from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 DASH = "\N{EN DASH}"
 SHOWN_FAILURES = 10
 """Reasons of failures that are printed."""
+_BYTE = re.compile(r"(?<!\\)\\udc([89a-f][0-9a-f])")
+"""As a message quotes a byte that is no UTF-8."""
 SHORTEST = 8
 """Columns of a terminal that a name keeps, however narrow the terminal is."""
 
@@ -60,9 +64,11 @@ def shortened(text: str, width: int | None) -> str:
 
 def printable(text: str) -> str:
     """Return a text of one line, with control characters and bytes that are no UTF-8 in their escaped form."""
+    if "\\udc" in text:
+        text = _BYTE.sub(r"\\x\1", text)
     if text.isprintable():  # Images in a page are long texts.
         return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in with_bytes(text))
 
 
 def percent(value: float | None, missing: str = "-") -> str:

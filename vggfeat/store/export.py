@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError, check_choice
+from vggfeat.errors import ConfigError, StoreError, check_choice, with_bytes
 from vggfeat.formats.csv_cells import spreadsheet_cell
 from vggfeat.formats.hdf5 import new_file
 from vggfeat.formats.mat5 import write_mat5
@@ -164,7 +164,7 @@ def _h5ad(sink: LatchedFile, table: Table) -> None:
     obs = pandas.DataFrame(dict(zip(names[1:], columns[1:], strict=True)), index=columns[0].astype(object))
     var = pandas.DataFrame(index=[f"d{index}" for index in range(table.descriptors.shape[1])])
     data = anndata.AnnData(
-        table.descriptors, obs, var, uns={"classes": np.array([*map(_shown, table.classes)], object)}
+        table.descriptors, obs, var, uns={"classes": np.array([*map(with_bytes, table.classes)], object)}
     )
     memory = io.BytesIO()  # HDF5 reads again what it has written, and a full disk would give it something else.
     with new_file(memory) as file:
@@ -173,8 +173,8 @@ def _h5ad(sink: LatchedFile, table: Table) -> None:
 
 
 def _columns(table: Table) -> tuple[list[str], list[str]]:
-    names = ["id", "path", *(f"label_{_shown(name)}" for name in table.classes)]
-    names += [*(f"split_{_shown(name)}" for name in table.splits), *map(_shown, table.texts)]
+    names = ["id", "path", *(f"label_{with_bytes(name)}" for name in table.classes)]
+    names += [*(f"split_{with_bytes(name)}" for name in table.splits), *map(with_bytes, table.texts)]
     counts = {"string": 2, "int8": len(table.classes), "bool": len(table.splits)}
     types = [kind for kind, count in counts.items() for _ in range(count)]
     return names, [*types, *["string"] * len(table.texts)]
@@ -187,10 +187,10 @@ def _slices(table: Table) -> Iterator[tuple[list[Any], NDArray[np.float32]]]:
     step = max(1, _CHUNK_BYTES // max(1, 4 * table.descriptors.shape[1]))
     for start in range(0, len(table.ids), step):
         part = slice(start, start + step)
-        columns: list[Any] = [[_shown(name) for name in names[part]] for names in (table.ids, table.paths)]
+        columns: list[Any] = [[with_bytes(name) for name in names[part]] for names in (table.ids, table.paths)]
         columns.extend(np.ascontiguousarray(table.labels[part].T))
         columns += [mask[part] for mask in masks]
-        yield [*columns, *([*map(_shown, texts[part])] for texts in table.texts.values())], table.descriptors[part]
+        yield [*columns, *([*map(with_bytes, texts[part])] for texts in table.texts.values())], table.descriptors[part]
 
 
 def _mat(sink: LatchedFile, table: Table) -> None:
@@ -198,16 +198,16 @@ def _mat(sink: LatchedFile, table: Table) -> None:
         size = f"{table.descriptors.nbytes / 2**30:.1f} GiB"
         raise StoreError(f"mat: expected descriptors below 2 GiB, all that MATLAB 5 files hold, found {size}; use npz")
     names = _mat_names(list(table.splits))
-    further = {name: [*map(_shown, texts)] for name, texts in _text_arrays(table).items()}
+    further = {name: [*map(with_bytes, texts)] for name, texts in _text_arrays(table).items()}
     rows = [np.asarray(split, "<f8").reshape(-1, 1) + 1 for split in table.splits.values()]
     write_mat5(
         sink,
         {
-            "ids": [_shown(text) for text in table.ids],
-            "paths": [_shown(text) for text in table.paths],
+            "ids": [with_bytes(text) for text in table.ids],
+            "paths": [with_bytes(text) for text in table.paths],
             "descriptors": table.descriptors.astype("<f4", copy=False),
             "labels": table.labels.astype(np.int8, copy=False),
-            "classes": [_shown(text) for text in table.classes],
+            "classes": [with_bytes(text) for text in table.classes],
             "splits": dict(zip(names, rows, strict=True)),
             **dict(zip(_mat_names(list(further)), further.values(), strict=True)),
         },
@@ -225,10 +225,6 @@ def _mat_names(names: Sequence[str]) -> list[str]:
             choice = f"{stem}_{count}"
         legal.append(choice)
     return legal
-
-
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 _WRITE = {"npz": _npz, "parquet": _parquet, "csv": _csv, "mat": _mat, "h5ad": _h5ad}

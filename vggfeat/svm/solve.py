@@ -249,11 +249,11 @@ def fittable_classes(labels: ArrayLike) -> NDArray[np.bool_]:
     return (signs == 1).any(axis=0) & (signs == -1).any(axis=0)
 
 
-def check_costs(C: float | ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+def check_costs(C: float | ArrayLike, name: str = "C") -> NDArray[np.float64]:  # noqa: N803
     """Return values of C as float64; ConfigError if there is none, or one is not above 0 and at most `LARGEST_C`."""
     costs = np.asarray(C, dtype=np.float64)
     if not costs.size or not ((costs > 0) & (costs <= LARGEST_C)).all():
-        raise ConfigError(f"C: expected finite numbers above 0, at most {LARGEST_C:g}, found {costs.tolist()}")
+        raise ConfigError(f"{name}: expected finite numbers above 0, at most {LARGEST_C:g}, found {costs.tolist()}")
     return costs
 
 
