@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,47 @@ def test_what_the_plan_has_decided_is_not_asked_again(finished, net, capsys):
                    ["--max-pixels", "9"], ["--layer", "fc6"]):  # fmt: skip
         assert run(["extract", "--plan", str(finished), "--weights", net, *option, *QUIET]) == 2
         assert f"{option[0]}: the plan has decided it; leave it out" in capsys.readouterr().err
+
+    for option, said in (("--extend", "a run is extended by `vggfeat plan --extend RUN`"),
+                         ("--overwrite", "finished shards of a run stay as they are")):  # fmt: skip
+        assert run(["extract", "--plan", str(finished), "--weights", net, option, *QUIET]) == 2
+        assert f"{option}: {said}; leave it out" in capsys.readouterr().err
+
+
+def test_shards_that_are_computed_again_are_not_counted_as_done_before_as_well(inputs, net, tmp_path, capsys):
+    photos, out = tmp_path / "photos", str(tmp_path / "run")
+    photos.mkdir()
+    for number in range(6):
+        (photos / f"{number}.png").write_bytes((inputs / "photos" / "train" / "cat" / "0.png").read_bytes())
+    (photos / "4.png").write_bytes(b"")
+    words = ["--root", str(photos), "--weights", net, "--quiet"]
+    assert run(["plan", "--dataset", "folder", *words, "--scales", "224", "--shard-rows", "2", "--out", out]) == 0
+    compute = ["extract", "--plan", out, "--weights", net, *QUIET]
+    assert run(compute) == 3
+    capsys.readouterr()
+    assert run([*compute, "--retry-failed"]) == 3
+    assert "1 of 3 shards computed again, 2 done before, 1 image failed (1 empty)" in capsys.readouterr().out
+    assert run([*compute, "--retry-failed", "--json"]) == 3
+    found = told(capsys)
+    assert (found["shards"], found["computed"], found["before"]) == (3, 1, 2)
+    (tmp_path / "run" / "features" / "000" / "part-000000.parquet").unlink()
+    assert run([*compute, "--retry-failed"]) == 3
+    assert "2 of 3 shards computed (1 of them again), 1 done before" in capsys.readouterr().out
+
+
+def test_shards_of_another_plan_do_not_count_as_finished_where_one_is_planned_anew(
+    inputs, finished, tmp_path, capsys
+):  # fmt: skip
+    run_folder = tmp_path / "run"
+    shutil.copytree(finished, run_folder)
+    (run_folder / "plan.json").unlink()
+    assert plan(inputs, run_folder, "--interpolation", "bicubic") == 6
+    said = capsys.readouterr().err
+    assert "expected no shards but those of this plan, found others that an earlier run has left" in said
+    assert "part-000000.parquet: expected plan " in said
+    assert not (run_folder / "plan.json").exists()
+    assert plan(inputs, run_folder) == 0
+    assert run(["inspect", str(run_folder)]) == 0  # the shards of the same plan are as good as before
 
 
 @pytest.mark.parametrize(("words", "message"), [

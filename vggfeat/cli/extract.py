@@ -195,13 +195,14 @@ class _Found:
         self.rows = sum(len(plan.rows_of(shard)) for shard in own)
         self.done = sum(len(plan.rows_of(shard)) for shard in before)
         self.failed: Counter[str] = Counter()
-        self.shards = 0
+        self.shards = self.again = 0
         self.precision: Any = None
         self.show()
 
     def add(self, result: Any) -> None:
         """Count a shard."""
         self.shards += 1
+        self.again += result.shard in self.before
         self.done += result.rows if result.shard not in self.before else 0
         self.failed.update(result.reasons)
         self.precision = result.precision or self.precision
@@ -212,17 +213,19 @@ class _Found:
         self.bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
 
     def tell(self, as_json: bool) -> None:
-        """Print it."""
+        """Print it; what was found finished and computed again counts as computed alone."""
+        before = len(self.before) - self.again
         if as_json:
             say_json({
                 "run": self.plan.where, "share": self.share.strip() or None, "shards": len(self.own),
-                "computed": self.shards, "before": len(self.before), "images": self.rows,
+                "computed": self.shards, "before": before, "images": self.rows,
                 "failed": self.failed.total(), "failed_by_reason": dict(self.failed.most_common()),
             })  # fmt: skip
             return
-        told = [f"{self.shards} of {len(self.own)} shards computed"]
-        if self.before:
-            told.append(f"{len(self.before)} done before")
+        again = "" if not self.again else " again" if self.again == self.shards else f" ({self.again} of them again)"
+        told = [f"{self.shards} of {len(self.own)} shards computed{again}"]
+        if before:
+            told.append(f"{before} done before")
         if self.failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
             told.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
@@ -242,7 +245,7 @@ def _agreement(precision: Any) -> str:
     return f"computed again in float32, the least cosine of {images} is {precision.least:.6f}{advice}"
 
 
-OF_PLAN = ("name", "layout", "out", "shard_rows", "overwrite", "extend", *(one.name for one in fields(ListOptions)),
+OF_PLAN = ("name", "layout", "out", "shard_rows", *(one.name for one in fields(ListOptions)),
            *(one.name for one in fields(FeatureOptions)), *(one.name for one in fields(LimitOptions)))  # fmt: skip
 """What a plan has decided."""
 OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in fields(options))
@@ -296,6 +299,8 @@ def extract(
     """
     if planned.run is not None:
         refuse_options(OF_PLAN, "the plan has decided it")
+        refuse_options(["extend"], "a run is extended by `vggfeat plan --extend RUN`")
+        refuse_options(["overwrite"], "finished shards of a run stay as they are")
         task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
         return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
     if name is None:

@@ -19,6 +19,7 @@ from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
 from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, part_path, read_plan
 from vggfeat.store.sealed import digest_of, seal
+from vggfeat.store.shard_files import open_shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,9 +35,22 @@ _BUCKET = 1 << 22
 def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: None) -> Plan:
     """Write a plan, of which the draft has no rows, unless it is there already.
 
-    A plan that was not finished is begun anew: what it has left is replaced, part by part. DatasetError if the list has
-    no row, an id twice, or a row that fits no plan; StoreError if the folder has a plan of other settings (every
-    difference is named), or the store refuses.
+    A plan that was not finished is begun anew: what it has left is replaced, part by part.
+
+    Parameters
+    ----------
+    draft : Plan
+        Without rows.
+    listing : Listing
+    progress : callable
+
+    Raises
+    ------
+    DatasetError
+        If the list has no row, an id twice, or a row that fits no plan.
+    StoreError
+        If the folder has a plan of other settings (every difference is named), or shards of another plan, or the store
+        refuses.
     """
     known = existing(draft)
     if known is not None:
@@ -46,6 +60,7 @@ def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: 
         _check_unique(plan, hashes)
     if not plan.rows:
         raise DatasetError(f"{listing.root}: expected at least one image, found none")
+    _check_shards(plan)
     if plan.storage.write_new(PLAN, encode_plan(plan)):
         return plan
     return _same(read_plan(plan.storage), draft)  # Another has planned meanwhile.
@@ -84,8 +99,25 @@ def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: N
                 f"{old.where}: expected nobody else to extend the plan meanwhile, found another plan; give the same "
                 "command again"
             )
+        _check_shards(plan, first=len(old.parts))
         plan.storage.replace(PLAN, encode_plan(plan))
     return plan
+
+
+def _check_shards(plan: Plan, first: int = 0) -> None:
+    """Refuse shards of a run that was there before, which would count as finished by their names alone.
+
+    One of each part is looked at: those of a part are of one plan.
+    """
+    shards = {plan.place_of(shard)[0]: shard for shard in sorted(plan.present(), reverse=True)}
+    for part in sorted(part for part in shards if part >= first):
+        try:
+            open_shard(plan, shards[part])
+        except StoreError as error:
+            raise StoreError(
+                f"{plan.where}: expected no shards but those of this plan, found others that an earlier run has left "
+                f"({str(error).partition('; ')[0]}); delete them, or take another folder"
+            ) from None
 
 
 def _same(found: Plan, draft: Plan) -> Plan:
