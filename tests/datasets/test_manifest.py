@@ -287,6 +287,16 @@ def is_right(data):
     assert data.notes[-1] == "Kept in the feature file as text: age."
 
 
+@pytest.mark.parametrize("text", [
+    " \r\npath;label\r\n\r\n  \r\na;x\r\n\t\r\nb;y\r\n ;\r\n;\r\n",
+    "\n\t \npath,label\na,x\n \n\nb,y\n \n",
+    "\n\npath\tlabel\n \na\tx\n\nb\ty\n\t\n",
+])  # fmt: skip
+def test_lines_without_content_are_passed_over_wherever_they_stand(tmp_path, text):
+    found = read_manifest(write(tmp_path, text))
+    assert (found.paths, found.classes) == (("a", "b"), ("x", "y"))
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["", "\r\n", "\n\n", "\n,,\r\n , ,\n"], ids=repr)
@@ -521,6 +531,10 @@ def test_columns_are_known_by_usual_headings_or_told(tmp_path, head):
             r"found 'label' and 'class'; say which with --column labels=label or --column la",
         ),
         ("photo,label\na,b\n", r"line 1: expected a heading path, file, filename or image, .* --column path=HEADING"),
+        (
+            "Datei;Klasse\na;12,5\n",
+            r"line 1: expected a heading path, .* found 'Datei, Klasse'; say which column has the paths with --column",
+        ),
         ("path,label\na,cat;dog\n", r"line 2: .* found one class or several; .* --label-separator none or --label-sep"),
         ("path,label;file\na,b;c\n", r"found 2 columns with commas and 2 columns with semicolons.* sep=, or sep=;"),
         ("path,age,age\na,1,2\n", r"line 1: expected every heading once, found 'age' twice"),

@@ -161,4 +161,10 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
         ("svm", None), ("svm", 1), ("svm", 4), ("knn", None), ("knn", 1), ("knn", 4),
     ]  # fmt: skip
     assert all(0 < one["mean"] <= 1 for one in content["values"])
+    # Each class has six images to train on: a column for more would be that of all under another name.
+    words[words.index("1,4")] = "7,6,50"
+    assert run(words) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].split() == ["probe", "chosen", "all", "6"]
+    assert shown.err == "note: no class has so many images to train on, so that there is nothing to measure: 7, 50\n"
     assert run(["probe"]) == 2

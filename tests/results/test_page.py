@@ -703,6 +703,8 @@ def test_folders_without_results_or_given_twice_are_refused(made, tmp_path, caps
     )
     assert run(["report", str(tmp_path / "none")]) == 6
     capsys.readouterr()
+    assert run(["report", str(made[0] / "good.svm" / "results.json")]) == 6
+    assert "in it, found a file; give the folder that `vggfeat svm --out`" in capsys.readouterr().err
     replace_run(DISK, tmp_path, {"predictions.json": b"{}"}, last="predictions.json")  # as of svm --apply
     assert run(["report", str(tmp_path)]) == 6
     err = capsys.readouterr().err

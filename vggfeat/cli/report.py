@@ -6,7 +6,7 @@ import click
 
 from vggfeat.cli.features import GivenFile, GivenOptions
 from vggfeat.cli.options import COUNT, INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
-from vggfeat.cli.output import Progress, make_folder, show, terminal_width
+from vggfeat.cli.output import Progress, make_folder, say_note, show, terminal_width
 from vggfeat.errors import ConfigError, counted
 from vggfeat.runtime.devices import ready_device
 
@@ -144,6 +144,9 @@ def probe(
     table = given.read(inputs, given.data_root)
     with Progress("probe", "measurements", quiet=quiet) as bar:
         measure, values = run_probes(table, settings, progress=bar.update_stage)
+    many = [str(number) for number in settings.shots if number not in {value.shots for value in values}]
+    if many:
+        say_note(f"no class has so many images to train on, so that there is nothing to measure: {', '.join(many)}")
     content = probes_json(measure, values, table.dataset.name)
     show(as_json, content, probes_text(content, width=terminal_width()).split("\n"))
 

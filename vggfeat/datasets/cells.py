@@ -109,7 +109,7 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
 def _read_csv(path: Path, text: str, wanted: frozenset[str]) -> Cells:
     told = re.match("sep=([^\r\n])(\r\n|\r|\n)", text, re.IGNORECASE)  # Excel writes and reads such a line.
     text = text[told.end() if told else 0 :].rstrip("\r\n")
-    head = _first_line(text.lstrip("\r\n"))
+    head = _first_line(re.sub(r"\A\s*[\r\n]", "", text))
     if "\0" in head:
         raise DatasetError(
             f"{path}: expected text, found zero bytes in its first line; give --encoding utf-16-le if it is that"
@@ -126,7 +126,7 @@ def _first_line(text: str) -> str:
 
 
 def _separator(path: Path, head: str, wanted: frozenset[str]) -> str:
-    """Return what separates the headings so that one of them is known; a comma where none is."""
+    """Return what separates the headings so that one of them is known; where none is, what there is most of."""
     fits = {}
     for separator in SEPARATORS:
         names = next(csv.reader([head], delimiter=separator), [])
@@ -139,7 +139,7 @@ def _separator(path: Path, head: str, wanted: frozenset[str]) -> str:
             f"{path}, line 1: expected one way to read the headings, found {readings}: {head[:80]!r}; put a line "
             f"sep={several[0]} or sep={several[1]} above them"
         )
-    return several[0] if several else ","
+    return several[0] if several else max(SEPARATORS, key=head.count)  # a comma where there is none of them
 
 
 def _read_plain(path: Path, text: str, separator: str, first: int) -> Cells | None:
@@ -168,6 +168,8 @@ def _read_strictly(path: Path, text: str, separator: str, first: int) -> Cells:
     line, lines, rows = first, list[int](), list[list[str]]()
     try:
         for fields in reader:
+            if len(fields) == 1 and not fields[0].strip():
+                fields = []  # A line of blanks has no content, as an empty one.
             if fields:
                 lines.append(line)
                 rows.append(fields)

@@ -95,7 +95,7 @@ def run_probes(
     -------
     measure, values
         The key of the measure (`vggfeat.protocols.results.METRICS`), and for each probe one value for all images and
-        one for each number of shots.
+        one for each number of shots that some class has.
 
     Raises
     ------
@@ -106,12 +106,14 @@ def run_probes(
     settings = settings or ProbeSettings()
     _, evaluation, (_, plans, *_) = plan_protocol(table.dataset, settings.protocol)
     report = progress or (lambda doing, done, total: None)
-    total = len(settings.probes) * (1 + len(settings.shots))
+    most = max(len(members) for plan in plans for members in _of_classes(table, evaluation, plan))
+    numbers = (None, *(shots for shots in settings.shots if shots <= most))
+    total = len(settings.probes) * len(numbers)
     found: list[ProbeValue] = []
     for name in settings.probes:
         report(name, len(found), total)
         chosen = [_choose(table, evaluation, PROBES[name], plan) for plan in plans]
-        for shots in (None, *settings.shots):
+        for shots in numbers:
             values = [
                 _measure(table, evaluation, PROBES[name], rows, plan.test_rows, setting)
                 for plan, setting in zip(plans, chosen, strict=True)
@@ -162,15 +164,19 @@ def _draws(
     """Return the rows to train on: all, or as many of each class as there are shots, drawn several times."""
     if shots is None:
         return [plan.fit_rows]
-    rows = plan.fit_rows[table.ok[plan.fit_rows]]
-    positive = evaluation.training_labels(rows, "draw from") == 1
-    draws = []
+    of_class, draws = _of_classes(table, evaluation, plan), []
     for repeat in range(settings.repeats):
         rng = np.random.default_rng([settings.protocol.seed, shots, repeat])
-        of_class = [rows[positive[:, k]] for k in range(positive.shape[1])]
         drawn = [rng.permutation(members)[:shots] for members in of_class]
         draws.append(np.unique(np.concatenate(drawn)))
     return draws
+
+
+def _of_classes(table: DescriptorTable, evaluation: Evaluation, plan: SplitPlan) -> list[Rows]:
+    """Return for each class the rows with a descriptor that it can be trained on."""
+    rows = plan.fit_rows[table.ok[plan.fit_rows]]
+    positive = evaluation.training_labels(rows, "draw from") == 1
+    return [rows[positive[:, k]] for k in range(positive.shape[1])]
 
 
 def _svm(x: Array, labels: Signs, others: Array, setting: float) -> NDArray[np.float64]:

@@ -105,30 +105,23 @@ class Evaluation:
         return fittable_classes(truth[ok])
 
     def weak_points(self, truth: NDArray[np.int8], ok: NDArray[np.bool_], tested: str) -> Iterator[tuple[str, str]]:
-        """Yield sentences on classes whose values in a test say little, each with their names; `tested` names its rows."""
+        """Yield sentences on classes whose values in a test say little, each with their names.
+
+        `tested` names the rows of the test.
+        """
         names, without = np.array(self.dataset.classes, dtype=object), (truth != 1).all(axis=0)
-        listed = ", ".join(names[without])
+        listed, others = ", ".join(names[without]), counted((~without).sum(), "class{es}")
         if without.all():
-            none = (
-                f"In {tested} there is no positive of any class: it has no value, and means are over the other tests."
-            )
-            yield none, listed
+            nothing = "it has no value, and means are over the other tests."
+            yield f"In {tested} there is no positive of any class: {nothing}", listed
         elif without.any():
-            others = counted((~without).sum(), "class{es}")
-            yield (
-                f"In {tested} there is no positive of {listed}: no value for that, and the mean is over the other {others}.",
-                listed,
-            )
+            nothing = f"no value for that, and the mean is over the other {others}."
+            yield f"In {tested} there is no positive of {listed}: {nothing}", listed
         empty = ~without & ~self.decided(truth, ok)
         if empty.any():
             listed = ", ".join(names[empty])
-            yield (
-                (
-                    f"In {tested} there are no scores of both positives and negatives of {listed}: the average precision "
-                    "there is that of the order of the list, whatever the SVM says."
-                ),
-                listed,
-            )
+            order = "the average precision there is that of the order of the list, whatever the SVM says."
+            yield f"In {tested} there are no scores of both positives and negatives of {listed}: {order}", listed
 
     def confusion(self, truth: NDArray[np.int8], scores: NDArray[np.float64]) -> NDArray[np.int64] | None:
         """(K, K) counts, row = true class; None where samples have several classes."""

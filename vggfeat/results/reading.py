@@ -196,8 +196,9 @@ def _read(folder: Path, name: str) -> AnyRun:
             return _run_with_results(files, name)
         if os.path.lexists(folder / "log.jsonl"):
             return _training_run(files, name)
+    found = "a file" if folder.is_file() else "neither"
     raise StoreError(
-        f"{folder}: expected the folder of a run, with results.json or log.jsonl in it, found neither; give the "
+        f"{folder}: expected the folder of a run, with results.json or log.jsonl in it, found {found}; give the "
         "folder that `vggfeat svm --out` or `vggfeat train --out` was given"
     )
 

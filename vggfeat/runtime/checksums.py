@@ -153,7 +153,7 @@ def read_sums(path: Path) -> dict[str, str]:
     try:
         lines: Iterable[str] = read_bounded(path, _LONGEST_SUMS).decode("ascii").splitlines()
         found = [_LINE.fullmatch(line) for line in lines]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise StoreError(f"{path}: reading failed: {error.strerror or error}; mend it") from error
