@@ -6,6 +6,7 @@ how counts, names and objects are put into words.
 """
 
 import dataclasses
+import errno
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -209,10 +210,19 @@ class ImageError(VggfeatError):
 
 def out_of_memory(error: BaseException) -> bool:
     """Say whether an error of a library means that memory, of the machine or of a GPU, has run out."""
-    # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text.
+    # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text, and a library that
+    # does not fit can't be imported.
     text = str(error).lower()
-    signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+    signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object", "failed to map segment")
+    told = isinstance(error, RuntimeError | ImportError) and any(sign in text for sign in signs)
+    return told or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def out_of_resources(error: BaseException) -> bool:
+    """Say whether an error means that the system gives no more memory, threads or open files."""
+    threads = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return threads or files or out_of_memory(error)
 
 
 _LONGEST = 60

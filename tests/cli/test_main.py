@@ -1,5 +1,6 @@
 """The command line as a user meets it: help at once, errors in one line, exit codes, output for people and programs."""
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from PIL import Image
 
 from feature_files import data_set, write_file
 from vggfeat.cli import run
+from vggfeat.datasets import catalogue
+from vggfeat.errors import ResourceError
 
 NET = "random:A:0:0.03125"
 HEAVY = ("torch", "torchvision", "numpy", "h5py", "sklearn", "scipy", "matplotlib", "PIL", "rich", "pyarrow")
@@ -357,6 +361,31 @@ def test_a_summary_that_cannot_be_printed_loses_no_work(images, tmp_path, capsys
     assert [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("note: ")] == [FULL]
     assert run(words) == 0
     assert json.loads(capsys.readouterr().out)["resumed"] == 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_what_the_system_does_not_give_is_one_line_and_no_defect(error, monkeypatch, capsys):
+    monkeypatch.setattr(catalogue, "resolve_root", mock.Mock(side_effect=error))
+    assert run(["data", "splits", "voc2007"]) == ResourceError.exit_code
+    said = capsys.readouterr().err
+    assert re.fullmatch("vggfeat: this machine: expected the memory, .* give the same command again\n", said)
+    assert str(error) in said
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(catalogue, "resolve_root", mock.Mock(side_effect=RuntimeError("no such thing")))
+    with pytest.raises(RuntimeError, match="no such thing"):
+        run(["data", "splits", "voc2007"])
 
 
 @pytest.mark.parametrize("words", [["--help"], ["data", "list"]])

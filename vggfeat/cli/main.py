@@ -24,7 +24,7 @@ from vggfeat.cli.signals import Terminated, breaking_off, interruption, line, nu
 from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
 from vggfeat.cli.weights import weights
-from vggfeat.errors import StoreError, VggfeatError
+from vggfeat.errors import ResourceError, StoreError, VggfeatError, out_of_resources
 
 EXIT_CODES = """\b
 Exit codes:
@@ -153,16 +153,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _drop(sys.stdout)
         _drop(sys.stderr)
         return 141
-    except OSError as error:
-        if not _printing(error):
+    except Exception as error:
+        if isinstance(error, OSError) and _printing(error):
+            _drop(sys.stdout)
+            _say(
+                f"standard output: expected to print to it, found: {error.strerror or error}; what was finished is "
+                "kept: make room, and give the same command again",
+                error,
+            )
+            return StoreError.exit_code
+        if not out_of_resources(error):
             raise
-        _drop(sys.stdout)
+        found = str(error).partition("\n")[0] or type(error).__name__
         _say(
-            f"standard output: expected to print to it, found: {error.strerror or error}; what was finished is kept: "
-            "make room, and give the same command again",
+            f"this machine: expected the memory, threads and open files that the command takes, found: {found}; what "
+            "was finished is kept: free some, or raise the limits (ulimit -a), and give the same command again",
             error,
         )
-        return StoreError.exit_code
+        return ResourceError.exit_code
 
 
 class _Notes(logging.Handler):
