@@ -99,6 +99,16 @@ def test_a_gain_equal_to_the_least_is_none():
     assert follow([0.5, 0.75 + 2**-20], recipe)[0].drops == 0
 
 
+@pytest.mark.parametrize(("images", "stale"), [(1000, 1), (999, 0)])
+def test_a_gain_of_one_image_counts_the_same_from_any_accuracy(images, stale):
+    def after(hits):
+        error = 1 - hits / images  # as a validation tells it
+        return 1 - error
+
+    pairs = [(after(hits), after(hits + 1)) for hits in range(images)]
+    assert {Plateau(best=best).after(accuracy, Recipe()).stale for best, accuracy in pairs} == {stale}
+
+
 def test_the_best_outlives_a_drop():
     plateau, _ = follow([0.5, 0.1, 0.1, 0.4, 0.4])
     assert plateau == Plateau(best=0.5, stale=0, drops=2)

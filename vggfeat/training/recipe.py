@@ -188,7 +188,8 @@ class Plateau:
 
     def after(self, accuracy: float, recipe: Recipe) -> "Plateau":
         """Return what is known after one more validation, with a top-1 accuracy from 0 to 1."""
-        if accuracy > self.best + recipe.least_gain or self.best < 0:
+        # Far less than an image, and more than rounding: one image of 1000 is just the least gain, wherever it begins.
+        if accuracy - self.best > recipe.least_gain + 1e-9 or self.best < 0:
             return replace(self, best=accuracy, stale=0)
         if self.stale + 1 < recipe.patience:
             return replace(self, stale=self.stale + 1)
