@@ -28,3 +28,12 @@ def test_numbers_of_any_kind_are_rows():
         with pytest.raises(DatasetError, match="not an ascending list"):
             data_set(splits={"train": np.array([3, 0], kind)})
     assert len(data_set(splits={"train": np.zeros(0)}).splits["train"]) == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": LABELS.tolist()}, {"splits": {"train": [0, 1]}}], ids=["labels", "train"]
+)
+def test_lists_in_the_place_of_arrays_are_refused_by_name(changes, request):
+    name = request.node.callspec.id
+    with pytest.raises(DatasetError, match=f"expected {name} as an array of NumPy, found a list; give that"):
+        data_set(**changes)

@@ -78,8 +78,8 @@ class DataSet:
     Raises
     ------
     DatasetError
-        If columns differ in length, an id is empty or occurs twice, a group is empty, a label is none of `Label`, or
-        a split points outside the list.
+        If columns differ in length, an id is empty or occurs twice, a group is empty, a label is none of `Label`, a
+        split points outside the list, or labels, boxes or rows are no arrays or masked.
     """
 
     name: str
@@ -112,7 +112,12 @@ class DataSet:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        check_unmasked(self.name, self.labels, self.boxes, *self.splits.values(), error=DatasetError)
+        arrays: list[tuple[str, Any]] = [("labels", self.labels), ("boxes", self.boxes), *self.splits.items()]
+        for what, array in arrays:
+            check_unmasked(f"{self.name}: {what}", array, error=DatasetError)
+            if array is not None and not isinstance(array, np.ndarray):
+                found = type(array).__name__
+                raise DatasetError(f"{self.name}: expected {what} as an array of NumPy, found a {found}; give that")
         if len(self.paths) != n or self.labels.shape != (n, len(self.classes)):
             raise DatasetError(
                 f"{self.name}: expected {n} paths and labels of shape ({n}, {len(self.classes)}), "
