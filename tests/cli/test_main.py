@@ -228,7 +228,7 @@ def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, ca
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--device", "tpu"], 2, "device"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", NET, "--regions", "box"], 2, "box"),
         (["svm", "--features", "nowhere.h5"], 6, "found none"),
-        (["svm", "--features", "{features}", "--grid", "0"], 2, "C"),
+        (["svm", "--features", "{features}", "--grid", "0"], 2, "grid: expected finite numbers above 0"),
         (["svm", "--features", "{features}", "--protocol", "caltech"], 7, "train"),
         (["svm", "--features", "{features}", "--protocol", "given-splits"], 7, "train"),
         (["inspect", "{image}"], 6, "00.jpg"),
@@ -250,6 +250,7 @@ def test_settings_that_change_nothing_for_the_data_are_said(images, tmp_path, ca
         (["report", "nowhere.svm", "--out", "{features}"], 6, "page of vggfeat or no file"),
         (["extract", "--dataset", "folder", "--root", "{images}", "--weights", "{features}"], 5, "a feature file"),
         (["nonsense"], 2, "nonsense"),
+        (["inspect", "{image}"], 6, "00.jpg: expected a feature file, found a file that is no HDF5; correct its name"),
     ],
 )
 def test_mistakes_give_one_line_and_a_code(words, code, said, images, features, tmp_path, monkeypatch, capsys):
@@ -264,6 +265,16 @@ def test_mistakes_give_one_line_and_a_code(words, code, said, images, features, 
     assert len(ours) <= (4 if code == 2 and ours[0].startswith("Usage") else 1)
     assert list(tmp_path.iterdir()) == []
     assert features.read_bytes() == kept
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["weights"], ["localise"], ["bench"]])
+def test_without_a_command_there_is_the_help_as_it_is_with_help(words, capsys):
+    assert run([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    run(words)
+    found = capsys.readouterr()
+    assert (found.out + found.err).rstrip() == shown.rstrip()
+    assert len(shown.splitlines()) > 5
 
 
 def test_data_check_names_archives_and_checksums(tmp_path, capsys):

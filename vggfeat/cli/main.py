@@ -216,6 +216,10 @@ def _show_usage(error: click.ClickException) -> None:
     """Say what is wrong with the words of a command, and where its help is."""
     with _dropping_errors():
         context = getattr(error, "ctx", None)
+        # What a group of commands raises where none is named, from click 8.2 on; its message is the help.
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            say_lines(error.format_message(), err=True)
+            return
         if context is not None:
             say_lines(context.get_usage(), err=True)
             say(f"Try '{context.command_path} --help' for help.", err=True)

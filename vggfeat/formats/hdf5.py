@@ -139,7 +139,10 @@ def hdf5_errors(where: str) -> Iterator[None]:
             raise
         raise StoreError(f"{where}: {error}") from None
     except Exception as error:  # h5py lets OSError, RuntimeError, KeyError, ValueError and others out.
-        raise StoreError(f"{where}: expected a feature file, found one that can't be read ({error})") from error
+        kind = "a file that is no HDF5" if "signature not found" in str(error) else f"one that can't be read ({error})"
+        raise StoreError(
+            f"{where}: expected a feature file, found {kind}; correct its name, or make it again"
+        ) from error
 
 
 def read_values(data: h5py.Dataset, rows: slice = slice(None)) -> Any:
