@@ -59,9 +59,25 @@ def make_plan(
 ) -> Plan:
     """Plan the extraction of a list of images, unless that is done already; nothing is computed.
 
-    The plan names the net by its SHA-256. `storage` is where the run is to be; `progress` is called with the rows that
-    are planned so far. ConfigError, DatasetError if the settings do not go together, or with the list; StoreError if a
-    run of other settings is there, or the store refuses.
+    Parameters
+    ----------
+    listing : Listing
+    backbone : Backbone
+        The net, which the plan names by its SHA-256.
+    storage : Storage
+        Where the run is to be.
+    settings : ExtractionSettings
+    plan : PlanSettings
+    decode : DecodeSettings
+    progress : callable
+        Called with the rows that are planned so far.
+
+    Raises
+    ------
+    ConfigError, DatasetError
+        If the settings do not go together, or with the list.
+    StoreError
+        If a run of other settings is there, or the store refuses.
     """
     backbone.check_layer(settings.layer)
     channels = backbone.model.maps[settings.layer].channels
@@ -127,8 +143,12 @@ class ShardWorker:
     def compute(self, shards: Iterable[int], progress: Callable[[float], None] | None = None) -> Iterator[ShardResult]:
         """Compute shards, those left out that are there already, and yield what became of each once it is kept.
 
-        Their numbers are drawn one by one, shortly before they are computed. `progress` is called with the images of
-        the shard at work that are done; on a CPU alone.
+        Parameters
+        ----------
+        shards : iterable of int
+            Drawn one by one, shortly before they are computed.
+        progress : callable, optional
+            Called with the images of the shard at work that are done; on a CPU alone.
         """
         plan = self.plan
         parts = ((shard, self.requests(shard)) for shard in shards if self._is_open(shard))

@@ -118,9 +118,14 @@ def _column(batch: "pa.RecordBatch", field: "pa.Field", empty: "pa.Scalar | None
 
 
 def listing_of(dataset: DataSet, marks: Mapping[str, Any] | None = None) -> Listing:
-    """Return a data set, with one file an image, as the listing that it is, with marks as in `Listing`.
+    """Return a data set as the listing that it is; the sizes of its files are asked for batch by batch.
 
-    The sizes of its files are asked for batch by batch.
+    Parameters
+    ----------
+    dataset : DataSet
+        With one file an image.
+    marks : mapping, optional
+        As in `Listing`.
     """
     return Listing(
         name=dataset.name,

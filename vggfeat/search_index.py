@@ -64,10 +64,23 @@ def make_index(
 ) -> SearchIndex:
     """Make an index.
 
-    `sample` (n, D) float32: descriptors of length 1, from which the directions are taken. `blocks` iterable of ((n,)
-    int64, (n, D) float32): numbers and descriptors, of length 1, of all rows with features. `about`: what they are of,
-    as JSON. `total`: rows, those without features included. Raises ConfigError if faiss is not installed; StoreError if
-    no row has features.
+    Parameters
+    ----------
+    sample : (n, D) float32
+        Descriptors of length 1, from which the directions are taken.
+    blocks : iterable of ((n,) int64, (n, D) float32)
+        Numbers and descriptors, of length 1, of all rows with features.
+    about : dict
+        What they are of, as JSON.
+    total : int
+        Rows, those without features included.
+
+    Raises
+    ------
+    ConfigError
+        If faiss is not installed.
+    StoreError
+        If no row has features.
     """
     faiss = _faiss()
     if not len(sample):

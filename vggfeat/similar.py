@@ -299,16 +299,27 @@ def extract_query(
 ) -> NDArray[np.float32]:
     """Compute the features of an image as those in a file were computed.
 
-    Raises ConfigError if boxes are to be compared, which an image alone doesn't have; StoreError if the image gives no
-    features.
-
-    `backbone`: the net that made the file, of `vggfeat.forward.rerun.find_net`. `regions`: regions that will be
-    compared; all of the file by default.
+    Parameters
+    ----------
+    file : Features
+    image : Path
+    backbone : Backbone
+        The net that made the file, of `vggfeat.forward.rerun.find_net`.
+    device : str
+    regions : tuple of str, optional
+        Regions that will be compared; all of the file by default.
 
     Returns
     -------
     (1, S, R, C) float32
         NaN in regions that are not compared.
+
+    Raises
+    ------
+    ConfigError
+        If boxes are to be compared, which an image alone doesn't have.
+    StoreError
+        If the image gives no features.
     """
     wanted = file.regions if regions is None else regions
     if set(wanted) != {"image"}:

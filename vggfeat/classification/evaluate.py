@@ -105,11 +105,24 @@ def fuse(files: Paths, *, scales: Sequence[int] | None = None) -> Fused:
     So every net counts the same, whether it has one file or several, and dense and multi-crop count the same for a
     net, whatever scales they have. Nets are told apart by the SHA-256 of their weights.
 
-    `files`: files that `vggfeat.classification.extract.cache_posteriors` wrote, of the same images in any order; rows
-    are matched by id and take the order of the first file. `scales`: take only these Q of every file; all that it has,
-    by default.
-    Raises StoreError if a file is damaged or holds no posteriors, or files differ in images, classes or labels. Raises
-    ConfigError if no file is given, a scale is not in a file, or a net has the same mode and scale twice.
+    Parameters
+    ----------
+    files : path, or sequence of paths
+        Files that `vggfeat.classification.extract.cache_posteriors` wrote, of the same images in any order; rows
+        are matched by id and take the order of the first file.
+    scales : sequence of int, optional
+        Take only these Q of every file; all that it has, by default.
+
+    Returns
+    -------
+    Fused
+
+    Raises
+    ------
+    StoreError
+        If a file is damaged or holds no posteriors, or files differ in images, classes or labels.
+    ConfigError
+        If no file is given, a scale is not in a file, or a net has the same mode and scale twice.
     """
     paths = [Path(path) for path in ([files] if isinstance(files, (str, os.PathLike)) else files)]
     if not paths:

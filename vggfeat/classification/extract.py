@@ -35,10 +35,17 @@ SHOWN = 3
 def default_scales(backbone: Backbone, mode: Mode) -> tuple[int, ...]:
     """Return the paper's test scales for a net, by the S that its file says it was trained at (Sect. 4.1 and 4.2).
 
-    `mode`: crop takes one scale: S, or the middle of its range. The others take S - 32, S, S + 32, or least, middle and
-    largest S.
-    Returns the Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file
-    doesn't say.
+    Parameters
+    ----------
+    backbone : Backbone
+    mode : str
+        crop takes one scale: S, or the middle of its range. The others take S - 32, S, S + 32, or least, middle and
+        largest S.
+
+    Returns
+    -------
+    tuple of int
+        Q, smallest image sides in pixels, none below 224; 256, 384, 512, or 256 for crop, where the file doesn't say.
     """
     trained = _trained_scale(backbone)
     if trained is None:
@@ -124,14 +131,32 @@ def cache_posteriors(
 ) -> Summary:
     """Compute the class posteriors of the validation images into one HDF5 file, or finish the run that did so.
 
-    Raises StoreError as `vggfeat.extract.extract_features`. Raises ConfigError if net and data have other classes, or
-    the settings do not go together.
+    Parameters
+    ----------
+    data : ClassificationSet
+        Columns of the file stand in the order of its classes, whatever order the net has.
+    backbone : Backbone
+    out : Path
+        The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in
+        `out` + ".parts".
+    settings : PosteriorSettings
+    run : RunSettings
+    decode : DecodeSettings
+        Limits for an image. `largest_side` is set to the largest scale here.
+    progress : callable, optional
+    world : World
+        The processes that do it together, as `vggfeat.extract.extract_features`.
 
-    `data`: columns of the file stand in the order of its classes, whatever order the net has.
-    `out`: the file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in `out` +
-    ".parts".
-    `decode`: limits for an image. `largest_side` is set to the largest scale here.
-    `world`: the processes that do it together, as `vggfeat.extract.extract_features`.
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    StoreError
+        As `vggfeat.extract.extract_features`.
+    ConfigError
+        If net and data have other classes, or the settings do not go together.
     """
     order = match_classes(backbone, data.classes)
     job = Job(

@@ -63,10 +63,19 @@ class SplitRule:
     def draw(self, seed: int, cls: str, names: Sequence[str]) -> Draw:
         """Draw the images of one class, ranked by the SHA-256 of "seed/class/name".
 
-        `seed`: another number, another split.
-        `cls`: name of the class.
-        `names`: unique file names of the class, in any order.
-        Raises DatasetError if not a single test image is left.
+        Parameters
+        ----------
+        seed : int
+            Another number, another split.
+        cls : str
+            Name of the class.
+        names : sequence of str
+            Unique file names of the class, in any order.
+
+        Raises
+        ------
+        DatasetError
+            If not a single test image is left.
         """
         if len(names) <= self.train:
             raise DatasetError(
@@ -85,13 +94,18 @@ OFFICIAL = {101: SplitRule(train=30, held_out=6, test=50), 256: SplitRule(train=
 def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: SplitRule | None = None) -> DataSet:
     """Read Caltech-101 or Caltech-256 and draw its splits.
 
-    Raises DatasetError if the folder is not found, or a class has too few images for one to be left to test.
-
-    `root`: `101_ObjectCategories` (or `256_ObjectCategories`) or the folder that holds it.
-    `variety`: 101 or 256. All 102 or 257 folders are classes, the background and clutter folders too.
-    `seed`: split k (from 0) ranks the files of a class by the SHA-256 of "{seed + k}/class/file name".
-    `splits`: how many splits to draw, from 1.
-    `rule`: how many images go where; by default `OFFICIAL[variety]`.
+    Parameters
+    ----------
+    root : Path
+        `101_ObjectCategories` (or `256_ObjectCategories`) or the folder that holds it.
+    variety : int
+        101 or 256. All 102 or 257 folders are classes, the background and clutter folders too.
+    seed : int
+        Split k (from 0) ranks the files of a class by the SHA-256 of "{seed + k}/class/file name".
+    splits : int
+        How many splits to draw, from 1.
+    rule : SplitRule, optional
+        How many images go where; by default `OFFICIAL[variety]`.
 
     Returns
     -------
@@ -99,6 +113,11 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
         "caltech101" or "caltech256": one row per .jpg file that lies directly in a class folder, ids
         "class/file name" in sorted order; labels (N, K) 1 and -1; splits "train-1", "held-out-1" (a part of
         train-1), "test-1", "train-2", ... A note names what was ignored.
+
+    Raises
+    ------
+    DatasetError
+        If the folder is not found, or a class has too few images for one to be left to test.
     """
     if variety not in OFFICIAL:
         raise ConfigError(f"variety: expected 101 or 256, found {variety}")

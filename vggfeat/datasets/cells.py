@@ -52,12 +52,23 @@ class Cells(NamedTuple):
 def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None, sheet: str | None = None) -> Cells:
     """Read a table; its kind is told by the ending of its name, .xlsx, .xlsm, .parquet, and CSV for any other.
 
-    `path`: at most 1 GiB. CSV has a heading and commas, semicolons or tabs, in UTF-8, or in UTF-16 with its mark.
-    `wanted`: headings in small letters without blanks and `_ -`, one of which tells the separator of a CSV file.
-    `encoding`: what a CSV file is written in, a name that Python knows.
-    `sheet`: of a workbook; needed if several have content.
-    Raises DatasetError if it is missing, too large, or can't be read as what it is called; the message names the line.
-    Raises ConfigError if there is no such encoding or sheet, or a library is missing.
+    Parameters
+    ----------
+    path : Path
+        At most 1 GiB. CSV has a heading and commas, semicolons or tabs, in UTF-8, or in UTF-16 with its mark.
+    wanted : iterable of str
+        Headings in small letters without blanks and `_ -`, one of which tells the separator of a CSV file.
+    encoding : str, optional
+        What a CSV file is written in, a name that Python knows.
+    sheet : str, optional
+        Of a workbook; needed if several have content.
+
+    Raises
+    ------
+    DatasetError
+        If it is missing, too large, or can't be read as what it is called; the message names the line.
+    ConfigError
+        If there is no such encoding or sheet, or a library is missing.
     """
     kind = path.suffix.lower()
     if kind in _OTHER_TABLES:

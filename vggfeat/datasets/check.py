@@ -59,9 +59,18 @@ def check_copy(
 
     No image is decoded, and nothing is downloaded.
 
-    `name`: a name of `DATASETS`. `root`, `layout`, `listing`: see `open_dataset`.
-    Raises ConfigError if there is no data set of this name, or the settings don't fit it. A copy that can't be read is
-    no error here: the report says why.
+    Parameters
+    ----------
+    name : str
+        A name of `DATASETS`.
+    root, layout, listing : optional
+        See `open_dataset`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no data set of this name, or the settings don't fit it. A copy that can't be read is no error here:
+        the report says why.
     """
     record = lookup(name)
     where = resolve_root(name, root)
@@ -87,14 +96,29 @@ def write_splits(
 ) -> tuple[Path, ...]:
     r"""Write the ids of every split to a text file of its own.
 
-    `dataset`: any data set with splits.
-    `directory`: made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
-    `overwrite`: replace files that have other content.
-    `inputs`: files and folders of the data set, in which nothing is replaced.
-    Returns the files, in the order of the splits.
-    Raises DatasetError if there are no splits, an id holds a line break, or a split's name can't name a file. Ids and
-    names are checked before anything is written. Raises StoreError if the folder can't be written, or has files of
-    these names with other content.
+    Parameters
+    ----------
+    dataset : DataSet
+        Any data set with splits.
+    directory : Path or str
+        Made if it is not there; receives SPLIT.txt per split, UTF-8, one id per line, "\n" behind each.
+    overwrite : bool
+        Replace files that have other content.
+    inputs : sequence of Path
+        Files and folders of the data set, in which nothing is replaced.
+
+    Returns
+    -------
+    tuple of Path
+        The files, in the order of the splits.
+
+    Raises
+    ------
+    DatasetError
+        If there are no splits, an id holds a line break, or a split's name can't name a file. Ids and names are
+        checked before anything is written.
+    StoreError
+        If the folder can't be written, or has files of these names with other content.
     """
     if not dataset.splits:
         raise DatasetError(f"{dataset.name}: expected splits to write, found none")

@@ -89,9 +89,18 @@ def walk_folders(
 ) -> Iterator[str]:
     """Yield the folders below a root, which is "", each once, and always those above a folder before it.
 
-    `look`: given a folder that was yielded, returns the paths of those in it, and whether each is a link. `repeated`:
-    told the links to folders that are read under another name.
-    Raises DatasetError if a folder can't be read.
+    Parameters
+    ----------
+    root : Path
+    look : callable
+        Given a folder that was yielded, returns the paths of those in it, and whether each is a link.
+    repeated : callable
+        Told the links to folders that are read under another name.
+
+    Raises
+    ------
+    DatasetError
+        If a folder can't be read.
     """
     seen: set[tuple[int, int]] = set()
     # Links wait until all real folders are read, so that a folder keeps its own name and not that of a link.
@@ -163,9 +172,17 @@ def listed(names: Sequence[str]) -> str:
 def read_text(path: Path, most: int) -> str:
     """Read a small text file in UTF-8, with or without a byte order mark.
 
-    `path`: a regular file; a pipe or a device is refused unopened. `most`: bytes that the file may have.
-    Raises DatasetError if the file is missing, unreadable, too large or not UTF-8; the message names the file, and the
-    line.
+    Parameters
+    ----------
+    path : Path
+        A regular file; a pipe or a device is refused unopened.
+    most : int
+        Bytes that the file may have.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, unreadable, too large or not UTF-8; the message names the file, and the line.
     """
     content = read_bytes(path, most)
     try:
@@ -199,8 +216,17 @@ def object_name(item: ElementTree.Element) -> str:
 def object_box(item: ElementTree.Element, where: str) -> Box:
     """Box of an object as pixel edges, from the 1-based inclusive numbers of the XML, whole or not.
 
-    `item`: an object; its tags may stand in any order. `where`: file and object, for the message.
-    Raises DatasetError if one of the four numbers is missing or not finite, or xmax < xmin, or ymax < ymin.
+    Parameters
+    ----------
+    item : Element
+        An object; its tags may stand in any order.
+    where : str
+        File and object, for the message.
+
+    Raises
+    ------
+    DatasetError
+        If one of the four numbers is missing or not finite, or xmax < xmin, or ymax < ymin.
     """
     xmin, ymin, xmax, ymax = (_coordinate(item, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if xmax < xmin or ymax < ymin:

@@ -106,15 +106,30 @@ def read_boxes(
     the root or next to it: ILSVRC/Annotations/CLS-LOC/train or val (Kaggle), Annotations, Annotation, bbox, each with
     or without train or val in it, or those two alone. What a file says its image is called does not count.
 
-    `root`: as for `ilsvrc.read`.
-    `images`: from `ilsvrc.read`.
-    `part`: which list it is.
-    `annotations`: folder to look in instead, where they lie elsewhere.
-    `progress`: told files read and files in all.
-    Returns the boxes of all images, in their order. About 100 in each class of the training set have some, and all of
-    the validation set.
-    Raises DatasetError if there are no annotations, one can't be read or is none, one is missing in a flat folder of
-    validation annotations, or more than half have no object of their image's class.
+    Parameters
+    ----------
+    root : Path or str
+        As for `ilsvrc.read`.
+    images : LabelledImages
+        From `ilsvrc.read`.
+    part : train or val
+        Which list it is.
+    annotations : Path, optional
+        Folder to look in instead, where they lie elsewhere.
+    progress : callable
+        Told files read and files in all.
+
+    Returns
+    -------
+    Boxes
+        Of all images, in their order. About 100 in each class of the training set have some, and all of the
+        validation set.
+
+    Raises
+    ------
+    DatasetError
+        If there are no annotations, one can't be read or is none, one is missing in a flat folder of validation
+        annotations, or more than half have no object of their image's class.
     """
     root = Path(root)
     place, names = _find_files(root, images, part, annotations)

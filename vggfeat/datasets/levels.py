@@ -97,11 +97,23 @@ def find_level(root: Path | str, images: Iterable[str], layout: Layout | None = 
     named so (in any case: train, training, trn; val, valid, validation, dev; test, testing, eval), or if all hold
     folders of the same names; else they are classes.
 
-    `root`: for messages.
-    `images`: paths relative to the root, with forward slashes; one of each folder will do.
-    `layout` ("splits" or "classes"): what the user says.
-    Raises DatasetError if they may be either, two folders are the same split, or a split has no class of the training
-    images.
+    Parameters
+    ----------
+    root : Path, or address
+        For messages.
+    images : iterable of str
+        Paths relative to the root, with forward slashes; one of each folder will do.
+    layout : "splits" or "classes", optional
+        What the user says.
+
+    Returns
+    -------
+    Level
+
+    Raises
+    ------
+    DatasetError
+        If they may be either, two folders are the same split, or a split has no class of the training images.
     """
     folders = {path.rpartition("/")[0] for path in images}
     base = _base(folders)

@@ -65,23 +65,31 @@ class ListSettings:
 def read_manifest(path: Path, settings: ListSettings | None = None) -> DataSet:
     """Read a list of images.
 
-    Raises DatasetError if a line is malformed or a column may be two things, a path is absolute or leaves the folder,
-    an id occurs twice, a split has two names or one that is nearly train, val or test. The message names the line.
-    Raises ConfigError if a heading of the settings is not there, or a library is missing.
-
-    `path`: a CSV file, Excel workbook or Parquet file, or the folder that holds manifest.csv. Columns are known by
-    their headings, see `COLUMNS`; others are kept as text. *path* is relative to the folder of the list. *labels* may
-    be "?name": the image is neither positive nor negative for this class. *split* may name several, separated by ";";
-    VAL, valid, dev and the like are val, as `listed_split` says. *box* is "left top right bottom" in pixel edges:
-    0-based, right and bottom exclusive. *id* defaults to the path. *group* is what images are of that training and test
-    must not share.
-    `settings`: what the list does not tell.
+    Parameters
+    ----------
+    path : Path
+        A CSV file, Excel workbook or Parquet file, or the folder that holds manifest.csv. Columns are known by their
+        headings, see `COLUMNS`; others are kept as text. *path* is relative to the folder of the list. *labels* may be
+        "?name": the image is neither positive nor negative for this class. *split* may name several, separated by ";";
+        VAL, valid, dev and the like are val, as `listed_split` says. *box* is "left top right bottom" in pixel edges:
+        0-based, right and bottom exclusive. *id* defaults to the path. *group* is what images are of that training and
+        test must not share.
+    settings : ListSettings, optional
+        What the list does not tell.
 
     Returns
     -------
     DataSet
         "manifest": rows in file order; labels (N, K), classes sorted. Single-label if every row has exactly one label,
         multi-label if not, unlabelled if there are none.
+
+    Raises
+    ------
+    DatasetError
+        If a line is malformed or a column may be two things, a path is absolute or leaves the folder, an id occurs
+        twice, a split has two names or one that is nearly train, val or test. The message names the line.
+    ConfigError
+        If a heading of the settings is not there, or a library is missing.
     """
     path, settings = _list_file(Path(path)), settings or ListSettings()
     wanted = {*COLUMNS["path"], *map(plain, (*settings.columns.values(), *settings.one_hot))}

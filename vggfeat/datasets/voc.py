@@ -59,13 +59,25 @@ _TEST_NOTES = {
 def read(root: Path, year: int) -> DataSet:
     """Read image classification: lists and labels of `ImageSets/Main`.
 
-    `root`: the folder that holds VOCdevkit, VOCdevkit itself, or VOC2007 or VOC2012 itself. `year`: 2007 or 2012. The
-    labels of the 2012 test set are not published: they come out as `Label.WITHHELD`.
-    Returns "voc2007" or "voc2012": rows in the order of the train, val and test lists, labels (N, 20). Label 0
-    (`Label.IGNORED`) is the kit's "only difficult objects of this class". Without a test list there is no test split,
-    and a note says what to unpack.
-    Raises DatasetError if a list or a class file is missing, holds an unknown or doubled id or a label other than 1,
-    -1, 0, or lacks an id of its set. The message names file and line.
+    Parameters
+    ----------
+    root : Path
+        The folder that holds VOCdevkit, VOCdevkit itself, or VOC2007 or VOC2012 itself.
+    year : int
+        2007 or 2012. The labels of the 2012 test set are not published: they come out as `Label.WITHHELD`.
+
+    Returns
+    -------
+    DataSet
+        "voc2007" or "voc2012": rows in the order of the train, val and test lists, labels (N, 20). Label 0
+        (`Label.IGNORED`) is the kit's "only difficult objects of this class". Without a test list there is no
+        test split, and a note says what to unpack.
+
+    Raises
+    ------
+    DatasetError
+        If a list or a class file is missing, holds an unknown or doubled id or a label other than 1, -1, 0,
+        or lacks an id of its set. The message names file and line.
     """
     tree = _find_tree(Path(root), year)
     folder = tree / "ImageSets" / "Main"

@@ -55,11 +55,24 @@ class UntrustedHDF5:
         return names
 
     def column(self, group: h5py.Group, name: str, dims: tuple[int | None, ...], dtype: str) -> h5py.Dataset:
-        """Return a data set that is safe to read, of a group whose `members` were checked.
+        """Return a data set that is safe to read.
 
-        `dims` is the expected shape, in which None fits any length; `dtype` a numpy type name such as "<f4", or `TEXT`.
-        StoreError if it is of another shape or type, is not stored in this file alone, as plain bytes, or declares more
-        bytes than the file has.
+        Parameters
+        ----------
+        group : h5py.Group
+            Its `members` were checked.
+        name : str
+            Name in `group`.
+        dims : tuple of int or None
+            Expected shape; None fits any length.
+        dtype : str
+            A numpy type name such as "<f4", or `TEXT`.
+
+        Raises
+        ------
+        StoreError
+            If it is of another shape or type, is not stored in this file alone, as plain bytes, or declares
+            more bytes than the file has.
         """
         data = group.get(name)
         if not isinstance(data, h5py.Dataset):

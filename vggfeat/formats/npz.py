@@ -34,10 +34,20 @@ class Wanted(NamedTuple):
 
 
 def read_arrays(file: BinaryIO, wanted: Mapping[str, Wanted], most: int) -> dict[str, NDArray[Any]]:
-    """Read those of the wanted arrays, by name, that are there; nothing else of the file is unpacked.
+    """Read those of the wanted arrays that are there; nothing else of the file is unpacked.
 
-    ValueError or another of `UNREADABLE` if one is another, compressed in a way that NumPy does not write, or damaged,
-    or if all of them together have more than `most` bytes.
+    Parameters
+    ----------
+    file : file object
+    wanted : mapping
+        Name -> what it should be.
+    most : int
+        Bytes that all of them together may have.
+
+    Raises
+    ------
+    ValueError or another of `UNREADABLE`
+        If one is another, compressed in a way that NumPy does not write, or damaged, or they are larger.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}

@@ -210,11 +210,31 @@ def _halo(info: MapInfo) -> int:
 def maps_of_image(
     runner: BatchRunner, pixels: NDArray[np.uint8], layers: Sequence[str], scale: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """Run the net of a runner over an image (H, W, 3) uint8, once for all layers: name -> (C, h, w) float32.
+    """Run the net over an image, once for all layers.
 
-    `scale` is Q, the smallest side in pixels that the image is rescaled to; by default it is not rescaled. ConfigError
-    if the net has no such layer, or the image is too small for it; ImageError if the image would be too large for the
-    memory of any machine; ResourceError if the maps don't fit into memory.
+    Parameters
+    ----------
+    runner : BatchRunner
+        Gives net, device, preprocessing and precision.
+    pixels : (H, W, 3) uint8
+    layers : sequence of str
+        Names of maps of the net.
+    scale : int, optional
+        Q, the smallest side in pixels that the image is rescaled to; by default it is not rescaled.
+
+    Returns
+    -------
+    dict of str to (C, h, w) float32
+        In the order of `layers`.
+
+    Raises
+    ------
+    ConfigError
+        If the net has no such layer, or the image is too small for it.
+    ImageError
+        If the image would be too large for the memory of any machine.
+    ResourceError
+        If the maps don't fit into memory.
     """
     layers = layers if isinstance(layers, str) else tuple(layers)
     if not layers or isinstance(layers, str):

@@ -24,11 +24,23 @@ from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
 
 
 def find_net(where: str, provenance: Mapping[str, Any], weights: str | None = None) -> Backbone:
-    """Load the net of an earlier run, from what that says of itself; messages call what it has made `where`.
+    """Load the net of an earlier run.
 
-    `weights` are as for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder,
-    in the current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
-    known to be those, and random weights are not built. WeightsError if it is another net, or none is found.
+    Parameters
+    ----------
+    where : str
+        What the run has made, for messages.
+    provenance : mapping
+        What it says of itself.
+    weights : str, optional
+        As for `vggfeat extract --weights`; by default the file that has the SHA-256: in the weights folder, in the
+        current folder under the name that it had, or the net of the package. Nothing is loaded before its bytes are
+        known to be those, and random weights are not built.
+
+    Raises
+    ------
+    WeightsError
+        If it is another net, or none is found.
     """
     wanted = str(provenance.get("weights_sha256"))
     name = f"{provenance.get('weights')} (net {provenance.get('net')})"[:100]
@@ -66,10 +78,23 @@ def rerun_net(
     *,
     exact: bool = False,
 ) -> tuple[BatchRunner, DecodeSettings]:
-    """Make a net ready for whole images, and say how they are decoded, as it was in an earlier run; see `find_net`.
+    """Make a net ready for whole images, and say how they are decoded, as it was in an earlier run.
 
-    `scales` are Q. With `exact` it is in fp32, whatever the precision of the run was, as it is anyway for one that the
-    device has not. StoreError if the provenance doesn't say.
+    Parameters
+    ----------
+    where, provenance
+        As for `find_net`.
+    scales : sequence of int
+        Q.
+    net : Backbone
+    device : str
+    exact : bool
+        In fp32, whatever the precision of the run was. It stands anyway for one that the device has not.
+
+    Raises
+    ------
+    StoreError
+        If the provenance doesn't say.
     """
     settings = _settings(where, provenance, scales, device)
     runner = feature_runner(net, replace(settings, precision="fp32") if exact else settings, device)

@@ -164,10 +164,18 @@ class BatchRunner:
         ahead: int = 0,
         progress: Callable[[float], None] | None = None,
     ) -> Iterator[list[Row]]:
-        """Yield the rows of images, block by block, in their order, of blocks of these lengths.
+        """Yield the rows of images, block by block, in their order.
 
-        So many blocks are launched `ahead`, before the rows of one are waited for: a GPU then has work while these are
-        fetched and written. `progress` is as for `rows`, for each block.
+        Parameters
+        ----------
+        images : iterator of DecodedImage or ImageError
+        lengths : iterable of int
+            Images of each block.
+        ahead : int
+            Blocks that are launched before the rows of one are waited for: a GPU then has work while these are fetched
+            and written.
+        progress : callable, optional
+            As for `rows`, for each block.
         """
         queue: deque[Launched] = deque()
         for length in lengths:

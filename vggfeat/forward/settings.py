@@ -172,9 +172,20 @@ def rounded_up(size: Size) -> Size:
 def padded(sizes: Sequence[Size], pixels: int, waste: float = WASTE) -> list[list[int]]:
     """Put images of similar size together, to be laid into tensors that hold the largest of them, its sides rounded up.
 
-    Neighbours in the order of their sizes share a batch as long as it stays small and full enough: few batches, not the
-    fewest. The padding counts among the pixels, and may be a share `waste` (0 to 1) of a batch, besides what rounding
-    up adds to each image. Returns lists of numbers of images, each once.
+    Neighbours in the order of their sizes share a batch as long as it stays small and full enough: few batches, not
+    the fewest.
+
+    Parameters
+    ----------
+    sizes, pixels
+        As for `by_size`; the padding counts.
+    waste : float, 0 to 1
+        Share of a batch that may be padding, besides what rounding up adds to each image.
+
+    Returns
+    -------
+    list of list of int
+        Numbers of images, each once.
     """
     sizes = [rounded_up(size) for size in sizes]
     batches: list[list[int]] = []

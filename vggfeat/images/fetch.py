@@ -48,12 +48,23 @@ class FetchSettings:
 def fetched(requests: Iterable[Request], settings: FetchSettings) -> Iterator[Fetched]:
     """Fill in the bytes of images that are at an address or in a cell of a Parquet file.
 
-    `requests`: `path` is a path of this machine or an address, or either with the address of a cell behind it
-    (`vggfeat.formats.parquet`). Files of this machine are passed on as they are.
-    Yields a request or an error for each, in their order. Reasons: missing; unreadable (refused, or at a private
-    address); unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet file that
-    is).
-    Raises ConfigError while iterating, if a library is missing that such an address needs.
+    Parameters
+    ----------
+    requests : iterable of Request
+        `path` is a path of this machine or an address, or either with the address of a cell behind it
+        (`vggfeat.formats.parquet`). Files of this machine are passed on as they are.
+    settings : FetchSettings
+
+    Yields
+    ------
+    Request or ImageError
+        One for each request, in their order. Reasons: missing; unreadable (refused, or at a private address);
+        unreachable; too-large or empty; truncated (the file ends before the image); damaged (a Parquet file that is).
+
+    Raises
+    ------
+    ConfigError
+        While iterating, if a library is missing that such an address needs.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(settings.threads, "vggfeat-fetch") as threads, ThreadPoolExecutor(1) as cells:

@@ -26,11 +26,24 @@ def read_memory(image: Image.Image, max_pixels: int, *, partial: bool = False) -
     A TIFF that has been opened but not loaded is read by its tags, as its file would be. Of images of more than 8 bits,
     only such a TIFF, a PNG and a PNM say what is black and white; others are refused.
 
-    `image`: it may be loaded, and is otherwise left as it is.
-    `max_pixels`: of a TIFF that is not loaded.
-    `partial`: as for `read_tiff`.
-    Returns an image of mode RGB, which may be the same object.
-    Raises ImageError if what its values mean can't be known, or its file can't be read.
+    Parameters
+    ----------
+    image : Image
+        It may be loaded, and is otherwise left as it is.
+    max_pixels : int
+        Of a TIFF that is not loaded.
+    partial : bool
+        As for `read_tiff`.
+
+    Returns
+    -------
+    Image
+        Of mode RGB; it may be the same object.
+
+    Raises
+    ------
+    ImageError
+        If what its values mean can't be known, or its file can't be read.
     """
     if not min(image.size):
         raise ImageError("damaged", f"expected sides above 0, found {image.width}x{image.height}")

@@ -43,12 +43,16 @@ def read_tiff(
     ones of colours the higher 8 bits are kept. Floats that all lie in 0 to 1 span that; other floats, and integers that
     are signed or longer, span their own smallest and largest finite values, over all colours.
 
-    Raises ImageError "unsupported", "truncated", "damaged" or "too-large".
-
-    `data`: of the whole file.
-    `max_pixels`: more are refused; so are samples of more than 8 bytes for each of them.
-    `partial`: whether pixels that the file ends before are black, instead of an error.
-    `at`, `page`: where the tags of the page are in the file, and its number; the first by default.
+    Parameters
+    ----------
+    data : bytes
+        Of the whole file.
+    max_pixels : int
+        More are refused; so are samples of more than 8 bytes for each of them.
+    partial : bool
+        Whether pixels that the file ends before are black, instead of an error.
+    at, page : int, optional
+        Where the tags of the page are in the file, and its number; the first by default.
 
     Returns
     -------
@@ -56,6 +60,11 @@ def read_tiff(
         Of mode RGB, upright.
     orientation : int
         By which it was turned.
+
+    Raises
+    ------
+    ImageError
+        "unsupported", "truncated", "damaged" or "too-large".
     """
     layout = read_layout(*read_tags(data, at))
     if layout.width * layout.height > max_pixels:

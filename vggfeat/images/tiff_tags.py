@@ -149,8 +149,17 @@ def _entry(data: bytes, at: int, order: str, *, big: bool) -> tuple[int, NDArray
 def read_layout(order: str, tags: Tags) -> Layout:
     """Work out from its tags how the pixels of a TIFF are stored.
 
-    `order`: byte order, "<" or ">". `tags`: as from `read_tags`.
-    Raises ImageError "damaged" if the tags contradict each other; "unsupported" if vggfeat reads no such TIFF.
+    Parameters
+    ----------
+    order : str
+        Byte order, "<" or ">".
+    tags : dict
+        As from `read_tags`.
+
+    Raises
+    ------
+    ImageError
+        "damaged" if the tags contradict each other; "unsupported" if vggfeat reads no such TIFF.
     """
 
     def one(tag: int, default: int) -> int:

@@ -198,8 +198,17 @@ def merge(boxes: Boxes, scores: NDArray[np.float64], settings: MergeSettings) ->
     All classes advance together, so that Python runs n steps, however many classes there are. Time and memory grow
     with the square of n.
 
-    `boxes` (K, n, 4) array of float: pixel edges, finite, of sides above 0; n from 1. `scores` (K, n) array of float:
-    class output of the window that predicted the box, from 0.
+    Parameters
+    ----------
+    boxes : (K, n, 4) array of float
+        Pixel edges, finite, of sides above 0; n from 1.
+    scores : (K, n) array of float
+        Class output of the window that predicted the box, from 0.
+    settings : MergeSettings
+
+    Returns
+    -------
+    Merged
     """
     if scores.shape[1] > settings.most:
         kept = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : settings.most], axis=1)

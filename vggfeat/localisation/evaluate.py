@@ -90,22 +90,35 @@ def locate_images(
     Several processes take a group each, turn by turn, and the first writes what all have found, so that the file is
     the same whatever their number.
 
-    Raises StoreError if the file is of another run, the processes are not of one kind, or the disk refuses. Raises
-    ConfigError if settings, nets and device do not go together.
-
-    `images`: N.
-    `out`: the journal, a line an image; see `vggfeat.runtime.journal`. Images that failed are listed next to it, as
-    those of a feature file are.
-    `run`: its shards are the groups of images that are in memory together, with their maps: 32 on the CPU, 128 on a GPU
-    by default.
-    `decode`: `largest_side` is set to the largest Q here.
-    `world`: the processes that do it together; all give the same arguments, but for the device's number.
+    Parameters
+    ----------
+    images : LabelledImages
+        N.
+    system : LocalisationSystem
+    out : Path
+        The journal, a line an image; see `vggfeat.runtime.journal`. Images that failed are listed next to it, as those
+        of a feature file are.
+    run : RunSettings
+        Its shards are the groups of images that are in memory together, with their maps: 32 on the CPU, 128 on a GPU by
+        default.
+    decode : DecodeSettings
+        `largest_side` is set to the largest Q here.
+    progress : callable, optional
+    world : World
+        The processes that do it together; all give the same arguments, but for the device's number.
 
     Returns
     -------
     list of N dict
         row, path, size, orientation, sha256, reason, guesses, classes, boxes, scores, windows, posteriors; see
         `LocalisedImage`. Empty in other processes than the first.
+
+    Raises
+    ------
+    StoreError
+        If the file is of another run, the processes are not of one kind, or the disk refuses.
+    ConfigError
+        If settings, nets and device do not go together.
     """
     localiser = system.localiser(images.classes, run.device)
     decode = replace(decode, largest_side=localiser.largest_side)
@@ -271,9 +284,24 @@ def count_errors(
 ) -> LocalisationErrors:
     """Count the errors of what `locate_images` returns, by the official rules.
 
-    `boxes`: of the same images. Those of the blacklist, and those without a box of their class, are left out of the
-    localisation errors, and of no others. `top`: G.
-    Raises ConfigError if no image has a box.
+    Parameters
+    ----------
+    records : N of dict
+    images : LabelledImages
+    boxes : Boxes
+        Of the same images. Those of the blacklist, and those without a box of their class, are left out of the
+        localisation errors, and of no others.
+    top : int
+        G.
+
+    Returns
+    -------
+    LocalisationErrors
+
+    Raises
+    ------
+    ConfigError
+        If no image has a box.
     """
     counted = boxes.has & ~boxes.excluded
     if not counted.any():

@@ -71,10 +71,17 @@ def predict_files(
 ) -> Iterator[tuple[Predicted, bytes]]:
     """Locate what is on some images, and draw it.
 
-    `localiser`: with a classification net.
-    `classes`: K names.
-    `words`: class name -> what people call it, where that is known.
-    `workers`, `decode`: as for `vggfeat.extract.extract_features`.
+    Parameters
+    ----------
+    files : sequence of Path
+    localiser : Localiser
+        With a classification net.
+    classes : sequence of str
+        K names.
+    words : mapping
+        Class name -> what people call it, where that is known.
+    workers, decode
+        As for `vggfeat.extract.extract_features`.
 
     Yields
     ------

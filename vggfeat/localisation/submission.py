@@ -55,9 +55,14 @@ def class_ids(classes: tuple[str, ...], root: Path) -> ClassIds:
 def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> str:
     """Write guesses as the official file has them.
 
-    `labels` (N, G) array of int: classes from 0, -1 = no guess; an image without any gets the line `FILLER`.
-    `boxes` (N, G, 4) array of int: xmin, ymin, xmax, ymax in inclusive pixels.
-    `numbers` (K,) array of int: number of each class in the file.
+    Parameters
+    ----------
+    labels : (N, G) array of int
+        Classes from 0, -1 = no guess; an image without any gets the line `FILLER`.
+    boxes : (N, G, 4) array of int
+        xmin, ymin, xmax, ymax in inclusive pixels.
+    numbers : (K,) array of int
+        Number of each class in the file.
     """
     known = np.asarray(numbers)
     lines = []
@@ -74,12 +79,24 @@ def submission_text(labels: ArrayLike, boxes: ArrayLike, numbers: ArrayLike) -> 
 def read_submission(path: Path, *, images: int, classes: int = 1000) -> list[NDArray[np.float64]]:
     """Read a submission, and check every number of it.
 
-    `images`: lines that there must be, for instance 50000 for validation and 100000 for test. `classes`: labels are
-    from 1 to this.
-    Returns N arrays (G, 5), float64: label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are no
-    guess.
-    Raises DatasetError if the file can't be read; for the first line that is not of the format, or another number of
-    lines. File and line are named.
+    Parameters
+    ----------
+    path : Path
+    images : int
+        Lines that there must be, for instance 50000 for validation and 100000 for test.
+    classes : int
+        Labels are from 1 to this.
+
+    Returns
+    -------
+    list of N arrays (G, 5), float64
+        label, xmin, ymin, xmax, ymax of each guess; G from 0 to 5. Five zeros are no guess.
+
+    Raises
+    ------
+    DatasetError
+        If the file can't be read; for the first line that is not of the format, or another number of lines. File and
+        line are named.
     """
     lines = read_text(path, _MOST).split("\n")
     if lines[-1] == "":

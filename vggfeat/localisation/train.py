@@ -254,14 +254,29 @@ def train_boxes(
 ) -> Outcome:
     """Train a box net on images that have boxes, or resume the run that was doing so.
 
-    The validation of the outcome is a `BoxValidation`.
-    Raises ConfigError, TrainingError and StoreError as `vggfeat.training.train.train` does. Raises DatasetError if no
-    image has a box.
+    Parameters
+    ----------
+    recipe : BoxRecipe
+    data : BoxData
+        Images without boxes, and those on the blacklist, are left out.
+    out : Path
+        Folder of the run, new or empty.
+    started_from : Backbone
+        Classification net; see `localisation.nets.box_recipe_for`.
+    resume, run, progress, say
+        As for `vggfeat.training.train.train`.
 
-    `data`: images without boxes, and those on the blacklist, are left out.
-    `out`: folder of the run, new or empty.
-    `started_from`: classification net; see `localisation.nets.box_recipe_for`.
-    `resume`, `run`, `progress`, `say`: as for `vggfeat.training.train.train`.
+    Returns
+    -------
+    Outcome
+        Its validation is a `BoxValidation`.
+
+    Raises
+    ------
+    ConfigError, TrainingError, StoreError
+        As `vggfeat.training.train.train` does.
+    DatasetError
+        If no image has a box.
     """
     data = data.usable()
     objective = BoxRegression(recipe, data.images.classes, started_from)

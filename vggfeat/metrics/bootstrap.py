@@ -104,11 +104,27 @@ class Difference:
 def paired_bootstrap(
     tests: Sequence[PairedScores], measure: Measure, settings: BootstrapSettings = BootstrapSettings()
 ) -> Difference:
-    """Compare two results of the same tests: one, or one for each split or fold.
+    """Compare two results of the same tests.
 
-    Both are measured as `vggfeat.metrics` does, by "ap-11-point", "ap-area", "recall" or "accuracy", which has no value
-    for single classes. The interval is that between percentiles of the resampled differences (Efron's percentile
-    interval). FitError if there is no test or no image, or a score is NaN; ConfigError if there is no such measure.
+    Parameters
+    ----------
+    tests : sequence of PairedScores
+        One, or one for each split or fold.
+    measure : "ap-11-point", "ap-area", "recall" or "accuracy"
+        By which both are measured, as `vggfeat.metrics` does; accuracy has no value for single classes.
+    settings : BootstrapSettings, optional
+
+    Returns
+    -------
+    Difference
+        Its interval is that between percentiles of the resampled differences (Efron's percentile interval).
+
+    Raises
+    ------
+    FitError
+        If there is no test or no image, or a score is NaN.
+    ConfigError
+        If there is no such measure.
     """
     names, places = _places(tests, measure)
     pairs = [tuple(_values(test.labels, scores, measure) for scores in (test.first, test.second)) for test in tests]

@@ -79,13 +79,31 @@ def localisation_error(
     The error of an image is the minimum over its guesses of max(label is wrong, overlap < 0.5), where the overlap is
     the best with any object of the true class; it is 1 where there is no guess.
 
-    `targets` (N,) are the true classes, from 0; `objects` N arrays (T, 4) of boxes of the objects of that class:
-    inclusive pixels, T at least 1 where the image counts. `labels` (N, G) are the classes that are guessed, best first,
-    -1 for no guess, G at most 5; `boxes` (N, G, 4) theirs in inclusive pixels, of no meaning where there is no guess.
-    `counted` (N,) is False for images on the blacklist, which are left out; by default all count.
+    Parameters
+    ----------
+    targets : (N,) array of int
+        The true class, from 0.
+    objects : N arrays (T, 4)
+        Boxes of the objects of the true class: inclusive pixels, T at least 1 where the image counts.
+    labels : (N, G) array of int
+        Classes that are guessed, best first; -1 = no guess. G is at most 5.
+    boxes : (N, G, 4) array
+        Their boxes in inclusive pixels; of no meaning where there is no guess.
+    counted : (N,) array of bool, optional
+        False for images on the blacklist, which are left out; by default all count.
 
-    FitError if shapes do not fit, there are more than five guesses, or an image that counts has no object. Source:
-    `eval_clsloc.m` of ILSVRC's development kits; VGG paper, Appendix A.
+    Returns
+    -------
+    Localised
+
+    Raises
+    ------
+    FitError
+        If shapes do not fit, there are more than five guesses, or an image that counts has no object.
+
+    Notes
+    -----
+    Source: `eval_clsloc.m` of ILSVRC's development kits; VGG paper, Appendix A.
     """
     check_unmasked("localisation", targets, labels, boxes, counted)
     true, guessed, placed = np.asarray(targets), np.asarray(labels), np.asarray(boxes, dtype=np.float64)

@@ -174,12 +174,26 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(labels: ArrayLike, scores: ArrayLike) -> PrecisionRecall:
     """Rank samples by score and follow precision and recall down the list.
 
-    `labels` (N,) are 1, -1 or 0, which is ignored: neither a hit nor a false alarm (VOC: only difficult objects of the
-    class). Higher `scores` (N,) are more confident. Equal ones keep the order of the rows; -inf ranks last, as the
-    official kits do with samples that are missing from a results file.
+    Parameters
+    ----------
+    labels : (N,) array of 1, -1 or 0
+        0 = ignored: neither a hit nor a false alarm (VOC: only difficult objects of the class).
+    scores : (N,) array of float
+        Higher is more confident. Equal scores keep the order of the rows; -inf ranks last, as the official kits
+        do with samples that are missing from a results file.
 
-    FitError if shapes differ, a label is none of the numbers 1, -1, 0, or a score is NaN. Source: `VOCevalcls.m` of the
-    development kits of VOC2007 to VOC2012, `VOCevalaction.m` of VOC2012.
+    Returns
+    -------
+    PrecisionRecall
+
+    Raises
+    ------
+    FitError
+        If shapes differ, a label is none of the numbers 1, -1, 0, or a score is NaN.
+
+    Notes
+    -----
+    Source: `VOCevalcls.m` of the development kits of VOC2007 to VOC2012, `VOCevalaction.m` of VOC2012.
     """
     check_unmasked("average precision", labels, scores)
     truth, ranked = np.asarray(labels), np.asarray(scores, dtype=np.float64)

@@ -154,9 +154,13 @@ class Margin(NamedTuple):
 def margin(maps: Tensor, sides: Tensor | None, reach: int = 1) -> Margin | None:
     """Find what convolutions would read beyond images of (N, 2) sides, at the top left of maps (N, C, h, w).
 
-    Convolutions see `reach` positions on either side: 1 of 3x3. So many rows below the image and columns to its right
-    are in the margin; nothing further out is read for a position of the image. Without sides there is no padding, and
-    None is returned.
+    Parameters
+    ----------
+    maps, sides
+        Without sides there is no padding, and None is returned.
+    reach : int
+        Positions that the convolutions see on either side: 1 of 3x3. So many rows below the image and columns to its
+        right are in the margin; nothing further out is read for a position of the image.
     """
     if sides is None:
         return None

@@ -71,13 +71,33 @@ def _digest(content: Mapping[str, Any]) -> str:
 def replace_run(
     files: Files, folder: Path, contents: Mapping[str, bytes], *, last: str, own: Sequence[str] = ()
 ) -> list[Path]:
-    """Make files, name -> bytes, current in a folder, in one step; return them in their order, and run.sha256.
+    """Make files current in a folder, in one step.
 
-    `last` is the one of them without which there is no run; `own` are patterns of names that only such runs have: those
-    of an earlier run that fit one and are not written now are removed.
+    Parameters
+    ----------
+    files : Files
+        Carries out the calls.
+    folder : Path
+        It exists.
+    contents : mapping
+        File name -> bytes; files of the same names are replaced.
+    last : str
+        The one of them without which there is no run.
+    own : sequence of str
+        Patterns of names that only such runs have; those of an earlier run that fit one and are not written now are
+        removed.
 
-    OSError if the disk refuses: the old run is whole, unless that was as the files took their names. StoreError if a
-    folder, pipe or device has one of the names.
+    Returns
+    -------
+    list of Path
+        Those of `contents` in its order, and run.sha256.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses. The old run is whole, unless that was as the files took their names.
+    StoreError
+        If a folder, pipe or device has one of the names.
     """
     names = [*(name for name in contents if name != last), last]
     sums = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in names)

@@ -88,8 +88,12 @@ def ordinary_tensors() -> Iterator[None]:
 def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
     """Set, within, how a GPU convolves, whatever the caller's program has set.
 
-    With `tf32`, products of float32 may be rounded to TF32, else they are float32. With `fastest`, cuDNN tries out
-    which algorithm is fastest for every new size; if not, equal sizes get equal bits.
+    Parameters
+    ----------
+    tf32 : bool
+        Whether products of float32 may be rounded to TF32; if not, they are float32.
+    fastest : bool
+        Whether cuDNN tries out which algorithm is fastest for every new size; if not, equal sizes get equal bits.
     """
     import torch
 

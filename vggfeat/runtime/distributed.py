@@ -191,12 +191,25 @@ def open_world(
 ) -> Iterator[World]:
     """Join the processes that torchrun has started, and leave them at the end; without torchrun, be alone.
 
-    The device cuda becomes the GPU of LOCAL_RANK; `environ` is `os.environ`, where torchrun sets WORLD_SIZE, RANK,
-    LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `sums` says whether `sum` and `broadcast` will be asked for, which on GPUs
-    takes NCCL.
+    Parameters
+    ----------
+    device : str
+        cpu, cuda, cuda:1, ...; cuda becomes the GPU of LOCAL_RANK.
+    environ : mapping
+        `os.environ`: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them.
+    lost : class of error
+        What is raised if another process has gone.
+    sums : bool
+        Whether `sum` and `broadcast` will be asked for, which on GPUs takes NCCL.
+    advice : str
+        What to do if another process has gone.
 
-    ConfigError if the device is not there, or a variable of `environ` is missing or wrong; an error of class `lost`,
-    with `advice` on what to do, if another process has gone.
+    Raises
+    ------
+    ConfigError
+        If the device is not there, or a variable of `environ` is missing or wrong.
+    VggfeatError
+        Of class `lost`, if another process has gone.
     """
     size = processes_of_all(environ)
     if sums and device.startswith("mps"):

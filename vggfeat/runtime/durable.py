@@ -187,11 +187,22 @@ def write_all(files: Files, fd: int, view: memoryview, offset: int) -> None:
 def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Iterator[LatchedFile]:
     """Yield a new file that takes the name `path` durably if the block ends well; else nothing is left.
 
-    A file or link of that name is replaced in one step, and the new file has the permissions of the old one. `temp` is
-    the name until then, on the same file system, which its owner removes if a killed process has left it; by default
-    one next to `path` that no other writer has.
+    Parameters
+    ----------
+    files : Files
+        Carries out the calls.
+    path : Path
+        Final name. A file or link there is replaced in one step, and the new file has the permissions of the old one.
+    temp : Path, optional
+        Name until then, on the same file system, which its owner removes if a killed process has left it. By default
+        a name next to `path` that no other writer has.
 
-    Raises the first OSError, after clearing up; StoreError if a folder, pipe or device has the name.
+    Raises
+    ------
+    OSError
+        The first call that failed, after clearing up.
+    StoreError
+        If a folder, pipe or device has the name.
     """
     _check_replaceable(path)
     if temp is None:

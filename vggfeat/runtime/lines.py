@@ -90,11 +90,25 @@ class Line:
 def start_process(
     module: str, function: str, *, more: Mapping[str, str], own_group: bool = False
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a process that runs a function of a module, given its end of a socket by number.
+    """Start a process that runs a function of a module, which is given the number of its end of a socket.
 
-    Returns it, and this end. `more` goes into its environment besides what `environment` passes on. With `own_group`,
-    it and its forks are a group of processes of their own, which can be ended as one. OSError if the system gives no
-    process or no socket, or there is no interpreter to start.
+    Parameters
+    ----------
+    module, function : str
+    more : mapping
+        Of the environment, besides what `environment` passes on.
+    own_group : bool
+        Whether it and its forks are a group of processes of their own, which can be ended as one.
+
+    Returns
+    -------
+    (Popen, socket)
+        The process, and this end.
+
+    Raises
+    ------
+    OSError
+        If the system gives no process or no socket, or there is no interpreter to start.
     """
     if not sys.executable:
         raise OSError("no path of the Python interpreter (sys.executable)")

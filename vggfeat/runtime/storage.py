@@ -207,11 +207,23 @@ class RangeFile(PositionedFile):
 def open_storage(
     root: str | os.PathLike[str], settings: StorageSettings = StorageSettings(), *, writing: bool = False
 ) -> Storage:
-    """Open what is below a root, a folder or its address (file:///data/run, s3://bucket/run), which need not exist.
+    """Open what is below a root, which need not exist.
 
-    The settings count for what is not on this machine; `writing` says whether something is going to be written there.
-    ConfigError if there is nothing that opens such an address, or it is of a kind that can't be written to; StoreError
-    if the disk can't be written to.
+    Parameters
+    ----------
+    root : str or path
+        A folder, or its address: file:///data/run, s3://bucket/run.
+    settings : StorageSettings
+        Count for what is not on this machine.
+    writing : bool
+        Whether something is going to be written there.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing that opens such an address, or it is of a kind that can't be written to.
+    StoreError
+        If the disk can't be written to.
     """
     text = root_text(root)
     if is_remote(text):

@@ -87,10 +87,27 @@ def write(
 ) -> Path:
     """Write a table in the form of another program; the file appears whole or not at all.
 
-    `kind` is one of `vggfeat.store.KINDS`; the suffix of the file is not looked at. With `overwrite` a file that exists
-    is replaced; with `spreadsheet_safe`, ids, paths, groups and further columns that a spreadsheet would run as
-    formulas get a ' before them. ConfigError if there is no such kind; StoreError if the file exists, the table does
-    not fit the format, or the disk fails.
+    Parameters
+    ----------
+    path : path
+        The file; its suffix is not looked at.
+    kind : str
+        One of `vggfeat.store.KINDS`.
+    table : Table
+        What to write.
+    overwrite : bool
+        Replace a file that exists.
+    spreadsheet_safe : bool
+        Put ' before ids, paths, groups and further columns that a spreadsheet would run as formulas.
+    files : Files
+        Carries out all that changes the disk.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind.
+    StoreError
+        If the file exists, the table does not fit the format, or the disk fails.
     """
     check_choice("export", kind, KINDS)
     target = check_target(path, overwrite=overwrite)

@@ -73,12 +73,25 @@ def matching(
 ) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
-    `manifest` is as `describe` makes it. With `sound` every byte is read. With `other_images` it is the same run if
-    image files have other sizes by now, or if fewer pixels were allowed an image; with `other_rows`, if images have
-    come or gone, or their labels, splits and the like are others by now.
+    Parameters
+    ----------
+    out : Path
+    manifest : dict
+        As `describe` makes it.
+    sound : bool
+        Read every byte.
+    other_images : bool
+        Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
+    other_rows : bool
+        Take it for the same run if images have come or gone, or their labels, splits and the like are others by now.
 
-    ReplaceableError if it is of another run (every difference is named) or damaged; of damage that only the checksums
-    tell, with `sound` alone. StoreError if it is no feature file.
+    Raises
+    ------
+    ReplaceableError
+        If it is of another run (every difference is named) or damaged; of damage that only the checksums tell, with
+        `sound` alone.
+    StoreError
+        If it is no feature file.
     """
     if not os.path.lexists(out):
         return None

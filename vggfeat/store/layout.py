@@ -244,14 +244,31 @@ def write_feature_file(
     provenance: dict[str, Any],
     reason_width: int,
 ) -> None:
-    """Write a feature file block by block into an empty file; equal input gives equal bytes.
+    """Write a feature file block by block; equal input gives equal bytes.
 
-    The blocks are checked, and together the N rows of the data set. `key` is all that decides the features,
-    `provenance` all else that a reader may want to know, both as JSON; no times, or equal runs give unequal files.
-    `reason_width` is the bytes of the longest reason in the blocks.
+    Parameters
+    ----------
+    sink : LatchedFile
+        Empty file.
+    dataset : DataSet
+        The N samples, in the order of the rows.
+    shape : Shape
+        What one row holds.
+    blocks : iterable of Block
+        Together N rows, checked.
+    key : dict
+        All that decides the features, as JSON.
+    provenance : dict
+        All else that a reader may want to know, as JSON; no times, or equal runs give unequal files.
+    reason_width : int
+        Bytes of the longest reason in `blocks`.
 
-    Raises the first OSError of the disk; StoreError if the blocks hold another number of rows, or `key` or `provenance`
-    is no JSON.
+    Raises
+    ------
+    OSError
+        The first error of the disk.
+    StoreError
+        If the blocks hold another number of rows, or `key` or `provenance` is no JSON.
     """
     texts = {
         "format": FORMAT,

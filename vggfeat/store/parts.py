@@ -272,9 +272,18 @@ def _size(count: int) -> str:
 
 
 def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str:
-    """Say in a line how far a run has come, of `total` images, of which earlier runs had finished `resumed`.
+    """Say in a line how far a run has come.
 
-    Images that failed are among those that are `done`, with a reason each.
+    Parameters
+    ----------
+    total : int
+        Images in all.
+    done : int
+        Of these, how many are finished, whether they failed or not.
+    resumed : int
+        Of these, how many earlier runs had finished.
+    reasons : iterable of str
+        One for each that failed.
     """
     counts = count_reasons(reasons)
     failed = sum(counts.values())
@@ -314,9 +323,24 @@ def failures_of(out: Path) -> dict[int, str]:
 def write_failures(
     out: Path, dataset: DataSet | LabelledImages, failures: Mapping[int, str], *, files: Files, temp: Path | None = None
 ) -> None:
-    """Write the list of failures of a feature file, row -> "reason: message", if it differs; without any there is none.
+    """Write the list of failures of a feature file, if it differs; without failures there is none.
 
-    `temp` is the name of the list until it is complete: see `atomic_write`. OSError if the disk refuses.
+    Parameters
+    ----------
+    out : Path
+        The feature file.
+    dataset : DataSet
+    failures : mapping of int to str
+        Row -> "reason: message".
+    files : Files
+        Carries out what changes the disk.
+    temp : Path, optional
+        Name of the list until it is complete; see `vggfeat.runtime.durable.atomic_write`.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
     """
     path, ids = failures_path(out), dataset.ids
     content = "".join(_line(ids[row], dataset.paths[row], failures[row]) for row in sorted(failures)).encode()

@@ -72,10 +72,17 @@ class Sealed(NamedTuple):
 
 
 def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none", group_rows: int = 1 << 20) -> bytes:
-    """Turn a table, and what the file says of itself as JSON, into the bytes of a file.
+    """Turn a table into the bytes of a file.
 
-    `compression` is "none" for a file of which `Sealed.vectors` is asked; a row group has `group_rows` rows, of less
-    than a gibibyte.
+    Parameters
+    ----------
+    table : pa.Table
+    about : dict
+        What the file says of itself, as JSON.
+    compression : str
+        "none" for a file of which `Sealed.vectors` is asked.
+    group_rows : int
+        Rows of a row group, of less than a gibibyte.
     """
     import pyarrow.parquet as pq
 
@@ -98,9 +105,20 @@ def seal(table: "pa.Table", about: dict[str, Any], *, compression: str = "none",
 
 
 def unseal(raw: bytes, where: str, kind: str) -> Sealed:
-    """Check the bytes of a file, which messages call `where`, and open it.
+    """Check the bytes of a file and open it.
 
-    StoreError if a byte is damaged, or it does not say of itself that it is of the format `kind`.
+    Parameters
+    ----------
+    raw : bytes
+    where : str
+        Its name, for messages.
+    kind : str
+        The "format" that it must say of itself.
+
+    Raises
+    ------
+    StoreError
+        If a byte is damaged, or it is no file of that kind.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -57,8 +57,21 @@ class Shard(NamedTuple):
 def write_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any], *, again: bool = False) -> Block:
     """Keep the rows of a shard for good, and return them as they are kept; of two that write it the first wins.
 
-    `block` is all that the net has given: every scale, float32; `machine` what computed it, ready for JSON. With
-    `again` the shard that is there is replaced. StoreError if the block does not fit the shard, or the store refuses.
+    Parameters
+    ----------
+    plan : Plan
+    shard : int
+    block : Block
+        All that the net has given: every scale, float32.
+    machine : mapping
+        What computed it, ready for JSON.
+    again : bool
+        Replace the shard that is there.
+
+    Raises
+    ------
+    StoreError
+        If the block does not fit the shard, or the store refuses.
     """
     where = f"{plan.where}/{shard_path(shard)}"
     kept = checked(reduced(block, plan), len(plan.rows_of(shard)), plan.stored_shape, where)

@@ -242,11 +242,23 @@ def merge(
     """Write the feature file of a finished run; one that was stopped is resumed.
 
     It has the bytes of the file that `vggfeat extract` makes with as many rows a shard, but for what that one says of a
-    precision faster than float32: how near it came. With `overwrite` a feature file that is damaged or of other
-    settings is replaced; `progress` is called with rows done, of how many, and how many of them failed.
+    precision faster than float32: how near it came.
 
-    ConfigError if the run keeps the mean over the scales alone, of which a feature file has every one; StoreError if a
-    shard is damaged, another file stands in the way, or the disk refuses.
+    Parameters
+    ----------
+    run : ShardedFeatures
+    out : Path
+    overwrite : bool
+        Replace a feature file that is damaged or of other settings.
+    progress : callable
+        Called with rows done, of how many, and how many of them failed.
+
+    Raises
+    ------
+    ConfigError
+        If the run keeps the mean over the scales alone, of which a feature file has every one.
+    StoreError
+        If a shard is damaged, another file stands in the way, or the disk refuses.
     """
     if run.store != "scales":
         raise ConfigError(

@@ -76,19 +76,37 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
     ) -> "FeatureWriter":
         """Begin a feature file, or resume one that was begun with exactly these arguments.
 
-        If `out` is already complete with them, `complete` is True and nothing is pending. Unfinished work is in a
-        folder of that name and ".parts". The data set is frozen from now on; `key` is all that decides the features, as
-        JSON; `shard_rows` are finished together.
+        If `out` is already complete with them, `complete` is True and nothing is pending.
 
-        With `overwrite` a feature file that is damaged or of another key is replaced at the end and in one step, and
-        parts of another are removed. With `retry` or `extend`, shards are pending in which a row has failed, or in
-        which rows are new, of a finished file too, which is replaced in the end: see `kept`, and `note_retry`, by which
-        the one happens once. With a ticket, which `share` has returned in another process of this run, this one takes
-        part in its work.
+        Parameters
+        ----------
+        out : path
+            The feature file. Unfinished work is in a folder of that name and ".parts".
+        dataset : DataSet
+            N samples, frozen from now on.
+        key : dict
+            All that decides the features, as JSON.
+        shape : Shape
+            What one row holds.
+        shard_rows : int
+            Rows that are finished together.
+        overwrite : bool
+            Replace, at the end and in one step, a feature file that is damaged or of another key, and remove parts
+            of another.
+        retry, extend : bool
+            Take shards as pending in which a row has failed, or in which rows are new, of a finished file too, which is
+            replaced in the end: see `kept`, and `note_retry`, by which the one happens once.
+        ticket : RunTicket, optional
+            What `share` returned in another process of this run, which has opened the file: take part in its work.
+        files : Files
+            Carries out all that changes the disk.
 
-        StoreError if there is something of another key (every difference is named), or no feature file at all; another
-        run is writing it; the data set has a name that can't be stored; the disk is too small or fails; or, with
-        `ticket`, the arguments are not those of that process.
+        Raises
+        ------
+        StoreError
+            If there is something of another key (every difference is named), or no feature file at all; another run
+            is writing it; the data set has a name that can't be stored; the disk is too small or fails; or, with
+            `ticket`, the arguments are not those of that process.
         """
         target, dataset = identity.resolved(Path(out)), storable(dataset)
         check_target(failures_path(target), ours=is_failures_list, called="a list of failures")

@@ -50,10 +50,19 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
         """Write a checkpoint durably, then remove all but the last two.
 
-        `step`: steps done; it is the name of the file.
-        `tensors`: float32, on the CPU, contiguous.
-        `about`: anything that JSON can hold.
-        Raises StoreError if the disk refuses; the checkpoints before are untouched.
+        Parameters
+        ----------
+        step : int
+            Steps done; it is the name of the file.
+        tensors : mapping of str to Tensor, float32
+            On the CPU, contiguous.
+        about : mapping
+            Anything that JSON can hold.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses; the checkpoints before are untouched.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         text = json.dumps(about, sort_keys=True)

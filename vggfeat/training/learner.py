@@ -76,11 +76,20 @@ class Learner:
     def step(self, number: int, images: Tensor, targets: Tensor, learning_rate: float) -> None:
         """Update the weights by one batch.
 
-        `number`: of the step, from 0.
-        `images` (N, 3, H, W), float32: this process's share of the batch, on the device.
-        `targets` (N, ...): of the objective.
-        Raises TrainingError if not even a single image fits into memory, or if in one of several processes the share
-        does not.
+        Parameters
+        ----------
+        number : int
+            Of the step, from 0.
+        images : Tensor (N, 3, H, W), float32
+            This process's share of the batch, on the device.
+        targets : Tensor (N, ...)
+            Of the objective.
+        learning_rate : float
+
+        Raises
+        ------
+        TrainingError
+            If not even a single image fits into memory, or if in one of several processes the share does not.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate

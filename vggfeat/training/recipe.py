@@ -215,11 +215,20 @@ def recipe_for(
 ) -> Recipe:
     """Return the paper's recipe for a net and an S.
 
-    `scale` (lowest, highest) S in pixels.
-    `started_from`: weights of the same net, which lower the learning rate to 1e-3, or of net A for B to E, which don't.
-    Width and pool rounding are taken from them.
-    `other`: fields of `Recipe` that are to be other than the paper's.
-    Raises ConfigError if a net can't be started from those weights, or a value is not allowed.
+    Parameters
+    ----------
+    net : A, A-LRN, B, C, D or E
+    scale : (lowest, highest) S in pixels
+    started_from : Backbone, optional
+        Weights of the same net, which lower the learning rate to 1e-3, or of net A for B to E, which don't. Width and
+        pool rounding are taken from them.
+    other
+        Fields of `Recipe` that are to be other than the paper's.
+
+    Raises
+    ------
+    ConfigError
+        If a net can't be started from those weights, or a value is not allowed.
     """
     if started_from is None:
         return Recipe(net=net, scale=scale, **other)

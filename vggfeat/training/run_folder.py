@@ -38,17 +38,27 @@ class RunFolder:
     def begin(self, identity: Mapping[str, Any], resume: bool) -> tuple[Checkpoint | None, list[str]]:
         """Lock the folder, and find what to resume from.
 
-        `identity`: what must be equal for a run to be resumed, ready for JSON. `resume`: whether to resume a run that
-        is there; in a folder that is empty, or without a checkpoint, it begins, and a note says so.
-        Raises TrainingError if another process is training there, it holds anything without `resume`, or a run of other
-        settings, or its log is of another run; or, with `resume`, if there is no such folder. Raises StoreError if the
-        disk refuses.
+        Parameters
+        ----------
+        identity : mapping
+            What must be equal for a run to be resumed, ready for JSON.
+        resume : bool
+            Whether to resume a run that is there; in a folder that is empty, or without a checkpoint, it begins, and
+            a note says so.
 
         Returns
         -------
         checkpoint : Checkpoint or None
         notes : list of str
             Sentences about damaged checkpoints, or that there is none, and about a log that names no run.
+
+        Raises
+        ------
+        TrainingError
+            If another process is training there, it holds anything without `resume`, or a run of other settings, or
+            its log is of another run; or, with `resume`, if there is no such folder.
+        StoreError
+            If the disk refuses.
         """
         with disk_errors(self.path, "making the folder", ADVICE):
             if resume and not os.path.lexists(self.path):
@@ -223,10 +233,19 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def draw_curves(lines: Sequence[dict[str, Any]], title: str, errors: Mapping[str, str]) -> bytes:
     """Draw a log; equal logs give equal bytes.
 
-    `lines`: of `read_log`.
-    `title`: one line above all.
-    `errors`: names of up to two errors in the log, and what they are called; the first is in training lines as well.
-    Returns a PNG file of 1320 by 540 pixels.
+    Parameters
+    ----------
+    lines : sequence of dict
+        Of `read_log`.
+    title : str
+        One line above all.
+    errors : mapping of str to str
+        Names of up to two errors in the log, and what they are called; the first is in training lines as well.
+
+    Returns
+    -------
+    bytes
+        A PNG file of 1320 by 540 pixels.
     """
     from matplotlib.figure import Figure
 

@@ -107,9 +107,22 @@ def pixel_statistics(
 ) -> PixelStatistics:
     """Measure the mean pixel and the covariance of the colours. Every image weighs the same, whatever its size.
 
-    `cache`: folder for the result, a JSON file named after the list and the settings; made if missing. One writer at a
-    time. `progress`: called with the numbers of images done and of all.
-    Raises TrainingError if no image can be read. Raises StoreError if the cache can't be written.
+    Parameters
+    ----------
+    images : LabelledImages
+    decoder : Decoder
+    settings : StatisticsSettings
+    cache : Path
+        Folder for the result, a JSON file named after the list and the settings; made if missing. One writer at a time.
+    progress : callable
+        Called with the numbers of images done and of all.
+
+    Raises
+    ------
+    TrainingError
+        If no image can be read.
+    StoreError
+        If the cache can't be written.
     """
     key = hashlib.sha256(json.dumps([images.fingerprint(), asdict(settings)]).encode()).hexdigest()[:16]
     path = cache / f"statistics-{key}.json"

@@ -96,12 +96,19 @@ def learn(
     files: Files = DISK,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train for any `Objective` on the batches of a feed; otherwise as `train`.
+    """Train for any `Objective` on the batches of any `Feed`; otherwise as `train`.
 
-    `feed`: its targets are of the objective.
-    `world`: the processes of the run.
-    `files`: carries out what changes the disk.
-    `clock`: seconds, for rates.
+    Parameters
+    ----------
+    objective : Objective
+    feed : Feed
+        Its targets are of the objective.
+    world : World
+        The processes of the run.
+    files : Files
+        Carries out what changes the disk.
+    clock : callable
+        Seconds, for rates.
     """
     model, notes = objective.first_weights()
     identity = _identity(objective, feed)

@@ -139,9 +139,17 @@ class Trainer:
     def train(self, learner: Learner, mean: tuple[float, ...]) -> Outcome:
         """Train until the steps are done, validation has stopped improving for good, or `progress` returns True.
 
-        `learner`: as it was after `state.step` steps. `mean`: pixel that the feed subtracts; it goes into the weights
-        file.
-        Raises TrainingError as `vggfeat.training.train.train`.
+        Parameters
+        ----------
+        learner : Learner
+            As it was after `state.step` steps.
+        mean : 3 numbers
+            Pixel that the feed subtracts; it goes into the weights file.
+
+        Raises
+        ------
+        TrainingError
+            As `vggfeat.training.train.train`.
         """
         self.learner = learner
         finished = self._train_steps() and self._validate_once(last=True)

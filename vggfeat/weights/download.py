@@ -85,12 +85,26 @@ def fetch(
 ) -> Fetched:
     """Download a published file into a folder, unless it is there.
 
-    `folder`: must exist. The file gets its published name, once its checksum is right and its bytes are on the disk;
-    until then it is NAME.part.
-    `files`: carries out the writes.
-    `sleep`: waits so many seconds.
-    Raises WeightsError if no address gives the file, or its checksum is another. What has come stays, to be resumed,
-    except where the checksum is wrong: then nothing stays. Raises StoreError if it can't be written.
+    Parameters
+    ----------
+    published : Published
+    folder : Path
+        Must exist. The file gets its published name, once its checksum is right and its bytes are on the disk; until
+        then it is NAME.part.
+    settings : FetchSettings, optional
+    progress : callable, optional
+    files : Files
+        Carries out the writes.
+    sleep : callable
+        Waits so many seconds.
+
+    Raises
+    ------
+    WeightsError
+        If no address gives the file, or its checksum is another. What has come stays, to be resumed, except where the
+        checksum is wrong: then nothing stays.
+    StoreError
+        If it can't be written.
     """
     target = folder / published.file
     if os.path.lexists(target):

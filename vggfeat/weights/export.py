@@ -40,11 +40,26 @@ def export_torchvision(backbone: Backbone, path: str | os.PathLike[str], *, fold
     torchvision averages pool5 to 7 x 7 and rounds poolings down: the outputs agree with ours where pool5 is 7 x 7
     and, for nets that round up, on sides that are multiples of 32. A 224 x 224 crop is both.
 
-    `backbone`: net A, B, D or E, or one of these with batch normalisation. `path`: written under a temporary name,
-    synced, and renamed.
-    Returns {"model": str, "mean": list of 3, "std": list of 3, "exact": bool}: torchvision's function, what its
-    Normalize must be given for images of 0 to 1, and whether nothing changed at the border.
-    Raises ConfigError if torchvision has no such net. Raises StoreError if the file can't be written.
+    Parameters
+    ----------
+    backbone : Backbone
+        Net A, B, D or E, or one of these with batch normalisation.
+    path : path
+        Written under a temporary name, synced, and renamed.
+    fold : bool
+
+    Returns
+    -------
+    {"model": str, "mean": list of 3, "std": list of 3, "exact": bool}
+        torchvision's function, what its Normalize must be given for images of 0 to 1, and whether nothing changed
+        at the border.
+
+    Raises
+    ------
+    ConfigError
+        If torchvision has no such net.
+    StoreError
+        If the file can't be written.
     """
     model = backbone.model
     check_choice("export to torchvision: net", model.config, TORCHVISION_CLASSES)

@@ -202,10 +202,19 @@ def nets_in(folder: Path) -> list[Path]:
 def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = None, *, download: bool = True) -> Path:
     """Find the file that `load_backbone` would load, if it would load one.
 
-    `spec`, `folder`: as for `load_backbone`. `download`: whether a file of the Hub may be downloaded, if it is not
-    there yet.
-    Raises WeightsError if there is none, or more than one without a name. Raises ConfigError if a name of the Hub is
-    not understood, or its library is not installed.
+    Parameters
+    ----------
+    spec, folder
+        As for `load_backbone`.
+    download : bool
+        Whether a file of the Hub may be downloaded, if it is not there yet.
+
+    Raises
+    ------
+    WeightsError
+        If there is none, or more than one without a name.
+    ConfigError
+        If a name of the Hub is not understood, or its library is not installed.
     """
     folder = Path(folder) if folder is not None else weights_folder()
     remedy = (

@@ -27,14 +27,27 @@ def list_images(
 ) -> Listing:
     """List images of this machine or of a store.
 
-    `kind`: one of `KINDS`.
-    `root`: a folder or an address: of a tree of images, of tar or Parquet files; or one such file; or several by a
-    pattern, as in s3://bucket/train-{0000..0146}.tar.
-    `layout` ("splits" or "classes"): for folders, as `vggfeat.datasets.folder.read`.
-    `listing`: for Parquet: which columns are what, where their names do not tell.
-    Raises ConfigError if there is no such kind, an option does not go with it, or nothing reads such an address. Raises
-    DatasetError if nothing is there, or it is not as it should be; the message names file and row. Raises StoreError if
-    the store can't be read.
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    root : str
+        A folder or an address: of a tree of images, of tar or Parquet files; or one such file; or several by a
+        pattern, as in s3://bucket/train-{0000..0146}.tar.
+    storage : StorageSettings
+    layout : "splits" or "classes", optional
+        For folders, as `vggfeat.datasets.folder.read`.
+    listing : ListSettings, optional
+        For Parquet: which columns are what, where their names do not tell.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind, an option does not go with it, or nothing reads such an address.
+    DatasetError
+        If nothing is there, or it is not as it should be; the message names file and row.
+    StoreError
+        If the store can't be read.
     """
     check_choice("kind of data set", kind, KINDS)
     check_layout(layout, kind)

@@ -43,9 +43,19 @@ class FileSet(NamedTuple):
 def find_files(root: str, ending: str, settings: StorageSettings) -> FileSet:
     """Find the files that a root stands for.
 
-    `root`: a folder or address, searched at any depth, but not in the runs of vggfeat there; a file with the ending; or
-    several by a pattern in braces, train-{0000..0146}.tar or {train,val}.tar. `ending`: ".tar" or ".parquet".
-    Raises DatasetError if there is none, or the pattern stands for more than a million.
+    Parameters
+    ----------
+    root : str
+        A folder or address, searched at any depth, but not in the runs of vggfeat there; a file with the ending; or
+        several by a pattern in braces, train-{0000..0146}.tar or {train,val}.tar.
+    ending : str
+        ".tar" or ".parquet".
+    settings : StorageSettings
+
+    Raises
+    ------
+    DatasetError
+        If there is none, or the pattern stands for more than a million.
     """
     if "{" in root or root.split("?", 1)[0].lower().endswith(ending):
         head = root.split("{", 1)[0]
