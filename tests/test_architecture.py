@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
-    {"errors"},
+    {"errors", "wording"},
+    {"checks"},
     {"runtime"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},
     {"listing"},
@@ -32,7 +33,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} 
 DOORWAYS = {
     "torch": {"nets", "weights", "forward", "feature_dataset", "training", "extract", "localisation", "classification",
               "explain",
-              "runtime.distributed", "runtime.meeting", "runtime.devices", "svm", "benchmarks"},
+              "runtime.distributed", "runtime.rendezvous", "runtime.devices", "svm", "benchmarks"},
     "torchvision": {"benchmarks"},
     "huggingface_hub": {"weights.sources"},
     "h5py": {"store", "formats.hdf5", "weights.keras", "benchmarks"},

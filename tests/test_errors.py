@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vggfeat
-from vggfeat.errors import counted
+from vggfeat.wording import counted
 
 
 @pytest.mark.parametrize(

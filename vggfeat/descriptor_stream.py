@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import several
 from vggfeat.descriptors import Join, Normalisation, fuse
-from vggfeat.errors import ConfigError, StoreError, several, short_repr
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
 from vggfeat.store.sharded import check_scales, open_features
 from vggfeat.svm import arrays
 from vggfeat.svm.blocks import Blocks, check_same, equal_blocks, scores_of
+from vggfeat.wording import short_repr
 
 if TYPE_CHECKING:
     from vggfeat.runtime.distributed import World

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, check_choice, check_unmasked
+from vggfeat.checks import check_choice, check_unmasked
+from vggfeat.errors import ConfigError
 
 Join = Literal["mean", "max", "stack"]
 """How the scales of one region become one block; regions are always stacked."""

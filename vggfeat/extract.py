@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.errors import ConfigError, ImageError, check_given, counted, keep_kinds
+from vggfeat.checks import check_given, keep_kinds
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.rerun import check_precision, some_of
 from vggfeat.forward.runner import BatchRunner, Row
@@ -29,8 +30,8 @@ from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World
+from vggfeat.runtime.output_paths import check_name
 from vggfeat.runtime.rendered import RENDERED, is_rendered
-from vggfeat.runtime.targets import check_name
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, same_rows
 from vggfeat.store.layout import Block, Shape, Status
@@ -38,6 +39,7 @@ from vggfeat.store.parts import tally
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone
+from vggfeat.wording import counted
 
 log = logging.getLogger(__name__)
 _SHOWN = 10

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vggfeat.checks import check_choice
 from vggfeat.descriptors import Join, Normalisation, join_features
-from vggfeat.errors import StoreError, check_choice
+from vggfeat.errors import StoreError
 from vggfeat.runtime.storage import is_remote, root_text
 from vggfeat.samples import Task
 from vggfeat.store.layout import Status

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import check_given
 from vggfeat.descriptors import Normalisation, l2_normalise
-from vggfeat.errors import StoreError, check_given, counted, quoted
+from vggfeat.errors import StoreError
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable
+from vggfeat.wording import counted, quoted
 
 GIVEN = "given"
 """What stands in results where it is not known how descriptors were made."""

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import check_given
 from vggfeat.datasets.files import walk
 from vggfeat.datasets.folder import left_out_notes
 from vggfeat.descriptor_stream import Paths, path_list
 from vggfeat.descriptors import fuse
-from vggfeat.errors import ConfigError, ImageError, WeightsError, check_given
+from vggfeat.errors import ConfigError, ImageError, WeightsError
 from vggfeat.forward.rerun import find_net, rerun_net
 from vggfeat.forward.runner import BatchRunner, Row
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError
 
 Method = Literal["tsne", "umap", "pca"]
 METHODS: dict[str, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}

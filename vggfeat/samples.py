@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError, check_unmasked, short_repr
+from vggfeat.checks import check_unmasked
+from vggfeat.errors import DatasetError
+from vggfeat.wording import short_repr
 
 STORED_FRAME = frozenset({"voc2012-action"})
 """Names of the data sets whose boxes are in stored pixels, see `DataSet.boxes_as_stored`."""

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import keep_kinds, whole
 from vggfeat.descriptor_stream import region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
-from vggfeat.errors import ConfigError, StoreError, keep_kinds, whole
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import counted
 from vggfeat.forward.rerun import LEAST_COSINE
 from vggfeat.samples import Box
 from vggfeat.store.identity import resolved
 from vggfeat.store.layout import Status
 from vggfeat.store.parts import failures_path, tally
 from vggfeat.store.reader import FeatureFile, count_reasons
+from vggfeat.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import check_choice
 from vggfeat.descriptor_stream import Described, Paths, open_aligned
 from vggfeat.descriptors import Join, Normalisation
-from vggfeat.errors import ConfigError, StoreError, check_choice, short_repr
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.export import Table
+from vggfeat.wording import short_repr
 
 Failed = Literal["raise", "drop"]
 

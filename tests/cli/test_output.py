@@ -16,8 +16,8 @@ from PIL import Image
 
 from vggfeat.cli import group, output, run
 from vggfeat.cli.output import Progress, duration, line, rate_of
-from vggfeat.errors import quoted
 from vggfeat.results.record import SHORTEST, align, failures_by_reason, shortened
+from vggfeat.wording import quoted
 
 NET = "random:A:0:0.03125"
 FORGED = "sound: every checksum fits"

@@ -16,7 +16,7 @@ from odd_images import encode, good_images, png, scan_bomb
 from vggfeat.errors import ConfigError, ImageError, ResourceError, VggfeatError
 from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
-from vggfeat.runtime.lines import Line, environment
+from vggfeat.runtime.sandbox import Line, environment
 from vggfeat.samples import Box
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -333,7 +333,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_bad_image():
 
 
 def test_a_worker_that_ends_while_starting_is_an_error(monkeypatch):
-    monkeypatch.setattr("vggfeat.runtime.lines._BOOT", "import os; os._exit(9)")
+    monkeypatch.setattr("vggfeat.runtime.sandbox._BOOT", "import os; os._exit(9)")
     with crew() as decoder, pytest.raises(VggfeatError, match="exit code 9"):
         list(decoder.stream(orders("show/-")))
 
@@ -341,7 +341,7 @@ def test_a_worker_that_ends_while_starting_is_an_error(monkeypatch):
 @pytest.mark.parametrize("boot", ["import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)", "raise ValueError",
     "import socket, sys; socket.socket(fileno=int(sys.argv[2])).send(b'\\0\\0\\0\\3abc')"])  # fmt: skip
 def test_a_worker_that_is_never_ready_is_no_image_s_fault(monkeypatch, boot):
-    monkeypatch.setattr("vggfeat.runtime.lines._BOOT", boot)
+    monkeypatch.setattr("vggfeat.runtime.sandbox._BOOT", boot)
     with crew(2) as decoder, pytest.raises(ResourceError, match=r"decoding process: .*fewer workers") as caught:
         list(decoder.stream(orders(*["show/-"] * 5)))
     assert caught.value.exit_code == 9

@@ -30,7 +30,7 @@ from vggfeat.runtime.durable import (
     temporary_path,
     write_all,
 )
-from vggfeat.runtime.targets import Lock, check_name, holder
+from vggfeat.runtime.output_paths import Lock, check_name, holder
 
 
 class Recording(Files):

@@ -12,7 +12,7 @@ import numpy as np
 from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.lines import Line
+from vggfeat.runtime.sandbox import Line
 
 
 def obey(request, settings):

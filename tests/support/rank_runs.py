@@ -23,7 +23,7 @@ import torch.distributed as dist
 from crash_runs import Hooked
 from tests.proofs.common import Ended, Job, Run, digest
 from vggfeat.errors import StoreError
-from vggfeat.runtime import distributed, meeting
+from vggfeat.runtime import distributed, rendezvous
 from vggfeat.runtime.distributed import open_world
 from vggfeat.training.trainer import Stopped
 from vggfeat.weights import random_backbone, save_weights
@@ -289,7 +289,7 @@ def by_hand(job: Job) -> dict:
     try:
         found = {"together": seen(job, wait([begin(rank, 2) for rank in (1, 0)]))}
         job.clear()
-        meeting.LONGEST_SILENCE = timedelta(seconds=0.5)
+        rendezvous.LONGEST_SILENCE = timedelta(seconds=0.5)
         for name, ranks_there in (("first", (0, 2)), ("other", (1,))):
             runs = [begin(rank, 4) for rank in ranks_there]
             found[name] = []
@@ -302,7 +302,7 @@ def by_hand(job: Job) -> dict:
                 found[name].append([ended.code, ended.err])
         return found
     finally:
-        meeting.LONGEST_SILENCE = timedelta(seconds=10)
+        rendezvous.LONGEST_SILENCE = timedelta(seconds=10)
         for name in (*address, "RANK", "LOCAL_RANK", "WORLD_SIZE"):
             os.environ.pop(name, None)
 

@@ -542,7 +542,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert report["lost"]["seconds"] < 20
     paused = report["paused"]
     assert (paused["codes"], paused["weights"][0]) == ([0, 0], paused["weights"][1])
-    # On a busy machine without how long it was silent, which tests/runtime/test_meeting.py claims.
+    # On a busy machine without how long it was silent, which tests/runtime/test_rendezvous.py claims.
     assert paused["said"][0].startswith("note: waiting for process 1 of 2")
     # The store of the first process, and Gloo of both: nobody from another machine reaches them.
     assert paused["listening"] == ["0100007F"]

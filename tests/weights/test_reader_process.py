@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from other_nets import torchvision_net
-from vggfeat.errors import VggfeatError, WeightsError, quoted
+from vggfeat.errors import VggfeatError, WeightsError
 from vggfeat.weights import load_backbone, reader_process
 from vggfeat.weights.reader_process import Limits
+from vggfeat.wording import quoted
 
 
 @pytest.fixture(scope="module")

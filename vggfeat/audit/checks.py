@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.audit.neighbours import GRID, OutOfFold, Pairs, Suspect, compare_rows, out_of_fold, suspects
-from vggfeat.errors import ConfigError, StoreError, check_given, keep_kinds
+from vggfeat.checks import check_given, keep_kinds
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.protocols.folds import contents_of, contradicted, repeated
 from vggfeat.samples import DataSet, Label
 from vggfeat.svm import SvmSettings

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import several
 from vggfeat.descriptor_stream import Paths, match_rows
-from vggfeat.errors import ConfigError, FitError, StoreError, several
+from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.metrics import GUESSES, confusion, top_k_error
 from vggfeat.store.layout import POSTERIORS, Status
 from vggfeat.store.reader import FeatureFile

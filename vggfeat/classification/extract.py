@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, listed
+from vggfeat.errors import ConfigError
 from vggfeat.extract import Job, Progress, RunSettings, run_job
 from vggfeat.forward.posteriors import CROP, Mode, PosteriorSettings, posterior_runner
 from vggfeat.images.decode import DecodeSettings
@@ -19,6 +19,7 @@ from vggfeat.runtime.distributed import World
 from vggfeat.samples import ClassificationSet, DataSet, Label, Task
 from vggfeat.summary import Summary
 from vggfeat.weights import Backbone
+from vggfeat.wording import listed
 
 NAME = "ilsvrc"
 """What a file of posteriors calls its data set."""

@@ -22,7 +22,7 @@ from vggfeat.cli.output import Progress, claim_folder, duration, rate_of, show_r
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import ready_device
-from vggfeat.runtime.targets import anything, check_target
+from vggfeat.runtime.output_paths import anything, check_target
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

@@ -10,9 +10,10 @@ import click
 from vggfeat import synthetic
 from vggfeat.cli.options import COUNT, PATH, WORDS, Parsed, argument, command, flag, names_of, option
 from vggfeat.cli.output import Progress, say, say_json, say_left_out, show, terminal_width
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_workers
-from vggfeat.runtime.targets import check_folder
+from vggfeat.runtime.output_paths import check_folder
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.check import DatasetReport

@@ -16,8 +16,8 @@ from vggfeat.cli.output import make_folder, say, show
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_workers
+from vggfeat.runtime.output_paths import check_target
 from vggfeat.runtime.rendered import MARKER
-from vggfeat.runtime.targets import check_target
 
 NET = "small"
 

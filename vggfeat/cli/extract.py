@@ -35,11 +35,12 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note, show
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import ConfigError, StoreError, counted
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.output_paths import anything, check_target
 from vggfeat.runtime.rendered import is_rendered
 from vggfeat.runtime.storage import is_remote, root_text
-from vggfeat.runtime.targets import anything, check_target
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

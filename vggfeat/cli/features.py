@@ -10,10 +10,11 @@ import click
 
 from vggfeat.cli.options import WORDS, argument, command, flag, json_option, named_after, option
 from vggfeat.cli.output import make_folder, say_note, show
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
+from vggfeat.runtime.output_paths import check_target
 from vggfeat.runtime.storage import open_storage
-from vggfeat.runtime.targets import check_target
 from vggfeat.store import KINDS
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -24,10 +24,11 @@ from vggfeat.cli.options import (
 from vggfeat.cli.output import Progress, claim_folder, show, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
-from vggfeat.errors import ConfigError, StoreError, counted
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.results.record import write_file
 from vggfeat.runtime.devices import ready_device
 from vggfeat.weights import imagenet_classes
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

@@ -26,7 +26,7 @@ import click
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import StoreError
 from vggfeat.results.record import printable
-from vggfeat.runtime.targets import check_folder, claim, unclaim
+from vggfeat.runtime.output_paths import check_folder, claim, unclaim
 
 if TYPE_CHECKING:
     from vggfeat.results.record import Record

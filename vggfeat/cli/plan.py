@@ -25,11 +25,12 @@ from vggfeat.cli.options import (
     refuse_options,
 )
 from vggfeat.cli.output import Progress, make_folder, say, say_json, show
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
 from vggfeat.runtime.addresses import is_address
+from vggfeat.runtime.output_paths import anything, check_folder, check_target
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import is_remote, open_storage, root_text
-from vggfeat.runtime.targets import anything, check_folder, check_target
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

@@ -20,10 +20,11 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
 from vggfeat.results.record import write_file
 from vggfeat.runtime.devices import default_device, ready_device
-from vggfeat.runtime.targets import anything, check_target
+from vggfeat.runtime.output_paths import anything, check_target
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.store.reader import Features

@@ -7,8 +7,9 @@ import click
 from vggfeat.cli.features import GivenFile, GivenOptions
 from vggfeat.cli.options import COUNT, INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
 from vggfeat.cli.output import Progress, make_folder, say_note, show, terminal_width
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import ready_device
+from vggfeat.wording import counted
 
 
 @command()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from vggfeat.errors import with_bytes
+from vggfeat.wording import with_bytes
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"} | {
     getattr(signal, name): name for name in ("SIGHUP", "SIGBREAK") if hasattr(signal, name)

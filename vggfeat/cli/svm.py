@@ -23,9 +23,10 @@ from vggfeat.cli.output import (
     terminal_width,
 )
 from vggfeat.cli.signals import is_main
-from vggfeat.errors import ConfigError, StoreError, listed
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.system import processes_of_all
 from vggfeat.svm import SOLVERS
+from vggfeat.wording import listed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

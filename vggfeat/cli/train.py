@@ -13,9 +13,9 @@ from vggfeat.cli.config import TRAIN
 from vggfeat.cli.options import COUNT, SCALE, command, flag, load_net, net_files, option
 from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
-from vggfeat.errors import counted
 from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
-from vggfeat.runtime.targets import check_folder
+from vggfeat.runtime.output_paths import check_folder
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout

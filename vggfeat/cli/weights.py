@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.checks import check_choice
 from vggfeat.cli.options import FLOATS, argument, command, flag, load_net, option, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_note, show
-from vggfeat.errors import ConfigError, check_choice, counted
-from vggfeat.runtime.targets import anything, check_target
+from vggfeat.errors import ConfigError
+from vggfeat.runtime.output_paths import anything, check_target
 from vggfeat.weights.load import convert as convert_file
 from vggfeat.weights.load import examine
 from vggfeat.weights.load import verify as verify_file
 from vggfeat.weights.sniff import FORMATS
 from vggfeat.weights.sources import PUBLISHED, find_file, nets_in, weights_folder
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.weights.load import Verification, WeightsFile

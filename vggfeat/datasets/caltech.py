@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vggfeat.checks import whole
 from vggfeat.datasets.files import is_utf8, list_folder, listed
 from vggfeat.datasets.record import Archive
-from vggfeat.errors import ConfigError, DatasetError, whole
+from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import DataSet, Label, Task, rank_by_hash
 
 ARCHIVES = {

@@ -17,7 +17,7 @@ from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.record import Archive, Count, DatasetRecord
 from vggfeat.errors import DatasetError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
-from vggfeat.runtime.targets import check_target
+from vggfeat.runtime.output_paths import check_target
 from vggfeat.samples import DataSet, Label
 
 

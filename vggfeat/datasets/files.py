@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from vggfeat.errors import DatasetError, with_bytes
+from vggfeat.errors import DatasetError
 from vggfeat.samples import Box
+from vggfeat.wording import with_bytes
 
 UNREAD_SUFFIXES = (
     ".arw", ".cr2", ".cr3", ".dcm", ".dng", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pef",

@@ -11,8 +11,9 @@ import numpy as np
 
 from vggfeat.datasets.files import IMAGE_SUFFIXES, listed, walk
 from vggfeat.datasets.levels import Layout, Level, class_name_notes, class_of, find_level
-from vggfeat.errors import DatasetError, counted
+from vggfeat.errors import DatasetError
 from vggfeat.samples import DataSet, Label, Task
+from vggfeat.wording import counted
 
 
 def read(root: Path, layout: Layout | None = None) -> DataSet:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from vggfeat.datasets.files import list_folder, listed, object_box, object_name, read_annotation, read_text
 from vggfeat.datasets.ilsvrc import official
-from vggfeat.errors import DatasetError, counted
+from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, LabelledImages
+from vggfeat.wording import counted
 
 Subset = Literal["train", "val"]
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from vggfeat.checks import check_choice
 from vggfeat.datasets.files import listed, path_in
-from vggfeat.errors import ConfigError, DatasetError, check_choice
+from vggfeat.errors import ConfigError, DatasetError
 
 Layout = Literal["splits", "classes"]
 """What the folders of the first level are, where a user says so."""

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from vggfeat.checks import check_choice
 from vggfeat.datasets.cells import Cells, plain, read_cells
 from vggfeat.datasets.files import listed
 from vggfeat.datasets.folder import label_matrix, row_arrays, split_notes
 from vggfeat.datasets.levels import alike_notes, class_name_notes
 from vggfeat.datasets.rows import ONE_HOT, read_boxes, read_groups, read_labels, read_one_hot, read_paths, read_splits
-from vggfeat.errors import ConfigError, DatasetError, check_choice, counted
+from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import DataSet, Label, Task
+from vggfeat.wording import counted
 
 LabelSeparator = Literal[";", "|", ",", "none"]
 COLUMNS = {

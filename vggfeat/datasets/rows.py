@@ -13,8 +13,9 @@ import numpy as np
 from vggfeat.datasets.cells import Cells, plain
 from vggfeat.datasets.files import check_locale, listed
 from vggfeat.datasets.levels import SPLITS, listed_split
-from vggfeat.errors import DatasetError, counted
+from vggfeat.errors import DatasetError
 from vggfeat.samples import Box, Label
+from vggfeat.wording import counted
 
 Value = TypeVar("Value")
 ONE_HOT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}

@@ -14,8 +14,9 @@ import numpy as np
 
 from vggfeat.datasets.files import object_box, object_name, read_annotation, read_text
 from vggfeat.datasets.record import Archive
-from vggfeat.errors import ConfigError, DatasetError, counted
+from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.samples import Box, DataSet, Label, Task
+from vggfeat.wording import counted
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

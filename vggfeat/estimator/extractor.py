@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from vggfeat.checks import check_choice, whole
 from vggfeat.descriptors import join_features
-from vggfeat.errors import ImageError, check_choice, whole
+from vggfeat.errors import ImageError
 from vggfeat.estimator.inputs import Kept, images_of, inputs, progress_bar
 from vggfeat.forward.features import ExtractionSettings, feature_runner, maps_of_image
 from vggfeat.forward.runner import BatchRunner, Row

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggfeat.errors import ConfigError, ImageError, check_unmasked
+from vggfeat.checks import check_unmasked
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
 from vggfeat.images.fetch import FetchSettings, fetched

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.errors import DatasetError, quoted
+from vggfeat.errors import DatasetError
 from vggfeat.runtime.storage import RangeFile, Storage, joined
+from vggfeat.wording import quoted
 
 _WINDOW = 1 << 16
 """Bytes of one read: a header with what is small around it."""

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError, check_choice, out_of_memory, whole
+from vggfeat.checks import check_choice, whole
+from vggfeat.errors import ConfigError, ImageError, ResourceError, out_of_memory
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
 from vggfeat.forward.settings import Batching, ForwardSettings, Size
 from vggfeat.nets.backbone import MapInfo, Net

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vggfeat.errors import check_choice
+from vggfeat.checks import check_choice
 from vggfeat.forward.features import mean_over_mirrors, narrowest_strip, spatial_mean, with_mirrors
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, to_device
 from vggfeat.forward.settings import ForwardSettings, Size

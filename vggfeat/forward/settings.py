@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.errors import ConfigError, ImageError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.image_bytes import read_bytes
 from vggfeat.nets.backbone import Net

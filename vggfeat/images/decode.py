@@ -23,7 +23,8 @@ import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
 from vggfeat.images.image_bytes import (
     FORMATS,
     check_length,

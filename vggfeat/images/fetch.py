@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vggfeat.errors import ConfigError, DatasetError, ImageError, StoreError, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ConfigError, DatasetError, ImageError, StoreError
 from vggfeat.formats.parquet import CellAddress, ImageCells, cell_address
 from vggfeat.images.decode import Request, failure
 from vggfeat.images.image_bytes import check_length

@@ -12,8 +12,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from vggfeat.errors import ImageError, ResourceError, StoreError, with_bytes
+from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.runtime.system import NO_WAIT, OPENED
+from vggfeat.wording import with_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
 """The only formats that are tried: some of Pillow's others run programs or are seldom fuzzed."""

@@ -13,7 +13,8 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.errors import ImageError, ResourceError, StoreError, whole
+from vggfeat.checks import whole
+from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.worker import Worker, not_started

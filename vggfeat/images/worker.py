@@ -15,7 +15,7 @@ import numpy as np
 
 from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
-from vggfeat.runtime.lines import Line, limit_memory, silence_libraries, start_process
+from vggfeat.runtime.sandbox import Line, limit_memory, silence_libraries, start_process
 from vggfeat.runtime.system import end_with_parent
 from vggfeat.samples import Box
 

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError
 from vggfeat.forward.settings import Size
 
 Weighting = Literal["score", "count"]

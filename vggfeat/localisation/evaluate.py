@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggfeat.datasets.ilsvrc_boxes import Boxes
-from vggfeat.errors import ConfigError, counted, with_bytes
+from vggfeat.errors import ConfigError
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
@@ -32,6 +32,7 @@ from vggfeat.samples import LabelledImages
 from vggfeat.store.identity import IMAGE_SIZES, differences, higher_limit, other_process
 from vggfeat.store.parts import tally, write_failures
 from vggfeat.weights import Backbone
+from vggfeat.wording import counted, with_bytes
 
 Protocol = Literal["gt", "dense"]
 """gt: the box of the true class, from the centre crop (protocol 1 of Appendix A, Table 8). dense: up to five guesses

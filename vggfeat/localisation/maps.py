@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ConfigError
 from vggfeat.forward.features import dense_map, narrowest_strip
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, wait_for
 from vggfeat.forward.settings import ForwardSettings, Precision, Size

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.errors import ConfigError, WeightsError, check_choice
+from vggfeat.checks import check_choice
+from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.nets.backbone import BOX_FACTS, MapInfo, Net
 from vggfeat.nets.vgg import VGG
 from vggfeat.training.objective import copy_layers

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.datasets.files import IMAGE_SUFFIXES, list_folder
-from vggfeat.errors import ConfigError, ImageError, with_bytes
+from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
 from vggfeat.runtime.figures import font_file
 from vggfeat.samples import Box
+from vggfeat.wording import with_bytes
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
 """Of the boxes from best to last: told apart by people who do not see all colours (Okabe and Ito 2008)."""

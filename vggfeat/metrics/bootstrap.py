@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import FitError, check_choice, keep_kinds, whole
+from vggfeat.checks import check_choice, keep_kinds, whole
+from vggfeat.errors import FitError
 from vggfeat.metrics import predict_classes
 from vggfeat.metrics.classes import THRESHOLDS
 

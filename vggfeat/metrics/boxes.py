@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import FitError, check_unmasked
+from vggfeat.checks import check_unmasked
+from vggfeat.errors import FitError
 
 GUESSES = 5
 """Guesses that an image may have, each a label and a box."""

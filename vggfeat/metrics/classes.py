@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import FitError, check_choice, check_unmasked, whole
+from vggfeat.checks import check_choice, check_unmasked, whole
+from vggfeat.errors import FitError
 
 
 def confusion(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.int64]:

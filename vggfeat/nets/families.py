@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from vggfeat.errors import check_choice
+from vggfeat.checks import check_choice
 from vggfeat.nets.backbone import Net, Pool
 from vggfeat.nets.vgg import BATCH_NORM_NETS, NETS, VGG, BatchNormVGG
 

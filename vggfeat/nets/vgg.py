@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.checks import check_choice
+from vggfeat.errors import ConfigError
 from vggfeat.nets.backbone import MapInfo, Net, Pool, Sides
 from vggfeat.nets.inference import dense, max_pool
 from vggfeat.nets.transforms import clear, margin

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.descriptor_stream import Described, score
-from vggfeat.errors import FitError, counted
+from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.folds import SplitPlan, leak_notes, shared_path_note
 from vggfeat.protocols.results import Choice, FinalModel, Run, Submission
 from vggfeat.protocols.settings import Evaluation, Rows
 from vggfeat.samples import Label
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, Sweep, fittable_classes
+from vggfeat.wording import counted
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage in words, the number of solved SVMs and the number of all in this stage."""

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, counted
+from vggfeat.errors import ConfigError
 from vggfeat.samples import DataSet, Label, rank_by_hash
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.descriptor_stream import Described

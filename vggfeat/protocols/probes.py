@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, check_choice, check_given, keep_kinds
+from vggfeat.checks import check_choice, check_given, keep_kinds
+from vggfeat.errors import ConfigError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.folds import SplitPlan
 from vggfeat.protocols.rules import plan_protocol

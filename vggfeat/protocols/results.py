@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import short_repr
 from vggfeat.metrics import mean_defined
 from vggfeat.metrics.bootstrap import Interval
-from vggfeat.protocols.shown import result_frame, result_html, result_line
+from vggfeat.protocols.display import result_frame, result_html, result_line
 from vggfeat.svm import LinearModel
+from vggfeat.wording import short_repr
 
 if TYPE_CHECKING:
     from vggfeat.protocols.spread import LearningCurve

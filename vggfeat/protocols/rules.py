@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vggfeat.checks import check_given
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
 from vggfeat.descriptor_stream import Described
-from vggfeat.errors import FitError, check_given, counted
+from vggfeat.errors import FitError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.experiment import Experiment, Progress
 from vggfeat.protocols.folds import SplitPlan, hold_out, k_folds, label_notes, names_of
@@ -23,6 +24,7 @@ from vggfeat.protocols.results import Result
 from vggfeat.protocols.settings import Evaluation, ProtocolSettings, Rows, choose_metric, choose_protocol, split_numbers
 from vggfeat.protocols.spread import headline_interval, learning_curve
 from vggfeat.samples import DataSet, Label
+from vggfeat.wording import counted
 
 
 def run_protocol(

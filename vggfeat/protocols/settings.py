@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.checks import check_choice, keep_kinds, whole
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.errors import ConfigError, FitError, check_choice, counted, keep_kinds, whole
+from vggfeat.errors import ConfigError, FitError
 from vggfeat.metrics import (
     Rule,
     average_precision,
@@ -27,6 +28,7 @@ from vggfeat.metrics import (
 from vggfeat.samples import DataSet, Label, Task
 from vggfeat.svm import SvmSettings, check_costs, fittable_classes
 from vggfeat.svm.settings import C_GRID
+from vggfeat.wording import counted
 
 Difficult = Literal["ignore", "negative", "positive"]
 """What label 0 (VOC: only difficult objects of the class) is taken for."""

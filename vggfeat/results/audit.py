@@ -8,12 +8,12 @@ from typing import Any
 
 from vggfeat.audit import Audit
 from vggfeat.audit.checks import labels_differ
-from vggfeat.errors import counted
 from vggfeat.results.page import render
 from vggfeat.results.record import align, printable
 from vggfeat.results.thumbnails import Key, first_copies
 from vggfeat.samples import DataSet
 from vggfeat.table import DescriptorTable
+from vggfeat.wording import counted
 
 FORMAT, VERSION = "vggfeat-audit", 1
 SHOWN = 60

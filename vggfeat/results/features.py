@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, counted, quoted
+from vggfeat.errors import ConfigError
 from vggfeat.projection import METHODS, Clusters, ProjectionSettings, chosen_rows, cluster, project
 from vggfeat.protocols.probes import PROBES, ProbeValue
 from vggfeat.protocols.results import METRICS
@@ -21,6 +21,7 @@ from vggfeat.results.record import align, percent, printable
 from vggfeat.results.thumbnails import BUDGET, Key, first_copies, is_image, small_copies
 from vggfeat.samples import Task
 from vggfeat.table import DescriptorTable
+from vggfeat.wording import counted, quoted
 
 if TYPE_CHECKING:
     from vggfeat.similar import DescriptorSettings, Neighbours

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vggfeat.classification.evaluate import ClassificationErrors, Fused, FusedPart
-from vggfeat.errors import counted
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.paper import PaperBoxError, is_official_fusion, paper_errors, tested_nets
 from vggfeat.results.record import LONGEST_WORDS, Record, json_bytes, percent, shortened, write_run
 from vggfeat.runtime.rendered import RENDERED
 from vggfeat.samples import ClassificationSet
 from vggfeat.store.reader import count_reasons
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.localisation.evaluate import LocalisationErrors

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import ConfigError, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
 from vggfeat.results.predictions import ExplainedMistake, ExplainSettings, explain_mistakes, worst_mistakes
@@ -24,7 +25,7 @@ from vggfeat.results.run_parts import other_part, side_by_side, summary, trainin
 from vggfeat.results.svm_page import RunGroup, compare_runs, group_runs, make_group, points
 from vggfeat.results.thumbnails import BUDGET, Example, Key, find_root, reach, small_copies
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, open_bounded
-from vggfeat.runtime.targets import check_target
+from vggfeat.runtime.output_paths import check_target
 
 MARK = b'<meta name="generator" content="vggfeat">'
 """In the first bytes of every page of ours."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, counted, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ImageError
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.record import (
     SHOWN_FAILURES,
@@ -26,6 +27,7 @@ from vggfeat.results.record import (
     write_run,
 )
 from vggfeat.samples import Task
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.explain import Evidence, Explainer

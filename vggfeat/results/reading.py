@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.datasets.catalogue import DATASETS
-from vggfeat.errors import ConfigError, StoreError, quoted
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.formats.npz import UNREADABLE, Wanted, read_arrays
 from vggfeat.protocols.folds import unit_names
 from vggfeat.results.checked_json import SVM_FORMAT, check_svm, parse, parse_object, parse_settings
 from vggfeat.results.record import DASH, percent
 from vggfeat.runtime.checksums import ENTRY, RunFiles, short_checksum, unsealed
 from vggfeat.runtime.rendered import RENDERED
+from vggfeat.wording import quoted
 
 MOST_JSON, MOST_TEXT, MOST_SCORES = 1 << 28, 1 << 28, 1 << 30
 """Bytes that are read of a file of results, of a text, and of scores, packed as well as unpacked."""

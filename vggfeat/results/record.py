@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import with_bytes
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.runtime.checksums import replace_run
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.wording import with_bytes
 
 DASH = "\N{EN DASH}"
 SHOWN_FAILURES = 10

@@ -23,7 +23,7 @@ import numpy as np
 
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import DatasetRecord, PaperRow
-from vggfeat.errors import FitError, counted
+from vggfeat.errors import FitError
 from vggfeat.protocols.results import METRICS, ClassRow, Result, Submission
 from vggfeat.results.paper import LAYER, authors_net
 from vggfeat.results.plots import draw, draw_learning_curve
@@ -31,6 +31,7 @@ from vggfeat.results.record import STAGES, Record, align, npz_bytes, percent, un
 from vggfeat.samples import DataSet
 from vggfeat.svm import LinearModel
 from vggfeat.svm.model import MODEL_NAMES, model_bytes
+from vggfeat.wording import counted
 
 
 class PaperNumber(NamedTuple):

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
-from vggfeat.errors import ConfigError, StoreError, VggfeatError, counted
+from vggfeat.errors import ConfigError, StoreError, VggfeatError
 from vggfeat.runtime.storage import MissingFileError, StorageSettings
+from vggfeat.wording import counted
 
 LEAST_RATE = 1 << 18
 """Bytes a second that a long request must come with."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vggfeat.errors import ConfigError, VggfeatError
 from vggfeat.runtime.devices import checked_device
-from vggfeat.runtime.meeting import LONGEST_START, Point, Watch, join, point_of, talking_on_loopback, wait_for
+from vggfeat.runtime.rendezvous import LONGEST_START, Point, Watch, join, point_of, talking_on_loopback, wait_for
 from vggfeat.runtime.system import processes_of_all, torchrun_number
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from vggfeat.errors import ConfigError, StoreError, keep_kinds
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import (
     DISK,
     Files,

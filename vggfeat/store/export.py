@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError, check_choice, with_bytes
+from vggfeat.checks import check_choice
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.formats.csv_cells import spreadsheet_cell
 from vggfeat.formats.hdf5 import new_file
 from vggfeat.formats.mat5 import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
-from vggfeat.runtime.targets import check_target
+from vggfeat.runtime.output_paths import check_target
 from vggfeat.store import KINDS
+from vggfeat.wording import with_bytes
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.listing import FURTHER, LABELS
 from vggfeat.runtime.storage import MissingFileError, Storage, joined
 from vggfeat.samples import DataSet, Label, Task
+from vggfeat.store.checksummed_parquet import unseal
 from vggfeat.store.layout import Shape
-from vggfeat.store.sealed import unseal
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,8 +17,8 @@ from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.listing import FURTHER, LABELS, Listing, complete_batch
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
+from vggfeat.store.checksummed_parquet import digest_of, seal
 from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, part_path, read_plan
-from vggfeat.store.sealed import digest_of, seal
 from vggfeat.store.shard_files import open_shard
 
 if TYPE_CHECKING:

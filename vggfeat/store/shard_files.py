@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import TEXT
+from vggfeat.store.checksummed_parquet import Sealed, seal, unreadable, unseal
 from vggfeat.store.layout import BLOCK_COLUMNS, Block, Column, Shape, Status, checked
 from vggfeat.store.plan import Plan, shard_path
-from vggfeat.store.sealed import Sealed, seal, unreadable, unseal
 
 if TYPE_CHECKING:
     import pyarrow as pa

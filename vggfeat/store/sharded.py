@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ConfigError, StoreError, counted
+from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.storage import is_remote, joined, open_storage, root_text
 from vggfeat.samples import DataSet
+from vggfeat.store.checksummed_parquet import merkle_root
 from vggfeat.store.identity import IMAGE_SIZES
 from vggfeat.store.layout import FACTS, Block, Status, join_rows
 from vggfeat.store.plan import PLAN, Plan, read_plan, shard_path
 from vggfeat.store.reader import FeatureFile, Features, count_reasons
-from vggfeat.store.sealed import merkle_root
 from vggfeat.store.shard_files import Shard, features_of, open_shard, read_shard
 from vggfeat.store.writer import FeatureWriter
+from vggfeat.wording import counted
 
 _SHOWN = 5
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import text_width
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors
-from vggfeat.runtime.targets import check_target
+from vggfeat.runtime.output_paths import check_target
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
 from vggfeat.store.identity import FinishedRun, Kept, ReplaceableError, RunTicket

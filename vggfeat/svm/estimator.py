@@ -17,7 +17,7 @@ from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vggfeat.errors import check_unmasked
+from vggfeat.checks import check_unmasked
 from vggfeat.svm.settings import C_GRID, SvmSettings
 from vggfeat.svm.solve import Split, SvmProblemSet
 

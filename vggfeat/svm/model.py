@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vggfeat.errors import FitError, check_unmasked, short_repr
+from vggfeat.checks import check_unmasked
+from vggfeat.errors import FitError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.svm.arrays import times
+from vggfeat.wording import short_repr
 
 MODEL_NAMES = ("model.safetensors", "model-split-*.safetensors", "model-fold-*.safetensors")
 """Patterns of the names of models in a folder of `vggfeat svm`; the first is the one to use."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from vggfeat.errors import ConfigError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError
 
 Loss = Literal["squared_hinge"]
 ClassWeight = Literal["none", "balanced"]

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.errors import ConfigError, FitError, check_unmasked
+from vggfeat.checks import check_unmasked
+from vggfeat.errors import ConfigError, FitError
 from vggfeat.svm.arrays import times
 from vggfeat.svm.blocks import Blocks
 from vggfeat.svm.model import LinearModel, Sweep, check_descriptors

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from vggfeat.errors import ConfigError, DatasetError, StoreError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
 from vggfeat.runtime.rendered import MARKER
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vggfeat.errors import TrainingError, counted, out_of_memory
+from vggfeat.errors import TrainingError, out_of_memory
 from vggfeat.nets.vgg import VGG
 from vggfeat.runtime.devices import convolutions
 from vggfeat.runtime.distributed import World
 from vggfeat.training.objective import Objective
 from vggfeat.training.recipe import Recipe, TrainingSettings
+from vggfeat.wording import counted
 
 NEVER = 2**62
 

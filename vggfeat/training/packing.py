@@ -22,16 +22,18 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
+from vggfeat.checks import keep_kinds
 from vggfeat.datasets.ilsvrc import BEGUN, FORMAT, INDEX, columns
-from vggfeat.errors import ConfigError, ImageError, TrainingError, keep_kinds, listed
+from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
-from vggfeat.runtime.targets import Lock, holder
+from vggfeat.runtime.output_paths import Lock, holder
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.statistics import SHOWN_CLASSES, Unreadable, check_readable, unreadable_image
 from vggfeat.weights.importing import hash_file
+from vggfeat.wording import listed
 
 _ADVICE = "see to the folder and its free space, then give the same command again, it goes on where it stopped"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.errors import ConfigError, check_choice, keep_kinds
+from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.errors import ConfigError
 from vggfeat.nets.backbone import Pool
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import NETS, VGG

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import ImageError, StoreError, TrainingError, keep_kinds, listed
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import ImageError, StoreError, TrainingError
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, make_folders
 from vggfeat.samples import LabelledImages
 from vggfeat.training.crops import EpochOrder
+from vggfeat.wording import listed
 
 MOST_UNREADABLE = 0.01
 """Share of images that may be unreadable before training stops."""

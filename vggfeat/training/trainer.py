@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vggfeat.errors import TrainingError, counted
+from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
 from vggfeat.training.data import LabelledBatch
@@ -21,6 +21,7 @@ from vggfeat.training.recipe import Plateau, TrainingSettings
 from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
 from vggfeat.training.statistics import say_lost
 from vggfeat.weights import save_weights
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.training.train import ImageFeed

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import WeightsError, named
+from vggfeat.errors import WeightsError
 from vggfeat.formats.protobuf import Message, ProtobufFile
 from vggfeat.nets.backbone import IMAGENET_MEAN
 from vggfeat.weights.importing import ParsedNet, to_tensor
 from vggfeat.weights.match_layers import Step, check_setting, match_steps, unknown_layer
+from vggfeat.wording import named
 
 _V1 = {"name": 4, "type": 5, "blobs": 6, "convolution": 10, "full": 17, "lrn": 18, "pooling": 19, "relu": 30}
 _V2 = {"name": 1, "type": 2, "blobs": 7, "convolution": 106, "full": 117, "lrn": 118, "pooling": 121, "relu": 123}

@@ -12,7 +12,7 @@ import urllib.request
 from functools import partial
 from typing import IO, Any
 
-from vggfeat.errors import quoted
+from vggfeat.wording import quoted
 
 MOST_BEFORE = 1 << 18
 """Bytes of one answer before the file begins: status, headers, and the text that a redirection has."""

@@ -20,13 +20,15 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError, counted, keep_kinds, quoted
+from vggfeat.checks import keep_kinds
+from vggfeat.errors import WeightsError
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
-from vggfeat.runtime.targets import flock
+from vggfeat.runtime.output_paths import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
 from vggfeat.weights.sniff import digests
 from vggfeat.weights.sources import Published
+from vggfeat.wording import counted, quoted
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there, and those of the complete file, 0 if that is not known."""

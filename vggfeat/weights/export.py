@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from vggfeat.errors import ConfigError, WeightsError, check_choice, quoted
+from vggfeat.checks import check_choice
+from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.nets.backbone import Backbone
 from vggfeat.weights.load import WeightsFile, convert
 from vggfeat.weights.pytorch import TORCHVISION_MEAN, TORCHVISION_STD, torchvision_names
 from vggfeat.weights.sources import AUTHORS_LICENCE, HUB, TORCHVISION_LICENCE, hub_reason, import_hub
 from vggfeat.weights.tensor_files import writing_weights
+from vggfeat.wording import quoted
 
 TORCHVISION_CLASSES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 TORCHVISION_CLASSES |= {f"{config}-BN": f"{name}_bn" for config, name in TORCHVISION_CLASSES.items()}

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vggfeat.errors import ConfigError, WeightsError, listed, named, quoted
+from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.nets.backbone import NOT_FINITE, Backbone, Net, Pool
 from vggfeat.nets.families import build
 from vggfeat.nets.vgg import VGG
+from vggfeat.wording import listed, named, quoted
 
 Read = Callable[[str], Tensor]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -16,13 +16,14 @@ from typing import Any
 import h5py
 from torch import Tensor
 
-from vggfeat.errors import StoreError, WeightsError, quoted
+from vggfeat.errors import StoreError, WeightsError
 from vggfeat.formats.archive import read_member
 from vggfeat.formats.hdf5 import UntrustedHDF5, open_hdf5
 from vggfeat.nets.backbone import IMAGENET_MEAN
 from vggfeat.nets.vgg import WINDOW
 from vggfeat.weights.importing import ParsedNet, to_tensor
 from vggfeat.weights.match_layers import as_convolution, layers_in_order, match_kernels, usable_top
+from vggfeat.wording import quoted
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
 """Where the layers are: in a complete model, in .weights.h5, in .weights.h5 of Keras 2; else at the top."""

@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from vggfeat.errors import WeightsError, named, quoted
+from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import Net, Pool
 from vggfeat.nets.vgg import BLOCK_CHANNELS, NETS, WINDOW, NetConfig
 from vggfeat.weights.importing import Shapes, empty_model
+from vggfeat.wording import named, quoted
 
 TOP = ("fc6", "fc7", "fc8")
 """What may be missing, from the last one on."""

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vggfeat.errors import WeightsError, named, quoted
+from vggfeat.errors import WeightsError
 from vggfeat.formats.mat5 import Numbers, Other, read_mat
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
 from vggfeat.weights.importing import ParsedNet, to_tensor
 from vggfeat.weights.match_layers import Step, check_setting, match_steps, unknown_layer
+from vggfeat.wording import named, quoted
 
 _PASSED = {"dropout", "softmax", "softmaxloss", "loss"}
 """Types that change nothing in fc8 and before it, once a net is trained."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import WeightsError, listed, quoted
+from vggfeat.errors import WeightsError
 from vggfeat.nets.backbone import IMAGENET_MEAN, Pool
 from vggfeat.nets.vgg import BATCH_NORM_NETS, NETS, NetConfig
 from vggfeat.weights.importing import ParsedNet, Read, Shapes, StateDict
 from vggfeat.weights.match_layers import TOP, as_convolution, match_kernels, usable_top
+from vggfeat.wording import listed, quoted
 
 TORCHVISION_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 TORCHVISION_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)

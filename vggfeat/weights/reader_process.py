@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import VggfeatError, WeightsError
-from vggfeat.runtime.lines import Line, limit_memory, lower_limit, silence_libraries, start_process
+from vggfeat.runtime.sandbox import Line, limit_memory, lower_limit, silence_libraries, start_process
 from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded, resource
 from vggfeat.weights.sniff import FORMATS
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vggfeat.errors import WeightsError, quoted
+from vggfeat.errors import WeightsError
 from vggfeat.formats.archive import list_members
 from vggfeat.runtime.system import NO_WAIT, OPENED
+from vggfeat.wording import quoted
 
 
 class Format(NamedTuple):

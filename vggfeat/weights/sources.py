@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vggfeat.errors import ConfigError, VggfeatError, WeightsError, quoted
+from vggfeat.errors import ConfigError, VggfeatError, WeightsError
+from vggfeat.wording import quoted
 
 BUNDLED = "small"
 """The name of the net that comes with the package."""

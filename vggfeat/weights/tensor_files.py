@@ -26,11 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vggfeat.errors import WeightsError, check_choice, listed, quoted
+from vggfeat.checks import check_choice
+from vggfeat.errors import WeightsError
 from vggfeat.formats.archive import list_members
 from vggfeat.nets.backbone import Backbone, Net
 from vggfeat.runtime.durable import DISK, LatchedFile, atomic_write, disk_errors
 from vggfeat.weights.importing import StateDict, check_shapes, empty_model, fill, hash_file
+from vggfeat.wording import listed, quoted
 
 METADATA_VERSION = 1
 MOST_TENSORS = 1 << 14

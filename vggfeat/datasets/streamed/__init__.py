@@ -4,12 +4,13 @@ All of them become a `vggfeat.listing.Listing`. What is found is kept on this ma
 until all classes are known, so that a store is listed once, and memory does not grow with the number of rows.
 """
 
+from vggfeat.checks import check_choice
 from vggfeat.datasets.levels import Layout, check_layout
 from vggfeat.datasets.manifest import ListSettings
 from vggfeat.datasets.streamed.folders import list_folder
 from vggfeat.datasets.streamed.tables import list_tables
 from vggfeat.datasets.streamed.tars import list_tars
-from vggfeat.errors import ConfigError, check_choice
+from vggfeat.errors import ConfigError
 from vggfeat.listing import Listing
 from vggfeat.runtime.storage import StorageSettings
 

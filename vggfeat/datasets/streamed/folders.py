@@ -30,12 +30,13 @@ from vggfeat.datasets.files import (
 from vggfeat.datasets.folder import LEFT_OUT, Arranged, arrange, empty_folders, lonely_notes
 from vggfeat.datasets.levels import Layout, class_name_notes
 from vggfeat.datasets.streamed.spool import Spool
-from vggfeat.errors import DatasetError, counted
+from vggfeat.errors import DatasetError
 from vggfeat.listing import BATCH_ROWS, STATS, Listing, row_schema, sizes_of
 from vggfeat.runtime.durable import disk_errors
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.runtime.storage import Entry, LocalStorage, StorageSettings, open_storage
 from vggfeat.samples import Task
+from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

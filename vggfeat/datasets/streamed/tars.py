@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 from vggfeat.datasets.files import is_image, listed
 from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow, find_files, split_of
-from vggfeat.errors import DatasetError, quoted
+from vggfeat.errors import DatasetError
 from vggfeat.formats.tar import Member, TarIndex
 from vggfeat.listing import Listing
 from vggfeat.runtime.storage import Storage, StorageSettings
+from vggfeat.wording import quoted
 
 READERS = 8
 """Tars that are indexed at a time."""

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch.distributed as dist
 
-from vggfeat.runtime.meeting import Watch, named
+from vggfeat.runtime.rendezvous import Watch, named
 
 SILENCE = 1.0
 

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.runtime import targets
-from vggfeat.runtime.targets import CLAIM, check_folder, check_target, claim, unclaim
+from vggfeat.runtime import output_paths
+from vggfeat.runtime.output_paths import CLAIM, check_folder, check_target, claim, unclaim
 
 RESULTS = ("results.json", "table.txt", "model-*.safetensors")
 OURS = ("vggfeat-results",)
@@ -121,7 +121,7 @@ def test_results_that_cannot_be_read_now_are_not_taken_for_anothers(tmp_path, mo
 
     (tmp_path / "results.json").write_text('{"format": "vggfeat-results"}')
     claim(tmp_path, OURS)
-    monkeypatch.setattr(targets, "open_bounded", unreadable)
+    monkeypatch.setattr(output_paths, "open_bounded", unreadable)
     unclaim(tmp_path, RESULTS, OURS)
     assert (tmp_path / CLAIM).exists(), "nobody could tell that it is not needed"
     with pytest.raises(StoreError, match=r"\.json: reading failed: Permission denied; nothing was changed"):

@@ -1,0 +1,86 @@
+"""Checks of settings and arguments, each with its error in one line."""
+
+import dataclasses
+from collections.abc import Iterable
+from numbers import Integral
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from vggfeat.errors import ConfigError, FitError, VggfeatError
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check that a setting is one of a few values.
+
+    ConfigError if it is another; the message names the setting, what is allowed, and what was found.
+    """
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return a whole number of any kind as int; a fraction, a truth value or a text is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else, or below `least`.
+    """
+    known = isinstance(value, Integral) and not isinstance(value, bool)
+    if known and (least is None or int(value) >= least):
+        return int(value)
+    raise ConfigError(f"{name}: expected a whole number{'' if least is None else f' from {least}'}, found {value!r}")
+
+
+def several(values: Any) -> tuple[Any, ...]:
+    """Return a list of settings as a tuple; a single one, such as a text, whose letters are none, is a list of one."""
+    return (values,) if isinstance(values, str | bytes) or not isinstance(values, Iterable) else tuple(values)
+
+
+def keep_kinds(settings: Any) -> None:
+    """Bring the fields of a frozen dataclass to int and tuples where their types say so, as `whole` and `several` do.
+
+    Raises
+    ------
+    ConfigError
+        As `whole`.
+    """
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, _kept(field.name, getattr(settings, field.name), field.type))
+
+
+def _kept(name: str, value: Any, kind: Any) -> Any:
+    if kind is int:
+        return whole(name, value)
+    if get_origin(kind) is tuple:
+        return tuple(_kept(name, one, get_args(kind)[0]) for one in several(value))
+    if NoneType in get_args(kind) and value is not None:
+        return _kept(name, value, get_args(kind)[0])
+    return value
+
+
+def check_given(name: str, value: object, kind: type, words: str) -> None:
+    """Check that an argument is an object of a class, and no path or name that it could be made from.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else; `words` say what is expected, and who makes it.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name}: expected {words}, found {type(value).__name__}; give that")
+
+
+def check_unmasked(what: str, *arrays: Any, error: type[VggfeatError] = FitError) -> None:
+    """Check that no array of NumPy hides values under a mask: they would be taken for numbers.
+
+    Raises
+    ------
+    FitError, or another `error`
+        If one does.
+    """
+    for array in arrays:
+        if hasattr(array, "filled") and array.mask.any():
+            hidden = int(array.mask.sum())
+            raise error(f"{what}: expected every value, found {hidden} masked; fill them, or leave their rows out")
