@@ -91,8 +91,8 @@ def out_of_memory(error: BaseException) -> bool:
     # does not fit can't be imported.
     text = str(error).lower()
     signs = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc", "memory object", "failed to map segment")
-    told = isinstance(error, RuntimeError | ImportError) and any(sign in text for sign in signs)
-    return told or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    reported = isinstance(error, RuntimeError | ImportError) and any(sign in text for sign in signs)
+    return reported or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def out_of_resources(error: BaseException) -> bool:

@@ -242,12 +242,12 @@ def _extension_notes(writer: FeatureWriter, job: Job) -> tuple[str, ...]:
         return ()
     new = sum(len(writer.left(shard)) for shard in range(-(-writer.total_rows // len(writer.rows(0)))))
     old = counted(writer.total_rows - new, "image{s}")
-    told = f"extended: the features of {old} are kept, those of {new} are computed"
+    sentence = f"extended: the features of {old} are kept, those of {new} are computed"
     gone = gone_from(writer.kept.file, job.dataset)
     more = f", and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
     left = counted(len(gone), "image{s} {have} gone from the list, and {are} dropped")
     dropped = f"{left}: {', '.join(map(shown, gone[:_SHOWN]))}{more}"
-    return (told, dropped) if gone else (told,)
+    return (sentence, dropped) if gone else (sentence,)
 
 
 def write_shards(
@@ -289,16 +289,16 @@ def _finish(job: Job, writer: FeatureWriter, key: dict[str, Any], workers: int, 
     if writer.complete:
         writer.verify()
         return
-    told = {**key, **describe_made(job.runner.backbone, job.runner.settings, job.runner.sides), **job.provenance}
+    provenance = {**key, **describe_made(job.runner.backbone, job.runner.settings, job.runner.sides), **job.provenance}
     if is_rendered(job.images.root):
-        told["images"] = RENDERED
+        provenance["images"] = RENDERED
     if job.check_precision and job.runner.settings.precision != "fp32":
         # A run that is killed and resumed finds the same.
         rows = some_of(np.setdiff1d(np.arange(writer.total_rows), list(writer.failures)))
         features = [writer.features(row) for row in rows]
         check = check_precision(job.runner, job.requests(rows.tolist()), features, workers, decode)
-        told["float32_cosine"] = check._asdict()
-    writer.finish(told)
+        provenance["float32_cosine"] = check._asdict()
+    writer.finish(provenance)
 
 
 def describe_run(job: Job, decode: DecodeSettings) -> dict[str, Any]:

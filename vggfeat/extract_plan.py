@@ -230,9 +230,9 @@ def shard_requests(plan: Plan, shard: int, root: str) -> list[Request]:
 def settings_of(plan: Plan) -> ExtractionSettings:
     """Return the settings that a plan was made with; StoreError if it does not say them."""
     try:
-        told: dict[str, Any] = {one.name: plan.provenance[one.name] for one in fields(ExtractionSettings)}
-        told |= {name: tuple(told[name]) for name in ("scales", "regions")}
-        return ExtractionSettings(**told)
+        settings: dict[str, Any] = {one.name: plan.provenance[one.name] for one in fields(ExtractionSettings)}
+        settings |= {name: tuple(settings[name]) for name in ("scales", "regions")}
+        return ExtractionSettings(**settings)
     except (KeyError, TypeError, ConfigError) as error:
         raise StoreError(
             f"{plan.where}: expected a plan with all settings, found one without ({error}); plan again"

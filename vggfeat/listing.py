@@ -66,7 +66,7 @@ class Listing:
     marks: Mapping[str, Any] = field(default_factory=dict)
     """What the provenance says of the images besides; ready for JSON."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What was told of how the list is to be read, which counts for its extension too; ready for JSON."""
+    """What the user said of how the list is to be read, which counts for its extension too; ready for JSON."""
 
 
 def row_schema(further: Iterable[str] = ()) -> "pa.Schema":
@@ -84,7 +84,7 @@ def row_schema(further: Iterable[str] = ()) -> "pa.Schema":
 
 
 def complete_batch(batch: "pa.RecordBatch", where: str) -> "pa.Table":
-    """Return a batch with all columns, in their order and types; what is not told is filled in.
+    """Return a batch with all columns, in their order and types; what is not given is filled in.
 
     DatasetError if `id` or `file` is missing or has a row without a value, a column is of another type, or has a name
     that none has.

@@ -62,8 +62,8 @@ def list_images(places: Paths) -> tuple[list[Path], tuple[str, ...]]:
     others, repeated, unnameable = besides
     notes = left_out_notes(others, [], repeated, unnameable)
     if not files:
-        told = (note.removesuffix(".") for note in notes)
-        raise ConfigError(". ".join(("images: expected files, or folders with some, found none", *told)))
+        reasons = (note.removesuffix(".") for note in notes)
+        raise ConfigError(". ".join(("images: expected files, or folders with some, found none", *reasons)))
     return list(dict.fromkeys(files)), notes
 
 

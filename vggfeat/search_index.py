@@ -50,8 +50,8 @@ class SearchIndex:
         content = _faiss().serialize_index(self.raw).tobytes()
         head = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(content).hexdigest(),
                 "failed": self.failed, "about": self.about}  # fmt: skip
-        told = disk_errors(path, "writing the index", "mend it and give the same command again")
-        with told, atomic_write(DISK, path) as sink:
+        guard = disk_errors(path, "writing the index", "mend it and give the same command again")
+        with guard, atomic_write(DISK, path) as sink:
             sink.write(json.dumps(head, sort_keys=True).encode() + b"\n")
             sink.write(content)
 

@@ -1,4 +1,4 @@
-"""What a run has left behind, read from the finished file."""
+"""Summary of a run, read from its finished feature file."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What is wrong with a set of images and labels, as far as descriptors can tell."""
+"""Audit of images and labels by their descriptors: copies, near duplicates, doubtful labels, outliers."""
 
 from vggfeat.audit.checks import Audit, AuditSettings, audit_table
 

@@ -65,8 +65,8 @@ def _apart(stage: str, *arguments: object) -> dict[str, Any]:
         raise ResourceError(
             f"bench scale: expected the stage {stage} to end well, found exit code {done.returncode}: {last}"
         )
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def _stage(stage: str, folder: str, rows: int, shard_rows: int, channels: int) -> dict[str, Any]:

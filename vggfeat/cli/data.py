@@ -64,25 +64,25 @@ class ListOptions:
             sheet=self.sheet,
         )
 
-    def told(self, layout: "Layout | None") -> dict[str, Any]:
-        """Return what was told of a list, with --layout, as a plan keeps it: a value for each option that was given."""
+    def given(self, layout: "Layout | None") -> dict[str, Any]:
+        """Return what was said of a list, with --layout, as a plan keeps it: a value for each option that was given."""
         given = {"layout": layout, **{one.name: getattr(self, one.name) for one in fields(self)}}
         given["columns"] = dict(self.columns)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
 
     def as_planned(self, planned: Mapping[str, Any], layout: "Layout | None") -> "tuple[Layout | None, ListOptions]":
-        """Return what a plan was told of its list; ConfigError if something else is told now."""
+        """Return the options of the list that a plan holds; ConfigError if others are given now."""
         names = {"layout": "--layout"} | {one.name: names_of(one.name, one)[0] for one in fields(self)}
-        for name, value in self.told(layout).items():
+        for name, value in self.given(layout).items():
             if value != planned.get(name):
                 raise ConfigError(
                     f"{names[name]}: expected {_shown(planned.get(name))}, as the list was planned, found "
                     f"{_shown(value)}; leave it out"
                 )
-        told = {name: value for name, value in planned.items() if name != "root"}
-        told["one_hot"] = tuple(planned.get("one_hot", ())) or None
-        told["columns"] = tuple(planned.get("columns", {}).items())
-        return told.pop("layout", None), ListOptions(**told)
+        kept = {name: value for name, value in planned.items() if name != "root"}
+        kept["one_hot"] = tuple(planned.get("one_hot", ())) or None
+        kept["columns"] = tuple(planned.get("columns", {}).items())
+        return kept.pop("layout", None), ListOptions(**kept)
 
 
 def _shown(value: Any) -> str:
@@ -200,8 +200,8 @@ def synth(
     with Progress(f"synth {name}", "images", quiet=quiet) as bar:
         fresh = synthetic.write(name, root, seed=seed, size=size, workers=workers, progress=bar.update)
     facts = {"root": str(root), "name": name, "size": size, "seed": seed, "rendered": fresh}
-    told = f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'was there already'}"
-    show(as_json, facts, [told])
+    line = f"{root}: {name}, size {size}, seed {seed}: {'rendered' if fresh else 'was there already'}"
+    show(as_json, facts, [line])
 
 
 @command(group=data)

@@ -224,14 +224,14 @@ class _Found:
             })  # fmt: skip
             return
         again = "" if not self.again else " again" if self.again == self.shards else f" ({self.again} of them again)"
-        told = [f"{self.shards} of {len(self.own)} shards computed{again}"]
+        lines = [f"{self.shards} of {len(self.own)} shards computed{again}"]
         if before:
-            told.append(f"{before} done before")
+            lines.append(f"{before} done before")
         if self.failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
-            told.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
+            lines.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
         share = f" share{self.share}," if self.share else ""
-        say(f"{self.plan.where}:{share} {', '.join(told)}")
+        say(f"{self.plan.where}:{share} {', '.join(lines)}")
         if self.precision is not None:
             say_note(_agreement(self.precision))
 
@@ -352,7 +352,7 @@ def _show(summary: "Summary", as_json: bool) -> None:
 
     failed = len(summary.failures)
     counts = {"done": summary.total - failed, "failed": failed, "failed_by_reason": summary.failed_by_reason}
-    told = [f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}"]
-    told += [f"note: {note}" for note in summary.notes]
-    told += failures_by_reason(summary.failures, SHOWN_FAILURES, str(summary.failures_file))
-    show(as_json, summary.to_json() | counts, told + [TRY_AGAIN] * bool(failed))
+    lines = [f"{summary.path}: {summary.tally()}, in {duration(summary.seconds)}"]
+    lines += [f"note: {note}" for note in summary.notes]
+    lines += failures_by_reason(summary.failures, SHOWN_FAILURES, str(summary.failures_file))
+    show(as_json, summary.to_json() | counts, lines + [TRY_AGAIN] * bool(failed))

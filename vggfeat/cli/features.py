@@ -182,11 +182,11 @@ def _inspect_file(file: Path, failed: bool, as_json: bool) -> int:
         **({"columns": {name: len(set(texts)) for name, texts in dataset.columns.items()}} if dataset.columns else {}),
     }
     problems = list(report.problems)
-    told = [f"{name:11} {_plain(value)}" for name, value in facts.items()]
-    told += [f"  {name:22} {_short(_plain(value))}" for name, value in sorted(provenance.items())]
-    told += _trouble(failures if failed else (), problems)
-    told.append("sound: every checksum fits" if not problems else "NOT SOUND: make it again")
-    show(as_json, facts | {"provenance": provenance, "problems": problems, "failures": dict(failures)}, told)
+    lines = [f"{name:11} {_plain(value)}" for name, value in facts.items()]
+    lines += [f"  {name:22} {_short(_plain(value))}" for name, value in sorted(provenance.items())]
+    lines += _trouble(failures if failed else (), problems)
+    lines.append("sound: every checksum fits" if not problems else "NOT SOUND: make it again")
+    show(as_json, facts | {"provenance": provenance, "problems": problems, "failures": dict(failures)}, lines)
     return 6 if problems else 0
 
 
@@ -226,19 +226,19 @@ def _inspect_run(run: str, failed: bool, as_json: bool) -> int:
         "root": found.root,
     }
     missing = [shard_path(shard) for shard in found.missing]
-    told = [f"{name:11} {'-' if value is None else value}" for name, value in facts.items()]
-    told += [f"missing: {path}" for path in missing[:SHOWN_MISSING]]
+    lines = [f"{name:11} {'-' if value is None else value}" for name, value in facts.items()]
+    lines += [f"missing: {path}" for path in missing[:SHOWN_MISSING]]
     if len(missing) > SHOWN_MISSING:
-        told.append(f"missing: {len(missing) - SHOWN_MISSING} more; --json has all")
-    told += _trouble(failures, found.problems)
+        lines.append(f"missing: {len(missing) - SHOWN_MISSING} more; --json has all")
+    lines += _trouble(failures, found.problems)
     if found.problems:
-        told.append("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
+        lines.append("NOT SOUND: do what is said of each, and give `vggfeat extract --plan` again")
     elif missing:
-        told.append(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
+        lines.append(f"sound so far; to finish it: vggfeat extract --plan {plan.where}")
     else:
-        told.append("sound: every checksum fits")
+        lines.append("sound: every checksum fits")
     more = {"missing_shards": missing, "failures": dict(failures)}
-    show(as_json, facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more, told)
+    show(as_json, facts | {"provenance": plan.key | plan.provenance, "problems": found.problems} | more, lines)
     return 6 if found.problems else 0
 
 
@@ -296,5 +296,5 @@ def export(
     count, length, missing = len(kept), table.descriptors.shape[1], len(rows) - len(kept)
     facts = {"file": str(target), "descriptors": count, "length": length, "join": join, "left_out": missing}
     left_out = f", {counted(missing, 'failed image{s}')} left out" if missing else ""
-    told = f"{target}: {counted(count, 'descriptor{s}')} of {counted(length, 'value{s}')}, join {join}{left_out}"
-    show(as_json, facts, [told])
+    lines = f"{target}: {counted(count, 'descriptor{s}')} of {counted(length, 'value{s}')}, join {join}{left_out}"
+    show(as_json, facts, [lines])

@@ -256,8 +256,8 @@ def predict(
             bar.update(len(found), len(files))
     content = write_box_predictions(found, classes, words, out, spreadsheet_safe=spreadsheet_safe)
     drawn = sum(bool(one.drawn) for one in found)
-    told = f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv"
-    show(as_json, content, [*summary_lines(found, classes, words), told])
+    written = f"{out}: {drawn} of {len(found)} images, predictions.json, predictions.csv"
+    show(as_json, content, [*summary_lines(found, classes, words), written])
     return 3 if len(found) - drawn > allow_failed else 0
 
 
@@ -281,8 +281,8 @@ def check(
     from vggfeat.localisation.submission import read_submission
 
     guesses = sum(len(line) for line in read_submission(submission, images=images, classes=classes))
-    told = f"{submission}: {counted(images, 'line{s}')}, {counted(guesses, 'guess{es}')}"
-    show(as_json, {"file": str(submission), "images": images, "guesses": guesses}, [told])
+    written = f"{submission}: {counted(images, 'line{s}')}, {counted(guesses, 'guess{es}')}"
+    show(as_json, {"file": str(submission), "images": images, "guesses": guesses}, [written])
 
 
 def _classifier(spec: str) -> "Backbone":

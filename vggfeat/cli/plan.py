@@ -120,19 +120,19 @@ def _listing(
     if root is None and name in ("tar", "parquet"):
         raise ConfigError(f"--root: expected it with --dataset {name}: the files, their folder or address; found none")
     root = root and root_text(root)
-    told = listing.told(layout) | ({"root": root if is_address(root) else os.path.abspath(root)} if root else {})
+    options = listing.given(layout) | ({"root": root if is_address(root) else os.path.abspath(root)} if root else {})
     if name == "folder" and not (root and is_address(root)) and (place := resolve_root(name, root)).is_dir():
         root = str(place)
     if root is not None and name in KINDS and (name != "folder" or is_address(root) or os.path.isdir(root)):
         streamed = list_images(name, root, storage=stores.settings(), layout=layout, listing=listing.settings())
         note_all(streamed.notes)
-        return replace(streamed, options=told)
+        return replace(streamed, options=options)
     if root is not None and is_address(root):
         known = ", ".join(KINDS)
         raise ConfigError(f"--dataset: expected one of {known} at an address, found {name}; copy it to this machine")
     dataset = open_dataset(name, root, layout, listing.settings())
     note_all(dataset.notes)
-    return replace(listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {}), options=told)
+    return replace(listing_of(dataset, {"images": RENDERED} if is_rendered(dataset.root) else {}), options=options)
 
 
 def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None = None) -> None:

@@ -203,8 +203,8 @@ def similar(
             sample = None if row is None else features.dataset[row]
             shown = None if sample is None else (sample.path, sample.box)
             write_page(out, similar_page(content, features.dataset_name, shown, Path(query), images))
-    told = similar_text(content, width=terminal_width()).split("\n")
-    show(as_json, content, told if out is None else [*told, str(out)])
+    lines = similar_text(content, width=terminal_width()).split("\n")
+    show(as_json, content, lines if out is None else [*lines, str(out)])
 
 
 def _descriptor(

@@ -65,8 +65,8 @@ def audit(
     content = audit_json(found, table, str(inputs[0]))
     if out is not None:
         write_page(out, audit_page(content, images, workers=workers.processes()))
-    told = audit_text(content, top=top, width=terminal_width()).split("\n")
-    show(as_json, content, told if out is None else [*told, str(out)])
+    lines = audit_text(content, top=top, width=terminal_width()).split("\n")
+    show(as_json, content, lines if out is None else [*lines, str(out)])
 
 
 @command("map")
@@ -201,15 +201,15 @@ def report(
     with Progress("report", "parts", quiet=quiet) as bar:
         page = make_page(runs, settings, progress=bar.update_stage)
     write_page(out, page.content)
-    found, told = page_json(page), []
+    found, lines = page_json(page), []
     for group in found["groups"]:
-        told += [f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}" for run in group["runs"]]
-        told += [f"{one['second']} - {one['first']}: {_difference(one)}" for one in group["differences"]]
+        lines += [f"{run['name']}: {group['measure']} {_value(run)} {run['tested']}" for run in group["runs"]]
+        lines += [f"{one['second']} - {one['first']}: {_difference(one)}" for one in group["differences"]]
     if page.missing:
         missing = counted(page.missing, "image{s} {are} missing, damaged or outside")
-        told.append(f"note: {missing} {images}; the page says which")
-    told.append(f"{out}: {len(page.content) / 1e6:.1f} MB, {counted(page.images, 'image{s}')}")
-    show(as_json, {"page": str(out), **found}, told)
+        lines.append(f"note: {missing} {images}; the page says which")
+    lines.append(f"{out}: {len(page.content) / 1e6:.1f} MB, {counted(page.images, 'image{s}')}")
+    show(as_json, {"page": str(out), **found}, lines)
 
 
 def _value(run: dict) -> str:

@@ -193,9 +193,9 @@ def svm(
     record = svm_record(result)
     _note_replaced(folder, record.content["settings"])
     written = write_results(result, table.dataset, folder)
-    told = record.text(width=terminal_width()).split("\n")
+    lines = record.text(width=terminal_width()).split("\n")
     names, page = files_and_page(folder, written)
-    show(as_json, record.content, [*told, names, f"{page} --root ROOT"])
+    show(as_json, record.content, [*lines, names, f"{page} --root ROOT"])
 
 
 def _refuse_several(what: str) -> None:

@@ -111,9 +111,9 @@ def convert(
     file = convert_file(path, real, dtype=dtype, stated=stated)
     print_notes(file.backbone)
     kind, net = FORMATS[file.format].words, file.backbone.model.config
-    told = f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}"
+    summary = f"{target}: net {net}, {target.stat().st_size / 1e6:.1f} MB, from {kind}"
     imported = [f"  {name}: {_words(value)}" for name, value in file.backbone.imported.items()]
-    show(as_json, file.describe() | {"converted_to": str(target), "stored": dtype}, [told, *imported])
+    show(as_json, file.describe() | {"converted_to": str(target), "stored": dtype}, [summary, *imported])
 
 
 @command(group=weights)
@@ -149,9 +149,9 @@ def fetch(
         )
     how = f"from {fetched.address}" if fetched.address else "was there"
     known = name if folder == weights_folder() else fetched.path
-    told = f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:"
+    summary = f"{fetched.path}: {fetched.bytes} bytes, {published.checksum[0]} as published, {how}; to use it:"
     use = f"  vggfeat extract --dataset NAME --root ROOT --weights {known}"
-    show(as_json, {"name": name} | asdict(fetched), [told, use])
+    show(as_json, {"name": name} | asdict(fetched), [summary, use])
 
 
 @command(group=weights)

@@ -50,7 +50,7 @@ class Cells(NamedTuple):
 
 
 def read_cells(path: Path, wanted: Iterable[str], *, encoding: str | None = None, sheet: str | None = None) -> Cells:
-    """Read a table; its kind is told by the ending of its name, .xlsx, .xlsm, .parquet, and CSV for any other.
+    """Read a table; the ending of its name says its kind: .xlsx, .xlsm, .parquet, and CSV for any other.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def plain(heading: str) -> str:
 
 
 def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
-    """Turn bytes into text: by their mark, in the encoding that is told, or in UTF-8.
+    """Turn bytes into text: by their mark, in the encoding that is given, or in UTF-8.
 
     Raises DatasetError if a byte does not fit; the message names the line and the option. Raises ConfigError if there
     is no such encoding.
@@ -118,15 +118,15 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
 
 
 def _read_csv(path: Path, text: str, wanted: frozenset[str]) -> Cells:
-    told = re.match("sep=([^\r\n])(\r\n|\r|\n)", text, re.IGNORECASE)  # Excel writes and reads such a line.
-    text = text[told.end() if told else 0 :].rstrip("\r\n")
+    hint = re.match("sep=([^\r\n])(\r\n|\r|\n)", text, re.IGNORECASE)  # Excel writes and reads such a line.
+    text = text[hint.end() if hint else 0 :].rstrip("\r\n")
     head = _first_line(re.sub(r"\A\s*[\r\n]", "", text))
     if "\0" in head:
         raise DatasetError(
             f"{path}: expected text, found zero bytes in its first line; give --encoding utf-16-le if it is that"
         )
-    separator = told[1] if told else _separator(path, head, wanted)
-    first = 2 if told else 1
+    separator = hint[1] if hint else _separator(path, head, wanted)
+    first = 2 if hint else 1
     blank = text[:1] in ("\r", "\n") or any(pair in text for pair in ("\n\n", "\n\r", "\r\r"))
     quick = len(text) > _LARGE and '"' not in text and not blank
     return (quick and _read_plain(path, text, separator, first)) or _read_strictly(path, text, separator, first)
@@ -255,9 +255,9 @@ def _sheet_rows(path: Path, sheet: Any) -> dict[int, list[str]]:
 
 def _check_formulas(path: Path, book: Any, formulas: Any) -> None:
     """Refuse a formula that no program has computed yet: its cell would count as empty."""
-    for sheet, told in zip(book.worksheets, formulas.worksheets, strict=True):
-        told.reset_dimensions()
-        for number, row in enumerate(zip(sheet.iter_rows(), told.iter_rows(), strict=True), start=1):
+    for sheet, formula_sheet in zip(book.worksheets, formulas.worksheets, strict=True):
+        formula_sheet.reset_dimensions()
+        for number, row in enumerate(zip(sheet.iter_rows(), formula_sheet.iter_rows(), strict=True), start=1):
             for cell, formula in zip(*row, strict=True):
                 # A formula that gave an empty text is of the type "str".
                 if formula.data_type == "f" and cell.value is None and cell.data_type != "str":

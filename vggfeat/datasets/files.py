@@ -1,4 +1,4 @@
-"""What the readers ask of the file system: folders, the images below one, lists and XML files of anybody."""
+"""File-system helpers of the readers: folders, the images below one, lists and XML files, within limits."""
 
 import math
 import os

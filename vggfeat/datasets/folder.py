@@ -105,9 +105,9 @@ def _check_one_level(root: Path | str, images: Sequence[str], classes: Sequence[
         )
 
 
-def left_out_notes(*told: Sequence[str]) -> tuple[str, ...]:
+def left_out_notes(*left_out: Sequence[str]) -> tuple[str, ...]:
     """Return notes on the names of files, folders and links that are not read, for each of `LEFT_OUT` that has some."""
-    return tuple(f"{what}: {listed(names)}." for what, names in zip(LEFT_OUT, told, strict=True) if names)
+    return tuple(f"{what}: {listed(names)}." for what, names in zip(LEFT_OUT, left_out, strict=True) if names)
 
 
 LEFT_OUT = (

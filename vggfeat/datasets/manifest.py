@@ -39,7 +39,7 @@ _LONGEST_NAME = 200
 class ListSettings:
     """How a list is to be read where it does not tell it itself.
 
-    Raises ConfigError if a column is none of `COLUMNS`, the separator of labels is not allowed, or labels are told
+    Raises ConfigError if a column is none of `COLUMNS`, the separator of labels is not allowed, or labels are given
     twice.
     """
 
@@ -145,11 +145,11 @@ def _list_file(path: Path) -> Path:
 
 def _find_columns(cells: Cells, settings: ListSettings) -> dict[str, int]:
     """Return the number of each column that is known, by its name in `COLUMNS`."""
-    told = {name: _told(cells, f"--column {name}", heading) for name, heading in settings.columns.items()}
-    taken = {*told.values(), *(_told(cells, "--one-hot", heading) for heading in settings.one_hot)}
-    found = dict(told)
+    chosen = {name: _find_heading(cells, f"--column {name}", heading) for name, heading in settings.columns.items()}
+    taken = {*chosen.values(), *(_find_heading(cells, "--one-hot", heading) for heading in settings.one_hot)}
+    found = dict(chosen)
     for name, headings in COLUMNS.items():
-        if name in told or (name == "labels" and settings.one_hot):
+        if name in chosen or (name == "labels" and settings.one_hot):
             continue
         fits = [k for k, heading in enumerate(cells.headings) if plain(heading) in headings and k not in taken]
         if len(fits) > 1:
@@ -178,7 +178,7 @@ def _unreadable(cells: Cells, heading: str) -> str:
     )
 
 
-def _told(cells: Cells, option: str, heading: str) -> int:
+def _find_heading(cells: Cells, option: str, heading: str) -> int:
     fits = [number for number, found in enumerate(cells.headings) if found == heading.strip()]
     if not fits and heading.strip() in cells.unread:
         raise DatasetError(_unreadable(cells, heading.strip()))
@@ -194,7 +194,7 @@ def _find_labels(
     cells: Cells, known: Mapping[str, int], settings: ListSettings
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
     if settings.one_hot:
-        return read_one_hot(cells, {name: _told(cells, "--one-hot", name) for name in settings.one_hot})
+        return read_one_hot(cells, {name: _find_heading(cells, "--one-hot", name) for name in settings.one_hot})
     if "labels" in known:
         return read_labels(cells, known["labels"], settings.label_separator)
     return [{} for _ in cells.lines], ()

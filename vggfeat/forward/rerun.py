@@ -100,9 +100,9 @@ def rerun_net(
     runner = feature_runner(net, replace(settings, precision="fp32") if exact else settings, device)
     limits = provenance.get("decode", {})
     known = ("max_pixels", "max_bytes", "allow_truncated")
-    told = {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}
+    known_limits = {name: limits[name] for name in known if isinstance(limits, dict) and name in limits}
     # Every net has its own limit to how far a large image is reduced, so each decodes for itself.
-    return runner, DecodeSettings(largest_side=max(runner.sides), **told)
+    return runner, DecodeSettings(largest_side=max(runner.sides), **known_limits)
 
 
 def _settings(where: str, provenance: Mapping[str, Any], scales: Sequence[int], device: str) -> ExtractionSettings:

@@ -94,10 +94,10 @@ class ForwardSettings:
 
 def describe_net(backbone: Backbone, settings: ForwardSettings) -> dict[str, Any]:
     """Return what of the net, and of how it runs, decides the values of the rows."""
-    told = settings.describe()
+    described = settings.describe()
     return {
         **{name: value for name, value in backbone.describe().items() if name != "weights"},
-        **{name: value for name, value in told.items() if name not in ("scales", "regions")},
+        **{name: value for name, value in described.items() if name not in ("scales", "regions")},
     }
 
 

@@ -1,4 +1,4 @@
-"""One process that decodes, and the line to it: both ends. After an answer come the bytes of the regions."""
+"""A decoding process, and the messages to and from it: both ends. After an answer come the bytes of the regions."""
 
 import errno
 import importlib

@@ -146,7 +146,7 @@ def locate_images(
 class _Kept:
     """What the first process keeps of a run: its journal, and what has failed. Others keep nothing.
 
-    An error that leaves the `with` block is told how far the run has come.
+    An error that leaves the `with` block gets a note of how far the run has come.
     """
 
     def __init__(self, out: Path, images: LabelledImages, progress: Progress | None, world: World) -> None:

@@ -138,8 +138,8 @@ class Backbone:
         if layer in self.model.maps:
             return
         reasons = {"without": "has no", NOT_FINITE: "has NaN or infinity in"}
-        told = [(words, self.imported[name]) for name, words in reasons.items() if name in self.imported]
-        why = "".join(f"; {self.source} {words} {layers}" for words, layers in told)
+        reported = [(words, self.imported[name]) for name, words in reasons.items() if name in self.imported]
+        why = "".join(f"; {self.source} {words} {layers}" for words, layers in reported)
         raise ConfigError(f"layer: expected one of {', '.join(self.model.maps)}, found {layer!r}{why}")
 
     def describe(self) -> dict[str, Any]:

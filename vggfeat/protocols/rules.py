@@ -296,7 +296,7 @@ def _condensed(notes: list[str], named: Mapping[str, str]) -> list[str]:
     more = [
         f" The same holds, with other numbers, {counted(len(group) - 1, 'time{s}')} more." for group in alike.values()
     ]
-    return [group[0] + told * (len(group) > 1) for group, told in zip(alike.values(), more, strict=True)]
+    return [group[0] + addition * (len(group) > 1) for group, addition in zip(alike.values(), more, strict=True)]
 
 
 def _reading_notes(settings: ProtocolSettings) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a protocol is told, or takes by itself; labels as it counts them, and what scores are worth.
+"""Settings of a protocol and their defaults; the evaluation of scores against labels.
 
 m = rows, K = classes.
 """

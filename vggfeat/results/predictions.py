@@ -157,8 +157,8 @@ def images_table(predictions: "Predictions", *, top: int, width: int | None = No
     for row, name in enumerate(predictions.dataset.ids):
         best = (f"{predictions.classes[k]} {_shown(predictions, row, k)}" for k in predictions.best(row, top))
         failed = bool(predictions.failed[row])
-        told = f"failed: {_reason(predictions, row)}" if failed else "; ".join(best)
-        rows.append([name, "" if failed else _given(predictions, row) or "-", told])
+        verdict = f"failed: {_reason(predictions, row)}" if failed else "; ".join(best)
+        rows.append([name, "" if failed else _given(predictions, row) or "-", verdict])
     lines = [*_ragged(rows, 2, width), "", _counts(predictions), *(f"note: {note}" for note in predictions.notes)]
     return "\n".join(printable(line) for line in lines)
 
@@ -232,7 +232,7 @@ def _reason(predictions: "Predictions", row: int) -> str:
 
 
 FOR, AGAINST = (230, 85, 0), (0, 92, 230)
-"""Colours, told apart by people who do not see all colours."""
+"""Colours, verdict apart by people who do not see all colours."""
 STRONGEST = 0.75
 """Share of the colour where the evidence is strongest."""
 LEAST_SIDE = 256

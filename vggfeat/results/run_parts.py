@@ -1,4 +1,4 @@
-"""Runs that are no SVM runs: trainings as curves; of other commands figures, lists as tables, and all the rest."""
+"""Parts of a page for other runs than those of SVMs: trainings as curves, figures and lists as tables."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -194,8 +194,8 @@ def _learning_lines(result: Result) -> list[str]:
         share = Fraction(row["share"]).limit_denominator(64)
         cells.append([f"{share} of them" if share < 1 else "all", f"{row['samples']:.0f}", *numbers])
     gain = 100 * (rows[-1]["mean"] - rows[-2]["mean"])
-    told = [] if np.isnan(gain) else [f"from half of the training images to all of them: {gain:+.1f} points"]
-    return [f"learning curve, {result.metric_name}, C as on all images:", *align(cells, left=1), *told, ""]
+    gain_line = [] if np.isnan(gain) else [f"from half of the training images to all of them: {gain:+.1f} points"]
+    return [f"learning curve, {result.metric_name}, C as on all images:", *align(cells, left=1), *gain_line, ""]
 
 
 def _interval_lines(result: Result) -> list[str]:

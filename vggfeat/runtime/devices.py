@@ -1,4 +1,4 @@
-"""What this machine has: the defaults for device and worker processes."""
+"""Defaults for device and worker processes, by what the machine has."""
 
 import tomllib
 from collections.abc import Iterator

@@ -79,13 +79,13 @@ class World:
             with self.together():
                 dist.broadcast(tensor, src=0)
 
-    def spread(self, values: NDArray[Any], source: int = 0) -> None:
+    def broadcast_array(self, values: NDArray[Any], source: int = 0) -> None:
         """Set a contiguous array to what it is in one of the processes; shape and dtype are the same in all."""
         if self.size > 1 and values.size:
             with self.together():
                 dist.broadcast(_bytes_of(values), src=source, group=self.control)
 
-    def hand_over(self, values: NDArray[Any], source: int) -> None:
+    def send_to_main(self, values: NDArray[Any], source: int) -> None:
         """Set a contiguous array of the first process to what it is in another, which calls this as well."""
         if source == 0 or not values.size:
             return

@@ -1,4 +1,4 @@
-"""The mark of images that nobody photographed: a file in their folder, and a word in provenance."""
+"""The marker of rendered images: a file in their folder, and a word in provenance."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the processes of a run meet: at a store of PyTorch that torchrun keeps, or the first; and who is waited for.
+"""Rendezvous of a run's processes at a store of PyTorch, which torchrun or the first process keeps.
 
 On one machine they meet and talk on the loopback interface, as far as this is the one who decides.
 

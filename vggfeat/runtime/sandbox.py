@@ -1,4 +1,4 @@
-"""Processes that read the files of strangers: what they may take, and the messages to and from them.
+"""Child processes that read untrusted files: their limits, and the messages to and from them.
 
 A message is a length, JSON text of that length, then raw bytes. Nothing is pickled: a file that takes over the process
 which reads it must not reach further than that process.

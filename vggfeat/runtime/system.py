@@ -1,4 +1,4 @@
-"""What this system has of what vggfeat asks for, and what is done where it lacks something.
+"""Features of the operating system that vggfeat uses, and what is done where one is missing.
 
 Linux has all of it. macOS ends no process with its parent, and its fsync leaves bytes in the disk's cache. Windows has
 other locks, renames and removes no open file, syncs no folder, and gives a process neither limits nor an open socket:

@@ -1,4 +1,4 @@
-"""What makes two runs the same run, in words how they differ, and what a run keeps of a finished file that it replaces.
+"""Identity of a run: what must be equal to resume it, words for what differs, and the rows that a replaced file keeps.
 
 N = rows of the run, n = rows of a shard.
 """

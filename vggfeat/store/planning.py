@@ -122,8 +122,8 @@ def _check_shards(plan: Plan, first: int = 0) -> None:
 
 def _same(found: Plan, draft: Plan) -> Plan:
     # The list itself is not walked again; where the images are may have changed.
-    told = [{**plan.decisive(), "dataset": plan.name, "task": plan.task} for plan in (found, draft)]
-    different = identity.differences(*told)
+    plans = [{**plan.decisive(), "dataset": plan.name, "task": plan.task} for plan in (found, draft)]
+    different = identity.differences(*plans)
     if different:
         raise StoreError(
             f"{found.where}: expected a plan of the same settings, or none, found another: {'; '.join(different)}; "

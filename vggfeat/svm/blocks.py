@@ -1,4 +1,4 @@
-"""Rows that are read block by block, again and again, instead of being in memory.
+"""Rows that are read block by block in every pass, instead of being in memory.
 
 N = rows, n = some of them, D = length of a row, B = blocks, T = threads.
 """
@@ -30,7 +30,7 @@ T = TypeVar("T")
 Given = TypeVar("Given")
 
 
-class Alone:
+class SingleProcess:
     """The only process: what `vggfeat.runtime.distributed.World` is of several, without PyTorch."""
 
     rank, size, is_main = 0, 1, True
@@ -46,14 +46,14 @@ class Alone:
     def barrier(self) -> None:
         """Wait for nobody."""
 
-    def spread(self, values: NDArray[Any], source: int = 0) -> None:
+    def broadcast_array(self, values: NDArray[Any], source: int = 0) -> None:
         """Leave an array as it is."""
 
-    def hand_over(self, values: NDArray[Any], source: int) -> None:
+    def send_to_main(self, values: NDArray[Any], source: int) -> None:
         """Leave an array as it is."""
 
 
-def check_same(world: "World | Alone", digest: str, what: str) -> None:
+def check_same(world: "World | SingleProcess", digest: str, what: str) -> None:
     """Check that all processes have the same digest; ConfigError, in all of them, if not; `what` begins its text."""
     said = world.gather(digest)
     other = [rank for rank, one in enumerate(said) if one != said[0]]
@@ -70,7 +70,7 @@ class Blocks(ABC):
     """(N, D)"""
     ends: NDArray[np.int64]
     """(B,) first row behind each block, ascending; the last is N."""
-    world: "World | Alone" = Alone()
+    world: "World | SingleProcess" = SingleProcess()
     """The processes that go through the rows together, each of which has the same blocks and reads some of them."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class ReadBlocks(Blocks):
     ends: NDArray[np.int64]
     reader: Callable[[int, int], NDArray[np.floating]]
     """Returns the rows from one number up to another."""
-    world: "World | Alone" = Alone()  # noqa: RUF009  without fields
+    world: "World | SingleProcess" = SingleProcess()  # noqa: RUF009  without fields
 
     def read(self, number: int) -> NDArray[np.floating]:
         """Return the rows of a block."""
@@ -105,7 +105,7 @@ def equal_blocks(
     """Divide rows into blocks of `BLOCK_BYTES` in float32, at most `MOST_ROWS` in each."""
     step = max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * shape[1])))
     ends = np.append(np.arange(step, shape[0], step), shape[0]).astype(np.int64)
-    return ReadBlocks(shape=shape, ends=ends, reader=reader, world=world or Alone())
+    return ReadBlocks(shape=shape, ends=ends, reader=reader, world=world or SingleProcess())
 
 
 def threads_for(jobs: int) -> int:
@@ -217,7 +217,7 @@ def score_rows(
     world.barrier()
     for part, _, rank in shared if world.size > 1 else ():
         scores = np.ascontiguousarray(into[where(part)])
-        world.spread(scores, rank)
+        world.broadcast_array(scores, rank)
         into[where(part)] = scores
 
 

@@ -1,4 +1,4 @@
-"""What comes out of a fit, and the file that it is kept in.
+"""The fitted model, and its file.
 
 K = classes, D = length of a descriptor, G = values of C, m = rows to score.
 

@@ -1,4 +1,4 @@
-"""One-vs-rest problems on the rows of a table, and what solves them.
+"""One-vs-rest problems on the rows of a table, and the interface of the solvers.
 
 `SvmProblemSet` checks what it is given and hands problems to a `Solver`, a class in the table `SOLVERS`. A new solver
 is one module with a class that has the method `solve`, and one line in that table.

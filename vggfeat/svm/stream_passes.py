@@ -1,4 +1,4 @@
-"""What the streaming solver sums over the rows: some blocks at once, added up in an order that is always the same.
+"""Sums over the rows for the streaming solver: blocks side by side, added up in an order that is always the same.
 
 n = training rows, n' = those of a block, D = length of a row, P = problems of two classes, Q = tasks: pairs of a
 problem and a value of C, of which a pass treats some.
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.svm.arrays import Rows
-from vggfeat.svm.blocks import Alone, Blocks, Part, Shared, check_same, in_order, parts_of, share_parts
+from vggfeat.svm.blocks import Blocks, Part, Shared, SingleProcess, check_same, in_order, parts_of, share_parts
 
 if TYPE_CHECKING:
     from vggfeat.runtime.distributed import World
@@ -128,7 +128,7 @@ class Passes:
         self._shared = share_parts(parts_of(self.blocks, self.rows), self.world.size)
 
     @property
-    def world(self) -> "World | Alone":
+    def world(self) -> "World | SingleProcess":
         """Who makes the passes."""
         return self.blocks.world
 
@@ -176,12 +176,12 @@ class Passes:
         world.barrier()
         for one in self._shared:
             if 0 < one.rank == world.rank:
-                world.hand_over(kept.pop(0), one.rank)
+                world.send_to_main(kept.pop(0), one.rank)
             elif world.is_main and one.rank > 0:
                 places = one.part.places
                 count = len(range(-places.start % every, places.stop - places.start, every))
                 rows = np.empty((count, self.length), dtype=np.float32)
-                world.hand_over(rows, one.rank)
+                world.send_to_main(rows, one.rank)
                 yield rows
         sums.finish()
 
@@ -189,17 +189,17 @@ class Passes:
         """Return in all processes what the first one asks for; None at the end."""
         if self.world.size == 1:
             return asked
-        told = self.world.on_main(
+        message = self.world.on_main(
             lambda: asked and [*(group.tasks.tolist() for group in asked[:3]), asked.hessians.tolist()]
         )
-        if told is None:
+        if message is None:
             return None
         if asked is None:
-            *groups, hessians = (np.array(tasks, dtype=np.int64) for tasks in told)
+            *groups, hessians = (np.array(tasks, dtype=np.int64) for tasks in message)
             points, single, double = (Group(tasks, np.empty((len(tasks), self.length))) for tasks in groups)
             asked = Asked(points, single, double, hessians)
         for group in asked[:3]:
-            self.world.spread(group.vectors)
+            self.world.broadcast_array(group.vectors)
         return asked
 
     def run(self, asked: Asked) -> Sums:
@@ -232,7 +232,7 @@ class Passes:
         for rank in sorted({one.rank for one in self._shared}):
             parts = [one.part for one in self._shared if one.rank == rank]
             bits = np.concatenate([self._bits_of(part)[tasks] for part in parts], axis=1)
-            self.world.spread(bits, rank)
+            self.world.broadcast_array(bits, rank)
             ends = np.cumsum([self._bits_of(part).shape[1] for part in parts])
             for part, some in zip(parts, np.split(bits, ends[:-1], axis=1), strict=True):
                 self._bits_of(part)[tasks] = some
@@ -242,13 +242,13 @@ class Passes:
         world = self.world
         if not world.is_main:
             for one in own:
-                world.hand_over(one, world.rank)
+                world.send_to_main(one, world.rank)
             return own
         found = []
         for number in range(count):
             source = number % world.size
             found.append(np.empty((self.length, self.length)) if source else own[number // world.size])
-            world.hand_over(found[-1], source)
+            world.send_to_main(found[-1], source)
         return found
 
     def _of_block(self, one: Shared, asked: Asked, hessians: NDArray[np.int64]) -> _OfBlock:
@@ -307,7 +307,7 @@ class Passes:
 class _GroupSums:
     """Sums over blocks: of the blocks of each group in their order, then of the groups; complete after `finish`."""
 
-    def __init__(self, world: "World | Alone", shared: list[Shared], shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, world: "World | SingleProcess", shared: list[Shared], shapes: Sequence[tuple[int, ...]]) -> None:
         self.total = [np.zeros(shape) for shape in shapes]
         """In the first process."""
         self._world, self._ranks = world, {one.group: one.rank for one in shared}
@@ -330,7 +330,7 @@ class _GroupSums:
             if self._world.rank in (0, rank):
                 sums = self._waiting.pop(0) if self._waiting else [np.empty(one.shape) for one in self.total]
                 for one in sums:
-                    self._world.hand_over(one, rank)
+                    self._world.send_to_main(one, rank)
                 if self._world.is_main:
                     self._take(sums)
 

@@ -152,7 +152,7 @@ def minimise(
             passes.run(asked)
         found = Found(np.empty((len(costs), passes.length)), np.empty(len(costs)))
     for values in found:
-        passes.world.spread(values)
+        passes.world.broadcast_array(values)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is known of a list of images as a whole: its colours, and which of its images and classes can't be read."""
+"""Statistics of a list of images: its colours, and which of its images and classes can't be read."""
 
 import hashlib
 import json

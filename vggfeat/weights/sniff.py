@@ -1,4 +1,4 @@
-"""What kind of file it is, by its content and never by its name; and plain words for what people take for weights.
+"""Recognition of a file by its content and never by its name; plain words for what people take for weights.
 
 Only the first bytes, the last eight, and the directory of a zip archive are read.
 """

@@ -101,11 +101,11 @@ def _notes(arranged: Arranged, seen: _Seen, tree: "Tree | None") -> Iterator[str
     yield from class_name_notes(arranged.classes)
     filled = {name: {arranged.classes_of[row] or "" for row in rows} for name, rows in arranged.splits.items() if rows}
     yield from lonely_notes(arranged.classes, filled)
-    told = [str(seen.others)]
+    left_out = [str(seen.others)]
     if tree is not None:
         empty = empty_folders(tree.folders, seen.example, arranged.level)
-        told += [listed(empty), str(tree.repeated), str(tree.unnameable)]
-    yield from (f"{what}: {names}." for what, names in zip(LEFT_OUT, told, strict=False) if names)
+        left_out += [listed(empty), str(tree.repeated), str(tree.unnameable)]
+    yield from (f"{what}: {names}." for what, names in zip(LEFT_OUT, left_out, strict=False) if names)
 
 
 def _batch(entries: list[Entry]) -> "pa.RecordBatch":

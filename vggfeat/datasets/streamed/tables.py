@@ -56,22 +56,22 @@ def list_tables(root: str, settings: StorageSettings, listing: ListSettings) -> 
     Raises StoreError if a file can't be read.
     """
     found = find_files(root, ".parquet", settings)
-    spool, told = ClassSpool(), None
+    spool, first_columns = ClassSpool(), None
     for path in found.paths:
         where = joined(found.storage.root, path)
         file = open_parquet(found.storage, path)
         columns = _columns(file.schema_arrow, where, listing)
-        if told is None:
-            told = columns
-        if columns != told:
+        if first_columns is None:
+            first_columns = columns
+        if columns != first_columns:
             raise DatasetError(
                 f"{where}: expected the columns of {joined(found.storage.root, found.paths[0])}, "
-                f"{listed(_shown(told))}, found {listed(_shown(columns))}; list them apart"
+                f"{listed(_shown(first_columns))}, found {listed(_shown(columns))}; list them apart"
             )
         _read_file(file, where, path, columns, listing, spool)
-    if told is None or not spool.rows:
+    if first_columns is None or not spool.rows:
         raise DatasetError(f"{found.storage.root}: expected rows in the Parquet files, found none")
-    notes = [f"Kept in the feature file as text: {listed(told.further)}."] if told.further else []
+    notes = [f"Kept in the feature file as text: {listed(first_columns.further)}."] if first_columns.further else []
     return spool.listing("parquet", found.storage.root, notes)
 
 
@@ -84,10 +84,10 @@ def _columns(schema: "pa.Schema", where: str, listing: ListSettings) -> _Columns
     image = _image_column(schema, hub, where, listing)
     known: dict[str, str] = {}
     for name, headings in COLUMNS.items():
-        told = listing.columns.get(name)
-        if told is not None and told not in schema.names:
-            raise ConfigError(f"--column {name}: expected one of the columns {listed(schema.names)}, found {told!r}")
-        fits = [told] if told else [one for one in schema.names if plain(one) in headings and one != image]
+        heading = listing.columns.get(name)
+        if heading is not None and heading not in schema.names:
+            raise ConfigError(f"--column {name}: expected one of the columns {listed(schema.names)}, found {heading!r}")
+        fits = [heading] if heading else [one for one in schema.names if plain(one) in headings and one != image]
         if len(fits) > 1 and name != "path":
             raise DatasetError(
                 f"{where}: expected one column of the {name}, found {fits[0]!r} and {fits[1]!r}; "
@@ -102,17 +102,17 @@ def _columns(schema: "pa.Schema", where: str, listing: ListSettings) -> _Columns
 
 
 def _image_column(schema: "pa.Schema", hub: dict[str, Any], where: str, listing: ListSettings) -> str:
-    told = listing.columns.get("path")
+    heading = listing.columns.get("path")
     images = [one for one in schema.names if hub.get(one, {}).get("_type") == "Image"]
     images = images or [one for one in schema.names if plain(one) in _IMAGE_NAMES]
-    if told is not None:
-        images = [told] if told in schema.names else []
+    if heading is not None:
+        images = [heading] if heading in schema.names else []
     if len(images) == 1:
         return images[0]
     found = listed(images if images else schema.names) or "no columns"
-    if told is not None:
+    if heading is not None:
         raise ConfigError(
-            f"--column path: expected one of the columns {listed(schema.names)} ({where}), found {told!r}"
+            f"--column path: expected one of the columns {listed(schema.names)} ({where}), found {heading!r}"
         )
     raise DatasetError(
         f"{where}: expected one column of images, called image, url, path or the like, found {found}; say which with "
@@ -173,21 +173,21 @@ def _row(
     where: str, path: str, row: int, columns: _Columns, cells: dict[str, list[Any]], places: list[Any] | None,
     number: int, listing: ListSettings,
 ) -> StreamedRow:  # fmt: skip
-    def told(name: str) -> Any:
+    def cell(name: str) -> Any:
         column = columns.known.get(name)
         return None if column is None else cells[column][number]
 
     embedded = CellAddress(path, columns.image, row).text
     file = embedded if places is None else _file(where, columns.image, places[number])
-    labels = _labels(where, told("labels"), columns, listing)
-    name, group, split = told("id"), told("group"), told("split")
+    labels = _labels(where, cell("labels"), columns, listing)
+    name, group, split = cell("id"), cell("group"), cell("split")
     written = cell_splits(where, str(split)) if split is not None else []
     return StreamedRow(
         file if name is None or name == "" else str(name),
         file,
         labels=tuple(cls for cls, label in labels.items() if label == Label.POSITIVE),
         ignored=tuple(cls for cls, label in labels.items() if label == Label.IGNORED),
-        box=_box(where, told("box")),
+        box=_box(where, cell("box")),
         group=None if group is None or group == "" else str(group),
         splits=tuple(dict.fromkeys(known for _, known in written)) if "split" in columns.known else split_of(path),
     )

@@ -83,13 +83,13 @@ def _rows(storage: Storage, path: str) -> tuple[list[StreamedRow], list[str]]:
         unread |= dict.fromkeys(ending for ending in parts if ending not in images and ending not in ("cls", "json"))
         if not images:
             continue
-        told = _told(tar, parts)
+        facts = _facts(tar, parts)
         for ending, member in images.items():
             name = f"{path}/{key}" if len(images) == 1 else f"{path}/{key}.{ending}"
             if name in ids:
                 raise _twice(tar, member)
             ids.add(name)
-            rows.append(StreamedRow(name, path, member.start, member.size, member.size, splits=splits, **told))
+            rows.append(StreamedRow(name, path, member.start, member.size, member.size, splits=splits, **facts))
     if not rows:
         raise DatasetError(f"{tar.where}: expected images in the tar, found none; leave it out")
     return rows, list(unread)
@@ -109,18 +109,18 @@ def _named(member: Member) -> tuple[str, str, Member]:
     return f"{folder}{slash}{stem}", ending.lower(), member
 
 
-def _told(tar: TarIndex, parts: dict[str, Member]) -> dict[str, Any]:
+def _facts(tar: TarIndex, parts: dict[str, Member]) -> dict[str, Any]:
     """Return what .cls and .json of a sample say, by the fields of a row."""
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if "json" in parts:
-        told |= _of_json(f"{tar.where}, member {quoted(parts['json'].name)}", _small(tar, parts["json"]))
+        facts |= _of_json(f"{tar.where}, member {quoted(parts['json'].name)}", _small(tar, parts["json"]))
     if "cls" in parts:
         text = _small(tar, parts["cls"]).decode("utf-8", "replace").strip()
         if not text or not text.isprintable():
             where = f"{tar.where}, member {quoted(parts['cls'].name)}"
             raise DatasetError(f"{where}: expected the number or the name of a class, found {text[:40]!a}")
-        told["labels"] = (text,)
-    return told
+        facts["labels"] = (text,)
+    return facts
 
 
 def _small(tar: TarIndex, member: Member) -> bytes:
@@ -137,13 +137,13 @@ def _of_json(where: str, data: bytes) -> dict[str, Any]:
         raise DatasetError(f"{where}: expected JSON, found: {error}") from None
     if not isinstance(found, dict):
         raise DatasetError(f"{where}: expected an object in braces, found {type(found).__name__}")
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     name = next((name for name in _LABELS if found.get(name) is not None), None)
     if name is not None:
         values = found[name] if isinstance(found[name], list) else [found[name]]
         if not all(isinstance(value, int | str) and not isinstance(value, bool) and value != "" for value in values):
             raise DatasetError(f"{where}: expected numbers or names of classes in {name!r}, found {values!r:.80}")
-        told["labels"] = tuple(dict.fromkeys(map(str, values)))
+        facts["labels"] = tuple(dict.fromkeys(map(str, values)))
     if isinstance(found.get("group"), int | str):
-        told["group"] = str(found["group"])
-    return told
+        facts["group"] = str(found["group"])
+    return facts
