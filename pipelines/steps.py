@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from vggfeat.cli.commands import PATH
 from vggfeat.cli.demo import run_step
-from vggfeat.cli.options import PATH
 from vggfeat.cli.output import make_folder
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from vggfeat.errors import TrainingError, VggfeatError
-from vggfeat.runtime import meeting
+from vggfeat.runtime import rendezvous
 from vggfeat.runtime.distributed import World, open_world, share
 from vggfeat.training import train as loop
 from vggfeat.training import trainer
@@ -261,7 +261,7 @@ def lost(folder: Path, processes: int) -> dict:
 
 def paused(folder: Path, processes: int, recipe: Recipe) -> dict:
     """The last process is stopped by SIGSTOP before its third step, until another one has named it."""
-    meeting.LONGEST_SILENCE = timedelta(seconds=1)
+    rendezvous.LONGEST_SILENCE = timedelta(seconds=1)
 
     def progress(rank: int, step: int) -> bool:
         if step == 0:
@@ -278,7 +278,7 @@ def paused(folder: Path, processes: int, recipe: Recipe) -> dict:
     addresses = sorted({address for child in children for address in listening(child)})
     os.kill(children[-1], signal.SIGCONT)
     codes = [finish(child) for child in children]
-    meeting.LONGEST_SILENCE = timedelta(seconds=10)
+    rendezvous.LONGEST_SILENCE = timedelta(seconds=10)
     weights = [hash_of(folder / name / "weights.safetensors") for name in ("many", "paused")]
     return {
         "codes": codes,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vggfeat.cli.options import COUNT, INTEGERS, SCALE, SIDES, WORDS, WorkerOptions, command, flag, json_option, option
+from vggfeat.cli.commands import COUNT, INTEGERS, SCALE, SIDES, WORDS, command, flag, json_option, option
+from vggfeat.cli.options import WorkerOptions
 from vggfeat.cli.output import claim_folder, say, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device

@@ -5,19 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vggfeat.cli.commands import INTEGERS, command, json_option, option, refuse_options
 from vggfeat.cli.config import CLASSIFY
-from vggfeat.cli.options import (
-    INTEGERS,
-    DecodingOptions,
-    ForwardOptions,
-    JobOptions,
-    command,
-    json_option,
-    load_net,
-    net_files,
-    option,
-    refuse_options,
-)
+from vggfeat.cli.options import DecodingOptions, ForwardOptions, JobOptions, load_net, net_files
 from vggfeat.cli.output import Progress, claim_folder, duration, rate_of, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError, StoreError

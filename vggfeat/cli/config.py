@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import PATH, option
+from vggfeat.cli.commands import PATH, option
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.runtime.storage import open_storage
 

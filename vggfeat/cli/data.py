@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from vggfeat import synthetic
-from vggfeat.cli.options import COUNT, PATH, WORDS, Parsed, argument, command, flag, names_of, option
+from vggfeat.cli.commands import COUNT, PATH, WORDS, Parsed, argument, command, flag, names_of, option
 from vggfeat.cli.output import Progress, say, say_json, say_left_out, show, terminal_width
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import default_workers

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from vggfeat.cli.options import INTEGERS, argument, command, json_option, load_net, option
+from vggfeat.cli.commands import INTEGERS, argument, command, json_option, option
+from vggfeat.cli.options import load_net
 from vggfeat.cli.output import make_folder, say, show
 from vggfeat.cli.signals import is_main
 from vggfeat.errors import ConfigError

@@ -11,26 +11,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from vggfeat.cli.commands import COUNT, Parsed, command, flag, json_option, names_of, option, refuse_options
 from vggfeat.cli.config import EXTRACT
 from vggfeat.cli.data import ListOptions
 from vggfeat.cli.options import (
-    COUNT,
     NET,
     DecodingOptions,
     FeatureOptions,
     JobOptions,
     LimitOptions,
-    Parsed,
     StoreOptions,
-    command,
-    flag,
-    json_option,
     load_noted_net,
-    names_of,
     net_files,
     note_all,
-    option,
-    refuse_options,
     stem,
 )
 from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note, show

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from vggfeat.cli.options import WORDS, argument, command, flag, json_option, named_after, option
+from vggfeat.cli.commands import WORDS, argument, command, flag, json_option, option
+from vggfeat.cli.options import named_after
 from vggfeat.cli.output import make_folder, say_note, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.output_paths import check_target

@@ -7,20 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from vggfeat.cli.commands import COUNT, INTEGERS, argument, command, json_option, option
 from vggfeat.cli.config import LOCALISE
-from vggfeat.cli.options import (
-    COUNT,
-    INTEGERS,
-    PRECISIONS,
-    DecodingOptions,
-    JobOptions,
-    argument,
-    command,
-    json_option,
-    load_net,
-    net_files,
-    option,
-)
+from vggfeat.cli.options import PRECISIONS, DecodingOptions, JobOptions, load_net, net_files
 from vggfeat.cli.output import Progress, claim_folder, show, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train

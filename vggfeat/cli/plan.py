@@ -8,22 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vggfeat.cli.commands import argument, command, flag, json_option, option, refuse_options
 from vggfeat.cli.data import ListOptions
-from vggfeat.cli.options import (
-    NET,
-    FeatureOptions,
-    LimitOptions,
-    StoreOptions,
-    argument,
-    command,
-    flag,
-    json_option,
-    load_noted_net,
-    net_files,
-    note_all,
-    option,
-    refuse_options,
-)
+from vggfeat.cli.options import NET, FeatureOptions, LimitOptions, StoreOptions, load_noted_net, net_files, note_all
 from vggfeat.cli.output import Progress, make_folder, say, say_json, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.addresses import is_address

@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vggfeat.cli.commands import COUNT, argument, command, json_option, option
 from vggfeat.cli.features import DescriptorOptions, default_join
-from vggfeat.cli.options import (
-    COUNT,
-    NET,
-    WorkerOptions,
-    argument,
-    command,
-    json_option,
-    net_files,
-    option,
-    print_notes,
-)
+from vggfeat.cli.options import NET, WorkerOptions, net_files, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError

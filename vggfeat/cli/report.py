@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from vggfeat.cli.commands import COUNT, INTEGERS, WORDS, argument, command, flag, json_option, option
 from vggfeat.cli.features import GivenFile, GivenOptions
-from vggfeat.cli.options import COUNT, INTEGERS, NET, WORDS, WorkerOptions, argument, command, flag, json_option, option
+from vggfeat.cli.options import NET, WorkerOptions
 from vggfeat.cli.output import Progress, make_folder, say_note, show, terminal_width
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.devices import ready_device

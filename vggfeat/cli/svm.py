@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from vggfeat.cli.commands import COUNT, FLOATS, argument, command, flag, json_option, option, refuse_options
 from vggfeat.cli.config import SVM
 from vggfeat.cli.features import GivenOptions
-from vggfeat.cli.options import COUNT, FLOATS, argument, command, flag, json_option, named_after, option, refuse_options
+from vggfeat.cli.options import named_after
 from vggfeat.cli.output import (
     Progress,
     claim_folder,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from vggfeat.cli.commands import COUNT, SCALE, command, flag, option
 from vggfeat.cli.config import TRAIN
-from vggfeat.cli.options import COUNT, SCALE, command, flag, load_net, net_files, option
+from vggfeat.cli.options import load_net, net_files
 from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
 from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.checks import check_choice
-from vggfeat.cli.options import FLOATS, argument, command, flag, load_net, option, print_notes
+from vggfeat.cli.commands import FLOATS, argument, command, flag, option
+from vggfeat.cli.options import load_net, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_note, show
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.output_paths import anything, check_target
