@@ -1,6 +1,7 @@
 """Checks of settings and arguments, each with its error in one line."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from numbers import Integral
 from types import NoneType
@@ -35,6 +36,8 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def several(values: Any) -> tuple[Any, ...]:
     """Return a list of settings as a tuple; a single one, such as a text, whose letters are none, is a list of one."""
+    if getattr(values, "ndim", None) == 0:  # an array of one number, which can't be iterated
+        values = values.item()
     return (values,) if isinstance(values, str | bytes) or not isinstance(values, Iterable) else tuple(values)
 
 
@@ -80,7 +83,8 @@ def check_unmasked(what: str, *arrays: Any, error: type[VggfeatError] = FitError
     FitError, or another `error`
         If one does.
     """
+    masked = sys.modules.get("numpy.ma")  # where it is not loaded, nobody has such an array
     for array in arrays:
-        if hasattr(array, "filled") and array.mask.any():
+        if masked is not None and isinstance(array, masked.MaskedArray) and array.mask.any():
             hidden = int(array.mask.sum())
             raise error(f"{what}: expected every value, found {hidden} masked; fill them, or leave their rows out")

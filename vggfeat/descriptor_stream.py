@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vggfeat.checks import several
 from vggfeat.descriptors import Join, Normalisation, fuse
 from vggfeat.errors import ConfigError, StoreError
+from vggfeat.runtime.storage import root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import Features
@@ -210,7 +211,7 @@ def open_aligned(
     paths = path_list(paths)
     if not paths:
         raise ConfigError("features: expected at least one feature file, found none")
-    real = [os.path.realpath(path) for path in paths]
+    real = [os.path.realpath(root_text(path)) for path in paths]
     twice = next((path for path, place in zip(paths, real, strict=True) if real.count(place) > 1), None)
     if twice is not None:
         raise ConfigError(f"features: expected files of different nets, found {twice} twice")

@@ -436,6 +436,37 @@ cli.entry_point(["extract"])
     assert (done.returncode, done.stdout, done.stderr) == (130, "taken\nreleased\n", LINE.format("Ctrl-C"))
 
 
+@pytest.mark.parametrize("method", ["write", "truncate", "seek", "_attempt"])
+def test_a_signal_is_not_raised_into_hdf5_which_would_go_on_with_it(method, tmp_path):
+    script = f"""
+import signal, sys, time
+from pathlib import Path
+import h5py
+import numpy as np
+import vggfeat.cli as cli
+from vggfeat.runtime.durable import DISK, atomic_write
+
+def strike(frame, event, _):
+    if event == "call" and frame.f_code.co_qualname.endswith("File.{method}"):
+        sys.setprofile(None)
+        signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+
+def work(**_):
+    with atomic_write(DISK, Path({str(tmp_path / "x.h5")!r})) as sink:
+        sys.setprofile(strike)
+        with h5py.File(sink, "w") as file:
+            file["x"] = np.zeros(100_000)
+    print("struck" if sys.getprofile() is None else "missed", flush=True)
+    [time.sleep(0.05) for _ in range(1200)]
+
+cli.group.main = work
+cli.entry_point(["extract"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (130, LINE.format("Ctrl-C"))
+    assert done.stdout in ("struck\n", "")  # It comes again in a moment, which may be before the word is said.
+
+
 LOADING = """
 import sys, time
 

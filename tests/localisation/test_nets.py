@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from box_runs import NAMES, classifier
-from vggfeat.cli.train import BoxRecipeOptions
+from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, WeightsError
 from vggfeat.localisation import nets
 from vggfeat.localisation.nets import BOX_FACTS, BoxRecipe, box_recipe_for, init_box_net, is_box_net, load_box_net
@@ -47,7 +47,7 @@ def test_every_setting_is_explained_and_can_be_given():
         after = source.split(f"    {setting.name}: ", 1)[1].split("\n", 1)[1]
         assert after.startswith('    """'), setting.name
     own = {setting.name for setting in fields(BoxRecipe)} - {"training"}
-    assert own <= {option.name for option in fields(BoxRecipeOptions)}
+    assert own <= {param.name for param in localise_train.params}
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("scr", 4), ("pcr", 12)])

@@ -522,7 +522,7 @@ def test_a_class_that_cant_be_chosen_for_takes_the_c_that_is_best_on_average(mon
     prepare_sweep(monkeypatch, [2, 0, 2], columns=[0, 2] if without.start == 0 else [0, 1, 2])
     result = run_protocol(table_of(voc_like(labels=labels)), FAST)
     assert result.runs[0].choice.C.tolist() == [4.0] * 3
-    assert any("too few positives or negatives of class1" in note for note in result.notes)
+    assert any("too few positives or negatives with a descriptor of class1" in note for note in result.notes)
 
 
 def test_a_fold_without_a_positive_leaves_the_mean_of_the_others():
@@ -544,7 +544,7 @@ def test_a_class_whose_held_out_positives_all_failed_takes_the_c_that_is_best_on
     held = [row for row in range(30, 60) if multi_label()[row, 0] == 1]
     result = run_protocol(table_of(voc_like(), failed=held), FAST)
     assert result.runs[0].choice.C.tolist() == [4.0] * 3
-    assert any("too few positives or negatives of class0" in note for note in result.notes)
+    assert any("too few positives or negatives with a descriptor of class0" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("failed", [range(60, 90), [row for row in range(60, 90) if multi_label()[row, 1] == 1]])
@@ -642,7 +642,7 @@ def test_json_holds_everything_and_nothing_that_json_lacks():
     assert content["headline"] == result.headline
     assert content["metric"] == {"key": "recall", "name": METRICS["recall"]}
     assert content["deviation"]["values"]["recall"] == result.deviation("recall")
-    assert "divisor: runs - 1" in content["deviation"]["kind"]
+    assert "divisor: their number - 1" in content["deviation"]["kind"]
     assert content["chance"]["formula"].startswith("1 / number of classes")
     assert content["settings"]["protocol"]["svm"]["tolerance"] == FAST.svm.tolerance
     assert content["settings"]["protocol"]["grid"] == [0.25, 1, 4]

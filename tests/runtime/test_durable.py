@@ -30,7 +30,8 @@ from vggfeat.runtime.durable import (
     temporary_path,
     write_all,
 )
-from vggfeat.runtime.output_paths import Lock, check_name, holder
+from vggfeat.runtime.locks import Lock, holder
+from vggfeat.runtime.output_paths import check_name
 
 
 class Recording(Files):

@@ -176,7 +176,7 @@ def use_windows(folder):
             "train --root photos --net A --width 0.015625 --batch 4 --steps 2 --workers 1 --out net --device cpu",
         ):
             codes[words] = run([*words.split(), *_quiet(words)])
-        lock = import_module("vggfeat.runtime.output_paths").Lock(folder / "LOCK")
+        lock = import_module("vggfeat.runtime.locks").Lock(folder / "LOCK")
         other = os.open(folder / "LOCK", os.O_RDWR | os.O_BINARY)
         with contextlib.suppress(BlockingIOError):
             system.lock(other)

@@ -21,7 +21,7 @@ from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescale
 from vggfeat.runtime import durable
-from vggfeat.runtime.output_paths import Lock
+from vggfeat.runtime.locks import Lock
 from vggfeat.training.data import training_batches
 from vggfeat.training.packing import PackSettings, pack
 from vggfeat.training.recipe import Recipe, TrainingSettings

@@ -127,8 +127,9 @@ def measure(
 
     `out`: folder that exists. It receives gpu.jsonl, a line a part; gpu.json, the report; and gpu.txt, its table.
     `workers`: processes that decode. `minutes`: no part begins later than this. `overwrite`: begin again if the folder
-    has parts of another machine or extent. Its rows are those of all parts, earlier runs included. Raises ConfigError
-    if the device is not there; StoreError if the folder has parts of another machine or extent, or the disk refuses.
+    has parts of another machine or extent. The report's rows are those of all parts, earlier runs included. Raises
+    ConfigError if the device is not there; StoreError if the folder has parts of another machine or extent, or the disk
+    refuses.
     """
     end = time.monotonic() + 60 * minutes
     about = machine(checked_device(device))

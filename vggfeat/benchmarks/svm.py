@@ -318,7 +318,7 @@ def measure_stream(
 
 
 def write_rows(file: BinaryIO, rows: int, length: int, seed: int) -> NDArray[np.int8]:
-    """Write descriptors like those of `made_up.make_descriptors` as float16; return their labels (N, K)."""
+    """Write descriptors like those of `benchmarks.peer.make_descriptors` as float16; return their labels (N, K)."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((rows, CLASSES)) < SHARES_OF_VOC, 1, -1).astype(np.int8)
     spread = (1 + np.arange(HIDDEN, dtype=np.float32)) ** -0.5

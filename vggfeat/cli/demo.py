@@ -54,7 +54,7 @@ def demo(
             if code:
                 return code
     found = _found(out, nets)
-    show(as_json, found, _told(found))
+    show(as_json, found, _lines(found))
     return 0
 
 
@@ -98,7 +98,7 @@ def _found(out: Path, nets: dict[str, str]) -> dict[str, Any]:
     return {"images": str(out / "voc2007"), "runs": runs, "chance": chance, "page": str(out / "report.html")}
 
 
-def _told(found: dict[str, Any]) -> Iterator[str]:
+def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     for run in found["runs"]:
         yield f"{run['weights']}: {run['metric']['name']} {100 * run['headline']:.1f} %"

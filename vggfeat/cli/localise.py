@@ -202,7 +202,7 @@ def evaluate(
 @command(group=localise)
 def predict(
     *,
-    images: tuple[Path, ...] = argument(nargs=-1, required=True, ),
+    images: tuple[Path, ...] = argument(nargs=-1, required=True),
     classifier: str = option(required=True, metavar="FILE", help="Guesses the classes, and rates the boxes."),
     out: Path = option(required=True, help="Folder for drawings and predictions."),
     top: int = option(type=click.IntRange(1, 5), default=1, help="Classes shown for an image."),

@@ -42,7 +42,7 @@ class ForwardOptions:
     batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")
 
     def given(self, device: str) -> dict[str, Any]:
-        """Return the fields of `vggfeat.forward.ForwardSettings` that they decide."""
+        """Return the fields of `vggfeat.forward.settings.ForwardSettings` that they decide."""
         return {**vars(self), "batch_pixels": self.batch_pixels or default_batch_pixels(device)}
 
 

@@ -80,7 +80,7 @@ def plan(
     if name is None or out is None:
         raise ConfigError("--dataset and --out: expected both, or --extend RUN, found one of them missing")
     if not is_remote(out):
-        check_folder(root_text(out), [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
+        check_folder(out, [PLAN], kinds=(FORMAT,), inputs=[*net_files(weights), *([root] if root else [])])
     storage = open_storage(out, stores.settings(), writing=True)
     found = _listing(name, root, layout, listing, stores)
     net = load_noted_net(weights, rendered=bool(found.marks))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @command()
 def predict(
     *,
-    images: tuple[Path, ...] = argument(nargs=-1, required=True, ),
+    images: tuple[Path, ...] = argument(nargs=-1, required=True),
     model: Path = option(required=True, metavar="RUN|MODEL",
         help="Folder of `vggfeat svm --fit-all`, or a model in such a folder."),
     weights: tuple[str, ...] = option(multiple=True, metavar=NET,

@@ -11,6 +11,7 @@ This module is loaded before anything is listened to, so it imports only what th
 import _thread
 import contextlib
 import os
+import re
 import signal
 import stat
 import sys
@@ -30,6 +31,8 @@ _RESUMED = ("extract", "classify", "demo", "data synth", "data pack", "weights f
 """All other commands begin again, or say it themselves."""
 _LATER = 0.01
 """Seconds."""
+_FILE_METHOD = re.compile(r"(Positioned|Disk|Latched)File\.\w+")
+"""Of `vggfeat.runtime.durable`."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -161,7 +164,7 @@ class _Ear:
             return
         if not self.raises or _loading(frame):
             self.end()
-        if _taking_lock(frame):
+        if _taking_lock(frame) or _called_by_hdf5(frame):
             self.send_again()
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
@@ -201,6 +204,15 @@ def _loading(frame: FrameType | None) -> bool:
 def _taking_lock(frame: FrameType | None) -> bool:
     """Say whether a condition is being entered: its lock may be held by now, and would never be released."""
     return frame is not None and frame.f_code.co_name == "__enter__" and frame.f_globals["__name__"] == "threading"
+
+
+def _called_by_hdf5(frame: FrameType | None) -> bool:
+    """Say whether a method of a file object of ours is being run, through which HDF5 reads and writes.
+
+    An exception that leaves one would unwind through HDF5, which goes on with it; what the method itself calls may be
+    broken off, as the error is kept until HDF5 has done.
+    """
+    return frame is not None and _FILE_METHOD.fullmatch(frame.f_code.co_qualname) is not None
 
 
 def _end(number: int, said: str) -> None:

@@ -127,7 +127,7 @@ def _read_csv(path: Path, text: str, wanted: frozenset[str]) -> Cells:
         )
     separator = hint[1] if hint else _separator(path, head, wanted)
     first = 2 if hint else 1
-    blank = text[:1] in ("\r", "\n") or any(pair in text for pair in ("\n\n", "\n\r", "\r\r"))
+    blank = re.search(r"(\A|\n|\r(?!\n))[^\S\r\n]*(\r|\n)", text) is not None
     quick = len(text) > _LARGE and '"' not in text and not blank
     return (quick and _read_plain(path, text, separator, first)) or _read_strictly(path, text, separator, first)
 
@@ -179,8 +179,8 @@ def _read_strictly(path: Path, text: str, separator: str, first: int) -> Cells:
     line, lines, rows = first, list[int](), list[list[str]]()
     try:
         for fields in reader:
-            if len(fields) == 1 and not fields[0].strip():
-                fields = []  # A line of blanks has no content, as an empty one.
+            if len(fields) == 1 and fields[0].isspace():
+                fields = []  # A line of blanks has no content, as an empty one; "" is an empty cell.
             if fields:
                 lines.append(line)
                 rows.append(fields)

@@ -155,7 +155,9 @@ def paired_bootstrap(
 def bootstrap_interval(
     tests: Sequence[TestScores], measure: Measure, settings: BootstrapSettings = BootstrapSettings()
 ) -> Interval:
-    """Say where a result may lie by chance of its test images; parameters and errors are those of `paired_bootstrap`.
+    """Say where a result may lie by chance of its test images.
+
+    `tests`: the scores of one run; the rest is as for `paired_bootstrap`.
 
     The interval is that between percentiles of the resampled results, corrected for their bias (Efron's bias-corrected
     percentile interval): average precision is higher where images occur more than once. In a difference that cancels

@@ -284,8 +284,8 @@ class Experiment:
         if without.any():
             best[without] = np.round(curve[:, ~without].mean(axis=1), 12).argmax()
             self._note(
-                f"In the choice of C ({what}) there are too few positives or negatives of {self._names(without)}: the "
-                f"C that is best on average was taken.", self._names(without),
+                f"In the choice of C ({what}) there are too few positives or negatives with a descriptor of "
+                f"{self._names(without)}: the C that is best on average was taken.", self._names(without),
             )  # fmt: skip
         return np.broadcast_to(grid[best], len(self.classes)).copy()
 

@@ -226,7 +226,7 @@ class Result:
         return mean_defined(self._means(metric))
 
     def deviation(self, metric: str) -> float | None:
-        """Sample standard deviation over runs (divisor: runs - 1), None for a single one with a value.
+        """Sample standard deviation over runs with a value (divisor: their number - 1), None for a single one.
 
         The paper prints a "+-" and doesn't say whether its divisor is the number of runs or one less.
         """
@@ -313,7 +313,7 @@ class Result:
         if len(self.runs) == 1:
             return None
         return {
-            "kind": "sample standard deviation over runs (divisor: runs - 1)",
+            "kind": "sample standard deviation over runs with a value (divisor: their number - 1)",
             "runs": len(self.runs),
             "values": {key: self.deviation(key) for key in self.runs[0].means},
         }

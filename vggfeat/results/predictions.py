@@ -232,7 +232,7 @@ def _reason(predictions: "Predictions", row: int) -> str:
 
 
 FOR, AGAINST = (230, 85, 0), (0, 92, 230)
-"""Colours, verdict apart by people who do not see all colours."""
+"""Colours, told apart by people who do not see all colours."""
 STRONGEST = 0.75
 """Share of the colour where the evidence is strongest."""
 LEAST_SIDE = 256

@@ -79,7 +79,7 @@ def percent(value: float | None, missing: str = "-") -> str:
 def failures_by_reason(failures: Iterable[tuple[str, str]], most: int, place: str) -> list[str]:
     """Say why images failed, a line for each of the first `most` reasons, and where all images are named.
 
-    `failures` iterable of (str, str): image and reason. `place`: what holds all of them.
+    `failures`: pairs of image and reason. `place`: what holds all of them.
     """
     reasons: dict[str, list[str]] = {}
     for name, reason in failures:

@@ -94,7 +94,10 @@ def svm_record(result: Result) -> Record:
 
 def headline(result: Result) -> str:
     """Return the line to quote: data set, measure by name, value, deviation, what was tested, chance level."""
-    tested = f"on {result.runs[0].plan['tested']}" if len(result.runs) == 1 else f"over {len(result.runs)} runs"
+    count, known = len(result.runs), sum(not np.isnan(run.means[result.metric]) for run in result.runs)
+    tested = f"over {count} runs" if known == count else f"over {known} of {count} runs"
+    if count == 1:
+        tested = f"on {result.runs[0].plan['tested']}"
     return (
         f"{result.dataset['name']}: {result.metric_name}: {_with_deviation(result, result.metric)} {tested} "
         f"(chance {percent(result.chance)} %)"

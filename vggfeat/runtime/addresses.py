@@ -44,7 +44,10 @@ def is_public(host: str) -> bool:
 
 @cache  # fsspec knows equal file systems by equal options, so that this must be the same object each time.
 def client_maker(allow_private: bool, timeout: float) -> Callable[..., Awaitable[Any]]:
-    """Return what makes the sessions of fsspec's file system for http(s)."""
+    """Return what makes the sessions of fsspec's file system for http(s).
+
+    Names can lead anywhere, and so can redirections: checked is the address that a connection is made to.
+    """
 
     def connect(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, place = info

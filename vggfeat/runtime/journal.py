@@ -15,7 +15,8 @@ from typing import Any, Self
 from vggfeat.errors import StoreError
 from vggfeat.runtime.checksums import sealed_line, unsealed_line
 from vggfeat.runtime.durable import DISK, append, atomic_write, disk_errors
-from vggfeat.runtime.output_paths import Lock, check_name, sole_writer
+from vggfeat.runtime.locks import Lock, sole_writer
+from vggfeat.runtime.output_paths import check_name
 
 _ADVICE = "what was finished is kept; mend it and give the same command again"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import UntrustedHDF5, canonical_json, open_hdf5
 from vggfeat.runtime.durable import disk_errors, open_bounded
+from vggfeat.runtime.storage import root_text
 from vggfeat.samples import DataSet
 from vggfeat.store.layout import BLOCK_COLUMNS, FACTS, FORMAT, POSTERIORS, Block, Shape, join_rows, select
 from vggfeat.store.reader import FeatureFile, FileReport
@@ -240,7 +241,7 @@ def first_other_row(inputs: Path, dataset: DataSet) -> str:
 
 def resolved(out: Path) -> Path:
     """Follow links to where a file would really be written; StoreError if that is a folder, or in none."""
-    target = Path(os.path.realpath(out))
+    target = Path(os.path.realpath(root_text(out)))
     if not target.parent.is_dir():
         raise StoreError(f"{out}: expected a folder {target.parent}, found none; make it first")
     if target.is_dir():

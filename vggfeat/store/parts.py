@@ -40,7 +40,7 @@ from vggfeat.formats.hdf5 import (
     write_text_attribute,
 )
 from vggfeat.runtime.durable import Files, atomic_write, open_bounded, read_bounded
-from vggfeat.runtime.output_paths import Lock, sole_writer
+from vggfeat.runtime.locks import Lock, sole_writer
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, Status, checked, dims_of
 from vggfeat.store.reader import FeatureFile, count_reasons

@@ -19,7 +19,7 @@ from vggfeat.runtime.durable import disk_errors
 from vggfeat.store import identity
 from vggfeat.store.checksummed_parquet import digest_of, seal
 from vggfeat.store.plan import PART_FORMAT, PART_SHARDS, PLAN, Plan, encode_plan, part_path, read_plan
-from vggfeat.store.shard_files import open_shard
+from vggfeat.store.shard_files import OtherPlanError, open_shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,13 @@ def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: 
         _check_unique(plan, hashes)
     if not plan.rows:
         raise DatasetError(f"{listing.root}: expected at least one image, found none")
-    _check_shards(plan)
+    try:
+        _check_shards(plan)
+    except OtherPlanError:
+        known = existing(draft)  # of somebody who has planned meanwhile, and whose shards these are
+        if known is not None:
+            return known
+        raise
     if plan.storage.write_new(PLAN, encode_plan(plan)):
         return plan
     return _same(read_plan(plan.storage), draft)  # Another has planned meanwhile.
@@ -94,12 +100,12 @@ def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: N
         plan = _written(draft, replace(listing, batches=batches), hashes, progress)
         _check_unique(plan, hashes, first=len(old.parts))
     if plan.rows > old.rows:
+        _check_shards(plan, first=len(old.parts))  # which takes time; nothing stands between the next two
         if read_plan(old.storage).parts != old.parts:
             raise StoreError(
                 f"{old.where}: expected nobody else to extend the plan meanwhile, found another plan; give the same "
                 "command again"
             )
-        _check_shards(plan, first=len(old.parts))
         plan.storage.replace(PLAN, encode_plan(plan))
     return plan
 
@@ -113,8 +119,8 @@ def _check_shards(plan: Plan, first: int = 0) -> None:
     for part in sorted(part for part in shards if part >= first):
         try:
             open_shard(plan, shards[part])
-        except StoreError as error:
-            raise StoreError(
+        except OtherPlanError as error:
+            raise OtherPlanError(
                 f"{plan.where}: expected no shards but those of this plan, found others that an earlier run has left "
                 f"({str(error).partition('; ')[0]}); delete them, or take another folder"
             ) from None

@@ -156,6 +156,10 @@ def read_shard(plan: Plan, shard: int) -> Shard:
     )  # fmt: skip
 
 
+class OtherPlanError(StoreError):
+    """A shard that is sound, and of another plan."""
+
+
 def open_shard(plan: Plan, shard: int) -> Sealed:
     """Open a finished shard, every byte of it compared with its SHA-256; raises as `read_shard`."""
     where = f"{plan.where}/{shard_path(shard)}"
@@ -164,7 +168,7 @@ def open_shard(plan: Plan, shard: int) -> Sealed:
     for name, value in expected.items():
         if name != "machine" and about.get(name) != value:
             meaning = " (a shard of another plan)" if name == "plan" else ""
-            raise StoreError(
+            raise OtherPlanError(
                 f"{where}: expected {name} {_short(value)}, found {_short(about.get(name))}{meaning}; move it away, "
                 "and it is computed again"
             )

@@ -80,6 +80,11 @@ class ShardedFeatures(Features):
     def _fact(self, name: str) -> Any:
         return self._rows.facts[name]
 
+    @property
+    def status(self) -> NDArray[np.uint8]:
+        """(N,) values of `vggfeat.store.layout.Status`; a copy, as what the object goes by is in memory."""
+        return super().status.copy()
+
     @cached_property
     def dataset(self) -> DataSet:
         """The data set that the features are of, all of it in memory."""

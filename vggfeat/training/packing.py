@@ -29,7 +29,7 @@ from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder
 from vggfeat.runtime.checksums import sealed, unsealed
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors, is_temporary, make_folders
-from vggfeat.runtime.output_paths import Lock, holder
+from vggfeat.runtime.locks import Lock, holder
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.statistics import SHOWN_CLASSES, Unreadable, check_readable, unreadable_image
 from vggfeat.weights.importing import hash_file

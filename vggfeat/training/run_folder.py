@@ -13,7 +13,7 @@ from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import ENTRY, sealed, sealed_line, short_checksum, unsealed, unsealed_line
 from vggfeat.runtime.durable import Files, append, atomic_write, disk_errors, is_temporary, make_folders
 from vggfeat.runtime.figures import ABOVE, BLUE, GREY, ORANGE, fonts_for, own_style, png_bytes
-from vggfeat.runtime.output_paths import Lock, holder
+from vggfeat.runtime.locks import Lock, holder
 from vggfeat.training.checkpoints import READ_ADVICE, Checkpoint, Checkpoints, remove_unfinished
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from vggfeat.checks import keep_kinds
 from vggfeat.errors import WeightsError
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
-from vggfeat.runtime.output_paths import flock
+from vggfeat.runtime.locks import flock
 from vggfeat.weights.connection import AddressError, Patience, open_url
 from vggfeat.weights.sniff import digests
 from vggfeat.weights.sources import Published

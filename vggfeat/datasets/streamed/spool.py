@@ -3,6 +3,8 @@
 Rows are kept on disk until the last is seen, for only then all classes are known. K = classes.
 """
 
+import itertools
+import re
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -10,20 +12,15 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vggfeat.datasets.levels import class_name_notes
+from vggfeat.datasets.levels import class_name_notes, loose_split_name
+from vggfeat.errors import DatasetError
 from vggfeat.listing import LABELS, Listing, row_schema
+from vggfeat.runtime.addresses import is_address
+from vggfeat.runtime.storage import Storage, StorageSettings, open_storage
 from vggfeat.samples import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-import itertools
-import re
-
-from vggfeat.datasets.levels import loose_split_name
-from vggfeat.errors import DatasetError
-from vggfeat.runtime.addresses import is_address
-from vggfeat.runtime.storage import Storage, StorageSettings, open_storage
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
