@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rendered_files import contents
 from vggfeat import synthetic
+from vggfeat.cli import run
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.synthetic import LAYOUTS, MARKER, Settings
 
@@ -173,3 +177,32 @@ def test_a_set_that_cannot_be_read_now_is_not_taken_for_other_files(tmp_path, mo
     monkeypatch.setattr(Path, "read_text", unreadable)
     with pytest.raises(StoreError, match=rf"{MARKER}: .*Permission denied"):
         synthetic.write("voc2007", tmp_path, size="tiny")
+
+
+def test_a_disk_that_takes_a_part_of_an_image_ends_the_command_and_keeps_no_such_image(tmp_path):
+    """Pillow writes into a file without a look at how much of it was taken."""
+    words = [
+        "data",
+        "synth",
+        "caltech101",
+        "--size",
+        "tiny",
+        "--workers",
+        "1",
+        "--quiet",
+        "--root",
+        str(tmp_path / "x"),
+    ]
+    script = f"""
+import resource, sys
+sys.dont_write_bytecode = True  # else Python would leave modules that are cut off
+resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from vggfeat.cli import run
+sys.exit(run({words!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "File too large" in done.stderr) == (6, 1, True)
+    assert run(words) == 0
+    for path in (tmp_path / "x").rglob("*.jpg"):
+        with Image.open(path) as image:
+            image.load()

@@ -7,6 +7,7 @@ The files, made on the fly, have the sides that VOC-2007's have and as much to d
 one over the frequency, as it does in photographs (Field 1987), more bright than coloured. H, W = sides in pixels.
 """
 
+import io
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,7 +185,9 @@ def make_jpegs(folder: Path, count: int, seed: int, longest: int = LONGEST) -> t
     for number, (height, width) in enumerate(shapes(count, rng)):
         names.append(f"{number:06d}.jpg")
         sides = (-(-height * longest // LONGEST), -(-width * longest // LONGEST))
-        Image.fromarray(photograph(rng, *sides)).save(folder / names[-1], "JPEG", quality=QUALITY)
+        encoded = io.BytesIO()
+        Image.fromarray(photograph(rng, *sides)).save(encoded, "JPEG", quality=QUALITY)
+        (folder / names[-1]).write_bytes(encoded.getbuffer())
     return tuple(names)
 
 

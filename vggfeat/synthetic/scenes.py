@@ -1,5 +1,6 @@
 """Whole images: which objects lie where, what an annotator would write about them, and how they become files."""
 
+import io
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -293,7 +294,9 @@ def _render_one(seed: int, name: str, job: Job) -> Rendered:
     scene = job.draw(rng)
     file_format, mode = job.form.value
     image = cut_out(scene) if job.form is Form.CUT_OUT else scene.image.convert(mode)
-    image.save(job.path, file_format, quality=int(rng.integers(65, 96)))  # PNG has no quality
+    encoded = io.BytesIO()  # Pillow does not look at how much of what it writes into a file the disk has taken.
+    image.save(encoded, file_format, quality=int(rng.integers(65, 96)))  # PNG has no quality
+    job.path.write_bytes(encoded.getbuffer())
     return Rendered(scene.image.size, scene.things)
 
 
