@@ -15,6 +15,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and units, which types do not
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # else the letters of a shape, as in (N, C), would lead to attributes of that name
 
 # The pages of the data sets belong to data/, where people look for them next to their copies.
 _pages = Path(__file__).parent / "data"

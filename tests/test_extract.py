@@ -64,6 +64,18 @@ def test_every_row_is_the_feature_of_its_own_image(root, tmp_path, backbone):
     assert not (tmp_path / "x.h5.parts").exists()
 
 
+def test_without_settings_a_data_set_gets_the_paper_s(root, tmp_path, backbone):
+    five = ExtractionSettings.for_dataset("voc2012-action")
+    assert (five.scales, five.regions) == ((256, 384, 512, 640, 768), ("image", "box"))
+    assert ExtractionSettings.for_dataset("voc2007", scales=64, layer="pool5", regions=None) == ExtractionSettings(
+        scales=(64,), layer="pool5"
+    )
+    dataset = replace(open_dataset("folder", root), name="caltech101")
+    for name, chosen in ("x.h5", ()), ("y.h5", [ExtractionSettings(scales=(256, 384, 512))]):
+        extract_features(dataset, backbone, tmp_path / name, *chosen, run=RunSettings(device="cpu", workers=0))
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
 def test_a_program_may_go_elsewhere_and_name_its_file_by_anything(root, tmp_path, backbone, monkeypatch):
     class Named:
         def __fspath__(self):

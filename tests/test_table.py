@@ -49,6 +49,19 @@ def test_mean_over_scales_at_unit_length(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("name", "join"), [("caltech101", "stack"), ("voc2007", "mean"), ("photos", "mean")])
+def test_scales_are_joined_as_the_paper_did_for_the_data_set_unless_something_else_is_asked_for(tmp_path, name, join):
+    path = write_file(tmp_path / "x.h5", dataset=data_set(name=name))
+    expected = read_descriptors(path, join=join)
+    table, loaded, entries = read_descriptors(path), vggfeat.load_features(path), vggfeat.FeatureDataset(path)
+    assert table.settings == expected.settings
+    for found in (table.descriptors, loaded.descriptors, np.stack([entries[row][0] for row in range(4)])):
+        assert found.tobytes() == expected.descriptors.tobytes()
+    assert fusion.table_bytes(path) == expected.descriptors.nbytes
+    with fusion.stream_descriptors(path) as stream:
+        assert stream.settings == expected.settings
+
+
 @pytest.mark.parametrize(
     ("join", "normalisation", "first"),
     [

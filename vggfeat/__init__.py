@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from vggfeat.datasets.catalogue import open_dataset
     from vggfeat.descriptors import join_features
     from vggfeat.estimator import Extractor
-    from vggfeat.extract import extract_features
+    from vggfeat.extract import RunSettings, extract_features
     from vggfeat.feature_dataset import FeatureDataset
     from vggfeat.forward.features import ExtractionSettings
+    from vggfeat.images.decode import DecodeSettings
     from vggfeat.metrics import average_precision, confusion, mean_class_recall, top_k_error
     from vggfeat.nets.vgg import VGG
     from vggfeat.protocols.rules import run_protocol
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VGG",
+    "DecodeSettings",
     "ExtractionSettings",
     "Extractor",
     "FeatureDataset",
     "FeatureFile",
+    "RunSettings",
     "VggfeatError",
     "average_precision",
     "confusion",
@@ -52,9 +55,10 @@ _MODULES = {
     "datasets.catalogue": ("open_dataset",),
     "descriptors": ("join_features",),
     "estimator": ("Extractor",),
-    "extract": ("extract_features",),
+    "extract": ("RunSettings", "extract_features"),
     "feature_dataset": ("FeatureDataset",),
     "forward.features": ("ExtractionSettings",),
+    "images.decode": ("DecodeSettings",),
     "metrics": ("average_precision", "confusion", "mean_class_recall", "top_k_error"),
     "nets.vgg": ("VGG",),
     "protocols.rules": ("run_protocol",),

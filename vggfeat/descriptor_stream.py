@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checks import several
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.descriptors import Join, Normalisation, fuse
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.storage import root_text
@@ -77,7 +78,7 @@ class DescriptorStream(Described):
 def stream_descriptors(
     paths: Paths,
     *,
-    join: Join = "mean",
+    join: Join | None = None,
     normalisation: Normalisation = "blocks",
     regions: Sequence[str] | None = None,
     world: "World | None" = None,
@@ -129,16 +130,17 @@ class Memory(NamedTuple):
         return self.free is not None and self.needed > self.free / 2
 
 
-def memory_for(paths: Paths, *, join: Join = "mean", regions: Sequence[str] | None = None) -> Memory:
+def memory_for(paths: Paths, *, join: Join | None = None, regions: Sequence[str] | None = None) -> Memory:
     """Return whether there is the memory for the table of some feature files."""
     return Memory(table_bytes(paths, join=join, regions=regions), arrays.free_memory())
 
 
-def table_bytes(paths: Paths, *, join: Join = "mean", regions: Sequence[str] | None = None) -> int:
+def table_bytes(paths: Paths, *, join: Join | None = None, regions: Sequence[str] | None = None) -> int:
     """Return the memory that the table of some feature files takes, without reading it."""
     total = 0
     for path in path_list(paths):
         with open_features(path) as file:
+            join = join or paper_join(file)
             scales = len(file.scales) if join == "stack" else 1
             total += 4 * len(file) * scales * len(several(regions or file.regions)) * file.channels
     return total
@@ -205,7 +207,7 @@ class Aligned:
 
 @contextmanager
 def open_aligned(
-    paths: Paths, join: Join, normalisation: Normalisation, regions: Sequence[str] | None
+    paths: Paths, join: Join | None, normalisation: Normalisation, regions: Sequence[str] | None
 ) -> Iterator[Aligned]:
     """Open feature files, compare them with their checksums, and match their rows; closed when the block ends."""
     paths = path_list(paths)
@@ -217,6 +219,7 @@ def open_aligned(
         raise ConfigError(f"features: expected files of different nets, found {twice} twice")
     with ExitStack() as stack:
         first, *others = files = [stack.enter_context(open_features(path)) for path in paths]
+        join = join or paper_join(first)
         for file in files:
             check_scales(file, join)
             file.check()
@@ -227,6 +230,16 @@ def open_aligned(
             _check_images(first, file, orders[-1], ok)
         numbers = [region_numbers(file, regions) for file in files]
         yield Aligned(files=files, orders=orders, ok=ok, regions=numbers, join=join, normalisation=normalisation)
+
+
+def paper_join(file: Features) -> Join:
+    """Return how the paper joins scales for the data set of a file; the mean for others, and where only that is kept.
+
+    VGG paper, Appendix B: the mean on VOC, stacked on Caltech.
+    """
+    if file.store == "mean" or file.dataset_name not in DATASETS:
+        return "mean"
+    return DATASETS[file.dataset_name].join
 
 
 def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:

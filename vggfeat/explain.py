@@ -82,7 +82,7 @@ def explain(
     *,
     name: str | None = None,
     weights: Sequence[str] = (),
-    device: str = "cpu",
+    device: str | None = None,
     workers: int = 1,
 ) -> Evidence:
     """Say where in an image the score of a class comes from.
@@ -95,6 +95,8 @@ def explain(
         The class; by default the one with the highest score.
     weights : sequence of str, optional
         As for `vggfeat.predict.nets_of`.
+    device : str, optional
+        cpu, cuda, cuda:1, ..., mps; a CUDA GPU if there is one by default.
     workers : int
         Processes that decode the image; 0 decodes in this one, without limits of time and memory.
 
@@ -116,7 +118,12 @@ class Explainer:
     """A model and its nets, ready for several images; parameters and errors as those of `explain`."""
 
     def __init__(
-        self, model: str | os.PathLike[str], *, weights: Sequence[str] = (), device: str = "cpu", workers: int = 1
+        self,
+        model: str | os.PathLike[str],
+        *,
+        weights: Sequence[str] = (),
+        device: str | None = None,
+        workers: int = 1,
     ) -> None:
         self.saved, self.workers = open_model(model), workers
         self.classes: tuple[str, ...] = tuple(self.saved.about["classes"])
@@ -148,7 +155,7 @@ class Explainer:
         )
 
 
-def _nets(saved: SavedModel, weights: Sequence[str], device: str) -> list[tuple[BatchRunner, DecodeSettings]]:
+def _nets(saved: SavedModel, weights: Sequence[str], device: str | None) -> list[tuple[BatchRunner, DecodeSettings]]:
     """Return a runner in float32 for each net of a model, and how images are decoded for it."""
     made = saved.recipe["files"]
     if any(list(one["regions"]) != ["image"] for one in made):

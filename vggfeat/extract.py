@@ -29,6 +29,7 @@ from vggfeat.forward.settings import describe_conditions, describe_made, describ
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
+from vggfeat.runtime.devices import default_device, default_workers
 from vggfeat.runtime.distributed import World
 from vggfeat.runtime.output_paths import check_name
 from vggfeat.runtime.rendered import RENDERED, is_rendered
@@ -56,10 +57,11 @@ On a CPU, done are also images whose shard is still being computed.
 class RunSettings:
     """How the work is cut up and guarded; nothing here changes a feature by more than rounding."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
-    workers: int = 2
-    """Processes that decode images; 0 decodes in this process, without a time limit."""
+    device: str = field(default_factory=default_device)
+    """cpu, cuda, cuda:1, ..., mps; a CUDA GPU if there is one by default."""
+    workers: int = field(default_factory=default_workers)
+    """Processes that decode images, one a core by default, at most 16; 0 decodes in this process, without a time
+    limit."""
     shard_rows: int | None = None
     """Images between two points from which a killed run resumes: 32 on the CPU, 256 on a GPU by default."""
     overwrite: bool = False
@@ -86,9 +88,9 @@ def extract_features(
     dataset: DataSet,
     backbone: Backbone,
     out: str | os.PathLike[str],
-    settings: ExtractionSettings,
+    settings: ExtractionSettings | None = None,
     *,
-    run: RunSettings = RunSettings(),
+    run: RunSettings | None = None,
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
@@ -101,13 +103,14 @@ def extract_features(
     backbone : Backbone
     out : path
         The feature file. Unfinished work is next to it in `out` + ".parts".
-    settings : ExtractionSettings
-    run : RunSettings
-    decode : DecodeSettings
+    settings : ExtractionSettings, optional
+        By default those of the paper for the data set, see `ExtractionSettings.for_dataset`.
+    run : RunSettings, optional
+    decode : DecodeSettings, optional
         Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
         Of several processes only the first calls it; it knows of the failures of the others when they have finished.
-    world : World
+    world : World, optional
         The processes that do it together (`vggfeat.runtime.distributed.open_world`); all give the same arguments, but
         for the device's number. The file has the same bytes whatever their number, and a run may be
         resumed with another number.
@@ -127,6 +130,8 @@ def extract_features(
     """
     check_given("dataset", dataset, DataSet, "what vggfeat.open_dataset makes of a folder")
     check_given("backbone", backbone, Backbone, "what vggfeat.load_backbone makes of a weights file")
+    run = run or RunSettings()
+    settings = settings or ExtractionSettings.for_dataset(dataset.name, run.device)
     check_boxes(dataset, settings.regions)
     runner = feature_runner(backbone, settings, run.device)
     job = Job(dataset=dataset, images=dataset, runner=runner, provenance=MIRROR)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vggfeat.checks import check_choice
+from vggfeat.descriptor_stream import paper_join
 from vggfeat.descriptors import Join, Normalisation, join_features
 from vggfeat.errors import StoreError
 from vggfeat.runtime.storage import is_remote, root_text
@@ -41,8 +42,8 @@ class FeatureDataset(Dataset[Pair]):
         of a run in shards, which is read to its end now; a shard is compared with its SHA-256 whenever it is read.
     split : str or sequence of str, optional
         As for `vggfeat.load_features`; all rows by default.
-    join : "mean", "max" or "stack"
-        Over scales.
+    join : "mean", "max" or "stack", optional
+        Over scales; as the paper joins them for the data set in the file by default, see `vggfeat.read_descriptors`.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
     failed : "raise" or "drop"
@@ -69,17 +70,18 @@ class FeatureDataset(Dataset[Pair]):
         path: str | os.PathLike[str],
         split: str | Sequence[str] | None = None,
         *,
-        join: Join = "mean",
+        join: Join | None = None,
         normalisation: Normalisation = "blocks",
         failed: Failed = "raise",
     ) -> None:
         check_choice("failed", failed, get_args(Failed))
         self.path = root_text(path) if is_remote(path) else os.path.abspath(root_text(path))
-        self.join, self.normalisation = join, normalisation
+        self.normalisation = normalisation
         self._opened: tuple[int, Features] | None = None
         with open_features(self.path) as file:
-            check_scales(file, join)
-            join_features(np.zeros((0, *file.shape.dims), np.float32), join, normalisation)
+            self.join: Join = join or paper_join(file)
+            check_scales(file, self.join)
+            join_features(np.zeros((0, *file.shape.dims), np.float32), self.join, normalisation)
             file.check()
             data, ok, self._made_of = file.dataset, file.status == Status.DONE, _identity(file)
         self._rows = rows_with_descriptors(self.path, data, rows_of(data, split), ok, failed)

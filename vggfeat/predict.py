@@ -25,6 +25,7 @@ from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.protocols.apply import Predictions, PredictionSettings, SavedModel, check_made
+from vggfeat.runtime.devices import default_workers
 from vggfeat.samples import DataSet, Task
 from vggfeat.weights import Backbone, load_backbone
 
@@ -102,8 +103,8 @@ def predict_images(
     nets: Sequence[Backbone],
     settings: PredictionSettings = PredictionSettings(),  # noqa: B008  frozen
     *,
-    device: str = "cpu",
-    workers: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Extract the features of images as those that a model was trained on, and score them.
@@ -117,7 +118,7 @@ def predict_images(
         Of `nets_of`.
     settings : PredictionSettings, optional
     device, workers
-        As for `vggfeat.extract.RunSettings`.
+        As those of `vggfeat.RunSettings`.
     progress : callable, optional
         Called with the images done and all of them.
 
@@ -141,6 +142,7 @@ def predict_images(
             f"{saved.path}: expected a model of whole images, found one of boxes, which an image alone has not; list "
             "images and boxes in a manifest, and use extract and svm --apply"
         )
+    workers = default_workers() if workers is None else workers
     streams = [_Net.of(saved, number, net, device) for number, net in enumerate(nets)]
     ids = tuple(os.fspath(path) for path in files)
     images = DataSet(
@@ -162,7 +164,7 @@ class _Net:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, saved: SavedModel, number: int, net: Backbone, device: str) -> "_Net":
+    def of(cls, saved: SavedModel, number: int, net: Backbone, device: str | None) -> "_Net":
         made = saved.recipe["files"][number]
         runner, decode = rerun_net(str(saved.path), made["provenance"], made["scales"], net, device)
         settings = runner.settings

@@ -296,7 +296,12 @@ def row_of_image(file: Features, image: Path) -> int | None:
 
 
 def extract_query(
-    file: Features, image: Path, backbone: Backbone, device: str = "cpu", *, regions: tuple[str, ...] | None = None
+    file: Features,
+    image: Path,
+    backbone: Backbone,
+    device: str | None = None,
+    *,
+    regions: tuple[str, ...] | None = None,
 ) -> NDArray[np.float32]:
     """Compute the features of an image as those in a file were computed.
 
@@ -306,7 +311,8 @@ def extract_query(
     image : Path
     backbone : Backbone
         The net that made the file, of `vggfeat.forward.rerun.find_net`.
-    device : str
+    device : str, optional
+        cpu, cuda, cuda:1, ..., mps; a CUDA GPU if there is one by default.
     regions : tuple of str, optional
         Regions that will be compared; all of the file by default.
 

@@ -68,7 +68,7 @@ class LoadedFeatures(_Arrays):
 def read_descriptors(
     paths: Paths,
     *,
-    join: Join = "mean",
+    join: Join | None = None,
     normalisation: Normalisation = "blocks",
     regions: Sequence[str] | None = None,
 ) -> DescriptorTable:
@@ -78,8 +78,9 @@ def read_descriptors(
     ----------
     paths : path, or sequence of paths
         One feature file or several, or runs in shards. Rows are matched by id and take the order of the first.
-    join : "mean", "max" or "stack"
-        Over the scales of each file.
+    join : "mean", "max" or "stack", optional
+        Over the scales of each file; by default as the paper joins them for the data set in the (first) file: stacked
+        for Caltech, the mean for all others.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
     regions : sequence of str, optional
@@ -104,7 +105,7 @@ def read_descriptors(
 
 def load_features(
     path: Paths,
-    join: Join = "mean",
+    join: Join | None = None,
     split: str | Sequence[str] | None = None,
     *,
     normalisation: Normalisation = "blocks",

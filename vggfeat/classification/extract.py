@@ -125,7 +125,7 @@ def cache_posteriors(
     out: Path,
     settings: PosteriorSettings,
     *,
-    run: RunSettings = RunSettings(),  # noqa: B008  frozen
+    run: RunSettings | None = None,
     decode: DecodeSettings = DecodeSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
     world: World = World(),  # noqa: B008  frozen
@@ -141,8 +141,8 @@ def cache_posteriors(
         The file: features (N, S, 1, K) as in `vggfeat.store.layout`. Unfinished work is next to it in
         `out` + ".parts".
     settings : PosteriorSettings
-    run : RunSettings
-    decode : DecodeSettings
+    run : RunSettings, optional
+    decode : DecodeSettings, optional
         Limits for an image. `largest_side` is set to the largest scale here.
     progress : callable, optional
     world : World
@@ -159,6 +159,7 @@ def cache_posteriors(
     ConfigError
         If net and data have other classes, or the settings do not go together.
     """
+    run = run or RunSettings()
     order = match_classes(backbone, data.classes)
     job = Job(
         dataset=as_dataset(data),

@@ -39,35 +39,23 @@ class DescriptorOptions:
         """Read feature files."""
         from vggfeat.table import read_descriptors
 
-        return read_descriptors(files, normalisation=self.normalisation, **self._joined(files))  # type: ignore[arg-type]
+        return read_descriptors(files, normalisation=self.normalisation, **self._joined())  # type: ignore[arg-type]
 
     def stream(self, files: Sequence[Path], world: "World | None") -> "AbstractContextManager[DescriptorStream]":
         """Open feature files for going through their descriptors again and again, alone or with other processes."""
         from vggfeat.descriptor_stream import stream_descriptors
 
-        joined = self._joined(files)
+        joined = self._joined()
         return stream_descriptors(files, normalisation=self.normalisation, world=world, **joined)  # type: ignore[arg-type]
 
     def memory(self, files: Sequence[Path]) -> "Memory":
         """Return the memory that the table of feature files takes, and what there is."""
         from vggfeat.descriptor_stream import memory_for
 
-        return memory_for(files, **self._joined(files))
+        return memory_for(files, **self._joined())
 
-    def _joined(self, files: Sequence[Path]) -> dict[str, Any]:
-        return {"join": self.join or default_join(files[0]), "regions": self.regions}
-
-
-def default_join(file: Path) -> str:
-    """Return the paper's way to join scales for the data set in a feature file."""
-    from vggfeat.datasets.catalogue import DATASETS
-    from vggfeat.store.sharded import open_features
-
-    with open_features(file) as features:
-        name = features.dataset_name
-        if features.store == "mean":
-            return "mean"
-    return DATASETS[name].join if name in DATASETS else "mean"
+    def _joined(self) -> dict[str, Any]:
+        return {"join": self.join, "regions": self.regions}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,12 +150,9 @@ class FeatureOptions(ForwardOptions):
 
     def settings(self, name: str, device: str) -> "ExtractionSettings":
         """Return them for a data set, with what the paper took for it where nothing was given."""
-        from vggfeat.datasets.catalogue import DATASETS
         from vggfeat.forward.features import ExtractionSettings
 
-        record = DATASETS.get(name, DATASETS["folder"])
-        paper = {"scales": self.scales or record.scales, "regions": self.regions or record.regions}
-        return ExtractionSettings(**(self.given(device) | paper))
+        return ExtractionSettings.for_dataset(name, device, **vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vggfeat.cli.commands import COUNT, argument, command, json_option, option
-from vggfeat.cli.features import DescriptorOptions, default_join
+from vggfeat.cli.features import DescriptorOptions
 from vggfeat.cli.options import NET, WorkerOptions, net_files, print_notes
 from vggfeat.cli.output import Progress, make_folder, say, say_json, say_lines, say_note, show, terminal_width
 from vggfeat.cli.svm import ProbabilityOptions
 from vggfeat.errors import ConfigError
 from vggfeat.results.record import write_file
-from vggfeat.runtime.devices import default_device, ready_device
+from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.output_paths import anything, check_target
 from vggfeat.wording import counted
 
@@ -123,7 +123,7 @@ def explain(
     out = out or Path(f"{image.stem}.evidence.png")
     target = check_target(out, inputs=[image, model, chosen, *net_files(*weights)], overwrite=overwrite)
     make_folder(target.parent)
-    found = explain_image(image, chosen, name=name, weights=weights, device=device or default_device())
+    found = explain_image(image, chosen, name=name, weights=weights, device=device)
     content = evidence_json(found, str(image), str(chosen))
     write_file(target, overlay(found))
     show(as_json, {**content, "drawing": str(target)}, [*evidence_text(content).split("\n"), str(out)])
@@ -160,6 +160,7 @@ def similar(
       vggfeat similar /disk/run --query 000012 --index run.index
       vggfeat similar voc2007.h5 --query holiday.jpg --weights D.safetensors --out like.html --root VOCdevkit
     """
+    from vggfeat.descriptor_stream import paper_join
     from vggfeat.results.features import similar_json, similar_page, similar_text
     from vggfeat.results.page import check_page_place, write_page
     from vggfeat.similar import DescriptorSettings, nearest, nearest_by_index, open_index
@@ -175,12 +176,12 @@ def similar(
     if out is not None:
         check_page_place(out, [file, *filter(None, (images,)), query, *net_files(weights)])
         make_folder(out.parent)
-    settings = DescriptorSettings(
-        join=descriptors.join or default_join(file),  # type: ignore[arg-type]
-        normalisation=descriptors.normalisation,  # type: ignore[arg-type]
-        regions=descriptors.regions,
-    )
     with open_features(file) as features:
+        settings = DescriptorSettings(
+            join=descriptors.join or paper_join(features),  # type: ignore[arg-type]
+            normalisation=descriptors.normalisation,  # type: ignore[arg-type]
+            regions=descriptors.regions,
+        )
         row, descriptor = _descriptor(features, query, settings, weights, device, known=place is None)
         own = () if row is None else (row,)
         if place is None:
@@ -212,5 +213,5 @@ def _descriptor(
     if row is not None:
         return query_of_row(features, features.dataset.ids[row], settings)
     net = find_net(str(features.path), features.provenance, weights)
-    made = extract_query(features, Path(query), net, device or default_device(), regions=settings.regions)
+    made = extract_query(features, Path(query), net, device, regions=settings.regions)
     return None, settings.describe(features, made)[0]

@@ -8,7 +8,7 @@ The maps of one image can be had as they are, too: nothing is averaged then, and
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.checks import check_choice, whole
+from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError, ImageError, ResourceError, out_of_memory
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
 from vggfeat.forward.settings import Batching, ForwardSettings, Size
 from vggfeat.nets.backbone import MapInfo, Net
 from vggfeat.nets.transforms import inside, mirror, mirror_padded, rescaled_size
+from vggfeat.runtime.devices import default_batch_pixels
 from vggfeat.samples import DataSet
 from vggfeat.weights import Backbone
 
@@ -31,7 +33,8 @@ Region = Literal["image", "box"]
 class ExtractionSettings(ForwardSettings):
     """Everything that decides the value of a feature, apart from the weights and the images.
 
-    The paper's scales are {256, 384, 512} on Caltech, and 640 and 768 as well on VOC.
+    The paper's scales are {256, 384, 512} on Caltech, and 640 and 768 as well on VOC (Appendix B); `for_dataset` takes
+    what it took for a data set.
     """
 
     regions: tuple[Region, ...] = ("image",)
@@ -42,6 +45,30 @@ class ExtractionSettings(ForwardSettings):
     batching: Batching = "size"
     """size: images of equal size run together. padded: those of similar size too, with zeros next to the smaller ones
     that no position of theirs sees changed; fewer and larger batches for a GPU, the same features up to rounding."""
+
+    @classmethod
+    def for_dataset(cls, name: str, device: str = "cpu", **others: Any) -> Self:
+        """Return what the command line takes: the paper's scales and regions for a data set, and the device's batches.
+
+        Parameters
+        ----------
+        name : str
+            Of the data set, see `vggfeat.open_dataset`; one that is not of the paper gets the paper's for Caltech, the
+            whole image at three scales.
+        device : str
+            Where the net will run, by which `batch_pixels` is chosen: it decides the last bits of features.
+        others
+            Other fields of this class, and those of the above that are to differ; None stands for the default.
+
+        Raises
+        ------
+        ConfigError
+            If settings are not allowed, or do not go together.
+        """
+        record = DATASETS.get(name, DATASETS["folder"])
+        chosen: dict[str, Any] = {"scales": record.scales, "regions": record.regions}
+        chosen["batch_pixels"] = default_batch_pixels(device)
+        return cls(**(chosen | {field: value for field, value in others.items() if value is not None}))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,8 +136,8 @@ class FeatureHead:
         return narrowest_strip(model, size, self.layer), 2 * size[0] * size[1]
 
 
-def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str = "cpu") -> BatchRunner:
-    """Put a net on a device, ready to turn images into features.
+def feature_runner(backbone: Backbone, settings: ExtractionSettings, device: str | None = None) -> BatchRunner:
+    """Put a net on a device, a CUDA GPU if there is one by default, ready to turn images into features.
 
     ConfigError if the net has no such layer, or the device is not there or can't compute in that precision.
     """

@@ -98,7 +98,7 @@ class PosteriorHead:
 
 
 def posterior_runner(
-    backbone: Backbone, settings: PosteriorSettings, device: str = "cpu", order: NDArray[np.int64] | None = None
+    backbone: Backbone, settings: PosteriorSettings, device: str | None = None, order: NDArray[np.int64] | None = None
 ) -> BatchRunner:
     """Put a net on a device, ready to turn images into class posteriors, (S, 1, K) an image.
 

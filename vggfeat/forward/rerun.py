@@ -17,7 +17,7 @@ from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.devices import has_precision
+from vggfeat.runtime.devices import default_device, has_precision
 from vggfeat.weights import Backbone, load_backbone
 from vggfeat.weights.importing import hash_file
 from vggfeat.weights.sources import BUNDLED, find_file, weights_folder
@@ -74,7 +74,7 @@ def rerun_net(
     provenance: Mapping[str, Any],
     scales: Sequence[int],
     net: Backbone,
-    device: str = "cpu",
+    device: str | None = None,
     *,
     exact: bool = False,
 ) -> tuple[BatchRunner, DecodeSettings]:
@@ -87,7 +87,8 @@ def rerun_net(
     scales : sequence of int
         Q.
     net : Backbone
-    device : str
+    device : str, optional
+        cpu, cuda, cuda:1, ..., mps; a CUDA GPU if there is one by default.
     exact : bool
         In fp32, whatever the precision of the run was. It stands anyway for one that the device has not.
 
@@ -96,6 +97,7 @@ def rerun_net(
     StoreError
         If the provenance doesn't say.
     """
+    device = device or default_device()
     settings = _settings(where, provenance, scales, device)
     runner = feature_runner(net, replace(settings, precision="fp32") if exact else settings, device)
     limits = provenance.get("decode", {})

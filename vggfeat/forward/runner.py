@@ -126,7 +126,7 @@ class BatchRunner:
         backbone: Backbone,
         settings: ForwardSettings,
         head: Head,
-        device: str = "cpu",
+        device: str | None = None,
         *,
         regions: Sequence[str] = ("image",),
         batching: Batching = "size",

@@ -36,14 +36,15 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def checked_device(name: str, precision: str = "fp32") -> "torch.device":
-    """Return the device of that name.
+def checked_device(name: str | None, precision: str = "fp32") -> "torch.device":
+    """Return the device of that name; without one a CUDA GPU if there is one, else the CPU.
 
     ConfigError if it is neither the CPU nor a device of CUDA or of Apple (mps) that answers, or lacks that precision;
     see `has_precision`.
     """
     import torch
 
+    name = name or default_device()
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):

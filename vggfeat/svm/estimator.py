@@ -82,7 +82,7 @@ class LinearOneVsRest(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : (n, D)
-        y : (n,) labels of two classes or more, or (n, K) indicator matrix of 0 and 1
+        y : array (n,) of labels of two classes or more, or indicator matrix (n, K) of 0 and 1
         sample_weight : (n,), optional
             Factor to C of each row, not negative; 0 leaves it out.
 
@@ -237,7 +237,7 @@ class LinearOneVsRestCV(LinearOneVsRest):
         Parameters
         ----------
         X : (n, D)
-        y : (n,) labels of two classes or more, or (n, K) indicator matrix of 0 and 1
+        y : array (n,) of labels of two classes or more, or indicator matrix (n, K) of 0 and 1
 
         Raises
         ------
