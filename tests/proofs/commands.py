@@ -100,8 +100,9 @@ CASES = (
          *located(made), *QUIETLY, "--out", out], "drawn", needs=("boxes",)),
     Case("train", train, "net", needs=("ilsvrc",), same="**/*.safetensors", codes=(6, 8)),
     Case("localise train", train_boxes, "boxes", needs=("net",), same="**/*.safetensors", codes=(6, 8)),
-    Case("data synth", lambda made, out: ["data", "synth", "ilsvrc", "--size", "tiny", "--root", out], "ilsvrc"),
-    Case("data synth", lambda made, out: ["data", "synth", "caltech101", "--size", "tiny", "--root", out], "caltech"),
+    *(Case("data synth", lambda made, out, name=name: ["data", "synth", name, "--size", "tiny", "--quiet", "--root",
+           out], out)
+      for name, out in (("ilsvrc", "ilsvrc"), ("caltech101", "caltech"))),
     Case("data splits", lambda made, out: ["data", "splits", "caltech101", "--root", made / "caltech", "--out", out],
          "splits", needs=("caltech",)),
     Case("data pack", lambda made, out: ["data", "pack", "--root", made / "ilsvrc", "--side", "40", "--shard-images",
@@ -128,6 +129,8 @@ def writing() -> Iterator[str]:
 
 def run(options: Options) -> Report:
     report, rng = Report(), random.Random(options.seed)
+    unknown = set(options.words) - {case.command for case in CASES}
+    report.check(not unknown, f"expected commands that write, found {', '.join(sorted(unknown))}")
     cases = [case for case in CASES if not options.words or case.command in options.words]
     if not options.full and not options.words:
         cases = [case for case in CASES if case.out in ("run", "applied", "x.npz")]
