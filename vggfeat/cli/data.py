@@ -43,8 +43,9 @@ class ListOptions:
         "may be given several times.")  # fmt: skip
     one_hot: tuple[str, ...] | None = option(type=WORDS,
         help="In a list, headings of columns of 0 and 1 that are a class each.")  # fmt: skip
-    label_separator: str | None = option(type=[";", "|", ",", "none"],
-        help="In a list, between several labels of an image. [; in a column called labels]")  # fmt: skip
+    label_separator: str | None = option(type=[";", "|", ",", "none"], metavar="SEPARATOR",
+        help="In a list, what stands between several labels of an image: ';', '|', ',' or none. [';' in a column "
+        "called labels]")  # fmt: skip
     encoding: str | None = option(help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
     sheet: str | None = option(help="Of a list in an Excel workbook. [the only one with content]")
 

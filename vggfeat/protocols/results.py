@@ -175,7 +175,7 @@ class Result:
     submission: Submission | None = None
     final: FinalModel | None = None
     interval: Interval | None = None
-    """Of the headline, over the tested images or groups; None where nobody has asked for it."""
+    """Of the headline, over resamples of the tested images or groups; `run_protocol` always gives one."""
     learning_curve: "LearningCurve | None" = None
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know, a sentence each."""

@@ -109,11 +109,8 @@ def equal_blocks(
 
 
 def threads_for(jobs: int) -> int:
-    """Return how many threads a number of jobs is: -1 is one a core, -2 one less, and so on.
-
-    Processes that torchrun started share the cores of a machine.
-    """
-    return jobs if jobs > 0 else max(1, (cores() + 1 + jobs) // processes_here())
+    """Return how many threads a number of jobs is: -1 is one a core, shared out among the processes of torchrun here."""
+    return jobs if jobs > 0 else max(1, cores() // processes_here())
 
 
 def blocks_of(x: NDArray[np.floating] | Blocks) -> Blocks:
