@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "vggfeat"
 
 # Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
 FLOORS = (
-    {"errors", "wording"},
+    {"errors", "lazy", "wording"},
     {"checks"},
     {"runtime"},
     {"samples", "formats", "nets", "metrics", "svm", "descriptors"},

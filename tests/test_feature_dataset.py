@@ -47,6 +47,16 @@ def test_a_run_gives_what_its_one_file_gives(run, one_file, join, split):
     theirs.close()
 
 
+@pytest.mark.parametrize("regions", [["box"], ["box", "image"]])
+def test_regions_are_chosen_as_load_features_chooses_them(tmp_path, regions):
+    features = np.arange(4 * 2 * 2 * 3, dtype=np.float32).reshape(4, 2, 2, 3)
+    path = write_file(tmp_path / "x.h5", features)
+    dataset, expected = vggfeat.FeatureDataset(path, regions=regions), vggfeat.load_features(path, regions=regions)
+    assert np.stack([row for row, _ in dataset]).tobytes() == expected.descriptors.tobytes()
+    with pytest.raises(ConfigError, match="regions: expected some of image, box"):
+        vggfeat.FeatureDataset(path, regions=["face"])
+
+
 # A worker that is spawned loads PyTorch, so that one must do.
 @pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
 def test_workers_give_the_bits_of_none(run, start, workers):

@@ -4,11 +4,11 @@ Importing this package loads neither PyTorch nor any other heavy library; the na
 """
 
 import logging
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vggfeat import errors as errors
 from vggfeat.errors import VggfeatError
+from vggfeat.lazy import lazy_names
 
 # What is worth a note goes to loggers below "vggfeat"; a program that sets up no logging sees nothing.
 logging.getLogger("vggfeat").addHandler(logging.NullHandler())
@@ -51,21 +51,24 @@ __all__ = [
     "top_k_error",
 ]
 
-_MODULES = {
-    "datasets.catalogue": ("open_dataset",),
-    "descriptors": ("join_features",),
-    "estimator": ("Extractor",),
-    "extract": ("RunSettings", "extract_features"),
-    "feature_dataset": ("FeatureDataset",),
-    "forward.features": ("ExtractionSettings",),
-    "images.decode": ("DecodeSettings",),
-    "metrics": ("average_precision", "confusion", "mean_class_recall", "top_k_error"),
-    "nets.vgg": ("VGG",),
-    "protocols.rules": ("run_protocol",),
-    "store.reader": ("FeatureFile",),
-    "table": ("load_features", "read_descriptors"),
-    "weights": ("load_backbone", "save_weights"),
-}
+_lazy_name = lazy_names(
+    __name__,
+    {
+        "vggfeat.datasets.catalogue": ("open_dataset",),
+        "vggfeat.descriptors": ("join_features",),
+        "vggfeat.estimator": ("Extractor",),
+        "vggfeat.extract": ("RunSettings", "extract_features"),
+        "vggfeat.feature_dataset": ("FeatureDataset",),
+        "vggfeat.forward.features": ("ExtractionSettings",),
+        "vggfeat.images.decode": ("DecodeSettings",),
+        "vggfeat.metrics": ("average_precision", "confusion", "mean_class_recall", "top_k_error"),
+        "vggfeat.nets.vgg": ("VGG",),
+        "vggfeat.protocols.rules": ("run_protocol",),
+        "vggfeat.store.reader": ("FeatureFile",),
+        "vggfeat.table": ("load_features", "read_descriptors"),
+        "vggfeat.weights": ("load_backbone", "save_weights"),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -73,10 +76,7 @@ def __getattr__(name: str) -> Any:
         from vggfeat.runtime.devices import library_version
 
         return library_version("vggfeat")
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"vggfeat.{module}"), name)
-    raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
+    return _lazy_name(name)
 
 
 def __dir__() -> list[str]:

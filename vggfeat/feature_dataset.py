@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vggfeat.checks import check_choice
-from vggfeat.descriptor_stream import paper_join
+from vggfeat.descriptor_stream import paper_join, region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features
 from vggfeat.errors import StoreError
 from vggfeat.runtime.storage import is_remote, root_text
@@ -46,6 +46,8 @@ class FeatureDataset(Dataset[Pair]):
         Over scales; as the paper joins them for the data set in the file by default, see `vggfeat.read_descriptors`.
     normalisation : "blocks", "whole" or "none"
         See `vggfeat.descriptors`.
+    regions : sequence of str, optional
+        Which of the stored regions to stack, in this order; all by default.
     failed : "raise" or "drop"
         What to do where an image could not be read.
 
@@ -62,7 +64,7 @@ class FeatureDataset(Dataset[Pair]):
         If the file or a shard is missing or damaged, or an image failed and `failed` is "raise". Also when an entry is
         read, if other features have taken the place of these in the meantime.
     ConfigError
-        If a split is not in the file, a setting is not allowed, or the run keeps too little for `join`.
+        If a split or region is not in the file, a setting is not allowed, or the run keeps too little for `join`.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FeatureDataset(Dataset[Pair]):
         *,
         join: Join | None = None,
         normalisation: Normalisation = "blocks",
+        regions: Sequence[str] | None = None,
         failed: Failed = "raise",
     ) -> None:
         check_choice("failed", failed, get_args(Failed))
@@ -81,6 +84,7 @@ class FeatureDataset(Dataset[Pair]):
         with open_features(self.path) as file:
             self.join: Join = join or paper_join(file)
             check_scales(file, self.join)
+            self._regions = region_numbers(file, regions)
             join_features(np.zeros((0, *file.shape.dims), np.float32), self.join, normalisation)
             file.check()
             data, ok, self._made_of = file.dataset, file.status == Status.DONE, _identity(file)
@@ -99,7 +103,7 @@ class FeatureDataset(Dataset[Pair]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
         """Return the entries of a batch, which are read together."""
-        features = self._file().read(self._rows[list(indices)])
+        features = self._file().read(self._rows[list(indices)])[:, :, self._regions]
         descriptors = torch.from_numpy(join_features(features, self.join, self.normalisation))
         return [(one, self._labels[index]) for one, index in zip(descriptors, indices, strict=True)]
 

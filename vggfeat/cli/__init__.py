@@ -6,9 +6,10 @@ It listens to signals before it loads click and the commands, so importing this 
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vggfeat.cli.signals import line, listen, stop_listening, stopped
+from vggfeat.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vggfeat.cli.main import EXIT_CODES, group, run
@@ -31,9 +32,4 @@ def entry_point(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from vggfeat.cli import main as commands
-
-        return getattr(commands, name)
-    raise AttributeError(f"module 'vggfeat.cli' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"vggfeat.cli.main": ("EXIT_CODES", "group", "run")})

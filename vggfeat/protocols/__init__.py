@@ -3,8 +3,9 @@
 The names below are loaded when they are first used: who trains does not load what applies a model.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vggfeat.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vggfeat.protocols.apply import Predictions, PredictionSettings, apply_model, open_model
@@ -22,16 +23,12 @@ __all__ = [
     "run_protocol",
 ]
 
-_MODULES = {
-    "apply": ("PredictionSettings", "Predictions", "apply_model", "open_model"),
-    "results": ("Result",),
-    "rules": ("run_protocol",),
-    "settings": ("ProtocolSettings",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"vggfeat.protocols.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vggfeat.protocols.apply": ("PredictionSettings", "Predictions", "apply_model", "open_model"),
+        "vggfeat.protocols.results": ("Result",),
+        "vggfeat.protocols.rules": ("run_protocol",),
+        "vggfeat.protocols.settings": ("ProtocolSettings",),
+    },
+)

@@ -11,9 +11,9 @@ intercept and weights are those that LIBLINEAR and scikit-learn's `LinearSVC` ta
 The names below are loaded when they are first used, so that the table of solvers can be read without NumPy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vggfeat.lazy import lazy_names
 from vggfeat.svm.settings import SOLVERS, SvmSettings
 
 if TYPE_CHECKING:
@@ -38,16 +38,12 @@ __all__ = [
     "save_model",
 ]
 
-_MODULES = {
-    "estimator": ("LinearOneVsRest", "LinearOneVsRestCV"),
-    "arrays": ("check_device",),
-    "model": ("LinearModel", "Sweep", "load_model", "save_model"),
-    "solve": ("Split", "SvmProblemSet", "check_costs", "fittable_classes"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"vggfeat.svm.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vggfeat.svm.estimator": ("LinearOneVsRest", "LinearOneVsRestCV"),
+        "vggfeat.svm.arrays": ("check_device",),
+        "vggfeat.svm.model": ("LinearModel", "Sweep", "load_model", "save_model"),
+        "vggfeat.svm.solve": ("Split", "SvmProblemSet", "check_costs", "fittable_classes"),
+    },
+)

@@ -109,7 +109,7 @@ def equal_blocks(
 
 
 def threads_for(jobs: int) -> int:
-    """Return how many threads a number of jobs is: -1 is one a core, shared out among the processes of torchrun here."""
+    """Return how many threads a number of jobs is: -1 is one a core, shared out among processes of torchrun."""
     return jobs if jobs > 0 else max(1, cores() // processes_here())
 
 
