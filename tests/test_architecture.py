@@ -1,14 +1,15 @@
-"""The law of the house, read from the source: rooms import from lower floors only, and libraries have doorways."""
+"""What may import what, read from the source: packages import from lower layers only, and libraries belong to some."""
 
 import ast
+import re
 import sys
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "vggfeat"
 
-# Floor by floor, the lowest first: a room imports from lower floors only; rooms of one floor do not know each other.
-FLOORS = (
+# The lowest first: a package, or a module beside the packages, imports from lower layers only.
+LAYERS = (
     {"errors", "lazy", "wording"},
     {"checks"},
     {"runtime"},
@@ -28,9 +29,12 @@ FLOORS = (
     {"benchmarks"},
     {"cli"},
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | {"__init__": 99, "__main__": 99}
-# Library: the rooms, or modules of rooms, that may import it.
-DOORWAYS = {
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages} | {
+    "__init__": 99,
+    "__main__": 99,
+}
+# Library: the packages, or modules, that may import it.
+ALLOWED = {
     "torch": {"nets", "weights", "forward", "feature_dataset", "training", "extract", "localisation", "classification",
               "explain",
               "runtime.distributed", "runtime.rendezvous", "runtime.devices", "svm", "benchmarks"},
@@ -99,31 +103,38 @@ def imports(path: Path, *, top_only: bool = False) -> set[str]:
     return found
 
 
-def test_every_room_has_a_floor():
-    assert {module.partition(".")[0] for module in FILES} == set(FLOOR)
+def test_every_package_has_a_layer():
+    assert {module.partition(".")[0] for module in FILES} == set(LAYER)
+
+
+def test_the_layers_are_those_in_the_documents():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", page, re.M)
+    assert [int(number) for number, _ in rows] == list(range(len(LAYERS)))
+    assert [set(re.findall("`(\\w+)`", text)) for _, text in rows] == [set(packages) for packages in LAYERS]
 
 
 def test_imports_go_down():
     wrong = []
     for module, path in FILES.items():
-        room = module.partition(".")[0]
+        package = module.partition(".")[0]
         for name in imports(path):
             top, _, rest = name.partition(".")
             other = rest.partition(".")[0]
-            # Without another room it is the package itself.
-            if top == "vggfeat" and other != room and (not other or FLOOR[other] >= FLOOR[room]):
+            # Without another package it is vggfeat itself.
+            if top == "vggfeat" and other != package and (not other or LAYER[other] >= LAYER[package]):
                 wrong.append(f"{module} imports {name}")
     assert not wrong
 
 
-def test_every_library_has_its_doorways():
+def test_libraries_are_imported_where_they_belong():
     wrong = []
     for module, path in FILES.items():
-        room = module.partition(".")[0]
+        package = module.partition(".")[0]
         tops = {name.partition(".")[0] for name in imports(path)} - {"vggfeat"} - sys.stdlib_module_names
-        wrong += [f"{module} imports {top}" for top in tops if not DOORWAYS.get(top, set()) & {"*", room, module}]
+        wrong += [f"{module} imports {top}" for top in tops if not ALLOWED.get(top, set()) & {"*", package, module}]
         early = {name.partition(".")[0] for name in imports(path, top_only=True)}
-        heavy = early & (LATE | LATE_IN.get(room, set()))
+        heavy = early & (LATE | LATE_IN.get(package, set()))
         wrong += [f"{module}: {name}: to be imported inside the function that needs it" for name in heavy]
     assert not wrong
 
