@@ -45,7 +45,7 @@ ALLOWED = {
             "benchmarks", "estimator"},
     "click": {"cli"},
     "rich": {"cli", "estimator"},
-    "aiohttp": {"runtime.addresses"},
+    "aiohttp": {"runtime.http_client"},
     "ray": {"engines.ray_engine"},
     "fsspec": {"runtime.addresses"},
     "IPython": {"estimator"},

@@ -18,7 +18,7 @@ from vggfeat.datasets.catalogue import open_dataset
 from vggfeat.errors import StoreError
 from vggfeat.extract import RunSettings, extract_features
 from vggfeat.forward.features import ExtractionSettings
-from vggfeat.store.parts import failures_path
+from vggfeat.store.failures import failures_path
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import random_backbone

@@ -24,7 +24,7 @@ from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.rerun import IMAGES, cosines
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodeSettings, Request, decode
-from vggfeat.store.parts import failures_path
+from vggfeat.store.failures import failures_path
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.weights import load_backbone, random_backbone, save_weights

@@ -32,7 +32,7 @@ from vggfeat.runtime.storage import open_storage
 from vggfeat.samples import DataSet, Task
 from vggfeat.similar import DescriptorSettings, extract_query, nearest, query_of_row
 from vggfeat.store import planning
-from vggfeat.store.parts import failures_path
+from vggfeat.store.failures import failures_path
 from vggfeat.store.plan import PlanSettings, read_plan, shard_path
 from vggfeat.store.reader import FeatureFile
 from vggfeat.store.shard_files import read_shard

@@ -34,9 +34,10 @@ from vggfeat.runtime.distributed import World
 from vggfeat.runtime.output_paths import check_name
 from vggfeat.runtime.rendered import RENDERED, is_rendered
 from vggfeat.samples import DataSet, LabelledImages
-from vggfeat.store.identity import IMAGE_SIZES, Kept, RunTicket, gone_from, same_rows
+from vggfeat.store.failures import tally
+from vggfeat.store.identity import IMAGE_SIZES, RunTicket
+from vggfeat.store.kept import Kept, gone_from, same_rows
 from vggfeat.store.layout import Block, Shape, Status
-from vggfeat.store.parts import tally
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.summary import Summary, summarise
 from vggfeat.weights import Backbone

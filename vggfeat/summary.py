@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vggfeat.forward.rerun import LEAST_COSINE
 from vggfeat.samples import Box
+from vggfeat.store.failures import failures_path, tally
 from vggfeat.store.identity import resolved
 from vggfeat.store.layout import Status
-from vggfeat.store.parts import failures_path, tally
 from vggfeat.store.reader import FeatureFile, count_reasons
 from vggfeat.wording import counted
 

@@ -24,7 +24,7 @@ from vggfeat.errors import StoreError, WeightsError
 from vggfeat.extract import RunSettings, extract_features
 from vggfeat.forward.features import ExtractionSettings
 from vggfeat.runtime.durable import DISK
-from vggfeat.store.parts import failures_path, tally, write_failures
+from vggfeat.store.failures import failures_path, tally, write_failures
 from vggfeat.store.reader import count_reasons
 from vggfeat.store.writer import FeatureWriter
 from vggfeat.training.checkpoints import Checkpoints

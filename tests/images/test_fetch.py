@@ -20,7 +20,7 @@ from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request, decode
 from vggfeat.images.fetch import FetchSettings, fetched
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.addresses import is_public
+from vggfeat.runtime.http_client import is_public
 from vggfeat.runtime.storage import StorageSettings
 
 WHOLE = (None,)

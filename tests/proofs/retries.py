@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from crash_runs import killing
-from vggfeat.store.parts import failures_path
+from vggfeat.store.failures import failures_path
 
 from .common import Job, Options, Report, digest, scratch
 

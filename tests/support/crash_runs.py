@@ -18,8 +18,8 @@ from feature_rows import FAILED, KEY, PROVENANCE, finish, finished, make_block, 
 from vggfeat.errors import StoreError
 from vggfeat.runtime.durable import Files
 from vggfeat.store import reader as store
+from vggfeat.store.failures import failures_path
 from vggfeat.store.layout import Shape
-from vggfeat.store.parts import failures_path
 from vggfeat.store.writer import FeatureWriter
 
 FILES = ("create", "write", "truncate", "sync", "rename", "remove")

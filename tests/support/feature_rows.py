@@ -12,8 +12,8 @@ import numpy as np
 
 from vggfeat.runtime.durable import DISK
 from vggfeat.samples import DataSet, Task
+from vggfeat.store.failures import failures_path
 from vggfeat.store.layout import Block, Shape, Status
-from vggfeat.store.parts import failures_path
 from vggfeat.store.writer import FeatureWriter
 
 SHAPE = Shape(scales=(256, 384), regions=("image", "box"), channels=5)

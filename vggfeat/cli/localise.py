@@ -153,7 +153,7 @@ def evaluate(
     from vggfeat.results.ilsvrc import localisation_record, write_localisation
     from vggfeat.results.paper import is_official_set, paper_box_errors
     from vggfeat.runtime.distributed import open_world
-    from vggfeat.store.parts import failures_path
+    from vggfeat.store.failures import failures_path
 
     journal, quiet = out / "images.jsonl", quiet or not is_main()
     inputs = [*files, *net_files(classifier, *boxes.specs)]

@@ -19,13 +19,14 @@ from vggfeat.wording import counted
 def read(root: Path, layout: Layout | None = None) -> DataSet:
     """Read a folder of images.
 
-    Raises DatasetError if there is no image, images lie both in class folders and next to them, or the first level may
-    be splits as well as classes.
-
-    `root`: the first level of folders names the classes, and images at any depth below belong to them; or the first
-    level is splits, and the second names the classes; or all images lie directly in the root (or in the split folders),
-    and there are no labels. `vggfeat.datasets.levels.find_level` tells which.
-    `layout` ("splits" or "classes"): what the first level is.
+    Parameters
+    ----------
+    root : Path
+        The first level of folders names the classes, and images at any depth below belong to them; or the first level
+        is splits, and the second names the classes; or all images lie directly in the root (or in the split folders),
+        and there are no labels.
+    layout : "splits" or "classes", optional
+        What the first level is; by default `vggfeat.datasets.levels.find_level` tells.
 
     Returns
     -------
@@ -34,6 +35,12 @@ def read(root: Path, layout: Layout | None = None) -> DataSet:
         folders are followed, but no folder is read twice. Hidden names and __MACOSX are passed over. Anything
         with an image's suffix is listed, even if it can't be opened, so that it is reported and not lost;
         notes count the rest.
+
+    Raises
+    ------
+    DatasetError
+        If there is no image, images lie both in class folders and next to them, or the first level may be splits as
+        well as classes.
     """
     root = Path(root)
     found = walk(root)

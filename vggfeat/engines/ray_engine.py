@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vggfeat.engines.engine import Handout, Progress, ShardTask
+from vggfeat.engines.engine import Progress, ShardTask
+from vggfeat.engines.handout import Handout
 from vggfeat.errors import ConfigError, ResourceError, VggfeatError
 from vggfeat.extract_plan import ShardResult
 from vggfeat.forward.rerun import find_weights

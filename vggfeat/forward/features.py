@@ -18,8 +18,9 @@ from torch import Tensor
 from vggfeat.checks import check_choice, whole
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError, ImageError, ResourceError, out_of_memory
+from vggfeat.forward.batching import Batching, Size
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
-from vggfeat.forward.settings import Batching, ForwardSettings, Size
+from vggfeat.forward.settings import ForwardSettings
 from vggfeat.nets.backbone import MapInfo, Net
 from vggfeat.nets.transforms import inside, mirror, mirror_padded, rescaled_size
 from vggfeat.runtime.devices import default_batch_pixels

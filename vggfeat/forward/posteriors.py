@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggfeat.checks import check_choice
+from vggfeat.forward.batching import Size
 from vggfeat.forward.features import mean_over_mirrors, narrowest_strip, spatial_mean, with_mirrors
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, to_device
-from vggfeat.forward.settings import ForwardSettings, Size
+from vggfeat.forward.settings import ForwardSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.runtime.devices import checked_device
 from vggfeat.store.layout import POSTERIORS

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ImageError, out_of_memory
-from vggfeat.forward.settings import Batching, ForwardSettings, Size, by_size, padded, tensor_size
+from vggfeat.forward.batching import Batching, Size, by_size, padded, tensor_size
+from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.inference import with_winograd

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vggfeat.checks import check_choice, keep_kinds
 from vggfeat.errors import ConfigError
-from vggfeat.forward.settings import Size
+from vggfeat.forward.batching import Size
 
 Weighting = Literal["score", "count"]
 

@@ -29,8 +29,8 @@ from vggfeat.runtime.distributed import World
 from vggfeat.runtime.durable import DISK, disk_errors
 from vggfeat.runtime.journal import Journal, Loose
 from vggfeat.samples import LabelledImages
+from vggfeat.store.failures import tally, write_failures
 from vggfeat.store.identity import IMAGE_SIZES, differences, higher_limit, other_process
-from vggfeat.store.parts import tally, write_failures
 from vggfeat.weights import Backbone
 from vggfeat.wording import counted, with_bytes
 

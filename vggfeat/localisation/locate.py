@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.errors import ConfigError, ImageError
+from vggfeat.forward.batching import Size
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner
-from vggfeat.forward.settings import Size
 from vggfeat.images.decode import DecodedImage
 from vggfeat.localisation.boxes import boxes_from_map, merge, window_frames
 from vggfeat.localisation.maps import LocaliseSettings, crop_place, crop_runner, dense_maps, map_runner

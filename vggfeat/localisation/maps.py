@@ -14,12 +14,14 @@ from torch import Tensor
 
 from vggfeat.checks import keep_kinds
 from vggfeat.errors import ConfigError
+from vggfeat.forward.batching import Size
 from vggfeat.forward.features import dense_map, narrowest_strip
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, wait_for
-from vggfeat.forward.settings import ForwardSettings, Precision, Size
+from vggfeat.forward.settings import ForwardSettings
 from vggfeat.localisation.boxes import MergeSettings
 from vggfeat.nets.backbone import Net
 from vggfeat.nets.transforms import Interpolation, rescaled_size
+from vggfeat.runtime.devices import Precision
 from vggfeat.weights import Backbone
 
 

@@ -29,9 +29,10 @@ from vggfeat.runtime.distributed import World, open_world
 from vggfeat.samples import ClassificationSet, LabelledImages
 from vggfeat.training import data as training_data
 from vggfeat.training.crops import Crops
+from vggfeat.training.feed import ImageFeed
 from vggfeat.training.objective import Validation
 from vggfeat.training.recipe import Recipe, TrainingSettings
-from vggfeat.training.train import ImageFeed, learn
+from vggfeat.training.train import learn
 from vggfeat.training.trainer import Outcome, Progress
 from vggfeat.weights import Backbone
 
@@ -222,19 +223,13 @@ class BoxFeed(ImageFeed):
     def __init__(
         self, data: BoxData, recipe: BoxRecipe, mean: tuple[float, float, float], world: World, decoder: Decoder
     ) -> None:
-        self._targets = (
+        targets = (
             BoxTargets(data.images.train, data.train, recipe, training=True),
             BoxTargets(data.images.val, data.val, recipe, training=False),
         )
-        super().__init__(data.images, recipe.training, world, decoder, self._targets)
+        super().__init__(data.images, recipe.training, world, decoder, labels=targets, mean=mean)
         self.fingerprint |= {"boxes": data.train.fingerprint(), "validation_boxes": data.val.fingerprint()}
-        self._own_mean = mean
-
-    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Measure the colours, but keep the mean: layers that were trained with it may not learn any more."""
-        super().prepare(folder, progress)
-        self._mean = np.array(self._own_mean)
-        return self._own_mean
+        self._targets = targets
 
     def unreadable(self) -> list[tuple[str, str]]:
         """List each image once, with those of another shape than their annotation says."""

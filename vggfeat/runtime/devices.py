@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.system import Turns, c_function, cores, processes_here
@@ -19,12 +19,17 @@ _KEEPING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28}
 _BYTES_A_PIXEL = 2048
 # From the most, maps have 2^30 numbers: more, and they could no longer be counted in 32 bits.
 _GPU_PIXELS = 1 << 22, 1 << 24
-# What nets can be run in on each kind of device. cuDNN chooses by itself where it convolves as Winograd did.
-_PRECISIONS = {
+Precision = Literal["fp32", "winograd", "tf32", "bf16", "fp16"]
+"""Of the convolutions of a net that runs. winograd is float32 too, with fewer multiplications; see
+`vggfeat.nets.inference`."""
+LearningPrecision = Literal["fp32", "bf16"]
+"""Of a net that learns."""
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("fp32", "winograd", "bf16", "fp16"),
     "cuda": ("fp32", "tf32", "bf16", "fp16"),
     "mps": ("fp32", "fp16"),
 }
+"""Kind of device -> what nets can be run in on it. cuDNN chooses by itself where it convolves as Winograd did."""
 # PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
 _SWITCHES = Turns()
 
@@ -56,14 +61,14 @@ def checked_device(name: str | None, precision: str = "fp32") -> "torch.device":
             f"device: expected cpu or a CUDA device of this machine, or mps, found {name!r}: {reason}"
         ) from None
     if not has_precision(name, precision):
-        *others, last = _PRECISIONS[device.type]
+        *others, last = PRECISIONS[device.type]
         raise ConfigError(f"precision: on {device.type} expected {', '.join(others)} or {last}, found {precision}")
     return device
 
 
 def has_precision(name: str, precision: str) -> bool:
     """Say whether nets run in a precision on the device of that name."""
-    return precision in _PRECISIONS.get(name.partition(":")[0], ())
+    return precision in PRECISIONS.get(name.partition(":")[0], ())
 
 
 def layout(device: "torch.device") -> "torch.memory_format":

@@ -1,4 +1,4 @@
-"""What stands next to a feature file: the list of images that failed, and the folder OUT.parts/ of an unfinished one.
+"""The folder OUT.parts/ next to an unfinished feature file.
 
     LOCK            held while a run is alive, by all its processes
     inputs.jsonl    id and path of every row, as they were at the beginning
@@ -9,7 +9,7 @@
 
 The manifest is written last and removed first: a folder without one has nothing worth keeping. A shard is an HDF5 file
 behind 512 bytes of its own (an HDF5 user block), which hold the SHA-256 of the rest. So damage is found before HDF5
-sees any of it. A reason of a row reads "reason: message".
+sees any of it.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +38,16 @@ from vggfeat.formats.hdf5 import (
     text_width,
     write_text_attribute,
 )
-from vggfeat.runtime.durable import Files, atomic_write, open_bounded, read_bounded
+from vggfeat.runtime.durable import Files, atomic_write, read_bounded
 from vggfeat.runtime.locks import Lock, sole_writer
-from vggfeat.samples import DataSet, LabelledImages
-from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, Status, checked, dims_of
-from vggfeat.store.reader import FeatureFile, count_reasons
+from vggfeat.samples import DataSet
+from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, checked, dims_of
 
 HEAD = 512
 """Bytes before the HDF5 file of a shard."""
 _SHARD_FORMAT = "vggfeat-shard 1"
 _OURS = re.compile(r"s\d+\.h5(\.bad)?|inputs\.jsonl|manifest\.json|retrying|[a-z0-9.]+\.tmp")
 _LARGEST_MANIFEST = 1 << 20
-_FIELDS = ("id", "path", "reason", "message")
-"""Of a line of the list of failures."""
-_LONGEST_LINE = 1 << 20
 _ROWS_AT_A_TIME = 4096
 
 
@@ -269,95 +264,3 @@ def _head(image: bytes | memoryview) -> bytes:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def tally(*, total: int, done: int, resumed: int, reasons: Iterable[str]) -> str:
-    """Say in a line how far a run has come.
-
-    Parameters
-    ----------
-    total : int
-        Images in all.
-    done : int
-        Of these, how many are finished, whether they failed or not.
-    resumed : int
-        Of these, how many earlier runs had finished.
-    reasons : iterable of str
-        One for each that failed.
-    """
-    counts = count_reasons(reasons)
-    failed = sum(counts.values())
-    found = [f"{done - failed} of {total} images done"]
-    if failed:
-        found.append(f"{failed} failed ({', '.join(f'{count} {reason}' for reason, count in counts.items())})")
-    if done < total:
-        found.append(f"{total - done} left")
-    if resumed:
-        found.append(f"{resumed} by earlier runs")
-    return ", ".join(found)
-
-
-def failures_path(out: Path) -> Path:
-    """Name the list of failures of a feature file.
-
-    It has the whole name of the file in its own, as the folder of its parts has: several files may stand in one folder.
-    """
-    return out.with_name(f"{out.name}.failures.jsonl")
-
-
-def is_failures_list(path: Path) -> bool:
-    """Say whether a file is a list of failures, by its first line; OSError if it can't be read."""
-    try:
-        with open_bounded(path) as file:
-            return list(json.loads(file.readline(_LONGEST_LINE))) == list(_FIELDS)
-    except (StoreError, ValueError, TypeError, RecursionError):
-        return False
-
-
-def failures_of(out: Path) -> dict[int, str]:
-    """Read from a feature file which rows failed, and why."""
-    with FeatureFile(out) as file:
-        return {row: file.reasons[row] for row in np.flatnonzero(file.status == Status.FAILED).tolist()}
-
-
-def write_failures(
-    out: Path, dataset: DataSet | LabelledImages, failures: Mapping[int, str], *, files: Files, temp: Path | None = None
-) -> None:
-    """Write the list of failures of a feature file, if it differs; without failures there is none.
-
-    Parameters
-    ----------
-    out : Path
-        The feature file.
-    dataset : DataSet
-    failures : mapping of int to str
-        Row -> "reason: message".
-    files : Files
-        Carries out what changes the disk.
-    temp : Path, optional
-        Name of the list until it is complete; see `vggfeat.runtime.durable.atomic_write`.
-
-    Raises
-    ------
-    OSError
-        If the disk refuses.
-    """
-    path, ids = failures_path(out), dataset.ids
-    content = "".join(_line(ids[row], dataset.paths[row], failures[row]) for row in sorted(failures)).encode()
-    if not content:
-        if os.path.lexists(path):
-            files.remove(path)
-            files.sync_folder(path.parent)
-    elif not _holds(path, content):
-        with atomic_write(files, path, temp=temp) as sink:
-            sink.write(content)
-
-
-def _line(name: str, path: str, text: str) -> str:
-    reason, _, message = text.partition(": ")
-    found = dict(zip(_FIELDS, (name, path, reason, message), strict=True))
-    return f"{json.dumps(found)}\n"
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content

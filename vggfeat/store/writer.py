@@ -19,9 +19,11 @@ from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors
 from vggfeat.runtime.output_paths import check_target
 from vggfeat.samples import DataSet
 from vggfeat.store import identity
-from vggfeat.store.identity import FinishedRun, Kept, ReplaceableError, RunTicket
+from vggfeat.store.failures import failures_of, failures_path, is_failures_list, write_failures
+from vggfeat.store.identity import FinishedRun, ReplaceableError, RunTicket
+from vggfeat.store.kept import Kept
 from vggfeat.store.layout import Block, Shape, file_bytes, storable, write_feature_file
-from vggfeat.store.parts import PartsFolder, failures_of, failures_path, is_failures_list, write_failures
+from vggfeat.store.parts import PartsFolder
 from vggfeat.store.reader import FeatureFile, validate
 
 

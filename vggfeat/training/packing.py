@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 
 from vggfeat.checks import keep_kinds
-from vggfeat.datasets.ilsvrc import BEGUN, FORMAT, INDEX, columns
+from vggfeat.datasets.ilsvrc_packed import BEGUN, FORMAT, INDEX, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, shrink
 from vggfeat.images.pool import Answer, Decoder

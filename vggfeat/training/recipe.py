@@ -15,11 +15,11 @@ from vggfeat.errors import ConfigError
 from vggfeat.nets.backbone import Pool
 from vggfeat.nets.families import allocated
 from vggfeat.nets.vgg import NETS, VGG
+from vggfeat.runtime.devices import LearningPrecision
 from vggfeat.weights import Backbone
 
 Initialisation = Literal["glorot", "normal", "he"]
 Start = Literal["random", "A", "same net"]
-Precision = Literal["fp32", "bf16"]
 FROM_A = ("B", "C", "D", "E")
 """Nets that the paper starts from net A."""
 
@@ -148,7 +148,7 @@ class TrainingSettings:
     """cpu, cuda, cuda:1, ...; under torchrun, cuda stands for the GPU of each process."""
     workers: int = 2
     """Processes that decode images, for each training process; 0 decodes in the training process."""
-    precision: Precision | None = None
+    precision: LearningPrecision | None = None
     """Of convolutions and matrix products; weights and sums stay float32. None: bf16 on a GPU, fp32 on the cpu."""
     micro_batch: int | None = None
     """Images that go through the net at a time, in each process; gradients are summed over the batch. None: all of
@@ -163,7 +163,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         keep_kinds(self)
         if self.precision is not None:
-            check_choice("precision", self.precision, get_args(Precision))
+            check_choice("precision", self.precision, get_args(LearningPrecision))
         _check_range("workers", self.workers, 0, 1024)
         for name in ("checkpoint_every", "log_every"):
             _check_range(name, getattr(self, name), 1, math.inf)

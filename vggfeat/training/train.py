@@ -2,27 +2,23 @@
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vggfeat.errors import ConfigError, TrainingError
+from vggfeat.errors import TrainingError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.distributed import World, open_world
 from vggfeat.runtime.durable import DISK, Files
 from vggfeat.samples import ClassificationSet
 from vggfeat.training.checkpoints import Checkpoint
-from vggfeat.training.crops import colour_axes
-from vggfeat.training.data import BatchStream, Labels, training_batches, validation_batches
+from vggfeat.training.feed import ImageFeed
 from vggfeat.training.learner import Learner
 from vggfeat.training.objective import Classification, Objective
 from vggfeat.training.recipe import Recipe, TrainingSettings
 from vggfeat.training.run_folder import RunFolder, check_equal
-from vggfeat.training.statistics import lost_classes, pixel_statistics
 from vggfeat.training.trainer import Outcome, Progress, Stopped, Trainer, TrainingState
 from vggfeat.weights import Backbone
 
@@ -85,7 +81,7 @@ def train(
 
 def learn(
     objective: Objective,
-    feed: "ImageFeed",
+    feed: ImageFeed,
     out: Path,
     *,
     world: World,
@@ -96,12 +92,12 @@ def learn(
     files: Files = DISK,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train for any `Objective` on the batches of any `Feed`; otherwise as `train`.
+    """Train for any `Objective` on the batches of any `ImageFeed`; otherwise as `train`.
 
     Parameters
     ----------
     objective : Objective
-    feed : Feed
+    feed : ImageFeed
         Its targets are of the objective.
     world : World
         The processes of the run.
@@ -139,7 +135,7 @@ def learn(
         return trainer.train(learner, mean)
 
 
-def _identity(objective: Objective, feed: "ImageFeed") -> dict[str, Any]:
+def _identity(objective: Objective, feed: ImageFeed) -> dict[str, Any]:
     # A longer run begins as a shorter one does, so the number of steps may be another when it is resumed.
     recipe = {name: value for name, value in objective.recipe.describe().items() if name != "max_steps"}
     return {
@@ -163,84 +159,3 @@ def _check_processes(world: World, identity: dict[str, Any], recipe: Recipe, run
     said = world.gather(own)
     for rank, other in enumerate(said):
         check_equal(f"process {rank}", other, said[0], "give all processes the same command and the same images")
-
-
-class ImageFeed:
-    """Batches of this process's share of image files, and facts about them.
-
-    `classes` are in the order of the net's outputs, `fingerprint` is what tells this data set from another, ready for
-    JSON. `labels` are those of training and of validation images, None for their classes.
-    """
-
-    def __init__(
-        self,
-        data: ClassificationSet,
-        recipe: Recipe,
-        world: World,
-        decoder: Decoder,
-        labels: tuple[Labels, Labels] | None = None,
-    ) -> None:
-        if recipe.batch < world.size:
-            raise ConfigError(f"batch: expected an image for each of {world.size} processes, found {recipe.batch}")
-        self.classes, self.images, self.validation_images = data.classes, len(data.train), len(data.val)
-        self.fingerprint = {"train": data.train.fingerprint(), "validation": data.val.fingerprint()}
-        self._data, self._recipe, self._world, self._decoder = data, recipe, world, decoder
-        self._labels = labels or (None, None)
-        self._mean = self._colours = np.zeros(0)
-        self._streams: dict[str, BatchStream] = {}
-        self._unreadable: dict[str, str] = {}
-
-    def prepare(self, folder: Path, progress: Callable[[int, int], None]) -> tuple[float, ...]:
-        """Return the mean RGB pixel, 0 to 255, measured with the colours in the first process, or by an earlier run.
-
-        `folder` may keep them; `progress` is given images done and in all.
-        """
-
-        def measure() -> tuple[list[float], list[list[float]]]:
-            measured = pixel_statistics(self._data.train, self._decoder, cache=folder, progress=progress)
-            return measured.mean.tolist(), measured.covariance.tolist()
-
-        mean, covariance = self._world.on_main(measure)
-        self._mean, self._colours = np.array(mean), colour_axes(np.array(covariance))
-        return tuple(mean)
-
-    def training(self, first_step: int) -> BatchStream:
-        """Hand out endless batches of random crops, from that of `first_step` on."""
-        self._streams["training"] = training_batches(
-            self._data.train,
-            self._recipe,
-            mean=self._mean,
-            colours=self._colours,
-            decoder=self._decoder,
-            world=self._world,
-            first_step=first_step,
-            labels=self._labels[0],
-        )
-        return self._streams["training"]
-
-    def validation(self) -> BatchStream:
-        """Hand out all validation images once: centre crops at the validation scale."""
-        self.unreadable()  # Collect what the validation before has found.
-        self._streams["validation"] = validation_batches(
-            self._data.val,
-            self._recipe,
-            mean=self._mean,
-            decoder=self._decoder,
-            world=self._world,
-            labels=self._labels[1],
-        )
-        return self._streams["validation"]
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        """List (path, reason) of what this process could not read so far, each image once."""
-        for batches in self._streams.values():
-            self._unreadable.update(batches.unreadable)
-        return sorted(self._unreadable.items())
-
-    def lost(self, unreadable: Collection[str]) -> list[str]:
-        """Name the classes, and their list, of which no image is left without these paths."""
-        found = []
-        for name, images in (("training", self._data.train), ("validation", self._data.val)):
-            rows = [row for row, path in enumerate(images.paths) if path in unreadable]
-            found += [f"{cls} ({name})" for cls in lost_classes(images, rows)]
-        return found

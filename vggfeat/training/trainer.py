@@ -7,7 +7,7 @@ that resumes from it does what the run before would have done.
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from vggfeat.errors import TrainingError
 from vggfeat.runtime.checksums import short_checksum
 from vggfeat.runtime.distributed import World
 from vggfeat.training.data import LabelledBatch
+from vggfeat.training.feed import ImageFeed
 from vggfeat.training.learner import Learner, Sums
 from vggfeat.training.objective import Objective, Validation
 from vggfeat.training.recipe import Plateau, TrainingSettings
@@ -22,9 +23,6 @@ from vggfeat.training.run_folder import Log, RunFolder, draw_curves, read_log
 from vggfeat.training.statistics import say_lost
 from vggfeat.weights import save_weights
 from vggfeat.wording import counted
-
-if TYPE_CHECKING:
-    from vggfeat.training.train import ImageFeed
 
 SECONDS_BETWEEN_CURVES = 60.0
 Progress = Callable[[float, float, str], bool | None]
@@ -96,7 +94,7 @@ class Trainer:
     learner: Learner
 
     def __init__(
-        self, objective: Objective, feed: "ImageFeed", run: TrainingSettings, world: World, folder: RunFolder,
+        self, objective: Objective, feed: ImageFeed, run: TrainingSettings, world: World, folder: RunFolder,
         state: TrainingState, identity: dict[str, Any], progress: Progress, say: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:  # fmt: skip

@@ -8,7 +8,8 @@ from vggfeat.datasets.cells import plain
 from vggfeat.datasets.files import listed
 from vggfeat.datasets.manifest import COLUMNS, ListSettings
 from vggfeat.datasets.rows import cell_box, cell_labels, cell_splits, path_below, usual_separator
-from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow, find_files, split_of
+from vggfeat.datasets.streamed.file_sets import find_files, split_of
+from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow
 from vggfeat.errors import ConfigError, DatasetError
 from vggfeat.formats.parquet import CellAddress, batches, hub_features, open_parquet
 from vggfeat.listing import BATCH_ROWS, FURTHER, Listing

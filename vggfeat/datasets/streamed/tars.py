@@ -15,7 +15,8 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from vggfeat.datasets.files import is_image, listed
-from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow, find_files, split_of
+from vggfeat.datasets.streamed.file_sets import find_files, split_of
+from vggfeat.datasets.streamed.spool import ClassSpool, StreamedRow
 from vggfeat.errors import DatasetError
 from vggfeat.formats.tar import Member, TarIndex
 from vggfeat.listing import Listing

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vggfeat.forward.settings import by_size, padded, rounded_up, tensor_size
+from vggfeat.forward.batching import by_size, padded, rounded_up, tensor_size
 
 
 def sizes(count, seed=0):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vggfeat.engines.engine import MOST_AT_A_TIME, Handout
+from vggfeat.engines.handout import MOST_AT_A_TIME, Handout
 
 
 def test_shards_are_given_in_order_and_fewer_towards_the_end():
