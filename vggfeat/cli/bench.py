@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,7 +11,14 @@ from vggfeat.cli.commands import COUNT, INTEGERS, SCALE, SIDES, WORDS, command, 
 from vggfeat.cli.options import WorkerOptions
 from vggfeat.cli.output import claim_folder, say, show
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.devices import default_batch_pixels, default_device, ready_device
+from vggfeat.runtime.devices import (
+    PRECISIONS,
+    LearningPrecision,
+    Precision,
+    default_batch_pixels,
+    default_device,
+    ready_device,
+)
 from vggfeat.weights import random_backbone
 
 if TYPE_CHECKING:
@@ -69,7 +76,9 @@ class TrainingBenchOptions(NetOptions, WorkerOptions):
         help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]")  # fmt: skip
     scale: tuple[int, int] = option(type=SCALE, default="256", help="S, smallest image side.")
     batch: int = option(type=COUNT, default=256, help="Images in a step.")
-    precision: str | None = option(type=["fp32", "bf16"], help="Of the net. [bf16 on a GPU, else fp32]")
+    precision: LearningPrecision | None = option(
+        type=get_args(LearningPrecision), help="Of the net. [bf16 on a GPU, else fp32]"
+    )
     compiled: bool = flag("--compile", help="Compile the net.")
     micro_batch: int | None = option(type=COUNT, help="Images in one pass. [what fits]")
     images: int = option(type=click.IntRange(16), default=512, help="How many to make.")
@@ -86,7 +95,7 @@ def bench_extraction(
     workers: WorkerOptions,
     options: FeatureOptions,
     precision: tuple[str, ...] = option(type=WORDS, default="fp32,bf16",
-        help="Any of fp32, winograd, tf32, bf16, fp16."),
+        help=f"Any of {', '.join(get_args(Precision))}."),
     batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both."),
     compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first."),
     images: int | None = option(type=COUNT, help="JPEG files to make. [24 on the CPU, 256 on a GPU]"),
@@ -145,7 +154,7 @@ def bench_roofline(
     shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels."),
     pool: str = option(type=["floor", "ceil"], default="floor",
         help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'."),
-    precision: str = option(type=["fp32", "tf32", "bf16", "fp16"], default="fp32"),
+    precision: Precision = option(type=PRECISIONS["cuda"], default="fp32"),
     counted: bool = flag("--no-measure", help="Operations and bytes only."),
 ) -> None:  # fmt: skip
     """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
@@ -240,7 +249,7 @@ def bench_training(*, options: TrainingBenchOptions) -> None:
     run = TrainingSettings(
         device=options.device or default_device(),
         workers=options.processes(),
-        precision=options.precision,  # type: ignore[arg-type]
+        precision=options.precision,
         micro_batch=options.micro_batch,
         compile=options.compiled,
     )

@@ -57,7 +57,7 @@ class PosteriorOptions:
         return PosteriorSettings(mode=mode, scales=scales, softmax=self.softmax, **forward)  # type: ignore[arg-type]
 
 
-@command()
+@command(config=CLASSIFY.option)
 def classify(
     *,
     weights: tuple[str, ...] = option(multiple=True, metavar="FILE|NAME|small",
@@ -74,7 +74,6 @@ def classify(
     decoding: DecodingOptions,
     job: JobOptions,
     spreadsheet_safe: bool,
-    config: Path | None = CLASSIFY.option,
     as_json: bool = json_option("Print the results as JSON instead of the table."),
     quiet: bool,
 ) -> int:  # fmt: skip

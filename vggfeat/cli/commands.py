@@ -79,12 +79,15 @@ class Sectioned(click.Command):
                 formatter.write_dl(records)
 
 
-def command(called: str | None = None, *, group: Any = click, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
+def command(
+    called: str | None = None, *, group: Any = click, config: Any = None, **settings: Any
+) -> Callable[[Callable[..., Any]], Any]:
     """Make a command of a function, whose parameters are what it takes.
 
     The default of a parameter is what `option` or `argument` returned. One without a default is in `COMMON`, or
     annotated with a group of options, a dataclass, which it receives as one object, and whose `title`, if it has one,
-    heads them in the help.
+    heads them in the help. `config` is an option that the function does not receive, because it sets the others; the
+    help has it above those of what is printed.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -97,6 +100,10 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
                 groups[one.name] = one.annotation
                 title = getattr(one.annotation, "title", _UNTITLED)
                 declared += [(each.name, each.type, each, title) for each in fields(one.annotation)]
+        if config is not None:
+            names = [name for name, *_ in declared]
+            place = names.index("as_json") if "as_json" in signature(function).parameters else len(names)
+            declared.insert(place, ("config", Path | None, config, _UNTITLED))
 
         @wraps(function)
         def run(**given: Any) -> Any:
@@ -105,6 +112,8 @@ def command(called: str | None = None, *, group: Any = click, **settings: Any) -
             return function(**given)
 
         for name, kind, field_, title in reversed(declared):
+            if isinstance(kind, str) and "type" not in field_.metadata["settings"]:
+                raise TypeError(f"{name}: expected a type as its annotation, found the text {kind!r}")
             chosen = ({"type": PATH} if kind in PATHS else {}) | field_.metadata["settings"]
             if isinstance(chosen.get("type"), list | tuple):
                 chosen["type"] = click.Choice(chosen["type"])

@@ -246,7 +246,7 @@ OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in
 """What nothing but a plan has a use for."""
 
 
-@command()
+@command(config=EXTRACT.option)
 def extract(
     *,
     name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`."),
@@ -263,7 +263,6 @@ def extract(
     extend: bool = flag(help="Compute only what is new, where images have come since the file was made."),
     planned: PlanRunOptions,
     stores: StoreOptions,
-    config: Path | None = EXTRACT.option,
     as_json: bool = json_option("Print the summary as JSON."),
     quiet: bool,
 ) -> int:  # fmt: skip

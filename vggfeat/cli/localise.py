@@ -3,19 +3,19 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import click
 
 from vggfeat.cli.commands import COUNT, INTEGERS, argument, command, json_option, option
 from vggfeat.cli.config import LOCALISE
-from vggfeat.cli.options import PRECISIONS, DecodingOptions, JobOptions, load_net, net_files
+from vggfeat.cli.options import DecodingOptions, JobOptions, load_net, net_files
 from vggfeat.cli.output import Progress, claim_folder, show, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.results.record import write_file
-from vggfeat.runtime.devices import ready_device
+from vggfeat.runtime.devices import Precision, ready_device
 from vggfeat.weights import imagenet_classes
 from vggfeat.wording import counted
 
@@ -46,7 +46,7 @@ class BoxOptions:
         help="Greatest match score of boxes that are merged. [0.25]")  # fmt: skip
     average: str | None = option("--merge", type=["score", "count"],
         help="What boxes weigh in a merged one: their class posteriors, or one each. [score]")  # fmt: skip
-    precision: str = option(type=PRECISIONS, default="fp32")
+    precision: Precision = option(type=get_args(Precision), default="fp32")
     device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
     batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch: bounds the memory. [2^20]")
 
@@ -72,7 +72,7 @@ class BoxOptions:
         return LocaliseSettings(
             scales=each,
             merging=MergeSettings(**{name: value for name, value in merging.items() if value is not None}),  # type: ignore[arg-type]
-            precision=self.precision,  # type: ignore[arg-type]
+            precision=self.precision,
             **more,
         )
 
@@ -102,7 +102,7 @@ def localise() -> None:
 localise.add_command(localise_train)
 
 
-@command(group=localise)
+@command(group=localise, config=LOCALISE.option)
 def evaluate(
     *,
     root: Path = option(required=True, metavar="ROOT", help="ILSVRC, or class folders with annotations."),
@@ -119,7 +119,6 @@ def evaluate(
     decoding: DecodingOptions,
     job: GroupOptions,
     spreadsheet_safe: bool,
-    config: Path | None = LOCALISE.option,
     as_json: bool = json_option("Print JSON instead of text."),
     quiet: bool,
 ) -> int:  # fmt: skip

@@ -4,14 +4,14 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import click
 
 from vggfeat.cli.commands import COUNT, INTEGERS, WORDS, flag, option
 from vggfeat.cli.output import say_note
 from vggfeat.errors import VggfeatError
-from vggfeat.runtime.devices import default_batch_pixels, default_workers
+from vggfeat.runtime.devices import Precision, default_batch_pixels, default_workers
 from vggfeat.runtime.storage import StorageSettings, is_remote
 from vggfeat.weights import load_backbone
 from vggfeat.weights.load import BUNDLED
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 NET = "FILE|NAME|small|random:NET:SEED:WIDTH"
 """What the help calls the value of --weights."""
-PRECISIONS = "fp32", "winograd", "tf32", "bf16", "fp16"
-"""Of convolutions; which a device has is checked when it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class ForwardOptions:
     """How a net runs over images."""
 
     title: ClassVar[str] = "The net"
-    precision: str = option(type=PRECISIONS, default="fp32",
+    precision: Precision = option(type=get_args(Precision), default="fp32",
         help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
         "some images are computed in fp32 as well and compared.")  # fmt: skip
     interpolation: str = option(type=["bilinear", "bicubic"], default="bilinear", help="How images are rescaled.")

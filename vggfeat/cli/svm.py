@@ -104,7 +104,7 @@ class ProbabilityOptions:
         return PredictionSettings(probabilities=self.probabilities, abstain_below=self.abstain_below)
 
 
-@command()
+@command(config=SVM.option)
 def svm(
     *,
     files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
@@ -119,7 +119,6 @@ def svm(
     protocol: ProtocolOptions,
     out: Path | None = option(help="Folder for the results. [FILE.svm, or FILE.applied, by the first FILE]"),
     spreadsheet_safe: bool,
-    config: Path | None = SVM.option,
     as_json: bool = json_option("Print the JSON file instead of the table."),
     quiet: bool,
 ) -> None:  # fmt: skip

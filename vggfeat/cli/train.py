@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import click
 
@@ -14,7 +14,7 @@ from vggfeat.cli.config import TRAIN
 from vggfeat.cli.options import load_net, net_files
 from vggfeat.cli.output import Progress, duration, say, say_json, say_left_out, say_note
 from vggfeat.cli.signals import is_main, signals_as_flag
-from vggfeat.runtime.devices import default_device, default_workers, keep_freed_memory
+from vggfeat.runtime.devices import LearningPrecision, default_device, default_workers, keep_freed_memory
 from vggfeat.runtime.output_paths import check_folder
 from vggfeat.wording import counted
 
@@ -45,7 +45,9 @@ class TrainingOptions:
     validate_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between validations. [an epoch]")
     seed: int = option(type=click.IntRange(0), default=0, help="Of everything that is random.")
     device: str | None = option(help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
-    precision: str | None = option(type=["fp32", "bf16"], help="Of the net. [bf16 on a GPU, else fp32]")
+    precision: LearningPrecision | None = option(
+        type=get_args(LearningPrecision), help="Of the net. [bf16 on a GPU, else fp32]"
+    )
     compiled: bool = flag("--compile", help="Compile the net: slow to start, then faster on a GPU.")
     micro_batch: int | None = option(type=COUNT, help="Images in one pass: bounds the memory. [what fits]")
     workers: int | None = option(type=click.IntRange(0, 256),
@@ -121,7 +123,7 @@ class RecipeOptions:
     normal_std: float | None = option(type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
 
 
-@command()
+@command(config=TRAIN.option)
 def train(
     *,
     root: Path = option(required=True, metavar="ROOT",
@@ -135,7 +137,6 @@ def train(
     init_from: str | None = option(metavar="FILE|NAME",
         help="Weights to start from: of net A, or of this net. [random]"),
     chosen: RecipeOptions,
-    config: Path | None = TRAIN.option,
     options: TrainingOptions,
 ) -> None:  # fmt: skip
     """Train a net by the recipe of the VGG paper; every default is that of its Sect. 3.1, or says why it is not.
