@@ -1,5 +1,6 @@
 """The documents against the product: commands and snippets run as they are written, formats are what files hold."""
 
+import ast
 import json
 import re
 import shlex
@@ -172,6 +173,24 @@ def test_the_weights_file_holds_what_the_documents_say(tmp_path):
         about = json.loads(file.metadata()["vggfeat"])
     section = FORMATS.split("## Weights")[1].split("\n\n## ")[0]
     assert set(about) <= set(re.findall(r"`(\w+)`", section))
+
+
+SECTIONS = ["Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "Examples"]
+"""Of a docstring, in their order."""
+
+
+def docstrings():
+    for path in sorted(Path(vggfeat.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.name}: {getattr(node, 'name', '')}", ast.get_docstring(node) or ""
+
+
+def test_errors_are_named_behind_what_a_function_takes_and_returns():
+    for where, text in docstrings():
+        first, *parts = re.split(r"^([A-Z][A-Za-z ]+)\n-{3,}$", text, flags=re.MULTILINE)
+        titles = ["Raises"] * ("Raises " in first) + parts[::2]
+        assert titles == sorted(titles, key=SECTIONS.index), where
 
 
 def test_versions_agree():

@@ -196,14 +196,17 @@ def load_box_net(spec: str | os.PathLike[str]) -> BoxNet:
 def init_box_net(recipe: BoxRecipe, num_classes: int, started_from: Backbone) -> tuple[VGG, list[str]]:
     """Put a new last layer, for K classes, on a classification net; of which classes that is does not matter.
 
-    Raises ConfigError if the net is a box net already, or another than the recipe's.
-
     Returns
     -------
     model : VGG
         On the CPU, in training mode; layers that don't learn ask for no gradient.
     notes : list of str
         What a user should know, a sentence each.
+
+    Raises
+    ------
+    ConfigError
+        If the net is a box net already, or another than the recipe's.
     """
     if is_box_net(started_from):
         raise ConfigError(
