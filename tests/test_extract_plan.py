@@ -374,7 +374,7 @@ def test_failed_shards_are_computed_again_when_asked(net, tmp_path):
     kept = contents(tmp_path / "run")
     away.rename(tmp_path / "in" / "3.png")
     assert compute(plan, net) == []
-    assert [(result.shard, result.reasons) for result in compute(plan, net, again=True)] == [(1, {})]
+    assert [(result.shard, result.reasons) for result in compute(plan, net, retry_failed=True)] == [(1, {})]
     now = contents(tmp_path / "run")
     assert [name for name in now if now[name] != kept[name]] == [shard_path(1)]
 

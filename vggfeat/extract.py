@@ -208,7 +208,7 @@ def _opened_writer(
     shape = Shape(scales=runner.settings.scales, regions=runner.regions, channels=runner.head.channels)
     opened = partial(
         FeatureWriter.open, out, job.dataset, key, shape, shard_rows=run.rows(), overwrite=run.overwrite,
-        retry=run.retry_failed, extend=run.extend,
+        retry_failed=run.retry_failed, extend=run.extend,
     )  # fmt: skip
     with ExitStack() as stack:
         held: list[FeatureWriter] = []

@@ -111,7 +111,7 @@ class ShardWorker:
     """The net of a plan on a device of this machine, that computes shards of it.
 
     `workers` processes decode, `timeout` seconds an image. With `mixed`, the machine may be of another kind than the
-    one that computed the first shard; with `again`, shards that have rows which failed are computed again, and
+    one that computed the first shard; with `retry_failed`, shards that have rows which failed are computed again, and
     replaced. `root` is where the images are, if not where the plan says. StoreError if net, settings or versions are
     not those of the plan (every difference is named), or the machine is not.
     """
@@ -125,11 +125,11 @@ class ShardWorker:
         workers: int = 2,
         timeout: float = 30.0,
         mixed: bool = False,
-        again: bool = False,
+        retry_failed: bool = False,
         root: str | None = None,
         fetch: Fetch = iter,
     ) -> None:
-        self.plan, self.workers, self.again = plan, workers, again
+        self.plan, self.workers, self.retry_failed = plan, workers, retry_failed
         settings = settings_of(plan)
         decode = DecodeSettings(timeout=timeout, **plan.key["decode"])
         _check_same(plan, _key(backbone, settings, decode))
@@ -156,7 +156,7 @@ class ShardWorker:
             self.runner, parts, plan.shape, plan.settings.shard_rows, self.workers, self.decode, progress, self._fetch
         )
         for shard, block in stream:
-            kept = write_shard(plan, shard, block, self.machine, again=self.again)
+            kept = write_shard(plan, shard, block, self.machine, retry_failed=self.retry_failed)
             precision = None if self._compared else self._precision(shard, block)
             self._compared = True
             yield ShardResult(shard, len(kept), count_reasons(filter(None, kept.reasons)), precision)
@@ -169,7 +169,7 @@ class ShardWorker:
         """Say whether a shard is to be computed."""
         if not self.plan.storage.exists(shard_path(shard)):
             return True
-        return self.again and bool((read_shard(self.plan, shard).block.status == Status.FAILED).any())
+        return self.retry_failed and bool((read_shard(self.plan, shard).block.status == Status.FAILED).any())
 
     def _precision(self, shard: int, block: Block) -> PrecisionCheck | None:
         if self.runner.settings.precision == "fp32":

@@ -570,7 +570,7 @@ def test_a_refused_retry_leaves_nothing_behind(out):
     content = one_bit(out.read_bytes())
     out.write_bytes(content)
     with pytest.raises(StoreError, match="expected a sound feature file"):
-        open_parts(out, retry=True)
+        open_parts(out, retry_failed=True)
     assert out.read_bytes() == content
     assert set(os.listdir(out.parent)) == finished(out)
 

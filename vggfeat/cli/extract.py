@@ -145,7 +145,7 @@ class PlanRunOptions(EngineOptions):
 
     def task(
         self, weights: str | None, device: str | None, root: str | None, decoding: DecodingOptions,
-        stores: StoreOptions, *, again: bool,
+        stores: StoreOptions, *, retry_failed: bool,
     ) -> "ShardTask":  # fmt: skip
         """Return what every process must know."""
         from vggfeat.engines.engine import ShardTask
@@ -153,7 +153,7 @@ class PlanRunOptions(EngineOptions):
         return ShardTask(
             run=str(self.run), weights=weights, device=device, workers=decoding.workers, timeout=decoding.time_limit,
             root=root if root is None or is_remote(root) else os.path.abspath(root_text(root)), mixed=self.mixed,
-            again=again,
+            retry_failed=retry_failed,
             storage=stores.settings(),
         )  # fmt: skip
 
@@ -169,7 +169,7 @@ class PlanRunOptions(EngineOptions):
         own = range(plan.shards) if share is None else share.of(plan.shards)
         present = plan.present()
         named = "" if share is None else f" {share}"
-        pending = list(own) if task.again else [shard for shard in own if shard not in present]
+        pending = list(own) if task.retry_failed else [shard for shard in own if shard not in present]
         with Progress(f"extract {plan.name}{named}", "images", quiet=quiet) as bar:
             found = _Found(plan, named, own, [shard for shard in own if shard in present], bar)
             if pending:  # else no net is loaded
@@ -294,7 +294,7 @@ def extract(
         refuse_options(OF_PLAN, "the plan has decided it")
         refuse_options(["extend"], "a run is extended by `vggfeat plan --extend RUN`")
         refuse_options(["overwrite"], "finished shards of a run stay as they are")
-        task = planned.task(weights, device, place, decoding, stores, again=job.retry_failed)
+        task = planned.task(weights, device, place, decoding, stores, retry_failed=job.retry_failed)
         return planned.extract(task, job.allow_failed, as_json=as_json, quiet=quiet)
     if name is None:
         raise ConfigError("--dataset NAME, or --plan RUN: expected one of them, found none; see vggfeat extract --help")

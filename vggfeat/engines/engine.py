@@ -37,7 +37,7 @@ class ShardTask:
     """Where the images are, if not where the plan says."""
     mixed: bool = False
     """Whether machines may be of different kinds, so that features differ in their last bits."""
-    again: bool = False
+    retry_failed: bool = False
     """Compute shards again that have rows which failed."""
     storage: StorageSettings = field(default_factory=StorageSettings)
 
@@ -54,7 +54,7 @@ class ShardTask:
         return ShardWorker(
             plan, backbone, device=ready_device(self.device),
             workers=default_workers() if self.workers is None else self.workers, timeout=self.timeout,
-            mixed=self.mixed, again=self.again, root=self.root, fetch=partial(fetched, settings=fetching),
+            mixed=self.mixed, retry_failed=self.retry_failed, root=self.root, fetch=partial(fetched, settings=fetching),
         )  # fmt: skip
 
 

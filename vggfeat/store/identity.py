@@ -65,7 +65,7 @@ class FinishedRun(NamedTuple):
 
 
 def matching(
-    out: Path, manifest: dict[str, Any], *, sound: bool = False, other_images: bool = False, other_rows: bool = False
+    out: Path, manifest: dict[str, Any], *, sound: bool = False, retry_failed: bool = False, extend: bool = False
 ) -> FinishedRun | None:
     """Say what the feature file of exactly this run holds; None if there is no file.
 
@@ -76,10 +76,10 @@ def matching(
         As `describe` makes it.
     sound : bool
         Read every byte.
-    other_images : bool
+    retry_failed : bool
         Take it for the same run if image files have other sizes by now, or if fewer pixels were allowed an image.
-    other_rows : bool
-        Take it for the same run if images have come or gone, or their labels, splits and the like are others by now.
+    extend : bool
+        Take it for the same run then, and if images have come or gone, or their labels, splits and the like are others.
 
     Raises
     ------
@@ -100,14 +100,14 @@ def matching(
     with file:
         found = _description(file.dataset_name, file.fingerprint, len(file), file.key, file.shape)
         expected = {name: manifest[name] for name in found}
-        extended = other_rows and any(found[name] != expected[name] for name in _OF_LIST)
-        if extended:
+        other_rows = extend and any(found[name] != expected[name] for name in _OF_LIST)
+        if other_rows:
             expected |= {name: found[name] for name in _OF_LIST}
         sizes = file.key.get(IMAGE_SIZES)
-        moved = other_images and sizes != expected["key"].get(IMAGE_SIZES)
-        if moved:
-            expected["key"] = expected["key"] | {IMAGE_SIZES: sizes}
+        other_images = (retry_failed or extend) and sizes != expected["key"].get(IMAGE_SIZES)
         if other_images:
+            expected["key"] = expected["key"] | {IMAGE_SIZES: sizes}
+        if retry_failed or extend:
             expected["key"] = _with_smaller_limit(expected["key"], file.key)
         different = differences(found, expected)
         if different:
@@ -119,7 +119,7 @@ def matching(
         try:
             if sound:
                 file.check()
-            return FinishedRun(file.report(), moved, extended)
+            return FinishedRun(file.report(), other_images, other_rows)
         except StoreError as error:
             raise ReplaceableError(f"{error}; make it again with --overwrite, or choose another output") from None
 

@@ -54,7 +54,9 @@ class Shard(NamedTuple):
     """Of the file."""
 
 
-def write_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any], *, again: bool = False) -> Block:
+def write_shard(
+    plan: Plan, shard: int, block: Block, machine: Mapping[str, Any], *, retry_failed: bool = False
+) -> Block:
     """Keep the rows of a shard for good, and return them as they are kept; of two that write it the first wins.
 
     Parameters
@@ -65,8 +67,8 @@ def write_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any]
         All that the net has given: every scale, float32.
     machine : mapping
         What computed it, ready for JSON.
-    again : bool
-        Replace the shard that is there.
+    retry_failed : bool
+        Replace the shard that is there, which has rows that failed.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def write_shard(plan: Plan, shard: int, block: Block, machine: Mapping[str, Any]
     where = f"{plan.where}/{shard_path(shard)}"
     kept = checked(reduced(block, plan), len(plan.rows_of(shard)), plan.stored_shape, where)
     raw = encode_shard(plan, shard, kept, machine)
-    if again:
+    if retry_failed:
         plan.storage.replace(shard_path(shard), raw)
     else:
         plan.storage.write_new(shard_path(shard), raw)

@@ -36,7 +36,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
 
     def __init__(
         self, out: Path, dataset: DataSet, shape: Shape, manifest: dict[str, Any], files: Files, *,
-        overwrite: bool, retry: bool, extend: bool,
+        overwrite: bool, retry_failed: bool, extend: bool,
     ) -> None:  # fmt: skip
         self.out = out
         """The feature file."""
@@ -55,7 +55,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
         self.rows_by_others = 0
         """Rows of shards that `poll` has found and `merge_ranks` does not know yet."""
         self._dataset, self._manifest, self._files = dataset, manifest, files
-        self._overwrite, self._retry, self._extend = overwrite, retry, extend
+        self._overwrite, self._retry_failed, self._extend = overwrite, retry_failed, extend
         self._parts = PartsFolder(out, manifest, shape, files)
         self._read_through = False  # whether `open` has compared a complete file with its checksums
         self._pending: dict[int, None] = {}
@@ -71,7 +71,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
         *,
         shard_rows: int,
         overwrite: bool = False,
-        retry: bool = False,
+        retry_failed: bool = False,
         extend: bool = False,
         ticket: RunTicket | None = None,
         files: Files = DISK,
@@ -95,7 +95,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
         overwrite : bool
             Replace, at the end and in one step, a feature file that is damaged or of another key, and remove parts
             of another.
-        retry, extend : bool
+        retry_failed, extend : bool
             Take shards as pending in which a row has failed, or in which rows are new, of a finished file too, which is
             replaced in the end: see `kept`, and `note_retry`, by which the one happens once.
         ticket : RunTicket, optional
@@ -115,7 +115,9 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
         if shard_rows < 1:
             raise StoreError(f"shard_rows: expected at least 1, found {shard_rows}")
         manifest = identity.describe(dataset, key, shape, shard_rows)
-        writer = cls(target, dataset, shape, manifest, files, overwrite=overwrite, retry=retry, extend=extend)
+        writer = cls(
+            target, dataset, shape, manifest, files, overwrite=overwrite, retry_failed=retry_failed, extend=extend
+        )
         if ticket is None:
             finished = writer._finished()  # Before anything is made, so that a refusal leaves nothing behind.
             if finished and not (overwrite or writer._to_renew(finished) or os.path.lexists(writer.folder)):
@@ -276,7 +278,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
     def _begin(self) -> None:
         found = self._parts.read_manifest()
         try:
-            self._read_through = self._overwrite or self._retry or self._extend
+            self._read_through = self._overwrite or self._retry_failed or self._extend
             finished = self._finished(sound=self._read_through)
         except StoreError:
             if found is None:
@@ -295,7 +297,7 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
         if different or found is None:
             self._parts.begin(self._dataset)
         self._parts.sweep()
-        self._count_shards(again=self._retry and not retrying)
+        self._count_shards(retry_failed=self._retry_failed and not retrying)
         if finished and (finished.other_rows or not retrying):
             self.kept = Kept(self.out, self.total_rows)
         left = self.total_rows - self._done
@@ -320,23 +322,24 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
 
     def _finished(self, *, sound: bool = False) -> FinishedRun | None:
         try:
-            lenient = {"other_images": self._retry or self._extend, "other_rows": self._extend}
-            return identity.matching(self.out, self._manifest, sound=sound, **lenient)
+            return identity.matching(
+                self.out, self._manifest, sound=sound, retry_failed=self._retry_failed, extend=self._extend
+            )
         except ReplaceableError:
             if not self._overwrite:
                 raise
         return None
 
     def _to_renew(self, finished: FinishedRun) -> bool:
-        return finished.other_rows or finished.other_images or (self._retry and finished.report.failed > 0)
+        return finished.other_rows or finished.other_images or (self._retry_failed and finished.report.failed > 0)
 
-    def _count_shards(self, *, again: bool) -> None:
-        """Find the shards that are finished; those with failures are not, if they are tried `again`."""
+    def _count_shards(self, *, retry_failed: bool) -> None:
+        """Find the shards that are finished; those with failures are not, with `retry_failed`."""
         self._pending, self._done = dict.fromkeys(self._parts.shards), 0
         for shard in sorted(self._parts.present()):
             with contextlib.suppress(StoreError):
                 reasons = self._parts.read(shard).reasons
-                if not (again and any(reasons)):
+                if not (retry_failed and any(reasons)):
                     self._count(shard, reasons)
                     continue
             self._parts.set_aside(shard)
