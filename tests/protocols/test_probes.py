@@ -167,4 +167,6 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     shown = capsys.readouterr()
     assert shown.out.splitlines()[1].split() == ["probe", "chosen", "all", "6"]
     assert shown.err == "note: no class has so many images to train on, so that there is nothing to measure: 7, 50\n"
+    assert run([*words, "--shots", "1", "--folds", "3"]) == 0
+    assert "note: folds = 3 was given, and decides nothing" in capsys.readouterr().err
     assert run(["probe"]) == 2

@@ -451,6 +451,15 @@ def test_results_repeat_to_the_last_digit():
     assert json.dumps(first) == json.dumps(second)
 
 
+@pytest.mark.parametrize(("dataset", "drawn"), [(voc_like(), None), (caltech_like(), None), (voc_like("voc2012"), 3)])
+def test_folds_that_are_given_where_splits_are_fixed_are_no_silent_no_matter(dataset, drawn):
+    result = run_protocol(table_of(dataset), replace(FAST, folds=3))
+    ignored = [note for note in result.notes if "folds = 3 was given, and decides nothing" in note]
+    assert len(ignored) == (drawn is None)
+    assert result.settings["protocol"]["folds"] == drawn  # which `--config` gives again: only what was drawn
+    assert not any("folds =" in note for note in run_protocol(table_of(dataset), FAST).notes)
+
+
 def test_another_seed_makes_other_folds():
     table = table_of(own({}), noise=1)
     first, second = (run_protocol(table, ProtocolSettings(svm=ALONE, grid=(1.0,), seed=seed)) for seed in (0, 1))

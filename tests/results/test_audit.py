@@ -94,6 +94,8 @@ def test_the_command_prints_a_verdict_json_and_a_page(tmp_path, capsys):
     assert [image["id"] for image in content["near_duplicates"][0]["images"]] == ["02", "09"]
     assert content["training"]["svms"] == 3 * 2 * 4
     assert out.read_text().count("data:image/jpeg") >= 4
-    assert run([*words, "--no-labels", "--json"]) == 0
+    assert run([*words, "--no-labels"]) == 2
+    assert "--folds: decides nothing with --no-labels" in capsys.readouterr().err
+    assert run([*words[:-2], "--no-labels", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["training"] is None
     assert run([*words, "--root", str(tmp_path)]) == 2

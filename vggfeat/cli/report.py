@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vggfeat.cli.commands import COUNT, INTEGERS, WORDS, argument, command, flag, json_option, option
+from vggfeat.cli.commands import COUNT, INTEGERS, WORDS, argument, command, flag, json_option, option, refuse_options
 from vggfeat.cli.features import GivenFile, GivenOptions
 from vggfeat.cli.options import NET, WorkerOptions
 from vggfeat.cli.output import Progress, make_folder, say_note, show, terminal_width
@@ -52,6 +52,8 @@ def audit(
     from vggfeat.results.page import check_page_place, write_page
 
     inputs = given.inputs(files)
+    if no_labels:
+        refuse_options(("folds", "seed"), "decides nothing with --no-labels, where nothing is trained")
     if images is not None and out is None and given.file is None:
         raise ConfigError("--root: expected together with --out, found alone; leave it out, or give --out")
     if out is not None:
@@ -121,7 +123,7 @@ def probe(
     shots: tuple[int, ...] = option(type=INTEGERS, default="1,2,4,8,16",
         help="Images of each class to train on; all are measured as well."),
     repeats: int = option(type=COUNT, default=5, help="Draws of so few images."),
-    folds: int = option(type=click.IntRange(2), default=5, help="Of a cross-validation."),
+    folds: int | None = option(type=click.IntRange(2), help="Of a cross-validation. [5]"),
     seed: int = option(type=click.IntRange(0), default=0, help="Of draws and folds."),
     as_json: bool,
     quiet: bool,
@@ -137,13 +139,15 @@ def probe(
       vggfeat probe --descriptors clip.parquet --dataset voc2007 --root VOCdevkit --probes knn --shots 1,10
     """
     from vggfeat.protocols.probes import ProbeSettings, run_probes
-    from vggfeat.protocols.rules import ProtocolSettings
+    from vggfeat.protocols.rules import ProtocolSettings, plan_protocol
     from vggfeat.results.features import probes_json, probes_text
 
     inputs = given.inputs(files)
     protocol = ProtocolSettings(folds=folds, seed=seed)
     settings = ProbeSettings(probes=probes, shots=shots, repeats=repeats, protocol=protocol)
     table = given.read(inputs, given.data_root)
+    for note in plan_protocol(table.dataset, protocol)[-1].notes:
+        say_note(note)
     with Progress("probe", "measurements", quiet=quiet) as bar:
         measure, values = run_probes(table, settings, progress=bar.update_stage)
     many = [str(number) for number in settings.shots if number not in {value.shots for value in values}]

@@ -95,7 +95,7 @@ def run_protocol(
         submission=submission,
         final=final,
         notes=(*_reading_notes(settings), *_condensed(experiment.notes, experiment.named)),
-        settings={"protocol": asdict(settings) | {"protocol": name}, "features": dict(table.settings)},
+        settings={"protocol": _describe_settings(settings, name), "features": dict(table.settings)},
         seconds={**experiment.seconds, "total": clock() - start},
     )
 
@@ -123,7 +123,11 @@ def plan_protocol(dataset: DataSet, settings: ProtocolSettings) -> tuple[Protoco
         difficult_in_training=settings.difficult_in_training,
         difficult_in_scoring=settings.difficult_in_scoring,
     )
-    return name, evaluation, PROTOCOLS[name](evaluation, settings)
+    plans = PROTOCOLS[name](evaluation, settings)
+    if settings.folds is not None and name not in FOLDING:
+        ignored = f"folds = {settings.folds} was given, and decides nothing: the protocol {name} has fixed splits."
+        plans = plans._replace(notes=[*plans.notes, ignored])
+    return name, evaluation, plans
 
 
 def _plan_voc(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
@@ -143,12 +147,12 @@ def _plan_voc_server(evaluation: Evaluation, settings: ProtocolSettings) -> Plan
     dataset = evaluation.dataset
     train, val = _split(dataset, "train"), _split(dataset, "val")
     fold = _fold_of(dataset, train, settings)
-    chosen = f"{settings.folds}-fold cross-validation in train"
-    parts = [(train[fold != part], train[fold == part]) for part in range(settings.folds)]
+    chosen = f"{settings.drawn}-fold cross-validation in train"
+    parts = [(train[fold != part], train[fold == part]) for part in range(settings.drawn)]
     words = {"chosen": chosen, "fitted": "train", "tested": "val"}
     plan = SplitPlan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)
     description = (
-        f"C was chosen for each class by average precision in a {settings.folds}-fold cross-validation inside "
+        f"C was chosen for each class by average precision in a {settings.drawn}-fold cross-validation inside "
         "train (rows of one image stay together); then the SVM was trained on train and tested on val."
     )
     if not len(dataset.splits.get("test", ())):
@@ -220,7 +224,7 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     rows = _labelled(dataset)
     fold = _fold_of(dataset, rows, settings)
     plans = []
-    for part in range(settings.folds):
+    for part in range(settings.drawn):
         fit_rows, test_rows = rows[fold != part], rows[fold == part]
         held = _held_out(dataset, fit_rows, settings)
         fitted, tested = f"the folds other than {part + 1}", f"fold {part + 1}"
@@ -233,7 +237,7 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     return Plans(
-        f"Stratified {settings.folds}-fold test: each fold was tested on after training on the others, with C chosen "
+        f"Stratified {settings.drawn}-fold test: each fold was tested on after training on the others, with C chosen "
         f"{_by(evaluation)} on {settings.held_out:.0%} of these.{together}{left_out}",
         plans,
         [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names),
@@ -247,6 +251,9 @@ PROTOCOLS: dict[str, Callable[[Evaluation, ProtocolSettings], Plans]] = {
     "given-splits": _plan_given_splits,
     "k-fold": _plan_k_fold,
 }
+
+FOLDING = ("voc-server", "k-fold")
+"""Protocols that make a cross-validation."""
 
 
 def _split(dataset: DataSet, name: str) -> Rows:
@@ -274,7 +281,7 @@ def _union(*parts: Rows) -> Rows:
 
 def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
     paths, groups = names_of(dataset, rows)
-    return k_folds(paths, dataset.labels[rows] == 1, settings.folds, settings.seed, groups)
+    return k_folds(paths, dataset.labels[rows] == 1, settings.drawn, settings.seed, groups)
 
 
 def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
@@ -309,6 +316,10 @@ def _reading_notes(settings: ProtocolSettings) -> list[str]:
             f"values are not comparable with VOC's, which ignores them."
         )
     return notes
+
+
+def _describe_settings(settings: ProtocolSettings, name: ProtocolName) -> dict[str, Any]:
+    return asdict(settings) | {"protocol": name, "folds": settings.drawn if name in FOLDING else None}
 
 
 def _describe(table: Described) -> dict[str, Any]:

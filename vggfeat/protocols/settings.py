@@ -186,8 +186,9 @@ class ProtocolSettings:
     grid: tuple[float, ...] = C_GRID
     """Values of C to choose from; a single one is taken without a choice. The paper says that C was chosen, not
     from which values."""
-    folds: int = 5
-    """Folds of a cross-validation. The paper doesn't say."""
+    folds: int | None = None
+    """Folds of a cross-validation; None: 5, the paper doesn't say. A protocol of fixed splits draws none, and notes it
+    where a number was given."""
     held_out: float = 0.2
     """Part of the training images to choose C on where no split says which: the paper's part on Caltech."""
     difficult_in_training: Difficult = "ignore"
@@ -212,11 +213,16 @@ class ProtocolSettings:
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
-        for name, least in (("folds", 2), ("seed", 0)):
-            whole(name, getattr(self, name), least)
+        whole("folds", self.drawn, 2)
+        whole("seed", self.seed, 0)
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid, "grid").ravel().tolist()))))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
+
+    @property
+    def drawn(self) -> int:
+        """Folds of a cross-validation, where one is made."""
+        return 5 if self.folds is None else self.folds
 
 
 def choose_protocol(dataset: DataSet, settings: ProtocolSettings) -> ProtocolName:
