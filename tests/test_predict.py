@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -180,13 +181,21 @@ def test_what_a_folder_has_besides_images_is_named(tmp_path):
     )
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "notes.pdf").touch()
-    with pytest.raises(ConfigError, match=r"found none\. Not images by their endings, and ignored: .*notes\.pdf$"):
+    with pytest.raises(ConfigError, match=r"found none\. Not images by their endings, and ignored: .*notes\.pdf\."):
         list_images([tmp_path / "c"])
 
 
 def test_nothing_to_predict_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="images: expected files, or folders with some, found none"):
+    folder = re.escape(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"images: expected files, or folders with some, found none.*: {folder}$"):
         list_images([tmp_path])
+    # Nor is one folder of several passed over in silence.
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with" / "1.jpg").touch()
+    (tmp_path / "without").mkdir()
+    files, notes = list_images([tmp_path / "with", tmp_path / "without"])
+    assert files == [tmp_path / "with" / "1.jpg"]
+    assert notes == (f"Folders without images, and ignored: {tmp_path}/without.",)
 
 
 class AsPath:

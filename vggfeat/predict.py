@@ -51,17 +51,17 @@ def list_images(places: Paths) -> tuple[list[Path], tuple[str, ...]]:
         If a folder can't be read.
     """
     files: list[Path] = []
-    besides: tuple[list[str], list[str], list[str]] = ([], [], [])
+    besides: tuple[list[str], ...] = ([], [], [], [])
     for place in map(Path, path_list(places)):
         if not place.is_dir():
             files.append(place)
             continue
         found = walk(place)
         files += [place / name for name in found.images]
-        for names, more in zip(besides, (found.others, found.repeated, found.unnameable), strict=True):
+        empty = [] if found.images else [""]
+        for names, more in zip(besides, (found.others, empty, found.repeated, found.unnameable), strict=True):
             names += [str(place / name) for name in more]
-    others, repeated, unnameable = besides
-    notes = left_out_notes(others, [], repeated, unnameable)
+    notes = left_out_notes(*besides)
     if not files:
         reasons = (note.removesuffix(".") for note in notes)
         raise ConfigError(". ".join(("images: expected files, or folders with some, found none", *reasons)))

@@ -507,5 +507,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(files, tmp_path):
 
 def test_an_empty_folder_is_refused(files, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert predict(files, tmp_path / "out", tmp_path / "empty") == 2
-    assert "expected files, or folders of some, found none" in capsys.readouterr().err
+    Image.new("RGB", (224, 224)).save(tmp_path / "x.png")
+    for others in ((), (tmp_path / "x.png",)):
+        assert predict(files, tmp_path / "out", tmp_path / "empty", *others) == 2
+        assert f"{tmp_path}/empty: expected images in this folder, found none" in capsys.readouterr().err

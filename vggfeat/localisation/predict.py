@@ -47,17 +47,18 @@ class Mark(NamedTuple):
 def image_files(places: Sequence[Path]) -> list[Path]:
     """Return images in the order given; a folder gives the images in it, sorted, but not those of its folders.
 
-    Raises ConfigError if there are none.
+    Raises ConfigError if a folder has none.
     """
     files: list[Path] = []
     for place in places:
-        if place.is_dir():
-            names = [name for name in list_folder(place) if name.lower().endswith(IMAGE_SUFFIXES)]
-            files += [place / name for name in names if not name.startswith(".")]
-        else:
+        if not place.is_dir():
             files.append(place)
-    if not files:
-        raise ConfigError("images: expected files, or folders of some, found none")
+            continue
+        names = [name for name in list_folder(place) if name.lower().endswith(IMAGE_SUFFIXES)]
+        found = [place / name for name in names if not name.startswith(".")]
+        if not found:
+            raise ConfigError(f"{place}: expected images in this folder, found none; folders in it are to be named")
+        files += found
     return files
 
 
