@@ -95,6 +95,8 @@ def test_addresses_are_read_through_fsspec(extractor, path, expected, address):
     for row in extractor.transform(urls):
         np.testing.assert_allclose(row, expected[0], atol=1e-6)
     np.testing.assert_array_equal(extractor.transform(urls[:1]), expected)
+    loud = [url.replace(url.partition("://")[0], url.partition("://")[0].upper(), 1) for url in urls]
+    np.testing.assert_array_equal(extractor.transform(loud), extractor.transform(urls))
 
 
 def test_an_address_that_gives_nothing_is_an_image_that_failed(extractor, address):

@@ -8,7 +8,15 @@ import pytest
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import Files
-from vggfeat.runtime.storage import LocalStorage, MissingFileError, StorageSettings, is_remote, open_storage
+from vggfeat.runtime.storage import (
+    LocalStorage,
+    MissingFileError,
+    StorageSettings,
+    is_remote,
+    open_storage,
+    root_text,
+    with_small_schemes,
+)
 
 
 @pytest.fixture
@@ -96,6 +104,19 @@ def test_an_address_that_was_made_a_path_is_one_still(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s3:/bucket/run").mkdir(parents=True)
     assert not is_remote(Path("s3:/bucket/run"))
+
+
+def test_schemes_are_the_same_in_any_case(tmp_path, monkeypatch):
+    assert open_storage(f"FILE://{tmp_path}").root == open_storage(Path(f"File://{tmp_path}")).root == str(tmp_path)
+    assert root_text(Path("S3://Bucket/A::B/Run")) == "s3://Bucket/A::B/Run"
+    assert with_small_schemes("ZIP://A.png::HTTPS://Host/B.zip") == "zip://A.png::https://Host/B.zip"
+    assert with_small_schemes("SimpleCache::S3://Bucket/A") == "simplecache::s3://Bucket/A"
+    assert open_storage("MEMORY://bucket/run").root == "memory://bucket/run"
+    for odd in ("A::B", "C:/x", "FILE", "a/B://c"):
+        assert root_text(odd) == odd
+    monkeypatch.chdir(tmp_path)
+    Path("FILE:/x").mkdir(parents=True)
+    assert root_text("FILE:/x") == "FILE:/x"  # as it is called on this disk
 
 
 def test_patience_is_checked():

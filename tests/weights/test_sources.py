@@ -131,6 +131,7 @@ def test_a_model_is_loaded_by_its_name_and_its_commit_is_kept(hub, tmp_path, con
     assert load_backbone(origin).sha256 == backbone.sha256  # what is recorded names the same file again
     assert [request for request in hub.seen[seen:] if request[0] == "GET"] == [], "it is in the cache"
     assert load_backbone(f"hf://timm/vgg11.x@{FIRST}").source == origin
+    assert load_backbone(f"HF://timm/vgg11.x@{FIRST}").source == origin
 
 
 def test_every_command_that_takes_weights_takes_it(hub, tmp_path, capsys):

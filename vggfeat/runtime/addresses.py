@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vggfeat.errors import ConfigError, StoreError, VggfeatError
 from vggfeat.runtime.http_client import LEAST_RATE, PrivateAddressError, client_maker, read_http
-from vggfeat.runtime.storage import MissingFileError, StorageSettings
+from vggfeat.runtime.storage import MissingFileError, StorageSettings, with_small_schemes
 from vggfeat.wording import counted
 
 Value = TypeVar("Value")
@@ -121,7 +121,8 @@ def open_address(address: str, settings: StorageSettings, pause: Pause = time.sl
         raise ConfigError(
             f"{name}: an address is read through the package fsspec, which is missing; pip install 'vggfeat[remote]'"
         ) from None
-    protocol = address.partition("://")[0].partition("::")[0].lower()
+    address = with_small_schemes(address)
+    protocol = address.partition("://")[0].partition("::")[0]
     try:
         system, path = url_to_fs(address, **_options(address, protocol, settings))
     except (ImportError, ValueError) as error:
@@ -140,7 +141,7 @@ def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str
     """Return what file systems are made with: the rule on private addresses, wherever http is in a chain."""
     maker = client_maker(settings.allow_private, settings.timeout)
     options: dict[str, Any] = {
-        part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address, re.IGNORECASE)
+        part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address)
     }
     if protocol in ("s3", "s3a"):
         from fsspec.config import conf

@@ -29,8 +29,9 @@ from vggfeat.runtime.durable import (
 from vggfeat.runtime.system import NO_WAIT, OPENED
 
 _ADVICE = "nothing that was finished is lost; mend it and give the same command again"
-_LOCAL = re.compile(r"file:(//|(?=/))")
+_LOCAL = re.compile(r"file:(//|(?=/))", re.IGNORECASE)
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+_SCHEMES = re.compile(r"(^|::)[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*(?=://)")
 
 
 class Entry(NamedTuple):
@@ -250,8 +251,13 @@ def root_text(root: str | os.PathLike[str]) -> str:
         return text[local.end() :]
     shortened = _ONE_SLASH.match(text)
     if shortened and not os.path.lexists(text):
-        return f"{shortened[1]}://{text[shortened.end() :]}"
-    return text
+        text = f"{shortened[1]}://{text[shortened.end() :]}"
+    return with_small_schemes(text)
+
+
+def with_small_schemes(address: str) -> str:
+    """Return an address with its schemes, which are the same in any case, in small letters, as libraries know them."""
+    return _SCHEMES.sub(lambda found: found[0].lower(), address)
 
 
 def check_below(root: str, path: str) -> None:

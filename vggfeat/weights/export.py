@@ -259,7 +259,7 @@ def _fold(backbone: Backbone) -> tuple[Tensor, Tensor]:
     return (exact * scale).to(torch.float32), (bias + (exact * shift).sum((1, 2, 3))).to(torch.float32)
 
 
-_REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)")
+_REPOSITORY = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)", re.IGNORECASE)
 _LICENCES = {AUTHORS_LICENCE: "cc-by-4.0", TORCHVISION_LICENCE: "bsd-3-clause"}
 """What the Hub calls the licences of published nets."""
 _CARD = """\

@@ -21,7 +21,7 @@ HUB = "hf://"
 """How the name of a file on the Hugging Face Hub begins: hf://OWNER/NAME[/FILE][@REVISION]."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".caffemodel", ".mat", ".h5", ".hdf5", ".keras")
 """Of what counts as a net in the folder of nets, and on the Hub. What a file is, its content says."""
-_HUB_SPEC = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?")
+_HUB_SPEC = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?", re.IGNORECASE)
 _USUAL_FILE = "model.safetensors"
 """The name of the weights in most repositories of the Hub."""
 _CACHED = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/(.+)")
@@ -232,7 +232,7 @@ def find_file(spec: str | os.PathLike[str] | None = None, folder: Path | None = 
         raise WeightsError(f"{folder}/: expected one net to use by default, found {found}; {remedy}")
     if spec == BUNDLED:
         return Path(str(resources.files("vggfeat.weights").joinpath(f"{BUNDLED}.safetensors")))
-    if isinstance(spec, str) and spec.startswith(HUB):
+    if isinstance(spec, str) and spec.lower().startswith(HUB):
         return _find_on_hub(spec, download)
     published = PUBLISHED.get(str(spec))
     names = [f"{spec}{suffix}" for suffix in ("", *SUFFIXES)] + ([published.file] if published else [])
