@@ -473,6 +473,8 @@ def test_a_folder_that_cant_be_made_or_written_is_an_error_of_one_line(tmp_path,
             write_results(*served, tmp_path / folder, plots=False)
         expected = f"{tmp_path / folder}: writing the results failed: {cause}; mend it, or choose another folder"
         assert str(raised.value) == expected
+    with pytest.raises(StoreError, match=f"^{tmp_path}/file/a.png: writing failed: File exists; mend it"):
+        record.write_file(tmp_path / "file" / "a.png", b"")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -214,7 +214,7 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
     `folder`, `contents`, `last` and `own`: as of `vggfeat.runtime.checksums.replace_run`. The paths of all files are
     returned. Raises StoreError if the folder can't be made or written.
     """
-    with _writing(folder):
+    with _writing(folder, "writing the results"):
         folder.mkdir(parents=True, exist_ok=True)
         return replace_run(DISK, folder, contents, last=last, own=own)
 
@@ -222,13 +222,13 @@ def write_run(folder: Path, contents: Mapping[str, bytes], *, last: str, own: Se
 def write_file(path: Path, content: bytes) -> None:
     """Write one file into a folder, which is made if needed, in one step.
 
-    Raises StoreError if the folder can't be made or written.
+    Raises StoreError, which names the file, if it can't be written.
     """
-    with _writing(path.parent):
+    with _writing(path, "writing"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(DISK, path) as file:
             file.write(content)
 
 
-def _writing(folder: Path) -> AbstractContextManager[None]:
-    return disk_errors(folder, "writing the results", "mend it, or choose another folder")
+def _writing(place: Path, doing: str) -> AbstractContextManager[None]:
+    return disk_errors(place, doing, "mend it, or choose another folder")
