@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from feature_files import data_set, write_file
-from vggfeat.cli import run
+from vggfeat.cli import group, run
 from vggfeat.datasets import catalogue
 from vggfeat.errors import ResourceError
 
@@ -345,6 +345,15 @@ def test_a_reader_that_leaves_ends_the_command_without_a_traceback(features):
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_what_else_ends_the_process_keeps_its_exit_code(monkeypatch):
+    def ended(**_):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(group.commands["inspect"], "callback", ended)
+    with pytest.raises(SystemExit, match="3"):
+        run(["inspect", "x.h5"])
 
 
 FULL = (

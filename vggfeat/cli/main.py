@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
@@ -42,6 +43,10 @@ Exit codes:
   130  stopped by Ctrl-C
   141  stopped because nobody reads the output any more
   143  stopped by SIGTERM"""
+
+
+_LIST = re.compile(r"\s*\n\s*")
+"""What click puts between the entries of a list."""
 
 
 class _Stopped(BaseException):
@@ -127,6 +132,7 @@ for _commands in SECTIONS.values():
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    printed_to = sys.stdout
     try:
         with breaking_off(), _telling_what_is_lost():
             result = group.main(args=arguments, prog_name="vggfeat", standalone_mode=False)
@@ -147,8 +153,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         stop_listening()
         _say(stopped(number, arguments), first)
         return 128 + number
-    except (BrokenPipeError, SystemExit):
-        # click turns a closed pipe into SystemExit; in this mode it ends the process for no other reason.
+    except (BrokenPipeError, SystemExit) as error:
+        # click turns a closed pipe into SystemExit, and puts something else in the place of the stream. What anything
+        # else ends the process for has an exit code of its own.
+        if isinstance(error, SystemExit) and sys.stdout is printed_to:
+            raise
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         _drop(sys.stdout)
         _drop(sys.stderr)
@@ -223,7 +232,7 @@ def _show_usage(error: click.ClickException) -> None:
         if context is not None:
             say_lines(context.get_usage(), err=True)
             say(f"Try '{context.command_path} --help' for help.", err=True)
-        say(f"Error: {' '.join(error.format_message().split())}", err=True)
+        say(f"Error: {_LIST.sub(' ', error.format_message())}", err=True)
 
 
 def _say(message: str, error: BaseException) -> None:
