@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vggfeat
+from vggfeat.errors import VggfeatError
 from vggfeat.wording import counted
 
 
@@ -34,3 +35,10 @@ def test_no_text_leaves_the_number_to_its_reader():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 left = re.search(r"\b(?!http)\w+\((s|es)\)", node.value)
                 assert left is None, f"{path.name}, line {node.lineno}: {left}"
+
+
+def test_a_message_is_one_line_and_leaves_the_spaces_of_names():
+    assert str(VggfeatError("/photos/a  b.jpg:\tnone\n")) == "/photos/a  b.jpg:\tnone"
+    broken = str(VggfeatError("a\nb\r\nc\u2028d\x85e"))
+    assert broken == r"a\nb\r\nc\u2028d\x85e"
+    assert len(broken.splitlines()) == 1

@@ -259,6 +259,7 @@ def with_bad_images(tmp_path) -> Path:
     Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(folder / "l-deep.png")
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(folder / "m-clear.png")
     (folder / "n-folder.png").mkdir()
+    (folder / "o  two spaces.png").touch()
     return tmp_path / "in"
 
 
@@ -277,6 +278,7 @@ def test_bad_images_stop_nothing_shift_nothing_and_are_named(with_bad_images, tm
         "g-loop.png": "link-loop",
         "h-gone.png": "missing",
         "j-thread.png": "elongated",
+        "o  two spaces.png": "empty",
         **({"n-folder.png": "not-a-file"} if "a/n-folder.png" in dataset.ids else {}),
     }
     assert not any(str(tmp_path) in reason for _, reason in summary.failures)

@@ -5,6 +5,10 @@ prints the message alone and ends with the exit code of its class; anything else
 """
 
 import errno
+import re
+
+_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""What `str.splitlines` takes for the end of a line."""
 
 
 class VggfeatError(Exception):
@@ -19,7 +23,12 @@ class VggfeatError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))
+
+
+def one_line(text: object) -> str:
+    """Return a text with its line breaks shown escaped, but for those at its ends; the spaces of names stay."""
+    return _BREAKS.sub(lambda found: ascii(found[0])[1:-1], str(text).strip("\r\n"))
 
 
 class ConfigError(VggfeatError):

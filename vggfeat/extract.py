@@ -366,7 +366,7 @@ def to_block(rows: Sequence[Row], shape: Shape, requests: Iterable[Request]) -> 
     for index, row in enumerate(rows):
         if row.features is not None:
             features[index] = row.features
-    names = [" ".join(shown(request.name).split()) for request in requests]
+    names = [shown(request.name) for request in requests]
     return Block(
         features=features,
         status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),

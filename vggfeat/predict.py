@@ -203,7 +203,7 @@ def _score(
                 part, rows = net.features(islice(stream, CHUNK))
                 parts.append(part)
                 for place, row in enumerate(rows, start=start):
-                    name = " ".join(shown(requests[place].name).split())
+                    name = shown(requests[place].name)
                     reasons[place] = reasons[place] or row.reason.replace(f"{name}: ", "")
             end = start + len(parts[0])
             ok = np.array([not reason for reason in reasons[start:end]])

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vggfeat.datasets.files import IMAGE_SUFFIXES, list_folder
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.localisation.locate import LocalisationRequest, LocalisedImage, Localiser
 from vggfeat.runtime.figures import font_file
@@ -102,7 +103,7 @@ def predict_files(
             found = localiser.locate(images, [LocalisationRequest()] * len(paths))
             for path, image, located, name in zip(paths, images, found, names[start:], strict=False):
                 if located.reason or isinstance(image, ImageError):
-                    reason = located.reason.replace(f"{path.absolute()}: ", "")
+                    reason = located.reason.replace(f"{shown(str(path.absolute()))}: ", "")
                     yield Predicted(str(path), replace(located, reason=reason), ""), b""
                     continue
                 marks = [

@@ -140,9 +140,7 @@ def open_address(address: str, settings: StorageSettings, pause: Pause = time.sl
 def _options(address: str, protocol: str, settings: StorageSettings) -> dict[str, Any]:
     """Return what file systems are made with: the rule on private addresses, wherever http is in a chain."""
     maker = client_maker(settings.allow_private, settings.timeout)
-    options: dict[str, Any] = {
-        part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address)
-    }
+    options: dict[str, Any] = {part: {"get_client": maker} for part in _HTTP if re.search(rf"(^|::){part}://", address)}
     if protocol in ("s3", "s3a"):
         from fsspec.config import conf
 
