@@ -8,7 +8,7 @@ import pytest
 
 import vggfeat
 from vggfeat.errors import VggfeatError
-from vggfeat.wording import counted
+from vggfeat.wording import counted, install_extra
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_a_message_is_one_line_and_leaves_the_spaces_of_names():
     broken = str(VggfeatError("a\nb\r\nc\u2028d\x85e"))
     assert broken == r"a\nb\r\nc\u2028d\x85e"
     assert len(broken.splitlines()) == 1
+
+
+def test_an_extra_is_installed_from_a_clone_and_not_by_a_name_that_others_may_hold():
+    root = Path(vggfeat.__file__).parents[1]
+    assert install_extra("ray") == "pip install 'PATH_OF_CLONE[ray]'"
+    assert "PATH_OF_CLONE[" in (root / "docs" / "tutorial-own-images.md").read_text()
+    for path in (*root.glob("vggfeat/**/*.py"), *root.glob("d*/**/*.md"), root / "README.md"):
+        assert "vggfeat[" not in path.read_text(), path

@@ -80,7 +80,7 @@ def test_rows_without_descriptor_are_left_out_and_of_many_some_are_drawn():
 
 def test_without_its_library_umap_is_refused_with_what_to_install(descriptors, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ConfigError, match=r"install vggfeat\[umap\]"):
+    with pytest.raises(ConfigError, match=r"install .PATH_OF_CLONE\[umap\]"):
         project(descriptors, ProjectionSettings(method="umap"))
 
 

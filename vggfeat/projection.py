@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vggfeat.checks import check_choice, keep_kinds
 from vggfeat.errors import ConfigError
+from vggfeat.wording import install_extra
 
 Method = Literal["tsne", "umap", "pca"]
 METHODS: dict[str, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
@@ -110,7 +111,7 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
             from umap import UMAP
     except ImportError:
         raise ConfigError(
-            "method: expected the library umap-learn for umap, found none; install vggfeat[umap], or take tsne"
+            f"method: expected the library umap-learn for umap, found none; {install_extra('umap')}, or take tsne"
         ) from None
     start = "spectral" if len(values) > 3 else "random"  # Of three rows it has too few eigenvectors.
     neighbours = min(15, len(values) - 1)

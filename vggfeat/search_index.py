@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
+from vggfeat.wording import install_extra
 
 FORMAT, VERSION = "vggfeat-search", 1
 DIRECTIONS = 256
@@ -127,6 +128,6 @@ def _faiss() -> Any:
         import faiss
     except ImportError:
         raise ConfigError(
-            "--index: expected the library faiss, found none; install vggfeat[search], or leave the option out"
+            f"--index: expected the library faiss, found none; {install_extra('search')}, or leave the option out"
         ) from None
     return faiss

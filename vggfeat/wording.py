@@ -46,6 +46,11 @@ def counted(count: int, words: str) -> str:
     return f"{count} {words.format_map(_ONE if count == 1 else _MANY)}"
 
 
+def install_extra(extra: str) -> str:
+    """Return the command that installs an extra, as `docs/install.md` gives it: vggfeat comes from a clone."""
+    return f"pip install 'PATH_OF_CLONE[{extra}]'"
+
+
 def short_repr(self: Any) -> str:
     """Show a dataclass or a named tuple; it is assigned to `__repr__` in the body of the class.
 

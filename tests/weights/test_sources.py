@@ -208,7 +208,7 @@ def test_without_its_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sources._find_on_hub.cache_clear()
     with pytest.raises(
-        ConfigError, match=r"hf://a/b: the package huggingface_hub is missing; pip install 'vggfeat\[hub\]'"
+        ConfigError, match=r"hf://a/b: the package huggingface_hub is missing; pip install 'PATH_OF_CLONE\[hub\]'"
     ):
         load_backbone("hf://a/b")
 

@@ -140,7 +140,7 @@ def similar(
         help="Of an image that is not in the file: the net that made it. [by SHA-256, in weights/]"),
     device: str | None,
     place: Path | None = option("--index", metavar="FILE",
-        help="Search by an index, which is made if the file is not there: vggfeat[search]."),
+        help="Search by an index, which is made if the file is not there; needs the extra search."),
     out: Path | None = option(metavar="PAGE.html", help="Write a page as well."),
     images: Path | None = option("--root", metavar="ROOT",
         help="Where the images are, for the page: what `extract --root` was given."),

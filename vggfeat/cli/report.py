@@ -82,7 +82,7 @@ def map_(
     results: Path | None = option("--run", metavar="RUN",
         help="A folder of `svm`: colours are the classes that it gave. [the labels, or clusters]"),
     method: str = option(type=["tsne", "umap", "pca"], default="tsne",
-        help="umap needs the library umap-learn: vggfeat[umap]."),
+        help="umap needs the library umap-learn, the extra umap."),
     clusters: int | None = option(type=COUNT, help="Of k-means. [the square root of half the images, at most 20]"),
     most: int = option(type=click.IntRange(3), default=5000, help="Images; of more, so many are drawn."),
     seed: int = option(type=click.IntRange(0), default=0, help="Of all random choices."),

@@ -226,7 +226,7 @@ def push(
 ) -> None:  # fmt: skip
     """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
 
-    Both go in one commit, which the command names; log in first (hf auth login). Needs vggfeat[hub].
+    Both go in one commit, which the command names; log in first (hf auth login). Needs the extra hub.
 
     \b
     Example:

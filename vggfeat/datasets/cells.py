@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vggfeat.datasets.files import listed, read_bytes
 from vggfeat.errors import ConfigError, DatasetError
+from vggfeat.wording import install_extra
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MOST_BYTES = 2**30
@@ -209,7 +210,7 @@ def _read_workbook(path: Path, content: bytes, sheet: str | None) -> Cells:
         import openpyxl
     except ImportError:
         raise ConfigError(
-            f"{path}: expected openpyxl to read it, found none; install vggfeat[excel], or save the list as CSV"
+            f"{path}: expected openpyxl to read it, found none; {install_extra('excel')}, or save the list as CSV"
         ) from None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as parts:

@@ -27,6 +27,7 @@ from vggfeat.forward.rerun import find_weights
 from vggfeat.runtime.storage import joined
 from vggfeat.runtime.system import cores
 from vggfeat.store.plan import Plan, shard_path
+from vggfeat.wording import install_extra
 
 MOST_DEATHS = 3
 """Actors that may end at one shard, or before any has done something, until the run is given up."""
@@ -308,7 +309,7 @@ def _load(*, alone: bool) -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError("engine ray: the package ray is missing; pip install 'vggfeat[ray]'") from None
+        raise ConfigError(f"engine ray: the package ray is missing; {install_extra('ray')}") from None
     return ray
 
 

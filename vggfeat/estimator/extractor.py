@@ -159,7 +159,7 @@ class Extractor(TransformerMixin, BaseEstimator):
         X : iterable of n images, array (n, H, W, 3), tensor (n, 3, H, W), column of a table, or array (n, 1)
             A generator is read as far as it is needed. Each image is one of these; all give the same row:
 
-            - a path, or an address (https://..., s3://...) that fsspec can read: pip install 'vggfeat[remote]'
+            - a path, or an address (https://..., s3://...) that fsspec can read, with the extra `remote`
             - the bytes of an image file, or a file object open for reading bytes, read from where it stands
             - a PIL image; one of more than 8 bits has to be as `PIL.Image.open` returned it: copies, crops and
               pickles no longer say what is black and white

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vggfeat.errors import ConfigError, StoreError, VggfeatError
 from vggfeat.runtime.http_client import LEAST_RATE, PrivateAddressError, client_maker, read_http
 from vggfeat.runtime.storage import MissingFileError, StorageSettings, with_small_schemes
-from vggfeat.wording import counted
+from vggfeat.wording import counted, install_extra
 
 Value = TypeVar("Value")
 Pause = Callable[[float], object]
@@ -119,7 +119,7 @@ def open_address(address: str, settings: StorageSettings, pause: Pause = time.sl
         from fsspec.core import url_to_fs
     except ImportError:
         raise ConfigError(
-            f"{name}: an address is read through the package fsspec, which is missing; pip install 'vggfeat[remote]'"
+            f"{name}: an address is read through the package fsspec, which is missing; {install_extra('remote')}"
         ) from None
     address = with_small_schemes(address)
     protocol = address.partition("://")[0].partition("::")[0]

@@ -31,7 +31,7 @@ from vggfeat.formats.mat5 import write_mat5
 from vggfeat.runtime.durable import DISK, Files, LatchedFile, atomic_write, disk_errors
 from vggfeat.runtime.output_paths import check_target
 from vggfeat.store import KINDS
-from vggfeat.wording import with_bytes
+from vggfeat.wording import install_extra, with_bytes
 
 _MAT_BYTES = 1 << 31
 _MAT_NAME = 63
@@ -176,7 +176,7 @@ def _h5ad(sink: LatchedFile, table: Table) -> None:
         import anndata
         import pandas
     except ImportError:
-        raise ConfigError("h5ad: the package anndata is missing; pip install 'vggfeat[anndata]'") from None
+        raise ConfigError(f"h5ad: the package anndata is missing; {install_extra('anndata')}") from None
     names, _ = _columns(table)
     slices = [columns for columns, _ in _slices(table)]
     columns = [np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*slices, strict=True)]

@@ -272,7 +272,7 @@ _CARD = """\
 Net {net} of *Very Deep Convolutional Networks for Large-Scale Image Recognition* ({numbers:,} numbers, {dtype}), in the
 form of vggfeat, which runs it densely over whole images.
 
-    pip install 'vggfeat[hub]'
+    pip install 'PATH_OF_CLONE[hub]'
     vggfeat extract --dataset folder --root IMAGES --weights hf://{repository}
 
 ```python

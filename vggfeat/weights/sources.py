@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from vggfeat.errors import ConfigError, VggfeatError, WeightsError
-from vggfeat.wording import quoted
+from vggfeat.wording import install_extra, quoted
 
 BUNDLED = "small"
 """The name of the net that comes with the package."""
@@ -282,7 +282,7 @@ def import_hub(spec: str) -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise ConfigError(f"{spec}: the package huggingface_hub is missing; pip install 'vggfeat[hub]'") from None
+        raise ConfigError(f"{spec}: the package huggingface_hub is missing; {install_extra('hub')}") from None
     return huggingface_hub
 
 
