@@ -130,6 +130,15 @@ def test_a_column_that_no_test_row_is_positive_of_takes_the_c_of_the_others():
     assert model.C_[2] == [1e-4, 1e-2, 1.0][best]
 
 
+def test_a_fold_of_positives_alone_does_not_count_as_a_perfect_one():
+    x, y = indicators()
+    folds = [(np.arange(10, len(x)), np.arange(10)), (np.arange(0, 50), np.arange(50, len(x)))]
+    y[:10, 2] = 1
+    model = LinearOneVsRestCV([1e-4, 1e-2, 1.0], cv=folds).fit(x, y)
+    assert np.isnan(model.cv_scores_[:, 0, 2]).all()
+    assert model.C_[2] == [1e-4, 1e-2, 1.0][model.cv_scores_[:, 1, 2].argmax()]
+
+
 def test_folds_that_tell_nothing_are_refused():
     x, y = make_classification(30, random_state=0)
     used_up = iter([(np.arange(20), np.arange(20, 30))])

@@ -19,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from vggfeat.checks import check_unmasked
 from vggfeat.svm.settings import C_GRID, SvmSettings
-from vggfeat.svm.solve import Split, SvmProblemSet
+from vggfeat.svm.solve import Split, SvmProblemSet, fittable_classes
 
 
 class LinearOneVsRest(ClassifierMixin, BaseEstimator):
@@ -189,8 +189,9 @@ class LinearOneVsRestCV(LinearOneVsRest):
     """`LinearOneVsRest` with C chosen by cross-validation, all values of all classes of all folds in one sweep.
 
     Labels get one C, that of the highest mean accuracy; the columns of an indicator matrix each the C of their highest
-    mean average precision, or where no test row is positive that of the highest mean of the other columns. Of equal
-    values the smallest C is taken.
+    mean average precision, over the folds whose test rows have positives and negatives of the column: of positives
+    alone it is 1 whatever the scores; or where no fold has both, that of the highest mean of the other columns. Of
+    equal values the smallest C is taken.
 
     Parameters
     ----------
@@ -269,7 +270,7 @@ class LinearOneVsRestCV(LinearOneVsRest):
         """Return the number of the best C for scores (G, F) or (G, F, K): one, or (K,)."""
         known = ~np.isnan(scores)
         if not known.any():
-            raise ValueError("cv: expected test rows, and some that are positive, to choose C by, found none")
+            raise ValueError("cv: expected test rows, positive and negative ones, to choose C by, found none")
         sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
         # Rounded, so that values which differ by the order of a summation only count as equal.
         means = np.round(np.divide(sums, counts, out=np.zeros(sums.shape), where=counts > 0), 12)
@@ -287,8 +288,8 @@ class LinearOneVsRestCV(LinearOneVsRest):
         return (scores.argmax(axis=1) == signs.argmax(axis=1)).mean(axis=1)
 
     def _average_precision(self, scores: NDArray[np.float64], signs: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return for scores (G, K, m) the average precision of each class, (G, K); NaN where it has no positive."""
+        """Return for scores (G, K, m) the average precision of each class, (G, K); NaN where scores decide nothing."""
         found = np.full(scores.shape[:2], np.nan)
-        for k in np.flatnonzero((signs > 0).any(axis=0)).tolist():
+        for k in np.flatnonzero(fittable_classes(signs)).tolist():
             found[:, k] = [average_precision_score(signs[:, k] > 0, one) for one in scores[:, k]]
         return found
