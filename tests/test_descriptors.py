@@ -15,6 +15,15 @@ def test_mean_over_scales_then_regions_side_by_side():
     assert found.tolist() == [[3, 4, 3, 8]]
 
 
+def test_the_mean_of_large_values_does_not_overflow_and_that_of_others_keeps_its_bits():
+    large = np.full((1, 3, 1, 2), 2e38, dtype=np.float32)
+    assert (join_features(large, "mean", "none") == np.float32(2e38)).all()
+    np.testing.assert_allclose(join_features(large, "mean"), 0.5**0.5, rtol=1e-6)
+    rows = np.random.default_rng(0).random((5, 3, 1, 4)).astype(np.float32)
+    both = join_features(np.concatenate([rows, np.repeat(large, 2, axis=3)]), "mean", "none")
+    np.testing.assert_array_equal(both[:5], rows.mean(axis=1)[:, 0])
+
+
 def test_maximum_over_scales():
     assert join_features(FEATURES, "max", "none").tolist() == [[3, 8, 6, 8]]
 

@@ -54,11 +54,20 @@ def join_features(
     if join == "stack":
         blocks = features.transpose(0, 2, 1, 3).reshape(count, regions, scales * channels)
     else:
-        blocks = features.mean(axis=1) if join == "mean" else features.max(axis=1)
+        blocks = mean_of_scales(features) if join == "mean" else features.max(axis=1)
     if normalisation == "blocks":
         blocks = l2_normalise(blocks)
     descriptors = blocks.reshape(count, regions * blocks.shape[2])
     return descriptors if normalisation == "none" else l2_normalise(descriptors)
+
+
+def mean_of_scales(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean (N, R, C) of features (N, S, R, C) in float32; in float64 where the sum is too large for that."""
+    with np.errstate(over="ignore"):
+        means = features.mean(axis=1)
+    over = np.isinf(means).any(axis=(1, 2))
+    means[over] = features[over].mean(axis=1, dtype=np.float64)
+    return means
 
 
 def fuse(

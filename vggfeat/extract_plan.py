@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vggfeat.descriptors import mean_of_scales
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.extract import MIRROR, shard_blocks
 from vggfeat.formats.hdf5 import canonical_json
@@ -206,7 +207,7 @@ class ShardWorker:
         for row, mine in zip(rows, found, strict=True):
             if mine.features is None:
                 continue
-            own = mine.features if self.plan.settings.store == "scales" else mine.features.mean(axis=0, keepdims=True)
+            own = mine.features if self.plan.settings.store == "scales" else mean_of_scales(mine.features[None])
             least = float(cosines(own, theirs.features[row]).min())
             if least < LEAST_COSINE:
                 raise StoreError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vggfeat.checks import keep_kinds, whole
 from vggfeat.descriptor_stream import region_numbers
-from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
+from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise, mean_of_scales
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
@@ -340,6 +340,6 @@ def extract_query(
     if row.features is None:
         raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
-    kept = row.features if file.store == "scales" else row.features.mean(axis=0, keepdims=True)
+    kept = row.features if file.store == "scales" else mean_of_scales(row.features[None])
     features[0, :, file.regions.index("image")] = kept[:, 0]
     return features

@@ -94,7 +94,9 @@ def test_h5ad_comes_back(tmp_path):
 
 def test_h5ad_without_its_library_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "anndata", None)
-    with pytest.raises(ConfigError, match=r"h5ad: the package anndata is missing; pip install 'PATH_OF_CLONE\[anndata\]'"):
+    with pytest.raises(
+        ConfigError, match=r"h5ad: the package anndata is missing; pip install 'PATH_OF_CLONE\[anndata\]'"
+    ):
         write(tmp_path / "x.h5ad", "h5ad", make_table())
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.descriptors import mean_of_scales
 from vggfeat.errors import StoreError
 from vggfeat.formats.hdf5 import TEXT
 from vggfeat.store.checksummed_parquet import Sealed, seal, unreadable, unseal
@@ -89,7 +90,7 @@ def reduced(block: Block, plan: Plan) -> Block:
     """Reduce the features of a block to what a plan keeps; what is larger than float16 holds has failed."""
     features = block.features
     if plan.settings.store == "mean":
-        features = features.mean(axis=1, keepdims=True)  # a copy of one scale too
+        features = mean_of_scales(features)[:, None]  # a copy of one scale too
     if plan.settings.dtype == "float32":
         return replace(block, features=features)
     with np.errstate(over="ignore"):
