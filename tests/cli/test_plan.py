@@ -140,6 +140,8 @@ def test_the_command_that_is_named_as_the_next_one_works(inputs, tmp_path, capsy
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: vggfeat "))
     assert words[:3] == ["extract", "--plan", str(out)]
     assert run([*words, *QUIET]) == 0
+    assert run(["plan", "--extend", str(out), "--quiet"]) == 0  # which is not told where the net is
+    assert capsys.readouterr().out.endswith("--weights FOLDER/net.safetensors\n")
     monkeypatch.chdir(inputs)  # where the net is, by the name that it had
     where = ["--root", "photos", "--weights", "net.safetensors", "--out", str(tmp_path / "other")]
     assert run(["plan", "--dataset", "folder", *where, "--scales", "224", "--quiet"]) == 0
@@ -228,7 +230,7 @@ def test_shards_of_another_plan_do_not_count_as_finished_where_one_is_planned_an
     (["plan", "--dataset", "folder"], "--dataset and --out: expected both, or --extend RUN"),
     (["plan", "--extend", "none"], "plan.json: expected a plan, found none"),
     (["plan", "--extend", "none", "--shard-rows", "5"], "--shard-rows: the plan that is extended has decided it"),
-    (["inspect", "none"], "none: expected a feature file, found none"),
+    (["inspect", "none"], "none: expected a feature file, found none (No such file or directory)"),
     (["merge", "none", "--out", "x.h5"], "plan.json: expected a plan, found none"),
 ])  # fmt: skip
 def test_bad_words_are_named(words, message, tmp_path, capsys, monkeypatch):

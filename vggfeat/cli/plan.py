@@ -133,11 +133,13 @@ def _tell(done: "Plan", before: int | None, as_json: bool, weights: str | None =
 
 
 def _net_option(plan: "Plan", given: str | None) -> str:
-    """Return the option that names the net, where it is not found by its SHA-256."""
+    """Return the option that names the net, where it is not found by its SHA-256; the plan keeps no folder of it."""
     from vggfeat.forward.rerun import find_weights
 
     name = str(plan.provenance["weights"])
-    return "" if find_weights(plan.key["weights_sha256"], name) else f" --weights {shlex.quote(given or name)}"
+    if find_weights(plan.key["weights_sha256"], name):
+        return ""
+    return f" --weights {shlex.quote(given or (name if ':' in name else f'FOLDER/{name}'))}"
 
 
 @command()
