@@ -94,6 +94,11 @@ class ImageError(VggfeatError):
         return type(self), (self.reason, str(self))
 
 
+def without_number(error: BaseException) -> str:
+    """Return what an error says: of one of the system its words alone, without number and name, which a message has."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Say whether an error of a library means that memory, of the machine or of a GPU, has run out."""
     # PyTorch has a class for some of these only; cuBLAS, cuDNN and oneDNN report the rest as text, and a library that

@@ -21,7 +21,7 @@ from typing import Any
 
 from vggfeat.engines.engine import Progress, ShardTask
 from vggfeat.engines.handout import Handout
-from vggfeat.errors import ConfigError, ResourceError, VggfeatError
+from vggfeat.errors import ConfigError, ResourceError, VggfeatError, without_number
 from vggfeat.extract_plan import ShardResult
 from vggfeat.forward.rerun import find_weights
 from vggfeat.runtime.storage import joined
@@ -344,5 +344,6 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"address: expected the head of a cluster of Ray at {address}, found: {error}; ray start --head starts one"
+            f"address: expected the head of a cluster of Ray at {address}, found: {without_number(error)}; ray start "
+            "--head starts one"
         ) from None

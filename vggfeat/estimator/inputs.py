@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggfeat.checks import check_unmasked
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, ImageError, without_number
 from vggfeat.forward.runner import BatchRunner
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request, failure, region_of
 from vggfeat.images.fetch import FetchSettings, fetched
@@ -160,7 +160,7 @@ def _of_file(file: Any, max_bytes: int) -> Input:
     except UnicodeError:
         data = ""
     except (OSError, ValueError) as error:
-        return Input(name, failure(name, "unreadable", f"expected an open file, found: {error}"))
+        return Input(name, failure(name, "unreadable", f"expected an open file, found: {without_number(error)}"))
     if not isinstance(data, bytes):
         raise ConfigError(f"{name}: expected a file of bytes, found one of text; open it with open(path, 'rb')")
     return _of_bytes(name, data)

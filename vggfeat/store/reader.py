@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError, StoreError
+from vggfeat.errors import DatasetError, StoreError, without_number
 from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, open_hdf5, read_values
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, Status, check_layout
@@ -343,7 +343,7 @@ def _open_file(path: Path) -> tuple[h5py.File, int]:
     except (OSError, ValueError) as error:
         unfinished = path.with_name(f"{path.name}.parts")
         hint = f"; {unfinished} is an unfinished one: give the command that began it again" * os.path.isdir(unfinished)
-        raise StoreError(f"{path}: expected a feature file, found none ({error}){hint}") from None
+        raise StoreError(f"{path}: expected a feature file, found none ({without_number(error)}){hint}") from None
     if not stat.S_ISREG(state.st_mode):
         found = "a folder without plan.json" if os.path.isdir(path) else "a pipe or device"
         raise StoreError(f"{path}: expected a feature file, or the folder of a run, found {found}; correct its name")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vggfeat.checks import check_unmasked
-from vggfeat.errors import FitError
+from vggfeat.errors import FitError, without_number
 from vggfeat.runtime.durable import DISK, atomic_write, disk_errors
 from vggfeat.svm.arrays import times
 from vggfeat.wording import short_repr
@@ -187,7 +187,9 @@ def _read(path: Path) -> bytes:
             head = file.read(9)
             return head + file.read() if head[8:] == b"{" else head
     except (OSError, ValueError) as error:
-        raise FitError(f"{path}: expected a model file, found one that can't be read: {error}") from error
+        raise FitError(
+            f"{path}: expected a model file, found one that can't be read: {without_number(error)}"
+        ) from error
 
 
 def _head_bytes(content: bytes) -> int:
