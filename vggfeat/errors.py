@@ -27,8 +27,8 @@ class VggfeatError(Exception):
 
 
 def one_line(text: object) -> str:
-    """Return a text with its line breaks shown escaped, but for those at its ends; the spaces of names stay."""
-    return _BREAKS.sub(lambda found: ascii(found[0])[1:-1], str(text).strip("\r\n"))
+    """Return a text with its line breaks shown escaped, but for what ends it; the spaces of names stay."""
+    return _BREAKS.sub(lambda found: ascii(found[0])[1:-1], str(text).lstrip("\r\n").rstrip())
 
 
 class ConfigError(VggfeatError):
