@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image, ImageFile
 
 from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from vggfeat.errors import ConfigError, ImageError
+from vggfeat.given import MISSING
 from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, loaded, region_of
 from vggfeat.images.upright import to_rgb
 from vggfeat.samples import Box
@@ -683,7 +685,10 @@ def test_limits_must_be_above_zero(name, value):
 
 def test_every_reason_has_its_sentence():
     assert tuple(MEANINGS) == REASONS
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    assert {"no-label", MISSING} < set(REASONS)
     for reason, sentence in MEANINGS.items():
+        assert f"| `{reason}` | {sentence} |" in page
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", reason)
         assert re.fullmatch(r"[A-Z][^.]*\.", sentence)
 

@@ -70,6 +70,8 @@ MEANINGS = {
     "time-out": "Decoding took longer than the time limit.",
     "worker-died": "The image ended the process that decoded it, twice.",
     "non-finite": "The net gave NaN or infinity for the image.",
+    "no-label": "The system that guesses the classes of images to localise failed for it.",
+    "no-descriptor": "The descriptors that were given have none of the image.",
 }
 """What each reason says, in one sentence."""
 REASONS: tuple[str, ...] = tuple(MEANINGS)
