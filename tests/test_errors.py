@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vggfeat
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import Failure, VggfeatError
 from vggfeat.wording import counted, install_extra
 
 
@@ -50,3 +50,10 @@ def test_an_extra_is_installed_from_a_clone_and_not_by_a_name_that_others_may_ho
     assert "PATH_OF_CLONE[" in (root / "docs" / "tutorial-own-images.md").read_text()
     for path in (*root.glob("vggfeat/**/*.py"), *root.glob("d*/**/*.md"), root / "README.md"):
         assert "vggfeat[" not in path.read_text(), path
+
+
+def test_a_failure_is_text_in_files_and_comes_back_from_it():
+    failure = Failure("missing", "/a: b.jpg: expected a file: none")
+    assert Failure.of(str(failure)) == failure
+    assert failure.without("/a: b.jpg").message == "expected a file: none"
+    assert failure.without("b.jpg") == failure

@@ -6,6 +6,7 @@ prints the message alone and ends with the exit code of its class; anything else
 
 import errno
 import re
+from dataclasses import dataclass, replace
 
 _BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 """What `str.splitlines` takes for the end of a line."""
@@ -92,6 +93,29 @@ class ImageError(VggfeatError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no pixels, or no features; as text, and in files, "reason: message"."""
+
+    reason: str
+    """One word of `vggfeat.images.decode.REASONS`, for counting."""
+    message: str
+    """What was found, in one line."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+    @classmethod
+    def of(cls, text: str) -> "Failure":
+        """Return the failure that a file keeps as text."""
+        reason, _, message = text.partition(": ")
+        return cls(reason, message)
+
+    def without(self, name: str) -> "Failure":
+        """Return it without the name of the file, which its message may begin with."""
+        return replace(self, message=self.message.removeprefix(f"{name}: "))
 
 
 def without_number(error: BaseException) -> str:

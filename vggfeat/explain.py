@@ -180,8 +180,8 @@ def _decode(image: Path, settings: DecodeSettings, workers: int) -> DecodedImage
 def _features(runner: BatchRunner, image: DecodedImage) -> NDArray[np.float32]:
     (row,) = runner.rows([image])
     if row.features is None:
-        reason, _, text = row.reason.partition(": ")
-        raise ImageError(reason, f"expected features of the image, found: {text}")
+        assert row.failure
+        raise ImageError(row.failure.reason, f"expected features of the image, found: {row.failure.message}")
     return row.features[None]
 
 

@@ -366,11 +366,13 @@ def to_block(rows: Sequence[Row], shape: Shape, requests: Iterable[Request]) -> 
     for index, row in enumerate(rows):
         if row.features is not None:
             features[index] = row.features
-    names = [shown(request.name) for request in requests]
+    failures = [
+        row.failure and row.failure.without(shown(request.name)) for row, request in zip(rows, requests, strict=True)
+    ]
     return Block(
         features=features,
-        status=np.array([Status.FAILED if row.reason else Status.DONE for row in rows], dtype=np.uint8),
-        reasons=tuple(row.reason.replace(f"{name}: ", "") for row, name in zip(rows, names, strict=True)),
+        status=np.array([Status.FAILED if failure else Status.DONE for failure in failures], dtype=np.uint8),
+        reasons=tuple(str(failure or "") for failure in failures),
         sizes=np.array([row.size for row in rows], dtype=np.int32).reshape(-1, 2),
         sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
     )

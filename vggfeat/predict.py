@@ -203,8 +203,8 @@ def _score(
                 part, rows = net.features(islice(stream, CHUNK))
                 parts.append(part)
                 for place, row in enumerate(rows, start=start):
-                    name = shown(requests[place].name)
-                    reasons[place] = reasons[place] or row.reason.replace(f"{name}: ", "")
+                    if row.failure and not reasons[place]:
+                        reasons[place] = str(row.failure.without(shown(requests[place].name)))
             end = start + len(parts[0])
             ok = np.array([not reason for reason in reasons[start:end]])
             descriptors = fuse(parts, saved.recipe["join"], saved.recipe["normalisation"])

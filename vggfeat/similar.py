@@ -338,7 +338,7 @@ def extract_query(
     with Decoder(1, decode) as decoder:
         (row,) = runner.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
     if row.features is None:
-        raise StoreError(f"{image}: expected an image to look for, found: {row.reason}")
+        raise StoreError(f"{image}: expected an image to look for, found: {row.failure}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
     kept = row.features if file.store == "scales" else mean_of_scales(row.features[None])
     features[0, :, file.regions.index("image")] = kept[:, 0]

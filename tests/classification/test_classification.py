@@ -62,7 +62,7 @@ def flipped(made):
 
 def posteriors(net, made, device="cpu", order=None, **settings):
     rows = posterior_runner(net, PosteriorSettings(**settings), device, order).rows([made])
-    assert rows[0].reason == ""
+    assert rows[0].failure is None
     return rows[0].features[:, 0]
 
 
@@ -220,7 +220,7 @@ def test_crops_that_do_not_fit_go_through_in_smaller_passes_and_fail_by_name_at_
     close(posteriors(backbone(), made, mode="multi-crop", scales=(side,)), expected)
     most = 0
     row = posterior_runner(backbone(), settings).rows([made])[0]
-    assert row.reason.startswith("out-of-memory")
+    assert row.failure.reason == "out-of-memory"
     assert seen[-1] == 1
 
 

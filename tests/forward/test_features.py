@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vggfeat.errors import ConfigError, ImageError
+from vggfeat.errors import ConfigError, Failure, ImageError
 from vggfeat.forward import features as extraction_module
 from vggfeat.forward import runner
 from vggfeat.forward.features import ExtractionSettings, FeatureHead, check_boxes, feature_runner, spatial_mean
@@ -51,7 +51,7 @@ def test_features_are_the_spatial_mean_over_image_and_mirror(layer):
     images = [image(100, 140, 1), image(140, 100, 2), image(100, 140, 3), image(90, 90, 4)]
     rows = feature_runner(net, ExtractionSettings(scales=SCALES, layer=layer)).rows(images)
     for made, row in zip(images, rows, strict=True):
-        assert row.reason == ""
+        assert row.failure is None
         assert row.size == made.size
         assert row.sha256 == made.sha256
         assert row.features.shape == (2, 1, net.model.maps[layer].channels)
@@ -90,7 +90,7 @@ def test_failures_keep_their_rows():
     images = [image(100, 100, 1), ImageError("empty", "nothing in it"), image(100, 100, 2)]
     rows = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows(images)
     assert [row.features is None for row in rows] == [False, True, False]
-    assert rows[1].reason == "empty: nothing in it"
+    assert rows[1].failure == Failure("empty", "nothing in it")
     assert rows[1].size == (0, 0)
     assert not np.array_equal(rows[0].features, rows[2].features)
 
@@ -99,7 +99,7 @@ def test_too_elongated_images_fail_by_name():
     thin = DecodedImage((np.zeros((1, 3000, 3), dtype=np.uint8),), (1, 3000), bytes(32))
     row = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows([thin])[0]
     assert row.features is None
-    assert row.reason.startswith("elongated: 3000x1 pixels would become 672000x224")
+    assert str(row.failure).startswith("elongated: 3000x1 pixels would become 672000x224")
 
 
 def test_one_pixel_wide_images_are_enlarged():
@@ -121,7 +121,7 @@ def test_non_finite_features_fail_by_name():
     net.model.layers["fc7"].bias.data[3] = torch.inf
     row = feature_runner(net, ExtractionSettings(scales=(224,))).rows([image(100, 100)])[0]
     assert row.features is None
-    assert row.reason.startswith("non-finite: the fc7 map")
+    assert str(row.failure).startswith("non-finite: the fc7 map")
 
 
 @pytest.mark.parametrize("pool", ["floor", "ceil"])
@@ -195,7 +195,7 @@ def test_an_image_that_does_not_fit_is_cut_into_strips_and_fails_by_name_at_last
     monkeypatch.setattr(extraction_module, "spatial_mean", scarce)
     images = [image(224, 224, 1), image(224, 1800, 2), image(224, 224, 3)]
     rows = feature_runner(backbone(), ExtractionSettings(scales=(224,))).rows(images)
-    assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
+    assert [row.failure and row.failure.reason for row in rows] == [None, "out-of-memory", None]
     # Image and mirror together, then one after the other in strips of half the pixels, down to the narrowest.
     assert budgets == [(2, 1 << 20), (1, 224 * 1800), (1, 224 * 900), (1, 224 * 450), (1, 224 * 225)]
 
@@ -279,11 +279,8 @@ def test_interpolation_is_passed_on():
 def test_the_longest_side_at_the_largest_scale_decides_what_is_too_elongated():
     thin = DecodedImage((np.zeros((2, 600, 3), dtype=np.uint8),), (2, 600), bytes(32))
     settings = ExtractionSettings(scales=(224, 500))
-    assert (
-        feature_runner(backbone(), settings)
-        .rows([thin])[0]
-        .reason.startswith("elongated: 600x2 pixels would become 150000x500")
-    )
+    (row,) = feature_runner(backbone(), settings).rows([thin])
+    assert str(row.failure).startswith("elongated: 600x2 pixels would become 150000x500")
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
@@ -406,7 +403,7 @@ def test_images_can_be_launched_before_others_are_finished():
     launched = [extraction.launch([one]) for one in images]
     for one, row in zip(reversed(launched), reversed(expected), strict=True):
         (found,) = extraction.finish(one)
-        assert found.reason == row.reason
+        assert found.failure == row.failure
         assert row.features is None or np.array_equal(found.features, row.features)
 
 
@@ -482,7 +479,7 @@ def test_an_image_that_does_not_fit_on_the_device_fails_alone(monkeypatch):
     monkeypatch.setattr(runner, "to_device", scarce)
     images = [image(224, 224, 1), image(300, 300, 2), image(230, 240, 3)]
     rows = feature_runner(backbone(width=1 / 32), ExtractionSettings(scales=(224, 256))).rows(images)
-    assert [row.reason.partition(":")[0] for row in rows] == ["", "out-of-memory", ""]
+    assert [row.failure and row.failure.reason for row in rows] == [None, "out-of-memory", None]
 
 
 @pytest.mark.parametrize("batching", [pytest.param("size", marks=pytest.mark.long), "padded"])

@@ -24,7 +24,7 @@ def toy(tmp_path, monkeypatch):
 
 def features(net, images, **settings):
     rows = feature_runner(net, ExtractionSettings(scales=(40,), **settings)).rows(images)
-    assert not any(row.reason for row in rows)
+    assert not any(row.failure for row in rows)
     return np.stack([row.features[0, 0] for row in rows])
 
 

@@ -220,7 +220,7 @@ class Stages:
         """Commit the features of files in shards, and join these to a file that is read back."""
         one, files = self.reference, self.often
         rows = [
-            Row(features[:, None], "", image.size, image.sha256)
+            Row(features[:, None], None, image.size, image.sha256)
             for features, image in zip(self.expected, self.images, strict=True)
         ]
         shape = Shape(scales=one.settings.scales, regions=one.regions, channels=one.head.channels)

@@ -188,15 +188,11 @@ class Extractor(TransformerMixin, BaseEstimator):
         blocks, done = [self._descriptors(runner, [])], 0
         with progress_bar(total, shown=self.progress) as advance:
             for rows, names in self._rows(images, runner):
-                found = [
-                    Failure(done + place, name, row.reason)
-                    for place, (row, name) in enumerate(zip(rows, names, strict=True))
-                    if row.features is None
-                ]
-                if found and self.errors == "raise":
-                    reason, _, text = found[0].reason.partition(": ")
-                    raise ImageError(reason, f"image {found[0].index}: {text}")
-                failures += found
+                for place, (row, name) in enumerate(zip(rows, names, strict=True), start=done):
+                    if row.failure and self.errors == "raise":
+                        raise ImageError(row.failure.reason, f"image {place}: {row.failure.message}")
+                    if row.failure:
+                        failures.append(Failure(place, name, str(row.failure)))
                 blocks.append(self._descriptors(runner, rows))
                 done += len(rows)
                 advance(done)

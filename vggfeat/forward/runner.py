@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.errors import ImageError, out_of_memory
+from vggfeat.errors import Failure, ImageError, out_of_memory
 from vggfeat.forward.batching import Batching, Size, by_size, padded, tensor_size
 from vggfeat.forward.settings import ForwardSettings
 from vggfeat.images.decode import DecodedImage
@@ -46,8 +46,7 @@ class Row(NamedTuple):
 
     features: NDArray[np.float32] | None
     """(S, R, C), all finite; None if the image failed."""
-    reason: str
-    """Empty, or "reason: message" of the failure."""
+    failure: Failure | None
     size: tuple[int, int]
     """Height and width of the whole image in pixels; (0, 0) if it could not be read."""
     sha256: bytes
@@ -206,7 +205,7 @@ class BatchRunner:
         held = 0
         for number, image in enumerate(images):
             launched.rows.append(self._row_to_fill(image))
-            if isinstance(image, ImageError) or launched.rows[-1].reason:
+            if isinstance(image, ImageError) or launched.rows[-1].failure:
                 continue
             window[number] = image
             held += sum(region.nbytes for region in image.regions)
@@ -220,7 +219,7 @@ class BatchRunner:
     def _launch_window(
         self, window: dict[int, DecodedImage], launched: Launched, progress: Callable[[float], None] | None
     ) -> None:
-        numbers, failed = list(window), sum(row.reason != "" for row in launched.rows)
+        numbers, failed = list(window), sum(row.failure is not None for row in launched.rows)
         for batch in self.batches([image.regions for image in window.values()]):
             launched.values += [(task._replace(image=numbers[task.image]), value) for task, value in batch]
             if progress is not None:
@@ -230,16 +229,15 @@ class BatchRunner:
 
     def _row_to_fill(self, image: DecodedImage | ImageError) -> Row:
         if isinstance(image, ImageError):
-            return Row(None, f"{image.reason}: {image}", (0, 0), bytes(32))
-        reason = ""
+            return Row(None, Failure(image.reason, str(image)), (0, 0), bytes(32))
+        failure = None
         for region in image.regions:
             height, width = rescaled_size(region.shape[0], region.shape[1], max(self.sides))
             if height * width > MAX_RESCALED_PIXELS:
-                reason = (
-                    f"elongated: {region.shape[1]}x{region.shape[0]} pixels would become {width}x{height} "
-                    f"at Q = {max(self.sides)}, more than {MAX_RESCALED_PIXELS} pixels"
-                )
-        return Row(None, reason, image.size, image.sha256)
+                found = f"{region.shape[1]}x{region.shape[0]} pixels would become {width}x{height}"
+                most = f"more than {MAX_RESCALED_PIXELS} pixels"
+                failure = Failure("elongated", f"{found} at Q = {max(self.sides)}, {most}")
+        return Row(None, failure, image.size, image.sha256)
 
     def finish(self, launched: Launched) -> list[Row]:
         """Wait for the values of launched images, and return their rows; later launches are not waited for."""
@@ -252,13 +250,12 @@ class BatchRunner:
                 features[task.image, task.scale, task.region] = value.numpy()
         unfit = {task.image for task, value in launched.values if value is None}
         for number, row in enumerate(rows):
+            failure = row.failure
             if number in unfit:
-                reason = f"out-of-memory: it does not fit into the memory of {self.device}, even in strips"
-            elif not (row.reason or np.isfinite(features[number]).all()):
-                reason = f"non-finite: the {self.head.name} has NaN or infinity"
-            else:
-                reason = row.reason
-            rows[number] = row._replace(features=None if reason else features[number], reason=reason)
+                failure = Failure("out-of-memory", f"it does not fit into the memory of {self.device}, even in strips")
+            elif not (failure or np.isfinite(features[number]).all()):
+                failure = Failure("non-finite", f"the {self.head.name} has NaN or infinity")
+            rows[number] = row._replace(features=None if failure else features[number], failure=failure)
         return rows
 
     def batches(self, images: Sequence[Sequence[NDArray[np.uint8]]]) -> Iterator[list[tuple[Task, Tensor | None]]]:

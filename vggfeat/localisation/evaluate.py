@@ -19,6 +19,7 @@ from vggfeat.errors import ConfigError
 from vggfeat.extract import Progress, RunSettings
 from vggfeat.forward.settings import describe_conditions, hash_image
 from vggfeat.images.decode import DecodeSettings, Request
+from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.images.upright import annotated_orientation, stored_size, turn_back
 from vggfeat.localisation.locate import CropLocaliser, LocalisationRequest, LocalisedImage, Localiser
@@ -223,7 +224,7 @@ def _record(row: int, images: LabelledImages, located: LocalisedImage) -> dict[s
         "size": list(located.size),
         "orientation": located.orientation,
         "sha256": located.sha256.hex(),
-        "reason": located.reason.replace(f"{images.place(row).file}: ", ""),
+        "reason": located.reason.replace(f"{shown(str(images.place(row).file))}: ", ""),
         "guesses": located.guesses,
         "classes": located.classes.tolist(),
         "boxes": np.round(located.boxes, 2).tolist(),

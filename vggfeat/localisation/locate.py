@@ -312,7 +312,7 @@ class CropLocaliser:
         found = []
         for image, row, request in zip(held, rows, requests, strict=True):
             if row.features is None or isinstance(image, ImageError):
-                found.append(LocalisedImage(size=row.size, sha256=row.sha256, reason=row.reason))
+                found.append(LocalisedImage(size=row.size, sha256=row.sha256, reason=str(row.failure or "")))
                 continue
             wanted = _wanted_classes(request.labels, request.truth)
             offset, rescaled = crop_place(self._runner, image.regions[0].shape[:2], self._net.window)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.errors import StoreError
+from vggfeat.errors import Failure, StoreError
 from vggfeat.runtime.durable import Files, atomic_write, open_bounded
 from vggfeat.samples import DataSet, LabelledImages
 from vggfeat.store.layout import Status
@@ -104,8 +104,8 @@ def write_failures(
 
 
 def _line(name: str, path: str, text: str) -> str:
-    reason, _, message = text.partition(": ")
-    found = dict(zip(_FIELDS, (name, path, reason, message), strict=True))
+    failure = Failure.of(text)
+    found = dict(zip(_FIELDS, (name, path, failure.reason, failure.message), strict=True))
     return f"{json.dumps(found)}\n"
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.errors import DatasetError, StoreError, without_number
+from vggfeat.errors import DatasetError, Failure, StoreError, without_number
 from vggfeat.formats.hdf5 import UntrustedHDF5, hdf5_errors, open_hdf5, read_values
 from vggfeat.samples import DataSet, Task
 from vggfeat.store.layout import BLOCK_COLUMNS, Block, Shape, Status, check_layout
@@ -170,7 +170,7 @@ class Features(ABC):
 
 def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """Count failures by the first word of their reasons, the most frequent first, equals by name."""
-    counts = Counter(reason.partition(": ")[0] for reason in reasons)
+    counts = Counter(Failure.of(reason).reason for reason in reasons)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
