@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from feature_files import data_set, write_file
 from vggfeat.cli import group, run
 from vggfeat.datasets import catalogue
-from vggfeat.errors import ResourceError
+from vggfeat.errors import ResourceError, StoreError
 
 NET = "random:A:0:0.03125"
 HEAVY = ("torch", "torchvision", "numpy", "h5py", "sklearn", "scipy", "matplotlib", "PIL", "rich", "pyarrow")
@@ -400,6 +401,18 @@ def test_what_the_system_does_not_give_is_one_line_and_no_defect(error, monkeypa
     said = capsys.readouterr().err
     assert re.fullmatch("vggfeat: this machine: expected the memory, .* give the same command again\n", said)
     assert str(error) in said
+
+
+def test_a_machine_without_room_for_temporary_files_is_no_defect(monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(catalogue, "resolve_root", lambda *_: tempfile.gettempdir())
+    assert run(["data", "splits", "voc2007"]) == StoreError.exit_code
+    assert capsys.readouterr().err == (
+        "vggfeat: temporary files: expected a folder to write into, found: No usable temporary directory found in "
+        "['/nowhere']; make room in one of them, or set TMPDIR to a folder that has some, and give the same command "
+        "again\n"
+    )
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

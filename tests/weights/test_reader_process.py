@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import resource
 import signal
 import time
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from other_nets import torchvision_net
-from vggfeat.errors import VggfeatError, WeightsError
+from vggfeat.errors import ResourceError, WeightsError
 from vggfeat.weights import load_backbone, reader_process
 from vggfeat.weights.reader_process import Limits
 from vggfeat.wording import quoted
@@ -142,9 +143,21 @@ def test_dictionaries_without_an_end_are_refused(tmp_path):
 
 def test_a_reader_that_cannot_start_is_not_blamed_on_the_file(unstarted, sound, monkeypatch):
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    with pytest.raises(VggfeatError, match="expected /nowhere/python to start, found No such file") as caught:
+    with pytest.raises(ResourceError, match="expected /nowhere/python to start, found No such file"):
         load_backbone(sound)
-    assert not isinstance(caught.value, WeightsError)
+
+
+def test_a_reader_starts_where_no_file_can_be_written(unstarted, sound):
+    """Libraries look for a folder of temporary files as they are imported, by writing to it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        reader_process._READER.start()
+        found = load_backbone(sound).model.config
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        reader_process._READER.close()
+    assert found == "A"
 
 
 def fail(*args, **kwargs):
@@ -159,7 +172,7 @@ def test_a_limit_on_open_files_is_named(sound, monkeypatch):
         for call in calls:
             with monkeypatch.context() as patch:
                 patch.setattr(call, fail)
-                with pytest.raises(VggfeatError, match="found Too many open files; give it what it lacks"):
+                with pytest.raises(ResourceError, match="found Too many open files; give it what it lacks"):
                     load_backbone(sound)
         assert load_backbone(sound).model.config == "A"
         os.killpg(one._process.pid, signal.SIGKILL)
@@ -169,7 +182,7 @@ def test_a_limit_on_open_files_is_named(sound, monkeypatch):
 @pytest.mark.parametrize("path", ["", None])
 def test_a_python_without_a_path_of_its_own_is_named(unstarted, sound, monkeypatch, path):
     monkeypatch.setattr("sys.executable", path)
-    with pytest.raises(VggfeatError, match="expected Python to start, found no path of the Python interpreter"):
+    with pytest.raises(ResourceError, match="expected Python to start, found no path of the Python interpreter"):
         load_backbone(sound)
 
 

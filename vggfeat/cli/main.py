@@ -47,6 +47,7 @@ Exit codes:
 
 _LIST = re.compile(r"\s*\n\s*")
 """What click puts between the entries of a list."""
+_MAKE_ROOM = "make room in one of them, or set TMPDIR to a folder that has some, and give the same command again"
 
 
 class _Stopped(BaseException):
@@ -170,6 +171,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 "kept: make room, and give the same command again",
                 error,
             )
+            return StoreError.exit_code
+        if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
+            # As `tempfile` says it, which libraries ask as they are imported.
+            _say(f"temporary files: expected a folder to write into, found: {error.strerror}; {_MAKE_ROOM}", error)
             return StoreError.exit_code
         if not out_of_resources(error):
             raise

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -25,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vggfeat.errors import VggfeatError, WeightsError
+from vggfeat.errors import ResourceError, VggfeatError, WeightsError
 from vggfeat.runtime.sandbox import Line, limit_memory, lower_limit, silence_libraries, start_process
 from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded, resource
 from vggfeat.weights.sniff import FORMATS
@@ -61,8 +62,8 @@ def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
 
     Where the system has no processes with limits, this one reads it, and that is logged.
 
-    Raises WeightsError if it is damaged or of another kind, or takes more than the limits. Raises VggfeatError if the
-    reader process can't be started.
+    Raises WeightsError if it is damaged or of another kind, or takes more than the limits. Raises ResourceError if
+    the reader process can't be started.
     """
     try:
         limits = Limits.of(path.stat().st_size)
@@ -184,7 +185,7 @@ class _ReaderProcess:
     def connect(self) -> socket.socket:
         """Return a line to a fork of it, which will read one file.
 
-        Raises VggfeatError if it can't start, or can't fork.
+        Raises ResourceError if it can't start, or can't fork.
         """
         for _ in range(2):  # it may have ended a moment ago
             try:
@@ -235,8 +236,8 @@ def _wait_for_group(number: int) -> None:
             time.sleep(0.01)
 
 
-def _no_start(found: str) -> VggfeatError:
-    return VggfeatError(
+def _no_start(found: str) -> ResourceError:
+    return ResourceError(
         f"process that reads files of weights: expected {sys.executable or 'Python'} to start, found {found}; give it "
         "what it lacks (interpreter, processes, memory, open files), and try again"
     )
@@ -262,6 +263,8 @@ def opened_here(kind: str, path: Path) -> AbstractContextManager["ParsedNet | St
 
 def serve(descriptor: int) -> None:
     """Be the reader process, until the other end of the socket is closed."""
+    # It writes no files; but libraries look for a place as they are imported, and on a full disk there is none.
+    tempfile.tempdir = os.devnull
     import torch
 
     control = socket.socket(fileno=descriptor)
