@@ -148,6 +148,21 @@ def test_a_disk_without_room_for_hashes_is_named(tmp_path, monkeypatch):
     def full(self, ids):
         raise OSError(28, os.strerror(28))
 
+    plan = write_plan(draft(LocalStorage(str(tmp_path / "finished"))), images(3))
     monkeypatch.setattr(planning.IdHashes, "add", full)
     with pytest.raises(StoreError, match="keeping hashes of ids failed: the disk is full"):
         write_plan(draft(LocalStorage(str(tmp_path / "run"))), images(3))
+    with pytest.raises(StoreError, match="keeping hashes of ids failed: the disk is full"):
+        extend_plan(plan, images(4))
+
+
+def test_a_new_image_whose_hash_is_that_of_a_known_one_is_planned(tmp_path, monkeypatch):
+    true, planned = planning._hashes_of, images(4)
+    known, new = (listed["id"].to_pylist() for batch in planned.batches() for listed in (batch[:1], batch[3:]))
+
+    def colliding(ids, salt=""):
+        return true([known[0] if name == new[0] and not salt else name for name in ids], salt)
+
+    plan = write_plan(draft(LocalStorage(str(tmp_path / "run"))), images(3))
+    monkeypatch.setattr(planning, "_hashes_of", colliding)
+    assert extend_plan(plan, planned).data_set().ids[3:] == tuple(new)

@@ -3,8 +3,8 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,8 @@ _IN_MEMORY = 1 << 26
 """Bytes of hashes that are kept in memory; more go to the disk."""
 _BUCKET = 1 << 22
 """Hashes that are sorted at a time."""
+_SALTS = ("", "\0")
+"""Of the two hashes by which new ids are told."""
 
 
 def write_plan(draft: Plan, listing: Listing, progress: Progress = lambda rows: None) -> Plan:
@@ -88,12 +90,7 @@ def extend_plan(old: Plan, listing: Listing, progress: Progress = lambda rows: N
         found = f"{listing.name}, {listing.task}"
         raise DatasetError(f"{old.where}: expected the data set of the plan, {old.name}, {old.task}, found {found}")
     classes = (*old.classes, *(name for name in listing.classes if name not in old.classes))
-    with IdHashes() as known, IdHashes() as now:
-        for part in range(len(old.parts)):
-            known.add(old.part(part)["id"].to_pylist())
-        for batch in listing.batches():
-            now.add(batch["id"].to_pylist())
-        fresh = now.beyond(known)
+    fresh = _new_hashes(old, listing)
     draft = replace(old, classes=classes, _last={})
     batches = lambda: (_fresh(batch, fresh, listing.classes, classes) for batch in listing.batches())  # noqa: E731
     with IdHashes() as hashes:
@@ -146,7 +143,7 @@ def _written(draft: Plan, listing: Listing, hashes: "IdHashes", progress: Progre
     complete = (complete_batch(batch, listing.root) for batch in listing.batches())
     for table in _parts(complete, draft.settings.shard_rows * PART_SHARDS):
         tally.add(table, f"{listing.root} (row {rows})")
-        with disk_errors(Path(tempfile.gettempdir()), "keeping hashes of ids", "make room there, or set TMPDIR"):
+        with _room_for_hashes():
             hashes.add(table["id"].to_pylist())
         about = {"format": PART_FORMAT, "part": len(parts)}
         raw = seal(table, about, compression="zstd", group_rows=draft.settings.shard_rows)
@@ -231,10 +228,12 @@ class IdHashes(AbstractContextManager["IdHashes"]):
     """Hashes of ids, for lists that do not fit into memory, in a file without a name; a context manager.
 
     A hash has 64 bits of Python's own, which differ from process to process; of 100 million ids two share one by
-    chance once in 3,700 lists, so that ids with a common hash are looked at again.
+    chance once in 3,700 lists, so that ids with a common hash are looked at again, or are hashed with a second `salt`,
+    which is appended to them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, salt: str = "") -> None:
+        self._salt = salt
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="vggfeat-ids-")  # noqa: SIM115  its owner closes it
         self.count = 0
 
@@ -243,7 +242,7 @@ class IdHashes(AbstractContextManager["IdHashes"]):
 
     def add(self, ids: Iterable[str]) -> None:
         """Add ids; OSError if the disk refuses."""
-        hashes = _hashes_of(ids)
+        hashes = _hashes_of(ids, self._salt)
         self._file.write(hashes.tobytes())
         self.count += len(hashes)
 
@@ -273,9 +272,33 @@ class IdHashes(AbstractContextManager["IdHashes"]):
         self._file.seek(0, 2)
 
 
-def _hashes_of(ids: Iterable[str]) -> NDArray[np.int64]:
+def _hashes_of(ids: Iterable[str], salt: str = "") -> NDArray[np.int64]:
     """Return the hash of each id."""
-    return np.fromiter(map(hash, ids), dtype=np.int64)
+    return np.fromiter((hash(f"{name}{salt}") for name in ids), dtype=np.int64)
+
+
+def _room_for_hashes() -> AbstractContextManager[None]:
+    return disk_errors(Path(tempfile.gettempdir()), "keeping hashes of ids", "make room there, or set TMPDIR")
+
+
+def _new_hashes(plan: Plan, listing: Listing) -> dict[str, NDArray[np.int64]]:
+    """Return the hashes, ascending, of what a list has and a plan has not, for each of two salts.
+
+    An id is new if one of its hashes is: that both are those of others happens once in 10^14 lists of 100 million.
+    """
+    with ExitStack() as stack:
+        known, now = ({salt: stack.enter_context(IdHashes(salt)) for salt in _SALTS} for _ in range(2))
+        for part in range(len(plan.parts)):
+            _add_to(known, plan.part(part)["id"].to_pylist())
+        for batch in listing.batches():
+            _add_to(now, batch["id"].to_pylist())
+        return {salt: now[salt].beyond(known[salt]) for salt in _SALTS}
+
+
+def _add_to(several: Mapping[str, IdHashes], ids: Sequence[str]) -> None:
+    with _room_for_hashes():
+        for hashes in several.values():
+            hashes.add(ids)
 
 
 def _check_unique(plan: Plan, hashes: IdHashes, first: int = 0) -> None:
@@ -299,14 +322,13 @@ def _check_unique(plan: Plan, hashes: IdHashes, first: int = 0) -> None:
 
 
 def _fresh(
-    batch: "pa.RecordBatch", fresh: NDArray[np.int64], classes: Sequence[str], merged: Sequence[str]
+    batch: "pa.RecordBatch", fresh: Mapping[str, NDArray[np.int64]], classes: Sequence[str], merged: Sequence[str]
 ) -> "pa.RecordBatch":
     """Return the rows of a batch that are new, with class numbers of the plan."""
     import pyarrow as pa
 
-    hashes = _hashes_of(batch["id"].to_pylist())
-    places = np.searchsorted(fresh, hashes)
-    new = np.zeros(len(batch), bool) if not len(fresh) else fresh[np.minimum(places, len(fresh) - 1)] == hashes
+    ids = batch["id"].to_pylist()
+    new = np.any([_among(_hashes_of(ids, salt), hashes) for salt, hashes in fresh.items()], axis=0)
     chosen = batch.filter(pa.array(new))
     number = {index: merged.index(name) for index, name in enumerate(classes)}
     for name in LABELS:
@@ -315,3 +337,9 @@ def _fresh(
             place = chosen.schema.get_field_index(name)
             chosen = chosen.set_column(place, name, pa.array(lists, pa.list_(pa.int32())))
     return chosen
+
+
+def _among(hashes: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which hashes are among those known, which ascend and may be far more."""
+    places = np.searchsorted(known, hashes)
+    return np.zeros(len(hashes), bool) if not len(known) else known[np.minimum(places, len(known) - 1)] == hashes
