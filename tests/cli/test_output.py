@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from vggfeat.cli import group, output, run
-from vggfeat.cli.output import Progress, duration, line, rate_of
-from vggfeat.results.record import SHORTEST, align, failures_by_reason, shortened
+from vggfeat.cli.output import Progress, duration, line, rate_of, say_lines
+from vggfeat.datasets import catalogue
+from vggfeat.errors import ConfigError
+from vggfeat.results.record import SHORTEST, align, failures_by_reason, shortened, shown_in
 from vggfeat.wording import quoted
 
 NET = "random:A:0:0.03125"
@@ -355,3 +357,25 @@ def test_the_bar_foretells_what_the_line_does(monkeypatch):
         clock.now = 20.0
         shown.update(50, 100, "1 failed")
         assert shown.bar.fields["rate"] == "1 failed, 2.0 images/s, 25s left"
+
+
+def test_columns_are_straight_where_the_terminal_lacks_a_character():
+    rows = [["class", "%"], ["gr\xfcn", "12.5"], ["\u732b", "\N{EN DASH}"]]
+    assert align(rows, left=1) == ["class     %", "gr\xfcn   12.5", "\u732b        \N{EN DASH}"]
+    with shown_in("ascii"):
+        assert align(rows, left=1) == ["class         %", "gr\\xfcn    12.5", "\\u732b   \\u2013"]
+        assert shortened("abcdef", 4) == "abc~"
+
+
+def test_a_command_prints_straight_tables_in_an_ascii_locale(monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", printed)
+
+    def resolve(*_):
+        say_lines("\n".join(align([["\xfc", "1"], ["b", "2"]], 1)))
+        raise ConfigError("that is enough")
+
+    monkeypatch.setattr(catalogue, "resolve_root", resolve)
+    assert run(["data", "splits", "voc2007"]) == ConfigError.exit_code
+    printed.flush()
+    assert printed.buffer.getvalue() == b"\\xfc  1\nb     2\n"

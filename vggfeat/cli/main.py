@@ -17,7 +17,7 @@ from vggfeat.cli.demo import demo, reproduce
 from vggfeat.cli.extract import extract
 from vggfeat.cli.features import export, inspect
 from vggfeat.cli.localise import localise
-from vggfeat.cli.output import say, say_lines, say_note
+from vggfeat.cli.output import encoding_of, say, say_lines, say_note
 from vggfeat.cli.plan import merge, plan
 from vggfeat.cli.predict import explain, predict, similar
 from vggfeat.cli.report import audit, map_, probe, report
@@ -26,6 +26,7 @@ from vggfeat.cli.svm import svm
 from vggfeat.cli.train import train
 from vggfeat.cli.weights import weights
 from vggfeat.errors import ResourceError, StoreError, VggfeatError, out_of_resources
+from vggfeat.results.record import shown_in
 
 EXIT_CODES = """\b
 Exit codes:
@@ -135,7 +136,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     printed_to = sys.stdout
     try:
-        with breaking_off(), _telling_what_is_lost():
+        with breaking_off(), _telling_what_is_lost(), shown_in(encoding_of(sys.stdout)):
             result = group.main(args=arguments, prog_name="vggfeat", standalone_mode=False)
             if sys.stdout is not None:  # it is None where the process was given none
                 sys.stdout.flush()

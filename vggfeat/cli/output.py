@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
@@ -39,9 +39,13 @@ TRY_AGAIN = "failed: to try them again, give the same command with --retry-faile
 
 def say(line: str = "", *, err: bool = False) -> None:
     """Print one line; what a terminal would obey, and what its encoding lacks, is shown as an escape."""
-    stream = sys.stderr if err else sys.stdout
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+    encoding = encoding_of(sys.stderr if err else sys.stdout)
     click.echo(printable(line).encode(encoding, "backslashreplace").decode(encoding), err=err)
+
+
+def encoding_of(stream: TextIO | None) -> str:
+    """Name the encoding of a stream; that of files where it has none, or there is no stream."""
+    return getattr(stream, "encoding", None) or "utf-8"
 
 
 def say_lines(text: str, *, err: bool = False) -> None:

@@ -9,8 +9,9 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ _BYTE = re.compile(r"(?<!\\)\\udc([89a-f][0-9a-f])")
 """As a message quotes a byte that is no UTF-8."""
 SHORTEST = 8
 """Columns of a terminal that a name keeps, however narrow the terminal is."""
+_ENCODING = ContextVar("encoding", default="utf-8")
+
+
+@contextmanager
+def shown_in(encoding: str) -> Iterator[None]:
+    """Let `align` leave room, in a block, for the escapes of characters that the encoding of the output lacks."""
+    token = _ENCODING.set(encoding)
+    try:
+        yield
+    finally:
+        _ENCODING.reset(token)
 
 
 def align(rows: Sequence[Sequence[str]], left: int, width: int | None = None) -> list[str]:
@@ -34,7 +46,7 @@ def align(rows: Sequence[Sequence[str]], left: int, width: int | None = None) ->
 
     Where the lines would be longer than `width`, the longest of the `left` columns gives way, down to a few letters.
     """
-    table = [[printable(text) for text in row] for row in rows]
+    table = [[_encodable(printable(text)) for text in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
     over = sum(widths) + 2 * (len(widths) - 1) - (width or sys.maxsize)
     if over > 0 and left:
@@ -59,7 +71,8 @@ def shortened(text: str, width: int | None) -> str:
         if _width(kept + char) > width - 1:
             break
         kept += char
-    return f"{kept}\N{HORIZONTAL ELLIPSIS}"
+    mark = "\N{HORIZONTAL ELLIPSIS}"
+    return f"{kept}{mark if _encodable(mark) == mark else '~'}"
 
 
 def printable(text: str) -> str:
@@ -69,6 +82,10 @@ def printable(text: str) -> str:
     if text.isprintable():  # Images in a page are long texts.
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in with_bytes(text))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(_ENCODING.get(), "backslashreplace").decode(_ENCODING.get())
 
 
 def percent(value: float | None, missing: str = "-") -> str:
@@ -146,7 +163,9 @@ class Record:
             name: csv_bytes(headings, rows, spreadsheet_safe=spreadsheet_safe)
             for name, (headings, rows) in self.tables.items()
         }
-        return {"results.json": json_bytes(self.content), "table.txt": self.text().encode() + b"\n", **tables}
+        with shown_in("utf-8"):
+            text = self.text().encode() + b"\n"
+        return {"results.json": json_bytes(self.content), "table.txt": text, **tables}
 
     def write(
         self,
