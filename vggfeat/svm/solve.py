@@ -71,7 +71,7 @@ class Solutions(NamedTuple):
 
 
 class Solver(ABC):
-    """Solves problems on the rows x (N, D) of one table, finite float32 or float64."""
+    """Solves problems on the rows x (N, D) of one table, finite float32 or float64: the objective of `vggfeat.svm`."""
 
     def __init__(self, x: NDArray[np.floating], settings: SvmSettings) -> None:
         self.x, self.settings = x, settings

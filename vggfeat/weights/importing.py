@@ -57,7 +57,7 @@ class ParsedNet:
     assumed: bool = False
     """Whether the file says nothing of all this, and its format or its names only suggest it."""
     pixel_range: Literal[1, 255] = 255
-    """Highest value of a pixel for those who made the net; mean and std are stated in such units."""
+    """Highest value of a pixel for its makers: the units of `--mean` and `--std`, not of the fields here."""
     fc6_order: str = ""
     """In which order the file of a VGG net has the inputs of fc6: C,H,W in Caffe; H,W,C in Keras; or convolution."""
     classes: tuple[str, ...] = ()
