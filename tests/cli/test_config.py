@@ -14,7 +14,11 @@ from vggfeat.cli.config import SVM
 from vggfeat.runtime.checksums import sealed
 from vggfeat.store.reader import FeatureFile
 
-PLAIN = {"as_json": ("--json", "Print"), "quiet": ("--quiet", "No progress."), "overwrite": ("--overwrite", "Replace")}
+PLAIN = {
+    "as_json": ("--json", "Print"),
+    "quiet": ("--quiet", "Show no progress."),
+    "overwrite": ("--overwrite", "Replace"),
+}
 TWO_MEANINGS = {
     "--channels": "those of an image are rgb or bgr, those of features a count",
     "--extend": "plan is given the run that it extends, extract has --out for its file",

@@ -46,7 +46,7 @@ class NetOptions(BenchOptions):
     width: float = option(type=click.FloatRange(0, min_open=True), default=1.0,
         help="Factor on the channels of the net.")  # fmt: skip
     device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-    seconds: float = option(type=SECONDS, default=2.0, help="Least time of each measurement.")
+    seconds: float = option(type=SECONDS, default=2.0, help="Shortest time of each measurement, in seconds.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +71,21 @@ class FeatureOptions(NetOptions):
 class TrainingBenchOptions(NetOptions, WorkerOptions):
     """What `bench train` measures, and how long."""
 
-    seconds: float = option(type=SECONDS, default=10.0, help="Least time of each measurement.")
+    seconds: float = option(type=SECONDS, default=10.0, help="Shortest time of each measurement, in seconds.")
     root: Path | None = option(metavar="ROOT",
-        help="Training images, as for `vggfeat train`. [ones that are made, with the sides of VOC-2007's]")  # fmt: skip
-    scale: tuple[int, int] = option(type=SCALE, default="256", help="S, smallest image side.")
-    batch: int = option(type=COUNT, default=256, help="Images in a step.")
+        help="Folder of training images, as for `vggfeat train`. [made-up images with the sides "
+        "of VOC-2007's]")  # fmt: skip
+    scale: tuple[int, int] = option(
+        type=SCALE, default="256", help="S, the smallest image side in training, in pixels."
+    )
+    batch: int = option(type=COUNT, default=256, help="Images in one training step.")
     precision: LearningPrecision | None = option(
-        type=get_args(LearningPrecision), help="Of the net. [bf16 on a GPU, else fp32]"
+        type=get_args(LearningPrecision),
+        help="Precision of the convolutions and matrix products. [bf16 on a GPU, else fp32]",
     )
     compiled: bool = flag("--compile", help="Compile the net.")
-    micro_batch: int | None = option(type=COUNT, help="Images in one pass. [what fits]")
-    images: int = option(type=click.IntRange(16), default=512, help="How many to make.")
+    micro_batch: int | None = option(type=COUNT, help="Images in one pass through the net. [as many as fit]")
+    images: int = option(type=click.IntRange(16), default=512, help="Number of images to make.")
 
 
 @click.group()
@@ -95,16 +99,18 @@ def bench_extraction(
     workers: WorkerOptions,
     options: FeatureOptions,
     precision: tuple[str, ...] = option(type=WORDS, default="fp32,bf16",
-        help=f"Any of {', '.join(get_args(Precision))}."),
-    batching: tuple[str, ...] = option(type=WORDS, default="size", help="size, padded, or both."),
+        help=f"Precisions to measure: any of {', '.join(get_args(Precision))}."),
+    batching: tuple[str, ...] = option(type=WORDS, default="size", help="Ways of batching to measure: size, padded, or "
+        "both."),
     compiled: bool = flag("--compile", help="Compile the nets, which takes minutes at first."),
     images: int | None = option(type=COUNT, help="JPEG files to make. [24 on the CPU, 256 on a GPU]"),
-    longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Of these images, in pixels."),
+    longest: int = option("--longest-side", type=click.IntRange(8), default=500, help="Size of these images, in "
+        "pixels."),
     repeat: int = option(type=COUNT, default=1,
-        help="How often a run from files to file goes through them; for a GPU, 10 and more."),
-    seed: int = option(type=click.IntRange(0), default=0, help="Of images and weights."),
-    rounds: int = option(type=COUNT, default=3, help="Times that all is measured."),
-    no_plain: bool = flag(help="Without plain loops and other libraries."),
+        help="How often the run from image files to feature file goes through the images; take 10 or more for a GPU."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Seed of the made-up images and weights."),
+    rounds: int = option(type=COUNT, default=3, help="How often everything is measured."),
+    no_plain: bool = flag(help="Leave out the plain loops and the other libraries."),
 ) -> None:  # fmt: skip
     """Measure images per second of every stage of extraction alone, and from JPEG files to the feature file.
 
@@ -151,11 +157,11 @@ def bench_extraction(
 def bench_roofline(
     *,
     options: FeatureOptions,
-    shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Of the image, in pixels."),
+    shape: tuple[int, int] = option(type=SIDES, default="375x500", help="Size of the image, in pixels."),
     pool: str = option(type=["floor", "ceil"], default="floor",
-        help="Rounding of the pooling: floor in torchvision's nets, ceil in the authors'."),
+        help="How the size of a pooling's output is rounded: floor in torchvision's nets, ceil in the authors'."),
     precision: Precision = option(type=PRECISIONS["cuda"], default="fp32"),
-    counted: bool = flag("--no-measure", help="Operations and bytes only."),
+    counted: bool = flag("--no-measure", help="Count operations and bytes only, and measure nothing."),
 ) -> None:  # fmt: skip
     """Count multiply-adds and bytes of the dense features of one image and its mirror, and the least time for them.
 
@@ -184,15 +190,17 @@ def bench_svm(
     *,
     as_json: bool = EVERY_ROUND,
     size: str = option(type=SIZES, default="voc",
-        help="Of the made-up descriptors. caltech256-part: a quarter of its classes, one split. stored: --shape "
-        "of them in a file, solved by the solver stream, and in memory by newton."),
-    shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Of --size stored. [20000x1024]"),
-    threads: int | None = option(type=THREADS, help="Cores for either solver. [all]"),
-    device: str | None = option(help="Of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]"),
+        help="Size of the made-up descriptors. caltech256-part: a quarter of the classes of Caltech-256, one split. "
+        "stored: --shape descriptors in a file for the solver stream, and in memory for newton."),
+    shape: tuple[int, int] | None = option(type=SIDES, metavar="NxD", help="Rows and length of the descriptors of "
+        "--size stored. [20000x1024]"),
+    threads: int | None = option(type=THREADS, help="CPU cores for each solver. [all]"),
+    device: str | None = option(help="Device of vggfeat's solver: cpu, cuda, cuda:1, ... [the CPU, by NumPy]"),
     sample: int | None = option(type=COUNT,
-        help="SVMs a stage that others solve; all times follow from theirs. [tiny, voc: all; else 24]"),
+        help="SVMs in each stage that the other solvers are timed on; their times for all SVMs are extrapolated. "
+        "[tiny, voc: all; else 24]"),
     alone: bool = flag("--no-peer", help="Time vggfeat's solver only."),
-    seed: int = option(type=click.IntRange(0), default=0, help="Of the descriptors."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Seed of the made-up descriptors."),
 ) -> None:  # fmt: skip
     """Time the SVM stage of a protocol by vggfeat's solver and by others, on the same arrays.
 
@@ -260,10 +268,10 @@ def bench_training(*, options: TrainingBenchOptions) -> None:
 @command("gpu", group=bench)
 def bench_gpu(
     *,
-    out: Path = option(required=True, metavar="DIR", help="Folder of the figures."),
+    out: Path = option(required=True, metavar="DIR", help="Folder for the figures."),
     tiny: bool = flag(help="Rehearse with a small net on few images; with --device cpu, anywhere."),
     minutes: float = option(type=click.FloatRange(0, min_open=True), default=7.0,
-        help="No part begins later than this."),
+        help="Minutes after which no further part begins."),
     overwrite: bool = flag(help="Replace figures of another machine."),
     workers: WorkerOptions,
     as_json: bool = EVERY_ROUND,
@@ -297,10 +305,11 @@ def bench_gpu(
 @command("scale", group=bench)
 def bench_scale(
     *,
-    images: int = option(type=click.IntRange(1, 10**9), default=1_000_000, help="Of the list."),
-    shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images of a shard."),
-    channels: int = option(type=COUNT, default=4096, help="Values of an image."),
-    scratch: Path | None = option(help="Where the run is for a while, 20 bytes an image. [the system's place]"),
+    images: int = option(type=click.IntRange(1, 10**9), default=1_000_000, help="Images in the list."),
+    shard_rows: int = option(type=click.IntRange(1, 1 << 20), default=4096, help="Images in a shard."),
+    channels: int = option(type=COUNT, default=4096, help="Length of a feature."),
+    scratch: Path | None = option(help="Folder for the temporary run, 20 bytes an image. [the system's temporary "
+        "folder]"),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Measure what a run of any size costs outside the net, on a made-up list with empty forward passes.

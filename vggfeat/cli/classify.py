@@ -42,11 +42,12 @@ class PosteriorOptions:
 
     title: ClassVar[str] = "Posteriors"
     mode: str = option(type=list(MODES), default="dense",
-        help="Centre crop; complete images; 5x5 crops; or the last two averaged.")  # fmt: skip
+        help="What is evaluated: the centre crop; the whole image, densely; 5x5 crops; or the average of the "
+        "last two.")  # fmt: skip
     scales: tuple[int, ...] | None = option(type=INTEGERS,
         help="Q, smallest image sides in pixels. [the paper's for the net's S]")  # fmt: skip
     softmax: str = option(type=["after", "before"], default="after",
-        help="After the spatial average of dense class scores, or before it.")  # fmt: skip
+        help="Apply the soft-max after the spatial average of the dense class scores, or before it.")  # fmt: skip
 
     def settings(self, backbone: "Backbone", mode: Any, **forward: Any) -> "PosteriorSettings":
         """Return the settings of one net and mode."""
@@ -61,12 +62,12 @@ class PosteriorOptions:
 def classify(
     *,
     weights: tuple[str, ...] = option(multiple=True, metavar="FILE|NAME|small",
-        help="A net; given several times, they are fused."),
+        help="A net; where several are given, their posteriors are averaged."),
     root: Path | None = option(metavar="ROOT",
-        help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
+        help="Folder of ILSVRC-2012 in any of its layouts, of a packed copy, or of your own classes."),
     layout: "Layout | None",
     files: tuple[Path, ...] = option("--posteriors", multiple=True, metavar="FILE.h5",
-        help="Posteriors that this command has saved; no net is run for them."),
+        help="A file of posteriors that this command has written; no net is run for it."),
     posteriors: PosteriorOptions,
     out: Path = option(default=Path("classified"), metavar="DIR", help="Folder for posteriors and results."),
     forward: ForwardOptions,

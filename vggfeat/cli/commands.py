@@ -43,14 +43,15 @@ def json_option(help: str = "Print as JSON.") -> Any:  # noqa: A002
 
 COMMON = {
     "layout": option(type=["splits", "classes"],
-                     help="What the folders at the top of your own images are, where it can't be told."),
+                     help="What the top folders of your own images are, where their names do not tell."),
     "device": option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]"),
-    "allow_failed": option(type=click.IntRange(0), default=0, help="Failed images for exit code 0."),
+    "allow_failed": option(type=click.IntRange(0), default=0, help="Number of failed images up to which the exit code "
+        "is 0."),
     "overwrite": flag(help="Replace an existing file."),
     "spreadsheet_safe": flag(
         help="In CSV, put ' before names that a spreadsheet would run as formulas. [names as they are]"),
     "as_json": json_option(),
-    "quiet": flag(help="No progress."),
+    "quiet": flag(help="Show no progress."),
 }  # fmt: skip
 """Parameter of any command -> what it is, where the command does not say it."""
 _UNTITLED = "Options"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN_FAILURES = 10
 PACKED = ("index.json", "packing.json", "train.npz", "val.npz", "unreadable.jsonl")
-ROOT = option(type=PATH, help="Its place. [$VGGFEAT_DATA/NAME, data/NAME]")
+ROOT = option(type=PATH, help="Folder of the data set. [$VGGFEAT_DATA/NAME, data/NAME]")
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -42,12 +42,14 @@ class ListOptions:
         help="In a list, the heading of the column path, labels, split, box, id or group; "
         "may be given several times.")  # fmt: skip
     one_hot: tuple[str, ...] | None = option(type=WORDS,
-        help="In a list, headings of columns of 0 and 1 that are a class each.")  # fmt: skip
+        help="In a list, headings of the columns of 0 and 1, one for each class.")  # fmt: skip
     label_separator: str | None = option(type=[";", "|", ",", "none"], metavar="SEPARATOR",
         help="In a list, what stands between several labels of an image: ';', '|', ',' or none. [';' in a column "
         "called labels]")  # fmt: skip
-    encoding: str | None = option(help="Of a list in CSV: cp1252, latin-1, ... [utf-8, or by its mark]")
-    sheet: str | None = option(help="Of a list in an Excel workbook. [the only one with content]")
+    encoding: str | None = option(
+        help="Encoding of a list in CSV: cp1252, latin-1, ... [utf-8, or by the file's byte order mark]"
+    )
+    sheet: str | None = option(help="Sheet of an Excel workbook that holds the list. [the only one with content]")
 
     def settings(self) -> "ListSettings":
         """Return them as `vggfeat.open_dataset` takes them."""
@@ -125,7 +127,7 @@ def check(
     root: Path | None = ROOT,
     layout: "Layout | None",
     listing: ListOptions,
-    everything: bool = flag("--all", help="List the numbers that agree as well."),
+    everything: bool = flag("--all", help="Also list the counts that agree."),
     as_json: bool,
 ) -> int:  # fmt: skip
     """Compare a copy with the official numbers, and name what is missing and where it is published.
@@ -184,7 +186,7 @@ def synth(
     name: str = argument(metavar=f"[{'|'.join(synthetic.LAYOUTS)}]"),
     root: Path = option(required=True, help="A folder that is new or empty."),
     size: str = option(type=synthetic.SIZES, default="demo", help="Counts and sides of the images."),
-    seed: int = option(type=click.IntRange(0), default=0, help="Another number, other images."),
+    seed: int = option(type=click.IntRange(0), default=0, help="Seed of the images."),
     workers: int = option(type=click.IntRange(1, 256), default=1, help="Rendering processes."),
     as_json: bool,
     quiet: bool,
@@ -208,14 +210,14 @@ def synth(
 @command(group=data)
 def pack(
     *,
-    root: Path = option(required=True, help="Training images, as for `train`."),
+    root: Path = option(required=True, help="Folder of training images, as for `train`."),
     layout: "Layout | None",
     out: Path = option(required=True, help="A folder that is new or empty."),
     side: int = option(type=COUNT, default=512,
-        help="Smallest side that images are shrunk to: the largest S to train at."),
-    quality: int = option(type=click.IntRange(1, 95), default=92, help="Of the JPEGs written."),
+        help="Smallest side to which images are shrunk, in pixels: the largest S to train at."),
+    quality: int = option(type=click.IntRange(1, 95), default=92, help="Quality of the JPEG files written."),
     shard_images: int = option(type=COUNT, default=2048, help="Images in a file."),
-    workers: int | None = option(type=click.IntRange(0, 256), help="Processes. [one a core, at most 16]"),
+    workers: int | None = option(type=click.IntRange(0, 256), help="Worker processes. [one a core, at most 16]"),
     as_json: bool,
     quiet: bool,
 ) -> None:  # fmt: skip

@@ -27,10 +27,10 @@ NET = "small"
 def demo(
     *,
     out: Path = option(default=Path("vggfeat-demo"), help="Folder for images, features and results."),
-    weights: str = option(default=NET, help="The net; small comes with vggfeat."),
+    weights: str = option(default=NET, help="The net; small is the one that comes with vggfeat."),
     scales: tuple[int, ...] = option(type=INTEGERS, default=(224, 256), show_default="224,256",
         help="Q, smallest image sides in pixels."),
-    size: str = option(type=["tiny", "demo"], default="demo", help="Of the data set."),
+    size: str = option(type=["tiny", "demo"], default="demo", help="Size of the data set."),
     as_json: bool = json_option("Print the figures as JSON, and the rest to standard error."),
     quiet: bool,
 ) -> int:  # fmt: skip

@@ -92,14 +92,14 @@ class EngineOptions:
         help="With --plan, who computes: "
         f"{'; '.join(f'{name}, {entry.words}' for name, entry in ENGINES.items())}.")  # fmt: skip
     address: str | None = option(metavar="HOST:PORT|auto",
-        help="With --engine ray: the head of the cluster, of which this machine is a node. [$RAY_ADDRESS, else this "
-        "machine alone]")  # fmt: skip
+        help="With --engine ray: address of the cluster's head; this machine must be one of its nodes. [$RAY_ADDRESS, "
+        "else this machine alone]")  # fmt: skip
     nets: tuple[int, int | None] | None = option("--nets", "--gpus",
         type=Parsed("LEAST[:MOST]", "one or two numbers from 1 on, such as 8:64, or 8:", _nets),
-        help="With --engine ray: nets to begin with, and at most; each has a GPU, or CPU cores where there is none. "
-        "[1:, as many as there is room for]")  # fmt: skip
+        help="With --engine ray: number of nets at the start, and the most; each takes a GPU, or CPU cores where there "
+        "is none. [1:, as many as there is room for]")  # fmt: skip
     cores: int | None = option(type=COUNT,
-        help="With --engine ray: CPU cores of a net. [its share of the smallest node]")  # fmt: skip
+        help="With --engine ray: CPU cores for each net. [its share of the smallest node]")  # fmt: skip
 
     def chosen_engine(self) -> "Engine":
         """Return the engine; ConfigError for options that it has not, and under torchrun, where it is one itself."""
@@ -135,8 +135,8 @@ class PlanRunOptions(EngineOptions):
     run: str | None = option("--plan", metavar="RUN", help="Compute shards of this run; `vggfeat plan` makes one.")
     take: tuple[int, int] | None = option(
         type=Parsed("NUMBER/COUNT", "a number from 1 to a count, such as 17/1000", _share),
-        help="With --plan: of every COUNT shards the one of this NUMBER, from 1. [all; under torchrun its "
-        "share]")  # fmt: skip
+        help="With --plan: compute part NUMBER (from 1) of the shards, divided into COUNT parts. [all shards; under "
+        "torchrun the share of the process]")  # fmt: skip
     mixed: bool = flag(
         help="With --plan: let machines of another kind take part, if their features agree with those that are "
         "there.")  # fmt: skip
@@ -247,18 +247,19 @@ OF_RUN = tuple(one.name for options in (PlanRunOptions, StoreOptions) for one in
 @command(config=EXTRACT.option)
 def extract(
     *,
-    name: str | None = option("--dataset", metavar="NAME", help="A name of `vggfeat data list`."),
+    name: str | None = option("--dataset", metavar="NAME", help="Name of the data set, see `vggfeat data list`."),
     place: str | None = option("--root",
-        help="Where the data set is. [$VGGFEAT_DATA/NAME, data/NAME; of a plan: as planned]"),
+        help="Folder or address of the data set. [$VGGFEAT_DATA/NAME, data/NAME; with --plan: as planned]"),
     layout: "Layout | None",
     listing: ListOptions,
-    weights: str | None = option(metavar=NET, help="The net. [the one in weights/; of a plan: that of its SHA-256]"),
+    weights: str | None = option(metavar=NET, help="The net. [the only one in weights/; with --plan: the one with the "
+        "plan's SHA-256]"),
     out: Path | None = option(help="The feature file. [NAME.h5]"),
     features: FeatureOptions,
     device: str | None,
     decoding: DecodingOptions,
     job: JobOptions,
-    extend: bool = flag(help="Compute only what is new, where images have come since the file was made."),
+    extend: bool = flag(help="Compute only the features of new images, and keep those that the file has."),
     planned: PlanRunOptions,
     stores: StoreOptions,
     as_json: bool = json_option("Print the summary as JSON."),

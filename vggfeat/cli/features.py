@@ -30,9 +30,13 @@ class DescriptorOptions:
     """How features become descriptors."""
 
     title: ClassVar[str] = "Descriptors"
-    join: str | None = option(type=["mean", "max", "stack"], help="Over scales. [the paper's for the data set]")
+    join: str | None = option(
+        type=["mean", "max", "stack"],
+        help="How the features of the scales are joined. [the paper's way for the data set]",
+    )
     normalisation: str = option(type=["blocks", "whole", "none"], default="blocks",
-        help="L2 of every net and region, then of the whole; of the whole only; or none.")  # fmt: skip
+        help="L2-normalise the part of every net and region, then the whole descriptor; the whole only; "
+        "or nothing.")  # fmt: skip
     regions: tuple[str, ...] | None = option(type=WORDS, help="Which of the stored regions to stack: image, box. [all]")
 
     def read(self, files: Sequence[Path]) -> "DescriptorTable":
@@ -65,7 +69,7 @@ class GivenFile(DescriptorOptions):
     file: Path | None = option("--descriptors", metavar="FILE.parquet|.npz|.npy",
         help="Descriptors of another program in the place of feature files; needs --dataset.")  # fmt: skip
     dataset: str | None = option(metavar="NAME",
-        help="With --descriptors: whose images they are, a name of `vggfeat data list`.")  # fmt: skip
+        help="With --descriptors: name of the data set of the images, see `vggfeat data list`.")  # fmt: skip
 
     def inputs(self, files: Sequence[Path]) -> list[Path]:
         """Return the files that are read: feature files, or that of the descriptors.
@@ -108,7 +112,7 @@ class GivenOptions(GivenFile):
     """The same with the root of the data set, for commands that show no images."""
 
     data_root: Path | None = option("--root",
-        help="With --descriptors: where the data set is. [$VGGFEAT_DATA/NAME, data/NAME]")  # fmt: skip
+        help="With --descriptors: folder of the data set. [$VGGFEAT_DATA/NAME, data/NAME]")  # fmt: skip
 
     def inputs(self, files: Sequence[Path]) -> list[Path]:
         """Return the files that are read, as `GivenFile`."""

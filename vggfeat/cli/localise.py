@@ -37,18 +37,17 @@ class BoxOptions:
 
     title: ClassVar[str] = "Boxes"
     specs: tuple[str, ...] = option("--boxes", multiple=True, required=True, metavar="FILE",
-        help="A box net of `vggfeat localise train`; given several times, the boxes of all are put "
-        "together.")  # fmt: skip
+        help="A box net of `vggfeat localise train`; where several are given, their boxes are merged.")  # fmt: skip
     scales: tuple[tuple[int, ...], ...] = option(multiple=True, type=INTEGERS,
-        help="Q, smallest image sides in pixels: once for all box nets, or once for each, in their order. "
-        "[their S]")  # fmt: skip
+        help="Q, smallest image sides in pixels; give it once for all box nets, or once for each, in their order. [the "
+        "nets' S]")  # fmt: skip
     threshold: float | None = option(type=click.FloatRange(0, 3, max_open=True),
         help="Greatest match score of boxes that are merged. [0.25]")  # fmt: skip
     average: str | None = option("--merge", type=["score", "count"],
-        help="What boxes weigh in a merged one: their class posteriors, or one each. [score]")  # fmt: skip
+        help="How boxes are weighted when they are merged: by their class posteriors, or equally. [score]")  # fmt: skip
     precision: Precision = option(type=get_args(Precision), default="fp32")
     device: str | None = option(help="cpu, cuda, cuda:1, ..., mps [a CUDA GPU if there is one]")
-    batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch: bounds the memory. [2^20]")
+    batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch, which bounds the memory. [2^20]")
 
     def load(self) -> "tuple[BoxNet, ...]":
         """Load the nets."""
@@ -105,15 +104,15 @@ localise.add_command(localise_train)
 @command(group=localise, config=LOCALISE.option)
 def evaluate(
     *,
-    root: Path = option(required=True, metavar="ROOT", help="ILSVRC, or class folders with annotations."),
+    root: Path = option(required=True, metavar="ROOT", help="Folder of ILSVRC-2012, or of classes with annotations."),
     layout: "Layout | None",
-    annotations: Path | None = option(help="Folder of the boxes, if not in the data's tree."),
+    annotations: Path | None = option(help="Folder of the annotated boxes, where they are not below --root."),
     classifier: str | None = option(metavar="FILE",
-        help="Rates the boxes; and guesses the classes, without --posteriors."),
+        help="Classification net that rates the boxes, and without --posteriors guesses the classes."),
     files: tuple[Path, ...] = option("--posteriors", multiple=True, metavar="FILE.h5",
-        help="Class posteriors of `vggfeat classify`, averaged: they guess the classes."),
+        help="Posteriors of `vggfeat classify` by which classes are guessed; several are averaged."),
     protocol: str = option(type=["dense", "gt"], default="dense",
-        help="dense: five guesses an image. gt: the true class is given, centre crop."),
+        help="dense: five guesses for each image, densely. gt: one box for the true class, in the centre crop."),
     out: Path = option(required=True, help="Folder for the results."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
@@ -202,9 +201,10 @@ def evaluate(
 def predict(
     *,
     images: tuple[Path, ...] = argument(nargs=-1, required=True),
-    classifier: str = option(required=True, metavar="FILE", help="Guesses the classes, and rates the boxes."),
+    classifier: str = option(required=True, metavar="FILE", help="Classification net that guesses the classes and "
+        "rates the boxes."),
     out: Path = option(required=True, help="Folder for drawings and predictions."),
-    top: int = option(type=click.IntRange(1, 5), default=1, help="Classes shown for an image."),
+    top: int = option(type=click.IntRange(1, 5), default=1, help="Number of classes shown for each image."),
     boxes: BoxOptions,
     decoding: DecodingOptions,
     allow_failed: int,
@@ -253,8 +253,8 @@ def predict(
 def check(
     *,
     submission: Path = argument(),
-    images: int = option(type=COUNT, default=50_000, help="Lines expected."),
-    classes: int = option(type=COUNT, default=1000, help="Labels are from 1 to this."),
+    images: int = option(type=COUNT, default=50_000, help="Number of lines expected."),
+    classes: int = option(type=COUNT, default=1000, help="Number of classes; labels run from 1 to it."),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Check a submission file against the official format.

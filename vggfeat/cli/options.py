@@ -34,10 +34,12 @@ class ForwardOptions:
 
     title: ClassVar[str] = "The net"
     precision: Precision = option(type=get_args(Precision), default="fp32",
-        help="Of the convolutions; winograd: float32 with fewer multiplications, on the CPU. With another than fp32, "
-        "some images are computed in fp32 as well and compared.")  # fmt: skip
+        help="Precision of the convolutions; winograd is float32 with fewer multiplications, on the CPU. For all but "
+        "fp32, some images are also computed in fp32 and compared.")  # fmt: skip
     interpolation: str = option(type=["bilinear", "bicubic"], default="bilinear", help="How images are rescaled.")
-    batch_pixels: int | None = option(type=COUNT, help="Pixels in one batch. [2^20 on the CPU, 2^22 to 2^24 on a GPU]")
+    batch_pixels: int | None = option(
+        type=COUNT, help="Pixels in one batch, which bounds the memory. [2^20 on the CPU, 2^22 to 2^24 on a GPU]"
+    )
 
     def given(self, device: str) -> dict[str, Any]:
         """Return the fields of `vggfeat.forward.settings.ForwardSettings` that they decide."""
@@ -61,8 +63,8 @@ class LimitOptions:
     """Which images are taken."""
 
     title: ClassVar[str] = "Decoding"
-    max_pixels: int | None = option(type=COUNT, help="Larger images fail by name. [89478485]")
-    allow_truncated: bool = flag(help="Take images that end early; the rest of them is grey.")
+    max_pixels: int | None = option(type=COUNT, help="Images with more pixels are counted as failed. [89478485]")
+    allow_truncated: bool = flag(help="Accept truncated images, the missing part of which is grey.")
 
     def settings(self) -> "DecodeSettings":
         """Return the limits for an image."""
@@ -76,7 +78,9 @@ class LimitOptions:
 class DecodingOptions(LimitOptions, WorkerOptions):
     """How image files are decoded."""
 
-    time_limit: float = option(type=click.FloatRange(0.1), default=30.0, help="Seconds an image.")
+    time_limit: float = option(
+        type=click.FloatRange(0.1), default=30.0, help="Time limit for decoding one image, in seconds."
+    )
 
     def settings(self) -> "DecodeSettings":
         """Return the limits for an image."""
@@ -90,9 +94,11 @@ class JobOptions:
     title: ClassVar[str] = "Resuming and failures"
     shard_rows: int | None = option(type=click.IntRange(1, 65536),
         help="Images between two restart points. [32, on a GPU 256]")  # fmt: skip
-    allow_failed: int = option(type=click.IntRange(0), default=0, help="Failed images for exit code 0.")
-    retry_failed: bool = flag(help="Compute again what failed, or has changed, since.")
-    overwrite: bool = flag(help="Replace a file that is damaged or of other settings.")
+    allow_failed: int = option(
+        type=click.IntRange(0), default=0, help="Number of failed images up to which the exit code is 0."
+    )
+    retry_failed: bool = flag(help="Compute again the images that failed, or have changed since.")
+    overwrite: bool = flag(help="Replace an output that is damaged or was made with other settings.")
 
     def settings(self, device: str, workers: int) -> "RunSettings":
         """Return them as `vggfeat.extract_features` takes them."""
@@ -139,12 +145,14 @@ class FeatureOptions(ForwardOptions):
     scales: tuple[int, ...] | None = option(type=INTEGERS,
         help="Q, smallest image sides in pixels. [the paper's for the data set]")  # fmt: skip
     regions: tuple[str, ...] | None = option(type=WORDS,
-        help="image, box, or image,box. [the paper's for the data set]")  # fmt: skip
-    layer: str = option(default="fc7", help="A map of the net: of a VGG relu1_1 to pool5, fc6 to fc8.")
+        help="Regions to extract: image, box, or image,box. [the paper's for the data set]")  # fmt: skip
+    layer: str = option(default="fc7", help="Layer of the net: relu1_1 to pool5, fc6, fc7 or fc8 of a VGG net.")
     batching: str = option(type=["size", "padded"], default="size",
-        help="Which images run together: of equal size, or of similar size, padded with zeros.")  # fmt: skip
+        help="Images that share a batch: those of equal size, or those of similar size, padded "
+        "with zeros.")  # fmt: skip
     compiled: bool = flag("--compile",
-        help="Compile the net first, for a minute or two; `vggfeat bench extract` shows if it pays.")  # fmt: skip
+        help="Compile the net first, which takes a minute or two; `vggfeat bench extract` shows whether "
+        "it pays.")  # fmt: skip
 
     def settings(self, name: str, device: str) -> "ExtractionSettings":
         """Return them for a data set, with what the paper took for it where nothing was given."""
@@ -158,10 +166,10 @@ class StoreOptions:
     """How what is not on this machine is read."""
 
     title: ClassVar[str] = "Stores and servers"
-    attempts: int = option(type=COUNT, default=5, help="Of each request to a store or server, if it fails.")
+    attempts: int = option(type=COUNT, default=5, help="Attempts at each request to a store or server.")
     allow_private: bool = flag(
-        help="Read http(s) addresses of this machine and of the own network; lists of others may lead "
-        "there.")  # fmt: skip
+        help="Allow http(s) addresses of this machine and of the local network; lists from others may "
+        "point there.")  # fmt: skip
 
     def settings(self) -> StorageSettings:
         """Return them as the stores take them."""

@@ -56,24 +56,24 @@ class ProtocolOptions:
     title: ClassVar[str] = "Protocol"
     protocol: str = option(default="auto",
         type=["auto", "voc", "voc-server", "caltech", "given-splits", "k-fold"],
-        help="auto: the paper's for the data set in the file.")  # fmt: skip
+        help="Protocol of training and test; auto: the paper's for the data set in the file.")  # fmt: skip
     grid: tuple[float, ...] | None = option(type=FLOATS, help="Values of C to choose from. [1/32, 1/16, ... 1024]")
     folds: int | None = option(type=click.IntRange(2), help="Folds of a cross-validation. [5]")
     rule: str = option(type=["auto", "11-point", "area"], default="auto",
-        help="Average precision of the headline. auto: VOC-2007 11-point, else area.")  # fmt: skip
+        help="Rule of average precision in the headline; auto: 11-point for VOC-2007, else area.")  # fmt: skip
     difficult_in_training: str = option("--difficult-training", type=DIFFICULT, default="ignore",
-        help="What images with difficult objects only are in training.")  # fmt: skip
+        help="How images with difficult objects only are used in training.")  # fmt: skip
     difficult_in_scoring: str = option("--difficult-scoring", type=DIFFICULT, default="ignore",
-        help="What they are in scoring; the official rule is to ignore them.")  # fmt: skip
-    seed: int = option(type=click.IntRange(0), default=0, help="Of folds and held-out images.")
-    fit_all: bool = flag(help="In the end train model.safetensors on all labelled images, with the C chosen.")
-    learning_curve: bool = flag(help="Train on 1/16 to 1/2 of the images as well: would more images help?")
+        help="How they are used in scoring; the official rule is to ignore them.")  # fmt: skip
+    seed: int = option(type=click.IntRange(0), default=0, help="Seed of folds and held-out images.")
+    fit_all: bool = flag(help="Finally train model.safetensors on all labelled images, with the chosen C.")
+    learning_curve: bool = flag(help="Also train on 1/16 to 1/2 of the images, to see whether more images would help.")
     solver: str = option(type=["auto", *SOLVERS], default="auto",
         help=" ".join(f"{name}: {entry.words}." for name, entry in SOLVERS.items())
         + " auto: newton; stream where the descriptors would take more than half of the free memory.")  # fmt: skip
-    device: str | None = option(help="Of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
+    device: str | None = option(help="Device of the solver newton: cuda, cuda:1, ... [the CPU, by NumPy]")
     jobs: int | None = option(type=click.IntRange(1, 256),
-        help="Worker processes of the solver liblinear, threads of stream. [one a core]")  # fmt: skip
+        help="Worker processes of the solver liblinear, or threads of the solver stream. [one a core]")  # fmt: skip
 
     def settings(self, solver: str) -> "ProtocolSettings":
         """Return them as `vggfeat.run_protocol` takes them, with a solver in the place of auto."""
@@ -93,9 +93,9 @@ class ProbabilityOptions:
     """What is said of scores."""
 
     title: ClassVar[str] = "Probabilities"
-    probabilities: bool = flag(help="Of each class, next to its score; the model is one of `svm --fit-all`.")
+    probabilities: bool = flag(help="Also give the probability of each class; needs a model of `svm --fit-all`.")
     abstain_below: float | None = option(type=click.FloatRange(0, 1), metavar="P",
-        help="Give no class that is less probable than P. [none is too improbable]")  # fmt: skip
+        help="Give no class with a probability below P. [no limit]")  # fmt: skip
 
     def settings(self) -> "PredictionSettings":
         """Return them as `vggfeat.protocols.apply_model` takes them."""
@@ -109,11 +109,11 @@ def svm(
     *,
     files: tuple[Path, ...] = argument(nargs=-1, metavar="FEATURES.h5|RUN..."),
     more_files: tuple[Path, ...] = option("--features", multiple=True, metavar="FILE.h5",
-        help="The same as a feature file without an option."),
+        help="A feature file; the same as naming it without an option."),
     model: Path | None = option("--apply", metavar="MODEL|RUN",
         help="Train nothing: rank or label the images of the feature files with a saved model."),
     top: int = option(type=COUNT, default=5,
-        help="With --apply: how many images of each class, and classes of each image, are named."),
+        help="With --apply: number of images named for each class, and of classes for each image."),
     probability: ProbabilityOptions,
     given: GivenOptions,
     protocol: ProtocolOptions,

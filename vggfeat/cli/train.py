@@ -35,27 +35,34 @@ class TrainingOptions:
     """What every training command takes: the end of the recipe, and how the work is done."""
 
     title: ClassVar[str] = "Recipe and work"
-    dropout: float | None = option(type=click.FloatRange(0, 0.999), help="Probability, of fc6 and fc7. [0.5]")
-    momentum: float | None = option(type=click.FloatRange(0, 0.999), help="Of SGD. [0.9]")
+    dropout: float | None = option(type=click.FloatRange(0, 0.999), help="Dropout probability of fc6 and fc7. [0.5]")
+    momentum: float | None = option(type=click.FloatRange(0, 0.999), help="Momentum of SGD. [0.9]")
     weight_decay: float | None = option(type=click.FloatRange(0), help="L2 penalty on the weights. [0.0005]")
-    colour_shift: float | None = option(type=click.FloatRange(0), help="Deviation of the random colour shift. [0.1]")
-    full_decode: bool = flag(help="Decode JPEGs at full size, never at 1/2, 1/4 or 1/8 of it.")
+    colour_shift: float | None = option(
+        type=click.FloatRange(0), help="Standard deviation of the random colour shift. [0.1]"
+    )
+    full_decode: bool = flag(help="Decode JPEG files at full size, never at 1/2, 1/4 or 1/8 of it.")
     drops: int | None = option(type=click.IntRange(0), help="How often the learning rate is divided by 10. [3]")
-    patience: int | None = option(type=COUNT, help="Validations without a gain before that. [5]")
+    patience: int | None = option(
+        type=COUNT, help="Validations without a gain after which the learning rate is divided. [5]"
+    )
     validate_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between validations. [an epoch]")
-    seed: int = option(type=click.IntRange(0), default=0, help="Of everything that is random.")
+    seed: int = option(type=click.IntRange(0), default=0, help="Seed of everything that is random.")
     device: str | None = option(help="cpu, cuda, cuda:1, ... [a GPU if there is one]")
     precision: LearningPrecision | None = option(
-        type=get_args(LearningPrecision), help="Of the net. [bf16 on a GPU, else fp32]"
+        type=get_args(LearningPrecision),
+        help="Precision of the convolutions and matrix products. [bf16 on a GPU, else fp32]",
     )
-    compiled: bool = flag("--compile", help="Compile the net: slow to start, then faster on a GPU.")
-    micro_batch: int | None = option(type=COUNT, help="Images in one pass: bounds the memory. [what fits]")
+    compiled: bool = flag("--compile", help="Compile the net, which starts slowly and is then faster on a GPU.")
+    micro_batch: int | None = option(
+        type=COUNT, help="Images in one pass through the net, which bounds the memory. [as many as fit]"
+    )
     workers: int | None = option(type=click.IntRange(0, 256),
         help="Processes that decode images. [one a core, at most 16]")  # fmt: skip
     checkpoint_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between checkpoints. [1000]")
     log_every: int | None = option(type=COUNT, metavar="STEPS", help="Steps between lines of the log. [50]")
     as_json: bool = flag("--json", help="Print the summary as JSON.")
-    quiet: bool = flag(help="No progress.")
+    quiet: bool = flag(help="Show no progress.")
 
     def recipe(self) -> dict[str, Any]:
         """Return the fields of `vggfeat.training.recipe.Recipe` that they decide."""
@@ -114,28 +121,32 @@ class RecipeOptions:
 
     title: ClassVar[str] = "Recipe"
     width: float | None = option(type=click.FloatRange(0, min_open=True), help="Factor on the channels of the net. [1]")
-    pool: str | None = option(type=["floor", "ceil"], help="Rounding of the pooling output. [floor]")
-    batch: int | None = option(type=COUNT, help="Images in a step, over all processes. [256]")
-    max_steps: int | None = option("--steps", type=COUNT, help="Most steps. [370000]")
+    pool: str | None = option(type=["floor", "ceil"], help="How the size of a pooling's output is rounded. [floor]")
+    batch: int | None = option(type=COUNT, help="Images in one step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=COUNT, help="Largest number of steps. [370000]")
     learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0),
-        help="Learning rate at first. [0.01; 0.001 from weights of this net]")  # fmt: skip
-    initialisation: str | None = option(type=["glorot", "normal", "he"], help="Of random layers. [glorot]")
-    normal_std: float | None = option(type=click.FloatRange(0), help="Deviation, for --initialisation normal. [0.1]")
+        help="Initial learning rate. [0.01; 0.001 from weights of this net]")  # fmt: skip
+    initialisation: str | None = option(
+        type=["glorot", "normal", "he"], help="Initialisation of layers that start at random. [glorot]"
+    )
+    normal_std: float | None = option(
+        type=click.FloatRange(0), help="Standard deviation for --initialisation normal. [0.1]"
+    )
 
 
 @command(config=TRAIN.option)
 def train(
     *,
     root: Path = option(required=True, metavar="ROOT",
-        help="ILSVRC-2012 in any of its layouts, a packed copy, or your own class folders."),
+        help="Folder of ILSVRC-2012 in any of its layouts, of a packed copy, or of your own classes."),
     layout: "Layout | None",
-    net: str = option(type=["A", "A-LRN", "B", "C", "D", "E"], required=True, help="Table 1 of the paper."),
+    net: str = option(type=["A", "A-LRN", "B", "C", "D", "E"], required=True, help="Column of Table 1 of the paper."),
     scale: tuple[int, int] = option(type=SCALE, default="256",
-        help="S, smallest image side in training: 256, 384, or 256:512 for another one each time."),
-    out: Path = option(required=True, metavar="DIR", help="Folder of the run."),
+        help="S, the smallest image side in training, in pixels: 256, 384, or 256:512 to draw it for each image."),
+    out: Path = option(required=True, metavar="DIR", help="Folder for the run."),
     resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
     init_from: str | None = option(metavar="FILE|NAME",
-        help="Weights to start from: of net A, or of this net. [random]"),
+        help="Weights to start from, of net A or of this net. [random]"),
     chosen: RecipeOptions,
     options: TrainingOptions,
 ) -> None:  # fmt: skip
@@ -210,34 +221,47 @@ class BoxRecipeOptions:
     """The recipe of a box net."""
 
     title: ClassVar[str] = "Recipe"
-    kind: str | None = option(type=["pcr", "scr"], help="A box for each class, or one for all. [pcr]")
-    layers: str | None = option(type=["all", "fc"], help="Which learn: all, or fc6, fc7 and fc8. [all]")
-    scale: int = option(type=COUNT, default=256, help="S, smallest image side in training: 256 or 384 in the paper.")
+    kind: str | None = option(
+        type=["pcr", "scr"], help="One box for each class (pcr), or one for all classes (scr). [pcr]"
+    )
+    layers: str | None = option(type=["all", "fc"], help="Layers that are trained: all, or fc6, fc7 and fc8. [all]")
+    scale: int = option(
+        type=COUNT, default=256, help="S, the smallest image side in training, in pixels: 256 or 384 in the paper."
+    )
     frame: str | None = option(type=["window", "image"],
-        help="What boxes are relative to: what the net sees, or the whole image. [window]")  # fmt: skip
-    cut: str | None = option(type=["whole", "clipped"], help="Of a box that the crop cuts: [whole]")
+        help="Frame of the box coordinates: the window that the net sees, or the whole image. [window]")  # fmt: skip
+    cut: str | None = option(
+        type=["whole", "clipped"],
+        help="Target for a box that the crop cuts: the whole box, or its visible part. [whole]",
+    )
     least_inside: float | None = option(type=click.FloatRange(0, 1, min_open=True),
-        help="Share of a box that a crop must hold to learn from it. [0.5]")  # fmt: skip
+        help="Smallest share of a box within the crop for which it is learnt. [0.5]")  # fmt: skip
     several: str | None = option(type=["largest", "closest"],
-        help="Of several boxes, the largest in the crop, or that closest to the answer. [largest]")  # fmt: skip
+        help="Target where there are several boxes: the largest in the crop, or the closest to the "
+        "output. [largest]")  # fmt: skip
     unit: float | None = option(type=click.FloatRange(0, min_open=True),
-        help="What an output of 1 means, in sides of the frame. [0.2]")  # fmt: skip
-    head_std: float | None = option(type=click.FloatRange(0, min_open=True), help="Deviation of the new layer. [0.01]")
-    batch: int | None = option(type=COUNT, help="Images in a step, over all processes. [256]")
-    max_steps: int | None = option("--steps", type=COUNT, help="Most steps. [370000]")
-    learning_rate: float | None = option("--lr", "--learning-rate", type=click.FloatRange(0), help="At first. [0.001]")
+        help="Unit of the outputs, in sides of the frame. [0.2]")  # fmt: skip
+    head_std: float | None = option(
+        type=click.FloatRange(0, min_open=True), help="Standard deviation of the new layer's initial weights. [0.01]"
+    )
+    batch: int | None = option(type=COUNT, help="Images in one step, over all processes. [256]")
+    max_steps: int | None = option("--steps", type=COUNT, help="Largest number of steps. [370000]")
+    learning_rate: float | None = option(
+        "--lr", "--learning-rate", type=click.FloatRange(0), help="Initial learning rate. [0.001]"
+    )
 
 
 @command("train")
 def localise_train(
     *,
-    root: Path = option(required=True, metavar="ROOT", help="ILSVRC-2012 in any of its layouts, or a packed copy."),
+    root: Path = option(required=True, metavar="ROOT", help="Folder of ILSVRC-2012 in any of its layouts, or of a "
+        "packed copy."),
     layout: "Layout | None",
     annotations: Path | None = option(metavar="DIR",
         help="Folder with train and val of the boxes' XML files. [in ROOT or next to it]"),
     weights: str = option(required=True, metavar="FILE|NAME",
         help="Classification net to start from, trained at the same S."),
-    out: Path = option(required=True, metavar="DIR", help="Folder of the run."),
+    out: Path = option(required=True, metavar="DIR", help="Folder for the run."),
     resume: bool = flag(help="Resume from the newest sound checkpoint in DIR, which exists."),
     chosen: BoxRecipeOptions,
     options: TrainingOptions,

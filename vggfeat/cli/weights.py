@@ -76,15 +76,17 @@ def convert(
     *,
     source: str = argument(metavar="SRC"),
     target: Path = argument(metavar="DST.safetensors"),
-    float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
+    float16: bool = flag(help="Store float16, half the size, with 11 bits of precision."),
     overwrite: bool,
     mean: tuple[float, ...] | None = option(type=FLOATS,
-        help="Subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
+        help="Mean that is subtracted from the 3 channels, in the order of --channels and the units of --range. [by "
         "format]"),
-    std: tuple[float, ...] | None = option(type=FLOATS, help="Divided by after that, as --mean. [by format]"),
-    channels: str | None = option(type=["rgb", "bgr"], help="Their order. [by format]"),
-    highest: str | None = option("--range", type=["1", "255"], help="Highest value of a pixel. [by format]"),
-    pool_rounding: str | None = option(type=["floor", "ceil"], help="Of the poolings' outputs. [by format]"),
+    std: tuple[float, ...] | None = option(type=FLOATS, help="Deviation by which the channels are then divided, given "
+        "as --mean. [by format]"),
+    channels: str | None = option(type=["rgb", "bgr"], help="Order of the colour channels. [by format]"),
+    highest: str | None = option("--range", type=["1", "255"], help="Largest value of a pixel. [by format]"),
+    pool_rounding: str | None = option(type=["floor", "ceil"], help="How the size of a pooling's output is rounded. "
+        "[by format]"),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net from any format as safetensors: RGB, with mean, pooling and class names inside.
@@ -176,8 +178,8 @@ def export(
     path: str = argument(metavar="FILE|NAME"),
     target: str = option("--to", type=["torchvision", "onnx"], required=True),
     out: Path = option(required=True, help="The file to write."),
-    layer: str | None = option(help="ONNX: the map to give out, one of the net's. [its class scores]"),
-    as_is: bool = flag(help="torchvision: leave conv1_1 as it is, for another normalisation."),
+    layer: str | None = option(help="ONNX: the map that the exported net returns. [its class scores]"),
+    as_is: bool = flag(help="torchvision: leave conv1_1 as it is, for your own normalisation."),
     overwrite: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -219,9 +221,10 @@ def push(
     *,
     path: str = argument(metavar="FILE|NAME"),
     repository: str = argument(metavar="OWNER/NAME"),
-    float16: bool = flag(help="Half the size; numbers are rounded to 11 bits."),
-    licence: str | None = option(help="As the Hub names it, for instance mit. [that of the published net]"),
-    private: bool = flag(help="A repository that is made now may be read by its owner only."),
+    float16: bool = flag(help="Store float16, half the size, with 11 bits of precision."),
+    licence: str | None = option(help="Licence by the Hub's name for it, for instance mit. [that of the "
+        "published net]"),
+    private: bool = flag(help="Make a new repository private."),
     as_json: bool,
 ) -> None:  # fmt: skip
     """Write a net to the Hugging Face Hub, with a model card made of what the file says of itself.
